@@ -1,0 +1,60 @@
+"""Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
+
+from .attention import attention_mass
+from .attentive import AttentiveProbe
+from .bank import AttentiveBank, Bank, LinearBank
+from .batches import BatchPlan, choose_batch_size
+from .checkpoint import load_probe, save_probe
+from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
+from .events import Progress
+from .fit import FitResult, compute_logits, fit
+from .linear import LinearProbe
+from .metrics import balanced_accuracy, top_k_accuracy
+from .protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
+from .sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
+from .sweep import Metrics, SettingScore, SweepResult, run_sweep
+
+__all__ = [
+    # what a trainer reads
+    "TokenSource",
+    "ArraySource",
+    "l2_normalize",
+    "stack_tokens",
+    "concat_tokens",
+    # heads
+    "AttentiveProbe",
+    "LinearProbe",
+    # many at once
+    "Bank",
+    "AttentiveBank",
+    "LinearBank",
+    # training
+    "fit",
+    "FitResult",
+    "compute_logits",
+    "BatchPlan",
+    "choose_batch_size",
+    # the protocol
+    "Head",
+    "Setting",
+    "TrainingProtocol",
+    "PAPER",
+    "QUICK",
+    "run_sweep",
+    "SweepResult",
+    "SettingScore",
+    "Metrics",
+    "Progress",
+    # results
+    "balanced_accuracy",
+    "top_k_accuracy",
+    "attention_mass",
+    "save_probe",
+    "load_probe",
+    # errors
+    "ProbeError",
+    "SettingError",
+    "DataError",
+    "CheckpointError",
+    "CheckpointMissing",
+]

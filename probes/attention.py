@@ -1,0 +1,38 @@
+"""Where an attentive probe looks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .attentive import AttentiveProbe
+from .errors import DataError
+from .sources import TokenSource
+
+BATCH = 256
+
+
+@torch.no_grad()
+def attention_mass(probe: AttentiveProbe, source: TokenSource) -> Tensor:
+    """Attention over the tokens, averaged over the images.
+
+    Args:
+        probe: trained; not changed.
+        source: N >= 1 images with tokens as the probe knows them.
+
+    Returns:
+        [H, T] float64; each head's row sums to 1.
+
+    Raises:
+        DataError: there are no images.
+    """
+    num_samples = len(source.labels)
+    if num_samples == 0:
+        raise DataError(
+            where="attention_mass", expected="at least one image", got="none", todo="Give images to look at."
+        )
+    total = torch.zeros(probe.num_heads, source.token_shape[0], dtype=torch.float64)
+    for rows in torch.split(torch.arange(num_samples), BATCH):
+        tokens = source.take(rows).to(probe.query)
+        total += probe.attention(tokens).double().sum(0).cpu()
+    return total / num_samples

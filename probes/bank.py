@@ -1,0 +1,253 @@
+"""Banks: many probes that train as one program on the same batches.
+
+A bank takes plain modules, holds their weights stacked, writes gradients, and gives plain modules back. It
+computes; the optimiser, the schedule and every random number belong to `fit.py`. Law: a bank of P equals P
+lone probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .attentive import AttentiveProbe
+from .errors import SettingError
+from .folded import LAYER_NORM_EPS, FoldedGroup, cross_entropy
+from .linear import LinearProbe
+from .stack import Stack
+from .workspace import Workspace
+
+# Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
+GROUP_HEADS = 168  # heads of all probes of a group together: the columns of the logits GEMM
+CHUNK_SIZE = 256  # samples that go through a group at once
+
+
+class Bank(Protocol):
+    """What the trainer needs of P probes."""
+
+    @property
+    def num_probes(self) -> int: ...
+    @property
+    def stacks(self) -> Sequence[Stack]:
+        """The weights and gradients; each probe is a row of one stack."""
+        ...
+
+    @property
+    def noise_heads(self) -> Sequence[int]:
+        """The numbers of heads for which a step needs dropout noise."""
+        ...
+
+    def compute_gradients(
+        self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
+    ) -> Tensor:
+        """One training step up to the gradients, which lie in the stacks.
+
+        Args:
+            tokens: [B, *token_shape], B >= 2.
+            labels: [B] int64.
+            weights: [B] of the samples in the loss, summing to 1.
+            noise: num_heads -> uniform [B, T, H] in [0, 1), for each of noise_heads. A probe of rate p drops
+                what is below p, so all rates share one draw.
+
+        Returns:
+            loss [P].
+        """
+        ...
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Class scores in evaluation mode: [B, *token_shape] -> [P, B, C]."""
+        ...
+
+    def probe(self, index: int) -> nn.Module:
+        """A copy of one probe as a plain module."""
+        ...
+
+
+class AttentiveBank:
+    """Attentive probes on the same tokens; heads, dropout, token mask and weights are each probe's own.
+
+    Args:
+        probes: P plain modules of one embed_dim and num_classes; the same one may come many times.
+        dropouts: [P] rates of the attention dropout in [0, 1); all 0 by default.
+        dtype: of the arithmetic.
+        device: of the arithmetic.
+        group_heads: how many heads go through together: probes are grouped to about this many.
+        chunk_size: how many samples go through together. Scratch memory grows with group_heads x chunk_size.
+
+    Raises:
+        SettingError: no probes, probes that cannot share tokens, or rates that do not fit.
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[AttentiveProbe],
+        dropouts: Sequence[float] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        group_heads: int = GROUP_HEADS,
+        chunk_size: int = CHUNK_SIZE,
+    ) -> None:
+        rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
+        _check_equal("AttentiveBank", [(probe.embed_dim, probe.num_classes) for probe in probes])
+        if len(rates) != len(probes) or not all(0 <= rate < 1 for rate in rates):
+            raise SettingError(
+                where="AttentiveBank dropouts",
+                expected=f"{len(probes)} rates in [0, 1)",
+                got=str(rates),
+                todo="Give every probe one rate.",
+            )
+        self._probes = tuple(probes)
+        self._workspace = Workspace(dtype, torch.device(device))
+        self._groups: list[FoldedGroup] = []
+        kinds = [(probe.num_heads, rate) for probe, rate in zip(probes, rates, strict=True)]
+        for num_heads, rate in sorted(set(kinds)):
+            alike = [index for index, kind in enumerate(kinds) if kind == (num_heads, rate)]
+            for members in split_evenly(alike, max(1, group_heads // num_heads)):
+                modules = [probes[index] for index in members]
+                self._groups.append(
+                    FoldedGroup(
+                        Stack(modules, members, dtype, torch.device(device)),
+                        num_heads=num_heads,
+                        dropout=rate,
+                        token_mask=_stack_masks(modules),
+                        chunk_size=chunk_size,
+                        workspace=self._workspace,
+                    )
+                )
+
+    @property
+    def num_probes(self) -> int:
+        return len(self._probes)
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [group.stack for group in self._groups]
+
+    @property
+    def noise_heads(self) -> list[int]:
+        return sorted({group.num_heads for group in self._groups if group.dropout > 0})
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch memory so far: what a step needs beyond weights, gradients and optimiser."""
+        return self._workspace.size_bytes
+
+    def compute_gradients(
+        self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
+    ) -> Tensor:
+        xhat = self._normalize(tokens)
+        losses = xhat.new_empty(self.num_probes)
+        for group in self._groups:
+            losses[list(group.stack.members)] = group.compute_gradients(
+                xhat, labels, weights, noise.get(group.num_heads)
+            )
+        return losses
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        xhat = self._normalize(tokens)
+        logits = xhat.new_empty(self.num_probes, len(tokens), self._probes[0].num_classes)
+        for group in self._groups:
+            logits[list(group.stack.members)] = group.logits(xhat)
+        return logits
+
+    def probe(self, index: int) -> nn.Module:
+        return _find_row(self.stacks, index)
+
+    def _normalize(self, tokens: Tensor) -> Tensor:
+        """LayerNorm without its affine part: shared by all probes, keys and values."""
+        tokens = tokens.to(self._groups[0].stack.values["query"].dtype)
+        return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS)
+
+
+class LinearBank:
+    """Linear probes on the same features.
+
+    Args:
+        probes: P plain modules of one shape; the same one may come many times.
+        dtype: of the arithmetic.
+        device: of the arithmetic.
+
+    Raises:
+        SettingError: no probes, or probes of different shapes.
+    """
+
+    noise_heads: Sequence[int] = ()
+
+    def __init__(
+        self,
+        probes: Sequence[LinearProbe],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_equal("LinearBank", [(probe.num_features, probe.num_classes) for probe in probes])
+        self._stack = Stack(probes, range(len(probes)), dtype, torch.device(device))
+        self._workspace = Workspace(dtype, torch.device(device))
+
+    @property
+    def num_probes(self) -> int:
+        return len(self._stack.members)
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self._stack]
+
+    def compute_gradients(
+        self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
+    ) -> Tensor:
+        tokens = tokens.to(self._stack.values["classifier.bias"].dtype)
+        loss, dlogits = cross_entropy(self.logits(tokens), labels, weights)
+        grads = self._stack.grads
+        torch.sum(dlogits, 1, out=grads["classifier.bias"])
+        dcolumns = self._workspace.empty("dlogits", len(tokens), self.num_probes, dlogits.shape[2])
+        dcolumns.copy_(dlogits.transpose(0, 1))
+        torch.mm(dcolumns.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
+        return loss
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """One GEMM: the classes of all probes are its columns."""
+        weight, bias = self._stack.values["classifier.weight"], self._stack.values["classifier.bias"]
+        logits = self._workspace.empty("logits", len(tokens), weight.shape[0] * weight.shape[1])
+        torch.addmm(bias.flatten(), tokens.to(weight.dtype), weight.flatten(0, 1).t(), out=logits)
+        return logits.view(len(tokens), *weight.shape[:2]).transpose(0, 1).contiguous()
+
+    def probe(self, index: int) -> nn.Module:
+        return _find_row(self.stacks, index)
+
+
+def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
+    """Cut a list into the fewest parts of at most `largest`, as even as can be.
+
+    >>> split_evenly(range(8), 7)
+    [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
+    num_parts = -(-len(items) // largest)
+    borders = [len(items) * part // num_parts for part in range(num_parts + 1)]
+    return [list(items[start:stop]) for start, stop in pairwise(borders)]
+
+
+def _find_row(stacks: Sequence[Stack], index: int) -> nn.Module:
+    return next(stack.module(stack.members.index(index)) for stack in stacks if index in stack.members)
+
+
+def _stack_masks(probes: Sequence[AttentiveProbe]) -> Tensor | None:
+    masks = [probe.token_mask for probe in probes]
+    given = [mask for mask in masks if mask is not None]
+    if not given:
+        return None
+    return torch.stack([torch.ones_like(given[0]) if mask is None else mask for mask in masks])
+
+
+def _check_equal(where: str, shapes: Sequence[tuple[int, int]]) -> None:
+    if len(set(shapes)) != 1:
+        raise SettingError(
+            where=where,
+            expected="at least one probe, all of the same width and number of classes",
+            got=f"(width, classes) {sorted(set(shapes))}",
+            todo="Put probes of different shapes into banks of their own.",
+        )

@@ -1,0 +1,293 @@
+"""Attentive probes of equal heads and dropout rate as one program, forward and backward written out.
+
+Their one query does not depend on the image, so keys and values need never be made. With xhat = (x - mean) /
+std, the same for every probe, and m running over all heads of all probes (PH of them):
+
+    u_m = gamma_k * (Wk_m^T Q_m) / sqrt(h)         once a step, no batch axis
+    A_m = softmax_t(xhat_t . u_m)                   one GEMM for all heads; beta_k shifts all t: it falls out
+    z_m = sum_t A'_mt xhat_t,  s_m = sum_t A'_mt    A' is A after dropout, so s is 1 without it
+    v_m = (Wv_m * gamma_v) z_m + s_m Wv_m beta_v
+    y   = Wo v                                      bo falls out of BatchNorm, and so does beta_v where s = 1
+
+The same function and the same gradients as `AttentiveProbe`, which the tests hold it to. What falls out has
+gradient zero exactly; rounding noise there would become steps of size lr under AdamW. The gradients of Wq and
+Wk are of rank 1 a head. Samples go through in chunks; BatchNorm, classifier and loss see the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .stack import Stack
+from .workspace import Workspace
+
+LAYER_NORM_EPS = BATCH_NORM_EPS = 1e-5
+BATCH_NORM_MOMENTUM = 0.1
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What the backward of the query needs: rows of P probes."""
+
+    normed: Tensor  # [P, D] before the affine part
+    rstd: Tensor  # [P, 1]
+    affine: Tensor  # [P, D] after it
+    heads: Tensor  # [P, H, h], scaled by 1/sqrt(h)
+    keys: Tensor  # [P, H, D] Wk^T Q / sqrt(h), before gamma_k
+
+
+class FoldedGroup:
+    """The probes of one stack, all with the same num_heads and the same attention dropout.
+
+    Args:
+        stack: `AttentiveProbe`s; gradients and running statistics are written into it.
+        num_heads: H.
+        dropout: rate of the attention dropout.
+        token_mask: [P, T] bool, or None where every probe sees every token.
+        chunk_size: samples that go through at once.
+        workspace: scratch memory, shared with other groups.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        num_heads: int,
+        dropout: float,
+        token_mask: Tensor | None,
+        chunk_size: int,
+        workspace: Workspace,
+    ) -> None:
+        self.stack, self.num_heads, self.dropout = stack, num_heads, dropout
+        self.num_probes, self.inner_dim, self.embed_dim = stack.values["to_v.weight"].shape
+        self.head_dim = self.inner_dim // num_heads
+        self._forbidden = None  # [T, PH], minus infinity where a probe may not look
+        if token_mask is not None:
+            value = stack.values["query"]
+            bias = torch.zeros(token_mask.shape, dtype=value.dtype, device=value.device)
+            bias.masked_fill_(~token_mask.to(value.device), -torch.inf)
+            self._forbidden = bias.t().repeat_interleave(num_heads, 1)
+        self._chunk_size, self._workspace = chunk_size, workspace
+
+    def compute_gradients(
+        self, xhat: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        """One training step up to the gradients.
+
+        Args:
+            xhat: [B, T, D] tokens after LayerNorm without its affine part.
+            labels: [B].
+            weights: [B] of the samples in the loss, summing to 1.
+            noise: [B, T, H] uniform in [0, 1); only read where dropout is not 0.
+
+        Returns:
+            loss [P]. Gradients lie in the stack, running statistics have moved.
+        """
+        values, grads = self.stack.values, self.stack.grads
+        keep = None
+        if self.dropout > 0 and noise is not None:
+            keep = (noise >= self.dropout).to(xhat.dtype).div_(1 - self.dropout)
+        query = self._forward_query()
+        pooled = self._forward_pooling(xhat, query, keep)  # [P, B, I]
+        y = self._empty("y", self.num_probes, len(xhat), self.embed_dim)
+        torch.bmm(pooled, values["proj.weight"].mT, out=y)
+        loss, dy = self._classify(y, labels, weights)
+        torch.bmm(dy.mT, pooled, out=grads["proj.weight"])
+        dpooled = torch.bmm(dy, values["proj.weight"], out=self._empty("dpooled", *pooled.shape))
+        du = self._backward_pooling(xhat, dpooled, keep)
+        self._backward_query(query, du)
+        return loss
+
+    def logits(self, xhat: Tensor) -> Tensor:
+        """[B, T, D] -> [P, B, C] with the running statistics; Wo, BatchNorm and classifier are one matrix."""
+        values, statistics = self.stack.values, self.stack.statistics
+        gain = (statistics["bn.running_var"] + BATCH_NORM_EPS).rsqrt() * values["bn.weight"]  # [P, D]
+        offset = (values["proj.bias"] - statistics["bn.running_mean"]) * gain + values["bn.bias"]
+        matrix = torch.bmm(
+            values["classifier.weight"] * gain.unsqueeze(1), values["proj.weight"]
+        )  # [P, C, I]
+        bias = torch.bmm(values["classifier.weight"], offset.unsqueeze(2)).mT
+        pooled = self._forward_pooling(xhat, self._forward_query(), None)
+        return torch.baddbmm(bias + values["classifier.bias"].unsqueeze(1), pooled, matrix.mT)
+
+    # -- the query: no batch axis ----------------------------------------------------------------------------
+
+    def _forward_query(self) -> _Query:
+        values = self.stack.values
+        query = values["query"].squeeze(1)  # [P, D]
+        variance, mean = torch.var_mean(query, 1, correction=0, keepdim=True)
+        rstd = (variance + LAYER_NORM_EPS).rsqrt()
+        normed = (query - mean) * rstd
+        affine = normed * values["norm_q.weight"] + values["norm_q.bias"]
+        heads = torch.bmm(values["to_q.weight"], affine.unsqueeze(2)).view(-1, self.num_heads, self.head_dim)
+        heads = heads * self.head_dim**-0.5
+        keys = torch.matmul(heads.unsqueeze(2), self._by_head(values["to_k.weight"])).squeeze(2)
+        return _Query(normed, rstd, affine, heads, keys)
+
+    def _backward_query(self, query: _Query, du: Tensor) -> None:
+        """From du [P, H, D] to the gradients of gamma_k, Wk, Wq, LN_q and q."""
+        values, grads = self.stack.values, self.stack.grads
+        torch.sum(query.keys * du, 1, out=grads["norm_k.weight"])
+        dkeys = du * values["norm_k.weight"].unsqueeze(1)  # [P, H, D]
+        torch.mul(query.heads.unsqueeze(3), dkeys.unsqueeze(2), out=self._by_head(grads["to_k.weight"]))
+        dheads = torch.matmul(self._by_head(values["to_k.weight"]), dkeys.unsqueeze(3)) * self.head_dim**-0.5
+        dheads = dheads.view(-1, self.inner_dim, 1)  # [P, I, 1]
+        torch.mul(dheads, query.affine.unsqueeze(1), out=grads["to_q.weight"])
+        daffine = torch.bmm(dheads.mT, values["to_q.weight"]).squeeze(1)  # [P, D]
+        torch.mul(daffine, query.normed, out=grads["norm_q.weight"])
+        grads["norm_q.bias"].copy_(daffine)
+        dnormed = daffine * values["norm_q.weight"]
+        along = (dnormed * query.normed).mean(1, keepdim=True)
+        dquery = query.rstd * (dnormed - dnormed.mean(1, keepdim=True) - query.normed * along)
+        grads["query"].copy_(dquery.unsqueeze(1))
+
+    def _by_head(self, matrix: Tensor) -> Tensor:
+        return matrix.view(-1, self.num_heads, self.head_dim, self.embed_dim)
+
+    # -- attention and values: the whole cost ----------------------------------------------------------------
+
+    def _forward_pooling(self, xhat: Tensor, query: _Query, keep: Tensor | None) -> Tensor:
+        """The pooled values v of every probe and sample, [P, B, I]. Leaves A in the workspace for the
+        backward."""
+        num_samples, num_tokens, embed_dim = xhat.shape
+        width = self.num_probes * self.num_heads  # PH
+        u = (query.keys * self.stack.values["norm_k.weight"].unsqueeze(1)).view(width, embed_dim)
+        matrix, shift = self._fold_values()
+        attention = self._empty("attention", num_samples, num_tokens, width)
+        kept_sum = self._empty("kept sum", num_samples, width)
+        pooled = self._empty("pooled", self.num_probes, num_samples, self.num_heads, self.head_dim)
+        for rows in self._chunks(num_samples):
+            x, a = xhat[rows], attention[rows]
+            torch.mm(x.flatten(0, 1), u.t(), out=a.flatten(0, 1))
+            if self._forbidden is not None:
+                a.add_(self._forbidden)
+            torch.softmax(a, 1, out=a)
+            kept = a if keep is None else self._kept(a, keep[rows])
+            z = torch.bmm(kept.mT, x, out=self._empty("z", len(x), width, embed_dim))
+            v = torch.bmm(z.transpose(0, 1), matrix.mT, out=self._empty("v", width, len(x), self.head_dim))
+            if keep is None:
+                v.add_(shift)
+            else:
+                torch.sum(kept, 1, out=kept_sum[rows])
+                v.addcmul_(kept_sum[rows].t().unsqueeze(2), shift)
+            pooled[:, rows] = v.view(self.num_probes, self.num_heads, len(x), self.head_dim).transpose(1, 2)
+        return pooled.flatten(2)
+
+    def _backward_pooling(self, xhat: Tensor, dpooled: Tensor, keep: Tensor | None) -> Tensor:
+        """From dv [P, B, I] to du [P, H, D]; writes the gradients of Wv, gamma_v and beta_v."""
+        values, grads = self.stack.values, self.stack.grads
+        num_samples, num_tokens, embed_dim = xhat.shape
+        width = self.num_probes * self.num_heads
+        matrix, shift = self._fold_values()
+        attention = self._empty("attention", num_samples, num_tokens, width)
+        kept_sum = self._empty("kept sum", num_samples, width)
+        dmatrix = self._empty("dmatrix", width, self.head_dim, embed_dim).zero_()
+        dshift = torch.zeros_like(shift)
+        du = self._empty("du", width, embed_dim).zero_()
+        dv_by_head = dpooled.view(self.num_probes, num_samples, self.num_heads, self.head_dim).transpose(1, 2)
+        for rows in self._chunks(num_samples):
+            x, a = xhat[rows], attention[rows]
+            z = self._empty("z", len(x), width, embed_dim)  # still there when one chunk holds the batch
+            if len(x) < num_samples:
+                kept = a if keep is None else self._kept(a, keep[rows])
+                torch.bmm(kept.mT, x, out=z)
+            dv = self._empty("v", width, len(x), self.head_dim)
+            dv.view(self.num_probes, self.num_heads, len(x), self.head_dim).copy_(dv_by_head[:, :, rows])
+            dmatrix.baddbmm_(dv.mT, z.transpose(0, 1))
+            dz = torch.bmm(dv, matrix, out=self._empty("dz", width, len(x), embed_dim))
+            da = torch.bmm(x, dz.permute(1, 2, 0), out=self._empty("da", len(x), num_tokens, width))
+            if keep is not None:
+                da.add_((dv * shift).sum(2).t().unsqueeze(1))
+                da = self._kept(da, keep[rows])
+                dshift += torch.bmm(kept_sum[rows].t().unsqueeze(1), dv)
+            da.sub_((da * a).sum(1, keepdim=True)).mul_(a)  # through the softmax
+            du.addmm_(
+                da.flatten(0, 1).t(), x.flatten(0, 1)
+            )  # x^T da, with its few columns, is 20 times slower
+        dmatrix = dmatrix.view(self.num_probes, self.inner_dim, embed_dim)
+        torch.sum(dmatrix * values["to_v.weight"], 1, out=grads["norm_v.weight"])
+        torch.mul(dmatrix, values["norm_v.weight"].unsqueeze(1), out=grads["to_v.weight"])
+        if keep is not None:
+            dshift = dshift.view(self.num_probes, self.inner_dim, 1)
+            grads["to_v.weight"].addcmul_(dshift, values["norm_v.bias"].unsqueeze(1))
+            grads["norm_v.bias"].copy_(torch.bmm(dshift.mT, values["to_v.weight"]).squeeze(1))
+        return du.view(self.num_probes, self.num_heads, embed_dim)
+
+    def _fold_values(self) -> tuple[Tensor, Tensor]:
+        """Wv * gamma_v as [PH, h, D], and Wv beta_v as [PH, 1, h]."""
+        weight = self.stack.values["to_v.weight"]
+        matrix = self._empty("matrix", *weight.shape)
+        torch.mul(weight, self.stack.values["norm_v.weight"].unsqueeze(1), out=matrix)
+        shift = torch.bmm(weight, self.stack.values["norm_v.bias"].unsqueeze(2))
+        return matrix.view(-1, self.head_dim, self.embed_dim), shift.view(-1, 1, self.head_dim)
+
+    def _kept(self, x: Tensor, keep: Tensor) -> Tensor:
+        """x [b, T, PH] times the dropout mask [b, T, H] that the probes share."""
+        out = self._empty("kept", *x.shape)
+        by_probe = (*x.shape[:2], self.num_probes, self.num_heads)
+        torch.mul(x.view(by_probe), keep.unsqueeze(2), out=out.view(by_probe))
+        return out
+
+    # -- BatchNorm, classifier, loss: the whole batch --------------------------------------------------------
+
+    def _classify(self, y: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """From y [P, B, D] to the loss [P] and dy; writes the gradients of BatchNorm and classifier."""
+        values, grads, statistics = self.stack.values, self.stack.grads, self.stack.statistics
+        num_samples = y.shape[1]
+        variance, mean = torch.var_mean(y, 1, correction=0)  # [P, D]
+        unbiased = variance * (num_samples / (num_samples - 1))
+        statistics["bn.running_mean"].lerp_(mean + values["proj.bias"], BATCH_NORM_MOMENTUM)
+        statistics["bn.running_var"].lerp_(unbiased, BATCH_NORM_MOMENTUM)
+        rstd = (variance + BATCH_NORM_EPS).rsqrt().unsqueeze(1)
+        yhat = y.sub_(mean.unsqueeze(1)).mul_(rstd)
+
+        weight, gain = values["classifier.weight"], values["bn.weight"].unsqueeze(1)  # [P, C, D], [P, 1, D]
+        matrix = weight * gain
+        bias = torch.bmm(weight, values["bn.bias"].unsqueeze(2)).mT + values["classifier.bias"].unsqueeze(1)
+        loss, dlogits = cross_entropy(torch.baddbmm(bias, yhat, matrix.mT), labels, weights)
+
+        dbias = dlogits.sum(1)  # [P, C]
+        dmatrix = torch.bmm(dlogits.mT, yhat)
+        grads["classifier.bias"].copy_(dbias)
+        torch.mul(dmatrix, gain, out=grads["classifier.weight"])
+        grads["classifier.weight"].addcmul_(dbias.unsqueeze(2), values["bn.bias"].unsqueeze(1))
+        torch.sum(dmatrix * weight, 1, out=grads["bn.weight"])
+        grads["bn.bias"].copy_(torch.bmm(dbias.unsqueeze(1), weight).squeeze(1))
+
+        dyhat = torch.bmm(dlogits, matrix, out=self._empty("dy", *y.shape))
+        mean_dyhat = (grads["bn.bias"] * values["bn.weight"] / num_samples).unsqueeze(1)
+        mean_dyhat_yhat = (grads["bn.weight"] * values["bn.weight"] / num_samples).unsqueeze(1)
+        return loss, dyhat.sub_(mean_dyhat).addcmul_(yhat, mean_dyhat_yhat, value=-1).mul_(rstd)
+
+    def _chunks(self, num_samples: int) -> Iterator[slice]:
+        for start in range(0, num_samples, self._chunk_size):
+            yield slice(start, min(num_samples, start + self._chunk_size))
+
+    def _empty(self, name: str, *shape: int) -> Tensor:
+        return self._workspace.empty(name, *shape)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted cross entropy of P probes on the same samples, and its gradient.
+
+    Args:
+        logits: [P, B, C]; the memory may be reused.
+        labels: [B].
+        weights: [B], summing to 1.
+
+    Returns:
+        loss [P] and its gradient [P, B, C].
+
+    >>> loss, gradient = cross_entropy(torch.zeros(1, 2, 2), torch.tensor([0, 1]), torch.tensor([0.75, 0.25]))
+    >>> round(loss.item(), 4), gradient.tolist()
+    (0.6931, [[[-0.375, 0.375], [0.125, -0.125]]])
+    """
+    log_probs = logits.log_softmax(2)
+    of_label = labels.view(1, -1, 1).expand(len(logits), -1, 1)
+    loss = -(log_probs.gather(2, of_label).squeeze(2) * weights).sum(1)
+    gradient = log_probs.exp_().mul_(weights.unsqueeze(1))
+    return loss, gradient.scatter_add_(2, of_label, -weights.view(1, -1, 1).expand_as(of_label))

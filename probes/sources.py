@@ -1,0 +1,158 @@
+"""What a trainer reads: rows of ready tokens, by number.
+
+Tokens reach a probe L2-normalised over D, then stacked (attentive heads) or concatenated (linear heads).
+Where they come from, memory, a map or a disk, is the source's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+
+@runtime_checkable
+class TokenSource(Protocol):
+    """N images as tokens and labels.
+
+    Attributes:
+        labels: [N] int64 on the CPU, from 0 to num_classes - 1.
+        num_classes: C of the data set, whether or not each class occurs.
+        token_shape: (T, D) for attentive heads, (F,) for linear ones.
+    """
+
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def token_shape(self) -> tuple[int, ...]: ...
+
+    def take(self, rows: Tensor) -> Tensor:
+        """[B] int64 -> float32 [B, *token_shape], normalised and padded, without jitter.
+
+        The caller may write into the result; it need not outlive the next call.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A token source in memory.
+
+    Args:
+        tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
+        labels: [N] int64.
+        num_classes: C.
+
+    Raises:
+        DataError: tokens and labels differ in length, or a label is not a class.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.tokens.dim() not in (2, 3) or self.labels.shape != self.tokens.shape[:1]:
+            raise DataError(
+                where="ArraySource",
+                expected="tokens [N, T, D] or [N, F] and labels [N]",
+                got=f"tokens {list(self.tokens.shape)} and labels {list(self.labels.shape)}",
+                todo="Give every image one label.",
+            )
+        check_labels(self.labels, self.num_classes)
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        return tuple(self.tokens.shape[1:])
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.tokens.index_select(0, rows.to(self.tokens.device)).float()
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise DataError unless the labels are int64 class numbers."""
+    if labels.dtype != torch.int64:
+        raise DataError(
+            where="labels",
+            expected="int64",
+            got=str(labels.dtype),
+            todo="Convert the labels to class numbers.",
+        )
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        raise DataError(
+            where="labels",
+            expected=f"numbers from 0 to {num_classes - 1}",
+            got=f"{int(labels.min())} to {int(labels.max())}",
+            todo="Check the number of classes.",
+        )
+
+
+def l2_normalize(x: Tensor) -> Tensor:
+    """Each token divided by its length over the last axis; a zero token stays zero.
+
+    >>> l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def stack_tokens(parts: Sequence[Tensor]) -> Tensor:
+    """Tokens for an attentive head: normalised, then padded on the right to the widest.
+
+    Args:
+        parts: [B, t_i, D_i] each; the widths may differ (CLIP's final level is narrower than its blocks).
+
+    Returns:
+        [B, sum of t_i, max of D_i] float32.
+
+    Raises:
+        DataError: there is no part, or their batches differ.
+
+    >>> stack_tokens([torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[5.0], [0.0]]])]).tolist()
+    [[[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]]
+    """
+    _check_parts(parts)
+    num_tokens, embed_dim = sum(part.shape[1] for part in parts), max(part.shape[2] for part in parts)
+    stacked = torch.zeros(len(parts[0]), num_tokens, embed_dim, device=parts[0].device)
+    start = 0
+    for part in parts:
+        stacked[:, start : start + part.shape[1], : part.shape[2]] = l2_normalize(part.float())
+        start += part.shape[1]
+    return stacked
+
+
+def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
+    """Features for a linear head: each token normalised, then all of them side by side, without padding.
+
+    Args:
+        parts: [B, t_i, D_i] each.
+
+    Returns:
+        [B, sum of t_i D_i] float32.
+
+    Raises:
+        DataError: there is no part, or their batches differ.
+
+    >>> concat_tokens([torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[5.0], [0.0]]])]).tolist()
+    [[1.0, 0.0, 1.0, 0.0]]
+    """
+    _check_parts(parts)
+    return torch.cat([l2_normalize(part.float()).flatten(1) for part in parts], 1)
+
+
+def _check_parts(parts: Sequence[Tensor]) -> None:
+    shapes = [list(part.shape) for part in parts]
+    if not parts or any(part.dim() != 3 for part in parts) or len({len(part) for part in parts}) > 1:
+        raise DataError(
+            where="token parts",
+            expected="at least one [B, t, D], all of the same B",
+            got=str(shapes),
+            todo="Read the same rows of every level and kind.",
+        )

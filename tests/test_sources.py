@@ -1,0 +1,77 @@
+"""Tokens are normalised over the width, then stacked with padding or concatenated without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from probes.errors import DataError
+from probes.sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
+
+
+def parts() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 1, 8), (3, 4, 8), (3, 2, 5)]
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
+
+
+def test_every_token_has_length_one_before_padding() -> None:
+    stacked = stack_tokens(parts())
+    assert stacked.shape == (3, 7, 8)
+    torch.testing.assert_close(stacked.norm(dim=2), torch.ones(3, 7))
+    assert not stacked[:, 5:, 5:].any()
+    torch.testing.assert_close(stacked[:, 5:, :5], l2_normalize(parts()[2]))
+
+
+def test_concatenation_keeps_each_width() -> None:
+    features = concat_tokens(parts())
+    assert features.shape == (3, 8 + 4 * 8 + 2 * 5)
+    torch.testing.assert_close(features[:, :8], l2_normalize(parts()[0])[:, 0])
+    torch.testing.assert_close(features[:, -5:], l2_normalize(parts()[2])[:, 1])
+
+
+def test_half_precision_is_normalised_in_single() -> None:
+    tokens = torch.full((1, 1, 4), 6e4, dtype=torch.float16)
+    assert stack_tokens([tokens]).tolist() == [[[0.5] * 4]]
+    assert concat_tokens([tokens]).dtype == torch.float32
+
+
+def test_an_array_source_gives_the_rows_it_is_asked_for() -> None:
+    source = ArraySource(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0]), 2)
+    assert isinstance(source, TokenSource)
+    assert source.token_shape == (2,)
+    rows = source.take(torch.tensor([2, 0]))
+    assert rows.tolist() == [[4, 5], [0, 1]]
+    rows.zero_()
+    assert source.tokens.any()
+
+
+@pytest.mark.parametrize("wrong", [[], [torch.zeros(2, 3)], [torch.zeros(2, 1, 3), torch.zeros(3, 1, 3)]])
+def test_parts_that_do_not_go_together_are_refused(wrong: list[torch.Tensor]) -> None:
+    for combine in (stack_tokens, concat_tokens):
+        with pytest.raises(DataError) as error:
+            combine(wrong)
+        assert str(error.value) == (
+            "token parts: expected at least one [B, t, D], all of the same B, "
+            f"got {[list(part.shape) for part in wrong]}. Read the same rows of every level and kind."
+        )
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    tokens = torch.zeros(3, 2)
+    with pytest.raises(DataError) as error:
+        ArraySource(tokens, torch.tensor([0, 1]), 2)
+    assert str(error.value) == (
+        "ArraySource: expected tokens [N, T, D] or [N, F] and labels [N], got tokens [3, 2] and labels [2]. "
+        "Give every image one label."
+    )
+    with pytest.raises(DataError) as error:
+        ArraySource(tokens, torch.tensor([0, 1, 2]), 2)
+    assert (
+        str(error.value) == "labels: expected numbers from 0 to 1, got 0 to 2. Check the number of classes."
+    )
+    with pytest.raises(DataError) as error:
+        ArraySource(tokens, torch.tensor([0.0, 1.0, 1.0]), 2)
+    assert (
+        str(error.value) == "labels: expected int64, got torch.float32. Convert the labels to class numbers."
+    )

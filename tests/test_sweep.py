@@ -1,0 +1,273 @@
+"""The protocol: choose on held-out training images, train the choice on all of them, open the test once, last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import probes
+from probes.attentive import AttentiveProbe
+from probes.bank import AttentiveBank
+from probes.errors import DataError, ProbeError, SettingError
+from probes.events import Progress
+from probes.fit import compute_logits, fit
+from probes.metrics import balanced_accuracy
+from probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
+from probes.sources import ArraySource, stack_tokens
+from probes.sweep import SettingScore, choose, run_sweep, split_stratified
+
+ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")
+SMALL = TrainingProtocol(
+    lrs=(1e-1, 1e-2), weight_decays=(1e-4, 1e-2), dropouts=(0.0, 0.3), epochs=4, min_steps=40, batch_size=32
+)
+
+
+def make_source(head: Head, num_samples: int, seed: int) -> ArraySource:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(num_samples) % 3
+    tokens = stack_tokens([centres[labels] + torch.randn(num_samples, 4, 16, generator=generator)])
+    return ArraySource(tokens if head.kind == "attentive" else tokens.flatten(1), labels, 3)
+
+
+class Watched(ArraySource):
+    """A source that remembers how often it was opened and read."""
+
+    opened = 0
+    taken = 0
+
+    def take(self, rows: Tensor) -> Tensor:
+        type(self).taken += len(rows)
+        return super().take(rows)
+
+
+@pytest.mark.parametrize("head", [ATTENTIVE, LINEAR])
+def test_a_sweep_chooses_refits_and_tests(head: Head) -> None:
+    train, test = make_source(head, 150, 0), make_source(head, 60, 1)
+    result = run_sweep(head, train, lambda: test, SMALL)
+    assert len(result.scores) == (8 if head is ATTENTIVE else 4)
+    assert not result.diverged
+    assert result.chosen is not None
+    assert result.test is not None
+    assert result.test.balanced_accuracy > 0.8
+    assert result.test.top1 <= result.test.top5 == 1
+    assert result.probe is not None
+    assert result.test_logits is not None
+    torch.testing.assert_close(result.probe(test.tokens), result.test_logits, rtol=1e-4, atol=1e-4)
+    assert result.num_parameters == sum(parameter.numel() for parameter in result.probe.parameters())
+    before = 4 * 16 * 32 + 10 * 16 if head is ATTENTIVE else 0
+    assert result.num_parameters_before_classifier == before
+    assert list(result.seconds) == ["select", "validate", "refit", "test"]
+    assert (result.selection.num_samples, result.refit and result.refit.num_samples) == (120, 150)
+
+
+def test_the_sweep_is_the_protocol_written_out() -> None:
+    """Split, train each setting alone, choose, train the choice from the same initial weights on everything."""
+    train, test = make_source(ATTENTIVE, 150, 0), make_source(ATTENTIVE, 60, 1)
+    result = run_sweep(ATTENTIVE, train, lambda: test, SMALL)
+    kept, held_out = split_stratified(train.labels, 0.2, SMALL.seed)
+    for score in result.scores[:3]:
+        bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=SMALL.seed)], [score.setting.dropout])
+        fit(bank, train, kept, [score.setting], SMALL)
+        predictions = torch.cat(list(compute_logits(bank, train, held_out)), 1).argmax(2)
+        alone = balanced_accuracy(predictions[0], train.labels[held_out], 3)
+        assert score.validation == pytest.approx(alone.item(), abs=0.1)
+    assert result.chosen is not None
+    assert result.validation == max(score.validation or 0 for score in result.scores)
+    bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=SMALL.seed)], [result.chosen.dropout])
+    fit(bank, train, torch.arange(150), [result.chosen], SMALL)
+    assert result.probe is not None
+    expected = bank.probe(0).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.probe.state_dict().items())
+
+
+def test_the_test_images_are_opened_once_and_last() -> None:
+    events: list[Progress] = []
+
+    def open_test() -> ArraySource:
+        assert [event.phase for event in events][-1] == "refit"
+        assert events[-1].step == events[-1].num_steps
+        Watched.opened += 1
+        source = make_source(LINEAR, 60, 1)
+        return Watched(source.tokens, source.labels, 3)
+
+    Watched.opened = Watched.taken = 0
+    run_sweep(LINEAR, make_source(LINEAR, 150, 0), open_test, SMALL, emit=events.append)
+    assert (Watched.opened, Watched.taken) == (1, 60)
+    phases = list(dict.fromkeys(event.phase for event in events))
+    assert phases == ["select", "validate", "refit", "test"]
+    for phase in phases:
+        steps = [event.step for event in events if event.phase == phase]
+        assert steps == sorted(steps)
+        assert steps[0] == 0
+        assert steps[-1] == next(event.num_steps for event in events if event.phase == phase)
+
+
+@pytest.mark.parametrize("head", [ATTENTIVE, LINEAR])
+def test_a_setting_that_diverges_says_so_and_is_not_chosen(head: Head) -> None:
+    protocol = TrainingProtocol(
+        lrs=(1e38, 1e-2), weight_decays=(1.0,), dropouts=(0.0,), epochs=1, min_steps=10, batch_size=32
+    )
+    test = make_source(head, 60, 1)
+    result = run_sweep(head, make_source(head, 150, 0), lambda: test, protocol)
+    assert [score.diverged for score in result.scores] == [True, False]
+    assert result.chosen == Setting(lr=1e-2, weight_decay=1.0)
+    assert not result.diverged
+
+
+def never_open() -> ArraySource:
+    raise AssertionError("the test images were opened")
+
+
+def test_if_every_setting_diverges_the_result_says_so_and_the_test_stays_closed() -> None:
+    protocol = TrainingProtocol(
+        lrs=(1e38,), weight_decays=(1.0, 2.0), dropouts=(0.0,), epochs=1, min_steps=10, batch_size=32
+    )
+    result = run_sweep(ATTENTIVE, make_source(ATTENTIVE, 150, 0), never_open, protocol)
+    assert result.diverged
+    assert all(score.diverged for score in result.scores)
+    assert result.chosen is result.validation is result.test is result.test_logits is result.probe is None
+    assert list(result.seconds) == ["select", "validate"]
+    assert result.num_parameters == 4 * 16 * 32 + 10 * 16 + 3 * 17
+
+
+def test_if_the_final_training_diverges_the_result_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_fit: Callable[..., probes.FitResult] = fit
+
+    def fit_that_fails_at_last(*arguments: object, phase: str, **options: object) -> probes.FitResult:
+        result = real_fit(*arguments, phase=phase, **options)
+        if phase == "refit":
+            result.diverged.fill_(True)
+        return result
+
+    monkeypatch.setattr("probes.sweep.fit", fit_that_fails_at_last)
+    result = run_sweep(LINEAR, make_source(LINEAR, 150, 0), never_open, SMALL)
+    assert result.diverged
+    assert result.chosen is not None
+    assert result.test is result.probe is None
+
+
+def test_the_first_setting_wins_ties() -> None:
+    settings = PAPER.settings(Head(kind="linear"))
+    assert settings[0] == Setting(lr=0.1, weight_decay=1e-6)
+    scores = tuple(
+        SettingScore(setting=setting, validation=value)
+        for setting, value in zip(settings, [None, 0.5, 0.7, 0.7, None, 0.7], strict=False)
+    )
+    assert choose(scores) == scores[2]
+    assert choose(scores[:1]) is None
+    zeros = tuple(SettingScore(setting=setting, validation=0.0) for setting in settings)
+    assert choose(zeros) == zeros[0]
+
+
+def test_the_same_seed_gives_the_same_result() -> None:
+    train, test = make_source(ATTENTIVE, 90, 0), make_source(ATTENTIVE, 60, 1)
+    one, again = (run_sweep(ATTENTIVE, train, lambda: test, SMALL) for _ in range(2))
+    assert one.scores == again.scores
+    assert one.test_logits is not None
+    assert again.test_logits is not None
+    assert torch.equal(one.test_logits, again.test_logits)
+
+
+@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=6), fraction=st.floats(0.05, 0.95))
+def test_the_split_holds_out_the_same_share_of_every_class(counts: list[int], fraction: float) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    if max(counts) < 2:
+        with pytest.raises(DataError):
+            split_stratified(labels, fraction, seed=0)
+        return
+    kept, held_out = split_stratified(labels, fraction, seed=0)
+    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(len(labels)))
+    for label, count in enumerate(counts):
+        share = int((labels[held_out] == label).sum())
+        assert abs(share - fraction * count) <= 1
+        assert share < count or count == 0
+        assert share > 0 or count < 2
+
+
+def test_the_split_depends_on_the_seed() -> None:
+    labels = torch.arange(100) % 4
+    one, again, other = (split_stratified(labels, 0.2, seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_too_few_images_to_hold_some_out_are_refused() -> None:
+    with pytest.raises(DataError) as error:
+        run_sweep(LINEAR, ArraySource(torch.zeros(2, 4), torch.tensor([0, 1]), 2), never_open, SMALL)
+    assert str(error.value) == (
+        "validation split: expected at least two training images of some class, got 2 images of 2 classes. "
+        "Give more training images."
+    )
+
+
+def test_tokens_of_the_wrong_shape_are_refused() -> None:
+    with pytest.raises(SettingError) as error:
+        run_sweep(LINEAR, make_source(ATTENTIVE, 30, 0), never_open, SMALL)
+    assert str(error.value) == (
+        "tokens of a linear head: expected token_shape (F,), got (4, 16). "
+        "Stack tokens for attentive heads, concatenate them for linear ones."
+    )
+
+
+def test_test_images_unlike_the_training_images_are_refused() -> None:
+    other = ArraySource(torch.zeros(5, 7), torch.zeros(5, dtype=torch.int64), 2)
+    with pytest.raises(DataError) as error:
+        run_sweep(LINEAR, make_source(LINEAR, 60, 0), lambda: other, SMALL)
+    assert str(error.value) == (
+        "test images: expected tokens (64,) and 3 classes, as in training, got tokens (7,) and 2 classes. "
+        "Extract the test split with the same model, levels and kinds."
+    )
+
+
+def test_the_grid_of_the_paper_has_63_attentive_and_21_linear_settings() -> None:
+    settings = PAPER.settings(ATTENTIVE)
+    assert len(settings) == len(set(settings)) == 63
+    assert len(PAPER.settings(LINEAR)) == 21
+    assert settings[:2] == (
+        Setting(lr=0.1, weight_decay=1e-6, dropout=0.0),
+        Setting(lr=0.1, weight_decay=1e-6, dropout=0.1),
+    )
+    assert len(QUICK.settings(ATTENTIVE)) <= 12
+
+
+def test_a_protocol_that_makes_no_sense_is_refused_with_all_its_faults() -> None:
+    with pytest.raises(SettingError) as error:
+        TrainingProtocol(lrs=(), dropouts=(1.0,), epochs=0, batch_size=1, seed=-1)
+    assert str(error.value) == (
+        "TrainingProtocol: expected lrs at least one, all > 0; dropouts at least one, all in [0, 1); "
+        "epochs >= 1; batch_size >= 2; seed >= 0, "
+        "got lrs (); dropouts (1.0,); epochs 0; batch_size 1; seed -1. Correct the protocol."
+    )
+
+
+@pytest.mark.parametrize(("kind", "num_heads"), [("attentive", 0), ("linear", 3), ("conv", 1)])
+def test_a_head_that_makes_no_sense_is_refused(kind: str, num_heads: int) -> None:
+    with pytest.raises(SettingError) as error:
+        Head(kind=kind, num_heads=num_heads)
+    assert str(error.value) == (
+        "Head: expected kind 'attentive' with num_heads >= 1, or kind 'linear' without heads, "
+        f"got kind {kind!r}, num_heads {num_heads}. Correct the head."
+    )
+
+
+def test_errors_are_one_tree_with_four_parts() -> None:
+    error = SettingError(where="here", expected="this", got="that", todo="Do it.")
+    assert str(error) == "here: expected this, got that. Do it."
+    assert (error.where, error.expected, error.got, error.todo) == ("here", "this", "that", "Do it.")
+    for kind in (SettingError, DataError, probes.CheckpointError, probes.CheckpointMissing):
+        assert issubclass(kind, ProbeError)
+        assert issubclass(kind, ValueError)
+    assert issubclass(probes.CheckpointMissing, FileNotFoundError)
+
+
+def test_the_table_of_contents_is_exact() -> None:
+    public = {name for name in vars(probes) if not name.startswith("_")}
+    modules = {name for name in public if type(getattr(probes, name)).__name__ == "module"}
+    assert set(probes.__all__) == public - modules
+    assert len(set(probes.__all__)) == len(probes.__all__)
