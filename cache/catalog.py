@@ -1,0 +1,123 @@
+"""What stores there are under a folder, and what each of them holds, without reading tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CacheError
+from .header import HEADER_FILE, Header, read_header
+from .journal import Journal, read_journal
+from .lock import LockOwner, is_locked, read_owner
+from .spec import ArraySpec, CacheSpec
+
+STORE_SUFFIX = ".zarr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """One store.
+
+    Args:
+        path: where it is.
+        size_bytes: of all its files.
+        modified: when its header was last written, seconds since the epoch.
+        owner: who writes it now, None if nobody does.
+        problem: why it cannot be read, None if it can; the fields below are then empty.
+        header: identity, geometry, state.
+        journal: committed blocks.
+    """
+
+    path: Path
+    size_bytes: int
+    modified: float
+    owner: LockOwner | None
+    problem: CacheError | None
+    header: Header | None
+    journal: Journal | None
+
+    @property
+    def spec(self) -> CacheSpec | None:
+        return self.header.spec if self.header else None
+
+    @property
+    def state(self) -> str:
+        """``complete``, ``writing`` (by somebody now, or interrupted) or ``unreadable``."""
+        return self.header.state if self.header else "unreadable"
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the caller of the writer recorded at creation."""
+        return dict(self.header.attributes) if self.header else {}
+
+    @property
+    def arrays(self) -> list[ArraySpec]:
+        """Every array the store has or is to have, by level and kind."""
+        return [entry.spec for entry in self.header.arrays.values()] if self.header else []
+
+    @property
+    def complete_arrays(self) -> list[ArraySpec]:
+        return self.header.complete_arrays if self.header else []
+
+    @property
+    def num_blocks(self) -> int:
+        return self.header.hash_grid.num_blocks if self.header else 0
+
+    @property
+    def num_blocks_done(self) -> int:
+        """Blocks in which every array is committed."""
+        if self.header is None or self.journal is None:
+            return 0
+        journal, names = self.journal, list(self.header.arrays)
+        return sum(all(journal.holds(block, name) for name in names) for block in range(self.num_blocks))
+
+
+def list_stores(root: str | Path) -> list[StoreInfo]:
+    """Every store under a folder, sorted by path; broken ones too, with their problem. An absent folder has none."""
+    return [read_store_info(path) for path in find_stores(Path(root))]
+
+
+def read_store_info(path: str | Path) -> StoreInfo:
+    """One store."""
+    store = Path(path)
+    header, journal, problem = None, None, None
+    try:
+        header = read_header(store)
+        journal = read_journal(store)
+    except CacheError as error:
+        problem = error
+    return StoreInfo(
+        path=store,
+        size_bytes=size_of(store),
+        modified=_modified(store),
+        owner=read_owner(store) if is_locked(store) else None,
+        problem=problem,
+        header=header,
+        journal=journal,
+    )
+
+
+def find_stores(root: Path) -> Iterator[Path]:
+    """Folders that are named like stores; not those inside a store."""
+    for folder, names, _ in os.walk(root):
+        names.sort()
+        for name in [name for name in names if name.endswith(STORE_SUFFIX)]:
+            names.remove(name)
+            yield Path(folder) / name
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if not path.is_dir():
+        return path.stat().st_size if path.exists() else 0
+    return sum(
+        os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(path) for name in names
+    )
+
+
+def _modified(store: Path) -> float:
+    header = store / HEADER_FILE
+    return (header if header.exists() else store).stat().st_mtime

@@ -1,0 +1,230 @@
+"""The header of a store: the attributes of its root group, where identity, geometry and state are recorded.
+
+The decision taken here: the header is one file (``zarr.json`` of the root) that is only ever replaced whole,
+rendered in one way and carrying its own checksum, so that `state` turns ``complete`` in one step and any
+altered byte is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from .durable import replace_file
+from .errors import CacheError, DamagedStoreError, NotAStoreError, StoreMissingError
+from .geometry import Grid
+from .spec import ArraySpec, CacheSpec, array_order
+
+FORMAT = "layerbank token store"
+FORMAT_VERSION = 1
+HEADER_FILE = "zarr.json"
+WRITING, COMPLETE = "writing", "complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayEntry:
+    """What the header says of one token array."""
+
+    spec: ArraySpec
+    chunk_rows: int
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticEntry:
+    """What the header says of an array that is written once, in one chunk: labels, sample ids."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    crc32c: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The content of the root group's attributes.
+
+    Args:
+        spec: identity and labels.
+        block_rows: R.
+        batch_size: rows a batch; the bits of a row depend on it, so every later run keeps it.
+        versions: library -> version, at creation.
+        attributes: what the caller recorded at creation; never changed afterwards.
+        arrays: name -> entry of the token arrays; kept sorted by level and kind.
+        static: name -> entry of the arrays that are written once.
+        metadata: path -> CRC-32C of every ``zarr.json`` below the root.
+        notes: totals over the complete arrays, see `journal.BatchNotes`.
+    """
+
+    spec: CacheSpec
+    block_rows: int
+    batch_size: int
+    versions: Mapping[str, str]
+    attributes: Mapping[str, Any]
+    arrays: Mapping[str, ArrayEntry] = field(default_factory=dict)
+    static: Mapping[str, StaticEntry] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        entries = sorted(self.arrays.values(), key=lambda entry: array_order(entry.spec))
+        object.__setattr__(self, "arrays", {entry.spec.name: entry for entry in entries})
+
+    @property
+    def state(self) -> str:
+        return COMPLETE if all(entry.complete for entry in self.arrays.values()) else WRITING
+
+    @property
+    def complete_arrays(self) -> list[ArraySpec]:
+        return [entry.spec for entry in self.arrays.values() if entry.complete]
+
+    def grid(self, name: str) -> Grid:
+        """Geometry of a token array."""
+        return Grid(self.spec.num_rows, self.block_rows, self.arrays[name].chunk_rows)
+
+    @property
+    def hash_grid(self) -> Grid:
+        """Geometry of the content hashes: a chunk a block."""
+        return Grid(self.spec.num_rows, self.block_rows, self.block_rows)
+
+    def render(self) -> bytes:
+        """The bytes of the header file; equal headers have equal bytes."""
+        attributes: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "state": self.state,
+            "fingerprint": self.spec.fingerprint,
+            "spec": self.spec.to_dict(),
+            "block_rows": self.block_rows,
+            "batch_size": self.batch_size,
+            "versions": dict(sorted(self.versions.items())),
+            "arrays": {
+                name: {
+                    "level": entry.spec.level,
+                    "kind": entry.spec.kind,
+                    "row_shape": list(entry.spec.row_shape),
+                    "chunk_rows": entry.chunk_rows,
+                    "state": COMPLETE if entry.complete else WRITING,
+                }
+                for name, entry in self.arrays.items()
+            },
+            "notes": dict(self.notes),
+            "attributes": dict(self.attributes),
+            "static": {
+                name: {"shape": list(entry.shape), "dtype": entry.dtype, "crc32c": entry.crc32c}
+                for name, entry in sorted(self.static.items())
+            },
+            "metadata": dict(sorted(self.metadata.items())),
+        }
+        attributes["header_crc32c"] = _checksum(attributes)
+        return _render({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of the store at `path`.
+
+    Raises:
+        StoreMissingError: nothing is there.
+        NotAStoreError: something else is there, or another format version.
+        DamagedStoreError: the header was altered.
+    """
+    file = path / HEADER_FILE
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        raise _absent(path) from None
+    except NotADirectoryError:
+        raise _foreign(path, "a file") from None
+    try:
+        document = json.loads(raw)
+        attributes = document["attributes"]
+        is_ours = attributes["format"] == FORMAT
+        version = attributes["format_version"]
+    except (ValueError, KeyError, TypeError):
+        if FORMAT.encode() in raw:
+            raise header_damaged(path) from None
+        raise _foreign(path, "another kind of Zarr group") from None
+    if not is_ours:
+        raise _foreign(path, f"format {attributes['format']!r}")
+    checksum = attributes.pop("header_crc32c", None)
+    if version != FORMAT_VERSION:
+        raise _foreign(path, f"format version {version!r}")
+    try:
+        header = _header_from(attributes)
+    except (CacheError, KeyError, TypeError, ValueError, AttributeError):
+        raise header_damaged(path) from None
+    # rendering again catches every altered byte, those that mean nothing to JSON too
+    if checksum != _checksum(attributes) or header.render() != raw:
+        raise header_damaged(path)
+    return header
+
+
+def write_header(path: Path, header: Header, aside: Path) -> None:
+    """Replace the header of the store at `path` in one step."""
+    replace_file(path / HEADER_FILE, header.render(), aside)
+
+
+def header_damaged(path: Path) -> DamagedStoreError:
+    """The error for a header that cannot be trusted."""
+    return DamagedStoreError(
+        where=str(path / HEADER_FILE),
+        expected="the header of a token store, with its own checksum",
+        got="an altered file",
+        todo="Restore it from a backup, or make the store anew with `layerbank extract --overwrite`.",
+    )
+
+
+def _header_from(attributes: Mapping[str, Any]) -> Header:
+    return Header(
+        spec=CacheSpec.from_dict(attributes["spec"]),
+        block_rows=attributes["block_rows"],
+        batch_size=attributes["batch_size"],
+        versions=attributes["versions"],
+        attributes=attributes["attributes"],
+        arrays={
+            name: ArrayEntry(
+                spec=ArraySpec(level=entry["level"], kind=entry["kind"], row_shape=tuple(entry["row_shape"])),
+                chunk_rows=entry["chunk_rows"],
+                complete=entry["state"] == COMPLETE,
+            )
+            for name, entry in attributes["arrays"].items()
+        },
+        static={
+            name: StaticEntry(shape=tuple(entry["shape"]), dtype=entry["dtype"], crc32c=entry["crc32c"])
+            for name, entry in attributes["static"].items()
+        },
+        metadata=attributes["metadata"],
+        notes=attributes["notes"],
+    )
+
+
+def _render(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=True).encode("ascii")
+
+
+def _checksum(attributes: Mapping[str, Any]) -> str:
+    return f"{google_crc32c.value(_render(attributes)):08x}"
+
+
+def _absent(path: Path) -> CacheError:
+    if path.is_dir():
+        return _foreign(path, "a folder without a header (zarr.json)")
+    return StoreMissingError(
+        where=str(path),
+        expected="a token store",
+        got="nothing",
+        todo="Make it with `layerbank extract`; `layerbank cache ls` lists the stores there are.",
+    )
+
+
+def _foreign(path: Path, got: str) -> NotAStoreError:
+    return NotAStoreError(
+        where=str(path),
+        expected=f"a token store of format version {FORMAT_VERSION}",
+        got=got,
+        todo="Choose another folder with `--cache DIR`, or the layerbank that wrote it.",
+    )

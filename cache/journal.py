@@ -1,0 +1,216 @@
+"""The journal: which blocks of which arrays are committed, with the CRC-32C of every chunk.
+
+One append-only file of JSON lines a worker; a line a committed block, appended and fsynced after the chunk
+files are in place. Several lines may speak of one block (arrays added later); together they are its record. A
+line carries its own checksum: a torn last line is what a killed writer leaves, any other bad line is damage.
+When everything asked for is there, the journal is rewritten as one sorted file without times or process ids,
+so that a store has the same bytes whatever its history.
+
+The journal lies inside the folder of `content_hashes`, because Zarr never lists the folder of an array; at
+the root, zarr would warn of an unknown object at every listing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from .durable import replace_file, sync_folder, write_all
+from .geometry import Grid
+
+JOURNAL_FOLDER = "content_hashes/.journal"
+WORKER_FILE = "worker-0.jsonl"
+ASIDE_PREFIX = "aside~"  # files being written; whoever holds the lock may remove them
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNotes:
+    """What is to be remembered of some rows beside their tokens.
+
+    Args:
+        skipped: row -> reason, rows without usable tokens.
+        saturated: array name -> number of values that the storage dtype could not hold.
+        nonfinite: array name -> number of values that were not finite.
+    """
+
+    skipped: Mapping[int, str] = field(default_factory=dict)
+    saturated: Mapping[str, int] = field(default_factory=dict)
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
+
+    def merged(self, other: BatchNotes) -> BatchNotes:
+        """Both together: counts add up, the first reason for a row stays."""
+        return BatchNotes(
+            skipped=dict(sorted({**other.skipped, **self.skipped}.items())),
+            saturated=_added(self.saturated, other.saturated),
+            nonfinite=_added(self.nonfinite, other.nonfinite),
+        )
+
+    def of_arrays(self, names: Iterable[str]) -> BatchNotes:
+        """Without the counts of other arrays."""
+        names = set(names)
+        return BatchNotes(
+            skipped=self.skipped,
+            saturated={name: count for name, count in self.saturated.items() if name in names},
+            nonfinite={name: count for name, count in self.nonfinite.items() if name in names},
+        )
+
+    def totals(self) -> dict[str, Any]:
+        """For the header: how many rows were skipped, and the counts."""
+        return {
+            "num_skipped": len(self.skipped),
+            "saturated": dict(self.saturated),
+            "nonfinite": dict(self.nonfinite),
+        }
+
+
+def _added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    total = {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
+    return {name: count for name, count in total.items() if count}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The record of one block: array name -> CRC-32C of each of its chunks there, and notes."""
+
+    block: int
+    checksums: Mapping[str, tuple[str, ...]]
+    notes: BatchNotes = field(default_factory=BatchNotes)
+
+    def merged(self, other: Entry) -> Entry:
+        return Entry(
+            block=self.block,
+            checksums={**self.checksums, **other.checksums},
+            notes=self.notes.merged(other.notes),
+        )
+
+    def without(self, names: Iterable[str]) -> Entry:
+        """The entry without these arrays and their counts."""
+        names = set(names)
+        kept = {name: sums for name, sums in self.checksums.items() if name not in names}
+        return Entry(block=self.block, checksums=kept, notes=self.notes.of_arrays(kept))
+
+    def render(self) -> bytes:
+        """The line of this entry, with its newline."""
+        entry = {
+            "block": self.block,
+            "checksums": {name: list(sums) for name, sums in self.checksums.items()},
+            "skipped": [[row, reason] for row, reason in sorted(self.notes.skipped.items())],
+            "saturated": dict(self.notes.saturated),
+            "nonfinite": dict(self.notes.nonfinite),
+        }
+        return _dump({"crc32c": f"{google_crc32c.value(_dump(entry)):08x}", "entry": entry}) + b"\n"
+
+
+def parse_line(line: bytes) -> Entry | None:
+    """The entry of a line, or None for a line that is not exactly as `Entry.render` writes it."""
+    try:
+        entry = json.loads(line)["entry"]
+        parsed = Entry(
+            block=entry["block"],
+            checksums={name: tuple(sums) for name, sums in entry["checksums"].items()},
+            notes=BatchNotes(
+                skipped=dict(entry["skipped"]),
+                saturated=entry["saturated"],
+                nonfinite=entry["nonfinite"],
+            ),
+        )
+        return parsed if parsed.render() == line else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """Everything the journal files of a store say.
+
+    Args:
+        entries: block -> its record.
+        bad_lines: (file name, line number from 1) of lines that are no entries.
+        torn: the bad lines among them that end their file without a newline, as a killed writer leaves one.
+    """
+
+    entries: dict[int, Entry]
+    bad_lines: tuple[tuple[str, int], ...] = ()
+    torn: tuple[tuple[str, int], ...] = ()
+
+    def holds(self, block: int, name: str) -> bool:
+        entry = self.entries.get(block)
+        return entry is not None and name in entry.checksums
+
+    def checksum(self, name: str, chunk: int, grid: Grid) -> str | None:
+        """The CRC-32C of one chunk, None where it is not committed."""
+        block = grid.chunk(chunk).start // grid.block_rows
+        chunks = grid.chunks_of(block)
+        entry = self.entries.get(block)
+        sums = entry.checksums.get(name, ()) if entry else ()
+        return sums[chunk - chunks.start] if len(sums) == len(chunks) else None
+
+    def notes(self, names: Iterable[str]) -> BatchNotes:
+        """Totals over all blocks, counts of these arrays only."""
+        total = BatchNotes()
+        for block in sorted(self.entries):
+            total = total.merged(self.entries[block].notes.of_arrays(names))
+        return total
+
+    def render(self) -> bytes:
+        """All entries as one sorted file."""
+        return b"".join(self.entries[block].render() for block in sorted(self.entries))
+
+
+def read_journal(store: Path) -> Journal:
+    """Read every journal file of the store."""
+    entries: dict[int, Entry] = {}
+    bad: list[tuple[str, int]] = []
+    torn: list[tuple[str, int]] = []
+    for file in sorted((store / JOURNAL_FOLDER).glob("worker-*.jsonl")):
+        for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
+            entry = parse_line(line)
+            if entry is None:
+                bad.append((file.name, number))
+                if not line.endswith(b"\n"):
+                    torn.append((file.name, number))
+            elif entry.block in entries:
+                entries[entry.block] = entries[entry.block].merged(entry)
+            else:
+                entries[entry.block] = entry
+    return Journal(entries=entries, bad_lines=tuple(bad), torn=tuple(torn))
+
+
+def append_entry(store: Path, entry: Entry) -> None:
+    """Commit a block: one line, fsynced."""
+    file = store / JOURNAL_FOLDER / WORKER_FILE
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    size_bytes = os.fstat(fd).st_size
+    try:
+        write_all(fd, entry.render())
+        os.fsync(fd)
+    except OSError:
+        os.ftruncate(fd, size_bytes)  # or the next line would be glued to a torn one
+        raise
+    finally:
+        os.close(fd)
+
+
+def rewrite_journal(store: Path, journal: Journal) -> None:
+    """Put the sorted journal in place of all journal files, in one step."""
+    folder = store / JOURNAL_FOLDER
+    replace_file(folder / WORKER_FILE, journal.render(), folder / f"{ASIDE_PREFIX}{WORKER_FILE}")
+    for file in folder.glob("worker-*.jsonl"):
+        if file.name != WORKER_FILE:
+            file.unlink()
+    sync_folder(folder)
+
+
+def asides(store: Path) -> list[Path]:
+    """Files that a writer has under way, or left behind when it was killed."""
+    return sorted((store / JOURNAL_FOLDER).glob(f"{ASIDE_PREFIX}*"))
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")

@@ -1,0 +1,84 @@
+"""Orders in which to read rows: each is a permutation of the rows given, the same for the same seed on every run and machine.
+
+The decision taken here: a shuffle sorts rows by raw 64-bit draws of PCG64. numpy promises that stream for ever, and
+promises nothing about `Generator.permutation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+
+def sequential(rows: Rows) -> Rows:
+    """Rows as they lie on the disk.
+
+    >>> sequential(np.array([5, 2, 9]))
+    array([2, 5, 9])
+    """
+    return np.sort(rows)
+
+
+def exact_shuffle(rows: Rows, *, seed: int, epoch: int = 0) -> Rows:
+    """Every permutation equally likely; reads touch the whole store.
+
+    Args:
+        rows: ``[n]`` row numbers.
+        seed: at least 0.
+        epoch: another order of the same seed.
+
+    Returns:
+        ``[n]`` the same rows in another order.
+
+    >>> exact_shuffle(np.arange(8), seed=0)
+    array([0, 3, 1, 4, 6, 2, 7, 5])
+    """
+    rows = np.sort(rows)  # the order must not depend on how the caller came by the rows
+    return rows[_permutation(len(rows), seed, epoch)]
+
+
+def chunk_shuffle(
+    rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int, epoch: int = 0
+) -> Rows:
+    """Shuffle for stores larger than memory: blocks in random order, rows shuffled within a buffer of some blocks.
+
+    While a buffer is read, `buffer_blocks` blocks are touched and no others. With a buffer of all blocks it is an exact shuffle.
+
+    Args:
+        rows: ``[n]`` row numbers.
+        block_rows: R of the store, see `TokenCache.block_rows`.
+        buffer_blocks: blocks that fit in memory together, at least 1.
+        seed: at least 0.
+        epoch: another order of the same seed.
+
+    Returns:
+        ``[n]`` the same rows in another order.
+    """
+    rows = np.sort(rows)
+    blocks = rows // block_rows
+    num_blocks = int(blocks[-1]) + 1 if len(rows) else 0
+    rank = np.empty(num_blocks, dtype=np.int64)
+    rank[_permutation(num_blocks, seed, epoch, stream=1)] = np.arange(num_blocks)
+    buffers = rank[blocks] // buffer_blocks
+    shuffled = _permutation(len(rows), seed, epoch)
+    return rows[shuffled[np.argsort(buffers[shuffled], kind="stable")]]
+
+
+def cut(order: Rows, batch_size: int, *, drop_last: bool = False) -> Iterator[Rows]:
+    """An order in batches.
+
+    >>> [batch.tolist() for batch in cut(np.arange(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    stop = len(order) - len(order) % batch_size if drop_last else len(order)
+    for start in range(0, stop, batch_size):
+        yield order[start : min(start + batch_size, stop)]
+
+
+def _permutation(size: int, seed: int, epoch: int, stream: int = 0) -> Rows:
+    draws = np.random.PCG64(np.random.SeedSequence((seed, epoch, stream))).random_raw(size)
+    return np.argsort(draws, kind="stable").astype(np.int64)

@@ -1,0 +1,208 @@
+"""Which tokens a store holds: its identity, and the arrays in it.
+
+The decision taken here: identity is a digest of what determines the bits of a token (weights, architecture,
+tap, definitions of the kinds, transform, precisions, data). Names are for people: they choose the folder,
+never the identity.
+
+Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import FieldDifference, SpecError
+
+IDENTITY_FIELDS = (
+    "architecture",
+    "weights",
+    "tap",
+    "token_rule",
+    "transform",
+    "compute_dtype",
+    "storage_dtype",
+    "manifest",
+    "num_rows",
+)
+LABEL_FIELDS = ("backbone", "dataset", "split")
+TAPS = ("norm2", "block")
+COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+# logical dtype -> dtype on disk; Zarr v3 has no bfloat16, so its bits are kept as uint16
+STORAGE_DTYPES = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
+
+_HEX = re.compile(r"[0-9a-f]{8,128}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """The identity of a store, and the names people know it by.
+
+    Args:
+        architecture: the network and its input size, e.g. ``"timm/vit_small_patch14_dinov2 img_size=98"``.
+        weights: hex digest of the weights.
+        tap: ``norm2`` or ``block``.
+        token_rule: version of the definitions of the kinds.
+        transform: canonical text of the evaluation transform.
+        compute_dtype: precision of the forward pass: float32, float16 or bfloat16.
+        storage_dtype: precision in the store: float16, float32 or bfloat16.
+        manifest: hex digest of sample ids, labels and locations.
+        num_rows: N, the number of samples, at least 1.
+        backbone: model id, a label only.
+        dataset: name of the data set, a label only.
+        split: name of the split, a label only.
+
+    Raises:
+        SpecError: naming every field that is empty, of the wrong type or not one of the allowed values.
+    """
+
+    architecture: str
+    weights: str
+    tap: str
+    token_rule: str
+    transform: str
+    compute_dtype: str
+    storage_dtype: str
+    manifest: str
+    num_rows: int
+    backbone: str
+    dataset: str
+    split: str
+
+    def __post_init__(self) -> None:
+        wrong: list[tuple[str, str]] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "num_rows":
+                if type(value) is not int or value < 1:
+                    wrong.append((field.name, "an int >= 1"))
+            elif not isinstance(value, str) or not value.strip():
+                wrong.append((field.name, "a text that is not empty"))
+            elif field.name in ("weights", "manifest") and not _HEX.fullmatch(value):
+                wrong.append((field.name, "8 to 128 lower-case hex digits"))
+        for name, allowed in (
+            ("tap", TAPS),
+            ("compute_dtype", COMPUTE_DTYPES),
+            ("storage_dtype", tuple(STORAGE_DTYPES)),
+        ):
+            if getattr(self, name) not in allowed:
+                wrong.append((name, f"one of {', '.join(allowed)}"))
+        if wrong:
+            raise SpecError(
+                where="CacheSpec",
+                expected="; ".join(f"{name} to be {rule}" for name, rule in wrong),
+                got="; ".join(f"{name} = {getattr(self, name)!r}" for name, _ in wrong),
+                todo="Correct these fields.",
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits: SHA-256 of the identity fields as JSON with sorted keys, no spaces and ASCII only."""
+        identity = {name: getattr(self, name) for name in IDENTITY_FIELDS}
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def difference(self, other: CacheSpec) -> list[FieldDifference]:
+        """The identity fields in which `other` (got) differs from this spec (expected), in the order of the format."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in IDENTITY_FIELDS)
+        return [FieldDifference(name, expected, got) for name, expected, got in pairs if expected != got]
+
+    def store_path(self, root: str | Path) -> Path:
+        """``<root>/<dataset>/<split>/<backbone>-<first 8 of the fingerprint>.zarr``, the names made fit for a path."""
+        name = f"{path_name(self.backbone)}-{self.fingerprint[:8]}.zarr"
+        return Path(root) / path_name(self.dataset) / path_name(self.split) / name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field name -> value, in the order of the class."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CacheSpec:
+        """The inverse of `to_dict`.
+
+        Raises:
+            SpecError: for a field that is missing, unknown or wrong.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            raise SpecError(
+                where="CacheSpec",
+                expected=f"the fields {', '.join(sorted(names))}",
+                got=f"missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}",
+                todo="Was it written by another version of layerbank?",
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One token array of a store.
+
+    Args:
+        level: ``block.0`` .. ``block.{depth-1}`` or ``final``.
+        kind: ``cls``, ``ap``, ``grid{g}``, ``patch`` or ``register``.
+        row_shape: shape of one sample's tokens, ``(D,)`` or ``(T, D)``.
+
+    Raises:
+        SpecError: for a name that is no path part, or a shape of another rank.
+    """
+
+    level: str
+    kind: str
+    row_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(size) for size in self.row_shape)
+        object.__setattr__(self, "row_shape", shape)
+        for field, name in (("level", self.level), ("kind", self.kind)):
+            if not _NAME.fullmatch(name):
+                raise SpecError(
+                    where="ArraySpec",
+                    expected=f"a {field} of letters, digits, '_', '.' and '-'",
+                    got=repr(name),
+                    todo="Levels are block.0, block.1, ..., final; kinds are cls, ap, grid2, patch, register.",
+                )
+        if len(shape) not in (1, 2) or min(shape) < 1:
+            raise SpecError(
+                where=self.name,
+                expected="a row shape (D,) or (T, D)",
+                got=str(shape),
+                todo="Pass the shape of one sample's tokens, without the batch axis.",
+            )
+
+    @property
+    def name(self) -> str:
+        """Path of the array inside the store."""
+        return f"tokens/{self.level}/{self.kind}"
+
+
+def array_order(spec: ArraySpec) -> tuple[list[Any], list[Any]]:
+    """Sort key: levels by depth (``block.2``, ``block.10``, ``final``), then kinds by name and number.
+
+    >>> names = [("final", "cls"), ("block.10", "cls"), ("block.2", "cls"), ("block.2", "ap")]
+    >>> arrays = [ArraySpec(level=level, kind=kind, row_shape=(4,)) for level, kind in names]
+    >>> [array.name for array in sorted(arrays, key=array_order)]
+    ['tokens/block.2/ap', 'tokens/block.2/cls', 'tokens/block.10/cls', 'tokens/final/cls']
+    """
+    return natural_order(spec.level), natural_order(spec.kind)
+
+
+def natural_order(name: str) -> list[Any]:
+    """Sort key that takes digits as numbers."""
+    # re.split with a group alternates text and digits, so equal positions always hold equal types
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def path_name(text: str) -> str:
+    """`text` as one safe part of a path: other characters become ``-``; never hidden, never empty.
+
+    >>> path_name("timm/vit_small_patch14_dinov2"), path_name("../x y"), path_name("...")
+    ('timm-vit_small_patch14_dinov2', 'x-y', 'unnamed')
+    """
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:100] or "unnamed"
