@@ -1,0 +1,9 @@
+"""The kinds of data source, a file each. `pipeline.datasets.open_source` chooses one by a URI's scheme."""
+
+from .demo import DemoSource
+from .folder import FolderSource
+from .hdf5 import Hdf5Source
+from .image_source import BadImage, ImageSource
+from .wds import WdsSource
+
+__all__ = ["ImageSource", "BadImage", "FolderSource", "WdsSource", "Hdf5Source", "DemoSource"]

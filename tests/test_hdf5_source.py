@@ -1,0 +1,221 @@
+"""`hdf5:`: datasets of pixels and labels, named or found, in one file or two, as PatchCamelyon ships them."""
+
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from xxhash import xxh3_64_intdigest
+
+from pipeline.datasets import BadImage, open_source
+from pipeline.errors import RequestError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+LABELS = np.array([0, 1, 1, 0, 2, 1], dtype=np.uint8)
+
+
+def write(path: Path, /, attributes: dict | None = None, **datasets: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in datasets.items():
+            file.create_dataset(name, data=values)
+        file.attrs.update(attributes or {})
+    return path
+
+
+@pytest.fixture
+def pcam(tmp_path: Path) -> str:
+    """Two splits, pixels and labels in files of their own, labels of shape [N, 1, 1, 1]."""
+    for split, rows in (("train", slice(0, 4)), ("test", slice(4, 6))):
+        write(tmp_path / f"pcam_{split}_x.h5", x=PIXELS[rows])
+        write(tmp_path / f"pcam_{split}_y.h5", y=LABELS[rows].reshape(-1, 1, 1, 1))
+    return f"hdf5:{tmp_path}/pcam_{{split}}_x.h5?labels=pcam_{{split}}_y.h5::y"
+
+
+def message_of(uri: str, split: str = "train") -> str:
+    with pytest.raises(RequestError) as error:
+        open_source(uri, split)
+    return str(error.value)
+
+
+def test_pixels_and_labels_lie_in_two_files_as_patchcamelyon_ships_them(pcam):
+    train, test = open_source(pcam, "train"), open_source(pcam, "test")
+    assert train.ids == [f"pcam_train_x.h5[{row}]" for row in range(4)]
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 1, 0], [2, 1])
+    assert train.labels.dtype == np.int64
+    assert (train.name, train.split) == ("pcam_x", "train")
+    image, content_hash = test.load(1)
+    assert np.array_equal(np.asarray(image), PIXELS[5])
+    assert content_hash == xxh3_64_intdigest(PIXELS[5].tobytes())
+
+
+def test_without_class_names_classes_are_the_numbers_of_all_splits(pcam):
+    assert open_source(pcam, "train").class_names == ["0", "1", "2"]  # 2 is only in test
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("x", "label"), ("data", "y")])
+def test_the_usual_dataset_names_are_found(tmp_path, names):
+    write(tmp_path / "a_train.h5", **{names[0]: PIXELS, names[1]: LABELS})
+    assert open_source(f"hdf5:{tmp_path}/a_{{split}}.h5", "train").labels.tolist() == LABELS.tolist()
+
+
+def test_splits_may_be_groups_of_one_file(tmp_path):
+    write(tmp_path / "all.h5", **{"train/pix": PIXELS, "train/target": LABELS})
+    source = open_source(f"hdf5:{tmp_path}/all.h5?images={{split}}/pix&labels={{split}}/target", "train")
+    assert (len(source), source.name) == (6, "all")
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 12), (6, 5, 12, 1)])
+def test_grey_images_become_rgb(tmp_path, shape):
+    grey = PIXELS.reshape(shape)
+    write(tmp_path / "a_train.h5", x=grey, y=LABELS)
+    image, content_hash = open_source(f"hdf5:{tmp_path}/a_{{split}}.h5", "train").load(3)
+    assert (image.mode, image.size) == ("RGB", (12, 5))
+    assert np.array_equal(np.asarray(image)[:, :, 2], grey[3].reshape(5, 12))
+    assert content_hash == xxh3_64_intdigest(grey[3].tobytes())
+
+
+@pytest.mark.parametrize("holder", ["file", "dataset", "labels file"])
+def test_class_names_are_read_from_an_attribute(pcam, holder, tmp_path):
+    letter = "y" if holder == "labels file" else "x"
+    with h5py.File(tmp_path / f"pcam_train_{letter}.h5", "a") as file:
+        file.attrs["class_names"] = ["normal", "Tumór", b"other".decode()]
+    if holder == "dataset":
+        with h5py.File(tmp_path / "pcam_train_y.h5", "a") as file:
+            file["y"].attrs["classes"] = np.array([b"a", b"b", b"c"])
+    expected = ["a", "b", "c"] if holder == "dataset" else ["normal", "Tumór", "other"]
+    assert open_source(pcam, "train").class_names == expected
+
+
+def test_a_source_survives_pickling_after_its_file_was_opened(pcam):
+    source = open_source(pcam, "train")
+    before = source.load(2)[1]
+    assert pickle.loads(pickle.dumps(source)).load(2)[1] == before
+
+
+def test_a_compressed_chunk_larger_than_hdf5s_cache_is_unpacked_once(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 100, 100, 3), dtype=np.uint8)
+    with h5py.File(tmp_path / "a_train.h5", "w") as file:
+        file.create_dataset("x", data=pixels, chunks=(64, 100, 50, 3), compression="gzip")
+        file["y"] = np.zeros(64, dtype=np.int64)
+    source = open_source(f"hdf5:{tmp_path}/a_{{split}}.h5", "train")
+    source.load(0)
+    cache = source._open_in[1].file.id.get_access_plist().get_cache()
+    assert cache[2] >= 64 * 100 * 100 * 3
+
+
+def test_a_moved_copy_has_the_same_digest(pcam, tmp_path):
+    digest = open_source(pcam, "train").manifest_digest
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in tmp_path.glob("*.h5"):
+        file.rename(moved / file.name)
+    assert open_source(pcam.replace(str(tmp_path), str(moved)), "train").manifest_digest == digest
+
+
+def test_a_file_that_vanished_is_a_bad_image(pcam, tmp_path):
+    source = open_source(pcam, "train")
+    (tmp_path / "pcam_train_x.h5").unlink()
+    with pytest.raises(BadImage) as caught:
+        source.load(1)
+    assert caught.value.id == "pcam_train_x.h5[1]"
+    assert caught.value.file == f"{tmp_path}/pcam_train_x.h5::/x"
+
+
+# --- requests that cannot be met ---
+
+
+def test_an_address_without_a_split_is_refused(tmp_path):
+    assert "expected {split} where the split's name stands" in message_of(f"hdf5:{tmp_path}/a.h5")
+
+
+def test_no_such_split_lists_those_there_are(pcam, tmp_path):
+    assert message_of(pcam, "valid") == (
+        f"{pcam}, split valid: expected the file {tmp_path}/pcam_valid_x.h5, got the splits test, train. "
+        "Choose one of them with --split."
+    )
+
+
+def test_a_missing_labels_file(pcam, tmp_path):
+    (tmp_path / "pcam_train_y.h5").unlink()
+    assert message_of(pcam) == (
+        f"{tmp_path}/pcam_train_y.h5: expected an HDF5 file, got nothing there. "
+        "Check the path; copy or download the file again if it was cut."
+    )
+
+
+def test_a_file_that_is_not_hdf5(pcam, tmp_path):
+    (tmp_path / "pcam_train_x.h5").write_bytes(b"no")
+    assert (
+        f"{tmp_path}/pcam_train_x.h5: expected an HDF5 file, got a file that HDF5 cannot open"
+        in message_of(pcam)
+    )
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(pcam):
+    assert message_of(pcam + "&image=x").endswith(
+        "expected no options but images and labels, got image. Did you mean images?"
+    )
+
+
+def test_a_dataset_that_is_not_there_lists_those_that_are(pcam, tmp_path):
+    assert message_of(pcam + "&images=pictures") == (
+        f"{tmp_path}/pcam_train_x.h5: expected the dataset pictures, got the datasets x. Name it: ?images=NAME."
+    )
+
+
+def test_a_file_without_labels_says_how_to_name_another(pcam, tmp_path):
+    assert message_of(pcam.partition("?")[0]) == (
+        f"{tmp_path}/pcam_train_x.h5: expected a dataset called labels or label or y, got the datasets x. "
+        "Name it: ?labels=NAME, or ?labels=OTHERFILE::NAME for a file beside it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("pixels", "got"),
+    [
+        (PIXELS.astype(np.float32), "float32 [6, 5, 4, 3]"),
+        (np.moveaxis(PIXELS, 3, 1), "uint8 [6, 3, 5, 4]"),
+        (PIXELS[:0], "uint8 [0, 5, 4, 3]"),
+        (PIXELS.reshape(6, -1), "uint8 [6, 60]"),
+    ],
+)
+def test_pixels_of_another_layout_are_refused(tmp_path, pixels, got):
+    path = write(tmp_path / "a_train.h5", x=pixels, y=LABELS)
+    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
+        f"{path}::/x: expected images as uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], got {got}. "
+        "Name another dataset with ?images=NAME, or convert this one."
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        (LABELS.astype(np.float32), "float32 [6]"),
+        (np.eye(6, 3, dtype=np.int64), "int64 [6, 3]"),
+        (np.array([0, 1, -1, 0, 2, 1]), "int64 [6] with -1"),
+        (np.int64(3), "int64 []"),
+    ],
+)
+def test_labels_that_are_no_class_indices_are_refused(tmp_path, labels, got):
+    path = write(tmp_path / "a_train.h5", x=PIXELS, y=labels)
+    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
+        f"{path}::/y: expected one class index an image: integers [N], none negative, got {got}. "
+        "Name another dataset with ?labels=NAME."
+    )
+
+
+def test_as_many_labels_as_images(tmp_path):
+    write(tmp_path / "a_train.h5", x=PIXELS, y=LABELS[:5])
+    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
+        f"hdf5:{tmp_path}/a_{{split}}.h5, split train: expected 6 labels, one an image, got 5. "
+        "Check that both datasets belong to the same split."
+    )
+
+
+def test_a_class_beyond_the_names(tmp_path):
+    write(tmp_path / "a_train.h5", attributes={"classes": ["a", "b"]}, x=PIXELS, y=LABELS)
+    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
+        f"labels of hdf5:{tmp_path}/a_{{split}}.h5, split train: expected classes from 0 to 1, as many as there are "
+        "class names, got 2. Correct the labels or the class names."
+    )

@@ -1,0 +1,435 @@
+"""`wds:`: the index of tars equals Python's own, samples are complete, damage is found and named."""
+
+import io
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from xxhash import xxh3_64_intdigest
+
+from pipeline.datasets import BadImage, open_source
+from pipeline.errors import RequestError
+from pipeline.sources.tar_index import DamagedTar, walk_tar
+
+CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "wds_cifar10_subset"
+
+
+def encoded_image(seed: int, format: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, format)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def samples(first: int, count: int, num_classes: int = 3) -> list[tuple[str, bytes]]:
+    members = []
+    for number in range(first, first + count):
+        members.append((f"s{number:04d}.png", encoded_image(number)))
+        members.append((f"s{number:04d}.cls", str(number % num_classes).encode()))
+    return members
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Two training shards of 4 and 3 samples, one test shard of 2, three classes."""
+    root = tmp_path / "trees"
+    write_tar(root / "train" / "0.tar", samples(0, 4))
+    write_tar(root / "train" / "1.tar", samples(4, 3))
+    write_tar(root / "test" / "0.tar", samples(7, 2))
+    (root / "train" / "nshards.txt").write_text("2\n")
+    (root / "test" / "nshards.txt").write_text("1")
+    (root / "classnames.txt").write_text("oak\nÖlbaum\nfir\n", encoding="utf-8")
+    return root
+
+
+def message_of(uri: str, split: str = "train") -> str:
+    with pytest.raises(RequestError) as error:
+        open_source(uri, split)
+    return str(error.value)
+
+
+# --- the layout of the CLIP benchmark ---
+
+
+def test_samples_come_in_the_order_of_shards_and_members(dataset):
+    source = open_source(f"wds:{dataset}", "train")
+    assert source.ids == [f"train/0.tar/s000{n}" for n in range(4)] + [
+        f"train/1.tar/s000{n}" for n in range(4, 7)
+    ]
+    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert source.class_names == ["oak", "Ölbaum", "fir"]
+    assert (source.name, source.split) == ("trees", "train")
+
+
+def test_each_image_is_read_at_its_place(dataset):
+    source = open_source(f"wds:{dataset}", "train")
+    for row in (6, 0, 5, 1, 4):  # back and forth between shards
+        image, content_hash = source.load(row)
+        assert content_hash == xxh3_64_intdigest(encoded_image(row))
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(encoded_image(row)))))
+
+
+def test_all_image_formats_and_the_first_of_several(tmp_path):
+    formats = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "webp": "webp"}
+    members = [(f"dir/{key}.{key}", encoded_image(1, form)) for key, form in formats.items()]
+    members += [(f"dir/{key}.cls", b"0") for key in formats]
+    members += [("two.png", encoded_image(2)), ("two.jpg", encoded_image(3, "jpeg")), ("two.cls", b"1\n")]
+    members += [
+        ("UPPER.PNG", encoded_image(4)),
+        ("UPPER.CLS", b"2"),
+        ("UPPER.json", b"{}"),
+        (".hidden.png", b""),
+    ]
+    write_tar(tmp_path / "train" / "a.tar", members)
+    source = open_source(f"wds:{tmp_path}", "train")
+    keys = ["dir/jpg", "dir/jpeg", "dir/png", "dir/webp", "two", "UPPER"]
+    assert source.ids == [f"train/a.tar/{key}" for key in keys]
+    assert source.load(4)[1] == xxh3_64_intdigest(encoded_image(3, "jpeg"))
+
+
+def test_only_as_many_shards_as_nshards_says(dataset):
+    (dataset / "train" / "nshards.txt").write_text("1")
+    assert len(open_source(f"wds:{dataset}", "train")) == 4
+
+
+def test_without_nshards_all_tars_in_numeric_order(tmp_path):
+    for number in (10, 9, 1):
+        write_tar(tmp_path / "train" / f"{number}.tar", samples(number, 1))
+    assert [id.split("/")[1] for id in open_source(f"wds:{tmp_path}", "train").ids] == [
+        "1.tar",
+        "9.tar",
+        "10.tar",
+    ]
+
+
+def test_without_class_names_classes_are_the_numbers_of_all_splits(dataset):
+    (dataset / "classnames.txt").unlink()
+    write_tar(dataset / "test" / "0.tar", samples(7, 2, num_classes=9))
+    assert open_source(f"wds:{dataset}", "train").class_names == [str(n) for n in range(9)]
+
+
+def test_a_source_survives_pickling_and_a_moved_copy_has_the_same_digest(dataset, tmp_path):
+    source = open_source(f"wds:{dataset}", "train")
+    source.load(0)
+    assert pickle.loads(pickle.dumps(source)).load(6)[1] == source.load(6)[1]
+    moved = shutil.copytree(dataset, tmp_path / "moved")
+    assert open_source(f"wds:{moved}", "train").manifest_digest == source.manifest_digest
+
+
+# --- patterns ---
+
+
+def test_a_pattern_and_a_folder_give_the_same_samples(dataset):
+    by_folder = open_source(f"wds:{dataset}", "train")
+    by_pattern = open_source(f"wds:{dataset}/{{split}}/{{0..1}}.tar", "train")
+    assert by_pattern.manifest_digest == by_folder.manifest_digest
+    assert by_pattern.name == "trees"
+
+
+def test_a_pattern_with_the_split_in_the_file_name(tmp_path, monkeypatch):
+    for number in (8, 9, 10):
+        write_tar(tmp_path / f"trees-train-{number:03d}.tar", samples(number, 1))
+    monkeypatch.chdir(tmp_path)
+    source = open_source("wds:trees-{split}-{008..010}.tar", "train")
+    assert source.ids == [f"trees-train-{n:03d}.tar/s{n:04d}" for n in (8, 9, 10)]
+    assert source.name == "trees"
+    assert source.load(2)[1] == xxh3_64_intdigest(encoded_image(10))
+
+
+def test_a_pattern_without_a_split_is_refused(dataset):
+    assert message_of(f"wds:{dataset}/train/{{0..1}}.tar") == (
+        f"wds:{dataset}/train/{{0..1}}.tar: expected {{split}} where the split's name stands, so that training and "
+        "test data differ, got no {split}. Put it into the path."
+    )
+
+
+@pytest.mark.parametrize("braces", ["{1..0}", "{}", "{a..c}", "{x}"])
+def test_braces_that_mean_nothing_are_refused(dataset, braces):
+    assert message_of(f"wds:{dataset}/{{split}}/{braces}.tar") == (
+        f"the pattern {dataset}/train/{braces}.tar: expected {{split}}, a range like {{000..010}} or a list like {{a,b}}, "
+        f"got {braces}. Correct the braces."
+    )
+
+
+def test_a_shard_named_twice_repeats_its_ids(dataset):
+    assert message_of(f"wds:{dataset}/{{split}}/{{0,0}}.tar") == (
+        "split train of trees: expected distinct sample ids, got 'train/0.tar/s0000' more than once, "
+        "one of 4 such ids. Rename or remove the repeated samples."
+    )
+
+
+# --- what is not there ---
+
+
+def test_no_such_folder(tmp_path):
+    assert message_of(f"wds:{tmp_path}/none") == (
+        f"wds:{tmp_path}/none: expected a folder, got nothing there. "
+        "Give the folder above the splits, or a pattern such as wds:DIR/{split}/{000..010}.tar."
+    )
+
+
+def test_a_single_tar_in_place_of_the_folder(dataset):
+    assert "expected a folder, got a file." in message_of(f"wds:{dataset}/train/0.tar")
+
+
+@pytest.mark.parametrize("form", ["{dataset}", "{dataset}/{{split}}/{{0..1}}.tar"])
+def test_no_such_split_lists_those_there_are(dataset, form):
+    message = message_of("wds:" + form.format(dataset=dataset), "val")
+    assert message.endswith("got the splits test, train. Choose one of them with --split.")
+    assert f"expected {'tars in ' if form == '{dataset}' else ''}{dataset}/val" in message
+
+
+def test_no_split_at_all(tmp_path):
+    assert message_of(f"wds:{tmp_path}") == (
+        f"wds:{tmp_path}, split train: expected tars in {tmp_path}/train, got no split at all. Check the path."
+    )
+
+
+def test_a_missing_shard_is_named(dataset):
+    (dataset / "train" / "1.tar").unlink()
+    assert message_of(f"wds:{dataset}") == (
+        f"{dataset}/train: expected 2 shards (nshards.txt says 2), got 1 missing: 1.tar. "
+        "Copy or download the missing shards."
+    )
+    assert message_of(f"wds:{dataset}/{{split}}/{{0..8}}.tar") == (
+        f"{dataset}/train: expected 9 shards (so many names has the pattern), got 8 missing: "
+        "1.tar, 2.tar, 3.tar, 4.tar, 5.tar, .... Copy or download the missing shards."
+    )
+
+
+def test_an_nshards_file_that_holds_no_number(dataset):
+    (dataset / "train" / "nshards.txt").write_text("two")
+    assert message_of(f"wds:{dataset}") == (
+        f"{dataset}/train/nshards.txt: expected the number of shards, got 'two'. Correct the file."
+    )
+
+
+def test_a_tar_without_samples(tmp_path):
+    write_tar(tmp_path / "train" / "0.tar", [])
+    assert message_of(f"wds:{tmp_path}") == (
+        f"wds:{tmp_path}, split train: expected samples with an image and a class, got 1 tars without samples. "
+        "Check how the shards were written."
+    )
+
+
+# --- bad samples ---
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([("a.png", b"x"), ("a.json", b"{}")], "expected a class (cls), got only json, png."),
+        (
+            [("a.cls", b"1"), ("a.txt", b"oak")],
+            "expected an image (jpg, jpeg, png, webp), got only cls, txt.",
+        ),
+        ([("a.png", b"x"), ("a.cls", b"oak")], "expected a class index in cls, got b'oak'."),
+        ([("a.png", b"x"), ("a.cls", b"-1")], "expected a class index in cls, got b'-1'."),
+        ([("a.png", b"x"), ("a.cls", b"")], "expected a class index in cls, got b''."),
+        (
+            [("a.png", b"x"), ("a.cls", b"1"), ("a.png", b"x")],
+            "expected one png, got a second one at byte 4608.",
+        ),
+    ],
+)
+def test_an_incomplete_sample_is_named(dataset, members, expected):
+    shard = write_tar(dataset / "train" / "1.tar", [*samples(0, 1), *members])
+    assert message_of(f"wds:{dataset}") == f"sample a in {shard}: {expected} Write this shard again."
+
+
+def test_a_class_beyond_the_names_is_named(dataset):
+    (dataset / "classnames.txt").write_text("oak\nash\n")
+    assert message_of(f"wds:{dataset}") == (
+        f"sample train/0.tar/s0002 in {dataset}: expected a class from 0 to 1 ({dataset}/classnames.txt has 2 names), "
+        "got 2. Correct classnames.txt or the sample's cls."
+    )
+
+
+def test_a_corrupt_image_is_named_with_its_place_in_the_tar(dataset):
+    write_tar(dataset / "train" / "1.tar", [("a.jpg", b"not a jpeg"), ("a.cls", b"1")])
+    source = open_source(f"wds:{dataset}", "train")
+    with pytest.raises(BadImage) as caught:
+        source.load(4)
+    assert caught.value.id == "train/1.tar/a"
+    assert caught.value.file == f"{dataset}/train/1.tar at byte 512"
+    assert caught.value.reason == "bytes in no image format that Pillow knows"
+
+
+def test_a_tar_cut_after_opening_is_a_bad_image(dataset):
+    source = open_source(f"wds:{dataset}", "train")
+    with (dataset / "train" / "0.tar").open("r+b") as file:
+        file.truncate(600)
+    with pytest.raises(BadImage, match="the tar ends after 88 of"):
+        source.load(0)
+
+
+# --- damaged tars ---
+
+
+def test_a_truncated_tar_is_reported_wherever_it_was_cut(dataset):
+    shard = dataset / "train" / "1.tar"
+    content = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        ends = [
+            member.offset_data + member.size for member in tar.getmembers() if member.name.endswith(".cls")
+        ]
+    end_of_data = -(-ends[-1] // 512) * 512
+    for cut in range(0, end_of_data, 128):
+        shard.write_bytes(content[:cut])
+        message = message_of(f"wds:{dataset}")
+        assert message.startswith(f"{shard} at byte ")
+        assert f"; {sum(end <= cut for end in ends)} whole samples lie before. Copy or download" in message
+    shard.write_bytes(content[: end_of_data + 512])  # a lone zero block ends a tar, as tarfile reads it
+    assert len(open_source(f"wds:{dataset}", "train")) == 7
+
+
+def test_the_message_for_a_truncated_tar(dataset):
+    shard = dataset / "train" / "1.tar"
+    shard.write_bytes(shard.read_bytes()[:2600])
+    assert message_of(f"wds:{dataset}") == (
+        f"{shard} at byte 2560: expected a whole, uncompressed tar, got the file ends SIZE bytes before the end of "
+        "s0005.png; 1 whole samples lie before. Copy or download this shard again.".replace(
+            "SIZE", str(2560 + len(encoded_image(5)) - 2600)
+        )
+    )
+
+
+def test_a_tar_cut_between_two_samples_is_not_taken_for_a_whole_one(dataset):
+    shard = dataset / "train" / "1.tar"
+    shard.write_bytes(shard.read_bytes()[:2048])
+    assert "the file ends before the tar's end mark; 1 whole samples lie before" in message_of(
+        f"wds:{dataset}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            b"\x1f\x8b" + bytes(2000),
+            "at byte 0: expected a whole, uncompressed tar, got the file is compressed;",
+        ),
+        (b"PK" + b"x" * 2000, "at byte 0: expected a whole, uncompressed tar, got the file is not a tar;"),
+        (b"", "at byte 0: expected a whole, uncompressed tar, got the file ends before the tar's end mark;"),
+    ],
+)
+def test_a_file_that_is_no_tar(dataset, content, problem):
+    shard = dataset / "train" / "1.tar"
+    shard.write_bytes(content)
+    assert message_of(f"wds:{dataset}").startswith(f"{shard} {problem} 0 whole samples")
+
+
+def test_a_flipped_byte_in_a_header_is_found(dataset):
+    shard = dataset / "train" / "1.tar"
+    content = bytearray(shard.read_bytes())
+    content[1024 + 2] ^= 1
+    shard.write_bytes(content)
+    assert (
+        f"{shard} at byte 1024: expected a whole, uncompressed tar, got a header fails its checksum"
+        in message_of(f"wds:{dataset}")
+    )
+
+
+def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    info = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    info[124:136] = size
+    info[156:157] = kind
+    info[148:156] = b" " * 8
+    info[148:156] = f"{sum(info):06o}\0 ".encode()
+    return bytes(info)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (header("a", b"not a number"), "the size of a is no number"),
+        (header("a", b"00000000000\0", b"S"), "a is stored sparse, which is not supported"),
+        (header("a", b"00000000005\0", b"x") + b"0 a=b" + bytes(507), "an extended header is damaged"),
+        (header("a", b"00000000005\0", b"x") + b"9 a=b" + bytes(507), "an extended header is damaged"),
+    ],
+)
+def test_headers_that_no_reader_should_follow(tmp_path, content, problem):
+    path = tmp_path / "a.tar"
+    path.write_bytes(content + bytes(1024))
+    with path.open("rb") as file, pytest.raises(DamagedTar) as caught:
+        list(walk_tar(file))
+    assert caught.value.problem == problem
+
+
+names = st.text(
+    st.characters(blacklist_categories=["Cs"], blacklist_characters="\0/"), min_size=1, max_size=120
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    members=st.lists(
+        st.tuples(st.lists(names, min_size=1, max_size=3), st.binary(max_size=1500)), max_size=5
+    ),
+    format=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
+def test_the_walk_finds_what_tarfile_finds(tmp_path_factory, members, format):
+    path = tmp_path_factory.getbasetemp() / "walk.tar"
+    write_tar(path, [("/".join(parts), content) for parts, content in members], format)
+    with path.open("rb") as file, tarfile.open(path) as tar:
+        expected = [(member.name, member.offset_data, member.size) for member in tar.getmembers()]
+        assert [(member.name, member.offset, member.size) for member in walk_tar(file)] == expected
+
+
+def test_the_walk_reads_folders_links_long_ustar_names_and_base_256_sizes(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, kind in (
+            ("dir", tarfile.DIRTYPE),
+            ("link", tarfile.SYMTYPE),
+            ("d" * 90 + "/" + "f" * 90, b"0"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "x" if kind == tarfile.SYMTYPE else ""
+            tar.addfile(info)
+    with path.open("rb") as file:
+        assert [member.name for member in walk_tar(file)] == ["d" * 90 + "/" + "f" * 90]
+    path.write_bytes(header("big", b"\x80" + bytes(10) + b"\x05") + b"hello" + bytes(507 + 1024))
+    with path.open("rb") as file:
+        assert [(member.name, member.size) for member in walk_tar(file)] == [("big", 5)]
+
+
+# --- real photographs ---
+
+
+@pytest.mark.skipif(
+    not CIFAR.is_dir(), reason="the CIFAR-10 subset lies beside the checkout only where it was shared"
+)
+class TestCifarSubset:
+    def test_it_has_5000_and_2000_photographs_of_10_classes_each_equally_often(self):
+        train, test = open_source(f"wds:{CIFAR}", "train"), open_source(f"wds:{CIFAR}", "test")
+        assert (len(train), len(test), train.num_classes) == (5000, 2000, 10)
+        assert train.class_names[0] == "airplane"
+        assert np.bincount(train.labels).tolist() == [500] * 10
+        assert np.bincount(test.labels).tolist() == [200] * 10
+
+    def test_every_hundredth_image_decodes_and_its_bytes_are_those_tarfile_extracts(self):
+        source = open_source(f"wds:{CIFAR}", "test")
+        with tarfile.open(CIFAR / "test" / "0.tar") as tar:
+            for row in range(0, 1000, 100):
+                image, content_hash = source.load(row)
+                member = tar.extractfile(source.ids[row].removeprefix("test/0.tar/") + ".jpg")
+                assert member is not None
+                assert content_hash == xxh3_64_intdigest(member.read())
+                assert (image.size, image.mode) == ((32, 32), "RGB")
