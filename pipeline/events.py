@@ -1,0 +1,128 @@
+"""What the stages report while they work. Stages never print: the console shows these, and a program can read them.
+
+Every event is a small frozen record; times are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionStarted:
+    """Stage one begins, or goes on with, a store."""
+
+    store: Path
+    backbone: str
+    dataset: str
+    split: str
+    num_rows: int
+    num_pending: int  # rows still to compute: fewer than num_rows after a crash or when kinds are added
+    num_arrays: int  # (level, kind) pairs asked for
+    device: str
+    precision: str
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionProgress:
+    """One batch is on its way to the disk."""
+
+    num_done: int
+    num_pending: int
+    num_batches: int
+    elapsed_s: float
+    decode_s: float  # waiting for decoded images
+    compute_s: float  # in the model, the cast and the copy to the host
+    write_s: float  # waiting for the writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSkipped:
+    """An image could not be read and `--on-bad-image skip` was given; its id is recorded in the store."""
+
+    sample_id: str
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensOutOfRange:
+    """Values that the storage dtype could not hold, or that were not finite, in one array so far."""
+
+    array: str
+    num_saturated: int
+    num_nonfinite: int
+    storage_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionFinished:
+    """The store is complete."""
+
+    store: Path
+    num_rows: int
+    num_computed: int
+    size_bytes: int
+    elapsed_s: float
+    decode_s: float
+    compute_s: float
+    write_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheReused:
+    """Everything asked for was in the store already."""
+
+    store: Path
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeStarted:
+    """The sweep of one probe begins."""
+
+    probe: str
+    num_settings: int
+    num_rows: int
+    token_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeProgress:
+    """Steps of a phase (`sweep` or `refit`) of one probe."""
+
+    probe: str
+    phase: str
+    step: int
+    num_steps: int
+    num_probes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFinished:
+    """One row of results."""
+
+    probe: str
+    row: dict[str, object]
+    reused: bool
+
+
+Event = (
+    ExtractionStarted
+    | ExtractionProgress
+    | ImageSkipped
+    | TokensOutOfRange
+    | ExtractionFinished
+    | CacheReused
+    | ProbeStarted
+    | ProbeProgress
+    | ProbeFinished
+)
+Emit = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener of those who do not listen."""

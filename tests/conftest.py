@@ -1,0 +1,20 @@
+"""What several test files need: a small folder of real image files, and threads pinned so that results repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from photos import write_photos
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes; 40 images a class to train on, 20 to test on."""
+    return write_photos(tmp_path_factory.mktemp("photos"), {"train": 40, "test": 20})

@@ -1,0 +1,200 @@
+"""Stage one: what lands in the store is what the model says, whatever happened on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from photos import TINY_MODEL, write_photos
+
+from cache import TokenCache
+from cache.errors import StoreLockedError
+from pipeline import PipelineError, RequestError
+from pipeline.backbones import Backbone, open_backbone
+from pipeline.datasets import BadImage, ImageSource, open_source
+from pipeline.events import (
+    CacheReused,
+    Event,
+    ExtractionFinished,
+    ExtractionProgress,
+    ExtractionStarted,
+    ImageSkipped,
+    TokensOutOfRange,
+)
+from pipeline.extract import ExtractConfig, extract, spec_of
+from pipeline.rounding import round_tokens
+
+ARRAYS = tuple((level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch"))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return open_backbone(TINY_MODEL, weights="random", image_size=32)
+
+
+@pytest.fixture(scope="module")
+def source(photos: Path) -> ImageSource:
+    return open_source(f"folder:{photos}", "train")
+
+
+def run(backbone: Backbone, source: ImageSource, root: Path, **config: Any) -> tuple[Path, list[Event]]:
+    events: list[Event] = []
+    config = {"arrays": ARRAYS, "batch_size": 16, "num_workers": 0} | config
+    settings = ExtractConfig(**config)
+    store = spec_of(backbone, source, settings.storage_dtype).store_path(root)
+    extract(backbone, source, settings, store, emit=events.append)
+    return store, events
+
+
+def tree(store: Path) -> dict[str, str]:
+    """Every file of a store and the digest of its bytes."""
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(backbone: Backbone, source: ImageSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(backbone, source, tmp_path_factory.mktemp("caches"))[0]
+
+
+@pytest.mark.parametrize("storage_dtype", ["float16", "float32", "bfloat16"])
+def test_the_store_holds_the_models_tokens_rounded_to_the_storage_dtype(
+    backbone: Backbone, source: ImageSource, tmp_path: Path, storage_dtype: str
+) -> None:
+    store, _ = run(backbone, source, tmp_path, storage_dtype=storage_dtype)
+    cache = TokenCache.open(store, spec_of(backbone, source, storage_dtype))
+    images = torch.stack([backbone.transform(source.load(row)[0]) for row in range(16)])
+    forward = backbone.compile(["block.0", "block.11", "final"], ["cls", "ap", "grid2", "patch"])
+    tokens = forward(images)
+    for level, kind in ARRAYS:
+        stored = cache.tokens(level, kind).read(0, 16)
+        np.testing.assert_array_equal(stored, round_tokens(tokens[level][kind], storage_dtype).values)
+
+
+def test_labels_ids_hashes_and_class_names_are_those_of_the_source(finished: Path, source: ImageSource) -> None:
+    cache = TokenCache.open(finished)
+    np.testing.assert_array_equal(cache.labels, source.labels)
+    assert list(cache.sample_ids) == source.ids
+    assert [int(value) for value in cache.content_hashes[:5]] == [source.load(row)[1] for row in range(5)]
+    assert cache.attributes["class_names"] == ["blue", "green", "red"]
+
+
+def test_a_second_run_computes_nothing_and_changes_no_byte(
+    backbone: Backbone, source: ImageSource, finished: Path
+) -> None:
+    before = tree(finished)
+    _, events = run(backbone, source, finished.parents[2])
+    assert [type(event) for event in events] == [CacheReused]
+    assert tree(finished) == before
+
+
+def test_decoding_processes_do_not_change_a_byte(
+    backbone: Backbone, source: ImageSource, finished: Path, tmp_path: Path
+) -> None:
+    store, _ = run(backbone, source, tmp_path, num_workers=2)
+    assert tree(store) == tree(finished)
+
+
+def test_kinds_added_later_give_the_store_that_is_written_at_once(
+    backbone: Backbone, source: ImageSource, finished: Path, tmp_path: Path
+) -> None:
+    run(backbone, source, tmp_path, arrays=ARRAYS[:2])
+    store, events = run(backbone, source, tmp_path)
+    started = next(event for event in events if isinstance(event, ExtractionStarted))
+    assert started.num_pending == len(source)
+    assert tree(store) == tree(finished)
+
+
+def test_progress_counts_every_image_once_and_says_where_time_went(
+    backbone: Backbone, source: ImageSource, tmp_path: Path
+) -> None:
+    _, events = run(backbone, source, tmp_path)
+    progress = [event for event in events if isinstance(event, ExtractionProgress)]
+    assert [event.num_batches for event in progress] == list(range(1, len(progress) + 1))
+    assert progress[-1].num_done == progress[-1].num_pending == len(source)
+    finished = events[-1]
+    assert isinstance(finished, ExtractionFinished)
+    waited = finished.decode_s + finished.compute_s + finished.write_s
+    assert 0.5 * finished.elapsed_s < waited <= finished.elapsed_s
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> ImageSource:
+    photos = write_photos(tmp_path / "photos", {"train": 8})
+    (photos / "train" / "green" / "003.png").write_bytes(b"not an image")
+    return open_source(f"folder:{photos}", "train")
+
+
+def test_an_unreadable_image_stops_the_run_by_default_and_is_named(
+    backbone: Backbone, damaged: ImageSource, tmp_path: Path
+) -> None:
+    with pytest.raises(BadImage, match=r"image train/green/003\.png in .*003\.png: .*--on-bad-image skip"):
+        run(backbone, damaged, tmp_path / "caches")
+
+
+def test_a_skipped_image_is_recorded_and_left_out_of_the_rows(
+    backbone: Backbone, damaged: ImageSource, tmp_path: Path
+) -> None:
+    store, events = run(backbone, damaged, tmp_path / "caches", on_bad_image="skip")
+    skipped = [event for event in events if isinstance(event, ImageSkipped)]
+    assert [event.sample_id for event in skipped] == ["train/green/003.png"]
+    cache = TokenCache.open(store)
+    row = damaged.ids.index("train/green/003.png")
+    assert list(cache.skipped) == [row]
+    assert row not in cache.rows
+    assert len(cache.rows) == len(damaged) - 1
+    assert not np.any(cache.tokens("final", "cls").read(row, row + 1))
+
+
+def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    backbone = open_backbone(TINY_MODEL, weights="random", image_size=32)
+    with torch.no_grad():
+        backbone.tower.blocks[3].norm2.bias[7] = 1e6  # type: ignore[union-attr, index]
+    arrays = (("block.2", "cls"), ("block.3", "cls"))
+    store, events = run(backbone, source, tmp_path, arrays=arrays)
+    told = [event for event in events if isinstance(event, TokensOutOfRange)]
+    assert {event.array for event in told} == {"tokens/block.3/cls"}
+    assert told[-1].num_saturated == len(source)
+    assert told[-1].num_nonfinite == 0
+    assert TokenCache.open(store).notes.saturated == {"tokens/block.3/cls": len(source)}
+
+
+def test_a_store_held_by_another_process_is_refused(
+    backbone: Backbone, source: ImageSource, finished: Path, tmp_path: Path
+) -> None:
+    from cache import CacheWriter
+
+    store = spec_of(backbone, source, "float16").store_path(tmp_path)
+    cache = TokenCache.open(finished)
+    arguments: dict[str, Any] = {"labels": source.labels, "sample_ids": source.ids, "batch_size": 16}
+    writer = CacheWriter.open(store, cache.spec, list(cache.arrays.values()), **arguments)
+    with writer, pytest.raises(StoreLockedError, match=r"process \d+ on .*Wait until it is done"):
+        run(backbone, source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"arrays": ()}, "--levels, --kinds: expected at least one of each, got none"),
+        ({"batch_size": 0}, "--batch-size: expected 1 or more, got 0"),
+        ({"num_workers": -1}, "--workers: expected 0 or more, got -1"),
+        ({"on_bad_image": "ignore"}, "--on-bad-image: expected stop or skip, got ignore"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        ExtractConfig(**({"arrays": ARRAYS} | config))
+
+
+def test_a_level_the_model_lacks_is_refused_before_anything_is_written(
+    backbone: Backbone, source: ImageSource, tmp_path: Path
+) -> None:
+    with pytest.raises(PipelineError, match=r"block\.12"):
+        run(backbone, source, tmp_path, arrays=(("block.12", "cls"),))
+    assert list(tmp_path.iterdir()) == []
