@@ -1,0 +1,125 @@
+"""A saved probe comes back bit for bit, and a damaged one is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from probes.attentive import AttentiveProbe
+from probes.checkpoint import load_probe, save_probe
+from probes.errors import CheckpointError, CheckpointMissing
+from probes.linear import LinearProbe
+
+MASK = torch.tensor([True, False, True])
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        AttentiveProbe(10, 3, 4, seed=5),
+        AttentiveProbe(10, 3, 4, token_mask=MASK),
+        AttentiveProbe(10, 3, 4).double(),
+        LinearProbe(7, 3),
+    ],
+)
+def test_a_probe_comes_back_bit_for_bit_with_its_config(
+    tmp_path: Path, probe: AttentiveProbe | LinearProbe
+) -> None:
+    config = {"model": "timm/x", "levels": ["block.0", "final"], "classes": ["é", "b"]}
+    save_probe(tmp_path / "new" / "probe", probe, config)
+    loaded, same = load_probe(tmp_path / "new" / "probe")
+    assert same == config
+    assert type(loaded) is type(probe)
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert state.keys() == probe.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in probe.state_dict().items())
+    files = sorted(path.name for path in (tmp_path / "new" / "probe").iterdir())
+    assert files == ["probe.json", "probe.safetensors"]
+
+
+def test_saving_again_replaces_what_was_there(tmp_path: Path) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3, seed=0), {"number": 1})
+    save_probe(tmp_path, LinearProbe(5, 2, seed=1), {"number": 2})
+    probe, config = load_probe(tmp_path)
+    assert config == {"number": 2}
+    assert isinstance(probe, LinearProbe)
+    assert probe.num_features == 5
+
+
+def test_a_save_that_is_cut_short_leaves_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3, seed=0), {})
+    monkeypatch.setattr("probes.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_probe(tmp_path, LinearProbe(7, 3, seed=1), {})
+    with pytest.raises(CheckpointMissing):
+        load_probe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["probe.json", "probe.safetensors"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3), {})
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointMissing) as error:
+        load_probe(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: expected the file {name}, got none. Train and save the probe again."
+    )
+
+
+def test_weights_of_another_head_are_refused_tensor_by_tensor(tmp_path: Path) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3), {})
+    weights = load_file(tmp_path / "probe.safetensors")
+    weights["classifier.weight"] = torch.zeros(3, 8)
+    weights["extra"] = weights.pop("classifier.bias")
+    save_file(weights, tmp_path / "probe.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        load_probe(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'probe.safetensors'}: expected classifier.bias [3], classifier.weight [3, 7], "
+        "extra absent, got classifier.bias absent, classifier.weight [3, 8], extra [3]. "
+        "The weights do not belong to probe.json; save the probe again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "JSON with format, head and config"),
+        ("[]", "JSON with format, head and config"),
+        ('{"format": 1}', "JSON with format, head and config"),
+        ('{"format": 1, "config": {}, "head": {"kind": "conv"}}', "a head this version knows"),
+        ('{"format": 1, "config": {}, "head": {"kind": "linear", "depth": 3}}', "a head this version knows"),
+        ('{"format": 1, "config": {}, "head": 3}', "a head this version knows"),
+    ],
+)
+def test_a_damaged_description_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3), {})
+    (tmp_path / "probe.json").write_text(text)
+    with pytest.raises(CheckpointError) as error:
+        load_probe(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'probe.json'}: expected {expected} (")
+    assert str(error.value).endswith("got something else. The file is damaged; save the probe again.")
+
+
+def test_a_description_of_another_format_is_refused(tmp_path: Path) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3), {})
+    description = json.loads((tmp_path / "probe.json").read_text())
+    (tmp_path / "probe.json").write_text(json.dumps(description | {"format": 2}))
+    with pytest.raises(CheckpointError) as error:
+        load_probe(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'probe.json'}: expected format 1, got format 2. Load it with the version that wrote it."
+    )
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3), {})
+    (tmp_path / "probe.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(CheckpointError) as error:
+        load_probe(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'probe.safetensors'}: expected a safetensors file (")
