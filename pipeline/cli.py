@@ -1,0 +1,406 @@
+"""The command line: parse, call, show. Everything it does can be done from Python with the modules it calls.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong. Nothing heavy is imported before a command runs, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .backbones import Backbone
+    from .datasets import ImageSource
+    from .events import Emit
+    from .probe import Store
+    from .request import ModelRequest
+
+Command = Callable[..., Any]
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # - and _ are the same in option names
+    "max_content_width": 110,
+}
+
+
+class _Layerbank(click.Group):
+    """Turns our errors into four lines and an exit code; everything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            from .console import print_error
+
+            todo = "What was committed is kept: run the same command again to go on."
+            print_error("interrupted", {"do": todo})
+            ctx.exit(130)
+        except Exception as error:  # judged below: ours is shown, any other is raised again
+            if not all(hasattr(error, part) for part in ("where", "expected", "got", "todo")):
+                raise
+            from .console import print_error
+
+            shown: Any = error
+            print_error(shown.where, {"expected": shown.expected, "got": shown.got, "do": shown.todo})
+            ctx.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    """1 when the work failed, 2 when the request was wrong."""
+    return 1 if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, FileNotFoundError) else 2
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, shown by --help in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+_batch_size = click.option(
+    "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a forward pass."
+)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Decoding processes; 0 decodes in this one.",
+)
+_on_bad_image = click.option(
+    "--on-bad-image",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do with an image that cannot be read; skipped ids are recorded.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
+_DIR = click.Path(file_okay=False, path_type=Path)
+
+_extraction_options = _options(
+    click.option(
+        "--model",
+        required=True,
+        help="timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, demo/vit-s-focus.",
+    ),
+    click.option(
+        "--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"
+    ),
+    click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
+    click.option("--data", required=True, help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE or demo:digits."),
+    click.option(
+        "--tap",
+        type=click.Choice(["norm2", "block"]),
+        default="norm2",
+        show_default=True,
+        help="Where a block is read.",
+    ),
+    click.option(
+        "--image-size",
+        type=click.IntRange(1),
+        help="Side of the square input in pixels. [default: the model's own]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        help="Of weights and activations; auto is float16 on a GPU, float32 on a CPU.",
+    ),
+    click.option(
+        "--storage-dtype",
+        type=click.Choice(["float16", "float32", "bfloat16"]),
+        default="float16",
+        show_default=True,
+        help="Of tokens on disk.",
+    ),
+    click.option(
+        "--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."
+    ),
+    _device,
+    _batch_size,
+    _workers,
+    _on_bad_image,
+)
+
+
+@click.group(cls=_Layerbank, context_settings=CONTEXT)
+@click.version_option(package_name="layerbank", prog_name="layerbank")
+def main() -> None:
+    """Run a vision foundation model once, keep every layer's tokens, train attentive probes by the hundred.
+
+    \b
+    layerbank probe --model demo/vit-s-focus --data demo:digits --protocol quick
+    """
+
+
+@main.command()
+@_extraction_options
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    default=("train", "test"),
+    show_default=True,
+    help="May be given several times.",
+)
+@click.option(
+    "--levels",
+    default="every",
+    show_default=True,
+    help="every, a layer set (last, mid, quarterly, all), or block.3,final.",
+)
+@click.option(
+    "--kinds",
+    default="cls,ap",
+    show_default=True,
+    help="cls, ap, grid{g}, patch, register, with commas between.",
+)
+@click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
+@_json
+def extract(
+    splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, as_json: bool, **options: Any
+) -> None:
+    """Stage one: run a model once over a data set and store the tokens of its layers.
+
+    Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
+
+    \b
+    layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
+    """
+    from .console import Listener, print_json
+    from .layers import choose_levels
+
+    with Listener(quiet=as_json) as listener:
+        work = _open_extraction(options, listener.show)
+        chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
+        arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
+        stores = [
+            work.extract(work.source(split), arrays, overwrite=overwrite) for split in dict.fromkeys(splits)
+        ]
+    if as_json:
+        print_json({"stores": [str(store.path) for store in stores]})
+
+
+@main.command()
+@_extraction_options
+@click.option("--probe", "probes", help="Names with commas between. [default: the six of the demo]")
+@click.option(
+    "--protocol",
+    default="quick",
+    show_default=True,
+    help="paper (63 settings, 1,000 steps), quick, or a TOML file.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of split, initial weights, order, jitter, dropout.",
+)
+@click.option(
+    "--train-split", default="train", show_default=True, help="What probes are trained and chosen on."
+)
+@click.option(
+    "--test-split", default="test", show_default=True, help="What the chosen ones are tested on, once."
+)
+@click.option(
+    "--extract/--no-extract",
+    "may_extract",
+    default=True,
+    show_default=True,
+    help="Compute tokens that are missing.",
+)
+@click.option(
+    "--verify/--no-verify",
+    "may_verify",
+    default=True,
+    show_default=True,
+    help="Check the checksums of the stores first.",
+)
+@click.option("--retrain", is_flag=True, help="Train again what results.jsonl has already.")
+@click.option(
+    "--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results."
+)
+@_json
+def probe(
+    probes: str | None,
+    protocol: str,
+    seed: int,
+    train_split: str,
+    test_split: str,
+    may_extract: bool,
+    may_verify: bool,
+    retrain: bool,
+    runs_root: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Stage two: train probes on stored tokens, choose on validation, test once.
+
+    Tokens that are missing are extracted first. Results, trained probes and attention maps go to RUNS/<data set>/<store>/.
+
+    \b
+    layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
+    """
+    from .console import Listener, print_json, print_table
+    from .probe import check_same_classes, run_folder
+    from .probe import probe as train_probes
+    from .probe_names import DEMO_PROBES, resolve_probe
+    from .protocols import open_protocol
+    from .report import COLUMNS, results_table, results_title
+
+    chosen_protocol = open_protocol(protocol, seed=seed)
+    with Listener(quiet=as_json) as listener:
+        work = _open_extraction(options, listener.show)
+        named = [
+            resolve_probe(name, work.backbone.depth) for name in (_names(probes) if probes else DEMO_PROBES)
+        ]
+        arrays = list(
+            dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds)
+        )
+        train_source, test_source = work.source(train_split), work.source(test_split)
+        check_same_classes(train_source, test_source)
+        train, test = (
+            work.extract(source, arrays) if may_extract else work.store(source)
+            for source in (train_source, test_source)
+        )
+        if may_verify:
+            _verify_arrays([train, test], arrays)
+        folder = run_folder(runs_root, train)
+        rows = train_probes(
+            train,
+            test,
+            named,
+            chosen_protocol,
+            folder,
+            config=work.config(),
+            retrain=retrain,
+            emit=listener.show,
+        )
+    if as_json:
+        print_json({"folder": str(folder), "rows": rows})
+    else:
+        print_table(COLUMNS, results_table(rows), title=results_title(rows, folder))
+
+
+@main.command()
+@click.option(
+    "--probe", "folder", type=_DIR, required=True, help="What `layerbank probe` saved: RUNS/.../probes/NAME."
+)
+@click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
+@click.option("--split", default="test", show_default=True, help="Where the data has splits.")
+@click.option(
+    "--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]"
+)
+@_options(_device, _batch_size, _workers, _on_bad_image, _json)
+def predict(
+    folder: Path,
+    data: str,
+    split: str,
+    weights: str | None,
+    device: str,
+    batch_size: int,
+    workers: int,
+    on_bad_image: str,
+    as_json: bool,
+) -> None:
+    """Classify images with a trained probe: CSV on stdout, one line an image.
+
+    \b
+    layerbank predict --probe runs/photos/STORE/probes/alf --data images:holiday
+    """
+    from .console import Listener, print_json, print_lines
+    from .datasets import open_source
+    from .predict import SavedProbe, predictions_csv
+    from .request import choose_device
+
+    with Listener(quiet=as_json) as listener:
+        saved = SavedProbe(folder, weights=weights, device=choose_device(device))
+        source = open_source(data, split)
+        predictions = saved.predict(
+            source, batch_size=batch_size, num_workers=workers, on_bad_image=on_bad_image, emit=listener.show
+        )
+        if as_json:
+            print_json([asdict(prediction) for prediction in predictions])
+        else:
+            print_lines(predictions_csv(predictions))
+
+
+@dataclass(frozen=True)
+class _Extraction:
+    """The model, the data and the way of extraction that a command line asked for."""
+
+    backbone: Backbone
+    request: ModelRequest
+    options: dict[str, Any]
+    emit: Emit
+
+    def source(self, split: str) -> ImageSource:
+        from .datasets import open_source
+
+        return open_source(self.options["data"], split)
+
+    def store(self, source: ImageSource) -> Store:
+        from .extract import spec_of
+        from .probe import Store
+
+        spec = spec_of(self.backbone, source, self.options["storage_dtype"])
+        return Store(spec.store_path(self.options["cache_root"]), spec)
+
+    def extract(
+        self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
+    ) -> Store:
+        from .extract import ExtractConfig, extract
+
+        config = ExtractConfig(
+            arrays=tuple(arrays),
+            storage_dtype=self.options["storage_dtype"],
+            batch_size=self.options["batch_size"],
+            num_workers=self.options["workers"],
+            on_bad_image=self.options["on_bad_image"],
+            overwrite=overwrite,
+        )
+        store = self.store(source)
+        extract(self.backbone, source, config, store.path, request=self.config(), emit=self.emit)
+        return store
+
+    def config(self) -> dict[str, Any]:
+        """What `cache repair` and `predict` need to open the same model on the same data again."""
+        return {"model": self.request.to_dict(), "data": self.options["data"]}
+
+
+def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
+    from .request import ModelRequest, choose_device, choose_precision
+
+    device = choose_device(options["device"])
+    request = ModelRequest(
+        model=options["model"],
+        weights=options["weights"],
+        tap=options["tap"],
+        image_size=options["image_size"],
+        precision=choose_precision(options["precision"], device),
+        seed=options["weights_seed"],
+    )
+    return _Extraction(request.open(device), request, options, emit)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What a person sees: progress, tables and errors. Progress and errors go to stderr, answers to stdout.
+
+On a terminal progress is one moving line; elsewhere (a log, a pipe) it is a plain line every ten seconds. This module and
+`cli` are the only ones that know rich and click.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .events import (
+    CacheReused,
+    Event,
+    ExtractionFinished,
+    ExtractionProgress,
+    ExtractionStarted,
+    ImageSkipped,
+    ProbeFinished,
+    ProbeProgress,
+    ProbeStarted,
+    TokensOutOfRange,
+)
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class Listener:
+    """Shows events as they come; use it as a context manager and pass `listener.show` to a stage."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._last_plain = time.monotonic()
+        self._told_out_of_range: dict[str, int] = {}
+
+    def __enter__(self) -> Listener:
+        if self._console.is_terminal and not self._console.quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        """One event."""
+        match event:
+            case ExtractionStarted():
+                self._say(
+                    f"extract: {event.num_pending:,} of {event.num_rows:,} images of {event.dataset}/{event.split} through "
+                    f"{event.backbone} ({event.precision} on {event.device}, batches of {event.batch_size}, "
+                    f"{event.num_arrays} arrays) -> {event.store}"
+                )
+                self._begin(f"extract {event.split}", event.num_pending)
+            case ExtractionProgress():
+                self._advance(event.num_done, event.num_pending, _extraction_note(event))
+            case ExtractionFinished():
+                self._end()
+                rate = event.num_computed / event.elapsed_s if event.elapsed_s else 0.0
+                self._say(
+                    f"extract: done, {event.num_computed:,} images in {event.elapsed_s:.1f} s ({rate:.1f} images/s; "
+                    f"{_shares(event)}), {size(event.size_bytes)} of tokens"
+                )
+            case CacheReused():
+                self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")
+            case ImageSkipped():
+                self._say(f"extract: skipped image {event.sample_id!r} in {event.file}: {event.reason}")
+            case TokensOutOfRange():
+                self._tell_out_of_range(event)
+            case ProbeStarted():
+                shape = " x ".join(map(str, event.token_shape))
+                self._say(
+                    f"probe {event.probe}: {event.num_settings} settings on {event.num_rows:,} rows of {shape}"
+                )
+                self._begin(f"probe {event.probe}", 1)
+            case ProbeProgress():
+                note = f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes"
+                self._advance(event.step, event.num_steps, note)
+            case ProbeFinished():
+                self._end()
+                self._say(_finished(event))
+
+    def _tell_out_of_range(self, event: TokensOutOfRange) -> None:
+        """Once an array, and again whenever its count has grown tenfold."""
+        count = event.num_saturated + event.num_nonfinite
+        if count >= 10 * self._told_out_of_range.get(event.array, 0):
+            self._told_out_of_range[event.array] = count
+            self._say(
+                f"extract: warning: {event.array}: {event.num_saturated:,} values beyond {event.storage_dtype} "
+                f"(stored as its largest number), {event.num_nonfinite:,} not finite"
+            )
+
+    def _say(self, line: str) -> None:
+        self._console.print(Text(line))
+
+    def _begin(self, description: str, total: int) -> None:
+        self._last_plain = time.monotonic()
+        if self._progress is not None:
+            self._task = self._progress.add_task(description, total=total, note="")
+
+    def _advance(self, done: int, total: int, note: str) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note)
+        elif time.monotonic() - self._last_plain > PLAIN_LINE_EVERY_S:
+            self._last_plain = time.monotonic()
+            self._say(f"  {note}")
+
+    def _end(self) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; every column but the first is aligned right."""
+    console = Console(highlight=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    lines = [list(row) for row in rows]
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))
+    if not console.is_terminal:  # a log or a pipe has no width to fit into
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Plain lines on stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(Text(line))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    Console(highlight=False, soft_wrap=True).print(Text(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def print_error(where: str, parts: Mapping[str, str]) -> None:
+    """An error on stderr: where, then one line a part."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("layerbank: ", "bold red"), where))
+    for name, text in parts.items():
+        console.print(Text(f"  {name:<9} {text}"))
+
+
+def size(num_bytes: float) -> str:
+    """A size for people.
+
+    >>> size(1_234_567)
+    '1.2 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
+    total = max(event.elapsed_s, 1e-9)
+    parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
+    return "waiting for " + ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+
+
+def _extraction_note(event: ExtractionProgress) -> str:
+    rate = event.num_done / max(event.elapsed_s, 1e-9)
+    left_s = (event.num_pending - event.num_done) / max(rate, 1e-9)
+    return f"{event.num_done:,}/{event.num_pending:,} images, {rate:.1f} images/s, {left_s:.0f} s left; {_shares(event)}"
+
+
+def _finished(event: ProbeFinished) -> str:
+    row: Any = event.row
+    again = " (from results.jsonl, not trained again)" if event.reused else ""
+    if row["test"] is None:
+        return f"probe {event.probe}: every setting diverged{again}"
+    validation, test = row["validation"], row["test"]["balanced_accuracy"]
+    return f"probe {event.probe}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced accuracy{again}"

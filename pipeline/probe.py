@@ -1,0 +1,245 @@
+"""Stage two: train the asked-for probes from two stores and keep what they found.
+
+For every probe: read its tokens from the train store, let `probes.run_sweep` do the protocol (split, grid, choose on
+validation, refit, test once), save the trained probe, its attention and one row of results. The test store is opened by the
+sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cache import CacheSpec, TokenCache
+from probes import (
+    ArraySource,
+    AttentiveProbe,
+    BatchPlan,
+    Head,
+    Progress,
+    SweepResult,
+    TokenSource,
+    TrainingProtocol,
+    attention_mass,
+    run_sweep,
+    save_probe,
+)
+
+from .datasets import ImageSource
+from .errors import RequestError
+from .events import Emit, ProbeFinished, ProbeProgress, ProbeStarted, ignore
+from .figures import attention_map, draw_attention_map
+from .probe_names import NamedProbe
+from .results import Row, append_row, key_of, read_rows
+from .token_source import CachedTokens, available_memory_bytes, require_arrays
+
+
+class Store(NamedTuple):
+    """Where a split's tokens lie, and what they must be."""
+
+    path: Path
+    spec: CacheSpec
+
+
+def run_folder(runs_root: Path, train: Store) -> Path:
+    """The folder of everything learnt from a train store: RUNS/<data set>/<name of the store>."""
+    return runs_root / train.spec.dataset / train.path.stem
+
+
+def check_same_classes(train: ImageSource, test: ImageSource) -> None:
+    """Raise RequestError unless both splits name the same classes in the same order."""
+    if list(train.class_names) != list(test.class_names):
+        raise RequestError(
+            where=f"classes of {test.name}/{test.split}",
+            expected=f"those of {train.name}/{train.split}, in order: {_few(train.class_names)}",
+            got=_few(test.class_names),
+            todo="Give both splits the same class folders or classnames.txt.",
+        )
+
+
+def probe(
+    train: Store,
+    test: Store,
+    named_probes: Sequence[NamedProbe],
+    protocol: TrainingProtocol,
+    folder: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    retrain: bool = False,
+    device: torch.device | str = "cpu",
+    emit: Emit = ignore,
+) -> list[Row]:
+    """Train probes and return their rows, in the order asked for.
+
+    Args:
+        train, test: stores of the two splits, by the same backbone.
+        named_probes: what to train.
+        protocol: grid, schedule, seed.
+        folder: where results.jsonl, probes and pictures go.
+        config: what is needed to run the backbone again, kept with every saved probe.
+        retrain: compute rows again even if they are there.
+        device: where probes are trained.
+        emit: told what happens.
+
+    Raises:
+        RequestError: a store lacks a level or kind.
+        CacheError: a store is incomplete, damaged, or holds something else.
+    """
+    cache = TokenCache.open(train.path, train.spec)
+    for named in named_probes:
+        require_arrays(list(cache.arrays), named, train.path)
+    known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
+    rows = []
+    for named in named_probes:
+        setting = _setting(train, test, protocol)
+        key = key_of({**setting, "probe": asdict(named)})
+        reused = key in known and not retrain
+        if not reused:
+            row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
+            row |= _train(cache, test, named, protocol, folder, config or {}, device, emit)
+            known[key] = append_row(folder / "results.jsonl", row)
+        rows.append(known[key])
+        emit(ProbeFinished(probe=named.name, row=known[key], reused=reused))
+    return rows
+
+
+def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
+    """Everything but the probe that decides a result."""
+    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)}
+
+
+def _train(
+    cache: TokenCache,
+    test: Store,
+    named: NamedProbe,
+    protocol: TrainingProtocol,
+    folder: Path,
+    config: dict[str, Any],
+    device: torch.device | str,
+    emit: Emit,
+) -> Row:
+    source = _source(CachedTokens(cache, named))
+    num_heads = (named.num_heads or source.token_shape[0]) if named.head == "attentive" else 0
+    head = Head(kind=named.head, num_heads=num_heads)
+    opened: list[TokenSource] = []
+
+    def open_test() -> TokenSource:
+        opened.append(_source(CachedTokens(TokenCache.open(test.path, test.spec), named)))
+        return opened[0]
+
+    emit(
+        ProbeStarted(
+            probe=named.name,
+            num_settings=len(protocol.settings(head)),
+            num_rows=len(source.labels),
+            token_shape=source.token_shape,
+        )
+    )
+    result = run_sweep(head, source, open_test, protocol, device=device, emit=_relay(named.name, emit))
+    if result.probe is not None:
+        _save(result, cache, named, head, folder, config)
+        if isinstance(result.probe, AttentiveProbe):
+            _draw(result.probe, opened[0], cache, named, folder)
+    return _row(result, cache.spec, test.spec, named, head, protocol)
+
+
+def _source(tokens: CachedTokens) -> ArraySource | CachedTokens:
+    """In memory when that takes no more than half of what is free, else straight from the map: the same bits."""
+    return tokens.in_memory() if 2 * tokens.size_bytes() <= available_memory_bytes() else tokens
+
+
+def _relay(name: str, emit: Emit) -> Callable[[Progress], None]:
+    def show(event: Progress) -> None:
+        emit(
+            ProbeProgress(
+                probe=name,
+                phase=event.phase,
+                step=event.step,
+                num_steps=event.num_steps,
+                num_probes=event.num_probes,
+            )
+        )
+
+    return show
+
+
+def _save(
+    result: SweepResult,
+    cache: TokenCache,
+    named: NamedProbe,
+    head: Head,
+    folder: Path,
+    config: dict[str, Any],
+) -> None:
+    assert result.probe is not None
+    about = {
+        **config,
+        "probe": asdict(named) | {"num_heads": head.num_heads},
+        "class_names": cache.attributes["class_names"],
+        "cache": cache.spec.to_dict(),
+        "versions": {
+            name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")
+        },
+    }
+    save_probe(folder / "probes" / named.name, result.probe, about)
+
+
+def _draw(
+    probe: AttentiveProbe, test: TokenSource, cache: TokenCache, named: NamedProbe, folder: Path
+) -> None:
+    mass = attention_mass(probe, test).mean(0).double().numpy()  # [H, T] -> [T]
+    tokens_per_kind = [
+        cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
+        for kind in named.kinds
+    ]
+    shares = attention_map(mass.astype(np.float64), named.levels, named.kinds, tokens_per_kind)
+    title = (
+        f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
+    )
+    draw_attention_map(folder / f"attention-{named.name}.png", shares, named.levels, named.kinds, title)
+
+
+def _row(
+    result: SweepResult,
+    train: CacheSpec,
+    test: CacheSpec,
+    named: NamedProbe,
+    head: Head,
+    protocol: TrainingProtocol,
+) -> Row:
+    """What results.jsonl keeps; accuracies in [0, 1], null where every setting diverged."""
+    return {
+        "backbone": train.backbone,
+        "dataset": train.dataset,
+        "train_fingerprint": train.fingerprint,
+        "test_fingerprint": test.fingerprint,
+        "head": named.head,
+        "levels": list(named.levels),
+        "kinds": list(named.kinds),
+        "num_heads": head.num_heads if named.head == "attentive" else None,
+        "diverged": result.diverged,
+        "chosen": None if result.chosen is None else asdict(result.chosen),
+        "validation": result.validation,
+        "test": None if result.test is None else asdict(result.test),
+        "settings": [asdict(score.setting) | {"validation": score.validation} for score in result.scores],
+        "num_parameters": result.num_parameters,
+        "num_parameters_before_classifier": result.num_parameters_before_classifier,
+        "selection": _plan(result.selection),
+        "refit": None if result.refit is None else _plan(result.refit),
+        "protocol": asdict(protocol),
+        "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+    }
+
+
+def _plan(plan: BatchPlan) -> dict[str, int]:
+    return asdict(plan) | {"num_steps": plan.num_steps}
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)}: " + ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

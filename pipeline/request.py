@@ -1,0 +1,106 @@
+"""Which model to open: what the user asked for, as it is kept beside every result so that it can be asked for again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from .errors import RequestError
+
+if TYPE_CHECKING:
+    from .backbones import Backbone
+
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """A model and how to run it.
+
+    Args:
+        model: its id, such as `timm/vit_small_patch16_224` or `open_clip/ViT-B-32/openai`.
+        weights: None for the pretrained ones, `random`, or a file.
+        tap: `norm2` or `block`: where a block is read.
+        image_size: side of the square input in pixels; None for the model's own.
+        precision: dtype of weights and activations.
+        seed: of random weights.
+    """
+
+    model: str
+    weights: str | None = None
+    tap: str = "norm2"
+    image_size: int | None = None
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise RequestError(
+                where="--precision",
+                expected="one of " + ", ".join(PRECISIONS),
+                got=repr(self.precision),
+                todo="Leave it out for the default.",
+            )
+
+    def open(self, device: str) -> Backbone:
+        """Build the model on a device and load its weights."""
+        from .backbones import open_backbone
+
+        return open_backbone(
+            self.model,
+            weights=self.weights,
+            tap=self.tap,
+            image_size=self.image_size,
+            device=device,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelRequest:
+        """The request that `to_dict` wrote; keys this version does not know are refused.
+
+        Raises:
+            RequestError: an unknown key.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise RequestError(
+                where="model request",
+                expected="the keys " + ", ".join(field.name for field in fields(cls)),
+                got=", ".join(unknown),
+                todo="It was written by another version of layerbank: use that one, or extract again.",
+            )
+        return cls(**values)
+
+
+def choose_device(device: str) -> str:
+    """`auto` becomes cuda where there is one, else cpu; anything else is checked.
+
+    Raises:
+        RequestError: the device cannot be used here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(
+            where="--device",
+            expected="auto, cpu, or a device that torch can use here",
+            got=f"{device!r} ({str(error).splitlines()[0]})",
+            todo="Leave it out: auto takes a GPU where there is one.",
+        ) from error
+    return device
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """`auto` is float16 on a GPU and float32 on a CPU, whose half-precision arithmetic is slower."""
+    if precision != "auto":
+        return precision
+    return "float16" if device.startswith("cuda") else "float32"

@@ -1,0 +1,137 @@
+"""From a store on disk to what a probe trains on, without a copy of the store in between.
+
+`CachedTokens` gathers rows straight from the memory map; `in_memory` reads it once into one float32 array when that fits, which a
+sweep of many epochs prefers. Both give the same bits: every token is rounded, widened, normalised and padded by the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache import TokenArray, TokenCache
+from probes import ArraySource, concat_tokens, stack_tokens
+
+from .errors import RequestError
+from .probe_names import NamedProbe
+from .rounding import float_tokens
+
+
+class CachedTokens:
+    """The tokens that one probe reads, from one store.
+
+    Args:
+        cache: an open store.
+        probe: says which levels and kinds, and whether they are stacked (attentive) or concatenated (linear).
+
+    Attributes:
+        labels: [N] int64, of the rows that could be read.
+        sample_ids: their ids, in the same order.
+        num_classes: from the data set, not from the labels that happen to occur.
+        token_shape: (T, D) stacked, (F,) concatenated.
+    """
+
+    def __init__(self, cache: TokenCache, probe: NamedProbe) -> None:
+        class_names = cache.attributes["class_names"]
+        self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
+        self._join = stack_tokens if probe.head == "attentive" else concat_tokens
+        self._rows = torch.from_numpy(np.asarray(cache.rows))
+        self.labels = torch.from_numpy(np.asarray(cache.labels))[self._rows]
+        self.sample_ids: list[str] = [cache.sample_ids[int(row)] for row in self._rows]
+        self.num_classes = len(class_names)
+        num_tokens, widths = zip(*(_tokens_and_width(array) for array in self._arrays), strict=True)
+        if probe.head == "attentive":
+            self.token_shape: tuple[int, ...] = (sum(num_tokens), max(widths))
+        else:
+            self.token_shape = (sum(n * width for n, width in zip(num_tokens, widths, strict=True)),)
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """Tokens of some rows.
+
+        Args:
+            rows: [B] int64, in any order.
+
+        Returns:
+            [B, *token_shape] float32, each token of unit length.
+        """
+        stored = self._rows[rows]
+        return self._join([_gather(array, stored) for array in self._arrays])
+
+    def size_bytes(self) -> int:
+        """What `in_memory` would allocate."""
+        return 4 * len(self.labels) * int(np.prod(self.token_shape))
+
+    def in_memory(self, rows_at_once: int = 1024) -> ArraySource:
+        """Read everything once, in order, into one float32 array [N, *token_shape]."""
+        tokens = torch.empty(len(self.labels), *self.token_shape)
+        for start in range(0, len(tokens), rows_at_once):
+            rows = torch.arange(start, min(start + rows_at_once, len(tokens)))
+            tokens[rows] = self.take(rows)
+        return ArraySource(tokens, self.labels, self.num_classes)
+
+
+def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What `CachedTokens.take` does to tokens that come straight from a model.
+
+    Args:
+        probe: says how to join.
+        parts: one [B, D] or [B, t, D] a (level, kind), levels first, already rounded to the storage dtype.
+
+    Returns:
+        [B, T, D] or [B, F] float32.
+    """
+    join = stack_tokens if probe.head == "attentive" else concat_tokens
+    return join([_as_tokens(part.float()) for part in parts])
+
+
+def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, store: Path) -> None:
+    """Refuse a store that lacks a level or kind of the probe.
+
+    Raises:
+        RequestError: names what is missing.
+    """
+    missing = [
+        f"{level}/{kind}"
+        for level in probe.levels
+        for kind in probe.kinds
+        if (level, kind) not in cache_arrays
+    ]
+    if missing:
+        raise RequestError(
+            where=f"probe {probe.name!r} on {store}",
+            expected="a store with " + ", ".join(missing),
+            got=f"{len(cache_arrays)} other arrays",
+            todo=f"Add them: layerbank extract ... --kinds {','.join(probe.kinds)} (only what is missing is computed).",
+        )
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had without swapping, as the system reports it; 4 GiB where it reports nothing."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 4 << 30
+
+
+def _gather(array: TokenArray, rows: torch.Tensor) -> torch.Tensor:
+    contiguous = array.contiguous
+    if contiguous is None:
+        values = float_tokens(np.ascontiguousarray(array.take(rows.numpy())), array.logical_dtype)
+    else:
+        values = torch.index_select(float_tokens(contiguous, array.logical_dtype), 0, rows)
+    return _as_tokens(values.float())
+
+
+def _as_tokens(values: torch.Tensor) -> torch.Tensor:
+    return values.unsqueeze(1) if values.ndim == 2 else values  # [B, t, D]
+
+
+def _tokens_and_width(array: Any) -> tuple[int, int]:
+    row_shape = array.shape[1:]
+    return (1 if len(row_shape) == 1 else row_shape[0]), row_shape[-1]

@@ -1,0 +1,177 @@
+"""The command line: what it answers, how it refuses, and how fast."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from photos import TINY_MODEL
+
+from pipeline.cli import main
+
+MODEL = ("--model", TINY_MODEL, "--weights", "random", "--image-size", "32", "--workers", "0", "--batch-size", "16")
+FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def place(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run of `layerbank probe` from nothing: its folders, its arguments, its output."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "fast.toml").write_text(FAST)
+    arguments = [
+        *MODEL,
+        *("--data", f"folder:{photos}", "--cache", str(folder / "caches"), "--runs", str(folder / "runs")),
+        *("--protocol", str(folder / "fast.toml"), "--probe", "linear-cls,alf"),
+    ]
+    return {"folder": folder, "arguments": arguments, "result": run("probe", *arguments)}
+
+
+def test_help_answers_within_03_seconds() -> None:
+    command = [str(Path(sys.executable).with_name("layerbank")), "--help"]
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3, times
+
+
+@pytest.mark.parametrize("command", [[], ["extract"], ["probe"], ["predict"], ["cache"], ["cache", "verify"]])
+def test_help_of_every_command_has_a_worked_example(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "layerbank " + " ".join(command) in result.output
+
+
+def test_probe_goes_from_images_to_a_table(place: dict[str, Any]) -> None:
+    result: Result = place["result"]
+    assert result.exit_code == 0, result.output
+    for word in ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds"):
+        assert word in result.stdout
+    assert "linear-cls" in result.stdout
+    assert "+0.0" in result.stdout
+    assert list(place["folder"].glob("runs/*/*/results.jsonl"))
+    assert list(place["folder"].glob("runs/*/*/attention-alf.png"))
+
+
+def test_a_second_probe_extracts_nothing_and_trains_nothing(place: dict[str, Any]) -> None:
+    result = run("probe", *place["arguments"])
+    assert result.exit_code == 0
+    assert result.stderr.count("extract: nothing to do") == 2
+    assert result.stderr.count("not trained again") == 2
+    assert result.stdout == place["result"].stdout
+
+
+def test_json_is_one_document_without_progress(place: dict[str, Any]) -> None:
+    result = run("probe", *place["arguments"], "--json")
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["probe"] for row in rows] == ["linear-cls", "alf"]
+    assert result.stderr == ""
+
+
+def test_underscores_and_dashes_are_the_same_in_option_names(place: dict[str, Any]) -> None:
+    arguments = [argument.replace("--image-size", "--image_size") for argument in place["arguments"]]
+    assert run("probe", *arguments, "--train_split", "train").exit_code == 0
+
+
+def test_predict_writes_one_csv_line_an_image(place: dict[str, Any], photos: Path) -> None:
+    (probe,) = place["folder"].glob("runs/*/*/probes/alf")
+    result = run("predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0")
+    assert result.exit_code == 0, result.output
+    lines = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert len(lines) == 20
+    assert {line["predicted"] for line in lines} <= {"blue", "green", "red"}
+    assert all(line["target"] == "" and 0 < float(line["probability"]) <= 1 for line in lines)
+    labelled = run("predict", "--probe", str(probe), "--data", f"folder:{photos}", "--workers", "0", "--json")
+    assert {line["target"] for line in json.loads(labelled.stdout)} == {"blue", "green", "red"}
+
+
+def refusal(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "timm/vit_smal_patch16_224"), ("layerbank: ", "expected", "got", "do", "vit_small_patch16_224")),
+        (("--model", "timm/resnet18", "--weights", "random"), ("resnet18",)),
+        (("--data", "nothing"), ("data URI 'nothing'", "Did you mean folder:nothing?")),
+        (("--data", "folder:/no/such/place"), ("folder:/no/such/place", "nothing there")),
+        (("--train-split", "training"), ("training", "test, train")),
+        (("--probe", "alff"), ("--probe", "'alff'", "Did you mean 'alf'?")),
+        (("--probe", "alf-grid9-last"), ("grid9",)),
+        (("--protocol", "papier"), ("--protocol", "paper, quick, or a TOML file", "'papier'")),
+        (("--device", "abacus"), ("--device", "'abacus'", "Leave it out")),
+        (("--weights", "/no/such/file.safetensors"), ("/no/such/file.safetensors",)),
+        (("--image-size", "3"), ("3",)),
+    ],
+)
+def test_a_wrong_request_says_where_what_was_expected_what_came_and_what_to_do(
+    place: dict[str, Any], arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    shown = refusal("probe", *place["arguments"], *arguments)
+    for word in ("layerbank: ", "  expected  ", "  got       ", "  do        ", *words):
+        assert word in shown, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rates = [1]", ("'learning_rates'", "Did you mean")),
+        ("seed = 3", ("'seed'", "Give the seed with --seed.")),
+        ("lrs = [-1.0]", ("lrs at least one, all > 0", "(-1.0,)")),
+        ("lrs = 'many'", ("numbers, and lists of numbers",)),
+        ("lrs = [", ("TOML", "Correct the file.")),
+    ],
+)
+def test_a_wrong_protocol_file_is_refused_by_key(
+    place: dict[str, Any], tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    shown = refusal("probe", *place["arguments"], "--protocol", str(path))
+    assert str(path) in shown
+    for word in words:
+        assert word in shown, shown
+
+
+def test_without_extraction_a_missing_store_is_refused_with_the_command_to_run(
+    place: dict[str, Any], tmp_path: Path
+) -> None:
+    shown = refusal("probe", *place["arguments"], "--cache", str(tmp_path), "--no-extract")
+    assert "layerbank extract" in shown
+
+
+def test_predict_refuses_a_folder_without_a_probe(tmp_path: Path) -> None:
+    assert str(tmp_path) in refusal("predict", "--probe", str(tmp_path), "--data", "images:.")
+
+
+def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    (copy / "train" / "red" / "000.png").write_bytes(b"torn")
+    result = run("extract", *MODEL, "--data", f"folder:{copy}", "--cache", str(tmp_path / "caches"))
+    assert result.exit_code == 1
+    assert "red/000.png" in result.stderr
+    assert "--on-bad-image skip" in result.stderr
+    skipping = run("extract", *MODEL, "--data", f"folder:{copy}", "--cache", str(tmp_path / "caches"), "--on-bad-image", "skip")
+    assert skipping.exit_code == 0
+    assert "skipped image 'train/red/000.png'" in skipping.stderr

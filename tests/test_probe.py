@@ -1,0 +1,205 @@
+"""Stage two: from two stores to rows of results, and the law that a cached probe is the probe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from photos import TINY_MODEL, write_photos
+
+from cache import TokenCache
+from pipeline import RequestError
+from pipeline.backbones import Backbone, open_backbone
+from pipeline.datasets import open_source
+from pipeline.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
+from pipeline.extract import ExtractConfig, extract, spec_of
+from pipeline.predict import SavedProbe
+from pipeline.probe import Store, check_same_classes, probe, run_folder
+from pipeline.probe_names import resolve_probe
+from pipeline.request import ModelRequest
+from pipeline.results import read_rows
+from pipeline.rounding import float_tokens, round_tokens
+from pipeline.token_source import CachedTokens, join_tokens
+from probes import QUICK, ArraySource, Head, TrainingProtocol, run_sweep
+
+BATCH = 16
+PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
+KINDS = ("cls", "ap", "grid2")
+REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return REQUEST.open("cpu")
+
+
+def stores_of(backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16") -> tuple[Store, Store]:
+    stores = []
+    for split in ("train", "test"):
+        source = open_source(f"folder:{photos}", split)
+        spec = spec_of(backbone, source, storage_dtype)
+        store = Store(spec.store_path(root), spec)
+        arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS)
+        config = ExtractConfig(arrays=arrays, storage_dtype=storage_dtype, batch_size=BATCH, num_workers=0)
+        extract(backbone, source, config, store.path)
+        stores.append(store)
+    return stores[0], stores[1]
+
+
+@pytest.fixture(scope="module")
+def stores(backbone: Backbone, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    return stores_of(backbone, photos, tmp_path_factory.mktemp("caches"))
+
+
+def run(
+    stores: tuple[Store, Store], runs: Path, names: tuple[str, ...], protocol: TrainingProtocol = PROTOCOL, **more: Any
+) -> tuple[list[dict[str, Any]], list[Event]]:
+    events: list[Event] = []
+    named = [resolve_probe(name, 12) for name in names]
+    config = {"model": REQUEST.to_dict()}
+    rows = probe(*stores, named, protocol, runs, config=config, emit=events.append, **more)
+    return rows, events
+
+
+@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["linear-mid", "attn-quarterly", "alf-grid2-mid"])
+def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens_computed_on_the_fly(
+    backbone: Backbone, photos: Path, tmp_path: Path, name: str, storage_dtype: str
+) -> None:
+    train, _ = stores_of(backbone, photos, tmp_path, storage_dtype)
+    named = resolve_probe(name, backbone.depth)
+    source = open_source(f"folder:{photos}", "train")
+    forward = backbone.compile(named.levels, named.kinds)
+    pieces = []
+    for start in range(0, len(source), BATCH):
+        rows = range(start, min(start + BATCH, len(source)))
+        tokens = forward(torch.stack([backbone.transform(source.load(row)[0]) for row in rows]))
+        rounded = [round_tokens(tokens[level][kind], storage_dtype) for level in named.levels for kind in named.kinds]
+        pieces.append(join_tokens(named, [float_tokens(one.values, storage_dtype) for one in rounded]))
+    online = ArraySource(torch.cat(pieces), torch.from_numpy(source.labels), 3)
+    cached = CachedTokens(TokenCache.open(train.path, train.spec), named)
+    head = Head(kind=named.head, num_heads=online.token_shape[0] if named.head == "attentive" else 0)
+    protocol = replace(PROTOCOL, dropouts=(0.1,))
+    one, two, three = (run_sweep(head, s, lambda s=s: s, protocol) for s in (online, cached, cached.in_memory()))
+    assert one.probe is not None
+    for other in (two, three):
+        assert other.probe is not None
+        for (key, value), (_, wanted) in zip(
+            other.probe.state_dict().items(), one.probe.state_dict().items(), strict=True
+        ):
+            assert torch.equal(value, wanted), key
+        assert other.validation == one.validation
+        assert torch.equal(other.test_logits, one.test_logits)  # type: ignore[arg-type]
+
+
+def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_a_picture(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    names = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
+    rows, events = run(stores, tmp_path, names)
+    assert [row["probe"] for row in rows] == list(names)
+    assert read_rows(tmp_path / "results.jsonl") == json.loads(json.dumps(rows))
+    for row in rows:
+        assert not row["diverged"]
+        assert 0 <= row["test"]["balanced_accuracy"] <= 1
+        assert len(row["settings"]) == 2
+        assert (tmp_path / "probes" / row["probe"] / "probe.safetensors").exists()
+        picture = tmp_path / f"attention-{row['probe']}.png"
+        assert picture.exists() == (row["head"] == "attentive")
+        if picture.exists():
+            shares = np.loadtxt(picture.with_suffix(".csv"), delimiter=",", skiprows=1, usecols=2)
+            assert shares.sum() == pytest.approx(1, abs=1e-4)
+    assert rows[4]["num_heads"] == 24
+    assert rows[5]["num_heads"] == 24
+    assert [type(event) for event in events].count(ProbeStarted) == 6
+    assert {event.phase for event in events if isinstance(event, ProbeProgress)} == {
+        "select",
+        "validate",
+        "refit",
+        "test",
+    }
+
+
+def test_the_same_seed_gives_the_same_results_apart_from_times(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    texts = []
+    for name in ("one", "two"):
+        run(stores, tmp_path / name, ("linear-cls", "alf"))
+        rows = read_rows(tmp_path / name / "results.jsonl")
+        texts.append([json.dumps({**row, "seconds": None}) for row in rows])
+    assert texts[0] == texts[1]
+
+
+def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    first, _ = run(stores, tmp_path, ("linear-cls",))
+    again, events = run(stores, tmp_path, ("linear-cls",))
+    assert again == first
+    assert [event.reused for event in events if isinstance(event, ProbeFinished)] == [True]
+    other, events = run(stores, tmp_path, ("linear-cls",), replace(PROTOCOL, seed=1))
+    assert other[0]["key"] != first[0]["key"]
+    assert [event.reused for event in events if isinstance(event, ProbeFinished)] == [False]
+    assert len(read_rows(tmp_path / "results.jsonl")) == 2
+
+
+def test_retraining_writes_the_row_again(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    run(stores, tmp_path, ("linear-cls",))
+    _, events = run(stores, tmp_path, ("linear-cls",), retrain=True)
+    assert [event.reused for event in events if isinstance(event, ProbeFinished)] == [False]
+
+
+def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    rows, _ = run(stores, tmp_path, ("linear-cls",), replace(PROTOCOL, lrs=(1e38,), clip_norm=float("inf")))
+    assert rows[0]["diverged"]
+    assert rows[0]["test"] is None
+    assert rows[0]["chosen"] is None
+    assert not (tmp_path / "probes").exists()
+
+
+def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_adds_them(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=r"'alf-grid3'.*tokens|block\.1/grid3.*layerbank extract .* --kinds cls,grid3"):
+        run(stores, tmp_path, ("alf-grid3",))
+
+
+def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
+    one = write_photos(tmp_path / "one", {"train": 2})
+    two = write_photos(tmp_path / "two", {"test": 2}, ("blue", "green", "violet"))
+    with pytest.raises(RequestError, match=r"classes of two/test: .*3: blue, green, red, got 3: blue, green, violet"):
+        check_same_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
+
+
+def test_results_lie_in_a_folder_of_the_data_set_and_the_train_store(stores: tuple[Store, Store]) -> None:
+    folder = run_folder(Path("runs"), stores[0])
+    assert folder == Path("runs") / stores[0].spec.dataset / stores[0].path.stem
+
+
+def test_a_saved_probe_predicts_what_the_sweep_tested(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+) -> None:
+    rows, _ = run(stores, tmp_path, ("alf",))
+    saved = SavedProbe(tmp_path / "probes" / "alf")
+    source = open_source(f"folder:{photos}", "test")
+    predictions = list(saved.predict(source, batch_size=BATCH, num_workers=0))
+    assert [one.sample_id for one in predictions] == source.ids
+    right = [one.label == one.target for one in predictions]
+    assert np.mean(right) == pytest.approx(rows[0]["test"]["top1"])
+    assert all(1 / 3 <= one.probability <= 1 for one in predictions)
+
+
+def test_a_probe_of_another_backbone_is_refused_with_what_differs(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    run(stores, tmp_path, ("linear-cls",))
+    folder = tmp_path / "probes" / "linear-cls"
+    description = json.loads((folder / "probe.json").read_text())
+    description["config"]["model"]["seed"] = 5
+    (folder / "probe.json").write_text(json.dumps(description))
+    with pytest.raises(RequestError, match=r"its own backbone: weights = '[0-9a-f]+', got weights = '[0-9a-f]+'"):
+        SavedProbe(folder)

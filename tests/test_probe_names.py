@@ -1,0 +1,47 @@
+"""A probe's name says which tokens it reads and with which head."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import RequestError
+from pipeline.probe_names import DEMO_PROBES, probe_names, resolve_probe
+
+
+def test_linear_cls_reads_the_class_token_of_the_final_level() -> None:
+    probe = resolve_probe("linear-cls", 12)
+    assert (probe.head, probe.levels, probe.kinds) == ("linear", ("final",), ("cls",))
+
+
+def test_alf_is_attention_over_cls_and_ap_of_all_levels_but_block_0_with_one_head_a_token() -> None:
+    probe = resolve_probe("alf", 12)
+    assert probe.levels == (*(f"block.{k}" for k in range(1, 12)), "final")
+    assert probe.kinds == ("cls", "ap")
+    assert probe.num_heads is None
+    assert (probe.levels, probe.kinds, probe.head) == (
+        resolve_probe("attn-all", 12).levels,
+        ("cls", "ap"),
+        "attentive",
+    )
+
+
+@pytest.mark.parametrize(("depth", "num_heads"), [(12, 24), (24, 48)])
+def test_grids_have_24_heads_and_48_for_depth_24(depth: int, num_heads: int) -> None:
+    probe = resolve_probe("alf-grid3-quarterly", depth)
+    assert probe.num_heads == num_heads
+    assert probe.kinds == ("cls", "grid3")
+    assert len(probe.levels) == 4
+
+
+def test_every_name_resolves_and_the_demo_shows_the_six_of_the_first_house() -> None:
+    for name in probe_names():
+        assert resolve_probe(name, 12).name == name
+    assert DEMO_PROBES == ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
+    assert set(DEMO_PROBES) <= set(probe_names())
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(RequestError, match=r"--probe: expected one of linear-cls, .*got 'liner-all'.*'linear-all'"):
+        resolve_probe("liner-all", 12)
+    with pytest.raises(RequestError, match="See `layerbank probe --help`"):
+        resolve_probe("%%%", 12)
