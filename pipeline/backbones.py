@@ -37,7 +37,7 @@ def open_backbone(
     precision: str = "float32",
     seed: int = 0,
 ) -> Backbone:
-    """Build a backbone, check its taps on a blank image, and move it to its device and precision.
+    """Build a backbone, move it to its device and precision, and check its taps on a blank image there.
 
     Args:
         model_id: `timm/<name>` or a bare timm name, `open_clip/<arch>/<pretrained>`, `hf-hub:<org>/<repo>`,
@@ -63,7 +63,6 @@ def open_backbone(
         )
     target = _check_device(device)
     tower = _open_tower(model_id, weights=weights, image_size=image_size, seed=seed)
-    widths = measure_widths(tower, tap)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(
@@ -73,7 +72,7 @@ def open_backbone(
         tap=tap,
         precision=precision,
         device=target,
-        embed_dim=widths,
+        embed_dim=measure_widths(tower, tap),
         tower=tower,
     )
 
@@ -280,7 +279,7 @@ def _check_device(device: str) -> torch.device:
         raise RequestError(
             where="--device",
             expected="a device that torch can use here",
-            got=f"{device!r} ({str(error).splitlines()[0]})",
+            got=f"{device!r} ({str(error).partition('. ')[0]})",
             todo='Use "cpu", or a torch built for your accelerator.',
         ) from error
     return target

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_cache import cache
+
 if TYPE_CHECKING:
     from .backbones import Backbone
     from .datasets import ImageSource
@@ -100,7 +102,11 @@ _extraction_options = _options(
         "--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"
     ),
     click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
-    click.option("--data", required=True, help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE or demo:digits."),
+    click.option(
+        "--data",
+        required=True,
+        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits.",
+    ),
     click.option(
         "--tap",
         type=click.Choice(["norm2", "block"]),
@@ -145,6 +151,9 @@ def main() -> None:
     \b
     layerbank probe --model demo/vit-s-focus --data demo:digits --protocol quick
     """
+
+
+main.add_command(cache)
 
 
 @main.command()
@@ -257,7 +266,7 @@ def probe(
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
     from .console import Listener, print_json, print_table
-    from .probe import check_same_classes, run_folder
+    from .probe import check_same_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probe
     from .protocols import open_protocol
@@ -279,7 +288,7 @@ def probe(
             for source in (train_source, test_source)
         )
         if may_verify:
-            _verify_arrays([train, test], arrays)
+            verify_arrays([train, test], arrays)
         folder = run_folder(runs_root, train)
         rows = train_probes(
             train,

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +32,7 @@ from .events import (
 )
 
 PLAIN_LINE_EVERY_S = 10.0
+WIDEST = 1000  # characters of a table that is not shown on a terminal
 
 
 class Listener:
@@ -131,17 +133,19 @@ class Listener:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; every column but the first is aligned right."""
-    console = Console(highlight=False)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """A table on stdout; the first two columns are aligned left, the others right. A log or a pipe gets it in full width."""
+    console = Console(highlight=False, soft_wrap=True)
+    if title:
+        console.print(Text(title))
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    lines = [list(row) for row in rows]
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
-    if not console.is_terminal:  # a log or a pipe has no width to fit into
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    if not console.is_terminal:
+        whole = console.options.update(width=WIDEST)
+        console.width = Measurement.get(console, whole, table).maximum
+    console.print(table, soft_wrap=False)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import RequestError
-from .sources import BadImage, DemoSource, FolderSource, Hdf5Source, ImageSource, WdsSource
+from .sources import BadImage, DemoSource, FolderSource, Hdf5Source, ImageSource, UnlabelledSource, WdsSource
 
 __all__ = ["open_source", "SCHEMES", "Scheme", "ImageSource", "BadImage"]
 
@@ -33,7 +33,8 @@ SCHEMES = {
     "hdf5": Scheme(
         "hdf5:FILE_{split}.h5?images=x&labels=y", "HDF5 datasets of pixels and labels", Hdf5Source
     ),
-    "demo": Scheme("demo:digits", "images that come inside a Python package", DemoSource),
+    "images": Scheme("images:DIR", "images at any depth, without labels: to predict", UnlabelledSource),
+    "demo": Scheme("demo:digits | demo:animals", "images that come inside a Python package", DemoSource),
 }
 
 

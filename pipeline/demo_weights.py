@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import RequestError
+from .errors import RequestError, WorkError
 from .taps import TokenLayout
 from .timm_models import tower_from_timm
 from .tower import Tower
@@ -55,6 +55,7 @@ def open_demo(*, image_size: int | None) -> Tower:
 
     Raises:
         RequestError: the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
+        WorkError: the converted weights cannot be written.
     """
     size = IMAGE_SIZE if image_size is None else image_size
     state = safetensors.torch.load_file(demo_weights_file())
@@ -85,15 +86,29 @@ def demo_weights_file() -> Path:
     home = Path(os.environ.get("LAYERBANK_HOME") or Path.home() / ".cache" / "layerbank")
     target = home / "weights" / f"vit-s-focus-{version}.safetensors"
     if not target.exists():
-        state = convert_graph(_graph_file())
+        _write_whole(target, safetensors.torch.save(convert_graph(_graph_file())))
+    return target
+
+
+def _write_whole(target: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that it is there whole or not at all."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
         with open(aside, "wb") as file:
-            file.write(safetensors.torch.save(state))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)
-    return target
+    except OSError as error:
+        if aside.parent.is_dir():
+            aside.unlink(missing_ok=True)
+        raise WorkError(
+            where=str(target),
+            expected=f"room for the converted weights of {DEMO_MODEL} ({len(content) >> 20} MiB)",
+            got=error.strerror or str(error),
+            todo="Set LAYERBANK_HOME to a folder that can be written.",
+        ) from error
 
 
 def convert_graph(path: Path) -> dict[str, Tensor]:

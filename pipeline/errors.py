@@ -27,6 +27,14 @@ class PipelineError(Exception):
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}, got {self.got}. {self.todo}"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross from worker processes; without this, unpickling would call `__init__` with positions."""
+        return _again, (type(self), self.where, self.expected, self.got, self.todo)
+
+
+def _again(kind: type[PipelineError], where: str, expected: str, got: str, todo: str) -> PipelineError:
+    return kind(where=where, expected=expected, got=got, todo=todo)
+
 
 class RequestError(PipelineError, ValueError):
     """The request was wrong; nothing was done."""

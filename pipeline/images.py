@@ -74,9 +74,8 @@ def decode_batches(
         for batch in batches:
             yield decoding[batch]
         return
-    with (
-        warnings.catch_warnings()
-    ):  # more workers than cores is the caller's choice: a network disk gains by it
+    with warnings.catch_warnings():
+        # more workers than cores is the caller's choice: a network disk gains by it
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader: DataLoader[DecodedBatch] = DataLoader(
             decoding,

@@ -51,7 +51,7 @@ def open_open_clip(model_id: str, *, weights: str | None, image_size: int | None
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
-    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
+    options: dict[str, Any] = {"force_preprocess_cfg": {}}
     if model_id.startswith("hf-hub:"):
         arch, tag = model_id, None
     else:
@@ -61,6 +61,11 @@ def open_open_clip(model_id: str, *, weights: str | None, image_size: int | None
             name: described[name] for name in _TRANSFORM_FIELDS if name in described
         }
         options["force_quick_gelu"] = tag is not None and bool(described.get("quick_gelu"))
+    if image_size is not None:
+        if "timm_model_name" in open_clip.get_model_config(arch)["vision_cfg"]:
+            options["force_preprocess_cfg"]["size"] = image_size  # the trunk follows once it has its weights
+        else:
+            options["force_image_size"] = image_size
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         if weights is None:
@@ -147,6 +152,9 @@ def _tower(
     preprocess = PreprocessCfg(**visual.preprocess_cfg)
     size = preprocess.size
     height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    named = (
+        model_id if model_id.startswith("hf-hub:") else "/".join(model_id.split("/")[:2])
+    )  # without the tag
     return Tower(
         name=model_id,
         model=visual,
@@ -159,7 +167,7 @@ def _tower(
         image_size=(height, width),
         transform=image_transform_v2(preprocess, is_train=False),
         transform_id=transform_text(preprocess),
-        architecture=f"{model_id} image={height}x{width} {how} positions={POSITIONS}",
+        architecture=f"{named} image={height}x{width} {how} positions={POSITIONS}",
     )
 
 
@@ -212,14 +220,11 @@ def _split(model_id: str, *, pretrained: bool) -> tuple[str, str | None]:
         )
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if (tag and tag not in tags) or (pretrained and not tag):
-        near = difflib.get_close_matches(tag, tags, n=len(tags), cutoff=0.0)
         raise RequestError(
             where=f"--model {model_id}",
             expected=f"weights that open_clip has for {arch}",
             got=repr(tag) if tag else "no tag after the architecture",
-            todo=f"Tags: {', '.join(near or tags)}."
-            if tags
-            else 'Give --weights FILE, or --weights "random".',
+            todo=f"Tags: {', '.join(tags)}." if tags else 'Give --weights FILE, or --weights "random".',
         )
     return arch, tag or None
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cache import CacheSpec, TokenCache
+from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
     ArraySource,
     AttentiveProbe,
@@ -61,6 +61,24 @@ def check_same_classes(train: ImageSource, test: ImageSource) -> None:
             got=_few(test.class_names),
             todo="Give both splits the same class folders or classnames.txt.",
         )
+
+
+def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
+    """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
+
+    Raises:
+        DamagedStoreError: a file is not as it was written; says which rows of which level and kind.
+    """
+    for path, _ in stores:
+        damages = verify_store(path, only=arrays)
+        if damages:
+            raise DamagedStoreError(
+                where=str(path),
+                expected="every file as it was written",
+                got="; ".join(map(str, damages[:3]))
+                + (f" and {len(damages) - 3} more" if len(damages) > 3 else ""),
+                todo=f"Mend it: layerbank cache repair {path} (only those rows are computed again).",
+            )
 
 
 def probe(

@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import RequestError
@@ -113,20 +112,30 @@ def pool_tokens(tokens: Tensor, kind: str, layout: TokenLayout) -> Tensor:
 def _pool_grid(patches: Tensor, kind: str, layout: TokenLayout) -> Tensor:
     """Averages over g x g cells, row-major, float32 [B, g*g, D].
 
-    Where g does not divide the grid, cells are those of adaptive average pooling: cell i of n patches covers
-    floor(i n / g) .. ceil((i + 1) n / g), so neighbouring cells share a row.
+    Cells are those of adaptive average pooling: cell i of n patches covers floor(i n / g) .. ceil((i + 1) n / g),
+    so neighbouring cells share a row where g does not divide n.
     """
     cells = grid_cells(kind)
     assert cells is not None, kind
-    batch, _, embed_dim = patches.shape
-    rows, columns = layout.grid_size
     if cells == 1:  # the same sum in the same order as ap, hence the same bits
         return patches.mean(dim=1, keepdim=True, dtype=torch.float32)
-    if rows % cells == 0 and columns % cells == 0:
-        split = patches.reshape(batch, cells, rows // cells, cells, columns // cells, embed_dim)
-        return split.mean(dim=(2, 4), dtype=torch.float32).reshape(batch, cells * cells, embed_dim)
-    image = patches.float().transpose(1, 2).reshape(batch, embed_dim, rows, columns)
-    return F.adaptive_avg_pool2d(image, cells).flatten(2).transpose(1, 2).contiguous()
+    rows, columns = layout.grid_size
+    image = patches.reshape(patches.shape[0], rows, columns, patches.shape[-1])
+    # rows first, then columns: one mean over both axes of a strided view is ten times slower on a CPU
+    bands = torch.stack(
+        [image[:, a:b].mean(1, dtype=torch.float32) for a, b in _cell_spans(rows, cells)], dim=1
+    )
+    pooled = torch.stack([bands[:, :, a:b].mean(2) for a, b in _cell_spans(columns, cells)], dim=2)
+    return pooled.flatten(1, 2)
+
+
+def _cell_spans(patches: int, cells: int) -> list[tuple[int, int]]:
+    """First and one past the last patch of each cell along one side.
+
+    >>> _cell_spans(7, 2)
+    [(0, 4), (3, 7)]
+    """
+    return [(i * patches // cells, -(-(i + 1) * patches // cells)) for i in range(cells)]
 
 
 def _own(tokens: Tensor) -> Tensor:

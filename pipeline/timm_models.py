@@ -33,7 +33,12 @@ POSITIONS = "bicubic antialiased"
 
 _WIDE_CROP = 0.875  # 224 / 256
 
-_CLASSIFIER = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")  # in all of timm's ViT families
+_CLASSIFIER = (
+    "head.weight",
+    "head.bias",
+    "head_dist.weight",
+    "head_dist.bias",
+)  # in all of timm's ViT families
 
 
 def open_timm(name: str, *, model_id: str, weights: str | None, image_size: int | None, seed: int) -> Tower:
@@ -94,6 +99,7 @@ def tower_from_timm(
         config["crop_pct"] = crop_pct
     height, width = config["input_size"][-2:]
     transform = create_transform(**config, is_training=False)
+    named = model_id if model_id.startswith("hf-hub:") else model_id.partition(".")[0]  # a tag names weights
     return Tower(
         name=model_id,
         model=model,
@@ -106,7 +112,7 @@ def tower_from_timm(
         image_size=(height, width),
         transform=transform,
         transform_id=transform_text(config),
-        architecture=f"{model_id} image={height}x{width} final={how} positions={positions}",
+        architecture=f"{named} image={height}x{width} final={how} positions={positions}",
     )
 
 
@@ -245,5 +251,7 @@ def _create_from_file(name: str, model_id: str, options: dict[str, Any], path: s
         model = _create(name, model_id, options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
     except (RuntimeError, KeyError, AttributeError) as error:
         raise weights_mismatch(f"--weights {path}", model_id, error) from error
-    model.pretrained_cfg["state_dict"] = None  # timm keeps the overlay, and with it a second copy of the weights
+    model.pretrained_cfg["state_dict"] = (
+        None  # timm keeps the overlay, and with it a second copy of the weights
+    )
     return model

@@ -24,7 +24,7 @@ from .taps import TAPS, TokenLayout
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tower:
-    """One vision transformer, in float32 on the CPU until a backbone moves it.
+    """One vision transformer; in float32 on the CPU until a backbone moves its model.
 
     Attributes:
         name: model id, for messages.
@@ -85,6 +85,7 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
         RequestError: another number of tokens than the layout says, or a norm in another place.
     """
     modules = tapped_modules(tower, tap)
+    weight = next(tower.model.parameters())
     seen: dict[str, Any] = {}
     hooks = [module.register_forward_hook(partial(_keep, seen, level)) for level, module in modules.items()]
     places: list[dict[str, Any]] = []
@@ -94,7 +95,7 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
             hooks += _watch(block, norm, places[-1])
     try:
         with torch.inference_mode():
-            tower.forward(torch.zeros(1, 3, *tower.image_size))
+            tower.forward(torch.zeros(1, 3, *tower.image_size, device=weight.device, dtype=weight.dtype))
     finally:
         for hook in hooks:
             hook.remove()

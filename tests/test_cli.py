@@ -17,7 +17,18 @@ from photos import TINY_MODEL
 
 from pipeline.cli import main
 
-MODEL = ("--model", TINY_MODEL, "--weights", "random", "--image-size", "32", "--workers", "0", "--batch-size", "16")
+MODEL = (
+    "--model",
+    TINY_MODEL,
+    "--weights",
+    "random",
+    "--image-size",
+    "32",
+    "--workers",
+    "0",
+    "--batch-size",
+    "16",
+)
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 
 
@@ -61,6 +72,7 @@ def test_probe_goes_from_images_to_a_table(place: dict[str, Any]) -> None:
     for word in ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds"):
         assert word in result.stdout
     assert "linear-cls" in result.stdout
+    assert "lr 0.01, wd 0.0001, dropout 0" in result.stdout
     assert "+0.0" in result.stdout
     assert list(place["folder"].glob("runs/*/*/results.jsonl"))
     assert list(place["folder"].glob("runs/*/*/attention-alf.png"))
@@ -88,7 +100,9 @@ def test_underscores_and_dashes_are_the_same_in_option_names(place: dict[str, An
 
 def test_predict_writes_one_csv_line_an_image(place: dict[str, Any], photos: Path) -> None:
     (probe,) = place["folder"].glob("runs/*/*/probes/alf")
-    result = run("predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0")
+    result = run(
+        "predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0"
+    )
     assert result.exit_code == 0, result.output
     lines = list(csv.DictReader(io.StringIO(result.stdout)))
     assert len(lines) == 20
@@ -109,9 +123,12 @@ def refusal(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--model", "timm/vit_smal_patch16_224"), ("layerbank: ", "expected", "got", "do", "vit_small_patch16_224")),
+        (
+            ("--model", "timm/vit_smal_patch16_224"),
+            ("layerbank: ", "expected", "got", "do", "vit_small_patch16_224"),
+        ),
         (("--model", "timm/resnet18", "--weights", "random"), ("resnet18",)),
-        (("--data", "nothing"), ("data URI 'nothing'", "Did you mean folder:nothing?")),
+        (("--data", "nothing"), ("data 'nothing'", "Did you mean folder:nothing?")),
         (("--data", "folder:/no/such/place"), ("folder:/no/such/place", "nothing there")),
         (("--train-split", "training"), ("training", "test, train")),
         (("--probe", "alff"), ("--probe", "'alff'", "Did you mean 'alf'?")),
@@ -172,6 +189,15 @@ def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None
     assert result.exit_code == 1
     assert "red/000.png" in result.stderr
     assert "--on-bad-image skip" in result.stderr
-    skipping = run("extract", *MODEL, "--data", f"folder:{copy}", "--cache", str(tmp_path / "caches"), "--on-bad-image", "skip")
+    skipping = run(
+        "extract",
+        *MODEL,
+        "--data",
+        f"folder:{copy}",
+        "--cache",
+        str(tmp_path / "caches"),
+        "--on-bad-image",
+        "skip",
+    )
     assert skipping.exit_code == 0
     assert "skipped image 'train/red/000.png'" in skipping.stderr

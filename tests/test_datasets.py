@@ -45,27 +45,27 @@ def folder(tmp_path: Path) -> Path:
     [
         (
             "flder:/data",
-            "data 'flder:/data': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "data 'flder:/data': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, images, demo, "
             "got the scheme 'flder'. Did you mean folder:DIR?",
         ),
         (
             "webdataset:/data",
-            "data 'webdataset:/data': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "data 'webdataset:/data': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, images, demo, "
             "got the scheme 'webdataset'. Did you mean wds:DIR | wds:DIR/{split}/{000..010}.tar?",
         ),
         (
             "folder:",
-            "data 'folder:': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "data 'folder:': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, images, demo, "
             "got nothing after the colon. Did you mean folder:DIR?",
         ),
         (
             "/data/cats",
-            "data '/data/cats': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "data '/data/cats': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, images, demo, "
             "got no scheme. Did you mean folder:/data/cats?",
         ),
         (
             "",
-            "data '': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, demo, "
+            "data '': expected SCHEME:ADDRESS with one of the schemes folder, wds, hdf5, images, demo, "
             "got no scheme. Did you mean folder:?",
         ),
     ],
@@ -93,7 +93,7 @@ def test_a_split_that_is_no_plain_name_is_refused(folder, split):
 
 
 def test_each_scheme_says_what_it_is_in_a_line():
-    assert list(SCHEMES) == ["folder", "wds", "hdf5", "demo"]
+    assert list(SCHEMES) == ["folder", "wds", "hdf5", "images", "demo"]
     for name, scheme in SCHEMES.items():
         assert scheme.form.startswith(f"{name}:")
         assert "\n" not in scheme.meaning
@@ -358,6 +358,24 @@ def test_a_file_that_vanished_after_opening_is_a_bad_image(folder):
     assert caught.value.reason == "No such file or directory"
 
 
+def test_a_link_to_nothing_is_a_bad_image_and_not_left_out(folder):
+    (folder / "train" / "wren" / "b.jpg").unlink()
+    (folder / "train" / "wren" / "b.jpg").symlink_to(folder / "not-fetched-yet.jpg")
+    source = open_source(f"folder:{folder}", "train")
+    assert source.ids[3] == "train/wren/b.jpg"
+    with pytest.raises(BadImage, match="got No such file or directory"):
+        source.load(3)
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_image(folder, monkeypatch):
+    def read(self: object, row: int) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.sources.folder.FolderSource.read", read)
+    with pytest.raises(MemoryError):
+        open_source(f"folder:{folder}", "train").load(0)
+
+
 def test_a_bad_image_survives_pickling():
     error = pickle.loads(pickle.dumps(BadImage("a/b", "/x/b.jpg", "truncated")))
     assert (error.id, error.file, error.reason) == ("a/b", "/x/b.jpg", "truncated")
@@ -369,3 +387,21 @@ def test_a_source_survives_pickling(folder):
     copy = pickle.loads(pickle.dumps(source))
     assert copy.manifest_digest == source.manifest_digest
     assert [copy.load(row)[1] for row in range(4)] == [source.load(row)[1] for row in range(4)]
+
+
+# --- images without labels ---
+
+
+def test_images_at_any_depth_are_a_source_without_labels(folder: Path) -> None:
+    source = open_source(f"images:{folder / 'train'}", "any")
+    assert source.ids == ["Zaunkönig 鳥/übér.png", "owl/deep/er/c.webp", "wren/a.JPEG", "wren/b.jpg"]
+    assert source.class_names == []
+    assert set(source.labels.tolist()) == {-1}
+    assert source.load(0)[0].mode == "RGB"
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"images:.*: expected a folder with images .*, got none in it"):
+        open_source(f"images:{tmp_path}", "test")
+    with pytest.raises(RequestError, match="got no such folder"):
+        open_source(f"images:{tmp_path / 'none'}", "test")

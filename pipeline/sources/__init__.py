@@ -4,6 +4,7 @@ from .demo import DemoSource
 from .folder import FolderSource
 from .hdf5 import Hdf5Source
 from .image_source import BadImage, ImageSource
+from .images import UnlabelledSource
 from .wds import WdsSource
 
-__all__ = ["ImageSource", "BadImage", "FolderSource", "WdsSource", "Hdf5Source", "DemoSource"]
+__all__ = ["ImageSource", "BadImage", "FolderSource", "WdsSource", "Hdf5Source", "DemoSource", "UnlabelledSource"]

@@ -40,7 +40,7 @@ class FolderSource(ImageSource):
         entries = sorted(
             (entry_id, index_of[name], size)
             for name in class_names
-            for entry_id, size in _images(self.root / split / name, f"{split}/{name}/", set())
+            for entry_id, size in image_files(self.root / split / name, f"{split}/{name}/", set())
         )
         ids = [entry_id for entry_id, _, _ in entries]
         super().__init__(
@@ -95,10 +95,10 @@ def _folders(folder: Path) -> list[str]:
 
 def _class_folders(split_folder: Path) -> set[str]:
     """Folders with at least one image at any depth; reading stops at the first."""
-    return {name for name in _folders(split_folder) if next(_images(split_folder / name, "", set()), None)}
+    return {name for name in _folders(split_folder) if next(image_files(split_folder / name, "", set()), None)}
 
 
-def _images(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+def image_files(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
     """(id, bytes) of every image below a folder. Links are followed, but not back to a folder `above`."""
     if not folder.is_dir():
         return
@@ -109,12 +109,20 @@ def _images(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[
     with os.scandir(folder) as entries:
         for entry in entries:
             if _is_image(entry):
-                yield prefix + entry.name, entry.stat().st_size
+                yield prefix + entry.name, _size_bytes(entry)
             elif entry.is_dir() and not entry.name.startswith("."):
-                yield from _images(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
+                yield from image_files(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """By extension. Names that start with a dot are what systems leave behind (`._cat.jpg`), not images."""
     name = entry.name
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS and entry.is_file()
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS and not entry.is_dir()
+
+
+def _size_bytes(entry: os.DirEntry[str]) -> int:
+    """0 for a link to nothing: it counts, so that it is named as a bad image and not left out in silence."""
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -63,7 +63,7 @@ class ImageSource(ABC):
         manifest_digest: hex digest of all of the above except name and split.
 
     Raises:
-        RequestError: two samples have the same id, or an id is not valid Unicode.
+        RequestError: two samples have the same id, or an id or a class name is not valid Unicode.
     """
 
     def __init__(
@@ -132,9 +132,8 @@ class ImageSource(ABC):
                 got=f"{repeated[0]!r} more than once, one of {len(repeated)} such ids",
                 todo="Rename or remove the repeated samples.",
             )
-        foreign = [
-            id for id in self.ids if not id.isascii() and any("\ud800" <= letter <= "\udfff" for letter in id)
-        ]
+        texts = (text for text in (*self.ids, *self.class_names) if not text.isascii())
+        foreign = [text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text)]
         if foreign:
             raise RequestError(
                 where=where,

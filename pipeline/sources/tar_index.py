@@ -1,6 +1,6 @@
 """Where each member of a tar lies, from one walk over its headers; nothing is extracted.
 
-Python's tarfile does the same four times slower, and takes a file that was cut between two members for a
+Python's tarfile does the same three times slower, and takes a file that was cut between two members for a
 whole one. This walk reads what a data set needs (names, offsets, sizes; ustar, GNU long names, pax) and
 reports a tar without its end mark. It knows nothing of images or samples.
 """

@@ -29,10 +29,11 @@ class WdsSource(ImageSource):
     def __init__(self, address: str, split: str) -> None:
         layout = shards_at(address)
         self._shards = layout.of(split)
+        names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
         samples = [
             (number, sample)
             for number, shard in enumerate(self._shards)
-            for sample in _samples(shard, shard.relative_to(layout.root).as_posix())
+            for sample in _samples(shard, names[number])
         ]
         if not samples:
             raise RequestError(
@@ -52,10 +53,7 @@ class WdsSource(ImageSource):
             ids=[sample.id for _, sample in samples],
             labels=np.array([sample.label for _, sample in samples], dtype=np.int64),
             class_names=class_names,
-            locations=(
-                f"{self._shards[number].relative_to(layout.root).as_posix()}:{sample.image.offset}"
-                for number, sample in samples
-            ),
+            locations=[f"{names[number]}:{sample.image.offset}" for number, sample in samples],
             sizes=self._sizes,
         )
 

@@ -1,0 +1,263 @@
+"""`layerbank cache`: look after stores. A part of the command line; parses, calls, shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from cache import Damage, StoreInfo
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_DIR = click.Path(file_okay=False, path_type=Path)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+_root = click.option(
+    "--cache", "root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."
+)
+_store = click.argument("store", type=_DIR)
+
+
+@click.group()
+def cache() -> None:
+    """Look after stores of tokens.
+
+    \b
+    layerbank cache ls
+    layerbank cache verify caches/photos/train/*.zarr
+    """
+
+
+@cache.command()
+@_root
+@_json
+def ls(root: Path, as_json: bool) -> None:
+    """List every store under a folder.
+
+    \b
+    layerbank cache ls --cache caches
+    """
+    from cache import list_stores
+
+    from .console import print_json, print_lines, print_table, size
+
+    stores = list_stores(root)
+    if as_json:
+        print_json([_summary(store) for store in stores])
+    elif stores:
+        columns = ("store", "state", "rows", "levels", "kinds", "dtype", "size")
+        print_table(columns, [_line(store, root, size(store.size_bytes)) for store in stores])
+    else:
+        print_lines([f"no stores under {root}"])
+
+
+@cache.command()
+@_store
+@_json
+def info(store: Path, as_json: bool) -> None:
+    """Say what a store holds and where it comes from.
+
+    \b
+    layerbank cache info caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
+    """
+    from cache import TokenCache, read_store_info
+
+    from .console import print_json, print_lines
+
+    found = read_store_info(store)
+    if found.problem is not None:
+        raise found.problem
+    summary = _summary(found) | {"attributes": found.attributes}
+    if found.complete_arrays:
+        opened = TokenCache.open(store)
+        summary |= {
+            "batch_size": opened.batch_size,
+            "block_rows": opened.block_rows,
+            "versions": opened.versions,
+            "skipped": {opened.sample_ids[row]: reason for row, reason in opened.skipped.items()},
+            "saturated": dict(opened.notes.saturated),
+            "nonfinite": dict(opened.notes.nonfinite),
+        }
+    if as_json:
+        print_json(summary)
+    else:
+        print_lines(_flat(summary))
+
+
+@cache.command()
+@click.argument("stores", type=_DIR, nargs=-1, required=True)
+@_json
+def verify(stores: tuple[Path, ...], as_json: bool) -> None:
+    """Read whole stores and name every file that is not as it was written; exit code 1 if there is one.
+
+    \b
+    layerbank cache verify caches/photos/train/*.zarr
+    """
+    from cache import verify_store
+
+    from .console import print_json, print_lines
+
+    damages = {str(store): verify_store(store) for store in stores}
+    if as_json:
+        print_json({store: [_damage(one) for one in found] for store, found in damages.items()})
+    else:
+        for store, found in damages.items():
+            print_lines([f"{store}: {'sound' if not found else f'{len(found)} damaged'}"])
+            print_lines(f"  {one}" for one in found)
+            if found:
+                print_lines([f"  to mend it: layerbank cache repair {store}"])
+    if any(damages.values()):
+        click.get_current_context().exit(1)
+
+
+@cache.command()
+@_store
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Decoding processes.")
+@click.option("--remove-foreign", is_flag=True, help="Also delete files that do not belong to the store.")
+def repair(store: Path, device: str, workers: int, remove_foreign: bool) -> None:
+    """Drop what is damaged and compute those rows again, and no others.
+
+    The model and the data set are those the store was made from; if they are no longer where they were, it says so and the store
+    keeps what is sound: run the same `layerbank extract` again to fill it.
+
+    \b
+    layerbank cache repair caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
+    """
+    from .console import Listener, print_lines
+    from .repair import repair_and_fill
+    from .request import choose_device
+
+    with Listener() as listener:
+        done = repair_and_fill(
+            store,
+            device=choose_device(device),
+            num_workers=workers,
+            remove_foreign=remove_foreign,
+            emit=listener.show,
+        )
+    print_lines(f"  dropped and computed again: {one}" for one in done.dropped)
+    print_lines(f"  restored: {one}" for one in done.restored_later)
+    print_lines(
+        f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}"
+        for one in done.foreign
+    )
+    print_lines([f"{store}: {done.num_rows:,} rows computed again"])
+
+
+@cache.command()
+@_root
+@click.option("--delete", is_flag=True, help="Delete what is listed.")
+@_json
+def gc(root: Path, delete: bool, as_json: bool) -> None:
+    """List what nobody needs any more: what killed writers left behind, stores never finished. Delete it on request.
+
+    \b
+    layerbank cache gc --delete
+    """
+    from cache import find_garbage, remove_garbage
+
+    from .console import print_json, print_lines, size
+
+    found = find_garbage(root)
+    if as_json:
+        print_json(
+            [{"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found]
+        )
+    else:
+        print_lines(f"{size(one.size_bytes):>9}  {one.path}: {one.reason}" for one in found)
+    if delete:
+        freed_bytes = remove_garbage(found)
+        if not as_json:
+            print_lines([f"{size(freed_bytes)} freed"])
+    elif not as_json:
+        print_lines(
+            [
+                f"{size(sum(one.size_bytes for one in found))} can be freed with --delete"
+                if found
+                else "nothing to delete"
+            ]
+        )
+
+
+@cache.command()
+@_store
+@click.argument("file", type=_FILE)
+def export(store: Path, file: Path) -> None:
+    """Write a store into one HDF5 file, for another machine or another tool.
+
+    \b
+    layerbank cache export caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr photos.h5
+    """
+    from cache import export_hdf5
+
+    export_hdf5(store, file)
+
+
+@cache.command("import")
+@click.argument("file", type=_FILE)
+@_root
+def import_(file: Path, root: Path) -> None:
+    """Make a store from an exported file, byte for byte the one it came from.
+
+    \b
+    layerbank cache import photos.h5 --cache caches
+    """
+    from cache import import_hdf5, read_hdf5_spec
+
+    from .console import print_lines
+
+    store = read_hdf5_spec(file).store_path(root)
+    import_hdf5(file, store)
+    print_lines([str(store)])
+
+
+def _summary(store: StoreInfo) -> dict[str, Any]:
+    arrays = store.complete_arrays
+    return {
+        "path": str(store.path),
+        "state": store.state,
+        "owner": None if store.owner is None else str(store.owner),
+        "problem": None if store.problem is None else str(store.problem),
+        "blocks": f"{store.num_blocks_done} of {store.num_blocks}",
+        "fingerprint": None if store.spec is None else store.spec.fingerprint,
+        "spec": None if store.spec is None else store.spec.to_dict(),
+        "levels": list(dict.fromkeys(array.level for array in arrays)),
+        "kinds": list(dict.fromkeys(array.kind for array in arrays)),
+        "size_bytes": store.size_bytes,
+    }
+
+
+def _line(store: StoreInfo, root: Path, shown_size: str) -> Sequence[str]:
+    arrays = store.complete_arrays
+    state = store.state if store.owner is None else f"{store.state} ({store.owner})"
+    if store.state == "writing":
+        state += f", {store.num_blocks_done} of {store.num_blocks} blocks"
+    return (
+        str(store.path.relative_to(root)),
+        state,
+        "-" if store.spec is None else f"{store.spec.num_rows:,}",
+        str(len({array.level for array in arrays})),
+        ", ".join(dict.fromkeys(array.kind for array in arrays)) or "-",
+        "-" if store.spec is None else store.spec.storage_dtype,
+        shown_size,
+    )
+
+
+def _damage(one: Damage) -> dict[str, Any]:
+    rows = None if one.rows is None else [one.rows.start, one.rows.stop]
+    return {"file": one.file, "problem": one.problem, "level": one.level, "kind": one.kind, "rows": rows}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Nested values as `name: value` lines, empty ones left out."""
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{name}.")
+        elif value not in (None, []):
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"{prefix}{name}: {shown}")
+    return lines

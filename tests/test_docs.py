@@ -1,0 +1,70 @@
+"""The documentation runs: README blocks are executed, the command reference is generated, named targets exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_reference import README as REFERENCE
+from cli_reference import with_reference
+from photos import write_photos
+
+import pipeline
+
+ROOT = Path(pipeline.__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
+    """Everything but the clone itself, which CI does, in a folder with a few photos."""
+    write_photos(tmp_path / "photos", {"train": 12, "test": 5})
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    shell = "".join(block for block in blocks("sh") if "git clone" not in block)
+    assert shell.count("layerbank ") >= 5
+    subprocess.run(["bash", "-euo", "pipefail", "-c", shell], cwd=tmp_path, env=environment, check=True)
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 16
+    (python,) = blocks("python")
+    subprocess.run([sys.executable, "-W", "error", "-c", python], cwd=tmp_path, env=environment, check=True)
+
+
+def test_every_make_target_that_the_readme_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)`", README)) | set(
+        re.findall(r"^make ([a-z]+)", README, re.MULTILINE)
+    )
+    assert named >= {"probe", "extract", "test", "check", "bench"}
+    assert named <= targets
+
+
+def test_every_file_that_the_reading_order_names_exists() -> None:
+    tree = README[README.index("    probes/  ") : README.index("`make check` runs")]
+    room = ""
+    names: list[str] = []
+    for line in tree.splitlines():
+        if match := re.match(r"    (\w+)/ ", line):
+            room = match[1]
+        elif match := re.match(r"      (\w+\.py(?:, \w+\.py)*)", line):
+            names += [f"{room}/{name}" for name in match[1].split(", ")]
+        names += [f"{room}/{name}" for name in re.findall(r"\b(\w+\.py)\b", line)]
+    assert len(names) > 15
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_command_reference_is_what_the_commands_say() -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
+    assert text == with_reference(text), "run `make docs`"
+
+
+@pytest.mark.parametrize("path", ["README.md", "pipeline/README.md", "cache/README.md", "probes/README.md"])
+def test_links_between_the_readmes_lead_somewhere(path: str) -> None:
+    folder = (ROOT / path).parent
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / path).read_text(encoding="utf-8"))
+    assert [link for link in links if not (folder / link).exists()] == []
