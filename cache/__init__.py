@@ -1,19 +1,80 @@
-"""The token store: every layer's tokens of a data set, written once, read many times. The format is in README.md."""
+"""The token store: every layer's tokens of a data set, written once, read many times. The format is in README.md.
 
-from .errors import CacheError
+Knows nothing of torch, images, models or terminals.
+"""
+
+from .catalog import StoreInfo, list_stores, read_store_info
+from .errors import (
+    BatchError,
+    CacheError,
+    ChangedDataError,
+    DamagedStoreError,
+    FieldDifference,
+    IncompleteStoreError,
+    MissingArrayError,
+    NotAStoreError,
+    NotWritableError,
+    SpecError,
+    SpecMismatchError,
+    StorageFullError,
+    StoreLockedError,
+    StoreMissingError,
+)
+from .garbage import Garbage, find_garbage, remove_garbage
+from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
-from .reader import TokenArray, TokenCache, open_array
+from .order import chunk_shuffle, cut, exact_shuffle, sequential
+from .reader import TokenCache
+from .repair import Repair, repair_store
 from .spec import ArraySpec, CacheSpec
+from .token_array import SampleIds, TokenArray, open_array
+from .verify import Damage, verify_store
 from .writer import Batch, CacheWriter
 
 __all__ = [
+    # what is stored
     "CacheSpec",
     "ArraySpec",
+    # writing
     "CacheWriter",
     "Batch",
     "BatchNotes",
+    # reading
     "TokenCache",
     "TokenArray",
+    "SampleIds",
     "open_array",
+    "sequential",
+    "exact_shuffle",
+    "chunk_shuffle",
+    "cut",
+    # looking after stores
+    "list_stores",
+    "read_store_info",
+    "StoreInfo",
+    "verify_store",
+    "Damage",
+    "repair_store",
+    "Repair",
+    "find_garbage",
+    "remove_garbage",
+    "Garbage",
+    "export_hdf5",
+    "import_hdf5",
+    "read_hdf5_spec",
+    # errors
     "CacheError",
+    "SpecError",
+    "StoreMissingError",
+    "NotAStoreError",
+    "SpecMismatchError",
+    "FieldDifference",
+    "ChangedDataError",
+    "IncompleteStoreError",
+    "DamagedStoreError",
+    "MissingArrayError",
+    "BatchError",
+    "StoreLockedError",
+    "StorageFullError",
+    "NotWritableError",
 ]

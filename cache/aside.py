@@ -1,4 +1,4 @@
-"""The chunk files of one array in one block, while they are being written.
+"""The block that is being written: its chunk files, aside.
 
 Rows arrive in order and are checksummed as they arrive, so nothing is ever read back. Files stay aside, in
 the journal's folder, until `put_in_place` renames them; nothing counts until the journal says so.
@@ -7,6 +7,7 @@ the journal's folder, until `put_in_place` renames them; nothing counts until th
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .durable import sync_folder, write_all
-from .journal import ASIDE_PREFIX, JOURNAL_FOLDER
-from .layout import CHECKSUM_BYTES, ChunkedArray
+from .header import Header
+from .journal import ASIDE_PREFIX, JOURNAL_FOLDER, BatchNotes, Entry, Journal
+from .layout import CHECKSUM_BYTES, CONTENT_HASHES, ChunkedArray, content_hash_array, token_array
+from .spec import ArraySpec
+
+
+class OpenBlock:
+    """The block that is being written.
+
+    Args:
+        store: the store.
+        header: its header.
+        journal: says whether the block's content hashes are there already.
+        block: the block.
+        missing: the token arrays to be written.
+
+    Attributes:
+        next_row: the row that comes next.
+        stored_hashes: content hashes of the block if they are there, else None: then they are written too.
+    """
+
+    def __init__(
+        self, store: Path, header: Header, journal: Journal, block: int, missing: Sequence[ArraySpec]
+    ) -> None:
+        self.block = block
+        self.next_row = block * header.block_rows
+        self.stored_hashes: NDArray[np.uint64] | None = None
+        self._notes = BatchNotes()
+        arrays = [token_array(header, array.name) for array in missing]
+        hashes = content_hash_array(header)
+        if journal.holds(self.block, CONTENT_HASHES):
+            file = hashes.file(store, self.block)
+            self.stored_hashes = np.fromfile(
+                file, dtype=hashes.dtype, count=len(hashes.grid.block(self.block))
+            )
+        else:
+            arrays.append(hashes)
+        self._files = {array.name: BlockFiles(store, array, self.block) for array in arrays}
+
+    def write(self, values: Mapping[str, NDArray[Any]], notes: BatchNotes) -> None:
+        """Append the next rows of every array that is written, ``[n, *row_shape]`` by name."""
+        for name, files in self._files.items():
+            files.write(values[name])
+        self._notes = self._notes.merged(notes)
+        self.next_row += len(values[CONTENT_HASHES])
+
+    def put_in_place(self) -> Entry:
+        """Finish every file, then rename every file; returns what the journal is to say."""
+        checksums = {name: files.finish() for name, files in self._files.items()}
+        for files in self._files.values():
+            files.put_in_place()
+        return Entry(block=self.block, checksums=checksums, notes=self._notes)
+
+    def discard(self) -> None:
+        """Remove everything that is still aside."""
+        for files in self._files.values():
+            files.discard()
 
 
 class BlockFiles:

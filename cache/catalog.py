@@ -119,5 +119,5 @@ def size_of(path: Path) -> int:
 
 
 def _modified(store: Path) -> float:
-    header = store / HEADER_FILE
-    return (header if header.exists() else store).stat().st_mtime
+    newest = next((path for path in (store / HEADER_FILE, store) if path.exists()), None)
+    return newest.stat().st_mtime if newest else 0.0

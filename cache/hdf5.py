@@ -1,26 +1,189 @@
 """A store as one HDF5 file, and back.
 
-The file holds an array a dataset under the same names, the header as JSON, and the journal, so that an import is a round trip: the
-same bytes in every file of the store (made by the same versions of zarr and numpy), and every chunk checked against its CRC-32C on the way.
+The file holds each array as a dataset under its name in the store, the header as JSON and the journal, so
+that an import is a round trip: every file of the store comes back with the same bytes, and every chunk is
+compared with its CRC-32C on the way. Arrays that are not complete are left out.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
+import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
 from .durable import storage_errors, sync_folder
 from .errors import DamagedStoreError, NotAStoreError, SpecError
-from .header import FORMAT, FORMAT_VERSION, Header, parse_header, read_header
-from .journal import BatchNotes, Journal, parse_line
-from .layout import CONTENT_HASHES, LABELS, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS
-from .mapping import ZarrRows
-from .reader import SampleIds, TokenCache
-from .writer import CacheWriter
+from .header import Header, parse_header, read_header
+from .journal import BatchNotes, Journal, parse_line, read_journal
+from .layout import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, STATIC_ARRAYS, metadata_paths
+from .mapping import open_rows
+from .reader import TokenCache
+from .request import Request
+from .spec import CacheSpec
+from .token_array import SampleIds
+from .writer import Batch, CacheWriter
+
+HEADER_ATTRIBUTE = "layerbank_header"
+JOURNAL_DATASET = "journal"
+
+
+def export_hdf5(store: str | Path, file: str | Path) -> None:
+    """Write the complete arrays of a store to one HDF5 file, which appears whole or not at all.
+
+    Args:
+        store: the store.
+        file: the file to make; it must not exist.
+
+    Raises:
+        SpecError: the file exists.
+        CacheError: as `TokenCache.open`, or the disk refuses.
+    """
+    store, file = Path(store), Path(file)
+    _require_absent(file)
+    cache = TokenCache.open(store)
+    header, journal = _only_complete(read_header(store), read_journal(store))
+    aside = file.with_name(f"{file.name}.partial")
+    try:
+        with storage_errors(file):
+            with h5py.File(aside, "w") as target:
+                target.attrs[HEADER_ATTRIBUTE] = header.render().decode("ascii")
+                target[JOURNAL_DATASET] = np.frombuffer(journal.render(), dtype=np.uint8)
+                for name in (*STATIC_ARRAYS, CONTENT_HASHES):
+                    rows = open_rows(store / name)
+                    target[name] = rows.read(0, rows.shape[0])
+                for array in header.complete_arrays:
+                    tokens = cache.tokens(array.level, array.kind)
+                    dataset = target.create_dataset(array.name, shape=tokens.shape, dtype=tokens.dtype)
+                    dataset.attrs["logical_dtype"] = tokens.logical_dtype
+                    for start in range(0, cache.num_rows, cache.block_rows):
+                        stop = min(start + cache.block_rows, cache.num_rows)
+                        dataset[start:stop] = tokens.read(start, stop)
+            fd = os.open(aside, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(aside, file)
+            sync_folder(file.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_hdf5_spec(file: str | Path) -> CacheSpec:
+    """What an exported file holds, without reading tokens.
+
+    Raises:
+        NotAStoreError: the file is not one of ours.
+    """
+    file = Path(file)
+    with _opened(file) as source:
+        return parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file).spec
+
+
+def import_hdf5(file: str | Path, store: str | Path) -> None:
+    """Make a store from a file of `export_hdf5`.
+
+    Args:
+        file: the HDF5 file.
+        store: the store to make; it must not exist.
+
+    Raises:
+        SpecError: the store exists.
+        NotAStoreError: the file is not one of ours.
+        DamagedStoreError: its data do not have the checksums in its journal; no store is left.
+        CacheError: the disk refuses.
+    """
+    file, store = Path(file), Path(store)
+    _require_absent(store)
+    with _opened(file) as source:
+        header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
+        journal = _journal_of(source, file)
+        static = {name: source[name][...] for name in STATIC_ARRAYS}
+        request = Request(
+            spec=header.spec,
+            arrays=tuple(header.complete_arrays),
+            static=static,
+            sample_ids=SampleIds(static[SAMPLE_ID_BYTES], static[SAMPLE_ID_OFFSETS]),
+            batch_size=header.batch_size,
+            attributes=header.attributes,
+            versions=header.versions,
+        )
+        with CacheWriter.open_request(store, request) as writer:
+            for batch in writer.pending():
+                rows = slice(batch.start, batch.stop)
+                tokens = {array.name: source[array.name][rows] for array in batch.arrays}
+                notes = _notes_of(batch, journal, header.block_rows)
+                writer.append(batch, tokens, content_hashes=source[CONTENT_HASHES][rows], notes=notes)
+            if read_journal(store).entries != journal.entries or read_header(store).static != header.static:
+                shutil.rmtree(store)
+                raise _damaged(file)
+            writer.complete()
+
+
+def _only_complete(header: Header, journal: Journal) -> tuple[Header, Journal]:
+    complete = {array.name: header.arrays[array.name] for array in header.complete_arrays}
+    paths = metadata_paths([*STATIC_ARRAYS, CONTENT_HASHES, *complete])
+    metadata = {path: checksum for path, checksum in header.metadata.items() if path in paths}
+    others = header.arrays.keys() - complete.keys()
+    entries = {block: entry.without(others) for block, entry in journal.entries.items()}
+    return replace(header, arrays=complete, metadata=metadata), Journal(entries=entries)
+
+
+def _journal_of(source: Mapping[str, Any], file: Path) -> Journal:
+    entries = [parse_line(line) for line in source[JOURNAL_DATASET][...].tobytes().splitlines(keepends=True)]
+    if None in entries:
+        raise _damaged(file)
+    return Journal(entries={entry.block: entry for entry in entries if entry is not None})
+
+
+def _notes_of(batch: Batch, journal: Journal, block_rows: int) -> BatchNotes:
+    """The notes of a block, given out again: rows where they lie, counts with the first batch."""
+    notes = journal.entries[batch.block].notes
+    is_first = batch.start == batch.block * block_rows
+    return BatchNotes(
+        skipped={row: reason for row, reason in notes.skipped.items() if batch.start <= row < batch.stop},
+        saturated=notes.saturated if is_first else {},
+        nonfinite=notes.nonfinite if is_first else {},
+    )
+
+
+def _opened(file: Path) -> Any:
+    try:
+        source = h5py.File(file, "r")
+        if HEADER_ATTRIBUTE in source.attrs:
+            return source
+        got = "another kind of HDF5 file"
+        source.close()
+    except OSError as error:
+        got = "nothing" if not file.exists() else f"no HDF5 file ({error})"
+    raise NotAStoreError(
+        where=str(file),
+        expected="an HDF5 file that `layerbank cache export` wrote",
+        got=got,
+        todo="Name the exported file.",
+    )
+
+
+def _require_absent(path: Path) -> None:
+    if path.exists():
+        raise SpecError(
+            where=str(path),
+            expected="a path where nothing is yet",
+            got="a folder" if path.is_dir() else "a file",
+            todo="Choose another name, or move it away first.",
+        )
+
+
+def _damaged(file: Path) -> DamagedStoreError:
+    return DamagedStoreError(
+        where=str(file),
+        expected="the data that were exported",
+        got="data of another CRC-32C",
+        todo="Copy the file again, or export the original store again with `layerbank cache export`.",
+    )

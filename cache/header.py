@@ -139,20 +139,28 @@ def read_header(path: Path) -> Header:
         raise _absent(path) from None
     except NotADirectoryError:
         raise _foreign(path, "a file") from None
+    return parse_header(raw, path)
+
+
+def parse_header(raw: bytes, path: Path) -> Header:
+    """The header in these bytes; `path` is for error messages.
+
+    Raises:
+        NotAStoreError: the header of something else, or of another format version.
+        DamagedStoreError: it was altered.
+    """
     try:
-        document = json.loads(raw)
-        attributes = document["attributes"]
-        is_ours = attributes["format"] == FORMAT
-        version = attributes["format_version"]
+        attributes = json.loads(raw)["attributes"]
+        name, version = attributes["format"], attributes["format_version"]
     except (ValueError, KeyError, TypeError):
         if FORMAT.encode() in raw:
             raise header_damaged(path) from None
         raise _foreign(path, "another kind of Zarr group") from None
-    if not is_ours:
-        raise _foreign(path, f"format {attributes['format']!r}")
-    checksum = attributes.pop("header_crc32c", None)
+    if name != FORMAT:
+        raise _foreign(path, f"format {name!r}")
     if version != FORMAT_VERSION:
         raise _foreign(path, f"format version {version!r}")
+    checksum = attributes.pop("header_crc32c", None)
     try:
         header = _header_from(attributes)
     except (CacheError, KeyError, TypeError, ValueError, AttributeError):

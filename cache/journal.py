@@ -155,8 +155,8 @@ class Journal:
         """Totals over all blocks, counts of these arrays only."""
         total = BatchNotes()
         for block in sorted(self.entries):
-            total = total.merged(self.entries[block].notes.of_arrays(names))
-        return total
+            total = total.merged(self.entries[block].notes)
+        return total.of_arrays(names)
 
     def render(self) -> bytes:
         """All entries as one sorted file."""

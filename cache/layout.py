@@ -7,7 +7,7 @@ mapped, zarr verifies them, and one listing of one folder shows whether all of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,16 @@ def create_skeleton(
         arrays=entries,
         static={name: static_entry(values) for name, values in static.items()},
         metadata={
-            file.relative_to(folder).as_posix(): file_checksum(file)
-            for file in folder.rglob(HEADER_FILE)
-            if file.parent != folder
+            path: file_checksum(folder / path)
+            for path in sorted(metadata_paths([*static, CONTENT_HASHES, *entries]))
         },
     )
+
+
+def metadata_paths(names: Iterable[str]) -> set[str]:
+    """The ``zarr.json`` of these arrays and of the groups above them, the root excepted."""
+    nodes = {node.as_posix() for name in names for node in (Path(name), *Path(name).parents)}
+    return {f"{node}/{HEADER_FILE}" for node in nodes - {"."}}
 
 
 def _create_static(group: zarr.Group, name: str, values: NDArray[Any]) -> None:

@@ -55,7 +55,7 @@ class LockOwner:
 
     def __str__(self) -> str:
         minutes = (time.time() - self.since) / 60
-        return f"pid {self.pid} on {self.host}, which began {minutes:.0f} min ago: {self.command}"
+        return f"process {self.pid} on {self.host}, which began {minutes:.0f} min ago: {self.command}"
 
 
 class StoreLock:

@@ -1,7 +1,7 @@
 """Orders in which to read rows: each is a permutation of the rows given, the same for the same seed on every run and machine.
 
-The decision taken here: a shuffle sorts rows by raw 64-bit draws of PCG64. numpy promises that stream for ever, and
-promises nothing about `Generator.permutation`.
+The decision taken here: a shuffle sorts rows by raw 64-bit draws of PCG64. numpy promises that stream for
+ever, and promises nothing about `Generator.permutation`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ def exact_shuffle(rows: Rows, *, seed: int, epoch: int = 0) -> Rows:
         ``[n]`` the same rows in another order.
 
     >>> exact_shuffle(np.arange(8), seed=0)
-    array([0, 3, 1, 4, 6, 2, 7, 5])
+    array([3, 2, 1, 6, 0, 7, 4, 5])
     """
     rows = np.sort(rows)  # the order must not depend on how the caller came by the rows
     return rows[_permutation(len(rows), seed, epoch)]
 
 
-def chunk_shuffle(
-    rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int, epoch: int = 0
-) -> Rows:
+def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int, epoch: int = 0) -> Rows:
     """Shuffle for stores larger than memory: blocks in random order, rows shuffled within a buffer of some blocks.
 
-    While a buffer is read, `buffer_blocks` blocks are touched and no others. With a buffer of all blocks it is an exact shuffle.
+    While a buffer is read, `buffer_blocks` blocks are touched and no others. With a buffer of all blocks it
+    is an exact shuffle.
 
     Args:
         rows: ``[n]`` row numbers.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from .errors import (
     DamagedStoreError,
     IncompleteStoreError,
     MissingArrayError,
-    SpecError,
     SpecMismatchError,
 )
 from .header import Header, read_header
@@ -34,84 +33,10 @@ from .layout import (
     static_array,
     token_array,
 )
-from .mapping import ChunkFiles, ChunkRows, Rows, ZarrRows, map_rows, open_rows
+from .mapping import ChunkFiles, ChunkRows, ZarrRows, map_rows
 from .spec import ArraySpec, CacheSpec, natural_order
+from .token_array import SampleIds, TokenArray
 from .verify import Damage, chunk_damage, chunk_problem, size_problem
-
-
-class TokenArray:
-    """The tokens of one level and kind, ``[N, D]`` or ``[N, T, D]``.
-
-    Args:
-        name: for error messages.
-        rows: how the rows are reached.
-        logical_dtype: what the bits mean; ``bfloat16`` is stored as uint16.
-    """
-
-    def __init__(self, name: str, rows: Rows, logical_dtype: str) -> None:
-        self.name = name
-        self._rows = rows
-        self.logical_dtype = logical_dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._rows.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._rows.dtype
-
-    @property
-    def contiguous(self) -> NDArray[Any] | None:
-        """All rows as one ndarray over the files, or None where this system or layout has none. Writing to it changes no file."""
-        return self._rows.contiguous
-
-    def take(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather rows in the order given; repeats are allowed.
-
-        Args:
-            rows: ``[n]`` integers within ``[0, N)``.
-            out: ``[n, *row_shape]`` to fill; a new one each batch costs five times the gather itself.
-
-        Returns:
-            `out`, or a new array.
-
-        Raises:
-            SpecError: rows out of range, or an `out` of another shape or dtype.
-        """
-        rows = np.asarray(rows, dtype=np.int64)
-        shape = (len(rows), *self.shape[1:])
-        if out is None:
-            out = np.empty(shape, dtype=self.dtype)
-        elif out.shape != shape or out.dtype != self.dtype:
-            raise SpecError(
-                where=f"{self.name} take(out=)",
-                expected=f"{self.dtype} {shape}",
-                got=f"{out.dtype} {out.shape}",
-                todo="Pass a buffer made for this batch size.",
-            )
-        if len(rows):
-            self._check_range(int(rows.min()), int(rows.max()) + 1)
-            self._rows.gather(rows, out)
-        return out
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start to stop, a view where the array is contiguous.
-
-        Raises:
-            SpecError: not within ``0 <= start <= stop <= N``.
-        """
-        self._check_range(start, stop)
-        return self._rows.read(start, stop)
-
-    def _check_range(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self.shape[0]:
-            raise SpecError(
-                where=self.name,
-                expected=f"rows within 0 to {self.shape[0]}",
-                got=f"{start} to {stop}",
-                todo="Rows are counted from 0 over the whole split, skipped ones included.",
-            )
 
 
 class TokenCache:
@@ -123,6 +48,7 @@ class TokenCache:
         self._header = header
         self._journal = journal
         self._mapped = mapped
+        self._tokens: dict[tuple[str, str], TokenArray] = {}
         self.arrays: dict[tuple[str, str], ArraySpec] = {(a.level, a.kind): a for a in header.complete_arrays}
         self.notes: BatchNotes = journal.notes(array.name for array in header.complete_arrays)
         self.labels: NDArray[Any] = self._static(LABELS).copy()
@@ -229,48 +155,20 @@ class TokenCache:
                 got=f"levels {', '.join(self.levels)} and kinds {', '.join(self.kinds)}",
                 todo=f"Add it with `layerbank extract --levels {level} --kinds {kind}`; what is there is kept.",
             )
-        array = token_array(self._header, self.arrays[level, kind].name)
+        if (level, kind) not in self._tokens:
+            self._tokens[level, kind] = self._open_tokens(self.arrays[level, kind].name)
+        return self._tokens[level, kind]
+
+    def _open_tokens(self, name: str) -> TokenArray:
+        array = token_array(self._header, name)
         _refuse(self.path, list(_foreign_chunks(self.path, array, self._journal)))
-        rows = map_rows(_chunk_files(self.path, array)) if self._mapped else ZarrRows(self.path / array.name)
-        return TokenArray(array.name, rows, self.spec.storage_dtype)
+        rows = map_rows(_chunk_files(self.path, array)) if self._mapped else ZarrRows(self.path / name)
+        return TokenArray(name, rows, self.spec.storage_dtype)
 
     def _static(self, name: str) -> NDArray[Any]:
         array = static_array(self._header, name)
         rows = map_rows(_chunk_files(self.path, array))
         return rows.read(0, rows.shape[0])
-
-
-class SampleIds(Sequence[str]):
-    """Sample ids over mapped memory: UTF-8 bytes one after the other, and N + 1 borders."""
-
-    def __init__(self, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
-        self._data = data
-        self._offsets = offsets
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = range(len(self))[index]  # negative indices and IndexError as everywhere
-        return (
-            self._data[self._offsets[row] : self._offsets[row + 1]]
-            .tobytes()
-            .decode("utf-8", "surrogateescape")
-        )
-
-
-def open_array(path: str | Path) -> TokenArray:
-    """One Zarr array of any store, ours or not: mapped if its chunks are plain, else through zarr."""
-    rows = open_rows(Path(path))
-    return TokenArray(str(path), rows, rows.dtype.name)
 
 
 def _chunk_files(store: Path, array: ChunkedArray) -> ChunkFiles:

@@ -62,16 +62,14 @@ def repair_store(
                 assert damage.array is not None, "chosen above"
                 assert damage.rows is not None, "a chunk has rows"
                 by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
-            journal = read_journal(store)
-            _, kept = forget(store, header, journal, by_block)
+            forget(store, header, read_journal(store), by_block)
             for damage in [*dropped, *(foreign if remove_foreign else [])]:
                 (store / damage.file).unlink(missing_ok=True)
     finally:
         lock.release()
-    lost = [b for b in range(header.hash_grid.num_blocks) if kept.entries.get(b) != journal.entries.get(b)]
     return Repair(
         dropped=tuple(dropped),
         restored_later=tuple(d for d in damages if d not in dropped and d not in foreign),
         foreign=tuple(foreign),
-        num_rows=sum(len(header.hash_grid.block(block)) for block in lost),
+        num_rows=sum(len(header.hash_grid.block(block)) for block in by_block),
     )

@@ -9,16 +9,10 @@ checksums; complete ones are only measured, because reading 50 GB at each start 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import zarr
-from numpy.typing import NDArray
 
 from .durable import sync_folder
 from .errors import ChangedDataError, NotAStoreError, SpecError, SpecMismatchError
@@ -34,24 +28,12 @@ from .layout import (
     static_entry,
     token_array,
 )
-from .spec import ArraySpec, CacheSpec
+from .request import Request
 from .verify import chunk_problem, metadata_problem
 
 ANEW = (
     "Choose another folder with `--cache DIR`, or make the store anew with `layerbank extract --overwrite`."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a writer was asked to write, checked."""
-
-    spec: CacheSpec
-    arrays: tuple[ArraySpec, ...]
-    static: Mapping[str, NDArray[Any]]
-    sample_ids: Sequence[str]
-    batch_size: int
-    attributes: Mapping[str, Any]
 
 
 def new_folder(store: Path) -> Path:
@@ -104,7 +86,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
         spec=request.spec,
         block_rows=rows_per_block(request.spec.num_rows),
         batch_size=request.batch_size,
-        versions={"numpy": np.__version__, "python": platform.python_version(), "zarr": zarr.__version__},
+        versions=request.versions,
         attributes=request.attributes,
         arrays=skeleton.arrays,
         static=skeleton.static,
@@ -112,7 +94,8 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
     )
     write_header(folder, header, header_aside(folder))
     os.replace(folder, store)
-    sync_folder(store.parent)
+    for parent in [*store.parents][:3]:  # split, data set, root: any of them may be new
+        sync_folder(parent)
     return header, Journal(entries={})
 
 
@@ -181,7 +164,9 @@ def _with_checked_journal(store: Path, header: Header, request: Request) -> tupl
     journal = read_journal(store)
     arrays = [content_hash_array(header), *(token_array(header, array.name) for array in request.arrays)]
     damaged = {
-        block: {a.name for a in arrays if a.name in entry.checksums and not _is_sound(store, header, a, entry)}
+        block: {
+            a.name for a in arrays if a.name in entry.checksums and not _is_sound(store, header, a, entry)
+        }
         for block, entry in journal.entries.items()
     }
     return forget(store, header, journal, damaged)
@@ -204,10 +189,9 @@ def forget(
     """Drop damaged arrays of blocks from the journal, so that a writer computes them again.
 
     Args:
-        store: the store; its lock is held.
-        header: its header.
-        journal: its journal, bad lines and all.
-        damaged: block -> names of arrays; without its content hashes a whole block goes, because nothing shows any more that
+        store: the store; its lock is held. header: its header. journal: its journal, bad lines and all.
+        damaged: block -> names of arrays; without its content hashes a whole block goes, because nothing
+        shows any more that
             its tokens belong to these images.
 
     Returns:

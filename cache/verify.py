@@ -1,13 +1,14 @@
 """Find every file of a store that is not as it was written, and name the rows it holds.
 
-Everything is read: a store is verified when each of its bytes is covered by a checksum that still holds (the header's own, the header's
-of other metadata, labels and ids, the journal's of chunks, a journal line's own), and no file is there that does not belong.
+Everything is read: a store is verified when each of its bytes is covered by a checksum that still holds (the
+header's own, the header's of other metadata, labels and ids, the journal's of chunks, a journal line's own),
+and no file is there that does not belong.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +54,19 @@ class Damage:
         return f"{self.file}{rows}: {self.problem}"
 
 
-def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+def verify_store(
+    path: str | Path,
+    *,
+    only: Collection[tuple[str, str]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Damage]:
     """Read a whole store and list what is wrong with it; an empty list is a sound store.
 
     Blocks that are not committed yet are no damage. Nothing is changed, and no lock is needed.
 
     Args:
         path: the store.
+        only: the (level, kind) of the token arrays to read; None reads all. Everything else is checked in any case.
         progress: called with (chunks read, chunks in all) after each chunk.
 
     Raises:
@@ -78,7 +85,7 @@ def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | Non
         *_metadata_damage(store, header),
         *_journal_damage(header, journal),
         *_static_damage(store, header),
-        *_block_damage(store, header, journal, progress),
+        *_block_damage(store, header, journal, only, progress),
         *_foreign_files(store, header),
     ]
 
@@ -150,9 +157,14 @@ def _static_damage(store: Path, header: Header) -> Iterator[Damage]:
 
 
 def _block_damage(
-    store: Path, header: Header, journal: Journal, progress: Callable[[int, int], None] | None
+    store: Path,
+    header: Header,
+    journal: Journal,
+    only: Collection[tuple[str, str]] | None,
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[Damage]:
-    arrays = list(block_arrays(header))
+    unread = set() if only is None else {a.name for a in header.complete_arrays if (a.level, a.kind) not in only}
+    arrays = [array for array in block_arrays(header) if array.name not in unread]
     num_chunks = sum(array.grid.num_chunks for array in arrays)
     num_done = 0
     for array in arrays:
@@ -181,8 +193,10 @@ def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
     known.update(
         file.relative_to(store).as_posix() for file in (store / JOURNAL_FOLDER).glob("worker-*.jsonl")
     )
-    for folder, _, names in sorted(os.walk(store)):
-        for name in sorted(names):
-            path = (Path(folder) / name).relative_to(store).as_posix()
-            if path not in known:
-                yield Damage(file=path, problem=FOREIGN)
+    found = {
+        (Path(folder) / name).relative_to(store).as_posix()
+        for folder, _, names in os.walk(store)
+        for name in names
+    }
+    for path in sorted(found - known):
+        yield Damage(file=path, problem=FOREIGN)

@@ -10,7 +10,6 @@ Knows nothing of images or models; used by one thread at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +19,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .aside import BlockFiles
+from .aside import OpenBlock
 from .durable import storage_errors
-from .errors import BatchError, ChangedDataError, IncompleteStoreError, SpecError
+from .errors import BatchError, ChangedDataError, IncompleteStoreError
 from .geometry import cut_batches
 from .header import Header, write_header
-from .journal import BatchNotes, Entry, Journal, append_entry, rewrite_journal
-from .layout import CONTENT_HASHES, content_hash_array, static_arrays, storage_dtype, token_array
+from .journal import BatchNotes, Journal, append_entry, rewrite_journal
+from .layout import CONTENT_HASHES, storage_dtype
 from .lock import StoreLock
-from .resume import ANEW, Request, clear_leftovers, create_store, header_aside, remove_store, resume_store
-from .spec import ArraySpec, CacheSpec, array_order
+from .request import Request, check_request
+from .resume import (
+    ANEW,
+    clear_leftovers,
+    create_store,
+    header_aside,
+    remove_store,
+    resume_store,
+)
+from .spec import ArraySpec, CacheSpec
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class CacheWriter:
             arrays = tuple(array for array in request.arrays if not journal.holds(block, array.name))
             if arrays:
                 self._missing[block] = arrays
-        self._open: _OpenBlock | None = None
+        self._open: OpenBlock | None = None
 
     @classmethod
     def open(
@@ -110,8 +117,12 @@ class CacheWriter:
             StoreLockedError: another process writes it.
             StorageFullError, NotWritableError: the disk refuses.
         """
-        store = Path(path)
-        request = _checked_request(spec, arrays, labels, sample_ids, batch_size, attributes or {})
+        request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {})
+        return cls.open_request(Path(path), request, overwrite=overwrite)
+
+    @classmethod
+    def open_request(cls, store: Path, request: Request, *, overwrite: bool = False) -> CacheWriter:
+        """`open` for a request that was checked before: an import, which keeps the versions of the original."""
         lock = StoreLock(store)
         lock.acquire()
         try:
@@ -162,9 +173,9 @@ class CacheWriter:
         try:
             with storage_errors(self.path):
                 if self._open is None:
-                    self._open = _OpenBlock(self.path, self._header, self._journal, batch)
+                    self._open = OpenBlock(self.path, self._header, self._journal, batch.block, batch.arrays)
                 self._check_hashes(self._open, batch, content_hashes)
-                self._open.write(batch, {**tokens, CONTENT_HASHES: content_hashes}, notes)
+                self._open.write({**tokens, CONTENT_HASHES: content_hashes}, notes)
                 if batch.stop == self._grid.block(batch.block).stop:
                     self._commit(self._open)
         except BaseException:
@@ -208,7 +219,7 @@ class CacheWriter:
     ) -> None:
         self.close()
 
-    def _commit(self, block: _OpenBlock) -> None:
+    def _commit(self, block: OpenBlock) -> None:
         entry = block.put_in_place()
         append_entry(self.path, entry)
         known = self._journal.entries.get(block.block)
@@ -267,7 +278,7 @@ class CacheWriter:
                 todo="Pass each array of the batch in the storage dtype, bfloat16 as its uint16 bits.",
             )
 
-    def _check_hashes(self, block: _OpenBlock, batch: Batch, content_hashes: NDArray[np.uint64]) -> None:
+    def _check_hashes(self, block: OpenBlock, batch: Batch, content_hashes: NDArray[np.uint64]) -> None:
         if block.stored_hashes is None:
             return
         start = self._grid.block(batch.block).start
@@ -281,82 +292,3 @@ class CacheWriter:
                 got=f"another one (content hash {int(content_hashes[first]):016x})",
                 todo=f"The data set has changed: restore it. {ANEW}",
             )
-
-
-class _OpenBlock:
-    """The block that is being written: a set of files aside."""
-
-    def __init__(self, store: Path, header: Header, journal: Journal, first: Batch) -> None:
-        self.block = first.block
-        self.next_row = first.start
-        self.stored_hashes: NDArray[np.uint64] | None = None
-        self._notes = BatchNotes()
-        arrays = [token_array(header, array.name) for array in first.arrays]
-        hashes = content_hash_array(header)
-        if journal.holds(self.block, CONTENT_HASHES):
-            file = hashes.file(store, self.block)
-            self.stored_hashes = np.fromfile(
-                file, dtype=hashes.dtype, count=len(hashes.grid.block(self.block))
-            )
-        else:
-            arrays.append(hashes)
-        self._files = {array.name: BlockFiles(store, array, self.block) for array in arrays}
-
-    def write(self, batch: Batch, values: Mapping[str, NDArray[Any]], notes: BatchNotes) -> None:
-        for name, files in self._files.items():
-            files.write(values[name])
-        self._notes = self._notes.merged(notes)
-        self.next_row = batch.stop
-
-    def put_in_place(self) -> Entry:
-        """Finish every file, then rename every file; returns what the journal is to say."""
-        checksums = {name: files.finish() for name, files in self._files.items()}
-        for files in self._files.values():
-            files.put_in_place()
-        return Entry(block=self.block, checksums=checksums, notes=self._notes)
-
-    def discard(self) -> None:
-        for files in self._files.values():
-            files.discard()
-
-
-def _checked_request(
-    spec: CacheSpec,
-    arrays: Sequence[ArraySpec],
-    labels: NDArray[Any],
-    sample_ids: Sequence[str],
-    batch_size: int,
-    attributes: Mapping[str, Any],
-) -> Request:
-    wrong: list[tuple[str, str, str]] = []
-    names = [array.name for array in arrays]
-    if not names or len(set(names)) != len(names):
-        wrong.append(("arrays", "at least one, each once", str(names)))
-    if labels.dtype.kind not in "iub" and labels.dtype.name not in ("float32", "float64"):
-        wrong.append(("labels", "integers, float32 or float64", str(labels.dtype)))
-    if labels.ndim not in (1, 2) or len(labels) != spec.num_rows or 0 in labels.shape:
-        wrong.append(("labels", f"shape ({spec.num_rows},) or ({spec.num_rows}, K)", str(labels.shape)))
-    if len(sample_ids) != spec.num_rows or not all(sample_ids):
-        empty = sum(not name for name in sample_ids)
-        wrong.append(("sample_ids", f"{spec.num_rows} texts", f"{len(sample_ids)}, {empty} of them empty"))
-    if batch_size < 1:
-        wrong.append(("batch_size", "at least 1", str(batch_size)))
-    try:
-        attributes = json.loads(json.dumps(attributes))
-    except (TypeError, ValueError) as error:
-        wrong.append(("attributes", "values that JSON can hold", str(error)))
-    if wrong:
-        raise SpecError(
-            where="CacheWriter.open",
-            expected="; ".join(f"{name}: {rule}" for name, rule, _ in wrong),
-            got="; ".join(f"{name}: {got}" for name, _, got in wrong),
-            todo="Correct these arguments; nothing was written.",
-        )
-    return Request(
-        spec=spec,
-        arrays=tuple(sorted(arrays, key=array_order)),
-        static=static_arrays(labels, sample_ids),
-        sample_ids=sample_ids,
-        batch_size=batch_size,
-        attributes=attributes,
-    )

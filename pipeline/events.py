@@ -20,7 +20,7 @@ class ExtractionStarted:
     split: str
     num_rows: int
     num_pending: int  # rows still to compute: fewer than num_rows after a crash or when kinds are added
-    num_arrays: int  # (level, kind) pairs asked for
+    num_arrays: int  # (level, kind) pairs that are missing somewhere
     device: str
     precision: str
     batch_size: int

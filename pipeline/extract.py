@@ -149,7 +149,7 @@ def extract(
     ) as writer:
         pending = writer.pending()
         if pending:
-            _compute(backbone, source, config, writer, pending, len(arrays), store, emit)
+            _compute(backbone, source, config, writer, pending, store, emit)
         else:
             emit(CacheReused(store=store, num_rows=len(source)))
         writer.complete()
@@ -161,11 +161,11 @@ def _compute(
     config: ExtractConfig,
     writer: CacheWriter,
     pending: Sequence[Batch],
-    num_arrays: int,
     store: Path,
     emit: Emit,
 ) -> None:
     num_pending = sum(batch.stop - batch.start for batch in pending)
+    missing = list(dict.fromkeys(array for batch in pending for array in batch.arrays))
     emit(
         ExtractionStarted(
             store=store,
@@ -174,16 +174,17 @@ def _compute(
             split=source.split,
             num_rows=len(source),
             num_pending=num_pending,
-            num_arrays=num_arrays,
+            num_arrays=len(missing),
             device=str(backbone.device),
             precision=backbone.precision,
             batch_size=writer.batch_size,
         )
     )
     clock = _Clock()
-    levels = list(dict.fromkeys(level for level, _ in config.arrays))
-    kinds = list(dict.fromkeys(kind for _, kind in config.arrays))
-    forward = backbone.compile(levels, kinds)
+    forward = backbone.compile(
+        list(dict.fromkeys(array.level for array in missing)),
+        list(dict.fromkeys(array.kind for array in missing)),
+    )
     totals: dict[str, list[int]] = {}
     decoded_batches = decode_batches(
         source,

@@ -7,7 +7,7 @@ from .batches import BatchPlan, choose_batch_size
 from .checkpoint import load_probe, save_probe
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .events import Progress
-from .fit import FitResult, compute_logits, fit
+from .fit import FitResult, compute_logits, fit_bank
 from .linear import LinearProbe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
@@ -29,7 +29,7 @@ __all__ = [
     "AttentiveBank",
     "LinearBank",
     # training
-    "fit",
+    "fit_bank",
     "FitResult",
     "compute_logits",
     "BatchPlan",

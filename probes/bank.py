@@ -212,8 +212,7 @@ class LinearBank:
     def logits(self, tokens: Tensor) -> Tensor:
         """One GEMM: the classes of all probes are its columns."""
         weight, bias = self._stack.values["classifier.weight"], self._stack.values["classifier.bias"]
-        logits = self._workspace.empty("logits", len(tokens), weight.shape[0] * weight.shape[1])
-        torch.addmm(bias.flatten(), tokens.to(weight.dtype), weight.flatten(0, 1).t(), out=logits)
+        logits = torch.addmm(bias.flatten(), tokens.to(weight.dtype), weight.flatten(0, 1).t())
         return logits.view(len(tokens), *weight.shape[:2]).transpose(0, 1).contiguous()
 
     def probe(self, index: int) -> nn.Module:

@@ -41,7 +41,7 @@ class FitResult:
 
 
 @torch.no_grad()
-def fit(
+def fit_bank(
     bank: Bank,
     source: TokenSource,
     rows: Tensor,

@@ -20,7 +20,7 @@ from .bank import AttentiveBank, Bank, LinearBank
 from .batches import BatchPlan
 from .errors import DataError, SettingError
 from .events import Emit
-from .fit import compute_logits, fit
+from .fit import compute_logits, fit_bank
 from .linear import LinearProbe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .protocol import Head, Setting, TrainingProtocol
@@ -119,7 +119,7 @@ def run_sweep(
 
     bank = _make_bank(initial, settings, device)
     with _timed(seconds, "select"):
-        selection = fit(bank, train, fit_rows, settings, protocol, phase="select", emit=emit)
+        selection = fit_bank(bank, train, fit_rows, settings, protocol, phase="select", emit=emit)
     with _timed(seconds, "validate"):
         accuracies = _validate(bank, train, validation_rows, emit)
     accuracies.masked_fill_(selection.diverged, torch.nan)
@@ -135,7 +135,7 @@ def run_sweep(
         bank = _make_bank(initial, [best.setting], device)
         with _timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
-            outcome = fit(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
+            outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
         refit = outcome.plan
         probe = bank.probe(0)
         assert isinstance(probe, AttentiveProbe | LinearProbe)

@@ -1,4 +1,4 @@
-"""What several test files need: a small folder of real image files, and threads pinned so that results repeat."""
+"""What several test files need: a small folder of real image files, and one thread, so that results repeat and tests share a machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from photos import write_photos
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

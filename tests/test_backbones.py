@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ FAMILIES = {
     _shrunk("vit_small_patch16_dinov3", **_vit(embed_dim=64)): (1, 0, 4),
 }
 PLAIN = next(iter(FAMILIES))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Models this small run five times faster so on a busy machine: two threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +275,15 @@ def test_the_identity_names_model_size_and_preparation() -> None:
         backbone.transform_id == "resize 53x53 center bicubic; crop 48x48; mean 0.5 0.5 0.5; std 0.5 0.5 0.5"
     )
     assert len(backbone.weights_digest) == 32
+
+
+def test_a_tag_names_weights_and_is_no_part_of_the_architecture() -> None:
+    tagged, bare = (
+        open_backbone(name, weights="random", image_size=SIZE)
+        for name in ("vit_tiny_patch16_224.augreg_in21k", "vit_tiny_patch16_224")
+    )
+    assert tagged.model_id != bare.model_id
+    assert tagged.architecture == bare.architecture
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_224.mae"])

@@ -141,6 +141,21 @@ def test_linear_bank_equals_the_plain_module_probe_by_probe() -> None:
             torch.testing.assert_close(bank.stacks[0].grads[name][index], gradient, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("num_probes", [1, 2])
+@pytest.mark.parametrize("linear", [True, False])
+def test_scores_are_not_overwritten_by_the_next_call(num_probes: int, linear: bool) -> None:
+    """Evaluation collects the scores of many calls: a buffer that is used again would repeat the last one's."""
+    bank: AttentiveBank | LinearBank
+    if linear:
+        bank, shape = LinearBank([LinearProbe(6, 3)] * num_probes), (4, 6)
+    else:
+        bank, shape = AttentiveBank([AttentiveProbe(6, 2, 3)] * num_probes), (4, 5, 6)
+    first = bank.logits(torch.randn(shape))
+    kept = first.clone()
+    bank.logits(torch.randn(shape))
+    assert torch.equal(first, kept)
+
+
 def test_a_probe_comes_back_as_the_plain_module_it_went_in() -> None:
     probes = [make_probe(12, heads, 3, seed) for seed, heads in enumerate([4, 2, 4])]
     bank = AttentiveBank(probes, [0.0, 0.0, 0.1], dtype=torch.float64)

@@ -1,5 +1,8 @@
 """`demo:digits`: a fixed random split of images that a package carries, without importing the package."""
 
+import gzip
+import os
+import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -91,7 +94,11 @@ def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("uri", "split", "message"),
     [
-        ("demo:letters", "train", "demo:letters: expected digits, got letters. Choose a demo data set."),
+        (
+            "demo:letters",
+            "train",
+            "demo:letters: expected digits or animals, got letters. Choose one of these data sets.",
+        ),
         (
             "demo:digits",
             "val",
@@ -113,6 +120,56 @@ def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
 )
 def test_a_request_that_cannot_be_met(uri, split, message):
     assert message_of(uri, split) == message
+
+
+@pytest.fixture
+def animals(tmp_path, monkeypatch):
+    """A package with 8 silhouettes, two of them the same, in the files of animal-mnist; returns its data folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 28, 28), dtype=np.uint8)
+    pixels[5] = pixels[2]
+    folder = tmp_path / "animal_mnist" / "data" / "Animal_MNIST"
+    folder.mkdir(parents=True)
+    for name, array in (("data", pixels), ("label", np.arange(8))):
+        (folder / f"animal_{name}_version_3.gz").write_bytes(gzip.compress(pickle.dumps(array, protocol=4)))
+    (tmp_path / "animal_mnist" / "__init__.py").write_text("raise ImportError('tensorflow')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return folder
+
+
+def test_repeated_animals_are_dropped(animals):
+    train, test = (
+        open_source("demo:animals?train=4&test=3", "train"),
+        open_source("demo:animals?train=4&test=3", "test"),
+    )
+    assert sorted(train.ids + test.ids) == [f"animal_mnist/{number:04d}" for number in (0, 1, 2, 3, 4, 6, 7)]
+    assert train.class_names[:2] == ["bear", "bird"]
+    for source in (train, test):
+        assert [f"animal_mnist/{label:04d}" for label in source.labels] == source.ids
+    assert message_of("demo:animals?train=5&test=3").endswith("at most 7, got 5 + 3. Ask for fewer images.")
+
+
+def test_a_pickle_that_would_call_a_function_is_refused(animals):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(animals / "evil"),)
+
+    (animals / "animal_data_version_3.gz").write_bytes(gzip.compress(pickle.dumps(Evil())))
+    assert message_of("demo:animals") == (
+        "demo:animals: expected a pickle of numpy arrays, got a reference to posix.mkdir. Do not trust this package; "
+        "install the original: pip install --no-deps animal-mnist==0.4"
+    )
+    assert not (animals / "evil").exists()
+
+
+@pytest.mark.skipif(find_spec("animal_mnist") is None, reason="the package animal-mnist is not installed")
+def test_the_real_animals_are_9716():
+    assert "at most 9716," in message_of("demo:animals?train=9999")
+    assert len(open_source("demo:animals", "train")) == 1600
+
+
+def test_the_missing_package_of_the_animals(monkeypatch):
+    monkeypatch.setattr("pipeline.sources.demo.find_spec", lambda name: None)
+    assert message_of("demo:animals").endswith("Run: pip install --no-deps animal-mnist==0.4")
 
 
 @needs_mlxtend

@@ -28,7 +28,9 @@ from pipeline.events import (
 from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.rounding import round_tokens
 
-ARRAYS = tuple((level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch"))
+ARRAYS = tuple(
+    (level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch")
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,9 @@ def test_the_store_holds_the_models_tokens_rounded_to_the_storage_dtype(
         np.testing.assert_array_equal(stored, round_tokens(tokens[level][kind], storage_dtype).values)
 
 
-def test_labels_ids_hashes_and_class_names_are_those_of_the_source(finished: Path, source: ImageSource) -> None:
+def test_labels_ids_hashes_and_class_names_are_those_of_the_source(
+    finished: Path, source: ImageSource
+) -> None:
     cache = TokenCache.open(finished)
     np.testing.assert_array_equal(cache.labels, source.labels)
     assert list(cache.sample_ids) == source.ids

@@ -13,7 +13,7 @@ from probes.attentive import AttentiveProbe
 from probes.bank import AttentiveBank, Bank, LinearBank
 from probes.errors import SettingError
 from probes.events import Progress
-from probes.fit import add_jitter, class_weights, cosine_lr, fit
+from probes.fit import add_jitter, class_weights, cosine_lr, fit_bank
 from probes.linear import LinearProbe
 from probes.protocol import Setting, TrainingProtocol
 from probes.seeds import make_generator
@@ -67,10 +67,10 @@ def largest_difference(one: nn.Module, other: nn.Module) -> float:
 def test_training_together_is_training_alone(kind: str, dtype: torch.dtype, tolerance: float) -> None:
     source, seeds = make_source(kind), [0, 0, 0, 0, 1, 1, 2, 2]
     together = make_bank(kind, GRID, seeds, dtype)
-    assert fit(together, source, ROWS, GRID, PROTOCOL).plan.num_steps == 50
+    assert fit_bank(together, source, ROWS, GRID, PROTOCOL).plan.num_steps == 50
     for index, setting in enumerate(GRID):
         alone = make_bank(kind, [setting], seeds[index : index + 1], dtype)
-        fit(alone, source, ROWS, [setting], PROTOCOL)
+        fit_bank(alone, source, ROWS, [setting], PROTOCOL)
         assert largest_difference(together.probe(index), alone.probe(0)) < tolerance
 
 
@@ -80,10 +80,10 @@ def test_at_a_large_learning_rate_the_first_steps_are_equal(dtype: torch.dtype, 
     source = make_source("attentive")
     settings = [Setting(lr=0.1, weight_decay=0.1, dropout=rate) for rate in (0.0, 0.1, 0.3) * 3]
     together = make_bank("attentive", settings, [0] * 9, dtype)
-    fit(together, source, ROWS, settings, PROTOCOL, max_steps=5)
+    fit_bank(together, source, ROWS, settings, PROTOCOL, max_steps=5)
     for index in range(3):
         alone = make_bank("attentive", settings[index : index + 1], [0], dtype)
-        fit(alone, source, ROWS, settings[index : index + 1], PROTOCOL, max_steps=5)
+        fit_bank(alone, source, ROWS, settings[index : index + 1], PROTOCOL, max_steps=5)
         assert largest_difference(together.probe(index), alone.probe(0)) < tolerance
 
 
@@ -92,7 +92,7 @@ def train_plainly(kind: str, probe: nn.Module, source: ArraySource, setting: Set
     loss."""
     probe = probe.double().train()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay)
-    plan = fit(make_bank(kind, [setting], [0]), source, ROWS, [setting], PROTOCOL, max_steps=1).plan
+    plan = fit_bank(make_bank(kind, [setting], [0]), source, ROWS, [setting], PROTOCOL, max_steps=1).plan
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.num_steps, eta_min=PROTOCOL.min_lr)
     loss_of = nn.CrossEntropyLoss(weight=class_weights(source.labels, 4))
     zero = {"norm_k.bias", "proj.bias"} | ({"norm_v.bias"} if setting.dropout == 0 else set())
@@ -119,7 +119,7 @@ def train_plainly(kind: str, probe: nn.Module, source: ArraySource, setting: Set
 def test_training_an_attentive_bank_is_training_the_plain_module(setting: Setting) -> None:
     source = make_source("attentive")
     bank = make_bank("attentive", GRID, [0] * len(GRID), torch.float64)
-    fit(bank, source, ROWS, GRID, PROTOCOL)
+    fit_bank(bank, source, ROWS, GRID, PROTOCOL)
     plain = train_plainly("attentive", make_probe("attentive", 0), source, setting)
     assert largest_difference(bank.probe(GRID.index(setting)), plain) < 1e-9
 
@@ -128,7 +128,7 @@ def test_training_a_linear_bank_is_training_the_plain_module() -> None:
     source = make_source("linear")
     settings = [Setting(lr=1e-2, weight_decay=0.1), Setting(lr=1e-3, weight_decay=1e-4)]
     bank = make_bank("linear", settings, [0, 0], torch.float64)
-    fit(bank, source, ROWS, settings, PROTOCOL)
+    fit_bank(bank, source, ROWS, settings, PROTOCOL)
     for index, setting in enumerate(settings):
         plain = train_plainly("linear", make_probe("linear", 0), source, setting)
         assert largest_difference(bank.probe(index), plain) < 1e-9
@@ -140,7 +140,7 @@ def test_a_probe_that_diverges_changes_no_bit_of_its_neighbours(kind: str) -> No
     wild = [*GRID[:3], Setting(lr=1e38, weight_decay=1.0, dropout=0.3), *GRID[4:]]
     calm_bank, wild_bank = make_bank(kind, GRID, [0] * 8), make_bank(kind, wild, [0] * 8)
     calm, outcome = (
-        fit(bank, source, ROWS, settings, PROTOCOL)
+        fit_bank(bank, source, ROWS, settings, PROTOCOL)
         for bank, settings in ((calm_bank, GRID), (wild_bank, wild))
     )
     assert not calm.diverged.any()
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(kind: str) 
     banks = [make_bank(kind, GRID, [0] * 8) for _ in range(3)]
     for bank, seed in zip(banks, (0, 0, 1), strict=True):
         torch.rand(3)  # the global generator does not matter
-        fit(bank, source, ROWS, GRID, TrainingProtocol(epochs=2, min_steps=0, batch_size=40, seed=seed))
+        fit_bank(bank, source, ROWS, GRID, TrainingProtocol(epochs=2, min_steps=0, batch_size=40, seed=seed))
     one, again, other = (bank.probe(1).state_dict() for bank in banks)
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
@@ -164,14 +164,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(kind: str) 
 
 def test_training_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    fit(make_bank("attentive", GRID, [0] * 8), make_source("attentive"), ROWS, GRID, PROTOCOL, max_steps=2)
+    fit_bank(make_bank("attentive", GRID, [0] * 8), make_source("attentive"), ROWS, GRID, PROTOCOL, max_steps=2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_zero_gradients_leave_only_weight_decay() -> None:
     bank = make_bank("attentive", GRID[:1], [0], torch.float64)
     before = bank.probe(0).state_dict()["proj.bias"]
-    fit(bank, make_source("attentive"), ROWS, GRID[:1], PROTOCOL)
+    fit_bank(bank, make_source("attentive"), ROWS, GRID[:1], PROTOCOL)
     after = bank.probe(0).state_dict()
     assert not after["norm_k.bias"].any()
     assert not after["norm_v.bias"].any()
@@ -185,7 +185,7 @@ def test_each_probe_is_clipped_by_its_own_norm() -> None:
     for clip_norm in (1e-3, float("inf")):
         protocol = TrainingProtocol(epochs=1, min_steps=0, batch_size=40, clip_norm=clip_norm)
         bank = make_bank("attentive", settings, [0, 1])
-        fit(bank, make_source("attentive"), ROWS, settings, protocol, max_steps=1)
+        fit_bank(bank, make_source("attentive"), ROWS, settings, protocol, max_steps=1)
         for row in range(2):
             norm = torch.cat([grad[row].flatten() for grad in bank.stacks[0].grads.values()]).norm().item()
             assert norm == pytest.approx(1e-3, rel=1e-2) if clip_norm == 1e-3 else norm > 1e-2
@@ -216,7 +216,7 @@ def test_without_deviation_or_probability_nothing_is_jittered() -> None:
 def test_training_does_not_write_into_the_source() -> None:
     source = make_source("attentive")
     before = source.tokens.clone()
-    fit(make_bank("attentive", GRID, [0] * 8), source, ROWS, GRID, PROTOCOL, max_steps=3)
+    fit_bank(make_bank("attentive", GRID, [0] * 8), source, ROWS, GRID, PROTOCOL, max_steps=3)
     assert torch.equal(source.tokens, before)
 
 
@@ -232,7 +232,7 @@ def test_the_cosine_is_the_one_of_torch() -> None:
 def test_progress_is_reported_first_last_and_a_few_times_a_second() -> None:
     events: list[Progress] = []
     bank = make_bank("linear", GRID, [0] * 8)
-    fit(bank, make_source("linear"), ROWS, GRID, PROTOCOL, phase="select", emit=events.append)
+    fit_bank(bank, make_source("linear"), ROWS, GRID, PROTOCOL, phase="select", emit=events.append)
     assert [events[0].step, events[-1].step] == [0, 50]
     assert {(event.phase, event.num_steps, event.num_probes) for event in events} == {("select", 50, 8)}
     assert events[0].loss is None
@@ -242,7 +242,7 @@ def test_progress_is_reported_first_last_and_a_few_times_a_second() -> None:
 
 def test_a_bank_needs_one_setting_a_probe() -> None:
     with pytest.raises(SettingError) as error:
-        fit(make_bank("linear", GRID, [0] * 8), make_source("linear"), ROWS, GRID[:2], PROTOCOL)
+        fit_bank(make_bank("linear", GRID, [0] * 8), make_source("linear"), ROWS, GRID[:2], PROTOCOL)
     assert str(error.value) == (
         "fit settings: expected 8, one a probe, got 2. Give every probe of the bank one setting."
     )
@@ -263,7 +263,7 @@ def test_tokens_reach_the_bank_in_the_order_of_the_plan() -> None:
     source = ArraySource(labels.float().view(-1, 1), labels, 7)
     rows = torch.arange(0, 100, 3)
     protocol = TrainingProtocol(epochs=2, min_steps=0, batch_size=7, jitter_std=0.0)
-    outcome = fit(Watcher([LinearProbe(1, 7)]), source, rows, GRID[:1], protocol)
+    outcome = fit_bank(Watcher([LinearProbe(1, 7)]), source, rows, GRID[:1], protocol)
     assert all(torch.equal(tokens, labels) for tokens, labels in seen)
     expected = list(islice(outcome.plan.batches(0), 2))
     assert torch.equal(seen[1][1], labels[rows[expected[1]]])

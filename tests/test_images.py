@@ -228,9 +228,8 @@ def test_no_process_is_left_when_a_transform_raises_and_its_error_arrives(tmp_pa
 
 def test_a_worker_that_dies_is_work_that_failed(tmp_path):
     batches = decode_batches(DyingSource(tmp_path, 8), ToTensor(), [(0, 4), (4, 8)], num_workers=1)
-    next(batches)
     with pytest.raises(WorkError) as caught:
-        next(batches)
+        list(batches)
     error = caught.value
     assert (error.where, error.expected) == (
         "decoding images",

@@ -15,7 +15,7 @@ from probes.attentive import AttentiveProbe
 from probes.bank import AttentiveBank
 from probes.errors import DataError, ProbeError, SettingError
 from probes.events import Progress
-from probes.fit import compute_logits, fit
+from probes.fit import compute_logits, fit_bank
 from probes.metrics import balanced_accuracy
 from probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
 from probes.sources import ArraySource, stack_tokens
@@ -73,14 +73,14 @@ def test_the_sweep_is_the_protocol_written_out() -> None:
     kept, held_out = split_stratified(train.labels, 0.2, SMALL.seed)
     for score in result.scores[:3]:
         bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=SMALL.seed)], [score.setting.dropout])
-        fit(bank, train, kept, [score.setting], SMALL)
+        fit_bank(bank, train, kept, [score.setting], SMALL)
         predictions = torch.cat(list(compute_logits(bank, train, held_out)), 1).argmax(2)
         alone = balanced_accuracy(predictions[0], train.labels[held_out], 3)
         assert score.validation == pytest.approx(alone.item(), abs=0.1)
     assert result.chosen is not None
     assert result.validation == max(score.validation or 0 for score in result.scores)
     bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=SMALL.seed)], [result.chosen.dropout])
-    fit(bank, train, torch.arange(150), [result.chosen], SMALL)
+    fit_bank(bank, train, torch.arange(150), [result.chosen], SMALL)
     assert result.probe is not None
     expected = bank.probe(0).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in result.probe.state_dict().items())
@@ -137,7 +137,7 @@ def test_if_every_setting_diverges_the_result_says_so_and_the_test_stays_closed(
 
 
 def test_if_the_final_training_diverges_the_result_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_fit: Callable[..., probes.FitResult] = fit
+    real_fit: Callable[..., probes.FitResult] = fit_bank
 
     def fit_that_fails_at_last(*arguments: object, phase: str, **options: object) -> probes.FitResult:
         result = real_fit(*arguments, phase=phase, **options)
@@ -145,7 +145,7 @@ def test_if_the_final_training_diverges_the_result_says_so(monkeypatch: pytest.M
             result.diverged.fill_(True)
         return result
 
-    monkeypatch.setattr("probes.sweep.fit", fit_that_fails_at_last)
+    monkeypatch.setattr("probes.sweep.fit_bank", fit_that_fails_at_last)
     result = run_sweep(LINEAR, make_source(LINEAR, 150, 0), never_open, SMALL)
     assert result.diverged
     assert result.chosen is not None

@@ -1,0 +1,133 @@
+"""A bank of 21 `alf` probes against 21 plain modules trained one at a time, on the same tokens.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/bank.py                 # D 384 and 768, medians of 5
+    OMP_NUM_THREADS=1 python tests/benchmarks/bank.py --repeats 1 --embed-dims 384
+
+The plain module is the best a careful user would write without folding: keys and values projected, autograd, torch's
+AdamW, batched indexing, one probe at a time. One measurement is a few training steps of either, taken in turns; every
+plain probe costs the same, so one is timed and counted 21 times. Jitter, gather, clip and optimiser are in both.
+GFLOP/s counts the multiplications the folded form needs, against a square matrix product of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from probes.attentive import AttentiveProbe
+from probes.bank import CHUNK_SIZE, GROUP_HEADS, AttentiveBank
+from probes.fit import add_jitter, class_weights, fit_bank
+from probes.protocol import PAPER, Head, TrainingProtocol
+from probes.sources import ArraySource, stack_tokens
+
+NUM_HEADS, NUM_TOKENS, NUM_CLASSES, BATCH = 24, 24, 47, 200
+PROTOCOL = TrainingProtocol(dropouts=(0.0,), batch_size=BATCH, epochs=1, min_steps=1000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each; the median counts")
+    parser.add_argument("--steps", type=int, default=3, help="training steps of one measurement")
+    parser.add_argument("--embed-dims", type=int, nargs="+", default=[384, 768])
+    parser.add_argument("--num-tokens", type=int, default=NUM_TOKENS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--group-heads", type=int, default=GROUP_HEADS)
+    parser.add_argument("--chunk-size", type=int, default=CHUNK_SIZE)
+    parser.add_argument("--bank-only", action="store_true", help="leave the plain module out, for tuning")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} thread(s)"
+    )
+    for embed_dim in options.embed_dims:
+        compare(embed_dim, options)
+
+
+def compare(embed_dim: int, options: argparse.Namespace) -> None:
+    source = make_source(embed_dim, options.num_tokens)
+    settings = PROTOCOL.settings(Head(kind="attentive", num_heads=NUM_HEADS))
+    probe = AttentiveProbe(embed_dim, NUM_HEADS, NUM_CLASSES)
+    bank = AttentiveBank(
+        [probe] * len(settings),
+        [options.dropout] * len(settings),
+        group_heads=options.group_heads,
+        chunk_size=options.chunk_size,
+    )
+    rows = torch.arange(len(source.labels))
+
+    def run_bank() -> None:
+        fit_bank(bank, source, rows, settings, PROTOCOL, max_steps=options.steps)
+
+    def run_plain() -> None:
+        train_plainly(AttentiveProbe(embed_dim, NUM_HEADS, NUM_CLASSES), source, options.steps)
+
+    peaks, banks, plains = [], [], []
+    fit_bank(bank, source, rows, settings, PROTOCOL, max_steps=1)
+    for _ in range(options.repeats):
+        peaks.append(measure_peak())
+        banks.append(timed(run_bank) / options.steps)
+        if not options.bank_only:
+            plains.append(timed(run_plain) / options.steps)
+    num_flops = 2 * BATCH * len(settings) * count_products(embed_dim, options.num_tokens)
+    print(
+        f"D {embed_dim}, T {options.num_tokens}, H {NUM_HEADS}, C {NUM_CLASSES}, batch {BATCH}, "
+        f"{len(settings)} probes, dropout {options.dropout}\n"
+        f"  bank        {1e3 * median(banks) / len(settings):8.1f} ms a probe and step, "
+        f"{num_flops / median(banks) / 1e9:.0f} GFLOP/s of a GEMM peak of {median(peaks) / 1e9:.0f}; "
+        f"scratch {bank.scratch_bytes / len(settings) / 2**20:.1f} MiB a probe"
+    )
+    if plains:
+        print(
+            f"  one by one  {1e3 * median(plains):8.1f} ms a probe and step\n"
+            f"  ratio       {len(settings) * median(plains) / median(banks):8.1f}"
+        )
+
+
+def make_source(embed_dim: int, num_tokens: int) -> ArraySource:
+    generator = torch.Generator().manual_seed(0)
+    tokens = stack_tokens([torch.randn(5 * BATCH, num_tokens, embed_dim, generator=generator)])
+    return ArraySource(tokens, torch.arange(5 * BATCH) % NUM_CLASSES, NUM_CLASSES)
+
+
+def train_plainly(probe: AttentiveProbe, source: ArraySource, num_steps: int) -> None:
+    probe.train()
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=1e-4)
+    loss_of = torch.nn.CrossEntropyLoss(weight=class_weights(source.labels, NUM_CLASSES).float())
+    for step in range(num_steps):
+        batch = torch.randperm(len(source.labels))[:BATCH]
+        tokens = source.take(batch)
+        add_jitter(tokens, PAPER, step)
+        optimizer.zero_grad()
+        loss_of(probe(tokens), source.labels[batch]).backward()
+        torch.nn.utils.clip_grad_norm_(probe.parameters(), PAPER.clip_norm)
+        optimizer.step()
+
+
+def count_products(embed_dim: int, num_tokens: int) -> int:
+    """Multiplications a sample and probe: 4 of T D H (logits, pooling; dA, du), 6 of D I (values, Wo; each back twice)."""
+    inner_dim = NUM_HEADS * 2 * (embed_dim // NUM_HEADS)
+    return 4 * num_tokens * embed_dim * NUM_HEADS + 6 * embed_dim * inner_dim + 3 * embed_dim * NUM_CLASSES
+
+
+def measure_peak() -> float:
+    """FLOP/s of a 2048^3 matrix product."""
+    a = torch.randn(2048, 2048)
+    return 2 * 2048**3 / timed(lambda: torch.mm(a, a))
+
+
+def timed(work: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+if __name__ == "__main__":
+    main()

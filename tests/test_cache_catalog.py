@@ -1,0 +1,112 @@
+"""What stores there are, and what of it may be deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from token_stores import (
+    append,
+    make_arrays,
+    make_spec,
+    open_writer,
+    tree,
+    without_fsync,  # noqa: F401
+    write_store,
+)
+
+from cache import (
+    DamagedStoreError,
+    StoreLockedError,
+    TokenCache,
+    find_garbage,
+    list_stores,
+    read_store_info,
+    remove_garbage,
+)
+from cache.lock import lock_file
+
+
+def test_every_store_under_a_folder_is_listed_with_its_state(tmp_path: Path) -> None:
+    complete, test = make_spec(), make_spec(split="test", manifest="0" * 16)
+    write_store(complete.store_path(tmp_path), complete)
+    write_store(test.store_path(tmp_path), test, num_batches=9)
+    (tmp_path / "shapes/broken.zarr").mkdir()
+    (tmp_path / "shapes/broken.zarr/zarr.json").write_text('{"format": "layerbank token store"')
+    broken, first, second = sorted(list_stores(tmp_path), key=lambda info: info.state)[::-1][:3][::-1]
+    by_state = {info.state: info for info in list_stores(tmp_path)}
+    assert {broken.state, first.state, second.state} == {"complete", "writing", "unreadable"}
+    info = by_state["complete"]
+    assert (info.path, info.spec, info.problem) == (complete.store_path(tmp_path), complete, None)
+    assert info.arrays == info.complete_arrays == make_arrays()
+    assert (info.num_blocks_done, info.num_blocks) == (5, 5)
+    assert info.size_bytes == sum(len(raw) for raw in tree(info.path).values())
+    assert info.attributes == {"class_names": ["circle", "square"]}
+    assert info.owner is None
+    assert info.modified > 1.6e9
+    info = by_state["writing"]
+    assert (info.arrays, info.complete_arrays) == (make_arrays(), [])
+    assert (info.num_blocks_done, info.num_blocks) == (2, 5)
+    info = by_state["unreadable"]
+    assert isinstance(info.problem, DamagedStoreError)
+    assert (info.spec, info.arrays, info.num_blocks, info.num_blocks_done, info.attributes) == (None, [], 0, 0, {})
+
+
+def test_a_folder_that_is_not_there_has_no_stores(tmp_path: Path) -> None:
+    assert list_stores(tmp_path / "nowhere") == []
+    assert find_garbage(tmp_path / "nowhere") == []
+
+
+def test_a_store_inside_a_store_is_not_looked_for(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    (tmp_path / "a.zarr/b.zarr").mkdir()
+    assert [info.path for info in list_stores(tmp_path)] == [tmp_path / "a.zarr"]
+
+
+def test_the_owner_of_a_store_that_is_being_written_is_told(tmp_path: Path) -> None:
+    import os
+
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()):
+        owner = read_store_info(tmp_path / "a.zarr").owner
+    assert owner is not None
+    assert owner.pid == os.getpid()
+    assert not owner.is_gone
+    assert read_store_info(tmp_path / "a.zarr").owner is None
+
+
+def test_garbage_is_found_first_and_deleted_on_request(tmp_path: Path) -> None:
+    write_store(tmp_path / "kept.zarr")
+    write_store(tmp_path / "half.zarr", num_batches=5)
+    write_store(tmp_path / "adding.zarr", arrays=make_arrays()[:2])
+    write_store(tmp_path / "adding.zarr", num_batches=1)
+    (tmp_path / "adding.zarr/content_hashes/.journal/aside~tokens~final~cls~c.0.0").write_bytes(b"half")
+    (tmp_path / "kept.zarr.old").mkdir()
+    (tmp_path / "kept.zarr.old/zarr.json").write_text("old")
+    lock_file(tmp_path / "gone.zarr").touch()
+    kept = tree(tmp_path / "kept.zarr")
+    found = find_garbage(tmp_path)
+    assert [(garbage.path.name, garbage.size_bytes > 0, garbage.reason) for garbage in found] == [
+        ("aside~tokens~final~cls~c.0.0", True, "a chunk that a killed writer left behind"),
+        ("gone.zarr.lock", False, "the lock of a store that is gone"),
+        ("half.zarr", True, "incomplete (1 of 5 blocks) and nobody writes it; extracting again would go on"),
+        ("kept.zarr.old", True, "left behind when a store was made or deleted"),
+    ]
+    assert (tmp_path / "half.zarr").exists()
+    assert remove_garbage(found) == sum(garbage.size_bytes for garbage in found)
+    assert find_garbage(tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("kept.zarr", "kept.zarr.lock", "adding.zarr", "adding.zarr.lock")
+    }
+    assert tree(tmp_path / "kept.zarr") == kept
+    assert len(TokenCache.open(tmp_path / "adding.zarr").arrays) == 2
+
+
+def test_what_a_living_writer_holds_is_no_garbage(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", num_batches=5)
+    found = find_garbage(tmp_path)
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+        append(writer, writer.pending()[0])
+        assert find_garbage(tmp_path) == []
+        with pytest.raises(StoreLockedError):
+            remove_garbage(found)
+    assert (tmp_path / "a.zarr").exists()

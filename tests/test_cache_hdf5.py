@@ -1,0 +1,120 @@
+"""A store goes through one HDF5 file and comes back with the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from token_stores import (
+    NUM_ROWS,
+    make_arrays,
+    make_spec,
+    tokens_of,
+    tree,
+    without_fsync,  # noqa: F401
+    write_store,
+)
+
+from cache import (
+    DamagedStoreError,
+    IncompleteStoreError,
+    NotAStoreError,
+    SpecError,
+    TokenCache,
+    export_hdf5,
+    import_hdf5,
+)
+
+
+@pytest.mark.parametrize("storage_dtype", ["float16", "float32", "bfloat16"])
+def test_the_round_trip_is_exact(tmp_path: Path, storage_dtype: str) -> None:
+    write_store(tmp_path / "a.zarr", make_spec(storage_dtype=storage_dtype))
+    export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+    assert tree(tmp_path / "b.zarr") == tree(tmp_path / "a.zarr")
+
+
+def test_any_hdf5_reader_finds_the_arrays_by_name(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        for array in make_arrays():
+            np.testing.assert_array_equal(file[array.name][...], tokens_of(array, np.arange(NUM_ROWS)))
+            assert file[array.name].attrs["logical_dtype"] == "float16"
+        np.testing.assert_array_equal(file["labels"][...], np.arange(NUM_ROWS) % 10)
+
+
+def test_only_complete_arrays_are_exported(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_store(tmp_path / "a.zarr", arrays=arrays[:3])
+    before = tree(tmp_path / "a.zarr")
+    write_store(tmp_path / "a.zarr", arrays=arrays, num_batches=9)
+    export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+    assert tree(tmp_path / "b.zarr") == before
+
+
+def test_an_incomplete_store_is_not_exported(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", num_batches=3)
+    with pytest.raises(IncompleteStoreError):
+        export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    assert not list(tmp_path.glob("a.h5*"))
+
+
+def test_a_file_that_was_altered_is_refused_and_leaves_no_store(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["tokens/final/cls"][700, 3] += 1
+    with pytest.raises(DamagedStoreError, match=r"a\.h5: expected the data that were exported, got data of another CRC-32C\. Copy"):
+        import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+    assert not (tmp_path / "b.zarr").exists()
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["journal"][90] += 1
+    with pytest.raises(DamagedStoreError):
+        import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    with pytest.raises(SpecError, match=r"a\.h5: expected a path where nothing is yet, got a file\. Choose another name"):
+        export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    with pytest.raises(SpecError, match=r"a\.zarr: expected a path where nothing is yet, got a folder"):
+        import_hdf5(tmp_path / "a.h5", tmp_path / "a.zarr")
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    expected = "expected an HDF5 file that `layerbank cache export` wrote"
+    with pytest.raises(NotAStoreError, match=rf"{expected}, got nothing\. Name the exported file"):
+        import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+    (tmp_path / "a.h5").write_text("text")
+    with pytest.raises(NotAStoreError, match=f"{expected}, got no HDF5 file"):
+        import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(NotAStoreError, match=f"{expected}, got another kind of HDF5 file"):
+        import_hdf5(tmp_path / "b.h5", tmp_path / "b.zarr")
+
+
+def test_an_export_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path / "a.zarr")
+
+    def fail(*_: object) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cache.token_array.TokenArray.read", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    assert not list(tmp_path.glob("a.h5*"))
+
+
+def test_an_imported_store_reads_like_the_original(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+    cache = TokenCache.open(tmp_path / "b.zarr", make_spec())
+    assert cache.skipped == TokenCache.open(tmp_path / "a.zarr").skipped
+    assert cache.sample_ids[17] == "image 17"

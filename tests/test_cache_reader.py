@@ -1,0 +1,288 @@
+"""A reader believes the journal: what is not whole is refused, with what to run next."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from token_stores import (
+    NUM_ROWS,
+    hashes_of,
+    make_arrays,
+    make_spec,
+    tokens_of,
+    tree,
+    without_fsync,  # noqa: F401
+    write_store,
+)
+
+from cache import (
+    DamagedStoreError,
+    MissingArrayError,
+    NotAStoreError,
+    SpecMismatchError,
+    StoreMissingError,
+    TokenCache,
+)
+from cache.journal import JOURNAL_FOLDER, WORKER_FILE
+
+ROWS = np.arange(NUM_ROWS)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "a.zarr"
+    write_store(path, arrays=make_arrays(levels=["block.0", "block.2", "block.10", "final"]))
+    return path
+
+
+@pytest.fixture
+def store(sound: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sound, tmp_path / "a.zarr")
+    return tmp_path / "a.zarr"
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_everything_that_was_written_is_read(sound: Path, mapped: bool) -> None:
+    cache = TokenCache.open(sound, make_spec(), mapped=mapped)
+    assert cache.path == sound
+    assert cache.spec == make_spec()
+    assert cache.num_rows == NUM_ROWS
+    assert (cache.block_rows, cache.batch_size) == (240, 60)
+    assert cache.levels == ["block.0", "block.2", "block.10", "final"]
+    assert cache.kinds == ["cls", "grid2"]
+    assert cache.attributes == {"class_names": ["circle", "square"]}
+    assert set(cache.versions) == {"numpy", "python", "zarr"}
+    np.testing.assert_array_equal(cache.labels, ROWS % 10)
+    np.testing.assert_array_equal(cache.content_hashes, hashes_of(ROWS))
+    rows = np.random.default_rng(0).integers(0, NUM_ROWS, 300)
+    for (level, kind), array in cache.arrays.items():
+        tokens = cache.tokens(level, kind)
+        assert (tokens.shape, tokens.dtype) == ((NUM_ROWS, *array.row_shape), np.float16)
+        assert tokens.logical_dtype == "float16"
+        np.testing.assert_array_equal(tokens.take(rows), tokens_of(array, rows))
+        np.testing.assert_array_equal(tokens.read(200, 500), tokens_of(array, ROWS[200:500]))
+
+
+def test_labels_may_be_changed_without_changing_the_store(store: Path) -> None:
+    TokenCache.open(store).labels[:] = 7
+    np.testing.assert_array_equal(TokenCache.open(store).labels, ROWS % 10)
+
+
+def test_sample_ids_are_a_sequence(sound: Path) -> None:
+    ids = TokenCache.open(sound).sample_ids
+    assert len(ids) == NUM_ROWS
+    assert (ids[0], ids[-1], ids[3:5]) == ("image 0", f"image {NUM_ROWS - 1}", ["image 3", "image 4"])
+    assert list(ids) == [f"image {row}" for row in range(NUM_ROWS)]
+    with pytest.raises(IndexError):
+        ids[NUM_ROWS]
+
+
+def test_sample_ids_keep_every_name_a_file_can_have(tmp_path: Path) -> None:
+    names = ["straße/ü.png", "画像.jpg", b"\xff\xfe.png".decode("utf-8", "surrogateescape"), "a b", " "]
+    write_store(tmp_path / "a.zarr", make_spec(num_rows=5), sample_ids=names, labels=np.arange(5))
+    assert list(TokenCache.open(tmp_path / "a.zarr").sample_ids) == names
+
+
+def test_usable_rows_are_all_but_the_skipped_ones(sound: Path) -> None:
+    cache = TokenCache.open(sound)
+    np.testing.assert_array_equal(cache.rows, [row for row in ROWS if row % 100 != 99])
+    assert cache.rows.dtype == np.int64
+
+
+def test_a_store_of_another_spec_is_refused_field_by_field(sound: Path) -> None:
+    with pytest.raises(SpecMismatchError) as refusal:
+        TokenCache.open(sound, make_spec(transform="resize 64", split="test"))
+    assert str(refusal.value) == (
+        f"{sound}: expected transform = 'resize 64', got transform = 'resize 32'. "
+        "Run `layerbank extract` for what you want, or open the store without a spec to take what it has."
+    )
+
+
+def test_a_missing_store_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissingError) as refusal:
+        TokenCache.open(tmp_path / "a.zarr")
+    assert str(refusal.value) == (
+        f"{tmp_path / 'a.zarr'}: expected a token store, got nothing. "
+        "Make it with `layerbank extract`; `layerbank cache ls` lists the stores there are."
+    )
+    assert isinstance(refusal.value, FileNotFoundError)
+
+
+def test_a_missing_array_says_what_there_is_and_how_to_add_it(sound: Path) -> None:
+    with pytest.raises(MissingArrayError) as refusal:
+        TokenCache.open(sound).tokens("block.5", "ap")
+    assert str(refusal.value) == (
+        f"{sound}: expected tokens of level 'block.5' and kind 'ap', "
+        "got levels block.0, block.2, block.10, final and kinds cls, grid2. "
+        "Add it with `layerbank extract --levels block.5 --kinds ap`; what is there is kept."
+    )
+
+
+def a_file(path: Path) -> None:
+    path.write_text("text")
+
+
+def an_empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def another_group(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+
+
+def another_format(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_text('{"attributes": {"format": "tokens", "format_version": 1}}')
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (a_file, "a file"),
+        (an_empty_folder, "a folder without a header (zarr.json)"),
+        (another_group, "another kind of Zarr group"),
+        (another_format, "format 'tokens'"),
+    ],
+)
+def test_what_is_no_store_is_told(tmp_path: Path, make: Callable[[Path], None], got: str) -> None:
+    make(tmp_path / "a.zarr")
+    message = f"expected a token store of format version 1, got {got}. Choose another folder with `--cache DIR`"
+    with pytest.raises(NotAStoreError, match=re.escape(message)):
+        TokenCache.open(tmp_path / "a.zarr")
+
+
+def test_another_format_version_is_refused(store: Path) -> None:
+    header = store / "zarr.json"
+    header.write_text(header.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(NotAStoreError, match="got format version 2. Choose another folder .* or the layerbank that wrote it"):
+        TokenCache.open(store)
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda text: text.replace('"norm2"', '"block"'),
+        lambda text: text.replace("\n", " ", 1),
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"spec"', '"spek"'),
+    ],
+    ids=["a value", "white space", "cut off", "a key"],
+)
+def test_a_header_that_was_altered_is_refused(store: Path, alter: Callable[[str], str]) -> None:
+    header = store / "zarr.json"
+    header.write_text(alter(header.read_text()))
+    with pytest.raises(DamagedStoreError) as refusal:
+        TokenCache.open(store)
+    assert str(refusal.value) == (
+        f"{header}: expected the header of a token store, with its own checksum, got an altered file. "
+        "Restore it from a backup, or make the store anew with `layerbank extract --overwrite`."
+    )
+
+
+def missing(file: Path) -> None:
+    file.unlink()
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "told"),
+    [
+        ("tokens/final/cls/c.1.0", missing, "tokens/final/cls/c.1.0 (rows 240 to 480): missing"),
+        ("tokens/final/cls/c.4.0", cut_off, "tokens/final/cls/c.4.0 (rows 960 to 1200): 3837 bytes instead of 3844"),
+        ("content_hashes/c.0", missing, "content_hashes/c.0 (rows 0 to 240): missing"),
+        ("labels/c.0", cut_off, "labels/c.0 (rows 0 to 1200): 9597 bytes instead of 9604"),
+        ("sample_ids/offsets/c.0", missing, "sample_ids/offsets/c.0 (rows 0 to 1201): missing"),
+    ],
+)
+def test_a_damaged_store_is_refused_with_rows_and_what_to_run(
+    store: Path, file: str, damage: Callable[[Path], None], told: str
+) -> None:
+    damage(store / file)
+    with pytest.raises(DamagedStoreError) as refusal:
+        TokenCache.open(store)
+    assert str(refusal.value) == (
+        f"{store}: expected every chunk as it was written, got {told}. "
+        f"`layerbank cache verify {store}` reads and names everything damaged, `layerbank cache repair {store}` drops it, "
+        "and the same `layerbank extract` again computes those rows anew."
+    )
+
+
+def test_many_damages_are_counted_not_listed(store: Path) -> None:
+    for chunk in (store / "tokens/final/cls").glob("c.*"):
+        chunk.unlink()
+    with pytest.raises(DamagedStoreError, match=r"rows 480 to 720\): missing and 2 more\. "):
+        TokenCache.open(store)
+
+
+def test_altered_labels_are_noticed_at_once(store: Path) -> None:
+    raw = bytearray((store / "labels/c.0").read_bytes())
+    raw[800] ^= 1
+    (store / "labels/c.0").write_bytes(raw)
+    with pytest.raises(DamagedStoreError, match=r"labels/c.0 \(rows 0 to 1200\): altered"):
+        TokenCache.open(store)
+
+
+def test_a_block_that_is_not_in_the_journal_is_not_believed(store: Path) -> None:
+    journal = store / JOURNAL_FOLDER / WORKER_FILE
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:2] + lines[3:]))
+    with pytest.raises(DamagedStoreError, match=r"\(rows 480 to 720\): not in the journal"):
+        TokenCache.open(store)
+
+
+def test_a_chunk_of_another_store_is_noticed_when_its_array_is_opened(store: Path) -> None:
+    shutil.copy(store / "tokens/block.0/cls/c.3.0", store / "tokens/final/cls/c.3.0")
+    cache = TokenCache.open(store)
+    cache.tokens("block.0", "cls")
+    with pytest.raises(DamagedStoreError, match=r"tokens/final/cls/c.3.0 \(rows 720 to 960\): altered"):
+        cache.tokens("final", "cls")
+
+
+def test_the_journal_of_several_workers_is_one(store: Path) -> None:
+    """Format version 1 foresees a journal file a worker; a reader takes them together."""
+    journal = store / JOURNAL_FOLDER / WORKER_FILE
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[1::2]))
+    journal.with_name("worker-1.jsonl").write_bytes(b"".join(lines[0::2]))
+    assert len(json.loads(lines[0])["entry"]["checksums"]) == 9
+    assert TokenCache.open(store).skipped[99] == "image 99 is cut off"
+
+
+def test_a_tokens_array_is_opened_once(sound: Path) -> None:
+    cache = TokenCache.open(sound)
+    assert cache.tokens("final", "cls") is cache.tokens("final", "cls")
+
+
+def test_stores_of_one_block_and_of_one_row_work(tmp_path: Path) -> None:
+    for num_rows in (1, 2, 300, 512):
+        path = tmp_path / f"{num_rows}.zarr"
+        ids: dict[str, Any] = {"sample_ids": [str(row) for row in range(num_rows)], "labels": np.arange(num_rows)}
+        write_store(path, make_spec(num_rows=num_rows), **ids)
+        cache = TokenCache.open(path)
+        array = cache.arrays["final", "grid2"]
+        np.testing.assert_array_equal(
+            cache.tokens("final", "grid2").read(0, num_rows), tokens_of(array, np.arange(num_rows))
+        )
+
+
+def test_blocks_of_several_chunks_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache.geometry.MAX_CHUNK_BYTES", 2048)
+    write_store(tmp_path / "a.zarr")
+    cache = TokenCache.open(tmp_path / "a.zarr")
+    assert len(list((tmp_path / "a.zarr/tokens/final/grid2").glob("c.*"))) > 30
+    for (level, kind), array in cache.arrays.items():
+        np.testing.assert_array_equal(cache.tokens(level, kind).read(0, NUM_ROWS), tokens_of(array, ROWS))
+    write_store(tmp_path / "b.zarr", num_batches=7)
+    write_store(tmp_path / "b.zarr")
+    assert tree(tmp_path / "b.zarr") == tree(tmp_path / "a.zarr")

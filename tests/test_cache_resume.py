@@ -1,0 +1,271 @@
+"""Whatever kills a writer, the next one leaves the store that an uninterrupted run leaves, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from token_stores import (
+    NUM_ROWS,
+    append,
+    folders_of,
+    make_arrays,
+    make_spec,
+    open_writer,
+    tree,
+    without_fsync,  # noqa: F401
+    write_store,
+)
+
+from cache import IncompleteStoreError, TokenCache
+from cache.header import read_header
+from cache.journal import JOURNAL_FOLDER, WORKER_FILE, read_journal
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+# Runs alone, imports only what it needs, and forks a writer that it kills; so a new process costs milliseconds.
+KILLER = """
+import json, os, random, signal, sys, time, traceback
+from pathlib import Path
+from token_stores import make_arrays, make_spec, write_store
+
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+arrays = make_arrays()
+random.seed(0)
+
+def run(path, kill_after_s=None, kill_at_call=None, **arguments):
+    "Fork a writer; returns (whether it was killed, seconds)."
+    started = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if kill_at_call is not None:
+                die_at_call(kill_at_call)
+            write_store(path, make_spec(), before_batch=lambda: time.sleep(random.random() * 0.004), **arguments)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
+    return os.WIFSIGNALED(status), time.perf_counter() - started
+
+def die_at_call(number):
+    "SIGKILL to ourselves just before the given call that changes the disk."
+    os.fsync = lambda fd: None  # nobody cuts the power
+    calls = iter(range(10**9))
+    def deadly(call):
+        def counted(*arguments, **keywords):
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **keywords)
+        return counted
+    for name in ("write", "replace", "unlink", "mkdir", "ftruncate"):
+        setattr(os, name, deadly(getattr(os, name)))
+
+kills, stores, seen = 0, [], {}
+
+def look(path):
+    "Where the last kill has hit."
+    journal = path / "content_hashes/.journal/worker-0.jsonl"
+    if not path.exists():
+        where = "before the store was there"
+    elif any(journal.parent.glob("aside~tokens*")):
+        where = "within a block"
+    elif journal.read_bytes().count(b"\\n") in (0, 5):
+        where = "before the first block or after the last"
+    else:
+        where = "between blocks"
+    seen[where] = seen.get(where, 0) + 1
+
+if mode == "random":
+    uninterrupted_s = run(folder / "warm.zarr", arrays=arrays)[1]
+    while kills < 24:
+        path = folder / f"{len(stores)}.zarr"
+        if len(stores) % 3 == 1:                 # the later arrays are added to a complete store
+            run(path, arrays=arrays[:2])
+        arguments = {"overwrite": len(stores) % 3 == 2}
+        while run(path, kill_after_s=random.random() * uninterrupted_s, arrays=arrays, **arguments)[0]:
+            kills += 1
+            look(path)
+            arguments = {}
+        stores.append(path.name)
+else:
+    first, step = int(sys.argv[3]), int(sys.argv[4])
+    for number in range(first, 10**9, step):
+        path = folder / f"{number}.zarr"
+        killed, _ = run(path, kill_at_call=number, arrays=arrays)
+        if killed:
+            look(path)
+            run(path, kill_at_call=10**9, arrays=arrays)
+        stores.append(path.name)
+        if not killed:
+            break
+        kills += 1
+print(json.dumps({"kills": kills, "stores": stores, "seen": seen}))
+"""
+
+
+def run_killer(folder: Path, *arguments: str) -> dict[str, object]:
+    tests = Path(__file__).parent
+    program = f"import sys; sys.path[:0] = [{str(tests.parent)!r}, {str(tests)!r}]\n{KILLER}"
+    command = [sys.executable, "-c", program, str(folder), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    told: dict[str, object] = json.loads(result.stdout)
+    return told
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("uninterrupted") / "a.zarr"
+    write_store(path)
+    return path
+
+
+def test_processes_killed_at_random_moments_leave_the_same_bytes_in_the_end(
+    tmp_path: Path, uninterrupted: Path
+) -> None:
+    told = run_killer(tmp_path, "random")
+    assert isinstance(told["kills"], int)
+    assert isinstance(told["stores"], list)
+    assert told["kills"] >= 20
+    for store in told["stores"]:
+        assert tree(tmp_path / store) == tree(uninterrupted), told
+        assert folders_of(tmp_path / store) == folders_of(uninterrupted)
+    leftovers = {path.name for path in tmp_path.iterdir() if not path.name.endswith((".zarr", ".zarr.lock"))}
+    assert leftovers == set()
+
+
+def test_a_process_killed_before_any_call_that_changes_the_disk_leaves_the_same_bytes_in_the_end(
+    tmp_path: Path, uninterrupted: Path
+) -> None:
+    told = run_killer(tmp_path, "calls", "0", "7")
+    assert isinstance(told["kills"], int)
+    assert isinstance(told["stores"], list)
+    assert told["kills"] >= 20
+    for store in told["stores"]:
+        assert tree(tmp_path / store) == tree(uninterrupted), (store, told)
+        assert folders_of(tmp_path / store) == folders_of(uninterrupted)
+
+
+def journal_of(store: Path) -> Path:
+    return store / JOURNAL_FOLDER / WORKER_FILE
+
+
+def test_a_torn_last_line_of_the_journal_costs_that_block_only(tmp_path: Path, uninterrupted: Path) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store, num_batches=12)
+    raw = journal_of(store).read_bytes()
+    assert raw.count(b"\n") == 3
+    journal_of(store).write_bytes(raw[:-20])
+    assert {batch.block for batch in write_store(store)} == {2, 3, 4}
+    assert tree(store) == tree(uninterrupted)
+
+
+def test_a_chunk_of_an_unfinished_store_that_no_longer_checks_is_computed_again(
+    tmp_path: Path, uninterrupted: Path
+) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store, num_batches=12)
+    chunk = store / "tokens/final/cls/c.1.0"
+    raw = bytearray(chunk.read_bytes())
+    raw[17] ^= 64
+    chunk.write_bytes(raw)
+    again = [(batch.block, batch.arrays) for batch in write_store(store)]
+    damaged = tuple(array for array in make_arrays() if array.name == "tokens/final/cls")
+    assert set(again) == {(1, damaged), (3, tuple(make_arrays())), (4, tuple(make_arrays()))}
+    assert tree(store) == tree(uninterrupted)
+
+
+def test_a_block_whose_content_hashes_are_damaged_is_computed_again_as_a_whole(
+    tmp_path: Path, uninterrupted: Path
+) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store, num_batches=12)
+    (store / "content_hashes/c.1").unlink()
+    assert {batch.block for batch in write_store(store)} == {1, 3, 4}
+    assert tree(store) == tree(uninterrupted)
+
+
+@pytest.mark.parametrize("file", ["labels/c.0", "sample_ids/bytes/c.0", "tokens/final/cls/zarr.json", "tokens/zarr.json"])
+def test_what_is_written_once_is_put_back_when_it_was_altered(
+    tmp_path: Path, uninterrupted: Path, file: str
+) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store)
+    (store / file).write_bytes(b"{}")
+    assert write_store(store) == []
+    assert tree(store) == tree(uninterrupted)
+
+
+def test_what_a_killed_owner_left_beside_the_store_is_removed(tmp_path: Path, uninterrupted: Path) -> None:
+    for name in ("a.zarr.new", "a.zarr.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "zarr.json").write_text("half")
+    write_store(tmp_path / "a.zarr")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zarr", "a.zarr.lock"}
+    assert tree(tmp_path / "a.zarr") == tree(uninterrupted)
+
+
+def test_the_state_turns_complete_after_everything_else(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    states = []
+    replace = os.replace
+
+    def watched(source: str | Path, target: str | Path) -> None:
+        replace(source, target)
+        if store.exists() and not str(target).startswith(str(store / "tokens")):
+            states.append((Path(target).name, read_header(store).state))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", watched)
+        write_store(store)
+    assert [state for _, state in states[:-1]] == ["writing"] * (len(states) - 1)
+    assert states[-2:] == [("worker-0.jsonl", "writing"), ("zarr.json", "complete")]
+
+
+def test_the_journal_of_a_complete_store_is_sorted_and_only_grows_before(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    with open_writer(store, make_spec(), make_arrays()) as writer:
+        grown = [b""]
+        for batch in sorted(writer.pending(), key=lambda batch: (-batch.block, batch.start)):
+            append(writer, batch)
+            raw = journal_of(store).read_bytes()
+            assert raw.startswith(grown[-1])
+            grown.append(raw)
+        assert [json.loads(line)["entry"]["block"] for line in raw.splitlines()] == [4, 3, 2, 1, 0]
+        writer.complete()
+    lines = journal_of(store).read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["entry"]["block"] for line in lines] == [0, 1, 2, 3, 4]
+    assert b"".join(lines) == read_journal(store).render()
+
+
+def test_a_store_without_one_complete_array_cannot_be_read_and_says_what_to_do(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", num_batches=9)
+    with pytest.raises(IncompleteStoreError) as refusal:
+        TokenCache.open(tmp_path / "a.zarr")
+    assert str(refusal.value) == (
+        f"{tmp_path / 'a.zarr'}: expected a complete store, got 2 of 5 blocks. "
+        "Run the same `layerbank extract` again: it goes on where it stopped."
+    )
+
+
+def test_resuming_reads_what_is_under_way_but_only_measures_what_is_complete(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_store(tmp_path / "a.zarr", arrays=arrays[:2])
+    chunk = tmp_path / "a.zarr/tokens/block.0/cls/c.2.0"
+    raw = bytearray(chunk.read_bytes())
+    raw[3] ^= 1
+    chunk.write_bytes(raw)
+    assert write_store(tmp_path / "a.zarr", arrays=arrays[:2]) == []
+    chunk.write_bytes(raw[:-1])
+    assert {(b.block, b.arrays) for b in write_store(tmp_path / "a.zarr", arrays=arrays[:2])} == {(2, (arrays[0],))}
+    assert TokenCache.open(tmp_path / "a.zarr").num_rows == NUM_ROWS

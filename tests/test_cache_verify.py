@@ -1,0 +1,214 @@
+"""Verify finds every damage and names its rows; repair costs those rows and no others."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from token_stores import (
+    append,
+    files_of,
+    make_arrays,
+    make_spec,
+    open_writer,
+    tree,
+    without_fsync,  # noqa: F401
+    write_store,
+)
+
+from cache import (
+    DamagedStoreError,
+    IncompleteStoreError,
+    NotAStoreError,
+    StoreLockedError,
+    StoreMissingError,
+    TokenCache,
+    repair_store,
+    verify_store,
+)
+from cache.journal import JOURNAL_FOLDER, WORKER_FILE
+
+JOURNAL = f"{JOURNAL_FOLDER}/{WORKER_FILE}"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "a.zarr"
+    write_store(path)
+    return path
+
+
+@pytest.fixture
+def store(sound: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sound, tmp_path / "a.zarr")
+    return tmp_path / "a.zarr"
+
+
+def flip(file: Path, offset: int, bit: int = 0) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[offset % len(raw)] ^= 1 << bit
+    file.write_bytes(raw)
+
+
+def test_a_sound_store_has_no_damage(sound: Path) -> None:
+    told: list[tuple[int, int]] = []
+    assert verify_store(sound, progress=lambda done, total: told.append((done, total))) == []
+    assert told == [(done, 25) for done in range(1, 26)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_bit_in_any_file_is_found_and_named(store: Path, data: st.DataObject) -> None:
+    file = data.draw(st.sampled_from(list(files_of(store))), "file")
+    before = file.read_bytes()
+    flip(file, data.draw(st.integers(0, len(before) - 1), "offset"), data.draw(st.integers(0, 7), "bit"))
+    try:
+        name = file.relative_to(store).as_posix()
+        assert name in [damage.file for damage in verify_store(store)]
+    finally:
+        file.write_bytes(before)
+
+
+def test_a_flipped_bit_anywhere_in_header_journal_or_metadata_is_found(store: Path) -> None:
+    random.seed(1)
+    for name in ("zarr.json", JOURNAL, "tokens/final/cls/zarr.json", "labels/zarr.json"):
+        before = (store / name).read_bytes()
+        for offset in range(0, len(before), 23 if name == "zarr.json" else 13):
+            flip(store / name, offset, random.randrange(8))
+            assert name in [damage.file for damage in verify_store(store)], offset
+            (store / name).write_bytes(before)
+
+
+def test_every_kind_of_damage_is_named_with_level_kind_and_rows(store: Path) -> None:
+    flip(store / "tokens/block.0/grid2/c.1.0.0", 999)
+    (store / "tokens/final/cls/c.2.0").unlink()
+    (store / "tokens/final/grid2/c.4.0.0").write_bytes(b"short")
+    shutil.copy(store / "tokens/final/cls/c.0.0", store / "tokens/block.0/cls/c.0.0")
+    (store / "tokens/final/cls/c.9.0").write_bytes(b"")
+    (store / "tokens/notes.txt").write_text("mine")
+    damages = verify_store(store)
+    assert [str(damage) for damage in damages] == [
+        "tokens/block.0/cls/c.0.0 (rows 0 to 240): altered",
+        "tokens/block.0/grid2/c.1.0.0 (rows 240 to 480): altered",
+        "tokens/final/cls/c.2.0 (rows 480 to 720): missing",
+        "tokens/final/grid2/c.4.0.0 (rows 960 to 1200): 5 bytes instead of 15364",
+        "tokens/final/cls/c.9.0: does not belong to the store",
+        "tokens/notes.txt: does not belong to the store",
+    ]
+    assert [(d.level, d.kind, d.rows) for d in damages[:4]] == [
+        ("block.0", "cls", range(240)),
+        ("block.0", "grid2", range(240, 480)),
+        ("final", "cls", range(480, 720)),
+        ("final", "grid2", range(960, 1200)),
+    ]
+    assert (damages[-1].level, damages[-1].kind, damages[-1].rows) == (None, None, None)
+
+
+def test_a_line_missing_from_the_journal_is_named_with_its_rows(store: Path) -> None:
+    lines = (store / JOURNAL).read_bytes().splitlines(keepends=True)
+    (store / JOURNAL).write_bytes(b"".join(lines[:3] + lines[4:]))
+    assert {(d.problem, d.rows) for d in verify_store(store)} == {("not in the journal", range(720, 960))}
+
+
+def test_a_damaged_header_is_named_and_nothing_else_is_claimed(store: Path) -> None:
+    flip(store / "zarr.json", 400)
+    assert [str(d) for d in verify_store(store)] == ["zarr.json: altered; without it nothing else can be checked"]
+    (store / "zarr.json").unlink()
+    assert [str(d) for d in verify_store(store)] == ["zarr.json: missing; without it nothing else can be checked"]
+    with pytest.raises(NotAStoreError):
+        repair_store(store)
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissingError):
+        verify_store(tmp_path / "a.zarr")
+    with pytest.raises(NotAStoreError):
+        verify_store(tmp_path)
+
+
+def test_a_store_that_is_still_written_has_no_damage(tmp_path: Path) -> None:
+    for num_batches in (0, 3, 9):
+        with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+            for batch in writer.pending()[:num_batches]:
+                append(writer, batch)
+            assert verify_store(tmp_path / "a.zarr") == []
+    raw = (tmp_path / "a.zarr" / JOURNAL).read_bytes()
+    (tmp_path / "a.zarr" / JOURNAL).write_bytes(raw + raw[:30])  # as a killed writer leaves it
+    assert verify_store(tmp_path / "a.zarr") == []
+
+
+def test_repair_computes_the_damaged_rows_again_and_no_others(store: Path, sound: Path) -> None:
+    flip(store / "tokens/block.0/grid2/c.1.0.0", 999)
+    (store / "tokens/final/cls/c.1.0").unlink()
+    (store / "tokens/final/cls/c.4.0").write_bytes(b"short")
+    repair = repair_store(store)
+    assert len(repair.dropped) == 3
+    assert (repair.restored_later, repair.foreign, repair.num_rows) == ((), (), 480)
+    again = {(batch.block, tuple(array.name for array in batch.arrays)) for batch in write_store(store)}
+    assert again == {(1, ("tokens/block.0/grid2", "tokens/final/cls")), (4, ("tokens/final/cls",))}
+    assert tree(store) == tree(sound)
+    assert verify_store(store) == []
+
+
+def test_between_repair_and_extraction_the_sound_arrays_are_readable(store: Path) -> None:
+    flip(store / "tokens/final/cls/c.1.0", 5)
+    repair_store(store)
+    cache = TokenCache.open(store)
+    assert set(cache.arrays) == {("block.0", "cls"), ("block.0", "grid2"), ("final", "grid2")}
+    assert verify_store(store) == []
+
+
+def test_damaged_content_hashes_cost_their_block(store: Path, sound: Path) -> None:
+    flip(store / "content_hashes/c.2", 5)
+    assert repair_store(store).num_rows == 240
+    with pytest.raises(IncompleteStoreError):
+        TokenCache.open(store)
+    assert {(batch.block, len(batch.arrays)) for batch in write_store(store)} == {(2, 4)}
+    assert tree(store) == tree(sound)
+
+
+def test_a_damaged_journal_line_costs_its_block(store: Path, sound: Path) -> None:
+    raw = (store / JOURNAL).read_bytes()
+    flip(store / JOURNAL, raw.index(b"\n") + 40)
+    assert repair_store(store).num_rows == 240
+    assert {batch.block for batch in write_store(store)} == {1}
+    assert tree(store) == tree(sound)
+
+
+@pytest.mark.parametrize("file", ["labels/c.0", "sample_ids/bytes/zarr.json"])
+def test_what_is_written_once_costs_no_row(store: Path, sound: Path, file: str) -> None:
+    flip(store / file, 3)
+    repair = repair_store(store)
+    assert [damage.file for damage in repair.restored_later] == [file]
+    assert repair.num_rows == 0
+    assert write_store(store) == []
+    assert tree(store) == tree(sound)
+
+
+def test_foreign_files_are_deleted_only_on_request(store: Path, sound: Path) -> None:
+    (store / "tokens/notes.txt").write_text("mine")
+    assert [damage.file for damage in repair_store(store).foreign] == ["tokens/notes.txt"]
+    assert (store / "tokens/notes.txt").exists()
+    repair_store(store, remove_foreign=True)
+    assert tree(store) == tree(sound)
+
+
+def test_repairing_a_sound_store_changes_nothing(store: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in files_of(store)}
+    assert repair_store(store).num_rows == 0
+    assert {file: file.stat().st_mtime_ns for file in files_of(store)} == before
+
+
+def test_a_store_that_somebody_writes_is_not_repaired(store: Path) -> None:
+    with open_writer(store, make_spec(), make_arrays()), pytest.raises(StoreLockedError):
+        repair_store(store)
+
+
+def test_a_damaged_header_is_beyond_repair_and_says_so(store: Path) -> None:
+    flip(store / "zarr.json", 400)
+    with pytest.raises(DamagedStoreError, match="make the store anew with `layerbank extract --overwrite`"):
+        repair_store(store)

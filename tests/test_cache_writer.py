@@ -1,0 +1,447 @@
+"""What a writer takes, what it leaves on the disk, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from token_stores import (
+    BATCH_SIZE,
+    NUM_ROWS,
+    append,
+    files_of,
+    hashes_of,
+    make_arrays,
+    make_spec,
+    open_writer,
+    tokens_of,
+    tree,
+    without_fsync,  # noqa: F401
+    write_store,
+)
+
+from cache import (
+    ArraySpec,
+    Batch,
+    BatchError,
+    BatchNotes,
+    CacheWriter,
+    ChangedDataError,
+    IncompleteStoreError,
+    NotAStoreError,
+    SpecError,
+    SpecMismatchError,
+    StoreLockedError,
+    TokenCache,
+)
+
+ROWS = np.arange(NUM_ROWS)
+
+
+def test_zarr_itself_reads_what_was_written(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    for array in make_arrays():
+        np.testing.assert_array_equal(group[array.name][...], tokens_of(array, ROWS))  # type: ignore[index]
+        assert group[array.name].metadata.dimension_names[0] == "row"  # type: ignore[union-attr]
+    np.testing.assert_array_equal(group["labels"][...], ROWS % 10)  # type: ignore[index]
+    np.testing.assert_array_equal(group["content_hashes"][...], hashes_of(ROWS))  # type: ignore[index]
+    offsets = group["sample_ids/offsets"][...]  # type: ignore[index]
+    text = group["sample_ids/bytes"][...].tobytes()  # type: ignore[index, union-attr]
+    assert text[offsets[41] : offsets[42]] == b"image 41"
+
+
+def test_zarr_lists_the_store_without_a_warning(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", num_batches=3)
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    names = {name for name, _ in group.members(max_depth=None)}
+    assert names == {
+        *("labels", "content_hashes", "sample_ids", "sample_ids/bytes", "sample_ids/offsets", "tokens"),
+        *("tokens/block.0", "tokens/block.0/cls", "tokens/block.0/grid2"),
+        *("tokens/final", "tokens/final/cls", "tokens/final/grid2"),
+    }
+
+
+def test_zarr_verifies_chunks_that_we_wrote(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    chunk = tmp_path / "a.zarr/tokens/final/cls/c.1.0"
+    raw = bytearray(chunk.read_bytes())
+    raw[5] ^= 1
+    chunk.write_bytes(raw)
+    with pytest.raises(ValueError, match="checksum"):
+        zarr.open_array(tmp_path / "a.zarr/tokens/final/cls", mode="r")[...]
+
+
+def test_chunks_of_zeros_are_written(tmp_path: Path) -> None:
+    arrays = make_arrays(levels=["final"], kinds=["cls"])
+    with open_writer(tmp_path / "a.zarr", make_spec(), arrays, labels=np.zeros(NUM_ROWS, np.int64)) as writer:
+        for batch in writer.pending():
+            zeros = {arrays[0].name: np.zeros((len(batch), 8), np.float16)}
+            writer.append(batch, zeros, content_hashes=np.zeros(len(batch), np.uint64))
+        writer.complete()
+    assert (tmp_path / "a.zarr/labels/c.0").stat().st_size == NUM_ROWS * 8 + 4
+    assert len(list((tmp_path / "a.zarr/tokens/final/cls").glob("c.*"))) == writer._grid.num_blocks
+    assert not TokenCache.open(tmp_path / "a.zarr").tokens("final", "cls").read(0, NUM_ROWS).any()
+
+
+def test_batches_are_cut_at_fixed_rows_and_never_cross_a_block(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+        pending = writer.pending()
+        block_rows = writer._grid.block_rows
+    assert [row for batch in pending for row in range(batch.start, batch.stop)] == list(range(NUM_ROWS))
+    for batch in pending:
+        assert (batch.start - batch.block * block_rows) % BATCH_SIZE == 0
+        assert batch.start // block_rows == (batch.stop - 1) // block_rows == batch.block
+        assert batch.arrays == tuple(make_arrays())
+
+
+def test_leaving_without_complete_keeps_every_committed_block(tmp_path: Path) -> None:
+    first = write_store(tmp_path / "a.zarr", num_batches=8)
+    rest = write_store(tmp_path / "a.zarr")
+    assert 0 < len(rest) < len(first)
+    assert rest == first[-len(rest) :]
+    assert not list((tmp_path / "a.zarr").rglob("aside*"))
+
+
+def test_an_exception_in_the_caller_keeps_every_committed_block(tmp_path: Path) -> None:
+    def stop_the_run() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+        for batch in writer.pending():
+            append(writer, batch)
+            if batch.block == 2:
+                stop_the_run()
+    assert {batch.block for batch in write_store(tmp_path / "a.zarr")} == {2, 3, 4}
+
+
+def test_a_store_written_in_any_order_of_blocks_has_the_same_bytes(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    with open_writer(tmp_path / "b.zarr", make_spec(), make_arrays()) as writer:
+        for batch in sorted(writer.pending(), key=lambda batch: (-batch.block, batch.start)):
+            append(writer, batch)
+        writer.complete()
+    assert tree(tmp_path / "b.zarr") == tree(tmp_path / "a.zarr")
+
+
+def test_nothing_in_a_store_tells_when_where_or_by_whom_it_was_written(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    (tmp_path / "elsewhere").mkdir()
+    code = "import sys; from pathlib import Path; from token_stores import write_store; write_store(Path(sys.argv[1]))"
+    run_python(code, str(tmp_path / "elsewhere/b.zarr"))
+    assert tree(tmp_path / "elsewhere/b.zarr") == tree(tmp_path / "a.zarr")
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parent.parent
+    program = f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'tests')!r}]; {code}"
+    command = [sys.executable, "-W", "error", "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_levels_and_kinds_added_later_give_the_store_written_at_once(tmp_path: Path, split: int) -> None:
+    arrays = make_arrays()
+    write_store(tmp_path / "once.zarr", arrays=arrays)
+    write_store(tmp_path / "later.zarr", arrays=arrays[split:])
+    pending = write_store(tmp_path / "later.zarr", arrays=arrays)
+    assert {batch.arrays for batch in pending} == {tuple(arrays[:split])}
+    assert tree(tmp_path / "later.zarr") == tree(tmp_path / "once.zarr")
+
+
+def test_adding_arrays_touches_no_byte_of_those_that_are_there(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_store(tmp_path / "a.zarr", arrays=arrays[:2])
+    before = {file: file.stat().st_mtime_ns for file in files_of(tmp_path / "a.zarr") if file.name.startswith("c.")}
+    write_store(tmp_path / "a.zarr", arrays=arrays)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_arrays_complete_before_stay_readable_while_others_are_added(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_store(tmp_path / "a.zarr", arrays=arrays[:2])
+    write_store(tmp_path / "a.zarr", arrays=arrays, num_batches=9)
+    cache = TokenCache.open(tmp_path / "a.zarr")
+    assert list(cache.arrays.values()) == arrays[:2]
+    assert set(cache.notes.saturated) == {array.name for array in arrays[:2]}
+    # asking again for what is complete changes nothing about what is not
+    assert write_store(tmp_path / "a.zarr", arrays=arrays[:2]) == []
+    assert list(TokenCache.open(tmp_path / "a.zarr").arrays.values()) == arrays[:2]
+    write_store(tmp_path / "a.zarr", arrays=arrays[2:])
+    assert list(TokenCache.open(tmp_path / "a.zarr").arrays.values()) == arrays
+
+
+def test_a_complete_store_has_nothing_pending_and_is_not_written_to(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    before = {file: file.stat().st_mtime_ns for file in files_of(tmp_path / "a.zarr")}
+    assert write_store(tmp_path / "a.zarr") == []
+    assert {file: file.stat().st_mtime_ns for file in files_of(tmp_path / "a.zarr")} == before
+
+
+def test_the_batch_size_of_a_store_is_kept(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", num_batches=8)
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays(), batch_size=7) as writer:
+        assert writer.batch_size == BATCH_SIZE
+
+
+def test_attributes_are_those_of_the_first_call(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", num_batches=8, attributes={"class_names": ("a", "b")})
+    write_store(tmp_path / "a.zarr", attributes={"class_names": ["c"]})
+    assert TokenCache.open(tmp_path / "a.zarr").attributes == {"class_names": ["a", "b"]}
+
+
+def test_overwrite_begins_anew(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", attributes={"run": 1})
+    assert len(write_store(tmp_path / "a.zarr", attributes={"run": 2}, overwrite=True)) > 0
+    assert TokenCache.open(tmp_path / "a.zarr").attributes == {"run": 2}
+    assert {file.name for file in tmp_path.iterdir()} == {"a.zarr", "a.zarr.lock"}
+
+
+def test_overwrite_takes_a_store_with_a_damaged_header(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    (tmp_path / "a.zarr/zarr.json").write_bytes(b"")
+    write_store(tmp_path / "a.zarr", overwrite=True)
+    TokenCache.open(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_store_is_neither_resumed_nor_deleted(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr/thesis.txt").write_text("years of work")
+    with pytest.raises(NotAStoreError, match=re.escape(str(tmp_path / "a.zarr"))) as refusal:
+        write_store(tmp_path / "a.zarr", overwrite=overwrite)
+    assert "--cache DIR" in refusal.value.todo
+    assert (tmp_path / "a.zarr/thesis.txt").read_text() == "years of work"
+
+
+def test_bfloat16_is_stored_as_its_bits(tmp_path: Path) -> None:
+    spec, arrays = make_spec(storage_dtype="bfloat16"), make_arrays(kinds=["cls"])
+    write_store(tmp_path / "a.zarr", spec, arrays)
+    stored = zarr.open_array(tmp_path / "a.zarr" / arrays[0].name, mode="r")
+    assert (stored.dtype, stored.attrs["logical_dtype"]) == (np.uint16, "bfloat16")
+    tokens = TokenCache.open(tmp_path / "a.zarr").tokens("final", "cls")
+    assert (tokens.dtype, tokens.logical_dtype) == (np.uint16, "bfloat16")
+    np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(arrays[1], ROWS, "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "stored"),
+    [
+        (np.arange(NUM_ROWS, dtype=np.int32), "int64"),
+        (np.arange(NUM_ROWS, dtype=np.float64) / 3, "float64"),
+        (np.arange(NUM_ROWS * 4, dtype=np.float32).reshape(-1, 4), "float32"),
+    ],
+)
+def test_labels_are_classes_or_targets(tmp_path: Path, labels: np.ndarray[Any, Any], stored: str) -> None:
+    write_store(tmp_path / "a.zarr", labels=labels)
+    read = TokenCache.open(tmp_path / "a.zarr").labels
+    assert read.dtype == stored
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_a_store_of_something_else_is_refused_field_by_field(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    with pytest.raises(SpecMismatchError) as refusal:
+        write_store(tmp_path / "a.zarr", make_spec(tap="block", weights="ffffffff", backbone="another name"))
+    assert [(d.field, d.expected, d.got) for d in refusal.value.differences] == [
+        ("weights", "ffffffff", "0123456789abcdef"),
+        ("tap", "block", "norm2"),
+    ]
+    assert "expected weights = 'ffffffff'; tap = 'block', got weights = '0123456789abcdef'; tap = 'norm2'" in str(
+        refusal.value
+    )
+    assert "`layerbank extract --overwrite`" in refusal.value.todo
+
+
+def test_other_labels_under_the_same_manifest_are_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    with pytest.raises(ChangedDataError, match=r"a\.zarr labels: expected the data .* under the same manifest"):
+        write_store(tmp_path / "a.zarr", labels=np.zeros(NUM_ROWS, np.int64))
+
+
+def test_another_row_shape_of_a_known_array_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    wider = [ArraySpec(level="final", kind="cls", row_shape=(16,))]
+    with pytest.raises(SpecError, match=r"tokens/final/cls: expected the row shape \(8,\) .*, got \(16,\)"):
+        write_store(tmp_path / "a.zarr", arrays=wider)
+
+
+def test_images_that_changed_are_refused_with_row_and_id(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_store(tmp_path / "a.zarr", arrays=arrays[:1])
+    before = tree(tmp_path / "a.zarr")
+    with open_writer(tmp_path / "a.zarr", make_spec(), arrays) as writer:
+        for batch in writer.pending():
+            hashes = hashes_of(np.arange(batch.start, batch.stop))
+            if batch.start <= 700 < batch.stop:
+                hashes[700 - batch.start] += np.uint64(1)
+                with pytest.raises(ChangedDataError) as refusal:
+                    append(writer, batch, content_hashes=hashes)
+                break
+            append(writer, batch)
+    stored = int(hashes_of(np.array([700]))[0])
+    assert str(refusal.value) == (
+        f"{tmp_path / 'a.zarr'} row 700 (image 700): expected the image the store was made with (content hash {stored:016x}), "
+        f"got another one (content hash {stored + 1:016x}). The data set has changed: restore it. "
+        "Choose another folder with `--cache DIR`, or make the store anew with `layerbank extract --overwrite`."
+    )
+    after = tree(tmp_path / "a.zarr")
+    assert {name: after[name] for name in before if "c." in name} == {n: before[n] for n in before if "c." in n}
+    TokenCache.open(tmp_path / "a.zarr")
+
+
+def test_notes_are_kept_with_their_rows_and_counted(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    cache = TokenCache.open(tmp_path / "a.zarr")
+    assert cache.skipped == {row: f"image {row} is cut off" for row in range(99, NUM_ROWS, 100)}
+    assert cache.notes.saturated == {array.name: 1 for array in make_arrays()}
+    assert cache.notes.nonfinite == {}
+    totals = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["notes"]
+    assert totals["num_skipped"] == 12  # type: ignore[index, call-overload]
+
+
+def other_batch(batch: Batch) -> dict[str, Any]:
+    return {"batch": Batch(batch.block, batch.start + 1, batch.stop, batch.arrays)}
+
+
+def fewer_arrays(batch: Batch) -> dict[str, Any]:
+    return {"tokens": {}}
+
+
+def wider(batch: Batch) -> dict[str, Any]:
+    return {"tokens": {array.name: np.zeros((len(batch), 9), np.float16) for array in batch.arrays}}
+
+
+def doubles(batch: Batch) -> dict[str, Any]:
+    return {"tokens": {array.name: np.zeros((len(batch), *array.row_shape)) for array in batch.arrays}}
+
+
+def signed_hashes(batch: Batch) -> dict[str, Any]:
+    return {"content_hashes": np.arange(len(batch))}
+
+
+def rows_elsewhere(batch: Batch) -> dict[str, Any]:
+    return {"notes": BatchNotes(skipped={1100: "cut off"})}
+
+
+def arrays_elsewhere(batch: Batch) -> dict[str, Any]:
+    return {"notes": BatchNotes(nonfinite={"tokens/block.7/cls": 3})}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_batch, r"expected rows 0 to 60 of block 0, with the arrays that `pending` lists, got rows 1 to 60 of block 0"),
+        (fewer_arrays, r"expected the arrays: those of the batch, got the arrays: missing \['tokens/block.0/cls'"),
+        (wider, r"expected tokens/block.0/cls: float16 \(60, 8\).*, got tokens/block.0/cls: float16 \(60, 9\)"),
+        (doubles, r"expected tokens/block.0/cls: float16 \(60, 8\).*, got tokens/block.0/cls: float64 \(60, 8\)"),
+        (signed_hashes, r"expected content_hashes: uint64 \(60,\), got content_hashes: int64 \(60,\)"),
+        (rows_elsewhere, r"expected notes.skipped: rows of this batch, got notes.skipped: \[1100\]"),
+        (arrays_elsewhere, r"expected notes: arrays of this batch, got notes: \['tokens/block.7/cls'\]"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_and_the_right_one_taken(
+    tmp_path: Path, change: Callable[[Batch], dict[str, Any]], message: str
+) -> None:
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+        batch = writer.pending()[0]
+        rows = np.arange(batch.start, batch.stop)
+        arguments: dict[str, Any] = {
+            "batch": batch,
+            "tokens": {array.name: tokens_of(array, rows) for array in batch.arrays},
+            "content_hashes": hashes_of(rows),
+        } | change(batch)
+        with pytest.raises(BatchError, match=message):
+            writer.append(arguments.pop("batch"), arguments.pop("tokens"), **arguments)
+        append(writer, batch)
+
+
+def test_a_batch_out_of_turn_or_of_a_committed_block_is_refused(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+        pending = writer.pending()
+        append(writer, pending[0])
+        with pytest.raises(BatchError, match=r"expected rows 60 to 120 of block 0.*Append the batches of `pending` in their"):
+            append(writer, pending[2])
+        for batch in pending[1:]:
+            if batch.block == 0:
+                append(writer, batch)
+        with pytest.raises(BatchError, match="expected a block that is pending"):
+            append(writer, pending[0])
+
+
+def test_complete_is_refused_while_batches_are_pending(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+        for batch in writer.pending()[:8]:
+            append(writer, batch)
+        with pytest.raises(IncompleteStoreError, match=r"expected all 5 blocks, got 2 of them\. Append the batches"):
+            writer.complete()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.arange(5)}, r"labels: shape \(1200,\) or \(1200, K\).*got labels: \(5,\)"),
+        ({"labels": np.array(["a"] * NUM_ROWS)}, "labels: integers, float32 or float64.*got labels: <U1"),
+        ({"sample_ids": ["a"]}, "sample_ids: 1200 texts.*got sample_ids: 1, 0 of them empty"),
+        ({"sample_ids": [""] * NUM_ROWS}, "got sample_ids: 1200, 1200 of them empty"),
+        ({"batch_size": 0}, "batch_size: at least 1, got batch_size: 0"),
+        ({"attributes": {"when": object()}}, "attributes: values that JSON can hold.*not JSON serializable"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        open_writer(tmp_path / "a.zarr", make_spec(), make_arrays(), **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arrays", [[], make_arrays() * 2])
+def test_no_array_or_one_twice_is_refused(tmp_path: Path, arrays: list[ArraySpec]) -> None:
+    with pytest.raises(SpecError, match="arrays: at least one, each once"):
+        open_writer(tmp_path / "a.zarr", make_spec(), arrays)
+
+
+def test_a_second_writer_is_refused_with_owner_and_age(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from token_stores import *; "
+        "writer = open_writer(Path(sys.argv[1]), make_spec(), make_arrays()); print('open', flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parent.parent
+    program = f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'tests')!r}]; {code}"
+    owner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a.zarr")], stdout=subprocess.PIPE)
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"open\n"
+        with pytest.raises(StoreLockedError) as refusal:
+            write_store(tmp_path / "a.zarr")
+        assert f"nobody else to be writing this store, got process {owner.pid} on " in str(refusal.value)
+        assert "which began 0 min ago: -c " in str(refusal.value)
+        assert "Wait until it is done or end it, then run the same command again" in refusal.value.todo
+    finally:
+        owner.kill()
+        owner.communicate()
+    write_store(tmp_path / "a.zarr")  # a killed owner frees it
+
+
+def test_a_second_writer_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()), pytest.raises(StoreLockedError):
+        write_store(tmp_path / "a.zarr")
+    write_store(tmp_path / "a.zarr")
+
+
+def test_a_writer_may_be_closed_by_another_thread(tmp_path: Path) -> None:
+    import threading
+
+    writer: CacheWriter = open_writer(tmp_path / "a.zarr", make_spec(), make_arrays())
+    thread = threading.Thread(target=writer.close)
+    thread.start()
+    thread.join()
+    write_store(tmp_path / "a.zarr")

@@ -1,0 +1,220 @@
+"""`layerbank cache`: stores listed, verified, mended, exported; and what a killed extraction leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from photos import TINY_MODEL, write_photos
+
+from cache import TokenCache
+from pipeline.cli import main
+
+MODEL = (
+    "--model",
+    TINY_MODEL,
+    "--weights",
+    "random",
+    "--image-size",
+    "32",
+    "--workers",
+    "0",
+    "--batch-size",
+    "16",
+)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def tree(store: Path) -> dict[str, str]:
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 images: three blocks, so that a run can be killed between them."""
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", {"train": 200})
+
+
+def extract(photos: Path, root: Path, *more: str) -> list[str]:
+    return ["extract", *MODEL, "--data", f"folder:{photos}", "--split", "train", "--cache", str(root), *more]
+
+
+@pytest.fixture(scope="module")
+def sound(many_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("caches")
+    result = run(*extract(many_photos, root))
+    assert result.exit_code == 0, result.output
+    (store,) = root.rglob("*.zarr")
+    return store
+
+
+@pytest.fixture
+def store(sound: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    copy = tmp_path / sound.relative_to(sound.parents[2])
+    shutil.copytree(sound, copy)
+    return copy
+
+
+def test_ls_shows_each_store_with_its_state_rows_kinds_and_size(store: Path) -> None:
+    result = run("cache", "ls", "--cache", store.parents[2])
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()[1:]
+    for word in (store.name, "complete", "600", "13", "cls", "ap", "float16", "MB"):
+        assert word in line
+    assert (
+        json.loads(run("cache", "ls", "--cache", store.parents[2], "--json").stdout)[0]["state"] == "complete"
+    )
+
+
+def test_ls_of_an_empty_folder_says_so(tmp_path: Path) -> None:
+    assert run("cache", "ls", "--cache", tmp_path).stdout == f"no stores under {tmp_path}\n"
+
+
+def test_info_says_what_a_store_holds_and_where_it_comes_from(store: Path, many_photos: Path) -> None:
+    text = run("cache", "info", store).stdout
+    for word in (
+        f"spec.backbone: {TINY_MODEL}",
+        "spec.compute_dtype: float32",
+        f"attributes.request.data: folder:{many_photos}",
+        "attributes.class_names: blue, green, red",
+        "levels: block.0, block.1",
+        "versions.zarr: ",
+        "fingerprint: ",
+    ):
+        assert word in text, text
+    assert json.loads(run("cache", "info", store, "--json").stdout)["spec"]["num_rows"] == 600
+
+
+def test_a_missing_store_is_a_wrong_request(tmp_path: Path) -> None:
+    for command in ("info", "verify", "repair"):
+        result = run("cache", command, tmp_path / "no.zarr")
+        assert result.exit_code == 2, result.output
+        assert "no.zarr" in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_verify_of_a_sound_store_ends_with_0(store: Path) -> None:
+    result = run("cache", "verify", store)
+    assert (result.exit_code, result.stdout) == (0, f"{store}: sound\n")
+
+
+def damage_chunk(store: Path, array: str) -> Path:
+    chunk = store / array / "c.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[1000] ^= 1
+    chunk.write_bytes(content)
+    return chunk
+
+
+def test_one_flipped_bit_is_named_refused_and_mended_by_computing_its_rows_again(
+    store: Path, sound: Path
+) -> None:
+    damage_chunk(store, "tokens/block.5/ap")
+    verified = run("cache", "verify", store)
+    assert verified.exit_code == 1
+    assert "tokens/block.5/ap/c.0.0 (rows 0 to " in verified.stdout
+    assert f"layerbank cache repair {store}" in verified.stdout
+    (one,) = json.loads(run("cache", "verify", "--json", store).stdout)[str(store)]
+    assert (one["level"], one["kind"], one["problem"]) == ("block.5", "ap", "altered")
+    repaired = run("cache", "repair", store, "--workers", 0)
+    assert repaired.exit_code == 0, repaired.output
+    rows = one["rows"][1] - one["rows"][0]
+    assert f"extract: {rows} of 600 images" in repaired.stderr
+    assert "1 arrays" in repaired.stderr
+    assert tree(store) == tree(sound)
+
+
+def test_probing_a_damaged_store_is_refused_with_the_command_that_mends_it(
+    many_photos: Path, tmp_path: Path
+) -> None:
+    photos = shutil.copytree(many_photos, tmp_path / "photos")
+    shutil.copytree(photos / "train", photos / "test")
+    arguments = [*extract(photos, tmp_path / "caches")[1:], "--split", "test"]
+    assert run("extract", *arguments).exit_code == 0
+    (store,) = (tmp_path / "caches" / "photos" / "train").glob("*.zarr")
+    damage_chunk(store, "tokens/final/cls")
+    options = [argument for argument in arguments if argument not in ("--split", "train", "test")]
+    result = run(
+        "probe", *options, "--runs", tmp_path / "runs", "--probe", "linear-cls", "--protocol", "quick"
+    )
+    assert result.exit_code == 1
+    assert "tokens/final/cls" in result.stderr
+    assert f"layerbank cache repair {store}" in result.stderr
+
+
+def test_repair_refuses_a_model_or_data_that_are_no_longer_the_same(store: Path, many_photos: Path) -> None:
+    extra = many_photos / "train" / "red" / "zz.png"
+    shutil.copy(many_photos / "train" / "red" / "000.png", extra)
+    try:
+        result = run("cache", "repair", store)
+    finally:
+        extra.unlink()
+    assert result.exit_code == 2
+    assert "num_rows = 600" in result.stderr
+    assert "num_rows = 601" in result.stderr
+    assert "nothing was dropped" in result.stderr
+
+
+def test_export_and_import_give_the_same_store_back(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "store.h5"
+    assert run("cache", "export", store, file).exit_code == 0
+    again = run("cache", "import", file, "--cache", tmp_path / "elsewhere")
+    assert again.exit_code == 0, again.output
+    assert tree(Path(again.stdout.strip())) == tree(store)
+    refused = run("cache", "export", store, file)
+    assert refused.exit_code == 2
+    assert "nothing is yet" in refused.stderr
+
+
+def layerbank(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [str(Path(sys.executable).with_name("layerbank")), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def journal_lines(root: Path) -> int:
+    return sum(path.read_text().count("\n") for path in root.rglob("*.jsonl"))
+
+
+def test_a_killed_extraction_goes_on_where_it_was_and_leaves_the_same_bytes(
+    many_photos: Path, sound: Path, tmp_path: Path
+) -> None:
+    process = layerbank(*extract(many_photos, tmp_path))
+    deadline = time.monotonic() + 120
+    while journal_lines(tmp_path) < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (store,) = tmp_path.rglob("*.zarr")
+    assert "writing" in run("cache", "ls", "--cache", tmp_path).stdout
+    assert "incomplete" in run("cache", "gc", "--cache", tmp_path).stdout
+    again = run(*extract(many_photos, tmp_path))
+    assert again.exit_code == 0, again.output
+    num_pending = int(again.stderr.split("extract: ")[1].split(" of ")[0])
+    assert 0 < num_pending < 600
+    assert tree(store) == tree(sound)
+    assert "nothing to delete" in run("cache", "gc", "--cache", tmp_path).stdout
+
+
+def test_a_store_begun_with_another_batch_size_keeps_it(
+    many_photos: Path, sound: Path, tmp_path: Path
+) -> None:
+    run(*extract(many_photos, tmp_path, "--kinds", "cls"))
+    again = run(*extract(many_photos, tmp_path, "--batch-size", "50"))
+    assert "batches of 16" in again.stderr
+    (store,) = tmp_path.rglob("*.zarr")
+    assert tree(store) == tree(sound)
+    assert TokenCache.open(store).batch_size == 16
