@@ -209,9 +209,9 @@ def extract(
 @click.option("--probe", "probes", help="Names with commas between. [default: the six of the demo]")
 @click.option(
     "--protocol",
-    default="quick",
+    default="paper",
     show_default=True,
-    help="paper (63 settings, 1,000 steps), quick, or a TOML file.",
+    help="paper (63 settings, at least 1,000 steps), quick (4 settings, 500 steps), or a TOML file.",
 )
 @click.option(
     "--seed",

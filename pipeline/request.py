@@ -10,7 +10,6 @@ from .errors import RequestError
 if TYPE_CHECKING:
     from .backbones import Backbone
 
-PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +31,6 @@ class ModelRequest:
     image_size: int | None = None
     precision: str = "float32"
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise RequestError(
-                where="--precision",
-                expected="one of " + ", ".join(PRECISIONS),
-                got=repr(self.precision),
-                todo="Leave it out for the default.",
-            )
 
     def open(self, device: str) -> Backbone:
         """Build the model on a device and load its weights."""

@@ -2,13 +2,14 @@
 
 from .attention import attention_mass
 from .attentive import AttentiveProbe
-from .bank import AttentiveBank, Bank, LinearBank
+from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
 from .checkpoint import load_probe, save_probe
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .events import Progress
 from .fit import FitResult, compute_logits, fit_bank
 from .linear import LinearProbe
+from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
 from .protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
 from .sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens

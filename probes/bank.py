@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from .attentive import AttentiveProbe
 from .errors import SettingError
-from .folded import LAYER_NORM_EPS, FoldedGroup, cross_entropy
-from .linear import LinearProbe
-from .stack import Stack
+from .folded import LAYER_NORM_EPS, FoldedGroup
+from .stack import Stack, check_one_shape, extract_module
 from .workspace import Workspace
 
 # Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
-GROUP_HEADS = 168  # heads of all probes of a group together: the columns of the logits GEMM
-CHUNK_SIZE = 256  # samples that go through a group at once
+GROUP_SIZE = 7  # probes that go through together
+CHUNK_SIZE = 256  # samples that go through together
 
 
 class Bank(Protocol):
@@ -75,8 +74,8 @@ class AttentiveBank:
         dropouts: [P] rates of the attention dropout in [0, 1); all 0 by default.
         dtype: of the arithmetic.
         device: of the arithmetic.
-        group_heads: how many heads go through together: probes are grouped to about this many.
-        chunk_size: how many samples go through together. Scratch memory grows with group_heads x chunk_size.
+        group_size: how many probes go through together.
+        chunk_size: how many samples go through together. Scratch memory grows with group_size x chunk_size.
 
     Raises:
         SettingError: no probes, probes that cannot share tokens, or rates that do not fit.
@@ -89,11 +88,11 @@ class AttentiveBank:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        group_heads: int = GROUP_HEADS,
+        group_size: int = GROUP_SIZE,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
         rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
-        _check_equal("AttentiveBank", [(probe.embed_dim, probe.num_classes) for probe in probes])
+        check_one_shape("AttentiveBank", [(probe.embed_dim, probe.num_classes) for probe in probes])
         if len(rates) != len(probes) or not all(0 <= rate < 1 for rate in rates):
             raise SettingError(
                 where="AttentiveBank dropouts",
@@ -107,7 +106,7 @@ class AttentiveBank:
         kinds = [(probe.num_heads, rate) for probe, rate in zip(probes, rates, strict=True)]
         for num_heads, rate in sorted(set(kinds)):
             alike = [index for index, kind in enumerate(kinds) if kind == (num_heads, rate)]
-            for members in split_evenly(alike, max(1, group_heads // num_heads)):
+            for members in split_evenly(alike, group_size):
                 modules = [probes[index] for index in members]
                 self._groups.append(
                     FoldedGroup(
@@ -156,67 +155,12 @@ class AttentiveBank:
         return logits
 
     def probe(self, index: int) -> nn.Module:
-        return _find_row(self.stacks, index)
+        return extract_module(self.stacks, index)
 
     def _normalize(self, tokens: Tensor) -> Tensor:
         """LayerNorm without its affine part: shared by all probes, keys and values."""
         tokens = tokens.to(self._groups[0].stack.values["query"].dtype)
         return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS)
-
-
-class LinearBank:
-    """Linear probes on the same features.
-
-    Args:
-        probes: P plain modules of one shape; the same one may come many times.
-        dtype: of the arithmetic.
-        device: of the arithmetic.
-
-    Raises:
-        SettingError: no probes, or probes of different shapes.
-    """
-
-    noise_heads: Sequence[int] = ()
-
-    def __init__(
-        self,
-        probes: Sequence[LinearProbe],
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        _check_equal("LinearBank", [(probe.num_features, probe.num_classes) for probe in probes])
-        self._stack = Stack(probes, range(len(probes)), dtype, torch.device(device))
-        self._workspace = Workspace(dtype, torch.device(device))
-
-    @property
-    def num_probes(self) -> int:
-        return len(self._stack.members)
-
-    @property
-    def stacks(self) -> list[Stack]:
-        return [self._stack]
-
-    def compute_gradients(
-        self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
-    ) -> Tensor:
-        tokens = tokens.to(self._stack.values["classifier.bias"].dtype)
-        loss, dlogits = cross_entropy(self.logits(tokens), labels, weights)
-        grads = self._stack.grads
-        torch.sum(dlogits, 1, out=grads["classifier.bias"])
-        dcolumns = self._workspace.empty("dlogits", len(tokens), self.num_probes, dlogits.shape[2])
-        dcolumns.copy_(dlogits.transpose(0, 1))
-        torch.mm(dcolumns.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
-        return loss
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """One GEMM: the classes of all probes are its columns."""
-        weight, bias = self._stack.values["classifier.weight"], self._stack.values["classifier.bias"]
-        logits = torch.addmm(bias.flatten(), tokens.to(weight.dtype), weight.flatten(0, 1).t())
-        return logits.view(len(tokens), *weight.shape[:2]).transpose(0, 1).contiguous()
-
-    def probe(self, index: int) -> nn.Module:
-        return _find_row(self.stacks, index)
 
 
 def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
@@ -230,23 +174,16 @@ def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
     return [list(items[start:stop]) for start, stop in pairwise(borders)]
 
 
-def _find_row(stacks: Sequence[Stack], index: int) -> nn.Module:
-    return next(stack.module(stack.members.index(index)) for stack in stacks if index in stack.members)
-
-
 def _stack_masks(probes: Sequence[AttentiveProbe]) -> Tensor | None:
     masks = [probe.token_mask for probe in probes]
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None
-    return torch.stack([torch.ones_like(given[0]) if mask is None else mask for mask in masks])
-
-
-def _check_equal(where: str, shapes: Sequence[tuple[int, int]]) -> None:
-    if len(set(shapes)) != 1:
+    if len({len(mask) for mask in given}) > 1:
         raise SettingError(
-            where=where,
-            expected="at least one probe, all of the same width and number of classes",
-            got=f"(width, classes) {sorted(set(shapes))}",
-            todo="Put probes of different shapes into banks of their own.",
+            where="AttentiveBank token masks",
+            expected="masks of one length",
+            got=f"lengths {sorted({len(mask) for mask in given})}",
+            todo="Mask the tokens that all probes of the bank share.",
         )
+    return torch.stack([torch.ones_like(given[0]) if mask is None else mask for mask in masks])

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .classifier import fold_batch_norm, train_classifier
 from .stack import Stack
 from .workspace import Workspace
 
-LAYER_NORM_EPS = BATCH_NORM_EPS = 1e-5
-BATCH_NORM_MOMENTUM = 0.1
+LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class FoldedGroup:
         pooled = self._forward_pooling(xhat, folded, keep)  # [P, B, I]
         y = self._empty("y", self.num_probes, len(xhat), self.embed_dim)
         torch.bmm(pooled, values["proj.weight"].mT, out=y)
-        loss, dy = self._classify(y, labels, weights)
+        dy = self._empty("dy", *y.shape)
+        loss = train_classifier(self.stack, y, values["proj.bias"], labels, weights, out=dy)
         torch.bmm(dy.mT, pooled, out=grads["proj.weight"])
         dpooled = torch.bmm(dy, values["proj.weight"], out=self._empty("dpooled", *pooled.shape))
         du = self._backward_pooling(xhat, folded, dpooled, keep)
@@ -107,15 +108,11 @@ class FoldedGroup:
 
     def logits(self, xhat: Tensor) -> Tensor:
         """[B, T, D] -> [P, B, C] with the running statistics; Wo, BatchNorm and classifier are one matrix."""
-        values, statistics = self.stack.values, self.stack.statistics
-        gain = (statistics["bn.running_var"] + BATCH_NORM_EPS).rsqrt() * values["bn.weight"]  # [P, D]
-        offset = (values["proj.bias"] - statistics["bn.running_mean"]) * gain + values["bn.bias"]
-        matrix = torch.bmm(
-            values["classifier.weight"] * gain.unsqueeze(1), values["proj.weight"]
-        )  # [P, C, I]
-        bias = torch.bmm(offset.unsqueeze(1), values["classifier.weight"].mT)
+        classifier, bias = fold_batch_norm(self.stack)  # [P, C, D], [P, 1, C]
+        matrix = torch.bmm(classifier, self.stack.values["proj.weight"])  # [P, C, I]
+        bias = torch.baddbmm(bias, self.stack.values["proj.bias"].unsqueeze(1), classifier.mT)
         pooled = self._forward_pooling(xhat, self._fold(), None)
-        return torch.baddbmm(bias + values["classifier.bias"].unsqueeze(1), pooled, matrix.mT)
+        return torch.baddbmm(bias, pooled, matrix.mT)
 
     # -- the weights: no batch axis ----------------------------------------------------------------------------
 
@@ -145,23 +142,21 @@ class FoldedGroup:
             shift=shift.view(-1, 1, self.head_dim),
         )
 
-    def _backward_query(self, query: _Folded, du: Tensor) -> None:
+    def _backward_query(self, folded: _Folded, du: Tensor) -> None:
         """From du [P, H, D] to the gradients of gamma_k, Wk, Wq, LN_q and q."""
         values, grads = self.stack.values, self.stack.grads
-        torch.sum(query.keys * du, 1, out=grads["norm_k.weight"])
+        torch.sum(folded.keys * du, 1, out=grads["norm_k.weight"])
         dkeys = du * values["norm_k.weight"].unsqueeze(1)  # [P, H, D]
-        torch.mul(query.heads.unsqueeze(3), dkeys.unsqueeze(2), out=self._by_head(grads["to_k.weight"]))
-        dheads = (
-            torch.matmul(dkeys.unsqueeze(2), self._by_head(values["to_k.weight"]).mT) * self.head_dim**-0.5
-        )
-        dheads = dheads.view(-1, 1, self.inner_dim)  # [P, 1, I]
-        torch.mul(dheads.mT, query.affine.unsqueeze(1), out=grads["to_q.weight"])
+        torch.mul(folded.heads.unsqueeze(3), dkeys.unsqueeze(2), out=self._by_head(grads["to_k.weight"]))
+        dheads = torch.matmul(dkeys.unsqueeze(2), self._by_head(values["to_k.weight"]).mT)
+        dheads = (dheads * self.head_dim**-0.5).view(-1, 1, self.inner_dim)
+        torch.mul(dheads.mT, folded.affine.unsqueeze(1), out=grads["to_q.weight"])
         daffine = torch.bmm(dheads, values["to_q.weight"]).squeeze(1)  # [P, D]
-        torch.mul(daffine, query.normed, out=grads["norm_q.weight"])
+        torch.mul(daffine, folded.normed, out=grads["norm_q.weight"])
         grads["norm_q.bias"].copy_(daffine)
         dnormed = daffine * values["norm_q.weight"]
-        along = (dnormed * query.normed).mean(1, keepdim=True)
-        dquery = query.rstd * (dnormed - dnormed.mean(1, keepdim=True) - query.normed * along)
+        along = (dnormed * folded.normed).mean(1, keepdim=True)
+        dquery = folded.rstd * (dnormed - dnormed.mean(1, keepdim=True) - folded.normed * along)
         grads["query"].copy_(dquery.unsqueeze(1))
 
     def _by_head(self, matrix: Tensor) -> Tensor:
@@ -170,8 +165,7 @@ class FoldedGroup:
     # -- attention and values: the whole cost ----------------------------------------------------------------
 
     def _forward_pooling(self, xhat: Tensor, folded: _Folded, keep: Tensor | None) -> Tensor:
-        """The pooled values v of every probe and sample, [P, B, I]. Leaves A in the workspace for the
-        backward."""
+        """The pooled values v of every probe and sample, [P, B, I]; A stays in the workspace."""
         num_samples, num_tokens, embed_dim = xhat.shape
         width = self.num_probes * self.num_heads  # PH
         attention = self._empty("attention", num_samples, num_tokens, width)
@@ -185,9 +179,8 @@ class FoldedGroup:
             torch.softmax(a, 1, out=a)
             kept = a if keep is None else self._kept(a, keep[rows])
             z = torch.bmm(kept.mT, x, out=self._empty("z", len(x), width, embed_dim))
-            v = torch.bmm(
-                z.transpose(0, 1), folded.matrix.mT, out=self._empty("v", width, len(x), self.head_dim)
-            )
+            v = self._empty("v", width, len(x), self.head_dim)
+            torch.bmm(z.transpose(0, 1), folded.matrix.mT, out=v)
             if keep is None:
                 v.add_(folded.shift)
             else:
@@ -245,66 +238,9 @@ class FoldedGroup:
         torch.mul(x.view(by_probe), keep.unsqueeze(2), out=out.view(by_probe))
         return out
 
-    # -- BatchNorm, classifier, loss: the whole batch --------------------------------------------------------
-
-    def _classify(self, y: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """From y [P, B, D] to the loss [P] and dy; writes the gradients of BatchNorm and classifier."""
-        values, grads, statistics = self.stack.values, self.stack.grads, self.stack.statistics
-        num_samples = y.shape[1]
-        mean = y.mean(1)  # [P, D]
-        yhat = y.sub_(mean.unsqueeze(1))
-        variance = (
-            torch.linalg.vector_norm(yhat, dim=1).square_().div_(num_samples)
-        )  # var_mean: 4 times slower
-        unbiased = variance * (num_samples / (num_samples - 1))
-        statistics["bn.running_mean"].lerp_(mean + values["proj.bias"], BATCH_NORM_MOMENTUM)
-        statistics["bn.running_var"].lerp_(unbiased, BATCH_NORM_MOMENTUM)
-        rstd = (variance + BATCH_NORM_EPS).rsqrt().unsqueeze(1)
-        yhat.mul_(rstd)
-
-        weight, gain = values["classifier.weight"], values["bn.weight"].unsqueeze(1)  # [P, C, D], [P, 1, D]
-        matrix = weight * gain
-        bias = torch.bmm(values["bn.bias"].unsqueeze(1), weight.mT) + values["classifier.bias"].unsqueeze(1)
-        loss, dlogits = cross_entropy(torch.baddbmm(bias, yhat, matrix.mT), labels, weights)
-
-        dbias = dlogits.sum(1)  # [P, C]
-        dmatrix = torch.bmm(dlogits.mT, yhat)
-        grads["classifier.bias"].copy_(dbias)
-        torch.mul(dmatrix, gain, out=grads["classifier.weight"])
-        grads["classifier.weight"].addcmul_(dbias.unsqueeze(2), values["bn.bias"].unsqueeze(1))
-        torch.sum(dmatrix * weight, 1, out=grads["bn.weight"])
-        grads["bn.bias"].copy_(torch.bmm(dbias.unsqueeze(1), weight).squeeze(1))
-
-        dyhat = torch.bmm(dlogits, matrix, out=self._empty("dy", *y.shape))
-        mean_dyhat = (grads["bn.bias"] * values["bn.weight"] / num_samples).unsqueeze(1)
-        mean_dyhat_yhat = (grads["bn.weight"] * values["bn.weight"] / num_samples).unsqueeze(1)
-        return loss, dyhat.sub_(mean_dyhat).addcmul_(yhat, mean_dyhat_yhat, value=-1).mul_(rstd)
-
     def _chunks(self, num_samples: int) -> Iterator[slice]:
         for start in range(0, num_samples, self._chunk_size):
             yield slice(start, min(num_samples, start + self._chunk_size))
 
     def _empty(self, name: str, *shape: int) -> Tensor:
         return self._workspace.empty(name, *shape)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted cross entropy of P probes on the same samples, and its gradient.
-
-    Args:
-        logits: [P, B, C]; the memory may be reused.
-        labels: [B].
-        weights: [B], summing to 1.
-
-    Returns:
-        loss [P] and its gradient [P, B, C].
-
-    >>> loss, gradient = cross_entropy(torch.zeros(1, 2, 2), torch.tensor([0, 1]), torch.tensor([0.75, 0.25]))
-    >>> round(loss.item(), 4), gradient.tolist()
-    (0.6931, [[[-0.375, 0.375], [0.125, -0.125]]])
-    """
-    log_probs = logits.log_softmax(2)
-    of_label = labels.view(1, -1, 1).expand(len(logits), -1, 1)
-    loss = -(log_probs.gather(2, of_label).squeeze(2) * weights).sum(1)
-    gradient = log_probs.exp_().mul_(weights.unsqueeze(1))
-    return loss, gradient.scatter_add_(2, of_label, -weights.view(1, -1, 1).expand_as(of_label))

@@ -125,6 +125,4 @@ class TrainingProtocol:
 
 
 PAPER = TrainingProtocol()
-QUICK = TrainingProtocol(
-    lrs=(1e-2, 1e-3), weight_decays=(1e-4, 1e-2, 1.0), dropouts=(0.0,), epochs=40, min_steps=300
-)
+QUICK = TrainingProtocol(lrs=(1e-1, 1e-2), weight_decays=(1e-4, 1.0), dropouts=(0.0,), min_steps=500)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .errors import SettingError
+
 
 class Stack:
     """Stacked parameters, gradients and statistics of some probes of a bank.
@@ -77,3 +79,19 @@ class Stack:
         dtype = next(iter(trained.values())).dtype
         module.to(dtype).load_state_dict(module.state_dict() | trained)
         return module
+
+
+def extract_module(stacks: Sequence[Stack], index: int) -> nn.Module:
+    """A copy of one probe of a bank as a plain module."""
+    return next(stack.module(stack.members.index(index)) for stack in stacks if index in stack.members)
+
+
+def check_one_shape(where: str, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise SettingError unless there are probes and all have the same (width, number of classes)."""
+    if len(set(shapes)) != 1:
+        raise SettingError(
+            where=where,
+            expected="at least one probe, all of the same width and number of classes",
+            got=f"(width, classes) {sorted(set(shapes))}",
+            todo="Put probes of different shapes into banks of their own.",
+        )

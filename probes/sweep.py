@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .attentive import AttentiveProbe
-from .bank import AttentiveBank, Bank, LinearBank
+from .bank import AttentiveBank, Bank
 from .batches import BatchPlan
 from .errors import DataError, SettingError
 from .events import Emit
 from .fit import compute_logits, fit_bank
 from .linear import LinearProbe
+from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
 from .protocol import Head, Setting, TrainingProtocol
 from .seeds import make_generator

@@ -1,4 +1,4 @@
-"""What several test files need: a small folder of real image files, and one thread, so that results repeat and tests share a machine."""
+"""What several test files need: a small folder of real image files, and one thread, so that results repeat."""
 
 from __future__ import annotations
 

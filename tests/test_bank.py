@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from probes.attentive import AttentiveProbe
-from probes.bank import AttentiveBank, LinearBank
+from probes.bank import AttentiveBank
 from probes.errors import SettingError
 from probes.linear import LinearProbe
+from probes.linear_bank import LinearBank
 
 NEVER_MOVES = {"norm_k.bias", "proj.bias"}  # softmax and BatchNorm take them away
 
@@ -78,13 +79,13 @@ def assert_bank_equals_modules(
 
 
 @pytest.mark.parametrize("rates", [[0.0] * 7, [0.3] * 7, [0.0, 0.3, 0.1, 0.3, 0.0, 0.1, 0.3]])
-@pytest.mark.parametrize(("group_heads", "chunk_size"), [(1000, 1000), (8, 5), (1, 1), (12, 7)])
+@pytest.mark.parametrize(("group_size", "chunk_size"), [(1000, 1000), (2, 5), (1, 1), (3, 7)])
 def test_outputs_and_gradients_equal_the_plain_module_probe_by_probe(
-    rates: list[float], group_heads: int, chunk_size: int
+    rates: list[float], group_size: int, chunk_size: int
 ) -> None:
     probes = [make_probe(12, 4, 3, seed) for seed in range(7)]
     assert_bank_equals_modules(
-        probes, rates, draw(11, 6, 12), 3, group_heads=group_heads, chunk_size=chunk_size
+        probes, rates, draw(11, 6, 12), 3, group_size=group_size, chunk_size=chunk_size
     )
 
 
@@ -96,7 +97,7 @@ def test_heads_that_do_not_divide_the_width_are_equal_too(embed_dim: int, num_he
 
 def test_probes_with_different_numbers_of_heads_ride_together() -> None:
     probes = [make_probe(12, heads, 3, seed) for seed, heads in enumerate([4, 2, 5, 4, 2, 5, 1])]
-    assert_bank_equals_modules(probes, [0.1, 0.0, 0.1, 0.0, 0.3, 0.1, 0.0], draw(8, 6, 12), 3, group_heads=8)
+    assert_bank_equals_modules(probes, [0.1, 0.0, 0.1, 0.0, 0.3, 0.1, 0.0], draw(8, 6, 12), 3, group_size=2)
 
 
 def test_zero_padding_is_part_of_the_width() -> None:
@@ -113,7 +114,7 @@ def test_a_token_mask_is_the_same_as_leaving_the_tokens_out(rate: float) -> None
     probes = [make_probe(12, 4, 3, seed, mask) for seed, mask in enumerate(masks)]
     probes += [make_probe(12, 4, 3, seed) for seed in (5, 6)]
     tokens = draw(9, 6, 12)
-    assert_bank_equals_modules(probes, [rate] * 7, tokens, 3, group_heads=12, chunk_size=4)
+    assert_bank_equals_modules(probes, [rate] * 7, tokens, 3, group_size=3, chunk_size=4)
     masked, unmasked = make_probe(12, 4, 3, 0, masks[0]).eval(), make_probe(12, 4, 3, 0).eval()
     torch.testing.assert_close(masked(tokens), unmasked(tokens[:, masks[0]]))
 
@@ -172,7 +173,7 @@ def test_scratch_memory_is_stated_and_does_not_grow_with_the_number_of_groups() 
     labels = torch.arange(9) % 3
     sizes = []
     for num_probes in (2, 6):
-        bank = AttentiveBank([make_probe(12, 4, 3, 0)] * num_probes, group_heads=8, chunk_size=4)
+        bank = AttentiveBank([make_probe(12, 4, 3, 0)] * num_probes, group_size=2, chunk_size=4)
         bank.compute_gradients(draw(9, 6, 12), labels, sample_weights(labels).float(), {})
         sizes.append(bank.scratch_bytes)
     assert sizes[0] == sizes[1] > 0
@@ -197,4 +198,14 @@ def test_dropout_rates_that_do_not_fit_are_refused(rates: list[float]) -> None:
         AttentiveBank([make_probe(12, 4, 3, 0)] * 2, rates)
     assert str(error.value) == (
         f"AttentiveBank dropouts: expected 2 rates in [0, 1), got {rates}. Give every probe one rate."
+    )
+
+
+def test_token_masks_of_different_lengths_are_refused() -> None:
+    masks = [torch.ones(length, dtype=torch.bool) for length in (5, 6)]
+    with pytest.raises(SettingError) as error:
+        AttentiveBank([make_probe(12, 4, 3, seed, mask) for seed, mask in enumerate(masks)])
+    assert str(error.value) == (
+        "AttentiveBank token masks: expected masks of one length, got lengths [5, 6]. "
+        "Mask the tokens that all probes of the bank share."
     )

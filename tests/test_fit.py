@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from probes.attentive import AttentiveProbe
-from probes.bank import AttentiveBank, Bank, LinearBank
+from probes.bank import AttentiveBank, Bank
 from probes.errors import SettingError
 from probes.events import Progress
 from probes.fit import add_jitter, class_weights, cosine_lr, fit_bank
 from probes.linear import LinearProbe
+from probes.linear_bank import LinearBank
 from probes.protocol import Setting, TrainingProtocol
 from probes.seeds import make_generator
 from probes.sources import ArraySource, stack_tokens
@@ -48,7 +49,7 @@ def make_bank(
     probes: list[Any] = [make_probe(kind, seed) for seed in seeds]
     if kind == "attentive":
         dropouts = [setting.dropout for setting in settings]
-        return AttentiveBank(probes, dropouts, dtype=dtype, group_heads=12, chunk_size=16)
+        return AttentiveBank(probes, dropouts, dtype=dtype, group_size=3, chunk_size=16)
     return LinearBank(probes, dtype=dtype)
 
 
@@ -164,7 +165,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(kind: str) 
 
 def test_training_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    fit_bank(make_bank("attentive", GRID, [0] * 8), make_source("attentive"), ROWS, GRID, PROTOCOL, max_steps=2)
+    fit_bank(
+        make_bank("attentive", GRID, [0] * 8), make_source("attentive"), ROWS, GRID, PROTOCOL, max_steps=2
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/extraction.py [--images 256] [--repeats 5] [--threads 2]
 
-The same images, model and batches in turn, A B A B: the forward pass alone on tensors that are ready in memory, and the whole of stage one
-(decoding in a worker process, transform, forward pass with pooled taps at every level, rounding, checksums, writing, fsync). Prints the
-ratio of their speeds, the median over the repeats; 1.0 means that extraction is free.
+The same images, model and batches in turn, A B A B: the forward pass alone on tensors that are ready in memory, and the whole
+of stage one (decoding in a worker process, transform, forward pass with pooled taps at every level, rounding, checksums,
+writing, fsync). Prints the ratio of their speeds, the median over the repeats; 1.0 means that extraction is free.
 """
 
 from __future__ import annotations

@@ -1,0 +1,44 @@
+"""What probes/README.md says is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import probes
+from probes.protocol import PAPER, QUICK
+
+ROOM = Path(probes.__file__).parent
+README = (ROOM / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names["config"] == {"classes": ["a", "b", "c"]}
+
+
+def test_every_file_of_the_room_is_in_the_reading_order_and_no_other() -> None:
+    order = README[README.index("## Files") : README.index("## Laws")]
+    named = set(re.findall(r"\b(\w+\.py)\b", order))
+    assert named == {path.name for path in ROOM.glob("*.py")} - {"__init__.py"}
+
+
+def test_the_quick_protocol_is_the_one_described() -> None:
+    assert QUICK.lrs == (1e-1, 1e-2)
+    assert QUICK.weight_decays == (1e-4, 1.0)
+    assert QUICK.dropouts == (0.0,)
+    assert QUICK.min_steps == 500
+    unchanged = (
+        "epochs",
+        "batch_size",
+        "validation_fraction",
+        "jitter_std",
+        "jitter_probability",
+        "clip_norm",
+    )
+    assert all(getattr(QUICK, name) == getattr(PAPER, name) for name in unchanged)
