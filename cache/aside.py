@@ -37,9 +37,7 @@ class OpenBlock:
         stored_hashes: content hashes of the block if they are there, else None: then they are written too.
     """
 
-    def __init__(
-        self, store: Path, header: Header, journal: Journal, block: int, missing: Sequence[ArraySpec]
-    ) -> None:
+    def __init__(self, store: Path, header: Header, journal: Journal, block: int, missing: Sequence[ArraySpec]) -> None:
         self.block = block
         self.next_row = block * header.block_rows
         self.stored_hashes: NDArray[np.uint64] | None = None
@@ -48,9 +46,7 @@ class OpenBlock:
         hashes = content_hash_array(header)
         if journal.holds(self.block, CONTENT_HASHES):
             file = hashes.file(store, self.block)
-            self.stored_hashes = np.fromfile(
-                file, dtype=hashes.dtype, count=len(hashes.grid.block(self.block))
-            )
+            self.stored_hashes = np.fromfile(file, dtype=hashes.dtype, count=len(hashes.grid.block(self.block)))
         else:
             arrays.append(hashes)
         self._files = {array.name: BlockFiles(store, array, self.block) for array in arrays}

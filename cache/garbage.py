@@ -81,9 +81,7 @@ def _garbage_of(store: Path) -> Iterator[Garbage]:
     info = read_store_info(store)
     if info.header is not None and not info.complete_arrays:
         done = f"{info.num_blocks_done} of {info.num_blocks} blocks"
-        yield _garbage(
-            store, store, f"incomplete ({done}) and nobody writes it; extracting again would go on"
-        )
+        yield _garbage(store, store, f"incomplete ({done}) and nobody writes it; extracting again would go on")
         return
     for file in asides(store):
         yield _garbage(file, store, "a chunk that a killed writer left behind")

@@ -130,6 +130,4 @@ def cut_batches(rows: range, batch_size: int) -> list[range]:
     >>> cut_batches(range(304, 520), 100)
     [range(304, 404), range(404, 504), range(504, 520)]
     """
-    return [
-        range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
-    ]
+    return [range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)]

@@ -87,9 +87,7 @@ def storage_dtype(spec: CacheSpec) -> np.dtype[Any]:
 
 def token_array(header: Header, name: str) -> ChunkedArray:
     """A token array that the header knows."""
-    return ChunkedArray(
-        name, header.arrays[name].spec.row_shape, storage_dtype(header.spec), header.grid(name)
-    )
+    return ChunkedArray(name, header.arrays[name].spec.row_shape, storage_dtype(header.spec), header.grid(name))
 
 
 def content_hash_array(header: Header) -> ChunkedArray:
@@ -142,8 +140,7 @@ def create_skeleton(
         arrays=entries,
         static={name: static_entry(values) for name, values in static.items()},
         metadata={
-            path: file_checksum(folder / path)
-            for path in sorted(metadata_paths([*static, CONTENT_HASHES, *entries]))
+            path: file_checksum(folder / path) for path in sorted(metadata_paths([*static, CONTENT_HASHES, *entries]))
         },
     )
 

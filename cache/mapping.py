@@ -24,8 +24,6 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,7 +95,7 @@ def map_rows(files: ChunkFiles) -> Rows:
     if can_be_contiguous(files):
         try:
             return ContiguousRows(files)
-        except OSError:  # address space, number of maps or overcommit: the other way needs little of each
+        except OSError:  # address space or overcommit: the other way asks for a chunk at a time
             pass
     return ChunkRows(files)
 
@@ -142,10 +140,11 @@ class ContiguousRows:
 
 
 class ChunkRows:
-    """Chunk after chunk, mapped for the time of a read: no more than one map and one file open at any time."""
+    """One map a chunk, made when the chunk is first read and kept; rows are gathered chunk after chunk."""
 
     def __init__(self, files: ChunkFiles) -> None:
         self._files = files
+        self._chunks: dict[int, NDArray[Any]] = {}
         self.shape = files.shape
         self.dtype = files.dtype
 
@@ -159,24 +158,21 @@ class ChunkRows:
         borders = [0, *(np.flatnonzero(np.diff(chunks)) + 1).tolist(), len(rows)]
         for first, last in itertools.pairwise(borders):
             if last > first:
-                with self._chunk(int(chunks[first])) as values:
-                    out[order[first:last]] = values[local[first:last]]
+                out[order[first:last]] = self._chunk(int(chunks[first]))[local[first:last]]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         for chunk in range(start // self._files.chunk_rows, -(-stop // self._files.chunk_rows)):
             first = chunk * self._files.chunk_rows
             low, high = max(start, first), min(stop, first + self._files.chunk_rows)
-            with self._chunk(chunk) as values:
-                out[low - start : high - start] = values[low - first : high - first]
+            out[low - start : high - start] = self._chunk(chunk)[low - first : high - first]
         return out
 
-    @contextmanager
-    def _chunk(self, chunk: int) -> Iterator[NDArray[Any]]:
-        files = self._files
-        with open(files.files[chunk], "rb") as file:
-            memory = mmap.mmap(file.fileno(), files.chunk_bytes, access=mmap.ACCESS_READ)
-        yield np.frombuffer(memory, dtype=files.dtype).reshape(files.chunk_rows, *files.shape[1:])
+    def _chunk(self, chunk: int) -> NDArray[Any]:
+        if chunk not in self._chunks:
+            values = _map_chunk(self._files.files[chunk], self._files.chunk_bytes, self.dtype)
+            self._chunks[chunk] = values.reshape(self._files.chunk_rows, *self.shape[1:])
+        return self._chunks[chunk]
 
 
 class ZarrRows:
@@ -225,9 +221,7 @@ def find_chunk_files(path: Path) -> ChunkFiles | None:
         return None
     zeros = ["0"] * (len(shape) - 1)
     names = [(separator or default).join([*prefix, str(i), *zeros]) for i in range(-(-shape[0] // chunks[0]))]
-    files = ChunkFiles(
-        tuple(path / name for name in names), tuple(shape), chunks[0], np.dtype(meta["data_type"])
-    )
+    files = ChunkFiles(tuple(path / name for name in names), tuple(shape), chunks[0], np.dtype(meta["data_type"]))
     size_bytes = files.chunk_bytes + 4 * (len(codecs) - 1)
     is_whole = all(file.is_file() and file.stat().st_size == size_bytes for file in files.files)
     return files if is_whole and files.chunk_bytes else None
@@ -249,9 +243,7 @@ class _Region:
             if os.fstat(fd).st_size < num_bytes:  # touching memory beyond the end of a file is SIGBUS
                 raise OSError(f"{file} is shorter than {num_bytes} bytes")
             protection = mmap.PROT_READ | mmap.PROT_WRITE
-            _mmap(
-                self.address + offset, num_bytes, protection, _MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE, fd
-            )
+            _mmap(self.address + offset, num_bytes, protection, _MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE, fd)
         finally:
             os.close(fd)
 
@@ -259,6 +251,15 @@ class _Region:
         memory = (ctypes.c_uint8 * self.num_bytes).from_address(self.address)
         memory._region = self  # type: ignore[attr-defined]  # every view keeps `memory`, and so the maps
         return np.frombuffer(memoryview(memory), dtype=dtype)
+
+
+def _map_chunk(file: Path, num_bytes: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if _MAP_ANONYMOUS:
+        region = _Region(num_bytes)
+        region.map_file(file, 0, num_bytes)
+        return region.as_array(dtype)
+    with open(file, "rb") as opened:  # keeps a handle of the file, as ours does not
+        return np.frombuffer(mmap.mmap(opened.fileno(), num_bytes, access=mmap.ACCESS_READ), dtype=dtype)
 
 
 def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, fd: int) -> int:

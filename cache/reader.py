@@ -52,9 +52,7 @@ class TokenCache:
         self.arrays: dict[tuple[str, str], ArraySpec] = {(a.level, a.kind): a for a in header.complete_arrays}
         self.notes: BatchNotes = journal.notes(array.name for array in header.complete_arrays)
         self.labels: NDArray[Any] = self._static(LABELS).copy()
-        self.sample_ids: Sequence[str] = SampleIds(
-            self._static(SAMPLE_ID_BYTES), self._static(SAMPLE_ID_OFFSETS)
-        )
+        self.sample_ids: Sequence[str] = SampleIds(self._static(SAMPLE_ID_BYTES), self._static(SAMPLE_ID_OFFSETS))
 
     @classmethod
     def open(cls, path: str | Path, spec: CacheSpec | None = None, *, mapped: bool = True) -> TokenCache:
@@ -132,9 +130,7 @@ class TokenCache:
     @property
     def rows(self) -> NDArray[np.int64]:
         """The usable rows: all but the skipped ones."""
-        return np.setdiff1d(
-            np.arange(self.num_rows, dtype=np.int64), np.array([*self.skipped], dtype=np.int64)
-        )
+        return np.setdiff1d(np.arange(self.num_rows, dtype=np.int64), np.array([*self.skipped], dtype=np.int64))
 
     @property
     def content_hashes(self) -> NDArray[np.uint64]:

@@ -31,9 +31,7 @@ class Repair:
     num_rows: int
 
 
-def repair_store(
-    path: str | Path, damages: list[Damage] | None = None, *, remove_foreign: bool = False
-) -> Repair:
+def repair_store(path: str | Path, damages: list[Damage] | None = None, *, remove_foreign: bool = False) -> Repair:
     """Drop damaged chunks from the journal and from the disk. A writer opened afterwards lists their rows as pending.
 
     Args:

@@ -31,9 +31,7 @@ from .layout import (
 from .request import Request
 from .verify import chunk_problem, metadata_problem
 
-ANEW = (
-    "Choose another folder with `--cache DIR`, or make the store anew with `layerbank extract --overwrite`."
-)
+ANEW = "Choose another folder with `--cache DIR`, or make the store anew with `layerbank extract --overwrite`."
 
 
 def new_folder(store: Path) -> Path:
@@ -164,9 +162,7 @@ def _with_checked_journal(store: Path, header: Header, request: Request) -> tupl
     journal = read_journal(store)
     arrays = [content_hash_array(header), *(token_array(header, array.name) for array in request.arrays)]
     damaged = {
-        block: {
-            a.name for a in arrays if a.name in entry.checksums and not _is_sound(store, header, a, entry)
-        }
+        block: {a.name for a in arrays if a.name in entry.checksums and not _is_sound(store, header, a, entry)}
         for block, entry in journal.entries.items()
     }
     return forget(store, header, journal, damaged)

@@ -114,8 +114,4 @@ class SampleIds(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = range(len(self))[index]  # negative indices and IndexError as everywhere
-        return (
-            self._data[self._offsets[row] : self._offsets[row + 1]]
-            .tobytes()
-            .decode("utf-8", "surrogateescape")
-        )
+        return self._data[self._offsets[row] : self._offsets[row + 1]].tobytes().decode("utf-8", "surrogateescape")

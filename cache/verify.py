@@ -190,13 +190,9 @@ def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
         for chunk in range(array.grid.num_chunks)
     )
     known.update(file.relative_to(store).as_posix() for file in asides(store))
-    known.update(
-        file.relative_to(store).as_posix() for file in (store / JOURNAL_FOLDER).glob("worker-*.jsonl")
-    )
+    known.update(file.relative_to(store).as_posix() for file in (store / JOURNAL_FOLDER).glob("worker-*.jsonl"))
     found = {
-        (Path(folder) / name).relative_to(store).as_posix()
-        for folder, _, names in os.walk(store)
-        for name in names
+        (Path(folder) / name).relative_to(store).as_posix() for folder, _, names in os.walk(store) for name in names
     }
     for path in sorted(found - known):
         yield Damage(file=path, problem=FOREIGN)

@@ -66,9 +66,7 @@ class CacheWriter:
     from there.
     """
 
-    def __init__(
-        self, path: Path, request: Request, header: Header, journal: Journal, lock: StoreLock
-    ) -> None:
+    def __init__(self, path: Path, request: Request, header: Header, journal: Journal, lock: StoreLock) -> None:
         self.path = path
         self.batch_size = header.batch_size
         self._request = request

@@ -42,14 +42,14 @@ class Listener:
         self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._last_plain = time.monotonic()
+        self._began = self._last_plain = time.monotonic()
         self._told_out_of_range: dict[str, int] = {}
 
     def __enter__(self) -> Listener:
         if self._console.is_terminal and not self._console.quiet:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
             )
@@ -90,9 +90,7 @@ class Listener:
                 self._tell_out_of_range(event)
             case ProbeStarted():
                 shape = " x ".join(map(str, event.token_shape))
-                self._say(
-                    f"probe {event.probe}: {event.num_settings} settings on {event.num_rows:,} rows of {shape}"
-                )
+                self._say(f"probe {event.probe}: {event.num_settings} settings on {event.num_rows:,} rows of {shape}")
                 self._begin(f"probe {event.probe}", 1)
             case ProbeProgress():
                 note = f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes"
@@ -115,7 +113,7 @@ class Listener:
         self._console.print(Text(line))
 
     def _begin(self, description: str, total: int) -> None:
-        self._last_plain = time.monotonic()
+        self._began = self._last_plain = time.monotonic()
         if self._progress is not None:
             self._task = self._progress.add_task(description, total=total, note="")
 
@@ -124,7 +122,8 @@ class Listener:
             self._progress.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._last_plain > PLAIN_LINE_EVERY_S:
             self._last_plain = time.monotonic()
-            self._say(f"  {note}")
+            left_s = (time.monotonic() - self._began) * (total - done) / max(done, 1)
+            self._say(f"  {note}; {left_s:.0f} s left")
 
     def _end(self) -> None:
         if self._progress is not None and self._task is not None:
@@ -184,13 +183,12 @@ def size(num_bytes: float) -> str:
 def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
     total = max(event.elapsed_s, 1e-9)
     parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
-    return "waiting for " + ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
 
 
 def _extraction_note(event: ExtractionProgress) -> str:
     rate = event.num_done / max(event.elapsed_s, 1e-9)
-    left_s = (event.num_pending - event.num_done) / max(rate, 1e-9)
-    return f"{event.num_done:,}/{event.num_pending:,} images, {rate:.1f} images/s, {left_s:.0f} s left; {_shares(event)}"
+    return f"{event.num_done:,}/{event.num_pending:,}, {rate:.1f} images/s; {_shares(event)}"
 
 
 def _finished(event: ProbeFinished) -> str:

@@ -43,9 +43,12 @@ except CacheError as error:
 def in_own_mounts(script: str, *arguments: str) -> list[str]:
     """Run a shell script as root of its own user and mount namespace; returns its lines. Skips where that is forbidden."""
     own = ["unshare", "--user", "--map-root-user", "--mount"]
-    may_mount = shutil.which("unshare") and not subprocess.run(
-        [*own, "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /mnt"], capture_output=True, check=False
-    ).returncode
+    may_mount = (
+        shutil.which("unshare")
+        and not subprocess.run(
+            [*own, "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /mnt"], capture_output=True, check=False
+        ).returncode
+    )
     if not may_mount:
         pytest.skip("this machine lets us mount nothing")
     result = subprocess.run(
@@ -74,7 +77,9 @@ def test_a_real_full_disk_keeps_what_was_committed_and_goes_on_when_there_is_roo
     assert kind == "StorageFullError"
     assert 1 <= int(num_blocks) < 5
     assert "expected room for the next block, got No space left on device" in message
-    assert "Everything committed so far is kept: free some space, then run the same `layerbank extract` again." in message
+    assert (
+        "Everything committed so far is kept: free some space, then run the same `layerbank extract` again." in message
+    )
     write_store(tmp_path / "b.zarr", arrays=make_arrays(kinds=["cls"], width=512))
     assert tree(copy) == tree(tmp_path / "b.zarr")
 

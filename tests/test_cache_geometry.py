@@ -18,7 +18,17 @@ row_bytes = st.one_of(
 @pytest.mark.parametrize(
     ("rows", "block_rows"),
     [
-        *[(1, 1), (400, 400), (512, 512), (513, 176), (600, 304), (1_000, 144), (1_200, 240), (1_797, 304), (2_153, 240)],
+        *[
+            (1, 1),
+            (400, 400),
+            (512, 512),
+            (513, 176),
+            (600, 304),
+            (1_000, 144),
+            (1_200, 240),
+            (1_797, 304),
+            (2_153, 240),
+        ],
         *[(3_680, 128), (5_000, 240), (10_000, 592), (26_032, 1_536), (50_000, 2_944), (60_000, 3_008)],
         *[(73_257, 4_352), (262_144, 8_192), (1_281_167, 8_192)],
     ],
@@ -66,7 +76,11 @@ def test_chunks_fit_into_blocks_and_into_16_mib(rows: int, width_bytes: int) -> 
         assert chunk_rows == block_rows
 
 
-@given(st.integers(513, 2_000_000), st.sampled_from([192, 384, 512, 768, 1024, 1280]), st.sampled_from([1, 4, 16, 196, 257]))
+@given(
+    st.integers(513, 2_000_000),
+    st.sampled_from([192, 384, 512, 768, 1024, 1280]),
+    st.sampled_from([1, 4, 16, 196, 257]),
+)
 @settings(deadline=None)
 def test_chunks_of_real_models_fill_whole_pages(rows: int, embed_dim: int, num_tokens: int) -> None:
     width_bytes = num_tokens * embed_dim * 2

@@ -68,7 +68,9 @@ def test_a_file_that_was_altered_is_refused_and_leaves_no_store(tmp_path: Path) 
     export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["tokens/final/cls"][700, 3] += 1
-    with pytest.raises(DamagedStoreError, match=r"a\.h5: expected the data that were exported, got data of another CRC-32C\. Copy"):
+    with pytest.raises(
+        DamagedStoreError, match=r"a\.h5: expected the data that were exported, got data of another CRC-32C\. Copy"
+    ):
         import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
     assert not (tmp_path / "b.zarr").exists()
     with h5py.File(tmp_path / "a.h5", "r+") as file:
@@ -80,7 +82,9 @@ def test_a_file_that_was_altered_is_refused_and_leaves_no_store(tmp_path: Path) 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
     export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
-    with pytest.raises(SpecError, match=r"a\.h5: expected a path where nothing is yet, got a file\. Choose another name"):
+    with pytest.raises(
+        SpecError, match=r"a\.h5: expected a path where nothing is yet, got a file\. Choose another name"
+    ):
         export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
     with pytest.raises(SpecError, match=r"a\.zarr: expected a path where nothing is yet, got a folder"):
         import_hdf5(tmp_path / "a.h5", tmp_path / "a.zarr")

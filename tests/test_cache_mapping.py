@@ -31,9 +31,7 @@ from cache.mapping import (
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 DTYPES = ["float16", "float32", "uint16", "int64", "uint8"]
-needs_contiguous = pytest.mark.skipif(
-    sys.platform not in ("linux", "darwin"), reason="contiguous maps need MAP_FIXED"
-)
+needs_contiguous = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="contiguous maps need MAP_FIXED")
 
 
 def make_array(path: Path, values: NDArray[Any], chunk_rows: int, **changes: Any) -> None:
@@ -217,14 +215,18 @@ def test_a_buffer_is_filled_in_place_and_must_fit(tmp_path: Path) -> None:
     out = np.empty((3, 8), np.float16)
     assert array.take(np.array([5, 0, 5]), out) is out
     np.testing.assert_array_equal(out, values[[5, 0, 5]])
-    with pytest.raises(SpecError, match=r"take\(out=\): expected float16 \(2, 8\), got float16 \(3, 8\)\. Pass a buffer"):
+    with pytest.raises(
+        SpecError, match=r"take\(out=\): expected float16 \(2, 8\), got float16 \(3, 8\)\. Pass a buffer"
+    ):
         array.take(np.array([1, 2]), out)
 
 
 @pytest.mark.parametrize("rows", [[-1, 3], [0, 16]])
 def test_rows_out_of_range_are_refused_not_clipped(tmp_path: Path, rows: list[int]) -> None:
     make_array(tmp_path / "a.zarr", some_values(16, (8,), "float16"), 16)
-    with pytest.raises(SpecError, match=rf"expected rows within 0 to 16, got {rows[0]} to {rows[1] + 1}\. Rows are counted"):
+    with pytest.raises(
+        SpecError, match=rf"expected rows within 0 to 16, got {rows[0]} to {rows[1] + 1}\. Rows are counted"
+    ):
         open_array(tmp_path / "a.zarr").take(np.array(rows))
     with pytest.raises(SpecError, match="expected rows within 0 to 16, got 4 to 17"):
         open_array(tmp_path / "a.zarr").read(4, 17)

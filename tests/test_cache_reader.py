@@ -162,7 +162,9 @@ def test_what_is_no_store_is_told(tmp_path: Path, make: Callable[[Path], None], 
 def test_another_format_version_is_refused(store: Path) -> None:
     header = store / "zarr.json"
     header.write_text(header.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(NotAStoreError, match="got format version 2. Choose another folder .* or the layerbank that wrote it"):
+    with pytest.raises(
+        NotAStoreError, match="got format version 2. Choose another folder .* or the layerbank that wrote it"
+    ):
         TokenCache.open(store)
 
 

@@ -79,7 +79,15 @@ def test_the_arrays_are_as_the_table_says(store: Path) -> None:
     spec = make_spec()
     for name, shape, dtype, dimensions, chunk in table("array"):
         array = zarr.open_array(store / name, mode="r")
-        sizes = {"N": spec.num_rows, "N + 1": spec.num_rows + 1, "D": 8, "T": 4, "bytes": array.shape[0], "R": 240, "r": 240}
+        sizes = {
+            "N": spec.num_rows,
+            "N + 1": spec.num_rows + 1,
+            "D": 8,
+            "T": 4,
+            "bytes": array.shape[0],
+            "R": 240,
+            "r": 240,
+        }
         assert [sizes[size] for size in shape.strip("[]").split(", ")] == list(array.shape), name
         assert [sizes[size] for size in chunk.strip("[]").split(", ")] == list(array.chunks), name
         assert array.dtype == {"storage": "float16"}.get(dtype, dtype), name

@@ -195,10 +195,10 @@ def test_a_block_whose_content_hashes_are_damaged_is_computed_again_as_a_whole(
     assert tree(store) == tree(uninterrupted)
 
 
-@pytest.mark.parametrize("file", ["labels/c.0", "sample_ids/bytes/c.0", "tokens/final/cls/zarr.json", "tokens/zarr.json"])
-def test_what_is_written_once_is_put_back_when_it_was_altered(
-    tmp_path: Path, uninterrupted: Path, file: str
-) -> None:
+@pytest.mark.parametrize(
+    "file", ["labels/c.0", "sample_ids/bytes/c.0", "tokens/final/cls/zarr.json", "tokens/zarr.json"]
+)
+def test_what_is_written_once_is_put_back_when_it_was_altered(tmp_path: Path, uninterrupted: Path, file: str) -> None:
     store = tmp_path / "a.zarr"
     write_store(store)
     (store / file).write_bytes(b"{}")

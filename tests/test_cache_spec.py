@@ -60,7 +60,9 @@ def test_a_spec_goes_through_a_dict() -> None:
 def test_a_dict_with_other_fields_is_refused_by_name() -> None:
     values = make_spec().to_dict()
     del values["tap"]
-    with pytest.raises(SpecError, match=r"got missing \['tap'\], unknown \['level'\]\. Was it written by another version"):
+    with pytest.raises(
+        SpecError, match=r"got missing \['tap'\], unknown \['level'\]\. Was it written by another version"
+    ):
         CacheSpec.from_dict(values | {"level": "final"})
 
 
@@ -94,10 +96,16 @@ def test_all_wrong_fields_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"level": "block/3"}, "expected a level of letters, digits, '_', '.' and '-', got 'block/3'. Levels are block.0,"),
+        (
+            {"level": "block/3"},
+            "expected a level of letters, digits, '_', '.' and '-', got 'block/3'. Levels are block.0,",
+        ),
         ({"kind": ""}, "expected a kind of letters, digits, '_', '.' and '-', got ''"),
         ({"kind": ".."}, "expected a kind of letters"),
-        ({"row_shape": ()}, "tokens/final/cls: expected a row shape (D,) or (T, D), got (). Pass the shape of one sample's"),
+        (
+            {"row_shape": ()},
+            "tokens/final/cls: expected a row shape (D,) or (T, D), got (). Pass the shape of one sample's",
+        ),
         ({"row_shape": (2, 3, 4)}, "expected a row shape (D,) or (T, D), got (2, 3, 4)"),
         ({"row_shape": (0,)}, "expected a row shape (D,) or (T, D), got (0,)"),
     ],

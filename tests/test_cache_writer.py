@@ -338,7 +338,10 @@ def arrays_elsewhere(batch: Batch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_batch, r"expected rows 0 to 60 of block 0, with the arrays that `pending` lists, got rows 1 to 60 of block 0"),
+        (
+            other_batch,
+            r"expected rows 0 to 60 of block 0, with the arrays that `pending` lists, got rows 1 to 60 of block 0",
+        ),
         (fewer_arrays, r"expected the arrays: those of the batch, got the arrays: missing \['tokens/block.0/cls'"),
         (wider, r"expected tokens/block.0/cls: float16 \(60, 8\).*, got tokens/block.0/cls: float16 \(60, 9\)"),
         (doubles, r"expected tokens/block.0/cls: float16 \(60, 8\).*, got tokens/block.0/cls: float64 \(60, 8\)"),
@@ -367,7 +370,9 @@ def test_a_batch_out_of_turn_or_of_a_committed_block_is_refused(tmp_path: Path) 
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
         pending = writer.pending()
         append(writer, pending[0])
-        with pytest.raises(BatchError, match=r"expected rows 60 to 120 of block 0.*Append the batches of `pending` in their"):
+        with pytest.raises(
+            BatchError, match=r"expected rows 60 to 120 of block 0.*Append the batches of `pending` in their"
+        ):
             append(writer, pending[2])
         for batch in pending[1:]:
             if batch.block == 0:

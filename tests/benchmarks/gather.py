@@ -1,9 +1,10 @@
-"""How near a gather of random rows comes to memcpy: 2048 rows x 13 levels from a store of 1 GB, everything in the page cache.
+"""How near a gather of random rows comes to memcpy: 2048 rows x 13 levels from a store of 1 GB in the page cache.
 
     python tests/benchmarks/gather.py [--folder DIR] [--rows N]
 
-One thread. Every figure is a ratio of medians: the ways are timed in turn (A B A B), five rounds, on the same rows, and each round draws other
-rows. The store is made once in a temporary folder (or kept in DIR). Expect 1.1-1.6 for 13 levels and 1.0-1.2 for one level.
+One thread (zarr has its own). Every figure is a ratio of medians of five rounds. The ways take turns batch by batch
+(A B A B) and CPU time is counted, so that a busy machine disturbs all of them alike. The store is made once, in a
+temporary folder or kept in DIR. cache/README.md says what to expect.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import h5py
@@ -32,7 +33,7 @@ from cache.mapping import ChunkRows
 from cache.reader import _chunk_files
 
 NUM_LEVELS, EMBED_DIM, BATCH = 13, 768, 2048
-ROUNDS, REPEATS = 5, 6
+ROUNDS, BATCHES = 5, 10
 
 
 def make_store(path: Path, num_rows: int) -> None:
@@ -66,19 +67,24 @@ def make_store(path: Path, num_rows: int) -> None:
         writer.complete()
 
 
-def compare(ways: dict[str, Callable[[torch.Tensor], object]], num_rows: int, once: set[str]) -> dict[str, float]:
-    """Median seconds of each way over the rounds; the ways take turns. Those in `once` are slow and run once a round."""
+def compare(
+    ways: dict[str, Callable[[torch.Tensor], object]], num_rows: int, slow: Collection[str] = ()
+) -> dict[str, float]:
+    """Median CPU seconds a batch of each way; the `slow` ones take part in the first batch of a round only."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(-1, ROUNDS):  # the first is a warm-up
         generator = torch.Generator().manual_seed(round_ + 1)
-        batches = [torch.randint(num_rows, (BATCH,), generator=generator) for _ in range(REPEATS)]
-        for name, way in ways.items():
-            chosen = batches[:1] if name in once else batches
-            started = time.perf_counter()
-            for rows in chosen:
-                way(rows)
-            if round_ >= 0:
-                times[name].append((time.perf_counter() - started) / len(chosen))
+        spent: dict[str, list[float]] = {name: [] for name in ways}
+        for index in range(BATCHES):
+            for name, way in ways.items():
+                rows = torch.randint(num_rows, (BATCH,), generator=generator)  # others: no way warms the cache for the next
+                if index == 0 or name not in slow:
+                    started = time.process_time()
+                    way(rows)
+                    spent[name].append(time.process_time() - started)
+        if round_ >= 0:
+            for name, seconds in spent.items():
+                times[name].append(statistics.fmean(seconds))
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
@@ -155,7 +161,6 @@ def measure(path: Path, file: Path) -> None:
             "portable, chunk by chunk": lambda rows: by_chunk(rows, NUM_LEVELS),
         },
         cache.num_rows,
-        once=set(),
     )
     show(f"2048 random rows x 13 levels of {cache.num_rows} rows", seconds, "memcpy of the same bytes")
     with h5py.File(file) as h5:
@@ -171,7 +176,7 @@ def measure(path: Path, file: Path) -> None:
                 "memcpy of the same bytes": lambda rows: memcpy(1),
             },
             cache.num_rows,
-            once={"h5py, sorted rows", "zarr, oindex"},
+            slow={"h5py, sorted rows", "zarr, oindex"},
         )
     show("2048 random rows x 1 level", seconds, "in RAM, torch.index_select(out=)")
     data_bytes = cache.num_rows * NUM_LEVELS * EMBED_DIM * 2

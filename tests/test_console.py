@@ -1,0 +1,161 @@
+"""What a person sees: plain lines in a log, one warning an array, tables in full width."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import console
+from pipeline.console import Listener, print_error, print_table, size
+from pipeline.events import (
+    CacheReused,
+    Event,
+    ExtractionFinished,
+    ExtractionProgress,
+    ExtractionStarted,
+    ImageSkipped,
+    ProbeFinished,
+    ProbeProgress,
+    ProbeStarted,
+    TokensOutOfRange,
+)
+
+STORE = Path("caches/photos/train/model-1a2b3c4d.zarr")
+STARTED = ExtractionStarted(
+    store=STORE,
+    backbone="timm/vit",
+    dataset="photos",
+    split="train",
+    num_rows=1000,
+    num_pending=900,
+    num_arrays=26,
+    device="cpu",
+    precision="float32",
+    batch_size=64,
+)
+PROGRESS = ExtractionProgress(
+    num_done=450, num_pending=900, num_batches=8, elapsed_s=10.0, decode_s=2.0, compute_s=7.0, write_s=0.5
+)
+FINISHED = ExtractionFinished(
+    store=STORE,
+    num_rows=1000,
+    num_computed=900,
+    size_bytes=2_000_000,
+    elapsed_s=20.0,
+    decode_s=4.0,
+    compute_s=14.0,
+    write_s=1.0,
+)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *events: Event, **options: Any) -> list[str]:
+    with Listener(**options) as listener:
+        for event in events:
+            listener.show(event)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def test_a_log_gets_a_line_at_the_start_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    start, end = shown(capsys, STARTED, PROGRESS, FINISHED)
+    assert start == (
+        "extract: 900 of 1,000 images of photos/train through timm/vit (float32 on cpu, batches of 64, 26 arrays) "
+        f"-> {STORE}"
+    )
+    assert end == (
+        "extract: done, 900 images in 20.0 s (45.0 images/s; decoding 20%, computing 70%, writing 5%), 2.0 MB of tokens"
+    )
+
+
+def test_a_log_gets_rate_shares_and_time_left_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_LINE_EVERY_S", -1.0)
+    line = shown(capsys, STARTED, PROGRESS)[1]
+    assert line.startswith("  450/900, 45.0 images/s; decoding 20%, computing 70%, writing 5%; ")
+    assert line.endswith(" s left")
+
+
+def test_an_array_out_of_range_is_told_once_and_again_when_it_grew_tenfold(capsys: pytest.CaptureFixture[str]) -> None:
+    def event(count: int) -> TokensOutOfRange:
+        return TokensOutOfRange(
+            array="tokens/block.3/cls", num_saturated=count, num_nonfinite=0, storage_dtype="float16"
+        )
+
+    lines = shown(capsys, event(1), event(5), event(10), event(11))
+    assert len(lines) == 2
+    assert lines[0] == (
+        "extract: warning: tokens/block.3/cls: 1 values beyond float16 (stored as its largest number), 0 not finite"
+    )
+
+
+def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    row: dict[str, Any] = {"validation": 0.5, "test": {"balanced_accuracy": 0.75}}
+    lines = shown(
+        capsys,
+        CacheReused(store=STORE, num_rows=1000),
+        ImageSkipped(sample_id="a/1", file="photos/a/1.png", reason="truncated"),
+        ProbeStarted(probe="alf", num_settings=63, num_rows=1000, token_shape=(24, 384)),
+        ProbeProgress(probe="alf", phase="select", step=5, num_steps=1000, num_probes=63),
+        ProbeFinished(probe="alf", row=row, reused=False),
+        ProbeFinished(probe="alf", row={"test": None}, reused=True),
+    )
+    assert lines == [
+        f"extract: nothing to do, 1,000 rows are in {STORE}",
+        "extract: skipped image 'a/1' in photos/a/1.png: truncated",
+        "probe alf: 63 settings on 1,000 rows of 24 x 384",
+        "probe alf: validation 50.0, test 75.0 % balanced accuracy",
+        "probe alf: every setting diverged (from results.jsonl, not trained again)",
+    ]
+
+
+def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, STARTED, FINISHED, quiet=True) == []
+
+
+def test_a_terminal_gets_one_moving_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with Listener() as listener:
+        listener.show(STARTED)
+        listener.show(PROGRESS)
+        time.sleep(0.3)  # the line is drawn ten times a second
+        listener.show(FINISHED)
+    text = capsys.readouterr().err
+    assert "450/900, 45.0 images/s" in text
+    assert "extract: done, 900 images" in text
+
+
+def test_markup_in_names_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, ImageSkipped(sample_id="[bold]x[/bold]", file="[red]", reason="[/]"))
+    assert lines == ["extract: skipped image '[bold]x[/bold]' in [red]: [/]"]
+
+
+def test_a_table_in_a_log_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = "x" * 300
+    print_table(("probe", "setting", "test"), [("alf", wide, "1.0"), ("b", "y", "10.0")], title="t" * 200)
+    title, header, first, second = capsys.readouterr().out.splitlines()
+    assert title == "t" * 200
+    assert header.split() == ["probe", "setting", "test"]
+    assert wide in first
+    assert second.endswith(" 10.0")
+
+
+def test_an_error_has_a_line_for_each_of_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error("--probe", {"expected": "one of alf", "got": "'alff'", "do": "Did you mean 'alf'?"})
+    assert capsys.readouterr().err.splitlines() == [
+        "layerbank: --probe",
+        "  expected  one of alf",
+        "  got       'alff'",
+        "  do        Did you mean 'alf'?",
+    ]
+
+
+@pytest.mark.parametrize(("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1_500, "1.5 kB"), (2.5e12, "2.5 TB")])
+def test_sizes_are_for_people(num_bytes: float, text: str) -> None:
+    assert size(num_bytes) == text
