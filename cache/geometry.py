@@ -14,10 +14,7 @@ from dataclasses import dataclass
 SINGLE_BLOCK_ROWS = 512  # up to here the whole store is one block
 BLOCKS_AIM = 16  # a killed run loses at most about one block's work, 1/16
 MIN_AIM_ROWS, MAX_AIM_ROWS = 256, 8192
-GRANULES = (
-    64,
-    16,
-)  # rows: with the widths of real models, 64 rows fill 16 KiB pages, 16 rows fill 4 KiB pages
+GRANULES = (64, 16)  # rows; of the widths of real models 64 rows fill 16 KiB pages, and 16 rows 4 KiB pages
 PADDING_LIMIT = 100  # padding of the last block, at most N / 100
 MAX_CHUNK_BYTES = 16 * 1024 * 1024
 PAGE_BYTES = 4096  # nearly everywhere

@@ -5,8 +5,8 @@ Three ways to the same rows, tried in this order:
     contiguous  an address range is reserved and every chunk file mapped over its part of it (MAP_FIXED): one
                 ndarray, whatever the number of files. Needs Linux or macOS, and chunks whose data fill whole
                 pages (or one single chunk).
-    by chunk    the chunks that a read touches are mapped for that read, rows gathered in sorted order. Works
-    everywhere. by zarr     any other codec, sharding, missing chunks: whatever zarr can read.
+    by chunk    one map a chunk, rows gathered in sorted order. Works everywhere.
+    by zarr     any other codec, sharding, missing chunks: whatever zarr can read.
 
 Maps are private and writable: torch warns of read-only memory, and a stray write then changes this process's
 copy, never the file. A file that is cut off *while* it is mapped kills the reader (SIGBUS); the writer only
@@ -170,7 +170,12 @@ class ChunkRows:
 
     def _chunk(self, chunk: int) -> NDArray[Any]:
         if chunk not in self._chunks:
-            values = _map_chunk(self._files.files[chunk], self._files.chunk_bytes, self.dtype)
+            file, num_bytes = self._files.files[chunk], self._files.chunk_bytes
+            try:
+                values = _map_chunk(file, num_bytes, self.dtype)
+            except OSError:  # the system allows so many maps (or, elsewhere, open files) a process
+                self._chunks.clear()
+                values = _map_chunk(file, num_bytes, self.dtype)
             self._chunks[chunk] = values.reshape(self._files.chunk_rows, *self.shape[1:])
         return self._chunks[chunk]
 

@@ -45,6 +45,7 @@ def old_folder(store: Path) -> Path:
 
 
 def header_aside(store: Path) -> Path:
+    """Where a header is written before it takes its place."""
     return store / JOURNAL_FOLDER / f"{ASIDE_PREFIX}{HEADER_FILE}"
 
 
@@ -185,10 +186,11 @@ def forget(
     """Drop damaged arrays of blocks from the journal, so that a writer computes them again.
 
     Args:
-        store: the store; its lock is held. header: its header. journal: its journal, bad lines and all.
-        damaged: block -> names of arrays; without its content hashes a whole block goes, because nothing
-        shows any more that
-            its tokens belong to these images.
+        store: the store; its lock is held.
+        header: its header.
+        journal: its journal, bad lines and all.
+        damaged: block -> names of arrays; without its content hashes a whole block goes, because nothing shows
+            any more that its tokens belong to these images.
 
     Returns:
         Header and journal as they are on the disk now.

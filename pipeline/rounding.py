@@ -31,8 +31,9 @@ class Rounded(NamedTuple):
 def round_tokens(tokens: torch.Tensor, storage_dtype: str) -> Rounded:
     """Round tokens [n, *row_shape] of any float dtype and device to the storage dtype.
 
-    >>> round_tokens(torch.tensor([[1.0, 7e4, float("nan")]]), "float16")
-    Rounded(values=array([[    1., 65504.,    nan]], dtype=float16), num_saturated=1, num_nonfinite=1)
+    >>> values, num_saturated, num_nonfinite = round_tokens(torch.tensor([[1.0, 7e4, float("nan")]]), "float16")
+    >>> values.tolist(), num_saturated, num_nonfinite
+    ([[1.0, 65504.0, nan]], 1, 1)
     """
     dtype = STORAGE_DTYPES[storage_dtype]
     limit = torch.finfo(dtype).max

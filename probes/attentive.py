@@ -71,9 +71,7 @@ class AttentiveProbe(nn.Module):
         generator = make_generator(seed, "initial weights")
         self.query = nn.Parameter(torch.empty(1, embed_dim).normal_(std=0.02, generator=generator))
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(embed_dim) for _ in range(3))
-        self.to_q, self.to_k, self.to_v = (
-            make_linear(embed_dim, inner_dim, generator, bias=False) for _ in range(3)
-        )
+        self.to_q, self.to_k, self.to_v = (make_linear(embed_dim, inner_dim, generator, bias=False) for _ in range(3))
         self.proj = make_linear(inner_dim, embed_dim, generator)
         self.bn = nn.BatchNorm1d(embed_dim)
         self.classifier = make_linear(embed_dim, num_classes, generator)

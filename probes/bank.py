@@ -22,7 +22,7 @@ from .workspace import Workspace
 
 # Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
 GROUP_SIZE = 7  # probes that go through together
-CHUNK_SIZE = 256  # samples that go through together
+CHUNK_SIZE = 256  # samples of a full group that go through together
 
 
 class Bank(Protocol):
@@ -40,9 +40,7 @@ class Bank(Protocol):
         """The numbers of heads for which a step needs dropout noise."""
         ...
 
-    def compute_gradients(
-        self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
-    ) -> Tensor:
+    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
         """One training step up to the gradients, which lie in the stacks.
 
         Args:
@@ -75,7 +73,8 @@ class AttentiveBank:
         dtype: of the arithmetic.
         device: of the arithmetic.
         group_size: how many probes go through together.
-        chunk_size: how many samples go through together. Scratch memory grows with group_size x chunk_size.
+        chunk_size: how many samples of a full group go through together, more of a smaller one. Scratch memory grows with
+            group_size x chunk_size.
 
     Raises:
         SettingError: no probes, probes that cannot share tokens, or rates that do not fit.
@@ -114,7 +113,7 @@ class AttentiveBank:
                         num_heads=num_heads,
                         dropout=rate,
                         token_mask=_stack_masks(modules),
-                        chunk_size=chunk_size,
+                        chunk_size=chunk_size * group_size // len(members),  # the same scratch memory
                         workspace=self._workspace,
                     )
                 )
@@ -133,18 +132,15 @@ class AttentiveBank:
 
     @property
     def scratch_bytes(self) -> int:
-        """Scratch memory so far: what a step needs beyond weights, gradients and optimiser."""
+        """Scratch memory so far: buffers beside weights, gradients, optimiser and the batch itself."""
         return self._workspace.size_bytes
 
-    def compute_gradients(
-        self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
-    ) -> Tensor:
+    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
         xhat = self._normalize(tokens)
         losses = xhat.new_empty(self.num_probes)
         for group in self._groups:
-            losses[list(group.stack.members)] = group.compute_gradients(
-                xhat, labels, weights, noise.get(group.num_heads)
-            )
+            of_heads = noise[group.num_heads] if group.dropout > 0 else None
+            losses[list(group.stack.members)] = group.compute_gradients(xhat, labels, weights, of_heads)
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:

@@ -94,8 +94,6 @@ def plan_batches(num_samples: int, *, wish: int, epochs: int, min_steps: int) ->
     >>> plan.batch_size, plan.num_epochs, plan.num_steps
     (204, 200, 1000)
     """
-    one_epoch = BatchPlan(
-        num_samples=num_samples, batch_size=choose_batch_size(num_samples, wish), num_epochs=1
-    )
+    one_epoch = BatchPlan(num_samples=num_samples, batch_size=choose_batch_size(num_samples, wish), num_epochs=1)
     num_epochs = max(epochs, -(-min_steps // one_epoch.steps_per_epoch))
     return BatchPlan(num_samples=num_samples, batch_size=one_epoch.batch_size, num_epochs=num_epochs)

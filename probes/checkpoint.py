@@ -29,9 +29,7 @@ FORMAT = 1
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
 
 
-def save_probe(
-    folder: str | os.PathLike[str], probe: AttentiveProbe | LinearProbe, config: Mapping[str, Any]
-) -> None:
+def save_probe(folder: str | os.PathLike[str], probe: AttentiveProbe | LinearProbe, config: Mapping[str, Any]) -> None:
     """Write a probe into a folder, replacing one that is there.
 
     Args:

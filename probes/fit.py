@@ -78,9 +78,7 @@ def fit_bank(
             got=str(len(settings)),
             todo="Give every probe of the bank one setting.",
         )
-    plan = plan_batches(
-        len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
-    )
+    plan = plan_batches(len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     weight_of_class = class_weights(source.labels[rows], source.num_classes)
     num_steps = plan.num_steps if max_steps is None else min(max_steps, plan.num_steps)
     device, dtype = bank.stacks[0].device, bank.stacks[0].dtype

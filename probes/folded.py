@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -76,23 +77,21 @@ class FoldedGroup:
             self._forbidden = bias.t().repeat_interleave(num_heads, 1)
         self._chunk_size, self._workspace = chunk_size, workspace
 
-    def compute_gradients(
-        self, xhat: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None
-    ) -> Tensor:
+    def compute_gradients(self, xhat: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None) -> Tensor:
         """One training step up to the gradients.
 
         Args:
             xhat: [B, T, D] tokens after LayerNorm without its affine part.
             labels: [B].
             weights: [B] of the samples in the loss, summing to 1.
-            noise: [B, T, H] uniform in [0, 1); only read where dropout is not 0.
+            noise: [B, T, H] uniform in [0, 1); None without dropout.
 
         Returns:
             loss [P]. Gradients lie in the stack, running statistics have moved.
         """
         values, grads = self.stack.values, self.stack.grads
         keep = None
-        if self.dropout > 0 and noise is not None:
+        if noise is not None:
             keep = (noise >= self.dropout).to(xhat.dtype).div_(1 - self.dropout)
         folded = self._fold()
         pooled = self._forward_pooling(xhat, folded, keep)  # [P, B, I]
@@ -189,9 +188,7 @@ class FoldedGroup:
             pooled[:, rows] = v.view(self.num_probes, self.num_heads, len(x), self.head_dim).transpose(1, 2)
         return pooled.flatten(2)
 
-    def _backward_pooling(
-        self, xhat: Tensor, folded: _Folded, dpooled: Tensor, keep: Tensor | None
-    ) -> Tensor:
+    def _backward_pooling(self, xhat: Tensor, folded: _Folded, dpooled: Tensor, keep: Tensor | None) -> Tensor:
         """From dv [P, B, I] to du [P, H, D]; writes the gradients of Wv, gamma_v and beta_v."""
         values, grads = self.stack.values, self.stack.grads
         num_samples, num_tokens, embed_dim = xhat.shape
@@ -239,8 +236,10 @@ class FoldedGroup:
         return out
 
     def _chunks(self, num_samples: int) -> Iterator[slice]:
-        for start in range(0, num_samples, self._chunk_size):
-            yield slice(start, min(num_samples, start + self._chunk_size))
+        num_chunks = -(-num_samples // self._chunk_size)
+        borders = [num_samples * chunk // num_chunks for chunk in range(num_chunks + 1)]
+        for start, stop in pairwise(borders):
+            yield slice(start, stop)
 
     def _empty(self, name: str, *shape: int) -> Tensor:
         return self._workspace.empty(name, *shape)

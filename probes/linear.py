@@ -39,9 +39,7 @@ class LinearProbe(nn.Module):
         return logits
 
 
-def make_linear(
-    in_features: int, out_features: int, generator: torch.Generator, *, bias: bool = True
-) -> nn.Linear:
+def make_linear(in_features: int, out_features: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
     """PyTorch's default for Linear, U(-1/sqrt(in), 1/sqrt(in)), from an explicit generator."""
     linear = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device="cpu")
     for parameter in linear.parameters():

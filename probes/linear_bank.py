@@ -46,9 +46,7 @@ class LinearBank:
     def stacks(self) -> list[Stack]:
         return [self._stack]
 
-    def compute_gradients(
-        self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
-    ) -> Tensor:
+    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
         tokens = tokens.to(self._stack.values["classifier.bias"].dtype)
         loss, dlogits = cross_entropy(self.logits(tokens), labels, weights)
         grads = self._stack.grads

@@ -35,7 +35,7 @@ class Head:
             )
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """One point of the grid: peak learning rate, AdamW's weight decay, rate of the attention dropout."""
 

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 
 
-def make_generator(
-    seed: int, purpose: str, *numbers: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def make_generator(seed: int, purpose: str, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose.
 
     Args:

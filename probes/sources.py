@@ -7,13 +7,13 @@ Where they come from, memory, a map or a disk, is the source's own business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .errors import DataError
+from .workspace import Workspace
 
 
 @runtime_checkable
@@ -41,7 +41,6 @@ class TokenSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
 class ArraySource:
     """A token source in memory.
 
@@ -54,26 +53,23 @@ class ArraySource:
         DataError: tokens and labels differ in length, or a label is not a class.
     """
 
-    tokens: Tensor
-    labels: Tensor
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        if self.tokens.dim() not in (2, 3) or self.labels.shape != self.tokens.shape[:1]:
+    def __init__(self, tokens: Tensor, labels: Tensor, num_classes: int) -> None:
+        if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
             raise DataError(
                 where="ArraySource",
                 expected="tokens [N, T, D] or [N, F] and labels [N]",
-                got=f"tokens {list(self.tokens.shape)} and labels {list(self.labels.shape)}",
+                got=f"tokens {list(tokens.shape)} and labels {list(labels.shape)}",
                 todo="Give every image one label.",
             )
-        check_labels(self.labels, self.num_classes)
-
-    @property
-    def token_shape(self) -> tuple[int, ...]:
-        return tuple(self.tokens.shape[1:])
+        check_labels(labels, num_classes)
+        self.tokens, self.labels, self.num_classes = tokens, labels, num_classes
+        self.token_shape = tuple(tokens.shape[1:])
+        self._workspace = Workspace(tokens.dtype, tokens.device)
 
     def take(self, rows: Tensor) -> Tensor:
-        return self.tokens.index_select(0, rows.to(self.tokens.device)).float()
+        """[B] int64 -> float32 [B, *token_shape], in memory that the next call uses again."""
+        out = self._workspace.empty("rows", len(rows), *self.token_shape)
+        return torch.index_select(self.tokens, 0, rows.to(self.tokens.device), out=out).float()
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

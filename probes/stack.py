@@ -48,9 +48,7 @@ class Stack:
         first = modules[0]
         self.values = {name: stacked(name) for name, _ in first.named_parameters()}
         self.grads = {name: torch.zeros_like(value) for name, value in self.values.items()}
-        self.statistics = {
-            name: stacked(name) for name, buffer in first.named_buffers() if buffer.is_floating_point()
-        }
+        self.statistics = {name: stacked(name) for name, buffer in first.named_buffers() if buffer.is_floating_point()}
 
     def row(self, row: int) -> list[Tensor]:
         """The parameters of one probe, views with their `.grad` bound, as an optimiser wants them."""
@@ -64,9 +62,7 @@ class Stack:
     def clip_grads(self, max_norm: float) -> None:
         """Shorten each probe's whole gradient to at most max_norm, whatever its neighbours' are."""
         norms = [torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in self.grads.values()]
-        factors = (max_norm / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(
-            max=1
-        )  # [P]
+        factors = (max_norm / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(max=1)  # [P]
         if self.device.type == "cpu" and not bool((factors < 1).any()):
             return  # multiplying by 1 changes no bit but reads and writes every gradient
         for grad in self.grads.values():

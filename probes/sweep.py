@@ -140,9 +140,7 @@ def run_sweep(
         refit = outcome.plan
         probe = bank.probe(0)
         assert isinstance(probe, AttentiveProbe | LinearProbe)
-        if not bool(outcome.diverged[0]) and all(
-            bool(value.isfinite().all()) for value in probe.parameters()
-        ):
+        if not bool(outcome.diverged[0]) and all(bool(value.isfinite().all()) for value in probe.parameters()):
             trained = probe
             with _timed(seconds, "test"):
                 test_logits, metrics = _test(bank, train, open_test(), emit)
@@ -233,9 +231,7 @@ def _make_probe(head: Head, source: TokenSource, seed: int) -> Probe:
     return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
 
 
-def _make_bank(
-    probe: Probe, settings: tuple[Setting, ...] | list[Setting], device: torch.device | str
-) -> Bank:
+def _make_bank(probe: Probe, settings: tuple[Setting, ...] | list[Setting], device: torch.device | str) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
         return LinearBank([probe] * len(settings), device=device)

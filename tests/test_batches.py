@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.batches import SMALLEST_BATCH, BatchPlan, choose_batch_size, plan_batches
@@ -39,6 +39,7 @@ def test_batch_sizes_are_those_of_the_reference(name: str) -> None:
     assert choose_batch_size(num_samples) == batch_size
 
 
+@settings(deadline=None)
 @given(num_samples=st.integers(2, 20_000), wish=st.integers(32, 4096))
 def test_the_rule_holds_wherever_it_can(num_samples: int, wish: int) -> None:
     size = choose_batch_size(num_samples, wish)
@@ -48,6 +49,7 @@ def test_the_rule_holds_wherever_it_can(num_samples: int, wish: int) -> None:
         assert num_samples % size == 0 or num_samples % size >= size / 2
 
 
+@settings(deadline=None)
 @given(num_samples=st.integers(2, 500), batch_size=st.integers(2, 600), num_epochs=st.integers(1, 3))
 def test_every_epoch_sees_every_sample_once_and_no_batch_is_of_one(
     num_samples: int, batch_size: int, num_epochs: int

@@ -1,4 +1,4 @@
-"""When the disk refuses: a clear error, and nothing that was committed is lost. On real file systems where the machine lets us have them."""
+"""When the disk refuses: a clear error, and nothing that was committed is lost; on real file systems where we may mount."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from cache import (
     TokenCache,
     export_hdf5,
     import_hdf5,
+    read_hdf5_spec,
 )
 
 
@@ -77,6 +78,15 @@ def test_a_file_that_was_altered_is_refused_and_leaves_no_store(tmp_path: Path) 
         file["journal"][90] += 1
     with pytest.raises(DamagedStoreError):
         import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+
+
+def test_the_spec_is_read_without_the_tokens(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
+    assert read_hdf5_spec(tmp_path / "a.h5") == make_spec()
+    (tmp_path / "b.h5").write_text("text")
+    with pytest.raises(NotAStoreError):
+        read_hdf5_spec(tmp_path / "b.h5")
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gc
 import mmap
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from cache import SpecError, open_array
+from cache import SpecError, mapping, open_array
 from cache.mapping import (
     ChunkFiles,
     ChunkRows,
@@ -121,6 +122,19 @@ def test_a_single_chunk_of_any_size_is_one_array(tmp_path: Path) -> None:
     assert isinstance(open_rows(tmp_path / "a.zarr"), ContiguousRows)
 
 
+def refusing(original: Callable[..., Any], times: set[int]) -> Callable[..., Any]:
+    """`original`, which the system refuses at some of its calls."""
+    calls = iter(range(10**9))
+
+    def sometimes(*arguments: Any) -> Any:
+        if next(calls) in times:
+            raise OSError("out of address space")
+        return original(*arguments)
+
+    return sometimes
+
+
+@needs_contiguous
 def test_where_the_system_refuses_a_contiguous_map_rows_come_chunk_by_chunk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,14 +142,32 @@ def test_where_the_system_refuses_a_contiguous_map_rows_come_chunk_by_chunk(
     make_array(tmp_path / "a.zarr", values, 8)
     files = find_chunk_files(tmp_path / "a.zarr")
     assert files is not None
-
-    def refuse(*_: object) -> int:
-        raise OSError("out of address space")
-
-    monkeypatch.setattr("cache.mapping._mmap", refuse)
+    monkeypatch.setattr("cache.mapping._mmap", refusing(mapping._mmap, {1}))
     rows = map_rows(files)
     assert isinstance(rows, ChunkRows)
     np.testing.assert_array_equal(rows.read(3, 12), values[3:12])
+
+
+def test_where_the_system_allows_few_maps_older_ones_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = some_values(30, (7,), "uint8")
+    make_array(tmp_path / "a.zarr", values, 3)
+    files = find_chunk_files(tmp_path / "a.zarr")
+    assert files is not None
+    monkeypatch.setattr("cache.mapping._map_chunk", refusing(mapping._map_chunk, {4, 8}))
+    rows = ChunkRows(files)
+    np.testing.assert_array_equal(rows.read(0, 30), values)
+    assert len(rows._chunks) == 3
+
+
+def test_without_an_mmap_of_ours_chunks_are_mapped_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = some_values(30, (7,), "uint8")
+    make_array(tmp_path / "a.zarr", values, 3)
+    monkeypatch.setattr("cache.mapping._MAP_ANONYMOUS", 0)
+    rows = open_rows(tmp_path / "a.zarr")
+    assert isinstance(rows, ChunkRows)
+    np.testing.assert_array_equal(rows.read(0, 30), values)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +220,15 @@ def test_views_keep_the_map_alive_and_the_last_one_gives_it_back(tmp_path: Path)
     gc.collect()
     if sys.platform == "linux":
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 8])
+def test_touching_every_page_changes_nothing(tmp_path: Path, chunk_rows: int) -> None:
+    values = some_values(8, (PAGE + 2,), "float16")
+    make_array(tmp_path / "a.zarr", values, chunk_rows)
+    array = open_array(tmp_path / "a.zarr")
+    array.populate()
+    np.testing.assert_array_equal(array.read(0, 8), values)
 
 
 @needs_contiguous

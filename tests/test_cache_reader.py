@@ -163,7 +163,7 @@ def test_another_format_version_is_refused(store: Path) -> None:
     header = store / "zarr.json"
     header.write_text(header.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(
-        NotAStoreError, match="got format version 2. Choose another folder .* or the layerbank that wrote it"
+        NotAStoreError, match=r"got format version 2\. Choose another folder .* or the layerbank that wrote it"
     ):
         TokenCache.open(store)
 

@@ -19,8 +19,8 @@ from token_stores import (
 
 import cache
 from cache import CacheSpec, TokenCache, geometry
-from cache.header import FORMAT, FORMAT_VERSION
 from cache.hdf5 import HEADER_ATTRIBUTE, JOURNAL_DATASET
+from cache.header import FORMAT, FORMAT_VERSION
 from cache.journal import JOURNAL_FOLDER, WORKER_FILE
 from cache.spec import COMPUTE_DTYPES, IDENTITY_FIELDS, LABEL_FIELDS, STORAGE_DTYPES, TAPS
 from cache.verify import FOREIGN

@@ -108,6 +108,14 @@ def test_every_kind_of_damage_is_named_with_level_kind_and_rows(store: Path) -> 
     assert (damages[-1].level, damages[-1].kind, damages[-1].rows) == (None, None, None)
 
 
+def test_only_the_arrays_asked_for_are_read_but_all_else_is_checked(store: Path) -> None:
+    flip(store / "tokens/block.0/cls/c.1.0", 999)
+    flip(store / "tokens/final/cls/c.2.0", 999)
+    flip(store / "tokens/block.0/cls/zarr.json", 9)
+    found = verify_store(store, only=[("final", "cls")])
+    assert [damage.file for damage in found] == ["tokens/block.0/cls/zarr.json", "tokens/final/cls/c.2.0"]
+
+
 def test_a_line_missing_from_the_journal_is_named_with_its_rows(store: Path) -> None:
     lines = (store / JOURNAL).read_bytes().splitlines(keepends=True)
     (store / JOURNAL).write_bytes(b"".join(lines[:3] + lines[4:]))

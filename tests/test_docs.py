@@ -14,6 +14,7 @@ from cli_reference import with_reference
 from photos import write_photos
 
 import pipeline
+from pipeline.protocols import open_protocol
 
 ROOT = Path(pipeline.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +57,13 @@ def test_every_file_that_the_reading_order_names_exists() -> None:
         names += [f"{room}/{name}" for name in re.findall(r"\b(\w+\.py)\b", line)]
     assert len(names) > 15
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_protocol_file_of_the_command_reference_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", REFERENCE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(block)
+    protocol = open_protocol(str(tmp_path / "mine.toml"), seed=3)
+    assert (protocol.lrs, protocol.min_steps, protocol.seed) == ((0.01, 0.001), 500, 3)
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:

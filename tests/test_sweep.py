@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -174,6 +175,7 @@ def test_the_same_seed_gives_the_same_result() -> None:
     assert torch.equal(one.test_logits, again.test_logits)
 
 
+@hypothesis_settings(deadline=None)
 @given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=6), fraction=st.floats(0.05, 0.95))
 def test_the_split_holds_out_the_same_share_of_every_class(counts: list[int], fraction: float) -> None:
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

@@ -1,4 +1,4 @@
-"""Small stores for the tests of `cache`: a token is a pure function of its array's name and its row, so any two runs can be compared."""
+"""Small stores for the tests of `cache`: a token is a function of its array and row, so any two runs can be compared."""
 
 from __future__ import annotations
 

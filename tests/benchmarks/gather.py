@@ -77,7 +77,9 @@ def compare(
         spent: dict[str, list[float]] = {name: [] for name in ways}
         for index in range(BATCHES):
             for name, way in ways.items():
-                rows = torch.randint(num_rows, (BATCH,), generator=generator)  # others: no way warms the cache for the next
+                rows = torch.randint(
+                    num_rows, (BATCH,), generator=generator
+                )  # others: no way warms the cache for the next
                 if index == 0 or name not in slow:
                     started = time.process_time()
                     way(rows)
