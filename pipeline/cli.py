@@ -98,9 +98,7 @@ _extraction_options = _options(
         required=True,
         help="timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, demo/vit-s-focus.",
     ),
-    click.option(
-        "--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"
-    ),
+    click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
     click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
     click.option(
         "--data",
@@ -133,9 +131,7 @@ _extraction_options = _options(
         show_default=True,
         help="Of tokens on disk.",
     ),
-    click.option(
-        "--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."
-    ),
+    click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."),
     _device,
     _batch_size,
     _workers,
@@ -180,9 +176,7 @@ main.add_command(cache)
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
 @_json
-def extract(
-    splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, as_json: bool, **options: Any
-) -> None:
+def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
 
     Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
@@ -197,9 +191,7 @@ def extract(
         work = _open_extraction(options, listener.show)
         chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
         arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
-        stores = [
-            work.extract(work.source(split), arrays, overwrite=overwrite) for split in dict.fromkeys(splits)
-        ]
+        stores = [work.extract(work.source(split), arrays, overwrite=overwrite) for split in dict.fromkeys(splits)]
     if as_json:
         print_json({"stores": [str(store.path) for store in stores]})
 
@@ -220,12 +212,8 @@ def extract(
     show_default=True,
     help="Of split, initial weights, order, jitter, dropout.",
 )
-@click.option(
-    "--train-split", default="train", show_default=True, help="What probes are trained and chosen on."
-)
-@click.option(
-    "--test-split", default="test", show_default=True, help="What the chosen ones are tested on, once."
-)
+@click.option("--train-split", default="train", show_default=True, help="What probes are trained and chosen on.")
+@click.option("--test-split", default="test", show_default=True, help="What the chosen ones are tested on, once.")
 @click.option(
     "--extract/--no-extract",
     "may_extract",
@@ -241,9 +229,7 @@ def extract(
     help="Check the checksums of the stores first.",
 )
 @click.option("--retrain", is_flag=True, help="Train again what results.jsonl has already.")
-@click.option(
-    "--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results."
-)
+@click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @_json
 def probe(
     probes: str | None,
@@ -275,12 +261,8 @@ def probe(
     chosen_protocol = open_protocol(protocol, seed=seed)
     with Listener(quiet=as_json) as listener:
         work = _open_extraction(options, listener.show)
-        named = [
-            resolve_probe(name, work.backbone.depth) for name in (_names(probes) if probes else DEMO_PROBES)
-        ]
-        arrays = list(
-            dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds)
-        )
+        named = [resolve_probe(name, work.backbone.depth) for name in (_names(probes) if probes else DEMO_PROBES)]
+        arrays = list(dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds))
         train_source, test_source = work.source(train_split), work.source(test_split)
         check_same_classes(train_source, test_source)
         train, test = (
@@ -307,14 +289,10 @@ def probe(
 
 
 @main.command()
-@click.option(
-    "--probe", "folder", type=_DIR, required=True, help="What `layerbank probe` saved: RUNS/.../probes/NAME."
-)
+@click.option("--probe", "folder", type=_DIR, required=True, help="What `layerbank probe` saved: RUNS/.../probes/NAME.")
 @click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
 @click.option("--split", default="test", show_default=True, help="Where the data has splits.")
-@click.option(
-    "--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]"
-)
+@click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
 @_options(_device, _batch_size, _workers, _on_bad_image, _json)
 def predict(
     folder: Path,
@@ -370,9 +348,7 @@ class _Extraction:
         spec = spec_of(self.backbone, source, self.options["storage_dtype"])
         return Store(spec.store_path(self.options["cache_root"]), spec)
 
-    def extract(
-        self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
-    ) -> Store:
+    def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False) -> Store:
         from .extract import ExtractConfig, extract
 
         config = ExtractConfig(

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIR = click.Path(file_okay=False, path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-_root = click.option(
-    "--cache", "root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."
-)
+_root = click.option("--cache", "root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
 _store = click.argument("store", type=_DIR)
 
 
@@ -141,8 +139,7 @@ def repair(store: Path, device: str, workers: int, remove_foreign: bool) -> None
     print_lines(f"  dropped and computed again: {one}" for one in done.dropped)
     print_lines(f"  restored: {one}" for one in done.restored_later)
     print_lines(
-        f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}"
-        for one in done.foreign
+        f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}" for one in done.foreign
     )
     print_lines([f"{store}: {done.num_rows:,} rows computed again"])
 
@@ -163,9 +160,7 @@ def gc(root: Path, delete: bool, as_json: bool) -> None:
 
     found = find_garbage(root)
     if as_json:
-        print_json(
-            [{"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found]
-        )
+        print_json([{"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found])
     else:
         print_lines(f"{size(one.size_bytes):>9}  {one.path}: {one.reason}" for one in found)
     if delete:

@@ -75,8 +75,7 @@ def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) ->
             raise DamagedStoreError(
                 where=str(path),
                 expected="every file as it was written",
-                got="; ".join(map(str, damages[:3]))
-                + (f" and {len(damages) - 3} more" if len(damages) > 3 else ""),
+                got="; ".join(map(str, damages[:3])) + (f" and {len(damages) - 3} more" if len(damages) > 3 else ""),
                 todo=f"Mend it: layerbank cache repair {path} (only those rows are computed again).",
             )
 
@@ -201,25 +200,18 @@ def _save(
         "probe": asdict(named) | {"num_heads": head.num_heads},
         "class_names": cache.attributes["class_names"],
         "cache": cache.spec.to_dict(),
-        "versions": {
-            name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")
-        },
+        "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
     }
     save_probe(folder / "probes" / named.name, result.probe, about)
 
 
-def _draw(
-    probe: AttentiveProbe, test: TokenSource, cache: TokenCache, named: NamedProbe, folder: Path
-) -> None:
+def _draw(probe: AttentiveProbe, test: TokenSource, cache: TokenCache, named: NamedProbe, folder: Path) -> None:
     mass = attention_mass(probe, test).mean(0).double().numpy()  # [H, T] -> [T]
     tokens_per_kind = [
-        cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
-        for kind in named.kinds
+        cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1 for kind in named.kinds
     ]
     shares = attention_map(mass.astype(np.float64), named.levels, named.kinds, tokens_per_kind)
-    title = (
-        f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
-    )
+    title = f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
     draw_attention_map(folder / f"attention-{named.name}.png", shares, named.levels, named.kinds, title)
 
 

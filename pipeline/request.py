@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .backbones import Backbone
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
     """A model and how to run it.

@@ -100,9 +100,7 @@ def test_underscores_and_dashes_are_the_same_in_option_names(place: dict[str, An
 
 def test_predict_writes_one_csv_line_an_image(place: dict[str, Any], photos: Path) -> None:
     (probe,) = place["folder"].glob("runs/*/*/probes/alf")
-    result = run(
-        "predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0"
-    )
+    result = run("predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0")
     assert result.exit_code == 0, result.output
     lines = list(csv.DictReader(io.StringIO(result.stdout)))
     assert len(lines) == 20

@@ -14,7 +14,7 @@ from photos import TINY_MODEL, write_photos
 
 from cache import TokenCache
 from pipeline import RequestError
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones import Backbone
 from pipeline.datasets import open_source
 from pipeline.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
 from pipeline.extract import ExtractConfig, extract, spec_of
@@ -38,9 +38,7 @@ def backbone() -> Backbone:
     return REQUEST.open("cpu")
 
 
-def stores_of(
-    backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16"
-) -> tuple[Store, Store]:
+def stores_of(backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16") -> tuple[Store, Store]:
     stores = []
     for split in ("train", "test"):
         source = open_source(f"folder:{photos}", split)
@@ -85,17 +83,13 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
     for start in range(0, len(source), BATCH):
         rows = range(start, min(start + BATCH, len(source)))
         tokens = forward(torch.stack([backbone.transform(source.load(row)[0]) for row in rows]))
-        rounded = [
-            round_tokens(tokens[level][kind], storage_dtype) for level in named.levels for kind in named.kinds
-        ]
+        rounded = [round_tokens(tokens[level][kind], storage_dtype) for level in named.levels for kind in named.kinds]
         pieces.append(join_tokens(named, [float_tokens(one.values, storage_dtype) for one in rounded]))
     online = ArraySource(torch.cat(pieces), torch.from_numpy(source.labels), 3)
     cached = CachedTokens(TokenCache.open(train.path, train.spec), named)
     head = Head(kind=named.head, num_heads=online.token_shape[0] if named.head == "attentive" else 0)
     protocol = replace(PROTOCOL, dropouts=(0.1,))
-    one, two, three = (
-        run_sweep(head, s, lambda s=s: s, protocol) for s in (online, cached, cached.in_memory())
-    )
+    one, two, three = (run_sweep(head, s, lambda s=s: s, protocol) for s in (online, cached, cached.in_memory()))
     assert one.probe is not None
     for other in (two, three):
         assert other.probe is not None
@@ -135,9 +129,7 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
     }
 
 
-def test_the_same_seed_gives_the_same_results_apart_from_times(
-    stores: tuple[Store, Store], tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_results_apart_from_times(stores: tuple[Store, Store], tmp_path: Path) -> None:
     texts = []
     for name in ("one", "two"):
         run(stores, tmp_path / name, ("linear-cls", "alf"))
@@ -146,9 +138,7 @@ def test_the_same_seed_gives_the_same_results_apart_from_times(
     assert texts[0] == texts[1]
 
 
-def test_a_finished_row_is_reused_and_another_setting_never_is(
-    stores: tuple[Store, Store], tmp_path: Path
-) -> None:
+def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Store, Store], tmp_path: Path) -> None:
     first, _ = run(stores, tmp_path, ("linear-cls",))
     again, events = run(stores, tmp_path, ("linear-cls",))
     assert again == first
@@ -187,9 +177,7 @@ def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_a
 def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     one = write_photos(tmp_path / "one", {"train": 2})
     two = write_photos(tmp_path / "two", {"test": 2}, ("blue", "green", "violet"))
-    with pytest.raises(
-        RequestError, match=r"classes of two/test: .*3: blue, green, red, got 3: blue, green, violet"
-    ):
+    with pytest.raises(RequestError, match=r"classes of two/test: .*3: blue, green, red, got 3: blue, green, violet"):
         check_same_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
 
 
@@ -211,15 +199,11 @@ def test_a_saved_probe_predicts_what_the_sweep_tested(
     assert all(1 / 3 <= one.probability <= 1 for one in predictions)
 
 
-def test_a_probe_of_another_backbone_is_refused_with_what_differs(
-    stores: tuple[Store, Store], tmp_path: Path
-) -> None:
+def test_a_probe_of_another_backbone_is_refused_with_what_differs(stores: tuple[Store, Store], tmp_path: Path) -> None:
     run(stores, tmp_path, ("linear-cls",))
     folder = tmp_path / "probes" / "linear-cls"
     description = json.loads((folder / "probe.json").read_text())
     description["config"]["model"]["seed"] = 5
     (folder / "probe.json").write_text(json.dumps(description))
-    with pytest.raises(
-        RequestError, match=r"its own backbone: weights = '[0-9a-f]+', got weights = '[0-9a-f]+'"
-    ):
+    with pytest.raises(RequestError, match=r"its own backbone: weights = '[0-9a-f]+', got weights = '[0-9a-f]+'"):
         SavedProbe(folder)
