@@ -246,7 +246,8 @@ def probe(
 ) -> None:
     """Stage two: train probes on stored tokens, choose on validation, test once.
 
-    Tokens that are missing are extracted first. Results, trained probes and attention maps go to RUNS/<data set>/<store>/.
+    Tokens that are missing are extracted first. Results go to RUNS/<data set>/<store>/results.jsonl; each
+    trained probe, its test predictions and its attention map to a folder beside it.
 
     \b
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
@@ -254,14 +255,14 @@ def probe(
     from .console import Listener, print_json, print_table
     from .probe import check_same_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
-    from .probe_names import DEMO_PROBES, resolve_probe
+    from .probe_names import DEMO_PROBES, resolve_probes
     from .protocols import open_protocol
     from .report import COLUMNS, results_table, results_title
 
     chosen_protocol = open_protocol(protocol, seed=seed)
     with Listener(quiet=as_json) as listener:
         work = _open_extraction(options, listener.show)
-        named = [resolve_probe(name, work.backbone.depth) for name in (_names(probes) if probes else DEMO_PROBES)]
+        named = resolve_probes(_names(probes) if probes else DEMO_PROBES, work.backbone.depth)
         arrays = list(dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds))
         train_source, test_source = work.source(train_split), work.source(test_split)
         check_same_classes(train_source, test_source)
@@ -289,7 +290,7 @@ def probe(
 
 
 @main.command()
-@click.option("--probe", "folder", type=_DIR, required=True, help="What `layerbank probe` saved: RUNS/.../probes/NAME.")
+@click.option("--probe", "folder", type=_DIR, required=True, help="What `layerbank probe` saved: RUNS/.../NAME-KEY.")
 @click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
 @click.option("--split", default="test", show_default=True, help="Where the data has splits.")
 @click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
@@ -308,7 +309,7 @@ def predict(
     """Classify images with a trained probe: CSV on stdout, one line an image.
 
     \b
-    layerbank predict --probe runs/photos/STORE/probes/alf --data images:holiday
+    layerbank predict --probe runs/photos/STORE/alf-1a2b3c4d --data images:holiday
     """
     from .console import Listener, print_json, print_lines
     from .datasets import open_source

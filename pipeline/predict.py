@@ -53,7 +53,7 @@ class SavedProbe:
     """A trained probe and the backbone it belongs to, ready to classify.
 
     Args:
-        folder: what `layerbank probe` saved: runs/<...>/probes/<name>.
+        folder: what `layerbank probe` saved: runs/<...>/<name>-<key>.
         weights: where the backbone's weights lie now, if not where they were.
         device: where the backbone runs.
 

@@ -8,7 +8,7 @@ sweep at its last step and not before. A row that stands in results.jsonl under 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +98,7 @@ def probe(
         train, test: stores of the two splits, by the same backbone.
         named_probes: what to train.
         protocol: grid, schedule, seed.
-        folder: where results.jsonl, probes and pictures go.
+        folder: where results.jsonl goes, and a folder a row: probe, test predictions, attention map.
         config: what is needed to run the backbone again, kept with every saved probe.
         retrain: compute rows again even if they are there.
         device: where probes are trained.
@@ -119,11 +119,17 @@ def probe(
         reused = key in known and not retrain
         if not reused:
             row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
-            row |= _train(cache, test, named, protocol, folder, config or {}, device, emit)
+            changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
+            row |= _train(cache, test, named, changed, row_folder(folder, row), config or {}, device, emit)
             known[key] = append_row(folder / "results.jsonl", row)
         rows.append(known[key])
         emit(ProbeFinished(probe=named.name, row=known[key], reused=reused))
     return rows
+
+
+def row_folder(folder: Path, row: Row) -> Path:
+    """Where the probe, the predictions and the picture of a row lie: two settings of one probe never share it."""
+    return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
 def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
@@ -145,9 +151,12 @@ def _train(
     num_heads = (named.num_heads or source.token_shape[0]) if named.head == "attentive" else 0
     head = Head(kind=named.head, num_heads=num_heads)
     opened: list[TokenSource] = []
+    test_ids: list[str] = []
 
     def open_test() -> TokenSource:
-        opened.append(_source(CachedTokens(TokenCache.open(test.path, test.spec), named)))
+        tokens = CachedTokens(TokenCache.open(test.path, test.spec), named)
+        test_ids.extend(tokens.sample_ids)
+        opened.append(_source(tokens))
         return opened[0]
 
     emit(
@@ -161,6 +170,7 @@ def _train(
     result = run_sweep(head, source, open_test, protocol, device=device, emit=_relay(named.name, emit))
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
+        _save_predictions(result, opened[0], test_ids, folder)
         if isinstance(result.probe, AttentiveProbe):
             _draw(result.probe, opened[0], cache, named, folder)
     return _row(result, cache.spec, test.spec, named, head, protocol)
@@ -202,7 +212,16 @@ def _save(
         "cache": cache.spec.to_dict(),
         "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
     }
-    save_probe(folder / "probes" / named.name, result.probe, about)
+    save_probe(folder, result.probe, about)
+
+
+def _save_predictions(result: SweepResult, test: TokenSource, sample_ids: Sequence[str], folder: Path) -> None:
+    """`test.npz`: sample_ids [N] text, labels [N] int64, logits [N, C] float32; read with numpy.load, nothing is pickled."""
+    assert result.test_logits is not None
+    aside = folder / ".test.npz"
+    with aside.open("wb") as file:
+        np.savez(file, sample_ids=np.array(sample_ids), labels=test.labels.numpy(), logits=result.test_logits.numpy())
+    aside.replace(folder / "test.npz")
 
 
 def _draw(probe: AttentiveProbe, test: TokenSource, cache: TokenCache, named: NamedProbe, folder: Path) -> None:
@@ -212,7 +231,7 @@ def _draw(probe: AttentiveProbe, test: TokenSource, cache: TokenCache, named: Na
     ]
     shares = attention_map(mass.astype(np.float64), named.levels, named.kinds, tokens_per_kind)
     title = f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
-    draw_attention_map(folder / f"attention-{named.name}.png", shares, named.levels, named.kinds, title)
+    draw_attention_map(folder / "attention.png", shares, named.levels, named.kinds, title)
 
 
 def _row(

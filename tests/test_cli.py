@@ -75,7 +75,7 @@ def test_probe_goes_from_images_to_a_table(place: dict[str, Any]) -> None:
     assert "lr 0.01, wd 0.0001, dropout 0" in result.stdout
     assert "+0.0" in result.stdout
     assert list(place["folder"].glob("runs/*/*/results.jsonl"))
-    assert list(place["folder"].glob("runs/*/*/attention-alf.png"))
+    assert list(place["folder"].glob("runs/*/*/alf-*/attention.png"))
 
 
 def test_a_second_probe_extracts_nothing_and_trains_nothing(place: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def test_underscores_and_dashes_are_the_same_in_option_names(place: dict[str, An
 
 
 def test_predict_writes_one_csv_line_an_image(place: dict[str, Any], photos: Path) -> None:
-    (probe,) = place["folder"].glob("runs/*/*/probes/alf")
+    (probe,) = place["folder"].glob("runs/*/*/alf-*")
     result = run("predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0")
     assert result.exit_code == 0, result.output
     lines = list(csv.DictReader(io.StringIO(result.stdout)))

@@ -19,7 +19,7 @@ from pipeline.datasets import open_source
 from pipeline.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
 from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.predict import SavedProbe
-from pipeline.probe import Store, check_same_classes, probe, run_folder
+from pipeline.probe import Store, check_same_classes, probe, row_folder, run_folder
 from pipeline.probe_names import resolve_probe
 from pipeline.request import ModelRequest
 from pipeline.results import read_rows
@@ -112,8 +112,9 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         assert not row["diverged"]
         assert 0 <= row["test"]["balanced_accuracy"] <= 1
         assert len(row["settings"]) == 2
-        assert (tmp_path / "probes" / row["probe"] / "probe.safetensors").exists()
-        picture = tmp_path / f"attention-{row['probe']}.png"
+        place = row_folder(tmp_path, row)
+        assert (place / "probe.safetensors").exists()
+        picture = place / "attention.png"
         assert picture.exists() == (row["head"] == "attentive")
         if picture.exists():
             shares = np.loadtxt(picture.with_suffix(".csv"), delimiter=",", skiprows=1, usecols=2)
@@ -162,7 +163,7 @@ def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
     assert rows[0]["diverged"]
     assert rows[0]["test"] is None
     assert rows[0]["chosen"] is None
-    assert not (tmp_path / "probes").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
 def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_adds_them(
@@ -181,6 +182,26 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
         check_same_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
 
 
+def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
+    backbone: Backbone, photos: Path, tmp_path: Path
+) -> None:
+    both = []
+    for split in ("train", "test"):
+        source = open_source(f"folder:{photos}", split)
+        spec = spec_of(backbone, source, "float16")
+        both.append(Store(spec.store_path(tmp_path), spec))
+        arrays = tuple((f"block.{k}", kind) for k in (3, 6, 9) for kind in ("cls", "patch"))
+        arrays += (("final", "cls"), ("final", "patch"))
+        extract(backbone, source, ExtractConfig(arrays=arrays, batch_size=BATCH, num_workers=0), both[-1].path)
+    rows, _ = run((both[0], both[1]), tmp_path / "runs", ("linear-cls", "aat", "aat-quarterly", "linear@6"))
+    assert rows[2]["protocol"]["jitter_probability"] == 0.9
+    assert {(one["weight_decay"], one["dropout"]) for one in rows[2]["settings"]} == {(1.0, 0.5)}
+    assert rows[1]["protocol"]["jitter_probability"] == 0.5
+    assert [row["num_heads"] for row in rows] == [None, 8, 24, None]
+    assert len({row["setting_of_study"] for row in rows}) == 1
+    assert len({row["key"] for row in rows}) == 4
+
+
 def test_results_lie_in_a_folder_of_the_data_set_and_the_train_store(stores: tuple[Store, Store]) -> None:
     folder = run_folder(Path("runs"), stores[0])
     assert folder == Path("runs") / stores[0].spec.dataset / stores[0].path.stem
@@ -190,18 +211,23 @@ def test_a_saved_probe_predicts_what_the_sweep_tested(
     stores: tuple[Store, Store], photos: Path, tmp_path: Path
 ) -> None:
     rows, _ = run(stores, tmp_path, ("alf",))
-    saved = SavedProbe(tmp_path / "probes" / "alf")
+    saved = SavedProbe(row_folder(tmp_path, rows[0]))
     source = open_source(f"folder:{photos}", "test")
     predictions = list(saved.predict(source, batch_size=BATCH, num_workers=0))
     assert [one.sample_id for one in predictions] == source.ids
+    with np.load(row_folder(tmp_path, rows[0]) / "test.npz") as tested:
+        assert tested["sample_ids"].tolist() == source.ids
+        assert tested["labels"].tolist() == source.labels.tolist()
+        said = [source.class_names[index] for index in tested["logits"].argmax(1)]
+    assert said == [one.label for one in predictions]
     right = [one.label == one.target for one in predictions]
     assert np.mean(right) == pytest.approx(rows[0]["test"]["top1"])
     assert all(1 / 3 <= one.probability <= 1 for one in predictions)
 
 
 def test_a_probe_of_another_backbone_is_refused_with_what_differs(stores: tuple[Store, Store], tmp_path: Path) -> None:
-    run(stores, tmp_path, ("linear-cls",))
-    folder = tmp_path / "probes" / "linear-cls"
+    rows, _ = run(stores, tmp_path, ("linear-cls",))
+    folder = row_folder(tmp_path, rows[0])
     description = json.loads((folder / "probe.json").read_text())
     description["config"]["model"]["seed"] = 5
     (folder / "probe.json").write_text(json.dumps(description))
