@@ -12,28 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from photos import TINY_MODEL
+from click.testing import Result
+from commands import MODEL, run
 
-from pipeline.cli import main
-
-MODEL = (
-    "--model",
-    TINY_MODEL,
-    "--weights",
-    "random",
-    "--image-size",
-    "32",
-    "--workers",
-    "0",
-    "--batch-size",
-    "16",
-)
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")

@@ -13,28 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import MODEL, run
 from photos import TINY_MODEL, write_photos
 
 from cache import TokenCache
-from pipeline.cli import main
-
-MODEL = (
-    "--model",
-    TINY_MODEL,
-    "--weights",
-    "random",
-    "--image-size",
-    "32",
-    "--workers",
-    "0",
-    "--batch-size",
-    "16",
-)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def tree(store: Path) -> dict[str, str]:

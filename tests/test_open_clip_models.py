@@ -39,15 +39,6 @@ _TRUNKS = {  # open_clip's names of what follows the trunk: pooling, projection
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small run five times faster so on a busy machine: two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Small relatives of open_clip's architectures, added as a user would add theirs."""
