@@ -45,14 +45,18 @@ class _Layerbank(click.Group):
             todo = "What was committed is kept: run the same command again to go on."
             print_error("interrupted", {"do": todo})
             ctx.exit(130)
-        except Exception as error:  # judged below: ours is shown, any other is raised again
-            if not all(hasattr(error, part) for part in ("where", "expected", "got", "todo")):
-                raise
+        except Exception as error:  # judged below: ours and the system's are shown, any other is raised again
             from .console import print_error
 
             shown: Any = error
-            print_error(shown.where, {"expected": shown.expected, "got": shown.got, "do": shown.todo})
-            ctx.exit(_exit_code(error))
+            if all(hasattr(error, part) for part in ("where", "expected", "got", "todo")):
+                print_error(shown.where, {"expected": shown.expected, "got": shown.got, "do": shown.todo})
+                ctx.exit(_exit_code(error))
+            if not isinstance(error, OSError) or isinstance(error, BrokenPipeError) or error.filename is None:
+                raise
+            todo = "Check the path, its permissions and the space left; what was committed is kept."
+            print_error(str(error.filename), {"got": error.strerror or str(error), "do": todo})
+            ctx.exit(1)
 
 
 def _exit_code(error: Exception) -> int:
@@ -185,13 +189,15 @@ def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, a
     layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
     """
     from .console import Listener, print_json
+    from .datasets import open_source
     from .layers import choose_levels
 
     with Listener(quiet=as_json) as listener:
+        sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
         work = _open_extraction(options, listener.show)
         chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
         arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
-        stores = [work.extract(work.source(split), arrays, overwrite=overwrite) for split in dict.fromkeys(splits)]
+        stores = [work.extract(source, arrays, overwrite=overwrite) for source in sources]
     if as_json:
         print_json({"stores": [str(store.path) for store in stores]})
 
@@ -253,7 +259,8 @@ def probe(
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
     from .console import Listener, print_json, print_table
-    from .probe import check_same_classes, run_folder, verify_arrays
+    from .datasets import open_source
+    from .probe import check_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probes
     from .protocols import open_protocol
@@ -261,11 +268,11 @@ def probe(
 
     chosen_protocol = open_protocol(protocol, seed=seed)
     with Listener(quiet=as_json) as listener:
+        train_source, test_source = (open_source(options["data"], split) for split in (train_split, test_split))
+        check_classes(train_source, test_source)
         work = _open_extraction(options, listener.show)
         named = resolve_probes(_names(probes) if probes else DEMO_PROBES, work.backbone.depth)
         arrays = list(dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds))
-        train_source, test_source = work.source(train_split), work.source(test_split)
-        check_same_classes(train_source, test_source)
         train, test = (
             work.extract(source, arrays) if may_extract else work.store(source)
             for source in (train_source, test_source)
@@ -336,11 +343,6 @@ class _Extraction:
     request: ModelRequest
     options: dict[str, Any]
     emit: Emit
-
-    def source(self, split: str) -> ImageSource:
-        from .datasets import open_source
-
-        return open_source(self.options["data"], split)
 
     def store(self, source: ImageSource) -> Store:
         from .extract import spec_of

@@ -52,8 +52,15 @@ def run_folder(runs_root: Path, train: Store) -> Path:
     return runs_root / train.spec.dataset / train.path.stem
 
 
-def check_same_classes(train: ImageSource, test: ImageSource) -> None:
-    """Raise RequestError unless both splits name the same classes in the same order."""
+def check_classes(train: ImageSource, test: ImageSource) -> None:
+    """Raise RequestError unless the splits have labels, and both name the same classes in the same order."""
+    if not train.class_names:
+        raise RequestError(
+            where=f"data {train.name}/{train.split}",
+            expected="images with labels, to train probes on",
+            got="images without",
+            todo="Give labelled data: folder:DIR, wds:DIR or hdf5:FILE.",
+        )
     if list(train.class_names) != list(test.class_names):
         raise RequestError(
             where=f"classes of {test.name}/{test.split}",

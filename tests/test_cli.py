@@ -159,6 +159,26 @@ def test_predict_refuses_a_folder_without_a_probe(tmp_path: Path) -> None:
     assert str(tmp_path) in refusal("predict", "--probe", str(tmp_path), "--data", "images:.")
 
 
+def test_images_without_labels_are_no_data_to_probe(place: dict[str, Any], photos: Path) -> None:
+    shown = refusal("probe", *place["arguments"], "--data", f"images:{photos}")
+    assert "images with labels" in shown
+    assert "Give labelled data" in shown
+
+
+def test_wrong_data_are_refused_before_the_model_is_looked_for() -> None:
+    result = run("extract", "--model", "timm/vit_tiny_patch16_224", "--data", "folder:/no/such/place")
+    assert result.exit_code == 2
+    assert "folder:/no/such/place" in result.stderr
+
+
+def test_what_the_system_refuses_is_shown_without_a_traceback(place: dict[str, Any]) -> None:
+    result = run("probe", *place["arguments"], "--runs", "/proc/no/such")
+    assert result.exit_code == 1
+    assert "layerbank: /proc/no" in result.stderr
+    assert "No such file or directory" in result.stderr
+    assert "Traceback" not in result.output
+
+
 def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -19,7 +19,7 @@ from pipeline.datasets import open_source
 from pipeline.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
 from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.predict import SavedProbe
-from pipeline.probe import Store, check_same_classes, probe, row_folder, run_folder
+from pipeline.probe import Store, check_classes, probe, row_folder, run_folder
 from pipeline.probe_names import resolve_probe
 from pipeline.request import ModelRequest
 from pipeline.results import read_rows
@@ -179,7 +179,7 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     one = write_photos(tmp_path / "one", {"train": 2})
     two = write_photos(tmp_path / "two", {"test": 2}, ("blue", "green", "violet"))
     with pytest.raises(RequestError, match=r"classes of two/test: .*3: blue, green, red, got 3: blue, green, violet"):
-        check_same_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
+        check_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
 
 
 def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
