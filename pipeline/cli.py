@@ -82,9 +82,7 @@ _batch_size = click.option(
 _workers = click.option(
     "--workers",
     type=click.IntRange(0),
-    default=1,
-    show_default=True,
-    help="Decoding processes; 0 decodes in this one.",
+    help="Decoding processes; 0 decodes in this one. [default: 1 on a CPU, every core but one for a GPU]",
 )
 _on_bad_image = click.option(
     "--on-bad-image",
@@ -309,7 +307,7 @@ def predict(
     weights: str | None,
     device: str,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     on_bad_image: str,
     as_json: bool,
 ) -> None:
@@ -321,13 +319,18 @@ def predict(
     from .console import Listener, print_json, print_lines
     from .datasets import open_source
     from .predict import SavedProbe, predictions_csv
-    from .request import choose_device
+    from .request import choose_device, choose_workers
 
     with Listener(quiet=as_json) as listener:
-        saved = SavedProbe(folder, weights=weights, device=choose_device(device))
+        device = choose_device(device)
+        saved = SavedProbe(folder, weights=weights, device=device)
         source = open_source(data, split)
         predictions = saved.predict(
-            source, batch_size=batch_size, num_workers=workers, on_bad_image=on_bad_image, emit=listener.show
+            source,
+            batch_size=batch_size,
+            num_workers=choose_workers(workers, device),
+            on_bad_image=on_bad_image,
+            emit=listener.show,
         )
         if as_json:
             print_json([asdict(prediction) for prediction in predictions])
@@ -372,9 +375,13 @@ class _Extraction:
 
 
 def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
-    from .request import ModelRequest, choose_device, choose_precision
+    from .images import start_worker_server
+    from .request import ModelRequest, choose_device, choose_precision, choose_workers
 
     device = choose_device(options["device"])
+    num_workers = choose_workers(options["workers"], device)
+    if num_workers:
+        start_worker_server()
     request = ModelRequest(
         model=options["model"],
         weights=options["weights"],
@@ -383,7 +390,7 @@ def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],
     )
-    return _Extraction(request.open(device), request, options, emit)
+    return _Extraction(request.open(device), request, options | {"workers": num_workers}, emit)
 
 
 def _names(text: str) -> tuple[str, ...]:

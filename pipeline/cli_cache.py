@@ -113,9 +113,9 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
 @cache.command()
 @_store
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Decoding processes.")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes. [default: as for extract]")
 @click.option("--remove-foreign", is_flag=True, help="Also delete files that do not belong to the store.")
-def repair(store: Path, device: str, workers: int, remove_foreign: bool) -> None:
+def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) -> None:
     """Drop what is damaged and compute those rows again, and no others.
 
     The model and the data set are those the store was made from; if they are no longer where they were, it says so and the store
@@ -126,13 +126,14 @@ def repair(store: Path, device: str, workers: int, remove_foreign: bool) -> None
     """
     from .console import Listener, print_lines
     from .repair import repair_and_fill
-    from .request import choose_device
+    from .request import choose_device, choose_workers
 
+    device = choose_device(device)
     with Listener() as listener:
         done = repair_and_fill(
             store,
-            device=choose_device(device),
-            num_workers=workers,
+            device=device,
+            num_workers=choose_workers(workers, device),
             remove_foreign=remove_foreign,
             emit=listener.show,
         )

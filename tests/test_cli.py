@@ -15,6 +15,8 @@ import pytest
 from click.testing import Result
 from commands import MODEL, run
 
+from pipeline.request import choose_precision, choose_workers
+
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 
 
@@ -201,3 +203,17 @@ def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None
     )
     assert skipping.exit_code == 0
     assert "skipped image 'train/red/000.png'" in skipping.stderr
+
+
+def test_workers_default_to_one_on_a_cpu_and_to_the_cores_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert (choose_workers(None, "cpu"), choose_workers(None, "cuda"), choose_workers(0, "cuda:1")) == (1, 7, 0)
+
+
+def test_auto_is_half_precision_on_a_gpu_only() -> None:
+    assert [choose_precision("auto", device) for device in ("cpu", "cuda", "cuda:1")] == [
+        "float32",
+        "float16",
+        "float16",
+    ]
+    assert choose_precision("bfloat16", "cpu") == "bfloat16"
