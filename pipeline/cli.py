@@ -286,6 +286,7 @@ def probe(
             folder,
             config=work.config(),
             retrain=retrain,
+            device=work.backbone.device,
             emit=listener.show,
         )
     if as_json:
