@@ -60,6 +60,7 @@ class TrainingProtocol:
         jitter_probability: of a sample to be jittered.
         clip_norm: largest length of a probe's whole gradient; infinity for no clipping.
         min_lr: where the cosine ends.
+        sweep: "full" trains every setting to the end; "halving" drops the worse ones on the way, see `halving.py`.
         seed: of the split, the initial weights, order, jitter and dropout.
 
     Raises:
@@ -77,6 +78,7 @@ class TrainingProtocol:
     jitter_probability: float = 0.5
     clip_norm: float = 5.0
     min_lr: float = 1e-6
+    sweep: str = "full"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class TrainingProtocol:
             ("jitter_probability", "in [0, 1]", 0 <= self.jitter_probability <= 1),
             ("clip_norm", "> 0", self.clip_norm > 0),
             ("min_lr", ">= 0", self.min_lr >= 0),
+            ("sweep", "'full' or 'halving'", self.sweep in ("full", "halving")),
             ("seed", ">= 0", self.seed >= 0),
         )
         wrong = [(name, rule) for name, rule, holds in ranges if not holds]

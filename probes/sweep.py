@@ -17,10 +17,11 @@ from torch import Tensor
 
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
-from .batches import BatchPlan
+from .batches import BatchPlan, plan_batches
 from .errors import DataError, SettingError
 from .events import Emit
 from .fit import compute_logits, fit_bank
+from .halving import Rung, keep_best, plan_rungs
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
@@ -33,10 +34,17 @@ Probe = AttentiveProbe | LinearProbe
 
 @dataclass(frozen=True, kw_only=True)
 class SettingScore:
-    """One setting of the grid: its balanced accuracy on the validation images, None where it diverged."""
+    """One setting of the grid.
+
+    Attributes:
+        setting: where it is in the grid.
+        validation: balanced accuracy on the validation images, None where it diverged.
+        num_steps: optimiser steps it was last trained for: all of them, or fewer where a halving sweep dropped it.
+    """
 
     setting: Setting
     validation: float | None
+    num_steps: int
 
     @property
     def diverged(self) -> bool:
@@ -67,6 +75,7 @@ class SweepResult:
         num_parameters: of the probe.
         num_parameters_before_classifier: without the classifier's weight and bias.
         selection: batches of the training of the grid.
+        rungs: the rounds that were trained: one of all settings, or those of a halving sweep.
         refit: batches of the training of the choice; None if every setting diverged.
         seconds: phase -> wall time: select, validate, refit, test.
     """
@@ -82,6 +91,7 @@ class SweepResult:
     num_parameters: int
     num_parameters_before_classifier: int
     selection: BatchPlan
+    rungs: tuple[Rung, ...]
     refit: BatchPlan | None
     seconds: dict[str, float]
 
@@ -118,18 +128,29 @@ def run_sweep(
     fit_rows, validation_rows = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
 
-    bank = _make_bank(initial, settings, device)
-    with _timed(seconds, "select"):
-        selection = fit_bank(bank, train, fit_rows, settings, protocol, phase="select", emit=emit)
-    with _timed(seconds, "validate"):
-        accuracies = _validate(bank, train, validation_rows, emit)
-    accuracies.masked_fill_(selection.diverged, torch.nan)
-    del bank  # the grid's weights and gradients: the refit needs one probe's
-    scores = tuple(
-        SettingScore(setting=setting, validation=None if accuracy != accuracy else accuracy)
-        for setting, accuracy in zip(settings, accuracies.tolist(), strict=True)
+    selection = plan_batches(
+        len(fit_rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
     )
-    best = choose(scores)
+    scores: dict[int, SettingScore] = {}
+    candidates, rungs = list(range(len(settings))), list[Rung]()
+    for rung in plan_rungs(protocol.sweep, len(settings), selection.num_steps):
+        if scores:
+            candidates = keep_best(candidates, [scores[index].validation for index in candidates], rung.num_settings)
+        if not candidates:
+            break
+        rungs.append(Rung(num_settings=len(candidates), num_steps=rung.num_steps))
+        alive = [settings[index] for index in candidates]
+        bank = _make_bank(initial, alive, device)
+        with _timed(seconds, "select"):
+            steps, phase = rung.num_steps, "select"
+            fitted = fit_bank(bank, train, fit_rows, alive, protocol, schedule_steps=steps, phase=phase, emit=emit)
+        with _timed(seconds, "validate"):
+            accuracies = _validate(bank, train, validation_rows, emit).masked_fill_(fitted.diverged, torch.nan)
+        del bank  # the grid's weights and gradients: what follows needs fewer
+        for index, accuracy in zip(candidates, accuracies.tolist(), strict=True):
+            validation = None if accuracy != accuracy else accuracy
+            scores[index] = SettingScore(setting=settings[index], validation=validation, num_steps=steps)
+    best = choose(tuple(scores[index] for index in candidates))
 
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
@@ -147,7 +168,7 @@ def run_sweep(
     num_parameters = sum(parameter.numel() for parameter in initial.parameters())
     return SweepResult(
         head=head,
-        scores=scores,
+        scores=tuple(scores[index] for index in range(len(settings))),
         chosen=None if best is None else best.setting,
         validation=None if best is None else best.validation,
         diverged=trained is None,
@@ -157,7 +178,8 @@ def run_sweep(
         num_parameters=num_parameters,
         num_parameters_before_classifier=num_parameters
         - sum(parameter.numel() for parameter in initial.classifier.parameters()),
-        selection=selection.plan,
+        selection=selection,
+        rungs=tuple(rungs),
         refit=refit,
         seconds=seconds,
     )
@@ -169,7 +191,7 @@ def choose(scores: tuple[SettingScore, ...]) -> SettingScore | None:
     >>> one, two = Setting(lr=0.1, weight_decay=0.0), Setting(lr=0.01, weight_decay=0.0)
     >>> def pick(*accuracies):
     ...     scores = zip((one, two), accuracies, strict=True)
-    ...     return choose(tuple(SettingScore(setting=s, validation=v) for s, v in scores)).setting.lr
+    ...     return choose(tuple(SettingScore(setting=s, validation=v, num_steps=1) for s, v in scores)).setting.lr
     >>> pick(0.5, 0.5), pick(None, 0.2)
     (0.1, 0.01)
     """
@@ -270,4 +292,4 @@ def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) 
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start_s = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - start_s
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start_s

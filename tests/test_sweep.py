@@ -157,12 +157,12 @@ def test_the_first_setting_wins_ties() -> None:
     settings = PAPER.settings(Head(kind="linear"))
     assert settings[0] == Setting(lr=0.1, weight_decay=1e-6)
     scores = tuple(
-        SettingScore(setting=setting, validation=value)
+        SettingScore(setting=setting, validation=value, num_steps=1)
         for setting, value in zip(settings, [None, 0.5, 0.7, 0.7, None, 0.7], strict=False)
     )
     assert choose(scores) == scores[2]
     assert choose(scores[:1]) is None
-    zeros = tuple(SettingScore(setting=setting, validation=0.0) for setting in settings)
+    zeros = tuple(SettingScore(setting=setting, validation=0.0, num_steps=1) for setting in settings)
     assert choose(zeros) == zeros[0]
 
 
