@@ -8,10 +8,23 @@ from .checkpoint import load_probe, save_probe
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .events import Progress
 from .fit import FitResult, compute_logits, fit_bank
+from .halving import Rung
+from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
-from .protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
+from .protocol import (
+    PAPER,
+    QUICK,
+    SOLVED_KINDS,
+    Head,
+    NeighborSetting,
+    PenaltySetting,
+    Setting,
+    SolvedSetting,
+    TrainingProtocol,
+)
+from .solve import run_solver
 from .sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
 
@@ -25,6 +38,7 @@ __all__ = [
     # heads
     "AttentiveProbe",
     "LinearProbe",
+    "KnnProbe",
     # many at once
     "Bank",
     "AttentiveBank",
@@ -38,12 +52,18 @@ __all__ = [
     # the protocol
     "Head",
     "Setting",
+    "SolvedSetting",
+    "PenaltySetting",
+    "NeighborSetting",
+    "SOLVED_KINDS",
     "TrainingProtocol",
     "PAPER",
     "QUICK",
     "run_sweep",
+    "run_solver",
     "SweepResult",
     "SettingScore",
+    "Rung",
     "Metrics",
     "Progress",
     # results

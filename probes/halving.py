@@ -4,11 +4,12 @@
     rung 1    the best ceil(P / 3)         ceil(S / 3) steps
     rung 2    the best ceil(P / 9)         S steps, the whole schedule
 
-A rung starts again from the same initial weights and goes down a whole cosine of its own length, on the first batches, jitter and
-noise of the full training. So every rung is an ordinary training, only shorter; what it ranks are finished probes, not probes in
-the middle of a schedule; and the settings of the last rung are trained exactly as the full grid trains them (float32 sums in another
-order apart). S is the protocol's number of steps, min_steps included: the minimum holds for the last rung only. The choice is made
-among the last rung, then trained on all images as ever. 63 settings cost a third of the grid, 21 a little more, 4 a half.
+A rung starts again from the same initial weights and goes down a whole cosine of its own length, on the first batches,
+jitter and noise of the full training. So every rung is an ordinary training, only shorter; what it ranks are finished
+probes, not probes in the middle of a schedule; and the settings of the last rung are trained exactly as the full grid
+trains them (float32 sums in another order apart). S is the protocol's number of steps, min_steps included: the minimum
+holds for the last rung only. The choice is made among the last rung, then trained on all images as ever. 63 settings
+cost a third of the grid, 21 a little more, 4 a half.
 It knows nothing of banks or tokens.
 """
 
@@ -61,5 +62,7 @@ def keep_best(candidates: Sequence[int], accuracies: Sequence[float | None], cou
     >>> keep_best([4, 5, 6, 7], [0.5, 0.9, None, 0.5], 2)
     [4, 5]
     """
-    finished = [(accuracy, index) for index, accuracy in zip(candidates, accuracies, strict=True) if accuracy is not None]
+    finished = [
+        (accuracy, index) for index, accuracy in zip(candidates, accuracies, strict=True) if accuracy is not None
+    ]
     return sorted(index for _, index in sorted(finished, key=lambda pair: -pair[0])[:count])

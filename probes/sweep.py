@@ -8,7 +8,7 @@ and if all diverge, or the final training does, the result has no test metrics.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,14 +22,15 @@ from .errors import DataError, SettingError
 from .events import Emit
 from .fit import compute_logits, fit_bank
 from .halving import Rung, keep_best, plan_rungs
+from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
-from .protocol import Head, Setting, TrainingProtocol
+from .protocol import Head, Setting, SolvedSetting, TrainingProtocol
 from .seeds import make_generator
 from .sources import TokenSource
 
-Probe = AttentiveProbe | LinearProbe
+Probe = AttentiveProbe | LinearProbe | KnnProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,11 @@ class SettingScore:
     Attributes:
         setting: where it is in the grid.
         validation: balanced accuracy on the validation images, None where it diverged.
-        num_steps: optimiser steps it was last trained for: all of them, or fewer where a halving sweep dropped it.
+        num_steps: optimiser steps it was last trained for: all of them, or fewer where a halving sweep dropped it; 0 where it was
+            solved.
     """
 
-    setting: Setting
+    setting: Setting | SolvedSetting
     validation: float | None
     num_steps: int
 
@@ -74,15 +76,15 @@ class SweepResult:
         probe: trained on all training images, None if diverged.
         num_parameters: of the probe.
         num_parameters_before_classifier: without the classifier's weight and bias.
-        selection: batches of the training of the grid.
+        selection: batches of the training of the grid; None where nothing is trained.
         rungs: the rounds that were trained: one of all settings, or those of a halving sweep.
-        refit: batches of the training of the choice; None if every setting diverged.
+        refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
         seconds: phase -> wall time: select, validate, refit, test.
     """
 
     head: Head
     scores: tuple[SettingScore, ...]
-    chosen: Setting | None
+    chosen: Setting | SolvedSetting | None
     validation: float | None
     diverged: bool
     test: Metrics | None
@@ -90,7 +92,7 @@ class SweepResult:
     probe: Probe | None
     num_parameters: int
     num_parameters_before_classifier: int
-    selection: BatchPlan
+    selection: BatchPlan | None
     rungs: tuple[Rung, ...]
     refit: BatchPlan | None
     seconds: dict[str, float]
@@ -141,10 +143,10 @@ def run_sweep(
         rungs.append(Rung(num_settings=len(candidates), num_steps=rung.num_steps))
         alive = [settings[index] for index in candidates]
         bank = _make_bank(initial, alive, device)
-        with _timed(seconds, "select"):
+        with timed(seconds, "select"):
             steps, phase = rung.num_steps, "select"
             fitted = fit_bank(bank, train, fit_rows, alive, protocol, schedule_steps=steps, phase=phase, emit=emit)
-        with _timed(seconds, "validate"):
+        with timed(seconds, "validate"):
             accuracies = _validate(bank, train, validation_rows, emit).masked_fill_(fitted.diverged, torch.nan)
         del bank  # the grid's weights and gradients: what follows needs fewer
         for index, accuracy in zip(candidates, accuracies.tolist(), strict=True):
@@ -154,8 +156,9 @@ def run_sweep(
 
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
+        assert isinstance(best.setting, Setting)
         bank = _make_bank(initial, [best.setting], device)
-        with _timed(seconds, "refit"):
+        with timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
         refit = outcome.plan
@@ -163,8 +166,11 @@ def run_sweep(
         assert isinstance(probe, AttentiveProbe | LinearProbe)
         if not bool(outcome.diverged[0]) and all(bool(value.isfinite().all()) for value in probe.parameters()):
             trained = probe
-            with _timed(seconds, "test"):
-                test_logits, metrics = _test(bank, train, open_test(), emit)
+            with timed(seconds, "test"):
+                test = open_test()
+                rows = torch.arange(len(test.labels))
+                parts = compute_logits(bank, test, rows, phase="test", emit=emit)
+                test_logits, metrics = score_test(train, test, lambda: torch.cat([part[0] for part in parts]))
     num_parameters = sum(parameter.numel() for parameter in initial.parameters())
     return SweepResult(
         head=head,
@@ -246,14 +252,14 @@ def _check_shape(head: Head, source: TokenSource) -> None:
         )
 
 
-def _make_probe(head: Head, source: TokenSource, seed: int) -> Probe:
+def _make_probe(head: Head, source: TokenSource, seed: int) -> AttentiveProbe | LinearProbe:
     width = source.token_shape[-1]
     if head.kind == "linear":
         return LinearProbe(width, source.num_classes, seed=seed)
     return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
 
 
-def _make_bank(probe: Probe, settings: tuple[Setting, ...] | list[Setting], device: torch.device | str) -> Bank:
+def _make_bank(probe: AttentiveProbe | LinearProbe, settings: Sequence[Setting], device: torch.device | str) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
         return LinearBank([probe] * len(settings), device=device)
@@ -270,7 +276,12 @@ def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) 
     return accuracy.masked_fill_(~finite, torch.nan)
 
 
-def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) -> tuple[Tensor, Metrics]:
+def score_test(train: TokenSource, test: TokenSource, compute: Callable[[], Tensor]) -> tuple[Tensor, Metrics]:
+    """Class scores of the test images, computed once they are known to fit, and what they are worth.
+
+    Raises:
+        DataError: test tokens unlike the training tokens.
+    """
     if (test.token_shape, test.num_classes) != (train.token_shape, train.num_classes):
         raise DataError(
             where="test images",
@@ -278,8 +289,7 @@ def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) 
             got=f"tokens {test.token_shape} and {test.num_classes} classes",
             todo="Extract the test split with the same model, levels and kinds.",
         )
-    rows = torch.arange(len(test.labels))
-    logits = torch.cat([part[0] for part in compute_logits(bank, test, rows, phase="test", emit=emit)])
+    logits = compute()
     metrics = Metrics(
         balanced_accuracy=balanced_accuracy(logits.argmax(1), test.labels, test.num_classes).item(),
         top1=top_k_accuracy(logits, test.labels, 1).item(),
@@ -289,7 +299,8 @@ def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) 
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the wall time of the block to seconds[phase]."""
     start_s = time.perf_counter()
     yield
     seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start_s

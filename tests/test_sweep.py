@@ -253,7 +253,7 @@ def test_a_head_that_makes_no_sense_is_refused(kind: str, num_heads: int) -> Non
     with pytest.raises(SettingError) as error:
         Head(kind=kind, num_heads=num_heads)
     assert str(error.value) == (
-        "Head: expected kind 'attentive' with num_heads >= 1, or kind 'linear' without heads, "
+        "Head: expected kind 'attentive' with num_heads >= 1, or kind 'linear', 'ridge', 'logreg' or 'knn' without heads, "
         f"got kind {kind!r}, num_heads {num_heads}. Correct the head."
     )
 

@@ -1,4 +1,4 @@
-"""Successive halving against the full grid on a store of real tokens: what it saves, how often it chooses otherwise, what that costs.
+"""Successive halving against the full grid on a store of real tokens: what it saves, and how often it chooses otherwise.
 
     python tests/benchmarks/halving.py --train caches/digits/train/STORE.zarr --test caches/digits/test/STORE.zarr
     python tests/benchmarks/halving.py --train ... --test ... --probes linear-all --num-seeds 3 --min-steps 500
@@ -42,9 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.probes:
         named = resolve_probe(name, options.depth)
-        train, test = (
-            CachedTokens(TokenCache.open(path), named).in_memory() for path in (options.train, options.test)
-        )
+        train, test = (CachedTokens(TokenCache.open(path), named).in_memory() for path in (options.train, options.test))
         heads = named.num_heads or train.token_shape[0] if named.head == "attentive" else 0
         pairs = []
         for seed in range(options.num_seeds):
