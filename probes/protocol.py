@@ -131,7 +131,11 @@ class TrainingProtocol:
                 "at least one, all > 0",
                 bool(self.penalties) and all(0 < p < math.inf for p in self.penalties),
             ),
-            ("num_neighbors", "at least one, all >= 1", bool(self.num_neighbors) and min(self.num_neighbors) >= 1),
+            (
+                "num_neighbors",
+                "at least one, all whole and >= 1",
+                bool(self.num_neighbors) and all(isinstance(k, int) and k >= 1 for k in self.num_neighbors),
+            ),
             ("sweep", "'full' or 'halving'", self.sweep in ("full", "halving")),
             ("seed", ">= 0", self.seed >= 0),
         )

@@ -175,8 +175,10 @@ def test_the_grids_are_those_of_the_protocol() -> None:
     assert str(error.value) == (
         "head to solve: expected one of ridge, logreg, knn, got 'linear'. Train it with run_sweep."
     )
-    with pytest.raises(SettingError, match="penalties at least one, all > 0; num_neighbors at least one, all >= 1"):
-        TrainingProtocol(penalties=(0.0,), num_neighbors=())
+    with pytest.raises(
+        SettingError, match="penalties at least one, all > 0; num_neighbors at least one, all whole and >= 1"
+    ):
+        TrainingProtocol(penalties=(0.0,), num_neighbors=(1.5,))
 
 
 def test_tokens_that_are_stacked_are_refused() -> None:
