@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .errors import SettingError
+from .errors import DataError, SettingError
 from .events import Emit, Reporter
 from .fit import class_weights
 from .knn import KnnProbe
@@ -52,7 +52,7 @@ def run_solver(
 
     Raises:
         SettingError: the head is trained rather than solved, or wants other tokens.
-        DataError: too few images to hold some out, or test tokens unlike the training tokens.
+        DataError: too few images to hold some out, tokens that are not finite, or test tokens unlike the training tokens.
     """
     settings = protocol.solved_settings(head)
     if len(train.token_shape) != 1:
@@ -108,6 +108,14 @@ def _solve(
 ) -> list[LinearProbe | KnnProbe]:
     """One probe a setting, of the images of some rows."""
     features = torch.cat([source.take(part).cpu().clone() for part in torch.split(rows, BATCH)])
+    num_broken = int((~features.isfinite()).any(1).sum())
+    if num_broken:
+        raise DataError(
+            where=f"tokens of a {head.kind} head",
+            expected="finite values",
+            got=f"others in {num_broken} of {len(features)} images",
+            todo="Extract them again with --storage-dtype float32, or leave these images out.",
+        )
     labels = source.labels[rows]
     if head.kind == "knn":
         bank = l2_normalize(features)

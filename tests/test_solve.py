@@ -195,6 +195,14 @@ def test_test_images_unlike_the_training_images_are_refused() -> None:
         run_solver(Head(kind="knn"), make_source(60, 24), lambda: make_source(60, 20), PROTOCOL)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_are_not_finite_are_refused(kind: str) -> None:
+    source = make_source(60, 24)
+    source.tokens[7, 3] = torch.nan
+    with pytest.raises(DataError, match=f"tokens of a {kind} head: expected finite values, got others in 1 of "):
+        run_solver(Head(kind=kind), source, lambda: source, PROTOCOL)
+
+
 def test_a_bank_that_cannot_vote_is_refused() -> None:
     with pytest.raises(SettingError) as error:
         KnnProbe(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3, num_neighbors=0)
