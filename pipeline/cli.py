@@ -228,6 +228,11 @@ def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, a
     show_default=True,
     help="Check the checksums of the stores first.",
 )
+@click.option(
+    "--memory",
+    help="What the whole program may take of the host's memory, such as 4GB; tokens that do not fit are streamed from the "
+    "store, and a grid that does not fit is trained in parts. [default: 80 % of what is free]",
+)
 @click.option("--retrain", is_flag=True, help="Train again what results.jsonl has already.")
 @click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @_json
@@ -239,6 +244,7 @@ def probe(
     test_split: str,
     may_extract: bool,
     may_verify: bool,
+    memory: str | None,
     retrain: bool,
     runs_root: Path,
     as_json: bool,
@@ -252,6 +258,7 @@ def probe(
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
     from .console import Listener, print_json, print_table
+    from .memory import memory_for_probes, parse_size
     from .probe import check_same_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probe
@@ -259,6 +266,8 @@ def probe(
     from .report import COLUMNS, results_table, results_title
 
     chosen_protocol = open_protocol(protocol, seed=seed)
+    if memory is not None:
+        parse_size(memory)  # a slip of the pen is told before hours of extraction
     with Listener(quiet=as_json) as listener:
         work = _open_extraction(options, listener.show)
         named = [resolve_probe(name, work.backbone.depth) for name in (_names(probes) if probes else DEMO_PROBES)]
@@ -280,6 +289,7 @@ def probe(
             folder,
             config=work.config(),
             retrain=retrain,
+            memory_bytes=memory_for_probes(memory),
             emit=listener.show,
         )
     if as_json:

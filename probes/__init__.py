@@ -4,6 +4,7 @@ from .attention import attention_mass
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
+from .budget import MemoryPlan, Sizes, plan_memory, sizes_of
 from .checkpoint import load_probe, save_probe
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .events import Progress
@@ -12,13 +13,25 @@ from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
 from .protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
-from .sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
+from .sources import (
+    ArraySource,
+    OrderedSource,
+    StreamedSource,
+    TokenSource,
+    concat_tokens,
+    l2_normalize,
+    read_batches,
+    stack_tokens,
+)
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
 
 __all__ = [
     # what a trainer reads
     "TokenSource",
+    "OrderedSource",
+    "StreamedSource",
     "ArraySource",
+    "read_batches",
     "l2_normalize",
     "stack_tokens",
     "concat_tokens",
@@ -42,6 +55,10 @@ __all__ = [
     "PAPER",
     "QUICK",
     "run_sweep",
+    "Sizes",
+    "sizes_of",
+    "MemoryPlan",
+    "plan_memory",
     "SweepResult",
     "SettingScore",
     "Metrics",

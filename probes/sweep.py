@@ -8,9 +8,9 @@ and if all diverge, or the final training does, the result has no test metrics.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ from torch import Tensor
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan
+from .budget import MemoryPlan, plan_memory, sizes_of
 from .errors import DataError, SettingError
-from .events import Emit
-from .fit import compute_logits, fit_bank
+from .events import Emit, Progress
+from .fit import FitResult, compute_logits, fit_bank
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
@@ -68,6 +69,7 @@ class SweepResult:
         num_parameters_before_classifier: without the classifier's weight and bias.
         selection: batches of the training of the grid.
         refit: batches of the training of the choice; None if every setting diverged.
+        memory: in how many banks the grid was trained, and how.
         seconds: phase -> wall time: select, validate, refit, test.
     """
 
@@ -83,6 +85,7 @@ class SweepResult:
     num_parameters_before_classifier: int
     selection: BatchPlan
     refit: BatchPlan | None
+    memory: MemoryPlan
     seconds: dict[str, float]
 
 
@@ -92,6 +95,7 @@ def run_sweep(
     open_test: Callable[[], TokenSource],
     protocol: TrainingProtocol,
     *,
+    memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     emit: Emit | None = None,
 ) -> SweepResult:
@@ -102,6 +106,8 @@ def run_sweep(
         train: the training images.
         open_test: opens the test images; called once, after everything else.
         protocol: the grid and how to train.
+        memory_bytes: what training may take of the device's memory beside tokens that a source keeps there; see `budget.py`. A grid
+            that does not fit is trained in several banks, one after the other. None is no limit.
         device: of the arithmetic.
         emit: called with `Progress`, at most four times a second.
 
@@ -109,7 +115,7 @@ def run_sweep(
         SweepResult.
 
     Raises:
-        SettingError: head and tokens do not fit each other.
+        SettingError: head and tokens do not fit each other, or not even one probe fits into the memory.
         DataError: too few images to hold some out, or test tokens unlike the training tokens.
     """
     _check_shape(head, train)
@@ -117,14 +123,25 @@ def run_sweep(
     initial = _make_probe(head, train, protocol.seed)
     fit_rows, validation_rows = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
+    memory = plan_memory(
+        sizes_of(head, train.token_shape, train.num_classes, len(train.labels), protocol), memory_bytes
+    )
 
-    bank = _make_bank(initial, settings, device)
-    with _timed(seconds, "select"):
-        selection = fit_bank(bank, train, fit_rows, settings, protocol, phase="select", emit=emit)
-    with _timed(seconds, "validate"):
-        accuracies = _validate(bank, train, validation_rows, emit)
-    accuracies.masked_fill_(selection.diverged, torch.nan)
-    del bank  # the grid's weights and gradients: the refit needs one probe's
+    accuracies = torch.empty(len(settings), dtype=torch.float64)
+    # probes of one dropout rate side by side: a bank trains them together
+    by_dropout = sorted(range(len(settings)), key=lambda index: settings[index].dropout)
+    for number, places in enumerate(memory.banks(len(settings))):
+        members = [by_dropout[place] for place in places]
+        report = _of_bank(emit, number, memory.num_banks)
+        accuracies[members], selection = _train_bank(
+            _make_bank(initial, [settings[member] for member in members], device, memory),
+            train,
+            (fit_rows, validation_rows),
+            [settings[member] for member in members],
+            protocol,
+            seconds,
+            report,
+        )
     scores = tuple(
         SettingScore(setting=setting, validation=None if accuracy != accuracy else accuracy)
         for setting, accuracy in zip(settings, accuracies.tolist(), strict=True)
@@ -133,7 +150,7 @@ def run_sweep(
 
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
-        bank = _make_bank(initial, [best.setting], device)
+        bank = _make_bank(initial, [best.setting], device, memory)
         with _timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
@@ -159,8 +176,38 @@ def run_sweep(
         - sum(parameter.numel() for parameter in initial.classifier.parameters()),
         selection=selection.plan,
         refit=refit,
+        memory=memory,
         seconds=seconds,
     )
+
+
+def _train_bank(
+    bank: Bank,
+    train: TokenSource,
+    rows: tuple[Tensor, Tensor],
+    settings: Sequence[Setting],
+    protocol: TrainingProtocol,
+    seconds: dict[str, float],
+    emit: Emit | None,
+) -> tuple[Tensor, FitResult]:
+    """Balanced accuracy [P] on the second rows after training on the first, NaN where it diverged. The bank's memory ends here."""
+    with _timed(seconds, "select"):
+        outcome = fit_bank(bank, train, rows[0], settings, protocol, phase="select", emit=emit)
+    with _timed(seconds, "validate"):
+        accuracies = _validate(bank, train, rows[1], emit)
+    return accuracies.masked_fill_(outcome.diverged, torch.nan), outcome
+
+
+def _of_bank(emit: Emit | None, number: int, num_banks: int) -> Emit | None:
+    """Progress of one of several banks as a part of the whole phase."""
+    if emit is None or num_banks == 1:
+        return emit
+
+    def report(event: Progress) -> None:
+        done = number * event.num_steps + event.step
+        emit(replace(event, step=done, num_steps=num_banks * event.num_steps))
+
+    return report
 
 
 def choose(scores: tuple[SettingScore, ...]) -> SettingScore | None:
@@ -231,11 +278,17 @@ def _make_probe(head: Head, source: TokenSource, seed: int) -> Probe:
     return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
 
 
-def _make_bank(probe: Probe, settings: tuple[Setting, ...] | list[Setting], device: torch.device | str) -> Bank:
+def _make_bank(probe: Probe, settings: Sequence[Setting], device: torch.device | str, memory: MemoryPlan) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
         return LinearBank([probe] * len(settings), device=device)
-    return AttentiveBank([probe] * len(settings), [setting.dropout for setting in settings], device=device)
+    return AttentiveBank(
+        [probe] * len(settings),
+        [setting.dropout for setting in settings],
+        device=device,
+        group_size=memory.group_size,
+        chunk_size=memory.chunk_size,
+    )
 
 
 def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) -> Tensor:
@@ -270,4 +323,4 @@ def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) 
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start_s = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - start_s
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start_s

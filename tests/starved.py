@@ -1,0 +1,116 @@
+"""Run by test_streaming.py in a process of its own: train probes from stores ten times larger than the memory allowed, and say what it took.
+
+    python tests/starved.py TRAIN TEST RUNS BUDGET_BYTES PROBE...
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache import ArraySpec, CacheWriter, TokenCache
+from pipeline.events import Event, MemoryPlanned
+from pipeline.probe import Store, probe
+from pipeline.probe_names import NamedProbe
+from probes import QUICK
+from token_stores import make_spec
+
+PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256)
+PROBES = {
+    "attentive": NamedProbe(name="attentive", head="attentive", levels=("final",), kinds=("grid4",), num_heads=2),
+    "linear": NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",)),
+}
+WIDTH, NUM_CLASSES = 256, 10
+ROW_BYTES = 16 * WIDTH * 2
+
+
+def write_stores(folder: Path, num_rows: int) -> tuple[Path, Path]:
+    """Stores of `num_rows` and a tenth as many, sorted by class, whose tokens say something about it."""
+    tokens = np.random.default_rng(0).standard_normal((4096, 16, WIDTH)).astype(np.float16)
+    tokens[:, :, :NUM_CLASSES] += 2 * np.eye(NUM_CLASSES, dtype=np.float16)[np.arange(4096) % NUM_CLASSES, None]
+    paths = []
+    for split, count in (("train", num_rows), ("test", num_rows // 10)):
+        spec = make_spec(count, split=split, storage_dtype="float16")
+        labels = np.arange(count) * NUM_CLASSES // count
+        writer = CacheWriter.open(
+            folder / f"{split}.zarr",
+            spec,
+            [ArraySpec(level="final", kind="grid4", row_shape=(16, WIDTH))],
+            labels=labels,
+            sample_ids=[str(row) for row in range(count)],
+            batch_size=400,
+            attributes={"class_names": [str(number) for number in range(NUM_CLASSES)]},
+        )
+        with writer:
+            for batch in writer.pending():
+                rows = np.arange(batch.start, batch.stop)
+                chosen = tokens[rows % (4096 // NUM_CLASSES) * NUM_CLASSES + labels[rows]]
+                writer.append(batch, {"tokens/final/grid4": chosen}, content_hashes=rows.astype(np.uint64))
+            writer.complete()
+        paths.append(folder / f"{split}.zarr")
+    return paths[0], paths[1]
+
+
+def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
+    """Prints one JSON object."""
+    torch.set_num_threads(1)
+    warm_up()
+    caches = [TokenCache.open(path) for path in (train, test)]
+    for cache in caches:
+        for level, kind in cache.arrays:
+            cache.tokens(level, kind)
+    stores = [Store(cache.path, cache.spec) for cache in caches]
+    before = status_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    # a hard limit: the kernel counts private writable memory, and with it our maps of the stores, which are opened once more
+    mapped_bytes = sum(file.stat().st_size for path in (train, test) for file in Path(path).rglob("c.*"))
+    limit = before["VmData"] + int(budget) + mapped_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    events: list[Event] = []
+    rows = probe(
+        stores[0],
+        stores[1],
+        [PROBES[name] for name in names],
+        PROTOCOL,
+        Path(runs),
+        memory_bytes=int(budget),
+        emit=events.append,
+    )
+    after = status_bytes()
+    plans = [event for event in events if isinstance(event, MemoryPlanned)]
+    print(
+        json.dumps(
+            {
+                "peak_bytes": after["VmHWM"] - before["VmRSS"],
+                "planned_bytes": [plan.planned_bytes for plan in plans],
+                "tokens": [plan.tokens for plan in plans],
+                "num_banks": [plan.num_banks for plan in plans],
+                "diverged": [row["diverged"] for row in rows],
+            }
+        )
+    )
+
+
+def warm_up() -> None:
+    """Load what the first matrix product, optimiser and picture load."""
+    import matplotlib.pyplot  # noqa: F401
+
+    weight = torch.ones(64, 64, requires_grad=True)
+    (torch.ones(64, 64) @ weight).sum().backward()
+    torch.optim.AdamW([weight], fused=True).step()
+
+
+def status_bytes() -> dict[str, int]:
+    """The sizes of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
