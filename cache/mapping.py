@@ -36,7 +36,7 @@ _MAP_PRIVATE, _MAP_FIXED = 0x02, 0x10
 _MAP_ANONYMOUS, _MAP_NORESERVE = {"linux": (0x20, 0x4000), "darwin": (0x1000, 0x40)}.get(sys.platform, (0, 0))
 _FAILED = ctypes.c_void_p(-1).value
 _WILL_NEED, _DONT_NEED = 3, 4  # madvise, the same numbers on Linux and macOS
-_ADVICE_BYTES = 65536  # one page fault maps so much around it: what is given back must be as coarse, or the rest stays
+_FOLIO_BYTES = 2 << 20  # one page fault may map so much: what is given back must be as coarse, or the rest stays
 TOUCH_ROWS = 512  # rows of 1.5 KB that the second-level cache holds
 _PLAIN_DTYPES = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))} | {
     "float16",
@@ -304,8 +304,9 @@ def _advise(values: NDArray[Any], start: int, stop: int, advice: int) -> None:
     if not _MAP_ANONYMOUS or stop <= start:
         return
     base, row_bytes = values.ctypes.data, values.nbytes // len(values)
-    first = max((base + start * row_bytes) // _ADVICE_BYTES * _ADVICE_BYTES, base)
-    last = min(-(-(base + stop * row_bytes) // _ADVICE_BYTES) * _ADVICE_BYTES, base + values.nbytes)
+    coarse = _FOLIO_BYTES if advice == _DONT_NEED else mmap.PAGESIZE
+    first = max((base + start * row_bytes) // coarse * coarse, base)
+    last = min(-(-(base + stop * row_bytes) // coarse) * coarse, base + values.nbytes)
     _libc().madvise(first, last - first, advice)
 
 
