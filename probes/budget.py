@@ -175,7 +175,7 @@ def _shared_floats(sizes: Sizes, probes: int) -> int:
     copies = batch * 3 * tokens  # as read, jitter, normalised
     noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if sizes.head.kind == "attentive" else 0
     evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
-    predictions = 4 * probes * sizes.num_held_out  # int64, once in pieces and once whole
+    predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
     return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)
 
 

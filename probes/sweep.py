@@ -293,11 +293,13 @@ def _make_bank(probe: Probe, settings: Sequence[Setting], device: torch.device |
 
 def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) -> Tensor:
     """Balanced accuracy [P] float64, NaN for a probe whose scores are not finite."""
-    predictions, finite = [], torch.ones(bank.num_probes, dtype=torch.bool)
+    predictions = torch.empty(bank.num_probes, len(rows), dtype=torch.int64)
+    finite, done = torch.ones(bank.num_probes, dtype=torch.bool), 0
     for logits in compute_logits(bank, source, rows, phase="validate", emit=emit):
-        predictions.append(logits.argmax(2))
+        predictions[:, done : done + logits.shape[1]] = logits.argmax(2)
         finite &= logits.isfinite().flatten(1).all(1)
-    accuracy = balanced_accuracy(torch.cat(predictions, 1), source.labels[rows], source.num_classes)
+        done += logits.shape[1]
+    accuracy = balanced_accuracy(predictions, source.labels[rows], source.num_classes)
     return accuracy.masked_fill_(~finite, torch.nan)
 
 

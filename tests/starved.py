@@ -1,6 +1,6 @@
-"""Run by test_streaming.py in a process of its own: train probes from stores ten times larger than the memory allowed, and say what it took.
+"""Run by test_streaming.py in a process of its own: probes from stores ten times larger than the memory allowed.
 
-    python tests/starved.py TRAIN TEST RUNS BUDGET_BYTES PROBE...
+python tests/starved.py TRAIN TEST RUNS BUDGET_BYTES PROBE...
 """
 
 from __future__ import annotations
@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from token_stores import make_spec
 
 from cache import ArraySpec, CacheWriter, TokenCache
 from pipeline.events import Event, MemoryPlanned
+from pipeline.figures import draw_attention_map
 from pipeline.probe import Store, probe
 from pipeline.probe_names import NamedProbe
 from probes import QUICK
-from token_stores import make_spec
 
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256, jitter_std=0.0)
 PROBES = {
@@ -104,8 +106,8 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
 
 def warm_up() -> None:
     """Load what the first matrix product, optimiser and picture load."""
-    import matplotlib.pyplot  # noqa: F401
-
+    with tempfile.TemporaryDirectory() as folder:
+        draw_attention_map(Path(folder) / "map.png", np.ones((1, 1)), ["final"], ["grid4"], "nothing")
     weight = torch.ones(64, 64, requires_grad=True)
     (torch.ones(64, 64) @ weight).sum().backward()
     torch.optim.AdamW([weight], fused=True).step()

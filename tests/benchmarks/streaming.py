@@ -57,7 +57,9 @@ def main() -> None:
         if not path.exists():
             make_store(path, options.rows)
         cache = TokenCache.open(path)
-        print(f"{options.rows:,} rows, {options.device}, {torch.get_num_threads()} threads, medians of {options.repeats}")
+        print(
+            f"{options.rows:,} rows, {options.device}, {torch.get_num_threads()} threads, medians of {options.repeats}"
+        )
         for name in ("linear-all", "alf"):
             compare(CachedTokens(cache, resolve_probe(name, DEPTH)), name, options)
 
@@ -85,7 +87,9 @@ def compare(tokens: CachedTokens, name: str, options: argparse.Namespace) -> Non
         slow, fast = (median(column) for column in zip(*seconds, strict=True))
         ratio = median(of_resident / of_streamed for of_streamed, of_resident in seconds)
         rates = [len(all_rows) / one for one in (slow, fast)]
-        print(f"{name:12} {work:6} streamed {rates[0]:9,.0f} rows/s, resident {rates[1]:9,.0f} rows/s, ratio {ratio:.2f}")
+        print(
+            f"{name:12} {work:6} streamed {rates[0]:9,.0f} rows/s, resident {rates[1]:9,.0f} rows/s, ratio {ratio:.2f}"
+        )
 
 
 def make_bank(token_shape: tuple[int, ...], options: argparse.Namespace) -> AttentiveBank | LinearBank:
