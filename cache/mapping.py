@@ -35,6 +35,8 @@ from numpy.typing import NDArray
 _MAP_PRIVATE, _MAP_FIXED = 0x02, 0x10
 _MAP_ANONYMOUS, _MAP_NORESERVE = {"linux": (0x20, 0x4000), "darwin": (0x1000, 0x40)}.get(sys.platform, (0, 0))
 _FAILED = ctypes.c_void_p(-1).value
+_WILL_NEED, _DONT_NEED = 3, 4  # madvise, the same numbers on Linux and macOS
+_FOLIO_BYTES = 2 << 20  # one page fault may map so much: what is given back must be as coarse, or the rest stays
 TOUCH_ROWS = 512  # rows of 1.5 KB that the second-level cache holds
 _PLAIN_DTYPES = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))} | {
     "float16",
@@ -61,6 +63,12 @@ class Rows(Protocol):
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows start to stop; a view where there is one."""
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Have the system read these rows ahead, without waiting for them."""
+
+    def release(self, start: int, stop: int) -> None:
+        """Give back the memory of these rows; they can be read again."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,12 @@ class ContiguousRows:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return self._array[start:stop]
 
+    def will_need(self, start: int, stop: int) -> None:
+        _advise(self._array, start, stop, _WILL_NEED)
+
+    def release(self, start: int, stop: int) -> None:
+        _advise(self._array, start, stop, _DONT_NEED)
+
 
 class ChunkRows:
     """One map a chunk, made when the chunk is first read and kept; rows are gathered chunk after chunk."""
@@ -167,6 +181,18 @@ class ChunkRows:
             low, high = max(start, first), min(stop, first + self._files.chunk_rows)
             out[low - start : high - start] = self._chunk(chunk)[low - first : high - first]
         return out
+
+    def will_need(self, start: int, stop: int) -> None:
+        self._advise(start, stop, _WILL_NEED)
+
+    def release(self, start: int, stop: int) -> None:
+        self._advise(start, stop, _DONT_NEED)
+
+    def _advise(self, start: int, stop: int, advice: int) -> None:
+        size = self._files.chunk_rows
+        for chunk in range(start // size, -(-stop // size)):
+            if advice == _WILL_NEED or chunk in self._chunks:
+                _advise(self._chunk(chunk), max(start - chunk * size, 0), min(stop - chunk * size, size), advice)
 
     def _chunk(self, chunk: int) -> NDArray[Any]:
         if chunk not in self._chunks:
@@ -200,6 +226,12 @@ class ZarrRows:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return np.asarray(self._array[start:stop])
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Nothing: zarr reads with ordinary calls."""
+
+    def release(self, start: int, stop: int) -> None:
+        """Nothing: zarr keeps nothing."""
 
 
 def find_chunk_files(path: Path) -> ChunkFiles | None:
@@ -267,6 +299,17 @@ def _map_chunk(file: Path, num_bytes: int, dtype: np.dtype[Any]) -> NDArray[Any]
         return np.frombuffer(mmap.mmap(opened.fileno(), num_bytes, access=mmap.ACCESS_READ), dtype=dtype)
 
 
+def _advise(values: NDArray[Any], start: int, stop: int, advice: int) -> None:
+    """Advice about the pages of some rows of a map; a system that cannot take it changes nothing but the speed."""
+    if not _MAP_ANONYMOUS or stop <= start:
+        return
+    base, row_bytes = values.ctypes.data, values.nbytes // len(values)
+    coarse = _FOLIO_BYTES if advice == _DONT_NEED else mmap.PAGESIZE
+    first = max((base + start * row_bytes) // coarse * coarse, base)
+    last = min(-(-(base + stop * row_bytes) // coarse) * coarse, base + values.nbytes)
+    _libc().madvise(first, last - first, advice)
+
+
 def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, fd: int) -> int:
     result = _libc().mmap(address, num_bytes, protection, flags, fd, 0)
     if result is None or result == _FAILED:
@@ -281,4 +324,5 @@ def _libc() -> ctypes.CDLL:
     libc.mmap.restype = pointer
     libc.mmap.argtypes = [pointer, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
     libc.munmap.argtypes = [pointer, size]
+    libc.madvise.argtypes = [pointer, size, ctypes.c_int]
     return libc

@@ -87,6 +87,14 @@ class TokenArray:
         self._check_range(start, stop)
         return self._rows.read(start, stop)
 
+    def will_need(self, start: int, stop: int) -> None:
+        """Have the system read rows start to stop ahead, without waiting for them."""
+        self._rows.will_need(start, stop)
+
+    def release(self, start: int, stop: int) -> None:
+        """Give back the memory of rows start to stop, for stores larger than memory; they can be read again."""
+        self._rows.release(start, stop)
+
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.shape[0]:
             raise SpecError(

@@ -238,6 +238,11 @@ def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, a
     show_default=True,
     help="Check the checksums of the stores first.",
 )
+@click.option(
+    "--memory",
+    help="What the whole program may take of the host's memory, such as 4GB; tokens that do not fit are streamed from the "
+    "store, and a grid that does not fit is trained in parts. [default: 80 % of what is free]",
+)
 @click.option("--retrain", is_flag=True, help="Train again what results.jsonl has already.")
 @click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @_json
@@ -250,6 +255,7 @@ def probe(
     test_split: str,
     may_extract: bool,
     may_verify: bool,
+    memory: str | None,
     retrain: bool,
     runs_root: Path,
     as_json: bool,
@@ -265,6 +271,7 @@ def probe(
     """
     from .console import Listener, print_json, print_table
     from .datasets import open_source
+    from .memory import memory_for_probes, parse_size
     from .probe import check_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probes
@@ -274,6 +281,8 @@ def probe(
     chosen_protocol = open_protocol(protocol, seed=seed)
     if sweep is not None:
         chosen_protocol = replace(chosen_protocol, sweep=sweep)
+    if memory is not None:
+        parse_size(memory)  # a slip of the pen is told before hours of extraction
     with Listener(quiet=as_json) as listener:
         train_source, test_source = (open_source(options["data"], split) for split in (train_split, test_split))
         check_classes(train_source, test_source)
@@ -296,6 +305,7 @@ def probe(
             config=work.config(),
             retrain=retrain,
             device=work.backbone.device,
+            memory_bytes=memory_for_probes(memory),
             emit=listener.show,
         )
     if as_json:

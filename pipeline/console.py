@@ -25,6 +25,7 @@ from .events import (
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
+    MemoryPlanned,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
@@ -92,6 +93,8 @@ class Listener:
                 shape = " x ".join(map(str, event.token_shape))
                 self._say(f"probe {event.probe}: {event.num_settings} settings on {event.num_rows:,} rows of {shape}")
                 self._begin(f"probe {event.probe}", 1)
+            case MemoryPlanned():
+                self._say(_memory(event))
             case ProbeProgress():
                 note = f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes"
                 self._advance(event.step, event.num_steps, note)
@@ -189,6 +192,15 @@ def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
 def _extraction_note(event: ExtractionProgress) -> str:
     rate = event.num_done / max(event.elapsed_s, 1e-9)
     return f"{event.num_done:,}/{event.num_pending:,}, {rate:.1f} images/s; {_shares(event)}"
+
+
+def _memory(event: MemoryPlanned) -> str:
+    banks = "one bank" if event.num_banks == 1 else f"{event.num_banks} banks, one after the other,"
+    groups = f" in groups of {event.group_size}, {event.chunk_size} images at a time" if event.group_size else ""
+    return (
+        f"probe {event.probe}: {banks} of {event.probes_at_once} probes{groups}; {size(event.tokens_bytes)} of tokens "
+        f"{event.tokens}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}"
+    )
 
 
 def _finished(event: ProbeFinished) -> str:

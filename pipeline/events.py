@@ -91,6 +91,21 @@ class ProbeStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryPlanned:
+    """How the sweep of one probe will use the memory."""
+
+    probe: str
+    budget_bytes: int  # of the memory probes are trained in: the host's, or a GPU's own
+    planned_bytes: int  # at most: training, tokens and buffers as far as they lie in that memory
+    tokens: str  # "resident" or "streamed"
+    tokens_bytes: int  # if all of them were resident
+    num_banks: int  # the grid in so many parts, one after the other
+    probes_at_once: int
+    group_size: int  # attentive probes that go through together; 0 for linear ones
+    chunk_size: int  # images of a full group that go through together; 0 for linear probes
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeProgress:
     """Steps of a phase (`sweep` or `refit`) of one probe."""
 
@@ -118,6 +133,7 @@ Event = (
     | ExtractionFinished
     | CacheReused
     | ProbeStarted
+    | MemoryPlanned
     | ProbeProgress
     | ProbeFinished
 )

@@ -19,7 +19,6 @@ import torch
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
     SOLVED_KINDS,
-    ArraySource,
     AttentiveProbe,
     BatchPlan,
     Head,
@@ -35,11 +34,14 @@ from probes import (
 
 from .datasets import ImageSource
 from .errors import RequestError
-from .events import Emit, ProbeFinished, ProbeProgress, ProbeStarted, ignore
+from .events import Emit, MemoryPlanned, ProbeFinished, ProbeProgress, ProbeStarted, ignore
 from .figures import attention_map, draw_attention_map
+from .memory import memory_for_probes
+from .placement import SMALLEST_BUFFER_BYTES, Placement, place_tokens
 from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
-from .token_source import CachedTokens, available_memory_bytes, require_arrays
+from .streaming import StreamedTokens
+from .token_source import CachedTokens, require_arrays
 
 
 class Store(NamedTuple):
@@ -98,6 +100,7 @@ def probe(
     *,
     config: dict[str, Any] | None = None,
     retrain: bool = False,
+    memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     emit: Emit = ignore,
 ) -> list[Row]:
@@ -110,13 +113,16 @@ def probe(
         folder: where results.jsonl goes, and a folder a row: probe, test predictions, attention map.
         config: what is needed to run the backbone again, kept with every saved probe.
         retrain: compute rows again even if they are there.
+        memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
         device: where probes are trained.
         emit: told what happens.
 
     Raises:
         RequestError: a store lacks a level or kind.
         CacheError: a store is incomplete, damaged, or holds something else.
+        SettingError: not even one probe at a time fits into the memory.
     """
+    memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     cache = TokenCache.open(train.path, train.spec)
     for named in named_probes:
         require_arrays(list(cache.arrays), named, train.path)
@@ -129,7 +135,8 @@ def probe(
         if not reused:
             row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
             changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-            row |= _train(cache, test, named, changed, row_folder(folder, row), config or {}, device, emit)
+            place = row_folder(folder, row)
+            row |= _train(cache, test, named, changed, place, config or {}, memory_bytes, torch.device(device), emit)
             known[key] = append_row(folder / "results.jsonl", row)
         rows.append(known[key])
         emit(ProbeFinished(probe=named.name, row=known[key], reused=reused))
@@ -153,19 +160,20 @@ def _train(
     protocol: TrainingProtocol,
     folder: Path,
     config: dict[str, Any],
-    device: torch.device | str,
+    memory_bytes: int,
+    device: torch.device,
     emit: Emit,
 ) -> Row:
-    source = _source(CachedTokens(cache, named))
-    num_heads = (named.num_heads or source.token_shape[0]) if named.head == "attentive" else 0
+    tokens = CachedTokens(cache, named)
+    num_heads = (named.num_heads or tokens.token_shape[0]) if named.head == "attentive" else 0
     head = Head(kind=named.head, num_heads=num_heads)
     opened: list[TokenSource] = []
     test_ids: list[str] = []
 
     def open_test() -> TokenSource:
-        tokens = CachedTokens(TokenCache.open(test.path, test.spec), named)
-        test_ids.extend(tokens.sample_ids)
-        opened.append(_source(tokens))
+        test_tokens = CachedTokens(TokenCache.open(test.path, test.spec), named)
+        test_ids.extend(test_tokens.sample_ids)
+        opened.append(StreamedTokens(test_tokens, buffer_bytes=SMALLEST_BUFFER_BYTES, pin=device.type == "cuda"))
         return opened[0]
 
     solved = named.head in SOLVED_KINDS
@@ -173,26 +181,47 @@ def _train(
         ProbeStarted(
             probe=named.name,
             num_settings=len(protocol.solved_settings(head) if solved else protocol.settings(head)),
-            num_rows=len(source.labels),
-            token_shape=source.token_shape,
+            num_rows=len(tokens.labels),
+            token_shape=tokens.token_shape,
         )
     )
     relay = _relay(named.name, emit)
     if solved:
-        result = run_solver(head, source, open_test, protocol, emit=relay)
+        memory: dict[str, Any] = {"tokens": "resident"}
+        result = run_solver(head, tokens.in_memory(), open_test, protocol, emit=relay)
     else:
-        result = run_sweep(head, source, open_test, protocol, device=device, emit=relay)
+        placement = place_tokens(tokens, head, protocol, memory_bytes, device)
+        memory = placement.describe()
+        emit(_planned(named.name, tokens, placement))
+        result = run_sweep(
+            head,
+            placement.open(tokens),
+            open_test,
+            protocol,
+            memory_bytes=placement.plan.budget_bytes,
+            device=device,
+            emit=relay,
+        )
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
         _save_predictions(result, opened[0], test_ids, folder)
         if isinstance(result.probe, AttentiveProbe):
             _draw(result.probe, opened[0], cache, named, folder)
-    return _row(result, cache.spec, test.spec, named, head, protocol)
+    return _row(result, cache.spec, test.spec, named, head, protocol) | {"memory": memory}
 
 
-def _source(tokens: CachedTokens) -> ArraySource | CachedTokens:
-    """In memory when that takes no more than half of what is free, else straight from the map: the same bits."""
-    return tokens.in_memory() if 2 * tokens.size_bytes() <= available_memory_bytes() else tokens
+def _planned(name: str, tokens: CachedTokens, placement: Placement) -> MemoryPlanned:
+    return MemoryPlanned(
+        probe=name,
+        budget_bytes=placement.budget_bytes,
+        planned_bytes=placement.planned_bytes,
+        tokens=placement.tokens,
+        tokens_bytes=tokens.size_bytes(),
+        num_banks=placement.plan.num_banks,
+        probes_at_once=placement.plan.probes_at_once,
+        group_size=placement.plan.group_size,
+        chunk_size=placement.plan.chunk_size,
+    )
 
 
 def _relay(name: str, emit: Emit) -> Callable[[Progress], None]:

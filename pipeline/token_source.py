@@ -1,7 +1,8 @@
 """From a store on disk to what a probe trains on, without a copy of the store in between.
 
 `CachedTokens` gathers rows straight from the memory map; `in_memory` reads it once into one float32 array when that fits, which a
-sweep of many epochs prefers. Both give the same bits: every token is rounded, widened, normalised and padded by the same lines.
+sweep of many epochs prefers; `streaming.py` reads it ahead where it does not. All give the same bits: every token is
+rounded, widened, normalised and padded by the same lines.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from .errors import RequestError
 from .probe_names import NamedProbe
 from .rounding import float_tokens
 
+RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
+ROWS_AT_ONCE = 128  # rows of all arrays that are gathered, widened and normalised together
+
 
 class CachedTokens:
     """The tokens that one probe reads, from one store.
@@ -30,18 +34,22 @@ class CachedTokens:
 
     Attributes:
         labels: [N] int64, of the rows that could be read.
-        sample_ids: their ids, in the same order.
         num_classes: from the data set, not from the labels that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated.
+        block_rows: rows of the store that lie together on the disk.
+        stored_rows: [N] int64, where each image lies in the store, ascending.
+        stored_row_bytes: of one image on the disk.
     """
 
     def __init__(self, cache: TokenCache, probe: NamedProbe) -> None:
         class_names = cache.attributes["class_names"]
+        self._ids = cache.sample_ids
         self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
         self._join = stack_tokens if probe.head == "attentive" else concat_tokens
-        self._rows = torch.from_numpy(np.asarray(cache.rows))
-        self.labels = torch.from_numpy(np.asarray(cache.labels))[self._rows]
-        self.sample_ids: list[str] = [cache.sample_ids[int(row)] for row in self._rows]
+        self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
+        self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
+        self.block_rows = cache.block_rows
+        self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
         self.num_classes = len(class_names)
         num_tokens, widths = zip(*(_tokens_and_width(array) for array in self._arrays), strict=True)
         if probe.head == "attentive":
@@ -49,28 +57,50 @@ class CachedTokens:
         else:
             self.token_shape = (sum(n * width for n, width in zip(num_tokens, widths, strict=True)),)
 
-    def take(self, rows: torch.Tensor) -> torch.Tensor:
+    @property
+    def sample_ids(self) -> list[str]:
+        """The ids of the rows, in the same order as the labels."""
+        return [self._ids[row] for row in self.stored_rows.tolist()]
+
+    def take(self, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens of some rows.
 
         Args:
             rows: [B] int64, in any order.
+            out: [B, *token_shape] float32 to fill; None makes it.
 
         Returns:
             [B, *token_shape] float32, each token of unit length.
         """
-        stored = self._rows[rows]
-        return self._join([_gather(array, stored) for array in self._arrays])
+        stored = self.stored_rows[rows]
+        if out is None:
+            out = torch.empty(len(rows), *self.token_shape)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            self._join([_gather(array, stored[part]) for array in self._arrays], out=out[part])
+        return out
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Have the system read rows start to stop of the store ahead."""
+        for array in self._arrays:
+            array.will_need(start, min(stop, array.shape[0]))
+
+    def release(self, start: int, stop: int) -> None:
+        """Give back the memory of rows start to stop of the store."""
+        for array in self._arrays:
+            array.release(start, min(stop, array.shape[0]))
 
     def size_bytes(self) -> int:
         """What `in_memory` would allocate."""
         return 4 * len(self.labels) * int(np.prod(self.token_shape))
 
-    def in_memory(self, rows_at_once: int = 1024) -> ArraySource:
+    def in_memory(self) -> ArraySource:
         """Read everything once, in order, into one float32 array [N, *token_shape]."""
         tokens = torch.empty(len(self.labels), *self.token_shape)
-        for start in range(0, len(tokens), rows_at_once):
-            rows = torch.arange(start, min(start + rows_at_once, len(tokens)))
-            tokens[rows] = self.take(rows)
+        for start in range(0, len(tokens), RELEASE_ROWS):
+            rows = torch.arange(start, min(start + RELEASE_ROWS, len(tokens)))
+            self.take(rows, out=tokens[start : start + len(rows)])
+            self.release(int(self.stored_rows[rows[0]]), int(self.stored_rows[rows[-1]]) + 1)
         return ArraySource(tokens, self.labels, self.num_classes)
 
 
@@ -104,18 +134,8 @@ def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, s
         )
 
 
-def available_memory_bytes() -> int:
-    """Memory that can be had without swapping, as the system reports it; 4 GiB where it reports nothing."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 4 << 30
-
-
 def _gather(array: TokenArray, rows: torch.Tensor) -> torch.Tensor:
-    return _as_tokens(float_tokens(array.take(rows.numpy()), array.logical_dtype).float())
+    return _as_tokens(float_tokens(array.take(rows.numpy()), array.logical_dtype))  # joining makes it float32
 
 
 def _as_tokens(values: torch.Tensor) -> torch.Tensor:

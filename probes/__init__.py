@@ -4,6 +4,7 @@ from .attention import attention_mass
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
+from .budget import MemoryPlan, Sizes, plan_memory, sizes_of
 from .checkpoint import load_probe, save_probe
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .events import Progress
@@ -25,13 +26,25 @@ from .protocol import (
     TrainingProtocol,
 )
 from .solve import run_solver
-from .sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
+from .sources import (
+    ArraySource,
+    OrderedSource,
+    StreamedSource,
+    TokenSource,
+    concat_tokens,
+    l2_normalize,
+    read_batches,
+    stack_tokens,
+)
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
 
 __all__ = [
     # what a trainer reads
     "TokenSource",
+    "OrderedSource",
+    "StreamedSource",
     "ArraySource",
+    "read_batches",
     "l2_normalize",
     "stack_tokens",
     "concat_tokens",
@@ -61,6 +74,10 @@ __all__ = [
     "QUICK",
     "run_sweep",
     "run_solver",
+    "Sizes",
+    "sizes_of",
+    "MemoryPlan",
+    "plan_memory",
     "SweepResult",
     "SettingScore",
     "Rung",

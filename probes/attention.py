@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from .attentive import AttentiveProbe
 from .errors import DataError
-from .sources import TokenSource
+from .sources import TokenSource, read_batches
 
 BATCH = 256
 
@@ -32,7 +34,7 @@ def attention_mass(probe: AttentiveProbe, source: TokenSource) -> Tensor:
             where="attention_mass", expected="at least one image", got="none", todo="Give images to look at."
         )
     total = torch.zeros(probe.num_heads, source.token_shape[0], dtype=torch.float64)
-    for rows in torch.split(torch.arange(num_samples), BATCH):
-        tokens = source.take(rows).to(probe.query)
-        total += probe.attention(tokens).double().sum(0).cpu()
+    with contextlib.closing(read_batches(source, torch.split(torch.arange(num_samples), BATCH))) as stream:
+        for _, tokens in stream:
+            total += probe.attention(tokens.to(probe.query)).double().sum(0).cpu()
     return total / num_samples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,12 +73,16 @@ class BatchPlan:
         return self.num_epochs * self.steps_per_epoch
 
     def batches(self, seed: int) -> Iterator[Tensor]:
-        """The samples of each step, [B] int64 positions below num_samples, in an order of each epoch."""
+        """The samples of each step, [B] int64 positions below num_samples, in a random order of each epoch."""
+        return self.cut(lambda epoch: torch.randperm(self.num_samples, generator=make_generator(seed, "order", epoch)))
+
+    def cut(self, order: Callable[[int], Tensor]) -> Iterator[Tensor]:
+        """The samples of each step, given the order [N] of each epoch."""
         borders = self._borders()
         for epoch in range(self.num_epochs):
-            order = torch.randperm(self.num_samples, generator=make_generator(seed, "order", epoch))
+            samples = order(epoch)
             for start, stop in pairwise(borders):
-                yield order[start:stop]
+                yield samples[start:stop]
 
     def _borders(self) -> list[int]:
         borders = [*range(0, self.num_samples, self.batch_size), self.num_samples]

@@ -6,8 +6,9 @@ trained with others goes the way it would have gone by itself. It knows nothing 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,9 +21,9 @@ from .errors import SettingError
 from .events import Emit, Reporter
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
-from .sources import TokenSource
+from .sources import OrderedSource, TokenSource, read_batches
 
-EVALUATION_BATCH = 512
+EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,25 +90,26 @@ def fit_bank(
     finite = torch.ones(bank.num_probes, dtype=torch.bool, device=device)
     reporter = Reporter(emit, phase, num_steps, bank.num_probes)
     reporter.report(0)
-    for step, positions in enumerate(islice(plan.batches(protocol.seed), num_steps)):
-        batch = rows[positions]
-        labels = source.labels[batch]
-        weights = weight_of_class[labels]
-        tokens = source.take(batch).to(device, non_blocking=True)
-        add_jitter(tokens, protocol, step)
-        losses = bank.compute_gradients(
-            tokens,
-            labels.to(device),
-            (weights / weights.sum()).to(device, dtype),
-            _draw_noise(bank, tokens, protocol.seed, step),
-        )
-        finite &= losses.isfinite()
-        for stack in bank.stacks:
-            stack.clip_grads(protocol.clip_norm)
-        for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
-            group["lr"] = cosine_lr(step, schedule_steps, peak_lr, protocol.min_lr)
-        optimizer.step()
-        reporter.report(step + 1, losses)
+    batches = islice(_batches(plan, source, rows, protocol.seed), num_steps)
+    with contextlib.closing(read_batches(source, batches)) as stream:
+        for step, (batch, read) in enumerate(stream):
+            labels = source.labels[batch]
+            weights = weight_of_class[labels]
+            tokens = read.to(device, non_blocking=True)
+            add_jitter(tokens, protocol, step)
+            losses = bank.compute_gradients(
+                tokens,
+                labels.to(device),
+                (weights / weights.sum()).to(device, dtype),
+                _draw_noise(bank, tokens, protocol.seed, step),
+            )
+            finite &= losses.isfinite()
+            for stack in bank.stacks:
+                stack.clip_grads(protocol.clip_norm)
+            for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
+                group["lr"] = cosine_lr(step, schedule_steps, peak_lr, protocol.min_lr)
+            optimizer.step()
+            reporter.report(step + 1, losses)
     return FitResult(diverged=~finite.cpu(), final_loss=losses.cpu(), plan=plan)
 
 
@@ -127,9 +129,10 @@ def compute_logits(
     stretches = torch.split(rows, EVALUATION_BATCH)
     reporter = Reporter(emit, phase, len(stretches), bank.num_probes)
     reporter.report(0)
-    for number, stretch in enumerate(stretches, 1):
-        yield bank.logits(source.take(stretch).to(bank.stacks[0].device)).cpu()
-        reporter.report(number)
+    with contextlib.closing(read_batches(source, stretches)) as stream:
+        for number, (_, tokens) in enumerate(stream, 1):
+            yield bank.logits(tokens.to(bank.stacks[0].device)).cpu()
+            reporter.report(number)
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
@@ -162,6 +165,13 @@ def add_jitter(tokens: Tensor, protocol: TrainingProtocol, step: int) -> None:
     generator = make_generator(protocol.seed, "jitter", step, device=tokens.device)
     noise = torch.randn(len(chosen), *tokens.shape[1:], generator=generator, device=tokens.device)
     tokens.index_add_(0, chosen, noise.to(tokens.dtype), alpha=protocol.jitter_std)
+
+
+def _batches(plan: BatchPlan, source: TokenSource, rows: Tensor, seed: int) -> Iterable[Tensor]:
+    """The rows of each step, in an order of the source's choice if it has one."""
+    if isinstance(source, OrderedSource):
+        return plan.cut(lambda epoch: source.order(rows, seed, epoch))
+    return (rows[positions] for positions in plan.batches(seed))
 
 
 def _draw_noise(bank: Bank, tokens: Tensor, seed: int, step: int) -> dict[int, Tensor]:

@@ -48,7 +48,7 @@ def run_solver(
         emit: called with `Progress`.
 
     Returns:
-        SweepResult without batches: `selection` and `refit` are None, `rungs` is empty, and nothing can diverge.
+        SweepResult without batches: `selection`, `refit` and `memory` are None, `rungs` is empty, and nothing can diverge.
 
     Raises:
         SettingError: the head is trained rather than solved, or wants other tokens.
@@ -99,6 +99,7 @@ def run_solver(
         selection=None,
         rungs=(),
         refit=None,
+        memory=None,
         seconds=seconds,
     )
 

@@ -6,7 +6,7 @@ Where they come from, memory, a map or a disk, is the source's own business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -39,6 +39,39 @@ class TokenSource(Protocol):
         The caller may write into the result; it need not outlive the next call.
         """
         ...
+
+
+@runtime_checkable
+class OrderedSource(TokenSource, Protocol):
+    """A token source that says in which order its rows are best read in an epoch."""
+
+    def order(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """[N] int64 -> [N] the same rows in an order that depends on the arguments alone."""
+        ...
+
+
+@runtime_checkable
+class StreamedSource(OrderedSource, Protocol):
+    """A token source that reads ahead."""
+
+    def stream(self, batches: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """For each batch of rows [B] its rows and what `take` gives for them.
+
+        Tokens may be written into and do not outlive the next batch. Closing the generator ends the reading.
+        """
+        ...
+
+
+def read_batches(source: TokenSource, batches: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Rows [B] and tokens [B, *token_shape] of one batch after the other, read ahead where the source can.
+
+    Whoever may stop before the end closes it: `with contextlib.closing(read_batches(...)) as stream`.
+    """
+    if isinstance(source, StreamedSource):
+        yield from source.stream(batches)
+    else:
+        for rows in batches:
+            yield rows, source.take(rows)
 
 
 class ArraySource:
@@ -99,11 +132,12 @@ def l2_normalize(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def stack_tokens(parts: Sequence[Tensor]) -> Tensor:
+def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     """Tokens for an attentive head: normalised, then padded on the right to the widest.
 
     Args:
         parts: [B, t_i, D_i] each; the widths may differ (CLIP's final level is narrower than its blocks).
+        out: float32 memory for the result; None makes it.
 
     Returns:
         [B, sum of t_i, max of D_i] float32.
@@ -116,7 +150,9 @@ def stack_tokens(parts: Sequence[Tensor]) -> Tensor:
     """
     _check_parts(parts)
     num_tokens, embed_dim = sum(part.shape[1] for part in parts), max(part.shape[2] for part in parts)
-    stacked = torch.zeros(len(parts[0]), num_tokens, embed_dim, device=parts[0].device)
+    stacked = torch.empty(len(parts[0]), num_tokens, embed_dim, device=parts[0].device) if out is None else out
+    if any(part.shape[2] < embed_dim for part in parts):
+        stacked.zero_()
     start = 0
     for part in parts:
         stacked[:, start : start + part.shape[1], : part.shape[2]] = l2_normalize(part.float())
@@ -124,11 +160,12 @@ def stack_tokens(parts: Sequence[Tensor]) -> Tensor:
     return stacked
 
 
-def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
+def concat_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     """Features for a linear head: each token normalised, then all of them side by side, without padding.
 
     Args:
         parts: [B, t_i, D_i] each.
+        out: float32 memory for the result; None makes it.
 
     Returns:
         [B, sum of t_i D_i] float32.
@@ -140,7 +177,7 @@ def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
     [[1.0, 0.0, 1.0, 0.0]]
     """
     _check_parts(parts)
-    return torch.cat([l2_normalize(part.float()).flatten(1) for part in parts], 1)
+    return torch.cat([l2_normalize(part.float()).flatten(1) for part in parts], 1, out=out)
 
 
 def _check_parts(parts: Sequence[Tensor]) -> None:

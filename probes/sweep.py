@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from torch import Tensor
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, plan_batches
+from .budget import MemoryPlan, plan_memory, sizes_of
 from .errors import DataError, SettingError
-from .events import Emit
+from .events import Emit, Progress
 from .fit import compute_logits, fit_bank
 from .halving import Rung, keep_best, plan_rungs
 from .knn import KnnProbe
@@ -79,6 +80,7 @@ class SweepResult:
         selection: batches of the training of the grid; None where nothing is trained.
         rungs: the rounds that were trained: one of all settings, or those of a halving sweep.
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
+        memory: in how many banks the grid was trained, and how; None where nothing is trained.
         seconds: phase -> wall time: select, validate, refit, test.
     """
 
@@ -95,6 +97,7 @@ class SweepResult:
     selection: BatchPlan | None
     rungs: tuple[Rung, ...]
     refit: BatchPlan | None
+    memory: MemoryPlan | None
     seconds: dict[str, float]
 
 
@@ -104,6 +107,7 @@ def run_sweep(
     open_test: Callable[[], TokenSource],
     protocol: TrainingProtocol,
     *,
+    memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     emit: Emit | None = None,
 ) -> SweepResult:
@@ -114,6 +118,8 @@ def run_sweep(
         train: the training images.
         open_test: opens the test images; called once, after everything else.
         protocol: the grid and how to train.
+        memory_bytes: what training may take of the device's memory beside tokens that a source keeps there; see `budget.py`. A grid
+            that does not fit is trained in several banks, one after the other. None is no limit.
         device: of the arithmetic.
         emit: called with `Progress`, at most four times a second.
 
@@ -121,7 +127,7 @@ def run_sweep(
         SweepResult.
 
     Raises:
-        SettingError: head and tokens do not fit each other.
+        SettingError: head and tokens do not fit each other, or not even one probe fits into the memory.
         DataError: too few images to hold some out, or test tokens unlike the training tokens.
     """
     _check_shape(head, train)
@@ -129,6 +135,9 @@ def run_sweep(
     initial = _make_probe(head, train, protocol.seed)
     fit_rows, validation_rows = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
+    memory = plan_memory(
+        sizes_of(head, train.token_shape, train.num_classes, len(train.labels), protocol), memory_bytes
+    )
 
     selection = plan_batches(
         len(fit_rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
@@ -141,23 +150,31 @@ def run_sweep(
         if not candidates:
             break
         rungs.append(Rung(num_settings=len(candidates), num_steps=rung.num_steps))
-        alive = [settings[index] for index in candidates]
-        bank = _make_bank(initial, alive, device)
-        with timed(seconds, "select"):
-            steps, phase = rung.num_steps, "select"
-            fitted = fit_bank(bank, train, fit_rows, alive, protocol, schedule_steps=steps, phase=phase, emit=emit)
-        with timed(seconds, "validate"):
-            accuracies = _validate(bank, train, validation_rows, emit).masked_fill_(fitted.diverged, torch.nan)
-        del bank  # the grid's weights and gradients: what follows needs fewer
-        for index, accuracy in zip(candidates, accuracies.tolist(), strict=True):
-            validation = None if accuracy != accuracy else accuracy
-            scores[index] = SettingScore(setting=settings[index], validation=validation, num_steps=steps)
+        # probes of one dropout rate side by side: a bank trains them together
+        by_dropout = sorted(candidates, key=lambda index: settings[index].dropout)
+        banks = list(memory.banks(len(candidates)))
+        for number, places in enumerate(banks):
+            members = [by_dropout[place] for place in places]
+            alive = [settings[member] for member in members]
+            accuracies = _train_bank(
+                _make_bank(initial, alive, device, memory),
+                train,
+                (fit_rows, validation_rows),
+                alive,
+                protocol,
+                rung.num_steps,
+                seconds,
+                _of_bank(emit, number, len(banks)),
+            )
+            for member, accuracy in zip(members, accuracies.tolist(), strict=True):
+                validation = None if accuracy != accuracy else accuracy
+                scores[member] = SettingScore(setting=settings[member], validation=validation, num_steps=rung.num_steps)
     best = choose(tuple(scores[index] for index in candidates))
 
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
         assert isinstance(best.setting, Setting)
-        bank = _make_bank(initial, [best.setting], device)
+        bank = _make_bank(initial, [best.setting], device, memory)
         with timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
@@ -187,8 +204,41 @@ def run_sweep(
         selection=selection,
         rungs=tuple(rungs),
         refit=refit,
+        memory=memory,
         seconds=seconds,
     )
+
+
+def _train_bank(
+    bank: Bank,
+    train: TokenSource,
+    rows: tuple[Tensor, Tensor],
+    settings: Sequence[Setting],
+    protocol: TrainingProtocol,
+    num_steps: int,
+    seconds: dict[str, float],
+    emit: Emit | None,
+) -> Tensor:
+    """Balanced accuracy [P] on the second rows after training on the first, NaN where it diverged. The bank's memory ends here."""
+    with timed(seconds, "select"):
+        outcome = fit_bank(
+            bank, train, rows[0], settings, protocol, schedule_steps=num_steps, phase="select", emit=emit
+        )
+    with timed(seconds, "validate"):
+        accuracies = _validate(bank, train, rows[1], emit)
+    return accuracies.masked_fill_(outcome.diverged, torch.nan)
+
+
+def _of_bank(emit: Emit | None, number: int, num_banks: int) -> Emit | None:
+    """Progress of one of several banks as a part of the whole phase."""
+    if emit is None or num_banks == 1:
+        return emit
+
+    def report(event: Progress) -> None:
+        done = number * event.num_steps + event.step
+        emit(replace(event, step=done, num_steps=num_banks * event.num_steps))
+
+    return report
 
 
 def choose(scores: tuple[SettingScore, ...]) -> SettingScore | None:
@@ -259,20 +309,30 @@ def _make_probe(head: Head, source: TokenSource, seed: int) -> AttentiveProbe | 
     return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
 
 
-def _make_bank(probe: AttentiveProbe | LinearProbe, settings: Sequence[Setting], device: torch.device | str) -> Bank:
+def _make_bank(
+    probe: AttentiveProbe | LinearProbe, settings: Sequence[Setting], device: torch.device | str, memory: MemoryPlan
+) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
         return LinearBank([probe] * len(settings), device=device)
-    return AttentiveBank([probe] * len(settings), [setting.dropout for setting in settings], device=device)
+    return AttentiveBank(
+        [probe] * len(settings),
+        [setting.dropout for setting in settings],
+        device=device,
+        group_size=memory.group_size,
+        chunk_size=memory.chunk_size,
+    )
 
 
 def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) -> Tensor:
     """Balanced accuracy [P] float64, NaN for a probe whose scores are not finite."""
-    predictions, finite = [], torch.ones(bank.num_probes, dtype=torch.bool)
+    predictions = torch.empty(bank.num_probes, len(rows), dtype=torch.int64)
+    finite, done = torch.ones(bank.num_probes, dtype=torch.bool), 0
     for logits in compute_logits(bank, source, rows, phase="validate", emit=emit):
-        predictions.append(logits.argmax(2))
+        predictions[:, done : done + logits.shape[1]] = logits.argmax(2)
         finite &= logits.isfinite().flatten(1).all(1)
-    accuracy = balanced_accuracy(torch.cat(predictions, 1), source.labels[rows], source.num_classes)
+        done += logits.shape[1]
+    accuracy = balanced_accuracy(predictions, source.labels[rows], source.num_classes)
     return accuracy.masked_fill_(~finite, torch.nan)
 
 

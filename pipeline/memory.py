@@ -1,0 +1,121 @@
+"""How much memory probes may use: what was asked for, or what the system has to give.
+
+On a GPU probes are trained in its own memory, and the host's holds tokens alone.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from .errors import RequestError
+
+HEADROOM = 0.8  # of what is free: other programs want some too
+UNKNOWN_BYTES = 4 << 30  # where a system reports nothing
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size with a unit.
+
+    Raises:
+        RequestError: it is none, or zero.
+
+    >>> parse_size("4GB"), parse_size("1.5 GiB"), parse_size("512m")
+    (4000000000, 1610612736, 512000000)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    size_bytes = int(float(match[1]) * units[(match[2] or "").lower()]) if match else 0
+    if size_bytes == 0:
+        raise RequestError(
+            where="--memory",
+            expected="a size above zero with a unit: kB, MB, GB, TB (or KiB, MiB, GiB, TiB)",
+            got=repr(text),
+            todo="Write for example --memory 4GB, or leave it out to use what is free.",
+        )
+    return size_bytes
+
+
+def memory_for_probes(asked: str | None) -> int:
+    """What probes may take of the host's memory beside the program as it is now.
+
+    Args:
+        asked: what the whole program may take, as on the command line; None is what is free, less headroom.
+
+    Raises:
+        RequestError: not a size, or the program alone is larger.
+    """
+    if asked is None:
+        return int(HEADROOM * available_memory_bytes())
+    asked_bytes, used_bytes = parse_size(asked), anonymous_memory_bytes()
+    if asked_bytes <= used_bytes:
+        raise RequestError(
+            where="--memory",
+            expected=f"more than {used_bytes / 1e6:,.0f} MB, which the program with its model takes already",
+            got=asked,
+            todo="Give more memory.",
+        )
+    return asked_bytes - used_bytes
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """What training may take of a GPU's own memory."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return int(HEADROOM * free_bytes)
+
+
+def anonymous_memory_bytes(proc: Path = Path("/proc")) -> int:
+    """Memory of this process that is no file's; 0 where the system does not say."""
+    return _kilobytes(proc / "self" / "status", "RssAnon:") or 0
+
+
+def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that can be had without swapping: of the machine, or of the control groups this process is in, whichever is less."""
+    of_machine = _kilobytes(proc / "meminfo", "MemAvailable:")
+    limits = [UNKNOWN_BYTES if of_machine is None else of_machine, *_left_in_groups(proc, cgroups)]
+    return max(min(limits), 0)
+
+
+def _left_in_groups(proc: Path, cgroups: Path) -> list[int]:
+    """Limit less use, files that can be dropped not counted as used, of every group from ours up to the root."""
+    left = []
+    for line in _lines(proc / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2, one hierarchy
+            mount, names, prefix = cgroups, ("memory.max", "memory.current"), ""
+        elif "memory" in controllers.split(","):  # version 1
+            mount, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            prefix = "total_"
+        else:
+            continue
+        group = mount / path.lstrip("/")  # inside a container it may not exist: its parents do
+        for folder in [group, *group.parents]:
+            limit, used = (_number(folder / name) for name in names)
+            if limit is not None and used is not None:
+                fields = dict(line.split() for line in _lines(folder / "memory.stat"))
+                files = sum(int(fields.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+                left.append(limit - used + files)
+            if folder == mount:
+                break
+    return left
+
+
+def _number(file: Path) -> int | None:
+    lines = _lines(file)
+    return int(lines[0]) if lines and lines[0].isdigit() else None  # "max" is no limit
+
+
+def _kilobytes(file: Path, name: str) -> int | None:
+    return next((int(line.split()[1]) * 1024 for line in _lines(file) if line.startswith(name)), None)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,195 @@
+"""Tokens of a store that is larger than the memory: read ahead by one thread, in an order that the disk can follow.
+
+An epoch's order is `cache.chunk_shuffle`: stretches of rows in random order, rows shuffled within a buffer of some
+stretches. Of the map, only what the next few batches need is resident: the system is told to read it ahead, and to
+drop it afterwards. One thread gathers and normalises into buffers that are used again and again, while the trainer
+works on the batch before.
+
+It changes no bit: a row is the same row however it was reached, and the order depends on seed, epoch and buffer alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from cache import chunk_shuffle
+
+from .token_source import ROWS_AT_ONCE, CachedTokens
+
+NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
+BATCHES_AHEAD = 2  # batches of which the system is told before they are gathered
+STRETCHES = 16  # in a buffer, at least: in a store sorted by class, neighbours in the buffer must not be of one class
+INDEX_BYTES = 128  # a row: label, place, and orders while they are made
+
+
+class StreamedTokens:
+    """A `probes.StreamedSource` over a store.
+
+    Args:
+        tokens: which tokens.
+        buffer_bytes: of the store that are shuffled together. Two such buffers are resident at most.
+        pin: give batches in page-locked memory, for a GPU.
+
+    Attributes:
+        stretch_rows: neighbouring rows that stay together when stretches are shuffled: a block of the store, or less.
+        buffer_stretches: stretches whose rows are shuffled together.
+    """
+
+    def __init__(self, tokens: CachedTokens, *, buffer_bytes: int, pin: bool = False) -> None:
+        self._tokens, self._pin = tokens, pin
+        self.labels, self.num_classes, self.token_shape = tokens.labels, tokens.num_classes, tokens.token_shape
+        buffer_rows = max(1, buffer_bytes // tokens.stored_row_bytes)
+        self.stretch_rows = max(1, min(tokens.block_rows, buffer_rows // STRETCHES))
+        self.buffer_stretches = buffer_rows // self.stretch_rows
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """[B] int64 -> float32 [B, *token_shape]."""
+        return self._tokens.take(rows)
+
+    def order(self, rows: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+        """[N] int64 -> [N] the same rows, shuffled buffer by buffer."""
+        stored = self._tokens.stored_rows
+        shuffled = chunk_shuffle(
+            stored[rows].numpy(),
+            block_rows=self.stretch_rows,
+            buffer_blocks=self.buffer_stretches,
+            seed=seed,
+            epoch=epoch,
+        )
+        return torch.searchsorted(stored, torch.from_numpy(shuffled))
+
+    def stream(self, batches: Iterable[torch.Tensor]) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Rows [B] and tokens [B, *token_shape] of each batch; the tokens may be written into, and last until the next batch.
+
+        What goes wrong in the reading thread is raised here. Closing the generator ends the thread.
+        """
+        thread = _Reader(self._tokens, self._announced(batches), pin=self._pin)
+        thread.start()
+        try:
+            while (batch := thread.ready.get()) is not None:
+                if isinstance(batch, BaseException):
+                    raise batch
+                rows, buffer = batch
+                yield rows, buffer.tokens(len(rows), self.token_shape)
+                buffer.give_back()
+                thread.free.put(buffer)
+        finally:
+            thread.stop()
+
+    def _announced(self, batches: Iterable[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
+        """The batches, each asked for some batches ahead; what none of those ahead needs is given back."""
+        uses: Counter[int] = Counter()
+        ahead: deque[tuple[torch.Tensor, list[int]]] = deque()
+
+        def hand_out() -> Iterator[torch.Tensor]:
+            rows, stretches = ahead.popleft()
+            yield rows
+            uses.subtract(stretches)
+            done = [stretch for stretch in stretches if uses[stretch] == 0]
+            for stretch in done:
+                del uses[stretch]
+            self._advise(done, self._tokens.release)
+
+        try:
+            for rows in batches:
+                stretches = np.unique(self._tokens.stored_rows[rows].numpy() // self.stretch_rows).tolist()
+                self._advise([stretch for stretch in stretches if stretch not in uses], self._tokens.will_need)
+                uses.update(stretches)
+                ahead.append((rows, stretches))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield from hand_out()
+            while ahead:
+                yield from hand_out()
+        finally:
+            self._advise(sorted(uses), self._tokens.release)
+
+    def _advise(self, stretches: list[int], advice: Callable[[int, int], None]) -> None:
+        for first, last in _runs(stretches):
+            advice(first * self.stretch_rows, (last + 1) * self.stretch_rows)
+
+
+def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_bytes: int) -> int:
+    """What streaming takes at most: pages of the map, buffers, one gather, and lists as long as the split."""
+    of_batch = 4 * int(np.prod(tokens.token_shape))
+    pages = 2 * buffer_bytes + (BATCHES_AHEAD + 2) * batch_rows * tokens.stored_row_bytes
+    gather = ROWS_AT_ONCE * (tokens.stored_row_bytes + 3 * of_batch)
+    return pages + NUM_BUFFERS * batch_rows * of_batch + gather + INDEX_BYTES * len(tokens.labels)
+
+
+class _Buffer:
+    """Memory for one batch; on a GPU's behalf it is page-locked, and not used again before the copy out of it is over."""
+
+    def __init__(self, *, pin: bool) -> None:
+        self._pin = pin
+        self._values = torch.empty(0)
+        self._copied: torch.cuda.Event | None = None
+
+    def tokens(self, num_rows: int, token_shape: tuple[int, ...]) -> torch.Tensor:
+        """[num_rows, *token_shape] float32 with whatever lies there."""
+        size = num_rows * int(np.prod(token_shape))
+        if self._values.numel() < size:
+            self._values = torch.empty(size, pin_memory=self._pin)
+        return self._values[:size].view(num_rows, *token_shape)
+
+    def give_back(self) -> None:
+        """Called by the reader of the batch, when it has asked for all copies."""
+        if self._pin:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def wait(self) -> None:
+        """Called before the memory is filled again."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+
+class _Reader(threading.Thread):
+    """Fills free buffers with batches. `ready` ends with None, or with the error that ended it."""
+
+    def __init__(self, tokens: CachedTokens, batches: Generator[torch.Tensor, None, None], *, pin: bool) -> None:
+        super().__init__(name="layerbank token reader", daemon=True)
+        self._tokens, self._batches = tokens, batches
+        self._stopped = False
+        self.ready: queue.SimpleQueue[tuple[torch.Tensor, _Buffer] | BaseException | None] = queue.SimpleQueue()
+        self.free: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
+        for _ in range(NUM_BUFFERS):
+            self.free.put(_Buffer(pin=pin))
+
+    def run(self) -> None:
+        try:
+            with contextlib.closing(self._batches):
+                for rows in self._batches:
+                    buffer = self.free.get()
+                    if buffer is None or self._stopped:
+                        return
+                    buffer.wait()
+                    self._tokens.take(rows, out=buffer.tokens(len(rows), self._tokens.token_shape))
+                    self.ready.put((rows, buffer))
+            self.ready.put(None)
+        except BaseException as error:  # raised again where the batch was wanted
+            self.ready.put(error)
+
+    def stop(self) -> None:
+        """End the thread, whatever it is at, and wait for it."""
+        self._stopped = True
+        self.free.put(None)
+        self.join()
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of successive numbers.
+
+    >>> list(_runs([1, 2, 3, 7]))
+    [(1, 3), (7, 7)]
+    """
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        yield members[0], members[-1]

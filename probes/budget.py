@@ -1,0 +1,183 @@
+"""How a sweep fits into the memory there is: probes at once, probes that go through together, samples at a time.
+
+A plan is arithmetic on shapes: the same sizes and the same budget give the same plan on every machine. It is an upper
+bound: the tests hold it to what training really takes. It counts what training adds (weights, gradients, moments,
+scratch memory, one batch, scores), not the tokens of a source that keeps them in memory and not the program itself.
+
+The order of giving way is that of cost (figures in README.md): smaller groups and chunks first, for a few percent of
+the time; then the grid in several banks, one after the other, each of which reads the tokens again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
+from .batches import choose_batch_size
+from .errors import SettingError
+from .fit import EVALUATION_BATCH
+from .protocol import Head, TrainingProtocol
+
+FLOAT_BYTES = 4
+COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
+MARGIN, MARGIN_BYTES = 1.05, 16 << 20  # small tensors, and what allocator and matrix products keep for themselves
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What was chosen, and what it will take.
+
+    Attributes:
+        budget_bytes: what training may take; None is no limit.
+        num_banks: how many banks the grid is trained in, one after the other.
+        probes_at_once: probes of the largest bank.
+        group_size: attentive probes of a bank that go through together; 0 for linear ones, which all do.
+        chunk_size: samples of a full group that go through together; 0 for linear probes.
+        total_bytes: an upper bound of what training takes at its peak.
+        state_bytes: the part of it that is weights, gradients and moments of a bank.
+    """
+
+    budget_bytes: int | None
+    num_banks: int
+    probes_at_once: int
+    group_size: int
+    chunk_size: int
+    total_bytes: int
+    state_bytes: int
+
+    def banks(self, num_probes: int) -> list[list[int]]:
+        """The probes of each bank, as even as can be."""
+        return split_evenly(range(num_probes), self.probes_at_once)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Everything that memory depends on.
+
+    Attributes:
+        head: which probe.
+        token_shape: (T, D) or (F,).
+        num_classes: C.
+        num_held_out: images held out for validation.
+        num_probes: settings of the grid.
+        batch_size: B, the larger one of selection and refit.
+    """
+
+    head: Head
+    token_shape: tuple[int, ...]
+    num_classes: int
+    num_held_out: int
+    num_probes: int
+    batch_size: int
+
+
+def sizes_of(
+    head: Head, token_shape: tuple[int, ...], num_classes: int, num_samples: int, protocol: TrainingProtocol
+) -> Sizes:
+    """The sizes of a sweep: all `num_samples` images, of which the protocol holds some out."""
+    held_out = int(protocol.validation_fraction * num_samples) + num_classes
+    candidates = (num_samples, max(num_samples - held_out, 1))
+    return Sizes(
+        head=head,
+        token_shape=token_shape,
+        num_classes=num_classes,
+        num_held_out=held_out,
+        num_probes=len(protocol.settings(head)),
+        # a last batch of one joins its neighbour
+        batch_size=max(choose_batch_size(count, protocol.batch_size) for count in candidates) + 1,
+    )
+
+
+def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
+    """The fastest plan that fits.
+
+    Args:
+        sizes: of the sweep.
+        budget_bytes: what training may take; None takes the fastest.
+
+    Raises:
+        SettingError: not even one probe at a time fits.
+    """
+    least = None
+    for plan in _plans(sizes, budget_bytes):
+        if budget_bytes is None or plan.total_bytes <= budget_bytes:
+            return plan
+        least = plan if least is None or plan.total_bytes < least.total_bytes else least
+    assert least is not None
+    raise SettingError(
+        where="memory for training",
+        expected=f"at least {_megabytes(least.total_bytes)}, for one probe of {sizes.token_shape} at a time",
+        got=_megabytes(budget_bytes or 0),
+        todo="Give more memory, or train a probe of fewer tokens, or a protocol of smaller batches.",
+    )
+
+
+def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
+    """All plans, the fastest first."""
+    shapes = [(0, 0)]
+    if sizes.head.kind == "attentive":
+        shapes = [(group, chunk) for group in (GROUP_SIZE, 4, 2, 1) for chunk in (CHUNK_SIZE, 128, 64, 32)]
+    smaller = sorted({-(-sizes.num_probes // banks) for banks in range(1, sizes.num_probes + 1)}, reverse=True)
+    for probes_at_once in smaller:
+        state_bytes = FLOAT_BYTES * COPIES * probes_at_once * _num_parameters(sizes)
+        for group_size, chunk_size in shapes:
+            scratch = _scratch_floats(sizes, probes_at_once, group_size, chunk_size)
+            total_bytes = state_bytes + FLOAT_BYTES * (scratch + _shared_floats(sizes, probes_at_once))
+            yield MemoryPlan(
+                budget_bytes=budget_bytes,
+                num_banks=len(split_evenly(range(sizes.num_probes), probes_at_once)),
+                probes_at_once=probes_at_once,
+                group_size=group_size,
+                chunk_size=chunk_size,
+                total_bytes=int(MARGIN * total_bytes) + MARGIN_BYTES,
+                state_bytes=state_bytes,
+            )
+
+
+def _num_parameters(sizes: Sizes) -> int:
+    width = sizes.token_shape[-1]
+    classifier = (width + 1) * sizes.num_classes
+    if sizes.head.kind == "linear":
+        return classifier
+    return 4 * width * _inner_dim(sizes) + 10 * width + classifier
+
+
+def _inner_dim(sizes: Sizes) -> int:
+    return sizes.head.num_heads * 2 * (sizes.token_shape[-1] // sizes.head.num_heads)
+
+
+def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
+    """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`: names as there."""
+    batch = max(sizes.batch_size, EVALUATION_BATCH)
+    scores = batch * sizes.num_classes
+    if sizes.head.kind == "linear":
+        return 5 * probes * scores  # logits twice, their gradient, log probabilities, one more on the way
+    num_tokens, embed_dim = sizes.token_shape
+    inner, heads = _inner_dim(sizes), sizes.head.num_heads
+    group = min(group_size, probes)
+    width, chunk = group * heads, min(chunk_size * group_size // group, batch)
+    whole_batch = batch * (
+        group * (2 * embed_dim + 2 * inner) + (num_tokens + 1) * width
+    )  # y dy dpooled pooled attention
+    one_chunk = chunk * (2 * width * embed_dim + group * inner + 3 * num_tokens * width)  # z dz v da kept and a product
+    weights = group * (3 * inner * embed_dim + 5 * heads * embed_dim)  # matrix dmatrix, a product at the end, u du keys
+    classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
+    return whole_batch + one_chunk + weights + classifier
+
+
+def _shared_floats(sizes: Sizes, probes: int) -> int:
+    """What all probes of a bank share: one batch, its noise, the scores of an evaluation, and one probe as a module."""
+    batch = max(sizes.batch_size, EVALUATION_BATCH)
+    tokens = 1
+    for size in sizes.token_shape:
+        tokens *= size
+    copies = batch * 3 * tokens  # as read, jitter, normalised
+    noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if sizes.head.kind == "attentive" else 0
+    evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
+    predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
+    return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.0f} MB"

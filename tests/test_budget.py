@@ -1,0 +1,106 @@
+"""Budgets: a plan is an upper bound of what training takes, and a grid in several banks is the grid in one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
+
+from probes import Head, MemoryPlan, Progress, SettingError, Sizes, plan_memory, run_sweep, sizes_of
+from probes.attentive import AttentiveProbe
+from probes.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
+from probes.budget import FLOAT_BYTES, _num_parameters, _plans, _scratch_floats
+from probes.linear import LinearProbe
+from probes.protocol import PAPER
+
+PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), 47, 5000, PAPER)
+
+
+def test_without_a_budget_everything_trains_at_once() -> None:
+    plan = plan_memory(PAPER_SIZES)
+    assert (plan.num_banks, plan.probes_at_once, plan.group_size, plan.chunk_size) == (1, 63, GROUP_SIZE, CHUNK_SIZE)
+
+
+def test_less_memory_means_smaller_chunks_and_groups_first_and_then_more_banks() -> None:
+    whole = plan_memory(PAPER_SIZES)
+    seen: list[MemoryPlan] = []
+    for tenths in range(10, 1, -1):
+        plan = plan_memory(PAPER_SIZES, whole.total_bytes * tenths // 10)
+        assert plan.total_bytes <= (plan.budget_bytes or 0)
+        seen.append(plan)
+    assert [plan.num_banks for plan in seen] == sorted(plan.num_banks for plan in seen)
+    assert seen[0].num_banks == 1
+    assert seen[-1].num_banks > 3
+    smaller = plan_memory(PAPER_SIZES, whole.total_bytes - 1)
+    assert (smaller.num_banks, smaller.chunk_size) == (1, CHUNK_SIZE // 2)
+
+
+@pytest.mark.parametrize("kind", ["attentive", "linear"])
+def test_parameters_are_counted_as_the_modules_have_them(kind: str) -> None:
+    head = Head(kind=kind, num_heads=5 if kind == "attentive" else 0)
+    module = AttentiveProbe(48, 5, 7) if kind == "attentive" else LinearProbe(48, 7)
+    sizes = sizes_of(head, (3, 48) if kind == "attentive" else (48,), 7, 100, PAPER)
+    assert _num_parameters(sizes) == sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("num_probes", [1, 2, 7, 9])
+@pytest.mark.parametrize("batch_size", [40, 300])
+def test_the_plan_is_an_upper_bound_of_the_scratch_memory_of_a_bank(num_probes: int, batch_size: int) -> None:
+    sizes = Sizes(
+        head=Head(kind="attentive", num_heads=6),
+        token_shape=(5, 48),
+        num_classes=7,
+        num_held_out=0,
+        num_probes=num_probes,
+        batch_size=batch_size,
+    )
+    tokens, labels = torch.randn(batch_size, 5, 48), torch.arange(batch_size) % 7
+    weights = torch.full((batch_size,), 1 / batch_size)
+    for group_size, chunk_size in [(GROUP_SIZE, CHUNK_SIZE), (GROUP_SIZE, 32), (2, 64), (1, 32)]:
+        bank = AttentiveBank(
+            [AttentiveProbe(48, 6, 7)] * num_probes, [0.1] * num_probes, group_size=group_size, chunk_size=chunk_size
+        )
+        with torch.no_grad():
+            bank.compute_gradients(tokens, labels, weights, {6: torch.rand(batch_size, 5, 6)})
+            bank.logits(tokens)
+        planned_bytes = FLOAT_BYTES * _scratch_floats(sizes, num_probes, group_size, chunk_size)
+        assert bank.scratch_bytes <= planned_bytes
+
+
+@pytest.mark.parametrize("head", [ATTENTIVE, LINEAR])
+def test_a_grid_in_several_banks_chooses_and_trains_what_the_grid_in_one_does(head: Head) -> None:
+    protocol = replace(SMALL, lrs=(1e-2, 1e-3))  # at lr 0.1 training is chaotic: rounding decides
+    train, test = make_source(head, 150, 0), make_source(head, 60, 1)
+    whole = run_sweep(head, train, lambda: test, protocol)
+    sizes = sizes_of(head, train.token_shape, 3, 150, protocol)
+    enough_for_two = min(plan.total_bytes for plan in _plans(sizes, None) if plan.probes_at_once == 2)
+    events: list[Progress] = []
+    parted = run_sweep(head, train, lambda: test, protocol, memory_bytes=enough_for_two, emit=events.append)
+    num_banks = len(whole.scores) // 2
+    assert whole.memory.num_banks == 1
+    assert (parted.memory.num_banks, parted.memory.probes_at_once) == (num_banks, 2)
+    assert [score.setting for score in parted.scores] == [score.setting for score in whole.scores]
+    for one, other in zip(parted.scores, whole.scores, strict=True):
+        assert one.validation == pytest.approx(other.validation, abs=0.001)
+    steps = [event.step for event in events if event.phase == "select"]
+    assert steps == sorted(steps)
+    assert steps[-1] == num_banks * parted.selection.num_steps
+    assert list(dict.fromkeys(event.phase for event in events)) == ["select", "validate", "refit", "test"]
+    assert parted.chosen == whole.chosen
+    assert parted.probe is not None
+    assert whole.probe is not None
+    wanted = whole.probe.state_dict()
+    for name, value in parted.probe.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_budget_that_not_even_one_probe_fits_is_refused_with_what_it_takes() -> None:
+    source = make_source(LINEAR, 150, 0)
+    with pytest.raises(SettingError) as error:
+        run_sweep(LINEAR, source, lambda: source, SMALL, memory_bytes=1_000_000)
+    assert str(error.value) == (
+        "memory for training: expected at least 17 MB, for one probe of (64,) at a time, got 1 MB. "
+        "Give more memory, or train a probe of fewer tokens, or a protocol of smaller batches."
+    )

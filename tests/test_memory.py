@@ -1,0 +1,139 @@
+"""How much memory there is, and where a probe's tokens lie."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from token_stores import make_spec, without_fsync, write_store  # noqa: F401
+
+from cache import ArraySpec, TokenCache
+from pipeline import RequestError
+from pipeline.memory import (
+    HEADROOM,
+    UNKNOWN_BYTES,
+    anonymous_memory_bytes,
+    available_memory_bytes,
+    memory_for_probes,
+    parse_size,
+)
+from pipeline.placement import LARGEST_BUFFER_BYTES, Placement, place_tokens
+from pipeline.probe_names import NamedProbe
+from pipeline.streaming import StreamedTokens
+from pipeline.token_source import CachedTokens
+from probes import QUICK, ArraySource, Head, SettingError
+
+CPU = torch.device("cpu")
+GB = 10**9
+
+
+def system(folder: Path, **files: str) -> dict[str, Path]:
+    """A /proc and a /sys/fs/cgroup with these files; __ is a slash."""
+    for name, text in files.items():
+        file = folder.joinpath(*name.split("__"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return {"proc": folder / "proc", "cgroups": folder / "cgroups"}
+
+
+@pytest.mark.parametrize("text", ["", "four GB", "-1GB", "0GB", "4 XB", "1e3MB", "4GB or so"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RequestError) as error:
+        parse_size(text)
+    assert str(error.value) == (
+        "--memory: expected a size above zero with a unit: kB, MB, GB, TB (or KiB, MiB, GiB, TiB), "
+        f"got {text!r}. Write for example --memory 4GB, or leave it out to use what is free."
+    )
+
+
+def test_what_is_free_is_what_the_machine_says_without_groups(tmp_path: Path) -> None:
+    where = system(tmp_path, proc__meminfo="MemTotal: 9 kB\nMemAvailable:    5000 kB\n")
+    assert available_memory_bytes(**where) == 5000 * 1024
+    assert available_memory_bytes(tmp_path / "nothing", tmp_path / "nothing") == UNKNOWN_BYTES
+
+
+def test_a_control_group_of_version_2_limits_what_is_free(tmp_path: Path) -> None:
+    where = system(
+        tmp_path,
+        proc__meminfo="MemAvailable: 5000 kB\n",
+        proc__self__cgroup="0::/user/job\n",
+        **{
+            "cgroups__user__job__memory.max": "max\n",
+            "cgroups__user__job__memory.current": "900000\n",
+            "cgroups__user__memory.max": "2000000\n",
+            "cgroups__user__memory.current": "1500000\n",
+            "cgroups__user__memory.stat": "anon 5\nactive_file 100000\ninactive_file 300000\n",
+        },
+    )
+    assert available_memory_bytes(**where) == 900_000
+
+
+def test_a_control_group_of_version_1_limits_what_is_free(tmp_path: Path) -> None:
+    where = system(
+        tmp_path,
+        proc__meminfo="MemAvailable: 5000 kB\n",
+        proc__self__cgroup="7:blkio:/\n4:cpu,memory:/not/visible/here\n",
+        **{
+            "cgroups__memory__memory.limit_in_bytes": "2000000\n",
+            "cgroups__memory__memory.usage_in_bytes": "1500000\n",
+            "cgroups__memory__memory.stat": "total_inactive_file 200000\n",
+        },
+    )
+    assert available_memory_bytes(**where) == 700_000
+
+
+def test_the_memory_asked_for_is_that_of_the_whole_program() -> None:
+    used_bytes = anonymous_memory_bytes()
+    assert memory_for_probes("1TB") == pytest.approx(10**12 - used_bytes, abs=1e8)
+    assert memory_for_probes(None) == pytest.approx(HEADROOM * available_memory_bytes(), rel=0.2)
+    with pytest.raises(
+        RequestError, match=r"--memory: expected more than [\d,]+ MB, which the program .*, got 1MB\. Give"
+    ):
+        memory_for_probes("1MB")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> CachedTokens:
+    """12,000 rows, 100 of them without tokens; 49 MB in float32."""
+    path = tmp_path_factory.mktemp("store") / "train.zarr"
+    arrays = [ArraySpec(level="final", kind="cls", row_shape=(1024,))]
+    write_store(path, make_spec(12_000), arrays, attributes={"class_names": [*"0123456789"]})
+    probe = NamedProbe(name="linear-cls", head="linear", levels=("final",), kinds=("cls",))
+    return CachedTokens(TokenCache.open(path), probe)
+
+
+def place(tokens: CachedTokens, memory_bytes: int) -> Placement:
+    return place_tokens(tokens, Head(kind="linear"), replace(QUICK, batch_size=256), memory_bytes, CPU)
+
+
+def test_tokens_are_resident_where_they_fit_beside_the_training_and_else_streamed(tokens: CachedTokens) -> None:
+    assert tokens.size_bytes() == len(tokens.labels) * 4096
+    large, middle, small = (place(tokens, size) for size in (GB, 90_000_000, 50_000_000))
+    assert [one.tokens for one in (large, middle, small)] == ["resident", "resident", "streamed"]
+    assert isinstance(large.open(tokens), ArraySource)
+    assert isinstance(small.open(tokens), StreamedTokens)
+    for one in (large, middle, small):
+        assert one.planned_bytes <= one.budget_bytes
+        assert one.buffer_bytes <= LARGEST_BUFFER_BYTES
+
+
+def test_resident_and_streamed_tokens_are_the_same_bits(tokens: CachedTokens) -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(tokens.labels))[:300])
+    for size in (GB, 50_000_000):
+        assert torch.equal(place(tokens, size).open(tokens).take(rows), tokens.take(rows))
+
+
+def test_the_order_of_streamed_tokens_does_not_hang_on_a_little_memory_more_or_less(tokens: CachedTokens) -> None:
+    one, two = place(tokens, 50_000_000), place(tokens, 50_500_000)
+    assert one.buffer_bytes == two.buffer_bytes
+
+
+def test_a_budget_too_small_for_one_probe_is_an_error_that_says_how_much_it_takes(tokens: CachedTokens) -> None:
+    with pytest.raises(
+        SettingError,
+        match=r"memory for training: expected at least \d+ MB, for one probe of \(1024,\) at a time, got \d+ MB\.",
+    ):
+        place(tokens, 20_000_000)

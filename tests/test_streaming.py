@@ -1,0 +1,207 @@
+"""Tokens that do not fit: the same bits as resident ones, a thread that ends, and a hard limit on memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import starved
+import torch
+from token_stores import make_spec, without_fsync  # noqa: F401
+
+from cache import ArraySpec, CacheWriter, TokenCache
+from pipeline.probe_names import NamedProbe
+from pipeline.streaming import StreamedTokens
+from pipeline.token_source import CachedTokens
+from probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
+from probes.sources import OrderedSource
+
+NUM_ROWS = 1200
+HEADS = {"attentive": Head(kind="attentive", num_heads=3), "linear": Head(kind="linear")}
+PROTOCOL = TrainingProtocol(
+    lrs=(1e-2, 1e-3), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=2, min_steps=10, batch_size=100
+)
+
+
+class InOrder(ArraySource):
+    """Resident tokens in the order of streamed ones."""
+
+    def __init__(self, tokens: torch.Tensor, streamed: StreamedTokens) -> None:
+        super().__init__(tokens, streamed.labels, streamed.num_classes)
+        self.order = streamed.order
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
+    """Two levels of different widths, as CLIP has them, and several blocks."""
+    arrays = [
+        ArraySpec(level="block.1", kind="cls", row_shape=(48,)),
+        ArraySpec(level="block.1", kind="grid2", row_shape=(4, 48)),
+        ArraySpec(level="final", kind="cls", row_shape=(32,)),
+        ArraySpec(level="final", kind="grid2", row_shape=(4, 32)),
+    ]
+    spec = make_spec(NUM_ROWS)
+    labels = np.arange(NUM_ROWS) * 3 // NUM_ROWS
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("store") / "train.zarr"
+    writer = CacheWriter.open(
+        path,
+        spec,
+        arrays,
+        labels=labels,
+        sample_ids=[f"image {row}" for row in range(NUM_ROWS)],
+        batch_size=60,
+        attributes={"class_names": ["circle", "square", "star"]},
+    )
+    with writer:
+        for batch in writer.pending():
+            rows = np.arange(batch.start, batch.stop)
+            tokens = {}
+            for array in batch.arrays:
+                values = generator.standard_normal((len(rows), *array.row_shape))
+                values[..., :3] += np.eye(3)[labels[rows]].reshape(len(rows), *[1] * (len(array.row_shape) - 1), 3)
+                tokens[array.name] = values.astype(np.float16)
+            writer.append(batch, tokens, content_hashes=rows.astype(np.uint64))
+        writer.complete()
+    return TokenCache.open(path)
+
+
+def tokens_of(cache: TokenCache, head: str) -> CachedTokens:
+    return CachedTokens(
+        cache, NamedProbe(name=head, head=head, levels=("block.1", "final"), kinds=("cls", "grid2"), num_heads=3)
+    )
+
+
+@pytest.fixture(params=["attentive", "linear"])
+def tokens(cache: TokenCache, request: pytest.FixtureRequest) -> CachedTokens:
+    return tokens_of(cache, request.param)
+
+
+def streamed_from(tokens: CachedTokens) -> StreamedTokens:
+    """A buffer of a fifth of the store."""
+    return StreamedTokens(tokens, buffer_bytes=NUM_ROWS // 5 * tokens.stored_row_bytes)
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "layerbank token reader"]
+
+
+def test_streamed_training_equals_resident_training_in_the_same_order_bit_for_bit(tokens: CachedTokens) -> None:
+    streamed = streamed_from(tokens)
+    resident = InOrder(tokens.in_memory().tokens, streamed)
+    assert isinstance(streamed, StreamedSource)
+    assert isinstance(resident, OrderedSource)
+    assert not isinstance(resident, StreamedSource)
+    head = HEADS["attentive" if len(tokens.token_shape) == 2 else "linear"]
+    results = [run_sweep(head, source, lambda s=source: s, PROTOCOL) for source in (streamed, resident, streamed)]
+    wanted = results[1]
+    assert wanted.probe is not None
+    for result in results:
+        assert result.probe is not None
+        for name, value in result.probe.state_dict().items():
+            assert torch.equal(value, wanted.probe.state_dict()[name]), name
+        assert [score.validation for score in result.scores] == [score.validation for score in wanted.scores]
+        assert torch.equal(result.test_logits, wanted.test_logits)  # type: ignore[arg-type]
+    assert not readers()
+
+
+def test_an_order_holds_every_row_once_and_depends_on_seed_and_epoch_only(cache: TokenCache) -> None:
+    streamed = streamed_from(tokens_of(cache, "linear"))
+    rows = torch.arange(0, NUM_ROWS, 2)
+    first = streamed.order(rows, 0, 0)
+    assert torch.equal(first.sort().values, rows)
+    assert torch.equal(first, streamed_from(tokens_of(cache, "attentive")).order(rows.flip(0), 0, 0))
+    assert not torch.equal(first, streamed.order(rows, 0, 1))
+    assert not torch.equal(first, streamed.order(rows, 1, 0))
+
+
+def test_a_buffer_mixes_stretches_from_all_over_the_store(cache: TokenCache) -> None:
+    streamed = streamed_from(tokens_of(cache, "linear"))
+    assert (streamed.stretch_rows, streamed.buffer_stretches) == (15, 16)
+    in_one_buffer = streamed.order(torch.arange(NUM_ROWS), 0, 0)[: 15 * 16]
+    assert len(torch.unique(in_one_buffer // 15)) == 16
+    assert set(streamed.labels[in_one_buffer].tolist()) == {0, 1, 2}
+
+
+def test_a_trainer_that_stops_early_ends_the_reading(tokens: CachedTokens) -> None:
+    stream = read_batches(streamed_from(tokens), torch.arange(NUM_ROWS).split(50))
+    rows, first = next(stream)
+    assert torch.equal(first, tokens.take(rows))
+    assert readers()
+    stream.close()
+    assert not readers()
+
+
+def test_a_trainer_that_raises_ends_the_reading(cache: TokenCache) -> None:
+    def fail(_: object) -> None:
+        raise KeyboardInterrupt
+
+    source = streamed_from(tokens_of(cache, "linear"))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(HEADS["linear"], source, lambda: source, PROTOCOL, emit=fail)
+    assert not readers()
+
+
+def test_what_goes_wrong_while_reading_is_raised_in_the_trainer(
+    tokens: CachedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = tokens.take
+
+    def fail_at_row_7(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        if 7 in rows:
+            raise OSError("the disk is gone")
+        return take(rows, out)
+
+    monkeypatch.setattr(tokens, "take", fail_at_row_7)
+    stream = streamed_from(tokens).stream([torch.arange(5), torch.arange(5, 10)])
+    assert len(next(stream)[1]) == 5
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+    assert not readers()
+
+
+def test_what_goes_wrong_while_batches_are_made_is_raised_in_the_trainer(cache: TokenCache) -> None:
+    def batches() -> Iterator[torch.Tensor]:
+        yield torch.arange(5)
+        raise RuntimeError("no more")
+
+    stream = streamed_from(tokens_of(cache, "linear")).stream(batches())
+    with pytest.raises(RuntimeError, match="no more"):
+        list(stream)
+    assert not readers()
+
+
+def test_a_batch_may_be_written_into_without_harm_to_the_next(tokens: CachedTokens) -> None:
+    source: TokenSource = streamed_from(tokens)
+    for rows, batch in read_batches(source, torch.arange(NUM_ROWS).split(100)):
+        assert torch.equal(batch, tokens.take(rows))
+        batch.fill_(torch.nan)  # the padding of narrow levels too
+
+
+def starve(folder: Path, probe: str, budget_bytes: int) -> dict[str, object]:
+    """Train in a process that cannot have more memory."""
+    train, test = starved.write_stores(folder, 10 * budget_bytes // starved.ROW_BYTES)
+    command = [sys.executable, starved.__file__, train, test, folder / "runs", str(budget_bytes), probe]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
+@pytest.mark.parametrize("probe", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
+def test_memory_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path, probe: str) -> None:
+    budget_bytes = 80_000_000 if probe == "attentive" else 64_000_000
+    answer = starve(tmp_path, probe, budget_bytes)
+    assert answer["tokens"] == ["streamed"]
+    assert answer["accuracies"] == [pytest.approx(1, abs=0.1)]
+    assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes  # type: ignore[operator]
