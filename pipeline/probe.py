@@ -18,9 +18,12 @@ import torch
 
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
+    HEAD_KINDS,
+    AlfEmbedProbe,
     ArraySource,
     AttentiveProbe,
     BatchPlan,
+    CaeProbe,
     Head,
     Progress,
     SweepResult,
@@ -143,8 +146,7 @@ def _train(
     emit: Emit,
 ) -> Row:
     source = _source(CachedTokens(cache, named))
-    num_heads = (named.num_heads or source.token_shape[0]) if named.head == "attentive" else 0
-    head = Head(kind=named.head, num_heads=num_heads)
+    head = _head(named, source.token_shape[0])
     opened: list[TokenSource] = []
 
     def open_test() -> TokenSource:
@@ -162,9 +164,18 @@ def _train(
     result = run_sweep(head, source, open_test, protocol, device=device, emit=_relay(named.name, emit))
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
-        if isinstance(result.probe, AttentiveProbe):
+        if isinstance(result.probe, AttentiveProbe | AlfEmbedProbe | CaeProbe):
             _draw(result.probe, opened[0], cache, named, folder)
     return _row(result, cache.spec, test.spec, named, head, protocol)
+
+
+def _head(named: NamedProbe, num_tokens: int) -> Head:
+    kind = HEAD_KINDS[named.head]
+    return Head(
+        kind=named.head,
+        num_heads=(named.num_heads or num_tokens) if kind.heads else 0,
+        num_levels=len(named.levels) if kind.levels else 0,
+    )
 
 
 def _source(tokens: CachedTokens) -> ArraySource | CachedTokens:
@@ -209,7 +220,11 @@ def _save(
 
 
 def _draw(
-    probe: AttentiveProbe, test: TokenSource, cache: TokenCache, named: NamedProbe, folder: Path
+    probe: AttentiveProbe | AlfEmbedProbe | CaeProbe,
+    test: TokenSource,
+    cache: TokenCache,
+    named: NamedProbe,
+    folder: Path,
 ) -> None:
     mass = attention_mass(probe, test).mean(0).double().numpy()  # [H, T] -> [T]
     tokens_per_kind = [
@@ -240,7 +255,7 @@ def _row(
         "head": named.head,
         "levels": list(named.levels),
         "kinds": list(named.kinds),
-        "num_heads": head.num_heads if named.head == "attentive" else None,
+        "num_heads": head.num_heads or None,
         "diverged": result.diverged,
         "chosen": None if result.chosen is None else asdict(result.chosen),
         "validation": result.validation,

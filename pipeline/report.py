@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from probes import HEAD_KINDS
+
 from .results import Row, gains
 
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds")
@@ -25,7 +27,7 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
             continue
         chosen = row["chosen"]
         setting = f"lr {chosen['lr']:g}, wd {chosen['weight_decay']:g}"
-        if row["head"] == "attentive":
+        if HEAD_KINDS[row["head"]].dropout:
             setting += f", dropout {chosen['dropout']:g}"
         gain = f"{gain_of[row['key']]:+.1f}" if row["key"] in gain_of else "-"
         validation, test = (100 * row["validation"], 100 * row["test"]["balanced_accuracy"])

@@ -11,9 +11,23 @@ from .fit import FitResult, compute_logits, fit_bank
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
-from .protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
+from .module_bank import ModuleBank
+from .protocol import HEAD_KINDS, PAPER, QUICK, Head, Setting, TrainingProtocol
 from .sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
+from .zoo import (
+    ZOO,
+    AbmilpProbe,
+    AimProbe,
+    AlfEmbedProbe,
+    CaeProbe,
+    EpProbe,
+    MapProbe,
+    ScalarMixProbe,
+    SimPoolProbe,
+    VJepaProbe,
+    ZooProbe,
+)
 
 __all__ = [
     # what a trainer reads
@@ -25,10 +39,23 @@ __all__ = [
     # heads
     "AttentiveProbe",
     "LinearProbe",
+    # heads of other studies, by their kind and by name
+    "ZOO",
+    "ZooProbe",
+    "CaeProbe",
+    "AlfEmbedProbe",
+    "AimProbe",
+    "EpProbe",
+    "AbmilpProbe",
+    "SimPoolProbe",
+    "VJepaProbe",
+    "MapProbe",
+    "ScalarMixProbe",
     # many at once
     "Bank",
     "AttentiveBank",
     "LinearBank",
+    "ModuleBank",
     # training
     "fit_bank",
     "FitResult",
@@ -37,6 +64,7 @@ __all__ = [
     "choose_batch_size",
     # the protocol
     "Head",
+    "HEAD_KINDS",
     "Setting",
     "TrainingProtocol",
     "PAPER",

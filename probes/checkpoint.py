@@ -24,12 +24,15 @@ from safetensors.torch import load_file, save_file
 from .attentive import AttentiveProbe
 from .errors import CheckpointError, CheckpointMissing
 from .linear import LinearProbe
+from .zoo import ZOO, ZooProbe
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
 
 
-def save_probe(folder: str | os.PathLike[str], probe: AttentiveProbe | LinearProbe, config: Mapping[str, Any]) -> None:
+def save_probe(
+    folder: str | os.PathLike[str], probe: AttentiveProbe | LinearProbe | ZooProbe, config: Mapping[str, Any]
+) -> None:
     """Write a probe into a folder, replacing one that is there.
 
     Args:
@@ -52,7 +55,7 @@ def save_probe(folder: str | os.PathLike[str], probe: AttentiveProbe | LinearPro
 
 def load_probe(
     folder: str | os.PathLike[str],
-) -> tuple[AttentiveProbe | LinearProbe, dict[str, Any]]:
+) -> tuple[AttentiveProbe | LinearProbe | ZooProbe, dict[str, Any]]:
     """Read a probe that `save_probe` wrote.
 
     Returns:
@@ -96,7 +99,9 @@ def load_probe(
     return probe.eval(), config
 
 
-def _describe(probe: AttentiveProbe | LinearProbe) -> dict[str, Any]:
+def _describe(probe: AttentiveProbe | LinearProbe | ZooProbe) -> dict[str, Any]:
+    if isinstance(probe, ZooProbe):
+        return {"kind": probe.kind, **probe.sizes}
     if isinstance(probe, LinearProbe):
         return {"kind": "linear", "num_features": probe.num_features, "num_classes": probe.num_classes}
     return {
@@ -107,22 +112,24 @@ def _describe(probe: AttentiveProbe | LinearProbe) -> dict[str, Any]:
     }
 
 
-def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> AttentiveProbe | LinearProbe:
+def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> AttentiveProbe | LinearProbe | ZooProbe:
     """A probe of the described head, in the dtype of the weights."""
     sizes = dict(head)
     kind = sizes.pop("kind")
-    probe: AttentiveProbe | LinearProbe
+    probe: AttentiveProbe | LinearProbe | ZooProbe
     if kind == "linear":
         probe = LinearProbe(**sizes)
     elif kind == "attentive":
         mask = weights.get("token_mask")
         probe = AttentiveProbe(**sizes, token_mask=None if mask is None else torch.ones_like(mask))
+    elif kind in ZOO:
+        probe = ZOO[kind](**sizes)
     else:
         raise ValueError(f"kind {kind!r}")
     return probe.to(weights.get("classifier.weight", torch.zeros(0)).dtype)
 
 
-def _check_shapes(file: Path, probe: AttentiveProbe | LinearProbe, weights: dict[str, torch.Tensor]) -> None:
+def _check_shapes(file: Path, probe: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     expected = {name: list(tensor.shape) for name, tensor in probe.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

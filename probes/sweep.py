@@ -24,11 +24,13 @@ from .fit import compute_logits, fit_bank
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
+from .module_bank import ModuleBank
 from .protocol import Head, Setting, TrainingProtocol
 from .seeds import make_generator
 from .sources import TokenSource
+from .zoo import ZOO, ZooProbe
 
-Probe = AttentiveProbe | LinearProbe
+Probe = AttentiveProbe | LinearProbe | ZooProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ def run_sweep(
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
         refit = outcome.plan
         probe = bank.probe(0)
-        assert isinstance(probe, AttentiveProbe | LinearProbe)
+        assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
         if not bool(outcome.diverged[0]) and all(bool(value.isfinite().all()) for value in probe.parameters()):
             trained = probe
             with _timed(seconds, "test"):
@@ -214,13 +216,13 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def _check_shape(head: Head, source: TokenSource) -> None:
-    wanted = {"attentive": "(T, D)", "linear": "(F,)"}[head.kind]
-    if len(source.token_shape) != {"attentive": 2, "linear": 1}[head.kind]:
+    wanted = "(F,)" if head.kind == "linear" else "(T, D)"
+    if len(source.token_shape) != (1 if head.kind == "linear" else 2):
         raise SettingError(
             where=f"tokens of a {head.kind} head",
             expected=f"token_shape {wanted}",
             got=str(source.token_shape),
-            todo="Stack tokens for attentive heads, concatenate them for linear ones.",
+            todo="Concatenate tokens for linear heads, stack them for all others.",
         )
 
 
@@ -228,14 +230,22 @@ def _make_probe(head: Head, source: TokenSource, seed: int) -> Probe:
     width = source.token_shape[-1]
     if head.kind == "linear":
         return LinearProbe(width, source.num_classes, seed=seed)
-    return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
+    if head.kind == "attentive":
+        return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
+    heads = {"num_heads": head.num_heads} if head.num_heads else {}
+    levels = {"num_levels": head.num_levels, "num_tokens": source.token_shape[0]} if head.num_levels else {}
+    sizes = {"embed_dim": width, **heads, **levels, "num_classes": source.num_classes}
+    return ZOO[head.kind](**sizes, seed=seed)
 
 
 def _make_bank(probe: Probe, settings: tuple[Setting, ...] | list[Setting], device: torch.device | str) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
         return LinearBank([probe] * len(settings), device=device)
-    return AttentiveBank([probe] * len(settings), [setting.dropout for setting in settings], device=device)
+    dropouts = [setting.dropout for setting in settings]
+    if isinstance(probe, AttentiveProbe):
+        return AttentiveBank([probe] * len(settings), dropouts, device=device)
+    return ModuleBank([probe] * len(settings), dropouts, device=device)
 
 
 def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) -> Tensor:
