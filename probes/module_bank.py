@@ -24,7 +24,9 @@ from .errors import SettingError
 from .stack import Stack, extract_module
 from .zoo import ZooProbe
 
-GROUP_SIZE = 4  # probes that go through together; memory is proportional
+# Probes that go through together. On a CPU one at a time is the fastest: vmap copies the tokens for every probe of a
+# group (tests/benchmarks/zoo.py); probes/README.md has the figures.
+GROUP_SIZE = 1
 
 
 class ModuleBank:

@@ -61,8 +61,9 @@ class VJepaProbe(ZooProbe):
         """[B, T, D], L2-normalised and padded -> logits [B, C]."""
         xhat = layer_norm(tokens, tokens.shape[-1:])
         u = fold_query(self.to_q(self.query)[0], self.to_k.weight, self.sizes["num_heads"]) * self.norm1.weight
-        pooled = (attend(xhat, u) @ xhat) * self.norm1.weight + self.norm1.bias  # [B, H, D]
-        x = self.query + self.proj(project_heads(pooled, self.to_v.weight) + self.to_v.bias)
+        # LN_1's affine part goes into the matrix: on what is pooled it would cost B H D where this costs D^2
+        values = project_heads(attend(xhat, u) @ xhat, self.to_v.weight * self.norm1.weight)  # [B, D]
+        x = self.query + self.proj(values + self.to_v(self.norm1.bias))
         x = x + self.fc2(gelu(self.fc1(self.norm2(x))))
         logits: Tensor = self.classifier(x)
         return logits

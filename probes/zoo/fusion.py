@@ -44,9 +44,12 @@ class _Fusion(ZooProbe):
         attention = self.attention(tokens)
         if keep is not None:
             attention = attention * keep
-        pooled = (attention @ layer_norm(tokens, tokens.shape[-1:])) * self.norm_v.weight  # [B, H, D]
-        pooled = pooled + attention.sum(2, keepdim=True) * self.norm_v.bias
-        logits: Tensor = self.classifier(self.bn(self.proj(project_heads(pooled, self.to_v.weight))))
+        pooled = attention @ layer_norm(tokens, tokens.shape[-1:])  # [B, H, D]
+        # LN_v's affine part goes into the matrix: on z it would cost B H D where this costs I D
+        values = project_heads(pooled, self.to_v.weight * self.norm_v.weight)  # [B, I]
+        shift = self.to_v(self.norm_v.bias).view(self.num_heads, -1)  # [H, h]
+        values = values + (attention.sum(2, keepdim=True) * shift).flatten(1)
+        logits: Tensor = self.classifier(self.bn(self.proj(values)))
         return logits
 
     def attention(self, tokens: Tensor) -> Tensor:
