@@ -99,9 +99,7 @@ class Backbone:
     device: torch.device
     embed_dim: dict[str, int]
     tower: Tower = field(repr=False)
-    _compiled: dict[tuple[tuple[str, ...], tuple[str, ...]], TokenFunction] = field(
-        default_factory=dict, repr=False
-    )
+    _compiled: dict[tuple[tuple[str, ...], tuple[str, ...]], TokenFunction] = field(default_factory=dict, repr=False)
 
     @property
     def token_rule(self) -> str:
@@ -229,9 +227,7 @@ def _open_tower(model_id: str, *, weights: str | None, image_size: int | None, s
         from .demo_weights import DEMO_MODEL, open_demo
 
         if model_id != DEMO_MODEL:
-            raise RequestError(
-                where="--model", expected=DEMO_MODEL, got=repr(model_id), todo=f"Use {DEMO_MODEL}."
-            )
+            raise RequestError(where="--model", expected=DEMO_MODEL, got=repr(model_id), todo=f"Use {DEMO_MODEL}.")
         if weights is not None:
             raise RequestError(
                 where=f"--weights {weights}",
@@ -240,9 +236,7 @@ def _open_tower(model_id: str, *, weights: str | None, image_size: int | None, s
                 todo="Use timm/vit_small_patch14_dinov2 with these weights.",
             )
         return open_demo(image_size=image_size)
-    if model_id.startswith("open_clip/") or (
-        model_id.startswith("hf-hub:") and _is_open_clip_repository(model_id)
-    ):
+    if model_id.startswith("open_clip/") or (model_id.startswith("hf-hub:") and _is_open_clip_repository(model_id)):
         from .open_clip_models import open_open_clip
 
         return open_open_clip(model_id, weights=weights, image_size=image_size, seed=seed)

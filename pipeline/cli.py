@@ -45,14 +45,18 @@ class _Layerbank(click.Group):
             todo = "What was committed is kept: run the same command again to go on."
             print_error("interrupted", {"do": todo})
             ctx.exit(130)
-        except Exception as error:  # judged below: ours is shown, any other is raised again
-            if not all(hasattr(error, part) for part in ("where", "expected", "got", "todo")):
-                raise
+        except Exception as error:  # judged below: ours and the system's are shown, any other is raised again
             from .console import print_error
 
             shown: Any = error
-            print_error(shown.where, {"expected": shown.expected, "got": shown.got, "do": shown.todo})
-            ctx.exit(_exit_code(error))
+            if all(hasattr(error, part) for part in ("where", "expected", "got", "todo")):
+                print_error(shown.where, {"expected": shown.expected, "got": shown.got, "do": shown.todo})
+                ctx.exit(_exit_code(error))
+            if not isinstance(error, OSError) or isinstance(error, BrokenPipeError) or error.filename is None:
+                raise
+            todo = "Check the path, its permissions and the space left; what was committed is kept."
+            print_error(str(error.filename), {"got": error.strerror or str(error), "do": todo})
+            ctx.exit(1)
 
 
 def _exit_code(error: Exception) -> int:
@@ -78,9 +82,7 @@ _batch_size = click.option(
 _workers = click.option(
     "--workers",
     type=click.IntRange(0),
-    default=1,
-    show_default=True,
-    help="Decoding processes; 0 decodes in this one.",
+    help="Decoding processes; 0 decodes in this one. [default: 1 on a CPU, every core but one for a GPU]",
 )
 _on_bad_image = click.option(
     "--on-bad-image",
@@ -98,9 +100,7 @@ _extraction_options = _options(
         required=True,
         help="timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, demo/vit-s-focus.",
     ),
-    click.option(
-        "--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"
-    ),
+    click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
     click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
     click.option(
         "--data",
@@ -133,9 +133,7 @@ _extraction_options = _options(
         show_default=True,
         help="Of tokens on disk.",
     ),
-    click.option(
-        "--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."
-    ),
+    click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."),
     _device,
     _batch_size,
     _workers,
@@ -180,9 +178,7 @@ main.add_command(cache)
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
 @_json
-def extract(
-    splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, as_json: bool, **options: Any
-) -> None:
+def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
 
     Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
@@ -191,15 +187,15 @@ def extract(
     layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
     """
     from .console import Listener, print_json
+    from .datasets import open_source
     from .layers import choose_levels
 
     with Listener(quiet=as_json) as listener:
+        sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
         work = _open_extraction(options, listener.show)
         chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
         arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
-        stores = [
-            work.extract(work.source(split), arrays, overwrite=overwrite) for split in dict.fromkeys(splits)
-        ]
+        stores = [work.extract(source, arrays, overwrite=overwrite) for source in sources]
     if as_json:
         print_json({"stores": [str(store.path) for store in stores]})
 
@@ -220,12 +216,8 @@ def extract(
     show_default=True,
     help="Of split, initial weights, order, jitter, dropout.",
 )
-@click.option(
-    "--train-split", default="train", show_default=True, help="What probes are trained and chosen on."
-)
-@click.option(
-    "--test-split", default="test", show_default=True, help="What the chosen ones are tested on, once."
-)
+@click.option("--train-split", default="train", show_default=True, help="What probes are trained and chosen on.")
+@click.option("--test-split", default="test", show_default=True, help="What the chosen ones are tested on, once.")
 @click.option(
     "--extract/--no-extract",
     "may_extract",
@@ -241,9 +233,7 @@ def extract(
     help="Check the checksums of the stores first.",
 )
 @click.option("--retrain", is_flag=True, help="Train again what results.jsonl has already.")
-@click.option(
-    "--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results."
-)
+@click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @_json
 def probe(
     probes: str | None,
@@ -260,29 +250,27 @@ def probe(
 ) -> None:
     """Stage two: train probes on stored tokens, choose on validation, test once.
 
-    Tokens that are missing are extracted first. Results, trained probes and attention maps go to RUNS/<data set>/<store>/.
+    Tokens that are missing are extracted first. Results go to RUNS/<data set>/<store>/results.jsonl; each
+    trained probe, its test predictions and its attention map to a folder beside it.
 
     \b
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
     from .console import Listener, print_json, print_table
-    from .probe import check_same_classes, run_folder, verify_arrays
+    from .datasets import open_source
+    from .probe import check_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
-    from .probe_names import DEMO_PROBES, resolve_probe
+    from .probe_names import DEMO_PROBES, resolve_probes
     from .protocols import open_protocol
     from .report import COLUMNS, results_table, results_title
 
     chosen_protocol = open_protocol(protocol, seed=seed)
     with Listener(quiet=as_json) as listener:
+        train_source, test_source = (open_source(options["data"], split) for split in (train_split, test_split))
+        check_classes(train_source, test_source)
         work = _open_extraction(options, listener.show)
-        named = [
-            resolve_probe(name, work.backbone.depth) for name in (_names(probes) if probes else DEMO_PROBES)
-        ]
-        arrays = list(
-            dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds)
-        )
-        train_source, test_source = work.source(train_split), work.source(test_split)
-        check_same_classes(train_source, test_source)
+        named = resolve_probes(_names(probes) if probes else DEMO_PROBES, work.backbone.depth)
+        arrays = list(dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds))
         train, test = (
             work.extract(source, arrays) if may_extract else work.store(source)
             for source in (train_source, test_source)
@@ -298,6 +286,7 @@ def probe(
             folder,
             config=work.config(),
             retrain=retrain,
+            device=work.backbone.device,
             emit=listener.show,
         )
     if as_json:
@@ -307,14 +296,10 @@ def probe(
 
 
 @main.command()
-@click.option(
-    "--probe", "folder", type=_DIR, required=True, help="What `layerbank probe` saved: RUNS/.../probes/NAME."
-)
+@click.option("--probe", "folder", type=_DIR, required=True, help="What `layerbank probe` saved: RUNS/.../NAME-KEY.")
 @click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
 @click.option("--split", default="test", show_default=True, help="Where the data has splits.")
-@click.option(
-    "--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]"
-)
+@click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
 @_options(_device, _batch_size, _workers, _on_bad_image, _json)
 def predict(
     folder: Path,
@@ -323,25 +308,30 @@ def predict(
     weights: str | None,
     device: str,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     on_bad_image: str,
     as_json: bool,
 ) -> None:
     """Classify images with a trained probe: CSV on stdout, one line an image.
 
     \b
-    layerbank predict --probe runs/photos/STORE/probes/alf --data images:holiday
+    layerbank predict --probe runs/photos/STORE/alf-1a2b3c4d --data images:holiday
     """
     from .console import Listener, print_json, print_lines
     from .datasets import open_source
     from .predict import SavedProbe, predictions_csv
-    from .request import choose_device
+    from .request import choose_device, choose_workers
 
     with Listener(quiet=as_json) as listener:
-        saved = SavedProbe(folder, weights=weights, device=choose_device(device))
+        device = choose_device(device)
+        saved = SavedProbe(folder, weights=weights, device=device)
         source = open_source(data, split)
         predictions = saved.predict(
-            source, batch_size=batch_size, num_workers=workers, on_bad_image=on_bad_image, emit=listener.show
+            source,
+            batch_size=batch_size,
+            num_workers=choose_workers(workers, device),
+            on_bad_image=on_bad_image,
+            emit=listener.show,
         )
         if as_json:
             print_json([asdict(prediction) for prediction in predictions])
@@ -358,11 +348,6 @@ class _Extraction:
     options: dict[str, Any]
     emit: Emit
 
-    def source(self, split: str) -> ImageSource:
-        from .datasets import open_source
-
-        return open_source(self.options["data"], split)
-
     def store(self, source: ImageSource) -> Store:
         from .extract import spec_of
         from .probe import Store
@@ -370,9 +355,7 @@ class _Extraction:
         spec = spec_of(self.backbone, source, self.options["storage_dtype"])
         return Store(spec.store_path(self.options["cache_root"]), spec)
 
-    def extract(
-        self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
-    ) -> Store:
+    def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False) -> Store:
         from .extract import ExtractConfig, extract
 
         config = ExtractConfig(
@@ -393,9 +376,13 @@ class _Extraction:
 
 
 def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
-    from .request import ModelRequest, choose_device, choose_precision
+    from .images import start_worker_server
+    from .request import ModelRequest, choose_device, choose_precision, choose_workers
 
     device = choose_device(options["device"])
+    num_workers = choose_workers(options["workers"], device)
+    if num_workers:
+        start_worker_server()
     request = ModelRequest(
         model=options["model"],
         weights=options["weights"],
@@ -404,7 +391,7 @@ def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],
     )
-    return _Extraction(request.open(device), request, options, emit)
+    return _Extraction(request.open(device), request, options | {"workers": num_workers}, emit)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIR = click.Path(file_okay=False, path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-_root = click.option(
-    "--cache", "root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."
-)
+_root = click.option("--cache", "root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
 _store = click.argument("store", type=_DIR)
 
 
@@ -115,9 +113,9 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
 @cache.command()
 @_store
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Decoding processes.")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes. [default: as for extract]")
 @click.option("--remove-foreign", is_flag=True, help="Also delete files that do not belong to the store.")
-def repair(store: Path, device: str, workers: int, remove_foreign: bool) -> None:
+def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) -> None:
     """Drop what is damaged and compute those rows again, and no others.
 
     The model and the data set are those the store was made from; if they are no longer where they were, it says so and the store
@@ -128,21 +126,21 @@ def repair(store: Path, device: str, workers: int, remove_foreign: bool) -> None
     """
     from .console import Listener, print_lines
     from .repair import repair_and_fill
-    from .request import choose_device
+    from .request import choose_device, choose_workers
 
+    device = choose_device(device)
     with Listener() as listener:
         done = repair_and_fill(
             store,
-            device=choose_device(device),
-            num_workers=workers,
+            device=device,
+            num_workers=choose_workers(workers, device),
             remove_foreign=remove_foreign,
             emit=listener.show,
         )
     print_lines(f"  dropped and computed again: {one}" for one in done.dropped)
     print_lines(f"  restored: {one}" for one in done.restored_later)
     print_lines(
-        f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}"
-        for one in done.foreign
+        f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}" for one in done.foreign
     )
     print_lines([f"{store}: {done.num_rows:,} rows computed again"])
 
@@ -163,9 +161,7 @@ def gc(root: Path, delete: bool, as_json: bool) -> None:
 
     found = find_garbage(root)
     if as_json:
-        print_json(
-            [{"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found]
-        )
+        print_json([{"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found])
     else:
         print_lines(f"{size(one.size_bytes):>9}  {one.path}: {one.reason}" for one in found)
     if delete:

@@ -156,9 +156,7 @@ def convert_graph(path: Path) -> dict[str, Tensor]:
         attention = f"{_LAYER}{index}.attention.attention."
         qkv = ("query", "key", "value")
         block = f"blocks.{index}."
-        state[block + "attn.qkv.weight"] = torch.cat(
-            [products[f"{node}attention/attention/{x}/MatMul"] for x in qkv]
-        )
+        state[block + "attn.qkv.weight"] = torch.cat([products[f"{node}attention/attention/{x}/MatMul"] for x in qkv])
         state[block + "attn.qkv.bias"] = torch.cat([arrays[f"{attention}{x}.bias"] for x in qkv])
         state[block + "attn.proj.weight"] = products[f"{node}attention/output/dense/MatMul"]
         state[block + "mlp.fc1.weight"] = products[f"{node}mlp/fc1/MatMul"]

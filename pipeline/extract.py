@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import ArraySpec, Batch, BatchNotes, CacheSpec, CacheWriter
+from cache import ArraySpec, Batch, BatchNotes, CacheError, CacheSpec, CacheWriter, TokenCache
 
 from .backbones import Backbone
 from .datasets import ImageSource
@@ -133,9 +133,11 @@ def extract(
     """
     spec = spec_of(backbone, source, config.storage_dtype)
     arrays = [
-        ArraySpec(level=level, kind=kind, row_shape=backbone.row_shape(level, kind))
-        for level, kind in config.arrays
+        ArraySpec(level=level, kind=kind, row_shape=backbone.row_shape(level, kind)) for level, kind in config.arrays
     ]
+    if not config.overwrite and _is_complete(store, spec, arrays):  # so that a store on a read-only disk can be used
+        emit(CacheReused(store=store, num_rows=len(source)))
+        return
     attributes = {"class_names": list(source.class_names), "request": request or {}}
     with CacheWriter.open(
         store,
@@ -150,9 +152,16 @@ def extract(
         pending = writer.pending()
         if pending:
             _compute(backbone, source, config, writer, pending, store, emit)
-        else:
-            emit(CacheReused(store=store, num_rows=len(source)))
         writer.complete()
+
+
+def _is_complete(store: Path, spec: CacheSpec, arrays: Sequence[ArraySpec]) -> bool:
+    """Whether the store holds everything already. Whatever is wrong with it is for the writer to say or to mend."""
+    try:
+        cache = TokenCache.open(store, spec)
+    except CacheError:
+        return False
+    return all(cache.arrays.get((array.level, array.kind)) == array for array in arrays)
 
 
 def _compute(

@@ -28,9 +28,7 @@ from .sources import BadImage, ImageSource
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
-PREFETCHED_BATCHES = (
-    2  # a worker: one done, one in the making; the model is the slow part, more is only memory
-)
+PREFETCHED_BATCHES = 2  # a worker: one done, one in the making; the model is the slow part, more is only memory
 
 
 @dataclass(frozen=True)

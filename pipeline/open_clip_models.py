@@ -57,9 +57,7 @@ def open_open_clip(model_id: str, *, weights: str | None, image_size: int | None
     else:
         arch, tag = _split(model_id, pretrained=weights is None)
         described = open_clip.get_pretrained_cfg(arch, tag) if tag else _first_described(arch)
-        options["force_preprocess_cfg"] = {
-            name: described[name] for name in _TRANSFORM_FIELDS if name in described
-        }
+        options["force_preprocess_cfg"] = {name: described[name] for name in _TRANSFORM_FIELDS if name in described}
         options["force_quick_gelu"] = tag is not None and bool(described.get("quick_gelu"))
     if image_size is not None:
         if "timm_model_name" in open_clip.get_model_config(arch)["vision_cfg"]:
@@ -119,9 +117,7 @@ def _trunk_tower(visual: Any, model_id: str, image_size: int | None) -> Tower:
     blocks = timm_blocks(trunk, model_id)
     if image_size is not None:
         check_image_size(model_id, (image_size, image_size), trunk.patch_embed.patch_size)
-        trunk.set_input_size(
-            img_size=(image_size, image_size)
-        )  # open_clip itself leaves the trunk at its own size
+        trunk.set_input_size(img_size=(image_size, image_size))  # open_clip itself leaves the trunk at its own size
     last, norm, how = final_norm(trunk)
     projection = _linear_projection(visual)
     return _tower(
@@ -152,9 +148,7 @@ def _tower(
     preprocess = PreprocessCfg(**visual.preprocess_cfg)
     size = preprocess.size
     height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
-    named = (
-        model_id if model_id.startswith("hf-hub:") else "/".join(model_id.split("/")[:2])
-    )  # without the tag
+    named = model_id if model_id.startswith("hf-hub:") else "/".join(model_id.split("/")[:2])  # without the tag
     return Tower(
         name=model_id,
         model=visual,
@@ -190,9 +184,7 @@ def _linear_projection(visual: Any) -> nn.Sequential:
         return nn.Sequential()
     after = [getattr(visual.trunk, "head", nn.Identity()), *visual.head]
     acting = [layer for layer in after if not isinstance(layer, nn.Identity | nn.Dropout)]
-    return (
-        nn.Sequential(*acting) if all(isinstance(layer, nn.Linear) for layer in acting) else nn.Sequential()
-    )
+    return nn.Sequential(*acting) if all(isinstance(layer, nn.Linear) for layer in acting) else nn.Sequential()
 
 
 def _load_file(model: Any, path: str) -> None:

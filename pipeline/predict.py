@@ -53,7 +53,7 @@ class SavedProbe:
     """A trained probe and the backbone it belongs to, ready to classify.
 
     Args:
-        folder: what `layerbank probe` saved: runs/<...>/probes/<name>.
+        folder: what `layerbank probe` saved: runs/<...>/<name>-<key>.
         weights: where the backbone's weights lie now, if not where they were.
         device: where the backbone runs.
 
@@ -87,9 +87,7 @@ class SavedProbe:
             BadImage: an image could not be read and `on_bad_image` is `stop`.
         """
         forward = self.backbone.compile(self.named.levels, self.named.kinds)
-        ranges = [
-            (start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)
-        ]
+        ranges = [(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
         decoded_batches = decode_batches(source, self.backbone.transform, ranges, num_workers=num_workers)
         known = list(source.class_names) == self.class_names
         with closing(decoded_batches):
@@ -99,11 +97,7 @@ class SavedProbe:
                         raise bad
                     emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
                 output = forward(decoded.images)
-                parts = [
-                    self._rounded(output[level][kind])
-                    for level in self.named.levels
-                    for kind in self.named.kinds
-                ]
+                parts = [self._rounded(output[level][kind]) for level in self.named.levels for kind in self.named.kinds]
                 with torch.inference_mode():
                     logits = self.module(join_tokens(self.named, parts))
                 best = logits.softmax(-1).max(-1)
@@ -138,8 +132,7 @@ def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
     if differing:
         raise RequestError(
             where=f"probe {folder}",
-            expected="its own backbone: "
-            + "; ".join(f"{name} = {getattr(spec, name)!r}" for name in differing),
+            expected="its own backbone: " + "; ".join(f"{name} = {getattr(spec, name)!r}" for name in differing),
             got="; ".join(f"{name} = {here[name]!r}" for name in differing),
             todo="Give the weights it was trained on with --weights FILE, or train the probe again on these.",
         )

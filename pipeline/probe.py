@@ -8,7 +8,7 @@ sweep at its last step and not before. A row that stands in results.jsonl under 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +55,15 @@ def run_folder(runs_root: Path, train: Store) -> Path:
     return runs_root / train.spec.dataset / train.path.stem
 
 
-def check_same_classes(train: ImageSource, test: ImageSource) -> None:
-    """Raise RequestError unless both splits name the same classes in the same order."""
+def check_classes(train: ImageSource, test: ImageSource) -> None:
+    """Raise RequestError unless the splits have labels, and both name the same classes in the same order."""
+    if not train.class_names:
+        raise RequestError(
+            where=f"data {train.name}/{train.split}",
+            expected="images with labels, to train probes on",
+            got="images without",
+            todo="Give labelled data: folder:DIR, wds:DIR or hdf5:FILE.",
+        )
     if list(train.class_names) != list(test.class_names):
         raise RequestError(
             where=f"classes of {test.name}/{test.split}",
@@ -78,8 +85,7 @@ def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) ->
             raise DamagedStoreError(
                 where=str(path),
                 expected="every file as it was written",
-                got="; ".join(map(str, damages[:3]))
-                + (f" and {len(damages) - 3} more" if len(damages) > 3 else ""),
+                got="; ".join(map(str, damages[:3])) + (f" and {len(damages) - 3} more" if len(damages) > 3 else ""),
                 todo=f"Mend it: layerbank cache repair {path} (only those rows are computed again).",
             )
 
@@ -102,7 +108,7 @@ def probe(
         train, test: stores of the two splits, by the same backbone.
         named_probes: what to train.
         protocol: grid, schedule, seed.
-        folder: where results.jsonl, probes and pictures go.
+        folder: where results.jsonl goes, and a folder a row: probe, test predictions, attention map.
         config: what is needed to run the backbone again, kept with every saved probe.
         retrain: compute rows again even if they are there.
         device: where probes are trained.
@@ -123,11 +129,17 @@ def probe(
         reused = key in known and not retrain
         if not reused:
             row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
-            row |= _train(cache, test, named, protocol, folder, config or {}, device, emit)
+            changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
+            row |= _train(cache, test, named, changed, row_folder(folder, row), config or {}, device, emit)
             known[key] = append_row(folder / "results.jsonl", row)
         rows.append(known[key])
         emit(ProbeFinished(probe=named.name, row=known[key], reused=reused))
     return rows
+
+
+def row_folder(folder: Path, row: Row) -> Path:
+    """Where the probe, the predictions and the picture of a row lie: two settings of one probe never share it."""
+    return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
 def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
@@ -148,9 +160,12 @@ def _train(
     source = _source(CachedTokens(cache, named))
     head = _head(named, source.token_shape[0])
     opened: list[TokenSource] = []
+    test_ids: list[str] = []
 
     def open_test() -> TokenSource:
-        opened.append(_source(CachedTokens(TokenCache.open(test.path, test.spec), named)))
+        tokens = CachedTokens(TokenCache.open(test.path, test.spec), named)
+        test_ids.extend(tokens.sample_ids)
+        opened.append(_source(tokens))
         return opened[0]
 
     emit(
@@ -164,6 +179,7 @@ def _train(
     result = run_sweep(head, source, open_test, protocol, device=device, emit=_relay(named.name, emit))
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
+        _save_predictions(result, opened[0], test_ids, folder)
         if isinstance(result.probe, AttentiveProbe | AlfEmbedProbe | CaeProbe):
             _draw(result.probe, opened[0], cache, named, folder)
     return _row(result, cache.spec, test.spec, named, head, protocol)
@@ -212,11 +228,18 @@ def _save(
         "probe": asdict(named) | {"num_heads": head.num_heads},
         "class_names": cache.attributes["class_names"],
         "cache": cache.spec.to_dict(),
-        "versions": {
-            name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")
-        },
+        "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
     }
-    save_probe(folder / "probes" / named.name, result.probe, about)
+    save_probe(folder, result.probe, about)
+
+
+def _save_predictions(result: SweepResult, test: TokenSource, sample_ids: Sequence[str], folder: Path) -> None:
+    """`test.npz`: sample_ids [N] text, labels [N] int64, logits [N, C] float32; read with numpy.load, nothing is pickled."""
+    assert result.test_logits is not None
+    aside = folder / ".test.npz"
+    with aside.open("wb") as file:
+        np.savez(file, sample_ids=np.array(sample_ids), labels=test.labels.numpy(), logits=result.test_logits.numpy())
+    aside.replace(folder / "test.npz")
 
 
 def _draw(
@@ -228,14 +251,11 @@ def _draw(
 ) -> None:
     mass = attention_mass(probe, test).mean(0).double().numpy()  # [H, T] -> [T]
     tokens_per_kind = [
-        cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
-        for kind in named.kinds
+        cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1 for kind in named.kinds
     ]
     shares = attention_map(mass.astype(np.float64), named.levels, named.kinds, tokens_per_kind)
-    title = (
-        f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
-    )
-    draw_attention_map(folder / f"attention-{named.name}.png", shares, named.levels, named.kinds, title)
+    title = f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
+    draw_attention_map(folder / "attention.png", shares, named.levels, named.kinds, title)
 
 
 def _row(

@@ -1,14 +1,18 @@
 """The probes by name: which tokens each reads, and with which head. PROTOCOL's table as code.
 
-    linear-cls, linear-ap            one kind of `final`, a linear layer (linear-cls is the reference of all gains)
-    linear-{set}                     cls + ap of a layer set, concatenated, a linear layer
-    attn-{set}, alf = attn-all       cls + ap of a layer set, stacked, attention with one head a token
-    alf-grid{g}, alf-grid{g}-{set}   cls + g x g cells of a layer set, stacked, attention with 24 heads (48 for depth 24)
+    linear-cls, linear-ap             one kind of `final`, a linear layer (linear-cls is the reference of all gains)
+    linear-{set}                      cls + ap of a layer set, concatenated, a linear layer
+    attn-{set}, alf = attn-all        cls + ap of a layer set, stacked, attention with one head a token
+    linear-{set}-cls, alf-ap, ...     the same on one of the two kinds
+    alf-grid{g}, alf-grid{g}-{set}    cls + g x g cells of a layer set, stacked, attention with 24 heads (48 for depth 24)
+    aat                               cls + every patch of `final`, attention with 8 heads
+    aat-quarterly                     cls + every patch of the quarterly set, 24 heads, dropout 0.5, weight decay 1, jitter p 0.9
+    linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, or `every` for one probe a level
 
 Heads of other studies, `probes/README.md` has one row each; without a set, the first reads `final` and the second all:
 
-    {head}, {head}-{set}             cls + patch, stacked; {head} is cae, aim, ep, vjepa, map, abmilp or simpool
-    {head}, {head}-{set}             cls + ap, stacked; {head} is alf-embed or scalar-mix
+    {head}, {head}-{set}              cls + every patch, stacked; {head} is cae, aim, ep, vjepa, map, abmilp or simpool
+    {head}, {head}-{set}              cls + ap, stacked; {head} is alf-embed or scalar-mix
 
 A layer set is last, mid, quarterly or all (`pipeline.layers`).
 """
@@ -17,18 +21,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from .errors import RequestError
-from .layers import LAYER_SETS, layer_set
+from .layers import FINAL, LAYER_SETS, layer_set, level_names
 
 REFERENCE = "linear-cls"
 DEMO_PROBES = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
+EVERY = "every"
 
 _SETS = "|".join(LAYER_SETS)
 _ONE_KIND = re.compile(r"linear-(cls|ap)")
-_CLS_AP = re.compile(rf"(linear|attn)-({_SETS})")
+_LAYER_SET = re.compile(rf"(linear|attn)-({_SETS})(?:-(cls|ap))?")
 _GRID = re.compile(rf"alf-grid([1-9]\d*)(?:-({_SETS}))?")
+_LEVEL = re.compile(r"(linear|linear-ap|aat)@(\d+|final)")
 
 # head -> num_heads for a depth below 24 and from 24 on, where D is 1024 and 12 does not divide it; None: no heads, or one a token
 _OVER_PATCHES: dict[str, tuple[int, int] | None] = {
@@ -54,6 +61,7 @@ class NamedProbe:
         levels: the levels it reads, shallow to deep.
         kinds: the kinds it reads at every level.
         num_heads: None means one head a token, where the head has heads.
+        protocol: what it changes of the training protocol, field by field.
     """
 
     name: str
@@ -61,31 +69,50 @@ class NamedProbe:
     levels: tuple[str, ...]
     kinds: tuple[str, ...]
     num_heads: int | None = None
+    protocol: Mapping[str, object] = field(default_factory=dict)
+
+
+def resolve_probes(names: Iterable[str], depth: int) -> list[NamedProbe]:
+    """Read names, `...@every` being one probe a level, each once and in the order given.
+
+    Raises:
+        RequestError: no probe has that name.
+
+    >>> [probe.name for probe in resolve_probes(["linear@every", "linear@1"], 2)]
+    ['linear@0', 'linear@1', 'linear@final']
+    """
+    singles: list[str] = []
+    for name in names:
+        stem, at, level = name.partition("@")
+        levels = [one.removeprefix("block.") for one in level_names(depth)] if level == EVERY else [level]
+        singles += [f"{stem}{at}{one}" for one in levels]
+    return [resolve_probe(name, depth) for name in dict.fromkeys(singles)]
 
 
 def resolve_probe(name: str, depth: int) -> NamedProbe:
-    """Read a probe's name.
+    """Read the name of one probe.
 
     Args:
-        name: such as `alf` or `linear-quarterly`.
+        name: such as `alf`, `linear-quarterly` or `aat@8`.
         depth: number of blocks of the backbone.
 
     Raises:
         RequestError: no probe has that name.
 
-    >>> resolve_probe("alf-grid2-mid", 12)  # doctest: +NORMALIZE_WHITESPACE
-    NamedProbe(name='alf-grid2-mid', head='attentive', levels=('block.6', 'final'), kinds=('cls', 'grid2'), num_heads=24)
+    >>> probe = resolve_probe("alf-grid2-mid", 12)
+    >>> probe.head, probe.levels, probe.kinds, probe.num_heads
+    ('attentive', ('block.6', 'final'), ('cls', 'grid2'), 24)
     """
     if match := _ONE_KIND.fullmatch(name):
-        return NamedProbe(name=name, head="linear", levels=("final",), kinds=(match[1],))
-    if match := _CLS_AP.fullmatch("attn-all" if name == "alf" else name):
+        return NamedProbe(name=name, head="linear", levels=(FINAL,), kinds=(match[1],))
+    if match := _LAYER_SET.fullmatch(re.sub("^alf(?=$|-cls$|-ap$)", "attn-all", name)):
         head = "linear" if match[1] == "linear" else "attentive"
-        return NamedProbe(name=name, head=head, levels=tuple(layer_set(match[2], depth)), kinds=("cls", "ap"))
+        kinds = (match[3],) if match[3] else ("cls", "ap")
+        return NamedProbe(name=name, head=head, levels=tuple(layer_set(match[2], depth)), kinds=kinds)
     if match := _GRID.fullmatch(name):
         levels = tuple(layer_set(match[2] or "all", depth))
-        num_heads = 48 if depth >= 24 else 24
         kinds = ("cls", f"grid{match[1]}")
-        return NamedProbe(name=name, head="attentive", levels=levels, kinds=kinds, num_heads=num_heads)
+        return NamedProbe(name=name, head="attentive", levels=levels, kinds=kinds, num_heads=_many_heads(depth))
     if match := _ZOO.fullmatch(name):
         head = match[1]
         over_levels = head in _OVER_LEVELS
@@ -94,6 +121,28 @@ def resolve_probe(name: str, depth: int) -> NamedProbe:
         kinds = ("cls", "ap" if over_levels else "patch")
         heads = choice[depth >= 24] if choice else None
         return NamedProbe(name=name, head=head, levels=levels, kinds=kinds, num_heads=heads)
+    if name == "aat-quarterly":
+        return NamedProbe(
+            name=name,
+            head="attentive",
+            levels=tuple(layer_set("quarterly", depth)),
+            kinds=("cls", "patch"),
+            num_heads=_many_heads(depth),
+            protocol={"dropouts": (0.5,), "weight_decays": (1.0,), "jitter_probability": 0.9},
+        )
+    if match := _LEVEL.fullmatch("aat@final" if name == "aat" else name):
+        level = FINAL if match[2] == FINAL else f"block.{int(match[2])}"
+        if level not in level_names(depth):
+            raise RequestError(
+                where=f"--probe {name}",
+                expected=f"a level of this backbone: 0 to {depth - 1}, or {FINAL}",
+                got=match[2],
+                todo=f"Name one of them, or {match[1]}@{EVERY} for a probe a level.",
+            )
+        if match[1] == "aat":
+            return NamedProbe(name=name, head="attentive", levels=(level,), kinds=("cls", "patch"), num_heads=8)
+        kind = "ap" if match[1] == "linear-ap" else "cls"
+        return NamedProbe(name=name, head="linear", levels=(level,), kinds=(kind,))
     known = probe_names()
     nearest = difflib.get_close_matches(name, known, n=1)
     raise RequestError(
@@ -105,10 +154,17 @@ def resolve_probe(name: str, depth: int) -> NamedProbe:
 
 
 def probe_names() -> list[str]:
-    """Every name, with 2 standing for any g of a grid."""
+    """Every name, with 2 standing for any g of a grid and `every` for any level."""
     names = ["linear-cls", "linear-ap"]
-    names += [f"linear-{s}" for s in LAYER_SETS] + [f"attn-{s}" for s in LAYER_SETS] + ["alf", "alf-grid2"]
-    names += [f"alf-grid2-{s}" for s in LAYER_SETS]
-    for head in (*_OVER_PATCHES, *_OVER_LEVELS):
-        names += [head, *(f"{head}-{s}" for s in LAYER_SETS)]
-    return names
+    names += [
+        f"{head}-{layers}{kind}" for head in ("linear", "attn") for layers in LAYER_SETS for kind in ("", "-cls", "-ap")
+    ]
+    names += ["alf", "alf-cls", "alf-ap", "alf-grid2", *(f"alf-grid2-{layers}" for layers in LAYER_SETS)]
+    names += ["aat", "aat-quarterly", *(f"{stem}@{EVERY}" for stem in ("linear", "linear-ap", "aat"))]
+    zoo = (*_OVER_PATCHES, *_OVER_LEVELS)
+    return names + [f"{head}{layers}" for head in zoo for layers in ("", *(f"-{layers}" for layers in LAYER_SETS))]
+
+
+def _many_heads(depth: int) -> int:
+    """The paper's heads for as many tokens as two kinds of all levels have."""
+    return 48 if depth >= 24 else 24

@@ -9,7 +9,7 @@ from probes import HEAD_KINDS
 
 from .results import Row, gains
 
-COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds")
+COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
 
 
 def results_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -23,7 +23,7 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
         seconds = f"{sum(row['seconds'].values()):.1f}"
         parameters = f"{row['num_parameters']:,}"
         if row["test"] is None:
-            table.append([row["probe"], "every setting diverged", "-", "-", "-", parameters, seconds])
+            table.append([row["probe"], "every setting diverged", "-", "-", "-", parameters, seconds, row["key"][:8]])
             continue
         chosen = row["chosen"]
         setting = f"lr {chosen['lr']:g}, wd {chosen['weight_decay']:g}"
@@ -31,7 +31,9 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
             setting += f", dropout {chosen['dropout']:g}"
         gain = f"{gain_of[row['key']]:+.1f}" if row["key"] in gain_of else "-"
         validation, test = (100 * row["validation"], 100 * row["test"]["balanced_accuracy"])
-        table.append([row["probe"], setting, f"{validation:.1f}", f"{test:.1f}", gain, parameters, seconds])
+        table.append(
+            [row["probe"], setting, f"{validation:.1f}", f"{test:.1f}", gain, parameters, seconds, row["key"][:8]]
+        )
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,6 @@ from .errors import RequestError
 
 if TYPE_CHECKING:
     from .backbones import Backbone
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +94,11 @@ def choose_precision(precision: str, device: str) -> str:
     if precision != "auto":
         return precision
     return "float16" if device.startswith("cuda") else "float32"
+
+
+def choose_workers(num_workers: int | None, device: str) -> int:
+    """How many processes decode: what was asked for, else one for a model on a CPU, which is the slower part there, and for a
+    GPU every core but one, up to 16."""
+    if num_workers is not None:
+        return num_workers
+    return max(1, min(16, (os.cpu_count() or 2) - 1)) if device.startswith("cuda") else 1

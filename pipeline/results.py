@@ -63,9 +63,7 @@ def _cut_torn_line(descriptor: int, path: Path) -> None:
 def gains(rows: Iterable[Row]) -> dict[str, float]:
     """Points of test balanced accuracy over `linear-cls`, by key; empty where there is no such row to compare with."""
     rows = [row for row in rows if row["test"] is not None]
-    reference = {
-        row["setting_of_study"]: row["test"]["balanced_accuracy"] for row in rows if row["probe"] == REFERENCE
-    }
+    reference = {row["setting_of_study"]: row["test"]["balanced_accuracy"] for row in rows if row["probe"] == REFERENCE}
     return {
         row["key"]: 100 * (row["test"]["balanced_accuracy"] - reference[row["setting_of_study"]])
         for row in rows

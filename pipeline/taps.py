@@ -65,9 +65,7 @@ def kind_shape(kind: str, layout: TokenLayout) -> tuple[int, ...]:
             raise _missing(kind, "a backbone with register tokens", "one without", "Leave the kind out.")
         return (layout.num_register_tokens,)
     if (cells := grid_cells(kind)) is None:
-        raise _missing(
-            kind, "cls, ap, grid1, grid2, ..., patch or register", repr(kind), "Name one of these."
-        )
+        raise _missing(kind, "cls, ap, grid1, grid2, ..., patch or register", repr(kind), "Name one of these.")
     if cells > min(rows, columns):
         most = min(rows, columns)
         got = f"{cells} cells a side for {rows} x {columns} patches"
@@ -122,9 +120,7 @@ def _pool_grid(patches: Tensor, kind: str, layout: TokenLayout) -> Tensor:
     rows, columns = layout.grid_size
     image = patches.reshape(patches.shape[0], rows, columns, patches.shape[-1])
     # rows first, then columns: one mean over both axes of a strided view is ten times slower on a CPU
-    bands = torch.stack(
-        [image[:, a:b].mean(1, dtype=torch.float32) for a, b in _cell_spans(rows, cells)], dim=1
-    )
+    bands = torch.stack([image[:, a:b].mean(1, dtype=torch.float32) for a, b in _cell_spans(rows, cells)], dim=1)
     pooled = torch.stack([bands[:, :, a:b].mean(2) for a, b in _cell_spans(columns, cells)], dim=2)
     return pooled.flatten(1, 2)
 

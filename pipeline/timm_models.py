@@ -197,24 +197,16 @@ def _check_name(name: str, model_id: str, *, pretrained: bool) -> None:
             todo="Nearest: " + (", ".join(near) or "none") + ".",
         )
     known = [
-        full.partition(".")[2]
-        for full in timm.list_pretrained(f"{architecture}*")
-        if _is_tag_of(full, architecture)
+        full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}*") if _is_tag_of(full, architecture)
     ]
     if (tag and tag not in known) or (pretrained and not known):
         raise RequestError(
             where=f"--model {model_id}",
-            expected=f"weights that timm has for {architecture}"
-            if known
-            else "a model that timm has weights for",
+            expected=f"weights that timm has for {architecture}" if known else "a model that timm has weights for",
             got=f"tag {tag!r}" if tag else f"{architecture}, which has none",
             todo=f"Tags: {', '.join(known)}." if known else 'Give --weights FILE, or --weights "random".',
         )
-    if (
-        "_clip_" in architecture
-        and "quickgelu" not in architecture
-        and (tag or (known[:1] or [""])[0]) == "openai"
-    ):
+    if "_clip_" in architecture and "quickgelu" not in architecture and (tag or (known[:1] or [""])[0]) == "openai":
         sibling = architecture.replace("_clip_", "_clip_quickgelu_")
         raise RequestError(
             where=f"--model {model_id}",
@@ -251,7 +243,5 @@ def _create_from_file(name: str, model_id: str, options: dict[str, Any], path: s
         model = _create(name, model_id, options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
     except (RuntimeError, KeyError, AttributeError) as error:
         raise weights_mismatch(f"--weights {path}", model_id, error) from error
-    model.pretrained_cfg["state_dict"] = (
-        None  # timm keeps the overlay, and with it a second copy of the weights
-    )
+    model.pretrained_cfg["state_dict"] = None  # timm keeps the overlay, and with it a second copy of the weights
     return model

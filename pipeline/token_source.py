@@ -94,12 +94,7 @@ def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, s
     Raises:
         RequestError: names what is missing.
     """
-    missing = [
-        f"{level}/{kind}"
-        for level in probe.levels
-        for kind in probe.kinds
-        if (level, kind) not in cache_arrays
-    ]
+    missing = [f"{level}/{kind}" for level in probe.levels for kind in probe.kinds if (level, kind) not in cache_arrays]
     if missing:
         raise RequestError(
             where=f"probe {probe.name!r} on {store}",
@@ -120,12 +115,7 @@ def available_memory_bytes() -> int:
 
 
 def _gather(array: TokenArray, rows: torch.Tensor) -> torch.Tensor:
-    contiguous = array.contiguous
-    if contiguous is None:
-        values = float_tokens(np.ascontiguousarray(array.take(rows.numpy())), array.logical_dtype)
-    else:
-        values = torch.index_select(float_tokens(contiguous, array.logical_dtype), 0, rows)
-    return _as_tokens(values.float())
+    return _as_tokens(float_tokens(array.take(rows.numpy()), array.logical_dtype).float())
 
 
 def _as_tokens(values: torch.Tensor) -> torch.Tensor:

@@ -61,9 +61,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
             content = content[wrapper]
             break
     tensors = content if isinstance(content, dict) else {}
-    state = {
-        str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)
-    }
+    state = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not state:
         raise RequestError(
             where=where,

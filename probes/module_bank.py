@@ -137,16 +137,12 @@ class _BatchNorm(nn.BatchNorm1d):
     seen: dict[str, Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            variance, mean = torch.var_mean(x, 0, correction=0)
-            unbiased = variance.detach() * (len(x) / (len(x) - 1))
-            self.seen = {"running_mean": mean.detach(), "running_var": unbiased}
-        else:
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            mean, variance = self.running_mean, self.running_var
-        out = (x - mean) * (variance + self.eps).rsqrt()
-        return out * self.weight + self.bias if self.affine else out
+        if not self.training:
+            return super().forward(x)
+        out, mean, rstd = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, _MOMENTUM, self.eps)
+        unbiased = (rstd.detach().square().reciprocal() - self.eps) * (len(x) / (len(x) - 1))
+        self.seen = {"running_mean": mean.detach(), "running_var": unbiased}
+        return out
 
 
 def _without_writes(probe: ZooProbe) -> ZooProbe:

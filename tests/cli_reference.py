@@ -27,9 +27,7 @@ def with_reference(text: str) -> str:
     return text[: text.index(MARK) + len(MARK)] + reference()
 
 
-def _helps(
-    command: click.Command, path: str, parent: click.Context | None = None
-) -> Iterator[tuple[str, str]]:
+def _helps(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
     with click.Context(command, info_name=path.split()[-1], parent=parent, **SETTINGS) as context:
         yield path, command.get_help(context)
         if isinstance(command, click.Group):

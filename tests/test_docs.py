@@ -38,9 +38,7 @@ def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path: Path) -> Non
 
 def test_every_make_target_that_the_readme_names_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z]+)`", README)) | set(
-        re.findall(r"^make ([a-z]+)", README, re.MULTILINE)
-    )
+    named = set(re.findall(r"`make ([a-z]+)`", README)) | set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE))
     assert named >= {"probe", "extract", "test", "check", "bench"}
     assert named <= targets
 

@@ -28,9 +28,7 @@ from pipeline.events import (
 from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.rounding import round_tokens
 
-ARRAYS = tuple(
-    (level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch")
-)
+ARRAYS = tuple((level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch"))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +75,7 @@ def test_the_store_holds_the_models_tokens_rounded_to_the_storage_dtype(
         np.testing.assert_array_equal(stored, round_tokens(tokens[level][kind], storage_dtype).values)
 
 
-def test_labels_ids_hashes_and_class_names_are_those_of_the_source(
-    finished: Path, source: ImageSource
-) -> None:
+def test_labels_ids_hashes_and_class_names_are_those_of_the_source(finished: Path, source: ImageSource) -> None:
     cache = TokenCache.open(finished)
     np.testing.assert_array_equal(cache.labels, source.labels)
     assert list(cache.sample_ids) == source.ids
@@ -154,9 +150,7 @@ def test_a_skipped_image_is_recorded_and_left_out_of_the_rows(
     assert not np.any(cache.tokens("final", "cls").read(row, row + 1))
 
 
-def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(
-    source: ImageSource, tmp_path: Path
-) -> None:
+def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(source: ImageSource, tmp_path: Path) -> None:
     backbone = open_backbone(TINY_MODEL, weights="random", image_size=32)
     with torch.no_grad():
         backbone.tower.blocks[3].norm2.bias[7] = 1e6  # type: ignore[union-attr, index]

@@ -43,9 +43,7 @@ def make_probe(kind: str, seed: int) -> AttentiveProbe | LinearProbe:
     return AttentiveProbe(24, 4, 4, seed=seed) if kind == "attentive" else LinearProbe(24, 4, seed=seed)
 
 
-def make_bank(
-    kind: str, settings: list[Setting], seeds: list[int], dtype: torch.dtype = torch.float32
-) -> Bank:
+def make_bank(kind: str, settings: list[Setting], seeds: list[int], dtype: torch.dtype = torch.float32) -> Bank:
     probes: list[Any] = [make_probe(kind, seed) for seed in seeds]
     if kind == "attentive":
         dropouts = [setting.dropout for setting in settings]
@@ -58,8 +56,7 @@ def largest_difference(one: nn.Module, other: nn.Module) -> float:
     ours, theirs = one.state_dict(), other.state_dict()
     names = [name for name in ours if name != "bn.num_batches_tracked"]
     return max(
-        ((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max().clamp(min=1e-3)).item()
-        for name in names
+        ((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max().clamp(min=1e-3)).item() for name in names
     )
 
 
@@ -141,8 +138,7 @@ def test_a_probe_that_diverges_changes_no_bit_of_its_neighbours(kind: str) -> No
     wild = [*GRID[:3], Setting(lr=1e38, weight_decay=1.0, dropout=0.3), *GRID[4:]]
     calm_bank, wild_bank = make_bank(kind, GRID, [0] * 8), make_bank(kind, wild, [0] * 8)
     calm, outcome = (
-        fit_bank(bank, source, ROWS, settings, PROTOCOL)
-        for bank, settings in ((calm_bank, GRID), (wild_bank, wild))
+        fit_bank(bank, source, ROWS, settings, PROTOCOL) for bank, settings in ((calm_bank, GRID), (wild_bank, wild))
     )
     assert not calm.diverged.any()
     assert outcome.diverged.nonzero().flatten().tolist() == [3]
@@ -165,9 +161,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(kind: str) 
 
 def test_training_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    fit_bank(
-        make_bank("attentive", GRID, [0] * 8), make_source("attentive"), ROWS, GRID, PROTOCOL, max_steps=2
-    )
+    fit_bank(make_bank("attentive", GRID, [0] * 8), make_source("attentive"), ROWS, GRID, PROTOCOL, max_steps=2)
     assert torch.equal(torch.get_rng_state(), before)
 
 

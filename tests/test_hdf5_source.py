@@ -146,10 +146,7 @@ def test_a_missing_labels_file(pcam, tmp_path):
 
 def test_a_file_that_is_not_hdf5(pcam, tmp_path):
     (tmp_path / "pcam_train_x.h5").write_bytes(b"no")
-    assert (
-        f"{tmp_path}/pcam_train_x.h5: expected an HDF5 file, got a file that HDF5 cannot open"
-        in message_of(pcam)
-    )
+    assert f"{tmp_path}/pcam_train_x.h5: expected an HDF5 file, got a file that HDF5 cannot open" in message_of(pcam)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest(pcam):

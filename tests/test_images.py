@@ -136,9 +136,7 @@ def test_only_the_asked_rows_are_decoded_in_the_asked_order(tmp_path):
 
 def test_workers_decode_only_a_few_batches_ahead_of_the_consumer(tmp_path):
     source = CountingSource(tmp_path, 100)
-    with closing(
-        decode_batches(source, ToTensor(), [(n, n + 1) for n in range(100)], num_workers=2)
-    ) as batches:
+    with closing(decode_batches(source, ToTensor(), [(n, n + 1) for n in range(100)], num_workers=2)) as batches:
         next(batches)
         time.sleep(1)
         assert len(source.loaded()) <= 1 + 2 * PREFETCHED_BATCHES
@@ -220,9 +218,7 @@ def test_no_process_is_left_when_a_transform_raises_and_its_error_arrives(tmp_pa
     next(batches)
     with pytest.raises(KeyError, match="the transform is wrong") as caught:
         next(batches)
-    assert (
-        multiprocessing.active_children() == []
-    )  # while the traceback, and with it the loader, is still held
+    assert multiprocessing.active_children() == []  # while the traceback, and with it the loader, is still held
     assert caught.value.__traceback__ is not None
 
 

@@ -26,14 +26,10 @@ _VISION = {"image_size": SIZE, "layers": 3, "width": 32, "patch_size": 16, "head
 _CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-clip": {"vision_cfg": _VISION},
     "tiny-clip-quickgelu": {"vision_cfg": _VISION, "quick_gelu": True},
-    "tiny-clipa": {
-        "vision_cfg": _VISION | {"pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True}
-    },
+    "tiny-clipa": {"vision_cfg": _VISION | {"pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True}},
     "tiny-custom": {"vision_cfg": _VISION | {"qk_norm": True, "scale_attn": True, "ls_init_value": 1.0}},
     "tiny-pooler": {"vision_cfg": _VISION | {"attentional_pool": True, "attn_pooler_heads": 2}},
-    "tiny-resnet": {
-        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
-    },
+    "tiny-resnet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}},
 }
 _TRUNKS = {  # open_clip's names of what follows the trunk: pooling, projection
     "tiny-eva": ("eva02_base_patch16_clip_224", {"timm_pool": "token", "timm_proj": None}),
@@ -41,15 +37,6 @@ _TRUNKS = {  # open_clip's names of what follows the trunk: pooling, projection
     "tiny-siglip": ("vit_base_patch16_siglip_224", {"timm_pool": "map", "timm_proj": "none"}),
     "tiny-mlp": ("vit_tiny_patch16_224", {"timm_pool": "avg", "timm_proj": "mlp"}),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small run five times faster so on a busy machine: two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,9 +93,7 @@ def _hooked(model: Any, modules: list[str], images: Tensor) -> list[Tensor]:
     """Outputs of modules, by hooks of the test's own while the whole CLIP model encodes images."""
     seen: dict[str, Tensor] = {}
     handles = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _m, _i, output, name=name: seen.update({name: output})
-        )
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output}))
         for name in modules
     ]
     with torch.inference_mode():
@@ -135,9 +120,7 @@ def _final(name: str, model: Any, last: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("tap", ["norm2", "block"])
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-clip-quickgelu", "tiny-clipa", "tiny-custom", *_TRUNKS])
-def test_tokens_equal_those_of_an_independent_hook_on_the_raw_model(
-    name: str, tap: str, raw_models: Any
-) -> None:
+def test_tokens_equal_those_of_an_independent_hook_on_the_raw_model(name: str, tap: str, raw_models: Any) -> None:
     model, path = raw_models(name)
     native = name in _CONFIGS
     blocks = "visual.transformer.resblocks" if native else "visual.trunk.blocks"
@@ -193,14 +176,10 @@ def test_half_precision_casts_the_projection_too(precision: str, raw_models: Any
         ("open_clip/ViT-B-32/laion2b_s34b_b79k", "GELU"),
     ],
 )
-def test_weights_trained_with_quickgelu_run_it(
-    model_id: str, activation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_trained_with_quickgelu_run_it(model_id: str, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = open_clip.get_model_config
     small = {"image_size": SIZE, "layers": 1, "width": 64, "patch_size": 16}
-    monkeypatch.setattr(
-        "open_clip.factory.get_model_config", lambda name: real(name) | {"vision_cfg": dict(small)}
-    )
+    monkeypatch.setattr("open_clip.factory.get_model_config", lambda name: real(name) | {"vision_cfg": dict(small)})
     backbone = open_backbone(model_id, weights="random")
     assert [type(block.mlp.gelu).__name__ for block in backbone.tower.blocks] == [activation]
     assert f"activation={activation}" in backbone.architecture
@@ -222,12 +201,8 @@ def test_a_file_for_a_quickgelu_architecture_runs_it(raw_models: Any) -> None:
 def test_random_weights_depend_on_the_seed_alone() -> None:
     first = open_backbone("open_clip/tiny-clip", weights="random", seed=3)
     torch.manual_seed(9)
-    assert (
-        open_backbone("open_clip/tiny-clip", weights="random", seed=3).weights_digest == first.weights_digest
-    )
-    assert (
-        open_backbone("open_clip/tiny-clip", weights="random", seed=4).weights_digest != first.weights_digest
-    )
+    assert open_backbone("open_clip/tiny-clip", weights="random", seed=3).weights_digest == first.weights_digest
+    assert open_backbone("open_clip/tiny-clip", weights="random", seed=4).weights_digest != first.weights_digest
 
 
 def test_a_file_may_hold_the_whole_model_or_its_vision_tower(raw_models: Any, tmp_path: Path) -> None:
@@ -272,9 +247,7 @@ def test_without_a_tag_siglip_is_still_prepared_as_siglip(monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str, dict[str, Any], Any], None]]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict[str, Any], Any], None]]:
     """Put a repository into a hub cache of its own, which is all that an offline machine has."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -322,9 +295,7 @@ def test_a_repository_of_timm_is_opened_by_timm(hub: Any) -> None:
     torch.testing.assert_close(backbone.tower.model.blocks[2].mlp.fc2.weight, model.blocks[2].mlp.fc2.weight)
 
 
-def test_weights_in_the_hubs_cache_need_no_network(
-    hub: Any, raw_models: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_in_the_hubs_cache_need_no_network(hub: Any, raw_models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = raw_models("tiny-clip")
     described = {"someone": {"hf_hub": "someone/tiny/", "mean": (0.5,) * 3, "quick_gelu": True}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", described)
@@ -406,7 +377,5 @@ def test_a_hub_out_of_reach_is_said_with_the_way_around_it(monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WorkError) as caught:
         open_backbone("open_clip/ViT-B-32-quickgelu/openai")
-    assert str(caught.value).startswith(
-        "open_clip/ViT-B-32-quickgelu/openai: expected weights from the hub, got "
-    )
+    assert str(caught.value).startswith("open_clip/ViT-B-32-quickgelu/openai: expected weights from the hub, got ")
     assert str(caught.value).endswith('Give --weights FILE with a local checkpoint, or --weights "random".')

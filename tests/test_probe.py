@@ -14,12 +14,12 @@ from photos import TINY_MODEL, write_photos
 
 from cache import TokenCache
 from pipeline import RequestError
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones import Backbone
 from pipeline.datasets import open_source
 from pipeline.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
 from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.predict import SavedProbe
-from pipeline.probe import Store, check_same_classes, probe, run_folder
+from pipeline.probe import Store, check_classes, probe, row_folder, run_folder
 from pipeline.probe_names import resolve_probe
 from pipeline.request import ModelRequest
 from pipeline.results import read_rows
@@ -29,7 +29,7 @@ from probes import QUICK, ArraySource, Head, TrainingProtocol, run_sweep
 
 BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
-KINDS = ("cls", "ap", "grid2")
+KINDS = ("cls", "ap", "grid2", "patch")
 REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
 
 
@@ -38,9 +38,7 @@ def backbone() -> Backbone:
     return REQUEST.open("cpu")
 
 
-def stores_of(
-    backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16"
-) -> tuple[Store, Store]:
+def stores_of(backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16") -> tuple[Store, Store]:
     stores = []
     for split in ("train", "test"):
         source = open_source(f"folder:{photos}", split)
@@ -85,17 +83,13 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
     for start in range(0, len(source), BATCH):
         rows = range(start, min(start + BATCH, len(source)))
         tokens = forward(torch.stack([backbone.transform(source.load(row)[0]) for row in rows]))
-        rounded = [
-            round_tokens(tokens[level][kind], storage_dtype) for level in named.levels for kind in named.kinds
-        ]
+        rounded = [round_tokens(tokens[level][kind], storage_dtype) for level in named.levels for kind in named.kinds]
         pieces.append(join_tokens(named, [float_tokens(one.values, storage_dtype) for one in rounded]))
     online = ArraySource(torch.cat(pieces), torch.from_numpy(source.labels), 3)
     cached = CachedTokens(TokenCache.open(train.path, train.spec), named)
     head = Head(kind=named.head, num_heads=online.token_shape[0] if named.head == "attentive" else 0)
     protocol = replace(PROTOCOL, dropouts=(0.1,))
-    one, two, three = (
-        run_sweep(head, s, lambda s=s: s, protocol) for s in (online, cached, cached.in_memory())
-    )
+    one, two, three = (run_sweep(head, s, lambda s=s: s, protocol) for s in (online, cached, cached.in_memory()))
     assert one.probe is not None
     for other in (two, three):
         assert other.probe is not None
@@ -118,8 +112,9 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         assert not row["diverged"]
         assert 0 <= row["test"]["balanced_accuracy"] <= 1
         assert len(row["settings"]) == 2
-        assert (tmp_path / "probes" / row["probe"] / "probe.safetensors").exists()
-        picture = tmp_path / f"attention-{row['probe']}.png"
+        place = row_folder(tmp_path, row)
+        assert (place / "probe.safetensors").exists()
+        picture = place / "attention.png"
         assert picture.exists() == (row["head"] == "attentive")
         if picture.exists():
             shares = np.loadtxt(picture.with_suffix(".csv"), delimiter=",", skiprows=1, usecols=2)
@@ -135,9 +130,24 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
     }
 
 
-def test_the_same_seed_gives_the_same_results_apart_from_times(
-    stores: tuple[Store, Store], tmp_path: Path
+def test_every_head_of_another_study_trains_from_the_cache_is_saved_and_predicts(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path
 ) -> None:
+    over_patches = ("cae", "aim", "ep", "vjepa", "map", "abmilp", "simpool", "ep-mid")
+    names = (*over_patches, "alf-embed", "scalar-mix", "alf-embed-mid")
+    rows, _ = run(stores, tmp_path, names, replace(PROTOCOL, lrs=(1e-2,), epochs=1, min_steps=2))
+    assert [row["num_heads"] for row in rows] == [8, 12, 32, 12, 12, None, None, 32, 24, None, 4]
+    for row in rows:
+        assert not row["diverged"]
+        assert (row_folder(tmp_path, row) / "attention.png").exists() == (row["head"] in ("cae", "alf-embed"))
+    for row in (rows[0], rows[8]):  # with patches, with levels
+        saved = SavedProbe(row_folder(tmp_path, row))
+        predicted = saved.predict(open_source(f"folder:{photos}", "test"), num_workers=0)
+        best = np.load(row_folder(tmp_path, row) / "test.npz")["logits"].argmax(1)
+        assert [one.label for one in predicted] == [saved.class_names[label] for label in best]
+
+
+def test_the_same_seed_gives_the_same_results_apart_from_times(stores: tuple[Store, Store], tmp_path: Path) -> None:
     texts = []
     for name in ("one", "two"):
         run(stores, tmp_path / name, ("linear-cls", "alf"))
@@ -146,9 +156,7 @@ def test_the_same_seed_gives_the_same_results_apart_from_times(
     assert texts[0] == texts[1]
 
 
-def test_a_finished_row_is_reused_and_another_setting_never_is(
-    stores: tuple[Store, Store], tmp_path: Path
-) -> None:
+def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Store, Store], tmp_path: Path) -> None:
     first, _ = run(stores, tmp_path, ("linear-cls",))
     again, events = run(stores, tmp_path, ("linear-cls",))
     assert again == first
@@ -172,7 +180,7 @@ def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
     assert rows[0]["diverged"]
     assert rows[0]["test"] is None
     assert rows[0]["chosen"] is None
-    assert not (tmp_path / "probes").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
 def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_adds_them(
@@ -187,10 +195,28 @@ def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_a
 def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     one = write_photos(tmp_path / "one", {"train": 2})
     two = write_photos(tmp_path / "two", {"test": 2}, ("blue", "green", "violet"))
-    with pytest.raises(
-        RequestError, match=r"classes of two/test: .*3: blue, green, red, got 3: blue, green, violet"
-    ):
-        check_same_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
+    with pytest.raises(RequestError, match=r"classes of two/test: .*3: blue, green, red, got 3: blue, green, violet"):
+        check_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
+
+
+def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
+    backbone: Backbone, photos: Path, tmp_path: Path
+) -> None:
+    both = []
+    for split in ("train", "test"):
+        source = open_source(f"folder:{photos}", split)
+        spec = spec_of(backbone, source, "float16")
+        both.append(Store(spec.store_path(tmp_path), spec))
+        arrays = tuple((f"block.{k}", kind) for k in (3, 6, 9) for kind in ("cls", "patch"))
+        arrays += (("final", "cls"), ("final", "patch"))
+        extract(backbone, source, ExtractConfig(arrays=arrays, batch_size=BATCH, num_workers=0), both[-1].path)
+    rows, _ = run((both[0], both[1]), tmp_path / "runs", ("linear-cls", "aat", "aat-quarterly", "linear@6"))
+    assert rows[2]["protocol"]["jitter_probability"] == 0.9
+    assert {(one["weight_decay"], one["dropout"]) for one in rows[2]["settings"]} == {(1.0, 0.5)}
+    assert rows[1]["protocol"]["jitter_probability"] == 0.5
+    assert [row["num_heads"] for row in rows] == [None, 8, 24, None]
+    assert len({row["setting_of_study"] for row in rows}) == 1
+    assert len({row["key"] for row in rows}) == 4
 
 
 def test_results_lie_in_a_folder_of_the_data_set_and_the_train_store(stores: tuple[Store, Store]) -> None:
@@ -202,24 +228,25 @@ def test_a_saved_probe_predicts_what_the_sweep_tested(
     stores: tuple[Store, Store], photos: Path, tmp_path: Path
 ) -> None:
     rows, _ = run(stores, tmp_path, ("alf",))
-    saved = SavedProbe(tmp_path / "probes" / "alf")
+    saved = SavedProbe(row_folder(tmp_path, rows[0]))
     source = open_source(f"folder:{photos}", "test")
     predictions = list(saved.predict(source, batch_size=BATCH, num_workers=0))
     assert [one.sample_id for one in predictions] == source.ids
+    with np.load(row_folder(tmp_path, rows[0]) / "test.npz") as tested:
+        assert tested["sample_ids"].tolist() == source.ids
+        assert tested["labels"].tolist() == source.labels.tolist()
+        said = [source.class_names[index] for index in tested["logits"].argmax(1)]
+    assert said == [one.label for one in predictions]
     right = [one.label == one.target for one in predictions]
     assert np.mean(right) == pytest.approx(rows[0]["test"]["top1"])
     assert all(1 / 3 <= one.probability <= 1 for one in predictions)
 
 
-def test_a_probe_of_another_backbone_is_refused_with_what_differs(
-    stores: tuple[Store, Store], tmp_path: Path
-) -> None:
-    run(stores, tmp_path, ("linear-cls",))
-    folder = tmp_path / "probes" / "linear-cls"
+def test_a_probe_of_another_backbone_is_refused_with_what_differs(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    rows, _ = run(stores, tmp_path, ("linear-cls",))
+    folder = row_folder(tmp_path, rows[0])
     description = json.loads((folder / "probe.json").read_text())
     description["config"]["model"]["seed"] = 5
     (folder / "probe.json").write_text(json.dumps(description))
-    with pytest.raises(
-        RequestError, match=r"its own backbone: weights = '[0-9a-f]+', got weights = '[0-9a-f]+'"
-    ):
+    with pytest.raises(RequestError, match=r"its own backbone: weights = '[0-9a-f]+', got weights = '[0-9a-f]+'"):
         SavedProbe(folder)

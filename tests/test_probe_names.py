@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline import RequestError
-from pipeline.probe_names import DEMO_PROBES, probe_names, resolve_probe
+from pipeline.probe_names import DEMO_PROBES, probe_names, resolve_probe, resolve_probes
 
 
 def test_linear_cls_reads_the_class_token_of_the_final_level() -> None:
@@ -57,9 +57,40 @@ def test_heads_that_know_levels_read_cls_and_ap_of_all_of_them(name: str) -> Non
 
 def test_every_name_resolves_and_the_demo_shows_the_six_of_the_first_house() -> None:
     for name in probe_names():
-        assert resolve_probe(name, 12).name == name
+        if not name.endswith("@every"):
+            assert resolve_probe(name, 12).name == name
     assert DEMO_PROBES == ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
     assert set(DEMO_PROBES) <= set(probe_names())
+
+
+def test_aat_reads_cls_and_every_patch_of_the_final_level_with_8_heads() -> None:
+    probe = resolve_probe("aat", 12)
+    assert (probe.levels, probe.kinds, probe.num_heads) == (("final",), ("cls", "patch"), 8)
+    assert resolve_probe("aat@5", 12).levels == ("block.5",)
+
+
+def test_aat_quarterly_has_the_papers_own_dropout_weight_decay_and_jitter() -> None:
+    probe = resolve_probe("aat-quarterly", 24)
+    assert (probe.levels, probe.num_heads) == (("block.6", "block.12", "block.18", "final"), 48)
+    assert probe.protocol == {"dropouts": (0.5,), "weight_decays": (1.0,), "jitter_probability": 0.9}
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("alf-cls", ("cls",)), ("alf-ap", ("ap",)), ("linear-mid-ap", ("ap",))])
+def test_one_of_the_two_kinds_alone(name: str, kinds: tuple[str, ...]) -> None:
+    assert resolve_probe(name, 12).kinds == kinds
+
+
+def test_every_means_one_probe_a_level_and_no_probe_twice() -> None:
+    names = [probe.name for probe in resolve_probes(["linear-ap@every", "linear-ap@3", "alf"], 4)]
+    assert names == ["linear-ap@0", "linear-ap@1", "linear-ap@2", "linear-ap@3", "linear-ap@final", "alf"]
+    assert resolve_probe("linear-ap@3", 12).kinds == ("ap",)
+
+
+def test_a_level_the_backbone_lacks_is_refused() -> None:
+    with pytest.raises(
+        RequestError, match=r"--probe aat@12: expected a level of this backbone: 0 to 11, or final, got 12"
+    ):
+        resolve_probe("aat@12", 12)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:

@@ -67,11 +67,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     )
     with pytest.raises(DataError) as error:
         ArraySource(tokens, torch.tensor([0, 1, 2]), 2)
-    assert (
-        str(error.value) == "labels: expected numbers from 0 to 1, got 0 to 2. Check the number of classes."
-    )
+    assert str(error.value) == "labels: expected numbers from 0 to 1, got 0 to 2. Check the number of classes."
     with pytest.raises(DataError) as error:
         ArraySource(tokens, torch.tensor([0.0, 1.0, 1.0]), 2)
-    assert (
-        str(error.value) == "labels: expected int64, got torch.float32. Convert the labels to class numbers."
-    )
+    assert str(error.value) == "labels: expected int64, got torch.float32. Convert the labels to class numbers."

@@ -59,9 +59,7 @@ def test_the_other_kinds_are_slices_and_the_mean_of_the_patches(layout: TokenLay
     rows, columns = layout.grid_size
     patches = torch.stack([_patch(tokens, layout, r, c) for r in range(rows) for c in range(columns)], 1)
     torch.testing.assert_close(pool_tokens(tokens, "patch", layout), patches.float(), rtol=0, atol=0)
-    torch.testing.assert_close(
-        pool_tokens(tokens, "ap", layout), patches.mean(1).float(), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(pool_tokens(tokens, "ap", layout), patches.mean(1).float(), rtol=1e-5, atol=1e-6)
     if layout.has_cls:
         assert torch.equal(pool_tokens(tokens, "cls", layout), tokens[:, 0])
     if registers := layout.num_register_tokens:
@@ -89,9 +87,7 @@ def test_grid1_is_ap_to_the_bit() -> None:
 @pytest.mark.parametrize("kind", ["ap", "grid2", "grid3"])
 def test_means_of_half_precision_tokens_are_accumulated_in_float32(dtype: torch.dtype, kind: str) -> None:
     layout = TokenLayout(grid_size=(16, 16), has_cls=True)
-    tokens = (100 + _tokens(layout, embed_dim=8)).to(
-        dtype
-    )  # the sum of 256 would leave float16's range of integers
+    tokens = (100 + _tokens(layout, embed_dim=8)).to(dtype)  # the sum of 256 would leave float16's range of integers
     pooled = pool_tokens(tokens, kind, layout)
     exact = pool_tokens(tokens.double(), kind, layout)
     assert pooled.dtype == dtype

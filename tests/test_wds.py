@@ -69,9 +69,7 @@ def message_of(uri: str, split: str = "train") -> str:
 
 def test_samples_come_in_the_order_of_shards_and_members(dataset):
     source = open_source(f"wds:{dataset}", "train")
-    assert source.ids == [f"train/0.tar/s000{n}" for n in range(4)] + [
-        f"train/1.tar/s000{n}" for n in range(4, 7)
-    ]
+    assert source.ids == [f"train/0.tar/s000{n}" for n in range(4)] + [f"train/1.tar/s000{n}" for n in range(4, 7)]
     assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert source.class_names == ["oak", "Ölbaum", "fir"]
     assert (source.name, source.split) == ("trees", "train")
@@ -286,9 +284,7 @@ def test_a_truncated_tar_is_reported_wherever_it_was_cut(dataset):
     shard = dataset / "train" / "1.tar"
     content = shard.read_bytes()
     with tarfile.open(shard) as tar:
-        ends = [
-            member.offset_data + member.size for member in tar.getmembers() if member.name.endswith(".cls")
-        ]
+        ends = [member.offset_data + member.size for member in tar.getmembers() if member.name.endswith(".cls")]
     end_of_data = -(-ends[-1] // 512) * 512
     for cut in range(0, end_of_data, 128):
         shard.write_bytes(content[:cut])
@@ -313,9 +309,7 @@ def test_the_message_for_a_truncated_tar(dataset):
 def test_a_tar_cut_between_two_samples_is_not_taken_for_a_whole_one(dataset):
     shard = dataset / "train" / "1.tar"
     shard.write_bytes(shard.read_bytes()[:2048])
-    assert "the file ends before the tar's end mark; 1 whole samples lie before" in message_of(
-        f"wds:{dataset}"
-    )
+    assert "the file ends before the tar's end mark; 1 whole samples lie before" in message_of(f"wds:{dataset}")
 
 
 @pytest.mark.parametrize(
@@ -340,9 +334,8 @@ def test_a_flipped_byte_in_a_header_is_found(dataset):
     content = bytearray(shard.read_bytes())
     content[1024 + 2] ^= 1
     shard.write_bytes(content)
-    assert (
-        f"{shard} at byte 1024: expected a whole, uncompressed tar, got a header fails its checksum"
-        in message_of(f"wds:{dataset}")
+    assert f"{shard} at byte 1024: expected a whole, uncompressed tar, got a header fails its checksum" in message_of(
+        f"wds:{dataset}"
     )
 
 
@@ -372,16 +365,12 @@ def test_headers_that_no_reader_should_follow(tmp_path, content, problem):
     assert caught.value.problem == problem
 
 
-names = st.text(
-    st.characters(blacklist_categories=["Cs"], blacklist_characters="\0/"), min_size=1, max_size=120
-)
+names = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0/"), min_size=1, max_size=120)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    members=st.lists(
-        st.tuples(st.lists(names, min_size=1, max_size=3), st.binary(max_size=1500)), max_size=5
-    ),
+    members=st.lists(st.tuples(st.lists(names, min_size=1, max_size=3), st.binary(max_size=1500)), max_size=5),
     format=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
 )
 def test_the_walk_finds_what_tarfile_finds(tmp_path_factory, members, format):
@@ -413,9 +402,7 @@ def test_the_walk_reads_folders_links_long_ustar_names_and_base_256_sizes(tmp_pa
 # --- real photographs ---
 
 
-@pytest.mark.skipif(
-    not CIFAR.is_dir(), reason="the CIFAR-10 subset lies beside the checkout only where it was shared"
-)
+@pytest.mark.skipif(not CIFAR.is_dir(), reason="the CIFAR-10 subset lies beside the checkout only where it was shared")
 class TestCifarSubset:
     def test_it_has_5000_and_2000_photographs_of_10_classes_each_equally_often(self):
         train, test = open_source(f"wds:{CIFAR}", "train"), open_source(f"wds:{CIFAR}", "test")

@@ -255,7 +255,7 @@ def test_parameters_that_cannot_matter_have_gradient_zero_exactly(name: str) -> 
     probes = [make_probe(name, seed) for seed in range(3)]
     rates = [*make_rates(name, 2), 0.0]
     labels, heads = torch.arange(9) % C, probes[0].sizes.get("num_heads", 1)
-    bank = ModuleBank(probes, rates)
+    bank = ModuleBank(probes, rates, group_size=3)
     bank.compute_gradients(draw(9, T, D), labels, torch.full((9,), 1 / 9), {heads: torch.rand(9, T, heads)})
     (stack,) = bank.stacks
     for row, rate in enumerate(rates):
@@ -271,7 +271,7 @@ def test_the_fusion_head_by_autograd_is_the_fusion_head_by_hand() -> None:
     tokens, labels, weights = draw(9, T, D), torch.arange(9) % C, torch.full((9,), 1 / 9, dtype=torch.float64)
     noise = {5: torch.rand(9, T, 5, generator=torch.Generator().manual_seed(0))}
     by_hand = AttentiveBank(plain, [0.2] * 3, dtype=torch.float64)
-    by_autograd = ModuleBank(embedded, [0.2] * 3, dtype=torch.float64)
+    by_autograd = ModuleBank(embedded, [0.2] * 3, dtype=torch.float64, group_size=3)
     losses = [bank.compute_gradients(tokens, labels, weights, noise) for bank in (by_hand, by_autograd)]
     torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)
     for name, gradient in by_hand.stacks[0].grads.items():

@@ -18,9 +18,7 @@ from pipeline.errors import RequestError
 from .image_source import ImageSource
 from .patterns import no_such_split
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-)  # torchvision's
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))  # torchvision's
 
 
 class FolderSource(ImageSource):
@@ -80,17 +78,14 @@ class FolderSource(ImageSource):
             raise RequestError(
                 where=where,
                 expected=f"images in class folders, with an extension of {' '.join(sorted(EXTENSIONS))}",
-                got=", ".join(f"{ending} ({count})" for ending, count in endings.most_common(3))
-                or "no files",
+                got=", ".join(f"{ending} ({count})" for ending, count in endings.most_common(3)) or "no files",
                 todo="Put images there, or convert them to one of these formats.",
             )
         return sorted(set().union(*classes.values()))
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _class_folders(split_folder: Path) -> set[str]:

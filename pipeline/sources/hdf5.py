@@ -170,9 +170,7 @@ def _chunk_row_bytes(images: h5py.Dataset) -> int:
     """Bytes of all chunks that a row lies in; 0 for a dataset without chunks."""
     if images.chunks is None:
         return 0
-    covered = (
-        -(-size // chunk) * chunk for size, chunk in zip(images.shape[1:], images.chunks[1:], strict=True)
-    )
+    covered = (-(-size // chunk) * chunk for size, chunk in zip(images.shape[1:], images.chunks[1:], strict=True))
     return int(images.chunks[0] * math.prod(covered))
 
 

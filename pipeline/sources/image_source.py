@@ -109,9 +109,7 @@ class ImageSource(ABC):
             return Image.fromarray(stored).convert("RGB"), xxh3_64_intdigest(stored.tobytes())
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # damaged bytes make Pillow raise anything: struct.error, SyntaxError, KeyError
+        except Exception as error:  # damaged bytes make Pillow raise anything: struct.error, SyntaxError, KeyError
             raise BadImage(self.ids[row], self.file_of(row), _reason(error)) from error
 
     @abstractmethod
@@ -169,9 +167,7 @@ def _rgb_from_bytes(encoded: bytes) -> Image.Image:
             eight_bits = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
             return Image.fromarray(eight_bits.astype(np.uint8)).convert("RGB")
         if image.mode == "P" and "transparency" in image.info:
-            return image.convert("RGBA").convert(
-                "RGB"
-            )  # the pixels of convert("RGB"), without Pillow's warning
+            return image.convert("RGBA").convert("RGB")  # the pixels of convert("RGB"), without Pillow's warning
         return image.convert("RGB")
 
 

@@ -51,12 +51,8 @@ class ShardFolder:
                     got=repr(count),
                     todo="Correct the file.",
                 )
-            return _present(
-                [folder / f"{number}.tar" for number in range(int(count))], f"nshards.txt says {count}"
-            )
-        shards = sorted(
-            folder.glob("*.tar"), key=lambda path: (len(path.name), path.name)
-        )  # 10.tar after 9.tar
+            return _present([folder / f"{number}.tar" for number in range(int(count))], f"nshards.txt says {count}")
+        shards = sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))  # 10.tar after 9.tar
         if not shards:
             raise no_such_split(f"wds:{self.root}, split {split}", f"tars in {folder}", self.splits())
         return shards

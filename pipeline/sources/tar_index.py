@@ -56,9 +56,7 @@ def walk_tar(file: BinaryIO) -> Iterator[Member]:
         if size < 0:
             raise DamagedTar(data - BLOCK, f"the size of {_name(header)} is no number")
         if data + size > length:
-            raise DamagedTar(
-                data, f"the file ends {data + size - length} bytes before the end of {_name(header)}"
-            )
+            raise DamagedTar(data, f"the file ends {data + size - length} bytes before the end of {_name(header)}")
         if kind == _GNU_LONG_NAME:
             long_name = file.read(size).rstrip(b"\0").decode(errors="surrogateescape")
         elif kind == _PAX:
@@ -99,9 +97,7 @@ def _number(field: bytes) -> int:
 
 def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
-    prefix = (
-        header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    )  # GNU keeps times there
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""  # GNU keeps times there
     return (prefix + b"/" + name if prefix else name).decode(errors="surrogateescape")
 
 

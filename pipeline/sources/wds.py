@@ -31,9 +31,7 @@ class WdsSource(ImageSource):
         self._shards = layout.of(split)
         names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
         samples = [
-            (number, sample)
-            for number, shard in enumerate(self._shards)
-            for sample in _samples(shard, names[number])
+            (number, sample) for number, shard in enumerate(self._shards) for sample in _samples(shard, names[number])
         ]
         if not samples:
             raise RequestError(
@@ -124,9 +122,7 @@ def _samples(shard: Path, name: str) -> Iterator[_Sample]:
     for key, members in by_key.items():
         image = _image_of(members)
         if image is None:
-            raise _bad_sample(
-                shard, key, f"an image ({', '.join(IMAGE_KEYS)})", f"only {', '.join(sorted(members))}"
-            )
+            raise _bad_sample(shard, key, f"an image ({', '.join(IMAGE_KEYS)})", f"only {', '.join(sorted(members))}")
         if key not in classes:
             raise _bad_sample(shard, key, "a class (cls)", f"only {', '.join(sorted(members))}")
         if not classes[key].strip().isdigit():
@@ -139,14 +135,10 @@ def _image_of(members: dict[str, Member]) -> Member | None:
 
 
 def _bad_sample(shard: Path, key: str, expected: str, got: str) -> RequestError:
-    return RequestError(
-        where=f"sample {key} in {shard}", expected=expected, got=got, todo="Write this shard again."
-    )
+    return RequestError(where=f"sample {key} in {shard}", expected=expected, got=got, todo="Write this shard again.")
 
 
-def _class_names(
-    layout: ShardFolder | ShardPattern, split: str, samples: list[tuple[int, _Sample]]
-) -> list[str]:
+def _class_names(layout: ShardFolder | ShardPattern, split: str, samples: list[tuple[int, _Sample]]) -> list[str]:
     """The lines of classnames.txt; without that file the numbers up to the highest class of any split."""
     _, highest = max(samples, key=lambda sample: sample[1].label)
     file = layout.root / "classnames.txt"

@@ -31,9 +31,7 @@ PROTOCOL = TrainingProtocol(dropouts=(0.0,), batch_size=BATCH, epochs=1, min_ste
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each; the median counts")
     parser.add_argument("--steps", type=int, default=5, help="training steps of one measurement")
     parser.add_argument("--embed-dims", type=int, nargs="+", default=[384, 768])

@@ -92,7 +92,9 @@ def main() -> None:
         ratios.append(bare / whole)
         rates.append(len(source) / whole)
     tokens = sum(2 * len(source) * backbone.embed_dim[level] for level, _ in arrays)
-    print(f"{arguments.model}, {tuple(images.shape[2:])} px, {len(source)} images, batch {arguments.batch_size}, ", end="")
+    print(
+        f"{arguments.model}, {tuple(images.shape[2:])} px, {len(source)} images, batch {arguments.batch_size}, ", end=""
+    )
     print(f"{arguments.threads} threads, {arguments.workers} worker, medians of {arguments.repeats}")
     print(f"extract / bare forward   {statistics.median(ratios):.2f}  (images/s ratio; goal >= 0.85)", sorted(ratios))
     print(f"images/s of extract      {statistics.median(rates):.1f}")
