@@ -4,14 +4,12 @@
     python tests/benchmarks/zoo.py --kinds map ep --group-size 1   # tuning
 
 One at a time is the same plain module under autograd, with torch's AdamW and clip. So the ratio is what training
-together brings, not what the folded attention inside the modules brings. Peak memory is that of the process, minus
-what it was before; the bank of each kind is measured in a process of its own.
+together brings, not what the folded attention inside the modules brings. Each kind is measured in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -56,10 +54,8 @@ def measure(kind: str, options: argparse.Namespace) -> None:
     source = ArraySource(tokens, torch.arange(5 * BATCH) % NUM_CLASSES, NUM_CLASSES)
     rows, settings = torch.arange(5 * BATCH), [Setting(lr=1e-3, weight_decay=1e-4)] * NUM_PROBES
     train_plainly(probe, source, 1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bank = ModuleBank([probe] * NUM_PROBES, group_size=options.group_size)
     fit_bank(bank, source, rows, settings, PROTOCOL, max_steps=1)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     banks, plains = [], []
     for _ in range(options.repeats):
         banks.append(timed(lambda: fit_bank(bank, source, rows, settings, PROTOCOL, max_steps=options.steps)))
@@ -67,7 +63,7 @@ def measure(kind: str, options: argparse.Namespace) -> None:
     each, alone = (1e3 * median(times) / options.steps for times in (banks, plains))
     print(
         f"{kind:10} D {options.embed_dim} T {num_tokens:3}: {each / NUM_PROBES:7.1f} ms a probe and step, alone {alone:7.1f}, "
-        f"ratio {alone * NUM_PROBES / each:4.1f}; the bank of {NUM_PROBES} takes {peak:5.0f} MiB",
+        f"ratio {alone * NUM_PROBES / each:4.1f}",
         flush=True,
     )
 
