@@ -55,6 +55,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/gather.py
 	$(BIN)/python tests/benchmarks/bank.py
+	$(BIN)/python tests/benchmarks/peers.py
 	$(BIN)/python tests/benchmarks/extraction.py
 
 docs: $(READY)

@@ -7,7 +7,7 @@ answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +210,12 @@ def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, a
     help="paper (63 settings, at least 1,000 steps), quick (4 settings, 500 steps), or a TOML file.",
 )
 @click.option(
+    "--sweep",
+    type=click.Choice(["full", "halving"]),
+    help="halving trains the grid for a ninth of the steps, its best third for a third, the best of those in full. "
+    "[default: the protocol's: full]",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
@@ -238,6 +244,7 @@ def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, a
 def probe(
     probes: str | None,
     protocol: str,
+    sweep: str | None,
     seed: int,
     train_split: str,
     test_split: str,
@@ -265,6 +272,8 @@ def probe(
     from .report import COLUMNS, results_table, results_title
 
     chosen_protocol = open_protocol(protocol, seed=seed)
+    if sweep is not None:
+        chosen_protocol = replace(chosen_protocol, sweep=sweep)
     with Listener(quiet=as_json) as listener:
         train_source, test_source = (open_source(options["data"], split) for split in (train_split, test_split))
         check_classes(train_source, test_source)

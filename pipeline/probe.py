@@ -19,6 +19,7 @@ import torch
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
     HEAD_KINDS,
+    SOLVED_KINDS,
     AlfEmbedProbe,
     ArraySource,
     AttentiveProbe,
@@ -30,6 +31,7 @@ from probes import (
     TokenSource,
     TrainingProtocol,
     attention_mass,
+    run_solver,
     run_sweep,
     save_probe,
 )
@@ -168,15 +170,20 @@ def _train(
         opened.append(_source(tokens))
         return opened[0]
 
+    solved = named.head in SOLVED_KINDS
     emit(
         ProbeStarted(
             probe=named.name,
-            num_settings=len(protocol.settings(head)),
+            num_settings=len(protocol.solved_settings(head) if solved else protocol.settings(head)),
             num_rows=len(source.labels),
             token_shape=source.token_shape,
         )
     )
-    result = run_sweep(head, source, open_test, protocol, device=device, emit=_relay(named.name, emit))
+    relay = _relay(named.name, emit)
+    if solved:
+        result = run_solver(head, source, open_test, protocol, emit=relay)
+    else:
+        result = run_sweep(head, source, open_test, protocol, device=device, emit=relay)
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
         _save_predictions(result, opened[0], test_ids, folder)
@@ -280,18 +287,23 @@ def _row(
         "chosen": None if result.chosen is None else asdict(result.chosen),
         "validation": result.validation,
         "test": None if result.test is None else asdict(result.test),
-        "settings": [asdict(score.setting) | {"validation": score.validation} for score in result.scores],
+        "settings": [
+            asdict(score.setting) | {"validation": score.validation, "num_steps": score.num_steps}
+            for score in result.scores
+        ],
         "num_parameters": result.num_parameters,
         "num_parameters_before_classifier": result.num_parameters_before_classifier,
         "selection": _plan(result.selection),
-        "refit": None if result.refit is None else _plan(result.refit),
+        "rungs": [asdict(rung) for rung in result.rungs],
+        "probe_steps": sum(rung.probe_steps for rung in result.rungs),
+        "refit": _plan(result.refit),
         "protocol": asdict(protocol),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
     }
 
 
-def _plan(plan: BatchPlan) -> dict[str, int]:
-    return asdict(plan) | {"num_steps": plan.num_steps}
+def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
+    return None if plan is None else asdict(plan) | {"num_steps": plan.num_steps}
 
 
 def _few(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@
     linear-{set}                      cls + ap of a layer set, concatenated, a linear layer
     attn-{set}, alf = attn-all        cls + ap of a layer set, stacked, attention with one head a token
     linear-{set}-cls, alf-ap, ...     the same on one of the two kinds
+    ridge-*, logreg-*, knn-*          the tokens of linear-* by other means: closed form, L-BFGS, nearest neighbours
     alf-grid{g}, alf-grid{g}-{set}    cls + g x g cells of a layer set, stacked, attention with 24 heads (48 for depth 24)
     aat                               cls + every patch of `final`, attention with 8 heads
     aat-quarterly                     cls + every patch of the quarterly set, 24 heads, dropout 0.5, weight decay 1, jitter p 0.9
@@ -32,8 +33,9 @@ DEMO_PROBES = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "a
 EVERY = "every"
 
 _SETS = "|".join(LAYER_SETS)
-_ONE_KIND = re.compile(r"linear-(cls|ap)")
-_LAYER_SET = re.compile(rf"(linear|attn)-({_SETS})(?:-(cls|ap))?")
+_FLAT = "linear|ridge|logreg|knn"  # heads on concatenated tokens
+_ONE_KIND = re.compile(rf"({_FLAT})-(cls|ap)")
+_LAYER_SET = re.compile(rf"({_FLAT}|attn)-({_SETS})(?:-(cls|ap))?")
 _GRID = re.compile(rf"alf-grid([1-9]\d*)(?:-({_SETS}))?")
 _LEVEL = re.compile(r"(linear|linear-ap|aat)@(\d+|final)")
 
@@ -57,7 +59,7 @@ class NamedProbe:
 
     Attributes:
         name: as the user wrote it.
-        head: a kind of `probes.Head`.
+        head: a kind of `probes.Head`; `linear`, `ridge`, `logreg` and `knn` read concatenated tokens.
         levels: the levels it reads, shallow to deep.
         kinds: the kinds it reads at every level.
         num_heads: None means one head a token, where the head has heads.
@@ -104,9 +106,9 @@ def resolve_probe(name: str, depth: int) -> NamedProbe:
     ('attentive', ('block.6', 'final'), ('cls', 'grid2'), 24)
     """
     if match := _ONE_KIND.fullmatch(name):
-        return NamedProbe(name=name, head="linear", levels=(FINAL,), kinds=(match[1],))
+        return NamedProbe(name=name, head=match[1], levels=(FINAL,), kinds=(match[2],))
     if match := _LAYER_SET.fullmatch(re.sub("^alf(?=$|-cls$|-ap$)", "attn-all", name)):
-        head = "linear" if match[1] == "linear" else "attentive"
+        head = "attentive" if match[1] == "attn" else match[1]
         kinds = (match[3],) if match[3] else ("cls", "ap")
         return NamedProbe(name=name, head=head, levels=tuple(layer_set(match[2], depth)), kinds=kinds)
     if match := _GRID.fullmatch(name):
@@ -155,9 +157,10 @@ def resolve_probe(name: str, depth: int) -> NamedProbe:
 
 def probe_names() -> list[str]:
     """Every name, with 2 standing for any g of a grid and `every` for any level."""
-    names = ["linear-cls", "linear-ap"]
+    flat = _FLAT.split("|")
+    names = [f"{head}-{kind}" for head in flat for kind in ("cls", "ap")]
     names += [
-        f"{head}-{layers}{kind}" for head in ("linear", "attn") for layers in LAYER_SETS for kind in ("", "-cls", "-ap")
+        f"{head}-{layers}{kind}" for head in (*flat, "attn") for layers in LAYER_SETS for kind in ("", "-cls", "-ap")
     ]
     names += ["alf", "alf-cls", "alf-ap", "alf-grid2", *(f"alf-grid2-{layers}" for layers in LAYER_SETS)]
     names += ["aat", "aat-quarterly", *(f"{stem}@{EVERY}" for stem in ("linear", "linear-ap", "aat"))]

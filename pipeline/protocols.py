@@ -61,7 +61,7 @@ def open_protocol(name: str, *, seed: int) -> TrainingProtocol:
     except TypeError as error:
         raise RequestError(
             where=f"--protocol {path}",
-            expected="numbers, and lists of numbers for lrs, weight_decays and dropouts",
+            expected="numbers, and lists of numbers for lrs, weight_decays, dropouts, penalties and num_neighbors",
             got=str(error),
             todo="Correct the file.",
         ) from error

@@ -10,6 +10,7 @@ from probes import HEAD_KINDS
 from .results import Row, gains
 
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
+SHORT = {"lr": "lr", "weight_decay": "wd", "dropout": "dropout", "penalty": "penalty", "num_neighbors": "k"}
 
 
 def results_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -26,15 +27,17 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
             table.append([row["probe"], "every setting diverged", "-", "-", "-", parameters, seconds, row["key"][:8]])
             continue
         chosen = row["chosen"]
-        setting = f"lr {chosen['lr']:g}, wd {chosen['weight_decay']:g}"
-        if HEAD_KINDS[row["head"]].dropout:
-            setting += f", dropout {chosen['dropout']:g}"
+        setting = ", ".join(f"{SHORT[name]} {value:g}" for name, value in chosen.items() if _matters(name, row))
         gain = f"{gain_of[row['key']]:+.1f}" if row["key"] in gain_of else "-"
         validation, test = (100 * row["validation"], 100 * row["test"]["balanced_accuracy"])
         table.append(
             [row["probe"], setting, f"{validation:.1f}", f"{test:.1f}", gain, parameters, seconds, row["key"][:8]]
         )
     return table
+
+
+def _matters(name: str, row: Row) -> bool:
+    return name != "dropout" or HEAD_KINDS[row["head"]].dropout
 
 
 def results_title(rows: Sequence[Row], folder: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cache import TokenArray, TokenCache
-from probes import ArraySource, concat_tokens, stack_tokens
+from probes import HEAD_KINDS, ArraySource, concat_tokens, stack_tokens
 
 from .errors import RequestError
 from .probe_names import NamedProbe
@@ -26,7 +26,7 @@ class CachedTokens:
 
     Args:
         cache: an open store.
-        probe: says which levels and kinds, and whether they are concatenated (linear) or stacked (all other heads).
+        probe: says which levels and kinds, and whether they are concatenated (linear and solved heads) or stacked.
 
     Attributes:
         labels: [N] int64, of the rows that could be read.
@@ -38,13 +38,13 @@ class CachedTokens:
     def __init__(self, cache: TokenCache, probe: NamedProbe) -> None:
         class_names = cache.attributes["class_names"]
         self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
-        self._join = concat_tokens if probe.head == "linear" else stack_tokens
+        self._join = concat_tokens if HEAD_KINDS[probe.head].flat else stack_tokens
         self._rows = torch.from_numpy(np.asarray(cache.rows))
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self._rows]
         self.sample_ids: list[str] = [cache.sample_ids[int(row)] for row in self._rows]
         self.num_classes = len(class_names)
         num_tokens, widths = zip(*(_tokens_and_width(array) for array in self._arrays), strict=True)
-        if probe.head == "linear":
+        if HEAD_KINDS[probe.head].flat:
             self.token_shape: tuple[int, ...] = (sum(n * width for n, width in zip(num_tokens, widths, strict=True)),)
         else:
             self.token_shape = (sum(num_tokens), max(widths))
@@ -84,7 +84,7 @@ def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tenso
     Returns:
         [B, T, D] or [B, F] float32.
     """
-    join = concat_tokens if probe.head == "linear" else stack_tokens
+    join = concat_tokens if HEAD_KINDS[probe.head].flat else stack_tokens
     return join([_as_tokens(part.float()) for part in parts])
 
 

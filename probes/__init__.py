@@ -8,11 +8,25 @@ from .checkpoint import load_probe, save_probe
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .events import Progress
 from .fit import FitResult, compute_logits, fit_bank
+from .halving import Rung
+from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
-from .protocol import HEAD_KINDS, PAPER, QUICK, Head, Setting, TrainingProtocol
+from .protocol import (
+    HEAD_KINDS,
+    PAPER,
+    QUICK,
+    SOLVED_KINDS,
+    Head,
+    NeighborSetting,
+    PenaltySetting,
+    Setting,
+    SolvedSetting,
+    TrainingProtocol,
+)
+from .solve import run_solver
 from .sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
 from .zoo import (
@@ -39,6 +53,7 @@ __all__ = [
     # heads
     "AttentiveProbe",
     "LinearProbe",
+    "KnnProbe",
     # heads of other studies, by their kind and by name
     "ZOO",
     "ZooProbe",
@@ -66,12 +81,18 @@ __all__ = [
     "Head",
     "HEAD_KINDS",
     "Setting",
+    "SolvedSetting",
+    "PenaltySetting",
+    "NeighborSetting",
+    "SOLVED_KINDS",
     "TrainingProtocol",
     "PAPER",
     "QUICK",
     "run_sweep",
+    "run_solver",
     "SweepResult",
     "SettingScore",
+    "Rung",
     "Metrics",
     "Progress",
     # results

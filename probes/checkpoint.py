@@ -23,16 +23,17 @@ from safetensors.torch import load_file, save_file
 
 from .attentive import AttentiveProbe
 from .errors import CheckpointError, CheckpointMissing
+from .knn import KnnProbe
 from .linear import LinearProbe
 from .zoo import ZOO, ZooProbe
+
+Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
 
 
-def save_probe(
-    folder: str | os.PathLike[str], probe: AttentiveProbe | LinearProbe | ZooProbe, config: Mapping[str, Any]
-) -> None:
+def save_probe(folder: str | os.PathLike[str], probe: Probe, config: Mapping[str, Any]) -> None:
     """Write a probe into a folder, replacing one that is there.
 
     Args:
@@ -55,7 +56,7 @@ def save_probe(
 
 def load_probe(
     folder: str | os.PathLike[str],
-) -> tuple[AttentiveProbe | LinearProbe | ZooProbe, dict[str, Any]]:
+) -> tuple[Probe, dict[str, Any]]:
     """Read a probe that `save_probe` wrote.
 
     Returns:
@@ -99,11 +100,20 @@ def load_probe(
     return probe.eval(), config
 
 
-def _describe(probe: AttentiveProbe | LinearProbe | ZooProbe) -> dict[str, Any]:
+def _describe(probe: Probe) -> dict[str, Any]:
     if isinstance(probe, ZooProbe):
         return {"kind": probe.kind, **probe.sizes}
     if isinstance(probe, LinearProbe):
         return {"kind": "linear", "num_features": probe.num_features, "num_classes": probe.num_classes}
+    if isinstance(probe, KnnProbe):
+        return {
+            "kind": "knn",
+            "num_samples": len(probe.bank),
+            "num_features": probe.num_features,
+            "num_classes": probe.num_classes,
+            "num_neighbors": probe.num_neighbors,
+            "temperature": probe.temperature,
+        }
     return {
         "kind": "attentive",
         "embed_dim": probe.embed_dim,
@@ -112,13 +122,17 @@ def _describe(probe: AttentiveProbe | LinearProbe | ZooProbe) -> dict[str, Any]:
     }
 
 
-def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> AttentiveProbe | LinearProbe | ZooProbe:
+def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> Probe:
     """A probe of the described head, in the dtype of the weights."""
     sizes = dict(head)
     kind = sizes.pop("kind")
-    probe: AttentiveProbe | LinearProbe | ZooProbe
+    probe: Probe
     if kind == "linear":
         probe = LinearProbe(**sizes)
+    elif kind == "knn":
+        shape = (sizes.pop("num_samples"), sizes.pop("num_features"))
+        num_classes = sizes.pop("num_classes")
+        return KnnProbe(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64), num_classes, **sizes)
     elif kind == "attentive":
         mask = weights.get("token_mask")
         probe = AttentiveProbe(**sizes, token_mask=None if mask is None else torch.ones_like(mask))
@@ -129,7 +143,7 @@ def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> AttentivePr
     return probe.to(weights.get("classifier.weight", torch.zeros(0)).dtype)
 
 
-def _check_shapes(file: Path, probe: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def _check_shapes(file: Path, probe: Probe, weights: dict[str, torch.Tensor]) -> None:
     expected = {name: list(tensor.shape) for name, tensor in probe.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

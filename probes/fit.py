@@ -48,6 +48,7 @@ def fit_bank(
     settings: Sequence[Setting],
     protocol: TrainingProtocol,
     *,
+    schedule_steps: int | None = None,
     max_steps: int | None = None,
     phase: str = "fit",
     emit: Emit | None = None,
@@ -60,6 +61,7 @@ def fit_bank(
         rows: [N] int64, the images to train on.
         settings: [P] learning rate and weight decay of each probe (its dropout rate is in the bank).
         protocol: everything else.
+        schedule_steps: length of the schedule, at most the plan's; None for the plan's own. The cosine is that of this length.
         max_steps: stop after as many steps of the schedule; None goes to its end.
         phase: named in the progress.
         emit: called with `Progress`.
@@ -80,7 +82,8 @@ def fit_bank(
         )
     plan = plan_batches(len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     weight_of_class = class_weights(source.labels[rows], source.num_classes)
-    num_steps = plan.num_steps if max_steps is None else min(max_steps, plan.num_steps)
+    schedule_steps = plan.num_steps if schedule_steps is None else min(schedule_steps, plan.num_steps)
+    num_steps = schedule_steps if max_steps is None else min(max_steps, schedule_steps)
     device, dtype = bank.stacks[0].device, bank.stacks[0].dtype
     optimizer, peak_lrs = _make_optimizer(bank, settings)
     finite = torch.ones(bank.num_probes, dtype=torch.bool, device=device)
@@ -102,7 +105,7 @@ def fit_bank(
         for stack in bank.stacks:
             stack.clip_grads(protocol.clip_norm)
         for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
-            group["lr"] = cosine_lr(step, plan.num_steps, peak_lr, protocol.min_lr)
+            group["lr"] = cosine_lr(step, schedule_steps, peak_lr, protocol.min_lr)
         optimizer.step()
         reporter.report(step + 1, losses)
     return FitResult(diverged=~finite.cpu(), final_loss=losses.cpu(), plan=plan)

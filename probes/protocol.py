@@ -13,24 +13,31 @@ from itertools import product
 
 from .errors import SettingError
 
+SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `solve.py`: no optimiser, no steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadKind:
     """What a kind of head is made of.
 
     Attributes:
+        flat: it reads concatenated tokens (F,); all others stacked ones (T, D).
         heads: it has heads, or queries that are heads (`ep`).
         levels: it knows which level a token is of.
         dropout: it has attention dropout, so that the grid has dropout rates.
     """
 
+    flat: bool = False
     heads: bool = False
     levels: bool = False
     dropout: bool = False
 
 
 HEAD_KINDS = {
-    "linear": HeadKind(),
+    "linear": HeadKind(flat=True),
+    "ridge": HeadKind(flat=True),
+    "logreg": HeadKind(flat=True),
+    "knn": HeadKind(flat=True),
     "attentive": HeadKind(heads=True, dropout=True),
     "cae": HeadKind(heads=True, dropout=True),
     "alf-embed": HeadKind(heads=True, levels=True, dropout=True),
@@ -81,6 +88,23 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PenaltySetting:
+    """Of ridge and logistic regression: the factor of the squared weights, beside a loss whose sample weights sum to 1."""
+
+    penalty: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighborSetting:
+    """Of kNN: how many training images vote."""
+
+    num_neighbors: int
+
+
+SolvedSetting = PenaltySetting | NeighborSetting
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingProtocol:
     """The grid and how each of its settings is trained.
 
@@ -96,6 +120,9 @@ class TrainingProtocol:
         jitter_probability: of a sample to be jittered.
         clip_norm: largest length of a probe's whole gradient; infinity for no clipping.
         min_lr: where the cosine ends.
+        penalties: of ridge and logistic regression, in the order in which they win ties; the largest first is also the fastest.
+        num_neighbors: of kNN, likewise.
+        sweep: "full" trains every setting to the end; "halving" drops the worse ones on the way, see `halving.py`.
         seed: of the split, the initial weights, order, jitter and dropout.
 
     Raises:
@@ -113,6 +140,9 @@ class TrainingProtocol:
     jitter_probability: float = 0.5
     clip_norm: float = 5.0
     min_lr: float = 1e-6
+    penalties: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
+    num_neighbors: tuple[int, ...] = (10, 20, 50, 100, 200)
+    sweep: str = "full"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -136,6 +166,17 @@ class TrainingProtocol:
             ("jitter_probability", "in [0, 1]", 0 <= self.jitter_probability <= 1),
             ("clip_norm", "> 0", self.clip_norm > 0),
             ("min_lr", ">= 0", self.min_lr >= 0),
+            (
+                "penalties",
+                "at least one, all > 0",
+                bool(self.penalties) and all(0 < p < math.inf for p in self.penalties),
+            ),
+            (
+                "num_neighbors",
+                "at least one, all whole and >= 1",
+                bool(self.num_neighbors) and all(isinstance(k, int) and k >= 1 for k in self.num_neighbors),
+            ),
+            ("sweep", "'full' or 'halving'", self.sweep in ("full", "halving")),
             ("seed", ">= 0", self.seed >= 0),
         )
         wrong = [(name, rule) for name, rule, holds in ranges if not holds]
@@ -158,6 +199,26 @@ class TrainingProtocol:
             Setting(lr=lr, weight_decay=weight_decay, dropout=dropout)
             for lr, weight_decay, dropout in product(self.lrs, self.weight_decays, dropouts)
         )
+
+    def solved_settings(self, head: Head) -> tuple[SolvedSetting, ...]:
+        """The grid of a head that is solved, in the order in which settings win ties.
+
+        Raises:
+            SettingError: the head is trained.
+
+        >>> [len(PAPER.solved_settings(Head(kind=kind))) for kind in SOLVED_KINDS]
+        [11, 11, 5]
+        """
+        if head.kind not in SOLVED_KINDS:
+            raise SettingError(
+                where="head to solve",
+                expected="one of " + ", ".join(SOLVED_KINDS),
+                got=repr(head.kind),
+                todo="Train it with run_sweep.",
+            )
+        if head.kind == "knn":
+            return tuple(NeighborSetting(num_neighbors=count) for count in self.num_neighbors)
+        return tuple(PenaltySetting(penalty=penalty) for penalty in self.penalties)
 
 
 PAPER = TrainingProtocol()

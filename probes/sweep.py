@@ -8,7 +8,7 @@ and if all diverge, or the final training does, the result has no test metrics.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,28 +17,38 @@ from torch import Tensor
 
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
-from .batches import BatchPlan
+from .batches import BatchPlan, plan_batches
 from .errors import DataError, SettingError
 from .events import Emit
 from .fit import compute_logits, fit_bank
+from .halving import Rung, keep_best, plan_rungs
+from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
-from .protocol import Head, Setting, TrainingProtocol
+from .protocol import HEAD_KINDS, Head, Setting, SolvedSetting, TrainingProtocol
 from .seeds import make_generator
 from .sources import TokenSource
 from .zoo import ZOO, ZooProbe
 
-Probe = AttentiveProbe | LinearProbe | ZooProbe
+Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingScore:
-    """One setting of the grid: its balanced accuracy on the validation images, None where it diverged."""
+    """One setting of the grid.
 
-    setting: Setting
+    Attributes:
+        setting: where it is in the grid.
+        validation: balanced accuracy on the validation images, None where it diverged.
+        num_steps: optimiser steps it was last trained for: all of them, or fewer where a halving sweep dropped it; 0 where it was
+            solved.
+    """
+
+    setting: Setting | SolvedSetting
     validation: float | None
+    num_steps: int
 
     @property
     def diverged(self) -> bool:
@@ -68,14 +78,15 @@ class SweepResult:
         probe: trained on all training images, None if diverged.
         num_parameters: of the probe.
         num_parameters_before_classifier: without the classifier's weight and bias.
-        selection: batches of the training of the grid.
-        refit: batches of the training of the choice; None if every setting diverged.
+        selection: batches of the training of the grid; None where nothing is trained.
+        rungs: the rounds that were trained: one of all settings, or those of a halving sweep.
+        refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
         seconds: phase -> wall time: select, validate, refit, test.
     """
 
     head: Head
     scores: tuple[SettingScore, ...]
-    chosen: Setting | None
+    chosen: Setting | SolvedSetting | None
     validation: float | None
     diverged: bool
     test: Metrics | None
@@ -83,7 +94,8 @@ class SweepResult:
     probe: Probe | None
     num_parameters: int
     num_parameters_before_classifier: int
-    selection: BatchPlan
+    selection: BatchPlan | None
+    rungs: tuple[Rung, ...]
     refit: BatchPlan | None
     seconds: dict[str, float]
 
@@ -120,23 +132,35 @@ def run_sweep(
     fit_rows, validation_rows = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
 
-    bank = _make_bank(initial, settings, device)
-    with _timed(seconds, "select"):
-        selection = fit_bank(bank, train, fit_rows, settings, protocol, phase="select", emit=emit)
-    with _timed(seconds, "validate"):
-        accuracies = _validate(bank, train, validation_rows, emit)
-    accuracies.masked_fill_(selection.diverged, torch.nan)
-    del bank  # the grid's weights and gradients: the refit needs one probe's
-    scores = tuple(
-        SettingScore(setting=setting, validation=None if accuracy != accuracy else accuracy)
-        for setting, accuracy in zip(settings, accuracies.tolist(), strict=True)
+    selection = plan_batches(
+        len(fit_rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
     )
-    best = choose(scores)
+    scores: dict[int, SettingScore] = {}
+    candidates, rungs = list(range(len(settings))), list[Rung]()
+    for rung in plan_rungs(protocol.sweep, len(settings), selection.num_steps):
+        if scores:
+            candidates = keep_best(candidates, [scores[index].validation for index in candidates], rung.num_settings)
+        if not candidates:
+            break
+        rungs.append(Rung(num_settings=len(candidates), num_steps=rung.num_steps))
+        alive = [settings[index] for index in candidates]
+        bank = _make_bank(initial, alive, device)
+        with timed(seconds, "select"):
+            steps, phase = rung.num_steps, "select"
+            fitted = fit_bank(bank, train, fit_rows, alive, protocol, schedule_steps=steps, phase=phase, emit=emit)
+        with timed(seconds, "validate"):
+            accuracies = _validate(bank, train, validation_rows, emit).masked_fill_(fitted.diverged, torch.nan)
+        del bank  # the grid's weights and gradients: what follows needs fewer
+        for index, accuracy in zip(candidates, accuracies.tolist(), strict=True):
+            validation = None if accuracy != accuracy else accuracy
+            scores[index] = SettingScore(setting=settings[index], validation=validation, num_steps=steps)
+    best = choose(tuple(scores[index] for index in candidates))
 
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
+        assert isinstance(best.setting, Setting)
         bank = _make_bank(initial, [best.setting], device)
-        with _timed(seconds, "refit"):
+        with timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
         refit = outcome.plan
@@ -144,12 +168,15 @@ def run_sweep(
         assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
         if not bool(outcome.diverged[0]) and all(bool(value.isfinite().all()) for value in probe.parameters()):
             trained = probe
-            with _timed(seconds, "test"):
-                test_logits, metrics = _test(bank, train, open_test(), emit)
+            with timed(seconds, "test"):
+                test = open_test()
+                rows = torch.arange(len(test.labels))
+                parts = compute_logits(bank, test, rows, phase="test", emit=emit)
+                test_logits, metrics = score_test(train, test, lambda: torch.cat([part[0] for part in parts]))
     num_parameters = sum(parameter.numel() for parameter in initial.parameters())
     return SweepResult(
         head=head,
-        scores=scores,
+        scores=tuple(scores[index] for index in range(len(settings))),
         chosen=None if best is None else best.setting,
         validation=None if best is None else best.validation,
         diverged=trained is None,
@@ -159,7 +186,8 @@ def run_sweep(
         num_parameters=num_parameters,
         num_parameters_before_classifier=num_parameters
         - sum(parameter.numel() for parameter in initial.classifier.parameters()),
-        selection=selection.plan,
+        selection=selection,
+        rungs=tuple(rungs),
         refit=refit,
         seconds=seconds,
     )
@@ -171,7 +199,7 @@ def choose(scores: tuple[SettingScore, ...]) -> SettingScore | None:
     >>> one, two = Setting(lr=0.1, weight_decay=0.0), Setting(lr=0.01, weight_decay=0.0)
     >>> def pick(*accuracies):
     ...     scores = zip((one, two), accuracies, strict=True)
-    ...     return choose(tuple(SettingScore(setting=s, validation=v) for s, v in scores)).setting.lr
+    ...     return choose(tuple(SettingScore(setting=s, validation=v, num_steps=1) for s, v in scores)).setting.lr
     >>> pick(0.5, 0.5), pick(None, 0.2)
     (0.1, 0.01)
     """
@@ -216,8 +244,9 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def _check_shape(head: Head, source: TokenSource) -> None:
-    wanted = "(F,)" if head.kind == "linear" else "(T, D)"
-    if len(source.token_shape) != (1 if head.kind == "linear" else 2):
+    flat = HEAD_KINDS[head.kind].flat
+    wanted = "(F,)" if flat else "(T, D)"
+    if len(source.token_shape) != (1 if flat else 2):
         raise SettingError(
             where=f"tokens of a {head.kind} head",
             expected=f"token_shape {wanted}",
@@ -226,7 +255,7 @@ def _check_shape(head: Head, source: TokenSource) -> None:
         )
 
 
-def _make_probe(head: Head, source: TokenSource, seed: int) -> Probe:
+def _make_probe(head: Head, source: TokenSource, seed: int) -> AttentiveProbe | LinearProbe | ZooProbe:
     width = source.token_shape[-1]
     if head.kind == "linear":
         return LinearProbe(width, source.num_classes, seed=seed)
@@ -238,7 +267,9 @@ def _make_probe(head: Head, source: TokenSource, seed: int) -> Probe:
     return ZOO[head.kind](**sizes, seed=seed)
 
 
-def _make_bank(probe: Probe, settings: tuple[Setting, ...] | list[Setting], device: torch.device | str) -> Bank:
+def _make_bank(
+    probe: AttentiveProbe | LinearProbe | ZooProbe, settings: Sequence[Setting], device: torch.device | str
+) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
         return LinearBank([probe] * len(settings), device=device)
@@ -258,7 +289,12 @@ def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) 
     return accuracy.masked_fill_(~finite, torch.nan)
 
 
-def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) -> tuple[Tensor, Metrics]:
+def score_test(train: TokenSource, test: TokenSource, compute: Callable[[], Tensor]) -> tuple[Tensor, Metrics]:
+    """Class scores of the test images, computed once they are known to fit, and what they are worth.
+
+    Raises:
+        DataError: test tokens unlike the training tokens.
+    """
     if (test.token_shape, test.num_classes) != (train.token_shape, train.num_classes):
         raise DataError(
             where="test images",
@@ -266,8 +302,7 @@ def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) 
             got=f"tokens {test.token_shape} and {test.num_classes} classes",
             todo="Extract the test split with the same model, levels and kinds.",
         )
-    rows = torch.arange(len(test.labels))
-    logits = torch.cat([part[0] for part in compute_logits(bank, test, rows, phase="test", emit=emit)])
+    logits = compute()
     metrics = Metrics(
         balanced_accuracy=balanced_accuracy(logits.argmax(1), test.labels, test.num_classes).item(),
         top1=top_k_accuracy(logits, test.labels, 1).item(),
@@ -277,7 +312,8 @@ def _test(bank: Bank, train: TokenSource, test: TokenSource, emit: Emit | None) 
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the wall time of the block to seconds[phase]."""
     start_s = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - start_s
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start_s

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from probes.attentive import AttentiveProbe
 from probes.checkpoint import load_probe, save_probe
 from probes.errors import CheckpointError, CheckpointMissing
+from probes.knn import KnnProbe
 from probes.linear import LinearProbe
+from probes.sources import l2_normalize
 
 MASK = torch.tensor([True, False, True])
 
@@ -24,9 +26,12 @@ MASK = torch.tensor([True, False, True])
         AttentiveProbe(10, 3, 4, token_mask=MASK),
         AttentiveProbe(10, 3, 4).double(),
         LinearProbe(7, 3),
+        KnnProbe(l2_normalize(torch.rand(6, 7)), torch.arange(6) % 3, 3, num_neighbors=4, temperature=0.1),
     ],
 )
-def test_a_probe_comes_back_bit_for_bit_with_its_config(tmp_path: Path, probe: AttentiveProbe | LinearProbe) -> None:
+def test_a_probe_comes_back_bit_for_bit_with_its_config(
+    tmp_path: Path, probe: AttentiveProbe | LinearProbe | KnnProbe
+) -> None:
     config = {"model": "timm/x", "levels": ["block.0", "final"], "classes": ["é", "b"]}
     save_probe(tmp_path / "new" / "probe", probe, config)
     loaded, same = load_probe(tmp_path / "new" / "probe")
@@ -34,6 +39,8 @@ def test_a_probe_comes_back_bit_for_bit_with_its_config(tmp_path: Path, probe: A
     assert type(loaded) is type(probe)
     assert not loaded.training
     state = loaded.state_dict()
+    inputs = torch.rand(5, 7) if not isinstance(probe, AttentiveProbe) else torch.rand(5, 3, 10).to(probe.query.dtype)
+    assert torch.equal(loaded(inputs), probe.eval()(inputs))
     assert state.keys() == probe.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in probe.state_dict().items())
     files = sorted(path.name for path in (tmp_path / "new" / "probe").iterdir())
@@ -91,6 +98,7 @@ def test_weights_of_another_head_are_refused_tensor_by_tensor(tmp_path: Path) ->
         ('{"format": 1, "config": {}, "head": {"kind": "conv"}}', "a head this version knows"),
         ('{"format": 1, "config": {}, "head": {"kind": "linear", "depth": 3}}', "a head this version knows"),
         ('{"format": 1, "config": {}, "head": 3}', "a head this version knows"),
+        ('{"format": 1, "config": {}, "head": {"kind": "knn", "num_samples": 0}}', "a head this version knows"),
     ],
 )
 def test_a_damaged_description_is_refused(tmp_path: Path, text: str, expected: str) -> None:

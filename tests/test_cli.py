@@ -77,6 +77,14 @@ def test_json_is_one_document_without_progress(place: dict[str, Any]) -> None:
     assert result.stderr == ""
 
 
+def test_a_halving_sweep_is_asked_for_by_an_option(place: dict[str, Any], tmp_path: Path) -> None:
+    more = ("--probe", "linear-cls", "--sweep", "halving", "--runs", str(tmp_path), "--json")
+    result = run("probe", *place["arguments"], *more)
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["protocol"]["sweep"] == "halving"
+    assert len(row["rungs"]) == 3
+
+
 def test_underscores_and_dashes_are_the_same_in_option_names(place: dict[str, Any]) -> None:
     arguments = [argument.replace("--image-size", "--image_size") for argument in place["arguments"]]
     assert run("probe", *arguments, "--train_split", "train").exit_code == 0

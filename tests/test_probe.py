@@ -21,6 +21,7 @@ from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.predict import SavedProbe
 from pipeline.probe import Store, check_classes, probe, row_folder, run_folder
 from pipeline.probe_names import resolve_probe
+from pipeline.report import results_table
 from pipeline.request import ModelRequest
 from pipeline.results import read_rows
 from pipeline.rounding import float_tokens, round_tokens
@@ -145,6 +146,40 @@ def test_every_head_of_another_study_trains_from_the_cache_is_saved_and_predicts
         predicted = saved.predict(open_source(f"folder:{photos}", "test"), num_workers=0)
         best = np.load(row_folder(tmp_path, row) / "test.npz")["logits"].argmax(1)
         assert [one.label for one in predicted] == [saved.class_names[label] for label in best]
+
+
+def test_probes_that_are_solved_leave_rows_and_predict_what_was_tested(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+) -> None:
+    names = ("ridge-mid", "logreg-cls", "knn-last")
+    rows, events = run(stores, tmp_path, names, replace(PROTOCOL, penalties=(1e-1, 1e-4), num_neighbors=(3, 9)))
+    assert [list(row["chosen"]) for row in rows] == [["penalty"], ["penalty"], ["num_neighbors"]]
+    assert [event.num_settings for event in events if isinstance(event, ProbeStarted)] == [2, 2, 2]
+    source = open_source(f"folder:{photos}", "test")
+    (linear,), _ = run(stores, tmp_path / "linear", ("linear-cls",))
+    for row in rows:
+        assert row.keys() == linear.keys()
+        assert (row["selection"], row["refit"], row["rungs"], row["probe_steps"]) == (None, None, [], 0)
+        saved = SavedProbe(row_folder(tmp_path, row))
+        predictions = list(saved.predict(source, batch_size=BATCH, num_workers=0))
+        right = [one.label == one.target for one in predictions]
+        assert np.mean(right) == pytest.approx(row["test"]["top1"])
+    table = results_table(rows)
+    assert [line[1].split()[0] for line in table] == ["penalty", "penalty", "k"]
+
+
+def test_a_halving_sweep_says_what_it_trained_and_is_another_result(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    full, _ = run(stores, tmp_path, ("linear-cls",))
+    halving, _ = run(stores, tmp_path, ("linear-cls",), replace(PROTOCOL, sweep="halving"))
+    assert halving[0]["key"] != full[0]["key"]
+    steps = full[0]["selection"]["num_steps"]
+    assert full[0]["rungs"] == [{"num_settings": 2, "num_steps": steps}]
+    assert full[0]["probe_steps"] == 2 * steps
+    assert [rung["num_settings"] for rung in halving[0]["rungs"]] == [2, 1, 1]
+    assert halving[0]["probe_steps"] == sum(one["num_settings"] * one["num_steps"] for one in halving[0]["rungs"])
+    assert max(score["num_steps"] for score in halving[0]["settings"]) == steps
 
 
 def test_the_same_seed_gives_the_same_results_apart_from_times(stores: tuple[Store, Store], tmp_path: Path) -> None:

@@ -13,6 +13,14 @@ def test_linear_cls_reads_the_class_token_of_the_final_level() -> None:
     assert (probe.head, probe.levels, probe.kinds) == ("linear", ("final",), ("cls",))
 
 
+@pytest.mark.parametrize("head", ["ridge", "logreg", "knn"])
+@pytest.mark.parametrize("part", ["cls", "ap", "last", "mid", "quarterly", "all"])
+def test_what_is_solved_reads_the_tokens_of_the_linear_probe(head: str, part: str) -> None:
+    solved, linear = resolve_probe(f"{head}-{part}", 12), resolve_probe(f"linear-{part}", 12)
+    assert solved.head == head
+    assert (solved.levels, solved.kinds, solved.num_heads) == (linear.levels, linear.kinds, None)
+
+
 def test_alf_is_attention_over_cls_and_ap_of_all_levels_but_block_0_with_one_head_a_token() -> None:
     probe = resolve_probe("alf", 12)
     assert probe.levels == (*(f"block.{k}" for k in range(1, 12)), "final")

@@ -157,12 +157,12 @@ def test_the_first_setting_wins_ties() -> None:
     settings = PAPER.settings(Head(kind="linear"))
     assert settings[0] == Setting(lr=0.1, weight_decay=1e-6)
     scores = tuple(
-        SettingScore(setting=setting, validation=value)
+        SettingScore(setting=setting, validation=value, num_steps=1)
         for setting, value in zip(settings, [None, 0.5, 0.7, 0.7, None, 0.7], strict=False)
     )
     assert choose(scores) == scores[2]
     assert choose(scores[:1]) is None
-    zeros = tuple(SettingScore(setting=setting, validation=0.0) for setting in settings)
+    zeros = tuple(SettingScore(setting=setting, validation=0.0, num_steps=1) for setting in settings)
     assert choose(zeros) == zeros[0]
 
 
@@ -259,7 +259,7 @@ def test_a_protocol_that_makes_no_sense_is_refused_with_all_its_faults() -> None
             "conv",
             1,
             0,
-            "a kind among linear, attentive, cae, alf-embed, aim, ep, abmilp, simpool, vjepa, map, scalar-mix",
+            "a kind among linear, ridge, logreg, knn, attentive, cae, alf-embed, aim, ep, abmilp, simpool, vjepa, map, scalar-mix",
         ),
     ],
 )

@@ -1,0 +1,214 @@
+"""Ridge, logistic regression and kNN are scikit-learn's, chosen by the protocol of every other probe."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from probes import (
+    ArraySource,
+    DataError,
+    Head,
+    KnnProbe,
+    LinearProbe,
+    NeighborSetting,
+    PenaltySetting,
+    Progress,
+    SettingError,
+    TrainingProtocol,
+    balanced_accuracy,
+    concat_tokens,
+    l2_normalize,
+    run_solver,
+)
+from probes.fit import class_weights
+from probes.logreg import ABSENT_BIAS, solve_logreg
+from probes.ridge import solve_ridge
+from probes.sweep import split_stratified
+
+PENALTIES = (1e-1, 1e-3, 1e-5)
+PROTOCOL = TrainingProtocol(penalties=PENALTIES, num_neighbors=(5, 20))
+SHAPES = [(120, 24), (60, 150)]  # more images than features, and fewer
+KINDS = ("ridge", "logreg", "knn")
+
+
+def make_source(num_samples: int, num_features: int, seed: int = 0) -> ArraySource:
+    """Three classes of 1/2, 1/3 and 1/6 of the images, that overlap."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])[torch.arange(num_samples) % 6]
+    centres = torch.randn(3, num_features, generator=torch.Generator().manual_seed(99))
+    tokens = torch.randn(num_samples, 1, num_features, generator=generator) + 0.4 * centres[labels].unsqueeze(1)
+    return ArraySource(concat_tokens([tokens]), labels, 3)
+
+
+def sample_weights(labels: Tensor) -> Tensor:
+    weights = class_weights(labels, 3)[labels]
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ridge_is_that_of_scikit_learn_for_every_penalty(shape: tuple[int, int]) -> None:
+    source = make_source(*shape)
+    x, labels = source.tokens.double(), source.labels
+    solutions = solve_ridge(x, labels, sample_weights(labels), 3, PENALTIES)
+    for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
+        oracle = Ridge(alpha=penalty)
+        oracle.fit(x.numpy(), np.eye(3)[labels.numpy()], sample_weight=sample_weights(labels).numpy())
+        np.testing.assert_allclose(weight.numpy(), oracle.coef_, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(bias.numpy(), oracle.intercept_, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logistic_regression_is_that_of_scikit_learn_for_every_penalty(shape: tuple[int, int]) -> None:
+    """scikit-learn sums the losses where we average them: its C is 1 / penalty when the weights sum to 1."""
+    source = make_source(*shape)
+    x, labels = source.tokens.double(), source.labels
+    solutions = solve_logreg(x, labels, sample_weights(labels), 3, PENALTIES)
+    for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
+        oracle = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=20000, solver="newton-cg")
+        oracle.fit(x.numpy(), labels.numpy(), sample_weight=sample_weights(labels).numpy())
+        probabilities = torch.addmm(bias, x, weight.T).softmax(1)
+        np.testing.assert_allclose(probabilities.numpy(), oracle.predict_proba(x.numpy()), atol=2e-4)
+        scale = np.abs(oracle.coef_).max()
+        np.testing.assert_allclose(weight.numpy() / scale, oracle.coef_ / scale, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logistic_regression_stands_where_its_gradient_is_zero(shape: tuple[int, int]) -> None:
+    source = make_source(*shape)
+    x, labels = source.tokens.double(), source.labels
+    for penalty, solution in zip(PENALTIES, solve_logreg(x, labels, sample_weights(labels), 3, PENALTIES), strict=True):
+        weight, bias = (part.requires_grad_() for part in solution)
+        nll = torch.nn.functional.cross_entropy(x @ weight.T + bias, labels, reduction="none")
+        loss = (nll * sample_weights(labels)).sum() + penalty / 2 * weight.square().sum()
+        for gradient in torch.autograd.grad(loss, (weight, bias)):
+            assert gradient.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 7, 500])
+def test_neighbours_vote_as_in_scikit_learn(num_neighbors: int) -> None:
+    train, test = make_source(120, 24), make_source(40, 24, seed=1)
+    probe = KnnProbe(l2_normalize(train.tokens), train.labels, 3, num_neighbors=num_neighbors)
+    oracle = KNeighborsClassifier(
+        min(num_neighbors, 120),
+        algorithm="brute",
+        metric="cosine",
+        weights=lambda distances: np.exp((1 - distances) / 0.07),
+    )
+    oracle.fit(train.tokens.numpy(), train.labels.numpy())
+    ours = probe(3 * test.tokens).softmax(1)  # cosines do not see lengths
+    np.testing.assert_allclose(ours.numpy(), oracle.predict_proba(test.tokens.numpy()), atol=1e-4)
+    assert probe(test.tokens).isfinite().all()
+
+
+def test_a_class_without_images_never_wins() -> None:
+    source = make_source(60, 24)
+    x, labels = source.tokens.double(), source.labels
+    weights = class_weights(labels, 5)[labels]
+    for solve in (solve_ridge, solve_logreg):
+        ((weight, bias),) = solve(x, labels, weights / weights.sum(), 5, [1e-3])
+        assert not weight[3:].any()
+        assert (torch.addmm(bias, x, weight.T).argmax(1) < 3).all()
+    assert bias[3:].tolist() == [ABSENT_BIAS] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_solver_chooses_on_held_out_images_solves_again_on_all_and_tests_once(kind: str) -> None:
+    train, test = make_source(150, 24), make_source(60, 24, seed=1)
+    opened, events = [], list[Progress]()
+
+    def open_test() -> ArraySource:
+        opened.append(len(events))
+        return test
+
+    result = run_solver(Head(kind=kind), train, open_test, PROTOCOL, emit=events.append)
+    assert opened == [len(events)]
+    kept, held_out = split_stratified(train.labels, 0.2, 0)
+    again = ArraySource(train.tokens[kept], train.labels[kept], 3)
+    for score in result.scores:
+        alone = TrainingProtocol(
+            penalties=(getattr(score.setting, "penalty", 1.0),),
+            num_neighbors=(getattr(score.setting, "num_neighbors", 1),),
+        )
+        probe = solve_alone(kind, again, alone)
+        predictions = probe(train.tokens[held_out]).argmax(1)
+        assert score.validation == balanced_accuracy(predictions, train.labels[held_out], 3).item()
+    assert result.chosen == max(result.scores, key=lambda score: score.validation or 0).setting
+    assert (result.selection, result.refit, result.rungs, result.diverged) == (None, None, (), False)
+    assert list(result.seconds) == ["select", "validate", "refit", "test"]
+    assert result.probe is not None
+    assert result.test is not None
+    assert result.test_logits is not None
+    assert torch.equal(result.probe(test.tokens), result.test_logits)
+    assert result.test.balanced_accuracy > 0.6
+    assert result.num_parameters == (0 if kind == "knn" else 25 * 3)
+    if isinstance(result.probe, KnnProbe):
+        assert len(result.probe.bank) == 150
+
+
+def solve_alone(kind: str, source: ArraySource, protocol: TrainingProtocol) -> LinearProbe | KnnProbe:
+    """The probe solved on every image of a source."""
+    weights = sample_weights(source.labels)
+    if kind == "knn":
+        bank = l2_normalize(source.tokens)
+        return KnnProbe(bank, source.labels, 3, num_neighbors=protocol.num_neighbors[0])
+    solve = solve_ridge if kind == "ridge" else solve_logreg
+    ((weight, bias),) = solve(source.tokens.double(), source.labels, weights, 3, protocol.penalties)
+    probe = LinearProbe(24, 3)
+    probe.classifier.weight.data.copy_(weight)
+    probe.classifier.bias.data.copy_(bias)
+    return probe
+
+
+def test_the_grids_are_those_of_the_protocol() -> None:
+    assert PROTOCOL.solved_settings(Head(kind="ridge")) == tuple(PenaltySetting(penalty=one) for one in PENALTIES)
+    assert PROTOCOL.solved_settings(Head(kind="knn")) == (
+        NeighborSetting(num_neighbors=5),
+        NeighborSetting(num_neighbors=20),
+    )
+    with pytest.raises(SettingError) as error:
+        PROTOCOL.solved_settings(Head(kind="linear"))
+    assert str(error.value) == (
+        "head to solve: expected one of ridge, logreg, knn, got 'linear'. Train it with run_sweep."
+    )
+    with pytest.raises(
+        SettingError, match="penalties at least one, all > 0; num_neighbors at least one, all whole and >= 1"
+    ):
+        TrainingProtocol(penalties=(0.0,), num_neighbors=(1.5,))
+
+
+def test_tokens_that_are_stacked_are_refused() -> None:
+    source = ArraySource(torch.zeros(6, 2, 4), torch.arange(6) % 3, 3)
+    with pytest.raises(SettingError) as error:
+        run_solver(Head(kind="ridge"), source, lambda: source, PROTOCOL)
+    assert str(error.value) == (
+        "tokens of a ridge head: expected token_shape (F,), got (2, 4). Concatenate the tokens."
+    )
+
+
+def test_test_images_unlike_the_training_images_are_refused() -> None:
+    with pytest.raises(DataError, match=r"test images: expected tokens \(24,\) and 3 classes"):
+        run_solver(Head(kind="knn"), make_source(60, 24), lambda: make_source(60, 20), PROTOCOL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_are_not_finite_are_refused(kind: str) -> None:
+    source = make_source(60, 24)
+    source.tokens[7, 3] = torch.nan
+    with pytest.raises(DataError, match=f"tokens of a {kind} head: expected finite values, got others in 1 of "):
+        run_solver(Head(kind=kind), source, lambda: source, PROTOCOL)
+
+
+def test_a_bank_that_cannot_vote_is_refused() -> None:
+    with pytest.raises(SettingError) as error:
+        KnnProbe(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3, num_neighbors=0)
+    assert str(error.value) == (
+        "KnnProbe: expected bank [N, F] and bank_labels [N] with N >= 1, num_neighbors >= 1 and temperature > 0, "
+        "got bank [0, 4], bank_labels [0], num_neighbors 0, temperature 0.07. Give at least one image with its label."
+    )
+    with pytest.raises(DataError, match="labels: expected numbers from 0 to 2, got 3 to 3"):
+        KnnProbe(torch.zeros(1, 4), torch.tensor([3]), 3, num_neighbors=1)
