@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from probes import Head, MemoryPlan, TokenSource, TrainingProtocol, plan_memory, sizes_of
+from probes import PLANNED_KINDS, Head, MemoryPlan, TokenSource, TrainingProtocol, plan_memory, sizes_of
 
 from .memory import free_device_bytes
 from .streaming import StreamedTokens, stream_bytes
@@ -30,8 +30,8 @@ class Placement:
         tokens: "resident" or "streamed".
         buffer_bytes: of the store that are shuffled together where tokens are streamed.
         budget_bytes: of the memory that probes are trained in.
-        planned_bytes: an upper bound of what is taken of it.
-        plan: of the training.
+        planned_bytes: an upper bound of what is taken of it, training left out where it is not planned.
+        plan: of the training; None for heads that are not planned.
         pin: whether batches go to a GPU.
     """
 
@@ -39,7 +39,7 @@ class Placement:
     buffer_bytes: int
     budget_bytes: int
     planned_bytes: int
-    plan: MemoryPlan
+    plan: MemoryPlan | None
     pin: bool
 
     def open(self, tokens: CachedTokens) -> TokenSource:
@@ -51,7 +51,9 @@ class Placement:
     def describe(self) -> dict[str, Any]:
         """What a row of results keeps of it: everything that could change the result's bits."""
         described = {"tokens": self.tokens} | {
-            name: value for name, value in asdict(self.plan).items() if not name.endswith("_bytes")
+            name: value
+            for name, value in (asdict(self.plan) if self.plan else {}).items()
+            if not name.endswith("_bytes")
         }
         if self.tokens == "streamed":
             described["buffer_bytes"] = self.buffer_bytes  # with the seed, it decides the order
@@ -74,7 +76,8 @@ def place_tokens(
     """
     sizes = sizes_of(head, tokens.token_shape, tokens.num_classes, len(tokens.labels), protocol)
     on_gpu = device.type == "cuda"
-    whole_bytes = 0 if on_gpu else plan_memory(sizes).total_bytes
+    is_planned = head.kind in PLANNED_KINDS
+    whole_bytes = 0 if on_gpu or not is_planned else plan_memory(sizes).total_bytes
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
     resident_bytes = tokens.size_bytes() + beside_bytes
@@ -86,12 +89,12 @@ def place_tokens(
         where, host_bytes = "streamed", fixed_bytes + 2 * buffer_bytes
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
     taken_bytes = 0 if on_gpu else host_bytes
-    plan = plan_memory(sizes, max(budget_bytes - taken_bytes, 0))
+    plan = plan_memory(sizes, max(budget_bytes - taken_bytes, 0)) if is_planned else None
     return Placement(
         tokens=where,
         buffer_bytes=buffer_bytes,
         budget_bytes=budget_bytes,
-        planned_bytes=taken_bytes + plan.total_bytes,
+        planned_bytes=taken_bytes + (plan.total_bytes if plan else 0),
         plan=plan,
         pin=on_gpu,
     )

@@ -18,10 +18,14 @@ import torch
 
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
+    HEAD_KINDS,
     SOLVED_KINDS,
+    AlfEmbedProbe,
     AttentiveProbe,
     BatchPlan,
+    CaeProbe,
     Head,
+    MemoryPlan,
     Progress,
     SweepResult,
     TokenSource,
@@ -165,8 +169,7 @@ def _train(
     emit: Emit,
 ) -> Row:
     tokens = CachedTokens(cache, named)
-    num_heads = (named.num_heads or tokens.token_shape[0]) if named.head == "attentive" else 0
-    head = Head(kind=named.head, num_heads=num_heads)
+    head = _head(named, tokens.token_shape[0])
     opened: list[TokenSource] = []
     test_ids: list[str] = []
 
@@ -192,35 +195,45 @@ def _train(
     else:
         placement = place_tokens(tokens, head, protocol, memory_bytes, device)
         memory = placement.describe()
-        emit(_planned(named.name, tokens, placement))
+        if placement.plan is not None:
+            emit(_planned(named.name, tokens, placement, placement.plan))
         result = run_sweep(
             head,
             placement.open(tokens),
             open_test,
             protocol,
-            memory_bytes=placement.plan.budget_bytes,
+            memory_bytes=None if placement.plan is None else placement.plan.budget_bytes,
             device=device,
             emit=relay,
         )
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
         _save_predictions(result, opened[0], test_ids, folder)
-        if isinstance(result.probe, AttentiveProbe):
+        if isinstance(result.probe, AttentiveProbe | AlfEmbedProbe | CaeProbe):
             _draw(result.probe, opened[0], cache, named, folder)
     return _row(result, cache.spec, test.spec, named, head, protocol) | {"memory": memory}
 
 
-def _planned(name: str, tokens: CachedTokens, placement: Placement) -> MemoryPlanned:
+def _planned(name: str, tokens: CachedTokens, placement: Placement, plan: MemoryPlan) -> MemoryPlanned:
     return MemoryPlanned(
         probe=name,
         budget_bytes=placement.budget_bytes,
         planned_bytes=placement.planned_bytes,
         tokens=placement.tokens,
         tokens_bytes=tokens.size_bytes(),
-        num_banks=placement.plan.num_banks,
-        probes_at_once=placement.plan.probes_at_once,
-        group_size=placement.plan.group_size,
-        chunk_size=placement.plan.chunk_size,
+        num_banks=plan.num_banks,
+        probes_at_once=plan.probes_at_once,
+        group_size=plan.group_size,
+        chunk_size=plan.chunk_size,
+    )
+
+
+def _head(named: NamedProbe, num_tokens: int) -> Head:
+    kind = HEAD_KINDS[named.head]
+    return Head(
+        kind=named.head,
+        num_heads=(named.num_heads or num_tokens) if kind.heads else 0,
+        num_levels=len(named.levels) if kind.levels else 0,
     )
 
 
@@ -267,7 +280,13 @@ def _save_predictions(result: SweepResult, test: TokenSource, sample_ids: Sequen
     aside.replace(folder / "test.npz")
 
 
-def _draw(probe: AttentiveProbe, test: TokenSource, cache: TokenCache, named: NamedProbe, folder: Path) -> None:
+def _draw(
+    probe: AttentiveProbe | AlfEmbedProbe | CaeProbe,
+    test: TokenSource,
+    cache: TokenCache,
+    named: NamedProbe,
+    folder: Path,
+) -> None:
     mass = attention_mass(probe, test).mean(0).double().numpy()  # [H, T] -> [T]
     tokens_per_kind = [
         cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1 for kind in named.kinds
@@ -294,7 +313,7 @@ def _row(
         "head": named.head,
         "levels": list(named.levels),
         "kinds": list(named.kinds),
-        "num_heads": head.num_heads if named.head == "attentive" else None,
+        "num_heads": head.num_heads or None,
         "diverged": result.diverged,
         "chosen": None if result.chosen is None else asdict(result.chosen),
         "validation": result.validation,

@@ -10,6 +10,11 @@
     aat-quarterly                     cls + every patch of the quarterly set, 24 heads, dropout 0.5, weight decay 1, jitter p 0.9
     linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, or `every` for one probe a level
 
+Heads of other studies, `probes/README.md` has one row each; without a set, the first reads `final` and the second all:
+
+    {head}, {head}-{set}              cls + every patch, stacked; {head} is cae, aim, ep, vjepa, map, abmilp or simpool
+    {head}, {head}-{set}              cls + ap, stacked; {head} is alf-embed or scalar-mix
+
 A layer set is last, mid, quarterly or all (`pipeline.layers`).
 """
 
@@ -34,6 +39,19 @@ _LAYER_SET = re.compile(rf"({_FLAT}|attn)-({_SETS})(?:-(cls|ap))?")
 _GRID = re.compile(rf"alf-grid([1-9]\d*)(?:-({_SETS}))?")
 _LEVEL = re.compile(r"(linear|linear-ap|aat)@(\d+|final)")
 
+# head -> num_heads for a depth below 24 and from 24 on, where D is 1024 and 12 does not divide it; None: no heads, or one a token
+_OVER_PATCHES: dict[str, tuple[int, int] | None] = {
+    "cae": (8, 8),
+    "aim": (12, 16),
+    "ep": (32, 32),
+    "vjepa": (12, 16),
+    "map": (12, 16),
+    "abmilp": None,
+    "simpool": None,
+}
+_OVER_LEVELS = ("alf-embed", "scalar-mix")
+_ZOO = re.compile(rf"({'|'.join((*_OVER_PATCHES, *_OVER_LEVELS))})(?:-({_SETS}))?")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamedProbe:
@@ -41,10 +59,10 @@ class NamedProbe:
 
     Attributes:
         name: as the user wrote it.
-        head: `attentive`, or one on concatenated tokens: `linear`, `ridge`, `logreg`, `knn`.
+        head: a kind of `probes.Head`; `linear`, `ridge`, `logreg` and `knn` read concatenated tokens.
         levels: the levels it reads, shallow to deep.
         kinds: the kinds it reads at every level.
-        num_heads: None means one head a token.
+        num_heads: None means one head a token, where the head has heads.
         protocol: what it changes of the training protocol, field by field.
     """
 
@@ -97,6 +115,14 @@ def resolve_probe(name: str, depth: int) -> NamedProbe:
         levels = tuple(layer_set(match[2] or "all", depth))
         kinds = ("cls", f"grid{match[1]}")
         return NamedProbe(name=name, head="attentive", levels=levels, kinds=kinds, num_heads=_many_heads(depth))
+    if match := _ZOO.fullmatch(name):
+        head = match[1]
+        over_levels = head in _OVER_LEVELS
+        levels = tuple(layer_set(match[2] or ("all" if over_levels else "last"), depth))
+        choice = _OVER_PATCHES.get(head)
+        kinds = ("cls", "ap" if over_levels else "patch")
+        heads = choice[depth >= 24] if choice else None
+        return NamedProbe(name=name, head=head, levels=levels, kinds=kinds, num_heads=heads)
     if name == "aat-quarterly":
         return NamedProbe(
             name=name,
@@ -137,7 +163,9 @@ def probe_names() -> list[str]:
         f"{head}-{layers}{kind}" for head in (*flat, "attn") for layers in LAYER_SETS for kind in ("", "-cls", "-ap")
     ]
     names += ["alf", "alf-cls", "alf-ap", "alf-grid2", *(f"alf-grid2-{layers}" for layers in LAYER_SETS)]
-    return [*names, "aat", "aat-quarterly", *(f"{stem}@{EVERY}" for stem in ("linear", "linear-ap", "aat"))]
+    names += ["aat", "aat-quarterly", *(f"{stem}@{EVERY}" for stem in ("linear", "linear-ap", "aat"))]
+    zoo = (*_OVER_PATCHES, *_OVER_LEVELS)
+    return names + [f"{head}{layers}" for head in zoo for layers in ("", *(f"-{layers}" for layers in LAYER_SETS))]
 
 
 def _many_heads(depth: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from probes import HEAD_KINDS
+
 from .results import Row, gains
 
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
@@ -35,7 +37,7 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _matters(name: str, row: Row) -> bool:
-    return name != "dropout" or row["head"] == "attentive"
+    return name != "dropout" or HEAD_KINDS[row["head"]].dropout
 
 
 def results_title(rows: Sequence[Row], folder: Path) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cache import TokenArray, TokenCache
-from probes import ArraySource, concat_tokens, stack_tokens
+from probes import HEAD_KINDS, ArraySource, concat_tokens, stack_tokens
 
 from .errors import RequestError
 from .probe_names import NamedProbe
@@ -30,7 +30,7 @@ class CachedTokens:
 
     Args:
         cache: an open store.
-        probe: says which levels and kinds, and whether they are stacked (attentive) or concatenated (linear).
+        probe: says which levels and kinds, and whether they are concatenated (linear and solved heads) or stacked.
 
     Attributes:
         labels: [N] int64, of the rows that could be read.
@@ -45,17 +45,17 @@ class CachedTokens:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
         self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
-        self._join = stack_tokens if probe.head == "attentive" else concat_tokens
+        self._join = concat_tokens if HEAD_KINDS[probe.head].flat else stack_tokens
         self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.block_rows = cache.block_rows
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
         self.num_classes = len(class_names)
         num_tokens, widths = zip(*(_tokens_and_width(array) for array in self._arrays), strict=True)
-        if probe.head == "attentive":
-            self.token_shape: tuple[int, ...] = (sum(num_tokens), max(widths))
+        if HEAD_KINDS[probe.head].flat:
+            self.token_shape: tuple[int, ...] = (sum(n * width for n, width in zip(num_tokens, widths, strict=True)),)
         else:
-            self.token_shape = (sum(n * width for n, width in zip(num_tokens, widths, strict=True)),)
+            self.token_shape = (sum(num_tokens), max(widths))
 
     @property
     def sample_ids(self) -> list[str]:
@@ -114,7 +114,7 @@ def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tenso
     Returns:
         [B, T, D] or [B, F] float32.
     """
-    join = stack_tokens if probe.head == "attentive" else concat_tokens
+    join = concat_tokens if HEAD_KINDS[probe.head].flat else stack_tokens
     return join([_as_tokens(part.float()) for part in parts])
 
 

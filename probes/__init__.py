@@ -4,7 +4,7 @@ from .attention import attention_mass
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
-from .budget import MemoryPlan, Sizes, plan_memory, sizes_of
+from .budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
 from .checkpoint import load_probe, save_probe
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .events import Progress
@@ -14,7 +14,9 @@ from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
+from .module_bank import ModuleBank
 from .protocol import (
+    HEAD_KINDS,
     PAPER,
     QUICK,
     SOLVED_KINDS,
@@ -37,6 +39,19 @@ from .sources import (
     stack_tokens,
 )
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
+from .zoo import (
+    ZOO,
+    AbmilpProbe,
+    AimProbe,
+    AlfEmbedProbe,
+    CaeProbe,
+    EpProbe,
+    MapProbe,
+    ScalarMixProbe,
+    SimPoolProbe,
+    VJepaProbe,
+    ZooProbe,
+)
 
 __all__ = [
     # what a trainer reads
@@ -52,10 +67,23 @@ __all__ = [
     "AttentiveProbe",
     "LinearProbe",
     "KnnProbe",
+    # heads of other studies, by their kind and by name
+    "ZOO",
+    "ZooProbe",
+    "CaeProbe",
+    "AlfEmbedProbe",
+    "AimProbe",
+    "EpProbe",
+    "AbmilpProbe",
+    "SimPoolProbe",
+    "VJepaProbe",
+    "MapProbe",
+    "ScalarMixProbe",
     # many at once
     "Bank",
     "AttentiveBank",
     "LinearBank",
+    "ModuleBank",
     # training
     "fit_bank",
     "FitResult",
@@ -64,6 +92,7 @@ __all__ = [
     "choose_batch_size",
     # the protocol
     "Head",
+    "HEAD_KINDS",
     "Setting",
     "SolvedSetting",
     "PenaltySetting",
@@ -77,6 +106,7 @@ __all__ = [
     "Sizes",
     "sizes_of",
     "MemoryPlan",
+    "PLANNED_KINDS",
     "plan_memory",
     "SweepResult",
     "SettingScore",

@@ -10,12 +10,13 @@ from torch import Tensor
 from .attentive import AttentiveProbe
 from .errors import DataError
 from .sources import TokenSource, read_batches
+from .zoo import AlfEmbedProbe, CaeProbe
 
 BATCH = 256
 
 
 @torch.no_grad()
-def attention_mass(probe: AttentiveProbe, source: TokenSource) -> Tensor:
+def attention_mass(probe: AttentiveProbe | AlfEmbedProbe | CaeProbe, source: TokenSource) -> Tensor:
     """Attention over the tokens, averaged over the images.
 
     Args:

@@ -19,6 +19,7 @@ from .errors import SettingError
 from .fit import EVALUATION_BATCH
 from .protocol import Head, TrainingProtocol
 
+PLANNED_KINDS = ("attentive", "linear")  # heads of the zoo are vmapped modules, whose memory autograd decides
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
 MARGIN, MARGIN_BYTES = 1.05, 16 << 20  # small tensors, and what allocator and matrix products keep for themselves

@@ -25,8 +25,9 @@ from .attentive import AttentiveProbe
 from .errors import CheckpointError, CheckpointMissing
 from .knn import KnnProbe
 from .linear import LinearProbe
+from .zoo import ZOO, ZooProbe
 
-Probe = AttentiveProbe | LinearProbe | KnnProbe
+Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
@@ -100,6 +101,8 @@ def load_probe(
 
 
 def _describe(probe: Probe) -> dict[str, Any]:
+    if isinstance(probe, ZooProbe):
+        return {"kind": probe.kind, **probe.sizes}
     if isinstance(probe, LinearProbe):
         return {"kind": "linear", "num_features": probe.num_features, "num_classes": probe.num_classes}
     if isinstance(probe, KnnProbe):
@@ -133,6 +136,8 @@ def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> Probe:
     elif kind == "attentive":
         mask = weights.get("token_mask")
         probe = AttentiveProbe(**sizes, token_mask=None if mask is None else torch.ones_like(mask))
+    elif kind in ZOO:
+        probe = ZOO[kind](**sizes)
     else:
         raise ValueError(f"kind {kind!r}")
     return probe.to(weights.get("classifier.weight", torch.zeros(0)).dtype)

@@ -17,23 +17,63 @@ SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `solve.py`: no optimiser, 
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadKind:
+    """What a kind of head is made of.
+
+    Attributes:
+        flat: it reads concatenated tokens (F,); all others stacked ones (T, D).
+        heads: it has heads, or queries that are heads (`ep`).
+        levels: it knows which level a token is of.
+        dropout: it has attention dropout, so that the grid has dropout rates.
+    """
+
+    flat: bool = False
+    heads: bool = False
+    levels: bool = False
+    dropout: bool = False
+
+
+HEAD_KINDS = {
+    "linear": HeadKind(flat=True),
+    "ridge": HeadKind(flat=True),
+    "logreg": HeadKind(flat=True),
+    "knn": HeadKind(flat=True),
+    "attentive": HeadKind(heads=True, dropout=True),
+    "cae": HeadKind(heads=True, dropout=True),
+    "alf-embed": HeadKind(heads=True, levels=True, dropout=True),
+    "aim": HeadKind(heads=True),
+    "ep": HeadKind(heads=True),
+    "abmilp": HeadKind(),
+    "simpool": HeadKind(),
+    "vjepa": HeadKind(heads=True),
+    "map": HeadKind(heads=True),
+    "scalar-mix": HeadKind(levels=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Head:
-    """Which probe: "attentive" with its number of heads, "linear", or one that is solved: "ridge", "logreg", "knn".
+    """Which probe: a kind of `HEAD_KINDS`, with its number of heads and of levels where it has some.
 
     Raises:
-        SettingError: the kind is unknown, or an attentive head has no heads.
+        SettingError: the kind is unknown, or it lacks heads or levels, or has too many.
     """
 
     kind: str
     num_heads: int = 0
+    num_levels: int = 0
 
     def __post_init__(self) -> None:
-        without_heads = {(kind, False) for kind in ("linear", *SOLVED_KINDS)}
-        if (self.kind, self.num_heads >= 1) not in {("attentive", True)} | without_heads:
+        kind = HEAD_KINDS.get(self.kind)
+        if kind is None or (kind.heads, kind.levels) != (self.num_heads >= 1, self.num_levels >= 1):
+            if kind is None:
+                expected = f"a kind among {', '.join(HEAD_KINDS)}"
+            else:
+                expected = f"num_heads {'>= 1' if kind.heads else '0'}, num_levels {'>= 1' if kind.levels else '0'}"
             raise SettingError(
                 where="Head",
-                expected="kind 'attentive' with num_heads >= 1, or kind 'linear', 'ridge', 'logreg' or 'knn' without heads",
-                got=f"kind {self.kind!r}, num_heads {self.num_heads}",
+                expected=expected,
+                got=f"kind {self.kind!r}, num_heads {self.num_heads}, num_levels {self.num_levels}",
                 todo="Correct the head.",
             )
 
@@ -71,7 +111,7 @@ class TrainingProtocol:
     Attributes:
         lrs: peak learning rates, in the order in which they win ties.
         weight_decays: of AdamW, on every parameter.
-        dropouts: rates of the attention dropout; a linear probe has none.
+        dropouts: rates of the attention dropout; a head without it has one rate, 0.
         epochs: passes over the training images, more where they make fewer than min_steps optimiser steps.
         min_steps: optimiser steps at least.
         batch_size: the wish; `choose_batch_size` adjusts it to the number of images.
@@ -154,7 +194,7 @@ class TrainingProtocol:
         >>> [len(PAPER.settings(head)) for head in (Head(kind="attentive", num_heads=24), Head(kind="linear"))]
         [63, 21]
         """
-        dropouts = self.dropouts if head.kind == "attentive" else (0.0,)
+        dropouts = self.dropouts if HEAD_KINDS[head.kind].dropout else (0.0,)
         return tuple(
             Setting(lr=lr, weight_decay=weight_decay, dropout=dropout)
             for lr, weight_decay, dropout in product(self.lrs, self.weight_decays, dropouts)

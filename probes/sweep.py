@@ -18,7 +18,7 @@ from torch import Tensor
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, plan_batches
-from .budget import MemoryPlan, plan_memory, sizes_of
+from .budget import PLANNED_KINDS, MemoryPlan, plan_memory, sizes_of
 from .errors import DataError, SettingError
 from .events import Emit, Progress
 from .fit import compute_logits, fit_bank
@@ -27,11 +27,13 @@ from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
-from .protocol import Head, Setting, SolvedSetting, TrainingProtocol
+from .module_bank import ModuleBank
+from .protocol import HEAD_KINDS, Head, Setting, SolvedSetting, TrainingProtocol
 from .seeds import make_generator
 from .sources import TokenSource
+from .zoo import ZOO, ZooProbe
 
-Probe = AttentiveProbe | LinearProbe | KnnProbe
+Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class SweepResult:
         selection: batches of the training of the grid; None where nothing is trained.
         rungs: the rounds that were trained: one of all settings, or those of a halving sweep.
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
-        memory: in how many banks the grid was trained, and how; None where nothing is trained.
+        memory: in how many banks the grid was trained, and how; None where nothing is trained, and for heads that are not planned.
         seconds: phase -> wall time: select, validate, refit, test.
     """
 
@@ -119,7 +121,8 @@ def run_sweep(
         open_test: opens the test images; called once, after everything else.
         protocol: the grid and how to train.
         memory_bytes: what training may take of the device's memory beside tokens that a source keeps there; see `budget.py`. A grid
-            that does not fit is trained in several banks, one after the other. None is no limit.
+            that does not fit is trained in several banks, one after the other. None is no limit. Heads of the zoo are not planned:
+            they train in one bank, whatever it takes.
         device: of the arithmetic.
         emit: called with `Progress`, at most four times a second.
 
@@ -135,9 +138,10 @@ def run_sweep(
     initial = _make_probe(head, train, protocol.seed)
     fit_rows, validation_rows = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
-    memory = plan_memory(
-        sizes_of(head, train.token_shape, train.num_classes, len(train.labels), protocol), memory_bytes
-    )
+    memory = None
+    if head.kind in PLANNED_KINDS:
+        sizes = sizes_of(head, train.token_shape, train.num_classes, len(train.labels), protocol)
+        memory = plan_memory(sizes, memory_bytes)
 
     selection = plan_batches(
         len(fit_rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
@@ -152,7 +156,7 @@ def run_sweep(
         rungs.append(Rung(num_settings=len(candidates), num_steps=rung.num_steps))
         # probes of one dropout rate side by side: a bank trains them together
         by_dropout = sorted(candidates, key=lambda index: settings[index].dropout)
-        banks = list(memory.banks(len(candidates)))
+        banks = [list(range(len(candidates)))] if memory is None else memory.banks(len(candidates))
         for number, places in enumerate(banks):
             members = [by_dropout[place] for place in places]
             alive = [settings[member] for member in members]
@@ -180,7 +184,7 @@ def run_sweep(
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
         refit = outcome.plan
         probe = bank.probe(0)
-        assert isinstance(probe, AttentiveProbe | LinearProbe)
+        assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
         if not bool(outcome.diverged[0]) and all(bool(value.isfinite().all()) for value in probe.parameters()):
             trained = probe
             with timed(seconds, "test"):
@@ -292,32 +296,45 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def _check_shape(head: Head, source: TokenSource) -> None:
-    wanted = {"attentive": "(T, D)", "linear": "(F,)"}[head.kind]
-    if len(source.token_shape) != {"attentive": 2, "linear": 1}[head.kind]:
+    flat = HEAD_KINDS[head.kind].flat
+    wanted = "(F,)" if flat else "(T, D)"
+    if len(source.token_shape) != (1 if flat else 2):
         raise SettingError(
             where=f"tokens of a {head.kind} head",
             expected=f"token_shape {wanted}",
             got=str(source.token_shape),
-            todo="Stack tokens for attentive heads, concatenate them for linear ones.",
+            todo="Concatenate tokens for linear heads, stack them for all others.",
         )
 
 
-def _make_probe(head: Head, source: TokenSource, seed: int) -> AttentiveProbe | LinearProbe:
+def _make_probe(head: Head, source: TokenSource, seed: int) -> AttentiveProbe | LinearProbe | ZooProbe:
     width = source.token_shape[-1]
     if head.kind == "linear":
         return LinearProbe(width, source.num_classes, seed=seed)
-    return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
+    if head.kind == "attentive":
+        return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
+    heads = {"num_heads": head.num_heads} if head.num_heads else {}
+    levels = {"num_levels": head.num_levels, "num_tokens": source.token_shape[0]} if head.num_levels else {}
+    sizes = {"embed_dim": width, **heads, **levels, "num_classes": source.num_classes}
+    return ZOO[head.kind](**sizes, seed=seed)
 
 
 def _make_bank(
-    probe: AttentiveProbe | LinearProbe, settings: Sequence[Setting], device: torch.device | str, memory: MemoryPlan
+    probe: AttentiveProbe | LinearProbe | ZooProbe,
+    settings: Sequence[Setting],
+    device: torch.device | str,
+    memory: MemoryPlan | None,
 ) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
         return LinearBank([probe] * len(settings), device=device)
+    dropouts = [setting.dropout for setting in settings]
+    if not isinstance(probe, AttentiveProbe):
+        return ModuleBank([probe] * len(settings), dropouts, device=device)
+    assert memory is not None, "attentive probes are planned"
     return AttentiveBank(
         [probe] * len(settings),
-        [setting.dropout for setting in settings],
+        dropouts,
         device=device,
         group_size=memory.group_size,
         chunk_size=memory.chunk_size,

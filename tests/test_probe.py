@@ -30,7 +30,7 @@ from probes import QUICK, ArraySource, Head, TrainingProtocol, run_sweep
 
 BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
-KINDS = ("cls", "ap", "grid2")
+KINDS = ("cls", "ap", "grid2", "patch")
 REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
 
 
@@ -129,6 +129,23 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         "refit",
         "test",
     }
+
+
+def test_every_head_of_another_study_trains_from_the_cache_is_saved_and_predicts(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+) -> None:
+    over_patches = ("cae", "aim", "ep", "vjepa", "map", "abmilp", "simpool", "ep-mid")
+    names = (*over_patches, "alf-embed", "scalar-mix", "alf-embed-mid")
+    rows, _ = run(stores, tmp_path, names, replace(PROTOCOL, lrs=(1e-2,), epochs=1, min_steps=2))
+    assert [row["num_heads"] for row in rows] == [8, 12, 32, 12, 12, None, None, 32, 24, None, 4]
+    for row in rows:
+        assert not row["diverged"]
+        assert (row_folder(tmp_path, row) / "attention.png").exists() == (row["head"] in ("cae", "alf-embed"))
+    for row in (rows[0], rows[8]):  # with patches, with levels
+        saved = SavedProbe(row_folder(tmp_path, row))
+        predicted = saved.predict(open_source(f"folder:{photos}", "test"), num_workers=0)
+        best = np.load(row_folder(tmp_path, row) / "test.npz")["logits"].argmax(1)
+        assert [one.label for one in predicted] == [saved.class_names[label] for label in best]
 
 
 def test_probes_that_are_solved_leave_rows_and_predict_what_was_tested(

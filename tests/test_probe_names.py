@@ -41,6 +41,28 @@ def test_grids_have_24_heads_and_48_for_depth_24(depth: int, num_heads: int) -> 
     assert len(probe.levels) == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "num_heads"),
+    [("cae", 8), ("aim", 12), ("ep", 32), ("vjepa", 12), ("map", 12), ("abmilp", None), ("simpool", None)],
+)
+def test_heads_of_other_studies_read_cls_and_patches_of_the_final_level_or_of_a_set(
+    name: str, num_heads: int | None
+) -> None:
+    probe = resolve_probe(name, 12)
+    assert (probe.head, probe.levels, probe.kinds) == (name, ("final",), ("cls", "patch"))
+    assert probe.num_heads == num_heads
+    deep = resolve_probe(f"{name}-mid", 24)
+    assert (deep.head, deep.levels, deep.kinds) == (name, ("block.12", "final"), ("cls", "patch"))
+    assert deep.num_heads == (16 if num_heads == 12 else num_heads)  # 12 does not divide 1024
+
+
+@pytest.mark.parametrize("name", ["alf-embed", "scalar-mix"])
+def test_heads_that_know_levels_read_cls_and_ap_of_all_of_them(name: str) -> None:
+    probe, alf = resolve_probe(name, 12), resolve_probe("alf", 12)
+    assert (probe.head, probe.levels, probe.kinds, probe.num_heads) == (name, alf.levels, alf.kinds, None)
+    assert resolve_probe(f"{name}-quarterly", 12).levels == ("block.3", "block.6", "block.9", "final")
+
+
 def test_every_name_resolves_and_the_demo_shows_the_six_of_the_first_house() -> None:
     for name in probe_names():
         if not name.endswith("@every"):

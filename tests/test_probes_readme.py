@@ -25,7 +25,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_every_file_of_the_room_is_in_the_reading_order_and_no_other() -> None:
     order = README[README.index("## Files") : README.index("## Laws")]
     named = set(re.findall(r"\b(\w+\.py)\b", order))
-    assert named == {path.name for path in ROOM.glob("*.py")} - {"__init__.py"}
+    assert named == {path.name for path in ROOM.rglob("*.py")} - {"__init__.py"}
 
 
 def test_the_quick_protocol_is_the_one_described() -> None:

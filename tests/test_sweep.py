@@ -213,7 +213,7 @@ def test_tokens_of_the_wrong_shape_are_refused() -> None:
         run_sweep(LINEAR, make_source(ATTENTIVE, 30, 0), never_open, SMALL)
     assert str(error.value) == (
         "tokens of a linear head: expected token_shape (F,), got (4, 16). "
-        "Stack tokens for attentive heads, concatenate them for linear ones."
+        "Concatenate tokens for linear heads, stack them for all others."
     )
 
 
@@ -248,13 +248,27 @@ def test_a_protocol_that_makes_no_sense_is_refused_with_all_its_faults() -> None
     )
 
 
-@pytest.mark.parametrize(("kind", "num_heads"), [("attentive", 0), ("linear", 3), ("conv", 1)])
-def test_a_head_that_makes_no_sense_is_refused(kind: str, num_heads: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "num_heads", "num_levels", "expected"),
+    [
+        ("attentive", 0, 0, "num_heads >= 1, num_levels 0"),
+        ("attentive", 4, 3, "num_heads >= 1, num_levels 0"),
+        ("linear", 3, 0, "num_heads 0, num_levels 0"),
+        ("scalar-mix", 0, 0, "num_heads 0, num_levels >= 1"),
+        (
+            "conv",
+            1,
+            0,
+            "a kind among linear, ridge, logreg, knn, attentive, cae, alf-embed, aim, ep, abmilp, simpool, vjepa, map, scalar-mix",
+        ),
+    ],
+)
+def test_a_head_that_makes_no_sense_is_refused(kind: str, num_heads: int, num_levels: int, expected: str) -> None:
     with pytest.raises(SettingError) as error:
-        Head(kind=kind, num_heads=num_heads)
+        Head(kind=kind, num_heads=num_heads, num_levels=num_levels)
     assert str(error.value) == (
-        "Head: expected kind 'attentive' with num_heads >= 1, or kind 'linear', 'ridge', 'logreg' or 'knn' without heads, "
-        f"got kind {kind!r}, num_heads {num_heads}. Correct the head."
+        f"Head: expected {expected}, got kind {kind!r}, num_heads {num_heads}, num_levels {num_levels}. "
+        "Correct the head."
     )
 
 

@@ -1,0 +1,93 @@
+"""A bank of 8 heads of each kind of the zoo against the same heads trained one at a time, on the same tokens.
+
+    python tests/benchmarks/zoo.py                                 # D 384, T 197, batch 200, medians of 3
+    python tests/benchmarks/zoo.py --kinds map ep --group-size 1   # tuning
+
+One at a time is the same plain module under autograd, with torch's AdamW and clip. So the ratio is what training
+together brings, not what the folded attention inside the modules brings. Each kind is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from probes import HEAD_KINDS, ZOO, ArraySource, ModuleBank, Setting, TrainingProtocol, ZooProbe, fit_bank, stack_tokens
+from probes.fit import add_jitter, class_weights
+from probes.module_bank import GROUP_SIZE
+
+NUM_CLASSES, BATCH, NUM_PROBES, NUM_LEVELS = 47, 200, 8, 12
+NUM_HEADS = {"cae": 8, "alf-embed": 24, "ep": 32, "aim": 12, "vjepa": 12, "map": 12}
+PROTOCOL = TrainingProtocol(batch_size=BATCH, epochs=1, min_steps=1000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", default=list(ZOO))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="training steps of one measurement")
+    parser.add_argument("--embed-dim", type=int, default=384)
+    parser.add_argument("--group-size", type=int, default=GROUP_SIZE)
+    options = parser.parse_args()
+    if len(options.kinds) > 1:
+        more = [f"--{name.replace('_', '-')}={value}" for name, value in vars(options).items() if name != "kinds"]
+        for kind in options.kinds:
+            subprocess.run([sys.executable, __file__, "--kinds", kind, *more], check=True)
+        return
+    torch.set_num_threads(1)
+    measure(options.kinds[0], options)
+
+
+def measure(kind: str, options: argparse.Namespace) -> None:
+    num_tokens = 2 * NUM_LEVELS if HEAD_KINDS[kind].levels else 197
+    heads = {"num_heads": NUM_HEADS[kind]} if HEAD_KINDS[kind].heads else {}
+    levels = {"num_levels": NUM_LEVELS, "num_tokens": num_tokens} if HEAD_KINDS[kind].levels else {}
+    probe = ZOO[kind](embed_dim=options.embed_dim, **heads, **levels, num_classes=NUM_CLASSES)
+    generator = torch.Generator().manual_seed(0)
+    tokens = stack_tokens([torch.randn(5 * BATCH, num_tokens, options.embed_dim, generator=generator)])
+    source = ArraySource(tokens, torch.arange(5 * BATCH) % NUM_CLASSES, NUM_CLASSES)
+    rows, settings = torch.arange(5 * BATCH), [Setting(lr=1e-3, weight_decay=1e-4)] * NUM_PROBES
+    train_plainly(probe, source, 1)
+    bank = ModuleBank([probe] * NUM_PROBES, group_size=options.group_size)
+    fit_bank(bank, source, rows, settings, PROTOCOL, max_steps=1)
+    banks, plains = [], []
+    for _ in range(options.repeats):
+        banks.append(timed(lambda: fit_bank(bank, source, rows, settings, PROTOCOL, max_steps=options.steps)))
+        plains.append(timed(lambda: train_plainly(probe, source, options.steps)))
+    each, alone = (1e3 * median(times) / options.steps for times in (banks, plains))
+    print(
+        f"{kind:10} D {options.embed_dim} T {num_tokens:3}: {each / NUM_PROBES:7.1f} ms a probe and step, alone {alone:7.1f}, "
+        f"ratio {alone * NUM_PROBES / each:4.1f}",
+        flush=True,
+    )
+
+
+def train_plainly(probe: ZooProbe, source: ArraySource, num_steps: int) -> None:
+    probe.train()
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+    loss_of = torch.nn.CrossEntropyLoss(weight=class_weights(source.labels, NUM_CLASSES).float())
+    for step in range(num_steps):
+        batch = torch.randperm(len(source.labels))[:BATCH]
+        tokens = source.take(batch)
+        add_jitter(tokens, PROTOCOL, step)
+        optimizer.zero_grad()
+        loss_of(probe(tokens), source.labels[batch]).backward()
+        torch.nn.utils.clip_grad_norm_(probe.parameters(), PROTOCOL.clip_norm)
+        optimizer.step()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """CPU seconds: with one thread, the time it takes on a core of its own."""
+    start_s = time.process_time()
+    work()
+    return time.process_time() - start_s
+
+
+if __name__ == "__main__":
+    main()

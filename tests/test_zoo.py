@@ -1,0 +1,500 @@
+"""Heads of other studies: each is its equation, with the parameters PROTOCOL counts, and a bank of P is P lone modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm, cross_entropy, gelu, layer_norm
+
+from probes.attentive import AttentiveProbe
+from probes.bank import AttentiveBank
+from probes.checkpoint import load_probe, save_probe
+from probes.errors import SettingError
+from probes.fit import add_jitter, class_weights, cosine_lr, fit_bank
+from probes.linear import LinearProbe
+from probes.linear_bank import LinearBank
+from probes.module_bank import ModuleBank
+from probes.protocol import HEAD_KINDS, PAPER, SOLVED_KINDS, Head, Setting, TrainingProtocol
+from probes.seeds import make_generator
+from probes.sources import ArraySource, concat_tokens, stack_tokens
+from probes.sweep import run_sweep
+from probes.zoo import (
+    ZOO,
+    AbmilpProbe,
+    AimProbe,
+    AlfEmbedProbe,
+    CaeProbe,
+    EpProbe,
+    MapProbe,
+    ScalarMixProbe,
+    SimPoolProbe,
+    VJepaProbe,
+    ZooProbe,
+)
+
+D, T, C, L = 12, 6, 3, 3
+HEADS: dict[str, Callable[[int], ZooProbe]] = {
+    "cae": lambda seed: CaeProbe(D, 4, C, seed=seed),
+    "alf-embed": lambda seed: AlfEmbedProbe(D, 5, L, T, C, seed=seed),
+    "aim": lambda seed: AimProbe(D, 3, C, seed=seed),
+    "aim with two queries": lambda seed: AimProbe(D, 3, C, num_queries=2, seed=seed),
+    "ep": lambda seed: EpProbe(D, 4, C, seed=seed),
+    "ep reduced": lambda seed: EpProbe(D, 3, C, reduction=2, seed=seed),
+    "abmilp": lambda seed: AbmilpProbe(D, C, seed=seed),
+    "simpool": lambda seed: SimPoolProbe(D, C, seed=seed),
+    "vjepa": lambda seed: VJepaProbe(D, 3, C, seed=seed),
+    "map": lambda seed: MapProbe(D, 3, C, seed=seed),
+    "scalar-mix": lambda seed: ScalarMixProbe(D, L, T, C, seed=seed),
+}
+# what cannot change the loss: what adds the same to all scores of a softmax, a constant before BatchNorm
+NEVER_MOVES = {
+    "cae": {"norm_k.bias", "proj.bias"},
+    "alf-embed": {"norm_k.bias", "proj.bias"},
+    "vjepa": {"to_k.bias"},
+    "map": {"to_k.bias"},
+    "abmilp": {"score.bias"},
+}
+every_head = pytest.mark.parametrize("name", HEADS)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_probe(name: str, seed: int) -> ZooProbe:
+    """A probe whose every parameter is far from its initial value, so that no term of a gradient vanishes."""
+    probe = HEADS[name](seed).double()
+    with torch.no_grad():
+        for number, parameter in enumerate(probe.parameters()):
+            parameter.add_(draw(*parameter.shape, seed=1000 * seed + number), alpha=0.3)
+    return probe
+
+
+def make_rates(name: str, count: int) -> list[float]:
+    return ([0.0, 0.3, 0.1, 0.3, 0.0] if make_probe(name, 0).has_dropout else [0.0] * 5)[:count]
+
+
+def keep_mask(noise: Tensor, rate: float) -> Tensor | None:
+    return None if rate == 0 else ((noise >= rate).double() / (1 - rate)).transpose(1, 2)
+
+
+def still(probe: ZooProbe, rate: float) -> set[str]:
+    return {*probe.still, *(() if rate else probe.still_without_dropout)}
+
+
+# -- the equations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embed_dim", [384, 768])
+def test_parameters_before_the_classifier_are_those_of_the_protocol(embed_dim: int) -> None:
+    d = embed_dim
+    counted = {
+        CaeProbe(d, 8, C): 4 * d**2 + 8 * d,
+        AimProbe(d, 12, C): 2 * d**2 + d,
+        AimProbe(d, 12, C, num_queries=5): 2 * d**2 + 5 * d,
+        EpProbe(d, 32, C): 32 * d + d**2,
+        EpProbe(d, 32, C, reduction=4): 32 * d + d**2 // 4,
+        VJepaProbe(d, 12, C): 12 * d**2 + 14 * d,
+        MapProbe(d, 12, C): 12 * d**2 + 12 * d,
+        AbmilpProbe(d, C): d**2 + 2 * d + 1,
+        SimPoolProbe(d, C): 2 * d**2 + 2 * d,
+        ScalarMixProbe(d, 12, 24, C): 12 + 1,
+        AlfEmbedProbe(d, 24, 12, 24, C): 4 * d * (24 * 2 * (d // 24)) + 10 * d + 12 * d + 2 * d,
+    }
+    for probe, count in counted.items():
+        classifier = sum(parameter.numel() for parameter in probe.classifier.parameters())
+        assert sum(parameter.numel() for parameter in probe.parameters()) - classifier == count, probe.kind
+
+
+def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+
+def attend_plainly(queries: Tensor, keys: Tensor, values: Tensor, num_heads: int) -> Tensor:
+    """softmax(q K^T / sqrt h) V with keys and values made, head by head: [D], [T, D], [T, D] -> [D]."""
+    parts = []
+    for q, k, v in zip(queries.chunk(num_heads), keys.chunk(num_heads, 1), values.chunk(num_heads, 1), strict=True):
+        parts.append((k @ q / len(q) ** 0.5).softmax(0) @ v)
+    return torch.cat(parts)
+
+
+def normalize_batch(y: Tensor, norm: nn.Module) -> Tensor:
+    assert isinstance(norm, nn.BatchNorm1d)
+    return batch_norm(y, None, None, norm.weight, norm.bias, True, eps=norm.eps)
+
+
+def equation(probe: Any, x: Tensor) -> Tensor:
+    """What the head computes of a training batch [B, T, D], one image at a time, nothing folded: what enters the classifier."""
+    if isinstance(probe, CaeProbe):
+        query = probe.to_q(normed(probe.query, probe.norm_q))[0]
+        keys, values = probe.to_k(normed(x, probe.norm_k)), probe.to_v(normed(x, probe.norm_v))
+        y = torch.stack([attend_plainly(query, k, v, 4) for k, v in zip(keys, values, strict=True)])
+        return normalize_batch(probe.proj(y), probe.bn)
+    if isinstance(probe, AlfEmbedProbe):
+        query = probe.to_q(normed(probe.query, probe.norm_q))[0]
+        place = torch.stack([probe.of_level[t // 2] + probe.of_type[t % 2] for t in range(T)])
+        keys, values = probe.to_k(normed(x, probe.norm_k) + place), probe.to_v(normed(x, probe.norm_v))
+        y = torch.stack([attend_plainly(query, k, v, 5) for k, v in zip(keys, values, strict=True)])
+        return normalize_batch(probe.proj(y), probe.bn)
+    if isinstance(probe, AimProbe):
+        x = (x - x.mean((0, 1))) / (x.var((0, 1), correction=0) + 1e-6).sqrt()
+        return torch.stack(
+            [
+                torch.stack([attend_plainly(q, probe.to_k(one), probe.to_v(one), 3) for q in probe.queries]).mean(0)
+                for one in x
+            ]
+        )
+    if isinstance(probe, EpProbe):
+        values = probe.to_v(x)
+        y = [
+            torch.cat(
+                [
+                    (one @ q / D**0.5).softmax(0) @ part
+                    for q, part in zip(probe.queries, v.chunk(len(probe.queries), 1), strict=True)
+                ]
+            )
+            for one, v in zip(x, values, strict=True)
+        ]
+        return normalize_batch(torch.stack(y), probe.bn)
+    if isinstance(probe, AbmilpProbe):
+        scores = [probe.score(probe.hidden(one).tanh())[:, 0] for one in x]
+        return torch.stack([s.softmax(0) @ one for s, one in zip(scores, x, strict=True)])
+    if isinstance(probe, SimPoolProbe):
+        keys = probe.to_k(normed(x, probe.norm))
+        rows = zip(x, keys, normed(x, probe.norm), strict=True)
+        return torch.stack([attend_plainly(probe.to_q(one.mean(0)), k, v, 1) for one, k, v in rows])
+    if isinstance(probe, VJepaProbe):
+        inside = normed(x, probe.norm1)
+        keys, values, query = probe.to_k(inside), probe.to_v(inside), probe.to_q(probe.query)[0]
+        y = torch.stack([attend_plainly(query, k, v, 3) for k, v in zip(keys, values, strict=True)])
+        y = probe.query + probe.proj(y)
+        return y + probe.fc2(gelu(probe.fc1(normed(y, probe.norm2))))
+    if isinstance(probe, MapProbe):
+        keys, values, query = probe.to_k(x), probe.to_v(x), probe.to_q(probe.query)[0]
+        y = probe.proj(torch.stack([attend_plainly(query, k, v, 3) for k, v in zip(keys, values, strict=True)]))
+        return y + probe.fc2(gelu(probe.fc1(normed(y, probe.norm)), approximate="tanh"))
+    assert isinstance(probe, ScalarMixProbe)
+    shares = probe.weights.exp() / probe.weights.exp().sum()
+    cls, ap = (sum(shares[level] * x[:, 2 * level + kind] for level in range(L)) for kind in (0, 1))
+    return probe.scale * torch.cat([cls, ap], 1)
+
+
+@every_head
+def test_a_head_is_its_equation_with_keys_and_values_made(name: str) -> None:
+    probe = make_probe(name, 1).train()
+    tokens = draw(7, T, D)
+    expected = probe.classifier(equation(probe, tokens))
+    torch.testing.assert_close(probe(tokens), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_embedding_starts_as_the_fusion_head() -> None:
+    """Same seed, same weights, same logits: alf-embed differs from alf only in what it learns."""
+    plain, embedded = AttentiveProbe(D, 5, C, seed=3), AlfEmbedProbe(D, 5, L, T, C, seed=3)
+    state = embedded.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in plain.state_dict().items())
+    tokens = draw(4, T, D).float()
+    torch.testing.assert_close(plain.eval()(tokens), embedded.eval()(tokens))
+    torch.testing.assert_close(plain.attention(tokens), embedded.attention(tokens))
+
+
+def test_cae_starts_as_the_mean_of_the_tokens() -> None:
+    attention = HEADS["cae"](0)
+    assert isinstance(attention, CaeProbe)
+    torch.testing.assert_close(attention.attention(draw(2, T, D).float()), torch.full((2, 4, T), 1 / T))
+
+
+@every_head
+def test_initial_weights_depend_on_the_seed_alone(name: str) -> None:
+    before = torch.get_rng_state()
+    one, again, other = (HEADS[name](seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+
+
+# -- the bank --------------------------------------------------------------------------------------------------------
+
+
+@every_head
+@pytest.mark.parametrize("group_size", [1, 2, 5])
+def test_outputs_and_gradients_equal_the_plain_module_probe_by_probe(name: str, group_size: int) -> None:
+    probes, rates = [make_probe(name, seed) for seed in range(5)], make_rates(name, 5)
+    tokens, labels = draw(9, T, D), torch.arange(9) % C
+    weights = (0.5 + torch.arange(9, dtype=torch.float64) % 3) / 13.5
+    heads = probes[0].sizes.get("num_heads", 1)
+    noise = {heads: draw(9, T, heads, seed=9).abs().remainder(1).float()}
+    bank = ModuleBank(probes, rates, dtype=torch.float64, group_size=group_size)
+    losses = bank.compute_gradients(tokens, labels, weights, noise)
+    rows = {member: (stack, row) for stack in bank.stacks for row, member in enumerate(stack.members)}
+    for index, (probe, rate) in enumerate(zip(probes, rates, strict=True)):
+        keep = keep_mask(noise[heads], rate)
+        logits = probe.train()(tokens) if keep is None else probe.train()(tokens, keep)
+        loss = (cross_entropy(logits, labels, reduction="none") * weights).sum()
+        names, parameters = zip(*probe.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        stack, row = rows[index]
+        torch.testing.assert_close(losses[index], loss.detach(), rtol=1e-10, atol=1e-10)
+        for parameter, gradient in zip(names, gradients, strict=True):
+            torch.testing.assert_close(
+                stack.grads[parameter][row], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=parameter: f"{n}: {m}"
+            )
+        for buffer, statistic in stack.statistics.items():
+            torch.testing.assert_close(statistic[row], probe.get_buffer(buffer), rtol=1e-10, atol=1e-10)
+    logits = bank.logits(tokens)
+    for index, probe in enumerate(probes):
+        torch.testing.assert_close(logits[index], probe.eval()(tokens).detach(), rtol=1e-10, atol=1e-10)
+
+
+@every_head
+def test_parameters_that_cannot_matter_have_gradient_zero_exactly(name: str) -> None:
+    probes = [make_probe(name, seed) for seed in range(3)]
+    rates = [*make_rates(name, 2), 0.0]
+    labels, heads = torch.arange(9) % C, probes[0].sizes.get("num_heads", 1)
+    bank = ModuleBank(probes, rates, group_size=3)
+    bank.compute_gradients(draw(9, T, D), labels, torch.full((9,), 1 / 9), {heads: torch.rand(9, T, heads)})
+    (stack,) = bank.stacks
+    for row, rate in enumerate(rates):
+        quiet = {parameter for parameter, gradient in stack.grads.items() if not gradient[row].any()}
+        without_dropout = {"norm_v.bias"} if probes[0].has_dropout and rate == 0 else set()
+        assert quiet == NEVER_MOVES.get(name, set()) | without_dropout
+
+
+def test_the_fusion_head_by_autograd_is_the_fusion_head_by_hand() -> None:
+    """alf-embed without embeddings in the bank of modules against `AttentiveBank`: two ways to the same gradients."""
+    plain = [AttentiveProbe(D, 5, C, seed=seed) for seed in range(3)]
+    embedded = [AlfEmbedProbe(D, 5, L, T, C, seed=seed) for seed in range(3)]
+    tokens, labels, weights = draw(9, T, D), torch.arange(9) % C, torch.full((9,), 1 / 9, dtype=torch.float64)
+    noise = {5: torch.rand(9, T, 5, generator=torch.Generator().manual_seed(0))}
+    by_hand = AttentiveBank(plain, [0.2] * 3, dtype=torch.float64)
+    by_autograd = ModuleBank(embedded, [0.2] * 3, dtype=torch.float64, group_size=3)
+    losses = [bank.compute_gradients(tokens, labels, weights, noise) for bank in (by_hand, by_autograd)]
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)
+    for name, gradient in by_hand.stacks[0].grads.items():
+        torch.testing.assert_close(by_autograd.stacks[0].grads[name], gradient, rtol=1e-10, atol=1e-10)
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+PROTOCOL = TrainingProtocol(epochs=4, min_steps=0, batch_size=40)  # 5 batches of 40 of 200 samples: 20 steps
+ROWS = torch.arange(200)
+GRID = [Setting(lr=1e-2, weight_decay=1e-4), Setting(lr=1e-3, weight_decay=1.0, dropout=0.3)]
+GRID += [Setting(lr=1e-3, weight_decay=1e-2, dropout=0.1), Setting(lr=1e-2, weight_decay=1e-6, dropout=0.3)]
+
+
+def make_source(num_samples: int = 200, seed: int = 1) -> ArraySource:
+    """Samples of 3 classes that can be told apart, but not perfectly."""
+    centres = torch.randn(C, T, D, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(num_samples) % C
+    noise = torch.randn(num_samples, T, D, generator=torch.Generator().manual_seed(seed))
+    return ArraySource(stack_tokens([centres[labels] + noise]), labels, C)
+
+
+def make_bank(name: str, settings: list[Setting], dtype: torch.dtype, seeds: list[int], group_size: int) -> ModuleBank:
+    probes = [HEADS[name](seed) for seed in seeds]
+    rates = [setting.dropout if probes[0].has_dropout else 0.0 for setting in settings]
+    return ModuleBank(probes, rates, dtype=dtype, group_size=group_size)
+
+
+def largest_difference(one: nn.Module, other: nn.Module) -> float:
+    """Of two probes' weights and statistics, relative to the largest entry of each tensor."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return max(
+        ((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max().clamp(min=1e-3)).item()
+        for name in ours
+        if not name.endswith("num_batches_tracked")
+    )
+
+
+@every_head
+def test_training_together_is_training_alone(name: str) -> None:
+    source, seeds = make_source(), [0, 0, 1, 2]
+    together = make_bank(name, GRID, torch.float64, seeds, group_size=3)
+    assert fit_bank(together, source, ROWS, GRID, PROTOCOL).plan.num_steps == 20
+    for index, setting in enumerate(GRID):
+        alone = make_bank(name, [setting], torch.float64, seeds[index : index + 1], group_size=3)
+        fit_bank(alone, source, ROWS, [setting], PROTOCOL)
+        assert largest_difference(together.probe(index), alone.probe(0)) < 1e-9
+
+
+@every_head
+def test_training_a_bank_is_training_the_plain_module(name: str) -> None:
+    """The protocol as anyone would write it: one module, autograd, torch's AdamW, clipping and loss."""
+    source, setting = make_source(), GRID[1]
+    bank = make_bank(name, GRID, torch.float64, [0] * 4, group_size=3)
+    plan = fit_bank(bank, source, ROWS, GRID, PROTOCOL).plan
+    probe = HEADS[name](0).double().train()
+    rate = setting.dropout if probe.has_dropout else 0.0
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay)
+    loss_of = nn.CrossEntropyLoss(weight=class_weights(source.labels, C))
+    for step, batch in enumerate(plan.batches(PROTOCOL.seed)):
+        tokens = source.take(batch)
+        add_jitter(tokens, PROTOCOL, step)
+        inputs = [tokens.double()]
+        if rate > 0:
+            heads = probe.sizes["num_heads"]
+            generator = make_generator(PROTOCOL.seed, "attention dropout", heads, step)
+            keep = keep_mask(torch.rand(len(batch), T, heads, generator=generator), rate)
+            assert keep is not None
+            inputs.append(keep)
+        for parameter in probe.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # one that is not used is decayed all the same
+        loss_of(probe(*inputs), source.labels[batch]).backward()
+        for parameter in still(probe, rate):
+            gradient = probe.get_parameter(parameter).grad
+            assert gradient is not None
+            gradient.zero_()  # rounding noise, of which AdamW would make steps of size lr
+        nn.utils.clip_grad_norm_(probe.parameters(), PROTOCOL.clip_norm)
+        optimizer.param_groups[0]["lr"] = cosine_lr(step, plan.num_steps, setting.lr, PROTOCOL.min_lr)
+        optimizer.step()
+    assert largest_difference(bank.probe(1), probe) < 1e-9
+
+
+@every_head
+def test_a_probe_that_diverges_changes_no_bit_of_its_neighbours(name: str) -> None:
+    source = make_source()
+    wild = [GRID[0], Setting(lr=1e38, weight_decay=1.0), *GRID[2:]]
+    calm = [GRID[0], Setting(lr=1e-3, weight_decay=1.0), *GRID[2:]]
+    banks = [make_bank(name, settings, torch.float32, [0] * 4, group_size=3) for settings in (calm, wild)]
+    outcomes = [
+        fit_bank(bank, source, ROWS, settings, PROTOCOL) for bank, settings in zip(banks, (calm, wild), strict=True)
+    ]
+    assert not outcomes[0].diverged.any()
+    assert outcomes[1].diverged.tolist() == [False, True, False, False]
+    for index in (0, 2, 3):
+        untouched, beside = (bank.probe(index).state_dict() for bank in banks)
+        assert all(torch.equal(untouched[tensor], beside[tensor]) for tensor in untouched)
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_a_sweep_chooses_refits_tests_and_saves(kind: str, tmp_path: Path) -> None:
+    needs = HEAD_KINDS[kind]
+    head = Head(kind=kind, num_heads=4 if needs.heads else 0, num_levels=L if needs.levels else 0)
+    protocol = TrainingProtocol(
+        lrs=(1e-1, 1e-2), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=4, min_steps=40, batch_size=32
+    )
+    test = make_source(60, seed=2)
+    result = run_sweep(head, make_source(150), lambda: test, protocol)
+    assert len(result.scores) == (4 if needs.dropout else 2)
+    assert not result.diverged
+    assert result.test is not None
+    assert result.test.balanced_accuracy > 0.8
+    assert isinstance(result.probe, ZOO[kind])
+    assert result.test_logits is not None
+    torch.testing.assert_close(result.probe(test.tokens), result.test_logits, rtol=1e-4, atol=1e-4)
+    save_probe(tmp_path, result.probe, {})
+    loaded, _ = load_probe(tmp_path)
+    torch.testing.assert_close(loaded(test.tokens), result.probe(test.tokens), rtol=0, atol=0)
+
+
+@every_head
+def test_a_saved_head_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    for probe in (HEADS[name](5), make_probe(name, 5)):
+        save_probe(tmp_path, probe, {"number": 1})
+        loaded, config = load_probe(tmp_path)
+        assert config == {"number": 1}
+        assert type(loaded) is type(probe)
+        assert not loaded.training
+        state = loaded.state_dict()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in probe.state_dict().items())
+
+
+@every_head
+def test_a_probe_comes_back_as_the_plain_module_it_went_in(name: str) -> None:
+    probes = [make_probe(name, seed) for seed in range(3)]
+    bank = ModuleBank(probes, dtype=torch.float64, group_size=2)
+    for index, probe in enumerate(probes):
+        returned = bank.probe(index)
+        assert type(returned) is type(probe)
+        assert not returned.training
+        assert all(torch.equal(tensor, returned.state_dict()[key]) for key, tensor in probe.state_dict().items())
+
+
+def test_the_dinov2_linear_suite_is_a_linear_bank_for_each_of_its_inputs() -> None:
+    """As probes/README.md says: cls of the last n blocks, with or without the mean patch, each for many rates."""
+    cls, ap = draw(4, 200, 1, D), draw(200, 1, D, seed=1)
+    labels = torch.arange(200) % C
+    settings = [Setting(lr=lr, weight_decay=0.0) for lr in (0.1, 0.01, 0.001)]
+    widths = []
+    for parts in ([cls[3]], [*cls], [cls[3], ap], [*cls, ap]):
+        source = ArraySource(concat_tokens(parts), labels, C)
+        bank = LinearBank([LinearProbe(source.token_shape[0], C)] * len(settings))
+        assert not fit_bank(bank, source, ROWS, settings, PROTOCOL).diverged.any()
+        widths.append(source.token_shape[0])
+    assert widths == [D, 4 * D, 2 * D, 5 * D]
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_the_kinds_of_the_zoo_are_those_of_the_protocol() -> None:
+    assert set(ZOO) | {"attentive", "linear", *SOLVED_KINDS} == set(HEAD_KINDS)
+
+
+def test_only_heads_with_attention_dropout_have_dropout_rates_in_their_grid() -> None:
+    for kind, needs in HEAD_KINDS.items():
+        if kind in SOLVED_KINDS:
+            continue  # a grid of its own
+        head = Head(kind=kind, num_heads=int(needs.heads), num_levels=int(needs.levels))
+        assert len(PAPER.settings(head)) == (63 if kind in ("attentive", "cae", "alf-embed") else 21)
+
+
+def test_probes_of_different_heads_or_sizes_are_refused() -> None:
+    with pytest.raises(SettingError) as error:
+        ModuleBank([AbmilpProbe(D, C), SimPoolProbe(D, C)])
+    assert str(error.value) == (
+        "ModuleBank: expected at least one probe, all of one head and the same sizes, "
+        "got [('abmilp', 12, 3), ('simpool', 12, 3)]. Put probes of different heads or sizes into banks of their own."
+    )
+    with pytest.raises(SettingError, match=r"expected at least one probe.*got \[\]"):
+        ModuleBank([])
+
+
+def test_dropout_rates_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(SettingError) as error:
+        ModuleBank([AbmilpProbe(D, C)] * 2, [0.0, 0.1])
+    assert str(error.value) == (
+        "ModuleBank dropouts: expected 2 rates of 0: abmilp has none, got [0.0, 0.1]. Give every probe one rate."
+    )
+    with pytest.raises(SettingError, match=r"expected 2 rates in \[0, 1\), got \[0.1\]"):
+        ModuleBank([CaeProbe(D, 4, C)] * 2, [0.1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: CaeProbe(12, 5, 3),
+            "CaeProbe: expected num_heads that divides embed_dim, got num_heads 5, embed_dim 12. "
+            "Choose another num_heads.",
+        ),
+        (
+            lambda: ScalarMixProbe(12, 4, 6, 3),
+            "ScalarMixProbe: expected num_levels that divides num_tokens, got num_levels 4, num_tokens 6. "
+            "Choose another num_levels.",
+        ),
+        (
+            lambda: AbmilpProbe(0, 3),
+            "AbmilpProbe: expected embed_dim >= 1, num_classes >= 1, got embed_dim 0, num_classes 3. "
+            "Correct the sizes.",
+        ),
+        (
+            lambda: EpProbe(12, 4, 3, reduction=2),
+            "EpProbe: expected a reduction that divides embed_dim, and num_heads that divides the quotient, "
+            "got embed_dim 12, num_heads 4, reduction 2. Choose another number of heads, which are the queries here.",
+        ),
+        (
+            lambda: AlfEmbedProbe(4, 5, 3, 6, 3),
+            "AlfEmbedProbe: expected num_heads <= embed_dim, got embed_dim 4, num_heads 5. "
+            "Choose fewer heads or wider tokens.",
+        ),
+    ],
+)
+def test_sizes_that_make_no_head_are_refused(make: Callable[[], ZooProbe], message: str) -> None:
+    with pytest.raises(SettingError) as error:
+        make()
+    assert str(error.value) == message
