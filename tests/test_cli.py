@@ -225,3 +225,21 @@ def test_auto_is_half_precision_on_a_gpu_only() -> None:
         "float16",
     ]
     assert choose_precision("bfloat16", "cpu") == "bfloat16"
+
+
+def test_a_memory_budget_is_told_and_changes_no_result(place: dict[str, Any], tmp_path: Path) -> None:
+    result = run("probe", *place["arguments"], "--runs", str(tmp_path), "--memory", "3GB")
+    assert result.exit_code == 0, result.output
+    assert "of tokens resident; at most" in result.stderr
+    first, second = (
+        json.loads(run("probe", *place["arguments"], "--runs", runs, "--json").stdout)["rows"]
+        for runs in (str(tmp_path), str(place["folder"] / "runs"))
+    )
+    assert [row["test"] for row in first] == [row["test"] for row in second]
+
+
+@pytest.mark.parametrize("memory", ["lots", "1kB"])
+def test_a_memory_budget_that_is_no_size_or_too_small_is_refused(place: dict[str, Any], memory: str) -> None:
+    shown = refusal("probe", *place["arguments"], "--retrain", "--memory", memory)
+    assert "memory" in shown
+    assert "  expected  " in shown
