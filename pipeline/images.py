@@ -89,13 +89,14 @@ def decode_batches(
         workers: Any = iter(loader)
     try:
         yield from workers
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:
+        got = _death_of_a_worker(error)
+        if got is None:
             raise
         raise WorkError(
             where="decoding images",
             expected="worker processes that live until the last batch",
-            got=str(error),
+            got=got,
             todo="Most often memory ran out: use fewer workers or smaller batches. Without workers its own error shows.",
         ) from error
     finally:
@@ -109,6 +110,19 @@ def start_worker_server() -> None:
         from multiprocessing.forkserver import ensure_running
 
         ensure_running()
+
+
+def _death_of_a_worker(error: Exception) -> str | None:
+    """What an error of the loader says of a worker that died, None for any other error.
+
+    The loader's watchdog tells with a RuntimeError. Where a batch was just being handed over, the parent finds the worker's socket
+    closed or gone instead. An error of the worker's own code carries the loader's words that it was caught there.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error) if "DataLoader worker (pid" in str(error) else None
+    if "in DataLoader worker process" in str(error):
+        return None
+    return f"a worker that ended while it handed over a batch ({type(error).__name__})"
 
 
 class _Decoding(Dataset[DecodedBatch]):

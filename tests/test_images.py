@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.datasets import BadImage, ImageSource, open_source
 from pipeline.errors import WorkError
-from pipeline.images import PREFETCHED_BATCHES, decode_batches, start_worker_server
+from pipeline.images import PREFETCHED_BATCHES, _death_of_a_worker, decode_batches, start_worker_server
 
 EVALUATION = Compose([Resize(14), CenterCrop(14), ToTensor()])
 BATCHES = [(0, 4), (4, 8), (8, 11)]
@@ -222,6 +222,13 @@ def test_no_process_is_left_when_a_transform_raises_and_its_error_arrives(tmp_pa
     assert caught.value.__traceback__ is not None
 
 
+@pytest.mark.parametrize("error", [EOFError(), ConnectionRefusedError(111, "refused"), FileNotFoundError(2, "gone")])
+def test_a_batch_lost_with_its_worker_is_told_apart_from_an_error_of_its_own_code(error):
+    assert _death_of_a_worker(error) == f"a worker that ended while it handed over a batch ({type(error).__name__})"
+    assert _death_of_a_worker(type(error)("Caught it in DataLoader worker process 0.")) is None
+    assert _death_of_a_worker(RuntimeError("anything else")) is None
+
+
 def test_a_worker_that_dies_is_work_that_failed(tmp_path):
     batches = decode_batches(DyingSource(tmp_path, 8), ToTensor(), [(0, 4), (4, 8)], num_workers=1)
     with pytest.raises(WorkError) as caught:
@@ -231,7 +238,7 @@ def test_a_worker_that_dies_is_work_that_failed(tmp_path):
         "decoding images",
         "worker processes that live until the last batch",
     )
-    assert error.got.startswith("DataLoader worker (pid")
+    assert error.got.startswith(("DataLoader worker (pid", "a worker that ended while it handed over a batch"))
     assert error.todo == (
         "Most often memory ran out: use fewer workers or smaller batches. Without workers its own error shows."
     )
