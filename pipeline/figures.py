@@ -73,7 +73,7 @@ def draw_attention_map(
                 fontsize=8,
                 color="black" if bright[kind, level] else "white",
             )
-    figure.colorbar(image, ax=axes, label="share of attention", format=lambda share, _: f"{share:.0%}", pad=0.01)
+    figure.colorbar(image, ax=axes, label="share of attention", format=lambda share, _: f"{share:.1%}", pad=0.01)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:

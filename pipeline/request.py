@@ -68,24 +68,11 @@ class ModelRequest:
 
 
 def choose_device(device: str) -> str:
-    """`auto` becomes cuda where there is one, else cpu; anything else is checked.
-
-    Raises:
-        RequestError: the device cannot be used here.
-    """
+    """`auto` becomes cuda where there is one, else cpu; anything else is for the backbone to check when it opens."""
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(
-            where="--device",
-            expected="auto, cpu, or a device that torch can use here",
-            got=f"{device!r} ({str(error).splitlines()[0]})",
-            todo="Leave it out: auto takes a GPU where there is one.",
-        ) from error
     return device
 
 

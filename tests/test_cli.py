@@ -124,7 +124,7 @@ def refusal(*arguments: str) -> str:
         (("--probe", "alff"), ("--probe", "'alff'", "Did you mean 'alf'?")),
         (("--probe", "alf-grid9-last"), ("grid9",)),
         (("--protocol", "papier"), ("--protocol", "paper, quick, or a TOML file", "'papier'")),
-        (("--device", "abacus"), ("--device", "'abacus'", "Leave it out")),
+        (("--device", "abacus"), ("--device", "'abacus'", 'Use "cpu"')),
         (("--weights", "/no/such/file.safetensors"), ("/no/such/file.safetensors",)),
         (("--image-size", "3"), ("3",)),
     ],
