@@ -42,6 +42,19 @@ class TokenSource(Protocol):
 
 
 @runtime_checkable
+class ViewedSource(TokenSource, Protocol):
+    """A token source that holds several views of an image, each in a row of its own.
+
+    Attributes:
+        images: [N] int64, ascending: the image that each row shows. The first row of an image is its centre view, the one
+            that is validated and tested; the others are trained on.
+    """
+
+    @property
+    def images(self) -> Tensor: ...
+
+
+@runtime_checkable
 class OrderedSource(TokenSource, Protocol):
     """A token source that says in which order its rows are best read in an epoch."""
 
@@ -86,12 +99,13 @@ class ArraySource:
         tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
         labels: [N] int64.
         num_classes: C.
+        images: [N] int64, ascending, where rows are views of images: see `ViewedSource`. None: each row is an image.
 
     Raises:
         DataError: tokens and labels differ in length, or a label is not a class.
     """
 
-    def __init__(self, tokens: Tensor, labels: Tensor, num_classes: int) -> None:
+    def __init__(self, tokens: Tensor, labels: Tensor, num_classes: int, images: Tensor | None = None) -> None:
         if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
             raise DataError(
                 where="ArraySource",
@@ -101,6 +115,7 @@ class ArraySource:
             )
         check_labels(labels, num_classes)
         self.tokens, self.labels, self.num_classes = tokens, labels, num_classes
+        self.images = torch.arange(len(labels)) if images is None else images
         self.token_shape = tuple(tokens.shape[1:])
         self._workspace = Workspace(tokens.dtype, tokens.device)
 
