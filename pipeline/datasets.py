@@ -30,7 +30,7 @@ SCHEMES = {
     "wds": Scheme("wds:DIR | wds:DIR/{split}/{000..010}.tar", "WebDataset tars: jpg, png or webp, and cls", WdsSource),
     "hdf5": Scheme("hdf5:FILE_{split}.h5?images=x&labels=y", "HDF5 datasets of pixels and labels", Hdf5Source),
     "images": Scheme("images:DIR", "images at any depth, without labels: to predict", UnlabelledSource),
-    "demo": Scheme("demo:digits | demo:animals", "images that come inside a Python package", DemoSource),
+    "demo": Scheme("demo:digits | animals | solar | climate", "images that come inside a Python package", DemoSource),
 }
 
 

@@ -31,8 +31,10 @@ class CachedTokens:
     Args:
         cache: an open store.
         probe: says which levels and kinds, and whether they are concatenated (linear and solved heads) or stacked.
+        num_views: augmented views an image to read beside the centre one; None for all that the store has.
 
     Attributes:
+        images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         labels: [N] int64, of the rows that could be read.
         num_classes: from the data set, not from the labels that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated.
@@ -41,12 +43,15 @@ class CachedTokens:
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probe: NamedProbe) -> None:
+    def __init__(self, cache: TokenCache, probe: NamedProbe, num_views: int | None = None) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
         self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
         self._join = concat_tokens if HEAD_KINDS[probe.head].flat else stack_tokens
-        self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
+        rows = torch.from_numpy(np.asarray(cache.rows))
+        rows_an_image = 1 + int(cache.attributes.get("num_views", 0))
+        self.stored_rows = rows if num_views is None else rows[rows % rows_an_image <= num_views]
+        self.images = self.stored_rows // rows_an_image
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.block_rows = cache.block_rows
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
@@ -101,7 +106,7 @@ class CachedTokens:
             rows = torch.arange(start, min(start + RELEASE_ROWS, len(tokens)))
             self.take(rows, out=tokens[start : start + len(rows)])
             self.release(int(self.stored_rows[rows[0]]), int(self.stored_rows[rows[-1]]) + 1)
-        return ArraySource(tokens, self.labels, self.num_classes)
+        return ArraySource(tokens, self.labels, self.num_classes, self.images)
 
 
 def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -33,11 +33,13 @@ from .sources import (
     OrderedSource,
     StreamedSource,
     TokenSource,
+    ViewedSource,
     concat_tokens,
     l2_normalize,
     read_batches,
     stack_tokens,
 )
+from .split import centre_rows, split_rows
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
 from .zoo import (
     ZOO,
@@ -58,6 +60,7 @@ __all__ = [
     "TokenSource",
     "OrderedSource",
     "StreamedSource",
+    "ViewedSource",
     "ArraySource",
     "read_batches",
     "l2_normalize",
@@ -101,6 +104,8 @@ __all__ = [
     "TrainingProtocol",
     "PAPER",
     "QUICK",
+    "split_rows",
+    "centre_rows",
     "run_sweep",
     "run_solver",
     "Sizes",

@@ -29,8 +29,8 @@ from .linear_bank import LinearBank
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
 from .protocol import HEAD_KINDS, Head, Setting, SolvedSetting, TrainingProtocol
-from .seeds import make_generator
 from .sources import TokenSource
+from .split import split_rows
 from .zoo import ZOO, ZooProbe
 
 Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
@@ -136,7 +136,7 @@ def run_sweep(
     _check_shape(head, train)
     settings = protocol.settings(head)
     initial = _make_probe(head, train, protocol.seed)
-    fit_rows, validation_rows = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
+    fit_rows, validation_rows = split_rows(train, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
     memory = None
     if head.kind in PLANNED_KINDS:
@@ -257,42 +257,6 @@ def choose(scores: tuple[SettingScore, ...]) -> SettingScore | None:
     """
     finished = [score for score in scores if not score.diverged]
     return max(finished, key=lambda score: score.validation or 0.0, default=None)
-
-
-def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Hold out the same share of every class.
-
-    Each class gives round(fraction * n_c) images, at least one if it has two, and keeps at least one.
-
-    Args:
-        labels: [N] int64.
-        fraction: share to hold out, in (0, 1).
-        seed: of the choice.
-
-    Returns:
-        rows to train on and rows held out, each sorted, int64.
-
-    Raises:
-        DataError: no class has two images.
-
-    >>> kept, held_out = split_stratified(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2]), 0.25, seed=0)
-    >>> len(kept), sorted(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2])[held_out].tolist())
-    (7, [0, 1])
-    """
-    shuffled = torch.randperm(len(labels), generator=make_generator(seed, "validation split"))
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels):
-        rows = shuffled[labels[shuffled] == label]
-        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-        held_out[rows[:count]] = True
-    if not bool(held_out.any()):
-        raise DataError(
-            where="validation split",
-            expected="at least two training images of some class",
-            got=f"{len(labels)} images of {len(torch.unique(labels))} classes",
-            todo="Give more training images.",
-        )
-    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
 
 
 def _check_shape(head: Head, source: TokenSource) -> None:

@@ -6,9 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import probes
@@ -20,7 +17,8 @@ from probes.fit import compute_logits, fit_bank
 from probes.metrics import balanced_accuracy
 from probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
 from probes.sources import ArraySource, stack_tokens
-from probes.sweep import SettingScore, choose, run_sweep, split_stratified
+from probes.split import split_stratified
+from probes.sweep import SettingScore, choose, run_sweep
 
 ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")
 SMALL = TrainingProtocol(
@@ -173,30 +171,6 @@ def test_the_same_seed_gives_the_same_result() -> None:
     assert one.test_logits is not None
     assert again.test_logits is not None
     assert torch.equal(one.test_logits, again.test_logits)
-
-
-@hypothesis_settings(deadline=None)
-@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=6), fraction=st.floats(0.05, 0.95))
-def test_the_split_holds_out_the_same_share_of_every_class(counts: list[int], fraction: float) -> None:
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    if max(counts) < 2:
-        with pytest.raises(DataError):
-            split_stratified(labels, fraction, seed=0)
-        return
-    kept, held_out = split_stratified(labels, fraction, seed=0)
-    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(len(labels)))
-    for label, count in enumerate(counts):
-        share = int((labels[held_out] == label).sum())
-        assert abs(share - fraction * count) <= 1
-        assert share < count or count == 0
-        assert share > 0 or count < 2
-
-
-def test_the_split_depends_on_the_seed() -> None:
-    labels = torch.arange(100) % 4
-    one, again, other = (split_stratified(labels, 0.2, seed)[1] for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
 
 
 def test_too_few_images_to_hold_some_out_are_refused() -> None:
