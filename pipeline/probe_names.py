@@ -26,8 +26,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from probes import HEAD_KINDS
-
 from .errors import RequestError
 from .layers import FINAL, LAYER_SETS, layer_set, level_names
 
@@ -54,6 +52,7 @@ _OVER_PATCHES: dict[str, tuple[int, int] | None] = {
     "simpool": None,
 }
 _OVER_LEVELS = ("alf-embed", "scalar-mix")
+HEADS_WITH_HEADS = ("attentive", "alf-embed", *(head for head, choice in _OVER_PATCHES.items() if choice))
 _ZOO = re.compile(rf"({'|'.join((*_OVER_PATCHES, *_OVER_LEVELS))})(?:-({_SETS}))?")
 _LEVEL = re.compile(rf"((?:{_FLAT})(?:-ap)?|aat|{'|'.join(_OVER_PATCHES)})@(\d+|{FINAL})")
 
@@ -111,7 +110,7 @@ def resolve_probes(
     resolved: dict[str, NamedProbe] = {}
     for name in singles:
         probe = resolve_probe(name, depth, reference_quirks=reference_quirks)
-        counts = num_heads if HEAD_KINDS[probe.head].heads and not _split_heads(name)[1] else ()
+        counts = num_heads if probe.head in HEADS_WITH_HEADS and not _split_heads(name)[1] else ()
         for one in [_with_heads(probe, count) for count in counts] or [probe]:
             resolved.setdefault(one.name, one)
     return list(resolved.values())
@@ -141,7 +140,7 @@ def resolve_probe(name: str, depth: int, *, reference_quirks: bool = False) -> N
         probe = replace(probe, normalize=TOKEN_AXIS)
     if not suffix:
         return probe
-    if not HEAD_KINDS[probe.head].heads:
+    if probe.head not in HEADS_WITH_HEADS:
         raise RequestError(
             where=f"--probe {name}",
             expected="a probe whose head has heads, such as alf, attn-last, aat or cae",
@@ -231,7 +230,7 @@ def _resolve_level(name: str, stem: str, number: str, depth: int) -> NamedProbe:
             todo=f"Name one of them, or {stem}@{EVERY} for a probe a level.",
         )
     head = stem.removesuffix("-ap")
-    if HEAD_KINDS.get(head) and HEAD_KINDS[head].flat:
+    if head in _FLAT.split("|"):
         kinds: tuple[str, ...] = ("ap" if stem.endswith("-ap") else "cls",)
         return NamedProbe(name=name, head=head, levels=(level,), kinds=kinds, depth=depth)
     return NamedProbe(

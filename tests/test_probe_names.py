@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline import RequestError
-from pipeline.probe_names import DEMO_PROBES, probe_names, resolve_probe, resolve_probes
+from pipeline.probe_names import DEMO_PROBES, HEADS_WITH_HEADS, probe_names, resolve_probe, resolve_probes
+from probes import HEAD_KINDS
 
 
 def test_linear_cls_reads_the_class_token_of_the_final_level() -> None:
@@ -142,6 +143,11 @@ def test_heads_are_counted_where_there_are_some_and_a_name_that_counts_its_own_k
 def test_a_head_without_heads_cannot_have_a_number_of_them(name: str) -> None:
     with pytest.raises(RequestError, match=rf"--probe {name}: expected .*heads.* got .*none. Name it "):
         resolve_probe(name, 12)
+
+
+def test_the_heads_with_heads_are_those_of_the_trainer() -> None:
+    """Named here once more because names are read before torch is imported."""
+    assert set(HEADS_WITH_HEADS) == {name for name, kind in HEAD_KINDS.items() if kind.heads}
 
 
 @pytest.mark.parametrize("stem", ["linear", "ridge", "logreg", "knn"])
