@@ -87,8 +87,13 @@ def read_batches(source: TokenSource, batches: Iterable[Tensor]) -> Generator[tu
             yield rows, source.take(rows)
 
 
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on the device, without waiting: the copy out of page-locked memory is queued like any kernel."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class ArraySource:
-    """A token source in memory.
+    """A token source in memory, the host's or a GPU's: rows are gathered where the tokens lie.
 
     Args:
         tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
@@ -117,7 +122,7 @@ class ArraySource:
     def take(self, rows: Tensor) -> Tensor:
         """[B] int64 -> float32 [B, *token_shape], in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
-        return torch.index_select(self.tokens, 0, rows.to(self.tokens.device), out=out).float()
+        return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -147,12 +152,14 @@ def l2_normalize(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_axis: bool = False) -> Tensor:
     """Tokens for an attentive head: normalised, then padded on the right to the widest.
 
     Args:
         parts: [B, t_i, D_i] each; the widths may differ (CLIP's final level is narrower than its blocks).
         out: float32 memory for the result; None makes it.
+        token_axis: normalise each channel over the t_i tokens of a part in place of each token over its channels, as the authors'
+            code does with all tokens of a level.
 
     Returns:
         [B, sum of t_i, max of D_i] float32.
@@ -170,7 +177,8 @@ def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         stacked.zero_()
     start = 0
     for part in parts:
-        stacked[:, start : start + part.shape[1], : part.shape[2]] = l2_normalize(part.float())
+        normalized = torch.nn.functional.normalize(part.float(), dim=1) if token_axis else l2_normalize(part.float())
+        stacked[:, start : start + part.shape[1], : part.shape[2]] = normalized
         start += part.shape[1]
     return stacked
 
