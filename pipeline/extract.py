@@ -140,13 +140,29 @@ def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, 
 
     Raises:
         As `extract`; what was committed to any of the stores is kept.
+        RequestError: two extractions have the same store.
     """
+    _refuse_one_store_twice(extractions)
     with ExitStack() as stack:
         lanes = [lane for one in extractions if (lane := _open_lane(one, source, stack, emit)) is not None]
         first = extractions[0].config
         run_lanes(lanes, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, emit=emit)
         for lane in lanes:
             lane.writer.complete()
+
+
+def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
+    """`timm/x` and `x`, say: the second would wait for the first one's lock and blame another process."""
+    known: dict[Path, str] = {}
+    for one in extractions:
+        if one.store in known:
+            raise RequestError(
+                where=f"--model {one.backbone.model_id}",
+                expected="a store for each model",
+                got=f"that of {known[one.store]}: their weights are the same",
+                todo="Name each model once: all of its layers come from one pass.",
+            )
+        known[one.store] = one.backbone.model_id
 
 
 def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, emit: Emit) -> Lane | None:
