@@ -112,7 +112,8 @@ def entropy(shares: Tensor) -> Tensor:
     >>> entropy(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])).tolist()
     [0.6931471824645996, 0.0]
     """
-    return torch.special.entr(shares).sum(-1)
+    of_all: Tensor = torch.special.entr(shares).sum(-1)
+    return of_all
 
 
 def mass_80(shares: Tensor) -> Tensor:
