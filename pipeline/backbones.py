@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import RequestError
 from .layers import FINAL, level_names, unknown_level
+from .pixels import Geometry, Normalisation, split_transform
 from .taps import TOKEN_RULE, TokenLayout, kind_shape, pool_tokens
 from .tower import Tower, measure_widths, tapped_modules
 from .weights import weights_digest
@@ -147,6 +148,16 @@ class Backbone:
         return self.tower.transform
 
     @property
+    def geometry(self) -> Geometry:
+        """Its first half, RGB PIL image -> uint8 [3, H, W]; the function of `compile` does the rest on the device."""
+        return split_transform(self.tower.transform)[0]
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Its other half; None where it could not be split and `geometry` is all of it."""
+        return split_transform(self.tower.transform)[1]
+
+    @property
     def transform_id(self) -> str:
         return self.tower.transform_id
 
@@ -186,6 +197,8 @@ class TokenFunction:
         self._tower = backbone.tower
         self._levels, self._kinds = levels, kinds
         self._device, self._dtype = backbone.device, PRECISIONS[backbone.precision]
+        normalisation = backbone.normalisation
+        self._normalise = None if normalisation is None else normalisation.on(backbone.device)
         self._tokens: Tokens | None = None
         modules = tapped_modules(backbone.tower, backbone.tap)
         for level in levels:
@@ -195,17 +208,25 @@ class TokenFunction:
         """Tokens of a batch.
 
         Args:
-            images: [B, 3, H, W] as the backbone's transform makes them, on any device.
+            images: [B, 3, H, W] as the backbone's geometry makes them (uint8) or its whole transform (float32), on any
+                device.
 
         Returns:
             level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no
             memory with the model.
         """
         with torch.inference_mode():
-            return self.forward(images)
+            return self.forward(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What `forward` takes: bytes normalised on the model's device; anything else is that already."""
+        images = images.to(self._device, non_blocking=True)
+        if images.dtype == torch.uint8 and self._normalise is not None:
+            images = self._normalise(images)
+        return images.to(self._dtype)
 
     def forward(self, images: Tensor) -> Tokens:
-        """The same outside of inference mode; `torch.compile` makes one graph of it."""
+        """The same from normalised images, outside of inference mode; `torch.compile` makes one graph of it."""
         tokens: Tokens = {}
         self._tokens = tokens
         try:
