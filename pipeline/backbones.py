@@ -242,9 +242,7 @@ class TokenFunction:
         self._tokens[level] = {kind: pool_tokens(seen, kind, self._tower.layout) for kind in self._kinds}
 
 
-def _open_tower(
-    model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int
-) -> Tower:
+def _open_tower(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Ask the family that an id names; libraries are imported only when one of their models is asked for."""
     if model_id.startswith("demo/"):
         from .demo_weights import DEMO_MODEL, open_demo

@@ -39,9 +39,7 @@ _NO_TEXT = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "laye
 _TRANSFORM_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 
 
-def open_open_clip(
-    model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int
-) -> Tower:
+def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Build the vision tower of an open_clip model.
 
     Args:

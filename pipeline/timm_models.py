@@ -38,9 +38,7 @@ _CLASSIFIER = (
 )  # in all of timm's ViT families
 
 
-def open_timm(
-    name: str, *, model_id: str, weights: str | None, tap: str, image_size: int | None, seed: int
-) -> Tower:
+def open_timm(name: str, *, model_id: str, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Build a timm model.
 
     Args:

@@ -56,13 +56,11 @@ def find_blocks(
     return tuple(blocks)
 
 
-def final_norm(
-    model: nn.Module, blocks: Sequence[nn.Module]
-) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
+def final_norm(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
     """Module to listen to for `final`, what is still to be done to each token there, and a word for it.
 
     That is `norm`. Models that normalise after pooling have an empty `norm` and a `fc_norm`, which is applied to every token, as
-    CLIP's last norm is. Models that name it otherwise: the last norm beside their blocks. Models without end in the residual stream.
+    CLIP's last norm is. Where names differ it is the last norm beside the blocks, and without any the residual stream itself.
     """
     norm, after_pooling = getattr(model, "norm", None), getattr(model, "fc_norm", None)
     if isinstance(norm, nn.Module):
@@ -166,4 +164,6 @@ def _pair(value: Any) -> tuple[int, int] | None:
 
 def _first_stride(model: nn.Module) -> tuple[int, int] | None:
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return next((_pair(one.stride) for one in convolutions if one.kernel_size == one.stride and one.in_channels == 3), None)
+    return next(
+        (_pair(one.stride) for one in convolutions if one.kernel_size == one.stride and one.in_channels == 3), None
+    )
