@@ -140,14 +140,14 @@ class AttentiveBank:
         losses = xhat.new_empty(self.num_probes)
         for group in self._groups:
             of_heads = noise[group.num_heads] if group.dropout > 0 else None
-            losses[list(group.stack.members)] = group.compute_gradients(xhat, labels, weights, of_heads)
+            losses.index_copy_(0, group.stack.index, group.compute_gradients(xhat, labels, weights, of_heads))
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:
         xhat = self._normalize(tokens)
         logits = xhat.new_empty(self.num_probes, len(tokens), self._probes[0].num_classes)
         for group in self._groups:
-            logits[list(group.stack.members)] = group.logits(xhat)
+            logits.index_copy_(0, group.stack.index, group.logits(xhat))
         return logits
 
     def probe(self, index: int) -> nn.Module:

@@ -2,6 +2,9 @@
 
 Every probe of a bank sees the same batches, jitter and noise, each a function of (seed, step) alone: a probe
 trained with others goes the way it would have gone by itself. It knows nothing of grids or validation.
+
+On a GPU the host only queues work: nothing in a step needs a value back (tests/test_no_waiting.py), but for the
+losses of a report, four times a second.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from .errors import SettingError
 from .events import Emit, Reporter
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
-from .sources import OrderedSource, TokenSource, read_batches
+from .sources import OrderedSource, TokenSource, read_batches, upload
 
 EVALUATION_BATCH = 256
 
@@ -99,8 +102,8 @@ def fit_bank(
             add_jitter(tokens, protocol, step)
             losses = bank.compute_gradients(
                 tokens,
-                labels.to(device),
-                (weights / weights.sum()).to(device, dtype),
+                upload(labels, device),
+                upload((weights / weights.sum()).to(dtype), device),
                 _draw_noise(bank, tokens, protocol.seed, step),
             )
             finite &= losses.isfinite()
@@ -161,7 +164,7 @@ def add_jitter(tokens: Tensor, protocol: TrainingProtocol, step: int) -> None:
     if protocol.jitter_std == 0 or protocol.jitter_probability == 0:
         return
     coin = torch.rand(len(tokens), generator=make_generator(protocol.seed, "jitter coin", step))
-    chosen = (coin < protocol.jitter_probability).nonzero().squeeze(1).to(tokens.device)
+    chosen = upload((coin < protocol.jitter_probability).nonzero().squeeze(1), tokens.device)
     generator = make_generator(protocol.seed, "jitter", step, device=tokens.device)
     noise = torch.randn(len(chosen), *tokens.shape[1:], generator=generator, device=tokens.device)
     tokens.index_add_(0, chosen, noise.to(tokens.dtype), alpha=protocol.jitter_std)

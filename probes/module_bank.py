@@ -56,6 +56,7 @@ class ModuleBank:
         _check(probes, rates)
         self._head, self._rates = probes[0], tuple(rates)
         self._dtype, self._device = dtype, torch.device(device)
+        self._rates_on_device = torch.tensor(rates, dtype=torch.float64, device=self._device)
         self._skeleton = _without_writes(probes[0])
         self._stacks = [
             Stack([probes[index] for index in members], members, dtype, self._device)
@@ -79,7 +80,7 @@ class ModuleBank:
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None
         losses = tokens.new_empty(self.num_probes)
         for stack in self._stacks:
-            losses[list(stack.members)] = self._compute_group(stack, tokens, labels, weights, of_heads)
+            losses.index_copy_(0, stack.index, self._compute_group(stack, tokens, labels, weights, of_heads))
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -112,16 +113,15 @@ class ModuleBank:
             loss = (cross_entropy(logits, labels, reduction="none") * weights).sum()
             return loss, _take_statistics(self._skeleton)
 
-        rates = [self._rates[member] for member in stack.members]
         of_all = vmap(grad_and_value(loss_of_one, has_aux=True))
-        of_each = torch.tensor(rates, dtype=torch.float64, device=self._device)
-        gradients, (losses, seen) = of_all(stack.values, stack.statistics, of_each)
+        rates = self._rates_on_device.index_select(0, stack.index)
+        gradients, (losses, seen) = of_all(stack.values, stack.statistics, rates)
         for name, gradient in gradients.items():
             if name in self._head.still:
                 continue
             stack.grads[name].copy_(gradient)
             if name in self._head.still_without_dropout:
-                stack.grads[name][[row for row, rate in enumerate(rates) if rate == 0]] = 0
+                stack.grads[name].masked_fill_((rates == 0).view(-1, *(1,) * (gradient.dim() - 1)), 0)
         for name, statistic in seen.items():
             stack.statistics[name].lerp_(statistic, _MOMENTUM)
         of_probes: Tensor = losses

@@ -87,8 +87,13 @@ def read_batches(source: TokenSource, batches: Iterable[Tensor]) -> Generator[tu
             yield rows, source.take(rows)
 
 
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on the device, without waiting: the copy out of page-locked memory is queued like any kernel."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class ArraySource:
-    """A token source in memory.
+    """A token source in memory, the host's or a GPU's: rows are gathered where the tokens lie.
 
     Args:
         tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
@@ -117,7 +122,7 @@ class ArraySource:
     def take(self, rows: Tensor) -> Tensor:
         """[B] int64 -> float32 [B, *token_shape], in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
-        return torch.index_select(self.tokens, 0, rows.to(self.tokens.device), out=out).float()
+        return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
