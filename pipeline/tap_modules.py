@@ -97,7 +97,11 @@ def tap_candidates(model: nn.Module, forward: Callable[[Tensor], Any], image_siz
         number = _NUMBER.search(name)
         assert number is not None
         groups[name[: number.start()] + "{i}" + name[number.end() :]][int(number[0])] = shapes.get(name)
-    found = [pattern for pattern, by_number in groups.items() if _is_one_sequence(by_number)]
+    found = [
+        pattern
+        for pattern, by_number in groups.items()
+        if _is_one_sequence(by_number) and not _is_map(groups.get(pattern.partition("{i}")[0] + "{i}", {}))
+    ]
     kinds = {pattern: type(numbered[pattern.replace("{i}", "0")]).__name__ for pattern in found}
     return sorted(found, key=lambda pattern: ("Norm" not in kinds[pattern], pattern.count(".")))[:MOST_CANDIDATES]
 
@@ -110,6 +114,11 @@ def _is_one_sequence(shapes: dict[int, Any]) -> bool:
     """Whether depths 0..n-1 are all there, each a [1, T, D] of more than one token, with the same T."""
     tokens = {shape[1] if shape and len(shape) == 3 and shape[0] == 1 else 0 for shape in shapes.values()}
     return len(shapes) > 1 and sorted(shapes) == list(range(len(shapes))) and len(tokens) == 1 and tokens.pop() > 1
+
+
+def _is_map(shapes: dict[int, Any]) -> bool:
+    """Whether blocks put out maps [B, H, W, D]: SAM's do, and there the tokens inside a block lead nowhere."""
+    return any(shape and len(shape) == 4 for shape in shapes.values())
 
 
 def _name_one_of(candidates: list[str]) -> str:

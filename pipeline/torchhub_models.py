@@ -71,7 +71,7 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
     _check_that_it_runs(model, forward, name, size)
     blocks = find_blocks(model, name, tap, forward, (size, size))
     last, final, how = final_norm(model, blocks)
-    config = _EVALUATION | {"input_size": (3, size, size)}
+    config: dict[str, Any] = _EVALUATION | {"input_size": (3, size, size)}
     return Tower(
         name=name,
         model=model,
@@ -134,8 +134,8 @@ def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: 
 
     def load(**options: Any) -> Any:
         if local:
-            return torch.hub.load(repo, entry, source="local", **options)
-        return torch.hub.load(repo, entry, trust_repo=True, verbose=False, **options)
+            return torch.hub.load(repo, entry, source="local", **options)  # type: ignore[no-untyped-call]
+        return torch.hub.load(repo, entry, trust_repo=True, verbose=False, **options)  # type: ignore[no-untyped-call]
 
     where = f"--model {model_id}"
     try:
