@@ -221,11 +221,23 @@ def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, a
     "[default: the protocol's: full]",
 )
 @click.option(
+    "--num-heads",
+    metavar="NUMBERS",
+    help="Train every probe whose head has heads once with each of these: 4,8,24. [default: what its name says]",
+)
+@click.option(
     "--seed",
-    type=click.IntRange(0),
-    default=0,
+    "seeds",
+    metavar="NUMBERS",
+    default="0",
     show_default=True,
-    help="Of split, initial weights, order, jitter, dropout.",
+    help="Of split, initial weights, order, jitter, dropout; 0,1,2 goes through the whole protocol once a seed.",
+)
+@click.option(
+    "--reference-quirks",
+    is_flag=True,
+    help="Repeat what the paper's code does and the paper does not say: patches normalised over the tokens of a level, settings "
+    "chosen on jittered images, quarterly as blocks 3, 6, 9 of any depth.",
 )
 @click.option("--train-split", default="train", show_default=True, help="What probes are trained and chosen on.")
 @click.option("--test-split", default="test", show_default=True, help="What the chosen ones are tested on, once.")
@@ -255,7 +267,9 @@ def probe(
     probes: str | None,
     protocol: str,
     sweep: str | None,
-    seed: int,
+    num_heads: str | None,
+    seeds: str,
+    reference_quirks: bool,
     train_split: str,
     test_split: str,
     may_extract: bool,
@@ -277,22 +291,34 @@ def probe(
     from .console import Listener, print_json, print_table
     from .datasets import open_source
     from .memory import memory_for_probes, parse_size
+    from .number_lists import parse_numbers
     from .probe import check_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probes
+    from .probe_sizes import check_heads
     from .protocols import open_protocol
     from .report import COLUMNS, results_table, results_title
 
-    chosen_protocol = open_protocol(protocol, seed=seed)
+    each_seed = parse_numbers(seeds, where="--seed", at_least=0)
+    head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads else ()
+    chosen_protocol = open_protocol(protocol, seed=each_seed[0])
     if sweep is not None:
         chosen_protocol = replace(chosen_protocol, sweep=sweep)
+    if reference_quirks:
+        chosen_protocol = replace(chosen_protocol, jitter_validation=True)
     if memory is not None:
         parse_size(memory)  # a slip of the pen is told before hours of extraction
     with Listener(quiet=as_json) as listener:
         train_source, test_source = (open_source(options["data"], split) for split in (train_split, test_split))
         check_classes(train_source, test_source)
         work = _open_extraction(options, listener.show)
-        named = resolve_probes(_names(probes) if probes else DEMO_PROBES, work.backbone.depth)
+        named = resolve_probes(
+            _names(probes) if probes else DEMO_PROBES,
+            work.backbone.depth,
+            num_heads=head_counts,
+            reference_quirks=reference_quirks,
+        )
+        check_heads(named, work.backbone.row_shape)
         arrays = list(dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds))
         train, test = (
             work.extract(source, arrays) if may_extract else work.store(source)
@@ -301,18 +327,20 @@ def probe(
         if may_verify:
             verify_arrays([train, test], arrays)
         folder = run_folder(runs_root, train)
-        rows = train_probes(
-            train,
-            test,
-            named,
-            chosen_protocol,
-            folder,
-            config=work.config(),
-            retrain=retrain,
-            device=work.backbone.device,
-            memory_bytes=memory_for_probes(memory),
-            emit=listener.show,
-        )
+        rows = []
+        for seed in each_seed:
+            rows += train_probes(
+                train,
+                test,
+                named,
+                replace(chosen_protocol, seed=seed),
+                folder,
+                config=work.config(),
+                retrain=retrain,
+                device=work.backbone.device,
+                memory_bytes=memory_for_probes(memory),
+                emit=listener.show,
+            )
     if as_json:
         print_json({"folder": str(folder), "rows": rows})
     else:

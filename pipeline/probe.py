@@ -18,7 +18,6 @@ import torch
 
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
-    HEAD_KINDS,
     SOLVED_KINDS,
     AlfEmbedProbe,
     AttentiveProbe,
@@ -43,6 +42,7 @@ from .figures import attention_map, draw_attention_map
 from .memory import memory_for_probes
 from .placement import SMALLEST_BUFFER_BYTES, Placement, place_tokens
 from .probe_names import NamedProbe
+from .probe_sizes import head_of
 from .results import Row, append_row, key_of, read_rows
 from .streaming import StreamedTokens
 from .token_source import CachedTokens, require_arrays
@@ -169,7 +169,7 @@ def _train(
     emit: Emit,
 ) -> Row:
     tokens = CachedTokens(cache, named)
-    head = _head(named, tokens.token_shape[0])
+    head = head_of(named, tokens.token_shape[0])
     opened: list[TokenSource] = []
     test_ids: list[str] = []
 
@@ -225,15 +225,6 @@ def _planned(name: str, tokens: CachedTokens, placement: Placement, plan: Memory
         probes_at_once=plan.probes_at_once,
         group_size=plan.group_size,
         chunk_size=plan.chunk_size,
-    )
-
-
-def _head(named: NamedProbe, num_tokens: int) -> Head:
-    kind = HEAD_KINDS[named.head]
-    return Head(
-        kind=named.head,
-        num_heads=(named.num_heads or num_tokens) if kind.heads else 0,
-        num_levels=len(named.levels) if kind.levels else 0,
     )
 
 
@@ -314,6 +305,7 @@ def _row(
         "levels": list(named.levels),
         "kinds": list(named.kinds),
         "num_heads": head.num_heads or None,
+        "normalize": named.normalize,
         "diverged": result.diverged,
         "chosen": None if result.chosen is None else asdict(result.chosen),
         "validation": result.validation,

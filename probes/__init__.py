@@ -13,6 +13,7 @@ from .halving import Rung
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
+from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
 from .protocol import (
@@ -70,6 +71,7 @@ __all__ = [
     "AttentiveProbe",
     "LinearProbe",
     "KnnProbe",
+    "make_probe",
     # heads of other studies, by their kind and by name
     "ZOO",
     "ZooProbe",
