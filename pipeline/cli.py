@@ -98,7 +98,7 @@ _on_bad_image = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
 _DIR = click.Path(file_okay=False, path_type=Path)
 
-_MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, demo/vit-s-focus."
+_MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
 _one_model = _options(
     click.option("--model", required=True, help=_MODELS),
     click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
@@ -125,14 +125,18 @@ _extraction_options = _options(
     click.option(
         "--data",
         required=True,
-        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits.",
+        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits; see `layerbank datasets`.",
     ),
     click.option(
         "--tap",
         type=click.Choice(["norm2", "block"]),
-        default="norm2",
-        show_default=True,
-        help="Where a block is read.",
+        help="Where a block is read: the norm before its MLP, or what leaves it. [default: norm2]",
+    ),
+    click.option(
+        "--tap-module",
+        metavar="PATTERN",
+        help="In place of --tap, for a model of other names: a module's name with {i} for the number of the block, such as "
+        "'layers.{i}.ffn_norm'. [default: none]",
     ),
     click.option(
         "--image-size",
@@ -483,7 +487,7 @@ class _Extraction:
 
 def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
     from .images import start_worker_server
-    from .request import ModelRequest, choose_device, choose_precision, choose_workers
+    from .request import ModelRequest, choose_device, choose_precision, choose_tap, choose_workers
 
     device = choose_device(options["device"])
     num_workers = choose_workers(options["workers"], device)
@@ -492,7 +496,7 @@ def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
     request = ModelRequest(
         model=options["model"],
         weights=options["weights"],
-        tap=options["tap"],
+        tap=choose_tap(options["tap"], options["tap_module"]),
         image_size=options["image_size"],
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],
