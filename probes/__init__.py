@@ -1,6 +1,6 @@
 """Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
 
-from .attention import attention_mass
+from .attention import AttentionStatistics, LookingProbe, attention_mass, attention_statistics
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
@@ -13,6 +13,7 @@ from .halving import Rung
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
+from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
 from .protocol import (
@@ -70,6 +71,7 @@ __all__ = [
     "AttentiveProbe",
     "LinearProbe",
     "KnnProbe",
+    "make_probe",
     # heads of other studies, by their kind and by name
     "ZOO",
     "ZooProbe",
@@ -122,6 +124,9 @@ __all__ = [
     "balanced_accuracy",
     "top_k_accuracy",
     "attention_mass",
+    "attention_statistics",
+    "AttentionStatistics",
+    "LookingProbe",
     "save_probe",
     "load_probe",
     # errors

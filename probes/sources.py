@@ -152,12 +152,14 @@ def l2_normalize(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_axis: bool = False) -> Tensor:
     """Tokens for an attentive head: normalised, then padded on the right to the widest.
 
     Args:
         parts: [B, t_i, D_i] each; the widths may differ (CLIP's final level is narrower than its blocks).
         out: float32 memory for the result; None makes it.
+        token_axis: normalise each channel over the t_i tokens of a part in place of each token over its channels, as the authors'
+            code does with all tokens of a level.
 
     Returns:
         [B, sum of t_i, max of D_i] float32.
@@ -175,7 +177,8 @@ def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         stacked.zero_()
     start = 0
     for part in parts:
-        stacked[:, start : start + part.shape[1], : part.shape[2]] = l2_normalize(part.float())
+        normalized = torch.nn.functional.normalize(part.float(), dim=1) if token_axis else l2_normalize(part.float())
+        stacked[:, start : start + part.shape[1], : part.shape[2]] = normalized
         start += part.shape[1]
     return stacked
 

@@ -26,12 +26,13 @@ from .halving import Rung, keep_best, plan_rungs
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
+from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
 from .protocol import HEAD_KINDS, Head, Setting, SolvedSetting, TrainingProtocol
 from .sources import TokenSource
 from .split import split_rows
-from .zoo import ZOO, ZooProbe
+from .zoo import ZooProbe
 
 Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
 
@@ -135,7 +136,7 @@ def run_sweep(
     """
     _check_shape(head, train)
     settings = protocol.settings(head)
-    initial = _make_probe(head, train, protocol.seed)
+    initial = make_probe(head, train.token_shape, train.num_classes, seed=protocol.seed)
     fit_rows, validation_rows = split_rows(train, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
     memory = None
@@ -229,7 +230,8 @@ def _train_bank(
             bank, train, rows[0], settings, protocol, schedule_steps=num_steps, phase="select", emit=emit
         )
     with timed(seconds, "validate"):
-        accuracies = _validate(bank, train, rows[1], emit)
+        jitter = protocol if protocol.jitter_validation else None
+        accuracies = _validate(bank, train, rows[1], jitter, emit)
     return accuracies.masked_fill_(outcome.diverged, torch.nan)
 
 
@@ -271,18 +273,6 @@ def _check_shape(head: Head, source: TokenSource) -> None:
         )
 
 
-def _make_probe(head: Head, source: TokenSource, seed: int) -> AttentiveProbe | LinearProbe | ZooProbe:
-    width = source.token_shape[-1]
-    if head.kind == "linear":
-        return LinearProbe(width, source.num_classes, seed=seed)
-    if head.kind == "attentive":
-        return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
-    heads = {"num_heads": head.num_heads} if head.num_heads else {}
-    levels = {"num_levels": head.num_levels, "num_tokens": source.token_shape[0]} if head.num_levels else {}
-    sizes = {"embed_dim": width, **heads, **levels, "num_classes": source.num_classes}
-    return ZOO[head.kind](**sizes, seed=seed)
-
-
 def _make_bank(
     probe: AttentiveProbe | LinearProbe | ZooProbe,
     settings: Sequence[Setting],
@@ -305,11 +295,13 @@ def _make_bank(
     )
 
 
-def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) -> Tensor:
+def _validate(
+    bank: Bank, source: TokenSource, rows: Tensor, jitter: TrainingProtocol | None, emit: Emit | None
+) -> Tensor:
     """Balanced accuracy [P] float64, NaN for a probe whose scores are not finite."""
     predictions = torch.empty(bank.num_probes, len(rows), dtype=torch.int64)
     finite, done = torch.ones(bank.num_probes, dtype=torch.bool), 0
-    for logits in compute_logits(bank, source, rows, phase="validate", emit=emit):
+    for logits in compute_logits(bank, source, rows, jitter=jitter, phase="validate", emit=emit):
         predictions[:, done : done + logits.shape[1]] = logits.argmax(2)
         finite &= logits.isfinite().flatten(1).all(1)
         done += logits.shape[1]

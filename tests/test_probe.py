@@ -120,6 +120,14 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         if picture.exists():
             shares = np.loadtxt(picture.with_suffix(".csv"), delimiter=",", skiprows=1, usecols=2)
             assert shares.sum() == pytest.approx(1, abs=1e-4)
+            assert sum(one["mean"] for one in row["attention"]["share_of_third"].values()) == pytest.approx(1, abs=1e-5)
+            kinds = row["attention"]["share_of_kind"]
+            assert kinds["cls"]["mean"] == pytest.approx(shares[::2].sum(), abs=1e-4)
+            assert (
+                1 <= row["attention"]["effective_tokens"]["mean"] <= len(row["levels"]) * (5 if "grid2" in kinds else 2)
+            )
+        else:
+            assert row["attention"] is None
     assert rows[4]["num_heads"] == 24
     assert rows[5]["num_heads"] == 24
     assert [type(event) for event in events].count(ProbeStarted) == 6
@@ -252,6 +260,36 @@ def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
     assert [row["num_heads"] for row in rows] == [None, 8, 24, None]
     assert len({row["setting_of_study"] for row in rows}) == 1
     assert len({row["key"] for row in rows}) == 4
+
+
+def test_quirks_normalise_the_patches_of_a_level_over_its_tokens_and_a_saved_probe_predicts_so_too(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+) -> None:
+    named = resolve_probe("cae-mid", 12, reference_quirks=True)
+    plain = resolve_probe("cae-mid", 12)
+    cache = TokenCache.open(stores[0].path, stores[0].spec)
+    tokens = CachedTokens(cache, named).take(torch.arange(3))  # [3, 2 levels x (cls + 4 patches), D]
+    for number, level in enumerate(named.levels):
+        cls, patch = (cache.tokens(level, kind).take(np.arange(3)).astype(np.float32) for kind in named.kinds)
+        of_level = np.concatenate([cls[:, None], patch], 1)
+        wanted = of_level / np.sqrt((of_level**2).sum(1, keepdims=True))
+        np.testing.assert_allclose(tokens[:, 5 * number : 5 * number + 5].numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+    events: list[Event] = []
+    protocol = replace(PROTOCOL, lrs=(1e-2,), epochs=1, min_steps=2, jitter_validation=True)
+    config = {"model": REQUEST.to_dict()}
+    rows = probe(*stores, [named, plain], protocol, tmp_path, config=config, emit=events.append)
+    assert [row["normalize"] for row in rows] == ["token-axis", "width"]
+    assert all(row["protocol"]["jitter_validation"] for row in rows)
+    assert rows[0]["key"] != rows[1]["key"]
+    again = probe(*stores, [plain], replace(protocol, jitter_validation=False), tmp_path, config=config)
+    assert again[0]["key"] not in {row["key"] for row in rows}
+    place = row_folder(tmp_path, rows[0])
+    predicted = SavedProbe(place).predict(open_source(f"folder:{photos}", "test"), num_workers=0)
+    names = cache.attributes["class_names"]
+    assert [one.label for one in predicted] == [
+        names[label] for label in np.load(place / "test.npz")["logits"].argmax(1)
+    ]
 
 
 def test_results_lie_in_a_folder_of_the_data_set_and_the_train_store(stores: tuple[Store, Store]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,29 @@ def test_a_sweep_chooses_refits_and_tests(head: Head) -> None:
     assert result.num_parameters_before_classifier == before
     assert list(result.seconds) == ["select", "validate", "refit", "test"]
     assert (result.selection.num_samples, result.refit and result.refit.num_samples) == (120, 150)
+
+
+def test_settings_scored_on_jittered_images_change_the_choice_and_no_training_and_no_test() -> None:
+    one = replace(SMALL, lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0,), jitter_std=0.3)
+    train, test = make_source(ATTENTIVE, 150, 0), make_source(ATTENTIVE, 60, 1)
+    plain = run_sweep(ATTENTIVE, train, lambda: test, one)
+    quirky = run_sweep(ATTENTIVE, train, lambda: test, replace(one, jitter_validation=True))
+    assert plain.test_logits is not None
+    assert quirky.test_logits is not None
+    assert torch.equal(plain.test_logits, quirky.test_logits)
+    assert plain.test == quirky.test
+
+    kept, held_out = split_stratified(train.labels, 0.2, one.seed)
+    bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=one.seed)])
+    fit_bank(bank, train, kept, list(one.settings(ATTENTIVE)), one)
+    clean = torch.cat(list(compute_logits(bank, train, held_out)), 1)
+    noisy = torch.cat(list(compute_logits(bank, train, held_out, jitter=one)), 1)
+    again = torch.cat(list(compute_logits(bank, train, held_out, jitter=one)), 1)
+    assert torch.equal(noisy, again)
+    untouched = (clean == noisy).all(-1).float().mean().item()
+    assert untouched == pytest.approx(1 - one.jitter_probability, abs=0.25)
+    for result, logits in ((plain, clean), (quirky, noisy)):
+        assert result.validation == balanced_accuracy(logits.argmax(2), train.labels[held_out], 3).item()
 
 
 def test_the_sweep_is_the_protocol_written_out() -> None:
