@@ -166,9 +166,7 @@ class FoldedGroup:
 
     # -- attention and values: the whole cost ----------------------------------------------------------------
 
-    def _forward_pooling(
-        self, xhat: Tensor, folded: _Folded, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _forward_pooling(self, xhat: Tensor, folded: _Folded, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The pooled values v of every probe and sample, [P, B, I], and z where one chunk holds the batch; A stays in
         the workspace."""
         num_samples, num_tokens, _ = xhat.shape

@@ -4,12 +4,12 @@
     tf32       a GPU rounds the factors to 10 bits behind the point
     bfloat16   the factors are rounded to 7 bits, and what is nothing but a factor is kept so
 
-Sums are float32 in each. Weights, moments, softmax, BatchNorm, classifier and loss are float32 numbers; on a GPU the classifier's own
-product takes TF32 with bfloat16 too. A CPU multiplies rounded factors as float32: the same numbers as on a GPU, no faster.
+Sums are float32 in each. Weights, moments, softmax, BatchNorm, classifier and loss are float32 numbers; on a GPU the
+classifier's own product takes TF32 with bfloat16 too. A CPU multiplies rounded factors as float32: the same numbers, no faster.
 
-On a CPU there is a choice of libraries. MKL, torch's default, runs at half the speed of oneDNN on an AMD one, and torch turns oneDNN on
-for float32 by "medium" precision only. Where there are AMX units that means bfloat16, else float32 as exact as ever: so
-it is tried once whether factors lose bits, and oneDNN is used where they do not.
+On a CPU there is a choice of libraries. On an AMD one MKL, torch's default, runs at half the speed of oneDNN, which
+torch turns on for float32 by "medium" precision only. Where there are AMX units that means bfloat16, else float32 as
+exact as ever: so it is tried once whether factors lose bits, and oneDNN is used where they do not.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def resolve_compute(compute: str, device: torch.device | str) -> str:
     >>> resolve_compute("auto", "cpu")
     'float32'
     """
-    on_gpu = torch.device(device).type == "cuda"
+    kind = str(device).partition(":")[0]
+    on_gpu = kind == "cuda"
     if compute == "auto":
         return "tf32" if on_gpu else "float32"
     possible = [one for one in COMPUTES if on_gpu or one != "tf32"]
     if compute not in possible:
         raise SettingError(
-            where=f"compute on {torch.device(device).type}",
+            where=f"compute on {kind}",
             expected="auto, " + ", ".join(possible),
             got=repr(compute),
             todo="Choose one of them; auto is the device's own default.",
@@ -56,7 +57,7 @@ def one_dnn_is_exact() -> bool:
 
     Of 1 + 2^-12 bfloat16 keeps 1.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     factor, ones = torch.full((2, 128, 128), 1 + 2**-12), torch.ones(2, 128, 128)
     with _precision("medium"):
