@@ -297,7 +297,7 @@ def probe(
     from .probe_names import DEMO_PROBES, resolve_probes
     from .probe_sizes import check_heads
     from .protocols import open_protocol
-    from .report import COLUMNS, results_table, results_title
+    from .report import COLUMNS, results_table, results_title, summarize
 
     each_seed = parse_numbers(seeds, where="--seed", at_least=0)
     head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads else ()
@@ -342,7 +342,7 @@ def probe(
                 emit=listener.show,
             )
     if as_json:
-        print_json({"folder": str(folder), "rows": rows})
+        print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})
     else:
         print_table(COLUMNS, results_table(rows), title=results_title(rows, folder))
 
