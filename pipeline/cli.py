@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_cache import cache
+from .cli_models import datasets, models
 
 if TYPE_CHECKING:
     from .backbones import Backbone
@@ -157,6 +158,8 @@ def main() -> None:
 
 
 main.add_command(cache)
+main.add_command(models)
+main.add_command(datasets)
 
 
 @main.command()

@@ -35,26 +35,32 @@ def models(pattern: str | None, as_json: bool) -> None:
         if as_json:
             print_json(
                 [
-                    {"family": family.name, "num_models": count[family.name], "example": family.example, "note": family.note}
+                    {
+                        "family": family.name,
+                        "num_models": count[family.name],
+                        "example": family.example,
+                        "note": family.note,
+                    }
                     | {"facts": asdict(facts)}
                     for family, facts in families
                 ]
             )
             return
         print_table(
-            ("family", "example", "models", "levels", "width", "tokens", "note"),
+            ("family", "example", "tokens", "note", "models", "levels", "width"),
             [
                 (
                     family.name,
                     family.example,
+                    facts.tokens,
+                    family.note,
                     str(count[family.name]),
                     str(facts.depth + 1),
                     facts.widths,
-                    facts.tokens,
-                    family.note,
                 )
                 for family, facts in families
             ],
+            num_left=4,
         )
         print_lines(
             [
@@ -75,21 +81,23 @@ def models(pattern: str | None, as_json: bool) -> None:
         print_json({"models": [asdict(facts) | {"tokens": facts.tokens} for facts in found], "refused": refused})
         return
     print_table(
-        ("model", "family", "pixels", "levels", "width", "tokens", "taps", "parameters", "weights"),
+        ("model", "family", "tokens", "taps", "weights", "pixels", "levels", "width", "parameters"),
         [
             (
                 facts.model,
                 facts.family,
+                facts.tokens,
+                ", ".join(facts.taps),
+                ", ".join(facts.weights[:3])
+                + (f" and {len(facts.weights) - 3} more" if len(facts.weights) > 3 else ""),
                 "x".join(map(str, facts.image_size)),
                 str(facts.depth + 1),
                 facts.widths,
-                facts.tokens,
-                ", ".join(facts.taps),
                 f"{facts.num_parameters / 1e6:,.1f} M",
-                ", ".join(facts.weights[:3]) + (f" and {len(facts.weights) - 3} more" if len(facts.weights) > 3 else ""),
             )
             for facts in found
         ],
+        num_left=5,
     )
     print_lines(f"refused: {text}" for text in refused.values())
 
@@ -123,12 +131,14 @@ def datasets(as_json: bool) -> None:
     if as_json:
         print_json({"schemes": schemes, "demo": demos})
         return
-    print_table(("form", "example", "what"), [(one["form"], one["example"], one["meaning"]) for one in schemes])
+    rows = [(one["form"], one["example"], one["meaning"]) for one in schemes]
+    print_table(("form", "example", "what"), rows, num_left=3)
     print_lines([""])
     print_table(
-        ("data", "what", "train", "test", "package"),
+        ("data", "what", "package", "train", "test"),
         [
-            (str(one["data"]), str(one["meaning"]), *(f"{demo.sizes[split]:,}" for split in ("train", "test")), demo.package)
-            for one, demo in zip(demos, DEMOS.values(), strict=True)
+            (f"demo:{name}", demo.meaning, demo.package, *(f"{demo.sizes[split]:,}" for split in ("train", "test")))
+            for name, demo in DEMOS.items()
         ],
+        num_left=3,
     )

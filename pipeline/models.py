@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -64,10 +65,16 @@ FAMILIES = (
         note="final is the norm in its pooler",
     ),
     Family(
-        name="SigLIP (open_clip)", matches="^open_clip/.*siglip", example="open_clip/ViT-B-16-SigLIP/webli", note="no CLS"
+        name="SigLIP (open_clip)",
+        matches="^open_clip/.*siglip",
+        example="open_clip/ViT-B-16-SigLIP/webli",
+        note="no CLS",
     ),
     Family(
-        name="EVA-CLIP (open_clip)", matches="^open_clip/EVA", example="open_clip/EVA02-B-16/merged2b_s8b_b131k", note=""
+        name="EVA-CLIP (open_clip)",
+        matches="^open_clip/EVA",
+        example="open_clip/EVA02-B-16/merged2b_s8b_b131k",
+        note="",
     ),
     Family(
         name="CLIP (open_clip)",
@@ -75,12 +82,22 @@ FAMILIES = (
         example="open_clip/ViT-B-16-quickgelu/openai",
         note="final is projected: narrower",
     ),
-    Family(name="DINOv3", matches="dinov3", example="timm/vit_base_patch16_dinov3.lvd1689m", note="CLS and 4 registers"),
+    Family(
+        name="DINOv3", matches="dinov3", example="timm/vit_base_patch16_dinov3.lvd1689m", note="CLS and 4 registers"
+    ),
     Family(name="DINOv2", matches="dinov2", example="timm/vit_base_patch14_dinov2.lvd142m", note="_reg4_: 4 registers"),
     Family(name="SigLIP", matches="siglip", example="timm/vit_base_patch16_siglip_224.webli", note="no CLS"),
-    Family(name="EVA02", matches="^timm/eva02", example="timm/eva02_base_patch14_224.mim_in22k", note="enormous: --tap block"),
     Family(
-        name="CLIP", matches="_clip_", example="timm/vit_base_patch16_clip_quickgelu_224.openai", note="final: not projected"
+        name="EVA02",
+        matches="^timm/eva02",
+        example="timm/eva02_base_patch14_224.mim_in22k",
+        note="enormous: --tap block",
+    ),
+    Family(
+        name="CLIP",
+        matches="_clip_",
+        example="timm/vit_base_patch16_clip_quickgelu_224.openai",
+        note="final: not projected",
     ),
     Family(name="EVA", matches="^timm/eva_", example="timm/eva_giant_patch14_224.clip_ft_in1k", note=""),
     Family(name="BEiT", matches="^timm/beit", example="timm/beitv2_base_patch16_224.in1k_ft_in22k", note=""),
@@ -93,12 +110,30 @@ FAMILIES = (
     Family(name="Perception Encoder", matches="_pe_", example="timm/vit_pe_core_base_patch16_224.fb", note=""),
     Family(name="AIMv2", matches="^timm/aimv2", example="timm/aimv2_large_patch14_224.apple_pt", note="no CLS"),
     Family(name="FlexiViT", matches="flexivit", example="timm/flexivit_base.1200ep_in1k", note=""),
-    Family(name="NaFlexViT", matches="naflexvit", example="timm/naflexvit_base_patch16_gap.e300_s576_in1k", note="at one size"),
-    Family(name="ViTamin", matches="vitamin", example="timm/vitamin_base_224.datacomp1b_clip", note="convolutions below the blocks"),
     Family(
-        name="relative positions", matches="relpos", example="timm/vit_relpos_base_patch16_224.sw_in1k", note="_rpn_: --tap block"
+        name="NaFlexViT",
+        matches="naflexvit",
+        example="timm/naflexvit_base_patch16_gap.e300_s576_in1k",
+        note="at one size",
     ),
-    Family(name="hybrid", matches=r"_r\d+_|_r_|_r26|resnet|_mci_|hybrid", example="timm/vit_base_r50_s16_224.orig_in21k", note=""),
+    Family(
+        name="ViTamin",
+        matches="vitamin",
+        example="timm/vitamin_base_224.datacomp1b_clip",
+        note="convolutions below the blocks",
+    ),
+    Family(
+        name="relative positions",
+        matches="relpos",
+        example="timm/vit_relpos_base_patch16_224.sw_in1k",
+        note="_rpn_: --tap block",
+    ),
+    Family(
+        name="hybrid",
+        matches=r"_r\d+_|_r_|_r26|resnet|_mci_|hybrid",
+        example="timm/vit_base_r50_s16_224.orig_in21k",
+        note="",
+    ),
     Family(
         name="ViT, MAE",
         matches="^timm/",
@@ -141,6 +176,11 @@ class ModelFacts:
     taps: tuple[str, ...]
     num_parameters: int
     weights: tuple[str, ...]
+
+    @property
+    def widths(self) -> str:
+        """Width of the blocks, and of `final` where it differs."""
+        return str(self.embed_dim) if self.final_dim == self.embed_dim else f"{self.embed_dim}, final {self.final_dim}"
 
     @property
     def tokens(self) -> str:
@@ -194,6 +234,7 @@ def family_of(model_id: str) -> Family:
     return next(family for family in FAMILIES if re.search(family.matches, model_id, re.IGNORECASE))
 
 
+@cache
 def describe(model_id: str) -> ModelFacts:
     """Build a model on the meta device and look at it.
 
