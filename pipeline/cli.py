@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_cache import cache
+from .cli_models import datasets, models
 from .cli_probes import attention, probes
 
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ def main() -> None:
 
 
 main.add_command(cache)
+main.add_command(models)
+main.add_command(datasets)
 main.add_command(probes)
 main.add_command(attention)
 
