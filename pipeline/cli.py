@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_cache import cache
+from .cli_models import datasets, models
+from .cli_probes import attention, probes
 
 if TYPE_CHECKING:
     from .backbones import Backbone
@@ -183,6 +185,10 @@ def main() -> None:
 
 
 main.add_command(cache)
+main.add_command(models)
+main.add_command(datasets)
+main.add_command(probes)
+main.add_command(attention)
 
 
 @main.command()
