@@ -27,6 +27,7 @@ from probes import (
     SweepResult,
     TokenSource,
     TrainingProtocol,
+    resolve_compute,
     run_solver,
     run_sweep,
     save_probe,
@@ -139,8 +140,9 @@ def probe(
     Raises:
         RequestError: a store lacks a level or kind.
         CacheError: a store is incomplete, damaged, or holds something else.
-        SettingError: not even one probe at a time fits into the memory.
+        SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
     """
+    protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     cache = train.open()
     for named in named_probes:
@@ -149,7 +151,8 @@ def probe(
     rows = []
     for named in named_probes:
         setting = _setting(train, test, protocol)
-        key = key_of({**setting, "probe": asdict(named)})
+        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol  # they are float64
+        key = key_of({**_setting(train, test, decisive), "probe": asdict(named)})
         reused = key in known and not retrain
         if not reused:
             row: Row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
@@ -339,6 +342,7 @@ def _row(
         "probe_steps": sum(rung.probe_steps for rung in result.rungs),
         "refit": _plan(result.refit),
         "protocol": asdict(protocol),
+        "compute": None if named.head in SOLVED_KINDS else protocol.compute,
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
     }
 
