@@ -144,14 +144,16 @@ class Listener:
             self._task = None
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; the first two columns are aligned left, the others right. A log or a pipe gets it in full width."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, num_left: int = 2
+) -> None:
+    """A table on stdout; the first columns are aligned left, the others right. A log or a pipe gets it in full width."""
     console = Console(highlight=False, soft_wrap=True)
     if title:
         console.print(Text(title))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index < num_left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     if not console.is_terminal:

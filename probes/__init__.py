@@ -16,6 +16,7 @@ from .linear_bank import LinearBank
 from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
+from .products import COMPUTES, resolve_compute
 from .protocol import (
     HEAD_KINDS,
     PAPER,
@@ -106,6 +107,8 @@ __all__ = [
     "TrainingProtocol",
     "PAPER",
     "QUICK",
+    "COMPUTES",
+    "resolve_compute",
     "split_rows",
     "centre_rows",
     "run_sweep",

@@ -162,7 +162,7 @@ def run_sweep(
             members = [by_dropout[place] for place in places]
             alive = [settings[member] for member in members]
             accuracies = _train_bank(
-                _make_bank(initial, alive, device, memory),
+                _make_bank(initial, alive, device, memory, protocol.compute),
                 train,
                 (fit_rows, validation_rows),
                 alive,
@@ -179,7 +179,7 @@ def run_sweep(
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
         assert isinstance(best.setting, Setting)
-        bank = _make_bank(initial, [best.setting], device, memory)
+        bank = _make_bank(initial, [best.setting], device, memory, protocol.compute)
         with timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
@@ -278,18 +278,20 @@ def _make_bank(
     settings: Sequence[Setting],
     device: torch.device | str,
     memory: MemoryPlan | None,
+    compute: str,
 ) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
-        return LinearBank([probe] * len(settings), device=device)
+        return LinearBank([probe] * len(settings), device=device, compute=compute)
     dropouts = [setting.dropout for setting in settings]
     if not isinstance(probe, AttentiveProbe):
-        return ModuleBank([probe] * len(settings), dropouts, device=device)
+        return ModuleBank([probe] * len(settings), dropouts, device=device, compute=compute)
     assert memory is not None, "attentive probes are planned"
     return AttentiveBank(
         [probe] * len(settings),
         dropouts,
         device=device,
+        compute=compute,
         group_size=memory.group_size,
         chunk_size=memory.chunk_size,
     )
