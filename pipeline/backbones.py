@@ -42,9 +42,9 @@ def open_backbone(
 
     Args:
         model_id: `timm/<name>` or a bare timm name, `open_clip/<arch>/<pretrained>`, `hf-hub:<org>/<repo>`,
-            `demo/vit-s-focus`.
+            `torchhub:<repo>:<entry>`, `demo/vit-s-focus`.
         weights: None for the pretrained ones, "random", or a safetensors or torch file.
-        tap: norm2 or block.
+        tap: norm2, block, or `module:PATTERN` with a pattern of `tap_modules`.
         image_size: pixels a side; None for the size of the model's own evaluation.
         device: where it runs, as torch names it.
         precision: float32, float16 or bfloat16, for weights and activations.
@@ -63,7 +63,7 @@ def open_backbone(
             todo="Name one of these.",
         )
     target = _check_device(device)
-    tower = _open_tower(model_id, weights=weights, image_size=image_size, seed=seed)
+    tower = _open_tower(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(
@@ -86,7 +86,7 @@ class Backbone:
         model_id: canonical, `timm/...` for a bare timm name.
         architecture: canonical text of everything but the weights that changes the function.
         weights_digest: digest of the float32 weights that take part (of CLIP the vision tower).
-        tap: norm2 or block.
+        tap: norm2, block or `module:PATTERN`.
         precision: compute dtype.
         device: where it runs.
         embed_dim: width D of each level.
@@ -242,7 +242,7 @@ class TokenFunction:
         self._tokens[level] = {kind: pool_tokens(seen, kind, self._tower.layout) for kind in self._kinds}
 
 
-def _open_tower(model_id: str, *, weights: str | None, image_size: int | None, seed: int) -> Tower:
+def _open_tower(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Ask the family that an id names; libraries are imported only when one of their models is asked for."""
     if model_id.startswith("demo/"):
         from .demo_weights import DEMO_MODEL, open_demo
@@ -256,16 +256,20 @@ def _open_tower(model_id: str, *, weights: str | None, image_size: int | None, s
                 got=repr(weights),
                 todo="Use timm/vit_small_patch14_dinov2 with these weights.",
             )
-        return open_demo(image_size=image_size)
+        return open_demo(tap=tap, image_size=image_size)
     if model_id.startswith("open_clip/") or (model_id.startswith("hf-hub:") and _is_open_clip_repository(model_id)):
         from .open_clip_models import open_open_clip
 
-        return open_open_clip(model_id, weights=weights, image_size=image_size, seed=seed)
+        return open_open_clip(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    if model_id.startswith("torchhub:"):
+        from .torchhub_models import open_torchhub
+
+        return open_torchhub(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
     from .timm_models import open_timm
 
     name = model_id.removeprefix("timm/")
     canonical = name if name.startswith("hf-hub:") else f"timm/{name}"
-    return open_timm(name, model_id=canonical, weights=weights, image_size=image_size, seed=seed)
+    return open_timm(name, model_id=canonical, weights=weights, tap=tap, image_size=image_size, seed=seed)
 
 
 def _is_open_clip_repository(model_id: str) -> bool:

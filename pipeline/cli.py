@@ -98,21 +98,26 @@ _extraction_options = _options(
     click.option(
         "--model",
         required=True,
-        help="timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, demo/vit-s-focus.",
+        help="timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; "
+        "see `layerbank models`.",
     ),
     click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
     click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
     click.option(
         "--data",
         required=True,
-        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits.",
+        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits; see `layerbank datasets`.",
     ),
     click.option(
         "--tap",
         type=click.Choice(["norm2", "block"]),
-        default="norm2",
-        show_default=True,
-        help="Where a block is read.",
+        help="Where a block is read: the norm before its MLP, or what leaves it. [default: norm2]",
+    ),
+    click.option(
+        "--tap-module",
+        metavar="PATTERN",
+        help="In place of --tap, for a model of other names: a module's name with {i} for the number of the block, such as "
+        "'layers.{i}.ffn_norm'. [default: none]",
     ),
     click.option(
         "--image-size",
@@ -292,7 +297,7 @@ def probe(
     from .probe_names import DEMO_PROBES, resolve_probes
     from .probe_sizes import check_heads
     from .protocols import open_protocol
-    from .report import COLUMNS, results_table, results_title
+    from .report import COLUMNS, results_table, results_title, summarize
 
     each_seed = parse_numbers(seeds, where="--seed", at_least=0)
     head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads else ()
@@ -337,7 +342,7 @@ def probe(
                 emit=listener.show,
             )
     if as_json:
-        print_json({"folder": str(folder), "rows": rows})
+        print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})
     else:
         print_table(COLUMNS, results_table(rows), title=results_title(rows, folder))
 
@@ -424,7 +429,7 @@ class _Extraction:
 
 def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
     from .images import start_worker_server
-    from .request import ModelRequest, choose_device, choose_precision, choose_workers
+    from .request import ModelRequest, choose_device, choose_precision, choose_tap, choose_workers
 
     device = choose_device(options["device"])
     num_workers = choose_workers(options["workers"], device)
@@ -433,7 +438,7 @@ def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
     request = ModelRequest(
         model=options["model"],
         weights=options["weights"],
-        tap=options["tap"],
+        tap=choose_tap(options["tap"], options["tap_module"]),
         image_size=options["image_size"],
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],

@@ -19,26 +19,23 @@ import torch
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
     SOLVED_KINDS,
-    AlfEmbedProbe,
-    AttentiveProbe,
     BatchPlan,
-    CaeProbe,
     Head,
+    LookingProbe,
     MemoryPlan,
     Progress,
     SweepResult,
     TokenSource,
     TrainingProtocol,
-    attention_mass,
     run_solver,
     run_sweep,
     save_probe,
 )
 
+from .attention import keep_attention
 from .datasets import ImageSource
 from .errors import RequestError
 from .events import Emit, MemoryPlanned, ProbeFinished, ProbeProgress, ProbeStarted, ignore
-from .figures import attention_map, draw_attention_map
 from .memory import memory_for_probes
 from .placement import SMALLEST_BUFFER_BYTES, Placement, place_tokens
 from .probe_names import NamedProbe
@@ -206,12 +203,13 @@ def _train(
             device=device,
             emit=relay,
         )
+    attention = None  # where an attentive probe looks
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
         _save_predictions(result, opened[0], test_ids, folder)
-        if isinstance(result.probe, AttentiveProbe | AlfEmbedProbe | CaeProbe):
-            _draw(result.probe, opened[0], cache, named, folder)
-    return _row(result, cache.spec, test.spec, named, head, protocol) | {"memory": memory}
+        if isinstance(result.probe, LookingProbe):
+            attention = _keep_attention(result.probe, opened[0], test_ids, cache, named, folder)
+    return _row(result, cache.spec, test.spec, named, head, protocol) | {"memory": memory, "attention": attention}
 
 
 def _planned(name: str, tokens: CachedTokens, placement: Placement, plan: MemoryPlan) -> MemoryPlanned:
@@ -271,20 +269,19 @@ def _save_predictions(result: SweepResult, test: TokenSource, sample_ids: Sequen
     aside.replace(folder / "test.npz")
 
 
-def _draw(
-    probe: AttentiveProbe | AlfEmbedProbe | CaeProbe,
+def _keep_attention(
+    probe: LookingProbe,
     test: TokenSource,
+    sample_ids: Sequence[str],
     cache: TokenCache,
     named: NamedProbe,
     folder: Path,
-) -> None:
-    mass = attention_mass(probe, test).mean(0).double().numpy()  # [H, T] -> [T]
+) -> dict[str, Any]:
     tokens_per_kind = [
         cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1 for kind in named.kinds
     ]
-    shares = attention_map(mass.astype(np.float64), named.levels, named.kinds, tokens_per_kind)
     title = f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
-    draw_attention_map(folder / "attention.png", shares, named.levels, named.kinds, title)
+    return keep_attention(probe, test, named, tokens_per_kind, sample_ids, folder, title)
 
 
 def _row(

@@ -19,7 +19,7 @@ class ModelRequest:
     Args:
         model: its id, such as `timm/vit_small_patch16_224` or `open_clip/ViT-B-32/openai`.
         weights: None for the pretrained ones, `random`, or a file.
-        tap: `norm2` or `block`: where a block is read.
+        tap: `norm2`, `block` or `module:PATTERN`: where a block is read.
         image_size: side of the square input in pixels; None for the model's own.
         precision: dtype of weights and activations.
         seed: of random weights.
@@ -74,6 +74,27 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def choose_tap(tap: str | None, module: str | None) -> str:
+    """The tap of two options: norm2 unless another was asked for, or a pattern of module names.
+
+    Raises:
+        RequestError: both were given.
+
+    >>> choose_tap(None, None), choose_tap(None, "layers.{i}.ffn_norm")
+    ('norm2', 'module:layers.{i}.ffn_norm')
+    """
+    if module is None:
+        return tap or "norm2"
+    if tap is not None:
+        raise RequestError(
+            where="--tap, --tap-module",
+            expected="one of the two",
+            got=f"--tap {tap} --tap-module {module}",
+            todo="Leave --tap out: the pattern says where blocks are read.",
+        )
+    return f"module:{module}"
 
 
 def choose_precision(precision: str, device: str) -> str:

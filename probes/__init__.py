@@ -1,6 +1,6 @@
 """Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
 
-from .attention import attention_mass
+from .attention import AttentionStatistics, LookingProbe, attention_mass, attention_statistics
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
@@ -144,6 +144,9 @@ __all__ = [
     "balanced_accuracy",
     "top_k_accuracy",
     "attention_mass",
+    "attention_statistics",
+    "AttentionStatistics",
+    "LookingProbe",
     "save_probe",
     "load_probe",
     # errors

@@ -120,6 +120,14 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         if picture.exists():
             shares = np.loadtxt(picture.with_suffix(".csv"), delimiter=",", skiprows=1, usecols=2)
             assert shares.sum() == pytest.approx(1, abs=1e-4)
+            assert sum(one["mean"] for one in row["attention"]["share_of_third"].values()) == pytest.approx(1, abs=1e-5)
+            kinds = row["attention"]["share_of_kind"]
+            assert kinds["cls"]["mean"] == pytest.approx(shares[::2].sum(), abs=1e-4)
+            assert (
+                1 <= row["attention"]["effective_tokens"]["mean"] <= len(row["levels"]) * (5 if "grid2" in kinds else 2)
+            )
+        else:
+            assert row["attention"] is None
     assert rows[4]["num_heads"] == 24
     assert rows[5]["num_heads"] == 24
     assert [type(event) for event in events].count(ProbeStarted) == 6
