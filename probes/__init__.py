@@ -4,7 +4,7 @@ from .attention import AttentionStatistics, LookingProbe, attention_mass, attent
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
-from .blocks import Block, Reading
+from .blocks import Block, Reading, columns_of
 from .budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
 from .checkpoint import load_probe, save_probe
 from .curves import LearningCurves
@@ -72,6 +72,7 @@ __all__ = [
     "BlockSource",
     "Block",
     "Reading",
+    "columns_of",
     "ArraySource",
     "read_batches",
     "l2_normalize",

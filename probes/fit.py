@@ -166,9 +166,10 @@ class _Training:
         bank = rider.bank
         self.rider, self._protocol, self._schedule_steps = rider, protocol, schedule_steps
         self._device, self._dtype = bank.stacks[0].device, bank.stacks[0].dtype
-        self._optimizer, self._peak_lrs = _make_optimizer(bank, rider.settings)
+        self._optimizer, self._members = _make_optimizer(bank, rider.settings)
         self._finite = torch.ones(bank.num_probes, dtype=torch.bool, device=self._device)
         self._points = {step: number for number, step in enumerate(sampled_steps(schedule_steps))}
+        self._lrs: list[list[float]] = []
         self._curves = torch.full((len(self._points), bank.num_probes), torch.nan, device=self._device)
         self.losses = torch.full((bank.num_probes,), torch.nan, device=self._device)
 
@@ -178,22 +179,21 @@ class _Training:
         noise = _draw_noise(bank, tokens, self._protocol.seed, step)
         self.losses = bank.compute_gradients(tokens, labels, upload(weights.to(self._dtype), self._device), noise)
         self._finite &= self.losses.isfinite()
+        lrs = [cosine_lr(step, self._schedule_steps, one.lr, self._protocol.min_lr) for one in self.rider.settings]
         if step in self._points:
             self._curves[self._points[step]].copy_(self.losses)
+            self._lrs.append(lrs)
         for stack in bank.stacks:
             stack.clip_grads(self._protocol.clip_norm)
-        for group, peak_lr in zip(self._optimizer.param_groups, self._peak_lrs, strict=True):
-            group["lr"] = cosine_lr(step, self._schedule_steps, peak_lr, self._protocol.min_lr)
+        for group, member in zip(self._optimizer.param_groups, self._members, strict=True):
+            group["lr"] = lrs[member]
         self._optimizer.step()
 
     def result(self, plan: BatchPlan) -> FitResult:
         """What is kept; here the host waits for the device."""
-        steps = list(self._points)
-        lrs = [
-            [cosine_lr(step, self._schedule_steps, setting.lr, self._protocol.min_lr) for step in steps]
-            for setting in self.rider.settings
-        ]
-        curves = LearningCurves(steps=torch.tensor(steps), losses=self._curves.t().cpu(), lrs=torch.tensor(lrs))
+        steps = list(self._points)[: len(self._lrs)]
+        losses = self._curves[: len(steps)].t().contiguous().cpu()
+        curves = LearningCurves(steps=torch.tensor(steps), losses=losses, lrs=torch.tensor(self._lrs).t().contiguous())
         return FitResult(diverged=~self._finite.cpu(), final_loss=self.losses.cpu(), curves=curves, plan=plan)
 
 
@@ -233,13 +233,13 @@ def _draw_noise(bank: Bank, tokens: Tensor, seed: int, step: int) -> dict[int, T
     return noise
 
 
-def _make_optimizer(bank: Bank, settings: Sequence[Setting]) -> tuple[torch.optim.AdamW, list[float]]:
-    """AdamW with one parameter group a probe, and the peak learning rate of each group."""
-    groups, peak_lrs = [], []
-    for stack in bank.stacks:
-        for row, member in enumerate(stack.members):
-            setting = settings[member]
-            groups.append({"params": stack.row(row), "lr": setting.lr, "weight_decay": setting.weight_decay})
-            peak_lrs.append(setting.lr)
+def _make_optimizer(bank: Bank, settings: Sequence[Setting]) -> tuple[torch.optim.AdamW, list[int]]:
+    """AdamW with one parameter group a probe, and which probe each group is."""
+    members = [(stack, row, member) for stack in bank.stacks for row, member in enumerate(stack.members)]
+    groups = [
+        {"params": stack.row(row), "lr": settings[member].lr, "weight_decay": settings[member].weight_decay}
+        for stack, row, member in members
+    ]
     # fused: one pass over weight, gradient and both moments instead of a dozen
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True), peak_lrs
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return optimizer, [member for _, _, member in members]

@@ -59,6 +59,7 @@ def refit(
     *,
     memory_bytes: int | None,
     device: torch.device | str,
+    best: float | None,
     seconds: dict[str, float],
     emit: Emit | None,
 ) -> dict[Winner, Refit]:
@@ -72,6 +73,7 @@ def refit(
         protocol: how.
         memory_bytes: what the winners that train in one pass may take; None is no limit.
         device: of the arithmetic.
+        best: the highest validation score among the winners, named in the progress.
         seconds: wall time is added here, to refit and test.
         emit: called with `Progress`.
 
@@ -86,7 +88,7 @@ def refit(
     for of_pass in passes:
         with timed(seconds, "refit"):
             riders = [entrants[winner.entrant].ride([winner.setting], device) for winner in of_pass]
-            fitted = fit_banks(riders, train, everything, protocol, phase="refit", emit=emit)
+            fitted = fit_banks(riders, train, everything, protocol, phase="refit", best=best, emit=emit)
             for winner, rider, outcome in zip(of_pass, riders, fitted, strict=True):
                 probe = rider.bank.probe(0)
                 assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
@@ -105,7 +107,7 @@ def refit(
                 if not tested:
                     continue
                 riders = [entrants[winner.entrant].ride_again(trained[winner], device) for winner in tested]
-                parts = list(compute_all_logits(riders, test, torch.arange(len(test.labels)), phase="test", emit=emit))
+                parts = list(compute_all_logits(riders, test, torch.arange(len(test.labels)), phase="test", best=best, emit=emit))
                 logits |= {winner: torch.cat([part[place][0] for part in parts]) for place, winner in enumerate(tested)}
                 del riders
             metrics = {winner: measure(scores, test) for winner, scores in logits.items()}

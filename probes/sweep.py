@@ -124,6 +124,7 @@ def run_sweeps(
         protocol,
         memory_bytes=ride.banks_bytes,
         device=device,
+        best=max((score.validation for _, score in chosen if score and score.validation is not None), default=None),
         seconds=seconds,
         emit=emit,
     )
