@@ -63,7 +63,7 @@ def open_backbone(
             todo="Name one of these.",
         )
     target = _check_device(device)
-    tower = _open_tower(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    tower = open_tower(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(
@@ -242,7 +242,7 @@ class TokenFunction:
         self._tokens[level] = {kind: pool_tokens(seen, kind, self._tower.layout) for kind in self._kinds}
 
 
-def _open_tower(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
+def open_tower(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Ask the family that an id names; libraries are imported only when one of their models is asked for."""
     if model_id.startswith("demo/"):
         from .demo_weights import DEMO_MODEL, open_demo

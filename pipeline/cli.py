@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_cache import cache
+from .cli_models import datasets, models
+from .cli_probes import attention, probes
 
 if TYPE_CHECKING:
     from .backbones import Backbone
     from .datasets import ImageSource
     from .events import Emit
+    from .extract import Extraction
     from .probe import Store
     from .request import ModelRequest
 
@@ -77,7 +80,10 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 _batch_size = click.option(
-    "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a forward pass."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images a forward pass. [default: 64 on a CPU; on a GPU the power of two that fits its free memory, up to 512; a "
+    "store keeps the size it was begun with]",
 )
 _workers = click.option(
     "--workers",
@@ -94,14 +100,29 @@ _on_bad_image = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
 _DIR = click.Path(file_okay=False, path_type=Path)
 
-_extraction_options = _options(
+_MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
+_one_model = _options(
+    click.option("--model", required=True, help=_MODELS),
+    click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
+)
+_several_models = _options(
     click.option(
         "--model",
+        "models",
         required=True,
-        help="timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; "
-        "see `layerbank models`.",
+        multiple=True,
+        help=f"{_MODELS} Given several times, each image is decoded once for all of them.",
     ),
-    click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
+    click.option(
+        "--weights",
+        "several_weights",
+        metavar="FILE",
+        multiple=True,
+        help="A file of weights, `random` or `pretrained`; one for each --model, in their order. "
+        "[default: the pretrained ones]",
+    ),
+)
+_extraction_options = _options(
     click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
     click.option(
         "--data",
@@ -141,6 +162,13 @@ _extraction_options = _options(
     click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."),
     _device,
     _batch_size,
+    click.option(
+        "--compile/--no-compile",
+        "compile_model",
+        default=None,
+        help="Make one graph of the model with torch.compile. [default: compile on a GPU; on a CPU it takes a minute and gains "
+        "nothing]",
+    ),
     _workers,
     _on_bad_image,
 )
@@ -157,9 +185,14 @@ def main() -> None:
 
 
 main.add_command(cache)
+main.add_command(models)
+main.add_command(datasets)
+main.add_command(probes)
+main.add_command(attention)
 
 
 @main.command()
+@_several_models
 @_extraction_options
 @click.option(
     "--split",
@@ -183,29 +216,51 @@ main.add_command(cache)
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
 @_json
-def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, as_json: bool, **options: Any) -> None:
+def extract(
+    models: tuple[str, ...],
+    several_weights: tuple[str, ...],
+    splits: tuple[str, ...],
+    levels: str,
+    kinds: str,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
 
     Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
+    Several models share the decoding; each has a store of its own.
 
     \b
     layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
     """
     from .console import Listener, print_json
     from .datasets import open_source
+    from .extract import extract_together
     from .layers import choose_levels
+    from .request import pair_models_with_weights
 
+    pairs = pair_models_with_weights(models, several_weights)
     with Listener(quiet=as_json) as listener:
         sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
-        work = _open_extraction(options, listener.show)
-        chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
-        arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
-        stores = [work.extract(source, arrays, overwrite=overwrite) for source in sources]
+        works = [
+            _open_extraction(options | {"model": model, "weights": weights}, listener.show) for model, weights in pairs
+        ]
+        stores = []
+        for source in sources:
+            extractions = []
+            for work in works:
+                chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
+                arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
+                extractions.append(work.extraction(source, arrays, overwrite=overwrite))
+            extract_together(extractions, source, emit=listener.show)
+            stores += [one.store for one in extractions]
     if as_json:
-        print_json({"stores": [str(store.path) for store in stores]})
+        print_json({"stores": [str(store) for store in stores]})
 
 
 @main.command()
+@_one_model
 @_extraction_options
 @click.option("--probe", "probes", help="Names with commas between. [default: the six of the demo]")
 @click.option(
@@ -352,7 +407,9 @@ def probe(
 @click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
 @click.option("--split", default="test", show_default=True, help="Where the data has splits.")
 @click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
-@_options(_device, _batch_size, _workers, _on_bad_image, _json)
+@_device
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a forward pass.")
+@_options(_workers, _on_bad_image, _json)
 def predict(
     folder: Path,
     data: str,
@@ -407,8 +464,16 @@ class _Extraction:
         spec = spec_of(self.backbone, source, self.options["storage_dtype"])
         return Store(spec.store_path(self.options["cache_root"]), spec)
 
-    def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False) -> Store:
-        from .extract import ExtractConfig, extract
+    def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]]) -> Store:
+        from .extract import extract_together
+
+        extract_together([self.extraction(source, arrays)], source, emit=self.emit)
+        return self.store(source)
+
+    def extraction(
+        self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
+    ) -> Extraction:
+        from .extract import ExtractConfig, Extraction
 
         config = ExtractConfig(
             arrays=tuple(arrays),
@@ -417,10 +482,9 @@ class _Extraction:
             num_workers=self.options["workers"],
             on_bad_image=self.options["on_bad_image"],
             overwrite=overwrite,
+            compile=self.options["compile_model"],
         )
-        store = self.store(source)
-        extract(self.backbone, source, config, store.path, request=self.config(), emit=self.emit)
-        return store
+        return Extraction(backbone=self.backbone, config=config, store=self.store(source).path, request=self.config())
 
     def config(self) -> dict[str, Any]:
         """What `cache repair` and `predict` need to open the same model on the same data again."""

@@ -26,6 +26,11 @@ class Clock:
         finally:
             self.spent[name] += time.perf_counter() - since
 
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Some of the time counted for one name belongs to another."""
+        self.spent[source] -= seconds
+        self.spent[target] += seconds
+
     def elapsed(self) -> float:
         """Seconds since it was made."""
         return time.perf_counter() - self.started

@@ -18,6 +18,7 @@ from typing import Any
 from cache import ArraySpec, CacheError, CacheSpec, CacheWriter, TokenCache
 
 from .backbones import Backbone
+from .batch_size import ON_A_CPU, choose_batch_size
 from .datasets import ImageSource
 from .errors import RequestError
 from .events import CacheReused, Emit, ignore
@@ -31,18 +32,20 @@ class ExtractConfig:
     Args:
         arrays: the (level, kind) pairs to store.
         storage_dtype: float16, float32 or bfloat16.
-        batch_size: images a forward pass; a store that exists keeps the size it was begun with.
+        batch_size: images a forward pass, None to choose it; a store that exists keeps the size it was begun with.
         num_workers: decoding processes; 0 decodes in this one.
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
         overwrite: begin anew, even if the store is complete.
+        compile: make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it takes a minute and gains nothing.
     """
 
     arrays: tuple[tuple[str, str], ...]
     storage_dtype: str = "float16"
-    batch_size: int = 64
+    batch_size: int | None = None
     num_workers: int = 1
     on_bad_image: str = "stop"
     overwrite: bool = False
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.arrays:
@@ -56,7 +59,7 @@ class ExtractConfig:
             ("--batch-size", self.batch_size, 1),
             ("--workers", self.num_workers, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise RequestError(
                     where=option,
                     expected=f"{least} or more",
@@ -137,13 +140,29 @@ def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, 
 
     Raises:
         As `extract`; what was committed to any of the stores is kept.
+        RequestError: two extractions have the same store.
     """
+    _refuse_one_store_twice(extractions)
     with ExitStack() as stack:
         lanes = [lane for one in extractions if (lane := _open_lane(one, source, stack, emit)) is not None]
         first = extractions[0].config
         run_lanes(lanes, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, emit=emit)
         for lane in lanes:
             lane.writer.complete()
+
+
+def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
+    """`timm/x` and `x`, say: the second would wait for the first one's lock and blame another process."""
+    known: dict[Path, str] = {}
+    for one in extractions:
+        if one.store in known:
+            raise RequestError(
+                where=f"--model {one.backbone.model_id}",
+                expected="a store for each model",
+                got=f"that of {known[one.store]}: their weights are the same",
+                todo="Name each model once: all of its layers come from one pass.",
+            )
+        known[one.store] = one.backbone.model_id
 
 
 def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, emit: Emit) -> Lane | None:
@@ -162,14 +181,30 @@ def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, em
         arrays,
         labels=source.labels,
         sample_ids=source.ids,
-        batch_size=config.batch_size,
+        batch_size=_batch_size(backbone, config, store),
         attributes={"class_names": list(source.class_names), "request": extraction.request or {}},
         overwrite=config.overwrite,
     )
     stack.enter_context(writer)
+    compiled = backbone.device.type == "cuda" if config.compile is None else config.compile
     return Lane(
-        backbone=backbone, writer=writer, pending=writer.pending(), storage_dtype=config.storage_dtype, store=store
+        backbone=backbone,
+        writer=writer,
+        pending=writer.pending(),
+        storage_dtype=config.storage_dtype,
+        store=store,
+        backend="inductor" if compiled else None,
     )
+
+
+def _batch_size(backbone: Backbone, config: ExtractConfig, store: Path) -> int:
+    """Of a store that is made now; a store that is taken up keeps its own, so nothing is tried out for it."""
+    if config.batch_size is not None:
+        return config.batch_size
+    if store.exists() and not config.overwrite:
+        return ON_A_CPU
+    levels, kinds = (list(dict.fromkeys(names)) for names in zip(*config.arrays, strict=True))
+    return choose_batch_size(backbone, backbone.compile(levels, kinds))
 
 
 def _is_complete(store: Path, spec: CacheSpec, arrays: Sequence[ArraySpec]) -> bool:

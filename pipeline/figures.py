@@ -93,13 +93,19 @@ def draw_attention_map(
 
 
 def draw_attention_heads(
-    path: Path, mass: NDArray[np.float64], levels: Sequence[str], kinds: Sequence[str], title: str
+    path: Path,
+    mass: NDArray[np.float64],
+    order: Sequence[int],
+    levels: Sequence[str],
+    kinds: Sequence[str],
+    title: str,
 ) -> None:
-    """Write a heat map a kind, one row a head, as PNG; heads in the order of the depth they look at.
+    """Write a heat map a kind, one row a head, as PNG.
 
     Args:
         path: the PNG.
         mass: [H, levels, kinds], each head's share of attention; sums to 1 a head.
+        order: the heads from above.
         levels, kinds: names.
         title: one line.
     """
@@ -107,13 +113,12 @@ def draw_attention_heads(
     from matplotlib.figure import Figure
 
     num_heads, num_levels, num_kinds = mass.shape
-    order = np.argsort(mass.sum(2) @ np.arange(num_levels), kind="stable")  # by mean depth, shallow heads above
     width = max(4.5, 1.8 + 0.42 * num_levels * num_kinds)
     figure = Figure(figsize=(width, 1.4 + 0.17 * num_heads), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, num_kinds, sharey=True, squeeze=False)[0]
     for place, axes in enumerate(panels):
-        image = axes.imshow(mass[order][:, :, place], cmap="cividis", vmin=0, vmax=mass.max(), aspect="auto")
+        image = axes.imshow(mass[list(order)][:, :, place], cmap="cividis", vmin=0, vmax=mass.max(), aspect="auto")
         axes.set_xticks(range(num_levels), [level.removeprefix("block.") for level in levels], fontsize=8)
         axes.set_yticks(range(num_heads), [str(head) for head in order], fontsize=7)
         axes.set_title(kinds[place], fontsize=9)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import pickle
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from .backbones import Backbone
 from .clock import Clock
 from .datasets import ImageSource
 from .events import Emit, ExtractionFinished, ExtractionProgress, ExtractionStarted, ImageSkipped, TokensOutOfRange
+from .forward import SteadyForward
 from .images import DecodedBatch, Rows, decode_batches
 from .pixels import Geometry
 from .transfer import Transfer, open_transfer
@@ -43,6 +45,7 @@ class Lane:
         pending: the batches to compute, of `writer.pending()`.
         storage_dtype: of its tokens.
         store: its path, for messages.
+        backend: of `torch.compile`; None runs the plain pass.
     """
 
     backbone: Backbone
@@ -50,6 +53,7 @@ class Lane:
     pending: Sequence[Batch]
     storage_dtype: str
     store: Path
+    backend: str | Callable[..., Any] | None = None
 
     @property
     def num_pending(self) -> int:
@@ -86,7 +90,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
     decoded_pieces = decode_batches(source, geometries, wanted, num_workers=num_workers)
     with ExitStack() as stack:
         stack.enter_context(closing(decoded_pieces))
-        flows = [_Flow(lane, stack.enter_context(WriterThread(lane.writer))) for lane in lanes]
+        flows = [_Flow(lane, stack.enter_context(WriterThread(lane.writer)), emit) for lane in lanes]
         decoded_iterator = iter(decoded_pieces)
         for _, _, numbers in pieces:
             with clock("decode"):
@@ -96,11 +100,13 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                 flow = flows[number]
                 if not flow.take(decoded, geometry_of[number]):
                     continue
+                with _behind(clock, flow.sink):
+                    flow.transfer.reserve()
                 with clock("compute"):
                     parcel = flow.compute()
-                with clock("write"):
+                with _behind(clock, flow.sink):
                     flow.sink.put(parcel)
-                flow.tell_out_of_range(emit)
+                flow.tell_out_of_range()
                 num_done += len(parcel.batch)
                 num_batches += 1
                 emit(
@@ -114,11 +120,11 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                         write_s=clock.spent["write"],
                     )
                 )
-        with clock("write"):
-            for flow in flows:
+        for flow in flows:
+            with _behind(clock, flow.sink):
                 flow.sink.finish()
         for flow in flows:
-            flow.tell_out_of_range(emit)
+            flow.tell_out_of_range()
             emit(_finished(flow, source, clock))
 
 
@@ -149,17 +155,27 @@ class _Flow:
 
     lane: Lane
     sink: WriterThread
+    emit: Emit
     transfer: Transfer = field(init=False)
     _batches: list[Batch] = field(init=False)  # still to come, the next one last
     _parts: list[tuple[DecodedBatch, torch.Tensor]] = field(default_factory=list)
     _told: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        arrays = dict.fromkeys(array for batch in self.lane.pending for array in batch.arrays)
-        function = self.lane.backbone.compile(
+        lane = self.lane
+        arrays = dict.fromkeys(array for batch in lane.pending for array in batch.arrays)
+        function = lane.backbone.compile(
             list(dict.fromkeys(array.level for array in arrays)), list(dict.fromkeys(array.kind for array in arrays))
         )
-        self.transfer = open_transfer(function, self.lane.backbone.device, self.lane.storage_dtype)
+        batch_size = lane.writer.batch_size
+        forward = SteadyForward(
+            function,
+            batch_size=batch_size,
+            model_id=lane.backbone.model_id,
+            backend=lane.backend,
+            emit=self.emit,
+        )
+        self.transfer = open_transfer(forward, lane.backbone.device, lane.storage_dtype, batch_size)
         self._batches = sorted(self.lane.pending, key=lambda batch: batch.start, reverse=True)
 
     def take(self, decoded: DecodedBatch, geometry: int) -> bool:
@@ -180,11 +196,11 @@ class _Flow:
             bad,
         )
 
-    def tell_out_of_range(self, emit: Emit) -> None:
+    def tell_out_of_range(self) -> None:
         for name, counts in list(self.sink.out_of_range.items()):
             if self._told.get(name) != counts:
                 self._told[name] = counts
-                emit(
+                self.emit(
                     TokensOutOfRange(
                         array=name,
                         num_saturated=counts[0],
@@ -192,6 +208,15 @@ class _Flow:
                         storage_dtype=self.lane.storage_dtype,
                     )
                 )
+
+
+@contextmanager
+def _behind(clock: Clock, sink: WriterThread) -> Iterator[None]:
+    """Waiting for the writer's thread; what that thread itself waited for the device meanwhile is the model's time."""
+    before, waited = clock.spent["write"], sink.device_wait_s
+    with clock("write"):
+        yield
+    clock.move(min(clock.spent["write"] - before, sink.device_wait_s - waited), "write", "compute")
 
 
 def _distinct(geometries: Sequence[Geometry]) -> tuple[list[Geometry], list[int]]:
@@ -221,6 +246,7 @@ def _started(lane: Lane, source: ImageSource) -> ExtractionStarted:
         device=str(lane.backbone.device),
         precision=lane.backbone.precision,
         batch_size=lane.writer.batch_size,
+        compiled=lane.backend is not None,
     )
 
 

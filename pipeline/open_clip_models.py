@@ -55,7 +55,7 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
-    options: dict[str, Any] = {"force_preprocess_cfg": {}}
+    options: dict[str, Any] = {"force_preprocess_cfg": {}, "device": torch.get_default_device()}
     if model_id.startswith("hf-hub:"):
         arch, tag = model_id, None
     else:
@@ -119,7 +119,7 @@ def _native_tower(visual: Any, model_id: str, tap: str, image_size: int | None) 
 def _trunk_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
     """Open up a timm model that serves as vision tower."""
     trunk = visual.trunk
-    size = tuple(trunk.patch_embed.img_size)
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or _size_of(visual)
     blocks = find_blocks(trunk, model_id, tap, trunk.forward_features, size, root=visual)
     if image_size is not None:
         check_image_size(model_id, (image_size, image_size), trunk.patch_embed.patch_size)
@@ -152,8 +152,7 @@ def _tower(
     how: str,
 ) -> Tower:
     preprocess = PreprocessCfg(**visual.preprocess_cfg)
-    size = preprocess.size
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = _size_of(visual)
     named = model_id if model_id.startswith("hf-hub:") else "/".join(model_id.split("/")[:2])  # without the tag
     return Tower(
         name=model_id,
@@ -169,6 +168,12 @@ def _tower(
         transform_id=transform_text(preprocess),
         architecture=f"{named} image={height}x{width} {how} positions={POSITIONS}",
     )
+
+
+def _size_of(visual: Any) -> tuple[int, int]:
+    """Height and width that images are prepared to."""
+    size = PreprocessCfg(**visual.preprocess_cfg).size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def transform_text(preprocess: PreprocessCfg) -> str:

@@ -9,6 +9,7 @@
     aat                               cls + every patch of `final`, attention with 8 heads
     aat-quarterly                     cls + every patch of the quarterly set, 24 heads, dropout 0.5, weight decay 1, jitter p 0.9
     linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, or `every` for one probe a level
+    ridge@k, logreg-ap@k, knn@k, ...  one level by other means
 
 Heads of other studies, `probes/README.md` has one row each; without a set, the first reads `final` and the second all:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,35 @@ class ModelRequest:
                 todo="It was written by another version of layerbank: use that one, or extract again.",
             )
         return cls(**values)
+
+
+def pair_models_with_weights(models: Sequence[str], weights: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Each model of a command line with its weights, by their order; `pretrained` is None.
+
+    Raises:
+        RequestError: some models have weights and others do not, or two are the same in both.
+
+    >>> pair_models_with_weights(["timm/a", "timm/b"], ["pretrained", "b.safetensors"])
+    [('timm/a', None), ('timm/b', 'b.safetensors')]
+    """
+    if weights and len(weights) != len(models):
+        raise RequestError(
+            where="--weights",
+            expected=f"one for each of the {len(models)} models, in their order, or none" if len(models) > 1 else "one",
+            got=str(len(weights)),
+            todo="Say `pretrained` for a model that keeps its own.",
+        )
+    named = [None if one == "pretrained" else one for one in weights] or [None] * len(models)
+    pairs = list(zip(models, named, strict=True))
+    repeated = next((model for number, (model, one) in enumerate(pairs) if (model, one) in pairs[:number]), None)
+    if repeated is not None:
+        raise RequestError(
+            where=f"--model {repeated}",
+            expected="different models, or different weights",
+            got="the same twice",
+            todo="Name each once: all of its layers come from one pass.",
+        )
+    return pairs
 
 
 def choose_device(device: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
@@ -55,11 +56,13 @@ class WriterThread:
 
     Attributes:
         size_bytes: of tokens appended so far.
+        device_wait_s: time spent waiting for tokens to arrive.
         out_of_range: array name -> saturated and non-finite values appended so far, of arrays that have any.
     """
 
     def __init__(self, writer: CacheWriter) -> None:
         self.size_bytes = 0
+        self.device_wait_s = 0.0
         self.out_of_range: dict[str, tuple[int, int]] = {}
         self._writer = writer
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUED_BATCHES)
@@ -93,7 +96,9 @@ class WriterThread:
                 parcel.tokens.release()
 
     def _append(self, parcel: Parcel) -> None:
+        began = time.perf_counter()
         tokens = parcel.tokens.wait()
+        self.device_wait_s += time.perf_counter() - began
         notes = BatchNotes(
             skipped=parcel.skipped,
             saturated={name: r.num_saturated for name, r in tokens.items() if r.num_saturated},

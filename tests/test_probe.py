@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from photos import TINY_MODEL, write_photos
 
+import pipeline
 from cache import TokenCache
 from pipeline import RequestError
 from pipeline.backbones import Backbone
@@ -143,6 +145,34 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         "refit",
         "test",
     }
+
+
+def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    readme = (Path(pipeline.__file__).parent / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## What `layerbank probe` leaves") :]
+    listed = re.findall(r"^\| `([\w.-]+)` \| (.*?) \|", section[: section.index("A row's `key`")], re.MULTILINE)
+    assert {of for _, of in listed} <= {"every probe", "trained probes", "attentive probes"}
+    rows, _ = run(stores, tmp_path, ("linear-cls", "alf", "ridge-cls", "cae", "ep"))
+    for row in rows:
+        kinds = {"every probe"}
+        kinds |= {"trained probes"} if row["selection"] else set()
+        kinds |= {"attentive probes"} if row["attention"] else set()
+        place = row_folder(tmp_path, row)
+        assert {path.name for path in place.iterdir()} == {name for name, of in listed if of in kinds}, row["probe"]
+        for path in place.glob("*.npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                for name in arrays.files:
+                    assert f"`{name} [" in section, f"{path.name}: {name}"
+                    assert arrays[name].dtype != object
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.jsonl",
+        *(row_folder(tmp_path, row).name for row in rows),
+    }
+    place = row_folder(tmp_path, rows[1])
+    with np.load(place / "attention.npz") as attention, np.load(place / "test.npz") as test:
+        assert attention["sample_ids"].tolist() == test["sample_ids"].tolist()
 
 
 def test_every_head_of_another_study_trains_from_the_cache_is_saved_and_predicts(

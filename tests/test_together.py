@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from photos import TINY_MODEL
 from stores import tree
 
+from cache import TokenCache
+from pipeline import RequestError
 from pipeline.backbones import Backbone, open_backbone
 from pipeline.datasets import ImageSource, open_source
 from pipeline.events import CacheReused, Event, ExtractionFinished, ExtractionProgress, ExtractionStarted
 from pipeline.extract import ExtractConfig, Extraction, extract, extract_together, spec_of
 from pipeline.loop import cut_pieces
+from pipeline.request import pair_models_with_weights
 
 CONFIG: dict[str, Any] = {"arrays": (("final", "ap"), ("block.3", "cls")), "batch_size": 16, "num_workers": 0}
 
@@ -104,6 +109,52 @@ def test_nothing_is_decoded_where_nothing_is_missing(
     _, events = together(backbones, source, tmp_path)
     assert [type(event) for event in events] == [CacheReused] * 3
     assert not source.loads
+
+
+def test_a_store_that_two_models_share_is_refused(backbones: list[Backbone], source: Counted, tmp_path: Path) -> None:
+    with pytest.raises(
+        RequestError, match=r"a store for each model, got that of timm/vit_tiny.*their weights are the same"
+    ):
+        together([backbones[0]] * 2, source, tmp_path, batch_sizes=(16, 16))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the command ---
+
+SMALL = ("--image-size", "32", "--workers", "0", "--levels", "final", "--split", "train")
+OTHER_MODEL = "timm/deit_tiny_patch16_224"
+
+
+def test_the_command_takes_several_models(photos: Path, tmp_path: Path) -> None:
+    models = ("--model", TINY_MODEL, "--weights", "random", "--model", OTHER_MODEL, "--weights", "random")
+    result = run("extract", *models, *SMALL, "--data", f"folder:{photos}", "--cache", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    stores = [Path(store) for store in json.loads(result.stdout)["stores"]]
+    assert [TokenCache.open(store).spec.backbone for store in stores] == [TINY_MODEL, OTHER_MODEL]
+    single = ("--model", OTHER_MODEL, "--weights", "random", "--no-compile")
+    result = run("extract", *single, *SMALL, "--data", f"folder:{photos}", "--cache", tmp_path / "one", "--json")
+    assert tree(Path(json.loads(result.stdout)["stores"][0])) == tree(stores[1])
+
+
+@pytest.mark.parametrize(
+    ("models", "weights", "message"),
+    [
+        (["a", "b"], ["random"], "--weights: expected one for each of the 2 models, in their order, or none, got 1"),
+        (["a"], ["random", "x.pt"], "--weights: expected one, got 2"),
+        (["a", "a"], [], "--model a: expected different models, or different weights, got the same twice"),
+        (["a", "a"], ["random", "random"], "--model a: expected different models"),
+    ],
+)
+def test_models_and_weights_that_do_not_pair_are_refused(models: list[str], weights: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        pair_models_with_weights(models, weights)
+
+
+def test_one_model_with_two_weights_is_two_models() -> None:
+    assert pair_models_with_weights(["a", "a"], ["pretrained", "x.pt"]) == [("a", None), ("a", "x.pt")]
+
+
+# --- pieces ---
 
 
 @given(st.lists(st.lists(st.integers(1, 6), max_size=6), min_size=1, max_size=4), st.data())

@@ -77,6 +77,28 @@ def compare_with(
     return [replace(one, q_value=q_value) for one, q_value in zip(found, q_values, strict=True)]
 
 
+def compare_gains(gains: Table, probes: Sequence[str] | None = None) -> list[Comparison]:
+    """Test over data sets whether gains are above zero, each probe on the models and seeds that it has.
+
+    Gains of one data set are averaged first, over the cases in which the probe and the reference both have a result: cases of one
+    data set are not independent, and a gain, being a difference within a case, does not profit from which cases those are as an
+    accuracy would.
+
+    Args:
+        gains: points over a reference.
+        probes: None takes all.
+    """
+    names = gains.probes if probes is None else probes
+    datasets = np.array([case.dataset for case in gains.cases])
+    found = []
+    for name in names:
+        column = gains.column(name)
+        means = [column[(datasets == one) & np.isfinite(column)] for one in dict.fromkeys(datasets.tolist())]
+        found.append(_wilcoxon(name, "", np.array([group.mean() for group in means if len(group)]), "greater"))
+    q_values = adjust([one.p_value for one in found])
+    return [replace(one, q_value=q_value) for one, q_value in zip(found, q_values, strict=True)]
+
+
 def adjust(p_values: Sequence[float]) -> list[float]:
     """Benjamini and Hochberg's false discovery rate; NaN stays NaN and does not count as a comparison.
 
