@@ -107,7 +107,9 @@ def refit(
                 if not tested:
                     continue
                 riders = [entrants[winner.entrant].ride_again(trained[winner], device) for winner in tested]
-                parts = list(compute_all_logits(riders, test, torch.arange(len(test.labels)), phase="test", best=best, emit=emit))
+                parts = list(
+                    compute_all_logits(riders, test, torch.arange(len(test.labels)), phase="test", best=best, emit=emit)
+                )
                 logits |= {winner: torch.cat([part[place][0] for part in parts]) for place, winner in enumerate(tested)}
                 del riders
             metrics = {winner: measure(scores, test) for winner, scores in logits.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_the_first_and_last_step_and_at_most_a_hundred_evenly_between_are_kept(n
     assert steps[0] == 0
     assert steps[-1] == num_steps - 1
     assert len(steps) == len(set(steps)) == min(num_steps, NUM_POINTS)
-    gaps = [after - before for before, after in zip(steps, steps[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(steps)]
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
 
@@ -14,6 +14,7 @@ from probes import PAPER, AttentiveBank, AttentiveProbe, Head, LinearBank, Linea
 from probes.twins import NO_DECAY, first_twins
 
 
+@settings(deadline=None)  # the first call loads the optimiser
 @given(
     st.lists(st.floats(2.0**-40, 2.0**40, width=32) | st.floats(-(2.0**40), -(2.0**-40), width=32), min_size=1),
     st.floats(1e-7, 1.0),
@@ -38,21 +39,23 @@ def test_a_decay_above_the_limit_changes_weights() -> None:
 
 @pytest.mark.parametrize("kind", ["attentive", "linear"])
 def test_twins_train_to_the_same_bits(kind: str) -> None:
-    settings = [Setting(lr=1e-3, weight_decay=decay) for decay in (1e-6, 1e-5, 1e-4)]
+    grid = [Setting(lr=1e-3, weight_decay=decay) for decay in (1e-6, 1e-5, 1e-4)]
     source = make_source(ATTENTIVE if kind == "attentive" else LINEAR, 150, 0)
-    for setting in settings:
+    for setting in grid:
         bank = AttentiveBank([AttentiveProbe(16, 4, 3)]) if kind == "attentive" else LinearBank([LinearProbe(64, 3)])
         fit_bank(bank, source, torch.arange(150), [setting], SMALL)
-        if setting is settings[0]:
+        if setting is grid[0]:
             first = bank.probe(0).state_dict()
         same = all(torch.equal(value, first[name]) for name, value in bank.probe(0).state_dict().items())
-        assert same == (setting is not settings[2])
+        assert same == (setting is not grid[2])
 
 
 def test_the_grid_of_the_paper_has_one_pair_of_twins_a_dropout_rate() -> None:
     for head, num_twins in ((ATTENTIVE, 3), (LINEAR, 1)):
         settings = PAPER.settings(head)
-        twins = [(settings[first], settings[index]) for index, first in enumerate(first_twins(settings)) if first != index]
+        twins = [
+            (settings[first], settings[index]) for index, first in enumerate(first_twins(settings)) if first != index
+        ]
         assert len(twins) == num_twins
         for first, other in twins:
             assert (first.lr, first.weight_decay) == (1e-3, 1e-6)
