@@ -276,6 +276,12 @@ def extract(
     "[default: the protocol's: full]",
 )
 @click.option(
+    "--compute",
+    type=click.Choice(["auto", "float32", "tf32", "bfloat16"]),
+    help="Numbers that matrices are multiplied in, sums and all else being float32; auto is tf32 on a GPU, float32 on a CPU, "
+    "where bfloat16 is no faster. [default: the protocol's: auto]",
+)
+@click.option(
     "--num-heads",
     metavar="NUMBERS",
     help="Train every probe whose head has heads once with each of these: 4,8,24. [default: what its name says]",
@@ -322,6 +328,7 @@ def probe(
     probes: str | None,
     protocol: str,
     sweep: str | None,
+    compute: str | None,
     num_heads: str | None,
     seeds: str,
     reference_quirks: bool,
@@ -343,6 +350,8 @@ def probe(
     \b
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
+    from probes import resolve_compute
+
     from .console import Listener, print_json, print_table
     from .datasets import open_source
     from .memory import memory_for_probes, parse_size
@@ -353,12 +362,16 @@ def probe(
     from .probe_sizes import check_heads
     from .protocols import open_protocol
     from .report import COLUMNS, results_table, results_title, summarize
+    from .request import choose_device
 
     each_seed = parse_numbers(seeds, where="--seed", at_least=0)
     head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads else ()
     chosen_protocol = open_protocol(protocol, seed=each_seed[0])
     if sweep is not None:
         chosen_protocol = replace(chosen_protocol, sweep=sweep)
+    if compute is not None:
+        chosen_protocol = replace(chosen_protocol, compute=compute)
+    resolve_compute(chosen_protocol.compute, choose_device(options["device"]))  # told before hours of extraction
     if reference_quirks:
         chosen_protocol = replace(chosen_protocol, jitter_validation=True)
     if memory is not None:

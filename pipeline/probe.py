@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from probes import SOLVED_KINDS, TrainingProtocol
+from probes import SOLVED_KINDS, TrainingProtocol, resolve_compute
 
 from .datasets import ImageSource
 from .errors import RequestError
@@ -106,8 +106,9 @@ def probe(
     Raises:
         RequestError: a store lacks a level or kind.
         CacheError: a store is incomplete, damaged, or holds something else.
-        SettingError: not even one probe at a time fits into the memory.
+        SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
     """
+    protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     device = torch.device(device)
     cache = TokenCache.open(train.path, train.spec)
@@ -116,7 +117,9 @@ def probe(
     setting = _setting(train, test, protocol)
 
     def key(named: NamedProbe) -> str:
-        return key_of({**setting, "probe": asdict(named)})
+        # what is solved is float64 in any case
+        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol
+        return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
 
     known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
     wanted = []

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheSpec, TokenCache
-from probes import BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
+from probes import SOLVED_KINDS, BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
 
 from .attention import keep_attention
 from .placement import SMALLEST_BUFFER_BYTES
@@ -130,6 +130,7 @@ def _row(trained: Trained, train: CacheSpec, test: CacheSpec) -> Row:
         "probe_steps": sum(rung.probe_steps for rung in result.rungs),
         "refit": _plan(result.refit),
         "protocol": asdict(trained.protocol),
+        "compute": None if named.head in SOLVED_KINDS else trained.protocol.compute,
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "together_with": list(trained.together_with),
         "memory": trained.memory,

@@ -20,6 +20,7 @@ from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
 from .outcome import Metrics, SettingScore, SweepResult
+from .products import COMPUTES, resolve_compute
 from .protocol import (
     HEAD_KINDS,
     PAPER,
@@ -120,6 +121,8 @@ __all__ = [
     "TrainingProtocol",
     "PAPER",
     "QUICK",
+    "COMPUTES",
+    "resolve_compute",
     "split_rows",
     "centre_rows",
     "run_sweep",

@@ -33,6 +33,7 @@ class Entrant:
         settings: the grid, in the order in which settings win ties.
         memory: in how many banks the grid is trained, and how; None for heads that are not planned.
         refit_bytes: what training one probe takes at most; None likewise.
+        compute: numbers of the matrix products.
     """
 
     candidate: Candidate
@@ -41,6 +42,7 @@ class Entrant:
     settings: tuple[Setting, ...]
     memory: MemoryPlan | None
     refit_bytes: int | None
+    compute: str
 
     @property
     def bank_bytes(self) -> int | None:
@@ -62,15 +64,16 @@ class Entrant:
         device: torch.device | str,
     ) -> Bank:
         if isinstance(probe, LinearProbe):
-            return LinearBank([probe] * len(settings), device=device)
+            return LinearBank([probe] * len(settings), device=device, compute=self.compute)
         dropouts = [setting.dropout for setting in settings]
         if not isinstance(probe, AttentiveProbe):
-            return ModuleBank([probe] * len(settings), dropouts, device=device)
+            return ModuleBank([probe] * len(settings), dropouts, device=device, compute=self.compute)
         assert self.memory is not None, "attentive probes are planned"
         return AttentiveBank(
             [probe] * len(settings),
             dropouts,
             device=device,
+            compute=self.compute,
             group_size=self.memory.group_size,
             chunk_size=self.memory.chunk_size,
         )
@@ -96,4 +99,5 @@ def prepare(
         settings=protocol.settings(candidate.head),
         memory=memory,
         refit_bytes=refit_bytes,
+        compute=protocol.compute,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from .errors import SettingError
+from .products import COMPUTES
 
 SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `solve.py`: no optimiser, no steps
 
@@ -124,6 +125,7 @@ class TrainingProtocol:
         penalties: of ridge and logistic regression, in the order in which they win ties; the largest first is also the fastest.
         num_neighbors: of kNN, likewise.
         sweep: "full" trains every setting to the end; "halving" drops the worse ones on the way, see `halving.py`.
+        compute: numbers of the matrix products, see `products.py`; "auto" is the device's own default.
         seed: of the split, the initial weights, order, jitter and dropout.
 
     Raises:
@@ -145,6 +147,7 @@ class TrainingProtocol:
     penalties: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
     num_neighbors: tuple[int, ...] = (10, 20, 50, 100, 200)
     sweep: str = "full"
+    compute: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -180,6 +183,7 @@ class TrainingProtocol:
                 bool(self.num_neighbors) and all(isinstance(k, int) and k >= 1 for k in self.num_neighbors),
             ),
             ("sweep", "'full' or 'halving'", self.sweep in ("full", "halving")),
+            ("compute", "auto, " + ", ".join(COMPUTES), self.compute in ("auto", *COMPUTES)),
             ("seed", ">= 0", self.seed >= 0),
         )
         wrong = [(name, rule) for name, rule, holds in ranges if not holds]

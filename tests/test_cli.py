@@ -85,6 +85,15 @@ def test_a_halving_sweep_is_asked_for_by_an_option(place: dict[str, Any], tmp_pa
     assert len(row["rungs"]) == 3
 
 
+def test_the_numbers_of_products_are_asked_for_by_an_option(place: dict[str, Any], tmp_path: Path) -> None:
+    more = ("--probe", "linear-cls", "--compute", "bfloat16", "--runs", str(tmp_path), "--json")
+    (row,) = json.loads(run("probe", *place["arguments"], *more).stdout)["rows"]
+    assert row["compute"] == "bfloat16"
+    shown = refusal("probe", *place["arguments"], "--device", "cpu", "--compute", "tf32")
+    assert "compute on cpu" in shown
+    assert "auto, float32, bfloat16" in shown
+
+
 def test_several_seeds_and_numbers_of_heads_are_rows_of_their_own_and_one_line_a_probe(
     place: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -246,6 +246,18 @@ def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Sto
     assert len(read_rows(tmp_path / "results.jsonl")) == 2
 
 
+def test_the_numbers_of_products_belong_to_the_key_of_what_is_trained_and_not_of_what_is_solved(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    names = ("linear-cls", "ridge-cls")
+    plain, _ = run(stores, tmp_path, names)
+    rounded, _ = run(stores, tmp_path, names, replace(PROTOCOL, compute="bfloat16"))
+    assert [row["compute"] for row in plain] == ["float32", None]
+    assert [row["compute"] for row in rounded] == ["bfloat16", None]
+    assert [one["key"] == other["key"] for one, other in zip(plain, rounded, strict=True)] == [False, True]
+    assert run(stores, tmp_path, names, replace(PROTOCOL, compute="float32"))[0] == plain
+
+
 def test_retraining_writes_the_row_again(stores: tuple[Store, Store], tmp_path: Path) -> None:
     run(stores, tmp_path, ("linear-cls",))
     _, events = run(stores, tmp_path, ("linear-cls",), retrain=True)

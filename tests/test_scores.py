@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -127,3 +129,14 @@ def test_the_reference_moves_no_rank() -> None:
 def test_without_a_complete_case_there_is_no_rank() -> None:
     ranks = mean_ranks(table_of([score("a", 1, "x"), score("b", 1, "y")]))
     assert np.isnan([*ranks.values()]).all()
+
+
+def test_reading_results_and_drawing_them_takes_no_torch() -> None:
+    modules = "predictions, scores, summaries, significance, bootstrap, dataset_table, attention, selection, catalogue, hub, paper"
+    figures = "gains, sizes, tables, heatmaps, levels, ablations"
+    code = (
+        f"import sys; from pipeline.study import {modules}; from pipeline.study.figures import {figures}; "
+        "print([name for name in ('torch', 'zarr', 'timm', 'matplotlib', 'click') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
