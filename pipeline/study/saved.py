@@ -62,7 +62,7 @@ class SavedHead:
         self.cache = TokenCache.open(store)
         _check_backbone(folder, CacheSpec.from_dict(config["cache"]), store, self.cache.spec)
         require_arrays(list(self.cache.arrays), self.named, store)
-        self.tokens = CachedTokens(self.cache, self.named)
+        self.tokens = CachedTokens(self.cache, self.named, num_views=0)
 
     def predict(self, kept: Sequence[int] | None = None) -> Predictions:
         """Class scores of every image of the store, in its order.
