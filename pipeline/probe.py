@@ -31,10 +31,15 @@ from .training import Trained, solve_probe, train_ride
 
 
 class Store(NamedTuple):
-    """Where a split's tokens lie, and what they must be."""
+    """Where a split's tokens lie, what they must be, and how many views of an image to use beside the centre one (None: all)."""
 
     path: Path
     spec: CacheSpec
+    num_views: int | None = None
+
+    def open(self) -> TokenCache:
+        """The store, with the rows that are to be used."""
+        return TokenCache.open(self.path, self.spec, num_views=self.num_views)
 
 
 def run_folder(runs_root: Path, train: Store) -> Path:
@@ -60,13 +65,26 @@ def check_classes(train: ImageSource, test: ImageSource) -> None:
         )
 
 
+def check_train_views(train_views: int | None, num_views: int) -> None:
+    """Raise RequestError where more views are to be trained on than there are."""
+    if train_views is not None and train_views > num_views:
+        raise RequestError(
+            where="--train-views",
+            expected=f"at most the {num_views} of --views"
+            if num_views
+            else "--views with a number, so that there are some",
+            got=str(train_views),
+            todo=f"Ask for them: --views {train_views}.",
+        )
+
+
 def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
     """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
 
     Raises:
         DamagedStoreError: a file is not as it was written; says which rows of which level and kind.
     """
-    for path, _ in stores:
+    for path in (store.path for store in stores):
         damages = verify_store(path, only=arrays)
         if damages:
             raise DamagedStoreError(
@@ -111,7 +129,7 @@ def probe(
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     device = torch.device(device)
-    cache = TokenCache.open(train.path, train.spec)
+    cache = train.open()
     for named in named_probes:
         require_arrays(list(cache.arrays), named, train.path)
     setting = _setting(train, test, protocol)
@@ -131,11 +149,13 @@ def probe(
             wanted.append((named, changed))
 
     def open_test() -> TokenCache:
-        return TokenCache.open(test.path, test.spec)
+        return test._replace(num_views=0).open()  # nothing is tested on a view
 
     def keep(trained: Trained) -> None:
         named = trained.named
-        row = {"key": key(named), "setting_of_study": key_of(setting), "probe": named.name}
+        row: Row = {"key": key(named), "setting_of_study": key_of(setting), "probe": named.name}
+        if cache.num_views:
+            row["train_views"] = cache.num_views if train.num_views is None else train.num_views
         row |= keep_probe(trained, cache, test.spec, open_test, row_folder(folder, row), config or {})
         known[row["key"]] = append_row(folder / "results.jsonl", row)
         emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
@@ -157,7 +177,8 @@ def row_folder(folder: Path, row: Row) -> Path:
 
 def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
     """Everything but the probe that decides a result."""
-    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)}
+    views = {} if train.num_views is None else {"train_views": train.num_views}
+    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)} | views
 
 
 def _few(names: Sequence[str]) -> str:

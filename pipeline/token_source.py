@@ -32,7 +32,6 @@ class CachedTokens:
         cache: an open store.
         probes: one, whose tokens are concatenated (linear and solved heads) or stacked; or some, whose blocks make up a row, each
             block once.
-        num_views: augmented views an image to read beside the centre one; None for all that the store has.
 
     Attributes:
         blocks: of a row of several probes: see `probes.BlockSource`; None for one probe.
@@ -45,9 +44,7 @@ class CachedTokens:
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(
-        self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe], num_views: int | None = None
-    ) -> None:
+    def __init__(self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe]) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
         self._probe = probes if isinstance(probes, NamedProbe) else None
@@ -55,10 +52,8 @@ class CachedTokens:
         read = {name: arrays for probe in several for name, arrays in _arrays_of_blocks(probe).items()}
         self._parts = {name: [cache.tokens(*array) for array in arrays] for name, arrays in read.items()}
         self._arrays = [array for arrays in self._parts.values() for array in arrays]
-        rows = torch.from_numpy(np.asarray(cache.rows))
-        rows_an_image = 1 + int(cache.attributes.get("num_views", 0))
-        self.stored_rows = rows if num_views is None else rows[rows % rows_an_image <= num_views]
-        self.images = self.stored_rows // rows_an_image
+        self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
+        self.images = torch.from_numpy(np.asarray(cache.images))
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.block_rows = cache.block_rows
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
