@@ -32,6 +32,7 @@ IDENTITY_FIELDS = (
 )
 LABEL_FIELDS = ("backbone", "dataset", "split")
 TAPS = ("norm2", "block")
+MODULE_TAP = "module:"  # then a pattern of module names, such as module:blocks.{i}.norm2
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 # logical dtype -> dtype on disk; Zarr v3 has no bfloat16, so its bits are kept as uint16
 STORAGE_DTYPES = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
@@ -47,7 +48,7 @@ class CacheSpec:
     Args:
         architecture: the network and its input size, e.g. ``"timm/vit_small_patch14_dinov2 img_size=98"``.
         weights: hex digest of the weights.
-        tap: ``norm2`` or ``block``.
+        tap: ``norm2``, ``block``, or ``module:`` and a pattern of module names.
         token_rule: version of the definitions of the kinds.
         transform: canonical text of the evaluation transform.
         compute_dtype: precision of the forward pass: float32, float16 or bfloat16.
@@ -86,8 +87,9 @@ class CacheSpec:
                 wrong.append((field.name, "a text that is not empty"))
             elif field.name in ("weights", "manifest") and not _HEX.fullmatch(value):
                 wrong.append((field.name, "8 to 128 lower-case hex digits"))
+        if self.tap not in TAPS and not (isinstance(self.tap, str) and self.tap.startswith(MODULE_TAP)):
+            wrong.append(("tap", f"one of {', '.join(TAPS)}, or {MODULE_TAP} and a pattern"))
         for name, allowed in (
-            ("tap", TAPS),
             ("compute_dtype", COMPUTE_DTYPES),
             ("storage_dtype", tuple(STORAGE_DTYPES)),
         ):

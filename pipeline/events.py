@@ -24,6 +24,24 @@ class ExtractionStarted:
     device: str
     precision: str
     batch_size: int
+    compiled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileFailed:
+    """The compiler could not make a graph of the model; it runs without."""
+
+    backbone: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchHalved:
+    """Memory ran out: from now on so many images go through the model at a time; the store's batches stay as they are."""
+
+    backbone: str
+    num_images: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +145,8 @@ class ProbeFinished:
 
 Event = (
     ExtractionStarted
+    | CompileFailed
+    | BatchHalved
     | ExtractionProgress
     | ImageSkipped
     | TokensOutOfRange

@@ -23,10 +23,11 @@ from .backbones import Backbone
 from .datasets import ImageSource
 from .errors import RequestError
 from .events import Emit, ImageSkipped, ignore
-from .images import decode_batches
+from .images import Rows, decode_batches
 from .probe_names import NamedProbe
 from .request import ModelRequest
 from .rounding import float_tokens, round_tokens
+from .sources.views import evaluation_transform
 from .token_source import join_tokens
 
 BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
@@ -87,8 +88,8 @@ class SavedProbe:
             BadImage: an image could not be read and `on_bad_image` is `stop`.
         """
         forward = self.backbone.compile(self.named.levels, self.named.kinds)
-        ranges = [(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
-        decoded_batches = decode_batches(source, self.backbone.transform, ranges, num_workers=num_workers)
+        ranges = [Rows(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+        decoded_batches = decode_batches(source, [self.backbone.geometry], ranges, num_workers=num_workers)
         known = list(source.class_names) == self.class_names
         with closing(decoded_batches):
             for decoded in decoded_batches:
@@ -96,7 +97,7 @@ class SavedProbe:
                     if on_bad_image == "stop":
                         raise bad
                     emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
-                output = forward(decoded.images)
+                output = forward(decoded.images[0])
                 parts = [self._rounded(output[level][kind]) for level in self.named.levels for kind in self.named.kinds]
                 with torch.inference_mode():
                     logits = self.module(join_tokens(self.named, parts))
@@ -128,6 +129,7 @@ def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
         "token_rule": backbone.token_rule,
         "transform": backbone.transform_id,
     }
+    spec = replace(spec, transform=evaluation_transform(spec.transform))  # new images have no views
     differing = [name for name in BACKBONE_FIELDS if getattr(spec, name) != here[name]]
     if differing:
         raise RequestError(

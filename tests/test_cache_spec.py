@@ -74,7 +74,7 @@ def test_a_dict_with_other_fields_is_refused_by_name() -> None:
         ("transform", 3, "a text that is not empty"),
         ("weights", "0XYZ", "8 to 128 lower-case hex digits"),
         ("manifest", "abc", "8 to 128 lower-case hex digits"),
-        ("tap", "norm1", "one of norm2, block"),
+        ("tap", "norm1", "one of norm2, block, or module: and a pattern"),
         ("compute_dtype", "float64", "one of float32, float16, bfloat16"),
         ("storage_dtype", "int8", "one of float16, float32, bfloat16"),
         ("num_rows", 0, "an int >= 1"),
