@@ -1,6 +1,6 @@
 """Successive halving against the full grid on a store of real tokens: what it saves, and how often it chooses otherwise.
 
-    python tests/benchmarks/halving.py                             # the demo's stores; makes them under caches/ if they are not there
+    python tests/benchmarks/halving.py                             # the demo's stores, made under caches/ if need be
     python tests/benchmarks/halving.py --probes linear-all --num-seeds 3 --min-steps 500
     python tests/benchmarks/halving.py --train caches/digits/train/STORE.zarr --test caches/digits/test/STORE.zarr
 
