@@ -12,6 +12,7 @@ import torch
 
 from .backbones import Backbone, TokenFunction
 from .memory import free_device_bytes
+from .transfer import NUM_BUFFERS
 
 ON_A_CPU = 64
 LARGEST = 512  # a B model is at its best long before; more only makes blocks and buffers large
@@ -33,8 +34,10 @@ def choose_batch_size(backbone: Backbone, function: TokenFunction) -> int:
         torch.cuda.synchronize(backbone.device)
         torch.cuda.reset_peak_memory_stats(backbone.device)
         before = torch.cuda.memory_allocated(backbone.device)
-        function(images)
-        return torch.cuda.max_memory_allocated(backbone.device) - before
+        tokens = function(images)
+        peak = torch.cuda.max_memory_allocated(backbone.device) - before
+        leaving = sum(values.nbytes for kinds in tokens.values() for values in kinds.values())
+        return peak + NUM_BUFFERS * leaving  # tokens of earlier batches, on their way to the host
 
     peak_bytes(TRIED[0])  # libraries take their workspace once
     return fitting_batch_size(peak_bytes, free_device_bytes(backbone.device))

@@ -1,7 +1,7 @@
 """The way through a GPU, with a recorder in place of its streams: what is queued after what, and no buffer used too early.
 
-There is no GPU here: values pass through the CPU at once, so what these tests prove is the bookkeeping of buffers and events, not
-that a GPU overlaps them.
+With the recorder values pass through the CPU at once, so what those tests prove is the bookkeeping of buffers and events. The last
+ones need a GPU.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from photos import TINY_MODEL
 from torch import Tensor
 
-from cache import ArraySpec
-from pipeline.backbones import Tokens
+from cache import ArraySpec, TokenCache
+from pipeline.backbones import Tokens, open_backbone
+from pipeline.datasets import open_source
+from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
 
 CPU = torch.device("cpu")
@@ -165,3 +169,45 @@ def test_the_memory_of_tokens_that_are_leaving_is_kept_until_they_have_arrived()
     assert set(leaving._leaving) == {"tokens/final/cls", "tokens/final/patch"}
     leaving.wait()
     assert leaving._leaving == {}
+
+
+# --- on a GPU ---
+
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@needs_a_gpu
+def test_a_gpu_gives_each_batch_its_own_tokens() -> None:
+    transfer = open_transfer(forward, torch.device("cuda"), "float16", 8)
+    assert isinstance(transfer, GpuTransfer)
+    here = HostTransfer(forward, "float16")
+    under_way = []
+    for images in batches(*[8] * 20, 5):
+        transfer.reserve()
+        under_way.append((transfer(images, ARRAYS, []), here(images, ARRAYS, [])))
+        if len(under_way) == NUM_BUFFERS:
+            arriving, expected = under_way.pop(0)
+            for name, rounded in arriving.wait().items():
+                np.testing.assert_array_equal(rounded.values, expected.wait()[name].values)
+            arriving.release()
+
+
+@needs_a_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_extracts_the_tokens_of_a_cpu(photos: Path, tmp_path: Path, compiled: bool) -> None:
+    source = open_source(f"folder:{photos}", "train")
+    tokens = []
+    for device in ("cpu", "cuda"):
+        backbone = open_backbone(TINY_MODEL, weights="random", image_size=32, device=device)
+        config = ExtractConfig(
+            arrays=(("block.3", "cls"), ("final", "ap")),
+            storage_dtype="float32",
+            num_workers=0,
+            compile=compiled and device == "cuda",
+        )
+        store = spec_of(backbone, source, "float32").store_path(tmp_path / device)
+        extract(backbone, source, config, store)
+        cache = TokenCache.open(store)
+        tokens.append([cache.tokens(level, kind).read(0, len(source)) for level, kind in config.arrays])
+    for of_cpu, of_gpu in zip(*tokens, strict=True):
+        np.testing.assert_allclose(of_gpu, of_cpu, rtol=1e-3, atol=1e-3)
