@@ -16,19 +16,18 @@ import torch
 from torch import Tensor
 
 from .attentive import AttentiveProbe
-from .bank import AttentiveBank, Bank
+from .bank import Bank
 from .batches import BatchPlan, plan_batches
-from .budget import PLANNED_KINDS, MemoryPlan, plan_memory, sizes_of
+from .budget import MemoryPlan, plan_memory, sizes_of
 from .errors import DataError, SettingError
 from .events import Emit, Progress
 from .fit import compute_logits, fit_bank
 from .halving import Rung, keep_best, plan_rungs
 from .knn import KnnProbe
 from .linear import LinearProbe
-from .linear_bank import LinearBank
 from .make import make_probe
+from .make_bank import make_bank
 from .metrics import balanced_accuracy, top_k_accuracy
-from .module_bank import ModuleBank
 from .protocol import HEAD_KINDS, Head, Setting, SolvedSetting, TrainingProtocol
 from .sources import TokenSource
 from .split import split_rows
@@ -83,7 +82,7 @@ class SweepResult:
         selection: batches of the training of the grid; None where nothing is trained.
         rungs: the rounds that were trained: one of all settings, or those of a halving sweep.
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
-        memory: in how many banks the grid was trained, and how; None where nothing is trained, and for heads that are not planned.
+        memory: in how many banks the grid was trained, and how; None where nothing is trained.
         seconds: phase -> wall time: select, validate, refit, test.
     """
 
@@ -122,8 +121,7 @@ def run_sweep(
         open_test: opens the test images; called once, after everything else.
         protocol: the grid and how to train.
         memory_bytes: what training may take of the device's memory beside tokens that a source keeps there; see `budget.py`. A grid
-            that does not fit is trained in several banks, one after the other. None is no limit. Heads of the zoo are not planned:
-            they train in one bank, whatever it takes.
+            that does not fit is trained in several banks, one after the other. None is no limit.
         device: of the arithmetic.
         emit: called with `Progress`, at most four times a second.
 
@@ -139,10 +137,8 @@ def run_sweep(
     initial = make_probe(head, train.token_shape, train.num_classes, seed=protocol.seed)
     fit_rows, validation_rows = split_rows(train, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
-    memory = None
-    if head.kind in PLANNED_KINDS:
-        sizes = sizes_of(head, train.token_shape, train.num_classes, len(train.labels), protocol)
-        memory = plan_memory(sizes, memory_bytes)
+    sizes = sizes_of(head, train.token_shape, train.num_classes, len(train.labels), protocol)
+    memory = plan_memory(sizes, memory_bytes)
 
     selection = plan_batches(
         len(fit_rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
@@ -157,12 +153,12 @@ def run_sweep(
         rungs.append(Rung(num_settings=len(candidates), num_steps=rung.num_steps))
         # probes of one dropout rate side by side: a bank trains them together
         by_dropout = sorted(candidates, key=lambda index: settings[index].dropout)
-        banks = [list(range(len(candidates)))] if memory is None else memory.banks(len(candidates))
+        banks = memory.banks(len(candidates))
         for number, places in enumerate(banks):
             members = [by_dropout[place] for place in places]
             alive = [settings[member] for member in members]
             accuracies = _train_bank(
-                _make_bank(initial, alive, device, memory, protocol.compute),
+                make_bank(initial, alive, memory, device=device, compute=protocol.compute),
                 train,
                 (fit_rows, validation_rows),
                 alive,
@@ -179,7 +175,7 @@ def run_sweep(
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
         assert isinstance(best.setting, Setting)
-        bank = _make_bank(initial, [best.setting], device, memory, protocol.compute)
+        bank = make_bank(initial, [best.setting], memory, device=device, compute=protocol.compute)
         with timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
@@ -271,30 +267,6 @@ def _check_shape(head: Head, source: TokenSource) -> None:
             got=str(source.token_shape),
             todo="Concatenate tokens for linear heads, stack them for all others.",
         )
-
-
-def _make_bank(
-    probe: AttentiveProbe | LinearProbe | ZooProbe,
-    settings: Sequence[Setting],
-    device: torch.device | str,
-    memory: MemoryPlan | None,
-    compute: str,
-) -> Bank:
-    """Every setting starts from the same weights."""
-    if isinstance(probe, LinearProbe):
-        return LinearBank([probe] * len(settings), device=device, compute=compute)
-    dropouts = [setting.dropout for setting in settings]
-    if not isinstance(probe, AttentiveProbe):
-        return ModuleBank([probe] * len(settings), dropouts, device=device, compute=compute)
-    assert memory is not None, "attentive probes are planned"
-    return AttentiveBank(
-        [probe] * len(settings),
-        dropouts,
-        device=device,
-        compute=compute,
-        group_size=memory.group_size,
-        chunk_size=memory.chunk_size,
-    )
 
 
 def _validate(
