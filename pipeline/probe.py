@@ -47,10 +47,15 @@ from .token_source import CachedTokens, require_arrays
 
 
 class Store(NamedTuple):
-    """Where a split's tokens lie, and what they must be."""
+    """Where a split's tokens lie, what they must be, and how many views of an image to use beside the centre one (None: all)."""
 
     path: Path
     spec: CacheSpec
+    num_views: int | None = None
+
+    def open(self) -> TokenCache:
+        """The store, with the rows that are to be used."""
+        return TokenCache.open(self.path, self.spec, num_views=self.num_views)
 
 
 def run_folder(runs_root: Path, train: Store) -> Path:
@@ -76,13 +81,26 @@ def check_classes(train: ImageSource, test: ImageSource) -> None:
         )
 
 
+def check_train_views(train_views: int | None, num_views: int) -> None:
+    """Raise RequestError where more views are to be trained on than there are."""
+    if train_views is not None and train_views > num_views:
+        raise RequestError(
+            where="--train-views",
+            expected=f"at most the {num_views} of --views"
+            if num_views
+            else "--views with a number, so that there are some",
+            got=str(train_views),
+            todo=f"Ask for them: --views {train_views}.",
+        )
+
+
 def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
     """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
 
     Raises:
         DamagedStoreError: a file is not as it was written; says which rows of which level and kind.
     """
-    for path, _ in stores:
+    for path in (store.path for store in stores):
         damages = verify_store(path, only=arrays)
         if damages:
             raise DamagedStoreError(
@@ -126,7 +144,7 @@ def probe(
     """
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
-    cache = TokenCache.open(train.path, train.spec)
+    cache = train.open()
     for named in named_probes:
         require_arrays(list(cache.arrays), named, train.path)
     known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
@@ -137,7 +155,9 @@ def probe(
         key = key_of({**_setting(train, test, decisive), "probe": asdict(named)})
         reused = key in known and not retrain
         if not reused:
-            row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
+            row: Row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
+            if cache.num_views:
+                row["train_views"] = cache.num_views if train.num_views is None else train.num_views
             changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
             place = row_folder(folder, row)
             row |= _train(cache, test, named, changed, place, config or {}, memory_bytes, torch.device(device), emit)
@@ -154,7 +174,8 @@ def row_folder(folder: Path, row: Row) -> Path:
 
 def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
     """Everything but the probe that decides a result."""
-    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)}
+    views = {} if train.num_views is None else {"train_views": train.num_views}
+    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)} | views
 
 
 def _train(
@@ -174,7 +195,7 @@ def _train(
     test_ids: list[str] = []
 
     def open_test() -> TokenSource:
-        test_tokens = CachedTokens(TokenCache.open(test.path, test.spec), named)
+        test_tokens = CachedTokens(test._replace(num_views=0).open(), named)  # nothing is tested on a view
         test_ids.extend(test_tokens.sample_ids)
         opened.append(StreamedTokens(test_tokens, buffer_bytes=SMALLEST_BUFFER_BYTES, pin=device.type == "cuda"))
         return opened[0]

@@ -31,7 +31,6 @@ class CachedTokens:
     Args:
         cache: an open store.
         probe: says which levels and kinds, and whether they are concatenated (linear and solved heads) or stacked.
-        num_views: augmented views an image to read beside the centre one; None for all that the store has.
 
     Attributes:
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
@@ -43,15 +42,13 @@ class CachedTokens:
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probe: NamedProbe, num_views: int | None = None) -> None:
+    def __init__(self, cache: TokenCache, probe: NamedProbe) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
         self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
         self._probe = probe
-        rows = torch.from_numpy(np.asarray(cache.rows))
-        rows_an_image = 1 + int(cache.attributes.get("num_views", 0))
-        self.stored_rows = rows if num_views is None else rows[rows % rows_an_image <= num_views]
-        self.images = self.stored_rows // rows_an_image
+        self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
+        self.images = torch.from_numpy(np.asarray(cache.images))
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.block_rows = cache.block_rows
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]

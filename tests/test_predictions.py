@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from token_stores import make_spec, write_store
 
+from cache import TokenCache
 from pipeline import RequestError, WorkError
-from pipeline.study.duplicates import find_duplicates
+from pipeline.study.duplicates import duplicates_of, find_duplicates, image_rows
 from pipeline.study.predictions import Predictions, accuracies, read_predictions, require_same_images
 from probes.metrics import balanced_accuracy, top_k_accuracy
 
@@ -116,3 +118,15 @@ def test_test_images_that_are_training_images_are_found_by_their_bytes() -> None
 def test_splits_without_common_images_give_no_warning() -> None:
     found = find_duplicates(hashes(1), ["a"], np.array([0]), hashes(2), ["b"], np.array([0]))
     assert (found.pairs, found.warning) == ((), "")
+
+
+def test_stores_are_compared_image_by_image_without_skipped_rows_and_augmented_views(tmp_path: Path) -> None:
+    """Image k of these stores has the same bytes in each; every hundredth could not be read."""
+    write_store(tmp_path / "train.zarr", make_spec(300), attributes={"class_names": ["a"], "num_views": 2})
+    write_store(tmp_path / "test.zarr", make_spec(200, split="test"))
+    train, test = (TokenCache.open(tmp_path / f"{split}.zarr") for split in ("train", "test"))
+    rows = image_rows(train)
+    assert rows.tolist() == [row for row in range(0, 300, 3) if row % 100 != 99]
+    found = duplicates_of(train, test)
+    assert found.num_test == 198
+    assert found.pairs == tuple((f"image {row}", f"image {row}") for row in range(0, 200, 3) if row % 100 != 99)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import RequestError
-from pipeline.study.scores import Case, Score, gains_of, scores_of_rows, table_of
+from pipeline.study.scores import Case, Score, gains_of, group_by_protocol, scores_of_rows, table_of
 from pipeline.study.summaries import mean_ranks, summarize
 
 
@@ -60,9 +62,19 @@ def test_two_protocols_in_one_line_are_refused_and_named() -> None:
     )
 
 
-def test_two_scores_of_one_probe_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"alf of setting - and alf of setting -"):
-        table_of([score("alf", 1), score("alf", 2)])
+def test_two_scores_of_one_probe_are_refused_and_named() -> None:
+    with pytest.raises(RequestError) as error:
+        table_of([score("alf", 1, key="0123456789"), score("alf", 2)])
+    assert str(error.value) == (
+        "alf of vit on pets, seed 0: expected one result, got 1.00 (row 01234567) and 2.00 (row -). "
+        "Give the rows of one protocol and one version only."
+    )
+
+
+def test_rows_are_grouped_by_all_of_the_protocol_but_the_seed() -> None:
+    one, two, other = (row(key, "alf", 0.5, seed=seed) for key, seed in (("a", 0), ("b", 1), ("c", 0)))
+    other["protocol"]["epochs"] = 3
+    assert [*group_by_protocol([one, other, two]).values()] == [[one, two], [other]]
 
 
 def test_two_seeds_are_two_lines_and_their_mean_is_one() -> None:
@@ -127,3 +139,14 @@ def test_the_reference_moves_no_rank() -> None:
 def test_without_a_complete_case_there_is_no_rank() -> None:
     ranks = mean_ranks(table_of([score("a", 1, "x"), score("b", 1, "y")]))
     assert np.isnan([*ranks.values()]).all()
+
+
+def test_reading_results_and_drawing_them_takes_no_torch() -> None:
+    modules = "predictions, scores, summaries, significance, bootstrap, dataset_table, attention, selection, catalogue, hub, paper"
+    figures = "gains, sizes, tables, heatmaps, levels, ablations"
+    code = (
+        f"import sys; from pipeline.study import {modules}; from pipeline.study.figures import {figures}; "
+        "print([name for name in ('torch', 'zarr', 'timm', 'matplotlib', 'click') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

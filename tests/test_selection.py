@@ -95,9 +95,12 @@ def test_without_levels_there_is_nothing_to_choose() -> None:
         smallest_levels([], trained({}))
 
 
-def test_the_best_level_is_the_deepest_of_equals() -> None:
-    solves = {"block.1": range(50), "block.2": range(90), "block.3": range(90), "final": range(3)}
-    assert best_level(trained(solves)([(level,) for level in LEVELS])).levels == ("block.3",)
+def test_the_best_level_is_the_deepest_of_equals_that_did_not_diverge() -> None:
+    assert best_level({"block.1": 0.5, "block.2": 0.9, "block.3": 0.9, "final": None}) == "block.3"
+    with pytest.raises(RequestError, match=r"best single level: .* got none\. Train linear@every or aat@every"):
+        best_level({})
+    with pytest.raises(RequestError, match="got 2 that did"):
+        best_level({"block.1": None, "final": None})
 
 
 def test_members_are_the_best_on_validation_without_the_diverged() -> None:

@@ -38,6 +38,13 @@ class Duplicates:
         return f"{len(self.pairs)} of {self.num_test} test images ({share:.1f} %) are also training images{relabelled}"
 
 
+def image_rows(cache: TokenCache) -> NDArray[np.int64]:
+    """The rows of a store that show an image as it is: usable ones, without augmented views."""
+    rows = cache.rows
+    centre: NDArray[np.int64] = rows[rows % (1 + int(cache.attributes.get("num_views", 0))) == 0]
+    return centre
+
+
 def duplicates_of(train: TokenCache, test: TokenCache) -> Duplicates:
     """Compare the usable images of two stores.
 
@@ -67,5 +74,5 @@ def find_duplicates(
 
 
 def _usable(cache: TokenCache) -> tuple[NDArray[np.uint64], list[str], NDArray[np.int64]]:
-    rows = cache.rows
+    rows = image_rows(cache)
     return cache.content_hashes[rows], [cache.sample_ids[row] for row in rows.tolist()], cache.labels[rows]

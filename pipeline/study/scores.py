@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RequestError
 from pipeline.probe_names import REFERENCE
-from pipeline.results import Row
+from pipeline.results import Row, key_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,18 @@ def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
     ]
 
 
+def group_by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows that were trained alike but for the seed: digest of the protocol -> rows, in the order in which they first occurred.
+
+    A report is made of one group: what another protocol found is another study.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        protocol = {name: value for name, value in row["protocol"].items() if name != "seed"}
+        groups.setdefault(key_of(protocol), []).append(row)
+    return groups
+
+
 def table_of(scores: Iterable[Score]) -> Table:
     """Set scores side by side.
 
@@ -131,8 +143,9 @@ def table_of(scores: Iterable[Score]) -> Table:
     lines: dict[Case, dict[str, Score]] = {}
     for score in scores:
         cells = lines.setdefault(Case(score.model, score.dataset, score.seed), {})
-        other = cells.get(score.probe) or next(iter(cells.values()), score)
-        if score.probe in cells or other.setting != score.setting:
+        if score.probe in cells:
+            raise _repeated(cells[score.probe], score)
+        if other := next((one for one in cells.values() if one.setting != score.setting), None):
             raise _conflict(other, score)
         cells[score.probe] = score
     missing = float("nan")
@@ -147,6 +160,15 @@ def gains_of(table: Table, reference: str = REFERENCE) -> Table:
         RequestError: there is no result of the reference.
     """
     return replace(table, values=table.values - table.column(reference)[:, None])
+
+
+def _repeated(one: Score, two: Score) -> RequestError:
+    return RequestError(
+        where=f"{two.probe} of {two.model} on {two.dataset}, seed {two.seed}",
+        expected="one result",
+        got=f"{one.percent:.2f} (row {one.key[:8] or '-'}) and {two.percent:.2f} (row {two.key[:8] or '-'})",
+        todo="Give the rows of one protocol and one version only.",
+    )
 
 
 def _conflict(one: Score, two: Score) -> RequestError:

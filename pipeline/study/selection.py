@@ -7,7 +7,7 @@ once, so that a bank can train them together (`AttentiveProbe` has a token mask 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,13 +102,28 @@ def smallest_levels(
     raise AssertionError("the best set has no gap to itself")
 
 
-def best_level(candidates: Sequence[Validated]) -> Validated:
-    """The best of probes on one level each, by validation; the deepest of equals.
+def best_level(validation: Mapping[str, float | None]) -> str:
+    """The best single level by validation, the deepest of equals.
 
     Args:
-        candidates: shallow to deep, at least one.
+        validation: level -> balanced accuracy of the probe on it (`validation` of its row), None where it diverged; shallow to
+            deep.
+
+    Raises:
+        RequestError: no level, or every probe diverged.
+
+    >>> best_level({"block.1": 0.5, "block.2": 0.7, "block.3": 0.7, "final": None})
+    'block.3'
     """
-    return max(reversed(candidates), key=lambda one: one.accuracy)
+    finished = {level: accuracy for level, accuracy in validation.items() if accuracy is not None}
+    if not finished:
+        raise RequestError(
+            where="best single level",
+            expected="a probe on one level that did not diverge",
+            got=f"{len(validation)} that did" if validation else "none",
+            todo="Train linear@every or aat@every.",
+        )
+    return max(reversed(finished), key=finished.__getitem__)
 
 
 def best_members(validation: Sequence[float | None], k: int) -> list[int]:

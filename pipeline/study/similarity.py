@@ -66,7 +66,7 @@ def linear_similarity(
 
     Args:
         levels: name -> what reads its tokens; see `levels_of`.
-        rows: [N] which images, N >= 4.
+        rows: [N] which images, N >= 4; `duplicates.image_rows` are all of a store, without augmented views.
         memory_bytes: for the products [D, D] of pairs of levels; fewer at once take more passes over the tokens and give the same.
         progress: told pairs done and pairs in all.
 

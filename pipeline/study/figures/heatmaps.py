@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.study.attention import AttentionMap, spread_of
-from pipeline.study.similarity import Similarity
 
 from .style import COLUMN, CYCLE, LINES, MARKERS, PAGE, drawing, grid, save
+
+if TYPE_CHECKING:  # computing it takes torch, drawing it does not
+    from pipeline.study.similarity import Similarity
 
 WIDE = 16  # levels from which a heat map takes both columns
 
