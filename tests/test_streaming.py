@@ -199,7 +199,7 @@ def starve(folder: Path, probe: str, budget_bytes: int) -> dict[str, object]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
 @pytest.mark.parametrize(
-    "probe", ["linear", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("attentive", "cae", "simpool"))]
+    "probe", ["linear", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("attentive", "simpool"))]
 )
 def test_memory_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path, probe: str) -> None:
     budget_bytes = 64_000_000 if probe == "linear" else 80_000_000
