@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
-from .batches import choose_batch_size
+from .batches import EVALUATION_BATCH, choose_batch_size
 from .errors import SettingError
-from .fit import EVALUATION_BATCH
 from .make import make_probe
 from .protocol import HEAD_KINDS, SOLVED_KINDS, Head, TrainingProtocol
 from .rehearsal import chunks_are_possible, step_bytes
