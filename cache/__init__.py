@@ -3,6 +3,7 @@
 Knows nothing of torch, images, models or terminals.
 """
 
+from .batch import Batch
 from .catalog import StoreInfo, list_stores, read_store_info
 from .errors import (
     BatchError,
@@ -29,7 +30,8 @@ from .repair import Repair, repair_store
 from .spec import ArraySpec, CacheSpec
 from .token_array import SampleIds, TokenArray, open_array
 from .verify import Damage, verify_store
-from .writer import Batch, CacheWriter
+from .worker import Worker
+from .writer import CacheWriter
 
 __all__ = [
     # what is stored
@@ -37,6 +39,7 @@ __all__ = [
     "ArraySpec",
     # writing
     "CacheWriter",
+    "Worker",
     "Batch",
     "BatchNotes",
     # reading
