@@ -88,7 +88,7 @@ _batch_size = click.option(
 _workers = click.option(
     "--workers",
     type=click.IntRange(0),
-    help="Decoding processes; 0 decodes in this one. [default: 1 on a CPU, every core but one for a GPU]",
+    help="Decoding processes; 0 decodes in this one. [default: on a CPU one for each 16 cores, for a GPU every core but one]",
 )
 _on_bad_image = click.option(
     "--on-bad-image",
@@ -252,15 +252,18 @@ def extract(
     layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
     """
     from .console import Listener, print_json
+    from .cpu_precision import advise_on_precision
     from .datasets import open_source
     from .extract import extract_together
     from .layers import choose_levels
-    from .request import pair_models_with_weights
+    from .request import choose_device, pair_models_with_weights
 
     pairs = pair_models_with_weights(models, several_weights)
     with Listener(quiet=as_json) as listener:
         sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
         sources = [_with_views(one, options) if one.split == views_split else one for one in sources]
+        if options["precision"] == "auto" and choose_device(options["device"]) == "cpu":
+            advise_on_precision(listener.show)
         works = [
             _open_extraction(options | {"model": model, "weights": weights}, listener.show) for model, weights in pairs
         ]

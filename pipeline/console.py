@@ -28,6 +28,7 @@ from .events import (
     ExtractionStarted,
     ImageSkipped,
     MemoryPlanned,
+    PrecisionAdvice,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
@@ -78,6 +79,11 @@ class Listener:
                     f"{event.num_arrays} arrays) -> {event.store}"
                 )
                 self._begin(f"extract {event.split}", event.num_pending)
+            case PrecisionAdvice():
+                self._say(
+                    f"extract: this CPU multiplies {event.speedup:.1f} times as fast in {event.precision}: "
+                    f"--precision {event.precision} is worth a try"
+                )
             case CompileFailed():
                 self._say(f"extract: warning: {event.backbone} could not be compiled and runs without: {event.reason}")
             case BatchHalved():

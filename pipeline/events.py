@@ -28,6 +28,14 @@ class ExtractionStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionAdvice:
+    """Another precision would be faster on this machine; it was not chosen, because it names another store."""
+
+    precision: str
+    speedup: float  # of a matrix product, measured just now
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompileFailed:
     """The compiler could not make a graph of the model; it runs without."""
 
@@ -156,6 +164,7 @@ class ProbeFinished:
 
 Event = (
     ExtractionStarted
+    | PrecisionAdvice
     | CompileFailed
     | BatchHalved
     | ExtractionProgress

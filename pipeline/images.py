@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
@@ -66,6 +66,8 @@ def decode_batches(
     Workers end with the generator: at its end, when it is closed, or when its consumer drops it. Wrap it in
     `contextlib.closing` to be sure of the moment.
 
+    The first batch is decoded in this process, so that the model need not wait until the workers have started.
+
     Args:
         source: where the images come from.
         transforms: each an RGB image -> [3, H, W], with the same H, W and dtype for every image; they must pickle.
@@ -76,7 +78,7 @@ def decode_batches(
         WorkError: a worker process died.
     """
     decoding = _Decoding(source, transforms)
-    if num_workers == 0:
+    if num_workers == 0 or len(batches) < 2:
         for batch in batches:
             yield decoding[batch]
         return
@@ -85,7 +87,7 @@ def decode_batches(
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader: DataLoader[DecodedBatch] = DataLoader(
             decoding,
-            sampler=batches,
+            sampler=batches[1:],
             batch_size=None,  # the ranges are the batches
             collate_fn=_as_it_is,
             num_workers=num_workers,
@@ -95,6 +97,16 @@ def decode_batches(
             generator=torch.Generator(),  # by default it draws from torch's global one, which is the caller's
         )
         workers: Any = iter(loader)
+    try:
+        yield decoding[batches[0]]  # here, while the workers start: they take a quarter of a second
+        yield from _watched(workers)
+    finally:
+        # the loader ends them only when collected, and a traceback may keep it alive for long
+        workers._shutdown_workers()
+
+
+def _watched(workers: Iterator[DecodedBatch]) -> Generator[DecodedBatch]:
+    """What the workers decode; a worker that dies is an error of ours."""
     try:
         yield from workers
     except (RuntimeError, EOFError, OSError) as error:
@@ -107,9 +119,6 @@ def decode_batches(
             got=got,
             todo="Most often memory ran out: use fewer workers or smaller batches. Without workers its own error shows.",
         ) from error
-    finally:
-        # the loader ends them only when collected, and a traceback may keep it alive for long
-        workers._shutdown_workers()
 
 
 def start_worker_server() -> None:

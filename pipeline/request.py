@@ -135,8 +135,12 @@ def choose_precision(precision: str, device: str) -> str:
 
 
 def choose_workers(num_workers: int | None, device: str) -> int:
-    """How many processes decode: what was asked for, else one for a model on a CPU, which is the slower part there, and for a
-    GPU every core but one, up to 16."""
+    """How many processes decode: what was asked for, else by the number of cores.
+
+    On a CPU one for each 16 cores: an image of 500 pixels takes 2 ms to decode and resize, and a ViT-S 30 times as long on a core.
+    For a GPU every core but one, up to 16.
+    """
     if num_workers is not None:
         return num_workers
-    return max(1, min(16, (os.cpu_count() or 2) - 1)) if device.startswith("cuda") else 1
+    cores = os.cpu_count() or 2
+    return max(1, min(16, cores - 1)) if device.startswith("cuda") else max(1, cores // 16)

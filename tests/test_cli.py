@@ -256,9 +256,13 @@ def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None
     assert "skipped image 'train/red/000.png'" in skipping.stderr
 
 
-def test_workers_default_to_one_on_a_cpu_and_to_the_cores_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_default_to_one_for_16_cores_on_a_cpu_and_to_the_cores_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert (choose_workers(None, "cpu"), choose_workers(None, "cuda"), choose_workers(0, "cuda:1")) == (1, 7, 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert (choose_workers(None, "cpu"), choose_workers(None, "cuda")) == (4, 16)
 
 
 def test_auto_is_half_precision_on_a_gpu_only() -> None:

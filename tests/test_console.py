@@ -20,6 +20,7 @@ from pipeline.events import (
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
+    PrecisionAdvice,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
@@ -106,6 +107,7 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
     lines = shown(
         capsys,
         CacheReused(store=STORE, num_rows=1000),
+        PrecisionAdvice(precision="bfloat16", speedup=2.04),
         CompileFailed(backbone="timm/vit", reason="InductorError: no compiler"),
         BatchHalved(backbone="timm/vit", num_images=32, reason="CUDA out of memory"),
         ImageSkipped(sample_id="a/1", file="photos/a/1.png", reason="truncated"),
@@ -116,6 +118,7 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
     )
     assert lines == [
         f"extract: nothing to do, 1,000 rows are in {STORE}",
+        "extract: this CPU multiplies 2.0 times as fast in bfloat16: --precision bfloat16 is worth a try",
         "extract: warning: timm/vit could not be compiled and runs without: InductorError: no compiler",
         "extract: warning: timm/vit: CUDA out of memory; from here on 32 images at a time",
         "extract: skipped image 'a/1' in photos/a/1.png: truncated",

@@ -78,6 +78,10 @@ def threads_of_this_process(image: Image.Image) -> torch.Tensor:
     return torch.full((3, 1, 1), float(torch.get_num_threads()))
 
 
+def number_of_this_process(image: Image.Image) -> torch.Tensor:
+    return torch.full((3, 1, 1), os.getpid())
+
+
 def fail_on_row_5(image: Image.Image) -> torch.Tensor:
     if image.getpixel((0, 0)) == (5, 5, 5):
         raise KeyError("the transform is wrong")
@@ -184,8 +188,17 @@ def test_a_batch_of_bad_images_only_has_its_shape(source):
 
 
 def test_a_worker_has_one_thread(source):
-    batch = next(decode_batches(source, [threads_of_this_process], BATCHES, num_workers=1))
-    assert batch.images[0].unique().tolist() == [1]
+    _, *batches = decode_batches(source, [threads_of_this_process], BATCHES, num_workers=1)
+    assert [batch.images[0].unique().tolist() for batch in batches] == [[1], [1]]
+
+
+def test_the_first_batch_is_decoded_here_while_the_workers_start_and_the_others_there(source):
+    pids = [
+        batch.images[0].unique().tolist()
+        for batch in decode_batches(source, [number_of_this_process], BATCHES, num_workers=1)
+    ]
+    assert pids[0] == [os.getpid()]
+    assert pids[1] == pids[2] != pids[0]
 
 
 def test_workers_do_not_come_from_a_fork_of_this_process():
@@ -250,7 +263,7 @@ def test_a_worker_that_dies_is_work_that_failed(tmp_path):
 def test_more_workers_than_cores_or_batches_is_no_warning(source):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(list(decode_batches(source, [EVALUATION], [Rows(0, 2)], num_workers=3))) == 1
+        assert len(list(decode_batches(source, [EVALUATION], [Rows(0, 2), Rows(2, 4)], num_workers=3))) == 2
 
 
 def test_the_global_random_state_is_left_alone(source):
