@@ -98,7 +98,7 @@ def run_sweeps(
         for one, memory, refit_bytes in zip(candidates, ride.memory, ride.refit_bytes, strict=True)
     ]
     rows = split_rows(train, protocol.validation_fraction, protocol.seed)
-    seconds: dict[str, float] = {}
+    seconds = {"select": 0.0, "validate": 0.0}
     plan = plan_batches(len(rows[0]), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     selections = select(
         entrants,
