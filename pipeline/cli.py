@@ -386,7 +386,7 @@ def probe(
     from .probe import check_classes, check_train_views, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probes
-    from .probe_sizes import check_heads
+    from .probe_sizes import check_heads, leave_out_unfit
     from .protocols import open_protocol
     from .report import COLUMNS, results_table, results_title, summarize
     from .request import choose_device
@@ -415,8 +415,9 @@ def probe(
             num_heads=head_counts,
             reference_quirks=reference_quirks,
         )
+        named = leave_out_unfit(named, work.backbone.row_shape)
         check_heads(named, work.backbone.row_shape)
-        arrays = list(dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds))
+        arrays = list(dict.fromkeys(array for one in named for array in one.arrays))
         train, test = (
             work.extract(source, arrays) if may_extract else work.store(source)
             for source in (train_source, test_source)

@@ -229,7 +229,7 @@ def _distinct(geometries: Sequence[Geometry]) -> tuple[list[Geometry], list[int]
 
 def _judge(decoded: DecodedBatch, on_bad_image: str, emit: Emit) -> None:
     """Stop at the first unreadable image, or say which are skipped."""
-    for bad in decoded.bad.values():
+    for bad in {bad.id: bad for bad in decoded.bad.values()}.values():  # views of an image have its id: told once
         if on_bad_image == "stop":
             raise bad
         emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))

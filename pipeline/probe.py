@@ -3,7 +3,8 @@
 Probes that can, train together (`rides.py`): their tokens are read from the train store, `probes.run_sweeps` does the protocol
 (split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results (`row_folder.py`). The test
 store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
-again, and no probe's key or result depends on what it trains together with.
+again, a sweep that was killed goes on with the banks that are missing (`sweep_journal.py`), and no probe's key or result depends on
+what it trains together with.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
 from .rides import plan_rides
 from .row_folder import keep_probe
+from .sweep_journal import SweepJournal
 from .token_source import require_arrays
 from .training import Trained, solve_probe, train_ride
 
@@ -165,8 +167,12 @@ def probe(
             keep(solve_probe(named, changed, cache, open_test, emit))
     to_train = [(named, changed) for named, changed in wanted if named.head not in SOLVED_KINDS]
     for ride in plan_rides(cache, to_train, memory_bytes, device):
-        for trained in train_ride(ride, open_test, device, None, emit):
+        decisive = {**_setting(train, test, ride.protocol), "device": device.type}
+        del decisive["test"]  # nothing is chosen on it
+        journal = SweepJournal(folder / ".sweeps", decisive, ride.describe)
+        for trained in train_ride(ride, open_test, device, journal, emit):
             keep(trained)
+        journal.clear()
     return [known[key(named)] for named in named_probes]
 
 

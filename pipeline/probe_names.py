@@ -8,6 +8,8 @@
     alf-grid{g}, alf-grid{g}-{set}    cls + g x g cells of a layer set, stacked, attention with 24 heads (48 for depth 24)
     aat                               cls + every patch of `final`, attention with 8 heads
     aat-quarterly                     cls + every patch of the quarterly set, 24 heads, dropout 0.5, weight decay 1, jitter p 0.9
+    best, best-ap, best-grid2         the best on validation of attn-{set} and alf-grid{g}-{set}, for every set and g of 2 and 4;
+                                      of attn-{set} only; of attn-{set} and alf-grid2-{set}. Chosen with lr, weight decay, dropout
     linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, or `every` for one probe a level
     ridge@k, logreg-ap@k, knn@k, ...  one level by other means
 
@@ -40,6 +42,7 @@ _FLAT = "linear|ridge|logreg|knn"  # heads on concatenated tokens
 _ONE_KIND = re.compile(rf"({_FLAT})-(cls|ap)")
 _LAYER_SET = re.compile(rf"({_FLAT}|attn)-({_SETS})(?:-(cls|ap))?")
 _GRID = re.compile(rf"alf-grid([1-9]\d*)(?:-({_SETS}))?")
+_BEST = re.compile(r"best(|-ap|-grid2)")
 _NUM_HEADS = re.compile(r"(.+)-h([1-9]\d*)")
 
 # head -> num_heads for a depth below 24 and from 24 on, where D is 1024 and 12 does not divide it; None: no heads, or one a token
@@ -173,11 +176,22 @@ def probe_names() -> list[str]:
         f"{head}-{layers}{kind}" for head in (*flat, "attn") for layers in LAYER_SETS for kind in ("", "-cls", "-ap")
     ]
     names += ["alf", "alf-cls", "alf-ap", "alf-grid2", *(f"alf-grid2-{layers}" for layers in LAYER_SETS)]
-    names += ["aat", "aat-quarterly"]
+    names += ["aat", "aat-quarterly", "best", "best-ap", "best-grid2"]
     zoo = (*_OVER_PATCHES, *_OVER_LEVELS)
     names += [f"{head}{layers}" for head in zoo for layers in ("", *(f"-{layers}" for layers in LAYER_SETS))]
     one_level = (*(f"{head}{kind}" for head in flat for kind in ("", "-ap")), "aat", *_OVER_PATCHES)
     return names + [f"{stem}@{EVERY}" for stem in one_level]
+
+
+def _best(name: str, depth: int, finest: int, quirks: bool) -> NamedProbe:
+    """The family of `best`: every layer set over cls + ap, and over cls + g x g cells for g up to the finest."""
+    names = [f"attn-{layers}" for layers in LAYER_SETS]
+    names += [f"alf-grid{g}-{layers}" for g in (2, 4) if g <= finest for layers in LAYER_SETS]
+    family = [resolve_probe(one, depth, reference_quirks=quirks) for one in names]
+    # sets of a shallow backbone may coincide: each once
+    each = {(one.levels, one.kinds): one for one in reversed(family)}
+    candidates = tuple(one for one in family if each[one.levels, one.kinds] is one)
+    return replace(candidates[0], name=name, candidates=candidates)
 
 
 def _split_heads(name: str) -> tuple[str, str]:
@@ -187,7 +201,8 @@ def _split_heads(name: str) -> tuple[str, str]:
 
 
 def _with_heads(probe: NamedProbe, num_heads: int) -> NamedProbe:
-    return replace(probe, name=f"{probe.name}-h{num_heads}", num_heads=num_heads)
+    candidates = tuple(_with_heads(one, num_heads) for one in probe.candidates)
+    return replace(probe, name=f"{probe.name}-h{num_heads}", num_heads=num_heads, candidates=candidates)
 
 
 def _resolve_base(name: str, depth: int, quirks: bool) -> NamedProbe | None:
@@ -196,6 +211,9 @@ def _resolve_base(name: str, depth: int, quirks: bool) -> NamedProbe | None:
     def levels_of(layers: str) -> tuple[str, ...]:
         return tuple(layer_set(layers, depth, reference_quirks=quirks))
 
+    if match := _BEST.fullmatch(name):
+        finest = {"": 4, "-ap": 1, "-grid2": 2}[match[1]]
+        return _best(name, depth, finest, quirks)
     if match := _ONE_KIND.fullmatch(name):
         return NamedProbe(name=name, head=match[1], levels=(FINAL,), kinds=(match[2],), depth=depth)
     if match := _LAYER_SET.fullmatch(re.sub("^alf(?=$|-cls$|-ap$)", "attn-all", name)):

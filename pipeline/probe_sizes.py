@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -45,13 +46,35 @@ def token_shape(named: NamedProbe, row_shape: RowShape) -> tuple[int, ...]:
     return (sum(prod(shape[:-1]) for shape in shapes), max(shape[-1] for shape in shapes))
 
 
+def leave_out_unfit(probes: Iterable[NamedProbe], row_shape: RowShape) -> list[NamedProbe]:
+    """Probes whose families hold only what a backbone has: a grid finer than its patches is no candidate.
+
+    Raises:
+        RequestError: nothing of a family is left.
+    """
+    return [replace(probe, candidates=_fitting(probe, row_shape)) if probe.candidates else probe for probe in probes]
+
+
+def _fitting(probe: NamedProbe, row_shape: RowShape) -> tuple[NamedProbe, ...]:
+    fitting, refusal = [], None
+    for one in probe.candidates:
+        try:
+            token_shape(one, row_shape)
+            fitting.append(one)
+        except RequestError as error:
+            refusal = refusal or error
+    if refusal is not None and not fitting:
+        raise refusal
+    return tuple(fitting)
+
+
 def check_heads(probes: Iterable[NamedProbe], row_shape: RowShape) -> None:
     """Refuse heads that the width of the tokens does not allow, hours before they would be trained.
 
     Raises:
         RequestError: which probe, and what its head wants.
     """
-    for named in probes:
+    for named in (one for probe in probes for one in probe.family):
         if HEAD_KINDS[named.head].heads:
             shape = token_shape(named, row_shape)
             try:

@@ -42,13 +42,13 @@ class Ride:
     sweeps: tuple[tuple[Candidate, ...], ...]
     placement: Placement
 
-    def memory_of(self, probe: int, candidate: int) -> MemoryPlan | None:
-        """How one candidate of one probe is trained; None for heads that are not planned."""
-        return self.placement.plan.memory[_each_once(self.sweeps).index(self.sweeps[probe][candidate])]
+    def memory_of(self, candidate: Candidate) -> MemoryPlan | None:
+        """How a candidate is trained; None for heads that are not planned."""
+        return self.placement.plan.memory[_each_once(self.sweeps).index(candidate)]
 
-    def describe(self, probe: int, candidate: int) -> dict[str, Any]:
-        """What could change the bits of one candidate of one probe: see `Placement.describe`."""
-        return self.placement.describe(self.memory_of(probe, candidate))
+    def describe(self, candidate: Candidate) -> dict[str, Any]:
+        """What could change the bits of a candidate: see `Placement.describe`."""
+        return self.placement.describe(self.memory_of(candidate))
 
 
 def plan_rides(
@@ -96,12 +96,12 @@ def _join(cache: TokenCache, ride: Ride, alone: Ride, memory_bytes: int, device:
     if "streamed" in (ride.placement.tokens, alone.placement.tokens):
         return None
     larger = _make_ride(cache, [*ride.probes, *alone.probes], ride.protocol, memory_bytes, device)
-    for place in range(len(larger.probes)):
-        before, number = (ride, place) if place < len(ride.probes) else (alone, 0)
-        for candidate in range(len(larger.sweeps[place])):
-            if larger.describe(place, candidate) != before.describe(number, candidate):
-                return None
-    return larger
+    unchanged = all(
+        larger.describe(candidate) == before.describe(candidate)
+        for before in (ride, alone)
+        for candidate in _each_once(before.sweeps)
+    )
+    return larger if unchanged else None
 
 
 def _make_ride(

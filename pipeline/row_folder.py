@@ -123,6 +123,11 @@ def _row(trained: Trained, train: CacheSpec, test: CacheSpec) -> Row:
         "validation": result.validation,
         "test": None if result.test is None else asdict(result.test),
         "settings": _settings(result.scores),
+        "candidate": named.name if trained.named.candidates else None,
+        "candidates": [
+            {"probe": one.name, "settings": _settings(scores)}
+            for one, scores in zip(trained.named.candidates, result.candidate_scores, strict=False)
+        ],
         "num_parameters": result.num_parameters,
         "num_parameters_before_classifier": result.num_parameters_before_classifier,
         "selection": _plan(result.selection),

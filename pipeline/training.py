@@ -55,7 +55,7 @@ def train_ride(
     """
     names = tuple(named.name for named in ride.probes)
     num_settings = []
-    for number, (named, sweep) in enumerate(zip(ride.probes, ride.sweeps, strict=True)):
+    for named, sweep in zip(ride.probes, ride.sweeps, strict=True):
         num_settings.append(sum(len(ride.protocol.settings(one.head)) for one in sweep))
         shapes = {CachedTokens(ride.cache, one).token_shape for one in named.family}
         emit(
@@ -66,7 +66,7 @@ def train_ride(
                 token_shape=shapes.pop() if len(shapes) == 1 else ride.tokens.token_shape,
             )
         )
-        plan = ride.memory_of(number, 0)
+        plan = ride.memory_of(sweep[0])
         if plan is not None:
             emit(_planned(named.name, ride, plan))
     emit(TrainingStarted(probes=names, num_settings=sum(num_settings), num_passes=ride.placement.plan.num_passes))
@@ -91,10 +91,10 @@ def train_ride(
             candidate=named.family[result.candidate],
             result=result,
             protocol=ride.protocol,
-            memory=ride.describe(number, result.candidate),
+            memory=ride.describe(sweep[result.candidate]),
             together_with=tuple(other for other in names if other != named.name),
         )
-        for number, (named, result) in enumerate(zip(ride.probes, results, strict=True))
+        for named, sweep, result in zip(ride.probes, ride.sweeps, results, strict=True)
     ]
 
 

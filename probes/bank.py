@@ -20,6 +20,9 @@ from .folded import LAYER_NORM_EPS, FoldedGroup
 from .products import Products
 from .stack import Stack, check_one_shape, extract_module
 from .workspace import Workspace
+from .zoo import AlfEmbedProbe, CaeProbe
+
+FoldedProbe = AttentiveProbe | CaeProbe | AlfEmbedProbe
 
 # Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
 GROUP_SIZE = 7  # probes that go through together
@@ -66,7 +69,7 @@ class Bank(Protocol):
 
 
 class AttentiveBank:
-    """Attentive probes on the same tokens; heads, dropout, token mask and weights are each probe's own.
+    """Attentive probes and their kin on the same tokens; heads, dropout, token mask and weights are each probe's own.
 
     Args:
         probes: P plain modules of one embed_dim and num_classes; the same one may come many times.
@@ -84,7 +87,7 @@ class AttentiveBank:
 
     def __init__(
         self,
-        probes: Sequence[AttentiveProbe],
+        probes: Sequence[FoldedProbe],
         dropouts: Sequence[float] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -106,9 +109,9 @@ class AttentiveBank:
         self._workspace = Workspace(dtype, torch.device(device))
         self._products = Products(compute, dtype, torch.device(device))
         self._groups: list[FoldedGroup] = []
-        kinds = [(probe.num_heads, rate) for probe, rate in zip(probes, rates, strict=True)]
-        for num_heads, rate in sorted(set(kinds)):
-            alike = [index for index, kind in enumerate(kinds) if kind == (num_heads, rate)]
+        kinds = [(probe.num_heads, rate, _shapes(probe)) for probe, rate in zip(probes, rates, strict=True)]
+        for num_heads, rate, shapes in sorted(set(kinds)):
+            alike = [index for index, kind in enumerate(kinds) if kind == (num_heads, rate, shapes)]
             for members in split_evenly(alike, group_size):
                 modules = [probes[index] for index in members]
                 self._groups.append(
@@ -178,7 +181,12 @@ def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
     return [list(items[start:stop]) for start, stop in pairwise(borders)]
 
 
-def _stack_masks(probes: Sequence[AttentiveProbe]) -> Tensor | None:
+def _shapes(probe: FoldedProbe) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What can be stacked: parameters of the same names and shapes."""
+    return tuple((name, tuple(parameter.shape)) for name, parameter in probe.named_parameters())
+
+
+def _stack_masks(probes: Sequence[FoldedProbe]) -> Tensor | None:
     masks = [probe.token_mask for probe in probes]
     given = [mask for mask in masks if mask is not None]
     if not given:

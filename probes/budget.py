@@ -1,8 +1,9 @@
 """How a sweep fits into the memory there is: probes at once, probes that go through together, samples at a time.
 
-A plan is arithmetic on shapes: the same sizes and the same budget give the same plan on every machine. It is an upper
-bound: the tests hold it to what training really takes. It counts what training adds (weights, gradients, moments,
-scratch memory, one batch, scores), not the tokens of a source that keeps them in memory and not the program itself.
+A plan is arithmetic on shapes, and for the heads that autograd differentiates a rehearsal (`rehearsal.py`): the same sizes
+and the same budget give the same plan on every machine. It is an upper bound: the tests hold it to what training really takes.
+It counts what training adds (weights, gradients, moments, scratch memory, one batch, scores), not the tokens of a source
+that keeps them in memory and not the program itself.
 
 The order of giving way is that of cost (figures in README.md): smaller groups and chunks first, for a few percent of
 the time; then the grid in several banks, one after the other, each of which reads the tokens again.
@@ -16,9 +17,12 @@ from dataclasses import dataclass
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .batches import EVALUATION_BATCH, choose_batch_size
 from .errors import SettingError
-from .protocol import Head, TrainingProtocol
+from .make import make_probe
+from .protocol import HEAD_KINDS, SOLVED_KINDS, Head, TrainingProtocol
+from .rehearsal import chunks_are_possible, step_bytes
 
-PLANNED_KINDS = ("attentive", "linear")  # heads of the zoo are vmapped modules, whose memory autograd decides
+PLANNED_KINDS = tuple(kind for kind in HEAD_KINDS if kind not in SOLVED_KINDS)
+FOLDED_KINDS = ("attentive", "cae", "alf-embed")  # what `AttentiveBank` trains
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
 MARGIN, MARGIN_BYTES = 1.05, 16 << 20  # small tensors, and what allocator and matrix products keep for themselves
@@ -32,8 +36,8 @@ class MemoryPlan:
         budget_bytes: what training may take; None is no limit.
         num_banks: how many banks the grid is trained in, one after the other.
         probes_at_once: probes of the largest bank.
-        group_size: attentive probes of a bank that go through together; 0 for linear ones, which all do.
-        chunk_size: samples of a full group that go through together; 0 for linear probes.
+        group_size: probes of a bank that go through together; 0 where that is no choice: all linear ones, one of the zoo's.
+        chunk_size: samples of a full group that go through together; 0 where the whole batch does.
         total_bytes: an upper bound of what training takes at its peak.
         state_bytes: the part of it that is weights, gradients and moments of a bank.
     """
@@ -119,7 +123,10 @@ def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
 def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
     """All plans, the fastest first."""
     shapes = [(0, 0)]
-    if sizes.head.kind == "attentive":
+    if sizes.head.kind not in ("linear", *FOLDED_KINDS):
+        possible = chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes)
+        shapes = [(0, chunk) for chunk in ((CHUNK_SIZE, 128, 64, 32) if possible else (0,))]
+    if sizes.head.kind in FOLDED_KINDS:
         shapes = [(group, chunk) for group in (GROUP_SIZE, 4, 2, 1) for chunk in (CHUNK_SIZE, 128, 64, 32)]
     smaller = sorted({-(-sizes.num_probes // banks) for banks in range(1, sizes.num_probes + 1)}, reverse=True)
     for probes_at_once in smaller:
@@ -143,21 +150,28 @@ def _num_parameters(sizes: Sizes) -> int:
     classifier = (width + 1) * sizes.num_classes
     if sizes.head.kind == "linear":
         return classifier
+    if sizes.head.kind != "attentive":
+        probe = make_probe(sizes.head, sizes.token_shape, sizes.num_classes)
+        return sum(parameter.numel() for parameter in probe.parameters())
     return 4 * width * _inner_dim(sizes) + 10 * width + classifier
 
 
 def _inner_dim(sizes: Sizes) -> int:
-    return sizes.head.num_heads * 2 * (sizes.token_shape[-1] // sizes.head.num_heads)
+    width = 1 if sizes.head.kind == "cae" else 2
+    return sizes.head.num_heads * width * (sizes.token_shape[-1] // sizes.head.num_heads)
 
 
 def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
-    """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`: names as there."""
+    """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`, names as there; or what was rehearsed."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     scores = batch * sizes.num_classes
     if sizes.head.kind == "linear":
         rounded = 2 * (probes * scores + (batch + probes * sizes.num_classes) * sizes.token_shape[0])
         # logits twice, their gradient, log probabilities, one more on the way
         return 5 * probes * scores + (rounded if sizes.compute == "bfloat16" else 0)
+    if sizes.head.kind not in FOLDED_KINDS:
+        taken = step_bytes(sizes.head, sizes.token_shape, sizes.num_classes, batch, chunk_size)
+        return taken // FLOAT_BYTES + 2 * probes * scores
     num_tokens, embed_dim = sizes.token_shape
     inner, heads = _inner_dim(sizes), sizes.head.num_heads
     group = min(group_size, probes)
@@ -166,6 +180,9 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     one_chunk = chunk * (2 * width * embed_dim + group * inner + 3 * num_tokens * width)  # z dz v da kept and a product
     weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
     classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
+    places = (
+        3 * group * num_tokens * (embed_dim + heads) if sizes.head.kind == "alf-embed" else 0
+    )  # and their gradients
     rounded = 0
     if (
         sizes.compute == "bfloat16"
@@ -173,7 +190,7 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
         of_sums = group * inner * (batch + 2 * embed_dim)
         rounded = 3 * max(of_sums, chunk * width * embed_dim + 2 * group * inner * embed_dim) // 2
         rounded += batch * num_tokens * embed_dim
-    return whole_batch + one_chunk + weights + classifier + rounded
+    return whole_batch + one_chunk + weights + classifier + places + rounded
 
 
 def _shared_floats(sizes: Sizes, probes: int) -> int:
@@ -183,7 +200,7 @@ def _shared_floats(sizes: Sizes, probes: int) -> int:
     for size in sizes.token_shape:
         tokens *= size
     copies = batch * 3 * tokens  # as read, jitter, normalised
-    noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if sizes.head.kind == "attentive" else 0
+    noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEAD_KINDS[sizes.head.kind].dropout else 0
     evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
     predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
     return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)

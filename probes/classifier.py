@@ -1,7 +1,8 @@
 """What ends every probe: BatchNorm, classifier, weighted cross entropy, for P probes at once with gradients
 by hand.
 
-It needs the whole batch, whatever went before in chunks. Nothing here depends on how y was made.
+It needs the whole batch, whatever went before in chunks. Nothing here depends on how y was made. A BatchNorm without
+affine part is one whose gain is 1 and whose bias is 0, and neither is trained.
 """
 
 from __future__ import annotations
@@ -42,34 +43,44 @@ def train_classifier(
     rstd = (variance + EPS).rsqrt().unsqueeze(1)
     yhat.mul_(rstd)
 
-    weight, gain = values["classifier.weight"], values["bn.weight"].unsqueeze(1)  # [P, C, D], [P, 1, D]
+    weight, (gain, shift) = values["classifier.weight"], _affine_part(stack)  # [P, C, D], [P, 1, D] twice
     matrix = weight * gain
-    bias = torch.bmm(values["bn.bias"].unsqueeze(1), weight.mT) + values["classifier.bias"].unsqueeze(1)
+    bias = torch.bmm(shift, weight.mT) + values["classifier.bias"].unsqueeze(1)
     loss, dlogits = cross_entropy(torch.baddbmm(bias, yhat, matrix.mT), labels, weights)
 
     dbias = dlogits.sum(1)  # [P, C]
     dmatrix = torch.bmm(dlogits.mT, yhat)  # [P, C, D]
     grads["classifier.bias"].copy_(dbias)
     torch.mul(dmatrix, gain, out=grads["classifier.weight"])
-    grads["classifier.weight"].addcmul_(dbias.unsqueeze(2), values["bn.bias"].unsqueeze(1))
-    torch.sum(dmatrix.mul_(weight), 1, out=grads["bn.weight"])
-    grads["bn.bias"].copy_(torch.bmm(dbias.unsqueeze(1), weight).squeeze(1))
+    grads["classifier.weight"].addcmul_(dbias.unsqueeze(2), shift)
+    dgain = dmatrix.mul_(weight).sum(1, keepdim=True)  # [P, 1, D]
+    dshift = torch.bmm(dbias.unsqueeze(1), weight)
+    if "bn.weight" in grads:
+        grads["bn.weight"].copy_(dgain.squeeze(1))
+        grads["bn.bias"].copy_(dshift.squeeze(1))
 
     # through BatchNorm: minus the mean of dyhat, minus yhat times the mean of dyhat * yhat, both known by now
     dyhat = torch.bmm(dlogits, matrix, out=out)
-    mean_dyhat = (grads["bn.bias"] * values["bn.weight"] / num_samples).unsqueeze(1)
-    mean_dyhat_yhat = (grads["bn.weight"] * values["bn.weight"] / num_samples).unsqueeze(1)
+    mean_dyhat, mean_dyhat_yhat = dshift * gain / num_samples, dgain * gain / num_samples
     dyhat.sub_(mean_dyhat).addcmul_(yhat, mean_dyhat_yhat, value=-1).mul_(rstd)
     return loss
 
 
 def fold_batch_norm(stack: Stack) -> tuple[Tensor, Tensor]:
     """BatchNorm in evaluation mode and classifier as one affine map: matrix [P, C, D] and bias [P, 1, C]."""
-    values, statistics = stack.values, stack.statistics
-    gain = (statistics["bn.running_var"] + EPS).rsqrt() * values["bn.weight"]  # [P, D]
-    offset = values["bn.bias"] - statistics["bn.running_mean"] * gain
-    bias = torch.bmm(offset.unsqueeze(1), values["classifier.weight"].mT)
-    return values["classifier.weight"] * gain.unsqueeze(1), bias + values["classifier.bias"].unsqueeze(1)
+    weight, statistics = stack.values["classifier.weight"], stack.statistics
+    gain, shift = _affine_part(stack)
+    gain = (statistics["bn.running_var"] + EPS).rsqrt().unsqueeze(1) * gain  # [P, 1, D]
+    shift = shift - statistics["bn.running_mean"].unsqueeze(1) * gain
+    return weight * gain, torch.bmm(shift, weight.mT) + stack.values["classifier.bias"].unsqueeze(1)
+
+
+def _affine_part(stack: Stack) -> tuple[Tensor, Tensor]:
+    """Gain and bias of BatchNorm, [P, 1, D] each."""
+    if "bn.weight" in stack.values:
+        return stack.values["bn.weight"].unsqueeze(1), stack.values["bn.bias"].unsqueeze(1)
+    mean = stack.statistics["bn.running_mean"].unsqueeze(1)
+    return torch.ones_like(mean), torch.zeros_like(mean)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from .attentive import AttentiveProbe
-from .bank import AttentiveBank, Bank
+from .bank import Bank
 from .blocks import Reading
 from .budget import MemoryPlan
 from .fit import Rider
 from .linear import LinearProbe
-from .linear_bank import LinearBank
 from .make import make_probe
-from .module_bank import ModuleBank
+from .make_bank import make_bank
 from .protocol import Setting, TrainingProtocol
 from .ride_plan import Candidate, reading_of
 from .sources import TokenSource
@@ -63,20 +62,8 @@ class Entrant:
         settings: Sequence[Setting],
         device: torch.device | str,
     ) -> Bank:
-        if isinstance(probe, LinearProbe):
-            return LinearBank([probe] * len(settings), device=device, compute=self.compute)
-        dropouts = [setting.dropout for setting in settings]
-        if not isinstance(probe, AttentiveProbe):
-            return ModuleBank([probe] * len(settings), dropouts, device=device, compute=self.compute)
-        assert self.memory is not None, "attentive probes are planned"
-        return AttentiveBank(
-            [probe] * len(settings),
-            dropouts,
-            device=device,
-            compute=self.compute,
-            group_size=self.memory.group_size,
-            chunk_size=self.memory.chunk_size,
-        )
+        assert self.memory is not None, "every head that is trained is planned"
+        return make_bank(probe, settings, self.memory, device=device, compute=self.compute)
 
 
 def prepare(

@@ -9,9 +9,13 @@ std, the same for every probe, and m running over all heads of all probes (PH of
     v_m = (Wv_m * gamma_v) z_m + s_m Wv_m beta_v
     y   = Wo v                                      bo falls out of BatchNorm, and so does beta_v where s = 1
 
-The same function and the same gradients as `AttentiveProbe`, which the tests hold it to. What falls out has
-gradient zero exactly; rounding noise there would become steps of size lr under AdamW. The gradients of Wq and
-Wk are of rank 1 a head. Samples go through in chunks; BatchNorm, classifier and loss see the whole batch.
+The same function and the same gradients as `AttentiveProbe`, which the tests hold it to, and two of its kin: `CaeProbe`
+has other sizes and no affine part in its BatchNorm; the keys of `AlfEmbedProbe` know their place, which adds
+
+    (e_level + e_type) . (Wk_m^T Q_m) / sqrt(h)     to the score of a token, [T, PH] for all samples
+
+What falls out has gradient zero exactly; rounding noise there would become steps of size lr under AdamW. The
+gradients of Wq and Wk are of rank 1 a head. Samples go through in chunks; BatchNorm, classifier and loss see the whole batch.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ class _Folded:
     heads: Tensor  # [P, H, h] Q / sqrt(h)
     keys: Tensor  # [P, H, D] Wk^T Q / sqrt(h)
     u: Tensor  # [PH, D] gamma_k * keys
+    places: Tensor | None  # [P, T, D] e_level + e_type
+    offset: Tensor | None  # [T, PH] what a place adds to the scores; minus infinity where a probe may not look
     matrix: Tensor  # [PH, h, D] Wv * gamma_v
     shift: Tensor  # [PH, 1, h] Wv beta_v
 
@@ -49,7 +55,7 @@ class FoldedGroup:
     """The probes of one stack, all with the same num_heads and the same attention dropout.
 
     Args:
-        stack: `AttentiveProbe`s; gradients and running statistics are written into it.
+        stack: `AttentiveProbe`s, or all of them one of its kin; gradients and running statistics are written into it.
         num_heads: H.
         dropout: rate of the attention dropout.
         token_mask: [P, T] bool, or None where every probe sees every token.
@@ -105,7 +111,7 @@ class FoldedGroup:
         self._products.bmm(dy.mT, pooled, out=grads["proj.weight"])
         dpooled = self._products.bmm(dy, values["proj.weight"], out=pooled)
         du = self._backward_pooling(xhat, folded, dpooled, z, keep)
-        self._backward_query(folded, du)
+        self._backward_query(folded, *du)
         return loss
 
     def logits(self, xhat: Tensor) -> Tensor:
@@ -130,6 +136,10 @@ class FoldedGroup:
         heads = heads.view(-1, self.num_heads, self.head_dim)
         keys = torch.matmul(heads.unsqueeze(2), self._by_head(values["to_k.weight"])).squeeze(2)
         u = keys * values["norm_k.weight"].unsqueeze(1)
+        places, offset = None, self._forbidden
+        if "of_level" in values:
+            places = (values["of_level"].unsqueeze(2) + values["of_type"].unsqueeze(1)).flatten(1, 2)
+            offset = torch.bmm(places, keys.mT).transpose(0, 1).flatten(1)
         matrix = self._products.factors.empty("matrix", *values["to_v.weight"].shape)
         torch.mul(values["to_v.weight"], values["norm_v.weight"].unsqueeze(1), out=matrix)
         shift = torch.bmm(values["norm_v.bias"].unsqueeze(1), values["to_v.weight"].mT)
@@ -140,15 +150,23 @@ class FoldedGroup:
             heads=heads,
             keys=keys,
             u=u.view(-1, self.embed_dim),
+            places=places,
+            offset=offset,
             matrix=matrix.view(-1, self.head_dim, self.embed_dim),
             shift=shift.view(-1, 1, self.head_dim),
         )
 
-    def _backward_query(self, folded: _Folded, du: Tensor) -> None:
-        """From du [P, H, D] to the gradients of gamma_k, Wk, Wq, LN_q and q."""
+    def _backward_query(self, folded: _Folded, du: Tensor, doffset: Tensor) -> None:
+        """From du [P, H, D] and doffset [P, T, H] to the gradients of gamma_k, Wk, Wq, LN_q, q, and e."""
         values, grads = self.stack.values, self.stack.grads
         torch.sum(folded.keys * du, 1, out=grads["norm_k.weight"])
         dkeys = du * values["norm_k.weight"].unsqueeze(1)  # [P, H, D]
+        if folded.places is not None:
+            dkeys.baddbmm_(doffset.mT, folded.places)
+            dplaces = torch.bmm(doffset, folded.keys)
+            dplaces = dplaces.view(self.num_probes, -1, *grads["of_type"].shape[1:])  # [P, L, T/L, D]
+            torch.sum(dplaces, 2, out=grads["of_level"])
+            torch.sum(dplaces, 1, out=grads["of_type"])
         torch.mul(folded.heads.unsqueeze(3), dkeys.unsqueeze(2), out=self._by_head(grads["to_k.weight"]))
         dheads = torch.matmul(dkeys.unsqueeze(2), self._by_head(values["to_k.weight"]).mT)
         dheads = (dheads * self.head_dim**-0.5).view(-1, 1, self.inner_dim)
@@ -174,11 +192,11 @@ class FoldedGroup:
         attention = self._empty("attention", num_samples, num_tokens, width)
         kept_sum = self._empty("kept sum", num_samples, width)
         pooled = self._empty("pooled", self.num_probes, num_samples, self.num_heads, self.head_dim)
-        for rows in self._chunks(num_samples):
+        for rows in chunks(num_samples, self._chunk_size):
             x, a = xhat[rows], attention[rows]
             self._products.mm(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
-            if self._forbidden is not None:
-                a.add_(self._forbidden)
+            if folded.offset is not None:
+                a.add_(folded.offset)
             torch.softmax(a, 1, out=a)
             kept = a if keep is None else self._kept(a, keep[rows])
             z = self._pool(kept, x)
@@ -194,8 +212,8 @@ class FoldedGroup:
 
     def _backward_pooling(
         self, xhat: Tensor, folded: _Folded, dpooled: Tensor, z: Tensor | None, keep: Tensor | None
-    ) -> Tensor:
-        """From dv [P, B, I] to du [P, H, D]; writes the gradients of Wv, gamma_v and beta_v."""
+    ) -> tuple[Tensor, Tensor]:
+        """From dv [P, B, I] to du [P, H, D] and doffset [P, T, H]; writes the gradients of Wv, gamma_v and beta_v."""
         num_samples, num_tokens, embed_dim = xhat.shape
         width = self.num_probes * self.num_heads
         attention = self._empty("attention", num_samples, num_tokens, width)
@@ -203,8 +221,9 @@ class FoldedGroup:
         dmatrix = self.stack.grads["to_v.weight"].view(width, self.head_dim, embed_dim)
         dshift = torch.zeros_like(folded.shift)
         du = self._empty("du", width, embed_dim)
+        doffset = xhat.new_zeros(num_tokens, width, dtype=du.dtype)
         dv_by_head = dpooled.view(self.num_probes, num_samples, self.num_heads, self.head_dim).transpose(1, 2)
-        for rows in self._chunks(num_samples):
+        for rows in chunks(num_samples, self._chunk_size):
             x, a = xhat[rows], attention[rows]
             if len(x) < num_samples or z is None:
                 z = self._pool(a if keep is None else self._kept(a, keep[rows]), x)
@@ -221,10 +240,12 @@ class FoldedGroup:
                 da = self._kept(da, keep[rows])
                 dshift += torch.bmm(kept_sum[rows].t().unsqueeze(1), dv)
             da.sub_((da * a).sum(1, keepdim=True)).mul_(a)  # through the softmax
+            doffset += da.sum(0)
             # not x^T da: with so few columns it is 20 times slower
             self._products.add_mm(du, da.flatten(0, 1).t(), x.flatten(0, 1), first=first)
         self._backward_values(dshift if keep is not None else None)
-        return du.view(self.num_probes, self.num_heads, embed_dim)
+        doffset = doffset.view(num_tokens, self.num_probes, self.num_heads).transpose(0, 1)
+        return du.view(self.num_probes, self.num_heads, embed_dim), doffset
 
     def _backward_values(self, dshift: Tensor | None) -> None:
         """From the gradient of Wv * gamma_v, which lies where that of Wv goes, to both, and to that of beta_v."""
@@ -258,11 +279,17 @@ class FoldedGroup:
         torch.mul(x.view(by_probe), keep.unsqueeze(2), out=out.view(by_probe))
         return out
 
-    def _chunks(self, num_samples: int) -> Iterator[slice]:
-        num_chunks = -(-num_samples // self._chunk_size)
-        borders = [num_samples * chunk // num_chunks for chunk in range(num_chunks + 1)]
-        for start, stop in pairwise(borders):
-            yield slice(start, stop)
-
     def _empty(self, name: str, *shape: int) -> Tensor:
         return self._workspace.empty(name, *shape)
+
+
+def chunks(num_samples: int, largest: int) -> Iterator[slice]:
+    """A batch in the fewest stretches of at most `largest` samples, as even as can be.
+
+    >>> [(rows.start, rows.stop) for rows in chunks(9, 4)]
+    [(0, 3), (3, 6), (6, 9)]
+    """
+    num_chunks = -(-num_samples // largest)
+    borders = [num_samples * chunk // num_chunks for chunk in range(num_chunks + 1)]
+    for start, stop in pairwise(borders):
+        yield slice(start, stop)

@@ -7,6 +7,9 @@ runs all rows, grad differentiates. Gradients land in the `Stack` that the train
 BatchNorm writes its running statistics in place, which grad does not allow: inside the bank a BatchNorm without
 writes takes its place, and the batch's statistics come out beside the loss. Autograd also gives rounding noise where
 a gradient is zero by algebra; AdamW would make steps of size lr of it, so what a head declares `still` is not written.
+
+The loss is a sum over the samples, so a batch may go through in chunks whose gradients are added; where a head has a
+BatchNorm each sample depends on all others, and the whole batch goes through at once.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from .bank import split_evenly
 from .errors import SettingError
+from .folded import chunks
 from .products import Products
 from .stack import Stack, extract_module
 from .zoo import ZooProbe
@@ -40,7 +44,8 @@ class ModuleBank:
         device: of the arithmetic.
         compute: numbers of the matrix products, see `products.py`. They are torch's own: bfloat16 is tf32 on a GPU, float32
             elsewhere.
-        group_size: how many probes go through together. The whole batch does, so memory grows with group_size x B.
+        group_size: how many probes go through together.
+        chunk_size: how many samples do, for heads without BatchNorm; None is the whole batch.
 
     Raises:
         SettingError: no probes, probes of different heads or sizes, or rates that do not fit.
@@ -55,6 +60,7 @@ class ModuleBank:
         device: torch.device | str = "cpu",
         compute: str = "float32",
         group_size: int = GROUP_SIZE,
+        chunk_size: int | None = None,
     ) -> None:
         rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
         _check(probes, rates)
@@ -63,6 +69,7 @@ class ModuleBank:
         self._products = Products(compute, dtype, self._device)
         self._rates_on_device = torch.tensor(rates, dtype=torch.float64, device=self._device)
         self._skeleton = _without_writes(probes[0])
+        self._chunk_size = chunk_size if allows_chunks(probes[0]) else None
         self._stacks = [
             Stack([probes[index] for index in members], members, dtype, self._device)
             for members in split_evenly(range(len(probes)), group_size)
@@ -86,27 +93,43 @@ class ModuleBank:
         losses = tokens.new_empty(self.num_probes)
         with self._products.chosen():
             for stack in self._stacks:
-                losses.index_copy_(0, stack.index, self._compute_group(stack, tokens, labels, weights, of_heads))
+                of_stack = [
+                    self._compute_group(
+                        stack,
+                        tokens[rows],
+                        labels[rows],
+                        weights[rows],
+                        None if of_heads is None else of_heads[rows],
+                        first=rows.start == 0,
+                    )
+                    for rows in chunks(len(tokens), self._chunk_size or len(tokens))
+                ]
+                losses.index_copy_(0, stack.index, torch.stack(of_stack).sum(0))
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:
         tokens = tokens.to(self._dtype)
         self._skeleton.eval()
 
-        def of_one(values: dict[str, Tensor], statistics: dict[str, Tensor]) -> Tensor:
-            logits: Tensor = functional_call(self._skeleton, (values, statistics), (tokens,))
+        def of_one(values: dict[str, Tensor], statistics: dict[str, Tensor], part: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self._skeleton, (values, statistics), (part,))
             return logits
 
+        of_all = vmap(of_one, in_dims=(0, 0, None))
+        parts = [tokens[rows] for rows in chunks(len(tokens), self._chunk_size or len(tokens))]
         with self._products.chosen():
-            return torch.cat([vmap(of_one)(stack.values, stack.statistics) for stack in self._stacks])
+            of_parts = [
+                torch.cat([of_all(stack.values, stack.statistics, part) for stack in self._stacks]) for part in parts
+            ]
+        return torch.cat(of_parts, 1)
 
     def probe(self, index: int) -> nn.Module:
         return extract_module(self._stacks, index)
 
     def _compute_group(
-        self, stack: Stack, tokens: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None
+        self, stack: Stack, tokens: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None, *, first: bool
     ) -> Tensor:
-        """Loss [P] of one stack; gradients lie in it, running statistics have moved."""
+        """Loss [P] of one stack and chunk; gradients are in the stack, or added to what is; running statistics have moved."""
         self._skeleton.train()
 
         def loss_of_one(
@@ -126,7 +149,10 @@ class ModuleBank:
         for name, gradient in gradients.items():
             if name in self._head.still:
                 continue
-            stack.grads[name].copy_(gradient)
+            if first:
+                stack.grads[name].copy_(gradient)
+            else:
+                stack.grads[name].add_(gradient)
             if name in self._head.still_without_dropout:
                 stack.grads[name].masked_fill_((rates == 0).view(-1, *(1,) * (gradient.dim() - 1)), 0)
         for name, statistic in seen.items():
@@ -150,6 +176,11 @@ class _BatchNorm(nn.BatchNorm1d):
         unbiased = (rstd.detach().square().reciprocal() - self.eps) * (len(x) / (len(x) - 1))
         self.seen = {"running_mean": mean.detach(), "running_var": unbiased}
         return out
+
+
+def allows_chunks(probe: ZooProbe) -> bool:
+    """Whether a sample's scores are the same whichever others are in its batch."""
+    return not any(isinstance(module, nn.BatchNorm1d) for module in probe.modules())
 
 
 def _without_writes(probe: ZooProbe) -> ZooProbe:

@@ -73,7 +73,7 @@ class SweepResult:
         curves: [P, K] of the training of the grid, each setting's last; None where nothing is trained.
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
         refit_curves: [1, K] of it.
-        memory: in how many banks the grid was trained, and how; None where nothing is trained, and for heads that are not planned.
+        memory: in how many banks the grid was trained, and how; None where nothing is trained.
         seconds: phase -> wall time: select, validate, refit, test; of all sweeps that were run together.
     """
 

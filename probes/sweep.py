@@ -79,8 +79,7 @@ def run_sweeps(
         open_test: opens the test images; called once, after everything else.
         protocol: the grid and how to train.
         memory_bytes: what training may take of the device's memory beside tokens that a source keeps there; see `budget.py`. What
-            does not fit at once is trained in several banks and passes, one after the other. None is no limit. Heads of the zoo
-            that are not planned train in one bank, whatever it takes, and alone if there is a limit.
+            does not fit at once is trained in several banks and passes, one after the other. None is no limit.
         device: of the arithmetic.
         journal: keeps finished banks, so that a sweep that was killed goes on.
         emit: called with `Progress`, at most four times a second.
@@ -99,7 +98,7 @@ def run_sweeps(
         for one, memory, refit_bytes in zip(candidates, ride.memory, ride.refit_bytes, strict=True)
     ]
     rows = split_rows(train, protocol.validation_fraction, protocol.seed)
-    seconds: dict[str, float] = {}
+    seconds = {"select": 0.0, "validate": 0.0}
     plan = plan_batches(len(rows[0]), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     selections = select(
         entrants,

@@ -21,11 +21,12 @@ from pipeline.events import Event, MemoryPlanned
 from pipeline.figures import draw_attention_map
 from pipeline.probe import Store, probe
 from pipeline.probe_names import NamedProbe
-from probes import QUICK
+from probes import QUICK, ModuleBank, SimPoolProbe
 
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256, jitter_std=0.0)
 PROBES = {
     "attentive": NamedProbe(name="attentive", head="attentive", levels=("final",), kinds=("grid4",), num_heads=2),
+    "simpool": NamedProbe(name="simpool", head="simpool", levels=("final",), kinds=("grid4",)),
     "linear": NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",)),
 }
 WIDTH, NUM_CLASSES = 128, 10
@@ -105,12 +106,17 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
 
 
 def warm_up() -> None:
-    """Load what the first matrix product, optimiser and picture load."""
+    """Load what the first matrix product, optimiser, picture and vmapped probe load."""
     with tempfile.TemporaryDirectory() as folder:
         draw_attention_map(Path(folder) / "map.png", np.ones((1, 1)), ["final"], ["grid4"], "nothing")
     weight = torch.ones(64, 64, requires_grad=True)
     (torch.ones(64, 64) @ weight).sum().backward()
     torch.optim.AdamW([weight], fused=True).step()
+    for device in ("cpu", "meta"):
+        batch = torch.ones(2, 3, 8, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+        bank = ModuleBank([SimPoolProbe(8, 2)], device=device)
+        bank.compute_gradients(*batch, torch.full((2,), 0.5, device=device), {})
+        bank.logits(batch[0])
 
 
 def resident_bytes_of(name: str) -> int:

@@ -8,14 +8,31 @@ import pytest
 import torch
 from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
 
-from probes import Head, MemoryPlan, Progress, SettingError, Sizes, plan_memory, run_sweep, sizes_of
+from probes import (
+    PLANNED_KINDS,
+    Head,
+    MemoryPlan,
+    Progress,
+    Setting,
+    SettingError,
+    Sizes,
+    plan_memory,
+    run_sweep,
+    sizes_of,
+)
 from probes.attentive import AttentiveProbe
 from probes.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
 from probes.budget import FLOAT_BYTES, _num_parameters, _plans, _scratch_floats
-from probes.linear import LinearProbe
-from probes.protocol import PAPER
+from probes.make import make_probe
+from probes.make_bank import make_bank
+from probes.protocol import HEAD_KINDS, PAPER
+from probes.rehearsal import count_bytes
 
 PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), 47, 5000, PAPER)
+
+
+def head_of(kind: str) -> Head:
+    return Head(kind=kind, num_heads=6 if HEAD_KINDS[kind].heads else 0, num_levels=3 if HEAD_KINDS[kind].levels else 0)
 
 
 def test_without_a_budget_everything_trains_at_once() -> None:
@@ -37,12 +54,51 @@ def test_less_memory_means_smaller_chunks_and_groups_first_and_then_more_banks()
     assert (smaller.num_banks, smaller.chunk_size) == (1, CHUNK_SIZE // 2)
 
 
-@pytest.mark.parametrize("kind", ["attentive", "linear"])
+@pytest.mark.parametrize("kind", PLANNED_KINDS)
 def test_parameters_are_counted_as_the_modules_have_them(kind: str) -> None:
-    head = Head(kind=kind, num_heads=5 if kind == "attentive" else 0)
-    module = AttentiveProbe(48, 5, 7) if kind == "attentive" else LinearProbe(48, 7)
-    sizes = sizes_of(head, (3, 48) if kind == "attentive" else (48,), 7, 100, PAPER)
-    assert _num_parameters(sizes) == sum(parameter.numel() for parameter in module.parameters())
+    head, shape = head_of(kind), (48,) if kind == "linear" else (6, 48)
+    sizes = sizes_of(head, shape, 7, 100, PAPER)
+    assert _num_parameters(sizes) == sum(parameter.numel() for parameter in make_probe(head, shape, 7).parameters())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_step_by_hand_takes_at_most_45_mib_a_probe_beside_weights_and_gradients(dropout: float) -> None:
+    """At the paper's sizes, T 24, D 768, H 24, a batch of 200 and its normalised copy among them: counted, nothing computed."""
+    bank = AttentiveBank([AttentiveProbe(768, 24, 47)] * 7, [dropout] * 7, device="meta")
+    tokens, weights = torch.empty(200, 24, 768, device="meta"), torch.empty(200, device="meta")
+    noise = {24: torch.empty(200, 24, 24, device="meta")}
+    labels = torch.empty(200, dtype=torch.int64, device="meta")
+    peak_bytes, _ = count_bytes(lambda: bank.compute_gradients(tokens, labels, weights, noise))
+    assert bank.scratch_bytes < peak_bytes
+    assert (peak_bytes + tokens.nbytes) / 7 <= 45 * 2**20
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PLANNED_KINDS if kind != "linear"])
+def test_counting_without_values_is_counting_with_them_and_the_plan_is_no_less(kind: str) -> None:
+    head, counted = head_of(kind), []
+    for device in ("cpu", "meta"):
+        probe = make_probe(head, (6, 48), 7)
+        plan = plan_memory(sizes_of(head, (6, 48), 7, 300, replace(PAPER, batch_size=256)))
+        bank = make_bank(probe, [Setting(lr=0.1, weight_decay=0.0)], plan, device=device)
+        batch = [torch.zeros(60, 6, 48), torch.zeros(60, dtype=torch.int64), torch.full((60,), 1 / 60)]
+        tokens, labels, weights = (value.to(device) for value in batch)
+        counted.append(count_bytes(lambda b=bank, t=tokens, n=labels, w=weights: b.compute_gradients(t, n, w, {}))[0])
+    assert counted[0] == pytest.approx(counted[1], rel=0.02)
+    sizes = Sizes(head=head, token_shape=(6, 48), num_classes=7, num_held_out=0, num_probes=1, batch_size=60)
+    assert counted[0] <= FLOAT_BYTES * _scratch_floats(sizes, 1, plan.group_size, plan.chunk_size) + 3 * tokens.nbytes
+
+
+def test_heads_that_allow_it_give_way_in_chunks_and_the_others_in_banks() -> None:
+    sizes = {kind: sizes_of(head_of(kind), (48, 96), 7, 5000, PAPER) for kind in ("simpool", "ep")}
+    whole = {kind: plan_memory(of_kind) for kind, of_kind in sizes.items()}
+    assert (whole["simpool"].chunk_size, whole["ep"].chunk_size) == (CHUNK_SIZE, 0)
+    smaller = plan_memory(sizes["simpool"], whole["simpool"].total_bytes - 1)
+    assert (smaller.num_banks, smaller.chunk_size) == (1, CHUNK_SIZE // 2)
+    assert plan_memory(sizes["ep"], whole["ep"].total_bytes - 1).num_banks == 2
+    with pytest.raises(
+        SettingError, match=r"memory for training: expected at least \d+ MB, for one probe of \(48, 96\)"
+    ):
+        plan_memory(sizes["ep"], 30_000_000)
 
 
 @pytest.mark.parametrize("num_probes", [1, 2, 7, 9])

@@ -23,6 +23,7 @@ from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.predict import SavedProbe
 from pipeline.probe import Store, check_classes, probe, row_folder, run_folder
 from pipeline.probe_names import resolve_probe
+from pipeline.probe_sizes import leave_out_unfit
 from pipeline.report import results_table
 from pipeline.request import ModelRequest
 from pipeline.results import read_rows
@@ -256,6 +257,43 @@ def test_the_numbers_of_products_belong_to_the_key_of_what_is_trained_and_not_of
     assert [row["compute"] for row in rounded] == ["bfloat16", None]
     assert [one["key"] == other["key"] for one, other in zip(plain, rounded, strict=True)] == [False, True]
     assert run(stores, tmp_path, names, replace(PROTOCOL, compute="float32"))[0] == plain
+
+
+def test_best_keeps_the_candidate_that_validation_chose_and_the_scores_of_all(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+) -> None:
+    """Alone, or beside a candidate of its own: both are then trained once."""
+    named = leave_out_unfit([resolve_probe("best", 12)], REQUEST.open("cpu").row_shape)
+    names = [one.name for one in named[0].candidates]
+    assert not any("grid4" in name for name in names)  # there are 2 x 2 patches
+    assert len(names) == 8
+    config = {"model": REQUEST.to_dict()}
+    (best, alf) = probe(*stores, [*named, resolve_probe("alf", 12)], PROTOCOL, tmp_path, config=config)
+    assert (best["probe"], best["together_with"], alf["together_with"]) == ("best", ["alf"], ["best"])
+    assert [one["probe"] for one in best["candidates"]] == names
+    scores = [max(score["validation"] for score in one["settings"]) for one in best["candidates"]]
+    assert best["validation"] == max(scores)
+    assert best["candidate"] == names[scores.index(max(scores))]
+    assert (alf["candidate"], alf["candidates"]) == (None, [])
+    as_alf = next(one for one in best["candidates"] if one["probe"] == "attn-all")
+    assert as_alf["settings"] == alf["settings"]
+    winner = resolve_probe(best["candidate"], 12)
+    assert (tuple(best["levels"]), tuple(best["kinds"])) == (winner.levels, winner.kinds)
+    saved = SavedProbe(row_folder(tmp_path, best))
+    predictions = list(saved.predict(open_source(f"folder:{photos}", "test"), batch_size=BATCH, num_workers=0))
+    assert np.mean([one.label == one.target for one in predictions]) == pytest.approx(best["test"]["top1"])
+
+
+def test_a_row_is_the_same_whatever_its_probe_trained_together_with(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    names = ("linear-cls", "alf", "alf-grid2-mid", "linear-mid", "cae")
+    together, _ = run(stores, tmp_path / "together", names)
+    assert {name for row in together for name in row["together_with"]} >= {"linear-cls", "alf"}
+    for name, row in zip(names, together, strict=True):
+        (alone,), _ = run(stores, tmp_path / name, (name,))
+        company = {"seconds": None, "together_with": None}
+        assert row | company == alone | company
 
 
 def test_retraining_writes_the_row_again(stores: tuple[Store, Store], tmp_path: Path) -> None:

@@ -100,6 +100,24 @@ def test_every_means_one_probe_a_level_and_no_probe_twice() -> None:
     assert resolve_probe("linear-ap@3", 12).kinds == ("ap",)
 
 
+def test_best_is_a_family_of_every_layer_set_with_and_without_grids() -> None:
+    best = resolve_probe("best", 12)
+    sets = ("last", "mid", "quarterly", "all")
+    names = [f"{stem}-{layers}" for stem in ("attn", "alf-grid2", "alf-grid4") for layers in sets]
+    assert [one.name for one in best.candidates] == names
+    assert best.candidates == tuple(resolve_probe(name, 12) for name in names)
+    assert [one.name for one in resolve_probe("best-ap", 12).family] == names[:4]
+    assert [one.name for one in resolve_probe("best-grid2", 12).family] == names[:8]
+    assert len(best.arrays) == len(set(best.arrays)) == 12 * 4
+    assert {one.num_heads for one in resolve_probe("best-ap-h8", 12).candidates} == {8}
+    assert resolve_probe("alf", 12).family == (resolve_probe("alf", 12),)
+
+
+def test_layer_sets_that_coincide_are_one_candidate() -> None:
+    family = resolve_probe("best-ap", 2).candidates
+    assert len({one.levels for one in family}) == len(family) < 4
+
+
 def test_a_level_the_backbone_lacks_is_refused() -> None:
     with pytest.raises(
         RequestError, match=r"--probe aat@12: expected a level of this backbone: 0 to 11, or final, got 12"
@@ -176,6 +194,8 @@ def test_heads_that_know_levels_have_no_form_for_one_level() -> None:
 @pytest.mark.parametrize("depth", [6, 12, 24])
 def test_quirks_change_the_axis_of_patches_and_the_quarterly_set_of_deep_backbones_and_nothing_else(depth: int) -> None:
     for name in probe_names():
+        if name.startswith("best"):
+            continue  # families of the others
         if name.endswith("@every"):
             name = name.replace("every", "3")
         plain, quirky = resolve_probe(name, depth), resolve_probe(name, depth, reference_quirks=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import RequestError
@@ -102,6 +102,7 @@ def test_columns_are_kept_in_the_order_asked_for() -> None:
     assert (table.probes, table.values.tolist()) == (("c", "a"), [[3.0, 1.0]])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
 def test_a_summary_is_that_of_the_standard_library(values: list[float]) -> None:
     summary = summarize(np.array([*values, np.nan]))

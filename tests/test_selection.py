@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import RequestError
@@ -75,6 +75,7 @@ def test_it_stops_where_it_is_told_to() -> None:
     assert (len(found.path), found.num_trained) == (2, 7)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(8)), st.integers(0, 100))
 def test_no_single_level_beats_the_first_step_and_the_path_never_falls_where_levels_only_add(
     order: list[int], seed: int

@@ -86,6 +86,7 @@ def test_the_alternative_can_be_turned_round() -> None:
     assert compare_with(worse, "ref", alternative="two-sided")[0].p_value == 1 / 16
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_fdr_is_that_of_benjamini_and_hochberg(p_values: list[float]) -> None:
     """q_i = min over p_j >= p_i of p_j m / rank_j."""
@@ -100,6 +101,7 @@ def test_fdr_of_nothing_is_nothing() -> None:
     assert np.isnan(adjust([float("nan")])).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_mcnemar_exact_is_the_binomial_sum(pairs: list[tuple[bool, bool]]) -> None:
     first, second = np.array(pairs).T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_batches_and_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     parts = linear_similarity(levels, np.arange(500), memory_bytes=1, progress=lambda *counts: told.append(counts))
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-10)
     assert told == [(done, 10) for done in range(1, 11)]  # one pair at a time
+
+
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.sin(np.outer(rows + 1.0, np.arange(1, 33)))
+
+    peaks = []
+    for num_images in (3 * similarity.ROWS_AT_ONCE, 12 * similarity.ROWS_AT_ONCE):
+        tracemalloc.start()
+        linear_similarity({"a": read, "b": read}, np.arange(num_images))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    rows_bytes = 8 * 9 * similarity.ROWS_AT_ONCE  # the row numbers themselves, which the caller has
+    assert peaks[1] < 1.02 * peaks[0] + rows_bytes
 
 
 def test_a_level_is_fully_like_itself_and_independent_noise_is_like_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,11 @@ def test_a_similarity_without_a_value_is_an_empty_cell(tmp_path: Path) -> None:
     lines = lines_of(FIGURES["similarity"](tmp_path / "similarity"))
     assert [line["cka"] for line in lines if line["level"] == "block.1"] == ["1"] + [""] * 11
     assert len(lines) == 144
+
+
+def test_levels_that_are_all_alike_make_an_empty_picture(tmp_path: Path) -> None:
+    empty = replace(SIMILARITY, values=np.full((12, 12), np.nan))
+    assert {line["cka"] for line in lines_of(draw_similarity(empty, tmp_path / "empty"))} == {""}
 
 
 def test_levels_are_drawn_at_their_depth_and_what_diverged_is_not(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from cache import SpecMismatchError, TokenCache, export_hdf5, import_hdf5, verif
 from pipeline import RequestError
 from pipeline.backbones import Backbone
 from pipeline.datasets import open_source
+from pipeline.events import Emit, Event, ImageSkipped, ignore
 from pipeline.extract import ExtractConfig, extract, spec_of
 from pipeline.predict import SavedProbe
 from pipeline.probe import Store, check_train_views, probe, row_folder
@@ -56,13 +57,21 @@ def images(folder: Path) -> ImageSource:
     return open_source(f"folder:{folder}", "train")
 
 
-def _extract(backbone: Backbone, source: ImageSource, root: Path, *, batch_size: int = 8, **options: Any) -> Store:
+def _extract(
+    backbone: Backbone,
+    source: ImageSource,
+    root: Path,
+    *,
+    batch_size: int = 8,
+    emit: Emit = ignore,
+    **options: Any,
+) -> Store:
     spec = spec_of(backbone, source, "float16")
     store = Store(spec.store_path(root), spec)
     config = ExtractConfig(**{"arrays": ARRAYS, "batch_size": batch_size, "num_workers": 0} | options)
     views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
     request = {"model": REQUEST.to_dict(), "data": f"folder:{_root_of(source)}"} | views
-    extract(backbone, source, config, store.path, request=request)
+    extract(backbone, source, config, store.path, request=request, emit=emit)
     return store
 
 
@@ -256,7 +265,9 @@ def test_an_unreadable_image_is_skipped_with_all_its_views(backbone: Backbone, f
     source = ViewedSource(open_source(f"folder:{tmp_path}/photos", "train"), RULE)
     with pytest.raises(BadImage, match=r"image train/green/001\.png in "):
         _extract(backbone, source, tmp_path / "caches")
-    cache = _extract(backbone, source, tmp_path / "caches", on_bad_image="skip").open()
+    told: list[Event] = []
+    cache = _extract(backbone, source, tmp_path / "caches", emit=told.append, batch_size=27, on_bad_image="skip").open()
+    assert [event.sample_id for event in told if isinstance(event, ImageSkipped)] == ["train/green/001.png"]
     assert sorted(cache.skipped) == [12, 13, 14]
     assert 4 not in cache.images
 

@@ -61,6 +61,16 @@ NEVER_MOVES = {
     "abmilp": {"score.bias"},
 }
 every_head = pytest.mark.parametrize("name", HEADS)
+BY_HAND = ("cae", "alf-embed")  # folded; the others are differentiated
+
+
+def bank_of(
+    probes: list[ZooProbe], rates: list[float], *, dtype: torch.dtype = torch.float32, group_size: int = 3
+) -> AttentiveBank | ModuleBank:
+    """Probes in the bank that trains their kind, by samples in several chunks."""
+    if probes[0].kind in BY_HAND:
+        return AttentiveBank(probes, rates, dtype=dtype, group_size=group_size, chunk_size=4)
+    return ModuleBank(probes, rates, dtype=dtype, group_size=group_size)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -229,7 +239,7 @@ def test_outputs_and_gradients_equal_the_plain_module_probe_by_probe(name: str, 
     weights = (0.5 + torch.arange(9, dtype=torch.float64) % 3) / 13.5
     heads = probes[0].sizes.get("num_heads", 1)
     noise = {heads: draw(9, T, heads, seed=9).abs().remainder(1).float()}
-    bank = ModuleBank(probes, rates, dtype=torch.float64, group_size=group_size)
+    bank = bank_of(probes, rates, dtype=torch.float64, group_size=group_size)
     losses = bank.compute_gradients(tokens, labels, weights, noise)
     rows = {member: (stack, row) for stack in bank.stacks for row, member in enumerate(stack.members)}
     for index, (probe, rate) in enumerate(zip(probes, rates, strict=True)):
@@ -251,32 +261,60 @@ def test_outputs_and_gradients_equal_the_plain_module_probe_by_probe(name: str, 
         torch.testing.assert_close(logits[index], probe.eval()(tokens).detach(), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["abmilp", "simpool", "vjepa", "map", "scalar-mix"])
+def test_a_batch_in_chunks_is_the_batch_where_samples_do_not_depend_on_each_other(name: str) -> None:
+    probes, tokens, labels = [make_probe(name, seed) for seed in range(3)], draw(9, T, D), torch.arange(9) % C
+    weights = (0.5 + torch.arange(9, dtype=torch.float64) % 3) / 13.5
+    whole, parted = (ModuleBank(probes, dtype=torch.float64, chunk_size=size) for size in (None, 4))
+    losses = [bank.compute_gradients(tokens, labels, weights, {}) for bank in (whole, parted)]
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(whole.logits(tokens), parted.logits(tokens), rtol=1e-10, atol=1e-10)
+    for one, other in zip(whole.stacks, parted.stacks, strict=True):
+        for parameter, gradient in one.grads.items():
+            torch.testing.assert_close(other.grads[parameter], gradient, rtol=1e-10, atol=1e-10)
+
+
 @every_head
 def test_parameters_that_cannot_matter_have_gradient_zero_exactly(name: str) -> None:
     probes = [make_probe(name, seed) for seed in range(3)]
     rates = [*make_rates(name, 2), 0.0]
     labels, heads = torch.arange(9) % C, probes[0].sizes.get("num_heads", 1)
-    bank = ModuleBank(probes, rates, group_size=3)
+    bank = bank_of(probes, rates)
     bank.compute_gradients(draw(9, T, D), labels, torch.full((9,), 1 / 9), {heads: torch.rand(9, T, heads)})
-    (stack,) = bank.stacks
-    for row, rate in enumerate(rates):
+    rows = {member: (stack, row) for stack in bank.stacks for row, member in enumerate(stack.members)}
+    for index, rate in enumerate(rates):
+        stack, row = rows[index]
         quiet = {parameter for parameter, gradient in stack.grads.items() if not gradient[row].any()}
         without_dropout = {"norm_v.bias"} if probes[0].has_dropout and rate == 0 else set()
         assert quiet == NEVER_MOVES.get(name, set()) | without_dropout
 
 
-def test_the_fusion_head_by_autograd_is_the_fusion_head_by_hand() -> None:
-    """alf-embed without embeddings in the bank of modules against `AttentiveBank`: two ways to the same gradients."""
-    plain = [AttentiveProbe(D, 5, C, seed=seed) for seed in range(3)]
-    embedded = [AlfEmbedProbe(D, 5, L, T, C, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_autograd_and_by_hand_are_two_ways_to_the_same_gradients(name: str) -> None:
+    probes = [make_probe(name, seed) for seed in range(3)]
     tokens, labels, weights = draw(9, T, D), torch.arange(9) % C, torch.full((9,), 1 / 9, dtype=torch.float64)
-    noise = {5: torch.rand(9, T, 5, generator=torch.Generator().manual_seed(0))}
-    by_hand = AttentiveBank(plain, [0.2] * 3, dtype=torch.float64)
-    by_autograd = ModuleBank(embedded, [0.2] * 3, dtype=torch.float64, group_size=3)
+    heads = probes[0].sizes["num_heads"]
+    noise = {heads: torch.rand(9, T, heads, generator=torch.Generator().manual_seed(0))}
+    by_hand = AttentiveBank(probes, [0.2] * 3, dtype=torch.float64)
+    by_autograd = ModuleBank(probes, [0.2] * 3, dtype=torch.float64, group_size=3)
     losses = [bank.compute_gradients(tokens, labels, weights, noise) for bank in (by_hand, by_autograd)]
     torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)
-    for name, gradient in by_hand.stacks[0].grads.items():
-        torch.testing.assert_close(by_autograd.stacks[0].grads[name], gradient, rtol=1e-10, atol=1e-10)
+    for parameter, gradient in by_hand.stacks[0].grads.items():
+        torch.testing.assert_close(by_autograd.stacks[0].grads[parameter], gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_the_fusion_head_and_its_kin_ride_in_one_bank() -> None:
+    probes = [AttentiveProbe(D, 5, C), AlfEmbedProbe(D, 5, L, T, C), CaeProbe(D, 4, C), AttentiveProbe(D, 5, C, seed=1)]
+    tokens, labels, weights = draw(9, T, D), torch.arange(9) % C, torch.full((9,), 1 / 9, dtype=torch.float64)
+    together = AttentiveBank(probes, dtype=torch.float64)
+    losses = together.compute_gradients(tokens, labels, weights, {})
+    rows = {member: (stack, row) for stack in together.stacks for row, member in enumerate(stack.members)}
+    for index, probe in enumerate(probes):
+        alone = AttentiveBank([probe], dtype=torch.float64)
+        torch.testing.assert_close(alone.compute_gradients(tokens, labels, weights, {})[0], losses[index])
+        stack, row = rows[index]
+        for parameter, gradient in alone.stacks[0].grads.items():
+            torch.testing.assert_close(stack.grads[parameter][row], gradient[0])
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -295,10 +333,12 @@ def make_source(num_samples: int = 200, seed: int = 1) -> ArraySource:
     return ArraySource(stack_tokens([centres[labels] + noise]), labels, C)
 
 
-def make_bank(name: str, settings: list[Setting], dtype: torch.dtype, seeds: list[int], group_size: int) -> ModuleBank:
+def make_bank(
+    name: str, settings: list[Setting], dtype: torch.dtype, seeds: list[int], group_size: int
+) -> AttentiveBank | ModuleBank:
     probes = [HEADS[name](seed) for seed in seeds]
     rates = [setting.dropout if probes[0].has_dropout else 0.0 for setting in settings]
-    return ModuleBank(probes, rates, dtype=dtype, group_size=group_size)
+    return bank_of(probes, rates, dtype=dtype, group_size=group_size)
 
 
 def largest_difference(one: nn.Module, other: nn.Module) -> float:
@@ -407,7 +447,7 @@ def test_a_saved_head_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 @every_head
 def test_a_probe_comes_back_as_the_plain_module_it_went_in(name: str) -> None:
     probes = [make_probe(name, seed) for seed in range(3)]
-    bank = ModuleBank(probes, dtype=torch.float64, group_size=2)
+    bank = bank_of(probes, [0.0] * 3, dtype=torch.float64, group_size=2)
     for index, probe in enumerate(probes):
         returned = bank.probe(index)
         assert type(returned) is type(probe)

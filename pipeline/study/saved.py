@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -92,14 +91,10 @@ class SavedHead:
         Raises:
             RequestError: the head does not attend.
         """
-        borders = np.cumsum([0, *self._tokens_per_kind()])
-        counts = [int(b - a) for a, b in pairwise(borders)]
-        return np.stack(
-            [
-                attention_map(mass.astype(np.float64), self.named.levels, self.named.kinds, counts)
-                for mass in self.attention().numpy()
-            ]
-        )
+        row_shapes = [self.cache.arrays[self.named.levels[0], kind].row_shape for kind in self.named.kinds]
+        counts = [shape[0] if len(shape) > 1 else 1 for shape in row_shapes]  # tokens a kind
+        heads = self.attention().numpy()  # [H, T]
+        return np.stack([attention_map(mass, self.named.levels, self.named.kinds, counts) for mass in heads])
 
     def attention(self) -> torch.Tensor:
         """[H, T] float64 attention a head and token, averaged over the images of the store.
@@ -110,10 +105,6 @@ class SavedHead:
         if not isinstance(self.probe, AttentiveProbe | AlfEmbedProbe | CaeProbe):
             raise self._unfit("an attentive head (alf, aat, attn-*, cae, alf-embed)")
         return attention_mass(self.probe, self.tokens)
-
-    def _tokens_per_kind(self) -> list[int]:
-        row_shapes = [self.cache.arrays[self.named.levels[0], kind].row_shape for kind in self.named.kinds]
-        return [shape[0] if len(shape) > 1 else 1 for shape in row_shapes]
 
     def _require_plain_attention(self) -> None:
         if not isinstance(self.probe, AttentiveProbe):

@@ -20,9 +20,13 @@ class _Fusion(ZooProbe):
 
     still: ClassVar[tuple[str, ...]] = ("proj.bias",)  # BatchNorm takes it away
     still_without_dropout: ClassVar[tuple[str, ...]] = ("norm_v.bias",)  # then each row of A sums to 1: the same
+    token_mask: ClassVar[None] = None  # it looks at every token
 
     def _make(self, head_dim: int, generator: torch.Generator, *, affine: bool) -> None:
-        embed_dim, self.num_heads = self.sizes["embed_dim"], self.sizes["num_heads"]
+        self.embed_dim, self.num_heads, self.num_classes = (
+            self.sizes[name] for name in ("embed_dim", "num_heads", "num_classes")
+        )
+        embed_dim = self.embed_dim
         inner_dim = self.num_heads * head_dim
         self.query = nn.Parameter(torch.zeros(1, embed_dim))
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(embed_dim) for _ in range(3))

@@ -18,7 +18,20 @@ from statistics import median
 
 import torch
 
-from probes import HEAD_KINDS, ZOO, ArraySource, ModuleBank, Setting, TrainingProtocol, ZooProbe, fit_bank, stack_tokens
+from probes import (
+    HEAD_KINDS,
+    ZOO,
+    AlfEmbedProbe,
+    ArraySource,
+    AttentiveBank,
+    CaeProbe,
+    ModuleBank,
+    Setting,
+    TrainingProtocol,
+    ZooProbe,
+    fit_bank,
+    stack_tokens,
+)
 from probes.fit import class_weights
 from probes.jitter import add_jitter
 from probes.module_bank import GROUP_SIZE
@@ -35,9 +48,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="training steps of one measurement")
     parser.add_argument("--embed-dim", type=int, default=384)
     parser.add_argument("--group-size", type=int, default=GROUP_SIZE)
+    parser.add_argument("--by-autograd", action="store_true", help="cae and alf-embed too")
     options = parser.parse_args()
     if len(options.kinds) > 1:
-        more = [f"--{name.replace('_', '-')}={value}" for name, value in vars(options).items() if name != "kinds"]
+        numbers = {name: value for name, value in vars(options).items() if name not in ("kinds", "by_autograd")}
+        more = [f"--{name.replace('_', '-')}={value}" for name, value in numbers.items()]
+        more += ["--by-autograd"] * options.by_autograd
         for kind in options.kinds:
             subprocess.run([sys.executable, __file__, "--kinds", kind, *more], check=True)
         return
@@ -55,7 +71,11 @@ def measure(kind: str, options: argparse.Namespace) -> None:
     source = ArraySource(tokens, torch.arange(5 * BATCH) % NUM_CLASSES, NUM_CLASSES)
     rows, settings = torch.arange(5 * BATCH), [Setting(lr=1e-3, weight_decay=1e-4)] * NUM_PROBES
     train_plainly(probe, source, 1)
-    bank = ModuleBank([probe] * NUM_PROBES, group_size=options.group_size)
+    bank: AttentiveBank | ModuleBank
+    if isinstance(probe, CaeProbe | AlfEmbedProbe) and not options.by_autograd:
+        bank = AttentiveBank([probe] * NUM_PROBES)
+    else:
+        bank = ModuleBank([probe] * NUM_PROBES, group_size=options.group_size)
     fit_bank(bank, source, rows, settings, PROTOCOL, max_steps=1)
     banks, plains = [], []
     for _ in range(options.repeats):

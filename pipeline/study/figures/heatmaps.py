@@ -83,15 +83,14 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path, *, title: str =
 
 
 def draw_similarity(similarity: Similarity, stem: Path, *, title: str = "") -> Path:
-    """Draw CKA between all levels of a backbone; cells without a value are hatched."""
+    """Draw CKA between all levels of a backbone; cells without a value stay grey."""
     names = [_short(level) for level in similarity.levels]
     count = len(names)
     with drawing(COLUMN, COLUMN * 0.88) as figure:
         axes = figure.add_subplot()
         axes.set_facecolor("#EEEEEE")
-        image = axes.imshow(
-            similarity.values, cmap="cividis", vmin=min(0.0, float(np.nanmin(similarity.values))), vmax=1
-        )
+        lowest = float(np.nanmin(similarity.values, initial=0.0))  # an unbiased estimate may lie a little below 0
+        image = axes.imshow(similarity.values, cmap="cividis", vmin=lowest, vmax=1)
         ticks = range(count) if count <= 14 else range(0, count, 3)
         axes.set_xticks(list(ticks), [names[tick] for tick in ticks], rotation=90 if count > 8 else 0)
         axes.set_yticks(list(ticks), [names[tick] for tick in ticks])

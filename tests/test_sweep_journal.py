@@ -1,0 +1,188 @@
+"""A sweep that was killed goes on with the banks that are missing, and comes out as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import starved
+import torch
+from test_rides import HEADS, make_source
+from test_sweep import SMALL
+
+from cache import TokenCache
+from pipeline.events import Event, MemoryPlanned, ProbeProgress
+from pipeline.probe import Store, probe, row_folder
+from pipeline.probe_names import NamedProbe
+from pipeline.results import read_rows
+from pipeline.rides import plan_rides
+from pipeline.sweep_journal import SweepJournal
+from probes import (
+    BankKey,
+    BankScores,
+    LearningCurves,
+    Progress,
+    Setting,
+    SettingError,
+    SweepResult,
+    plan_ride,
+    run_sweeps,
+)
+
+PROTOCOL = replace(starved.PROTOCOL, lrs=(1e-2, 1e-3), weight_decays=(1e-4, 1e-2), jitter_std=0.05, batch_size=64)
+NAMED = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
+SWEPT = [HEADS["alf"], HEADS["linear-all"]]
+
+
+def describe(_: object) -> dict[str, Any]:
+    return {"tokens": "resident"}
+
+
+def sweep(folder: Path, emit: Any = None, memory_bytes: int | None = None, **setting: Any) -> list[SweepResult]:
+    train, test = make_source(120, 0), make_source(60, 1)
+    journal = SweepJournal(folder, {"train": "0123", **setting}, describe)
+    return run_sweeps(
+        [[one] for one in SWEPT], train, lambda: test, SMALL, memory_bytes=memory_bytes, journal=journal, emit=emit
+    )
+
+
+def little_memory() -> int:
+    """Enough for one head at a time and not for both."""
+    return plan_ride(SWEPT, make_source(120, 0), SMALL, None).total_bytes - 1
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_sweep_killed_between_banks_trains_only_those_that_are_missing(tmp_path: Path) -> None:
+    memory_bytes = little_memory()
+    whole = sweep(tmp_path / "whole", memory_bytes=memory_bytes)
+    num_steps = whole[0].selection.num_steps if whole[0].selection else 0
+
+    def kill(event: Progress) -> None:
+        if event.phase == "select" and event.step > num_steps:
+            raise Killed
+
+    with pytest.raises(Killed):
+        sweep(tmp_path / "killed", kill, memory_bytes)
+    assert len(list((tmp_path / "killed").iterdir())) == 1
+    events: list[Progress] = []
+    resumed = sweep(tmp_path / "killed", events.append, memory_bytes)
+    assert max(event.step for event in events if event.phase == "select") == num_steps
+    for one, wanted in zip(resumed, whole, strict=True):
+        assert one.scores == wanted.scores
+        assert one.curves is not None
+        assert wanted.curves is not None
+        assert torch.equal(one.curves.losses, wanted.curves.losses)
+        assert torch.equal(one.curves.lrs, wanted.curves.lrs)
+        assert one.test_logits is not None
+        assert wanted.test_logits is not None
+        assert torch.equal(one.test_logits, wanted.test_logits)
+
+
+def test_a_finished_selection_is_not_trained_again_and_another_setting_is(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    for setting, phases in (({}, {"refit", "test"}), ({"protocol": "other"}, {"select", "validate", "refit", "test"})):
+        events: list[Progress] = []
+        sweep(tmp_path, events.append, **setting)
+        assert {event.phase for event in events} == phases
+
+
+def test_clearing_removes_what_this_sweep_kept_and_nothing_else(tmp_path: Path) -> None:
+    key = BankKey(candidate=SWEPT[0], settings=(Setting(lr=0.1, weight_decay=0.0),), num_steps=5)
+    curves = LearningCurves(steps=torch.tensor([0, 4]), losses=torch.tensor([[1.0, torch.nan]]), lrs=torch.ones(1, 2))
+    scores = BankScores(accuracies=torch.tensor([torch.nan], dtype=torch.float64), curves=curves)
+    one, other = (SweepJournal(tmp_path / "j", {"train": train}, describe) for train in ("a", "b"))
+    for journal in (one, other):
+        assert journal.find(key) is None
+        journal.keep(key, scores)
+    again = SweepJournal(tmp_path / "j", {"train": "a"}, describe)
+    found = again.find(key)
+    assert found is not None
+    assert torch.equal(found.accuracies.isnan(), torch.tensor([True]))
+    assert found.curves.losses[0, 0] == 1
+    again.clear()
+    assert one.find(key) is None
+    assert other.find(key) is not None
+    other.clear()
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_file_that_cannot_be_read_is_a_bank_that_is_missing(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    events: list[Progress] = []
+    sweep(tmp_path, events.append)
+    assert "select" in {event.phase for event in events}
+
+
+def run(stores: tuple[Path, Path], runs: Path, memory_bytes: int, emit: Any) -> list[dict[str, Any]]:
+    train, test = (Store(path, TokenCache.open(path).spec) for path in stores)
+    return probe(train, test, [NAMED], PROTOCOL, runs, memory_bytes=memory_bytes, emit=emit)
+
+
+def enough_for_two_banks(train: Path, _: Path) -> int:
+    cache = TokenCache.open(train)
+    for memory_bytes in range(30_000_000, 60_000_000, 100_000):
+        with contextlib.suppress(SettingError):  # not enough for one
+            (ride,) = plan_rides(cache, [(NAMED, PROTOCOL)], memory_bytes, torch.device("cpu"))
+            (plan,) = ride.placement.plan.memory
+            if plan is not None and plan.num_banks == 2:
+                return memory_bytes
+    raise AssertionError("a grid of four that no budget cuts in two")
+
+
+def main(train: str, test: str, runs: str, memory: str) -> None:
+    """Kill this process, as nobody can prevent, in the second of several banks."""
+
+    def kill(event: Event) -> None:
+        if isinstance(event, ProbeProgress) and event.phase == "select" and 2 * event.step > event.num_steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    run((Path(train), Path(test)), Path(runs), int(memory), kill)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_process_leaves_what_the_next_one_goes_on_with(tmp_path: Path) -> None:
+    stores = starved.write_stores(tmp_path, 1200)
+    memory_bytes = enough_for_two_banks(*stores)
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    command = [sys.executable, __file__, *map(str, stores), str(tmp_path / "killed"), str(memory_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert read_rows(tmp_path / "killed" / "results.jsonl") == []
+    assert len(list((tmp_path / "killed" / ".sweeps").glob("*.npz"))) == 1
+
+    events: list[Event] = []
+    resumed = run(stores, tmp_path / "killed", memory_bytes, events.append)
+    (plan,) = [event for event in events if isinstance(event, MemoryPlanned)]
+    assert plan.num_banks == 2
+    trained = [event for event in events if isinstance(event, ProbeProgress) and event.phase == "select"]
+    assert trained[-1].num_steps == resumed[0]["selection"]["num_steps"]  # of one bank, not of two
+    whole = run(stores, tmp_path / "whole", memory_bytes, lambda event: None)
+    assert [{**row, "seconds": None} for row in resumed] == [{**row, "seconds": None} for row in whole]
+    assert not (tmp_path / "killed" / ".sweeps").exists()
+    one, other = (row_folder(tmp_path / name, whole[0]) for name in ("killed", "whole"))
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
+    for name in ("curves.npz", "test.npz"):
+        with np.load(one / name) as ours, np.load(other / name) as theirs:
+            assert all(np.array_equal(ours[array], theirs[array]) for array in theirs.files)
+    weights = [json.loads((folder / "probe.json").read_text()) for folder in (one, other)]
+    assert weights[0] == weights[1]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
