@@ -11,7 +11,8 @@ from torchvision.transforms import InterpolationMode  # type: ignore[import-unty
 from .backbones import Backbone
 from .errors import RequestError
 from .pixels import Geometry
-from .sources import ImageSource, ViewedSource, ViewGeometry
+from .sources import ImageSource, ViewedSource
+from .view_geometry import ViewGeometry
 
 _PILLOW = {
     mode.value: Image.Resampling[mode.name] for mode in InterpolationMode if mode.name in Image.Resampling.__members__

@@ -31,9 +31,10 @@ from pipeline.probe import Store, check_train_views, probe, row_folder
 from pipeline.probe_names import resolve_probe
 from pipeline.repair import repair_and_fill
 from pipeline.request import ModelRequest
-from pipeline.sources import BadImage, ImageSource, ViewedSource, ViewGeometry, ViewRule
-from pipeline.sources.views import ATTEMPTS, SEED, draw_view
+from pipeline.sources import BadImage, ImageSource, ViewedSource, ViewRule
+from pipeline.sources.views import ATTEMPTS, VIEW_SEED, draw_view
 from pipeline.token_source import CachedTokens
+from pipeline.view_geometry import ViewGeometry
 from pipeline.views import resample_of, view_geometry
 from probes import QUICK, split_rows
 
@@ -127,7 +128,7 @@ def test_a_view_is_cut_and_resized_as_torchvision_does_it(backbone: Backbone, im
     source = ViewedSource(images, RULE)
     geometry = view_geometry(backbone, source)
     image, _ = source.load(4)
-    (left, top, right, bottom), mirrored = draw_view(image.size, RULE, image.info[SEED])
+    (left, top, right, bottom), mirrored = draw_view(image.size, RULE, image.info[VIEW_SEED])
     expected = tvf.resized_crop(
         image, top, left, bottom - top, right - left, [32, 32], interpolation=tvf.InterpolationMode.BICUBIC
     )

@@ -5,7 +5,7 @@ from .folder import FolderSource
 from .hdf5 import Hdf5Source
 from .image_source import BadImage, ImageSource
 from .images import UnlabelledSource
-from .views import ViewedSource, ViewGeometry, ViewRule
+from .views import ViewedSource, ViewRule
 from .wds import WdsSource
 
 __all__ = [
@@ -17,6 +17,5 @@ __all__ = [
     "DemoSource",
     "UnlabelledSource",
     "ViewedSource",
-    "ViewGeometry",
     "ViewRule",
 ]

@@ -4,18 +4,16 @@ Row `image * (1 + k) + view`; all rows of an image share its id, label and conte
 it, view v > 0 a random crop of it, perhaps mirrored. What is random about a view comes from the sample's id and the view's number
 alone: not from the order of work, nor from k, so the first views of a larger k are those of a smaller one.
 
-A source hands out images, not pixels at the model's size, so here a view is only drawn (`ViewedImage`); `ViewGeometry` cuts it.
+A source hands out images, not pixels at the model's size, so here a view is only drawn; `pipeline.view_geometry` cuts it.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from xxhash import xxh3_64_intdigest
@@ -32,7 +30,7 @@ MARK = "; views "
 
 RATIOS = (3 / 4, 4 / 3)
 ATTEMPTS = 10
-SEED = "layerbank.view"
+VIEW_SEED = "layerbank.view"
 """Key of an image's `info` under which it carries the seed of its view."""
 
 
@@ -132,7 +130,7 @@ class ViewedSource(ImageSource):
         _, decoded, content_hash = self._last
         image = decoded.copy()
         if view:
-            image.info[SEED] = xxh3_64_intdigest(f"{VIEW_RULE}/{view}/{self.ids[row]}".encode())
+            image.info[VIEW_SEED] = xxh3_64_intdigest(f"{VIEW_RULE}/{view}/{self.ids[row]}".encode())
         return image, content_hash
 
     def read(self, row: int) -> bytes | NDArray[Any]:
@@ -143,34 +141,6 @@ class ViewedSource(ImageSource):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_last": None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewGeometry:
-    """RGB image -> uint8 [3, H, W]: the model's own geometry, or the view whose seed the image carries.
-
-    Attributes:
-        evaluation: the model's own.
-        size: height and width in pixels.
-        resample: Pillow's filter, the model's own.
-        rule: how views are made.
-    """
-
-    evaluation: Callable[[Any], torch.Tensor]
-    size: tuple[int, int]
-    resample: int
-    rule: ViewRule
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        seed = image.info.get(SEED)
-        if seed is None:
-            return self.evaluation(image)
-        box, mirrored = draw_view(image.size, self.rule, seed)
-        view = image.crop(box).resize(self.size[::-1], Image.Resampling(self.resample))
-        if mirrored:
-            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.frombuffer(bytearray(view.tobytes()), dtype=torch.uint8)
-        return pixels.view(*self.size, 3).permute(2, 0, 1).contiguous()
 
 
 def draw_view(size: tuple[int, int], rule: ViewRule, seed: int) -> tuple[tuple[int, int, int, int], bool]:
