@@ -88,7 +88,7 @@ _batch_size = click.option(
 _workers = click.option(
     "--workers",
     type=click.IntRange(0),
-    help="Decoding processes; 0 decodes in this one. [default: on a CPU one for each 16 cores, for a GPU every core but one]",
+    help="Decoding processes; 0 decodes in this one. [default: a CPU one for each 16 cores (0 below), a GPU every core but one]",
 )
 _on_bad_image = click.option(
     "--on-bad-image",

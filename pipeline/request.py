@@ -137,10 +137,10 @@ def choose_precision(precision: str, device: str) -> str:
 def choose_workers(num_workers: int | None, device: str) -> int:
     """How many processes decode: what was asked for, else by the number of cores.
 
-    On a CPU one for each 16 cores: an image of 500 pixels takes 2 ms to decode and resize, and a ViT-S 30 times as long on a core.
-    For a GPU every core but one, up to 16.
+    On a CPU one for each 16 cores, hence none on a small machine: decoding is 1 to 3 % of what a ViT-S takes there, and a process
+    beside the model's threads costs more than it saves (`tests/benchmarks/extraction.py`). For a GPU every core but one, up to 16.
     """
     if num_workers is not None:
         return num_workers
     cores = os.cpu_count() or 2
-    return max(1, min(16, cores - 1)) if device.startswith("cuda") else max(1, cores // 16)
+    return max(1, min(16, cores - 1)) if device.startswith("cuda") else cores // 16
