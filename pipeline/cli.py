@@ -392,7 +392,7 @@ def probe(
     from .request import choose_device
 
     each_seed = parse_numbers(seeds, where="--seed", at_least=0)
-    head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads else ()
+    head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads is not None else ()
     chosen_protocol = open_protocol(protocol, seed=each_seed[0])
     if sweep is not None:
         chosen_protocol = replace(chosen_protocol, sweep=sweep)

@@ -161,6 +161,7 @@ def refusal(*arguments: str) -> str:
         (("--data", "folder:/no/such/place"), ("folder:/no/such/place", "nothing there")),
         (("--train-split", "training"), ("training", "test, train")),
         (("--num-heads", "8,x"), ("--num-heads", "whole numbers from 1", "'8,x'")),
+        (("--num-heads", ""), ("--num-heads", "whole numbers from 1", "''")),
         (("--seed", "-1"), ("--seed", "whole numbers from 0", "'-1'")),
         (("--num-heads", "500"), ("--probe alf-h500", "num_heads <= embed_dim", "num_heads 500")),
         (("--probe", "linear-all-h4"), ("--probe linear-all-h4", "has none", "Name it linear-all.")),
