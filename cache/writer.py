@@ -73,7 +73,6 @@ class CacheWriter:
         self._header = header
         self._journal = journal
         self._lock = lock
-        self._dtype = storage_dtype(header.spec)
         self._grid = header.hash_grid
         self._missing: dict[int, tuple[ArraySpec, ...]] = {}
         for block in range(self._grid.num_blocks):
@@ -93,6 +92,7 @@ class CacheWriter:
         sample_ids: Sequence[str],
         batch_size: int,
         attributes: Mapping[str, Any] | None = None,
+        parity: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
     ) -> CacheWriter:
         """Make the store, or take up the one that is there: resume what was interrupted, add what is new.
@@ -105,6 +105,7 @@ class CacheWriter:
             sample_ids: N texts that are not empty.
             batch_size: rows a batch; an existing store keeps its own, see the attribute.
             attributes: what else to record (class names, versions), as JSON; of the first call only.
+            parity: array name -> how far it is from a float32 run, as JSON; kept for arrays that have none yet.
             overwrite: begin anew.
 
         Raises:
@@ -115,7 +116,7 @@ class CacheWriter:
             StoreLockedError: another process writes it.
             StorageFullError, NotWritableError: the disk refuses.
         """
-        request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {})
+        request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {}, parity or {})
         return cls.open_request(Path(path), request, overwrite=overwrite)
 
     @classmethod
@@ -258,7 +259,10 @@ class CacheWriter:
         if set(tokens) != names:
             missing, unknown = sorted(names - set(tokens)), sorted(set(tokens) - names)
             wrong.append(("the arrays", "those of the batch", f"missing {missing}, unknown {unknown}"))
-        expected = {array.name: ((len(batch), *array.row_shape), self._dtype) for array in batch.arrays}
+        expected = {
+            array.name: ((len(batch), *array.row_shape), storage_dtype(self._header.spec, array.kind))
+            for array in batch.arrays
+        }
         expected[CONTENT_HASHES] = ((len(batch),), np.dtype("<u8"))
         for name, values in {**tokens, CONTENT_HASHES: content_hashes}.items():
             shape, dtype = expected.get(name, (values.shape, values.dtype))
