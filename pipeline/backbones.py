@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import RequestError
 from .layers import FINAL, level_names, unknown_level
+from .pixels import Geometry, Normalisation, split_transform
 from .taps import TOKEN_RULE, TokenLayout, kind_shape, pool_tokens
 from .tower import Tower, measure_widths, tapped_modules
 from .weights import weights_digest
@@ -41,9 +42,9 @@ def open_backbone(
 
     Args:
         model_id: `timm/<name>` or a bare timm name, `open_clip/<arch>/<pretrained>`, `hf-hub:<org>/<repo>`,
-            `demo/vit-s-focus`.
+            `torchhub:<repo>:<entry>`, `demo/vit-s-focus`.
         weights: None for the pretrained ones, "random", or a safetensors or torch file.
-        tap: norm2 or block.
+        tap: norm2, block, or `module:PATTERN` with a pattern of `tap_modules`.
         image_size: pixels a side; None for the size of the model's own evaluation.
         device: where it runs, as torch names it.
         precision: float32, float16 or bfloat16, for weights and activations.
@@ -62,7 +63,7 @@ def open_backbone(
             todo="Name one of these.",
         )
     target = _check_device(device)
-    tower = _open_tower(model_id, weights=weights, image_size=image_size, seed=seed)
+    tower = open_tower(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(
@@ -85,7 +86,7 @@ class Backbone:
         model_id: canonical, `timm/...` for a bare timm name.
         architecture: canonical text of everything but the weights that changes the function.
         weights_digest: digest of the float32 weights that take part (of CLIP the vision tower).
-        tap: norm2 or block.
+        tap: norm2, block or `module:PATTERN`.
         precision: compute dtype.
         device: where it runs.
         embed_dim: width D of each level.
@@ -147,6 +148,16 @@ class Backbone:
         return self.tower.transform
 
     @property
+    def geometry(self) -> Geometry:
+        """Its first half, RGB PIL image -> uint8 [3, H, W]; the function of `compile` does the rest on the device."""
+        return split_transform(self.tower.transform)[0]
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Its other half; None where it could not be split and `geometry` is all of it."""
+        return split_transform(self.tower.transform)[1]
+
+    @property
     def transform_id(self) -> str:
         return self.tower.transform_id
 
@@ -186,6 +197,8 @@ class TokenFunction:
         self._tower = backbone.tower
         self._levels, self._kinds = levels, kinds
         self._device, self._dtype = backbone.device, PRECISIONS[backbone.precision]
+        normalisation = backbone.normalisation
+        self._normalise = None if normalisation is None else normalisation.on(backbone.device)
         self._tokens: Tokens | None = None
         modules = tapped_modules(backbone.tower, backbone.tap)
         for level in levels:
@@ -195,17 +208,25 @@ class TokenFunction:
         """Tokens of a batch.
 
         Args:
-            images: [B, 3, H, W] as the backbone's transform makes them, on any device.
+            images: [B, 3, H, W] as the backbone's geometry makes them (uint8) or its whole transform (float32), on any
+                device.
 
         Returns:
             level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no
             memory with the model.
         """
         with torch.inference_mode():
-            return self.forward(images)
+            return self.forward(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What `forward` takes: bytes normalised on the model's device; anything else is that already."""
+        images = images.to(self._device, non_blocking=True)
+        if images.dtype == torch.uint8 and self._normalise is not None:
+            images = self._normalise(images)
+        return images.to(self._dtype)
 
     def forward(self, images: Tensor) -> Tokens:
-        """The same outside of inference mode; `torch.compile` makes one graph of it."""
+        """The same from normalised images, outside of inference mode; `torch.compile` makes one graph of it."""
         tokens: Tokens = {}
         self._tokens = tokens
         try:
@@ -221,7 +242,7 @@ class TokenFunction:
         self._tokens[level] = {kind: pool_tokens(seen, kind, self._tower.layout) for kind in self._kinds}
 
 
-def _open_tower(model_id: str, *, weights: str | None, image_size: int | None, seed: int) -> Tower:
+def open_tower(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Ask the family that an id names; libraries are imported only when one of their models is asked for."""
     if model_id.startswith("demo/"):
         from .demo_weights import DEMO_MODEL, open_demo
@@ -235,16 +256,20 @@ def _open_tower(model_id: str, *, weights: str | None, image_size: int | None, s
                 got=repr(weights),
                 todo="Use timm/vit_small_patch14_dinov2 with these weights.",
             )
-        return open_demo(image_size=image_size)
+        return open_demo(tap=tap, image_size=image_size)
     if model_id.startswith("open_clip/") or (model_id.startswith("hf-hub:") and _is_open_clip_repository(model_id)):
         from .open_clip_models import open_open_clip
 
-        return open_open_clip(model_id, weights=weights, image_size=image_size, seed=seed)
+        return open_open_clip(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    if model_id.startswith("torchhub:"):
+        from .torchhub_models import open_torchhub
+
+        return open_torchhub(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
     from .timm_models import open_timm
 
     name = model_id.removeprefix("timm/")
     canonical = name if name.startswith("hf-hub:") else f"timm/{name}"
-    return open_timm(name, model_id=canonical, weights=weights, image_size=image_size, seed=seed)
+    return open_timm(name, model_id=canonical, weights=weights, tap=tap, image_size=image_size, seed=seed)
 
 
 def _is_open_clip_repository(model_id: str) -> bool:

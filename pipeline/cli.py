@@ -6,19 +6,22 @@ answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .cli_cache import cache
+from .cli_models import datasets, models
+from .cli_probes import attention, probes
 
 if TYPE_CHECKING:
     from .backbones import Backbone
     from .datasets import ImageSource
     from .events import Emit
+    from .extract import Extraction
     from .probe import Store
     from .request import ModelRequest
 
@@ -77,7 +80,10 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 _batch_size = click.option(
-    "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a forward pass."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images a forward pass. [default: 64 on a CPU; on a GPU the power of two that fits its free memory, up to 512; a "
+    "store keeps the size it was begun with]",
 )
 _workers = click.option(
     "--workers",
@@ -94,25 +100,45 @@ _on_bad_image = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
 _DIR = click.Path(file_okay=False, path_type=Path)
 
-_extraction_options = _options(
+_MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
+_one_model = _options(
+    click.option("--model", required=True, help=_MODELS),
+    click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
+)
+_several_models = _options(
     click.option(
         "--model",
+        "models",
         required=True,
-        help="timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, demo/vit-s-focus.",
+        multiple=True,
+        help=f"{_MODELS} Given several times, each image is decoded once for all of them.",
     ),
-    click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
+    click.option(
+        "--weights",
+        "several_weights",
+        metavar="FILE",
+        multiple=True,
+        help="A file of weights, `random` or `pretrained`; one for each --model, in their order. "
+        "[default: the pretrained ones]",
+    ),
+)
+_extraction_options = _options(
     click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
     click.option(
         "--data",
         required=True,
-        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits.",
+        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits; see `layerbank datasets`.",
     ),
     click.option(
         "--tap",
         type=click.Choice(["norm2", "block"]),
-        default="norm2",
-        show_default=True,
-        help="Where a block is read.",
+        help="Where a block is read: the norm before its MLP, or what leaves it. [default: norm2]",
+    ),
+    click.option(
+        "--tap-module",
+        metavar="PATTERN",
+        help="In place of --tap, for a model of other names: a module's name with {i} for the number of the block, such as "
+        "'layers.{i}.ffn_norm'. [default: none]",
     ),
     click.option(
         "--image-size",
@@ -128,14 +154,27 @@ _extraction_options = _options(
     ),
     click.option(
         "--storage-dtype",
-        type=click.Choice(["float16", "float32", "bfloat16"]),
+        metavar="DTYPES",
         default="float16",
         show_default=True,
-        help="Of tokens on disk.",
+        help="Of tokens on disk: float16, float32 or bfloat16, or by kind: cls=float32,ap=float16.",
+    ),
+    click.option(
+        "--parity-threshold",
+        type=float,
+        help="Stop before anything is written if a token of the first 32 images of a split has a smaller cosine than this to the "
+        "one of a float32 run, or a value that is saturated or not finite; 0 to 1. [default: none]",
     ),
     click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."),
     _device,
     _batch_size,
+    click.option(
+        "--compile/--no-compile",
+        "compile_model",
+        default=None,
+        help="Make one graph of the model with torch.compile. [default: compile on a GPU; on a CPU it takes a minute and gains "
+        "nothing]",
+    ),
     _workers,
     _on_bad_image,
 )
@@ -152,9 +191,14 @@ def main() -> None:
 
 
 main.add_command(cache)
+main.add_command(models)
+main.add_command(datasets)
+main.add_command(probes)
+main.add_command(attention)
 
 
 @main.command()
+@_several_models
 @_extraction_options
 @click.option(
     "--split",
@@ -178,29 +222,54 @@ main.add_command(cache)
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
 @_json
-def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, as_json: bool, **options: Any) -> None:
+def extract(
+    models: tuple[str, ...],
+    several_weights: tuple[str, ...],
+    splits: tuple[str, ...],
+    levels: str,
+    kinds: str,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
 
     Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
+    Several models share the decoding; each has a store of its own.
 
     \b
     layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
     """
     from .console import Listener, print_json
     from .datasets import open_source
+    from .extract import extract_together
     from .layers import choose_levels
+    from .request import pair_models_with_weights
 
+    pairs = pair_models_with_weights(models, several_weights)
     with Listener(quiet=as_json) as listener:
         sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
-        work = _open_extraction(options, listener.show)
-        chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
-        arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
-        stores = [work.extract(source, arrays, overwrite=overwrite) for source in sources]
+        works = [
+            _open_extraction(options | {"model": model, "weights": weights}, listener.show) for model, weights in pairs
+        ]
+        wanted = []
+        for work in works:
+            chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
+            wanted.append([(level, kind) for level in chosen for kind in _names(kinds)])
+        works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
+        stores = []
+        for source in sources:
+            extractions = [
+                work.extraction(source, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)
+            ]
+            extract_together(extractions, source, emit=listener.show)
+            stores += [one.store for one in extractions]
     if as_json:
-        print_json({"stores": [str(store.path) for store in stores]})
+        print_json({"stores": [str(store) for store in stores]})
 
 
 @main.command()
+@_one_model
 @_extraction_options
 @click.option("--probe", "probes", help="Names with commas between. [default: the six of the demo]")
 @click.option(
@@ -216,11 +285,29 @@ def extract(splits: tuple[str, ...], levels: str, kinds: str, overwrite: bool, a
     "[default: the protocol's: full]",
 )
 @click.option(
+    "--compute",
+    type=click.Choice(["auto", "float32", "tf32", "bfloat16"]),
+    help="Numbers that matrices are multiplied in, sums and all else being float32; auto is tf32 on a GPU, float32 on a CPU, "
+    "where bfloat16 is no faster. [default: the protocol's: auto]",
+)
+@click.option(
+    "--num-heads",
+    metavar="NUMBERS",
+    help="Train every probe whose head has heads once with each of these: 4,8,24. [default: what its name says]",
+)
+@click.option(
     "--seed",
-    type=click.IntRange(0),
-    default=0,
+    "seeds",
+    metavar="NUMBERS",
+    default="0",
     show_default=True,
-    help="Of split, initial weights, order, jitter, dropout.",
+    help="Of split, initial weights, order, jitter, dropout; 0,1,2 goes through the whole protocol once a seed.",
+)
+@click.option(
+    "--reference-quirks",
+    is_flag=True,
+    help="Repeat what the paper's code does and the paper does not say: patches normalised over the tokens of a level, settings "
+    "chosen on jittered images, quarterly as blocks 3, 6, 9 of any depth.",
 )
 @click.option("--train-split", default="train", show_default=True, help="What probes are trained and chosen on.")
 @click.option("--test-split", default="test", show_default=True, help="What the chosen ones are tested on, once.")
@@ -250,7 +337,10 @@ def probe(
     probes: str | None,
     protocol: str,
     sweep: str | None,
-    seed: int,
+    compute: str | None,
+    num_heads: str | None,
+    seeds: str,
+    reference_quirks: bool,
     train_split: str,
     test_split: str,
     may_extract: bool,
@@ -269,26 +359,45 @@ def probe(
     \b
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
+    from probes import resolve_compute
+
     from .console import Listener, print_json, print_table
     from .datasets import open_source
     from .memory import memory_for_probes, parse_size
+    from .number_lists import parse_numbers
     from .probe import check_classes, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probes
+    from .probe_sizes import check_heads
     from .protocols import open_protocol
-    from .report import COLUMNS, results_table, results_title
+    from .report import COLUMNS, results_table, results_title, summarize
+    from .request import choose_device
 
-    chosen_protocol = open_protocol(protocol, seed=seed)
+    each_seed = parse_numbers(seeds, where="--seed", at_least=0)
+    head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads else ()
+    chosen_protocol = open_protocol(protocol, seed=each_seed[0])
     if sweep is not None:
         chosen_protocol = replace(chosen_protocol, sweep=sweep)
+    if compute is not None:
+        chosen_protocol = replace(chosen_protocol, compute=compute)
+    resolve_compute(chosen_protocol.compute, choose_device(options["device"]))  # told before hours of extraction
+    if reference_quirks:
+        chosen_protocol = replace(chosen_protocol, jitter_validation=True)
     if memory is not None:
         parse_size(memory)  # a slip of the pen is told before hours of extraction
     with Listener(quiet=as_json) as listener:
         train_source, test_source = (open_source(options["data"], split) for split in (train_split, test_split))
         check_classes(train_source, test_source)
         work = _open_extraction(options, listener.show)
-        named = resolve_probes(_names(probes) if probes else DEMO_PROBES, work.backbone.depth)
+        named = resolve_probes(
+            _names(probes) if probes else DEMO_PROBES,
+            work.backbone.depth,
+            num_heads=head_counts,
+            reference_quirks=reference_quirks,
+        )
+        check_heads(named, work.backbone.row_shape)
         arrays = list(dict.fromkeys((level, kind) for one in named for level in one.levels for kind in one.kinds))
+        work = work.settled([train_source, test_source], arrays)
         train, test = (
             work.extract(source, arrays) if may_extract else work.store(source)
             for source in (train_source, test_source)
@@ -296,20 +405,22 @@ def probe(
         if may_verify:
             verify_arrays([train, test], arrays)
         folder = run_folder(runs_root, train)
-        rows = train_probes(
-            train,
-            test,
-            named,
-            chosen_protocol,
-            folder,
-            config=work.config(),
-            retrain=retrain,
-            device=work.backbone.device,
-            memory_bytes=memory_for_probes(memory),
-            emit=listener.show,
-        )
+        rows = []
+        for seed in each_seed:
+            rows += train_probes(
+                train,
+                test,
+                named,
+                replace(chosen_protocol, seed=seed),
+                folder,
+                config=work.config(),
+                retrain=retrain,
+                device=work.backbone.device,
+                memory_bytes=memory_for_probes(memory),
+                emit=listener.show,
+            )
     if as_json:
-        print_json({"folder": str(folder), "rows": rows})
+        print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})
     else:
         print_table(COLUMNS, results_table(rows), title=results_title(rows, folder))
 
@@ -319,7 +430,9 @@ def probe(
 @click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
 @click.option("--split", default="test", show_default=True, help="Where the data has splits.")
 @click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
-@_options(_device, _batch_size, _workers, _on_bad_image, _json)
+@_device
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a forward pass.")
+@_options(_workers, _on_bad_image, _json)
 def predict(
     folder: Path,
     data: str,
@@ -366,6 +479,26 @@ class _Extraction:
     request: ModelRequest
     options: dict[str, Any]
     emit: Emit
+    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of each split
+
+    def settled(
+        self, sources: Sequence[ImageSource], arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
+    ) -> _Extraction:
+        """After a look at the first images: perhaps in another precision, see `parity.settle`."""
+        from .parity import settle
+
+        found = settle(
+            self.request,
+            self.backbone,
+            sources,
+            arrays,
+            storage_dtype=self.options["storage_dtype"],
+            cache_root=self.options["cache_root"],
+            overwrite=overwrite,
+            threshold=self.options["parity_threshold"],
+            emit=self.emit,
+        )
+        return replace(self, backbone=found.backbone, request=found.request, parity=found.parity)
 
     def store(self, source: ImageSource) -> Store:
         from .extract import spec_of
@@ -374,8 +507,16 @@ class _Extraction:
         spec = spec_of(self.backbone, source, self.options["storage_dtype"])
         return Store(spec.store_path(self.options["cache_root"]), spec)
 
-    def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False) -> Store:
-        from .extract import ExtractConfig, extract
+    def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]]) -> Store:
+        from .extract import extract_together
+
+        extract_together([self.extraction(source, arrays)], source, emit=self.emit)
+        return self.store(source)
+
+    def extraction(
+        self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
+    ) -> Extraction:
+        from .extract import ExtractConfig, Extraction
 
         config = ExtractConfig(
             arrays=tuple(arrays),
@@ -384,10 +525,15 @@ class _Extraction:
             num_workers=self.options["workers"],
             on_bad_image=self.options["on_bad_image"],
             overwrite=overwrite,
+            compile=self.options["compile_model"],
         )
-        store = self.store(source)
-        extract(self.backbone, source, config, store.path, request=self.config(), emit=self.emit)
-        return store
+        return Extraction(
+            backbone=self.backbone,
+            config=config,
+            store=self.store(source).path,
+            request=self.config(),
+            parity=self.parity.get(source.split),
+        )
 
     def config(self) -> dict[str, Any]:
         """What `cache repair` and `predict` need to open the same model on the same data again."""
@@ -396,21 +542,30 @@ class _Extraction:
 
 def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
     from .images import start_worker_server
-    from .request import ModelRequest, choose_device, choose_precision, choose_workers
+    from .request import (
+        ModelRequest,
+        choose_device,
+        choose_precision,
+        choose_storage_dtype,
+        choose_tap,
+        choose_workers,
+    )
 
     device = choose_device(options["device"])
+    storage_dtype = choose_storage_dtype(options["storage_dtype"])
     num_workers = choose_workers(options["workers"], device)
     if num_workers:
         start_worker_server()
     request = ModelRequest(
         model=options["model"],
         weights=options["weights"],
-        tap=options["tap"],
+        tap=choose_tap(options["tap"], options["tap_module"]),
         image_size=options["image_size"],
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],
     )
-    return _Extraction(request.open(device), request, options | {"workers": num_workers}, emit)
+    options = options | {"workers": num_workers, "storage_dtype": storage_dtype}
+    return _Extraction(request.open(device), request, options, emit)
 
 
 def _names(text: str) -> tuple[str, ...]:

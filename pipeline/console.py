@@ -19,13 +19,17 @@ from rich.table import Table
 from rich.text import Text
 
 from .events import (
+    BatchHalved,
     CacheReused,
+    CompileFailed,
     Event,
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
     MemoryPlanned,
+    ParityMeasured,
+    PrecisionFellBack,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
@@ -70,10 +74,17 @@ class Listener:
             case ExtractionStarted():
                 self._say(
                     f"extract: {event.num_pending:,} of {event.num_rows:,} images of {event.dataset}/{event.split} through "
-                    f"{event.backbone} ({event.precision} on {event.device}, batches of {event.batch_size}, "
+                    f"{event.backbone} ({event.precision} on {event.device}{', compiled' * event.compiled}, "
+                    f"batches of {event.batch_size}, "
                     f"{event.num_arrays} arrays) -> {event.store}"
                 )
                 self._begin(f"extract {event.split}", event.num_pending)
+            case CompileFailed():
+                self._say(f"extract: warning: {event.backbone} could not be compiled and runs without: {event.reason}")
+            case BatchHalved():
+                self._say(
+                    f"extract: warning: {event.backbone}: {event.reason}; from here on {event.num_images} images at a time"
+                )
             case ExtractionProgress():
                 self._advance(event.num_done, event.num_pending, _extraction_note(event))
             case ExtractionFinished():
@@ -87,6 +98,13 @@ class Listener:
                 self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")
             case ImageSkipped():
                 self._say(f"extract: skipped image {event.sample_id!r} in {event.file}: {event.reason}")
+            case ParityMeasured():
+                self._say(_parity(event))
+            case PrecisionFellBack():
+                self._say(
+                    f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
+                    f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
+                )
             case TokensOutOfRange():
                 self._tell_out_of_range(event)
             case ProbeStarted():
@@ -116,6 +134,7 @@ class Listener:
         self._console.print(Text(line))
 
     def _begin(self, description: str, total: int) -> None:
+        self._end()  # several models begin together and share one line
         self._began = self._last_plain = time.monotonic()
         if self._progress is not None:
             self._task = self._progress.add_task(description, total=total, note="")
@@ -134,14 +153,16 @@ class Listener:
             self._task = None
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; the first two columns are aligned left, the others right. A log or a pipe gets it in full width."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, num_left: int = 2
+) -> None:
+    """A table on stdout; the first columns are aligned left, the others right. A log or a pipe gets it in full width."""
     console = Console(highlight=False, soft_wrap=True)
     if title:
         console.print(Text(title))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index < num_left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     if not console.is_terminal:
@@ -192,6 +213,19 @@ def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
 def _extraction_note(event: ExtractionProgress) -> str:
     rate = event.num_done / max(event.elapsed_s, 1e-9)
     return f"{event.num_done:,}/{event.num_pending:,}, {rate:.1f} images/s; {_shares(event)}"
+
+
+def _parity(event: ParityMeasured) -> str:
+    what = (
+        f"what storing as {event.storage_dtype} rounds away"
+        if event.compute_dtype == "float32"
+        else f"{event.compute_dtype}, stored as {event.storage_dtype}, against float32"
+    )
+    return (
+        f"extract: {event.split}: {what}, on {event.num_images} images: least cosine {event.cosine_min:.6g} at "
+        f"{event.cosine_level}, largest relative error {event.max_relative_error:.2g} at {event.error_level}; "
+        f"{event.num_saturated:,} values saturated, {event.num_nonfinite:,} not finite"
+    )
 
 
 def _memory(event: MemoryPlanned) -> str:

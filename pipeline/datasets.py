@@ -18,19 +18,37 @@ __all__ = ["open_source", "SCHEMES", "Scheme", "ImageSource", "BadImage"]
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to name data: how its URI looks, what that means in one line, and what opens it."""
+    """One way to name data: how its URI looks, what that means in one line, what opens it, and one such URI."""
 
     form: str
     meaning: str
     open: Callable[[str, str], ImageSource]
+    example: str = ""
 
 
 SCHEMES = {
-    "folder": Scheme("folder:DIR", "images in DIR/<split>/<class>/", FolderSource),
-    "wds": Scheme("wds:DIR | wds:DIR/{split}/{000..010}.tar", "WebDataset tars: jpg, png or webp, and cls", WdsSource),
-    "hdf5": Scheme("hdf5:FILE_{split}.h5?images=x&labels=y", "HDF5 datasets of pixels and labels", Hdf5Source),
-    "images": Scheme("images:DIR", "images at any depth, without labels: to predict", UnlabelledSource),
-    "demo": Scheme("demo:digits | demo:animals", "images that come inside a Python package", DemoSource),
+    "folder": Scheme("folder:DIR", "images in DIR/<split>/<class>/", FolderSource, "folder:photos"),
+    "wds": Scheme(
+        "wds:DIR | wds:DIR/{split}/{000..010}.tar",
+        "WebDataset tars: jpg, png or webp, and cls",
+        WdsSource,
+        "wds:wds_cifar10/{split}/{000..010}.tar",
+    ),
+    "hdf5": Scheme(
+        "hdf5:FILE_{split}.h5?images=x&labels=y",
+        "HDF5 datasets of pixels and labels",
+        Hdf5Source,
+        "hdf5:cells_{split}.h5?images=images&labels=labels",
+    ),
+    "images": Scheme(
+        "images:DIR", "images at any depth, without labels: to predict", UnlabelledSource, "images:holiday"
+    ),
+    "demo": Scheme(
+        "demo:digits | animals | solar | climate",
+        "images that come inside a Python package",
+        DemoSource,
+        "demo:digits?train=4000&test=1000",
+    ),
 }
 
 

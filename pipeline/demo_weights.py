@@ -47,7 +47,7 @@ _RENAMED = {
 }
 
 
-def open_demo(*, image_size: int | None) -> Tower:
+def open_demo(*, tap: str, image_size: int | None) -> Tower:
     """Build the demo model with its weights.
 
     Position embeddings are fitted to the image size as the graph does it, bicubic without antialias: timm's
@@ -61,7 +61,7 @@ def open_demo(*, image_size: int | None) -> Tower:
     state = safetensors.torch.load_file(demo_weights_file())
     with torch.random.fork_rng(devices=[]):  # timm draws weights that are replaced at once
         model = timm.create_model(ARCHITECTURE, img_size=size, num_classes=0)
-    tower = tower_from_timm(model.eval(), DEMO_MODEL, size, crop_pct=1.0, positions="bicubic")
+    tower = tower_from_timm(model.eval(), DEMO_MODEL, size, tap=tap, crop_pct=1.0, positions="bicubic")
     state["pos_embed"] = fit_positions(state["pos_embed"], tower.layout)
     load_strictly(model, state, DEMO_MODEL)
     return tower

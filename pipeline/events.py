@@ -24,6 +24,24 @@ class ExtractionStarted:
     device: str
     precision: str
     batch_size: int
+    compiled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileFailed:
+    """The compiler could not make a graph of the model; it runs without."""
+
+    backbone: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchHalved:
+    """Memory ran out: from now on so many images go through the model at a time; the store's batches stay as they are."""
+
+    backbone: str
+    num_images: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +74,35 @@ class TokensOutOfRange:
     num_saturated: int
     num_nonfinite: int
     storage_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityMeasured:
+    """How far the tokens of a split's first images are from a float32 run; details are in the store."""
+
+    backbone: str
+    split: str
+    num_images: int
+    compute_dtype: str  # float32: only the rounding of storage was measured
+    storage_dtype: str
+    cosine_min: float
+    cosine_level: str  # where the least cosine is
+    max_relative_error: float
+    error_level: str
+    num_saturated: int
+    num_nonfinite: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionFellBack:
+    """A half-precision model overflowed on a split's first images, so another dtype is used; no store was made yet."""
+
+    backbone: str
+    split: str
+    level: str  # the first one with values that are finite in float32 only
+    num_nonfinite: int
+    asked: str
+    used: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +174,13 @@ class ProbeFinished:
 
 Event = (
     ExtractionStarted
+    | CompileFailed
+    | BatchHalved
     | ExtractionProgress
     | ImageSkipped
     | TokensOutOfRange
+    | ParityMeasured
+    | PrecisionFellBack
     | ExtractionFinished
     | CacheReused
     | ProbeStarted

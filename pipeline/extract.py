@@ -1,44 +1,28 @@
-"""Stage one: run a backbone once over a data set and write every asked-for token to the store.
+"""Stage one: bring the store of a backbone and a data set to hold every asked-for token, computing only what it lacks.
 
-The order of things is fixed by the store, not by this loop: `CacheWriter.pending()` says which rows are missing, cut into
-batches at row numbers that never change, so a row has the same neighbours, and hence the same bits, in every run. Images are
-decoded ahead by worker processes and tokens are written behind by one thread; this loop only feeds the model.
+The order of things is fixed by the store, not by this program: `CacheWriter.pending()` says which rows are missing, cut into
+batches at row numbers that never change, so a row has the same neighbours, and hence the same bits, in every run. What is to be
+done is decided here; `loop` does it.
 
 Knows nothing of Zarr's files, of terminals, or of how a model finds its taps.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
-
-from cache import ArraySpec, Batch, BatchNotes, CacheError, CacheSpec, CacheWriter, TokenCache
+from cache import ArraySpec, CacheError, CacheSpec, CacheWriter, TokenCache
 
 from .backbones import Backbone
+from .batch_size import ON_A_CPU, choose_batch_size
 from .datasets import ImageSource
 from .errors import RequestError
-from .events import (
-    CacheReused,
-    Emit,
-    ExtractionFinished,
-    ExtractionProgress,
-    ExtractionStarted,
-    ImageSkipped,
-    TokensOutOfRange,
-    ignore,
-)
-from .images import DecodedBatch, decode_batches
-from .rounding import Rounded, round_tokens
+from .events import CacheReused, Emit, ignore
+from .loop import Lane, run_lanes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +31,21 @@ class ExtractConfig:
 
     Args:
         arrays: the (level, kind) pairs to store.
-        storage_dtype: float16, float32 or bfloat16.
-        batch_size: images a forward pass; a store that exists keeps the size it was begun with.
+        storage_dtype: float16, float32 or bfloat16, then kinds that differ: `float16,cls=float32`.
+        batch_size: images a forward pass, None to choose it; a store that exists keeps the size it was begun with.
         num_workers: decoding processes; 0 decodes in this one.
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
         overwrite: begin anew, even if the store is complete.
+        compile: make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it takes a minute and gains nothing.
     """
 
     arrays: tuple[tuple[str, str], ...]
     storage_dtype: str = "float16"
-    batch_size: int = 64
+    batch_size: int | None = None
     num_workers: int = 1
     on_bad_image: str = "stop"
     overwrite: bool = False
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.arrays:
@@ -73,7 +59,7 @@ class ExtractConfig:
             ("--batch-size", self.batch_size, 1),
             ("--workers", self.num_workers, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise RequestError(
                     where=option,
                     expected=f"{least} or more",
@@ -131,28 +117,96 @@ def extract(
         BadImage: an image could not be read and `on_bad_image` is `stop`.
         CacheError: the store is held by another process, holds something else, or cannot be written.
     """
+    extract_together([Extraction(backbone=backbone, config=config, store=store, request=request)], source, emit=emit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """The arguments of `extract` that belong to one model, and what `parity.settle` measured of it, which the store keeps."""
+
+    backbone: Backbone
+    config: ExtractConfig
+    store: Path
+    request: dict[str, Any] | None = None
+    parity: Mapping[str, Mapping[str, Any]] | None = None
+
+
+def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, emit: Emit = ignore) -> None:
+    """`extract` for several models, decoding each image once.
+
+    Args:
+        extractions: one a store. How to decode, and what to do with a bad image, is taken from the first.
+        source: the labelled images, N of them.
+        emit: told what happens.
+
+    Raises:
+        As `extract`; what was committed to any of the stores is kept.
+        RequestError: two extractions have the same store.
+    """
+    _refuse_one_store_twice(extractions)
+    with ExitStack() as stack:
+        lanes = [lane for one in extractions if (lane := _open_lane(one, source, stack, emit)) is not None]
+        first = extractions[0].config
+        run_lanes(lanes, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, emit=emit)
+        for lane in lanes:
+            lane.writer.complete()
+
+
+def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
+    """`timm/x` and `x`, say: the second would wait for the first one's lock and blame another process."""
+    known: dict[Path, str] = {}
+    for one in extractions:
+        if one.store in known:
+            raise RequestError(
+                where=f"--model {one.backbone.model_id}",
+                expected="a store for each model",
+                got=f"that of {known[one.store]}: their weights are the same",
+                todo="Name each model once: all of its layers come from one pass.",
+            )
+        known[one.store] = one.backbone.model_id
+
+
+def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, emit: Emit) -> Lane | None:
+    """What is to be computed for one store; None where it has everything."""
+    backbone, config, store = extraction.backbone, extraction.config, extraction.store
     spec = spec_of(backbone, source, config.storage_dtype)
     arrays = [
         ArraySpec(level=level, kind=kind, row_shape=backbone.row_shape(level, kind)) for level, kind in config.arrays
     ]
     if not config.overwrite and _is_complete(store, spec, arrays):  # so that a store on a read-only disk can be used
         emit(CacheReused(store=store, num_rows=len(source)))
-        return
-    attributes = {"class_names": list(source.class_names), "request": request or {}}
-    with CacheWriter.open(
+        return None
+    writer = CacheWriter.open(
         store,
         spec,
         arrays,
         labels=source.labels,
         sample_ids=source.ids,
-        batch_size=config.batch_size,
-        attributes=attributes,
+        batch_size=_batch_size(backbone, config, store),
+        attributes={"class_names": list(source.class_names), "request": extraction.request or {}},
+        parity=extraction.parity,
         overwrite=config.overwrite,
-    ) as writer:
-        pending = writer.pending()
-        if pending:
-            _compute(backbone, source, config, writer, pending, store, emit)
-        writer.complete()
+    )
+    stack.enter_context(writer)
+    compiled = backbone.device.type == "cuda" if config.compile is None else config.compile
+    return Lane(
+        backbone=backbone,
+        writer=writer,
+        pending=writer.pending(),
+        storage_dtype=config.storage_dtype,
+        store=store,
+        backend="inductor" if compiled else None,
+    )
+
+
+def _batch_size(backbone: Backbone, config: ExtractConfig, store: Path) -> int:
+    """Of a store that is made now; a store that is taken up keeps its own, so nothing is tried out for it."""
+    if config.batch_size is not None:
+        return config.batch_size
+    if store.exists() and not config.overwrite:
+        return ON_A_CPU
+    levels, kinds = (list(dict.fromkeys(names)) for names in zip(*config.arrays, strict=True))
+    return choose_batch_size(backbone, backbone.compile(levels, kinds))
 
 
 def _is_complete(store: Path, spec: CacheSpec, arrays: Sequence[ArraySpec]) -> bool:
@@ -162,204 +216,3 @@ def _is_complete(store: Path, spec: CacheSpec, arrays: Sequence[ArraySpec]) -> b
     except CacheError:
         return False
     return all(cache.arrays.get((array.level, array.kind)) == array for array in arrays)
-
-
-def _compute(
-    backbone: Backbone,
-    source: ImageSource,
-    config: ExtractConfig,
-    writer: CacheWriter,
-    pending: Sequence[Batch],
-    store: Path,
-    emit: Emit,
-) -> None:
-    num_pending = sum(batch.stop - batch.start for batch in pending)
-    missing = list(dict.fromkeys(array for batch in pending for array in batch.arrays))
-    emit(
-        ExtractionStarted(
-            store=store,
-            backbone=backbone.model_id,
-            dataset=source.name,
-            split=source.split,
-            num_rows=len(source),
-            num_pending=num_pending,
-            num_arrays=len(missing),
-            device=str(backbone.device),
-            precision=backbone.precision,
-            batch_size=writer.batch_size,
-        )
-    )
-    clock = _Clock()
-    forward = backbone.compile(
-        list(dict.fromkeys(array.level for array in missing)),
-        list(dict.fromkeys(array.kind for array in missing)),
-    )
-    totals: dict[str, list[int]] = {}
-    decoded_batches = decode_batches(
-        source,
-        backbone.transform,
-        [(batch.start, batch.stop) for batch in pending],
-        num_workers=config.num_workers,
-    )
-    num_done = num_bytes = 0
-    with closing(decoded_batches), _WriterThread(writer) as sink:
-        decoded_iterator = iter(decoded_batches)
-        for num_batches, batch in enumerate(pending, start=1):
-            with clock("decode"):
-                decoded = next(decoded_iterator)
-            skipped = _judge(decoded, config.on_bad_image, emit)
-            with clock("compute"):
-                tokens = _tokens_of(forward, decoded, batch, backbone.device, config.storage_dtype)
-            _tell_out_of_range(tokens, totals, config.storage_dtype, emit)
-            notes = BatchNotes(
-                skipped=skipped,
-                saturated={name: r.num_saturated for name, r in tokens.items() if r.num_saturated},
-                nonfinite={name: r.num_nonfinite for name, r in tokens.items() if r.num_nonfinite},
-            )
-            with clock("write"):
-                sink.put(batch, {name: r.values for name, r in tokens.items()}, decoded.content_hashes, notes)
-            num_done += batch.stop - batch.start
-            num_bytes += sum(r.values.nbytes for r in tokens.values())
-            emit(
-                ExtractionProgress(
-                    num_done=num_done,
-                    num_pending=num_pending,
-                    num_batches=num_batches,
-                    elapsed_s=clock.elapsed(),
-                    decode_s=clock.spent["decode"],
-                    compute_s=clock.spent["compute"],
-                    write_s=clock.spent["write"],
-                )
-            )
-        with clock("write"):
-            sink.finish()
-    emit(
-        ExtractionFinished(
-            store=store,
-            num_rows=len(source),
-            num_computed=num_done,
-            size_bytes=num_bytes,
-            elapsed_s=clock.elapsed(),
-            decode_s=clock.spent["decode"],
-            compute_s=clock.spent["compute"],
-            write_s=clock.spent["write"],
-        )
-    )
-
-
-def _judge(decoded: DecodedBatch, on_bad_image: str, emit: Emit) -> dict[int, str]:
-    """Stop at the first unreadable image, or say which are skipped: row -> reason."""
-    for bad in decoded.bad.values():
-        if on_bad_image == "stop":
-            raise bad
-        emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
-    return {row: bad.reason for row, bad in decoded.bad.items()}
-
-
-def _tokens_of(
-    forward: Callable[[torch.Tensor], dict[str, dict[str, torch.Tensor]]],
-    decoded: DecodedBatch,
-    batch: Batch,
-    device: torch.device,
-    storage_dtype: str,
-) -> dict[str, Rounded]:
-    """Array name -> tokens [n, *row_shape] in the storage dtype; rows of unreadable images are zeros."""
-    images = decoded.images
-    if device.type == "cuda":
-        images = images.pin_memory().to(device, non_blocking=True)
-    output = forward(images)
-    bad = [row - decoded.start for row in decoded.bad]
-    rounded = {}
-    for array in batch.arrays:
-        values = output[array.level][array.kind]
-        if bad:
-            values = values.clone()
-            values[bad] = 0
-        rounded[array.name] = round_tokens(values, storage_dtype)
-    return rounded
-
-
-def _tell_out_of_range(
-    tokens: dict[str, Rounded], totals: dict[str, list[int]], storage_dtype: str, emit: Emit
-) -> None:
-    for name, rounded in tokens.items():
-        if rounded.num_saturated or rounded.num_nonfinite:
-            total = totals.setdefault(name, [0, 0])
-            total[0] += rounded.num_saturated
-            total[1] += rounded.num_nonfinite
-            emit(
-                TokensOutOfRange(
-                    array=name, num_saturated=total[0], num_nonfinite=total[1], storage_dtype=storage_dtype
-                )
-            )
-
-
-class _Clock:
-    """Where the loop's time goes, by name."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.spent = {"decode": 0.0, "compute": 0.0, "write": 0.0}
-        self._name = ""
-        self._since = 0.0
-
-    def __call__(self, name: str) -> _Clock:
-        self._name = name
-        return self
-
-    def __enter__(self) -> None:
-        self._since = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.spent[self._name] += time.perf_counter() - self._since
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
-
-
-_Item = tuple[Batch, dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any], BatchNotes]
-
-
-class _WriterThread:
-    """Appends batches behind the loop. Its error is raised at the next `put` or at `finish`."""
-
-    def __init__(self, writer: CacheWriter, depth: int = 4) -> None:
-        self._writer = writer
-        self._queue: queue.Queue[_Item | None] = queue.Queue(depth)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="layerbank-writer", daemon=True)
-
-    def __enter__(self) -> _WriterThread:
-        self._thread.start()
-        return self
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # keep emptying the queue, so that the loop never blocks on a dead writer
-            batch, tokens, content_hashes, notes = item
-            try:
-                self._writer.append(batch, tokens, content_hashes=content_hashes, notes=notes)
-            except BaseException as error:  # handed to the loop, which raises it
-                self._error = error
-
-    def put(self, batch: Batch, tokens: dict[str, Any], content_hashes: Any, notes: BatchNotes) -> None:
-        if self._error is not None:
-            raise self._error
-        self._queue.put((batch, tokens, content_hashes, notes))
-
-    def finish(self) -> None:
-        """Wait for everything that was put, and raise what went wrong."""
-        self._stop()
-        if self._error is not None:
-            raise self._error
-
-    def _stop(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()

@@ -38,7 +38,13 @@ def attention_map(
 
 
 def draw_attention_map(
-    path: Path, shares: NDArray[np.float64], levels: Sequence[str], kinds: Sequence[str], title: str
+    path: Path,
+    shares: NDArray[np.float64],
+    levels: Sequence[str],
+    kinds: Sequence[str],
+    title: str,
+    *,
+    std: NDArray[np.float64] | None = None,
 ) -> None:
     """Write a heat map as PNG, and its numbers as CSV beside it.
 
@@ -47,6 +53,7 @@ def draw_attention_map(
         shares: [kinds, levels], each a share of all attention.
         levels, kinds: names of its axes.
         title: one line.
+        std: [kinds, levels] of the shares between images, for the CSV; None leaves it out.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,7 +85,48 @@ def draw_attention_map(
     figure.savefig(path, metadata={"Software": None})
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["level", "kind", "share"])
+        writer.writerow(["level", "kind", "share", *(["std"] if std is not None else [])])
         for level in range(num_levels):
             for kind in range(num_kinds):
-                writer.writerow([levels[level], kinds[kind], f"{shares[kind, level]:.6f}"])
+                of_cell = [shares] if std is None else [shares, std]
+                writer.writerow([levels[level], kinds[kind], *(f"{values[kind, level]:.6f}" for values in of_cell)])
+
+
+def draw_attention_heads(
+    path: Path,
+    mass: NDArray[np.float64],
+    order: Sequence[int],
+    levels: Sequence[str],
+    kinds: Sequence[str],
+    title: str,
+) -> None:
+    """Write a heat map a kind, one row a head, as PNG.
+
+    Args:
+        path: the PNG.
+        mass: [H, levels, kinds], each head's share of attention; sums to 1 a head.
+        order: the heads from above.
+        levels, kinds: names.
+        title: one line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_heads, num_levels, num_kinds = mass.shape
+    width = max(4.5, 1.8 + 0.42 * num_levels * num_kinds)
+    figure = Figure(figsize=(width, 1.4 + 0.17 * num_heads), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, num_kinds, sharey=True, squeeze=False)[0]
+    for place, axes in enumerate(panels):
+        image = axes.imshow(mass[list(order)][:, :, place], cmap="cividis", vmin=0, vmax=mass.max(), aspect="auto")
+        axes.set_xticks(range(num_levels), [level.removeprefix("block.") for level in levels], fontsize=8)
+        axes.set_yticks(range(num_heads), [str(head) for head in order], fontsize=7)
+        axes.set_title(kinds[place], fontsize=9)
+    panels[0].set_ylabel("head, by the depth it looks at")
+    figure.supxlabel("level (block, 0-based; final = after the last norm)", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.colorbar(
+        image, ax=panels, label="share of a head's attention", format=lambda share, _: f"{share:.0%}", pad=0.01
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""Decode images in worker processes: row ranges in, batches of tensors out, in order, each image once.
+"""Decode images in worker processes: row ranges in, batches of tensors out, in order, each image once for all its transforms.
 
 Processes, because transforms hold the interpreter lock much of the time. They come from a forkserver: a fork
 of this process would copy locks that its other threads hold (torch's pool, the writer, the display) and hang
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +31,20 @@ Transform = Callable[[Image.Image], torch.Tensor]
 PREFETCHED_BATCHES = 2  # a worker: one done, one in the making; the model is the slow part, more is only memory
 
 
+class Rows(NamedTuple):
+    """Rows start..stop-1 of a source, to be decoded together, and the transforms that are to see them, by number."""
+
+    start: int
+    stop: int
+    transforms: tuple[int, ...] = (0,)
+
+
 @dataclass(frozen=True)
 class DecodedBatch:
     """Rows start..stop-1 of a source.
 
     Attributes:
-        images: [B, 3, H, W] float32; rows of bad images are zeros.
+        images: number of a transform -> [B, 3, H, W] in the dtype it gives; rows of bad images are zeros.
         content_hashes: [B] uint64, xxh3_64 of each encoded image; 0 for bad ones.
         bad: row -> why it could not be decoded. Whether that ends the work is the caller's decision.
         decode_seconds: time that one process took to read, decode and transform the batch.
@@ -44,30 +52,30 @@ class DecodedBatch:
 
     start: int
     stop: int
-    images: torch.Tensor
+    images: dict[int, torch.Tensor]
     content_hashes: NDArray[np.uint64]
     bad: dict[int, BadImage]
     decode_seconds: float
 
 
 def decode_batches(
-    source: ImageSource, transform: Transform, batches: Sequence[tuple[int, int]], *, num_workers: int
+    source: ImageSource, transforms: Sequence[Transform], batches: Sequence[Rows], *, num_workers: int
 ) -> Generator[DecodedBatch]:
-    """Yield one DecodedBatch a range, in the order of `batches`; the bytes do not depend on `num_workers`.
+    """Yield one DecodedBatch for each `Rows`, in the order of `batches`; the bytes do not depend on `num_workers`.
 
     Workers end with the generator: at its end, when it is closed, or when its consumer drops it. Wrap it in
     `contextlib.closing` to be sure of the moment.
 
     Args:
         source: where the images come from.
-        transform: RGB image -> float32 [3, H, W], with the same H and W for every image; it must pickle.
-        batches: (start, stop) row ranges.
+        transforms: each an RGB image -> [3, H, W], with the same H, W and dtype for every image; they must pickle.
+        batches: which rows, and for which of the transforms.
         num_workers: processes; 0 decodes in this one.
 
     Raises:
         WorkError: a worker process died.
     """
-    decoding = _Decoding(source, transform)
+    decoding = _Decoding(source, transforms)
     if num_workers == 0:
         for batch in batches:
             yield decoding[batch]
@@ -126,15 +134,15 @@ def _death_of_a_worker(error: Exception) -> str | None:
 
 
 class _Decoding(Dataset[DecodedBatch]):
-    """What a worker holds: indexed by a row range, it gives the decoded batch."""
+    """What a worker holds: indexed by `Rows`, it gives the decoded batch."""
 
-    def __init__(self, source: ImageSource, transform: Transform) -> None:
-        self.source, self.transform = source, transform
+    def __init__(self, source: ImageSource, transforms: Sequence[Transform]) -> None:
+        self.source, self.transforms = source, transforms
 
-    def __getitem__(self, batch: tuple[int, int]) -> DecodedBatch:
+    def __getitem__(self, rows: Rows) -> DecodedBatch:
         begin = time.perf_counter()
-        start, stop = batch
-        images: torch.Tensor | None = None
+        start, stop, wanted = rows
+        images: dict[int, torch.Tensor] = {}
         content_hashes = np.zeros(stop - start, dtype=np.uint64)
         bad: dict[int, BadImage] = {}
         for row in range(start, stop):
@@ -143,14 +151,16 @@ class _Decoding(Dataset[DecodedBatch]):
             except BadImage as error:
                 bad[row] = error
                 continue
-            pixels = self.transform(image)
-            if images is None:
-                images = pixels.new_zeros(stop - start, *pixels.shape)
-            images[row - start] = pixels
+            for number in wanted:
+                pixels = self.transforms[number](image)
+                if number not in images:
+                    images[number] = pixels.new_zeros(stop - start, *pixels.shape)
+                images[number][row - start] = pixels
             content_hashes[row - start] = content_hash
-        if images is None:
-            pixels = self.transform(Image.new("RGB", (256, 256)))
-            images = pixels.new_zeros(stop - start, *pixels.shape)
+        for number in wanted:
+            if number not in images:  # every image is bad
+                pixels = self.transforms[number](Image.new("RGB", (256, 256)))
+                images[number] = pixels.new_zeros(stop - start, *pixels.shape)
         return DecodedBatch(start, stop, images, content_hashes, bad, time.perf_counter() - begin)
 
 

@@ -24,7 +24,7 @@ def level_names(depth: int) -> list[str]:
     return [f"block.{index}" for index in range(depth)] + [FINAL]
 
 
-def layer_set(name: str, depth: int) -> list[str]:
+def layer_set(name: str, depth: int, *, reference_quirks: bool = False) -> list[str]:
     """Levels of a named layer set, in order of depth; every set ends with `final`.
 
     `quarterly` takes the quarters of the real depth (rounded down), and `all` skips block 0.
@@ -32,6 +32,7 @@ def layer_set(name: str, depth: int) -> list[str]:
     Args:
         name: last, mid, quarterly or all.
         depth: number of blocks of the backbone, >= 1.
+        reference_quirks: `quarterly` is blocks 3, 6 and 9 whatever the depth, as in the authors' code.
 
     Raises:
         RequestError: no such set.
@@ -45,6 +46,8 @@ def layer_set(name: str, depth: int) -> list[str]:
         indices = [depth // 2]
     elif name == "quarterly":
         indices = sorted({depth * quarter // 4 for quarter in (1, 2, 3)})
+        if reference_quirks and depth > 9:
+            indices = [3, 6, 9]
     elif name == "all":
         indices = list(range(1, depth))
     else:

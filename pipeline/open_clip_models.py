@@ -14,6 +14,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import open_clip  # type: ignore[import-untyped]
@@ -25,9 +26,11 @@ from open_clip.transformer import VisionTransformer  # type: ignore[import-untyp
 from torch import Tensor, nn
 
 from .errors import RequestError
+from .tap_modules import named_blocks, tap_candidates, tap_pattern
 from .taps import TokenLayout
-from .timm_models import POSITIONS, final_norm, timm_blocks, timm_layout
-from .tower import Tower, check_image_size, no_blocks
+from .timm_models import POSITIONS
+from .tower import Tower
+from .vit_parts import check_image_size, final_norm, find_blocks, layout_of, no_blocks
 from .weights import RANDOM, from_the_hub, load_strictly, read_state_dict
 
 _NO_TEXT = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "layers": 1}
@@ -36,7 +39,7 @@ _NO_TEXT = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "laye
 _TRANSFORM_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 
 
-def open_open_clip(model_id: str, *, weights: str | None, image_size: int | None, seed: int) -> Tower:
+def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Build the vision tower of an open_clip model.
 
     Args:
@@ -44,6 +47,7 @@ def open_open_clip(model_id: str, *, weights: str | None, image_size: int | None
             `hf-hub:<org>/<repo>`.
         weights: None for the pretrained ones, "random", or a file of a whole CLIP model or of its vision
             tower.
+        tap: norm2, block or `module:PATTERN`, whose names begin inside the vision tower.
         image_size: pixels a side; None for the model's own.
         seed: of random weights.
 
@@ -51,7 +55,7 @@ def open_open_clip(model_id: str, *, weights: str | None, image_size: int | None
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
-    options: dict[str, Any] = {"force_preprocess_cfg": {}}
+    options: dict[str, Any] = {"force_preprocess_cfg": {}, "device": torch.get_default_device()}
     if model_id.startswith("hf-hub:"):
         arch, tag = model_id, None
     else:
@@ -75,28 +79,29 @@ def open_open_clip(model_id: str, *, weights: str | None, image_size: int | None
         _load_file(model, weights)
     visual = model.visual.eval()
     if isinstance(visual, VisionTransformer):
-        return _native_tower(visual, model_id)
+        return _native_tower(visual, model_id, tap, image_size)
     if isinstance(visual, TimmModel):
-        return _trunk_tower(visual, model_id, image_size)
+        return _trunk_tower(visual, model_id, tap, image_size)
     raise no_blocks(model_id, visual)
 
 
-def _native_tower(visual: Any, model_id: str) -> Tower:
+def _native_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
     """Open up open_clip's own VisionTransformer."""
-    if visual.attn_pool is not None:
-        raise RequestError(
-            where=model_id,
-            expected="a vision tower whose last norm runs on the tokens of its blocks",
-            got="an attentional pooler between the blocks and ln_post",
-            todo="Choose a CLIP model without one (CoCa has one).",
-        )
-    check_image_size(model_id, visual.image_size, visual.patch_size)
+    if image_size is not None:
+        check_image_size(model_id, visual.image_size, visual.patch_size)
+    poolers = visual.attn_pool is not None
 
     def final(tokens: Tensor) -> Tensor:
+        if poolers:  # CoCa: its last norm comes after the pooling of tokens, whose own norm of the tokens is this
+            keys: Tensor = visual.attn_pool.ln_k(tokens)
+            return keys
         normed: Tensor = visual.ln_post(tokens)
         return normed if visual.proj is None else normed @ visual.proj
 
     blocks = tuple(visual.transformer.resblocks)
+    if (pattern := tap_pattern(tap)) is not None:
+        candidates = partial(tap_candidates, visual, visual, tuple(visual.image_size))
+        blocks = tuple(named_blocks(visual, pattern, model_id, candidates))
     activation = type(blocks[0].mlp.gelu).__name__
     return _tower(
         visual,
@@ -107,18 +112,19 @@ def _native_tower(visual: Any, model_id: str) -> Tower:
         last=visual.transformer,
         final=final,
         layout=TokenLayout(grid_size=tuple(visual.grid_size), has_cls=True),
-        how=f"activation={activation} final=ln_post+proj",
+        how=f"activation={activation} final={'attn_pool.ln_k' if poolers else 'ln_post+proj'}",
     )
 
 
-def _trunk_tower(visual: Any, model_id: str, image_size: int | None) -> Tower:
+def _trunk_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
     """Open up a timm model that serves as vision tower."""
     trunk = visual.trunk
-    blocks = timm_blocks(trunk, model_id)
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or _size_of(visual)
+    blocks = find_blocks(trunk, model_id, tap, trunk.forward_features, size, root=visual)
     if image_size is not None:
         check_image_size(model_id, (image_size, image_size), trunk.patch_embed.patch_size)
         trunk.set_input_size(img_size=(image_size, image_size))  # open_clip itself leaves the trunk at its own size
-    last, norm, how = final_norm(trunk)
+    last, norm, how = final_norm(trunk, blocks)
     projection = _linear_projection(visual)
     return _tower(
         visual,
@@ -128,7 +134,7 @@ def _trunk_tower(visual: Any, model_id: str, image_size: int | None) -> Tower:
         second_norm="norm2",
         last=last,
         final=lambda tokens: projection(norm(tokens)),
-        layout=timm_layout(trunk, model_id, tuple(trunk.patch_embed.img_size)),
+        layout=layout_of(trunk, model_id, tuple(trunk.patch_embed.img_size), chosen=False),
         how=f"final={how}" + ("+proj" if len(projection) else ""),
     )
 
@@ -146,8 +152,7 @@ def _tower(
     how: str,
 ) -> Tower:
     preprocess = PreprocessCfg(**visual.preprocess_cfg)
-    size = preprocess.size
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = _size_of(visual)
     named = model_id if model_id.startswith("hf-hub:") else "/".join(model_id.split("/")[:2])  # without the tag
     return Tower(
         name=model_id,
@@ -163,6 +168,12 @@ def _tower(
         transform_id=transform_text(preprocess),
         architecture=f"{named} image={height}x{width} {how} positions={POSITIONS}",
     )
+
+
+def _size_of(visual: Any) -> tuple[int, int]:
+    """Height and width that images are prepared to."""
+    size = PreprocessCfg(**visual.preprocess_cfg).size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def transform_text(preprocess: PreprocessCfg) -> str:

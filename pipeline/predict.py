@@ -23,7 +23,7 @@ from .backbones import Backbone
 from .datasets import ImageSource
 from .errors import RequestError
 from .events import Emit, ImageSkipped, ignore
-from .images import decode_batches
+from .images import Rows, decode_batches
 from .probe_names import NamedProbe
 from .request import ModelRequest
 from .rounding import float_tokens, round_tokens
@@ -87,8 +87,8 @@ class SavedProbe:
             BadImage: an image could not be read and `on_bad_image` is `stop`.
         """
         forward = self.backbone.compile(self.named.levels, self.named.kinds)
-        ranges = [(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
-        decoded_batches = decode_batches(source, self.backbone.transform, ranges, num_workers=num_workers)
+        ranges = [Rows(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+        decoded_batches = decode_batches(source, [self.backbone.geometry], ranges, num_workers=num_workers)
         known = list(source.class_names) == self.class_names
         with closing(decoded_batches):
             for decoded in decoded_batches:
@@ -96,8 +96,10 @@ class SavedProbe:
                     if on_bad_image == "stop":
                         raise bad
                     emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
-                output = forward(decoded.images)
-                parts = [self._rounded(output[level][kind]) for level in self.named.levels for kind in self.named.kinds]
+                output = forward(decoded.images[0])
+                parts = [
+                    self._rounded(output[level][kind], kind) for level in self.named.levels for kind in self.named.kinds
+                ]
                 with torch.inference_mode():
                     logits = self.module(join_tokens(self.named, parts))
                 best = logits.softmax(-1).max(-1)
@@ -111,8 +113,8 @@ class SavedProbe:
                             target=self.class_names[int(source.labels[row])] if known else None,
                         )
 
-    def _rounded(self, tokens: torch.Tensor) -> torch.Tensor:
-        dtype = self._spec.storage_dtype
+    def _rounded(self, tokens: torch.Tensor, kind: str) -> torch.Tensor:
+        dtype = self._spec.dtype_of(kind)
         return float_tokens(round_tokens(tokens, dtype).values, dtype)
 
 

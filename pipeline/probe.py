@@ -18,31 +18,29 @@ import torch
 
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
 from probes import (
-    HEAD_KINDS,
     SOLVED_KINDS,
-    AlfEmbedProbe,
-    AttentiveProbe,
     BatchPlan,
-    CaeProbe,
     Head,
+    LookingProbe,
     MemoryPlan,
     Progress,
     SweepResult,
     TokenSource,
     TrainingProtocol,
-    attention_mass,
+    resolve_compute,
     run_solver,
     run_sweep,
     save_probe,
 )
 
+from .attention import keep_attention
 from .datasets import ImageSource
 from .errors import RequestError
 from .events import Emit, MemoryPlanned, ProbeFinished, ProbeProgress, ProbeStarted, ignore
-from .figures import attention_map, draw_attention_map
 from .memory import memory_for_probes
 from .placement import SMALLEST_BUFFER_BYTES, Placement, place_tokens
 from .probe_names import NamedProbe
+from .probe_sizes import head_of
 from .results import Row, append_row, key_of, read_rows
 from .streaming import StreamedTokens
 from .token_source import CachedTokens, require_arrays
@@ -124,8 +122,9 @@ def probe(
     Raises:
         RequestError: a store lacks a level or kind.
         CacheError: a store is incomplete, damaged, or holds something else.
-        SettingError: not even one probe at a time fits into the memory.
+        SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
     """
+    protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     cache = TokenCache.open(train.path, train.spec)
     for named in named_probes:
@@ -134,7 +133,8 @@ def probe(
     rows = []
     for named in named_probes:
         setting = _setting(train, test, protocol)
-        key = key_of({**setting, "probe": asdict(named)})
+        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol  # they are float64
+        key = key_of({**_setting(train, test, decisive), "probe": asdict(named)})
         reused = key in known and not retrain
         if not reused:
             row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
@@ -169,7 +169,7 @@ def _train(
     emit: Emit,
 ) -> Row:
     tokens = CachedTokens(cache, named)
-    head = _head(named, tokens.token_shape[0])
+    head = head_of(named, tokens.token_shape[0])
     opened: list[TokenSource] = []
     test_ids: list[str] = []
 
@@ -206,12 +206,13 @@ def _train(
             device=device,
             emit=relay,
         )
+    attention = None  # where an attentive probe looks
     if result.probe is not None:
         _save(result, cache, named, head, folder, config)
         _save_predictions(result, opened[0], test_ids, folder)
-        if isinstance(result.probe, AttentiveProbe | AlfEmbedProbe | CaeProbe):
-            _draw(result.probe, opened[0], cache, named, folder)
-    return _row(result, cache.spec, test.spec, named, head, protocol) | {"memory": memory}
+        if isinstance(result.probe, LookingProbe):
+            attention = _keep_attention(result.probe, opened[0], test_ids, cache, named, folder)
+    return _row(result, cache.spec, test.spec, named, head, protocol) | {"memory": memory, "attention": attention}
 
 
 def _planned(name: str, tokens: CachedTokens, placement: Placement, plan: MemoryPlan) -> MemoryPlanned:
@@ -225,15 +226,6 @@ def _planned(name: str, tokens: CachedTokens, placement: Placement, plan: Memory
         probes_at_once=plan.probes_at_once,
         group_size=plan.group_size,
         chunk_size=plan.chunk_size,
-    )
-
-
-def _head(named: NamedProbe, num_tokens: int) -> Head:
-    kind = HEAD_KINDS[named.head]
-    return Head(
-        kind=named.head,
-        num_heads=(named.num_heads or num_tokens) if kind.heads else 0,
-        num_levels=len(named.levels) if kind.levels else 0,
     )
 
 
@@ -280,20 +272,19 @@ def _save_predictions(result: SweepResult, test: TokenSource, sample_ids: Sequen
     aside.replace(folder / "test.npz")
 
 
-def _draw(
-    probe: AttentiveProbe | AlfEmbedProbe | CaeProbe,
+def _keep_attention(
+    probe: LookingProbe,
     test: TokenSource,
+    sample_ids: Sequence[str],
     cache: TokenCache,
     named: NamedProbe,
     folder: Path,
-) -> None:
-    mass = attention_mass(probe, test).mean(0).double().numpy()  # [H, T] -> [T]
+) -> dict[str, Any]:
     tokens_per_kind = [
         cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1 for kind in named.kinds
     ]
-    shares = attention_map(mass.astype(np.float64), named.levels, named.kinds, tokens_per_kind)
     title = f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
-    draw_attention_map(folder / "attention.png", shares, named.levels, named.kinds, title)
+    return keep_attention(probe, test, named, tokens_per_kind, sample_ids, folder, title)
 
 
 def _row(
@@ -314,6 +305,7 @@ def _row(
         "levels": list(named.levels),
         "kinds": list(named.kinds),
         "num_heads": head.num_heads or None,
+        "normalize": named.normalize,
         "diverged": result.diverged,
         "chosen": None if result.chosen is None else asdict(result.chosen),
         "validation": result.validation,
@@ -329,6 +321,7 @@ def _row(
         "probe_steps": sum(rung.probe_steps for rung in result.rungs),
         "refit": _plan(result.refit),
         "protocol": asdict(protocol),
+        "compute": None if named.head in SOLVED_KINDS else protocol.compute,
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
     }
 

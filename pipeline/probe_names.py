@@ -9,21 +9,23 @@
     aat                               cls + every patch of `final`, attention with 8 heads
     aat-quarterly                     cls + every patch of the quarterly set, 24 heads, dropout 0.5, weight decay 1, jitter p 0.9
     linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, or `every` for one probe a level
+    ridge@k, logreg-ap@k, knn@k, ...  one level by other means
 
 Heads of other studies, `probes/README.md` has one row each; without a set, the first reads `final` and the second all:
 
-    {head}, {head}-{set}              cls + every patch, stacked; {head} is cae, aim, ep, vjepa, map, abmilp or simpool
+    {head}, {head}-{set}, {head}@k    cls + every patch, stacked; {head} is cae, aim, ep, vjepa, map, abmilp or simpool
     {head}, {head}-{set}              cls + ap, stacked; {head} is alf-embed or scalar-mix
 
-A layer set is last, mid, quarterly or all (`pipeline.layers`).
+A layer set is last, mid, quarterly or all (`pipeline.layers`). Any name of a head with heads may end with -h{H}: `alf-h8` is alf
+with 8 of them.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from .errors import RequestError
 from .layers import FINAL, LAYER_SETS, layer_set, level_names
@@ -31,13 +33,14 @@ from .layers import FINAL, LAYER_SETS, layer_set, level_names
 REFERENCE = "linear-cls"
 DEMO_PROBES = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
 EVERY = "every"
+WIDTH, TOKEN_AXIS = "width", "token-axis"  # over what tokens are normalised: D, or, a quirk, the tokens of a level
 
 _SETS = "|".join(LAYER_SETS)
 _FLAT = "linear|ridge|logreg|knn"  # heads on concatenated tokens
 _ONE_KIND = re.compile(rf"({_FLAT})-(cls|ap)")
 _LAYER_SET = re.compile(rf"({_FLAT}|attn)-({_SETS})(?:-(cls|ap))?")
 _GRID = re.compile(rf"alf-grid([1-9]\d*)(?:-({_SETS}))?")
-_LEVEL = re.compile(r"(linear|linear-ap|aat)@(\d+|final)")
+_NUM_HEADS = re.compile(r"(.+)-h([1-9]\d*)")
 
 # head -> num_heads for a depth below 24 and from 24 on, where D is 1024 and 12 does not divide it; None: no heads, or one a token
 _OVER_PATCHES: dict[str, tuple[int, int] | None] = {
@@ -50,7 +53,9 @@ _OVER_PATCHES: dict[str, tuple[int, int] | None] = {
     "simpool": None,
 }
 _OVER_LEVELS = ("alf-embed", "scalar-mix")
+HEADS_WITH_HEADS = ("attentive", "alf-embed", *(head for head, choice in _OVER_PATCHES.items() if choice))
 _ZOO = re.compile(rf"({'|'.join((*_OVER_PATCHES, *_OVER_LEVELS))})(?:-({_SETS}))?")
+_LEVEL = re.compile(rf"((?:{_FLAT})(?:-ap)?|aat|{'|'.join(_OVER_PATCHES)})@(\d+|{FINAL})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ class NamedProbe:
         levels: the levels it reads, shallow to deep.
         kinds: the kinds it reads at every level.
         num_heads: None means one head a token, where the head has heads.
+        normalize: `width`, each token over its channels, or `token-axis`, each channel over the tokens of a level.
+        depth: number of blocks of the backbone; None where nobody said.
         protocol: what it changes of the training protocol, field by field.
     """
 
@@ -71,88 +78,77 @@ class NamedProbe:
     levels: tuple[str, ...]
     kinds: tuple[str, ...]
     num_heads: int | None = None
+    normalize: str = WIDTH
+    depth: int | None = None
     protocol: Mapping[str, object] = field(default_factory=dict)
 
 
-def resolve_probes(names: Iterable[str], depth: int) -> list[NamedProbe]:
+def resolve_probes(
+    names: Iterable[str], depth: int, *, num_heads: Sequence[int] = (), reference_quirks: bool = False
+) -> list[NamedProbe]:
     """Read names, `...@every` being one probe a level, each once and in the order given.
+
+    Args:
+        names: of probes.
+        depth: number of blocks of the backbone.
+        num_heads: train each probe whose head has heads once with each of these numbers; a name that says its own keeps it.
+        reference_quirks: as in `resolve_probe`.
 
     Raises:
         RequestError: no probe has that name.
 
     >>> [probe.name for probe in resolve_probes(["linear@every", "linear@1"], 2)]
     ['linear@0', 'linear@1', 'linear@final']
+    >>> [probe.name for probe in resolve_probes(["linear-cls", "alf", "aat-h2"], 12, num_heads=(4, 8))]
+    ['linear-cls', 'alf-h4', 'alf-h8', 'aat-h2']
     """
     singles: list[str] = []
     for name in names:
-        stem, at, level = name.partition("@")
+        base, suffix = _split_heads(name)
+        stem, at, level = base.partition("@")
         levels = [one.removeprefix("block.") for one in level_names(depth)] if level == EVERY else [level]
-        singles += [f"{stem}{at}{one}" for one in levels]
-    return [resolve_probe(name, depth) for name in dict.fromkeys(singles)]
+        singles += [f"{stem}{at}{one}{suffix}" for one in levels]
+    resolved: dict[str, NamedProbe] = {}
+    for name in singles:
+        probe = resolve_probe(name, depth, reference_quirks=reference_quirks)
+        counts = num_heads if probe.head in HEADS_WITH_HEADS and not _split_heads(name)[1] else ()
+        for one in [_with_heads(probe, count) for count in counts] or [probe]:
+            resolved.setdefault(one.name, one)
+    return list(resolved.values())
 
 
-def resolve_probe(name: str, depth: int) -> NamedProbe:
+def resolve_probe(name: str, depth: int, *, reference_quirks: bool = False) -> NamedProbe:
     """Read the name of one probe.
 
     Args:
-        name: such as `alf`, `linear-quarterly` or `aat@8`.
+        name: such as `alf`, `linear-quarterly`, `aat@8` or `alf-h8`.
         depth: number of blocks of the backbone.
+        reference_quirks: read and normalise tokens as the authors' code does: the quarterly set is blocks 3, 6 and 9 of any
+            backbone, and where every patch is read, each channel is normalised over the tokens of a level.
 
     Raises:
-        RequestError: no probe has that name.
+        RequestError: no probe has that name, or it has no heads to count.
 
     >>> probe = resolve_probe("alf-grid2-mid", 12)
     >>> probe.head, probe.levels, probe.kinds, probe.num_heads
     ('attentive', ('block.6', 'final'), ('cls', 'grid2'), 24)
     """
-    if match := _ONE_KIND.fullmatch(name):
-        return NamedProbe(name=name, head=match[1], levels=(FINAL,), kinds=(match[2],))
-    if match := _LAYER_SET.fullmatch(re.sub("^alf(?=$|-cls$|-ap$)", "attn-all", name)):
-        head = "attentive" if match[1] == "attn" else match[1]
-        kinds = (match[3],) if match[3] else ("cls", "ap")
-        return NamedProbe(name=name, head=head, levels=tuple(layer_set(match[2], depth)), kinds=kinds)
-    if match := _GRID.fullmatch(name):
-        levels = tuple(layer_set(match[2] or "all", depth))
-        kinds = ("cls", f"grid{match[1]}")
-        return NamedProbe(name=name, head="attentive", levels=levels, kinds=kinds, num_heads=_many_heads(depth))
-    if match := _ZOO.fullmatch(name):
-        head = match[1]
-        over_levels = head in _OVER_LEVELS
-        levels = tuple(layer_set(match[2] or ("all" if over_levels else "last"), depth))
-        choice = _OVER_PATCHES.get(head)
-        kinds = ("cls", "ap" if over_levels else "patch")
-        heads = choice[depth >= 24] if choice else None
-        return NamedProbe(name=name, head=head, levels=levels, kinds=kinds, num_heads=heads)
-    if name == "aat-quarterly":
-        return NamedProbe(
-            name=name,
-            head="attentive",
-            levels=tuple(layer_set("quarterly", depth)),
-            kinds=("cls", "patch"),
-            num_heads=_many_heads(depth),
-            protocol={"dropouts": (0.5,), "weight_decays": (1.0,), "jitter_probability": 0.9},
+    base, suffix = _split_heads(name)
+    probe = _resolve_base(base, depth, reference_quirks)
+    if probe is None:
+        raise _unknown(name)
+    if reference_quirks and "patch" in probe.kinds:
+        probe = replace(probe, normalize=TOKEN_AXIS)
+    if not suffix:
+        return probe
+    if probe.head not in HEADS_WITH_HEADS:
+        raise RequestError(
+            where=f"--probe {name}",
+            expected="a probe whose head has heads, such as alf, attn-last, aat or cae",
+            got=f"{base}, whose head has none",
+            todo=f"Name it {base}.",
         )
-    if match := _LEVEL.fullmatch("aat@final" if name == "aat" else name):
-        level = FINAL if match[2] == FINAL else f"block.{int(match[2])}"
-        if level not in level_names(depth):
-            raise RequestError(
-                where=f"--probe {name}",
-                expected=f"a level of this backbone: 0 to {depth - 1}, or {FINAL}",
-                got=match[2],
-                todo=f"Name one of them, or {match[1]}@{EVERY} for a probe a level.",
-            )
-        if match[1] == "aat":
-            return NamedProbe(name=name, head="attentive", levels=(level,), kinds=("cls", "patch"), num_heads=8)
-        kind = "ap" if match[1] == "linear-ap" else "cls"
-        return NamedProbe(name=name, head="linear", levels=(level,), kinds=(kind,))
-    known = probe_names()
-    nearest = difflib.get_close_matches(name, known, n=1)
-    raise RequestError(
-        where="--probe",
-        expected="one of " + ", ".join(known),
-        got=repr(name),
-        todo=f"Did you mean {nearest[0]!r}?" if nearest else "See `layerbank probe --help`.",
-    )
+    return _with_heads(probe, int(suffix.removeprefix("-h")))
 
 
 def probe_names() -> list[str]:
@@ -163,11 +159,106 @@ def probe_names() -> list[str]:
         f"{head}-{layers}{kind}" for head in (*flat, "attn") for layers in LAYER_SETS for kind in ("", "-cls", "-ap")
     ]
     names += ["alf", "alf-cls", "alf-ap", "alf-grid2", *(f"alf-grid2-{layers}" for layers in LAYER_SETS)]
-    names += ["aat", "aat-quarterly", *(f"{stem}@{EVERY}" for stem in ("linear", "linear-ap", "aat"))]
+    names += ["aat", "aat-quarterly"]
     zoo = (*_OVER_PATCHES, *_OVER_LEVELS)
-    return names + [f"{head}{layers}" for head in zoo for layers in ("", *(f"-{layers}" for layers in LAYER_SETS))]
+    names += [f"{head}{layers}" for head in zoo for layers in ("", *(f"-{layers}" for layers in LAYER_SETS))]
+    one_level = (*(f"{head}{kind}" for head in flat for kind in ("", "-ap")), "aat", *_OVER_PATCHES)
+    return names + [f"{stem}@{EVERY}" for stem in one_level]
+
+
+def _split_heads(name: str) -> tuple[str, str]:
+    """A name without its number of heads, and that: ("alf", "-h8"), ("alf", "")."""
+    match = _NUM_HEADS.fullmatch(name)
+    return (match[1], f"-h{match[2]}") if match else (name, "")
+
+
+def _with_heads(probe: NamedProbe, num_heads: int) -> NamedProbe:
+    return replace(probe, name=f"{probe.name}-h{num_heads}", num_heads=num_heads)
+
+
+def _resolve_base(name: str, depth: int, quirks: bool) -> NamedProbe | None:
+    """A name without a number of heads; None where no probe has it."""
+
+    def levels_of(layers: str) -> tuple[str, ...]:
+        return tuple(layer_set(layers, depth, reference_quirks=quirks))
+
+    if match := _ONE_KIND.fullmatch(name):
+        return NamedProbe(name=name, head=match[1], levels=(FINAL,), kinds=(match[2],), depth=depth)
+    if match := _LAYER_SET.fullmatch(re.sub("^alf(?=$|-cls$|-ap$)", "attn-all", name)):
+        head = "attentive" if match[1] == "attn" else match[1]
+        kinds = (match[3],) if match[3] else ("cls", "ap")
+        return NamedProbe(name=name, head=head, levels=levels_of(match[2]), kinds=kinds, depth=depth)
+    if match := _GRID.fullmatch(name):
+        return NamedProbe(
+            name=name,
+            head="attentive",
+            levels=levels_of(match[2] or "all"),
+            kinds=("cls", f"grid{match[1]}"),
+            num_heads=_many_heads(depth),
+            depth=depth,
+        )
+    if match := _ZOO.fullmatch(name):
+        over_levels = match[1] in _OVER_LEVELS
+        return NamedProbe(
+            name=name,
+            head=match[1],
+            levels=levels_of(match[2] or ("all" if over_levels else "last")),
+            kinds=("cls", "ap" if over_levels else "patch"),
+            num_heads=_heads_over_patches(match[1], depth),
+            depth=depth,
+        )
+    if name == "aat-quarterly":
+        return NamedProbe(
+            name=name,
+            head="attentive",
+            levels=levels_of("quarterly"),
+            kinds=("cls", "patch"),
+            num_heads=_many_heads(depth),
+            depth=depth,
+            protocol={"dropouts": (0.5,), "weight_decays": (1.0,), "jitter_probability": 0.9},
+        )
+    match = _LEVEL.fullmatch("aat@final" if name == "aat" else name)
+    return _resolve_level(name, match[1], match[2], depth) if match else None
+
+
+def _resolve_level(name: str, stem: str, number: str, depth: int) -> NamedProbe:
+    level = FINAL if number == FINAL else f"block.{int(number)}"
+    if level not in level_names(depth):
+        raise RequestError(
+            where=f"--probe {name}",
+            expected=f"a level of this backbone: 0 to {depth - 1}, or {FINAL}",
+            got=number,
+            todo=f"Name one of them, or {stem}@{EVERY} for a probe a level.",
+        )
+    head = stem.removesuffix("-ap")
+    if head in _FLAT.split("|"):
+        kinds: tuple[str, ...] = ("ap" if stem.endswith("-ap") else "cls",)
+        return NamedProbe(name=name, head=head, levels=(level,), kinds=kinds, depth=depth)
+    return NamedProbe(
+        name=name,
+        head="attentive" if stem == "aat" else stem,
+        levels=(level,),
+        kinds=("cls", "patch"),
+        num_heads=8 if stem == "aat" else _heads_over_patches(stem, depth),
+        depth=depth,
+    )
+
+
+def _unknown(name: str) -> RequestError:
+    nearest = difflib.get_close_matches(_split_heads(name)[0], probe_names(), n=1)
+    return RequestError(
+        where="--probe",
+        expected="a name that `layerbank probes` lists, such as " + ", ".join(DEMO_PROBES),
+        got=repr(name),
+        todo=f"Did you mean {nearest[0]!r}?" if nearest else "See `layerbank probes`.",
+    )
 
 
 def _many_heads(depth: int) -> int:
     """The paper's heads for as many tokens as two kinds of all levels have."""
     return 48 if depth >= 24 else 24
+
+
+def _heads_over_patches(head: str, depth: int) -> int | None:
+    choice = _OVER_PATCHES.get(head)
+    return choice[depth >= 24] if choice else None

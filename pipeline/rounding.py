@@ -28,6 +28,22 @@ class Rounded(NamedTuple):
     num_nonfinite: int
 
 
+class DeviceRounded(NamedTuple):
+    """The same where the model runs, before it is copied to the host.
+
+    Attributes:
+        values: [n, *row_shape] in the storage dtype.
+        counts: int64 [2], num_saturated and num_nonfinite.
+    """
+
+    values: torch.Tensor
+    counts: torch.Tensor
+
+    def on_host(self) -> Rounded:
+        """As arrays; waits for the device."""
+        return as_rounded(self.values.cpu(), self.counts.cpu())
+
+
 def round_tokens(tokens: torch.Tensor, storage_dtype: str) -> Rounded:
     """Round tokens [n, *row_shape] of any float dtype and device to the storage dtype.
 
@@ -35,20 +51,36 @@ def round_tokens(tokens: torch.Tensor, storage_dtype: str) -> Rounded:
     >>> values.tolist(), num_saturated, num_nonfinite
     ([[1.0, 65504.0, nan]], 1, 1)
     """
+    return round_on_device(tokens, storage_dtype).on_host()
+
+
+def round_on_device(tokens: torch.Tensor, storage_dtype: str, *, look_first: bool | None = None) -> DeviceRounded:
+    """Round where the tokens are.
+
+    Args:
+        tokens: [n, *row_shape] of any float dtype.
+        storage_dtype: one of STORAGE_DTYPES.
+        look_first: count only after a look whether there is anything to count. On a CPU a look is cheaper than the count; on any
+            other device it would wait for everything queued there. None decides by the device.
+    """
     dtype = STORAGE_DTYPES[storage_dtype]
-    limit = torch.finfo(dtype).max
-    num_saturated = num_nonfinite = 0
     rounded = tokens.to(dtype)
-    if not bool(torch.isfinite(rounded).all()):
-        finite = torch.isfinite(tokens)
-        beyond = finite & ~torch.isfinite(rounded)
-        num_nonfinite = int((~finite).sum())
-        num_saturated = int(beyond.sum())
-        rounded = torch.where(beyond, tokens.sign().to(dtype) * limit, rounded)
-    rounded = rounded.cpu().contiguous()
-    if dtype is torch.bfloat16:
-        rounded = rounded.view(torch.uint16)
-    return Rounded(rounded.numpy(), num_saturated, num_nonfinite)
+    if look_first is None:
+        look_first = tokens.device.type == "cpu"
+    if look_first and bool(torch.isfinite(rounded).all()):
+        return DeviceRounded(rounded, torch.zeros(2, dtype=torch.int64, device=tokens.device))
+    finite = torch.isfinite(tokens)
+    beyond = finite & ~torch.isfinite(rounded)
+    rounded = torch.where(beyond, tokens.sign().to(dtype) * torch.finfo(dtype).max, rounded)
+    return DeviceRounded(rounded, torch.stack([beyond.sum(), (~finite).sum()]))
+
+
+def as_rounded(values: torch.Tensor, counts: torch.Tensor) -> Rounded:
+    """Tensors on the host as the arrays that are written; shares their memory."""
+    values = values.contiguous()
+    if values.dtype is torch.bfloat16:
+        values = values.view(torch.uint16)
+    return Rounded(values.numpy(), int(counts[0]), int(counts[1]))
 
 
 def float_tokens(values: np.ndarray[Any, Any], logical_dtype: str) -> torch.Tensor:

@@ -1,19 +1,16 @@
 """timm's vision transformers by name: built, given weights, and opened up as a `Tower`.
 
 Any model is welcome that has `blocks` over one sequence of tokens: plain ViT, DeiT, BEiT, EVA02, DINOv2,
-DINOv3, SigLIP, MAE, CLIP towers. The classifier takes no part and is left out, so two checkpoints that
+DINOv3, SigLIP, MAE, CLIP towers, NaFlexViT at one size. The classifier takes no part and is left out, so two checkpoints that
 differ in it alone are the same backbone.
 
-`final` is the model's `norm`. Models that normalise after pooling have an empty `norm` and a `fc_norm`:
-there `fc_norm` is applied to every token, as CLIP's last norm is, so that the last level is a normalised
-one in every family. Models with neither end in the residual stream itself.
+`final` is the model's `norm`, or its `fc_norm` on every token: see `vit_parts.final_norm`.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -21,11 +18,11 @@ import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from timm.models import load_model_config_from_hf
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import RequestError
-from .taps import TokenLayout
-from .tower import Tower, check_image_size, no_blocks
+from .tower import Tower
+from .vit_parts import final_norm, find_blocks, layout_of
 from .weights import RANDOM, from_the_hub, read_state_dict, weights_mismatch
 
 POSITIONS = "bicubic antialiased"
@@ -41,13 +38,14 @@ _CLASSIFIER = (
 )  # in all of timm's ViT families
 
 
-def open_timm(name: str, *, model_id: str, weights: str | None, image_size: int | None, seed: int) -> Tower:
+def open_timm(name: str, *, model_id: str, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Build a timm model.
 
     Args:
         name: timm's name with or without a pretrained tag, or `hf-hub:<org>/<repo>`.
         model_id: what the user wrote, for messages.
         weights: None for pretrained, "random", or a file.
+        tap: norm2, block or `module:PATTERN`.
         image_size: pixels a side; None for the size of the model's own evaluation.
         seed: of random weights.
 
@@ -70,7 +68,7 @@ def open_timm(name: str, *, model_id: str, weights: str | None, image_size: int 
             model = _create(name, model_id, options)
         else:
             model = _create_from_file(name, model_id, options, weights)
-    return tower_from_timm(model.eval(), model_id, image_size)
+    return tower_from_timm(model.eval(), model_id, image_size, tap=tap)
 
 
 def tower_from_timm(
@@ -78,6 +76,7 @@ def tower_from_timm(
     model_id: str,
     image_size: int | None,
     *,
+    tap: str = "norm2",
     crop_pct: float | None = None,
     positions: str = POSITIONS,
 ) -> Tower:
@@ -87,69 +86,34 @@ def tower_from_timm(
         model: in evaluation mode, without a classifier.
         model_id: for messages and for the architecture's text.
         image_size: pixels a side it was built for; None for the size in its data configuration.
+        tap: norm2, block or `module:PATTERN`, which says where the blocks are.
         crop_pct: share of the resized image that is kept; None for the model's own.
         positions: how its position embeddings were fitted to the image size, for the architecture's text.
 
     Raises:
         RequestError: no vision transformer, or the size does not fit its patches.
     """
-    last, final, how = final_norm(model)
     config = data_config(model, image_size)
     if crop_pct is not None:
         config["crop_pct"] = crop_pct
     height, width = config["input_size"][-2:]
     transform = create_transform(**config, is_training=False)
+    blocks = find_blocks(model, model_id, tap, model.forward_features, (height, width))
+    last, final, how = final_norm(model, blocks)
     named = model_id if model_id.startswith("hf-hub:") else model_id.partition(".")[0]  # a tag names weights
     return Tower(
         name=model_id,
         model=model,
         forward=model.forward_features,
-        blocks=timm_blocks(model, model_id),
+        blocks=blocks,
         second_norm="norm2",
         last=last,
         final=final,
-        layout=timm_layout(model, model_id, (height, width)),
+        layout=layout_of(model, model_id, (height, width), chosen=image_size is not None),
         image_size=(height, width),
         transform=transform,
         transform_id=transform_text(config),
         architecture=f"{named} image={height}x{width} final={how} positions={positions}",
-    )
-
-
-def timm_blocks(model: Any, model_id: str) -> tuple[nn.Module, ...]:
-    """The blocks of a timm vision transformer; refuses anything else."""
-    blocks = getattr(model, "blocks", None)
-    listed = isinstance(blocks, nn.Sequential | nn.ModuleList)
-    patches = getattr(model, "patch_embed", None)
-    if not listed or not hasattr(patches, "grid_size") or not hasattr(model, "norm"):
-        raise no_blocks(model_id, model)
-    return tuple(model.blocks)
-
-
-def final_norm(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
-    """Module to listen to for `final`, what is still to be done to each token there, and a word for it."""
-    norm, after_pooling = getattr(model, "norm", nn.Identity()), getattr(model, "fc_norm", nn.Identity())
-    if not isinstance(norm, nn.Identity):
-        return norm, _unchanged, "norm"
-    if not isinstance(after_pooling, nn.Identity):
-        return norm, after_pooling, "fc_norm"
-    return norm, _unchanged, "none"
-
-
-def timm_layout(model: nn.Module, model_id: str, image_size: tuple[int, int]) -> TokenLayout:
-    """Prefix tokens counted from the parameters that hold them: several families lack `num_reg_tokens`."""
-    embed: Any = model.patch_embed
-    check_image_size(model_id, image_size, embed.patch_size)
-
-    def count(name: str) -> int:
-        parameter = getattr(model, name, None)
-        return parameter.shape[1] if isinstance(parameter, Tensor) else 0
-
-    return TokenLayout(
-        grid_size=(embed.grid_size[0], embed.grid_size[1]),
-        has_cls=count("cls_token") == 1,
-        num_register_tokens=count("reg_token"),
-        num_other_tokens=count("dist_token"),
     )
 
 
@@ -180,10 +144,6 @@ def transform_text(config: dict[str, Any]) -> str:
     resize = "x".join(str(side) for side in resized)
     how = f"{config['crop_mode']} {config['interpolation']}"
     return f"resize {resize} {how}; crop {height}x{width}; mean {mean}; std {std}"
-
-
-def _unchanged(tokens: Tensor) -> Tensor:
-    return tokens
 
 
 def _check_name(name: str, model_id: str, *, pretrained: bool) -> None:

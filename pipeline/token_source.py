@@ -18,7 +18,7 @@ from cache import TokenArray, TokenCache
 from probes import HEAD_KINDS, ArraySource, concat_tokens, stack_tokens
 
 from .errors import RequestError
-from .probe_names import NamedProbe
+from .probe_names import TOKEN_AXIS, NamedProbe
 from .rounding import float_tokens
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
@@ -31,8 +31,10 @@ class CachedTokens:
     Args:
         cache: an open store.
         probe: says which levels and kinds, and whether they are concatenated (linear and solved heads) or stacked.
+        num_views: augmented views an image to read beside the centre one; None for all that the store has.
 
     Attributes:
+        images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         labels: [N] int64, of the rows that could be read.
         num_classes: from the data set, not from the labels that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated.
@@ -41,12 +43,15 @@ class CachedTokens:
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probe: NamedProbe) -> None:
+    def __init__(self, cache: TokenCache, probe: NamedProbe, num_views: int | None = None) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
         self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
-        self._join = concat_tokens if HEAD_KINDS[probe.head].flat else stack_tokens
-        self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
+        self._probe = probe
+        rows = torch.from_numpy(np.asarray(cache.rows))
+        rows_an_image = 1 + int(cache.attributes.get("num_views", 0))
+        self.stored_rows = rows if num_views is None else rows[rows % rows_an_image <= num_views]
+        self.images = self.stored_rows // rows_an_image
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.block_rows = cache.block_rows
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
@@ -70,14 +75,14 @@ class CachedTokens:
             out: [B, *token_shape] float32 to fill; None makes it.
 
         Returns:
-            [B, *token_shape] float32, each token of unit length.
+            [B, *token_shape] float32, normalised as the probe says.
         """
         stored = self.stored_rows[rows]
         if out is None:
             out = torch.empty(len(rows), *self.token_shape)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            self._join([_gather(array, stored[part]) for array in self._arrays], out=out[part])
+            _join(self._probe, [_gather(array, stored[part]) for array in self._arrays], out=out[part])
         return out
 
     def will_need(self, start: int, stop: int) -> None:
@@ -101,7 +106,7 @@ class CachedTokens:
             rows = torch.arange(start, min(start + RELEASE_ROWS, len(tokens)))
             self.take(rows, out=tokens[start : start + len(rows)])
             self.release(int(self.stored_rows[rows[0]]), int(self.stored_rows[rows[-1]]) + 1)
-        return ArraySource(tokens, self.labels, self.num_classes)
+        return ArraySource(tokens, self.labels, self.num_classes, self.images)
 
 
 def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -114,8 +119,7 @@ def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tenso
     Returns:
         [B, T, D] or [B, F] float32.
     """
-    join = concat_tokens if HEAD_KINDS[probe.head].flat else stack_tokens
-    return join([_as_tokens(part.float()) for part in parts])
+    return _join(probe, [_as_tokens(part.float()) for part in parts])
 
 
 def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, store: Path) -> None:
@@ -132,6 +136,18 @@ def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, s
             got=f"{len(cache_arrays)} other arrays",
             todo=f"Add them: layerbank extract ... --kinds {','.join(probe.kinds)} (only what is missing is computed).",
         )
+
+
+def _join(probe: NamedProbe, parts: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    """Parts [B, t, D], one a (level, kind), levels first -> [B, T, D] or [B, F] float32."""
+    if HEAD_KINDS[probe.head].flat:
+        return concat_tokens(parts, out)
+    if probe.normalize == TOKEN_AXIS:
+        num_kinds = len(probe.kinds)
+        starts = range(0, len(parts), num_kinds)
+        of_levels = [torch.cat([part.float() for part in parts[start : start + num_kinds]], 1) for start in starts]
+        return stack_tokens(of_levels, out, token_axis=True)
+    return stack_tokens(parts, out)
 
 
 def _gather(array: TokenArray, rows: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """A vision transformer opened up: what to run, where to listen, and what its tokens mean.
 
-`timm_models`, `open_clip_models` and `demo_weights` each end in a `Tower`; everything after them treats all
+`timm_models`, `open_clip_models`, `torchhub_models` and `demo_weights` each end in a `Tower`; everything after them treats all
 families alike. What a model claims about itself is checked against one forward pass over a blank image,
 because attributes differ between families and between versions of their libraries, while the order in which
 modules run is the model.
@@ -19,7 +19,9 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import RequestError
 from .layers import FINAL, level_names
+from .tap_modules import tap_candidates, tap_pattern
 from .taps import TAPS, TokenLayout
+from .vit_parts import child_names
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,9 +60,18 @@ class Tower:
 def tapped_modules(tower: Tower, tap: str) -> dict[str, nn.Module]:
     """The module to listen to at each level.
 
+    Args:
+        tower: one whose blocks were found by this tap.
+        tap: norm2, block or `module:PATTERN`.
+
     Raises:
         RequestError: no such tap, or the blocks lack a norm of that name.
     """
+    levels = level_names(len(tower.blocks))
+    if (pattern := tap_pattern(tap)) is not None:
+        named = dict(tower.model.named_modules())
+        listened = [named[pattern.replace("{i}", str(index))] for index in range(len(tower.blocks))]
+        return dict(zip(levels, (*listened, tower.last), strict=True))
     if tap not in TAPS:
         raise RequestError(
             where="--tap", expected=" or ".join(TAPS), got=repr(tap), todo="`final` is a level of either tap."
@@ -71,7 +82,7 @@ def tapped_modules(tower: Tower, tap: str) -> dict[str, nn.Module]:
         if missing:
             raise _no_second_norm(tower, f"{type(missing[0]).__name__} with {child_names(missing[0])}")
         modules = tuple(getattr(block, tower.second_norm) for block in tower.blocks)
-    return dict(zip(level_names(len(tower.blocks)), (*modules, tower.last), strict=True))
+    return dict(zip(levels, (*modules, tower.last), strict=True))
 
 
 def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
@@ -132,35 +143,6 @@ def _watch(block: nn.Module, norm: nn.Module, place: dict[str, Any]) -> list[Rem
     return hooks
 
 
-def check_image_size(name: str, image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
-    """Refuse an image size that leaves pixels over at the border: patch embeddings drop them silently."""
-    for size, patch in zip(image_size, patch_size, strict=True):
-        if size % patch or size <= 0:
-            below = size // patch * patch
-            raise RequestError(
-                where=f"{name}, --image-size",
-                expected=f"a multiple of the patch size {patch}",
-                got=str(size),
-                todo=f"Use {below} or {below + patch}." if below > 0 else f"Use {patch} or more.",
-            )
-
-
-def child_names(module: nn.Module) -> str:
-    """Names of a module's children, for messages: what was there instead of what was looked for."""
-    names = [name for name, _ in module.named_children()]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "no parts"
-
-
-def no_blocks(name: str, model: nn.Module) -> RequestError:
-    """The refusal of a model that is no plain vision transformer; says what it has instead."""
-    return RequestError(
-        where=name,
-        expected="a vision transformer with a list of blocks over one sequence of tokens",
-        got=f"{type(model).__name__} with {child_names(model)}",
-        todo="Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m.",
-    )
-
-
 def _check_tokens(tower: Tower, level: str, tokens: Any) -> None:
     if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == tower.layout.num_tokens:
         return
@@ -175,9 +157,12 @@ def _check_tokens(tower: Tower, level: str, tokens: Any) -> None:
 
 
 def _no_second_norm(tower: Tower, got: str) -> RequestError:
+    todo = "Use --tap block, which every vision transformer has"
+    if candidates := tap_candidates(tower.model, tower.forward, tower.image_size):
+        todo += ", or --tap-module with one of " + ", ".join(candidates)
     return RequestError(
         where=f"{tower.name}, --tap norm2",
         expected=f"blocks with a LayerNorm `{tower.second_norm}` between attention and MLP",
         got=got,
-        todo="Use --tap block, which every vision transformer has.",
+        todo=f"{todo}.",
     )

@@ -1,6 +1,6 @@
 """Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
 
-from .attention import attention_mass
+from .attention import AttentionStatistics, LookingProbe, attention_mass, attention_statistics
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
@@ -13,8 +13,10 @@ from .halving import Rung
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
+from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
+from .products import COMPUTES, resolve_compute
 from .protocol import (
     HEAD_KINDS,
     PAPER,
@@ -33,11 +35,13 @@ from .sources import (
     OrderedSource,
     StreamedSource,
     TokenSource,
+    ViewedSource,
     concat_tokens,
     l2_normalize,
     read_batches,
     stack_tokens,
 )
+from .split import centre_rows, split_rows
 from .sweep import Metrics, SettingScore, SweepResult, run_sweep
 from .zoo import (
     ZOO,
@@ -58,6 +62,7 @@ __all__ = [
     "TokenSource",
     "OrderedSource",
     "StreamedSource",
+    "ViewedSource",
     "ArraySource",
     "read_batches",
     "l2_normalize",
@@ -67,6 +72,7 @@ __all__ = [
     "AttentiveProbe",
     "LinearProbe",
     "KnnProbe",
+    "make_probe",
     # heads of other studies, by their kind and by name
     "ZOO",
     "ZooProbe",
@@ -101,6 +107,10 @@ __all__ = [
     "TrainingProtocol",
     "PAPER",
     "QUICK",
+    "COMPUTES",
+    "resolve_compute",
+    "split_rows",
+    "centre_rows",
     "run_sweep",
     "run_solver",
     "Sizes",
@@ -117,6 +127,9 @@ __all__ = [
     "balanced_accuracy",
     "top_k_accuracy",
     "attention_mass",
+    "attention_statistics",
+    "AttentionStatistics",
+    "LookingProbe",
     "save_probe",
     "load_probe",
     # errors

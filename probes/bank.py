@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .attentive import AttentiveProbe
 from .errors import SettingError
 from .folded import LAYER_NORM_EPS, FoldedGroup
+from .products import Products
 from .stack import Stack, check_one_shape, extract_module
 from .workspace import Workspace
 
@@ -72,6 +73,7 @@ class AttentiveBank:
         dropouts: [P] rates of the attention dropout in [0, 1); all 0 by default.
         dtype: of the arithmetic.
         device: of the arithmetic.
+        compute: numbers of the matrix products: see `products.py`.
         group_size: how many probes go through together.
         chunk_size: how many samples of a full group go through together, more of a smaller one. Scratch memory grows with
             group_size x chunk_size.
@@ -87,6 +89,7 @@ class AttentiveBank:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        compute: str = "float32",
         group_size: int = GROUP_SIZE,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
@@ -101,6 +104,7 @@ class AttentiveBank:
             )
         self._probes = tuple(probes)
         self._workspace = Workspace(dtype, torch.device(device))
+        self._products = Products(compute, dtype, torch.device(device))
         self._groups: list[FoldedGroup] = []
         kinds = [(probe.num_heads, rate) for probe, rate in zip(probes, rates, strict=True)]
         for num_heads, rate in sorted(set(kinds)):
@@ -114,6 +118,7 @@ class AttentiveBank:
                         dropout=rate,
                         token_mask=_stack_masks(modules),
                         chunk_size=chunk_size * group_size // len(members),  # the same scratch memory
+                        products=self._products,
                         workspace=self._workspace,
                     )
                 )
@@ -133,30 +138,33 @@ class AttentiveBank:
     @property
     def scratch_bytes(self) -> int:
         """Scratch memory so far: buffers beside weights, gradients, optimiser and the batch itself."""
-        return self._workspace.size_bytes
+        return self._workspace.size_bytes + self._products.factors.size_bytes
 
     def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
         xhat = self._normalize(tokens)
-        losses = xhat.new_empty(self.num_probes)
-        for group in self._groups:
-            of_heads = noise[group.num_heads] if group.dropout > 0 else None
-            losses[list(group.stack.members)] = group.compute_gradients(xhat, labels, weights, of_heads)
+        losses = xhat.new_empty(self.num_probes, dtype=weights.dtype)
+        with self._products.chosen():
+            for group in self._groups:
+                of_heads = noise[group.num_heads] if group.dropout > 0 else None
+                losses.index_copy_(0, group.stack.index, group.compute_gradients(xhat, labels, weights, of_heads))
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:
         xhat = self._normalize(tokens)
-        logits = xhat.new_empty(self.num_probes, len(tokens), self._probes[0].num_classes)
-        for group in self._groups:
-            logits[list(group.stack.members)] = group.logits(xhat)
+        dtype, num_classes = self._groups[0].stack.dtype, self._probes[0].num_classes
+        logits = xhat.new_empty(self.num_probes, len(tokens), num_classes, dtype=dtype)
+        with self._products.chosen():
+            for group in self._groups:
+                logits.index_copy_(0, group.stack.index, group.logits(xhat))
         return logits
 
     def probe(self, index: int) -> nn.Module:
         return extract_module(self.stacks, index)
 
     def _normalize(self, tokens: Tensor) -> Tensor:
-        """LayerNorm without its affine part: shared by all probes, keys and values."""
-        tokens = tokens.to(self._groups[0].stack.values["query"].dtype)
-        return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS)
+        """LayerNorm without its affine part: shared by all probes, keys and values, and a factor of each."""
+        tokens = tokens.to(self._groups[0].stack.dtype)
+        return self._products.factor(torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS))
 
 
 def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:

@@ -63,6 +63,7 @@ class Sizes:
         num_held_out: images held out for validation.
         num_probes: settings of the grid.
         batch_size: B, the larger one of selection and refit.
+        compute: numbers of the matrix products.
     """
 
     head: Head
@@ -71,6 +72,7 @@ class Sizes:
     num_held_out: int
     num_probes: int
     batch_size: int
+    compute: str = "float32"
 
 
 def sizes_of(
@@ -87,6 +89,7 @@ def sizes_of(
         num_probes=len(protocol.settings(head)),
         # a last batch of one joins its neighbour
         batch_size=max(choose_batch_size(count, protocol.batch_size) for count in candidates) + 1,
+        compute=protocol.compute,
     )
 
 
@@ -153,18 +156,25 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     scores = batch * sizes.num_classes
     if sizes.head.kind == "linear":
-        return 5 * probes * scores  # logits twice, their gradient, log probabilities, one more on the way
+        rounded = 2 * (probes * scores + (batch + probes * sizes.num_classes) * sizes.token_shape[0])
+        # logits twice, their gradient, log probabilities, one more on the way
+        return 5 * probes * scores + (rounded if sizes.compute == "bfloat16" else 0)
     num_tokens, embed_dim = sizes.token_shape
     inner, heads = _inner_dim(sizes), sizes.head.num_heads
     group = min(group_size, probes)
     width, chunk = group * heads, min(chunk_size * group_size // group, batch)
-    whole_batch = batch * (
-        group * (2 * embed_dim + 2 * inner) + (num_tokens + 1) * width
-    )  # y dy dpooled pooled attention
+    whole_batch = batch * (group * (2 * embed_dim + inner) + (num_tokens + 1) * width)  # y dy pooled attention
     one_chunk = chunk * (2 * width * embed_dim + group * inner + 3 * num_tokens * width)  # z dz v da kept and a product
-    weights = group * (3 * inner * embed_dim + 5 * heads * embed_dim)  # matrix dmatrix, a product at the end, u du keys
+    weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
     classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
-    return whole_batch + one_chunk + weights + classifier
+    rounded = 0
+    if (
+        sizes.compute == "bfloat16"
+    ):  # factors of the largest product, rounded and, on a CPU, widened again; its sum apart
+        of_sums = group * inner * (batch + 2 * embed_dim)
+        rounded = 3 * max(of_sums, chunk * width * embed_dim + 2 * group * inner * embed_dim) // 2
+        rounded += batch * num_tokens * embed_dim
+    return whole_batch + one_chunk + weights + classifier + rounded
 
 
 def _shared_floats(sizes: Sizes, probes: int) -> int:

@@ -2,6 +2,9 @@
 
 Every probe of a bank sees the same batches, jitter and noise, each a function of (seed, step) alone: a probe
 trained with others goes the way it would have gone by itself. It knows nothing of grids or validation.
+
+On a GPU the host only queues work: nothing in a step needs a value back (tests/test_no_waiting.py), but for the
+losses of a report, four times a second.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from .errors import SettingError
 from .events import Emit, Reporter
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
-from .sources import OrderedSource, TokenSource, read_batches
+from .sources import OrderedSource, TokenSource, read_batches, upload
 
 EVALUATION_BATCH = 256
 
@@ -99,8 +102,8 @@ def fit_bank(
             add_jitter(tokens, protocol, step)
             losses = bank.compute_gradients(
                 tokens,
-                labels.to(device),
-                (weights / weights.sum()).to(device, dtype),
+                upload(labels, device),
+                upload((weights / weights.sum()).to(dtype), device),
                 _draw_noise(bank, tokens, protocol.seed, step),
             )
             finite &= losses.isfinite()
@@ -115,14 +118,21 @@ def fit_bank(
 
 @torch.no_grad()
 def compute_logits(
-    bank: Bank, source: TokenSource, rows: Tensor, *, phase: str = "predict", emit: Emit | None = None
+    bank: Bank,
+    source: TokenSource,
+    rows: Tensor,
+    *,
+    jitter: TrainingProtocol | None = None,
+    phase: str = "predict",
+    emit: Emit | None = None,
 ) -> Iterator[Tensor]:
-    """Class scores without jitter or dropout: [P, b, C] on the CPU for one stretch of rows after the other.
+    """Class scores without dropout: [P, b, C] on the CPU for one stretch of rows after the other.
 
     Args:
         bank: P probes.
         source: tokens.
         rows: [N] int64, the images, in the order of the result.
+        jitter: jitter the tokens as this protocol says, by draws of their own; None leaves them as they are.
         phase: named in the progress.
         emit: called with `Progress`.
     """
@@ -130,8 +140,11 @@ def compute_logits(
     reporter = Reporter(emit, phase, len(stretches), bank.num_probes)
     reporter.report(0)
     with contextlib.closing(read_batches(source, stretches)) as stream:
-        for number, (_, tokens) in enumerate(stream, 1):
-            yield bank.logits(tokens.to(bank.stacks[0].device)).cpu()
+        for number, (_, read) in enumerate(stream, 1):
+            tokens = read.to(bank.stacks[0].device)
+            if jitter is not None:
+                add_jitter(tokens, jitter, number - 1, purpose="validation jitter")
+            yield bank.logits(tokens).cpu()
             reporter.report(number)
 
 
@@ -155,14 +168,14 @@ def cosine_lr(step: int, num_steps: int, peak_lr: float, min_lr: float) -> float
     return min_lr + 0.5 * (1 + math.cos(math.pi * step / num_steps)) * (peak_lr - min_lr)
 
 
-def add_jitter(tokens: Tensor, protocol: TrainingProtocol, step: int) -> None:
-    """Add Gaussian noise in place to every element of a sample, for samples chosen with
-    jitter_probability."""
+def add_jitter(tokens: Tensor, protocol: TrainingProtocol, step: int, *, purpose: str = "jitter") -> None:
+    """Add Gaussian noise in place to every element of a sample, for samples chosen with jitter_probability; a function of the seed,
+    the purpose and the step."""
     if protocol.jitter_std == 0 or protocol.jitter_probability == 0:
         return
-    coin = torch.rand(len(tokens), generator=make_generator(protocol.seed, "jitter coin", step))
-    chosen = (coin < protocol.jitter_probability).nonzero().squeeze(1).to(tokens.device)
-    generator = make_generator(protocol.seed, "jitter", step, device=tokens.device)
+    coin = torch.rand(len(tokens), generator=make_generator(protocol.seed, f"{purpose} coin", step))
+    chosen = upload((coin < protocol.jitter_probability).nonzero().squeeze(1), tokens.device)
+    generator = make_generator(protocol.seed, purpose, step, device=tokens.device)
     noise = torch.randn(len(chosen), *tokens.shape[1:], generator=generator, device=tokens.device)
     tokens.index_add_(0, chosen, noise.to(tokens.dtype), alpha=protocol.jitter_std)
 

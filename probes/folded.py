@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .classifier import fold_batch_norm, train_classifier
+from .products import Products
 from .stack import Stack
 from .workspace import Workspace
 
@@ -53,6 +54,7 @@ class FoldedGroup:
         dropout: rate of the attention dropout.
         token_mask: [P, T] bool, or None where every probe sees every token.
         chunk_size: samples that go through at once.
+        products: make the matrix products.
         workspace: scratch memory, shared with other groups.
     """
 
@@ -64,6 +66,7 @@ class FoldedGroup:
         dropout: float,
         token_mask: Tensor | None,
         chunk_size: int,
+        products: Products,
         workspace: Workspace,
     ) -> None:
         self.stack, self.num_heads, self.dropout = stack, num_heads, dropout
@@ -75,7 +78,7 @@ class FoldedGroup:
             bias = torch.zeros(token_mask.shape, dtype=value.dtype, device=value.device)
             bias.masked_fill_(~token_mask.to(value.device), -torch.inf)
             self._forbidden = bias.t().repeat_interleave(num_heads, 1)
-        self._chunk_size, self._workspace = chunk_size, workspace
+        self._chunk_size, self._products, self._workspace = chunk_size, products, workspace
 
     def compute_gradients(self, xhat: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None) -> Tensor:
         """One training step up to the gradients.
@@ -94,14 +97,14 @@ class FoldedGroup:
         if noise is not None:
             keep = (noise >= self.dropout).to(xhat.dtype).div_(1 - self.dropout)
         folded = self._fold()
-        pooled = self._forward_pooling(xhat, folded, keep)  # [P, B, I]
+        pooled, z = self._forward_pooling(xhat, folded, keep)  # [P, B, I]
         y = self._empty("y", self.num_probes, len(xhat), self.embed_dim)
-        torch.bmm(pooled, values["proj.weight"].mT, out=y)
+        self._products.bmm(pooled, values["proj.weight"].mT, out=y)
         dy = self._empty("dy", *y.shape)
         loss = train_classifier(self.stack, y, values["proj.bias"], labels, weights, out=dy)
-        torch.bmm(dy.mT, pooled, out=grads["proj.weight"])
-        dpooled = torch.bmm(dy, values["proj.weight"], out=self._empty("dpooled", *pooled.shape))
-        du = self._backward_pooling(xhat, folded, dpooled, keep)
+        self._products.bmm(dy.mT, pooled, out=grads["proj.weight"])
+        dpooled = self._products.bmm(dy, values["proj.weight"], out=pooled)
+        du = self._backward_pooling(xhat, folded, dpooled, z, keep)
         self._backward_query(folded, du)
         return loss
 
@@ -110,7 +113,7 @@ class FoldedGroup:
         classifier, bias = fold_batch_norm(self.stack)  # [P, C, D], [P, 1, C]
         matrix = torch.bmm(classifier, self.stack.values["proj.weight"])  # [P, C, I]
         bias = torch.baddbmm(bias, self.stack.values["proj.bias"].unsqueeze(1), classifier.mT)
-        pooled = self._forward_pooling(xhat, self._fold(), None)
+        pooled, _ = self._forward_pooling(xhat, self._fold(), None)
         return torch.baddbmm(bias, pooled, matrix.mT)
 
     # -- the weights: no batch axis ----------------------------------------------------------------------------
@@ -127,7 +130,7 @@ class FoldedGroup:
         heads = heads.view(-1, self.num_heads, self.head_dim)
         keys = torch.matmul(heads.unsqueeze(2), self._by_head(values["to_k.weight"])).squeeze(2)
         u = keys * values["norm_k.weight"].unsqueeze(1)
-        matrix = self._empty("matrix", *values["to_v.weight"].shape)
+        matrix = self._products.factors.empty("matrix", *values["to_v.weight"].shape)
         torch.mul(values["to_v.weight"], values["norm_v.weight"].unsqueeze(1), out=matrix)
         shift = torch.bmm(values["norm_v.bias"].unsqueeze(1), values["to_v.weight"].mT)
         return _Folded(
@@ -163,70 +166,90 @@ class FoldedGroup:
 
     # -- attention and values: the whole cost ----------------------------------------------------------------
 
-    def _forward_pooling(self, xhat: Tensor, folded: _Folded, keep: Tensor | None) -> Tensor:
-        """The pooled values v of every probe and sample, [P, B, I]; A stays in the workspace."""
-        num_samples, num_tokens, embed_dim = xhat.shape
+    def _forward_pooling(self, xhat: Tensor, folded: _Folded, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The pooled values v of every probe and sample, [P, B, I], and z where one chunk holds the batch; A stays in
+        the workspace."""
+        num_samples, num_tokens, _ = xhat.shape
         width = self.num_probes * self.num_heads  # PH
         attention = self._empty("attention", num_samples, num_tokens, width)
         kept_sum = self._empty("kept sum", num_samples, width)
         pooled = self._empty("pooled", self.num_probes, num_samples, self.num_heads, self.head_dim)
         for rows in self._chunks(num_samples):
             x, a = xhat[rows], attention[rows]
-            torch.mm(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
+            self._products.mm(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
             if self._forbidden is not None:
                 a.add_(self._forbidden)
             torch.softmax(a, 1, out=a)
             kept = a if keep is None else self._kept(a, keep[rows])
-            z = torch.bmm(kept.mT, x, out=self._empty("z", len(x), width, embed_dim))
+            z = self._pool(kept, x)
             v = self._empty("v", width, len(x), self.head_dim)
-            torch.bmm(z.transpose(0, 1), folded.matrix.mT, out=v)
+            self._products.bmm(z, folded.matrix.mT, out=v)
             if keep is None:
                 v.add_(folded.shift)
             else:
                 torch.sum(kept, 1, out=kept_sum[rows])
                 v.addcmul_(kept_sum[rows].t().unsqueeze(2), folded.shift)
             pooled[:, rows] = v.view(self.num_probes, self.num_heads, len(x), self.head_dim).transpose(1, 2)
-        return pooled.flatten(2)
+        return pooled.flatten(2), z if z.shape[1] == num_samples else None
 
-    def _backward_pooling(self, xhat: Tensor, folded: _Folded, dpooled: Tensor, keep: Tensor | None) -> Tensor:
+    def _backward_pooling(
+        self, xhat: Tensor, folded: _Folded, dpooled: Tensor, z: Tensor | None, keep: Tensor | None
+    ) -> Tensor:
         """From dv [P, B, I] to du [P, H, D]; writes the gradients of Wv, gamma_v and beta_v."""
-        values, grads = self.stack.values, self.stack.grads
         num_samples, num_tokens, embed_dim = xhat.shape
         width = self.num_probes * self.num_heads
         attention = self._empty("attention", num_samples, num_tokens, width)
         kept_sum = self._empty("kept sum", num_samples, width)
-        dmatrix = self._empty("dmatrix", width, self.head_dim, embed_dim)
+        dmatrix = self.stack.grads["to_v.weight"].view(width, self.head_dim, embed_dim)
         dshift = torch.zeros_like(folded.shift)
         du = self._empty("du", width, embed_dim)
         dv_by_head = dpooled.view(self.num_probes, num_samples, self.num_heads, self.head_dim).transpose(1, 2)
         for rows in self._chunks(num_samples):
             x, a = xhat[rows], attention[rows]
-            z = self._empty("z", len(x), width, embed_dim)  # still there when one chunk holds the batch
-            if len(x) < num_samples:
-                kept = a if keep is None else self._kept(a, keep[rows])
-                torch.bmm(kept.mT, x, out=z)
+            if len(x) < num_samples or z is None:
+                z = self._pool(a if keep is None else self._kept(a, keep[rows]), x)
             dv = self._empty("v", width, len(x), self.head_dim)
             dv.view(self.num_probes, self.num_heads, len(x), self.head_dim).copy_(dv_by_head[:, :, rows])
-            beta = 0 if rows.start == 0 else 1  # 0 overwrites whatever the buffer held
-            dmatrix.baddbmm_(dv.mT, z.transpose(0, 1), beta=beta)
-            dz = torch.bmm(dv, folded.matrix, out=self._empty("dz", width, len(x), embed_dim))
-            da = torch.bmm(x, dz.permute(1, 2, 0), out=self._empty("da", len(x), num_tokens, width))
+            first = rows.start == 0
+            self._products.add_bmm(dmatrix, dv.mT, z, first=first)
+            dz = self._products.factors.empty("by head", *z.shape)  # over z, which has served
+            self._products.bmm(dv, folded.matrix, out=dz)
+            da = self._empty("da", len(x), num_tokens, width)
+            self._products.bmm(x, self._across(dz, "by sample").mT, out=da)
             if keep is not None:
                 da.add_((dv * folded.shift).sum(2).t().unsqueeze(1))
                 da = self._kept(da, keep[rows])
                 dshift += torch.bmm(kept_sum[rows].t().unsqueeze(1), dv)
             da.sub_((da * a).sum(1, keepdim=True)).mul_(a)  # through the softmax
             # not x^T da: with so few columns it is 20 times slower
-            du.addmm_(da.flatten(0, 1).t(), x.flatten(0, 1), beta=beta)
-        dmatrix = dmatrix.view(self.num_probes, self.inner_dim, embed_dim)
-        product = torch.mul(dmatrix, values["to_v.weight"], out=self._empty("matrix", *dmatrix.shape))
-        torch.sum(product, 1, out=grads["norm_v.weight"])
-        torch.mul(dmatrix, values["norm_v.weight"].unsqueeze(1), out=grads["to_v.weight"])
-        if keep is not None:
+            self._products.add_mm(du, da.flatten(0, 1).t(), x.flatten(0, 1), first=first)
+        self._backward_values(dshift if keep is not None else None)
+        return du.view(self.num_probes, self.num_heads, embed_dim)
+
+    def _backward_values(self, dshift: Tensor | None) -> None:
+        """From the gradient of Wv * gamma_v, which lies where that of Wv goes, to both, and to that of beta_v."""
+        values, grads = self.stack.values, self.stack.grads
+        for row, weight in enumerate(values["to_v.weight"]):  # one by one: what was read is still in the cache
+            dmatrix = grads["to_v.weight"][row]
+            product = torch.mul(dmatrix, weight, out=self._empty("product", *weight.shape))
+            torch.sum(product, 0, out=grads["norm_v.weight"][row])
+            dmatrix.mul_(values["norm_v.weight"][row])
+        if dshift is not None:
             dshift = dshift.view(self.num_probes, self.inner_dim, 1)
             grads["to_v.weight"].addcmul_(dshift, values["norm_v.bias"].unsqueeze(1))
             grads["norm_v.bias"].copy_(torch.bmm(dshift.mT, values["to_v.weight"]).squeeze(1))
-        return du.view(self.num_probes, self.num_heads, embed_dim)
+
+    def _pool(self, kept: Tensor, x: Tensor) -> Tensor:
+        """z [PH, b, D] from A' [b, T, PH] and tokens [b, T, D]."""
+        z = self._products.factors.empty("by sample", len(x), kept.shape[2], self.embed_dim)
+        return self._across(self._products.bmm(kept.mT, x, out=z), "by head")
+
+    def _across(self, z: Tensor, name: str) -> Tensor:
+        """z with its first two axes exchanged, in memory of its own where products want it so."""
+        exchanged = z.transpose(0, 1)
+        if not self._products.wants_contiguous:
+            return exchanged
+        return self._products.factors.empty(name, *exchanged.shape).copy_(exchanged)
 
     def _kept(self, x: Tensor, keep: Tensor) -> Tensor:
         """x [b, T, PH] times the dropout mask [b, T, H] that the probes share."""

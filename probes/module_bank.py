@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from .bank import split_evenly
 from .errors import SettingError
+from .products import Products
 from .stack import Stack, extract_module
 from .zoo import ZooProbe
 
@@ -37,6 +38,8 @@ class ModuleBank:
         dropouts: [P] rates of the attention dropout in [0, 1); all 0 by default, and all 0 for a head without it.
         dtype: of the arithmetic.
         device: of the arithmetic.
+        compute: numbers of the matrix products, see `products.py`. They are torch's own: bfloat16 is tf32 on a GPU, float32
+            elsewhere.
         group_size: how many probes go through together. The whole batch does, so memory grows with group_size x B.
 
     Raises:
@@ -50,12 +53,15 @@ class ModuleBank:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        compute: str = "float32",
         group_size: int = GROUP_SIZE,
     ) -> None:
         rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
         _check(probes, rates)
         self._head, self._rates = probes[0], tuple(rates)
         self._dtype, self._device = dtype, torch.device(device)
+        self._products = Products(compute, dtype, self._device)
+        self._rates_on_device = torch.tensor(rates, dtype=torch.float64, device=self._device)
         self._skeleton = _without_writes(probes[0])
         self._stacks = [
             Stack([probes[index] for index in members], members, dtype, self._device)
@@ -78,8 +84,9 @@ class ModuleBank:
         tokens = tokens.to(self._dtype)
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None
         losses = tokens.new_empty(self.num_probes)
-        for stack in self._stacks:
-            losses[list(stack.members)] = self._compute_group(stack, tokens, labels, weights, of_heads)
+        with self._products.chosen():
+            for stack in self._stacks:
+                losses.index_copy_(0, stack.index, self._compute_group(stack, tokens, labels, weights, of_heads))
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -90,7 +97,8 @@ class ModuleBank:
             logits: Tensor = functional_call(self._skeleton, (values, statistics), (tokens,))
             return logits
 
-        return torch.cat([vmap(of_one)(stack.values, stack.statistics) for stack in self._stacks])
+        with self._products.chosen():
+            return torch.cat([vmap(of_one)(stack.values, stack.statistics) for stack in self._stacks])
 
     def probe(self, index: int) -> nn.Module:
         return extract_module(self._stacks, index)
@@ -112,16 +120,15 @@ class ModuleBank:
             loss = (cross_entropy(logits, labels, reduction="none") * weights).sum()
             return loss, _take_statistics(self._skeleton)
 
-        rates = [self._rates[member] for member in stack.members]
         of_all = vmap(grad_and_value(loss_of_one, has_aux=True))
-        of_each = torch.tensor(rates, dtype=torch.float64, device=self._device)
-        gradients, (losses, seen) = of_all(stack.values, stack.statistics, of_each)
+        rates = self._rates_on_device.index_select(0, stack.index)
+        gradients, (losses, seen) = of_all(stack.values, stack.statistics, rates)
         for name, gradient in gradients.items():
             if name in self._head.still:
                 continue
             stack.grads[name].copy_(gradient)
             if name in self._head.still_without_dropout:
-                stack.grads[name][[row for row, rate in enumerate(rates) if rate == 0]] = 0
+                stack.grads[name].masked_fill_((rates == 0).view(-1, *(1,) * (gradient.dim() - 1)), 0)
         for name, statistic in seen.items():
             stack.statistics[name].lerp_(statistic, _MOMENTUM)
         of_probes: Tensor = losses

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from .errors import SettingError
+from .products import COMPUTES
 
 SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `solve.py`: no optimiser, no steps
 
@@ -118,11 +119,13 @@ class TrainingProtocol:
         validation_fraction: share of each class held out to choose the setting.
         jitter_std: of the Gaussian noise added to every element of a sample's tokens.
         jitter_probability: of a sample to be jittered.
+        jitter_validation: jitter the held-out images too when settings are scored, as the authors' code does; test images never.
         clip_norm: largest length of a probe's whole gradient; infinity for no clipping.
         min_lr: where the cosine ends.
         penalties: of ridge and logistic regression, in the order in which they win ties; the largest first is also the fastest.
         num_neighbors: of kNN, likewise.
         sweep: "full" trains every setting to the end; "halving" drops the worse ones on the way, see `halving.py`.
+        compute: numbers of the matrix products, see `products.py`; "auto" is the device's own default.
         seed: of the split, the initial weights, order, jitter and dropout.
 
     Raises:
@@ -138,11 +141,13 @@ class TrainingProtocol:
     validation_fraction: float = 0.2
     jitter_std: float = 0.05
     jitter_probability: float = 0.5
+    jitter_validation: bool = False
     clip_norm: float = 5.0
     min_lr: float = 1e-6
     penalties: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
     num_neighbors: tuple[int, ...] = (10, 20, 50, 100, 200)
     sweep: str = "full"
+    compute: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -164,6 +169,7 @@ class TrainingProtocol:
             ("validation_fraction", "in (0, 1)", 0 < self.validation_fraction < 1),
             ("jitter_std", ">= 0", self.jitter_std >= 0),
             ("jitter_probability", "in [0, 1]", 0 <= self.jitter_probability <= 1),
+            ("jitter_validation", "true or false", isinstance(self.jitter_validation, bool)),
             ("clip_norm", "> 0", self.clip_norm > 0),
             ("min_lr", ">= 0", self.min_lr >= 0),
             (
@@ -177,6 +183,7 @@ class TrainingProtocol:
                 bool(self.num_neighbors) and all(isinstance(k, int) and k >= 1 for k in self.num_neighbors),
             ),
             ("sweep", "'full' or 'halving'", self.sweep in ("full", "halving")),
+            ("compute", "auto, " + ", ".join(COMPUTES), self.compute in ("auto", *COMPUTES)),
             ("seed", ">= 0", self.seed >= 0),
         )
         wrong = [(name, rule) for name, rule, holds in ranges if not holds]

@@ -24,7 +24,8 @@ from .metrics import balanced_accuracy
 from .protocol import Head, NeighborSetting, PenaltySetting, SolvedSetting, TrainingProtocol
 from .ridge import solve_ridge
 from .sources import TokenSource, l2_normalize
-from .sweep import SettingScore, SweepResult, choose, score_test, split_stratified, timed
+from .split import split_rows
+from .sweep import SettingScore, SweepResult, choose, score_test, timed
 
 BATCH = 1024
 
@@ -62,7 +63,7 @@ def run_solver(
             got=str(train.token_shape),
             todo="Concatenate the tokens.",
         )
-    kept, held_out = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
+    kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
     reporter = Reporter(emit, "select", len(settings), 1)
     reporter.report(0)

@@ -42,6 +42,19 @@ class TokenSource(Protocol):
 
 
 @runtime_checkable
+class ViewedSource(TokenSource, Protocol):
+    """A token source that holds several views of an image, each in a row of its own.
+
+    Attributes:
+        images: [N] int64, ascending: the image that each row shows. The first row of an image is its centre view, the one
+            that is validated and tested; the others are trained on.
+    """
+
+    @property
+    def images(self) -> Tensor: ...
+
+
+@runtime_checkable
 class OrderedSource(TokenSource, Protocol):
     """A token source that says in which order its rows are best read in an epoch."""
 
@@ -74,19 +87,25 @@ def read_batches(source: TokenSource, batches: Iterable[Tensor]) -> Generator[tu
             yield rows, source.take(rows)
 
 
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on the device, without waiting: the copy out of page-locked memory is queued like any kernel."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class ArraySource:
-    """A token source in memory.
+    """A token source in memory, the host's or a GPU's: rows are gathered where the tokens lie.
 
     Args:
         tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
         labels: [N] int64.
         num_classes: C.
+        images: [N] int64, ascending, where rows are views of images: see `ViewedSource`. None: each row is an image.
 
     Raises:
         DataError: tokens and labels differ in length, or a label is not a class.
     """
 
-    def __init__(self, tokens: Tensor, labels: Tensor, num_classes: int) -> None:
+    def __init__(self, tokens: Tensor, labels: Tensor, num_classes: int, images: Tensor | None = None) -> None:
         if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
             raise DataError(
                 where="ArraySource",
@@ -96,13 +115,14 @@ class ArraySource:
             )
         check_labels(labels, num_classes)
         self.tokens, self.labels, self.num_classes = tokens, labels, num_classes
+        self.images = torch.arange(len(labels)) if images is None else images
         self.token_shape = tuple(tokens.shape[1:])
         self._workspace = Workspace(tokens.dtype, tokens.device)
 
     def take(self, rows: Tensor) -> Tensor:
         """[B] int64 -> float32 [B, *token_shape], in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
-        return torch.index_select(self.tokens, 0, rows.to(self.tokens.device), out=out).float()
+        return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -132,12 +152,14 @@ def l2_normalize(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_axis: bool = False) -> Tensor:
     """Tokens for an attentive head: normalised, then padded on the right to the widest.
 
     Args:
         parts: [B, t_i, D_i] each; the widths may differ (CLIP's final level is narrower than its blocks).
         out: float32 memory for the result; None makes it.
+        token_axis: normalise each channel over the t_i tokens of a part in place of each token over its channels, as the authors'
+            code does with all tokens of a level.
 
     Returns:
         [B, sum of t_i, max of D_i] float32.
@@ -155,7 +177,8 @@ def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         stacked.zero_()
     start = 0
     for part in parts:
-        stacked[:, start : start + part.shape[1], : part.shape[2]] = l2_normalize(part.float())
+        normalized = torch.nn.functional.normalize(part.float(), dim=1) if token_axis else l2_normalize(part.float())
+        stacked[:, start : start + part.shape[1], : part.shape[2]] = normalized
         start += part.shape[1]
     return stacked
 

@@ -26,6 +26,7 @@ class Stack:
         device: of the arithmetic.
 
     Attributes:
+        index: [P] int64, the members on the device.
         values: parameter name -> [P, *shape].
         grads: parameter name -> [P, *shape]; zero until written, so an entry nobody writes is an exact zero.
         statistics: buffer name -> [P, *shape], the floating-point buffers (BatchNorm's running ones).
@@ -39,6 +40,7 @@ class Stack:
         device: torch.device,
     ) -> None:
         self.members, self.dtype, self.device = tuple(members), dtype, device
+        self.index = torch.tensor(self.members, device=device)
         self._modules = tuple(modules)
 
         def stacked(name: str) -> Tensor:

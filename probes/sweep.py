@@ -26,12 +26,13 @@ from .halving import Rung, keep_best, plan_rungs
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .linear_bank import LinearBank
+from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
 from .protocol import HEAD_KINDS, Head, Setting, SolvedSetting, TrainingProtocol
-from .seeds import make_generator
 from .sources import TokenSource
-from .zoo import ZOO, ZooProbe
+from .split import split_rows
+from .zoo import ZooProbe
 
 Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
 
@@ -135,8 +136,8 @@ def run_sweep(
     """
     _check_shape(head, train)
     settings = protocol.settings(head)
-    initial = _make_probe(head, train, protocol.seed)
-    fit_rows, validation_rows = split_stratified(train.labels, protocol.validation_fraction, protocol.seed)
+    initial = make_probe(head, train.token_shape, train.num_classes, seed=protocol.seed)
+    fit_rows, validation_rows = split_rows(train, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
     memory = None
     if head.kind in PLANNED_KINDS:
@@ -161,7 +162,7 @@ def run_sweep(
             members = [by_dropout[place] for place in places]
             alive = [settings[member] for member in members]
             accuracies = _train_bank(
-                _make_bank(initial, alive, device, memory),
+                _make_bank(initial, alive, device, memory, protocol.compute),
                 train,
                 (fit_rows, validation_rows),
                 alive,
@@ -178,7 +179,7 @@ def run_sweep(
     refit, trained, metrics, test_logits = None, None, None, None
     if best is not None:
         assert isinstance(best.setting, Setting)
-        bank = _make_bank(initial, [best.setting], device, memory)
+        bank = _make_bank(initial, [best.setting], device, memory, protocol.compute)
         with timed(seconds, "refit"):
             all_rows = torch.arange(len(train.labels))
             outcome = fit_bank(bank, train, all_rows, [best.setting], protocol, phase="refit", emit=emit)
@@ -229,7 +230,8 @@ def _train_bank(
             bank, train, rows[0], settings, protocol, schedule_steps=num_steps, phase="select", emit=emit
         )
     with timed(seconds, "validate"):
-        accuracies = _validate(bank, train, rows[1], emit)
+        jitter = protocol if protocol.jitter_validation else None
+        accuracies = _validate(bank, train, rows[1], jitter, emit)
     return accuracies.masked_fill_(outcome.diverged, torch.nan)
 
 
@@ -259,42 +261,6 @@ def choose(scores: tuple[SettingScore, ...]) -> SettingScore | None:
     return max(finished, key=lambda score: score.validation or 0.0, default=None)
 
 
-def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Hold out the same share of every class.
-
-    Each class gives round(fraction * n_c) images, at least one if it has two, and keeps at least one.
-
-    Args:
-        labels: [N] int64.
-        fraction: share to hold out, in (0, 1).
-        seed: of the choice.
-
-    Returns:
-        rows to train on and rows held out, each sorted, int64.
-
-    Raises:
-        DataError: no class has two images.
-
-    >>> kept, held_out = split_stratified(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2]), 0.25, seed=0)
-    >>> len(kept), sorted(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2])[held_out].tolist())
-    (7, [0, 1])
-    """
-    shuffled = torch.randperm(len(labels), generator=make_generator(seed, "validation split"))
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels):
-        rows = shuffled[labels[shuffled] == label]
-        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-        held_out[rows[:count]] = True
-    if not bool(held_out.any()):
-        raise DataError(
-            where="validation split",
-            expected="at least two training images of some class",
-            got=f"{len(labels)} images of {len(torch.unique(labels))} classes",
-            todo="Give more training images.",
-        )
-    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
-
-
 def _check_shape(head: Head, source: TokenSource) -> None:
     flat = HEAD_KINDS[head.kind].flat
     wanted = "(F,)" if flat else "(T, D)"
@@ -307,45 +273,37 @@ def _check_shape(head: Head, source: TokenSource) -> None:
         )
 
 
-def _make_probe(head: Head, source: TokenSource, seed: int) -> AttentiveProbe | LinearProbe | ZooProbe:
-    width = source.token_shape[-1]
-    if head.kind == "linear":
-        return LinearProbe(width, source.num_classes, seed=seed)
-    if head.kind == "attentive":
-        return AttentiveProbe(width, head.num_heads, source.num_classes, seed=seed)
-    heads = {"num_heads": head.num_heads} if head.num_heads else {}
-    levels = {"num_levels": head.num_levels, "num_tokens": source.token_shape[0]} if head.num_levels else {}
-    sizes = {"embed_dim": width, **heads, **levels, "num_classes": source.num_classes}
-    return ZOO[head.kind](**sizes, seed=seed)
-
-
 def _make_bank(
     probe: AttentiveProbe | LinearProbe | ZooProbe,
     settings: Sequence[Setting],
     device: torch.device | str,
     memory: MemoryPlan | None,
+    compute: str,
 ) -> Bank:
     """Every setting starts from the same weights."""
     if isinstance(probe, LinearProbe):
-        return LinearBank([probe] * len(settings), device=device)
+        return LinearBank([probe] * len(settings), device=device, compute=compute)
     dropouts = [setting.dropout for setting in settings]
     if not isinstance(probe, AttentiveProbe):
-        return ModuleBank([probe] * len(settings), dropouts, device=device)
+        return ModuleBank([probe] * len(settings), dropouts, device=device, compute=compute)
     assert memory is not None, "attentive probes are planned"
     return AttentiveBank(
         [probe] * len(settings),
         dropouts,
         device=device,
+        compute=compute,
         group_size=memory.group_size,
         chunk_size=memory.chunk_size,
     )
 
 
-def _validate(bank: Bank, source: TokenSource, rows: Tensor, emit: Emit | None) -> Tensor:
+def _validate(
+    bank: Bank, source: TokenSource, rows: Tensor, jitter: TrainingProtocol | None, emit: Emit | None
+) -> Tensor:
     """Balanced accuracy [P] float64, NaN for a probe whose scores are not finite."""
     predictions = torch.empty(bank.num_probes, len(rows), dtype=torch.int64)
     finite, done = torch.ones(bank.num_probes, dtype=torch.bool), 0
-    for logits in compute_logits(bank, source, rows, phase="validate", emit=emit):
+    for logits in compute_logits(bank, source, rows, jitter=jitter, phase="validate", emit=emit):
         predictions[:, done : done + logits.shape[1]] = logits.argmax(2)
         finite &= logits.isfinite().flatten(1).all(1)
         done += logits.shape[1]

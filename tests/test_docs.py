@@ -64,7 +64,7 @@ def test_the_protocol_file_of_the_command_reference_is_one(tmp_path: Path) -> No
     assert (protocol.lrs, protocol.min_steps, protocol.seed) == ((0.01, 0.001), 500, 3)
 
 
-def test_the_command_reference_is_what_the_commands_say() -> None:
+def test_the_command_reference_and_the_names_of_probes_are_what_the_code_says() -> None:
     text = REFERENCE.read_text(encoding="utf-8")
     assert text == with_reference(text), "run `make docs`"
 

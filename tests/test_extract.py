@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from photos import TINY_MODEL, write_photos
+from stores import tree
 
 from cache import TokenCache
 from cache.errors import StoreLockedError
@@ -48,12 +48,6 @@ def run(backbone: Backbone, source: ImageSource, root: Path, **config: Any) -> t
     store = spec_of(backbone, source, settings.storage_dtype).store_path(root)
     extract(backbone, source, settings, store, emit=events.append)
     return store, events
-
-
-def tree(store: Path) -> dict[str, str]:
-    """Every file of a store and the digest of its bytes."""
-    files = sorted(path for path in store.rglob("*") if path.is_file())
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from probes.bank import AttentiveBank
 from probes.fit import compute_logits, cosine_lr, fit_bank
 from probes.halving import keep_best, plan_rungs
 from probes.metrics import balanced_accuracy
-from probes.sweep import split_stratified
+from probes.split import split_stratified
 
 HEAD = Head(kind="attentive", num_heads=2)
 FULL = TrainingProtocol(

@@ -17,10 +17,10 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.datasets import BadImage, ImageSource, open_source
 from pipeline.errors import WorkError
-from pipeline.images import PREFETCHED_BATCHES, _death_of_a_worker, decode_batches, start_worker_server
+from pipeline.images import PREFETCHED_BATCHES, Rows, _death_of_a_worker, decode_batches, start_worker_server
 
 EVALUATION = Compose([Resize(14), CenterCrop(14), ToTensor()])
-BATCHES = [(0, 4), (4, 8), (8, 11)]
+BATCHES = [Rows(0, 4), Rows(4, 8), Rows(8, 11)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,25 +93,25 @@ def wait_until_no_workers_are_left() -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_batches_are_the_transformed_images_in_order(source, num_workers):
-    batches = list(decode_batches(source, EVALUATION, BATCHES, num_workers=num_workers))
-    assert [(batch.start, batch.stop) for batch in batches] == BATCHES
+    batches = list(decode_batches(source, [EVALUATION], BATCHES, num_workers=num_workers))
+    assert [Rows(batch.start, batch.stop) for batch in batches] == BATCHES
     for batch in batches:
-        assert batch.images.shape == (batch.stop - batch.start, 3, 14, 14)
-        assert batch.images.dtype == torch.float32
+        assert batch.images[0].shape == (batch.stop - batch.start, 3, 14, 14)
+        assert batch.images[0].dtype == torch.float32
         assert batch.content_hashes.dtype == np.uint64
         assert batch.bad == {}
         assert batch.decode_seconds > 0
         for row in range(batch.start, batch.stop):
             image, content_hash = source.load(row)
-            assert torch.equal(batch.images[row - batch.start], EVALUATION(image))
+            assert torch.equal(batch.images[0][row - batch.start], EVALUATION(image))
             assert batch.content_hashes[row - batch.start] == content_hash
             assert content_hash == xxh3_64_intdigest(Path(source.file_of(row)).read_bytes())
 
 
 def test_the_bytes_depend_neither_on_the_number_of_workers_nor_on_the_run(source):
     def everything(num_workers: int) -> list[bytes]:
-        batches = decode_batches(source, EVALUATION, BATCHES, num_workers=num_workers)
-        return [batch.images.numpy().tobytes() + batch.content_hashes.tobytes() for batch in batches]
+        batches = decode_batches(source, [EVALUATION], BATCHES, num_workers=num_workers)
+        return [batch.images[0].numpy().tobytes() + batch.content_hashes.tobytes() for batch in batches]
 
     reference = everything(0)
     for num_workers in (0, 1, 2, 2):
@@ -121,30 +121,32 @@ def test_the_bytes_depend_neither_on_the_number_of_workers_nor_on_the_run(source
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_each_image_is_decoded_exactly_once(tmp_path, num_workers):
     source = CountingSource(tmp_path, 23)
-    batches = list(decode_batches(source, ToTensor(), [(0, 8), (8, 16), (16, 23)], num_workers=num_workers))
+    batches = list(
+        decode_batches(source, [ToTensor()], [Rows(0, 8), Rows(8, 16), Rows(16, 23)], num_workers=num_workers)
+    )
     assert source.loaded() == list(range(23))
-    rows = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]) * 255
+    rows = torch.cat([batch.images[0][:, 0, 0, 0] for batch in batches]) * 255
     assert rows.round().tolist() == list(range(23))
 
 
 def test_only_the_asked_rows_are_decoded_in_the_asked_order(tmp_path):
     source = CountingSource(tmp_path, 23)
-    batches = list(decode_batches(source, ToTensor(), [(20, 22), (3, 5)], num_workers=1))
+    batches = list(decode_batches(source, [ToTensor()], [Rows(20, 22), Rows(3, 5)], num_workers=1))
     assert [(batch.start, batch.stop) for batch in batches] == [(20, 22), (3, 5)]
     assert source.loaded() == [3, 4, 20, 21]
 
 
 def test_workers_decode_only_a_few_batches_ahead_of_the_consumer(tmp_path):
     source = CountingSource(tmp_path, 100)
-    with closing(decode_batches(source, ToTensor(), [(n, n + 1) for n in range(100)], num_workers=2)) as batches:
+    with closing(decode_batches(source, [ToTensor()], [Rows(n, n + 1) for n in range(100)], num_workers=2)) as batches:
         next(batches)
         time.sleep(1)
         assert len(source.loaded()) <= 1 + 2 * PREFETCHED_BATCHES
 
 
 def test_no_batches_are_no_work(source):
-    assert list(decode_batches(source, EVALUATION, [], num_workers=0)) == []
-    assert list(decode_batches(source, EVALUATION, [], num_workers=2)) == []
+    assert list(decode_batches(source, [EVALUATION], [], num_workers=0)) == []
+    assert list(decode_batches(source, [EVALUATION], [], num_workers=2)) == []
 
 
 # --- bad images ---
@@ -152,10 +154,10 @@ def test_no_batches_are_no_work(source):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_image_is_a_row_of_zeros_and_named_and_its_neighbours_are_untouched(source, num_workers):
-    good = list(decode_batches(source, EVALUATION, BATCHES, num_workers=0))[1]
+    good = list(decode_batches(source, [EVALUATION], BATCHES, num_workers=0))[1]
     Path(source.file_of(4)).write_bytes(b"no image")
     Path(source.file_of(6)).write_bytes(b"")
-    batches = list(decode_batches(source, EVALUATION, BATCHES, num_workers=num_workers))
+    batches = list(decode_batches(source, [EVALUATION], BATCHES, num_workers=num_workers))
     batch = batches[1]
     assert {row: error.reason for row, error in batch.bad.items()} == {
         4: "bytes in no image format that Pillow knows",
@@ -163,18 +165,18 @@ def test_a_bad_image_is_a_row_of_zeros_and_named_and_its_neighbours_are_untouche
     }
     assert isinstance(batch.bad[4], BadImage)
     assert (batch.bad[4].id, batch.bad[4].file) == (source.ids[4], source.file_of(4))
-    assert not batch.images[[0, 2]].any()
+    assert not batch.images[0][[0, 2]].any()
     assert batch.content_hashes[[0, 2]].tolist() == [0, 0]
-    assert torch.equal(batch.images[[1, 3]], good.images[[1, 3]])
+    assert torch.equal(batch.images[0][[1, 3]], good.images[0][[1, 3]])
     assert [len(other.bad) for other in batches] == [0, 2, 0]
 
 
 def test_a_batch_of_bad_images_only_has_its_shape(source):
     for row in range(4, 8):
         Path(source.file_of(row)).unlink()
-    batch = list(decode_batches(source, EVALUATION, BATCHES, num_workers=0))[1]
-    assert batch.images.shape == (4, 3, 14, 14)
-    assert not batch.images.any()
+    batch = list(decode_batches(source, [EVALUATION], BATCHES, num_workers=0))[1]
+    assert batch.images[0].shape == (4, 3, 14, 14)
+    assert not batch.images[0].any()
     assert sorted(batch.bad) == [4, 5, 6, 7]
 
 
@@ -182,8 +184,8 @@ def test_a_batch_of_bad_images_only_has_its_shape(source):
 
 
 def test_a_worker_has_one_thread(source):
-    batch = next(decode_batches(source, threads_of_this_process, BATCHES, num_workers=1))
-    assert batch.images.unique().tolist() == [1]
+    batch = next(decode_batches(source, [threads_of_this_process], BATCHES, num_workers=1))
+    assert batch.images[0].unique().tolist() == [1]
 
 
 def test_workers_do_not_come_from_a_fork_of_this_process():
@@ -193,19 +195,19 @@ def test_workers_do_not_come_from_a_fork_of_this_process():
 
 
 def test_no_process_is_left_at_the_end(source):
-    list(decode_batches(source, EVALUATION, BATCHES, num_workers=2))
+    list(decode_batches(source, [EVALUATION], BATCHES, num_workers=2))
     wait_until_no_workers_are_left()
 
 
 def test_no_process_is_left_when_the_consumer_stops_early(source):
-    with closing(decode_batches(source, EVALUATION, BATCHES, num_workers=2)) as batches:
+    with closing(decode_batches(source, [EVALUATION], BATCHES, num_workers=2)) as batches:
         next(batches)
     assert multiprocessing.active_children() == []
 
 
 def test_no_process_is_left_when_the_consumer_raises(source):
     def consume() -> None:
-        for batch in decode_batches(source, EVALUATION, BATCHES, num_workers=2):
+        for batch in decode_batches(source, [EVALUATION], BATCHES, num_workers=2):
             raise ZeroDivisionError(batch.start)
 
     with pytest.raises(ZeroDivisionError):
@@ -214,7 +216,7 @@ def test_no_process_is_left_when_the_consumer_raises(source):
 
 
 def test_no_process_is_left_when_a_transform_raises_and_its_error_arrives(tmp_path):
-    batches = decode_batches(CountingSource(tmp_path, 8), fail_on_row_5, [(0, 4), (4, 8)], num_workers=2)
+    batches = decode_batches(CountingSource(tmp_path, 8), [fail_on_row_5], [Rows(0, 4), Rows(4, 8)], num_workers=2)
     next(batches)
     with pytest.raises(KeyError, match="the transform is wrong") as caught:
         next(batches)
@@ -230,7 +232,7 @@ def test_a_batch_lost_with_its_worker_is_told_apart_from_an_error_of_its_own_cod
 
 
 def test_a_worker_that_dies_is_work_that_failed(tmp_path):
-    batches = decode_batches(DyingSource(tmp_path, 8), ToTensor(), [(0, 4), (4, 8)], num_workers=1)
+    batches = decode_batches(DyingSource(tmp_path, 8), [ToTensor()], [Rows(0, 4), Rows(4, 8)], num_workers=1)
     with pytest.raises(WorkError) as caught:
         list(batches)
     error = caught.value
@@ -248,14 +250,14 @@ def test_a_worker_that_dies_is_work_that_failed(tmp_path):
 def test_more_workers_than_cores_or_batches_is_no_warning(source):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(list(decode_batches(source, EVALUATION, [(0, 2)], num_workers=3))) == 1
+        assert len(list(decode_batches(source, [EVALUATION], [Rows(0, 2)], num_workers=3))) == 1
 
 
 def test_the_global_random_state_is_left_alone(source):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    list(decode_batches(source, EVALUATION, BATCHES, num_workers=1))
+    list(decode_batches(source, [EVALUATION], BATCHES, num_workers=1))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -267,6 +269,6 @@ def test_hdf5_and_tars_are_opened_in_each_worker(tmp_path):
         file["x"], file["y"] = pixels, np.zeros(11, dtype=np.int64)
     source = open_source(f"hdf5:{tmp_path}/a_{{split}}.h5", "train")
     source.load(0)  # opened here first
-    batches = list(decode_batches(source, ToTensor(), BATCHES, num_workers=2))
-    decoded = (torch.cat([batch.images for batch in batches]) * 255).round().to(torch.uint8)
+    batches = list(decode_batches(source, [ToTensor()], BATCHES, num_workers=2))
+    decoded = (torch.cat([batch.images[0] for batch in batches]) * 255).round().to(torch.uint8)
     assert np.array_equal(decoded.permute(0, 2, 3, 1).numpy(), pixels)

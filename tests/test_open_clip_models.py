@@ -29,6 +29,11 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-clipa": {"vision_cfg": _VISION | {"pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True}},
     "tiny-custom": {"vision_cfg": _VISION | {"qk_norm": True, "scale_attn": True, "ls_init_value": 1.0}},
     "tiny-pooler": {"vision_cfg": _VISION | {"attentional_pool": True, "attn_pooler_heads": 2}},
+    "tiny-coca": {
+        "vision_cfg": _VISION | {"attentional_pool": True, "attn_pooler_heads": 2},
+        "multimodal_cfg": {"context_length": 4, "vocab_size": 16, "width": 32, "heads": 2, "layers": 1},
+        "custom_text": True,
+    },
     "tiny-resnet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}},
 }
 _TRUNKS = {  # open_clip's names of what follows the trunk: pooling, projection
@@ -103,10 +108,16 @@ def _hooked(model: Any, modules: list[str], images: Tensor) -> list[Tensor]:
     return [seen[name] for name in modules]
 
 
+def _pools(model: Any) -> bool:
+    return getattr(model.visual, "attn_pool", None) is not None
+
+
 def _final(name: str, model: Any, last: Tensor) -> Tensor:
     """`final` written out for each kind of tower."""
     visual = model.visual
     with torch.inference_mode():
+        if _pools(model):
+            return visual.attn_pool.ln_k(last)
         if name in _CONFIGS:
             return torch.einsum("btd,de->bte", visual.ln_post(last), visual.proj)
         trunk = visual.trunk
@@ -119,7 +130,9 @@ def _final(name: str, model: Any, last: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("tap", ["norm2", "block"])
-@pytest.mark.parametrize("name", ["tiny-clip", "tiny-clip-quickgelu", "tiny-clipa", "tiny-custom", *_TRUNKS])
+@pytest.mark.parametrize(
+    "name", ["tiny-clip", "tiny-clip-quickgelu", "tiny-clipa", "tiny-custom", "tiny-pooler", "tiny-coca", *_TRUNKS]
+)
 def test_tokens_equal_those_of_an_independent_hook_on_the_raw_model(name: str, tap: str, raw_models: Any) -> None:
     model, path = raw_models(name)
     native = name in _CONFIGS
@@ -336,16 +349,32 @@ def test_a_wrong_or_missing_tag_is_answered_with_the_tags_there_are() -> None:
     )
 
 
-def test_towers_without_blocks_or_with_a_pooler_before_the_last_norm_are_refused() -> None:
+def test_towers_without_blocks_are_refused() -> None:
     assert _message("open_clip/tiny-resnet") == (
         "open_clip/tiny-resnet: expected a vision transformer with a list of blocks over one sequence of tokens, "
         "got ModifiedResNet with conv1, bn1, act1, conv2, bn2, act2, conv3, bn3, act3, avgpool, layer1, layer2, .... "
         "Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m."
     )
-    assert _message("open_clip/tiny-pooler") == (
-        "open_clip/tiny-pooler: expected a vision tower whose last norm runs on the tokens of its blocks, "
-        "got an attentional pooler between the blocks and ln_post. Choose a CLIP model without one (CoCa has one)."
-    )
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "stem"),
+    [
+        ("tiny-clip", "transformer.resblocks.{i}.ln_1", "transformer.resblocks"),
+        ("tiny-eva", "trunk.blocks.{i}.norm1", "trunk.blocks"),
+    ],
+)
+def test_a_pattern_of_module_names_begins_inside_the_vision_tower(
+    name: str, pattern: str, stem: str, raw_models: Any
+) -> None:
+    model, path = raw_models(name)
+    backbone = open_backbone(f"open_clip/{name}", weights=path, tap=f"module:{pattern}")
+    leaf = pattern.rpartition(".")[2]
+    expected = _hooked(model, [f"visual.{stem}.{i}.{leaf}" for i in range(3)], _images())
+    tokens = backbone.compile(backbone.levels, ["patch"])(_images())
+    for level, full in zip(backbone.levels, expected, strict=False):
+        torch.testing.assert_close(tokens[level]["patch"], full[:, 1:])
+    assert f"no {stem}.0.ln_9 and 2 more" in _message(f"open_clip/{name}", tap=f"module:{stem}.{{i}}.ln_9")
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])

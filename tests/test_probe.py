@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from photos import TINY_MODEL, write_photos
 
+import pipeline
 from cache import TokenCache
 from pipeline import RequestError
 from pipeline.backbones import Backbone
@@ -120,6 +122,14 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         if picture.exists():
             shares = np.loadtxt(picture.with_suffix(".csv"), delimiter=",", skiprows=1, usecols=2)
             assert shares.sum() == pytest.approx(1, abs=1e-4)
+            assert sum(one["mean"] for one in row["attention"]["share_of_third"].values()) == pytest.approx(1, abs=1e-5)
+            kinds = row["attention"]["share_of_kind"]
+            assert kinds["cls"]["mean"] == pytest.approx(shares[::2].sum(), abs=1e-4)
+            assert (
+                1 <= row["attention"]["effective_tokens"]["mean"] <= len(row["levels"]) * (5 if "grid2" in kinds else 2)
+            )
+        else:
+            assert row["attention"] is None
     assert rows[4]["num_heads"] == 24
     assert rows[5]["num_heads"] == 24
     assert [type(event) for event in events].count(ProbeStarted) == 6
@@ -129,6 +139,34 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
         "refit",
         "test",
     }
+
+
+def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    readme = (Path(pipeline.__file__).parent / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## What `layerbank probe` leaves") :]
+    listed = re.findall(r"^\| `([\w.-]+)` \| (.*?) \|", section[: section.index("A row's `key`")], re.MULTILINE)
+    assert {of for _, of in listed} <= {"every probe", "trained probes", "attentive probes"}
+    rows, _ = run(stores, tmp_path, ("linear-cls", "alf", "ridge-cls", "cae", "ep"))
+    for row in rows:
+        kinds = {"every probe"}
+        kinds |= {"trained probes"} if row["selection"] else set()
+        kinds |= {"attentive probes"} if row["attention"] else set()
+        place = row_folder(tmp_path, row)
+        assert {path.name for path in place.iterdir()} == {name for name, of in listed if of in kinds}, row["probe"]
+        for path in place.glob("*.npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                for name in arrays.files:
+                    assert f"`{name} [" in section, f"{path.name}: {name}"
+                    assert arrays[name].dtype != object
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.jsonl",
+        *(row_folder(tmp_path, row).name for row in rows),
+    }
+    place = row_folder(tmp_path, rows[1])
+    with np.load(place / "attention.npz") as attention, np.load(place / "test.npz") as test:
+        assert attention["sample_ids"].tolist() == test["sample_ids"].tolist()
 
 
 def test_every_head_of_another_study_trains_from_the_cache_is_saved_and_predicts(
@@ -202,6 +240,18 @@ def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Sto
     assert len(read_rows(tmp_path / "results.jsonl")) == 2
 
 
+def test_the_numbers_of_products_belong_to_the_key_of_what_is_trained_and_not_of_what_is_solved(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    names = ("linear-cls", "ridge-cls")
+    plain, _ = run(stores, tmp_path, names)
+    rounded, _ = run(stores, tmp_path, names, replace(PROTOCOL, compute="bfloat16"))
+    assert [row["compute"] for row in plain] == ["float32", None]
+    assert [row["compute"] for row in rounded] == ["bfloat16", None]
+    assert [one["key"] == other["key"] for one, other in zip(plain, rounded, strict=True)] == [False, True]
+    assert run(stores, tmp_path, names, replace(PROTOCOL, compute="float32"))[0] == plain
+
+
 def test_retraining_writes_the_row_again(stores: tuple[Store, Store], tmp_path: Path) -> None:
     run(stores, tmp_path, ("linear-cls",))
     _, events = run(stores, tmp_path, ("linear-cls",), retrain=True)
@@ -252,6 +302,36 @@ def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
     assert [row["num_heads"] for row in rows] == [None, 8, 24, None]
     assert len({row["setting_of_study"] for row in rows}) == 1
     assert len({row["key"] for row in rows}) == 4
+
+
+def test_quirks_normalise_the_patches_of_a_level_over_its_tokens_and_a_saved_probe_predicts_so_too(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+) -> None:
+    named = resolve_probe("cae-mid", 12, reference_quirks=True)
+    plain = resolve_probe("cae-mid", 12)
+    cache = TokenCache.open(stores[0].path, stores[0].spec)
+    tokens = CachedTokens(cache, named).take(torch.arange(3))  # [3, 2 levels x (cls + 4 patches), D]
+    for number, level in enumerate(named.levels):
+        cls, patch = (cache.tokens(level, kind).take(np.arange(3)).astype(np.float32) for kind in named.kinds)
+        of_level = np.concatenate([cls[:, None], patch], 1)
+        wanted = of_level / np.sqrt((of_level**2).sum(1, keepdims=True))
+        np.testing.assert_allclose(tokens[:, 5 * number : 5 * number + 5].numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+    events: list[Event] = []
+    protocol = replace(PROTOCOL, lrs=(1e-2,), epochs=1, min_steps=2, jitter_validation=True)
+    config = {"model": REQUEST.to_dict()}
+    rows = probe(*stores, [named, plain], protocol, tmp_path, config=config, emit=events.append)
+    assert [row["normalize"] for row in rows] == ["token-axis", "width"]
+    assert all(row["protocol"]["jitter_validation"] for row in rows)
+    assert rows[0]["key"] != rows[1]["key"]
+    again = probe(*stores, [plain], replace(protocol, jitter_validation=False), tmp_path, config=config)
+    assert again[0]["key"] not in {row["key"] for row in rows}
+    place = row_folder(tmp_path, rows[0])
+    predicted = SavedProbe(place).predict(open_source(f"folder:{photos}", "test"), num_workers=0)
+    names = cache.attributes["class_names"]
+    assert [one.label for one in predicted] == [
+        names[label] for label in np.load(place / "test.npz")["logits"].argmax(1)
+    ]
 
 
 def test_results_lie_in_a_folder_of_the_data_set_and_the_train_store(stores: tuple[Store, Store]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from pipeline import RequestError
-from pipeline.probe_names import DEMO_PROBES, probe_names, resolve_probe, resolve_probes
+from pipeline.probe_names import DEMO_PROBES, HEADS_WITH_HEADS, probe_names, resolve_probe, resolve_probes
+from probes import HEAD_KINDS
 
 
 def test_linear_cls_reads_the_class_token_of_the_final_level() -> None:
@@ -67,6 +71,8 @@ def test_every_name_resolves_and_the_demo_shows_the_six_of_the_first_house() -> 
     for name in probe_names():
         if not name.endswith("@every"):
             assert resolve_probe(name, 12).name == name
+        else:
+            assert len(resolve_probes([name], 12)) == 13
     assert DEMO_PROBES == ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
     assert set(DEMO_PROBES) <= set(probe_names())
 
@@ -102,7 +108,80 @@ def test_a_level_the_backbone_lacks_is_refused() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(RequestError, match=r"--probe: expected one of linear-cls, .*got 'liner-all'.*'linear-all'"):
+    with pytest.raises(RequestError, match=r"--probe: expected a name .* got 'liner-all'. Did you mean 'linear-all'?"):
         resolve_probe("liner-all", 12)
-    with pytest.raises(RequestError, match="See `layerbank probe --help`"):
+    with pytest.raises(RequestError, match=r"'allf-h8'. Did you mean 'alf'\?"):
+        resolve_probe("allf-h8", 12)
+    with pytest.raises(RequestError, match="See `layerbank probes`"):
         resolve_probe("%%%", 12)
+
+
+@pytest.mark.parametrize(
+    "name", ["alf", "alf-cls", "attn-mid", "alf-grid2-last", "aat", "aat@3", "aat-quarterly", "cae"]
+)
+def test_a_name_may_end_with_its_number_of_heads(name: str) -> None:
+    plain, changed = resolve_probe(name, 12), resolve_probe(f"{name}-h6", 12)
+    assert changed == replace(plain, name=f"{name}-h6", num_heads=6)
+    assert changed != plain
+
+
+def test_heads_are_counted_where_there_are_some_and_a_name_that_counts_its_own_keeps_them() -> None:
+    probes = resolve_probes(["linear-all", "alf", "simpool", "aat-h2", "ep@every"], 1, num_heads=(4, 8))
+    assert [probe.name for probe in probes] == [
+        *("linear-all", "alf-h4", "alf-h8", "simpool", "aat-h2"),
+        *("ep@0-h4", "ep@0-h8", "ep@final-h4", "ep@final-h8"),
+    ]
+    assert [probe.num_heads for probe in probes] == [None, 4, 8, None, 2, 4, 8, 4, 8]
+    assert [probe.name for probe in resolve_probes(["aat@every-h2", "aat@1-h2"], 2)] == [
+        "aat@0-h2",
+        "aat@1-h2",
+        "aat@final-h2",
+    ]
+
+
+@pytest.mark.parametrize("name", ["linear-all-h8", "knn-cls-h8", "scalar-mix-h8", "abmilp-h2"])
+def test_a_head_without_heads_cannot_have_a_number_of_them(name: str) -> None:
+    with pytest.raises(RequestError, match=rf"--probe {name}: expected .*heads.* got .*none. Name it "):
+        resolve_probe(name, 12)
+
+
+def test_the_heads_with_heads_are_those_of_the_trainer() -> None:
+    """Named here once more because names are read before torch is imported."""
+    assert set(HEADS_WITH_HEADS) == {name for name, kind in HEAD_KINDS.items() if kind.heads}
+
+
+@pytest.mark.parametrize("stem", ["linear", "ridge", "logreg", "knn"])
+def test_what_reads_one_token_a_level_reads_cls_or_ap_of_one_level(stem: str) -> None:
+    cls, ap = resolve_probe(f"{stem}@3", 12), resolve_probe(f"{stem}-ap@final", 12)
+    assert (cls.head, cls.levels, cls.kinds) == (stem, ("block.3",), ("cls",))
+    assert (ap.head, ap.levels, ap.kinds) == (stem, ("final",), ("ap",))
+
+
+@pytest.mark.parametrize("stem", ["cae", "aim", "ep", "vjepa", "map", "abmilp", "simpool"])
+def test_heads_of_other_studies_read_one_level_as_aat_does(stem: str) -> None:
+    one, set_ = resolve_probe(f"{stem}@7", 24), resolve_probe(stem, 24)
+    assert (one.levels, one.kinds) == (("block.7",), ("cls", "patch"))
+    assert (one.head, one.num_heads) == (set_.head, set_.num_heads)
+    assert replace(resolve_probe(f"{stem}@final", 24), name=stem) == set_
+    with pytest.raises(RequestError, match="a level of this backbone: 0 to 23, or final, got 24"):
+        resolve_probe(f"{stem}@24", 24)
+
+
+def test_heads_that_know_levels_have_no_form_for_one_level() -> None:
+    for name in ("scalar-mix@3", "alf-embed@3", "alf@3", "attn@3"):
+        with pytest.raises(RequestError, match=re.escape(repr(name))):
+            resolve_probe(name, 12)
+
+
+@pytest.mark.parametrize("depth", [6, 12, 24])
+def test_quirks_change_the_axis_of_patches_and_the_quarterly_set_of_deep_backbones_and_nothing_else(depth: int) -> None:
+    for name in probe_names():
+        if name.endswith("@every"):
+            name = name.replace("every", "3")
+        plain, quirky = resolve_probe(name, depth), resolve_probe(name, depth, reference_quirks=True)
+        quarterly = "quarterly" in name and depth == 24
+        assert quirky == replace(
+            plain,
+            normalize="token-axis" if "patch" in plain.kinds else "width",
+            levels=("block.3", "block.6", "block.9", "final") if quarterly else plain.levels,
+        )

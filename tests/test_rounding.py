@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.rounding import float_tokens, round_tokens
+from pipeline.rounding import float_tokens, round_on_device, round_tokens
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
@@ -39,3 +39,12 @@ def test_infinities_and_nans_are_kept_and_counted() -> None:
 
 def test_an_overflow_of_a_half_precision_model_is_counted_too() -> None:
     assert round_tokens(torch.full((1, 2), float("inf"), dtype=torch.float16), "float32").num_nonfinite == 2
+
+
+@pytest.mark.parametrize("planted", [[], [1e6, -1e6], [float("nan"), float("inf"), 1e6]])
+def test_counting_without_a_look_first_gives_the_same(planted: list[float]) -> None:
+    tokens = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    tokens[0, : len(planted)] = torch.tensor(planted)
+    looked, counted = (round_on_device(tokens, "float16", look_first=look) for look in (True, False))
+    np.testing.assert_array_equal(looked.values.view(torch.int16), counted.values.view(torch.int16))
+    assert looked.counts.tolist() == counted.counts.tolist()

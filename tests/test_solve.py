@@ -28,7 +28,7 @@ from probes import (
 from probes.fit import class_weights
 from probes.logreg import ABSENT_BIAS, solve_logreg
 from probes.ridge import solve_ridge
-from probes.sweep import split_stratified
+from probes.split import split_stratified
 
 PENALTIES = (1e-1, 1e-3, 1e-5)
 PROTOCOL = TrainingProtocol(penalties=PENALTIES, num_neighbors=(5, 20))

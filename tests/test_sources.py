@@ -23,6 +23,15 @@ def test_every_token_has_length_one_before_padding() -> None:
     torch.testing.assert_close(stacked[:, 5:, :5], l2_normalize(parts()[2]))
 
 
+def test_over_the_token_axis_each_channel_of_a_part_has_length_one() -> None:
+    stacked = stack_tokens(parts(), token_axis=True)
+    torch.testing.assert_close(stacked[:, 1:5].norm(dim=1), torch.ones(3, 8))
+    torch.testing.assert_close(stacked[:, 0].abs(), torch.ones(3, 8))  # a part of one token
+    wanted = parts()[2] / parts()[2].square().sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(stacked[:, 5:, :5], wanted)
+    assert not stacked[:, 5:, 5:].any()
+
+
 def test_concatenation_keeps_each_width() -> None:
     features = concat_tokens(parts())
     assert features.shape == (3, 8 + 4 * 8 + 2 * 5)

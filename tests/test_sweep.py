@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import probes
@@ -20,7 +18,8 @@ from probes.fit import compute_logits, fit_bank
 from probes.metrics import balanced_accuracy
 from probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
 from probes.sources import ArraySource, stack_tokens
-from probes.sweep import SettingScore, choose, run_sweep, split_stratified
+from probes.split import split_stratified
+from probes.sweep import SettingScore, choose, run_sweep
 
 ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")
 SMALL = TrainingProtocol(
@@ -65,6 +64,29 @@ def test_a_sweep_chooses_refits_and_tests(head: Head) -> None:
     assert result.num_parameters_before_classifier == before
     assert list(result.seconds) == ["select", "validate", "refit", "test"]
     assert (result.selection.num_samples, result.refit and result.refit.num_samples) == (120, 150)
+
+
+def test_settings_scored_on_jittered_images_change_the_choice_and_no_training_and_no_test() -> None:
+    one = replace(SMALL, lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0,), jitter_std=0.3)
+    train, test = make_source(ATTENTIVE, 150, 0), make_source(ATTENTIVE, 60, 1)
+    plain = run_sweep(ATTENTIVE, train, lambda: test, one)
+    quirky = run_sweep(ATTENTIVE, train, lambda: test, replace(one, jitter_validation=True))
+    assert plain.test_logits is not None
+    assert quirky.test_logits is not None
+    assert torch.equal(plain.test_logits, quirky.test_logits)
+    assert plain.test == quirky.test
+
+    kept, held_out = split_stratified(train.labels, 0.2, one.seed)
+    bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=one.seed)])
+    fit_bank(bank, train, kept, list(one.settings(ATTENTIVE)), one)
+    clean = torch.cat(list(compute_logits(bank, train, held_out)), 1)
+    noisy = torch.cat(list(compute_logits(bank, train, held_out, jitter=one)), 1)
+    again = torch.cat(list(compute_logits(bank, train, held_out, jitter=one)), 1)
+    assert torch.equal(noisy, again)
+    untouched = (clean == noisy).all(-1).float().mean().item()
+    assert untouched == pytest.approx(1 - one.jitter_probability, abs=0.25)
+    for result, logits in ((plain, clean), (quirky, noisy)):
+        assert result.validation == balanced_accuracy(logits.argmax(2), train.labels[held_out], 3).item()
 
 
 def test_the_sweep_is_the_protocol_written_out() -> None:
@@ -173,30 +195,6 @@ def test_the_same_seed_gives_the_same_result() -> None:
     assert one.test_logits is not None
     assert again.test_logits is not None
     assert torch.equal(one.test_logits, again.test_logits)
-
-
-@hypothesis_settings(deadline=None)
-@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=6), fraction=st.floats(0.05, 0.95))
-def test_the_split_holds_out_the_same_share_of_every_class(counts: list[int], fraction: float) -> None:
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    if max(counts) < 2:
-        with pytest.raises(DataError):
-            split_stratified(labels, fraction, seed=0)
-        return
-    kept, held_out = split_stratified(labels, fraction, seed=0)
-    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(len(labels)))
-    for label, count in enumerate(counts):
-        share = int((labels[held_out] == label).sum())
-        assert abs(share - fraction * count) <= 1
-        assert share < count or count == 0
-        assert share > 0 or count < 2
-
-
-def test_the_split_depends_on_the_seed() -> None:
-    labels = torch.arange(100) % 4
-    one, again, other = (split_stratified(labels, 0.2, seed)[1] for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
 
 
 def test_too_few_images_to_hold_some_out_are_refused() -> None:

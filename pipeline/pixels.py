@@ -1,0 +1,58 @@
+"""A model's evaluation transform in two halves: geometry, which needs the image, and normalisation, which needs only its pixels.
+
+The half that resizes and crops ends in bytes, so a decoding process hands over a quarter of what float32 takes, and the bytes are
+what crosses to the device. The other half is there done by the same float32 operations in the same order as in torchvision, so
+both halves together give the bits of the whole and a cache's `transform` text says the same of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor  # type: ignore[import-untyped]
+
+Geometry = Callable[[Any], Tensor]
+"""RGB image -> uint8 [3, H, W], or float32 where a transform could not be split; picklable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """(x / 255 - mean) / std for each channel, as `ToTensor` and `Normalize` compute it.
+
+    Attributes:
+        mean, std: of each channel, of pixels in [0, 1].
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] there. Not to be compiled with the model: a fused division may differ in
+        the last bit."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (self.mean, self.std)
+        )
+
+        def normalise(images: Tensor) -> Tensor:
+            return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+        return normalise
+
+
+def split_transform(transform: Callable[[Any], Tensor]) -> tuple[Geometry, Normalisation | None]:
+    """Geometry and normalisation of a transform; the transform itself and None if it does not end in the two usual steps.
+
+    Args:
+        transform: RGB image -> float32 [3, H, W].
+    """
+    steps = getattr(transform, "transforms", ())
+    match steps:
+        case [*geometry, ToTensor(), Normalize() as last]:
+            mean, std = (tuple(torch.as_tensor(values).reshape(-1).tolist()) for values in (last.mean, last.std))
+            return Compose([*geometry, PILToTensor()]), Normalisation(mean=mean, std=std)
+        case _:
+            return transform, None

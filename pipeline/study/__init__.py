@@ -1,0 +1,11 @@
+"""What a study says: statistics over results, figures, the paper's numbers, the catalogue of its data sets.
+
+A library of pure functions: rows of results.jsonl and saved arrays go in, tables, tests and pictures come out. Nothing in it
+trains, prints or knows the command line.
+
+    results    scores, summaries, significance, bootstrap     from rows to tables, and what may be said of them
+               predictions, duplicates                        test.npz; images that are in both splits
+    tokens     similarity, attention, saved                   CKA between levels; where probes look; saved probes read again
+    choices    selection                                      few levels that are enough, ensembles of a bank's best
+    the study  catalogue, hub, paper                          its data sets, where they lie, its published numbers
+"""

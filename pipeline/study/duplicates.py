@@ -1,0 +1,78 @@
+"""Test images that are also training images, byte for byte, by the content hashes that every store keeps.
+
+A hash is of the encoded file: the same picture saved twice with different compression is not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import TokenCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """What two splits share.
+
+    Attributes:
+        num_test: test images that were compared.
+        pairs: (test id, id of the first training image with the same bytes), in the order of the test split.
+        num_relabelled: pairs whose two labels differ.
+    """
+
+    num_test: int
+    pairs: tuple[tuple[str, str], ...]
+    num_relabelled: int
+
+    @property
+    def warning(self) -> str:
+        """One line for the table, "" if there is nothing to warn of."""
+        if not self.pairs:
+            return ""
+        share = 100 * len(self.pairs) / self.num_test
+        relabelled = f", {self.num_relabelled} with another label" if self.num_relabelled else ""
+        return f"{len(self.pairs)} of {self.num_test} test images ({share:.1f} %) are also training images{relabelled}"
+
+
+def image_rows(cache: TokenCache) -> NDArray[np.int64]:
+    """The rows of a store that show an image as it is: usable ones, without augmented views."""
+    rows = cache.rows
+    centre: NDArray[np.int64] = rows[rows % (1 + int(cache.attributes.get("num_views", 0))) == 0]
+    return centre
+
+
+def duplicates_of(train: TokenCache, test: TokenCache) -> Duplicates:
+    """Compare the usable images of two stores.
+
+    Raises:
+        DamagedStoreError: the hashes are not as they were written.
+    """
+    return find_duplicates(*_usable(train), *_usable(test))
+
+
+def find_duplicates(
+    train_hashes: NDArray[np.uint64],
+    train_ids: Sequence[str],
+    train_labels: NDArray[np.int64],
+    test_hashes: NDArray[np.uint64],
+    test_ids: Sequence[str],
+    test_labels: NDArray[np.int64],
+) -> Duplicates:
+    """Compare two splits by the hashes of their images: [N] and [M], with as many ids and labels."""
+    known, first = np.unique(train_hashes, return_index=True)
+    rows = np.flatnonzero(np.isin(test_hashes, known))
+    partners = first[np.searchsorted(known, test_hashes[rows])]
+    return Duplicates(
+        num_test=len(test_hashes),
+        pairs=tuple((test_ids[row], train_ids[one]) for row, one in zip(rows.tolist(), partners.tolist(), strict=True)),
+        num_relabelled=int((train_labels[partners] != test_labels[rows]).sum()),
+    )
+
+
+def _usable(cache: TokenCache) -> tuple[NDArray[np.uint64], list[str], NDArray[np.int64]]:
+    rows = image_rows(cache)
+    return cache.content_hashes[rows], [cache.sample_ids[row] for row in rows.tolist()], cache.labels[rows]

@@ -1,0 +1,165 @@
+"""What a bank makes cheap: the smallest set of levels that is good enough, the best single level, the ensemble of the best k.
+
+Pure arithmetic on what probes said of the validation images; test images have no say in any choice. How probes of a
+subset of levels are trained is the caller's business: it passes `train`, a function that is handed all candidates of a round at
+once, so that a bank can train them together (`AttentiveProbe` has a token mask for it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from pipeline.errors import RequestError
+
+from .bootstrap import LEVEL, Interval, difference_interval
+
+Levels = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validated:
+    """A probe of some levels on the validation images.
+
+    Attributes:
+        levels: shallow to deep.
+        hits: [N] which images it got right; all False where it diverged.
+        labels: [N] int64, the same for all that are compared.
+    """
+
+    levels: Levels
+    hits: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        """Balanced, in [0, 1]."""
+        return float(np.mean([self.hits[self.labels == label].mean() for label in np.unique(self.labels)]))
+
+
+TrainSubsets = Callable[[Sequence[Levels]], Sequence[Validated]]  # candidates of a round -> one each, in the same order
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LevelChoice:
+    """The smallest set of levels that is within the confidence interval of the best.
+
+    Attributes:
+        chosen: the smallest set.
+        best: the best set on the path from one level to all.
+        gap: balanced accuracy of the best less that of the chosen, with its interval over validation images.
+        path: the best set found of each size, from one level upwards.
+        num_trained: probes that were trained to find it.
+    """
+
+    chosen: Validated
+    best: Validated
+    gap: Interval
+    path: tuple[Validated, ...]
+    num_trained: int
+
+
+def smallest_levels(
+    levels: Sequence[str], train: TrainSubsets, *, max_levels: int | None = None, level: float = LEVEL, seed: int = 0
+) -> LevelChoice:
+    """Find few levels that are as good as the best many, by greedy forward selection on the validation images.
+
+    The level that helps most is added until all are in (or `max_levels`); taken is the smallest set on the way whose gap to the
+    best one is not above zero with the stated confidence (paired bootstrap over validation images). Greedy is not exhaustive: a
+    pair of levels that only helps together is found late. L levels take L (L + 1) / 2 probes, in L rounds. The deeper of equals is
+    taken.
+
+    Args:
+        levels: L names, shallow to deep, L >= 1.
+        train: trains one probe a set of levels.
+        max_levels: where to stop; None is all.
+        level: of confidence.
+        seed: of the bootstrap.
+
+    Raises:
+        RequestError: no levels.
+    """
+    if not levels:
+        raise RequestError(where="levels to choose from", expected="at least one", got="none", todo="Name some levels.")
+    path: list[Validated] = []
+    num_trained = 0
+    for size in range(1, min(len(levels), max_levels or len(levels)) + 1):
+        held = set(path[-1].levels) if path else set()
+        candidates = [tuple(n for n in levels if n in held | {new}) for new in reversed(levels) if new not in held]
+        found = train(candidates)
+        num_trained += len(candidates)
+        path.append(max(found, key=lambda one: one.accuracy))
+        assert len(path[-1].levels) == size, "train() must answer for the levels it was asked about"
+    best = max(path, key=lambda one: one.accuracy)  # the smallest of equals
+    for one in path:
+        gap = difference_interval(best.hits, one.hits, best.labels, level=level, seed=seed)
+        if gap.holds_zero:
+            return LevelChoice(chosen=one, best=best, gap=gap, path=tuple(path), num_trained=num_trained)
+    raise AssertionError("the best set has no gap to itself")
+
+
+def best_level(validation: Mapping[str, float | None]) -> str:
+    """The best single level by validation, the deepest of equals.
+
+    Args:
+        validation: level -> balanced accuracy of the probe on it (`validation` of its row), None where it diverged; shallow to
+            deep.
+
+    Raises:
+        RequestError: no level, or every probe diverged.
+
+    >>> best_level({"block.1": 0.5, "block.2": 0.7, "block.3": 0.7, "final": None})
+    'block.3'
+    """
+    finished = {level: accuracy for level, accuracy in validation.items() if accuracy is not None}
+    if not finished:
+        raise RequestError(
+            where="best single level",
+            expected="a probe on one level that did not diverge",
+            got=f"{len(validation)} that did" if validation else "none",
+            todo="Train linear@every or aat@every.",
+        )
+    return max(reversed(finished), key=finished.__getitem__)
+
+
+def best_members(validation: Sequence[float | None], k: int) -> list[int]:
+    """Indices of the k settings of a bank that did best on validation, best first; the first of equals, as the protocol chooses.
+
+    Args:
+        validation: balanced accuracy of every setting, None where it diverged (`settings` of a row of results.jsonl).
+        k: how many, from 1; fewer come back if fewer finished.
+
+    Raises:
+        RequestError: k below 1, or every setting diverged.
+
+    >>> best_members([0.5, None, 0.7, 0.7], 2)
+    [2, 3]
+    """
+    finished = [index for index, accuracy in enumerate(validation) if accuracy is not None]
+    if k < 1 or not finished:
+        raise RequestError(
+            where="ensemble",
+            expected="k of at least 1 and a setting that did not diverge",
+            got=f"k = {k}, {len(finished)} of {len(validation)} settings finished",
+            todo="Train the bank with smaller learning rates.",
+        )
+    return sorted(finished, key=lambda index: -(validation[index] or 0.0))[:k]
+
+
+def ensemble(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Class scores of an ensemble: the log of the mean of its members' probabilities.
+
+    Args:
+        logits: [k, N, C] of the members.
+
+    Returns:
+        [N, C]; exp of it sums to 1 over the classes.
+    """
+    wide = logits.astype(np.float64)
+    log_probabilities = wide - logsumexp(wide, axis=-1, keepdims=True)
+    mean: NDArray[np.float32] = (logsumexp(log_probabilities, axis=0) - np.log(len(logits))).astype(np.float32)
+    return mean

@@ -1,0 +1,149 @@
+"""Matrix products in the numbers that were asked for; all else of a bank is float32 (float64 where a bank is).
+
+    float32    as they are
+    tf32       a GPU rounds the factors to 10 bits behind the point
+    bfloat16   the factors are rounded to 7 bits, and what is nothing but a factor is kept so
+
+Sums are float32 in each. Weights, moments, softmax, BatchNorm, classifier and loss are float32 numbers; on a GPU the
+classifier's own product takes TF32 with bfloat16 too. A CPU multiplies rounded factors as float32: the same numbers, no faster.
+
+On a CPU there is a choice of libraries. On an AMD one MKL, torch's default, runs at half the speed of oneDNN, which
+torch turns on for float32 by "medium" precision only. Where there are AMX units that means bfloat16, else float32 as
+exact as ever: so it is tried once whether factors lose bits, and oneDNN is used where they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .errors import SettingError
+from .workspace import Workspace
+
+COMPUTES = ("float32", "tf32", "bfloat16")
+
+
+def resolve_compute(compute: str, device: torch.device | str) -> str:
+    """What a choice means on a device: "auto" is tf32 on a GPU, float32 elsewhere.
+
+    Raises:
+        SettingError: the device cannot do it, or it is no choice.
+
+    >>> resolve_compute("auto", "cpu")
+    'float32'
+    """
+    kind = str(device).partition(":")[0]
+    on_gpu = kind == "cuda"
+    if compute == "auto":
+        return "tf32" if on_gpu else "float32"
+    possible = [one for one in COMPUTES if on_gpu or one != "tf32"]
+    if compute not in possible:
+        raise SettingError(
+            where=f"compute on {kind}",
+            expected="auto, " + ", ".join(possible),
+            got=repr(compute),
+            todo="Choose one of them; auto is the device's own default.",
+        )
+    return compute
+
+
+@cache
+def one_dnn_is_exact() -> bool:
+    """Whether this CPU's oneDNN rounds no float32 factor even where it may.
+
+    Of 1 + 2^-12 bfloat16 keeps 1.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    factor, ones = torch.full((2, 128, 128), 1 + 2**-12), torch.ones(2, 128, 128)
+    with _precision("medium"):
+        products = torch.mm(factor[0], ones[0]), torch.bmm(factor, ones)
+    return all(bool((product == 128 + 2**-5).all()) for product in products)
+
+
+class Products:
+    """Products into memory that is there, from factors of any floating type.
+
+    Args:
+        compute: one of `COMPUTES`, or "auto".
+        dtype: of everything that is no factor.
+        device: of the arithmetic.
+
+    Raises:
+        SettingError: the device cannot do it.
+
+    Attributes:
+        factors: scratch memory for what is nothing but a factor.
+        wants_contiguous: a batch of matrices whose rows lie apart costs more than to copy it first.
+    """
+
+    def __init__(self, compute: str, dtype: torch.dtype, device: torch.device) -> None:
+        self._compute, self._on_gpu = resolve_compute(compute, device), device.type == "cuda"
+        rounds = self._compute == "bfloat16" and dtype == torch.float32
+        self._dtype = torch.bfloat16 if rounds else dtype
+        self.factors = Workspace(self._dtype, device)
+        self.wants_contiguous = not self._on_gpu and one_dnn_is_exact()
+
+    @contextmanager
+    def chosen(self) -> Iterator[None]:
+        """Within, products are made as chosen, these and torch's own, whatever the program around has set."""
+        fastest = "high" if self._on_gpu and self._compute != "float32" else "highest"
+        with _precision("medium" if self.wants_contiguous else fastest):
+            yield
+
+    def factor(self, x: Tensor) -> Tensor:
+        """x as the products take it: what is a factor of many of them is rounded once."""
+        return x.to(self._dtype)
+
+    def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        """a b, for matrices."""
+        a, b = self.factor(a), self.factor(b)
+        if out.dtype == self._dtype:
+            return torch.mm(a, b, out=out)
+        if self._on_gpu:
+            return torch.mm(a, b, out_dtype=out.dtype, out=out)
+        return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+    def bmm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        """a b, for as many matrices."""
+        a, b = self.factor(a), self.factor(b)
+        if out.dtype == self._dtype:
+            return torch.bmm(a, b, out=out)
+        if self._on_gpu:
+            return torch.bmm(a, b, out_dtype=out.dtype, out=out)
+        return torch.bmm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+    def add_mm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+        """total += a b; on the first call total = a b, whatever lay there."""
+        if total.dtype == self._dtype:
+            total.addmm_(a, b, beta=0 if first else 1)
+        elif first:
+            self.mm(a, b, out=total)
+        else:
+            total.add_(self.mm(a, b, out=torch.empty_like(total)))
+
+    def add_bmm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+        """As `add_mm`, for as many matrices."""
+        if total.dtype == self._dtype:
+            total.baddbmm_(a, b, beta=0 if first else 1)
+        elif first:
+            self.bmm(a, b, out=total)
+        else:
+            total.add_(self.bmm(a, b, out=torch.empty_like(total)))
+
+
+@contextmanager
+def _precision(precision: str) -> Iterator[None]:
+    reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced

@@ -1,0 +1,102 @@
+"""The bootstrap draws what a naive one draws, and its intervals are scipy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score
+
+from pipeline import RequestError
+from pipeline.study.bootstrap import accuracy_interval, difference_interval, resampled_accuracies, seed_interval
+
+
+def example(num_images: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = generator.choice(4, num_images, p=[0.6, 0.2, 0.15, 0.05])
+    easy = generator.random(num_images)
+    hits = np.stack([easy < 0.7, easy + generator.normal(0, 0.1, num_images) < 0.6, easy < 0.2])
+    return hits, labels
+
+
+def test_draws_have_the_distribution_of_resampling_images_within_classes() -> None:
+    hits, labels = example()
+    ours = resampled_accuracies(hits, labels, num_resamples=8000, seed=1)
+    generator = np.random.default_rng(2)
+    naive = []
+    for _ in range(4000):
+        rows = np.concatenate([generator.choice(np.flatnonzero(labels == c), (labels == c).sum()) for c in range(4)])
+        naive.append([np.mean([one[rows][labels[rows] == c].mean() for c in range(4)]) for one in hits])
+    np.testing.assert_allclose(ours.mean(0), np.mean(naive, 0), atol=2e-3)
+    np.testing.assert_allclose(np.cov(ours.T), np.cov(np.array(naive).T), rtol=0.08, atol=2e-5)  # the pairing is kept
+
+
+def test_with_one_class_the_interval_is_scipys() -> None:
+    hits, labels = example()[0][0], np.zeros(300, dtype=np.int64)
+    ours = accuracy_interval(hits, labels, num_resamples=9999)
+    theirs = stats.bootstrap((hits.astype(float),), np.mean, method="percentile", rng=np.random.default_rng(3))
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.006)
+
+
+def test_the_interval_of_a_difference_is_scipys_paired_one() -> None:
+    hits, labels = example()[0], np.zeros(300, dtype=np.int64)
+    ours = difference_interval(hits[0], hits[1], labels, num_resamples=9999)
+    theirs = stats.bootstrap(
+        (hits[0].astype(float), hits[1].astype(float)),
+        lambda x, y, axis: (x - y).mean(axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(3),
+    )
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.006)
+
+
+def test_the_value_is_the_balanced_accuracy_itself_and_lies_within() -> None:
+    hits, labels = example()
+    predicted = np.where(hits[0], labels, (labels + 1) % 4)
+    interval = accuracy_interval(hits[0], labels)
+    assert interval.value == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert interval.low < interval.value < interval.high
+    assert not interval.holds_zero
+
+
+def test_a_probe_does_not_differ_from_itself() -> None:
+    hits, labels = example()
+    interval = difference_interval(hits[0], hits[0], labels)
+    assert (interval.value, interval.low, interval.high, interval.holds_zero) == (0, 0, 0, True)
+
+
+def test_a_perfect_probe_has_no_spread_over_images() -> None:
+    interval = accuracy_interval(np.ones(20, dtype=bool), np.arange(20) % 3)
+    assert (interval.low, interval.high) == pytest.approx((1, 1))
+
+
+def test_the_same_seed_gives_the_same_draws() -> None:
+    hits, labels = example()
+    np.testing.assert_array_equal(
+        resampled_accuracies(hits, labels, seed=5), resampled_accuracies(hits, labels, seed=5)
+    )
+    assert (resampled_accuracies(hits, labels, seed=5) != resampled_accuracies(hits, labels, seed=6)).any()
+
+
+def test_without_images_there_is_nothing_to_resample() -> None:
+    with pytest.raises(RequestError, match=r"bootstrap: expected at least one image, got none\. Test the probes"):
+        resampled_accuracies(np.zeros((1, 0), dtype=bool), np.zeros(0, dtype=np.int64))
+
+
+def test_seeds_are_resampled_as_scipy_does_and_diverged_ones_left_out() -> None:
+    values = np.array([71.0, 72.5, np.nan, 70.2, 73.1])
+    interval = seed_interval(values, num_resamples=999)
+    finite = values[np.isfinite(values)]
+    theirs = stats.bootstrap(
+        (finite,), np.mean, n_resamples=999, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (interval.value, interval.low, interval.high) == pytest.approx((finite.mean(), theirs.low, theirs.high))
+
+
+@pytest.mark.parametrize(("values", "value"), [([70.0], 70.0), ([70.0, np.nan], 70.0), ([np.nan], np.nan)])
+def test_one_seed_has_a_value_and_no_interval(values: list[float], value: float) -> None:
+    interval = seed_interval(np.array(values))
+    assert interval.value == pytest.approx(value, nan_ok=True)
+    assert np.isnan([interval.low, interval.high]).all()
+    assert interval.holds_zero

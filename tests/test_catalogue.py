@@ -1,0 +1,124 @@
+"""The catalogue of the study: names, folders, sizes, and what is said when data are not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import RequestError, WorkError
+from pipeline.study.catalogue import CATALOGUE, Entry, check_size, find_data, find_entry, require_entry
+from pipeline.study.hub import locate_data
+from pipeline.study.paper import published_scores
+from probes.batches import plan_batches
+
+CIFAR = require_entry("vtab/cifar10")
+
+
+def write_data(folder: Path) -> Path:
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        (folder / split / "0.tar").touch()
+    return folder
+
+
+def test_there_are_twenty_and_the_paper_publishes_all_but_imagenet() -> None:
+    assert len(CATALOGUE) == len({entry.name for entry in CATALOGUE}) == 20
+    published = {score.dataset for score in published_scores()}
+    assert {entry.title for entry in CATALOGUE} - published == {"ImageNet-1k"}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [
+        ("fer2013", 1979), ("voc2007", 1426), ("cars", 1480), ("fgvc_aircraft", 606), ("stl10", 1000), ("gtsrb", 1973),
+        ("country211", 2110), ("vtab/caltech101", 500), ("vtab/cifar10", 2048), ("vtab/dmlab", 2016), ("vtab/dtd", 376),
+        ("vtab/flowers", 204), ("vtab/pets", 535), ("vtab/resisc45", 2100), ("vtab/svhn", 2028),
+    ],
+)  # fmt: skip
+def test_training_sizes_give_the_papers_batch_sizes(name: str, batch_size: int) -> None:
+    """Independent of the list the sizes were taken from: the batch rule turns each into the batch the authors report."""
+    plan = plan_batches(require_entry(name).num_train, wish=2048, epochs=40, min_steps=1000)
+    assert plan.batch_size == batch_size
+
+
+def test_every_spelling_finds_its_entry_and_no_two_entries_share_one() -> None:
+    for entry in CATALOGUE:
+        short = entry.name.removeprefix("vtab/")
+        for name in (entry.name, f"wds/{entry.name}", entry.folder, f"wds_{short}", short, entry.title):
+            assert find_entry(name) is entry
+    assert find_entry("cifar") is None
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RequestError, match=r"got 'vtab/cifar'\. Did you mean 'vtab/cifar10'\? Other data are named by"):
+        require_entry("vtab/cifar")
+
+
+@pytest.mark.parametrize("layout", ["wds_vtab-cifar10", "wds_cifar10", "wds/vtab/cifar10"])
+def test_data_are_found_in_the_layouts_of_the_hub_and_of_the_paper(tmp_path: Path, layout: str) -> None:
+    folder = write_data(tmp_path / layout)
+    assert find_data(CIFAR, tmp_path) == folder
+    assert locate_data(CIFAR, tmp_path, fetch=False) == f"wds:{folder}"
+
+
+def test_half_a_download_is_no_data(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / CIFAR.folder)
+    (folder / "test" / "0.tar").unlink()
+    assert find_data(CIFAR, tmp_path) is None
+
+
+def test_data_that_are_not_there_are_an_error_that_says_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(WorkError) as error:
+        locate_data(CIFAR, tmp_path, fetch=False)
+    folder = tmp_path / "wds_vtab-cifar10"
+    assert str(error.value) == (
+        f"data set vtab/cifar10: expected the folder {folder}, got no such folder with train/*.tar and test/*.tar. "
+        "Where the hub can be reached: hf download --repo-type dataset clip-benchmark/wds_vtab-cifar10 "
+        f"--local-dir {folder}; then copy that folder here."
+    )
+
+
+def test_offline_the_hub_is_named_as_what_failed(tmp_path: Path) -> None:
+    """In a process of its own: the hub's library reads HF_HUB_OFFLINE when it is imported."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline import WorkError\n"
+        "from pipeline.study.catalogue import require_entry; from pipeline.study.hub import locate_data\n"
+        "try: locate_data(require_entry('dtd'), Path(sys.argv[1]), on_download=print)\n"
+        "except WorkError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    first, message = result.stdout.strip().split("\n")
+    assert first == "clip-benchmark/wds_vtab-dtd"
+    assert "data set vtab/dtd: expected the folder" in message
+    assert "the hub does not give it: " in message
+    assert "hf download --repo-type dataset clip-benchmark/wds_vtab-dtd" in message
+
+
+def test_data_of_another_size_are_not_the_studys() -> None:
+    check_size(CIFAR, num_train=45000, num_classes=10)
+    with pytest.raises(
+        RequestError, match=r"expected 45000 training images of 10 classes; the study uses VTAB's training split"
+    ):
+        check_size(CIFAR, num_train=50000, num_classes=10)
+    stl = require_entry("stl10")
+    with pytest.raises(
+        RequestError, match=r"expected 5000 training images of 10 classes, got 5000 of 9\. Take the data"
+    ):
+        check_size(stl, num_train=5000, num_classes=9)
+
+
+def test_vtab_splits_are_marked() -> None:
+    reduced = [entry for entry in CATALOGUE if entry.reduced]
+    assert len(reduced) == 12
+    assert isinstance(reduced[0], Entry)

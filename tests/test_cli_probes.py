@@ -1,0 +1,87 @@
+"""`layerbank probes` and `layerbank attention`, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import run
+from PIL import Image
+
+from pipeline.attention import keep_attention
+from pipeline.probe_names import resolve_probe
+from probes import ArraySource, AttentiveProbe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a run keeps of a probe of two levels, cls and ap, with three heads, on eight images."""
+    place = tmp_path / "attn-mid-1a2b3c4d"
+    place.mkdir()
+    tokens = torch.randn(8, 4, 12, generator=torch.Generator().manual_seed(0))
+    source = ArraySource(tokens, torch.zeros(8, dtype=torch.int64), 2)
+    named = resolve_probe("attn-mid", 12)
+    keep_attention(AttentiveProbe(12, 3, 2), source, named, [1, 1], [str(n) for n in range(8)], place, "a title")
+    return place
+
+
+def test_probes_lists_names_with_what_they_read_and_how_large_they_are() -> None:
+    result = run("probes", "a*-quarterly", "--embed-dim", "24")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "depth 12, width 24, 196 patches, 10 classes"
+    names = [line.split()[0] for line in lines[2:]]
+    assert names == [
+        *("attn-quarterly", "alf-grid2-quarterly", "aat-quarterly", "aim-quarterly"),
+        *("abmilp-quarterly", "alf-embed-quarterly"),
+    ]
+    assert "3, 6, 9, final" in lines[2]
+    described = json.loads(run("probes", "alf", "--json").stdout)
+    assert (described[0]["name"], described[0]["num_parameters_before_classifier"]) == ("alf", 4_726_272)
+
+
+def test_a_name_that_no_probe_has_is_refused() -> None:
+    result = run("probes", "alff")
+    assert result.exit_code == 2
+    assert "Did you mean 'alf'?" in result.stderr
+
+
+def test_attention_says_the_numbers_of_a_run(folder: Path) -> None:
+    result = run("attention", folder)
+    assert result.exit_code == 0
+    kept: dict[str, Any] = json.loads((folder / "attention.json").read_text())
+    assert "8 images, 3 heads, 4 tokens" in result.stdout
+    shown = {line[:32].strip(): line[32:].split() for line in result.stdout.splitlines()[2:]}
+    for label, number in (("share of cls, %", kept["share_of_kind"]["cls"]), ("share of the late third, %", None)):
+        number = number or kept["share_of_third"]["late"]
+        assert shown[label] == [f"{100 * number['mean']:.1f}", "±", f"{100 * number['std']:.1f}"]
+    assert json.loads(run("attention", folder, "--json").stdout) == kept
+    assert not (folder / "attention-heads.png").exists()
+
+
+def test_heads_are_drawn_on_demand_in_the_order_of_the_depth_they_look_at(folder: Path) -> None:
+    result = run("attention", folder, "--heads")
+    heads = json.loads((folder / "attention.json").read_text())["heads"]
+    table = result.stdout[result.stdout.index("heads, by the depth") :].splitlines()[2:]
+    depths = [np.sum(heads[int(line.split()[0])]["mass"], axis=1)[1] for line in table]
+    assert depths == sorted(depths)
+    with Image.open(folder / "attention-heads.png") as picture:
+        assert min(picture.size) > 200
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
+
+
+def test_a_folder_without_attention_is_refused_in_four_parts(folder: Path, tmp_path: Path) -> None:
+    for place, got in ((tmp_path, "no such file"), (tmp_path / "none", "no such file")):
+        result = run("attention", place)
+        assert result.exit_code == 2
+        assert f"{place / 'attention.json'}" in result.stderr
+        assert got in result.stderr
+        assert "--retrain" in result.stderr
+    (folder / "attention.json").write_text('{"format": 99}')
+    assert "format 99" in run("attention", folder).stderr
+    (folder / "attention.json").write_text("[")
+    assert "something else" in run("attention", folder).stderr

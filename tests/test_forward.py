@@ -1,0 +1,230 @@
+"""A forward pass that holds on: what a compiler or too little memory may change, and what they may not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from photos import TINY_MODEL
+from torch import Tensor, nn
+
+from pipeline import WorkError
+from pipeline.backbones import Backbone, Tokens, open_backbone
+from pipeline.batch_size import LARGEST, choose_batch_size, fitting_batch_size
+from pipeline.datasets import open_source
+from pipeline.events import BatchHalved, CompileFailed, Event
+from pipeline.extract import ExtractConfig, extract, spec_of
+from pipeline.forward import SteadyForward
+
+BATCH_SIZE = 8
+KINDS = ["cls", "ap", "grid2", "patch"]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return open_backbone(TINY_MODEL, weights="random", image_size=32)
+
+
+def images(count: int = BATCH_SIZE, size: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def steady(backbone: Backbone, *, backend: Any = None, events: list[Event] | None = None) -> SteadyForward:
+    return SteadyForward(
+        backbone.compile(backbone.levels, KINDS),
+        batch_size=BATCH_SIZE,
+        model_id=backbone.model_id,
+        backend=backend,
+        emit=(events if events is not None else []).append,
+    )
+
+
+def largest_error(got: Tokens, expected: Tokens) -> float:
+    """Of any value, over the largest value of its array."""
+    errors = [
+        float((got[level][kind] - values).abs().max() / values.abs().max())
+        for level, kinds in expected.items()
+        for kind, values in kinds.items()
+    ]
+    assert [list(kinds) for kinds in got.values()] == [list(kinds) for kinds in expected.values()]
+    return max(errors)
+
+
+def assert_same_bits(got: Tokens, expected: Tokens) -> None:
+    assert all(torch.equal(got[level][kind], expected[level][kind]) for level in expected for kind in expected[level])
+
+
+# --- compiled ---
+
+
+def test_a_graph_gives_the_tokens_of_the_plain_pass(backbone: Backbone) -> None:
+    expected = steady(backbone)(images())
+    assert largest_error(steady(backbone, backend="aot_eager")(images()), expected) < 1e-6
+
+
+@pytest.mark.slow  # the compiler takes half a minute
+def test_inductors_graph_gives_the_tokens_of_the_plain_pass_within_a_hundred_thousandth(backbone: Backbone) -> None:
+    events: list[Event] = []
+    compiled = steady(backbone, backend="inductor", events=events)
+    for count in (BATCH_SIZE, 3):
+        assert largest_error(compiled(images(count)), steady(backbone)(images(count))) < 1e-5
+    assert events == []
+
+
+def test_a_last_batch_is_padded_so_that_one_graph_serves_all(backbone: Backbone) -> None:
+    graphs: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(tuple(inputs[0].shape))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = steady(backbone, backend=backend)
+    for count in (BATCH_SIZE, 3, BATCH_SIZE, 1):
+        got = compiled(images(count))
+        assert {len(values) for kinds in got.values() for values in kinds.values()} == {count}
+        assert largest_error(got, steady(backbone)(images(count))) < 1e-5
+    assert len(graphs) == 1
+
+
+def test_a_compiler_that_fails_is_told_once_and_the_model_runs_without(backbone: Backbone) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise FileNotFoundError("no C++ compiler\nfound anywhere")
+
+    torch._dynamo.reset()
+    events: list[Event] = []
+    forward = steady(backbone, backend=broken, events=events)
+    for count in (BATCH_SIZE, 3):
+        assert_same_bits(forward(images(count)), steady(backbone)(images(count)))
+    (event,) = events
+    assert isinstance(event, CompileFailed)
+    assert event.backbone == backbone.model_id
+    assert event.reason == ("BackendCompilerFailed: backend='broken' raised: FileNotFoundError: no C++ compiler")
+
+
+def test_an_error_of_the_model_itself_is_not_taken_for_the_compilers(backbone: Backbone) -> None:
+    with pytest.raises((RuntimeError, AssertionError), match=r"size|Input"):
+        steady(backbone, backend="aot_eager")(images(size=31))
+
+
+# --- memory ---
+
+
+class Small(nn.Module):
+    """A model on a device with room for so many images; counts its passes by their size."""
+
+    def __init__(self, model: Any, room: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.model, self.room, self.error, self.passes = model, room, error, Counter[int]()
+
+    def __call__(self, images: Tensor) -> Any:
+        if len(images) > self.room:
+            raise self.error("CUDA out of memory. Tried to allocate 2 GiB. DefaultCPUAllocator: can't allocate memory")
+        self.passes[len(images)] += 1
+        return self.model(images)
+
+
+def cramped(room: int, error: type[Exception] = torch.OutOfMemoryError) -> tuple[Backbone, Small]:
+    backbone = open_backbone(TINY_MODEL, weights="random", image_size=32)
+    small = Small(backbone.tower.forward, room, error)
+    object.__setattr__(backbone.tower, "forward", small)  # a tower is frozen
+    return backbone, small
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so(
+    backbone: Backbone, error: type[Exception]
+) -> None:
+    small, device = cramped(room=3, error=error)
+    events: list[Event] = []
+    forward = steady(small, events=events)
+    for _ in range(2):
+        assert largest_error(forward(images()), steady(backbone)(images())) < 1e-5
+    assert device.passes == {2: 8}
+    assert [event.num_images for event in events if isinstance(event, BatchHalved)] == [4, 2]
+    assert events[0].reason == "CUDA out of memory"  # type: ignore[union-attr]
+
+
+def test_halves_are_compiled_too(backbone: Backbone) -> None:
+    small, _ = cramped(room=4)
+    events: list[Event] = []
+    got = steady(small, backend="aot_eager", events=events)(images(7))
+    assert largest_error(got, steady(backbone)(images(7))) < 1e-5
+    assert [type(event) for event in events] == [BatchHalved]
+
+
+def test_one_image_that_does_not_fit_is_work_that_failed() -> None:
+    small, _ = cramped(room=0)
+    with pytest.raises(WorkError, match=r"vit_tiny.*: expected memory for one image, got CUDA out of memory\. Use a s"):
+        steady(small)(images())
+
+
+def test_another_runtime_error_is_not_taken_for_one_of_memory() -> None:
+    small, _ = cramped(room=100)
+    small.tower.forward.model = nn.Linear(5, 5)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        steady(small)(images())
+
+
+def test_no_row_is_lost_where_memory_runs_out_and_the_stores_batches_stay(photos: Path, tmp_path: Path) -> None:
+    from cache import TokenCache
+
+    source = open_source(f"folder:{photos}", "train")
+    small, device = cramped(room=5)
+    config = ExtractConfig(arrays=(("final", "ap"),), storage_dtype="float32", batch_size=16, num_workers=0)
+    events: list[Event] = []
+    store = spec_of(small, source, "float32").store_path(tmp_path)
+    extract(small, source, config, store, emit=events.append)
+    assert [event.num_images for event in events if isinstance(event, BatchHalved)] == [8, 4]
+    assert set(device.passes) == {4}
+    cache = TokenCache.open(store)
+    assert cache.batch_size == 16
+    backbone = open_backbone(TINY_MODEL, weights="random", image_size=32)
+    every = torch.stack([backbone.geometry(source.load(row)[0]) for row in range(len(source))])
+    expected = backbone.compile(["final"], ["ap"])(every)["final"]["ap"]
+    torch.testing.assert_close(torch.from_numpy(cache.tokens("final", "ap").read(0, len(source))), expected)
+
+
+# --- batch size ---
+
+
+def test_on_a_cpu_the_batch_size_is_64(backbone: Backbone) -> None:
+    assert choose_batch_size(backbone, backbone.compile(["final"], ["cls"])) == 64
+
+
+@pytest.mark.parametrize(
+    ("fixed", "per_image", "free", "expected"),
+    [(0, 10, 640, 64), (0, 10, 639, 32), (500, 10, 1140, 64), (0, 1, 10**9, LARGEST), (0, 10, 5, 1), (900, 1, 10, 1)],
+)
+def test_on_a_gpu_it_is_the_largest_power_of_two_that_fits(
+    fixed: int, per_image: int, free: int, expected: int
+) -> None:
+    tried: list[int] = []
+
+    def peak_bytes(num_images: int) -> int:
+        tried.append(num_images)
+        return fixed + per_image * num_images
+
+    assert fitting_batch_size(peak_bytes, free) == expected
+    assert max(tried) <= 8
+
+
+def test_a_store_keeps_the_batch_size_it_was_begun_with(photos: Path, tmp_path: Path, backbone: Backbone) -> None:
+    from cache import TokenCache
+
+    source = open_source(f"folder:{photos}", "train")
+    store = spec_of(backbone, source, "float16").store_path(tmp_path)
+    for kind, batch_size in (("cls", 24), ("ap", None)):
+        config = ExtractConfig(arrays=(("final", kind),), batch_size=batch_size, num_workers=0)
+        extract(backbone, source, config, store)
+    assert TokenCache.open(store).batch_size == 24
+
+
+def test_timm_attends_with_the_fused_kernel() -> None:
+    """What SDPA chooses its kernels for; the plain attention would keep [B, heads, T, T] in memory."""
+    assert timm.layers.use_fused_attn()

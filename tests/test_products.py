@@ -1,0 +1,181 @@
+"""What a matrix product may round, and what must stay as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from absent_gpu import absent_gpu
+from test_fit import GRID, PROTOCOL, ROWS, largest_difference, make_probe, make_source
+from torch import Tensor
+
+from probes import AttentiveBank, Bank, LinearBank, Setting, SettingError, TrainingProtocol, balanced_accuracy, fit_bank
+from probes.fit import compute_logits
+from probes.products import Products, one_dnn_is_exact, resolve_compute
+
+CPU = torch.device("cpu")
+FINE = 1 + 2**-12  # of which bfloat16 keeps 1, and TF32 too
+
+
+def make_bank(kind: str, compute: str) -> Bank:
+    probes = [make_probe(kind, 0)] * len(GRID)
+    if kind == "linear":
+        return LinearBank(probes, compute=compute)
+    rates = [setting.dropout for setting in GRID]
+    return AttentiveBank(probes, rates, compute=compute, group_size=3, chunk_size=16)
+
+
+def one_step(bank: Bank, kind: str) -> dict[str, Tensor]:
+    source = make_source(kind)
+    noise = {4: torch.rand(200, 5, 4, generator=torch.Generator().manual_seed(0))}
+    bank.compute_gradients(source.tokens, source.labels, torch.full((200,), 1 / 200), noise)
+    return {f"{number} {name}": grad for number, stack in enumerate(bank.stacks) for name, grad in stack.grads.items()}
+
+
+def products_of(products: Products, a: Tensor, b: Tensor) -> list[Tensor]:
+    """Each way to a product, in float32."""
+    matrices, batches = torch.empty(3, 64, 64), torch.empty(3, 2, 64, 64)
+    with products.chosen():
+        products.mm(a, b, out=matrices[0])
+        products.bmm(a.expand(2, 64, 64), b.expand(2, 64, 64), out=batches[0])
+        products.add_mm(matrices[1].fill_(torch.nan), a, b, first=True)
+        products.add_mm(matrices[2].fill_(1), a, b, first=False)
+        products.add_bmm(batches[1].fill_(torch.nan), a.expand(2, 64, 64), b.expand(2, 64, 64), first=True)
+        products.add_bmm(batches[2].fill_(1), a.expand(2, 64, 64), b.expand(2, 64, 64), first=False)
+    return [matrices[0], batches[0], matrices[1], batches[1], matrices[2] - 1, batches[2] - 1]
+
+
+@pytest.mark.parametrize(("compute", "kept"), [("float32", FINE), ("bfloat16", 1.0)])
+@pytest.mark.parametrize("around", ["highest", "high", "medium"])
+def test_factors_are_rounded_as_asked_whatever_the_program_around_has_set(
+    compute: str, kept: float, around: str
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(around)
+    try:
+        for product in products_of(
+            Products(compute, torch.float32, CPU), torch.full((64, 64), FINE), torch.ones(64, 64)
+        ):
+            assert product.eq(64 * kept).all()
+        assert torch.get_float32_matmul_precision() == around
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_sums_of_rounded_factors_are_float32() -> None:
+    """Of 64 ones and 64 numbers of 2^-8, a sum in bfloat16 would keep the ones."""
+    a = torch.ones(64, 64)
+    a[:, 32:] = 2**-8
+    for product in products_of(Products("bfloat16", torch.float32, CPU), a, torch.ones(64, 64)):
+        assert product.eq(32 + 32 * 2**-8).all()
+
+
+def test_the_setting_of_torch_comes_back_after_an_error() -> None:
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(RuntimeError), Products("float32", torch.float32, CPU).chosen():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_one_dnn_is_believed_only_where_it_keeps_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounding(*factors: Tensor) -> Tensor:
+        return torch.matmul(*(factor.bfloat16().float() for factor in factors))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "bmm", rounding)
+        assert not one_dnn_is_exact.__wrapped__()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not one_dnn_is_exact.__wrapped__()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_with_and_without_one_dnn_the_gradients_are_the_same(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = one_step(make_bank("attentive", "float32"), "attentive")
+    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: exact)
+    for name, gradient in one_step(make_bank("attentive", "float32"), "attentive").items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["attentive", "linear"])
+def test_gradients_of_rounded_factors_are_those_of_float32_within_the_rounding(kind: str) -> None:
+    """A factor is off by 2^-9 of itself at most; a gradient is a product of a handful."""
+    exact, rounded = (one_step(make_bank(kind, compute), kind) for compute in ("float32", "bfloat16"))
+    for name, gradient in exact.items():
+        assert (rounded[name] - gradient).norm() <= 2**-6 * gradient.norm(), name
+        assert rounded[name].dtype == torch.float32
+    assert any(not torch.equal(rounded[name], gradient) for name, gradient in exact.items())
+
+
+def test_what_cannot_change_the_loss_has_gradient_zero_with_rounded_factors_too() -> None:
+    still = {
+        name
+        for name, gradient in one_step(make_bank("attentive", "bfloat16"), "attentive").items()
+        if not gradient.any()
+    }
+    assert {name.split()[1] for name in still} == {"norm_k.bias", "proj.bias", "norm_v.bias"}
+    assert sum("norm_v.bias" in name for name in still) == 1  # of the group without dropout
+
+
+@pytest.mark.parametrize("kind", ["attentive", "linear"])
+def test_a_probe_that_diverges_changes_no_bit_of_its_neighbours_with_rounded_factors_too(kind: str) -> None:
+    wild = [*GRID[:3], Setting(lr=1e38, weight_decay=1.0, dropout=0.3), *GRID[4:]]
+    banks = [make_bank(kind, "bfloat16") for _ in range(2)]
+    calm, outcome = (
+        fit_bank(bank, make_source(kind), ROWS, settings, PROTOCOL)
+        for bank, settings in zip(banks, (GRID, wild), strict=True)
+    )
+    assert not calm.diverged.any()
+    assert outcome.diverged.nonzero().flatten().tolist() == [3]
+    for index in (0, 1, 2, 4, 5, 6, 7):
+        untouched, beside = (bank.probe(index).state_dict() for bank in banks)
+        assert all(torch.equal(untouched[name], beside[name]) for name in untouched)
+
+
+@pytest.mark.parametrize("kind", ["attentive", "linear"])
+def test_probes_trained_on_rounded_factors_are_as_good(kind: str) -> None:
+    """Not the same weights, but within two of the 200 samples in accuracy, and master weights of float32."""
+    source, accuracies = make_source(kind), []
+    banks = [make_bank(kind, compute) for compute in ("float32", "bfloat16")]
+    for bank in banks:
+        fit_bank(bank, source, ROWS, GRID, PROTOCOL)
+        (logits,) = compute_logits(bank, source, ROWS)
+        accuracies.append(balanced_accuracy(logits.argmax(2), source.labels, 4))
+        assert all(value.dtype == torch.float32 for stack in bank.stacks for value in stack.values.values())
+    assert (accuracies[0] - accuracies[1]).abs().max() <= 0.01
+    assert 0 < largest_difference(banks[1].probe(1), banks[0].probe(1)) < 0.1
+
+
+@pytest.mark.parametrize("compute", ["float32", "tf32", "bfloat16"])
+def test_a_gpu_gets_factors_of_one_type_and_gives_float32(compute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not there: types and shapes are checked, and what torch is told, not the numbers."""
+    told: list[str] = []
+
+    def keep_told(precision: str) -> None:
+        told.append(precision)
+
+    with absent_gpu(monkeypatch):
+        products = Products(compute, torch.float32, torch.device("cuda"))
+        a, b = torch.ones(2, 4, 4, device="cuda"), torch.ones(2, 4, 4, device="cuda")
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", keep_told)
+        with products.chosen():
+            assert products.factor(a).dtype == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
+            assert products.bmm(a, b, out=torch.empty_like(a)).dtype == torch.float32
+            kept = products.factors.empty("a factor", 2, 4, 4)
+            assert products.bmm(products.factor(a), b, out=kept).dtype == products.factor(a).dtype
+            products.add_mm(a[0], kept[0], b[0], first=False)
+            products.add_bmm(a, kept, b, first=False)
+        assert told[0] == ("highest" if compute == "float32" else "high")
+
+
+def test_a_choice_that_the_device_does_not_have_is_refused() -> None:
+    with pytest.raises(SettingError) as error:
+        resolve_compute("tf32", "cpu")
+    assert str(error.value) == (
+        "compute on cpu: expected auto, float32, bfloat16, got 'tf32'. "
+        "Choose one of them; auto is the device's own default."
+    )
+    assert resolve_compute("auto", "cuda") == "tf32"
+    assert resolve_compute("bfloat16", "cuda:1") == "bfloat16"
+    with pytest.raises(SettingError, match=r"compute on cuda: expected auto, float32, tf32, bfloat16, got 'float16'"):
+        resolve_compute("float16", "cuda")
+    with pytest.raises(SettingError, match=r"expected compute auto, float32, tf32, bfloat16, got compute fp8"):
+        TrainingProtocol(compute="fp8")

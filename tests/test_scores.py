@@ -1,0 +1,152 @@
+"""Scores, tables, gains, summaries and ranks: what is compared, and what is refused."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import RequestError
+from pipeline.study.scores import Case, Score, gains_of, group_by_protocol, scores_of_rows, table_of
+from pipeline.study.summaries import mean_ranks, summarize
+
+
+def score(probe: str, percent: float, dataset: str = "pets", **changes: Any) -> Score:
+    return Score(**{"model": "vit", "dataset": dataset, "probe": probe, "percent": percent, **changes})
+
+
+def row(key: str, probe: str, accuracy: float | None, study: str = "s0", seed: int = 0) -> dict[str, Any]:
+    return {
+        "key": key,
+        "backbone": "timm/vit",
+        "dataset": "pets",
+        "probe": probe,
+        "test": None if accuracy is None else {"balanced_accuracy": accuracy},
+        "setting_of_study": study,
+        "protocol": {"seed": seed},
+    }
+
+
+def test_rows_become_scores_in_percent_and_a_diverged_one_stays_visible_as_nan() -> None:
+    alf, aat = scores_of_rows([row("a", "alf", 0.75), row("b", "aat", None)])
+    assert alf == Score(model="timm/vit", dataset="pets", probe="alf", seed=0, percent=75.0, setting="s0", key="a")
+    assert np.isnan(aat.percent)
+
+
+def test_of_rows_with_one_key_the_last_counts() -> None:
+    assert [one.percent for one in scores_of_rows([row("a", "alf", 0.5), row("a", "alf", 0.6)])] == [60.0]
+
+
+def test_a_table_sets_the_probes_of_a_case_side_by_side_with_nan_where_there_is_none() -> None:
+    table = table_of([score("linear-cls", 50), score("alf", 60), score("alf", 70, "cars")])
+    assert table.cases == (Case("vit", "pets", 0), Case("vit", "cars", 0))
+    assert table.probes == ("linear-cls", "alf")
+    np.testing.assert_array_equal(table.values, [[50, 60], [np.nan, 70]])
+    np.testing.assert_array_equal(gains_of(table).values, [[0, 10], [np.nan, np.nan]])
+
+
+def test_two_protocols_in_one_line_are_refused_and_named() -> None:
+    rows = [row("a", "linear-cls", 0.5, "quick-00x"), row("b", "alf", 0.6, "paper-00x")]
+    with pytest.raises(RequestError) as error:
+        table_of(scores_of_rows(rows))
+    assert str(error.value) == (
+        "timm/vit on pets, seed 0: expected results of one setting (same stores, same protocol), "
+        "got linear-cls of setting quick-00 and alf of setting paper-00. "
+        "Give the rows of one protocol only; two protocols belong in two reports."
+    )
+
+
+def test_two_scores_of_one_probe_are_refused_and_named() -> None:
+    with pytest.raises(RequestError) as error:
+        table_of([score("alf", 1, key="0123456789"), score("alf", 2)])
+    assert str(error.value) == (
+        "alf of vit on pets, seed 0: expected one result, got 1.00 (row 01234567) and 2.00 (row -). "
+        "Give the rows of one protocol and one version only."
+    )
+
+
+def test_rows_are_grouped_by_all_of_the_protocol_but_the_seed() -> None:
+    one, two, other = (row(key, "alf", 0.5, seed=seed) for key, seed in (("a", 0), ("b", 1), ("c", 0)))
+    other["protocol"]["epochs"] = 3
+    assert [*group_by_protocol([one, other, two]).values()] == [[one, two], [other]]
+
+
+def test_two_seeds_are_two_lines_and_their_mean_is_one() -> None:
+    table = table_of(
+        [score("alf", 1, seed=0), score("alf", 2, seed=1), score("aat", 5, seed=0), score("aat", 6, seed=1)]
+    )
+    assert len(table.cases) == 2
+    averaged = table.mean_over("seed")
+    assert averaged.cases == (Case("vit", "pets", 0),)
+    assert averaged.values.tolist() == [[1.5, 5.5]]
+
+
+def test_a_mean_over_something_diverged_or_missing_is_nan() -> None:
+    table = table_of([score("alf", 1), score("alf", float("nan"), "cars"), score("aat", 3, "cars")])
+    assert np.isnan(table.mean_over("dataset").values).all()
+
+
+def test_gains_need_the_reference_and_say_so() -> None:
+    with pytest.raises(RequestError, match=r"probe 'linear-cls': expected one of alf, got no result of it\. Train it"):
+        gains_of(table_of([score("alf", 1)]))
+
+
+def test_columns_are_kept_in_the_order_asked_for() -> None:
+    table = table_of([score("a", 1), score("b", 2), score("c", 3)]).only(["c", "nothing", "a"])
+    assert (table.probes, table.values.tolist()) == (("c", "a"), [[3.0, 1.0]])
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
+def test_a_summary_is_that_of_the_standard_library(values: list[float]) -> None:
+    summary = summarize(np.array([*values, np.nan]))
+    assert (summary.count, summary.num_missing) == (len(values), 1)
+    assert summary.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
+    assert summary.median == pytest.approx(statistics.median(values))
+    assert (summary.min, summary.max) == (min(values), max(values))
+    assert summary.std == pytest.approx(statistics.stdev(values), abs=1e-6)
+
+
+def test_a_summary_of_nothing_is_nan_and_of_one_value_has_no_spread() -> None:
+    assert np.isnan(summarize(np.array([np.nan])).mean)
+    assert np.isnan(summarize(np.array([3.0])).std)
+
+
+def test_ranks_share_ties_and_skip_cases_in_which_a_probe_is_missing() -> None:
+    table = table_of(
+        [
+            *(score(probe, value, "one") for probe, value in (("a", 9), ("b", 9), ("c", 1))),
+            *(score(probe, value, "two") for probe, value in (("a", 1), ("b", 2), ("c", 3))),
+            *(score(probe, value, "three") for probe, value in (("a", 100), ("b", 2))),
+        ]
+    )
+    assert mean_ranks(table) == {"a": 2.25, "b": 1.75, "c": 2.0}
+    assert mean_ranks(table, ["a", "b"]) == {"a": (1.5 + 2 + 1) / 3, "b": (1.5 + 1 + 2) / 3}
+
+
+def test_the_reference_moves_no_rank() -> None:
+    table = table_of(
+        [score(p, v, d) for p, v, d in [("linear-cls", 1, "x"), ("b", 2, "x"), ("linear-cls", 9, "y"), ("b", 3, "y")]]
+    )
+    assert mean_ranks(table) == mean_ranks(gains_of(table))
+
+
+def test_without_a_complete_case_there_is_no_rank() -> None:
+    ranks = mean_ranks(table_of([score("a", 1, "x"), score("b", 1, "y")]))
+    assert np.isnan([*ranks.values()]).all()
+
+
+def test_reading_results_and_drawing_them_takes_no_torch() -> None:
+    modules = "predictions, scores, summaries, significance, bootstrap, dataset_table, attention, selection, catalogue, hub, paper"
+    figures = "gains, sizes, tables, heatmaps, levels, ablations"
+    code = (
+        f"import sys; from pipeline.study import {modules}; from pipeline.study.figures import {figures}; "
+        "print([name for name in ('torch', 'zarr', 'timm', 'matplotlib', 'click') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,134 @@
+"""CKA in one pass over the features equals a naive one over full matrices, and reads stores through the map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_stores import make_arrays, make_spec, write_store
+
+from cache import MissingArrayError, TokenCache
+from pipeline import RequestError
+from pipeline.study import similarity
+from pipeline.study.similarity import Read, levels_of, linear_similarity, rbf_similarity
+
+
+def naive_cka(grams: list[np.ndarray]) -> np.ndarray:
+    """The U-centred matrices of Szekely and Rizzo 2014, which give the same HSIC by another formula."""
+
+    def centred(gram: np.ndarray) -> np.ndarray:
+        n = len(gram)
+        gram = gram - np.diag(np.diag(gram))
+        rows = gram.sum(0)
+        gram = gram - rows[:, None] / (n - 2) - rows[None] / (n - 2) + gram.sum() / ((n - 1) * (n - 2))
+        return gram - np.diag(np.diag(gram))
+
+    hsic = np.array([[(centred(one) * centred(two)).sum() for two in grams] for one in grams])
+    return hsic / np.sqrt(np.outer(hsic.diagonal(), hsic.diagonal()))
+
+
+def unit(tokens: np.ndarray) -> np.ndarray:
+    return tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+
+
+def reader(tokens: np.ndarray) -> Read:
+    return lambda rows: tokens[rows]
+
+
+def example(num_images: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Four levels of different widths; each has something of the one before, and a large mean."""
+    generator = np.random.default_rng(seed)
+    first = generator.normal(size=(num_images, 12)) + 3
+    second = first @ generator.normal(size=(12, 7)) + generator.normal(size=(num_images, 7))
+    third = second[:, :5] + 2 * generator.normal(size=(num_images, 5))
+    return {"a": first, "b": second, "c": third, "noise": generator.normal(size=(num_images, 40))}
+
+
+@settings(deadline=None, max_examples=25)
+@given(num_images=st.integers(4, 60), seed=st.integers(0, 999))
+def test_linear_cka_is_the_naive_one(num_images: int, seed: int) -> None:
+    tokens = example(num_images, seed)
+    found = linear_similarity({name: reader(x) for name, x in tokens.items()}, np.arange(num_images))
+    naive = [unit(x) @ unit(x).T for x in tokens.values()]
+    hsic_can_be_negative = np.isnan(found.values)
+    np.testing.assert_allclose(
+        found.values[~hsic_can_be_negative], naive_cka(naive)[~hsic_can_be_negative], rtol=1e-7, atol=1e-7
+    )
+    assert (found.kernel, found.num_images, found.seed) == ("linear", num_images, None)
+
+
+def test_batches_and_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = {name: reader(x) for name, x in example(500).items()}
+    whole = linear_similarity(levels, np.arange(500))
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(similarity, "ROWS_AT_ONCE", 37)
+    parts = linear_similarity(levels, np.arange(500), memory_bytes=1, progress=lambda *counts: told.append(counts))
+    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-10)
+    assert told == [(done, 10) for done in range(1, 11)]  # one pair at a time
+
+
+def test_a_level_is_fully_like_itself_and_independent_noise_is_like_nothing() -> None:
+    found = linear_similarity({name: reader(x) for name, x in example(3000).items()}, np.arange(3000))
+    np.testing.assert_allclose(found.values.diagonal(), 1)
+    np.testing.assert_allclose(found.values, found.values.T)
+    assert found.values[0, 1] > found.values[0, 2] > 0.05
+    assert np.abs(found.values[3, :3]).max() < 0.02
+
+
+def test_only_the_rows_asked_for_count() -> None:
+    tokens = example(80)
+    rows = np.arange(0, 80, 3)
+    some = linear_similarity({name: reader(x) for name, x in tokens.items()}, rows)
+    alone = linear_similarity({name: reader(x[rows]) for name, x in tokens.items()}, np.arange(len(rows)))
+    np.testing.assert_allclose(some.values, alone.values)
+
+
+def test_rbf_cka_is_the_naive_one_on_a_stated_seeded_subset() -> None:
+    tokens = example(300)
+    found = rbf_similarity({n: reader(x) for n, x in tokens.items()}, np.arange(300), sigma=0.4, num_images=120, seed=3)
+    rows = np.sort(np.random.default_rng(3).choice(np.arange(300), 120, replace=False))
+    grams = []
+    for x in tokens.values():
+        x = unit(x[rows])
+        grams.append(np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / (2 * 0.4**2)))
+    np.testing.assert_allclose(found.values, naive_cka(grams), rtol=1e-8, atol=1e-10)
+    assert (found.kernel, found.num_images, found.seed) == ("rbf", 120, 3)
+
+
+def test_the_subset_is_all_images_if_there_are_no_more() -> None:
+    levels = {name: reader(x) for name, x in example(50).items()}
+    found = rbf_similarity(levels, np.arange(50), sigma=1.0, seed=1)
+    assert (found.num_images, found.seed) == (50, None)
+    np.testing.assert_array_equal(found.values, rbf_similarity(levels, np.arange(50), sigma=1.0, seed=2).values)
+
+
+def test_where_all_tokens_are_alike_there_is_no_alignment() -> None:
+    levels = {"same": reader(np.ones((20, 3))), "other": reader(np.random.default_rng(0).normal(size=(20, 3)))}
+    values = rbf_similarity(levels, np.arange(20), sigma=1.0).values
+    assert np.isnan(values[0]).all()
+    assert values[1, 1] == pytest.approx(1)
+
+
+def test_three_images_are_too_few() -> None:
+    message = r"similarity of levels: expected at least 4 images, got 3\. Extract more images"
+    for function in (linear_similarity, rbf_similarity):
+        with pytest.raises(RequestError, match=message):
+            function({"a": reader(np.ones((3, 2)))}, np.arange(3))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
+def test_levels_are_read_from_a_store_in_their_logical_dtype(tmp_path: Path, storage_dtype: str) -> None:
+    write_store(tmp_path / "store.zarr", make_spec(storage_dtype=storage_dtype), make_arrays(kinds=("cls", "grid2")))
+    cache = TokenCache.open(tmp_path / "store.zarr")
+    rows = cache.rows[:50]
+    cls, grid = levels_of(cache, "cls"), levels_of(cache, "grid2", ["final"])
+    assert list(cls) == ["block.0", "final"]
+    stored = cache.tokens("final", "cls").take(rows)
+    exact = stored if storage_dtype == "float16" else (stored.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(cls["final"](rows), exact.astype(np.float32))
+    assert grid["final"](rows).shape == (50, 32)
+    with pytest.raises(MissingArrayError):
+        levels_of(cache, "patch")

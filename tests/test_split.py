@@ -1,0 +1,99 @@
+"""What is held out: the same share of every class, whole images, judged by their centre view."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from probes import ArraySource, DataError, Head, TrainingProtocol, run_sweep
+from probes.split import centre_rows, split_rows, split_stratified
+
+
+@hypothesis_settings(deadline=None)
+@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=6), fraction=st.floats(0.05, 0.95))
+def test_the_split_holds_out_the_same_share_of_every_class(counts: list[int], fraction: float) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    if max(counts) < 2:
+        with pytest.raises(DataError):
+            split_stratified(labels, fraction, seed=0)
+        return
+    kept, held_out = split_stratified(labels, fraction, seed=0)
+    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(len(labels)))
+    for label, count in enumerate(counts):
+        share = int((labels[held_out] == label).sum())
+        assert abs(share - fraction * count) <= 1
+        assert share < count or count == 0
+        assert share > 0 or count < 2
+
+
+def test_the_split_depends_on_the_seed() -> None:
+    labels = torch.arange(100) % 4
+    one, again, other = (split_stratified(labels, 0.2, seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 2), min_size=2, max_size=40),
+    num_views=st.integers(0, 3),
+    left_out=st.sets(st.integers(0, 39), max_size=5),
+    seed=st.integers(0, 3),
+)
+def test_an_image_is_held_out_with_all_its_views_and_judged_by_its_centre(
+    labels: list[int], num_views: int, left_out: set[int], seed: int
+) -> None:
+    there = [image for image in range(len(labels)) if image not in left_out]  # skipped images lack all their rows
+    images = torch.tensor(there, dtype=torch.int64).repeat_interleave(num_views + 1)
+    per_image = torch.tensor([labels[image] for image in there], dtype=torch.int64)
+    tokens = torch.zeros(len(images), 4)
+    source = ArraySource(tokens, per_image.repeat_interleave(num_views + 1), 3, images=images)
+    if len(per_image) == 0 or int(per_image.bincount().max()) < 2:
+        with pytest.raises(DataError):
+            split_rows(source, 0.3, seed)
+        return
+    kept, held_out = split_rows(source, 0.3, seed)
+    assert set(images[kept].tolist()).isdisjoint(images[held_out].tolist())
+    assert len(kept) + (num_views + 1) * len(held_out) == len(images)
+    assert set(held_out.tolist()) <= set(centre_rows(images).tolist())
+    without = split_stratified(per_image, 0.3, seed)[1]
+    assert images[held_out].tolist() == [there[row] for row in without.tolist()]  # the same images as without views
+
+
+def test_a_sweep_on_views_trains_on_all_rows_and_never_on_a_view_of_what_it_is_chosen_by() -> None:
+    class Watched(ArraySource):
+        taken: list[int]
+
+        def take(self, rows: torch.Tensor) -> torch.Tensor:
+            self.taken += rows.tolist()
+            return super().take(rows)
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.arange(60).repeat_interleave(3)
+    tokens = torch.nn.functional.normalize(torch.randn(180, 8, generator=generator), dim=1)
+    train = Watched(tokens, (images % 3).clone(), 3, images=images)
+    train.taken = []
+    test = ArraySource(tokens[::3].clone(), images[::3] % 3, 3)
+    protocol = TrainingProtocol(
+        lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0,), epochs=1, min_steps=5, batch_size=48
+    )
+    phases: list[tuple[str, int]] = []
+    result = run_sweep(
+        Head(kind="linear"),
+        train,
+        lambda: test,
+        protocol,
+        emit=lambda event: phases.append((event.phase, len(train.taken))),
+    )
+    kept, held_out = split_rows(train, 0.2, 0)
+    assert (len(kept), len(held_out)) == (144, 12)
+    assert result.selection is not None
+    assert result.refit is not None
+    assert (result.selection.num_samples, result.refit.num_samples) == (144, 180)
+    selected = max(taken for phase, taken in phases if phase == "select")
+    assert set(train.taken[:selected]) == set(kept.tolist())
+    validated = train.taken[selected : max(taken for phase, taken in phases if phase == "validate")]
+    assert validated == held_out.tolist()

@@ -1,0 +1,201 @@
+"""Taps by module names: a model that names its parts otherwise gives the tokens of those modules, or is refused with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import run
+from photos import write_photos
+from timm.models import register_model
+from torch import Tensor, nn
+
+from cache import CacheSpec, SpecMismatchError, TokenCache
+from pipeline import RequestError
+from pipeline.backbones import Backbone, open_backbone
+from pipeline.datasets import open_source
+from pipeline.extract import ExtractConfig, extract, spec_of
+from pipeline.repair import repair_and_fill
+from pipeline.request import ModelRequest
+
+SIZE, DEPTH = 48, 3
+PATTERN = "layers.{i}.ffn_norm"
+
+
+class OwnBlock(nn.Module):
+    """A pre-norm block whose norms are named as in other libraries."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.attn = nn.MultiheadAttention(embed_dim, 2, batch_first=True)
+        self.ffn = nn.Sequential(nn.Linear(embed_dim, 64), nn.GELU(), nn.Linear(64, embed_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.attn_norm(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False)[0]
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class OwnVit(nn.Module):
+    """Patches by a convolution, a class token and two registers, `layers` in place of `blocks`, `ln_f` in place of `norm`."""
+
+    def __init__(self, embed_dim: int = 32) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, embed_dim, 16, 16)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
+        self.register_tokens = nn.Parameter(torch.randn(1, 2, embed_dim))
+        self.layers = nn.ModuleList(OwnBlock(embed_dim) for _ in range(DEPTH))
+        self.ln_f = nn.LayerNorm(embed_dim)
+        self.pretrained_cfg = {"input_size": (3, SIZE, SIZE), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        patches = self.embed(images).flatten(2).transpose(1, 2)
+        prefix = torch.cat([self.cls_token, self.register_tokens], 1).expand(len(images), -1, -1)
+        x = torch.cat([prefix, patches], 1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.ln_f(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_features(images)[:, 0]
+
+
+@register_model
+def own_vit(pretrained: bool = False, **_: Any) -> nn.Module:
+    return OwnVit()
+
+
+def _open(**options: Any) -> Backbone:
+    return open_backbone("own_vit", **{"weights": "random", "tap": f"module:{PATTERN}"} | options)
+
+
+def _message(model_id: str = "own_vit", **options: Any) -> str:
+    with pytest.raises(RequestError) as caught:
+        open_backbone(model_id, **{"weights": "random"} | options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "module"), [(PATTERN, "ffn_norm"), ("layers.{i}", ""), ("layers.{i}.ffn.2", "ffn.2")]
+)
+def test_tokens_are_those_of_the_named_modules_and_of_the_last_norm(pattern: str, module: str) -> None:
+    backbone = _open(tap=f"module:{pattern}")
+    assert (backbone.levels, backbone.embed_dim) == (
+        ["block.0", "block.1", "block.2", "final"],
+        dict.fromkeys(["block.0", "block.1", "block.2", "final"], 32),
+    )
+    assert (backbone.has_cls, backbone.num_register_tokens, backbone.grid_size) == (True, 2, (3, 3))
+    model: Any = backbone.tower.model
+    seen: list[Tensor] = []
+    modules = [layer.get_submodule(module) for layer in model.layers] + [model.ln_f]
+    hooks = [one.register_forward_hook(lambda _m, _i, output: seen.append(output)) for one in modules]
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    tokens = backbone.compile(backbone.levels, ["cls", "register", "ap", "patch"])(images)
+    for level, expected in zip(backbone.levels, seen, strict=True):
+        assert torch.equal(tokens[level]["cls"], expected[:, 0])
+        assert torch.equal(tokens[level]["register"], expected[:, 1:3])
+        assert torch.equal(tokens[level]["patch"], expected[:, 3:])
+        torch.testing.assert_close(tokens[level]["ap"], expected[:, 3:].mean(1))
+
+
+def test_on_a_plain_vit_the_pattern_of_its_norm_gives_the_tokens_of_norm2() -> None:
+    name, images = "vit_tiny_patch16_224", torch.randn(1, 3, SIZE, SIZE)
+    named, usual = (
+        open_backbone(name, weights="random", image_size=SIZE, tap=tap) for tap in ("module:blocks.{i}.norm2", "norm2")
+    )
+    one, other = (backbone.compile(usual.levels, ["ap"])(images) for backbone in (named, usual))
+    assert all(torch.equal(one[level]["ap"], other[level]["ap"]) for level in usual.levels)
+    assert named.tap == "module:blocks.{i}.norm2"
+    assert named.architecture == usual.architecture
+
+
+def test_a_model_whose_blocks_cannot_be_found_is_refused_with_what_could_be_listened_to() -> None:
+    assert _message() == (
+        "timm/own_vit: expected a vision transformer with a list of blocks over one sequence of tokens, got OwnVit with embed, "
+        "layers, ln_f. Say where to listen with --tap-module: 'layers.{i}.attn_norm', 'layers.{i}.ffn_norm', 'layers.{i}', "
+        "'layers.{i}.ffn', 'layers.{i}.ffn.0', 'layers.{i}.ffn.1', 'layers.{i}.ffn.2'."
+    )
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "swin_tiny_patch4_window7_224", "samvit_base_patch16"])
+def test_hierarchical_and_windowed_models_have_no_module_to_propose(name: str) -> None:
+    with torch.device("meta"):
+        message = _message(name)
+    assert (
+        f"timm/{name}: expected a vision transformer with a list of blocks over one sequence of tokens, got " in message
+    )
+    assert message.endswith("Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m.")
+
+
+def test_patterns_that_name_nothing_are_refused_with_those_that_do() -> None:
+    todo = (
+        "Modules that put out tokens at every depth: layers.{i}.attn_norm, layers.{i}.ffn_norm, layers.{i}, layers.{i}.ffn, "
+        "layers.{i}.ffn.0, layers.{i}.ffn.1, layers.{i}.ffn.2."
+    )
+    assert _message(tap="module:layers.{i}.norm2") == (
+        "timm/own_vit, --tap-module layers.{i}.norm2: expected a module of that name in every block, got no layers.0.norm2 and 2 "
+        f"more. {todo}"
+    )
+    assert _message(tap="module:blocks.{i}.norm2").startswith(
+        "timm/own_vit, --tap-module blocks.{i}.norm2: expected a module of that name in every block, got no blocks.0.norm2. "
+    )
+    for pattern in ("layers.norm", "layers{i}.norm", "{i}.{i}"):
+        assert _message(tap=f"module:{pattern}") == (
+            f"--tap-module {pattern}: expected a module's name with {{i}} for the number of the block, such as "
+            f"blocks.{{i}}.norm2, got '{pattern}'. {todo}"
+        )
+
+
+def test_modules_without_tokens_are_refused() -> None:
+    assert _message(tap="module:layers.{i}.attn") == (
+        "timm/own_vit, level block.0: expected tokens [1, 3 + 3 x 3, D], got tuple. "
+        "Choose a plain ViT: this one does not keep CLS, registers and patches in one sequence."
+    )
+
+
+# ---- identity
+
+
+def test_the_pattern_is_part_of_the_stores_identity_and_repair_opens_the_model_by_it_again(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", {"train": 6, "test": 2})
+    source = open_source(f"folder:{tmp_path}/photos", "train")
+    request = ModelRequest(model="own_vit", weights="random", tap=f"module:{PATTERN}", seed=3)
+    backbone = request.open("cpu")
+    spec = spec_of(backbone, source, "float16")
+    assert spec.tap == f"module:{PATTERN}"
+    assert CacheSpec.from_dict(spec.to_dict()) == spec
+    store = spec.store_path(tmp_path / "caches")
+    config = ExtractConfig(arrays=tuple((level, "ap") for level in backbone.levels), num_workers=0)
+    asked = {"model": request.to_dict(), "data": f"folder:{tmp_path}/photos"}
+    extract(backbone, source, config, store, request=asked)
+    before = {path: path.read_bytes() for path in store.rglob("c.*")}
+    damaged = next(path for path in before if "block.1" in str(path))
+    damaged.write_bytes(bytes(len(before[damaged])))
+    repair_and_fill(store, num_workers=0)
+    assert {path: path.read_bytes() for path in store.rglob("c.*")} == before
+    other = spec_of(_open(tap="module:layers.{i}.attn_norm", seed=3), source, "float16")
+    with pytest.raises(SpecMismatchError, match="tap"):
+        TokenCache.open(store, other)
+
+
+def test_the_command_line_takes_a_pattern_in_place_of_a_tap(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", {"train": 3, "test": 3})
+    model = ("--model", "own_vit", "--weights", "random")
+    data = ("--data", f"folder:{tmp_path}/photos", "--cache", str(tmp_path / "caches"), "--workers", "0")
+    result = run("extract", *model, *data, "--tap-module", PATTERN)
+    assert result.exit_code == 0, result.output
+    (store,) = tmp_path.glob("caches/photos/train/*.zarr")
+    assert TokenCache.open(store).spec.tap == f"module:{PATTERN}"
+    both = run("extract", *model, *data, "--tap-module", PATTERN, "--tap", "block")
+    assert both.exit_code == 2
+    assert "expected  one of the two" in both.stderr
+    none = run("extract", *model, *data)
+    assert none.exit_code == 2
+    assert "--tap-module: 'layers.{i}.attn_norm'" in none.stderr
