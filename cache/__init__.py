@@ -3,6 +3,7 @@
 Knows nothing of torch, images, models or terminals.
 """
 
+from .batch import Batch
 from .catalog import StoreInfo, list_stores, read_store_info
 from .errors import (
     BatchError,
@@ -30,7 +31,8 @@ from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .token_array import SampleIds, TokenArray, open_array
 from .verify import Damage, verify_store
-from .writer import Batch, CacheWriter
+from .worker import Worker
+from .writer import CacheWriter
 
 __all__ = [
     # what is stored
@@ -41,6 +43,7 @@ __all__ = [
     "kinds_with_own_dtype",
     # writing
     "CacheWriter",
+    "Worker",
     "Batch",
     "BatchNotes",
     # reading

@@ -11,7 +11,7 @@ from typing import Any
 from .errors import CacheError
 from .header import HEADER_FILE, Header, read_header
 from .journal import Journal, read_journal
-from .lock import LockOwner, is_locked, read_owner
+from .lock import LockOwner, owners_of
 from .spec import ArraySpec, CacheSpec
 
 STORE_SUFFIX = ".zarr"
@@ -25,7 +25,7 @@ class StoreInfo:
         path: where it is.
         size_bytes: of all its files.
         modified: when its header was last written, seconds since the epoch.
-        owner: who writes it now, None if nobody does.
+        owners: who writes it now: nobody, one alone, or several workers.
         problem: why it cannot be read, None if it can; the fields below are then empty.
         header: identity, geometry, state.
         journal: committed blocks.
@@ -34,7 +34,7 @@ class StoreInfo:
     path: Path
     size_bytes: int
     modified: float
-    owner: LockOwner | None
+    owners: tuple[LockOwner, ...]
     problem: CacheError | None
     header: Header | None
     journal: Journal | None
@@ -69,10 +69,27 @@ class StoreInfo:
     @property
     def num_blocks_done(self) -> int:
         """Blocks in which every array is committed."""
+        return self.num_blocks - len(self.missing_blocks)
+
+    @property
+    def missing_blocks(self) -> list[int]:
+        """Blocks in which an array is not committed."""
         if self.header is None or self.journal is None:
-            return 0
+            return []
         journal, names = self.journal, list(self.header.arrays)
-        return sum(all(journal.holds(block, name) for name in names) for block in range(self.num_blocks))
+        return [b for b in range(self.num_blocks) if not all(journal.holds(b, name) for name in names)]
+
+    @property
+    def missing_rows(self) -> list[range]:
+        """The rows of those blocks; neighbours are joined."""
+        joined: list[range] = []
+        for block in self.missing_blocks:
+            assert self.header is not None, "a store without one has no blocks"
+            rows = self.header.hash_grid.block(block)
+            if joined and joined[-1].stop == rows.start:
+                rows = range(joined.pop().start, rows.stop)
+            joined.append(rows)
+        return joined
 
 
 def list_stores(root: str | Path) -> list[StoreInfo]:
@@ -93,7 +110,7 @@ def read_store_info(path: str | Path) -> StoreInfo:
         path=store,
         size_bytes=size_of(store),
         modified=_modified(store),
-        owner=read_owner(store) if is_locked(store) else None,
+        owners=tuple(owners_of(store)),
         problem=problem,
         header=header,
         journal=journal,

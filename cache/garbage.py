@@ -13,7 +13,7 @@ from pathlib import Path
 from .catalog import STORE_SUFFIX, find_stores, read_store_info, size_of
 from .durable import storage_errors
 from .journal import asides
-from .lock import StoreLock, is_locked, lock_file
+from .lock import StoreLock, is_locked, lock_file, worker_files
 from .resume import new_folder, old_folder
 
 
@@ -83,6 +83,8 @@ def _garbage_of(store: Path) -> Iterator[Garbage]:
         done = f"{info.num_blocks_done} of {info.num_blocks} blocks"
         yield _garbage(store, store, f"incomplete ({done}) and nobody writes it; extracting again would go on")
         return
+    for file in worker_files(store):
+        yield _garbage(file, store, "the lock of a worker that was killed")
     for file in asides(store):
         yield _garbage(file, store, "a chunk that a killed writer left behind")
 

@@ -17,6 +17,7 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
+from .batch import Batch
 from .durable import storage_errors, sync_folder
 from .errors import DamagedStoreError, NotAStoreError, SpecError
 from .header import Header, parse_header, read_header
@@ -27,7 +28,7 @@ from .reader import TokenCache
 from .request import Request
 from .spec import CacheSpec
 from .token_array import SampleIds
-from .writer import Batch, CacheWriter
+from .writer import CacheWriter
 
 HEADER_ATTRIBUTE = "layerbank_header"
 JOURNAL_DATASET = "journal"

@@ -25,7 +25,7 @@ from .durable import replace_file, sync_folder, write_all
 from .geometry import Grid
 
 JOURNAL_FOLDER = "content_hashes/.journal"
-WORKER_FILE = "worker-0.jsonl"
+WORKER_FILE = "worker-0.jsonl"  # of a writer that has the store alone, and of a store that is complete
 ASIDE_PREFIX = "aside~"  # files being written; whoever holds the lock may remove them
 
 
@@ -182,9 +182,14 @@ def read_journal(store: Path) -> Journal:
     return Journal(entries=entries, bad_lines=tuple(bad), torn=tuple(torn))
 
 
-def append_entry(store: Path, entry: Entry) -> None:
+def journal_file(store: Path, worker: int) -> Path:
+    """The file that one of several workers appends to."""
+    return store / JOURNAL_FOLDER / f"worker-{worker}.jsonl"
+
+
+def append_entry(store: Path, entry: Entry, worker: int = 0) -> None:
     """Commit a block: one line, fsynced."""
-    file = store / JOURNAL_FOLDER / WORKER_FILE
+    file = journal_file(store, worker)
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     size_bytes = os.fstat(fd).st_size
     try:
@@ -195,6 +200,14 @@ def append_entry(store: Path, entry: Entry) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def cut_torn_line(store: Path, worker: int) -> None:
+    """Take away the half line that a killed worker of this number left, or the next line would be glued to it."""
+    file = journal_file(store, worker)
+    raw = file.read_bytes() if file.exists() else b""
+    if raw and not raw.endswith(b"\n"):
+        os.truncate(file, raw.rfind(b"\n") + 1)
 
 
 def rewrite_journal(store: Path, journal: Journal) -> None:

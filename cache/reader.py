@@ -38,16 +38,22 @@ from .spec import ArraySpec, CacheSpec, natural_order
 from .token_array import SampleIds, TokenArray
 from .verify import Damage, chunk_damage, chunk_problem, size_problem
 
+NUM_VIEWS = "num_views"
+"""Attribute of a store with several rows an image."""
+
 
 class TokenCache:
     """A store that was found whole; made by `TokenCache.open`."""
 
-    def __init__(self, path: Path, header: Header, journal: Journal, *, mapped: bool) -> None:
+    def __init__(
+        self, path: Path, header: Header, journal: Journal, *, mapped: bool, num_views: int | None = None
+    ) -> None:
         self.path = path
         self.spec = header.spec
         self._header = header
         self._journal = journal
         self._mapped = mapped
+        self._num_views = num_views
         self._tokens: dict[tuple[str, str], TokenArray] = {}
         self.arrays: dict[tuple[str, str], ArraySpec] = {(a.level, a.kind): a for a in header.complete_arrays}
         self.notes: BatchNotes = journal.notes(array.name for array in header.complete_arrays)
@@ -55,13 +61,21 @@ class TokenCache:
         self.sample_ids: Sequence[str] = SampleIds(self._static(SAMPLE_ID_BYTES), self._static(SAMPLE_ID_OFFSETS))
 
     @classmethod
-    def open(cls, path: str | Path, spec: CacheSpec | None = None, *, mapped: bool = True) -> TokenCache:
+    def open(
+        cls,
+        path: str | Path,
+        spec: CacheSpec | None = None,
+        *,
+        mapped: bool = True,
+        num_views: int | None = None,
+    ) -> TokenCache:
         """Open a store for reading. Arrays that are still being added are not shown.
 
         Args:
             path: the store.
             spec: what it must hold; None takes whatever it does.
             mapped: False reads through zarr, for comparison.
+            num_views: views of an image to offer beside the centre one: 0 for that alone, None for all that are there.
 
         Raises:
             StoreMissingError, NotAStoreError: there is none.
@@ -86,7 +100,7 @@ class TokenCache:
                 todo="Run the same `layerbank extract` again: it goes on where it stopped.",
             )
         _refuse(store, list(_quick_damage(store, header, journal)))
-        return cls(store, header, journal, mapped=mapped)
+        return cls(store, header, journal, mapped=mapped, num_views=num_views)
 
     @property
     def num_rows(self) -> int:
@@ -134,9 +148,20 @@ class TokenCache:
         return dict(self.notes.skipped)
 
     @property
+    def num_views(self) -> int:
+        """Augmented views of an image in the store, beside the centre one: rows of an image are 1 + num_views."""
+        return int(self._header.attributes.get(NUM_VIEWS, 0))
+
+    @property
     def rows(self) -> NDArray[np.int64]:
-        """The usable rows: all but the skipped ones."""
-        return np.setdiff1d(np.arange(self.num_rows, dtype=np.int64), np.array([*self.skipped], dtype=np.int64))
+        """The usable rows, ascending: all but the skipped ones, and views beyond those that the store was opened with."""
+        rows = np.setdiff1d(np.arange(self.num_rows, dtype=np.int64), np.array([*self.skipped], dtype=np.int64))
+        return rows if self._num_views is None else rows[rows % (1 + self.num_views) <= self._num_views]
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """Of each usable row, the number of the image that it shows; the first row of an image is its centre view."""
+        return self.rows // (1 + self.num_views)
 
     @property
     def content_hashes(self) -> NDArray[np.uint64]:

@@ -99,10 +99,18 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
     return header, Journal(entries={})
 
 
-def resume_store(store: Path, request: Request) -> tuple[Header, Journal]:
-    """Take up a store: check that it is the one asked for, add what is new to it, forget what is damaged."""
+def resume_store(store: Path, request: Request, *, has_company: bool = False) -> tuple[Header, Journal]:
+    """Take up a store: check that it is the one asked for, add what is new to it, forget what is damaged.
+
+    Args:
+        store: the store.
+        request: what is wanted.
+        has_company: other workers are writing it: the first of them has looked for damage, and files aside are theirs.
+    """
     header = read_header(store)
     _check_same(store, header, request)
+    if has_company:
+        return _with_skeleton(store, header, request), read_journal(store)
     (store / JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
     for file in asides(store):
         file.unlink()

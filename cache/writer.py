@@ -3,15 +3,16 @@
 The decision taken here: the block is the unit. Rows of a block are written aside as they come; with its last
 batch the files are renamed into place and one line goes into the journal. Whatever happens in between, the
 store is as it was before the block. Two sound runs over the same images leave the same bytes, however often
-either was interrupted.
+either was interrupted, and however many workers shared the blocks.
 
 Knows nothing of images or models; used by one thread at a time.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .aside import OpenBlock
+from .batch import Batch, check_content
+from .crew import CrewLock
 from .durable import storage_errors
-from .errors import BatchError, ChangedDataError, IncompleteStoreError
+from .errors import BatchError, ChangedDataError, IncompleteStoreError, SpecError
 from .geometry import cut_batches
-from .header import Header, write_header
-from .journal import BatchNotes, Journal, append_entry, rewrite_journal
-from .layout import CONTENT_HASHES, storage_dtype
+from .header import Header, read_header, write_header
+from .journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
+from .layout import CONTENT_HASHES
 from .lock import StoreLock
 from .request import Request, check_request
 from .resume import (
@@ -37,26 +40,9 @@ from .resume import (
     resume_store,
 )
 from .spec import ArraySpec, CacheSpec
+from .worker import Worker
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows to be computed together.
-
-    Args:
-        block: the block they lie in.
-        start: first row.
-        stop: one past the last row.
-        arrays: what is still missing there, sorted by level and kind.
-    """
-
-    block: int
-    start: int
-    stop: int
-    arrays: tuple[ArraySpec, ...]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
+POLL_S = 0.5  # a worker that waits for the last blocks of others looks so often whether they still live
 
 
 class CacheWriter:
@@ -66,19 +52,20 @@ class CacheWriter:
     from there.
     """
 
-    def __init__(self, path: Path, request: Request, header: Header, journal: Journal, lock: StoreLock) -> None:
+    def __init__(
+        self, path: Path, request: Request, header: Header, journal: Journal, lock: StoreLock | CrewLock
+    ) -> None:
         self.path = path
         self.batch_size = header.batch_size
+        self.num_missing_rows = 0  # of the whole store, for any of the arrays; as of the last `open` or `claim`
         self._request = request
         self._header = header
         self._journal = journal
         self._lock = lock
         self._grid = header.hash_grid
-        self._missing: dict[int, tuple[ArraySpec, ...]] = {}
-        for block in range(self._grid.num_blocks):
-            arrays = tuple(array for array in request.arrays if not journal.holds(block, array.name))
-            if arrays:
-                self._missing[block] = arrays
+        self._worker = lock.worker if isinstance(lock, CrewLock) else None
+        missing = self._look_for_missing()
+        self._missing = missing if self._worker is None else {}  # what this writer has to write
         self._open: OpenBlock | None = None
 
     @classmethod
@@ -94,6 +81,7 @@ class CacheWriter:
         attributes: Mapping[str, Any] | None = None,
         parity: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
+        worker: Worker | None = None,
     ) -> CacheWriter:
         """Make the store, or take up the one that is there: resume what was interrupted, add what is new.
 
@@ -107,37 +95,76 @@ class CacheWriter:
             attributes: what else to record (class names, versions), as JSON; of the first call only.
             parity: array name -> how far it is from a float32 run, as JSON; kept for arrays that have none yet.
             overwrite: begin anew.
+            worker: which of several writers of this store this one is; None has the store alone. What the blocks are that
+                a worker writes, `claim` says.
 
         Raises:
             SpecError: arguments that contradict the spec or the store.
             SpecMismatchError: the store is one of something else.
             ChangedDataError: other labels or sample ids.
             NotAStoreError, DamagedStoreError: what is there cannot be resumed.
-            StoreLockedError: another process writes it.
+            StoreLockedError: another process writes it, alone or as this worker or as one of another number of workers.
             StorageFullError, NotWritableError: the disk refuses.
         """
         request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {}, parity or {})
-        return cls.open_request(Path(path), request, overwrite=overwrite)
+        if worker is not None and overwrite:
+            raise SpecError(
+                where="CacheWriter.open",
+                expected="overwrite by a writer that has the store alone",
+                got=f"overwrite by worker {worker}, which would delete what the others have written",
+                todo="Delete the store first, then let the workers begin without overwrite; nothing was written.",
+            )
+        return cls.open_request(Path(path), request, overwrite=overwrite, worker=worker)
 
     @classmethod
-    def open_request(cls, store: Path, request: Request, *, overwrite: bool = False) -> CacheWriter:
+    def open_request(
+        cls, store: Path, request: Request, *, overwrite: bool = False, worker: Worker | None = None
+    ) -> CacheWriter:
         """`open` for a request that was checked before: an import, which keeps the versions of the original."""
-        lock = StoreLock(store)
-        lock.acquire()
+        lock = StoreLock(store) if worker is None else CrewLock(store, worker)
         try:
-            with storage_errors(store):
+            with storage_errors(store), lock.undisturbed():  # the first worker makes the store, the next ones find it
+                lock.acquire()
                 clear_leftovers(store)
                 if overwrite:
                     remove_store(store)
-                take_up = resume_store if store.exists() else create_store
-                header, journal = take_up(store, request)
+                if store.exists():
+                    header, journal = resume_store(store, request, has_company=lock.has_company)
+                else:
+                    header, journal = create_store(store, request)
+                if worker is not None:
+                    cut_torn_line(store, worker.index)
         except BaseException:
             lock.release()
             raise
         return cls(store, request, header, journal, lock)
 
+    def claim(self) -> list[Batch]:
+        """The batches to compute next, an empty list when nothing is left for this writer: ask again when all are appended.
+
+        A writer that has the store alone gets everything that is missing. One of several workers gets some blocks that nobody
+        else has; when the rest is with others, one that helps waits until it is committed, and takes over what a worker that
+        has died has left.
+        """
+        while self._worker is not None and not self._missing:
+            with storage_errors(self.path), self._lock.undisturbed():
+                self._journal = read_journal(self.path)
+                missing = self._look_for_missing()
+                taken = self._lock.taken_by_others()
+                blocks = self._worker.choose(missing.keys() - taken)
+                self._lock.take(blocks)
+            self._missing = {block: missing[block] for block in blocks}
+            if not self._worker.helps or not missing:
+                break
+            if not blocks:
+                time.sleep(POLL_S)
+        return self.pending()
+
     def pending(self) -> list[Batch]:
-        """The batches still to come, in order: cut at fixed row numbers, none across the border of a block."""
+        """The batches still to come, in order: cut at fixed row numbers, none across the border of a block.
+
+        Of a worker, those of the blocks that it has claimed.
+        """
         return [
             Batch(block, rows.start, rows.stop, arrays)
             for block, arrays in self._missing.items()
@@ -168,7 +195,7 @@ class CacheWriter:
         """
         notes = notes or BatchNotes()
         self._check_turn(batch)
-        self._check_content(batch, tokens, content_hashes, notes)
+        check_content(self.path, batch, tokens, content_hashes, notes, self._header.spec)
         try:
             with storage_errors(self.path):
                 if self._open is None:
@@ -181,8 +208,13 @@ class CacheWriter:
             self._abandon_block()
             raise
 
-    def complete(self) -> None:
-        """Everything asked for is there: sort the journal, then mark the arrays complete, last and in one step.
+    def complete(self) -> bool:
+        """Where everything asked for is there: sort the journal, then mark the arrays complete, last and in one step.
+
+        Any worker may call it, and several at once: whoever comes when the last block is there does it.
+
+        Returns:
+            Whether the store is complete now. False for a worker only: blocks of others are missing.
 
         Raises:
             IncompleteStoreError: batches are pending.
@@ -195,15 +227,20 @@ class CacheWriter:
                 got=f"{blocks - len(self._missing)} of them",
                 todo="Append the batches that `pending` still lists, or run the same `layerbank extract` again.",
             )
-        arrays = {a.name: replace(self._header.arrays[a.name], complete=True) for a in self._request.arrays}
-        header = replace(self._header, arrays={**self._header.arrays, **arrays})
-        notes = self._journal.notes(array.name for array in header.complete_arrays)
-        header = replace(header, notes=notes.totals())
-        with storage_errors(self.path):
+        with storage_errors(self.path), self._lock.undisturbed():
+            if self._worker is not None:  # others have written meanwhile
+                self._header, self._journal = read_header(self.path), read_journal(self.path)
+                if self._look_for_missing():
+                    return False
+            arrays = {a.name: replace(self._header.arrays[a.name], complete=True) for a in self._request.arrays}
+            header = replace(self._header, arrays={**self._header.arrays, **arrays})
+            notes = self._journal.notes(array.name for array in header.complete_arrays)
+            header = replace(header, notes=notes.totals())
             if header != self._header:
                 rewrite_journal(self.path, self._journal)
                 write_header(self.path, header, header_aside(self.path))
         self._header = header
+        return True
 
     def close(self) -> None:
         """Let go of the store; a block that is not whole is dropped."""
@@ -218,9 +255,20 @@ class CacheWriter:
     ) -> None:
         self.close()
 
+    def _look_for_missing(self) -> dict[int, tuple[ArraySpec, ...]]:
+        """Block -> the arrays that are asked for and that the journal does not have there."""
+        wanted = {
+            block: tuple(array for array in self._request.arrays if not self._journal.holds(block, array.name))
+            for block in range(self._grid.num_blocks)
+        }
+        missing = {block: arrays for block, arrays in wanted.items() if arrays}
+        self.num_missing_rows = sum(len(self._grid.block(block)) for block in missing)
+        return missing
+
     def _commit(self, block: OpenBlock) -> None:
         entry = block.put_in_place()
-        append_entry(self.path, entry)
+        with self._lock.undisturbed():  # whoever completes other arrays rewrites the journal
+            append_entry(self.path, entry, 0 if self._worker is None else self._worker.index)
         known = self._journal.entries.get(block.block)
         self._journal.entries[block.block] = entry if known is None else known.merged(entry)
         del self._missing[block.block]
@@ -245,39 +293,6 @@ class CacheWriter:
                 expected=f"{wanted}, with the arrays that `pending` lists",
                 got=f"rows {batch.start} to {batch.stop} of block {batch.block}",
                 todo="Append the batches of `pending` in their order.",
-            )
-
-    def _check_content(
-        self,
-        batch: Batch,
-        tokens: Mapping[str, NDArray[Any]],
-        content_hashes: NDArray[np.uint64],
-        notes: BatchNotes,
-    ) -> None:
-        names = {array.name for array in batch.arrays}
-        wrong: list[tuple[str, str, str]] = []
-        if set(tokens) != names:
-            missing, unknown = sorted(names - set(tokens)), sorted(set(tokens) - names)
-            wrong.append(("the arrays", "those of the batch", f"missing {missing}, unknown {unknown}"))
-        expected = {
-            array.name: ((len(batch), *array.row_shape), storage_dtype(self._header.spec, array.kind))
-            for array in batch.arrays
-        }
-        expected[CONTENT_HASHES] = ((len(batch),), np.dtype("<u8"))
-        for name, values in {**tokens, CONTENT_HASHES: content_hashes}.items():
-            shape, dtype = expected.get(name, (values.shape, values.dtype))
-            if values.shape != shape or values.dtype != dtype:
-                wrong.append((name, f"{dtype} {shape}", f"{values.dtype} {values.shape}"))
-        if not all(batch.start <= row < batch.stop for row in notes.skipped):
-            wrong.append(("notes.skipped", "rows of this batch", str(sorted(notes.skipped))))
-        if not {*notes.saturated, *notes.nonfinite} <= names:
-            wrong.append(("notes", "arrays of this batch", str(sorted({*notes.saturated, *notes.nonfinite}))))
-        if wrong:
-            raise BatchError(
-                where=f"{self.path} rows {batch.start} to {batch.stop}",
-                expected="; ".join(f"{name}: {rule}" for name, rule, _ in wrong),
-                got="; ".join(f"{name}: {got}" for name, _, got in wrong),
-                todo="Pass each array of the batch in the storage dtype, bfloat16 as its uint16 bits.",
             )
 
     def _check_hashes(self, block: OpenBlock, batch: Batch, content_hashes: NDArray[np.uint64]) -> None:

@@ -165,6 +165,21 @@ _extraction_options = _options(
         help="Stop before anything is written if a token of the first 32 images of a split has a smaller cosine than this to the "
         "one of a float32 run, or a value that is saturated or not finite; 0 to 1. [default: none]",
     ),
+    click.option(
+        "--views",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Augmented views to store of each training image beside its centre view: random crops, mirrored at random.",
+    ),
+    click.option(
+        "--view-scale",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.08,
+        show_default=True,
+        help="Smallest share of an image's area that a view keeps.",
+    ),
+    click.option("--view-flip/--no-view-flip", default=True, show_default=True, help="Mirror half of the views."),
     click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores."),
     _device,
     _batch_size,
@@ -208,6 +223,7 @@ main.add_command(attention)
     show_default=True,
     help="May be given several times.",
 )
+@click.option("--views-split", default="train", show_default=True, help="The split whose images get --views.")
 @click.option(
     "--levels",
     default="every",
@@ -226,6 +242,7 @@ def extract(
     models: tuple[str, ...],
     several_weights: tuple[str, ...],
     splits: tuple[str, ...],
+    views_split: str,
     levels: str,
     kinds: str,
     overwrite: bool,
@@ -249,6 +266,7 @@ def extract(
     pairs = pair_models_with_weights(models, several_weights)
     with Listener(quiet=as_json) as listener:
         sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
+        sources = [_with_views(one, options) if one.split == views_split else one for one in sources]
         works = [
             _open_extraction(options | {"model": model, "weights": weights}, listener.show) for model, weights in pairs
         ]
@@ -330,6 +348,11 @@ def extract(
     help="What the whole program may take of the host's memory, such as 4GB; tokens that do not fit are streamed from the "
     "store, and a grid that does not fit is trained in parts. [default: 80 % of what is free]",
 )
+@click.option(
+    "--train-views",
+    type=click.IntRange(0),
+    help="How many of the --views of an image to train on; validation and test see the centre view alone. [default: all]",
+)
 @click.option("--retrain", is_flag=True, help="Train again what results.jsonl has already.")
 @click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @_json
@@ -346,6 +369,7 @@ def probe(
     may_extract: bool,
     may_verify: bool,
     memory: str | None,
+    train_views: int | None,
     retrain: bool,
     runs_root: Path,
     as_json: bool,
@@ -365,7 +389,7 @@ def probe(
     from .datasets import open_source
     from .memory import memory_for_probes, parse_size
     from .number_lists import parse_numbers
-    from .probe import check_classes, run_folder, verify_arrays
+    from .probe import check_classes, check_train_views, run_folder, verify_arrays
     from .probe import probe as train_probes
     from .probe_names import DEMO_PROBES, resolve_probes
     from .probe_sizes import check_heads
@@ -385,9 +409,11 @@ def probe(
         chosen_protocol = replace(chosen_protocol, jitter_validation=True)
     if memory is not None:
         parse_size(memory)  # a slip of the pen is told before hours of extraction
+    check_train_views(train_views, options["views"])
     with Listener(quiet=as_json) as listener:
         train_source, test_source = (open_source(options["data"], split) for split in (train_split, test_split))
         check_classes(train_source, test_source)
+        train_source = _with_views(train_source, options)
         work = _open_extraction(options, listener.show)
         named = resolve_probes(
             _names(probes) if probes else DEMO_PROBES,
@@ -402,6 +428,8 @@ def probe(
             work.extract(source, arrays) if may_extract else work.store(source)
             for source in (train_source, test_source)
         )
+        if train_views is not None and train_views < options["views"]:
+            train = train._replace(num_views=train_views)
         if may_verify:
             verify_arrays([train, test], arrays)
         folder = run_folder(runs_root, train)
@@ -531,13 +559,26 @@ class _Extraction:
             backbone=self.backbone,
             config=config,
             store=self.store(source).path,
-            request=self.config(),
+            request=self.config(source),
             parity=self.parity.get(source.split),
         )
 
-    def config(self) -> dict[str, Any]:
-        """What `cache repair` and `predict` need to open the same model on the same data again."""
-        return {"model": self.request.to_dict(), "data": self.options["data"]}
+    def config(self, source: ImageSource | None = None) -> dict[str, Any]:
+        """What `cache repair` and `predict` need to open the same model on the same data, or source, again."""
+        from .sources import ViewedSource
+
+        views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
+        return {"model": self.request.to_dict(), "data": self.options["data"]} | views
+
+
+def _with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
+    """The source with the views that the options ask for, a row each."""
+    from .sources import ViewedSource, ViewRule
+
+    if not options["views"]:
+        return source
+    rule = ViewRule(num_views=options["views"], min_scale=options["view_scale"], flip=options["view_flip"])
+    return ViewedSource(source, rule)
 
 
 def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:

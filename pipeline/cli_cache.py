@@ -220,9 +220,10 @@ def _summary(store: StoreInfo) -> dict[str, Any]:
     return {
         "path": str(store.path),
         "state": store.state,
-        "owner": None if store.owner is None else str(store.owner),
+        "owners": [str(owner) for owner in store.owners],
         "problem": None if store.problem is None else str(store.problem),
         "blocks": f"{store.num_blocks_done} of {store.num_blocks}",
+        "missing_rows": [f"{rows.start} to {rows.stop - 1}" for rows in store.missing_rows],
         "fingerprint": None if store.spec is None else store.spec.fingerprint,
         "spec": None if store.spec is None else store.spec.to_dict(),
         "levels": list(dict.fromkeys(array.level for array in arrays)),
@@ -233,7 +234,7 @@ def _summary(store: StoreInfo) -> dict[str, Any]:
 
 def _line(store: StoreInfo, root: Path, shown_size: str) -> Sequence[str]:
     arrays = store.complete_arrays
-    state = store.state if store.owner is None else f"{store.state} ({store.owner})"
+    state = f"{store.state} ({'; '.join(map(str, store.owners))})" if store.owners else store.state
     if store.state == "writing":
         state += f", {store.num_blocks_done} of {store.num_blocks} blocks"
     return (

@@ -34,6 +34,7 @@ from .events import (
     ProbeProgress,
     ProbeStarted,
     TokensOutOfRange,
+    TrainingStarted,
 )
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -110,12 +111,15 @@ class Listener:
             case ProbeStarted():
                 shape = " x ".join(map(str, event.token_shape))
                 self._say(f"probe {event.probe}: {event.num_settings} settings on {event.num_rows:,} rows of {shape}")
-                self._begin(f"probe {event.probe}", 1)
+            case TrainingStarted():
+                if len(event.probes) > 1:
+                    passes = "" if event.num_passes == 1 else f" in {event.num_passes} passes"
+                    self._say(f"probes {', '.join(event.probes)}: {event.num_settings} settings train together{passes}")
+                self._begin(_few_names(event.probes), 1)
             case MemoryPlanned():
                 self._say(_memory(event))
             case ProbeProgress():
-                note = f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes"
-                self._advance(event.step, event.num_steps, note)
+                self._advance(event.step, event.num_steps, _training_note(event))
             case ProbeFinished():
                 self._end()
                 self._say(_finished(event))
@@ -226,6 +230,20 @@ def _parity(event: ParityMeasured) -> str:
         f"{event.cosine_level}, largest relative error {event.max_relative_error:.2g} at {event.error_level}; "
         f"{event.num_saturated:,} values saturated, {event.num_nonfinite:,} not finite"
     )
+
+
+def _few_names(probes: Sequence[str]) -> str:
+    """
+    >>> _few_names(("alf",)), _few_names(("alf", "aat", "linear-cls"))
+    ('probe alf', '3 probes')
+    """
+    return f"probe {probes[0]}" if len(probes) == 1 else f"{len(probes)} probes"
+
+
+def _training_note(event: ProbeProgress) -> str:
+    rate = "" if event.probe_steps_per_s is None else f", {event.probe_steps_per_s:,.0f} probe steps/s"
+    best = "" if event.best is None else f", best validation {100 * event.best:.1f} %"
+    return f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes{rate}{best}"
 
 
 def _memory(event: MemoryPlanned) -> str:

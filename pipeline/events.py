@@ -138,8 +138,17 @@ class ProbeStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingStarted:
+    """Probes begin to train together, or one to be solved."""
+
+    probes: tuple[str, ...]
+    num_settings: int  # of all of them
+    num_passes: int  # over the batches of the training of the grids; more than one where memory is short
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryPlanned:
-    """How the sweep of one probe will use the memory."""
+    """How the sweep of one probe will use the memory, that of the probes it trains together with included."""
 
     probe: str
     budget_bytes: int  # of the memory probes are trained in: the host's, or a GPU's own
@@ -154,13 +163,15 @@ class MemoryPlanned:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeProgress:
-    """Steps of a phase (`sweep` or `refit`) of one probe."""
+    """Steps of a phase (`select`, `validate`, `refit` or `test`) of probes that train together."""
 
-    probe: str
+    probes: tuple[str, ...]
     phase: str
     step: int
     num_steps: int
-    num_probes: int
+    num_probes: int  # settings of all of them that are trained or evaluated at once
+    probe_steps_per_s: float | None = None
+    best: float | None = None  # validation balanced accuracy so far, in [0, 1], of any setting of any of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +195,7 @@ Event = (
     | ExtractionFinished
     | CacheReused
     | ProbeStarted
+    | TrainingStarted
     | MemoryPlanned
     | ProbeProgress
     | ProbeFinished

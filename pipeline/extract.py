@@ -23,6 +23,8 @@ from .datasets import ImageSource
 from .errors import RequestError
 from .events import CacheReused, Emit, ignore
 from .loop import Lane, run_lanes
+from .sources import ViewedSource
+from .views import transform_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def spec_of(backbone: Backbone, source: ImageSource, storage_dtype: str) -> Cach
         weights=backbone.weights_digest,
         tap=backbone.tap,
         token_rule=backbone.token_rule,
-        transform=backbone.transform_id,
+        transform=transform_of(backbone, source),
         compute_dtype=backbone.precision,
         storage_dtype=storage_dtype,
         manifest=source.manifest_digest,
@@ -183,7 +185,7 @@ def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, em
         labels=source.labels,
         sample_ids=source.ids,
         batch_size=_batch_size(backbone, config, store),
-        attributes={"class_names": list(source.class_names), "request": extraction.request or {}},
+        attributes=_attributes_of(source, extraction.request),
         parity=extraction.parity,
         overwrite=config.overwrite,
     )
@@ -207,6 +209,11 @@ def _batch_size(backbone: Backbone, config: ExtractConfig, store: Path) -> int:
         return ON_A_CPU
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*config.arrays, strict=True))
     return choose_batch_size(backbone, backbone.compile(levels, kinds))
+
+
+def _attributes_of(source: ImageSource, request: dict[str, Any] | None) -> dict[str, Any]:
+    attributes = {"class_names": list(source.class_names), "request": request or {}}
+    return attributes | ({"num_views": source.rule.num_views} if isinstance(source, ViewedSource) else {})
 
 
 def _is_complete(store: Path, spec: CacheSpec, arrays: Sequence[ArraySpec]) -> bool:

@@ -32,6 +32,7 @@ from .forward import SteadyForward
 from .images import DecodedBatch, Rows, decode_batches
 from .pixels import Geometry
 from .transfer import Transfer, open_transfer
+from .views import view_geometry
 from .write_behind import Parcel, WriterThread
 
 
@@ -78,7 +79,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
     """
     lanes = [lane for lane in lanes if lane.pending]
     clock = Clock("decode", "compute", "write")
-    geometries, geometry_of = _distinct([lane.backbone.geometry for lane in lanes])
+    geometries, geometry_of = _distinct([view_geometry(lane.backbone, source) for lane in lanes])
     pieces = cut_pieces([[(batch.start, batch.stop) for batch in lane.pending] for lane in lanes])
     wanted = [
         Rows(start, stop, tuple(sorted({geometry_of[number] for number in numbers}))) for start, stop, numbers in pieces

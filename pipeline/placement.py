@@ -1,4 +1,4 @@
-"""Where a probe's tokens lie while it is trained: all of them in memory if they fit the budget beside the training, else streamed.
+"""Where the tokens of probes that train together lie: in memory if they fit the budget beside the training, else streamed.
 
 The buffer of streamed tokens is a power of two and at most 1 GiB, so that the order in which a store is read
 does not hang on how much memory happens to be free.
@@ -6,12 +6,13 @@ does not hang on how much memory happens to be free.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from probes import PLANNED_KINDS, Head, MemoryPlan, TokenSource, TrainingProtocol, plan_memory, sizes_of
+from probes import Candidate, MemoryPlan, RidePlan, TokenSource, TrainingProtocol, plan_ride, sizes_of
 
 from .memory import free_device_bytes
 from .streaming import StreamedTokens, stream_bytes
@@ -30,16 +31,18 @@ class Placement:
         tokens: "resident" or "streamed".
         buffer_bytes: of the store that are shuffled together where tokens are streamed.
         budget_bytes: of the memory that probes are trained in.
+        training_bytes: the part of it that training may take.
         planned_bytes: an upper bound of what is taken of it, training left out where it is not planned.
-        plan: of the training; None for heads that are not planned.
+        plan: of the training.
         pin: whether batches go to a GPU.
     """
 
     tokens: str
     buffer_bytes: int
     budget_bytes: int
+    training_bytes: int
     planned_bytes: int
-    plan: MemoryPlan | None
+    plan: RidePlan
     pin: bool
 
     def open(self, tokens: CachedTokens) -> TokenSource:
@@ -48,12 +51,10 @@ class Placement:
             return tokens.in_memory()
         return StreamedTokens(tokens, buffer_bytes=self.buffer_bytes, pin=self.pin)
 
-    def describe(self) -> dict[str, Any]:
-        """What a row of results keeps of it: everything that could change the result's bits."""
+    def describe(self, memory: MemoryPlan | None) -> dict[str, Any]:
+        """What a row of results keeps of it and of the memory of its probe: everything that could change the result's bits."""
         described = {"tokens": self.tokens} | {
-            name: value
-            for name, value in (asdict(self.plan) if self.plan else {}).items()
-            if not name.endswith("_bytes")
+            name: value for name, value in (asdict(memory) if memory else {}).items() if not name.endswith("_bytes")
         }
         if self.tokens == "streamed":
             described["buffer_bytes"] = self.buffer_bytes  # with the seed, it decides the order
@@ -61,23 +62,26 @@ class Placement:
 
 
 def place_tokens(
-    tokens: CachedTokens, head: Head, protocol: TrainingProtocol, memory_bytes: int, device: torch.device
+    tokens: CachedTokens,
+    candidates: Sequence[Candidate],
+    protocol: TrainingProtocol,
+    memory_bytes: int,
+    device: torch.device,
 ) -> Placement:
-    """Decide, for the training tokens of one probe.
+    """Decide, for the training tokens of probes that train together.
 
     Args:
         tokens: of the training split.
-        head, protocol: what is trained.
+        candidates, protocol: what is trained, each once.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
 
     Raises:
         SettingError: not even one probe at a time fits.
     """
-    sizes = sizes_of(head, tokens.token_shape, tokens.num_classes, len(tokens.labels), protocol)
     on_gpu = device.type == "cuda"
-    is_planned = head.kind in PLANNED_KINDS
-    whole_bytes = 0 if on_gpu or not is_planned else plan_memory(sizes).total_bytes
+    sizes = sizes_of(candidates[0].head, tokens.token_shape, tokens.num_classes, len(tokens.labels), protocol)
+    whole_bytes = 0 if on_gpu else plan_ride(candidates, tokens, protocol, None).total_bytes
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
     resident_bytes = tokens.size_bytes() + beside_bytes
@@ -89,12 +93,14 @@ def place_tokens(
         where, host_bytes = "streamed", fixed_bytes + 2 * buffer_bytes
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
     taken_bytes = 0 if on_gpu else host_bytes
-    plan = plan_memory(sizes, max(budget_bytes - taken_bytes, 0)) if is_planned else None
+    training_bytes = max(budget_bytes - taken_bytes, 0)
+    plan = plan_ride(candidates, tokens, protocol, training_bytes)
     return Placement(
         tokens=where,
         buffer_bytes=buffer_bytes,
         budget_bytes=budget_bytes,
-        planned_bytes=taken_bytes + (plan.total_bytes if plan else 0),
+        training_bytes=training_bytes,
+        planned_bytes=taken_bytes + plan.total_bytes,
         plan=plan,
         pin=on_gpu,
     )

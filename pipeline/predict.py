@@ -27,6 +27,7 @@ from .images import Rows, decode_batches
 from .probe_names import NamedProbe
 from .request import ModelRequest
 from .rounding import float_tokens, round_tokens
+from .sources.views import evaluation_transform
 from .token_source import join_tokens
 
 BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
@@ -130,6 +131,7 @@ def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
         "token_rule": backbone.token_rule,
         "transform": backbone.transform_id,
     }
+    spec = replace(spec, transform=evaluation_transform(spec.transform))  # new images have no views
     differing = [name for name in BACKBONE_FIELDS if getattr(spec, name) != here[name]]
     if differing:
         raise RequestError(

@@ -1,56 +1,45 @@
 """Stage two: train the asked-for probes from two stores and keep what they found.
 
-For every probe: read its tokens from the train store, let `probes.run_sweep` do the protocol (split, grid, choose on
-validation, refit, test once), save the trained probe, its attention and one row of results. The test store is opened by the
-sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed again.
+Probes that can, train together (`rides.py`): their tokens are read from the train store, `probes.run_sweeps` does the protocol
+(split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results (`row_folder.py`). The test
+store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
+again, and no probe's key or result depends on what it trains together with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from probes import (
-    SOLVED_KINDS,
-    BatchPlan,
-    Head,
-    LookingProbe,
-    MemoryPlan,
-    Progress,
-    SweepResult,
-    TokenSource,
-    TrainingProtocol,
-    resolve_compute,
-    run_solver,
-    run_sweep,
-    save_probe,
-)
+from probes import SOLVED_KINDS, TrainingProtocol, resolve_compute
 
-from .attention import keep_attention
 from .datasets import ImageSource
 from .errors import RequestError
-from .events import Emit, MemoryPlanned, ProbeFinished, ProbeProgress, ProbeStarted, ignore
+from .events import Emit, ProbeFinished, ignore
 from .memory import memory_for_probes
-from .placement import SMALLEST_BUFFER_BYTES, Placement, place_tokens
 from .probe_names import NamedProbe
-from .probe_sizes import head_of
 from .results import Row, append_row, key_of, read_rows
-from .streaming import StreamedTokens
-from .token_source import CachedTokens, require_arrays
+from .rides import plan_rides
+from .row_folder import keep_probe
+from .token_source import require_arrays
+from .training import Trained, solve_probe, train_ride
 
 
 class Store(NamedTuple):
-    """Where a split's tokens lie, and what they must be."""
+    """Where a split's tokens lie, what they must be, and how many views of an image to use beside the centre one (None: all)."""
 
     path: Path
     spec: CacheSpec
+    num_views: int | None = None
+
+    def open(self) -> TokenCache:
+        """The store, with the rows that are to be used."""
+        return TokenCache.open(self.path, self.spec, num_views=self.num_views)
 
 
 def run_folder(runs_root: Path, train: Store) -> Path:
@@ -76,13 +65,26 @@ def check_classes(train: ImageSource, test: ImageSource) -> None:
         )
 
 
+def check_train_views(train_views: int | None, num_views: int) -> None:
+    """Raise RequestError where more views are to be trained on than there are."""
+    if train_views is not None and train_views > num_views:
+        raise RequestError(
+            where="--train-views",
+            expected=f"at most the {num_views} of --views"
+            if num_views
+            else "--views with a number, so that there are some",
+            got=str(train_views),
+            todo=f"Ask for them: --views {train_views}.",
+        )
+
+
 def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
     """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
 
     Raises:
         DamagedStoreError: a file is not as it was written; says which rows of which level and kind.
     """
-    for path, _ in stores:
+    for path in (store.path for store in stores):
         damages = verify_store(path, only=arrays)
         if damages:
             raise DamagedStoreError(
@@ -112,7 +114,7 @@ def probe(
         train, test: stores of the two splits, by the same backbone.
         named_probes: what to train.
         protocol: grid, schedule, seed.
-        folder: where results.jsonl goes, and a folder a row: probe, test predictions, attention map.
+        folder: where results.jsonl goes, and a folder a row.
         config: what is needed to run the backbone again, kept with every saved probe.
         retrain: compute rows again even if they are there.
         memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
@@ -126,25 +128,46 @@ def probe(
     """
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
-    cache = TokenCache.open(train.path, train.spec)
+    device = torch.device(device)
+    cache = train.open()
     for named in named_probes:
         require_arrays(list(cache.arrays), named, train.path)
+    setting = _setting(train, test, protocol)
+
+    def key(named: NamedProbe) -> str:
+        # what is solved is float64 in any case
+        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol
+        return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
+
     known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
-    rows = []
+    wanted = []
     for named in named_probes:
-        setting = _setting(train, test, protocol)
-        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol  # they are float64
-        key = key_of({**_setting(train, test, decisive), "probe": asdict(named)})
-        reused = key in known and not retrain
-        if not reused:
-            row = {"key": key, "setting_of_study": key_of(setting), "probe": named.name}
+        if key(named) in known and not retrain:
+            emit(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
+        else:
             changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-            place = row_folder(folder, row)
-            row |= _train(cache, test, named, changed, place, config or {}, memory_bytes, torch.device(device), emit)
-            known[key] = append_row(folder / "results.jsonl", row)
-        rows.append(known[key])
-        emit(ProbeFinished(probe=named.name, row=known[key], reused=reused))
-    return rows
+            wanted.append((named, changed))
+
+    def open_test() -> TokenCache:
+        return test._replace(num_views=0).open()  # nothing is tested on a view
+
+    def keep(trained: Trained) -> None:
+        named = trained.named
+        row: Row = {"key": key(named), "setting_of_study": key_of(setting), "probe": named.name}
+        if cache.num_views:
+            row["train_views"] = cache.num_views if train.num_views is None else train.num_views
+        row |= keep_probe(trained, cache, test.spec, open_test, row_folder(folder, row), config or {})
+        known[row["key"]] = append_row(folder / "results.jsonl", row)
+        emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
+
+    for named, changed in wanted:
+        if named.head in SOLVED_KINDS:
+            keep(solve_probe(named, changed, cache, open_test, emit))
+    to_train = [(named, changed) for named, changed in wanted if named.head not in SOLVED_KINDS]
+    for ride in plan_rides(cache, to_train, memory_bytes, device):
+        for trained in train_ride(ride, open_test, device, None, emit):
+            keep(trained)
+    return [known[key(named)] for named in named_probes]
 
 
 def row_folder(folder: Path, row: Row) -> Path:
@@ -154,180 +177,8 @@ def row_folder(folder: Path, row: Row) -> Path:
 
 def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
     """Everything but the probe that decides a result."""
-    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)}
-
-
-def _train(
-    cache: TokenCache,
-    test: Store,
-    named: NamedProbe,
-    protocol: TrainingProtocol,
-    folder: Path,
-    config: dict[str, Any],
-    memory_bytes: int,
-    device: torch.device,
-    emit: Emit,
-) -> Row:
-    tokens = CachedTokens(cache, named)
-    head = head_of(named, tokens.token_shape[0])
-    opened: list[TokenSource] = []
-    test_ids: list[str] = []
-
-    def open_test() -> TokenSource:
-        test_tokens = CachedTokens(TokenCache.open(test.path, test.spec), named)
-        test_ids.extend(test_tokens.sample_ids)
-        opened.append(StreamedTokens(test_tokens, buffer_bytes=SMALLEST_BUFFER_BYTES, pin=device.type == "cuda"))
-        return opened[0]
-
-    solved = named.head in SOLVED_KINDS
-    emit(
-        ProbeStarted(
-            probe=named.name,
-            num_settings=len(protocol.solved_settings(head) if solved else protocol.settings(head)),
-            num_rows=len(tokens.labels),
-            token_shape=tokens.token_shape,
-        )
-    )
-    relay = _relay(named.name, emit)
-    if solved:
-        memory: dict[str, Any] = {"tokens": "resident"}
-        result = run_solver(head, tokens.in_memory(), open_test, protocol, emit=relay)
-    else:
-        placement = place_tokens(tokens, head, protocol, memory_bytes, device)
-        memory = placement.describe()
-        if placement.plan is not None:
-            emit(_planned(named.name, tokens, placement, placement.plan))
-        result = run_sweep(
-            head,
-            placement.open(tokens),
-            open_test,
-            protocol,
-            memory_bytes=None if placement.plan is None else placement.plan.budget_bytes,
-            device=device,
-            emit=relay,
-        )
-    attention = None  # where an attentive probe looks
-    if result.probe is not None:
-        _save(result, cache, named, head, folder, config)
-        _save_predictions(result, opened[0], test_ids, folder)
-        if isinstance(result.probe, LookingProbe):
-            attention = _keep_attention(result.probe, opened[0], test_ids, cache, named, folder)
-    return _row(result, cache.spec, test.spec, named, head, protocol) | {"memory": memory, "attention": attention}
-
-
-def _planned(name: str, tokens: CachedTokens, placement: Placement, plan: MemoryPlan) -> MemoryPlanned:
-    return MemoryPlanned(
-        probe=name,
-        budget_bytes=placement.budget_bytes,
-        planned_bytes=placement.planned_bytes,
-        tokens=placement.tokens,
-        tokens_bytes=tokens.size_bytes(),
-        num_banks=plan.num_banks,
-        probes_at_once=plan.probes_at_once,
-        group_size=plan.group_size,
-        chunk_size=plan.chunk_size,
-    )
-
-
-def _relay(name: str, emit: Emit) -> Callable[[Progress], None]:
-    def show(event: Progress) -> None:
-        emit(
-            ProbeProgress(
-                probe=name,
-                phase=event.phase,
-                step=event.step,
-                num_steps=event.num_steps,
-                num_probes=event.num_probes,
-            )
-        )
-
-    return show
-
-
-def _save(
-    result: SweepResult,
-    cache: TokenCache,
-    named: NamedProbe,
-    head: Head,
-    folder: Path,
-    config: dict[str, Any],
-) -> None:
-    assert result.probe is not None
-    about = {
-        **config,
-        "probe": asdict(named) | {"num_heads": head.num_heads},
-        "class_names": cache.attributes["class_names"],
-        "cache": cache.spec.to_dict(),
-        "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
-    }
-    save_probe(folder, result.probe, about)
-
-
-def _save_predictions(result: SweepResult, test: TokenSource, sample_ids: Sequence[str], folder: Path) -> None:
-    """`test.npz`: sample_ids [N] text, labels [N] int64, logits [N, C] float32; read with numpy.load, nothing is pickled."""
-    assert result.test_logits is not None
-    aside = folder / ".test.npz"
-    with aside.open("wb") as file:
-        np.savez(file, sample_ids=np.array(sample_ids), labels=test.labels.numpy(), logits=result.test_logits.numpy())
-    aside.replace(folder / "test.npz")
-
-
-def _keep_attention(
-    probe: LookingProbe,
-    test: TokenSource,
-    sample_ids: Sequence[str],
-    cache: TokenCache,
-    named: NamedProbe,
-    folder: Path,
-) -> dict[str, Any]:
-    tokens_per_kind = [
-        cache.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1 for kind in named.kinds
-    ]
-    title = f"{named.name} on {cache.spec.dataset} ({cache.spec.backbone}): where the test images are looked at"
-    return keep_attention(probe, test, named, tokens_per_kind, sample_ids, folder, title)
-
-
-def _row(
-    result: SweepResult,
-    train: CacheSpec,
-    test: CacheSpec,
-    named: NamedProbe,
-    head: Head,
-    protocol: TrainingProtocol,
-) -> Row:
-    """What results.jsonl keeps; accuracies in [0, 1], null where every setting diverged."""
-    return {
-        "backbone": train.backbone,
-        "dataset": train.dataset,
-        "train_fingerprint": train.fingerprint,
-        "test_fingerprint": test.fingerprint,
-        "head": named.head,
-        "levels": list(named.levels),
-        "kinds": list(named.kinds),
-        "num_heads": head.num_heads or None,
-        "normalize": named.normalize,
-        "diverged": result.diverged,
-        "chosen": None if result.chosen is None else asdict(result.chosen),
-        "validation": result.validation,
-        "test": None if result.test is None else asdict(result.test),
-        "settings": [
-            asdict(score.setting) | {"validation": score.validation, "num_steps": score.num_steps}
-            for score in result.scores
-        ],
-        "num_parameters": result.num_parameters,
-        "num_parameters_before_classifier": result.num_parameters_before_classifier,
-        "selection": _plan(result.selection),
-        "rungs": [asdict(rung) for rung in result.rungs],
-        "probe_steps": sum(rung.probe_steps for rung in result.rungs),
-        "refit": _plan(result.refit),
-        "protocol": asdict(protocol),
-        "compute": None if named.head in SOLVED_KINDS else protocol.compute,
-        "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
-    }
-
-
-def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
-    return None if plan is None else asdict(plan) | {"num_steps": plan.num_steps}
+    views = {} if train.num_views is None else {"train_views": train.num_views}
+    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)} | views
 
 
 def _few(names: Sequence[str]) -> str:

@@ -71,6 +71,8 @@ class NamedProbe:
         normalize: `width`, each token over its channels, or `token-axis`, each channel over the tokens of a level.
         depth: number of blocks of the backbone; None where nobody said.
         protocol: what it changes of the training protocol, field by field.
+        candidates: probes among which one is chosen on validation, in the order in which they win ties; its own head, levels and
+            kinds are then those of the first. Empty: it is what it says.
     """
 
     name: str
@@ -81,6 +83,18 @@ class NamedProbe:
     normalize: str = WIDTH
     depth: int | None = None
     protocol: Mapping[str, object] = field(default_factory=dict)
+    candidates: tuple[NamedProbe, ...] = ()
+
+    @property
+    def family(self) -> tuple[NamedProbe, ...]:
+        """What is trained for it."""
+        return self.candidates or (self,)
+
+    @property
+    def arrays(self) -> list[tuple[str, str]]:
+        """Every (level, kind) that is read for it, each once."""
+        pairs = ((level, kind) for one in self.family for level in one.levels for kind in one.kinds)
+        return list(dict.fromkeys(pairs))
 
 
 def resolve_probes(

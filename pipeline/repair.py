@@ -12,6 +12,7 @@ from .errors import RequestError
 from .events import Emit, ignore
 from .extract import ExtractConfig, extract, spec_of
 from .request import ModelRequest
+from .sources import ViewedSource, ViewRule
 
 
 def repair_and_fill(
@@ -51,6 +52,8 @@ def repair_and_fill(
             todo="Verify it, then make it anew from Python: CacheWriter.open(..., overwrite=True).",
         )
     source = open_source(request["data"], info.spec.split)
+    if "views" in request:
+        source = ViewedSource(source, ViewRule.from_dict(request["views"]))
     model = replace(ModelRequest.from_dict(request["model"]), precision=info.spec.compute_dtype)
     backbone = model.open(device)
     if differences := info.spec.difference(spec_of(backbone, source, info.spec.storage_dtype)):

@@ -46,7 +46,7 @@ class StreamedTokens:
     def __init__(self, tokens: CachedTokens, *, buffer_bytes: int, pin: bool = False) -> None:
         self._tokens, self._pin = tokens, pin
         self.labels, self.num_classes, self.token_shape = tokens.labels, tokens.num_classes, tokens.token_shape
-        self.images = tokens.images
+        self.images, self.blocks = tokens.images, tokens.blocks
         buffer_rows = max(1, buffer_bytes // tokens.stored_row_bytes)
         self.stretch_rows = max(1, min(tokens.block_rows, buffer_rows // STRETCHES))
         self.buffer_stretches = buffer_rows // self.stretch_rows

@@ -80,7 +80,11 @@ def tap_candidates(model: nn.Module, forward: Callable[[Tensor], Any], image_siz
     Returns:
         at most MOST_CANDIDATES patterns; none if the model cannot be run or keeps no sequence of tokens.
     """
-    numbered = {name: module for name, module in model.named_modules() if _NUMBER.search(name)}
+    numbered = {
+        name: module
+        for name, module in model.named_modules()
+        if _NUMBER.search(name) and not isinstance(module, nn.Identity | nn.Dropout)
+    }
     shapes: dict[str, Any] = {}
     hooks = [module.register_forward_hook(partial(_note_shape, shapes, name)) for name, module in numbered.items()]
     weight = next(model.parameters())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cache import TokenArray, TokenCache
-from probes import HEAD_KINDS, ArraySource, concat_tokens, stack_tokens
+from probes import HEAD_KINDS, ArraySource, Block, Reading, columns_of, concat_tokens, l2_normalize, stack_tokens
 
 from .errors import RequestError
 from .probe_names import TOKEN_AXIS, NamedProbe
@@ -26,41 +26,43 @@ ROWS_AT_ONCE = 128  # rows of all arrays that are gathered, widened and normalis
 
 
 class CachedTokens:
-    """The tokens that one probe reads, from one store.
+    """Tokens of one store: what one probe reads, joined as its head wants them, or what several read, side by side.
 
     Args:
         cache: an open store.
-        probe: says which levels and kinds, and whether they are concatenated (linear and solved heads) or stacked.
-        num_views: augmented views an image to read beside the centre one; None for all that the store has.
+        probes: one, whose tokens are concatenated (linear and solved heads) or stacked; or some, whose blocks make up a row, each
+            block once.
 
     Attributes:
+        blocks: of a row of several probes: see `probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         labels: [N] int64, of the rows that could be read.
         num_classes: from the data set, not from the labels that happen to occur.
-        token_shape: (T, D) stacked, (F,) concatenated.
+        token_shape: (T, D) stacked, (F,) concatenated or side by side.
         block_rows: rows of the store that lie together on the disk.
         stored_rows: [N] int64, where each image lies in the store, ascending.
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probe: NamedProbe, num_views: int | None = None) -> None:
+    def __init__(self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe]) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
-        self._arrays = [cache.tokens(level, kind) for level in probe.levels for kind in probe.kinds]
-        self._probe = probe
-        rows = torch.from_numpy(np.asarray(cache.rows))
-        rows_an_image = 1 + int(cache.attributes.get("num_views", 0))
-        self.stored_rows = rows if num_views is None else rows[rows % rows_an_image <= num_views]
-        self.images = self.stored_rows // rows_an_image
+        self._probe = probes if isinstance(probes, NamedProbe) else None
+        several = [probes] if isinstance(probes, NamedProbe) else probes
+        read = {name: arrays for probe in several for name, arrays in _arrays_of_blocks(probe).items()}
+        self._parts = {name: [cache.tokens(*array) for array in arrays] for name, arrays in read.items()}
+        self._arrays = [array for arrays in self._parts.values() for array in arrays]
+        self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
+        self.images = torch.from_numpy(np.asarray(cache.images))
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.block_rows = cache.block_rows
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
         self.num_classes = len(class_names)
-        num_tokens, widths = zip(*(_tokens_and_width(array) for array in self._arrays), strict=True)
-        if HEAD_KINDS[probe.head].flat:
-            self.token_shape: tuple[int, ...] = (sum(n * width for n, width in zip(num_tokens, widths, strict=True)),)
-        else:
-            self.token_shape = (sum(num_tokens), max(widths))
+        blocks = tuple(_block(name, arrays) for name, arrays in self._parts.items())
+        self.blocks = blocks if self._probe is None else None
+        self._columns = columns_of(blocks)
+        flat = self._probe is None or HEAD_KINDS[self._probe.head].flat
+        self.token_shape = Reading(blocks, flat=flat).token_shape
 
     @property
     def sample_ids(self) -> list[str]:
@@ -75,14 +77,21 @@ class CachedTokens:
             out: [B, *token_shape] float32 to fill; None makes it.
 
         Returns:
-            [B, *token_shape] float32, normalised as the probe says.
+            [B, *token_shape] float32, normalised as the probes say.
         """
         stored = self.stored_rows[rows]
         if out is None:
             out = torch.empty(len(rows), *self.token_shape)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            _join(self._probe, [_gather(array, stored[part]) for array in self._arrays], out=out[part])
+            if self._probe is not None:
+                _join(self._probe, [_gather(array, stored[part]) for array in self._arrays], out=out[part])
+                continue
+            for name, arrays in self._parts.items():
+                tokens = torch.cat([_gather(array, stored[part]).float() for array in arrays], 1)  # [b, t, D]
+                over_tokens = len(arrays) > 1
+                normalized = torch.nn.functional.normalize(tokens, dim=1) if over_tokens else l2_normalize(tokens)
+                out[part, self._columns[name]] = normalized.flatten(1)
         return out
 
     def will_need(self, start: int, stop: int) -> None:
@@ -106,7 +115,17 @@ class CachedTokens:
             rows = torch.arange(start, min(start + RELEASE_ROWS, len(tokens)))
             self.take(rows, out=tokens[start : start + len(rows)])
             self.release(int(self.stored_rows[rows[0]]), int(self.stored_rows[rows[-1]]) + 1)
-        return ArraySource(tokens, self.labels, self.num_classes, self.images)
+        return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
+
+
+def block_names(probe: NamedProbe) -> tuple[str, ...]:
+    """The blocks that a probe reads of a row of several probes, in its order.
+
+    >>> from .probe_names import resolve_probe
+    >>> block_names(resolve_probe("attn-mid", 12))
+    ('block.6/cls', 'block.6/ap', 'final/cls', 'final/ap')
+    """
+    return tuple(_arrays_of_blocks(probe))
 
 
 def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -128,14 +147,30 @@ def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, s
     Raises:
         RequestError: names what is missing.
     """
-    missing = [f"{level}/{kind}" for level in probe.levels for kind in probe.kinds if (level, kind) not in cache_arrays]
+    missing = ["/".join(array) for array in probe.arrays if array not in cache_arrays]
     if missing:
+        kinds = dict.fromkeys(kind for _, kind in probe.arrays)
         raise RequestError(
             where=f"probe {probe.name!r} on {store}",
             expected="a store with " + ", ".join(missing),
             got=f"{len(cache_arrays)} other arrays",
-            todo=f"Add them: layerbank extract ... --kinds {','.join(probe.kinds)} (only what is missing is computed).",
+            todo=f"Add them: layerbank extract ... --kinds {','.join(kinds)} (only what is missing is computed).",
         )
+
+
+def _arrays_of_blocks(probe: NamedProbe) -> dict[str, list[tuple[str, str]]]:
+    """Name of a block -> its arrays: one, or, where tokens are normalised over the tokens of a level, all of the level."""
+    if probe.normalize == TOKEN_AXIS and len(probe.kinds) > 1:
+        return {
+            f"{level}/{'+'.join(probe.kinds)} over tokens": [(level, kind) for kind in probe.kinds]
+            for level in probe.levels
+        }
+    return {f"{level}/{kind}": [(level, kind)] for level in probe.levels for kind in probe.kinds}
+
+
+def _block(name: str, arrays: Sequence[TokenArray]) -> Block:
+    num_tokens, widths = zip(*(_tokens_and_width(array) for array in arrays), strict=True)
+    return Block(name=name, num_tokens=sum(num_tokens), width=max(widths))
 
 
 def _join(probe: NamedProbe, parts: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:

@@ -4,11 +4,14 @@ from .attention import AttentionStatistics, LookingProbe, attention_mass, attent
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
 from .batches import BatchPlan, choose_batch_size
+from .blocks import Block, Reading, columns_of
 from .budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
 from .checkpoint import load_probe, save_probe
+from .curves import LearningCurves
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
+from .evaluate import compute_logits
 from .events import Progress
-from .fit import FitResult, compute_logits, fit_bank
+from .fit import FitResult, Rider, fit_bank, fit_banks
 from .halving import Rung
 from .knn import KnnProbe
 from .linear import LinearProbe
@@ -16,6 +19,7 @@ from .linear_bank import LinearBank
 from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
+from .outcome import Metrics, SettingScore, SweepResult
 from .products import COMPUTES, resolve_compute
 from .protocol import (
     HEAD_KINDS,
@@ -29,9 +33,12 @@ from .protocol import (
     SolvedSetting,
     TrainingProtocol,
 )
+from .ride_plan import Candidate, RidePlan, plan_ride
+from .select import BankKey, BankScores, Journal
 from .solve import run_solver
 from .sources import (
     ArraySource,
+    BlockSource,
     OrderedSource,
     StreamedSource,
     TokenSource,
@@ -42,7 +49,7 @@ from .sources import (
     stack_tokens,
 )
 from .split import centre_rows, split_rows
-from .sweep import Metrics, SettingScore, SweepResult, run_sweep
+from .sweep import run_sweep, run_sweeps
 from .zoo import (
     ZOO,
     AbmilpProbe,
@@ -63,6 +70,10 @@ __all__ = [
     "OrderedSource",
     "StreamedSource",
     "ViewedSource",
+    "BlockSource",
+    "Block",
+    "Reading",
+    "columns_of",
     "ArraySource",
     "read_batches",
     "l2_normalize",
@@ -92,7 +103,10 @@ __all__ = [
     "ModuleBank",
     # training
     "fit_bank",
+    "fit_banks",
+    "Rider",
     "FitResult",
+    "LearningCurves",
     "compute_logits",
     "BatchPlan",
     "choose_batch_size",
@@ -112,6 +126,13 @@ __all__ = [
     "split_rows",
     "centre_rows",
     "run_sweep",
+    "run_sweeps",
+    "Candidate",
+    "RidePlan",
+    "plan_ride",
+    "Journal",
+    "BankKey",
+    "BankScores",
     "run_solver",
     "Sizes",
     "sizes_of",

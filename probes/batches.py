@@ -14,6 +14,7 @@ from .seeds import make_generator
 
 MIN_BATCHES = 5
 SMALLEST_BATCH = 17
+EVALUATION_BATCH = 256  # rows at once where nothing is trained
 
 
 def choose_batch_size(num_samples: int, wish: int = 2048) -> int:

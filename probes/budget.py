@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
-from .batches import choose_batch_size
+from .batches import EVALUATION_BATCH, choose_batch_size
 from .errors import SettingError
-from .fit import EVALUATION_BATCH
 from .protocol import Head, TrainingProtocol
 
 PLANNED_KINDS = ("attentive", "linear")  # heads of the zoo are vmapped modules, whose memory autograd decides

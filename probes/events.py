@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ class Progress:
         step: steps done, from 0 to num_steps.
         num_steps: of the phase.
         num_probes: trained or evaluated together.
+        probe_steps_per_s: probes times steps a second since the phase began; None before the first step.
+        best: highest validation score that a setting has so far, in [0, 1]; None where none has been validated.
         loss: the lowest training loss among the probes at this step; None where nothing is trained.
     """
 
@@ -26,6 +28,8 @@ class Progress:
     step: int
     num_steps: int
     num_probes: int
+    probe_steps_per_s: float | None = None
+    best: float | None = None
     loss: float | None = None
 
 
@@ -37,23 +41,28 @@ SHORTEST_INTERVAL_S = 0.25
 class Reporter:
     """Passes on the first and last report of a phase, and at most four a second between them."""
 
-    def __init__(self, emit: Emit | None, phase: str, num_steps: int, num_probes: int) -> None:
+    def __init__(
+        self, emit: Emit | None, phase: str, num_steps: int, num_probes: int, best: float | None = None
+    ) -> None:
         self._emit, self._phase, self._num_steps, self._num_probes = emit, phase, num_steps, num_probes
-        self._last_s = float("-inf")
+        self._best, self._began_s, self._last_s = best, time.monotonic(), float("-inf")
 
-    def report(self, step: int, losses: Tensor | None = None) -> None:
-        """Say that `step` steps are done; the losses [P] are looked at only if this report is passed on."""
+    def report(self, step: int, losses: Sequence[Tensor] = ()) -> None:
+        """Say that `step` steps are done; losses, [P] of each bank, are looked at only if this report is passed on."""
         now_s = time.monotonic()
         due = now_s - self._last_s >= SHORTEST_INTERVAL_S or step in (0, self._num_steps)
         if self._emit is None or not due:
             return
         self._last_s = now_s
+        elapsed_s = now_s - self._began_s
         self._emit(
             Progress(
                 phase=self._phase,
                 step=step,
                 num_steps=self._num_steps,
                 num_probes=self._num_probes,
-                loss=None if losses is None else losses.nan_to_num(nan=torch.inf).min().item(),
+                probe_steps_per_s=self._num_probes * step / elapsed_s if step and elapsed_s else None,
+                best=self._best,
+                loss=torch.cat(list(losses)).nan_to_num(nan=torch.inf).min().item() if losses else None,
             )
         )

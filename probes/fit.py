@@ -1,7 +1,8 @@
 """One trainer for every bank: batches, jitter, dropout noise, clipping, AdamW, cosine.
 
-Every probe of a bank sees the same batches, jitter and noise, each a function of (seed, step) alone: a probe
-trained with others goes the way it would have gone by itself. It knows nothing of grids or validation.
+Banks that read the same rows train in one pass: a batch is gathered and jittered once a step, then every bank reads its
+tokens of it. Batches, jitter and noise are functions of (seed, step) alone: a probe trained with others goes the way it
+would have gone by itself. It knows nothing of grids or validation.
 
 On a GPU the host only queues work: nothing in a step needs a value back (tests/test_no_waiting.py), but for the
 losses of a report, four times a second.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,31 +21,49 @@ from torch import Tensor
 
 from .bank import Bank
 from .batches import BatchPlan, plan_batches
+from .blocks import Reading
+from .curves import LearningCurves, sampled_steps
 from .errors import SettingError
 from .events import Emit, Reporter
+from .jitter import draw_jitter, jitter_blocks
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
-from .sources import OrderedSource, TokenSource, read_batches, upload
+from .sources import OrderedSource, TokenSource, blocks_of, read_batches, upload
+from .workspace import Workspace
 
-EVALUATION_BATCH = 256
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rider:
+    """A bank that trains, or is evaluated, in a pass over batches that others may share.
+
+    Attributes:
+        bank: P probes.
+        reading: which tokens of a row it reads.
+        settings: [P] learning rate and weight decay of each probe (its dropout rate is in the bank).
+    """
+
+    bank: Bank
+    reading: Reading
+    settings: Sequence[Setting] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FitResult:
     """What a training leaves beside the weights in the bank.
 
     Attributes:
         diverged: [P] bool, probes whose loss was not finite at some step.
         final_loss: [P] the loss of the last batch.
+        curves: of the loss over the steps.
         plan: batch size, epochs and steps.
     """
 
     diverged: Tensor
     final_loss: Tensor
+    curves: LearningCurves
     plan: BatchPlan
 
 
-@torch.no_grad()
 def fit_bank(
     bank: Bank,
     source: TokenSource,
@@ -57,95 +76,125 @@ def fit_bank(
     phase: str = "fit",
     emit: Emit | None = None,
 ) -> FitResult:
-    """Train the probes of a bank in place.
+    """Train the probes of one bank, which reads whole rows, in place: `fit_banks` of one rider.
 
     Args:
-        bank: P probes at their initial weights.
+        settings: [P] of each probe.
+        bank, source, rows, protocol, schedule_steps, max_steps, phase, emit: as there.
+
+    Raises:
+        DataError, SettingError: as there.
+    """
+    rider = Rider(bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1), settings=settings)
+    (result,) = fit_banks(
+        [rider], source, rows, protocol, schedule_steps=schedule_steps, max_steps=max_steps, phase=phase, emit=emit
+    )
+    return result
+
+
+@torch.no_grad()
+def fit_banks(
+    riders: Sequence[Rider],
+    source: TokenSource,
+    rows: Tensor,
+    protocol: TrainingProtocol,
+    *,
+    schedule_steps: int | None = None,
+    max_steps: int | None = None,
+    phase: str = "fit",
+    best: float | None = None,
+    emit: Emit | None = None,
+) -> list[FitResult]:
+    """Train the probes of some banks in place, in one pass over the batches.
+
+    Args:
+        riders: at least one, all on one device, with banks at their initial weights.
         source: tokens and labels.
         rows: [N] int64, the images to train on.
-        settings: [P] learning rate and weight decay of each probe (its dropout rate is in the bank).
-        protocol: everything else.
+        protocol: everything but a probe's own setting.
         schedule_steps: length of the schedule, at most the plan's; None for the plan's own. The cosine is that of this length.
         max_steps: stop after as many steps of the schedule; None goes to its end.
         phase: named in the progress.
+        best: validation score so far, named in the progress.
         emit: called with `Progress`.
 
     Returns:
-        FitResult.
+        of each rider.
 
     Raises:
         DataError: fewer than two images.
         SettingError: not one setting a probe.
     """
-    if len(settings) != bank.num_probes:
-        raise SettingError(
-            where="fit settings",
-            expected=f"{bank.num_probes}, one a probe",
-            got=str(len(settings)),
-            todo="Give every probe of the bank one setting.",
-        )
+    for rider in riders:
+        if len(rider.settings) != rider.bank.num_probes:
+            raise SettingError(
+                where="fit settings",
+                expected=f"{rider.bank.num_probes}, one a probe",
+                got=str(len(rider.settings)),
+                todo="Give every probe of the bank one setting.",
+            )
     plan = plan_batches(len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     weight_of_class = class_weights(source.labels[rows], source.num_classes)
     schedule_steps = plan.num_steps if schedule_steps is None else min(schedule_steps, plan.num_steps)
     num_steps = schedule_steps if max_steps is None else min(max_steps, schedule_steps)
-    device, dtype = bank.stacks[0].device, bank.stacks[0].dtype
-    optimizer, peak_lrs = _make_optimizer(bank, settings)
-    finite = torch.ones(bank.num_probes, dtype=torch.bool, device=device)
-    reporter = Reporter(emit, phase, num_steps, bank.num_probes)
+    device, blocks = riders[0].bank.stacks[0].device, blocks_of(source)
+    workspace = Workspace(torch.float32, device)
+    trainings = [_Training(rider, protocol, schedule_steps) for rider in riders]
+    reporter = Reporter(emit, phase, num_steps, sum(rider.bank.num_probes for rider in riders), best)
     reporter.report(0)
     batches = islice(_batches(plan, source, rows, protocol.seed), num_steps)
     with contextlib.closing(read_batches(source, batches)) as stream:
         for step, (batch, read) in enumerate(stream):
             labels = source.labels[batch]
             weights = weight_of_class[labels]
-            tokens = read.to(device, non_blocking=True)
-            add_jitter(tokens, protocol, step)
-            losses = bank.compute_gradients(
-                tokens,
-                upload(labels, device),
-                upload((weights / weights.sum()).to(dtype), device),
-                _draw_noise(bank, tokens, protocol.seed, step),
-            )
-            finite &= losses.isfinite()
-            for stack in bank.stacks:
-                stack.clip_grads(protocol.clip_norm)
-            for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
-                group["lr"] = cosine_lr(step, schedule_steps, peak_lr, protocol.min_lr)
-            optimizer.step()
-            reporter.report(step + 1, losses)
-    return FitResult(diverged=~finite.cpu(), final_loss=losses.cpu(), plan=plan)
-
-
-@torch.no_grad()
-def compute_logits(
-    bank: Bank,
-    source: TokenSource,
-    rows: Tensor,
-    *,
-    jitter: TrainingProtocol | None = None,
-    phase: str = "predict",
-    emit: Emit | None = None,
-) -> Iterator[Tensor]:
-    """Class scores without dropout: [P, b, C] on the CPU for one stretch of rows after the other.
-
-    Args:
-        bank: P probes.
-        source: tokens.
-        rows: [N] int64, the images, in the order of the result.
-        jitter: jitter the tokens as this protocol says, by draws of their own; None leaves them as they are.
-        phase: named in the progress.
-        emit: called with `Progress`.
-    """
-    stretches = torch.split(rows, EVALUATION_BATCH)
-    reporter = Reporter(emit, phase, len(stretches), bank.num_probes)
-    reporter.report(0)
-    with contextlib.closing(read_batches(source, stretches)) as stream:
-        for number, (_, read) in enumerate(stream, 1):
-            tokens = read.to(bank.stacks[0].device)
+            weights, labels = weights / weights.sum(), upload(labels, device)
+            tokens = read.to(device, non_blocking=True).flatten(1)
+            jitter = draw_jitter(protocol, step, len(tokens), workspace)
             if jitter is not None:
-                add_jitter(tokens, jitter, number - 1, purpose="validation jitter")
-            yield bank.logits(tokens).cpu()
-            reporter.report(number)
+                jitter_blocks(jitter, tokens, blocks)
+            for training in trainings:
+                read_tokens = training.rider.reading.read(tokens, workspace, jitter)
+                training.step(step, read_tokens, labels, weights)
+            reporter.report(step + 1, [training.losses for training in trainings])
+    return [training.result(plan) for training in trainings]
+
+
+class _Training:
+    """One bank on its way through the schedule."""
+
+    def __init__(self, rider: Rider, protocol: TrainingProtocol, schedule_steps: int) -> None:
+        bank = rider.bank
+        self.rider, self._protocol, self._schedule_steps = rider, protocol, schedule_steps
+        self._device, self._dtype = bank.stacks[0].device, bank.stacks[0].dtype
+        self._optimizer, self._members = _make_optimizer(bank, rider.settings)
+        self._finite = torch.ones(bank.num_probes, dtype=torch.bool, device=self._device)
+        self._points = {step: number for number, step in enumerate(sampled_steps(schedule_steps))}
+        self._lrs: list[list[float]] = []
+        self._curves = torch.full((len(self._points), bank.num_probes), torch.nan, device=self._device)
+        self.losses = torch.full((bank.num_probes,), torch.nan, device=self._device)
+
+    def step(self, step: int, tokens: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Gradients, clipping, AdamW: tokens [B, *token_shape] and labels [B] on the device, weights [B] on the host."""
+        bank = self.rider.bank
+        noise = _draw_noise(bank, tokens, self._protocol.seed, step)
+        self.losses = bank.compute_gradients(tokens, labels, upload(weights.to(self._dtype), self._device), noise)
+        self._finite &= self.losses.isfinite()
+        lrs = [cosine_lr(step, self._schedule_steps, one.lr, self._protocol.min_lr) for one in self.rider.settings]
+        if step in self._points:
+            self._curves[self._points[step]].copy_(self.losses)
+            self._lrs.append(lrs)
+        for stack in bank.stacks:
+            stack.clip_grads(self._protocol.clip_norm)
+        for group, member in zip(self._optimizer.param_groups, self._members, strict=True):
+            group["lr"] = lrs[member]
+        self._optimizer.step()
+
+    def result(self, plan: BatchPlan) -> FitResult:
+        """What is kept; here the host waits for the device."""
+        steps = list(self._points)[: len(self._lrs)]
+        losses = self._curves[: len(steps)].t().contiguous().cpu()
+        curves = LearningCurves(steps=torch.tensor(steps), losses=losses, lrs=torch.tensor(self._lrs).t().contiguous())
+        return FitResult(diverged=~self._finite.cpu(), final_loss=self.losses.cpu(), curves=curves, plan=plan)
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
@@ -168,18 +217,6 @@ def cosine_lr(step: int, num_steps: int, peak_lr: float, min_lr: float) -> float
     return min_lr + 0.5 * (1 + math.cos(math.pi * step / num_steps)) * (peak_lr - min_lr)
 
 
-def add_jitter(tokens: Tensor, protocol: TrainingProtocol, step: int, *, purpose: str = "jitter") -> None:
-    """Add Gaussian noise in place to every element of a sample, for samples chosen with jitter_probability; a function of the seed,
-    the purpose and the step."""
-    if protocol.jitter_std == 0 or protocol.jitter_probability == 0:
-        return
-    coin = torch.rand(len(tokens), generator=make_generator(protocol.seed, f"{purpose} coin", step))
-    chosen = upload((coin < protocol.jitter_probability).nonzero().squeeze(1), tokens.device)
-    generator = make_generator(protocol.seed, purpose, step, device=tokens.device)
-    noise = torch.randn(len(chosen), *tokens.shape[1:], generator=generator, device=tokens.device)
-    tokens.index_add_(0, chosen, noise.to(tokens.dtype), alpha=protocol.jitter_std)
-
-
 def _batches(plan: BatchPlan, source: TokenSource, rows: Tensor, seed: int) -> Iterable[Tensor]:
     """The rows of each step, in an order of the source's choice if it has one."""
     if isinstance(source, OrderedSource):
@@ -196,13 +233,13 @@ def _draw_noise(bank: Bank, tokens: Tensor, seed: int, step: int) -> dict[int, T
     return noise
 
 
-def _make_optimizer(bank: Bank, settings: Sequence[Setting]) -> tuple[torch.optim.AdamW, list[float]]:
-    """AdamW with one parameter group a probe, and the peak learning rate of each group."""
-    groups, peak_lrs = [], []
-    for stack in bank.stacks:
-        for row, member in enumerate(stack.members):
-            setting = settings[member]
-            groups.append({"params": stack.row(row), "lr": setting.lr, "weight_decay": setting.weight_decay})
-            peak_lrs.append(setting.lr)
+def _make_optimizer(bank: Bank, settings: Sequence[Setting]) -> tuple[torch.optim.AdamW, list[int]]:
+    """AdamW with one parameter group a probe, and which probe each group is."""
+    members = [(stack, row, member) for stack in bank.stacks for row, member in enumerate(stack.members)]
+    groups = [
+        {"params": stack.row(row), "lr": settings[member].lr, "weight_decay": settings[member].weight_decay}
+        for stack, row, member in members
+    ]
     # fused: one pass over weight, gradient and both moments instead of a dozen
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True), peak_lrs
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return optimizer, [member for _, _, member in members]

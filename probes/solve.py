@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, SettingError
+from .evaluate import score_test
 from .events import Emit, Reporter
 from .fit import class_weights
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .logreg import solve_logreg
 from .metrics import balanced_accuracy
+from .outcome import SettingScore, SweepResult, choose, timed
 from .protocol import Head, NeighborSetting, PenaltySetting, SolvedSetting, TrainingProtocol
 from .ridge import solve_ridge
 from .sources import TokenSource, l2_normalize
 from .split import split_rows
-from .sweep import SettingScore, SweepResult, choose, score_test, timed
 
 BATCH = 1024
 
@@ -97,11 +98,8 @@ def run_solver(
         probe=probe,
         num_parameters=num_parameters,
         num_parameters_before_classifier=0,
-        selection=None,
-        rungs=(),
-        refit=None,
-        memory=None,
         seconds=seconds,
+        candidate_scores=(tuple(scores),),
     )
 
 

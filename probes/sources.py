@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .blocks import Block, whole_row
 from .errors import DataError
 from .workspace import Workspace
 
@@ -52,6 +53,29 @@ class ViewedSource(TokenSource, Protocol):
 
     @property
     def images(self) -> Tensor: ...
+
+
+@runtime_checkable
+class BlockSource(TokenSource, Protocol):
+    """A token source that may hold the tokens of several levels and kinds side by side.
+
+    Attributes:
+        blocks: of which a row (F,) is made, in order; None where a row is one thing, read whole.
+    """
+
+    @property
+    def blocks(self) -> tuple[Block, ...] | None: ...
+
+
+def has_blocks(source: TokenSource) -> bool:
+    """Whether the rows of a source are made of blocks."""
+    return isinstance(source, BlockSource) and source.blocks is not None
+
+
+def blocks_of(source: TokenSource) -> tuple[Block, ...]:
+    """The blocks of a source's rows: one without a name where it says nothing of blocks."""
+    blocks = source.blocks if isinstance(source, BlockSource) else None
+    return whole_row(source.token_shape) if blocks is None else blocks
 
 
 @runtime_checkable
@@ -100,12 +124,20 @@ class ArraySource:
         labels: [N] int64.
         num_classes: C.
         images: [N] int64, ascending, where rows are views of images: see `ViewedSource`. None: each row is an image.
+        blocks: of which rows [F] are made: see `BlockSource`.
 
     Raises:
         DataError: tokens and labels differ in length, or a label is not a class.
     """
 
-    def __init__(self, tokens: Tensor, labels: Tensor, num_classes: int, images: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        images: Tensor | None = None,
+        blocks: tuple[Block, ...] | None = None,
+    ) -> None:
         if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
             raise DataError(
                 where="ArraySource",
@@ -116,7 +148,7 @@ class ArraySource:
         check_labels(labels, num_classes)
         self.tokens, self.labels, self.num_classes = tokens, labels, num_classes
         self.images = torch.arange(len(labels)) if images is None else images
-        self.token_shape = tuple(tokens.shape[1:])
+        self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 
     def take(self, rows: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Workspace:
-    """Buffers by name, each as large as its largest use so far. A name's content is gone at its next use."""
+    """Buffers by name on one device, each as large as its largest use so far. A name's content is gone at its next use."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
+        self._dtype, self.device = dtype, device
         self._buffers: dict[str, Tensor] = {}
 
     @property
@@ -24,6 +24,6 @@ class Workspace:
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size:
-            buffer = torch.empty(size, dtype=self._dtype, device=self._device)
+            buffer = torch.empty(size, dtype=self._dtype, device=self.device)
             self._buffers[name] = buffer
         return buffer[:size].view(shape)

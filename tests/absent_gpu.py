@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import probes.fit
+import probes.jitter
 
 
 class AbsentGpu(TorchDispatchMode):
@@ -70,5 +71,6 @@ def absent_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[AbsentGpu]:
     kept: list[Tensor] = []
     with monkeypatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), gpu:
         patch.setattr(Tensor, "pin_memory", pin)
-        patch.setattr(probes.fit, "make_generator", make_generator)
+        for module in (probes.fit, probes.jitter):
+            patch.setattr(module, "make_generator", make_generator)
         yield gpu

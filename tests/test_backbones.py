@@ -367,13 +367,13 @@ def test_blocks_that_do_not_carry_the_class_token_are_refused() -> None:
         (
             "eva02_enormous_patch14_clip_224",
             "EvaBlockPostNorm, whose norm2 stands elsewhere",
-            ", norm1, norm2, attn, drop_path1, mlp, drop_path2, attn.norm",
+            ", norm1, norm2, attn, mlp, attn.proj, mlp.fc1, mlp.act",
         ),
         ("vit_relpos_base_patch16_clsgap_224", None, ""),
         (
             "vit_relpos_base_patch16_rpn_224",
             "ResPostRelPosBlock, whose norm2 stands elsewhere",
-            "norm1, norm2, , attn, drop_path1, mlp, drop_path2, attn.qkv",
+            "norm1, norm2, , attn, mlp, attn.qkv, attn.proj, mlp.fc1",
         ),
     ],
 )

@@ -50,12 +50,12 @@ def test_the_workers_of_a_killed_owner_are_waited_for(tmp_path: Path) -> None:
 def test_the_owner_is_named_while_the_lock_is_held_and_no_longer(tmp_path: Path) -> None:
     lock = StoreLock(tmp_path / "a.zarr")
     lock.acquire()
-    owner = read_owner(tmp_path / "a.zarr")
+    owner = read_owner(lock_file(tmp_path / "a.zarr"))
     assert owner is not None
     assert (owner.pid, owner.is_gone) == (os.getpid(), False)
     assert is_locked(tmp_path / "a.zarr")
     lock.release()
-    assert read_owner(tmp_path / "a.zarr") is None
+    assert read_owner(lock_file(tmp_path / "a.zarr")) is None
     assert not is_locked(tmp_path / "a.zarr")
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_server import serve_dataset
 
 from pipeline import RequestError, WorkError
 from pipeline.study.catalogue import CATALOGUE, Entry, check_size, find_data, find_entry, require_entry
@@ -71,6 +72,14 @@ def test_half_a_download_is_no_data(tmp_path: Path) -> None:
     assert find_data(CIFAR, tmp_path) is None
 
 
+def test_a_missing_shard_is_half_a_copy(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / CIFAR.folder)
+    (folder / "train" / "nshards.txt").write_text("2\n")
+    assert find_data(CIFAR, tmp_path) is None
+    (folder / "train" / "1.tar").touch()
+    assert find_data(CIFAR, tmp_path) == folder
+
+
 def test_data_that_are_not_there_are_an_error_that_says_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(WorkError) as error:
         locate_data(CIFAR, tmp_path, fetch=False)
@@ -82,23 +91,58 @@ def test_data_that_are_not_there_are_an_error_that_says_how_to_get_them(tmp_path
     )
 
 
-def test_offline_the_hub_is_named_as_what_failed(tmp_path: Path) -> None:
-    """In a process of its own: the hub's library reads HF_HUB_OFFLINE when it is imported."""
+def locate(root: Path, *names: str, **environment: str) -> list[str]:
+    """What `locate_data` prints, in a process of its own: the hub's library reads its environment when it is imported."""
     code = (
         "import sys; from pathlib import Path; from pipeline import WorkError\n"
         "from pipeline.study.catalogue import require_entry; from pipeline.study.hub import locate_data\n"
-        "try: locate_data(require_entry('dtd'), Path(sys.argv[1]), on_download=print)\n"
-        "except WorkError as error: print(error)\n"
+        "for name in sys.argv[2:]:\n"
+        "    try: print(locate_data(require_entry(name), Path(sys.argv[1]), on_download=print))\n"
+        "    except WorkError as error: print(error)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
+        [sys.executable, "-c", code, str(root), *names],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HOME": str(root / "home"), **environment},
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    first, message = result.stdout.strip().split("\n")
+    return result.stdout.strip().split("\n")
+
+
+def test_data_that_are_not_there_are_fetched_once_and_whole_and_nothing_beside_them(tmp_path: Path) -> None:
+    """From a real server that speaks the hub's protocol."""
+    wanted = {f"{split}/{name}": name.encode() for split in ("train", "test") for name in ("0.tar", "nshards.txt")}
+    wanted = {name: b"1" if name.endswith("txt") else data for name, data in wanted.items()} | {
+        "classnames.txt": b"a\nb\n"
+    }
+    asked: list[str] = []
+    others = {"README.md": b"#", "default/train/0000.parquet": b"the same images once more"}
+    with serve_dataset("clip-benchmark/wds_vtab-dtd", {**wanted, **others}, asked) as address:
+        said = locate(tmp_path, "dtd", "vtab/dtd", "cars", HF_ENDPOINT=address)
+    folder = tmp_path / "wds_vtab-dtd"
+    assert said[:3] == ["clip-benchmark/wds_vtab-dtd", f"wds:{folder}", f"wds:{folder}"]
+    assert sorted(asked) == sorted(wanted)
+    assert {name: (folder / name).read_bytes() for name in wanted} == wanted
+    assert said[3] == "clip-benchmark/wds_cars"  # which this hub does not have
+    assert "the hub does not give it: 404" in said[4]
+    assert not (tmp_path / ".wds_vtab-dtd.part").exists()
+
+
+def test_a_folder_that_lacks_shards_is_left_alone(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / CIFAR.folder)
+    (folder / "test" / "0.tar").unlink()
+    message = (
+        r"expected all shards of train and test in .*wds_vtab-cifar10, got a folder that lacks some\. Complete it, or"
+    )
+    with pytest.raises(WorkError, match=message):
+        locate_data(CIFAR, tmp_path)
+    assert (folder / "train" / "0.tar").exists()
+
+
+def test_offline_the_hub_is_named_as_what_failed(tmp_path: Path) -> None:
+    first, message = locate(tmp_path, "dtd", HF_HUB_OFFLINE="1")
     assert first == "clip-benchmark/wds_vtab-dtd"
     assert "data set vtab/dtd: expected the folder" in message
     assert "the hub does not give it: " in message

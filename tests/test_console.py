@@ -110,7 +110,7 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         BatchHalved(backbone="timm/vit", num_images=32, reason="CUDA out of memory"),
         ImageSkipped(sample_id="a/1", file="photos/a/1.png", reason="truncated"),
         ProbeStarted(probe="alf", num_settings=63, num_rows=1000, token_shape=(24, 384)),
-        ProbeProgress(probe="alf", phase="select", step=5, num_steps=1000, num_probes=63),
+        ProbeProgress(probes=("alf",), phase="select", step=5, num_steps=1000, num_probes=63),
         ProbeFinished(probe="alf", row=row, reused=False),
         ProbeFinished(probe="alf", row={"test": None}, reused=True),
     )

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.study.dataset_table import dataset_table, table_latex, table_markdown
+from pipeline.study.dataset_table import dataset_table, mcnemar_between, table_latex, table_markdown
 from pipeline.study.paper import published_scores, with_paper_names
+from pipeline.study.predictions import Predictions
 from pipeline.study.scores import Score, Table, gains_of, table_of
-from pipeline.study.significance import adjust, compare_gains
+from pipeline.study.significance import adjust, compare_gains, mcnemar
 
 FIVE = ("linear-last", "linear-all", "attn-last", "aat", "alf")
 
@@ -67,6 +68,30 @@ def test_with_one_model_the_predictions_can_decide() -> None:
     assert asked == [("pets", "alf", "aat"), ("pets", "alf", "linear-all")]
     assert [cell.tied for cell in made.lines["pets"]] == [False, True, False]
     assert "McNemar over test images" in made.note
+
+
+def test_predictions_decide_by_mcnemar_and_without_them_nothing_is_underlined() -> None:
+    labels, logits = np.zeros(40, dtype=np.int64), np.zeros((40, 2), dtype=np.float32)
+    ids = np.array([f"image {row}" for row in range(40)])
+
+    def right_on(rows: range) -> Predictions:
+        mine = logits.copy()
+        mine[:, 1] = 1
+        mine[rows, 0] = 2
+        return Predictions(sample_ids=ids, labels=labels, logits=mine)
+
+    predictions = {
+        ("pets", "alf"): right_on(range(40)),
+        ("pets", "aat"): right_on(range(36)),
+        ("pets", "low"): right_on(range(9)),
+    }
+    compare = mcnemar_between(predictions)
+    assert (
+        compare("pets", "alf", "aat") == mcnemar(predictions["pets", "alf"].hits, predictions["pets", "aat"].hits).exact
+    )
+    assert np.isnan(compare("pets", "alf", "nothing"))
+    made = dataset_table(table(1, alf=100, aat=90, low=22, unknown=21), compare=compare)
+    assert [cell.tied for cell in made.lines["pets"]] == [False, True, False, False]
 
 
 def test_a_probe_that_diverged_has_no_mean_and_no_rank() -> None:

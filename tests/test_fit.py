@@ -13,7 +13,8 @@ from probes.attentive import AttentiveProbe
 from probes.bank import AttentiveBank, Bank
 from probes.errors import SettingError
 from probes.events import Progress
-from probes.fit import add_jitter, class_weights, cosine_lr, fit_bank
+from probes.fit import class_weights, cosine_lr, fit_bank
+from probes.jitter import add_jitter
 from probes.linear import LinearProbe
 from probes.linear_bank import LinearBank
 from probes.protocol import Setting, TrainingProtocol

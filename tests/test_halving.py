@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from probes import ArraySource, Head, Rung, Setting, SettingError, TrainingProtocol, run_sweep, stack_tokens
 from probes.attentive import AttentiveProbe
 from probes.bank import AttentiveBank
-from probes.fit import compute_logits, cosine_lr, fit_bank
+from probes.evaluate import compute_logits
+from probes.fit import cosine_lr, fit_bank
 from probes.halving import keep_best, plan_rungs
 from probes.metrics import balanced_accuracy
 from probes.split import split_stratified

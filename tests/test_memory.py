@@ -24,7 +24,7 @@ from pipeline.placement import LARGEST_BUFFER_BYTES, Placement, place_tokens
 from pipeline.probe_names import NamedProbe
 from pipeline.streaming import StreamedTokens
 from pipeline.token_source import CachedTokens
-from probes import QUICK, ArraySource, Head, SettingError
+from probes import QUICK, ArraySource, Candidate, Head, SettingError
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -106,7 +106,9 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> CachedTokens:
 
 
 def place(tokens: CachedTokens, memory_bytes: int) -> Placement:
-    return place_tokens(tokens, Head(kind="linear"), replace(QUICK, batch_size=256), memory_bytes, CPU)
+    return place_tokens(
+        tokens, [Candidate(head=Head(kind="linear"))], replace(QUICK, batch_size=256), memory_bytes, CPU
+    )
 
 
 def test_tokens_are_resident_where_they_fit_beside_the_training_and_else_streamed(tokens: CachedTokens) -> None:

@@ -52,7 +52,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(name: str, monkeypatch: pytest.Monkey
             train(bank, source, num_steps)
             waits.append(gpu.waits)
             calls.append(gpu.num_calls)
-    assert waits[1] == waits[0] == ["aten._to_copy.default from the GPU"] * 2  # which diverged, and the losses
+    assert waits[1] == waits[0] == ["aten._to_copy.default from the GPU"] * 3  # which diverged, the losses, the curves
     assert calls[1] > 2 * calls[0]  # it has looked at the steps
 
 

@@ -26,9 +26,10 @@ from pipeline.probe_names import resolve_probe
 from pipeline.report import results_table
 from pipeline.request import ModelRequest
 from pipeline.results import read_rows
+from pipeline.rides import candidates_of
 from pipeline.rounding import float_tokens, round_tokens
 from pipeline.token_source import CachedTokens, join_tokens
-from probes import QUICK, ArraySource, Head, TrainingProtocol, run_sweep
+from probes import QUICK, ArraySource, TrainingProtocol, concat_tokens, run_sweeps
 
 BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
@@ -82,17 +83,22 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
     named = resolve_probe(name, backbone.depth)
     source = open_source(f"folder:{photos}", "train")
     forward = backbone.compile(named.levels, named.kinds)
-    pieces = []
+    pieces, cache = [], TokenCache.open(train.path, train.spec)
+    joined = CachedTokens(cache, named)
     for start in range(0, len(source), BATCH):
         rows = range(start, min(start + BATCH, len(source)))
         tokens = forward(torch.stack([backbone.transform(source.load(row)[0]) for row in rows]))
         rounded = [round_tokens(tokens[level][kind], storage_dtype) for level in named.levels for kind in named.kinds]
-        pieces.append(join_tokens(named, [float_tokens(one.values, storage_dtype) for one in rounded]))
-    online = ArraySource(torch.cat(pieces), torch.from_numpy(source.labels), 3)
-    cached = CachedTokens(TokenCache.open(train.path, train.spec), named)
-    head = Head(kind=named.head, num_heads=online.token_shape[0] if named.head == "attentive" else 0)
+        parts = [float_tokens(one.values, storage_dtype) for one in rounded]
+        assert torch.equal(join_tokens(named, parts), joined.take(torch.arange(rows.start, rows.stop)))
+        pieces.append(concat_tokens([part.float().view(len(part), -1, part.shape[-1]) for part in parts]))
+    cached = CachedTokens(cache, [named])
+    online = ArraySource(torch.cat(pieces), torch.from_numpy(source.labels), 3, blocks=cached.blocks)
+    (candidate,) = candidates_of(cache, named)
     protocol = replace(PROTOCOL, dropouts=(0.1,))
-    one, two, three = (run_sweep(head, s, lambda s=s: s, protocol) for s in (online, cached, cached.in_memory()))
+    one, two, three = (
+        run_sweeps([[candidate]], s, lambda s=s: s, protocol)[0] for s in (online, cached, cached.in_memory())
+    )
     assert one.probe is not None
     for other in (two, three):
         assert other.probe is not None
@@ -265,7 +271,9 @@ def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
     assert rows[0]["diverged"]
     assert rows[0]["test"] is None
     assert rows[0]["chosen"] is None
-    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    place = row_folder(tmp_path, rows[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["results.jsonl", place.name])
+    assert [path.name for path in place.iterdir()] == [rows[0]["curves"]]
 
 
 def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_adds_them(

@@ -9,7 +9,7 @@ from test_fit import GRID, PROTOCOL, ROWS, largest_difference, make_probe, make_
 from torch import Tensor
 
 from probes import AttentiveBank, Bank, LinearBank, Setting, SettingError, TrainingProtocol, balanced_accuracy, fit_bank
-from probes.fit import compute_logits
+from probes.evaluate import compute_logits
 from probes.products import Products, one_dnn_is_exact, resolve_compute
 
 CPU = torch.device("cpu")

@@ -248,6 +248,12 @@ def test_figures_without_their_probes_say_what_is_missing(tmp_path: Path) -> Non
         RequestError, match=r"accuracy by level: expected probes such as linear@every or aat@every, got alf"
     ):
         draw_levels(alone, tmp_path / "x")
+    other = AttentionMap(levels=("final",), kinds=("cls", "ap"), shares=np.array([[0.5], [0.5]]))
+    forms = (
+        r"attention maps: expected maps of the same levels and kinds, got 2 forms: 12 levels of cls, ap; 1 levels of"
+    )
+    with pytest.raises(RequestError, match=forms):
+        draw_attention({**ATTENTION, "other": other}, tmp_path / "x")
     with pytest.raises(RequestError, match="probe 'alf-cls': expected one of alf"):
         kinds_series(alone)
     unknown = table_of([Score(model="timm/resnet50", dataset="pets", probe="linear-cls", percent=1.0)])

@@ -13,13 +13,15 @@ import probes
 from probes.attentive import AttentiveProbe
 from probes.bank import AttentiveBank
 from probes.errors import DataError, ProbeError, SettingError
+from probes.evaluate import compute_logits
 from probes.events import Progress
-from probes.fit import compute_logits, fit_bank
+from probes.fit import fit_bank, fit_banks
 from probes.metrics import balanced_accuracy
+from probes.outcome import SettingScore, choose
 from probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
 from probes.sources import ArraySource, stack_tokens
 from probes.split import split_stratified
-from probes.sweep import SettingScore, choose, run_sweep
+from probes.sweep import run_sweep
 
 ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")
 SMALL = TrainingProtocol(
@@ -160,15 +162,14 @@ def test_if_every_setting_diverges_the_result_says_so_and_the_test_stays_closed(
 
 
 def test_if_the_final_training_diverges_the_result_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_fit: Callable[..., probes.FitResult] = fit_bank
+    real_fit: Callable[..., list[probes.FitResult]] = fit_banks
 
-    def fit_that_fails_at_last(*arguments: object, phase: str, **options: object) -> probes.FitResult:
-        result = real_fit(*arguments, phase=phase, **options)
-        if phase == "refit":
-            result.diverged.fill_(True)
-        return result
+    def fit_that_fails(*arguments: object, **options: object) -> list[probes.FitResult]:
+        results = real_fit(*arguments, **options)
+        results[0].diverged.fill_(True)
+        return results
 
-    monkeypatch.setattr("probes.sweep.fit_bank", fit_that_fails_at_last)
+    monkeypatch.setattr("probes.refit.fit_banks", fit_that_fails)
     result = run_sweep(LINEAR, make_source(LINEAR, 150, 0), never_open, SMALL)
     assert result.diverged
     assert result.chosen is not None

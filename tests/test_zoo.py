@@ -15,7 +15,8 @@ from probes.attentive import AttentiveProbe
 from probes.bank import AttentiveBank
 from probes.checkpoint import load_probe, save_probe
 from probes.errors import SettingError
-from probes.fit import add_jitter, class_weights, cosine_lr, fit_bank
+from probes.fit import class_weights, cosine_lr, fit_bank
+from probes.jitter import add_jitter
 from probes.linear import LinearProbe
 from probes.linear_bank import LinearBank
 from probes.module_bank import ModuleBank

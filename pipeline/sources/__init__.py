@@ -5,6 +5,18 @@ from .folder import FolderSource
 from .hdf5 import Hdf5Source
 from .image_source import BadImage, ImageSource
 from .images import UnlabelledSource
+from .views import ViewedSource, ViewGeometry, ViewRule
 from .wds import WdsSource
 
-__all__ = ["ImageSource", "BadImage", "FolderSource", "WdsSource", "Hdf5Source", "DemoSource", "UnlabelledSource"]
+__all__ = [
+    "ImageSource",
+    "BadImage",
+    "FolderSource",
+    "WdsSource",
+    "Hdf5Source",
+    "DemoSource",
+    "UnlabelledSource",
+    "ViewedSource",
+    "ViewGeometry",
+    "ViewRule",
+]

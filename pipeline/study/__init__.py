@@ -4,8 +4,15 @@ A library of pure functions: rows of results.jsonl and saved arrays go in, table
 trains, prints or knows the command line.
 
     results    scores, summaries, significance, bootstrap     from rows to tables, and what may be said of them
-               predictions, duplicates                        test.npz; images that are in both splits
+               predictions, duplicates, dataset_table         test.npz; images in both splits; the table of the study
     tokens     similarity, attention, saved                   CKA between levels; where probes look; saved probes read again
-    choices    selection                                      few levels that are enough, ensembles of a bank's best
+    choices    selection, subsets                             few levels that are enough, ensembles of a bank's best
     the study  catalogue, hub, paper                          its data sets, where they lie, its published numbers
+    pictures   figures                                        a column wide, with their numbers
+
+Import the modules themselves: most take neither torch nor matplotlib, and this package imports none of them.
 """
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -112,13 +112,11 @@ def require_entry(name: str) -> Entry:
 def find_data(entry: Entry, data_root: Path) -> Path | None:
     """Its folder under a data root, in the hub's layout (`wds_vtab-cifar10`) or the paper's (`wds/vtab/cifar10`); None if absent.
 
-    A folder counts if it has both splits; half a download does not.
+    A folder counts if it has all shards of both splits; half a copy does not.
     """
     short = "wds_" + entry.name.removeprefix("vtab/")
-    for folder in (data_root / entry.folder, data_root / short, data_root / "wds" / entry.name):
-        if all(any((folder / split).glob("*.tar")) for split in SPLITS):
-            return folder
-    return None
+    folders = (data_root / entry.folder, data_root / short, data_root / "wds" / entry.name)
+    return next((folder for folder in folders if all(_is_whole(folder / split) for split in SPLITS)), None)
 
 
 def check_size(entry: Entry, *, num_train: int, num_classes: int) -> None:
@@ -136,6 +134,14 @@ def check_size(entry: Entry, *, num_train: int, num_classes: int) -> None:
         got=f"{num_train} of {num_classes}",
         todo=f"Take the data from the hub ({entry.repository}), or name yours by their URI: they are another data set.",
     )
+
+
+def _is_whole(split: Path) -> bool:
+    """Whether there are as many tars as nshards.txt says; without that file, whether there is any."""
+    num_tars = len(list(split.glob("*.tar")))
+    count_file = split / "nshards.txt"
+    count = count_file.read_text(encoding="utf-8").strip() if count_file.is_file() else ""
+    return num_tars >= int(count) if count.isdigit() else num_tars > 0
 
 
 def _spellings(entry: Entry) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .predictions import Predictions, require_same_images
 from .scores import Table
-from .significance import ALPHA, adjust, compare_with
+from .significance import ALPHA, adjust, compare_with, mcnemar
 from .summaries import mean_ranks, summarize
 
 ENOUGH_PAIRS = 5  # a one-sided test of fewer cannot come below 5 %
@@ -74,7 +75,8 @@ def dataset_table(
     Args:
         table: of all models and seeds.
         probes: columns; None takes all.
-        compare: two-sided p of a probe against the best, where Wilcoxon has too few pairs; None: then nothing is underlined.
+        compare: two-sided p of a probe against the best, where Wilcoxon has too few pairs, such as `mcnemar_between`; None: then
+            nothing is underlined.
         warnings: data set -> a line to be shown under the table; empty ones are left out.
     """
     shown = table if probes is None else table.only(probes)
@@ -94,6 +96,23 @@ def dataset_table(
         note="Bold: best mean. " + _what_is_underlined(tested_by),
         warnings={dataset: text for dataset, text in (warnings or {}).items() if text and dataset in lines},
     )
+
+
+def mcnemar_between(predictions: Mapping[tuple[str, str], Predictions]) -> CompareProbes:
+    """What decides a line of one model: McNemar's exact test on the saved predictions.
+
+    Args:
+        predictions: (data set, probe) -> its predictions of the test images.
+    """
+
+    def compare(dataset: str, best: str, other: str) -> float:
+        if (dataset, best) not in predictions or (dataset, other) not in predictions:
+            return float("nan")
+        one, two = predictions[dataset, best], predictions[dataset, other]
+        require_same_images(one, two)
+        return mcnemar(one.hits, two.hits).exact
+
+    return compare
 
 
 def _line(dataset: str, part: Table, compare: CompareProbes | None, tested_by: set[str]) -> tuple[Cell, ...]:

@@ -1,6 +1,6 @@
 """Data sets of the study from the Hugging Face hub, where this machine reaches it.
 
-What is there is not fetched again: the download resumes file by file, and a folder counts as data only once both splits are there.
+A download goes into a folder aside, where an interrupted one is taken up again file by file, and is renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import WorkError
 
-from .catalogue import Entry, find_data
+from .catalogue import SPLITS, Entry, find_data
 
 PATTERNS = ["train/*.tar", "test/*.tar", "*/nshards.txt", "classnames.txt"]
 
@@ -48,8 +48,17 @@ def _download(entry: Entry, folder: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if folder.exists():
+        raise WorkError(
+            where=f"data set {entry.name}",
+            expected=f"all shards of {' and '.join(SPLITS)} in {os.fspath(folder)}",
+            got="a folder that lacks some",
+            todo="Complete it, or remove it to have it fetched again.",
+        )
+    aside = folder.with_name(f".{folder.name}.part")
     try:
-        snapshot_download(entry.repository, repo_type="dataset", allow_patterns=PATTERNS, local_dir=folder)
+        snapshot_download(entry.repository, repo_type="dataset", allow_patterns=PATTERNS, local_dir=aside)
+        aside.rename(folder)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise _absent(entry, folder.parent, f"no such folder, and the hub does not give it: {reason[:200]}") from error

@@ -6,7 +6,7 @@ Nothing is trained. The store must be of the backbone that the probe was trained
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pipeline.probe_names import NamedProbe
 from pipeline.token_source import CachedTokens, require_arrays
 from probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_mass, load_probe
 
+from ..sources.views import evaluation_transform
 from .predictions import Predictions, accuracies
 
 ROWS_AT_ONCE = 256
@@ -59,10 +60,10 @@ class SavedHead:
         self.probe, config = load_probe(folder)
         named = config["probe"]
         self.named = NamedProbe(**{**named, "levels": tuple(named["levels"]), "kinds": tuple(named["kinds"])})
-        self.cache = TokenCache.open(store)
+        self.cache = TokenCache.open(store, num_views=0)
         _check_backbone(folder, CacheSpec.from_dict(config["cache"]), store, self.cache.spec)
         require_arrays(list(self.cache.arrays), self.named, store)
-        self.tokens = CachedTokens(self.cache, self.named, num_views=0)
+        self.tokens = CachedTokens(self.cache, self.named)
 
     def predict(self, kept: Sequence[int] | None = None) -> Predictions:
         """Class scores of every image of the store, in its order.
@@ -158,6 +159,7 @@ def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequ
 
 
 def _check_backbone(folder: Path, trained: CacheSpec, store: Path, found: CacheSpec) -> None:
+    trained, found = (replace(one, transform=evaluation_transform(one.transform)) for one in (trained, found))
     differing = [name for name in BACKBONE_FIELDS if getattr(trained, name) != getattr(found, name)]
     if differing:
         raise RequestError(

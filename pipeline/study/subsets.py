@@ -106,7 +106,8 @@ def train_members(
         emit: called with `Progress`.
 
     Returns:
-        [k, N, C] class scores of the test images, for `selection.ensemble`; those of a diverged member are not finite.
+        [k, N, C] class scores of the test images, for `selection.ensemble`; those of a diverged member are not finite. Member 0 is
+        the probe of the row up to rounding, which training at a learning rate of 0.1 can magnify to half a point.
     """
     bank: Bank
     if isinstance(probe, LinearProbe):

@@ -22,7 +22,8 @@ import torch
 
 from probes.attentive import AttentiveProbe
 from probes.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
-from probes.fit import add_jitter, class_weights, fit_bank
+from probes.fit import class_weights, fit_bank
+from probes.jitter import add_jitter
 from probes.protocol import PAPER, Head, TrainingProtocol
 from probes.sources import ArraySource, stack_tokens
 

@@ -1,7 +1,8 @@
 """Successive halving against the full grid on a store of real tokens: what it saves, and how often it chooses otherwise.
 
+    python tests/benchmarks/halving.py                             # the demo's stores, made under caches/ if need be
+    python tests/benchmarks/halving.py --probes linear-all --num-seeds 3 --min-steps 500
     python tests/benchmarks/halving.py --train caches/digits/train/STORE.zarr --test caches/digits/test/STORE.zarr
-    python tests/benchmarks/halving.py --train ... --test ... --probes linear-all --num-seeds 3 --min-steps 500
 
 Every seed is another split, another initial weight, another order. The test accuracy of both choices is shown after the choice was
 made, as anywhere; it decides nothing.
@@ -10,6 +11,9 @@ made, as anywhere; it decides nothing.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -32,13 +36,17 @@ class Pair:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True, help="store of the training split")
-    parser.add_argument("--test", type=Path, required=True, help="store of the test split")
+    parser.add_argument("--train", type=Path, help="store of the training split")
+    parser.add_argument("--test", type=Path, help="store of the test split")
     parser.add_argument("--probes", nargs="+", default=["linear-cls", "linear-last", "linear-all"])
     parser.add_argument("--num-seeds", type=int, default=5)
     parser.add_argument("--depth", type=int, default=12, help="blocks of the backbone")
     parser.add_argument("--min-steps", type=int, default=PAPER.min_steps)
     options = parser.parse_args()
+    if (options.train is None) != (options.test is None):
+        parser.error("give both --train and --test, or neither")
+    if options.train is None:
+        options.train, options.test = demo_stores()
     torch.set_num_threads(1)
     for name in options.probes:
         named = resolve_probe(name, options.depth)
@@ -56,6 +64,13 @@ def main() -> None:
             pairs.append(Pair(*sweeps))
             print(f"  {name} seed {seed}: " + "; ".join(f"{describe(sweep)}" for sweep in sweeps), flush=True)
         summarize(name, protocol, pairs)
+
+
+def demo_stores() -> list[Path]:
+    """The stores of `make extract`, train and test; computes what is missing, a minute or two the first time."""
+    extract = ("extract", "--model", "demo/vit-s-focus", "--data", "demo:digits", "--json")
+    answer = subprocess.run([sys.executable, "-m", "pipeline.cli", *extract], check=True, stdout=subprocess.PIPE)
+    return [Path(store) for store in json.loads(answer.stdout)["stores"]]
 
 
 def describe(result: SweepResult) -> str:

@@ -19,7 +19,8 @@ from statistics import median
 import torch
 
 from probes import HEAD_KINDS, ZOO, ArraySource, ModuleBank, Setting, TrainingProtocol, ZooProbe, fit_bank, stack_tokens
-from probes.fit import add_jitter, class_weights
+from probes.fit import class_weights
+from probes.jitter import add_jitter
 from probes.module_bank import GROUP_SIZE
 
 NUM_CLASSES, BATCH, NUM_PROBES, NUM_LEVELS = 47, 200, 8, 12

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.errors import RequestError
 from pipeline.study.attention import AttentionMap, spread_of
 
 from .style import COLUMN, CYCLE, LINES, MARKERS, PAGE, drawing, grid, save
@@ -27,7 +28,18 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path, *, title: str =
         maps: name of the line -> map; all of the same levels and kinds.
         stem: of the files to write.
         title: one line, optional.
+
+    Raises:
+        RequestError: no maps, or maps of different levels or kinds.
     """
+    forms = {(one.levels, one.kinds) for one in maps.values()}
+    if len(forms) != 1:
+        raise RequestError(
+            where="attention maps",
+            expected="maps of the same levels and kinds",
+            got=f"{len(forms)} forms: " + "; ".join(f"{len(a)} levels of {', '.join(b)}" for a, b in sorted(forms)),
+            todo="Draw one figure a probe and a depth of backbone.",
+        )
     first = next(iter(maps.values()))
     names = list(maps)
     num_levels = len(first.levels)

@@ -46,7 +46,7 @@ def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat
     columns = min(2, len(averaged.cases))
     rows = -(-len(averaged.cases) // columns)
     lines: list[tuple[object, ...]] = []
-    with drawing(COLUMN, 0.55 + 1.35 * rows) as figure:
+    with drawing(COLUMN, 0.95 + 1.35 * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         blocks = range(0, depth, 3 if depth <= 12 else 6)
         for number, case in enumerate(averaged.cases):

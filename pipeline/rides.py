@@ -1,0 +1,121 @@
+"""Which probes train together: those of one protocol, as many as change nothing for each other.
+
+Probes ride together where the tokens of all of them stay in memory and each is trained in the same banks, groups and chunks
+as it would be alone; then every one of them comes out as it would alone, to the last bit on the CPU. Streamed tokens go alone,
+because the order in which a store is streamed depends on how large its rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cache import TokenCache
+from probes import Candidate, MemoryPlan, TrainingProtocol
+
+from .placement import Placement, place_tokens
+from .probe_names import NamedProbe
+from .probe_sizes import head_of, token_shape
+from .token_source import CachedTokens, block_names
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ride:
+    """Probes that train together.
+
+    Attributes:
+        cache: the train store.
+        probes: by name.
+        protocol: of all of them.
+        tokens: of the training split, the blocks of all.
+        sweeps: the candidates of each probe, as `probes.run_sweeps` wants them.
+        placement: where the tokens lie, and how training fits beside them.
+    """
+
+    cache: TokenCache
+    probes: tuple[NamedProbe, ...]
+    protocol: TrainingProtocol
+    tokens: CachedTokens
+    sweeps: tuple[tuple[Candidate, ...], ...]
+    placement: Placement
+
+    def memory_of(self, probe: int, candidate: int) -> MemoryPlan | None:
+        """How one candidate of one probe is trained; None for heads that are not planned."""
+        return self.placement.plan.memory[_each_once(self.sweeps).index(self.sweeps[probe][candidate])]
+
+    def describe(self, probe: int, candidate: int) -> dict[str, Any]:
+        """What could change the bits of one candidate of one probe: see `Placement.describe`."""
+        return self.placement.describe(self.memory_of(probe, candidate))
+
+
+def plan_rides(
+    cache: TokenCache,
+    wanted: Sequence[tuple[NamedProbe, TrainingProtocol]],
+    memory_bytes: int,
+    device: torch.device,
+) -> Iterator[Ride]:
+    """Rides one after the other: each protocol's probes in their own order.
+
+    Args:
+        cache: the train store, which holds the levels and kinds of all.
+        wanted: probes that are trained, not solved, and the protocol of each.
+        memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
+        device: where probes are trained.
+
+    Raises:
+        SettingError: not even one probe at a time fits into the memory.
+    """
+    for protocol in dict.fromkeys(protocol for _, protocol in wanted):
+        ride: Ride | None = None
+        for named in (named for named, own in wanted if own == protocol):
+            alone = _make_ride(cache, [named], protocol, memory_bytes, device)
+            larger = None if ride is None else _join(cache, ride, alone, memory_bytes, device)
+            if ride is not None and larger is None:
+                yield ride
+            ride = alone if larger is None else larger
+        assert ride is not None
+        yield ride
+
+
+def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]:
+    """What a probe chooses among: itself, or the family that its name stands for."""
+
+    def row_shape(level: str, kind: str) -> tuple[int, ...]:
+        return cache.arrays[level, kind].row_shape
+
+    return tuple(
+        Candidate(head=head_of(one, token_shape(one, row_shape)[0]), blocks=block_names(one)) for one in named.family
+    )
+
+
+def _join(cache: TokenCache, ride: Ride, alone: Ride, memory_bytes: int, device: torch.device) -> Ride | None:
+    """A ride with one probe more; None where company would change something for someone."""
+    if "streamed" in (ride.placement.tokens, alone.placement.tokens):
+        return None
+    larger = _make_ride(cache, [*ride.probes, *alone.probes], ride.protocol, memory_bytes, device)
+    for place in range(len(larger.probes)):
+        before, number = (ride, place) if place < len(ride.probes) else (alone, 0)
+        for candidate in range(len(larger.sweeps[place])):
+            if larger.describe(place, candidate) != before.describe(number, candidate):
+                return None
+    return larger
+
+
+def _make_ride(
+    cache: TokenCache,
+    probes: Sequence[NamedProbe],
+    protocol: TrainingProtocol,
+    memory_bytes: int,
+    device: torch.device,
+) -> Ride:
+    tokens = CachedTokens(cache, [one for named in probes for one in named.family])
+    sweeps = tuple(candidates_of(cache, named) for named in probes)
+    placement = place_tokens(tokens, _each_once(sweeps), protocol, memory_bytes, device)
+    return Ride(cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement)
+
+
+def _each_once(sweeps: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    return list(dict.fromkeys(one for sweep in sweeps for one in sweep))

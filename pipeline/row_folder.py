@@ -1,0 +1,152 @@
+"""What a probe leaves: a folder with its weights, predictions, learning curves and where it looks, and one row of results.
+
+    probe.safetensors, probe.json   the probe, and what is needed to run it again
+    test.npz                        sample_ids [N] text, labels [N] int64, logits [N, C] float32
+    curves.npz                      of the P settings in row order: steps [K] int64, loss [P, K] and lr [P, K] float32, of the batch
+                                    before the step; NaN where a halving sweep has no such point; of the final training refit_steps,
+                                    refit_loss [1, K], refit_lr
+    attention.*                     see `attention.py`
+
+Arrays are read with numpy.load, nothing is pickled. Where every setting diverged, the curves are all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import CacheSpec, TokenCache
+from probes import SOLVED_KINDS, BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
+
+from .attention import keep_attention
+from .placement import SMALLEST_BUFFER_BYTES
+from .probe_names import NamedProbe
+from .results import Row
+from .streaming import StreamedTokens
+from .token_source import CachedTokens
+from .training import Trained
+
+CURVES = "curves.npz"
+
+
+def keep_probe(
+    trained: Trained,
+    train: TokenCache,
+    test: CacheSpec,
+    open_test: Callable[[], TokenCache],
+    folder: Path,
+    config: dict[str, Any],
+) -> Row:
+    """Write the folder of a row and return the row, without its keys.
+
+    Args:
+        trained: what was found.
+        train: the train store.
+        test: what the test store is.
+        open_test: opens it; called if there is a probe to look at its images.
+        folder: of the row.
+        config: what is needed to run the backbone again, kept with the probe.
+    """
+    result, named = trained.result, trained.candidate
+    folder.mkdir(parents=True, exist_ok=True)
+    attention = None  # where an attentive probe looks
+    if result.probe is not None:
+        about = {
+            **config,
+            "probe": _plain(named) | {"num_heads": result.head.num_heads},
+            "class_names": train.attributes["class_names"],
+            "cache": train.spec.to_dict(),
+            "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
+        }
+        save_probe(folder, result.probe, about)
+        tokens = CachedTokens(open_test(), named)
+        sample_ids = tokens.sample_ids
+        assert result.test_logits is not None
+        _save_arrays(
+            folder / "test.npz",
+            sample_ids=np.array(sample_ids),
+            labels=tokens.labels.numpy(),
+            logits=result.test_logits.numpy(),
+        )
+        if isinstance(result.probe, LookingProbe):
+            tokens_per_kind = [
+                train.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
+                for kind in named.kinds
+            ]
+            source = StreamedTokens(tokens, buffer_bytes=SMALLEST_BUFFER_BYTES)
+            title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): where the test images are looked at"
+            attention = keep_attention(result.probe, source, named, tokens_per_kind, sample_ids, folder, title)
+    curves = _save_curves(result, folder)
+    return _row(trained, train.spec, test) | {"attention": attention, "curves": curves}
+
+
+def _save_curves(result: SweepResult, folder: Path) -> str | None:
+    """The name of the file, None where nothing was trained."""
+    if result.curves is None:
+        return None
+    arrays = {"steps": result.curves.steps, "loss": result.curves.losses, "lr": result.curves.lrs}
+    if result.refit_curves is not None:
+        again = result.refit_curves
+        arrays |= {"refit_steps": again.steps, "refit_loss": again.losses, "refit_lr": again.lrs}
+    _save_arrays(folder / CURVES, **{name: values.numpy() for name, values in arrays.items()})
+    return CURVES
+
+
+def _save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    aside = path.with_name(f".{path.name}")
+    with aside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the flag allow_pickle for one of them
+    aside.replace(path)
+
+
+def _row(trained: Trained, train: CacheSpec, test: CacheSpec) -> Row:
+    """What results.jsonl keeps; accuracies in [0, 1], null where every setting diverged."""
+    result, named = trained.result, trained.candidate
+    return {
+        "backbone": train.backbone,
+        "dataset": train.dataset,
+        "train_fingerprint": train.fingerprint,
+        "test_fingerprint": test.fingerprint,
+        "head": named.head,
+        "levels": list(named.levels),
+        "kinds": list(named.kinds),
+        "num_heads": result.head.num_heads or None,
+        "normalize": named.normalize,
+        "diverged": result.diverged,
+        "chosen": None if result.chosen is None else asdict(result.chosen),
+        "validation": result.validation,
+        "test": None if result.test is None else asdict(result.test),
+        "settings": _settings(result.scores),
+        "num_parameters": result.num_parameters,
+        "num_parameters_before_classifier": result.num_parameters_before_classifier,
+        "selection": _plan(result.selection),
+        "rungs": [asdict(rung) for rung in result.rungs],
+        "probe_steps": sum(rung.probe_steps for rung in result.rungs),
+        "refit": _plan(result.refit),
+        "protocol": asdict(trained.protocol),
+        "compute": None if named.head in SOLVED_KINDS else trained.protocol.compute,
+        "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+        "together_with": list(trained.together_with),
+        "memory": trained.memory,
+    }
+
+
+def _settings(scores: Sequence[SettingScore]) -> list[dict[str, Any]]:
+    return [asdict(score.setting) | {"validation": score.validation, "num_steps": score.num_steps} for score in scores]
+
+
+def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
+    return None if plan is None else asdict(plan) | {"num_steps": plan.num_steps}
+
+
+def _plain(named: NamedProbe) -> dict[str, Any]:
+    """A probe as `NamedProbe(**...)` takes it back: no family, it is what it says."""
+    values = asdict(named)
+    del values["candidates"]
+    return values

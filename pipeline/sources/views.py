@@ -1,0 +1,204 @@
+"""Augmented views of the images of another source, a row each: image by image, the centre view first.
+
+Row `image * (1 + k) + view`; all rows of an image share its id, label and content hash. View 0 is the image as the model evaluates
+it, view v > 0 a random crop of it, perhaps mirrored. What is random about a view comes from the sample's id and the view's number
+alone: not from the order of work, nor from k, so the first views of a larger k are those of a smaller one.
+
+A source hands out images, not pixels at the model's size, so here a view is only drawn (`ViewedImage`); `ViewGeometry` cuts it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from xxhash import xxh3_64_intdigest
+
+from pipeline.errors import RequestError
+
+from .image_source import BadImage, ImageSource
+
+VIEW_RULE = "1"
+"""Version of how a view is drawn and cut, part of a cache's identity: raise it when any view changes."""
+
+MARK = "; views "
+"""What begins the part of a cache's transform that speaks of views."""
+
+RATIOS = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+SEED = "layerbank.view"
+"""Key of an image's `info` under which it carries the seed of its view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRule:
+    """How views are made: torchvision's RandomResizedCrop to the model's size, then a mirror image half of the time.
+
+    Args:
+        num_views: k, augmented views an image beside the centre one, at least 1.
+        min_scale: smallest share of the image's area that a crop keeps, in (0, 1].
+        flip: mirror half of the views.
+
+    Raises:
+        RequestError: a number out of its range.
+    """
+
+    num_views: int
+    min_scale: float = 0.08
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_views < 1 or not 0 < self.min_scale <= 1:
+            raise RequestError(
+                where="--views, --view-scale",
+                expected="at least one view, and a share of the area above 0 and at most 1",
+                got=f"{self.num_views} views, {self.min_scale:g}",
+                todo="Leave --views out for the centre view alone.",
+            )
+
+    def describe(self) -> str:
+        """Canonical text, for a cache's identity.
+
+        >>> ViewRule(num_views=4).describe()
+        '; views 4 rule 1: crop 0.08-1 of the area, ratio 3/4-4/3, to the size; mirrored 1/2'
+        """
+        mirrored = "; mirrored 1/2" if self.flip else ""
+        crop = f"crop {self.min_scale:g}-1 of the area, ratio 3/4-4/3, to the size"
+        return f"{MARK}{self.num_views} rule {VIEW_RULE}: {crop}{mirrored}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ViewRule:
+        """The rule that `to_dict` wrote.
+
+        Raises:
+            RequestError: a key that this version does not know.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise RequestError(
+                where="views of the request",
+                expected="the keys " + ", ".join(field.name for field in fields(cls)),
+                got=", ".join(unknown),
+                todo="It was written by another version of layerbank: use that one, or extract again.",
+            )
+        return cls(**values)
+
+
+def evaluation_transform(transform_id: str) -> str:
+    """The part of a cache's transform that says how the centre view is made.
+
+    >>> evaluation_transform("resize 256" + ViewRule(num_views=2).describe())
+    'resize 256'
+    """
+    return transform_id.partition(MARK)[0]
+
+
+class ViewedSource(ImageSource):
+    """A source with 1 + k rows an image.
+
+    Args:
+        images: the source of the images.
+        rule: how many views, and how they are made.
+    """
+
+    def __init__(self, images: ImageSource, rule: ViewRule) -> None:
+        # what a base class would check or digest, the source of the images has: the same images have the same manifest
+        rows_an_image = 1 + rule.num_views
+        self.images, self.rule = images, rule
+        self.name, self.split, self.class_names = images.name, images.split, images.class_names
+        self.manifest_digest = images.manifest_digest
+        self.ids = [id for id in images.ids for _ in range(rows_an_image)]
+        self.labels = images.labels.repeat(rows_an_image)
+        self._last: tuple[int, Image.Image, int] | None = None
+
+    def load(self, row: int) -> tuple[Image.Image, int]:
+        """An image that carries the seed of its view, and the hash of the encoded image; decodes once for views in a row."""
+        number, view = divmod(row, 1 + self.rule.num_views)
+        if self._last is None or self._last[0] != number:
+            try:
+                self._last = (number, *self.images.load(number))
+            except BadImage:
+                self._last = None
+                raise
+        _, decoded, content_hash = self._last
+        image = decoded.copy()
+        if view:
+            image.info[SEED] = xxh3_64_intdigest(f"{VIEW_RULE}/{view}/{self.ids[row]}".encode())
+        return image, content_hash
+
+    def read(self, row: int) -> bytes | NDArray[Any]:
+        return self.images.read(row // (1 + self.rule.num_views))
+
+    def file_of(self, row: int) -> str:
+        return self.images.file_of(row // (1 + self.rule.num_views))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_last": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewGeometry:
+    """RGB image -> uint8 [3, H, W]: the model's own geometry, or the view whose seed the image carries.
+
+    Attributes:
+        evaluation: the model's own.
+        size: height and width in pixels.
+        resample: Pillow's filter, the model's own.
+        rule: how views are made.
+    """
+
+    evaluation: Callable[[Any], torch.Tensor]
+    size: tuple[int, int]
+    resample: int
+    rule: ViewRule
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        seed = image.info.get(SEED)
+        if seed is None:
+            return self.evaluation(image)
+        box, mirrored = draw_view(image.size, self.rule, seed)
+        view = image.crop(box).resize(self.size[::-1], Image.Resampling(self.resample))
+        if mirrored:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.frombuffer(bytearray(view.tobytes()), dtype=torch.uint8)
+        return pixels.view(*self.size, 3).permute(2, 0, 1).contiguous()
+
+
+def draw_view(size: tuple[int, int], rule: ViewRule, seed: int) -> tuple[tuple[int, int, int, int], bool]:
+    """Where a view lies and whether it is mirrored.
+
+    The area is uniform in [min_scale, 1] of the image's, the ratio of width to height log-uniform in [3/4, 4/3]; a box that does
+    not fit is drawn again, up to ten times, then the middle of the image is taken at the nearest ratio: torchvision's
+    RandomResizedCrop, with numbers of Python's own generator, whose stream is promised not to change.
+
+    Args:
+        size: width and height of the image in pixels.
+        rule: of the views.
+        seed: of this view.
+
+    Returns:
+        left, top, right, bottom in pixels, and whether to mirror.
+    """
+    uniform = random.Random(seed).random
+    width, height = size
+    mirrored = uniform() < 0.5 and rule.flip
+    for _ in range(ATTEMPTS):
+        area = width * height * (rule.min_scale + (1 - rule.min_scale) * uniform())
+        ratio = math.exp(math.log(RATIOS[0]) + (math.log(RATIOS[1]) - math.log(RATIOS[0])) * uniform())
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(uniform() * (width - w + 1)), int(uniform() * (height - h + 1))
+            return (left, top, left + w, top + h), mirrored
+    ratio = min(max(width / height, RATIOS[0]), RATIOS[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    left, top = (width - w) // 2, (height - h) // 2
+    return (left, top, left + w, top + h), mirrored

@@ -1,0 +1,125 @@
+"""After the choice: train the chosen settings on all training images, together, and test them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attentive import AttentiveProbe
+from .batches import BatchPlan
+from .curves import LearningCurves
+from .entrants import Entrant
+from .evaluate import check_test, compute_all_logits, measure
+from .events import Emit
+from .fit import fit_banks
+from .linear import LinearProbe
+from .outcome import Metrics, timed
+from .passes import plan_passes
+from .protocol import Setting, TrainingProtocol
+from .sources import TokenSource
+from .zoo import ZooProbe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """A setting that was chosen, of an entrant by number."""
+
+    entrant: int
+    setting: Setting
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Refit:
+    """A chosen setting, trained on everything.
+
+    Attributes:
+        plan: the batches.
+        curves: [1, K].
+        probe: None if it diverged.
+        test_logits: [N, C] float32, None likewise.
+        test: None likewise.
+    """
+
+    plan: BatchPlan
+    curves: LearningCurves
+    probe: AttentiveProbe | LinearProbe | ZooProbe | None
+    test_logits: Tensor | None
+    test: Metrics | None
+
+
+def refit(
+    winners: Sequence[Winner],
+    entrants: Sequence[Entrant],
+    train: TokenSource,
+    open_test: Callable[[], TokenSource],
+    protocol: TrainingProtocol,
+    *,
+    memory_bytes: int | None,
+    device: torch.device | str,
+    best: float | None,
+    seconds: dict[str, float],
+    emit: Emit | None,
+) -> dict[Winner, Refit]:
+    """Train the winners on all rows, then open the test images, once, and score them.
+
+    Args:
+        winners: each once.
+        entrants: of whom the winners are.
+        train: the training images.
+        open_test: not called if every final training diverges.
+        protocol: how.
+        memory_bytes: what the winners that train in one pass may take; None is no limit.
+        device: of the arithmetic.
+        best: the highest validation score among the winners, named in the progress.
+        seconds: wall time is added here, to refit and test.
+        emit: called with `Progress`.
+
+    Raises:
+        DataError: test tokens unlike the training tokens.
+    """
+    sizes = [entrants[winner.entrant].refit_bytes for winner in winners]
+    passes = [[winners[place] for place in places] for places in plan_passes(sizes, memory_bytes)]
+    everything = torch.arange(len(train.labels))
+    trained: dict[Winner, AttentiveProbe | LinearProbe | ZooProbe] = {}
+    left: dict[Winner, tuple[BatchPlan, LearningCurves]] = {}
+    for of_pass in passes:
+        with timed(seconds, "refit"):
+            riders = [entrants[winner.entrant].ride([winner.setting], device) for winner in of_pass]
+            fitted = fit_banks(riders, train, everything, protocol, phase="refit", best=best, emit=emit)
+            for winner, rider, outcome in zip(of_pass, riders, fitted, strict=True):
+                probe = rider.bank.probe(0)
+                assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
+                left[winner] = outcome.plan, outcome.curves
+                if not bool(outcome.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
+                    trained[winner] = probe
+            del riders  # before the next ones take their memory
+    logits: dict[Winner, Tensor] = {}
+    metrics: dict[Winner, Metrics] = {}
+    if trained:
+        with timed(seconds, "test"):
+            test = open_test()
+            check_test(train, test)
+            for of_pass in passes:
+                tested = [winner for winner in of_pass if winner in trained]
+                if not tested:
+                    continue
+                riders = [entrants[winner.entrant].ride_again(trained[winner], device) for winner in tested]
+                parts = list(
+                    compute_all_logits(riders, test, torch.arange(len(test.labels)), phase="test", best=best, emit=emit)
+                )
+                logits |= {winner: torch.cat([part[place][0] for part in parts]) for place, winner in enumerate(tested)}
+                del riders
+            metrics = {winner: measure(scores, test) for winner, scores in logits.items()}
+    return {
+        winner: Refit(
+            plan=plan,
+            curves=curves,
+            probe=trained.get(winner),
+            test_logits=logits.get(winner),
+            test=metrics.get(winner),
+        )
+        for winner, (plan, curves) in left.items()
+    }

@@ -1,0 +1,248 @@
+"""Riding together: every head of a pass comes out as it would alone, to the last bit, whoever else reads the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from test_sweep import SMALL
+from torch import Tensor
+
+from probes import (
+    ArraySource,
+    Block,
+    Candidate,
+    Head,
+    Progress,
+    SettingError,
+    SweepResult,
+    plan_ride,
+    run_sweep,
+    run_sweeps,
+    stack_tokens,
+)
+from probes.blocks import Reading, columns_of
+from probes.jitter import add_jitter, draw_jitter
+from probes.passes import plan_passes
+from probes.workspace import Workspace
+
+WIDE, NARROW = 16, 12  # the last level is narrower, as CLIP's is
+BLOCKS = (
+    Block(name="block.1/cls", num_tokens=1, width=WIDE),
+    Block(name="block.1/ap", num_tokens=1, width=WIDE),
+    Block(name="block.1/grid2", num_tokens=4, width=WIDE),
+    Block(name="final/cls", num_tokens=1, width=NARROW),
+    Block(name="final/ap", num_tokens=1, width=NARROW),
+)
+LINEAR, ATTENTIVE = Head(kind="linear"), Head(kind="attentive", num_heads=4)
+HEADS = {
+    "linear-cls": Candidate(head=LINEAR, blocks=("final/cls",)),
+    "linear-all": Candidate(head=LINEAR, blocks=("block.1/cls", "block.1/ap", "final/cls", "final/ap")),
+    "attn-last": Candidate(head=Head(kind="attentive", num_heads=2), blocks=("final/cls", "final/ap")),
+    "alf": Candidate(head=ATTENTIVE, blocks=("block.1/cls", "block.1/ap", "final/cls", "final/ap")),  # padded
+    "grid": Candidate(head=ATTENTIVE, blocks=("block.1/cls", "block.1/grid2")),
+    "simpool": Candidate(head=Head(kind="simpool"), blocks=("block.1/cls", "block.1/grid2")),
+}
+
+
+def make_source(num_samples: int, seed: int) -> ArraySource:
+    """Three classes that each block tells apart a little."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_samples) % 3
+    centres = torch.randn(3, sum(block.size for block in BLOCKS), generator=torch.Generator().manual_seed(99))
+    rows = 0.5 * centres[labels] + torch.randn(num_samples, centres.shape[1], generator=generator)
+    for block, columns in zip(BLOCKS, columns_of(BLOCKS).values(), strict=True):
+        rows[:, columns] = stack_tokens([rows[:, columns].view(-1, block.num_tokens, block.width)]).flatten(1)
+    return ArraySource(rows, labels, 3, blocks=BLOCKS)
+
+
+class Streamed(ArraySource):
+    """The same rows, read ahead in an order of their own."""
+
+    def order(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(7 * seed + epoch))]
+
+    def stream(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in batches:
+            yield rows, self.take(rows)
+
+
+def streamed(source: ArraySource) -> Streamed:
+    return Streamed(source.tokens, source.labels, source.num_classes, blocks=source.blocks)
+
+
+def assert_same(one: SweepResult, other: SweepResult) -> None:
+    assert one.scores == other.scores
+    assert one.chosen == other.chosen
+    assert one.probe is not None
+    assert other.probe is not None
+    wanted = other.probe.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in one.probe.state_dict().items())
+    assert one.test_logits is not None
+    assert other.test_logits is not None
+    assert torch.equal(one.test_logits, other.test_logits)
+    assert one.curves is not None
+    assert other.curves is not None
+    assert torch.equal(one.curves.losses, other.curves.losses)
+
+
+@pytest.mark.parametrize("make", [lambda source: source, streamed], ids=["resident", "streamed"])
+def test_in_company_every_head_is_what_it_is_alone_to_the_last_bit(make: object) -> None:
+    train, test = make(make_source(120, 0)), make(make_source(60, 1))  # type: ignore[operator]
+    together = run_sweeps([[one] for one in HEADS.values()], train, lambda: test, SMALL)
+    assert [result.head for result in together] == [one.head for one in HEADS.values()]
+    for one, result in zip(HEADS.values(), together, strict=True):
+        (alone,) = run_sweeps([[one]], train, lambda: test, SMALL)
+        assert_same(result, alone)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_source_that_holds_less_gives_the_same_bits(name: str) -> None:
+    """The jitter of a block depends on neither what lies beside it nor where it lies."""
+    one, whole, test = HEADS[name], make_source(120, 0), make_source(60, 1)
+    assert one.blocks is not None
+
+    def cut(source: ArraySource) -> ArraySource:
+        blocks = tuple(block for block in reversed(BLOCKS) if block.name in (one.blocks or ()))
+        columns = columns_of(BLOCKS)
+        tokens = torch.cat([source.tokens[:, columns[block.name]] for block in blocks], 1)
+        return ArraySource(tokens, source.labels, 3, blocks=blocks)
+
+    (wanted,) = run_sweeps([[one]], whole, lambda: test, SMALL)
+    (result,) = run_sweeps([[one]], cut(whole), lambda: cut(test), SMALL)
+    assert_same(result, wanted)
+
+
+def test_halving_in_company_is_halving_alone() -> None:
+    train, test = make_source(120, 0), make_source(60, 1)
+    protocol = replace(SMALL, sweep="halving")
+    heads = [HEADS["alf"], HEADS["linear-all"]]
+    for one, result in zip(heads, run_sweeps([[one] for one in heads], train, lambda: test, protocol), strict=True):
+        (alone,) = run_sweeps([[one]], train, lambda: test, protocol)
+        assert result.rungs == alone.rungs
+        assert result.scores == alone.scores
+
+
+def test_a_head_that_reads_everything_as_it_lies_reads_without_a_copy() -> None:
+    rows = torch.randn(5, sum(block.size for block in BLOCKS))
+    assert Reading(BLOCKS, flat=True).read(rows, None).data_ptr() == rows.data_ptr()  # type: ignore[arg-type]
+
+
+def test_rows_are_read_once_for_all_heads_and_the_test_images_opened_once_and_last() -> None:
+    train, test = make_source(120, 0), make_source(60, 1)
+    taken: list[int] = []
+
+    class Counted(ArraySource):
+        def take(self, rows: Tensor) -> Tensor:
+            taken.append(len(rows))
+            return super().take(rows)
+
+    def counted_rows(heads: Sequence[Candidate]) -> int:
+        taken.clear()
+        source = Counted(train.tokens, train.labels, 3, blocks=BLOCKS)
+        run_sweeps([[one] for one in heads], source, lambda: opened.append(1) or test, SMALL)  # type: ignore[func-returns-value]
+        return sum(taken)
+
+    opened: list[int] = []
+    assert counted_rows(list(HEADS.values())) == counted_rows([HEADS["alf"]])
+    assert len(opened) == 2
+
+
+def test_the_jitter_of_padding_is_that_of_the_padded_width_and_of_the_same_samples() -> None:
+    rows = torch.zeros(2000, sum(block.size for block in BLOCKS))
+    add_jitter(rows, SMALL, 3, BLOCKS)
+    workspace = Workspace(torch.float32, torch.device("cpu"))
+    jitter = draw_jitter(SMALL, 3, len(rows), workspace)
+    read = Reading(BLOCKS, HEADS["alf"].blocks, flat=False).read(rows, workspace, jitter)
+    padding = read[:, 2:, NARROW:]
+    hit = rows[:, 0] != 0
+    assert torch.equal(padding.flatten(1).ne(0).all(1), hit)
+    assert torch.equal(padding.flatten(1).ne(0).any(1), hit)
+    assert padding[hit].std().item() == pytest.approx(SMALL.jitter_std, rel=0.05)
+    assert not Reading(BLOCKS, HEADS["alf"].blocks, flat=False).read(rows, workspace)[:, 2:, NARROW:].any()
+
+
+def test_a_sweep_may_choose_among_heads_and_only_the_winner_is_trained_again() -> None:
+    train, test = make_source(120, 0), make_source(60, 1)
+    events: list[Progress] = []
+    family = [HEADS["linear-cls"], HEADS["attn-last"], HEADS["alf"]]
+    best, alf = run_sweeps([family, [HEADS["alf"]]], train, lambda: test, SMALL, emit=events.append)
+    alone = [run_sweeps([[one]], train, lambda: test, SMALL)[0] for one in family]
+    assert best.candidate_scores == tuple(result.scores for result in alone)
+    highest = max(result.validation or 0 for result in alone)
+    winner = next(result for result in alone if result.validation == highest)
+    assert (best.validation, best.head, best.candidate) == (highest, winner.head, alone.index(winner))
+    assert_same(best, winner)
+    assert_same(alf, alone[2])
+    refits = {event.num_probes for event in events if event.phase == "refit"}
+    assert refits == {2 if winner is not alone[2] else 1}
+    trained = {event.num_probes for event in events if event.phase == "select"}
+    assert trained == {4 + 8 + 8}  # alf, which both sweeps want, once
+
+
+def test_what_does_not_fit_at_once_trains_in_several_passes_and_comes_out_the_same() -> None:
+    train, test = make_source(120, 0), make_source(60, 1)
+    heads = [HEADS["linear-all"], HEADS["attn-last"], HEADS["alf"]]
+    whole = plan_ride(heads, train, SMALL, None)
+    assert whole.num_passes == 1
+    less = plan_ride(heads, train, SMALL, whole.total_bytes - 1)
+    assert less.num_passes == 2
+    assert less.total_bytes < whole.total_bytes
+    events: list[Progress] = []
+    parted = run_sweeps(
+        [[one] for one in heads],
+        train,
+        lambda: test,
+        SMALL,
+        memory_bytes=whole.total_bytes - 1,
+        emit=events.append,
+    )
+    for result, wanted in zip(parted, run_sweeps([[one] for one in heads], train, lambda: test, SMALL), strict=True):
+        assert_same(result, wanted)
+    steps = [event.step for event in events if event.phase == "select"]
+    assert steps == sorted(steps)
+    assert steps[-1] == 2 * (parted[0].selection.num_steps if parted[0].selection else 0)
+
+
+def test_the_best_validation_score_so_far_and_the_rate_are_told() -> None:
+    train, test = make_source(120, 0), make_source(60, 1)
+    events: list[Progress] = []
+    (result,) = run_sweeps(
+        [[HEADS["linear-all"]]], train, lambda: test, replace(SMALL, sweep="halving"), emit=events.append
+    )
+    select = [event for event in events if event.phase == "select"]
+    assert select[0].best is None
+    known = [event.best for event in select if event.best is not None]
+    assert 0 < known[-1] <= 1
+    assert [event.probe_steps_per_s for event in select if event.step == 0][:1] == [None]
+    assert (select[-1].probe_steps_per_s or 0) > 0
+    assert {event.best for event in events if event.phase == "refit"} == {result.validation}
+
+
+def test_blocks_that_a_source_lacks_are_refused() -> None:
+    with pytest.raises(SettingError) as error:
+        run_sweeps(
+            [[Candidate(head=LINEAR, blocks=("final/cls", "final/grid3"))]], make_source(30, 0), lambda: None, SMALL
+        )  # type: ignore[arg-type, return-value]
+    assert str(error.value) == (
+        "blocks that a head reads: expected some of block.1/cls, block.1/ap, block.1/grid2, final/cls, final/ap, "
+        "got final/grid3. Give the trainer a source that holds them."
+    )
+
+
+def test_one_head_that_reads_whole_rows_is_a_sweep_of_one_candidate() -> None:
+    train, test = make_source(120, 0), make_source(60, 1)
+    result = run_sweep(LINEAR, train, lambda: test, SMALL)
+    assert_same(result, run_sweeps([[Candidate(head=LINEAR)]], train, lambda: test, SMALL)[0])
+
+
+def test_passes_hold_every_bank_once_in_order() -> None:
+    sizes = [3, None, 5, 1, 1, 9, 2]
+    for budget in (5, 6, 20, None):
+        passes = plan_passes(sizes, budget)
+        assert [place for of_pass in passes for place in of_pass] == list(range(7))
+        for of_pass in passes:
+            known = [sizes[place] for place in of_pass]
+            assert budget is None or len(of_pass) == 1 or sum(size or budget + 1 for size in known) <= budget

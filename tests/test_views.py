@@ -1,0 +1,352 @@
+"""Augmented views: what one is, that nothing but its sample and number decides it, how rows lie in a store, who trains on them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as tvf
+from commands import MODEL, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from photos import TINY_MODEL, write_photos
+from PIL import Image
+from stores import tree
+
+from cache import SpecMismatchError, TokenCache, export_hdf5, import_hdf5, verify_store
+from pipeline import RequestError
+from pipeline.backbones import Backbone
+from pipeline.datasets import open_source
+from pipeline.extract import ExtractConfig, extract, spec_of
+from pipeline.predict import SavedProbe
+from pipeline.probe import Store, check_train_views, probe, row_folder
+from pipeline.probe_names import resolve_probe
+from pipeline.repair import repair_and_fill
+from pipeline.request import ModelRequest
+from pipeline.sources import BadImage, ImageSource, ViewedSource, ViewGeometry, ViewRule
+from pipeline.sources.views import ATTEMPTS, SEED, draw_view
+from pipeline.token_source import CachedTokens
+from pipeline.views import resample_of, view_geometry
+from probes import QUICK, split_rows
+
+RULE = ViewRule(num_views=2, min_scale=0.3)
+REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
+ARRAYS = (("block.6", "cls"), ("final", "cls"), ("final", "ap"))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return REQUEST.open("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("views") / "photos", {"train": 8, "test": 4})
+
+
+@pytest.fixture(scope="module")
+def images(folder: Path) -> ImageSource:
+    return open_source(f"folder:{folder}", "train")
+
+
+def _extract(backbone: Backbone, source: ImageSource, root: Path, *, batch_size: int = 8, **options: Any) -> Store:
+    spec = spec_of(backbone, source, "float16")
+    store = Store(spec.store_path(root), spec)
+    config = ExtractConfig(**{"arrays": ARRAYS, "batch_size": batch_size, "num_workers": 0} | options)
+    views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
+    request = {"model": REQUEST.to_dict(), "data": f"folder:{_root_of(source)}"} | views
+    extract(backbone, source, config, store.path, request=request)
+    return store
+
+
+def _root_of(source: Any) -> Path:
+    return source.images.root if isinstance(source, ViewedSource) else source.root
+
+
+@pytest.fixture(scope="module")
+def viewed(backbone: Backbone, images: ImageSource, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return _extract(backbone, ViewedSource(images, RULE), tmp_path_factory.mktemp("caches"))
+
+
+# ---- one view
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    size=st.tuples(st.integers(1, 500), st.integers(1, 500)),
+    min_scale=st.floats(0.01, 1.0),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_a_view_lies_inside_its_image(size: tuple[int, int], min_scale: float, seed: int) -> None:
+    (left, top, right, bottom), _ = draw_view(size, ViewRule(num_views=1, min_scale=min_scale), seed)
+    assert 0 <= left < right <= size[0]
+    assert 0 <= top < bottom <= size[1]
+
+
+def test_views_of_a_square_image_have_the_areas_ratios_and_mirrors_of_random_resized_crop() -> None:
+    drawn = [draw_view((1000, 1000), ViewRule(num_views=1, min_scale=0.25), seed) for seed in range(4000)]
+    boxes = np.array([box for box, _ in drawn], dtype=float)
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    areas, ratios = widths * heights / 1e6, widths / heights
+    assert areas.min() > 0.249
+    assert 0.55 < np.median(areas) < 0.65
+    assert ratios.min() > 0.749
+    assert ratios.max() < 1.334
+    assert abs(np.log(ratios).mean()) < 0.01
+    room = boxes[:, 0] + 1000 - boxes[:, 2]
+    assert abs((boxes[:, 0] / np.maximum(room, 1)).mean() - 0.5) < 0.02
+    assert abs(np.mean([mirrored for _, mirrored in drawn]) - 0.5) < 0.03
+    plain = ViewRule(num_views=1, min_scale=0.25, flip=False)
+    assert [draw_view((1000, 1000), plain, seed) for seed in range(50)] == [(box, False) for box, _ in drawn[:50]]
+
+
+def test_where_no_box_fits_the_middle_is_taken_at_the_nearest_ratio() -> None:
+    rule = ViewRule(num_views=1, min_scale=0.9, flip=False)  # 90 % of a strip ten times as wide as high: none fits
+    assert ATTEMPTS == 10
+    assert draw_view((1000, 100), rule, 5)[0] == (433, 0, 566, 100)
+    assert draw_view((100, 1000), rule, 5)[0] == (0, 433, 100, 566)
+
+
+def test_a_view_is_cut_and_resized_as_torchvision_does_it(backbone: Backbone, images: ImageSource) -> None:
+    source = ViewedSource(images, RULE)
+    geometry = view_geometry(backbone, source)
+    image, _ = source.load(4)
+    (left, top, right, bottom), mirrored = draw_view(image.size, RULE, image.info[SEED])
+    expected = tvf.resized_crop(
+        image, top, left, bottom - top, right - left, [32, 32], interpolation=tvf.InterpolationMode.BICUBIC
+    )
+    expected = tvf.pil_to_tensor(tvf.hflip(expected) if mirrored else expected)
+    assert torch.equal(pickle.loads(pickle.dumps(geometry))(image), expected)
+    assert resample_of(backbone) == Image.Resampling.BICUBIC
+
+
+# ---- rows
+
+
+def test_rows_go_image_by_image_with_the_centre_view_first(backbone: Backbone, images: ImageSource) -> None:
+    source = ViewedSource(images, RULE)
+    assert len(source) == 3 * len(images)
+    assert source.ids == [id for id in images.ids for _ in range(3)]
+    assert source.labels.tolist() == [label for label in images.labels.tolist() for _ in range(3)]
+    geometry = view_geometry(backbone, source)
+    for row in (0, 3, 30):
+        (image, content_hash), (own, own_hash) = source.load(row), images.load(row // 3)
+        assert content_hash == own_hash == source.load(row + 2)[1]
+        assert torch.equal(geometry(image), backbone.geometry(own))
+        assert len({geometry(source.load(row + view)[0]).numpy().tobytes() for view in range(3)}) == 3
+
+
+def test_a_view_depends_on_its_sample_and_number_alone(backbone: Backbone, images: ImageSource) -> None:
+    few, many = ViewedSource(images, RULE), ViewedSource(images, replace(RULE, num_views=5))
+    order = np.random.default_rng(0).permutation(len(few)).tolist()
+    pixels = {row: view_geometry(backbone, few)(few.load(row)[0]) for row in order}
+    for row, view in pixels.items():
+        again = many.load(row // 3 * 6 + row % 3)[0]
+        assert torch.equal(view_geometry(backbone, many)(again), view)
+
+
+def test_an_image_is_decoded_once_for_the_views_of_a_batch(images: ImageSource) -> None:
+    source = ViewedSource(images, RULE)
+    read: list[int] = []
+    original = images.read
+    try:
+        images.read = lambda row: read.append(row) or original(row)  # type: ignore[method-assign, func-returns-value]
+        for row in range(12):
+            source.load(row)
+    finally:
+        images.read = original  # type: ignore[method-assign]
+    assert read == [0, 1, 2, 3]
+
+
+def test_views_of_a_model_whose_transform_cannot_be_split_are_refused(backbone: Backbone, images: ImageSource) -> None:
+    whole = replace(backbone, tower=replace(backbone.tower, transform=lambda image: tvf.to_tensor(image)))
+    with pytest.raises(RequestError) as caught:
+        view_geometry(whole, ViewedSource(images, RULE))
+    assert str(caught.value) == (
+        f"--views with {TINY_MODEL}: expected a transform that ends in ToTensor and Normalize, so that views can be cut before "
+        f"it, got {backbone.transform_id}. Leave --views out for this model."
+    )
+
+
+@pytest.mark.parametrize(("views", "scale"), [(0, 0.5), (2, 0.0), (2, 1.5)])
+def test_rules_that_make_no_sense_are_refused(views: int, scale: float) -> None:
+    with pytest.raises(RequestError) as caught:
+        ViewRule(num_views=views, min_scale=scale)
+    assert str(caught.value) == (
+        "--views, --view-scale: expected at least one view, and a share of the area above 0 and at most 1, got "
+        f"{views} views, {scale:g}. Leave --views out for the centre view alone."
+    )
+
+
+# ---- stores
+
+
+def test_centre_rows_of_a_store_are_the_rows_of_a_store_without_views(
+    viewed: Store, backbone: Backbone, images: ImageSource, tmp_path: Path
+) -> None:
+    plain = _extract(backbone, images, tmp_path)
+    one, other = viewed.open(), plain.open()
+    assert (one.num_views, other.num_views) == (2, 0)
+    assert [list(one.sample_ids)[row] for row in range(0, 72, 3)] == list(other.sample_ids)
+    for level, kind in ARRAYS:
+        centre = one.tokens(level, kind).read(0, 72)[::3].astype(np.float32)
+        np.testing.assert_allclose(centre, other.tokens(level, kind).read(0, 24).astype(np.float32), atol=4e-3)
+    assert Counter(one.content_hashes.tolist()) == Counter(np.repeat(other.content_hashes, 3).tolist())
+
+
+def test_views_are_part_of_the_identity(viewed: Store, backbone: Backbone, images: ImageSource) -> None:
+    plain = spec_of(backbone, images, "float16")
+    assert viewed.spec.transform == plain.transform + RULE.describe()
+    assert [one.field for one in plain.difference(viewed.spec)] == ["transform", "num_rows"]
+    others = (
+        replace(RULE, num_views=3),
+        replace(RULE, min_scale=0.5),
+        replace(RULE, flip=False),
+    )
+    prints = {spec_of(backbone, ViewedSource(images, rule), "float16").fingerprint for rule in (RULE, *others)}
+    assert len(prints) == 4
+    with pytest.raises(SpecMismatchError, match="views 2 rule 1"):
+        TokenCache.open(viewed.path, spec_of(backbone, ViewedSource(images, others[1]), "float16"))
+
+
+def test_a_store_has_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(
+    viewed: Store, backbone: Backbone, images: ImageSource, tmp_path: Path
+) -> None:
+    workers = _extract(backbone, ViewedSource(images, RULE), tmp_path / "workers", num_workers=2)
+    assert tree(workers.path) == tree(viewed.path)
+    later = _extract(backbone, ViewedSource(images, RULE), tmp_path / "later", arrays=ARRAYS[:1])
+    _extract(backbone, ViewedSource(images, RULE), tmp_path / "later")
+    assert tree(later.path) == tree(viewed.path)
+
+
+def test_verify_repair_and_hdf5_hold_for_views(
+    backbone: Backbone, images: ImageSource, viewed: Store, tmp_path: Path
+) -> None:
+    assert verify_store(viewed.path) == []
+    export_hdf5(viewed.path, tmp_path / "views.h5")
+    import_hdf5(tmp_path / "views.h5", tmp_path / "back.zarr")
+    assert tree(tmp_path / "back.zarr") == tree(viewed.path)
+    store = _extract(backbone, ViewedSource(images, RULE), tmp_path / "caches")
+    chunk = next(store.path.glob("tokens/final/ap/c*"))
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    assert verify_store(store.path) != []
+    repair_and_fill(store.path, num_workers=0)
+    assert tree(store.path) == tree(viewed.path)
+
+
+def test_a_reader_offers_the_views_it_is_asked_for(viewed: Store) -> None:
+    for num_views, rows_an_image in ((0, 1), (1, 2), (2, 3), (None, 3)):
+        cache = TokenCache.open(viewed.path, num_views=num_views)
+        assert len(cache.rows) == 24 * rows_an_image
+        assert cache.images.tolist() == [image for image in range(24) for _ in range(rows_an_image)]
+        assert (cache.rows % 3).max() == rows_an_image - 1
+
+
+def test_an_unreadable_image_is_skipped_with_all_its_views(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", {"train": 3})
+    damaged = tmp_path / "photos/train/green/001.png"
+    damaged.write_bytes(b"no image")
+    source = ViewedSource(open_source(f"folder:{tmp_path}/photos", "train"), RULE)
+    with pytest.raises(BadImage, match=r"image train/green/001\.png in "):
+        _extract(backbone, source, tmp_path / "caches")
+    cache = _extract(backbone, source, tmp_path / "caches", on_bad_image="skip").open()
+    assert sorted(cache.skipped) == [12, 13, 14]
+    assert 4 not in cache.images
+
+
+# ---- training
+
+
+PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0,), epochs=2, min_steps=10)
+
+
+def test_probes_train_on_views_and_are_validated_and_tested_on_centre_views(
+    viewed: Store, backbone: Backbone, folder: Path, tmp_path: Path
+) -> None:
+    test = _extract(backbone, open_source(f"folder:{folder}", "test"), tmp_path)
+    named = [resolve_probe("linear-cls", 12)]
+    config = {"model": REQUEST.to_dict()}
+    (all_views,) = probe(viewed, test, named, PROTOCOL, tmp_path, config=config)
+    (one_view,) = probe(viewed._replace(num_views=1), test, named, PROTOCOL, tmp_path, config=config)
+    (none,) = probe(viewed._replace(num_views=0), test, named, PROTOCOL, tmp_path, config=config)
+    for row, views in ((all_views, 2), (one_view, 1), (none, 0)):
+        assert row["train_views"] == views
+        assert row["refit"]["num_samples"] == 24 * (1 + views)
+        assert row["selection"]["num_samples"] == (24 - 6) * (1 + views)
+    assert len({row["key"] for row in (all_views, one_view, none)}) == 3
+    tokens = CachedTokens(viewed.open(), named[0])
+    kept, held_out = split_rows(tokens, PROTOCOL.validation_fraction, PROTOCOL.seed)
+    assert (tokens.stored_rows[held_out] % 3 == 0).all()
+    assert set(tokens.images[kept].tolist()).isdisjoint(tokens.images[held_out].tolist())
+    sample_ids = np.load(row_folder(tmp_path, all_views) / "test.npz")["sample_ids"]
+    assert sample_ids.tolist() == open_source(f"folder:{folder}", "test").ids
+
+
+def test_a_store_with_views_is_tested_on_its_centre_views_and_predict_takes_plain_images(
+    viewed: Store, backbone: Backbone, images: ImageSource, tmp_path: Path
+) -> None:
+    (row,) = probe(
+        viewed, viewed, [resolve_probe("linear-cls", 12)], PROTOCOL, tmp_path, config={"model": REQUEST.to_dict()}
+    )
+    kept = np.load(row_folder(tmp_path, row) / "test.npz")
+    assert kept["sample_ids"].tolist() == images.ids
+    saved = SavedProbe(row_folder(tmp_path, row))
+    predicted = [one.label for one in saved.predict(images, num_workers=0, batch_size=8)]
+    assert predicted == [images.class_names[index] for index in kept["logits"].argmax(1)]
+
+
+def test_more_views_to_train_on_than_there_are_are_refused() -> None:
+    check_train_views(None, 0)
+    check_train_views(2, 2)
+    with pytest.raises(RequestError) as caught:
+        check_train_views(3, 2)
+    assert str(caught.value) == "--train-views: expected at most the 2 of --views, got 3. Ask for them: --views 3."
+    with pytest.raises(RequestError, match="expected --views with a number, so that there are some, got 1"):
+        check_train_views(1, 0)
+
+
+def test_views_are_asked_for_by_options_and_extracted_for_the_training_split_alone(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "fast.toml").write_text(
+        "epochs = 1\nmin_steps = 5\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
+    )
+    places = ("--cache", tmp_path / "caches")
+    views = ("--views", 2, "--view-scale", 0.5, "--no-view-flip")
+    extracted = run("extract", *MODEL, "--data", f"folder:{folder}", *places, *views)
+    assert extracted.exit_code == 0, extracted.output
+    (train,), (test,) = (list((tmp_path / "caches/photos" / split).glob("*.zarr")) for split in ("train", "test"))
+    assert TokenCache.open(train).spec.transform.endswith(
+        "; views 2 rule 1: crop 0.5-1 of the area, ratio 3/4-4/3, to the size"
+    )
+    assert (TokenCache.open(train).num_views, TokenCache.open(test).num_views) == (2, 0)
+    probed = (
+        "--runs",
+        tmp_path / "runs",
+        "--protocol",
+        tmp_path / "fast.toml",
+        "--probe",
+        "linear-cls",
+        "--train-views",
+        1,
+    )
+    result = run("probe", *MODEL, "--data", f"folder:{folder}", *places, *views, *probed, "--json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (row["train_views"], row["refit"]["num_samples"]) == (1, 48)
+    wrong = run("probe", *MODEL, "--data", f"folder:{folder}", *places, *probed)
+    assert wrong.exit_code == 2
+    assert "--train-views" in wrong.stderr
+
+
+def test_a_geometry_of_views_travels_to_worker_processes(backbone: Backbone, images: ImageSource) -> None:
+    geometry = pickle.loads(pickle.dumps(view_geometry(backbone, ViewedSource(images, RULE))))
+    assert isinstance(geometry, ViewGeometry)
+    assert geometry.rule == RULE
