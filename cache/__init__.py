@@ -28,6 +28,7 @@ from .order import chunk_shuffle, cut, exact_shuffle, sequential
 from .reader import TokenCache
 from .repair import Repair, repair_store
 from .spec import ArraySpec, CacheSpec
+from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .token_array import SampleIds, TokenArray, open_array
 from .verify import Damage, verify_store
 from .worker import Worker
@@ -37,6 +38,9 @@ __all__ = [
     # what is stored
     "CacheSpec",
     "ArraySpec",
+    "storage_dtypes_text",
+    "storage_dtype_of",
+    "kinds_with_own_dtype",
     # writing
     "CacheWriter",
     "Worker",

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from .errors import BatchError
 from .journal import BatchNotes
-from .layout import CONTENT_HASHES
-from .spec import ArraySpec
+from .layout import CONTENT_HASHES, storage_dtype
+from .spec import ArraySpec, CacheSpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def check_content(
     tokens: Mapping[str, NDArray[Any]],
     content_hashes: NDArray[np.uint64],
     notes: BatchNotes,
-    dtype: np.dtype[Any],
+    spec: CacheSpec,
 ) -> None:
     """Collect everything wrong with what came for a batch, or take it.
 
@@ -57,7 +57,7 @@ def check_content(
     if set(tokens) != names:
         missing, unknown = sorted(names - set(tokens)), sorted(set(tokens) - names)
         wrong.append(("the arrays", "those of the batch", f"missing {missing}, unknown {unknown}"))
-    expected = {array.name: ((len(batch), *array.row_shape), dtype) for array in batch.arrays}
+    expected = {array.name: ((len(batch), *array.row_shape), storage_dtype(spec, array.kind)) for array in batch.arrays}
     expected[CONTENT_HASHES] = ((len(batch),), np.dtype("<u8"))
     for name, values in {**tokens, CONTENT_HASHES: content_hashes}.items():
         shape, dtype = expected.get(name, (values.shape, values.dtype))

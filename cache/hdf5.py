@@ -113,6 +113,7 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
             sample_ids=SampleIds(static[SAMPLE_ID_BYTES], static[SAMPLE_ID_OFFSETS]),
             batch_size=header.batch_size,
             attributes=header.attributes,
+            parity=header.parity,
             versions=header.versions,
         )
         with CacheWriter.open_request(store, request) as writer:

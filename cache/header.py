@@ -58,6 +58,7 @@ class Header:
         static: name -> entry of the arrays that are written once.
         metadata: path -> CRC-32C of every ``zarr.json`` below the root.
         notes: totals over the complete arrays, see `journal.BatchNotes`.
+        parity: array name -> how far its first rows are from a float32 run, as the caller measured it; empty if nobody did.
     """
 
     spec: CacheSpec
@@ -69,10 +70,12 @@ class Header:
     static: Mapping[str, StaticEntry] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         entries = sorted(self.arrays.values(), key=lambda entry: array_order(entry.spec))
         object.__setattr__(self, "arrays", {entry.spec.name: entry for entry in entries})
+        object.__setattr__(self, "parity", {name: self.parity[name] for name in self.arrays if name in self.parity})
 
     @property
     def state(self) -> str:
@@ -113,6 +116,7 @@ class Header:
                 for name, entry in self.arrays.items()
             },
             "notes": dict(self.notes),
+            **({"parity": {name: dict(one) for name, one in self.parity.items()}} if self.parity else {}),
             "attributes": dict(self.attributes),
             "static": {
                 name: {"shape": list(entry.shape), "dtype": entry.dtype, "crc32c": entry.crc32c}
@@ -207,6 +211,7 @@ def _header_from(attributes: Mapping[str, Any]) -> Header:
         },
         metadata=attributes["metadata"],
         notes=attributes["notes"],
+        parity=attributes.get("parity", {}),
     )
 
 

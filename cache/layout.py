@@ -22,7 +22,8 @@ from .durable import sync_tree
 from .geometry import Grid, rows_per_block, rows_per_chunk
 from .header import HEADER_FILE, ArrayEntry, Header, StaticEntry
 from .journal import JOURNAL_FOLDER, WORKER_FILE
-from .spec import STORAGE_DTYPES, ArraySpec, CacheSpec, array_order
+from .spec import ArraySpec, CacheSpec, array_order
+from .storage_dtypes import STORAGE_DTYPES
 
 LABELS = "labels"
 SAMPLE_ID_BYTES = "sample_ids/bytes"
@@ -80,14 +81,15 @@ def chunk_file_name(chunk: int, rank: int) -> str:
     return ".".join(["c", str(chunk), *["0"] * (rank - 1)])
 
 
-def storage_dtype(spec: CacheSpec) -> np.dtype[Any]:
-    """The dtype of the token arrays on disk."""
-    return np.dtype(STORAGE_DTYPES[spec.storage_dtype]).newbyteorder("<")
+def storage_dtype(spec: CacheSpec, kind: str) -> np.dtype[Any]:
+    """The dtype on disk of the token arrays of a kind."""
+    return np.dtype(STORAGE_DTYPES[spec.dtype_of(kind)]).newbyteorder("<")
 
 
 def token_array(header: Header, name: str) -> ChunkedArray:
     """A token array that the header knows."""
-    return ChunkedArray(name, header.arrays[name].spec.row_shape, storage_dtype(header.spec), header.grid(name))
+    array = header.arrays[name].spec
+    return ChunkedArray(name, array.row_shape, storage_dtype(header.spec, array.kind), header.grid(name))
 
 
 def content_hash_array(header: Header) -> ChunkedArray:
@@ -161,7 +163,7 @@ def _create_static(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
 
 
 def _create_tokens(group: zarr.Group, spec: CacheSpec, array: ArraySpec) -> ArrayEntry:
-    dtype = storage_dtype(spec)
+    dtype = storage_dtype(spec, array.kind)
     chunk_rows = rows_per_chunk(spec.num_rows, int(np.prod(array.row_shape)) * dtype.itemsize)
     # grid2 and grid4 of one level have different numbers of tokens, so the axis is named after the kind
     token_axis = (f"{array.kind}_token",) if len(array.row_shape) == 2 else ()
@@ -172,7 +174,7 @@ def _create_tokens(group: zarr.Group, spec: CacheSpec, array: ArraySpec) -> Arra
         (chunk_rows, *array.row_shape),
         dtype,
         ("row", *token_axis, "embed"),
-        attributes={"logical_dtype": spec.storage_dtype},
+        attributes={"logical_dtype": spec.dtype_of(array.kind)},
     )
     return ArrayEntry(spec=array, chunk_rows=chunk_rows, complete=False)
 

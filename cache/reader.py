@@ -117,6 +117,12 @@ class TokenCache:
         return dict(self._header.versions)
 
     @property
+    def parity(self) -> dict[str, dict[str, Any]]:
+        """Array name -> how far its first rows are from a float32 run; empty where nobody measured it."""
+        complete = {array.name for array in self.arrays.values()}
+        return {name: dict(one) for name, one in self._header.parity.items() if name in complete}
+
+    @property
     def batch_size(self) -> int:
         """Rows a batch when the tokens were computed."""
         return self._header.batch_size
@@ -182,9 +188,10 @@ class TokenCache:
 
     def _open_tokens(self, name: str) -> TokenArray:
         array = token_array(self._header, name)
+        logical_dtype = self.spec.dtype_of(self._header.arrays[name].spec.kind)
         _refuse(self.path, list(_foreign_chunks(self.path, array, self._journal)))
         rows = map_rows(_chunk_files(self.path, array)) if self._mapped else ZarrRows(self.path / name)
-        return TokenArray(name, rows, self.spec.storage_dtype)
+        return TokenArray(name, rows, logical_dtype)
 
     def _static(self, name: str) -> NDArray[Any]:
         array = static_array(self._header, name)

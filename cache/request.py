@@ -32,6 +32,7 @@ class Request:
         sample_ids: N texts, for messages.
         batch_size: rows a batch, for a store that is made now.
         attributes: what the caller records, as JSON gives it back.
+        parity: array name -> what the caller measured of it, as JSON gives it back; of arrays that are new to the store.
         versions: library -> version, for a store that is made now.
     """
 
@@ -41,6 +42,7 @@ class Request:
     sample_ids: Sequence[str]
     batch_size: int
     attributes: Mapping[str, Any]
+    parity: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
 
 
@@ -51,6 +53,7 @@ def check_request(
     sample_ids: Sequence[str],
     batch_size: int,
     attributes: Mapping[str, Any],
+    parity: Mapping[str, Mapping[str, Any]],
 ) -> Request:
     """Collect everything wrong with the arguments of `CacheWriter.open`, or take them.
 
@@ -74,6 +77,12 @@ def check_request(
         attributes = json.loads(json.dumps(attributes))
     except (TypeError, ValueError) as error:
         wrong.append(("attributes", "values that JSON can hold", str(error)))
+    try:
+        parity = json.loads(json.dumps(parity, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        wrong.append(("parity", "values that JSON can hold", str(error)))
+    if not set(parity) <= set(names):
+        wrong.append(("parity", "of arrays that are asked for", str(sorted(set(parity) - set(names)))))
     if wrong:
         raise SpecError(
             where="CacheWriter.open",
@@ -88,6 +97,7 @@ def check_request(
         sample_ids=sample_ids,
         batch_size=batch_size,
         attributes=attributes,
+        parity=parity,
         versions=library_versions(),
     )
 

@@ -87,6 +87,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
         batch_size=request.batch_size,
         versions=request.versions,
         attributes=request.attributes,
+        parity=request.parity,
         arrays=skeleton.arrays,
         static=skeleton.static,
         metadata=skeleton.metadata,
@@ -145,7 +146,7 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
     static = [static_array(header, name) for name in header.static]
     altered_metadata = {path for path, crc in header.metadata.items() if metadata_problem(store, path, crc)}
     altered_static = [a for a in static if chunk_problem(store, a, 0, header.static[a.name].crc32c)]
-    if not new and not altered_metadata and not altered_static:
+    if not new and not altered_metadata and not altered_static and request.parity.keys() <= header.parity.keys():
         return header
     folder = new_folder(store)
     known = [entry.spec for entry in header.arrays.values()]
@@ -161,6 +162,7 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
         header,
         arrays={**skeleton.arrays, **header.arrays},
         metadata={**header.metadata, **{path: skeleton.metadata[path] for path in added}},
+        parity={**request.parity, **header.parity},
     )
     write_header(store, header, header_aside(store))
     return header

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FieldDifference, SpecError
+from .storage_dtypes import STORAGE_DTYPES, storage_dtype_of, storage_dtypes_text
 
 IDENTITY_FIELDS = (
     "architecture",
@@ -34,8 +35,6 @@ LABEL_FIELDS = ("backbone", "dataset", "split")
 TAPS = ("norm2", "block")
 MODULE_TAP = "module:"  # then a pattern of module names, such as module:blocks.{i}.norm2
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
-# logical dtype -> dtype on disk; Zarr v3 has no bfloat16, so its bits are kept as uint16
-STORAGE_DTYPES = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
 
 _HEX = re.compile(r"[0-9a-f]{8,128}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -52,7 +51,7 @@ class CacheSpec:
         token_rule: version of the definitions of the kinds.
         transform: canonical text of the evaluation transform.
         compute_dtype: precision of the forward pass: float32, float16 or bfloat16.
-        storage_dtype: precision in the store: float16, float32 or bfloat16.
+        storage_dtype: precision in the store: float16, float32 or bfloat16, and kinds that differ: ``float16,cls=float32``.
         manifest: hex digest of sample ids, labels and locations.
         num_rows: N, the number of samples, at least 1.
         backbone: model id, a label only.
@@ -89,12 +88,12 @@ class CacheSpec:
                 wrong.append((field.name, "8 to 128 lower-case hex digits"))
         if self.tap not in TAPS and not (isinstance(self.tap, str) and self.tap.startswith(MODULE_TAP)):
             wrong.append(("tap", f"one of {', '.join(TAPS)}, or {MODULE_TAP} and a pattern"))
-        for name, allowed in (
-            ("compute_dtype", COMPUTE_DTYPES),
-            ("storage_dtype", tuple(STORAGE_DTYPES)),
-        ):
-            if getattr(self, name) not in allowed:
-                wrong.append((name, f"one of {', '.join(allowed)}"))
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            wrong.append(("compute_dtype", f"one of {', '.join(COMPUTE_DTYPES)}"))
+        if isinstance(self.storage_dtype, str) and not _is_canonical(self.storage_dtype):
+            wrong.append(
+                ("storage_dtype", f"one of {', '.join(STORAGE_DTYPES)}, then kinds that differ: float16,cls=float32")
+            )
         if wrong:
             raise SpecError(
                 where="CacheSpec",
@@ -114,6 +113,10 @@ class CacheSpec:
         """The identity fields in which `other` (got) differs from this spec (expected), in the order of the format."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in IDENTITY_FIELDS)
         return [FieldDifference(name, expected, got) for name, expected, got in pairs if expected != got]
+
+    def dtype_of(self, kind: str) -> str:
+        """The logical dtype in which a kind is stored."""
+        return storage_dtype_of(self.storage_dtype, kind)
 
     def store_path(self, root: str | Path) -> Path:
         """``<root>/<dataset>/<split>/<backbone>-<first 8 of the fingerprint>.zarr``, the names made fit for a path."""
@@ -193,6 +196,13 @@ def array_order(spec: ArraySpec) -> tuple[list[Any], list[Any]]:
     ['tokens/block.2/ap', 'tokens/block.2/cls', 'tokens/block.10/cls', 'tokens/final/cls']
     """
     return natural_order(spec.level), natural_order(spec.kind)
+
+
+def _is_canonical(storage_dtype: str) -> bool:
+    try:
+        return storage_dtypes_text(storage_dtype) == storage_dtype
+    except SpecError:
+        return False
 
 
 def natural_order(name: str) -> list[Any]:

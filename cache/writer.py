@@ -28,7 +28,7 @@ from .errors import BatchError, ChangedDataError, IncompleteStoreError, SpecErro
 from .geometry import cut_batches
 from .header import Header, read_header, write_header
 from .journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
-from .layout import CONTENT_HASHES, storage_dtype
+from .layout import CONTENT_HASHES
 from .lock import StoreLock
 from .request import Request, check_request
 from .resume import (
@@ -62,7 +62,6 @@ class CacheWriter:
         self._header = header
         self._journal = journal
         self._lock = lock
-        self._dtype = storage_dtype(header.spec)
         self._grid = header.hash_grid
         self._worker = lock.worker if isinstance(lock, CrewLock) else None
         missing = self._look_for_missing()
@@ -80,6 +79,7 @@ class CacheWriter:
         sample_ids: Sequence[str],
         batch_size: int,
         attributes: Mapping[str, Any] | None = None,
+        parity: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
         worker: Worker | None = None,
     ) -> CacheWriter:
@@ -93,6 +93,7 @@ class CacheWriter:
             sample_ids: N texts that are not empty.
             batch_size: rows a batch; an existing store keeps its own, see the attribute.
             attributes: what else to record (class names, versions), as JSON; of the first call only.
+            parity: array name -> how far it is from a float32 run, as JSON; kept for arrays that have none yet.
             overwrite: begin anew.
             worker: which of several writers of this store this one is; None has the store alone. What the blocks are that
                 a worker writes, `claim` says.
@@ -105,7 +106,7 @@ class CacheWriter:
             StoreLockedError: another process writes it, alone or as this worker or as one of another number of workers.
             StorageFullError, NotWritableError: the disk refuses.
         """
-        request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {})
+        request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {}, parity or {})
         if worker is not None and overwrite:
             raise SpecError(
                 where="CacheWriter.open",
@@ -194,7 +195,7 @@ class CacheWriter:
         """
         notes = notes or BatchNotes()
         self._check_turn(batch)
-        check_content(self.path, batch, tokens, content_hashes, notes, self._dtype)
+        check_content(self.path, batch, tokens, content_hashes, notes, self._header.spec)
         try:
             with storage_errors(self.path):
                 if self._open is None:

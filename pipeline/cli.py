@@ -6,8 +6,8 @@ answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,10 +154,16 @@ _extraction_options = _options(
     ),
     click.option(
         "--storage-dtype",
-        type=click.Choice(["float16", "float32", "bfloat16"]),
+        metavar="DTYPES",
         default="float16",
         show_default=True,
-        help="Of tokens on disk.",
+        help="Of tokens on disk: float16, float32 or bfloat16, or by kind: cls=float32,ap=float16.",
+    ),
+    click.option(
+        "--parity-threshold",
+        type=float,
+        help="Stop before anything is written if a token of the first 32 images of a split has a smaller cosine than this to the "
+        "one of a float32 run, or a value that is saturated or not finite; 0 to 1. [default: none]",
     ),
     click.option(
         "--views",
@@ -267,13 +273,16 @@ def extract(
         works = [
             _open_extraction(options | {"model": model, "weights": weights}, listener.show) for model, weights in pairs
         ]
+        wanted = []
+        for work in works:
+            chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
+            wanted.append([(level, kind) for level in chosen for kind in _names(kinds)])
+        works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
         stores = []
         for source in sources:
-            extractions = []
-            for work in works:
-                chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
-                arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
-                extractions.append(work.extraction(source, arrays, overwrite=overwrite))
+            extractions = [
+                work.extraction(source, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)
+            ]
             extract_together(extractions, source, emit=listener.show)
             stores += [one.store for one in extractions]
     if as_json:
@@ -418,6 +427,7 @@ def probe(
         named = leave_out_unfit(named, work.backbone.row_shape)
         check_heads(named, work.backbone.row_shape)
         arrays = list(dict.fromkeys(array for one in named for array in one.arrays))
+        work = work.settled([train_source, test_source], arrays)
         train, test = (
             work.extract(source, arrays) if may_extract else work.store(source)
             for source in (train_source, test_source)
@@ -501,6 +511,26 @@ class _Extraction:
     request: ModelRequest
     options: dict[str, Any]
     emit: Emit
+    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of each split
+
+    def settled(
+        self, sources: Sequence[ImageSource], arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
+    ) -> _Extraction:
+        """After a look at the first images: perhaps in another precision, see `parity.settle`."""
+        from .parity import settle
+
+        found = settle(
+            self.request,
+            self.backbone,
+            sources,
+            arrays,
+            storage_dtype=self.options["storage_dtype"],
+            cache_root=self.options["cache_root"],
+            overwrite=overwrite,
+            threshold=self.options["parity_threshold"],
+            emit=self.emit,
+        )
+        return replace(self, backbone=found.backbone, request=found.request, parity=found.parity)
 
     def store(self, source: ImageSource) -> Store:
         from .extract import spec_of
@@ -530,7 +560,11 @@ class _Extraction:
             compile=self.options["compile_model"],
         )
         return Extraction(
-            backbone=self.backbone, config=config, store=self.store(source).path, request=self.config(source)
+            backbone=self.backbone,
+            config=config,
+            store=self.store(source).path,
+            request=self.config(source),
+            parity=self.parity.get(source.split),
         )
 
     def config(self, source: ImageSource | None = None) -> dict[str, Any]:
@@ -553,9 +587,17 @@ def _with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
 
 def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
     from .images import start_worker_server
-    from .request import ModelRequest, choose_device, choose_precision, choose_tap, choose_workers
+    from .request import (
+        ModelRequest,
+        choose_device,
+        choose_precision,
+        choose_storage_dtype,
+        choose_tap,
+        choose_workers,
+    )
 
     device = choose_device(options["device"])
+    storage_dtype = choose_storage_dtype(options["storage_dtype"])
     num_workers = choose_workers(options["workers"], device)
     if num_workers:
         start_worker_server()
@@ -567,7 +609,8 @@ def _open_extraction(options: dict[str, Any], emit: Emit) -> _Extraction:
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],
     )
-    return _Extraction(request.open(device), request, options | {"workers": num_workers}, emit)
+    options = options | {"workers": num_workers, "storage_dtype": storage_dtype}
+    return _Extraction(request.open(device), request, options, emit)
 
 
 def _names(text: str) -> tuple[str, ...]:

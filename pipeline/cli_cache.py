@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cache import Damage, StoreInfo
+    from cache import Damage, StoreInfo, TokenCache
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIR = click.Path(file_okay=False, path_type=Path)
@@ -62,7 +62,7 @@ def info(store: Path, as_json: bool) -> None:
     """
     from cache import TokenCache, read_store_info
 
-    from .console import print_json, print_lines
+    from .console import print_json, print_lines, print_table
 
     found = read_store_info(store)
     if found.problem is not None:
@@ -77,11 +77,16 @@ def info(store: Path, as_json: bool) -> None:
             "skipped": {opened.sample_ids[row]: reason for row, reason in opened.skipped.items()},
             "saturated": dict(opened.notes.saturated),
             "nonfinite": dict(opened.notes.nonfinite),
+            "parity": _parity(opened),
         }
     if as_json:
         print_json(summary)
     else:
+        parity = summary.pop("parity", None)
         print_lines(_flat(summary))
+        if parity is not None:
+            print_lines([f"parity: {parity['compared']}"])
+            print_table(("level", *_PARITY_COLUMNS), _parity_lines(parity["levels"]))
 
 
 @cache.command()
@@ -246,6 +251,35 @@ def _line(store: StoreInfo, root: Path, shown_size: str) -> Sequence[str]:
 def _damage(one: Damage) -> dict[str, Any]:
     rows = None if one.rows is None else [one.rows.start, one.rows.stop]
     return {"file": one.file, "problem": one.problem, "level": one.level, "kind": one.kind, "rows": rows}
+
+
+_PARITY_COLUMNS = ("cosine_min", "cosine_mean", "max_relative_error", "saturated", "nonfinite")
+
+
+def _parity(cache: TokenCache) -> dict[str, Any] | None:
+    """What was measured of the first images, by level and by array; None where nobody measured."""
+    from .parity import parity_by_level
+
+    if not cache.parity:
+        return None
+    num_images = max(one["num_images"] for one in cache.parity.values())
+    what = (
+        "rounding to the storage dtype alone (the model ran in float32)"
+        if cache.spec.compute_dtype == "float32"
+        else f"{cache.spec.compute_dtype} and the storage dtype against a float32 run"
+    )
+    return {
+        "compared": f"{what}, on {num_images} images",
+        "levels": parity_by_level(cache.parity),
+        "arrays": cache.parity,
+    }
+
+
+def _parity_lines(levels: dict[str, dict[str, Any]]) -> list[Sequence[str]]:
+    return [
+        (level, *(f"{one[name]:,}" if isinstance(one[name], int) else f"{one[name]:.7g}" for name in _PARITY_COLUMNS))
+        for level, one in levels.items()
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:

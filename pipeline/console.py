@@ -28,7 +28,9 @@ from .events import (
     ExtractionStarted,
     ImageSkipped,
     MemoryPlanned,
+    ParityMeasured,
     PrecisionAdvice,
+    PrecisionFellBack,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
@@ -103,6 +105,13 @@ class Listener:
                 self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")
             case ImageSkipped():
                 self._say(f"extract: skipped image {event.sample_id!r} in {event.file}: {event.reason}")
+            case ParityMeasured():
+                self._say(_parity(event))
+            case PrecisionFellBack():
+                self._say(
+                    f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
+                    f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
+                )
             case TokensOutOfRange():
                 self._tell_out_of_range(event)
             case ProbeStarted():
@@ -214,6 +223,19 @@ def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
 def _extraction_note(event: ExtractionProgress) -> str:
     rate = event.num_done / max(event.elapsed_s, 1e-9)
     return f"{event.num_done:,}/{event.num_pending:,}, {rate:.1f} images/s; {_shares(event)}"
+
+
+def _parity(event: ParityMeasured) -> str:
+    what = (
+        f"what storing as {event.storage_dtype} rounds away"
+        if event.compute_dtype == "float32"
+        else f"{event.compute_dtype}, stored as {event.storage_dtype}, against float32"
+    )
+    return (
+        f"extract: {event.split}: {what}, on {event.num_images} images: least cosine {event.cosine_min:.6g} at "
+        f"{event.cosine_level}, largest relative error {event.max_relative_error:.2g} at {event.error_level}; "
+        f"{event.num_saturated:,} values saturated, {event.num_nonfinite:,} not finite"
+    )
 
 
 def _few_names(probes: Sequence[str]) -> str:

@@ -85,6 +85,35 @@ class TokensOutOfRange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParityMeasured:
+    """How far the tokens of a split's first images are from a float32 run; details are in the store."""
+
+    backbone: str
+    split: str
+    num_images: int
+    compute_dtype: str  # float32: only the rounding of storage was measured
+    storage_dtype: str
+    cosine_min: float
+    cosine_level: str  # where the least cosine is
+    max_relative_error: float
+    error_level: str
+    num_saturated: int
+    num_nonfinite: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionFellBack:
+    """A half-precision model overflowed on a split's first images, so another dtype is used; no store was made yet."""
+
+    backbone: str
+    split: str
+    level: str  # the first one with values that are finite in float32 only
+    num_nonfinite: int
+    asked: str
+    used: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionFinished:
     """The store is complete."""
 
@@ -170,6 +199,8 @@ Event = (
     | ExtractionProgress
     | ImageSkipped
     | TokensOutOfRange
+    | ParityMeasured
+    | PrecisionFellBack
     | ExtractionFinished
     | CacheReused
     | ProbeStarted

@@ -9,7 +9,7 @@ Knows nothing of Zarr's files, of terminals, or of how a model finds its taps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class ExtractConfig:
 
     Args:
         arrays: the (level, kind) pairs to store.
-        storage_dtype: float16, float32 or bfloat16.
+        storage_dtype: float16, float32 or bfloat16, then kinds that differ: `float16,cls=float32`.
         batch_size: images a forward pass, None to choose it; a store that exists keeps the size it was begun with.
         num_workers: decoding processes; 0 decodes in this one.
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
@@ -124,12 +124,13 @@ def extract(
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """The arguments of `extract` that belong to one model."""
+    """The arguments of `extract` that belong to one model, and what `parity.settle` measured of it, which the store keeps."""
 
     backbone: Backbone
     config: ExtractConfig
     store: Path
     request: dict[str, Any] | None = None
+    parity: Mapping[str, Mapping[str, Any]] | None = None
 
 
 def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, emit: Emit = ignore) -> None:
@@ -185,6 +186,7 @@ def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, em
         sample_ids=source.ids,
         batch_size=_batch_size(backbone, config, store),
         attributes=_attributes_of(source, extraction.request),
+        parity=extraction.parity,
         overwrite=config.overwrite,
     )
     stack.enter_context(writer)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import Batch, CacheWriter
+from cache import Batch, CacheWriter, storage_dtype_of
 
 from .backbones import Backbone
 from .clock import Clock
@@ -206,7 +206,7 @@ class _Flow:
                         array=name,
                         num_saturated=counts[0],
                         num_nonfinite=counts[1],
-                        storage_dtype=self.lane.storage_dtype,
+                        storage_dtype=storage_dtype_of(self.lane.storage_dtype, name.rpartition("/")[2]),
                     )
                 )
 

@@ -98,7 +98,9 @@ class SavedProbe:
                         raise bad
                     emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
                 output = forward(decoded.images[0])
-                parts = [self._rounded(output[level][kind]) for level in self.named.levels for kind in self.named.kinds]
+                parts = [
+                    self._rounded(output[level][kind], kind) for level in self.named.levels for kind in self.named.kinds
+                ]
                 with torch.inference_mode():
                     logits = self.module(join_tokens(self.named, parts))
                 best = logits.softmax(-1).max(-1)
@@ -112,8 +114,8 @@ class SavedProbe:
                             target=self.class_names[int(source.labels[row])] if known else None,
                         )
 
-    def _rounded(self, tokens: torch.Tensor) -> torch.Tensor:
-        dtype = self._spec.storage_dtype
+    def _rounded(self, tokens: torch.Tensor, kind: str) -> torch.Tensor:
+        dtype = self._spec.dtype_of(kind)
         return float_tokens(round_tokens(tokens, dtype).values, dtype)
 
 

@@ -134,6 +134,29 @@ def choose_precision(precision: str, device: str) -> str:
     return "float16" if device.startswith("cuda") else "float32"
 
 
+def choose_storage_dtype(text: str) -> str:
+    """The one form of what `--storage-dtype` says: `float16`, or `cls=float32,ap=float16`.
+
+    Raises:
+        SpecError: a dtype that is none, or a kind named twice.
+        RequestError: a kind that is none.
+    """
+    from cache import kinds_with_own_dtype, storage_dtypes_text
+
+    from .taps import grid_cells
+
+    chosen = storage_dtypes_text(text)
+    for kind in kinds_with_own_dtype(chosen):
+        if kind not in ("cls", "ap", "patch", "register") and grid_cells(kind) is None:
+            raise RequestError(
+                where=f"--storage-dtype {text}",
+                expected="kinds among cls, ap, grid1, grid2, ..., patch, register",
+                got=repr(kind),
+                todo="Name one of these, such as cls=float32.",
+            )
+    return chosen
+
+
 def choose_workers(num_workers: int | None, device: str) -> int:
     """How many processes decode: what was asked for, else by the number of cores.
 

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cache import ArraySpec
+from cache import ArraySpec, storage_dtype_of
 
 from .backbones import Tokens
-from .rounding import STORAGE_DTYPES, DeviceRounded, Rounded, as_rounded, round_on_device
+from .rounding import DeviceRounded, Rounded, as_rounded, round_on_device
 from .write_behind import Arriving
 
 NUM_BUFFERS = 2  # of each kind: one is filled while the other is emptied
@@ -51,7 +51,7 @@ def open_transfer(
     Args:
         forward: images on the device, uint8 or float32 -> tokens there.
         device: where.
-        storage_dtype: what tokens are rounded to before they leave it.
+        storage_dtype: what tokens are rounded to before they leave it, as a store's spec has it.
         batch_size: the largest number of images a call.
     """
     if device.type == "cuda":
@@ -96,7 +96,7 @@ def rounded_tokens(
         if bad:
             values = values.clone()
             values[list(bad)] = 0
-        rounded[array.name] = round_on_device(values, storage_dtype)
+        rounded[array.name] = round_on_device(values, storage_dtype_of(storage_dtype, array.kind))
     return rounded
 
 
@@ -127,7 +127,7 @@ class GpuTransfer:
         self._num_sent = 0
         self._free: queue.SimpleQueue[_OutputBuffer] = queue.SimpleQueue()
         for _ in range(NUM_BUFFERS):
-            self._free.put(_OutputBuffer(self._free, cuda.Event(), batch_size, storage_dtype, pin))
+            self._free.put(_OutputBuffer(self._free, cuda.Event(), batch_size, pin))
         self._reserved: _OutputBuffer | None = None
 
     def reserve(self) -> None:
@@ -178,11 +178,9 @@ class _InputBuffer:
 class _OutputBuffer:
     """Tokens of one batch on the host, page-locked, and the event of their arrival."""
 
-    def __init__(
-        self, free: queue.SimpleQueue[_OutputBuffer], ready: Any, batch_size: int, storage_dtype: str, pin: bool
-    ) -> None:
+    def __init__(self, free: queue.SimpleQueue[_OutputBuffer], ready: Any, batch_size: int, pin: bool) -> None:
         self.ready = ready
-        self._free, self._batch_size, self._dtype, self._pin = free, batch_size, STORAGE_DTYPES[storage_dtype], pin
+        self._free, self._batch_size, self._pin = free, batch_size, pin
         self._values: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._leaving: dict[str, DeviceRounded] = {}  # kept until their copies are done: else the memory is used again
@@ -194,7 +192,7 @@ class _OutputBuffer:
         for name, (values, counts) in rounded.items():
             if name not in self._values:
                 shape = (self._batch_size, *values.shape[1:])
-                self._values[name] = torch.empty(shape, dtype=self._dtype, pin_memory=self._pin)
+                self._values[name] = torch.empty(shape, dtype=values.dtype, pin_memory=self._pin)
                 self._counts[name] = torch.empty(2, dtype=torch.int64, pin_memory=self._pin)
             self._values[name][:num_rows].copy_(values, non_blocking=True)
             self._counts[name].copy_(counts, non_blocking=True)

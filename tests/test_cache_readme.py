@@ -22,7 +22,8 @@ from cache import CacheSpec, TokenCache, geometry
 from cache.hdf5 import HEADER_ATTRIBUTE, JOURNAL_DATASET
 from cache.header import FORMAT, FORMAT_VERSION
 from cache.journal import JOURNAL_FOLDER, WORKER_FILE
-from cache.spec import COMPUTE_DTYPES, IDENTITY_FIELDS, LABEL_FIELDS, MODULE_TAP, STORAGE_DTYPES, TAPS
+from cache.spec import COMPUTE_DTYPES, IDENTITY_FIELDS, LABEL_FIELDS, MODULE_TAP, TAPS
+from cache.storage_dtypes import STORAGE_DTYPES, storage_dtypes_text
 from cache.verify import FOREIGN
 
 README = (Path(cache.__file__).parent / "README.md").read_text()
@@ -43,7 +44,8 @@ def table(first_heading: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("readme") / "a.zarr"
-    write_store(path, arrays=make_arrays(levels=["final"]))
+    arrays = make_arrays(levels=["final"])
+    write_store(path, arrays=arrays, parity={array.name: {"cosine_min": 0.9999} for array in arrays})
     return path
 
 
@@ -139,7 +141,9 @@ def test_the_spec_has_these_fields() -> None:
     values = {name: allowed for name, _, allowed in rows}
     assert values["tap"].startswith(", ".join(TAPS) + f", or {MODULE_TAP} and a pattern")
     assert values["compute_dtype"] == ", ".join(COMPUTE_DTYPES)
-    assert values["storage_dtype"] == ", ".join(STORAGE_DTYPES)
+    *plain, example = values["storage_dtype"].split(", ")
+    assert plain == list(STORAGE_DTYPES)
+    assert storage_dtypes_text(example.split(": ")[1]) == example.split(": ")[1]
 
 
 def test_a_journal_entry_has_these_keys(store: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from token_stores import make_spec
 
-from cache import ArraySpec, CacheSpec, FieldDifference, SpecError
+from cache import ArraySpec, CacheSpec, FieldDifference, SpecError, kinds_with_own_dtype, storage_dtypes_text
 from cache.spec import IDENTITY_FIELDS, LABEL_FIELDS, path_name
+from cache.storage_dtypes import STORAGE_DTYPES
 
 OTHER: dict[str, Any] = {
     "architecture": "timm/vit_small img_size=32",
@@ -66,6 +68,9 @@ def test_a_dict_with_other_fields_is_refused_by_name() -> None:
         CacheSpec.from_dict(values | {"level": "final"})
 
 
+STORAGE_RULE = "one of float16, float32, bfloat16, then kinds that differ: float16,cls=float32"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
     [
@@ -76,7 +81,9 @@ def test_a_dict_with_other_fields_is_refused_by_name() -> None:
         ("manifest", "abc", "8 to 128 lower-case hex digits"),
         ("tap", "norm1", "one of norm2, block, or module: and a pattern"),
         ("compute_dtype", "float64", "one of float32, float16, bfloat16"),
-        ("storage_dtype", "int8", "one of float16, float32, bfloat16"),
+        ("storage_dtype", "int8", STORAGE_RULE),
+        ("storage_dtype", "cls=float32", STORAGE_RULE),  # the one form begins with the dtype of the others
+        ("storage_dtype", "float16,cls=float16", STORAGE_RULE),
         ("num_rows", 0, "an int >= 1"),
         ("num_rows", True, "an int >= 1"),
         ("num_rows", 3.0, "an int >= 1"),
@@ -126,3 +133,42 @@ def test_no_name_leads_out_of_the_cache_folder(name: str) -> None:
     part = path_name(name)
     assert re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", part)
     assert part[0] not in ".-"
+
+
+@given(
+    st.dictionaries(st.sampled_from(["cls", "ap", "grid2", "patch"]), st.sampled_from([*STORAGE_DTYPES])),
+    st.sampled_from(["", *STORAGE_DTYPES]),
+    st.randoms(use_true_random=False),
+)
+def test_storage_dtypes_have_one_form_and_each_kind_keeps_its_dtype(
+    by_kind: dict[str, str], default: str, random: Random
+) -> None:
+    parts = [f"{kind}={dtype}" for kind, dtype in by_kind.items()] + ([default] if default or not by_kind else [])
+    parts = [part or "float16" for part in parts]
+    random.shuffle(parts)
+    text = storage_dtypes_text(" , ".join(parts))
+    assert storage_dtypes_text(text) == text
+    spec = make_spec(storage_dtype=text)
+    for kind in ("cls", "ap", "grid2", "patch"):
+        assert spec.dtype_of(kind) == by_kind.get(kind, default or "float16")
+    assert set(kinds_with_own_dtype(text)) <= set(by_kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("int8", "'int8'"),
+        ("cls=int8", "'cls=int8'"),
+        ("", "''"),
+        ("=float16", "'=float16'"),
+        ("a/b=float16", "'a/b=float16'"),
+        ("cls=float32,cls=float16", "'cls=float16' twice"),
+        ("float32,float16", "'float16' twice"),
+    ],
+)
+def test_storage_dtypes_that_make_no_sense_are_refused(text: str, got: str) -> None:
+    expected = "one of float16, float32, bfloat16, or dtypes by kind such as cls=float32,ap=float16"
+    with pytest.raises(
+        SpecError, match=re.escape(f"storage dtype: expected {expected}, got {got}. Name each kind once")
+    ):
+        storage_dtypes_text(text)

@@ -40,6 +40,7 @@ from cache import (
     SpecMismatchError,
     StoreLockedError,
     TokenCache,
+    verify_store,
 )
 
 ROWS = np.arange(NUM_ROWS)
@@ -146,14 +147,45 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
+PARITY = {array.name: {"cosine_min": 0.99987, "nonfinite": index} for index, array in enumerate(make_arrays())}
+
+
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_levels_and_kinds_added_later_give_the_store_written_at_once(tmp_path: Path, split: int) -> None:
     arrays = make_arrays()
-    write_store(tmp_path / "once.zarr", arrays=arrays)
-    write_store(tmp_path / "later.zarr", arrays=arrays[split:])
-    pending = write_store(tmp_path / "later.zarr", arrays=arrays)
+    write_store(tmp_path / "once.zarr", arrays=arrays, parity=PARITY)
+    first = {array.name: PARITY[array.name] for array in arrays[split:]}
+    write_store(tmp_path / "later.zarr", arrays=arrays[split:], parity=first)
+    pending = write_store(tmp_path / "later.zarr", arrays=arrays, parity=PARITY)
     assert {batch.arrays for batch in pending} == {tuple(arrays[:split])}
     assert tree(tmp_path / "later.zarr") == tree(tmp_path / "once.zarr")
+
+
+def test_what_was_measured_of_an_array_is_kept_and_never_replaced(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    assert TokenCache.open(tmp_path / "a.zarr").parity == {}  # nobody measured
+    assert b'"parity"' not in (tmp_path / "a.zarr/zarr.json").read_bytes()
+    write_store(tmp_path / "a.zarr", parity=PARITY)  # measured later, when nothing is pending
+    assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
+    write_store(tmp_path / "a.zarr", parity={name: {"cosine_min": 0.0} for name in PARITY})
+    assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
+    assert verify_store(tmp_path / "a.zarr") == []
+
+
+def test_each_kind_is_stored_in_its_own_dtype(tmp_path: Path) -> None:
+    spec = make_spec(storage_dtype="float16,cls=float32,grid2=bfloat16")
+    arrays = [*make_arrays(), *make_arrays(kinds=["ap"])]
+    write_store(tmp_path / "a.zarr", spec, arrays, num_batches=9)
+    write_store(tmp_path / "a.zarr", spec, arrays)  # resumed
+    cache = TokenCache.open(tmp_path / "a.zarr", spec)
+    for array in arrays:
+        logical, on_disk = {"cls": ("float32", "<f4"), "ap": ("float16", "<f2"), "grid2": ("bfloat16", "<u2")}[
+            array.kind
+        ]
+        tokens = cache.tokens(array.level, array.kind)
+        assert (tokens.logical_dtype, tokens.dtype) == (logical, np.dtype(on_disk))
+        np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(array, ROWS, spec.storage_dtype))
+    assert verify_store(tmp_path / "a.zarr") == []
 
 
 def test_adding_arrays_touches_no_byte_of_those_that_are_there(tmp_path: Path) -> None:
@@ -398,6 +430,8 @@ def test_complete_is_refused_while_batches_are_pending(tmp_path: Path) -> None:
         ({"sample_ids": [""] * NUM_ROWS}, "got sample_ids: 1200, 1200 of them empty"),
         ({"batch_size": 0}, "batch_size: at least 1, got batch_size: 0"),
         ({"attributes": {"when": object()}}, "attributes: values that JSON can hold.*not JSON serializable"),
+        ({"parity": {"tokens/final/cls": {"cosine_min": float("nan")}}}, "parity: values that JSON can hold.*not JSON"),
+        ({"parity": {"tokens/final/ap": {}}}, r"parity: of arrays that are asked for.*\['tokens/final/ap'\]"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(

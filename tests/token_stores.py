@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cache import ArraySpec, Batch, BatchNotes, CacheSpec, CacheWriter
+from cache import ArraySpec, Batch, BatchNotes, CacheSpec, CacheWriter, storage_dtype_of
 
 NUM_ROWS = 1200
 BATCH_SIZE = 60
@@ -46,7 +46,8 @@ def make_arrays(
 
 
 def tokens_of(array: ArraySpec, rows: NDArray[np.int64], storage_dtype: str = "float16") -> NDArray[Any]:
-    """[n, *row_shape] in the dtype on disk; every value is exact in float16."""
+    """[n, *row_shape] in the dtype on disk; every value is exact in float16. The storage dtype may be one by kind."""
+    storage_dtype = storage_dtype_of(storage_dtype, array.kind)
     columns = np.arange(int(np.prod(array.row_shape)))
     values = (rows[:, None] * 31 + columns * 7 + zlib.crc32(array.name.encode())) % 2048 - 1024
     if storage_dtype == "bfloat16":

@@ -1,0 +1,289 @@
+"""What half precision costs is measured on the first images, told, kept in the store, and never hidden by a massive activation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import MODEL, run
+from photos import TINY_MODEL, write_photos
+
+from cache import CacheError, TokenCache
+from pipeline import PipelineError, RequestError, WorkError
+from pipeline.backbones import Backbone, open_backbone
+from pipeline.datasets import ImageSource, open_source
+from pipeline.events import Event, ParityMeasured, PrecisionFellBack
+from pipeline.parity import Settled, compare_tokens, parity_by_level, settle
+from pipeline.request import ModelRequest, choose_storage_dtype
+
+ARRAYS = [(level, kind) for level in ("block.1", "block.11", "final") for kind in ("cls", "ap")]
+COUNTS = ("saturated", "nonfinite", "reference_nonfinite")
+
+
+class Planted(ModelRequest):
+    """The tiny model with one channel of its residual stream at `VALUE` from block 2 on, as DINOv2 and CLIP-L have them."""
+
+    VALUE = 0.0
+
+    def open(self, device: str) -> Backbone:
+        backbone = open_backbone(
+            TINY_MODEL, weights="random", image_size=32, tap=self.tap, device=device, precision="float32"
+        )
+        with torch.no_grad():
+            backbone.tower.blocks[2].mlp.fc2.bias[7] += self.VALUE  # type: ignore[union-attr, index, operator]
+        backbone.tower.model.to(getattr(torch, self.precision))
+        return Backbone(
+            **{
+                name: getattr(backbone, name)
+                for name in ("model_id", "architecture", "weights_digest", "tap", "device")
+            },
+            precision=self.precision,
+            embed_dim=backbone.embed_dim,
+            tower=backbone.tower,
+        )
+
+
+class Massive(Planted):
+    VALUE = 1e5
+
+
+class Large(Planted):
+    VALUE = 3e4
+
+
+@pytest.fixture(scope="module")
+def source(photos: Path) -> ImageSource:
+    return open_source(f"folder:{photos}", "train")
+
+
+def look(
+    source: ImageSource, root: Path, request: ModelRequest | None = None, **changes: Any
+) -> tuple[Settled, list[Event]]:
+    events: list[Event] = []
+    request = request or Planted(model=TINY_MODEL)
+    arguments: dict[str, Any] = {"storage_dtype": "float16", "cache_root": root, "emit": events.append}
+    arrays = changes.pop("arrays", ARRAYS)
+    sources = changes.pop("sources", [source])
+    return settle(request, request.open("cpu"), sources, arrays, **(arguments | changes)), events
+
+
+def test_the_cosine_and_the_error_are_those_of_the_equations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(5, 3, 8, generator=generator)
+    stored = reference + 0.01 * torch.randn(5, 3, 8, generator=generator)
+    parity = compare_tokens(stored, reference)
+    cosines = torch.nn.functional.cosine_similarity(stored.double(), reference.double(), dim=-1)
+    scale = reference.double().square().mean((0, 1)).sqrt().expand_as(reference)
+    error = (stored.double() - reference.double()).abs() / torch.maximum(reference.double().abs(), scale)
+    assert parity["cosine_min"] == pytest.approx(float(cosines.min()), abs=1e-6)
+    assert parity["cosine_mean"] == pytest.approx(float(cosines.mean()), abs=1e-6)
+    assert parity["max_relative_error"] == pytest.approx(float(error.max()), rel=0.006)
+    assert (parity["nonfinite"], parity["reference_nonfinite"]) == (0, 0)
+
+
+def test_equal_tokens_have_cosine_one_and_no_error_even_if_they_are_zero() -> None:
+    tokens = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    parity = compare_tokens(tokens, tokens)
+    assert (parity["cosine_min"], parity["cosine_mean"], parity["max_relative_error"]) == (1.0, 1.0, 0.0)
+
+
+def test_a_token_that_is_not_finite_has_cosine_zero_and_is_counted() -> None:
+    reference = torch.ones(4, 3)
+    stored = torch.tensor([[1.0, 1.0, 1.0], [1.0, float("inf"), 1.0], [float("nan")] * 3, [1.0, 1.0, 1.0]])
+    parity = compare_tokens(stored, reference)
+    assert (parity["cosine_min"], parity["cosine_mean"], parity["nonfinite"]) == (0.0, 0.5, 4)
+    json.dumps(parity, allow_nan=False)
+    assert compare_tokens(reference, stored)["reference_nonfinite"] == 4
+
+
+def test_a_massive_activation_hides_an_error_from_the_cosine_but_not_from_the_relative_error() -> None:
+    reference = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    reference[:, 3] = 1e5
+    stored = reference.clone()
+    stored[:, 5] *= -1  # a channel altogether wrong
+    parity = compare_tokens(stored, reference)
+    assert parity["cosine_min"] > 0.999999
+    assert parity["max_relative_error"] == pytest.approx(2.0)
+
+
+def test_on_a_float32_model_only_the_rounding_of_storage_is_measured(source: ImageSource, tmp_path: Path) -> None:
+    settled, events = look(source, tmp_path)
+    assert settled.backbone.precision == "float32"
+    [told] = events
+    assert isinstance(told, ParityMeasured)
+    assert (told.compute_dtype, told.num_images, told.num_saturated, told.num_nonfinite) == ("float32", 32, 0, 0)
+    assert set(settled.parity["train"]) == {f"tokens/{level}/{kind}" for level, kind in ARRAYS}
+    for one in settled.parity["train"].values():
+        assert 0 < one["max_relative_error"] < 2**-10  # float16 has 11 bits
+        assert one["cosine_min"] > 0.999999
+    exact, _ = look(source, tmp_path, storage_dtype="float32")
+    for one in exact.parity["train"].values():
+        assert (one["cosine_min"], one["max_relative_error"]) == (1.0, 0.0)
+
+
+def test_each_kind_is_measured_in_its_own_storage_dtype(source: ImageSource, tmp_path: Path) -> None:
+    settled, _ = look(source, tmp_path, storage_dtype="bfloat16,cls=float32")
+    parity = settled.parity["train"]
+    assert parity["tokens/final/cls"]["max_relative_error"] == 0.0
+    assert 2**-10 < parity["tokens/final/ap"]["max_relative_error"] <= 2**-8
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_a_half_precision_model_is_compared_with_the_same_model_in_float32(
+    source: ImageSource, tmp_path: Path, precision: str, bits: int
+) -> None:
+    request = Planted(model=TINY_MODEL, precision=precision)
+    settled, events = look(source, tmp_path, request, storage_dtype="float32")
+    assert settled.backbone.precision == precision
+    assert [type(event) for event in events] == [ParityMeasured]
+    levels = parity_by_level(settled.parity["train"])
+    assert list(levels) == ["block.1", "block.11", "final"]
+    for level in levels.values():
+        assert level["max_relative_error"] > 2.0**-bits  # more than storing alone would cost
+        assert 1 - 2.0 ** (-bits - 2) * 64 < level["cosine_min"] <= level["cosine_mean"] < 1
+
+
+def test_float16_that_overflows_falls_back_to_bfloat16_before_any_store_is_made(
+    source: ImageSource, photos: Path, tmp_path: Path
+) -> None:
+    test = open_source(f"folder:{photos}", "test")
+    request = Massive(model=TINY_MODEL, precision="float16", tap="block")
+    settled, events = look(source, tmp_path, request, sources=[source, test], storage_dtype="bfloat16")
+    assert settled.backbone.precision == settled.request.precision == "bfloat16"
+    fallback = events[0]
+    assert isinstance(fallback, PrecisionFellBack)
+    assert (fallback.split, fallback.level, fallback.asked, fallback.used) == (
+        "train",
+        "block.2",
+        "float16",
+        "bfloat16",
+    )
+    assert fallback.num_nonfinite > 0
+    assert [type(event) for event in events[1:]] == [ParityMeasured, ParityMeasured]
+    for split in ("train", "test"):
+        for one in settled.parity[split].values():
+            assert [one[name] for name in COUNTS] == [0, 0, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_overflow_of_a_level_that_is_not_wanted_counts_too(source: ImageSource, tmp_path: Path) -> None:
+    """Else a level added later would find a float16 store that cannot hold it."""
+    request = Massive(model=TINY_MODEL, precision="float16", tap="block")
+    settled, _ = look(source, tmp_path, request, arrays=[("block.0", "cls")])
+    assert settled.backbone.precision == "bfloat16"
+
+
+def test_a_massive_activation_within_the_range_of_float16_is_no_reason_to_fall_back(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    settled, events = look(source, tmp_path, Large(model=TINY_MODEL, precision="float16", tap="block"))
+    assert settled.backbone.precision == "float16"
+    assert [type(event) for event in events] == [ParityMeasured]
+
+
+def test_what_float16_storage_cuts_off_is_counted_by_array(source: ImageSource, tmp_path: Path) -> None:
+    settled, events = look(
+        source, tmp_path, Massive(model=TINY_MODEL, tap="block"), arrays=[*ARRAYS, ("block.2", "cls")]
+    )
+    parity = settled.parity["train"]
+    assert parity["tokens/block.1/cls"]["saturated"] == 0
+    assert parity["tokens/block.2/cls"]["saturated"] == parity["tokens/block.11/ap"]["saturated"] == 32
+    assert parity["tokens/block.2/cls"]["max_relative_error"] == pytest.approx(1 - 65504 / 1e5, rel=0.01)
+    assert parity["tokens/block.2/cls"]["cosine_min"] > 0.999  # blind to it
+    [told] = events
+    assert isinstance(told, ParityMeasured)
+    assert told.num_saturated == 5 * 32 - 2 * 32  # cls of block 2, both kinds of block 11; `final` is normalised
+
+
+@pytest.mark.parametrize(
+    ("request_", "threshold", "got"),
+    [
+        (Planted(model=TINY_MODEL, precision="bfloat16"), 0.9999999, r"6 of 6 arrays that are not; .*cosine 0\.99"),
+        (Massive(model=TINY_MODEL, tap="block"), 0.5, r"2 of 6 arrays .*tokens/block\.11/.*32 values saturated, 0 not"),
+    ],
+)
+def test_a_threshold_makes_it_an_error_before_anything_is_written(
+    source: ImageSource, tmp_path: Path, request_: ModelRequest, threshold: float, got: str
+) -> None:
+    message = rf"--parity-threshold {threshold:g}: expected tokens of cosine .*got {got}.*nothing was written\."
+    with pytest.raises(WorkError, match=message):
+        look(source, tmp_path, request_, threshold=threshold)
+    assert list(tmp_path.iterdir()) == []
+    look(source, tmp_path, threshold=0.999)  # holds
+
+
+def test_a_threshold_that_is_no_cosine_is_refused(source: ImageSource, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--parity-threshold: expected a cosine from 0 to 1, got 1\.5"):
+        look(source, tmp_path, threshold=1.5)
+
+
+def test_images_that_cannot_be_read_take_no_part(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 2})
+    files = sorted((photos / "train").rglob("*.png"))
+    files[0].write_bytes(b"not an image")
+    source = open_source(f"folder:{photos}", "train")
+    settled, _ = look(source, tmp_path / "caches")
+    assert settled.parity["train"]["tokens/final/cls"]["num_images"] == 5
+    for file in files:
+        file.write_bytes(b"not an image")
+    settled, events = look(source, tmp_path / "caches")
+    assert (settled.parity, events) == ({"train": {}}, [])
+
+
+def test_the_command_keeps_the_report_in_the_store_and_info_shows_it(photos: Path, tmp_path: Path) -> None:
+    command = ("extract", *MODEL, "--data", f"folder:{photos}", "--split", "test", "--cache", tmp_path)
+    options = ("--precision", "bfloat16", "--storage-dtype", "cls=float32,ap=float16")
+    assert run(*command, *options, "--levels", "last", "--parity-threshold", "0.9").exit_code == 0
+    result = run(*command, *options, "--levels", "block.3,final", "--json")
+    store = json.loads(result.stdout)["stores"][0]
+    cache = TokenCache.open(store)
+    assert cache.spec.storage_dtype == "float16,cls=float32"
+    assert set(cache.parity) == {f"tokens/{level}/{kind}" for level in ("block.3", "final") for kind in ("cls", "ap")}
+    at_once = json.loads(run(*command[:-1], tmp_path / "once", *options, "--levels", "block.3,final", "--json").stdout)[
+        "stores"
+    ][0]
+    assert Path(at_once, "zarr.json").read_bytes() == Path(store, "zarr.json").read_bytes()
+    shown = run("cache", "info", store).stdout
+    assert "parity: bfloat16 and the storage dtype against a float32 run, on 32 images" in shown
+    assert "cosine_min" in shown
+    info = json.loads(run("cache", "info", store, "--json").stdout)
+    assert info["parity"]["arrays"] == cache.parity
+    assert set(info["parity"]["levels"]) == {"block.3", "final"}
+
+
+def test_a_recorded_report_below_the_threshold_is_an_error_too(photos: Path, tmp_path: Path) -> None:
+    command = (
+        "extract",
+        *MODEL,
+        "--data",
+        f"folder:{photos}",
+        "--split",
+        "test",
+        "--cache",
+        tmp_path,
+        "--levels",
+        "last",
+    )
+    assert run(*command, "--storage-dtype", "bfloat16").exit_code == 0
+    result = run(*command, "--storage-dtype", "bfloat16", "--parity-threshold", "1")
+    assert result.exit_code == 1
+    assert "expected  tokens of cosine 1 or more" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int8", "storage dtype: expected one of float16, float32, bfloat16, or dtypes by kind"),
+        ("clz=float32", "--storage-dtype clz=float32: expected kinds among cls, ap, .*got 'clz'"),
+    ],
+)
+def test_a_storage_dtype_that_makes_no_sense_is_refused(text: str, message: str) -> None:
+    with pytest.raises((CacheError, PipelineError), match=message):
+        choose_storage_dtype(text)
+
+
+def test_storage_dtypes_by_kind_have_one_form() -> None:
+    assert choose_storage_dtype("grid2=bfloat16,cls=float32") == "float16,cls=float32,grid2=bfloat16"
