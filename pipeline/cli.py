@@ -6,8 +6,10 @@ answers at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ from .cli_models import datasets, models
 from .cli_probes import attention, probes
 
 if TYPE_CHECKING:
+    from cache import Worker
+
     from .backbones import Backbone
     from .datasets import ImageSource
     from .events import Emit
@@ -231,6 +235,17 @@ main.add_command(attention)
     help="cls, ap, grid{g}, patch, register, with commas between.",
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="Processes that run the model and share the rows, one a GPU; not those that decode, see --workers. "
+    "[default: one a GPU with --device auto, else 1]",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Compute only share I of N, such as 0/4, beside other runs or before them; torchrun needs no --shard. [default: all]",
+)
 @_json
 def extract(
     models: tuple[str, ...],
@@ -240,6 +255,8 @@ def extract(
     levels: str,
     kinds: str,
     overwrite: bool,
+    processes: int | None,
+    shard: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -252,29 +269,36 @@ def extract(
     layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
     """
     from .console import Listener, print_json
-    from .datasets import open_source
-    from .extract import extract_together
-    from .layers import choose_levels
+    from .extract import begin, extract_together
     from .request import pair_models_with_weights
+    from .shards import choose_processes, device_of_worker, parse_shard, worker_of_launcher
+    from .workers import run_processes
 
-    pairs = pair_models_with_weights(models, several_weights)
+    worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
+    num_processes = choose_processes(processes, options["device"], worker)
+    if worker is not None and shard is None:
+        options["device"] = device_of_worker(options["device"], int(os.environ["LOCAL_RANK"]))
+    request = options | {
+        "pairs": pair_models_with_weights(models, several_weights),
+        "splits": splits,
+        "views_split": views_split,
+        "levels": levels,
+        "kinds": kinds,
+        "overwrite": overwrite,
+    }
     with Listener(quiet=as_json) as listener:
-        sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
-        sources = [_with_views(one, options) if one.split == views_split else one for one in sources]
-        works = [
-            _open_extraction(options | {"model": model, "weights": weights}, listener.show) for model, weights in pairs
-        ]
-        stores = []
-        for source in sources:
-            extractions = []
-            for work in works:
-                chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
-                arrays = [(level, kind) for level in chosen for kind in _names(kinds)]
-                extractions.append(work.extraction(source, arrays, overwrite=overwrite))
-            extract_together(extractions, source, emit=listener.show)
-            stores += [one.store for one in extractions]
+        if num_processes > 1:
+            prepared = _prepare(request, listener.show, None)  # what is wrong with the request is told once
+            if overwrite:
+                for source, extractions in prepared:
+                    begin(extractions, source, emit=listener.show)
+            run_processes(partial(_extract_share, request | {"overwrite": False}), num_processes, listener.show)
+        else:
+            prepared = _prepare(request, listener.show, worker)
+            for source, extractions in prepared:
+                extract_together(extractions, source, emit=listener.show)
     if as_json:
-        print_json({"stores": [str(store) for store in stores]})
+        print_json({"stores": [str(one.store) for _, extractions in prepared for one in extractions]})
 
 
 @main.command()
@@ -512,7 +536,12 @@ class _Extraction:
         return self.store(source)
 
     def extraction(
-        self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
+        self,
+        source: ImageSource,
+        arrays: Sequence[tuple[str, str]],
+        *,
+        overwrite: bool = False,
+        worker: Worker | None = None,
     ) -> Extraction:
         from .extract import ExtractConfig, Extraction
 
@@ -524,6 +553,7 @@ class _Extraction:
             on_bad_image=self.options["on_bad_image"],
             overwrite=overwrite,
             compile=self.options["compile_model"],
+            worker=worker,
         )
         return Extraction(
             backbone=self.backbone, config=config, store=self.store(source).path, request=self.config(source)
@@ -535,6 +565,40 @@ class _Extraction:
 
         views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
         return {"model": self.request.to_dict(), "data": self.options["data"]} | views
+
+
+def _prepare(request: dict[str, Any], emit: Emit, worker: Worker | None) -> list[tuple[ImageSource, list[Extraction]]]:
+    """Open the data and the models of `layerbank extract`: what to do, a split at a time."""
+    from .datasets import open_source
+    from .layers import choose_levels
+
+    levels = request["levels"]
+    sources = [
+        open_source(request["data"], split) for split in dict.fromkeys(request["splits"])
+    ]  # before the slow model
+    sources = [_with_views(one, request) if one.split == request["views_split"] else one for one in sources]
+    works = [
+        _open_extraction(request | {"model": model, "weights": weights}, emit) for model, weights in request["pairs"]
+    ]
+    prepared = []
+    for source in sources:
+        extractions = []
+        for work in works:
+            chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
+            arrays = [(level, kind) for level in chosen for kind in _names(request["kinds"])]
+            extractions.append(work.extraction(source, arrays, overwrite=request["overwrite"], worker=worker))
+        prepared.append((source, extractions))
+    return prepared
+
+
+def _extract_share(request: dict[str, Any], worker: Worker, emit: Emit) -> None:
+    """What one of several processes does of `layerbank extract`."""
+    from .extract import extract_together
+    from .shards import device_of_worker
+
+    request = request | {"device": device_of_worker(request["device"], worker.index)}
+    for source, extractions in _prepare(request, emit, worker):
+        extract_together(extractions, source, emit=emit)
 
 
 def _with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
