@@ -1,0 +1,90 @@
+"""Everything that lies under a folder of runs, as rows: what a report is made of.
+
+The decision taken here: one bad line or file does not hide the good ones. What cannot be read is left out and said, once and with
+its place; only a folder with no usable row at all is an error. Rows are not judged: whether they may stand side by side is for
+`scores.table_of` to say.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import RequestError, WorkError
+from pipeline.results import Row
+
+RESULTS = "results.jsonl"
+NEEDED = ("key", "probe", "backbone", "dataset", "test", "protocol", "setting_of_study")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """Rows of many runs.
+
+    Attributes:
+        rows: in the order of their files' paths; of rows with one key in a file the last.
+        folders: key -> the folder of the row, which may be gone.
+        notes: what was left out and why, a sentence each.
+    """
+
+    rows: tuple[Row, ...]
+    folders: dict[str, Path]
+    notes: tuple[str, ...]
+
+
+def gather(runs: Path) -> Gathered:
+    """Read every results.jsonl under a folder.
+
+    Args:
+        runs: what `layerbank probe --runs` was given, or a folder within it.
+
+    Raises:
+        RequestError: there is no results.jsonl.
+        WorkError: there are, and no line of them can be used.
+    """
+    paths = sorted(runs.rglob(RESULTS))
+    if not paths:
+        raise RequestError(
+            where=f"RUNS {runs}",
+            expected=f"a folder with {RESULTS} somewhere in it",
+            got="none" if runs.is_dir() else "no such folder",
+            todo="Give the --runs of `layerbank probe`; its default is runs.",
+        )
+    found: dict[str, Row] = {}
+    folders: dict[str, Path] = {}
+    notes: list[str] = []
+    for path in paths:
+        for row in _rows_of(path, notes):
+            if row["key"] in folders and folders[row["key"]].parent != path.parent:
+                notes.append(f"{path}: {row['probe']} is also in {folders[row['key']].parent}; the first counts.")
+                continue
+            found[row["key"]] = row
+            folders[row["key"]] = path.parent / f"{row['probe']}-{row['key'][:8]}"
+    if not found:
+        raise WorkError(
+            where=f"RUNS {runs}",
+            expected="at least one line that this version can read",
+            got=" ".join(notes) or "empty files",
+            todo="Train the probes again with this version: layerbank probe ...",
+        )
+    return Gathered(rows=tuple(found.values()), folders=folders, notes=tuple(notes))
+
+
+def _rows_of(path: Path, notes: list[str]) -> list[Row]:
+    *lines, rest = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            notes.append(f"{path}: line {number} is no JSON and is left out.")
+            continue
+        missing = [name for name in NEEDED if name not in row] if isinstance(row, dict) else list(NEEDED)
+        if missing:
+            notes.append(f"{path}: line {number} is of another version (no {', '.join(missing)}) and is left out.")
+        else:
+            rows.append(row)
+    if rest:
+        notes.append(f"{path}: the last line was cut short and is left out; run its command again.")
+    return rows
