@@ -89,13 +89,13 @@ def refit(
         with timed(seconds, "refit"):
             riders = [entrants[winner.entrant].ride([winner.setting], device) for winner in of_pass]
             fitted = fit_banks(riders, train, everything, protocol, phase="refit", best=best, emit=emit)
-            for winner, rider, outcome in zip(of_pass, riders, fitted, strict=True):
-                probe = rider.bank.probe(0)
-                assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
-                left[winner] = outcome.plan, outcome.curves
-                if not bool(outcome.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
-                    trained[winner] = probe
+            probes = [rider.bank.probe(0) for rider in riders]
             del riders  # before the next ones take their memory
+        for winner, probe, outcome in zip(of_pass, probes, fitted, strict=True):
+            assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
+            left[winner] = outcome.plan, outcome.curves
+            if not bool(outcome.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
+                trained[winner] = probe
     logits: dict[Winner, Tensor] = {}
     metrics: dict[Winner, Metrics] = {}
     if trained:
