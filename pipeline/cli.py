@@ -6,8 +6,10 @@ answers at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from .cli_probes import attention, probes
 from .cli_study import study
 
 if TYPE_CHECKING:
+    from cache import Worker
+
     from .backbones import Backbone
     from .datasets import ImageSource
     from .events import Emit
@@ -239,6 +243,17 @@ main.add_command(study)
     help="cls, ap, grid{g}, patch, register, with commas between.",
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="Processes that run the model and share the rows, one a GPU; not those that decode, see --workers. "
+    "[default: one a GPU with --device auto, else 1]",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Compute only share I of N, such as 0/4, beside other runs or before them; torchrun needs no --shard. [default: all]",
+)
 @_json
 def extract(
     models: tuple[str, ...],
@@ -248,6 +263,8 @@ def extract(
     levels: str,
     kinds: str,
     overwrite: bool,
+    processes: int | None,
+    shard: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -261,34 +278,40 @@ def extract(
     """
     from .console import Listener, print_json
     from .cpu_precision import advise_on_precision
-    from .datasets import open_source
-    from .extract import extract_together
-    from .layers import choose_levels
+    from .extract import begin, extract_together
     from .request import choose_device, pair_models_with_weights
+    from .shards import choose_processes, device_of_worker, parse_shard, worker_of_launcher
+    from .workers import run_processes
 
-    pairs = pair_models_with_weights(models, several_weights)
+    worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
+    num_processes = choose_processes(processes, options["device"], worker)
+    if worker is not None and shard is None:
+        options["device"] = device_of_worker(options["device"], int(os.environ["LOCAL_RANK"]))
+    request = options | {
+        "pairs": pair_models_with_weights(models, several_weights),
+        "splits": splits,
+        "views_split": views_split,
+        "levels": levels,
+        "kinds": kinds,
+        "overwrite": overwrite,
+    }
     with Listener(quiet=as_json) as listener:
-        sources = [open_source(options["data"], split) for split in dict.fromkeys(splits)]  # before the slow model
-        sources = [_with_views(one, options) if one.split == views_split else one for one in sources]
         if options["precision"] == "auto" and choose_device(options["device"]) == "cpu":
             advise_on_precision(listener.show)
-        works = [
-            _open_extraction(options | {"model": model, "weights": weights}, listener.show) for model, weights in pairs
-        ]
-        wanted = []
-        for work in works:
-            chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
-            wanted.append([(level, kind) for level in chosen for kind in _names(kinds)])
-        works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
-        stores = []
-        for source in sources:
-            extractions = [
-                work.extraction(source, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)
-            ]
-            extract_together(extractions, source, emit=listener.show)
-            stores += [one.store for one in extractions]
+        if num_processes > 1:
+            # what is wrong with the request is told once, and the first images are looked at once
+            prepared = _prepare(request, listener.show, None)
+            if overwrite:
+                for source, extractions in prepared:
+                    begin(extractions, source, emit=listener.show)
+            share = request | {"overwrite": False, "settled": _what_was_settled(prepared)}
+            run_processes(partial(_extract_share, share), num_processes, listener.show)
+        else:
+            prepared = _prepare(request, listener.show, worker)
+            for source, extractions in prepared:
+                extract_together(extractions, source, emit=listener.show)
     if as_json:
-        print_json({"stores": [str(store) for store in stores]})
+        print_json({"stores": [str(one.store) for _, extractions in prepared for one in extractions]})
 
 
 @main.command()
@@ -548,7 +571,12 @@ class _Extraction:
         return self.store(source)
 
     def extraction(
-        self, source: ImageSource, arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
+        self,
+        source: ImageSource,
+        arrays: Sequence[tuple[str, str]],
+        *,
+        overwrite: bool = False,
+        worker: Worker | None = None,
     ) -> Extraction:
         from .extract import ExtractConfig, Extraction
 
@@ -560,6 +588,7 @@ class _Extraction:
             on_bad_image=self.options["on_bad_image"],
             overwrite=overwrite,
             compile=self.options["compile_model"],
+            worker=worker,
         )
         return Extraction(
             backbone=self.backbone,
@@ -575,6 +604,59 @@ class _Extraction:
 
         views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
         return {"model": self.request.to_dict(), "data": self.options["data"]} | views
+
+
+def _prepare(request: dict[str, Any], emit: Emit, worker: Worker | None) -> list[tuple[ImageSource, list[Extraction]]]:
+    """Open the data and the models of `layerbank extract`: what to do, a split at a time."""
+    from .datasets import open_source
+    from .layers import choose_levels
+
+    levels, overwrite = request["levels"], request["overwrite"]
+    splits = dict.fromkeys(request["splits"])
+    sources = [open_source(request["data"], split) for split in splits]  # before the slow model
+    sources = [_with_views(one, request) if one.split == request["views_split"] else one for one in sources]
+    works, wanted = [], []
+    for number, (model, weights) in enumerate(request["pairs"]):
+        options = request | {"model": model, "weights": weights}
+        settled = request.get("settled")
+        work = _open_extraction(options if settled is None else options | {"precision": settled[number][0]}, emit)
+        chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
+        wanted.append([(level, kind) for level in chosen for kind in _names(request["kinds"])])
+        if settled is None:
+            works.append(work.settled(sources, wanted[-1], overwrite=overwrite))
+        else:
+            works.append(replace(work, parity=settled[number][1]))
+    return [
+        (
+            source,
+            [
+                work.extraction(source, arrays, overwrite=overwrite, worker=worker)
+                for work, arrays in zip(works, wanted, strict=True)
+            ],
+        )
+        for source in sources
+    ]
+
+
+def _what_was_settled(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Of each model its precision, and what was measured of each split: for processes that need not look again."""
+    return [
+        (
+            extraction.backbone.precision,
+            {source.split: extractions[number].parity for source, extractions in prepared},
+        )
+        for number, extraction in enumerate(prepared[0][1])
+    ]
+
+
+def _extract_share(request: dict[str, Any], worker: Worker, emit: Emit) -> None:
+    """What one of several processes does of `layerbank extract`."""
+    from .extract import extract_together
+    from .shards import device_of_worker
+
+    request = request | {"device": device_of_worker(request["device"], worker.index)}
+    for source, extractions in _prepare(request, emit, worker):
+        extract_together(extractions, source, emit=emit)
 
 
 def _with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:

@@ -34,10 +34,12 @@ from .events import (
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
+    ShareFinished,
     StudyFailed,
     StudyUnit,
     TokensOutOfRange,
     TrainingStarted,
+    WorkerLost,
 )
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -102,6 +104,17 @@ class Listener:
                 self._say(
                     f"extract: done, {event.num_computed:,} images in {event.elapsed_s:.1f} s ({rate:.1f} images/s; "
                     f"{_shares(event)}), {size(event.size_bytes)} of tokens"
+                )
+            case ShareFinished():
+                self._say(
+                    f"extract: worker {event.worker} has done its share; {event.store} is not complete: "
+                    f"{event.num_missing:,} rows of other workers are missing. Run the other shards, or the same command without "
+                    "--shard for all the rest"
+                )
+            case WorkerLost():
+                self._say(
+                    f"extract: warning: worker {event.worker} was lost ({event.reason}); "
+                    f"{event.num_left} left to take over its rows"
                 )
             case CacheReused():
                 self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")

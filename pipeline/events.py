@@ -19,6 +19,7 @@ class ExtractionStarted:
     dataset: str
     split: str
     num_rows: int
+    num_missing: int  # rows that the store lacks, with those that other workers compute
     num_pending: int  # rows still to compute: fewer than num_rows after a crash or when kinds are added
     num_arrays: int  # (level, kind) pairs that are missing somewhere
     device: str
@@ -128,6 +129,24 @@ class ExtractionFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShareFinished:
+    """One of several workers has computed what it was to; the store still lacks rows of others."""
+
+    store: Path
+    worker: str  # index/count
+    num_missing: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLost:
+    """A worker process was killed; those that are left take over its rows."""
+
+    worker: str  # index/count
+    reason: str
+    num_left: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheReused:
     """Everything asked for was in the store already."""
 
@@ -225,6 +244,8 @@ Event = (
     | ParityMeasured
     | PrecisionFellBack
     | ExtractionFinished
+    | ShareFinished
+    | WorkerLost
     | CacheReused
     | ProbeStarted
     | TrainingStarted

@@ -1,6 +1,6 @@
 """Stage one: bring the store of a backbone and a data set to hold every asked-for token, computing only what it lacks.
 
-The order of things is fixed by the store, not by this program: `CacheWriter.pending()` says which rows are missing, cut into
+The order of things is fixed by the store, not by this program: `CacheWriter.claim()` says which rows are missing, cut into
 batches at row numbers that never change, so a row has the same neighbours, and hence the same bits, in every run. What is to be
 done is decided here; `loop` does it.
 
@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache import ArraySpec, CacheError, CacheSpec, CacheWriter, TokenCache
+from cache import ArraySpec, CacheError, CacheSpec, CacheWriter, TokenCache, Worker
 
 from .backbones import Backbone
 from .batch_size import ON_A_CPU, choose_batch_size
 from .datasets import ImageSource
 from .errors import RequestError
-from .events import CacheReused, Emit, ignore
+from .events import CacheReused, Emit, ShareFinished, ignore
 from .loop import Lane, run_lanes
 from .sources import ViewedSource
 from .views import transform_of
@@ -39,6 +39,7 @@ class ExtractConfig:
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
         overwrite: begin anew, even if the store is complete.
         compile: make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it takes a minute and gains nothing.
+        worker: which of several workers of the store this process is; None has it alone.
     """
 
     arrays: tuple[tuple[str, str], ...]
@@ -48,6 +49,7 @@ class ExtractConfig:
     on_bad_image: str = "stop"
     overwrite: bool = False
     compile: bool | None = None
+    worker: Worker | None = None
 
     def __post_init__(self) -> None:
         if not self.arrays:
@@ -74,6 +76,13 @@ class ExtractConfig:
                 expected="stop or skip",
                 got=self.on_bad_image,
                 todo="Choose one of the two.",
+            )
+        if self.worker is not None and self.overwrite:
+            raise RequestError(
+                where="--overwrite",
+                expected="a run that has the store alone",
+                got=f"worker {self.worker}, which would delete what the others have written",
+                todo="Delete the store first, then start the workers without --overwrite.",
             )
 
 
@@ -149,9 +158,26 @@ def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, 
     with ExitStack() as stack:
         lanes = [lane for one in extractions if (lane := _open_lane(one, source, stack, emit)) is not None]
         first = extractions[0].config
-        run_lanes(lanes, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, emit=emit)
+        under_way = lanes
+        while any(lane.pending for lane in under_way):  # several workers take rows several times
+            run_lanes(under_way, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, emit=emit)
+            under_way = [replace(lane, pending=lane.writer.claim()) for lane in under_way]
         for lane in lanes:
-            lane.writer.complete()
+            if not lane.writer.complete():
+                emit(
+                    ShareFinished(store=lane.store, worker=str(first.worker), num_missing=lane.writer.num_missing_rows)
+                )
+
+
+def begin(extractions: Sequence[Extraction], source: ImageSource, *, emit: Emit = ignore) -> None:
+    """Make the stores of `extract_together`, or make them anew, without a row; the rest is for workers.
+
+    Raises:
+        As `extract_together`.
+    """
+    with ExitStack() as stack:
+        for one in extractions:
+            _open_lane(one, source, stack, emit)
 
 
 def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
@@ -188,13 +214,14 @@ def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, em
         attributes=_attributes_of(source, extraction.request),
         parity=extraction.parity,
         overwrite=config.overwrite,
+        worker=config.worker,
     )
     stack.enter_context(writer)
     compiled = backbone.device.type == "cuda" if config.compile is None else config.compile
     return Lane(
         backbone=backbone,
         writer=writer,
-        pending=writer.pending(),
+        pending=writer.claim(),
         storage_dtype=config.storage_dtype,
         store=store,
         backend="inductor" if compiled else None,

@@ -43,10 +43,11 @@ class Lane:
     Attributes:
         backbone: the model.
         writer: of its store.
-        pending: the batches to compute, of `writer.pending()`.
+        pending: the batches to compute, of `writer.claim()`.
         storage_dtype: of its tokens.
         store: its path, for messages.
         backend: of `torch.compile`; None runs the plain pass.
+        forwards: those made before, by levels and kinds: a worker takes rows several times and compiles once.
     """
 
     backbone: Backbone
@@ -55,6 +56,7 @@ class Lane:
     storage_dtype: str
     store: Path
     backend: str | Callable[..., Any] | None = None
+    forwards: dict[tuple[tuple[str, ...], tuple[str, ...]], SteadyForward] = field(default_factory=dict)
 
     @property
     def num_pending(self) -> int:
@@ -165,17 +167,18 @@ class _Flow:
     def __post_init__(self) -> None:
         lane = self.lane
         arrays = dict.fromkeys(array for batch in lane.pending for array in batch.arrays)
-        function = lane.backbone.compile(
-            list(dict.fromkeys(array.level for array in arrays)), list(dict.fromkeys(array.kind for array in arrays))
-        )
+        levels = tuple(dict.fromkeys(array.level for array in arrays))
+        kinds = tuple(dict.fromkeys(array.kind for array in arrays))
         batch_size = lane.writer.batch_size
-        forward = SteadyForward(
-            function,
-            batch_size=batch_size,
-            model_id=lane.backbone.model_id,
-            backend=lane.backend,
-            emit=self.emit,
-        )
+        if (levels, kinds) not in lane.forwards:
+            lane.forwards[levels, kinds] = SteadyForward(
+                lane.backbone.compile(list(levels), list(kinds)),
+                batch_size=batch_size,
+                model_id=lane.backbone.model_id,
+                backend=lane.backend,
+                emit=self.emit,
+            )
+        forward = lane.forwards[levels, kinds]
         self.transfer = open_transfer(forward, lane.backbone.device, lane.storage_dtype, batch_size)
         self._batches = sorted(self.lane.pending, key=lambda batch: batch.start, reverse=True)
 
@@ -242,6 +245,7 @@ def _started(lane: Lane, source: ImageSource) -> ExtractionStarted:
         dataset=source.name,
         split=source.split,
         num_rows=len(source),
+        num_missing=lane.writer.num_missing_rows,
         num_pending=lane.num_pending,
         num_arrays=len({array for batch in lane.pending for array in batch.arrays}),
         device=str(lane.backbone.device),

@@ -1,0 +1,247 @@
+"""Several processes at one store: from one command, from torchrun, from shards; the bytes are those of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import MODEL, run
+from photos import write_photos
+from token_stores import tree
+
+from cache import SpecError, Worker
+from cache.lock import is_locked, read_owner, worker_file
+from pipeline import RequestError, WorkError
+from pipeline.events import (
+    CacheReused,
+    Emit,
+    Event,
+    ExtractionFinished,
+    ExtractionProgress,
+    ExtractionStarted,
+    ImageSkipped,
+    TokensOutOfRange,
+    WorkerLost,
+)
+from pipeline.relay import Relay
+from pipeline.shards import choose_processes, parse_shard, worker_of_launcher
+from pipeline.workers import run_processes
+
+ROOT = Path(__file__).parent.parent
+STORE = Path("a.zarr")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 images: three blocks of rows."""
+    return write_photos(tmp_path_factory.mktemp("many"), {"train": 200})
+
+
+@pytest.fixture(scope="module")
+def arguments(many: Path) -> tuple[str, ...]:
+    return ("extract", *MODEL, "--data", f"folder:{many}", "--split", "train", "--levels", "last")
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("alone")
+    assert run(*arguments, "--cache", root).exit_code == 0
+    return store_in(root)
+
+
+def store_in(root: Path) -> Path:
+    (store,) = root.rglob("*.zarr")
+    return store
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """`layerbank ARGUMENTS...` in a process of its own."""
+    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | paths | environment
+    )
+
+
+def test_one_of_two_processes_is_killed_and_the_other_leaves_the_bytes_of_one_alone(
+    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+) -> None:
+    command = start(*arguments, "--processes", "2", "--cache", tmp_path)
+    store = tmp_path / finished.relative_to(finished.parents[2])
+    owner = None
+    deadline = time.monotonic() + 120
+    while owner is None or not owner.blocks:
+        assert time.monotonic() < deadline
+        assert command.poll() is None, command.communicate()
+        owner = read_owner(worker_file(store, 1))
+        time.sleep(0.005)
+    os.kill(owner.pid, signal.SIGKILL)
+    _, said = command.communicate(timeout=120)
+    assert command.returncode == 0, said
+    assert "warning: worker 1/2 was lost (killed by SIGKILL); 1 left to take over its rows" in said
+    assert "600 of 600 images" in said
+    assert tree(store) == tree(finished)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_leave_the_bytes_of_one_process(
+    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+) -> None:
+    ranks = [start(*arguments, "--cache", tmp_path, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2") for rank in ("0", "1")]
+    for rank in ranks:
+        _, said = rank.communicate(timeout=120)
+        assert rank.returncode == 0, said
+    assert tree(store_in(tmp_path)) == tree(finished)
+
+
+def test_a_shard_alone_says_what_is_missing_and_the_next_completes_the_store(
+    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+) -> None:
+    first = run(*arguments, "--cache", tmp_path, "--shard", "0/2")
+    assert first.exit_code == 0
+    store = store_in(tmp_path)
+    said = " ".join(first.stderr.split())
+    assert f"worker 0/2 has done its share; {store} is not complete: 296 rows of other workers are missing" in said
+    info = run("cache", "info", store).stdout
+    assert "state: writing" in info
+    assert "missing_rows: 304 to 599" in info
+    second = run(*arguments, "--cache", tmp_path, "--shard", "1/2")
+    assert second.exit_code == 0
+    assert tree(store) == tree(finished)
+
+
+@pytest.mark.slow
+def test_processes_may_begin_anew_but_shards_may_not(
+    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+) -> None:
+    assert run(*arguments, "--cache", tmp_path).exit_code == 0
+    refused = run(*arguments, "--cache", tmp_path, "--shard", "0/2", "--overwrite")
+    assert refused.exit_code == 2
+    assert "Delete the store first, then start the workers without --overwrite." in refused.stderr
+    again = run(*arguments, "--cache", tmp_path, "--processes", "2", "--overwrite")
+    assert again.exit_code == 0, again.stderr
+    assert "600 of 600 images" in again.stderr
+    assert tree(store_in(tmp_path)) == tree(finished)
+    assert not is_locked(store_in(tmp_path))
+    reused = run(*arguments, "--cache", tmp_path, "--processes", "2")
+    assert reused.stderr.count("nothing to do") == 1
+
+
+def test_the_error_of_one_process_is_the_error_of_the_command(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 200})
+    next(file for file in sorted(photos.rglob("*")) if file.is_file()).write_bytes(b"no image")
+    arguments = ("extract", *MODEL, "--data", f"folder:{photos}", "--split", "train", "--levels", "last")
+    failed = run(*arguments, "--cache", tmp_path / "caches", "--processes", "2")
+    assert failed.exit_code == 1
+    assert "--on-bad-image skip" in failed.stderr
+    assert not is_locked(store_in(tmp_path / "caches"))
+
+
+def die(worker: Worker, emit: Emit) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reuse_or_die(worker: Worker, emit: Emit) -> None:
+    emit(CacheReused(store=STORE, num_rows=worker.count))
+    if worker.index == 1:
+        die(worker, emit)
+
+
+def refuse(worker: Worker, emit: Emit) -> None:
+    if worker.index == 0:
+        time.sleep(60)  # ended long before by the error of the other
+    raise SpecError(where="here", expected="this", got="that", todo="Do it.")
+
+
+def test_all_processes_killed_is_failed_work_that_may_be_taken_up_again() -> None:
+    with pytest.raises(WorkError) as failure:
+        run_processes(die, 2, print)
+    assert str(failure.value) == (
+        "--processes 2: expected at least one process that lives until the last image, got killed by SIGKILL. "
+        "What was committed is kept: run the same command again. If memory ran out, use fewer processes."
+    )
+
+
+def test_a_killed_process_is_a_warning_while_another_lives() -> None:
+    events: list[Event] = []
+    run_processes(reuse_or_die, 2, events.append)
+    assert CacheReused(store=STORE, num_rows=2) in events
+    (lost,) = [event for event in events if isinstance(event, WorkerLost)]
+    assert (lost.worker, lost.reason) == ("1/2", "killed by SIGKILL")
+    assert len(events) == 2
+
+
+def test_an_error_keeps_its_four_parts_and_ends_the_others() -> None:
+    started = time.monotonic()
+    with pytest.raises(RequestError, match=r"here: expected this, got that. Do it."):
+        run_processes(refuse, 2, print)
+    assert time.monotonic() - started < 50
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0"])
+def test_a_shard_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(
+        RequestError, match=r"--shard: expected i/n with 0 <= i < n, such as 0/4, got .*Number shards from 0"
+    ):
+        parse_shard(text)
+
+
+def test_a_rank_that_does_not_fit_is_refused_and_a_world_of_one_is_no_crew() -> None:
+    assert worker_of_launcher({}) is None
+    assert worker_of_launcher({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}) is None
+    with pytest.raises(RequestError, match="expected RANK below WORLD_SIZE, got RANK=2, WORLD_SIZE=2"):
+        worker_of_launcher({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+
+
+def test_a_shard_in_several_processes_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"got 2 for worker 0/4\. Leave --processes out"):
+        choose_processes(2, "cpu", Worker(0, 4))
+
+
+def test_events_of_two_workers_tell_one_story() -> None:
+    started = ExtractionStarted(
+        store=STORE, backbone="m", dataset="d", split="train", num_rows=100, num_missing=80, num_pending=40, num_arrays=1,
+        device="cpu", precision="float32", batch_size=10, compiled=False,
+    )  # fmt: skip
+    finished = ExtractionFinished(
+        store=STORE,
+        num_rows=100,
+        num_computed=20,
+        size_bytes=5,
+        elapsed_s=2.0,
+        decode_s=1.0,
+        compute_s=1.0,
+        write_s=0.0,
+    )
+
+    def progress(num_done: int) -> ExtractionProgress:
+        return ExtractionProgress(
+            num_done=num_done, num_pending=40, num_batches=1, elapsed_s=2.0, decode_s=1.0, compute_s=1.0, write_s=0.0
+        )
+
+    def out_of_range(count: int) -> TokensOutOfRange:
+        return TokensOutOfRange(array="x", num_saturated=count, num_nonfinite=0, storage_dtype="float16")
+
+    events: list[Event] = []
+    relay = Relay(events.append)
+    skipped = ImageSkipped(sample_id="a", file="b", reason="c")
+    for worker, event in [
+        (0, started), (1, started), (0, progress(10)), (1, progress(20)), (1, finished), (1, started), (1, progress(5)),
+        (0, out_of_range(2)), (1, out_of_range(3)), (1, skipped),
+    ]:  # fmt: skip
+        relay.tell(worker, event)
+    relay.tell(0, finished)
+    relay.finish()
+    assert [e.num_pending for e in events if isinstance(e, ExtractionStarted)] == [80]
+    shown = [e for e in events if isinstance(e, ExtractionProgress)]
+    assert [(e.num_done, e.num_pending) for e in shown] == [(10, 80), (30, 80), (35, 80)]
+    assert all(e.decode_s == pytest.approx(e.elapsed_s / 2) for e in shown)
+    assert [e.num_saturated for e in events if isinstance(e, TokensOutOfRange)] == [2, 5]
+    assert skipped in events
+    (end,) = [e for e in events if isinstance(e, ExtractionFinished)]
+    assert (end.num_computed, end.size_bytes) == (40, 10)
