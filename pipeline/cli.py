@@ -18,6 +18,7 @@ import click
 from .cli_cache import cache
 from .cli_models import datasets, models
 from .cli_probes import attention, probes
+from .cli_study import study
 
 if TYPE_CHECKING:
     from cache import Worker
@@ -214,6 +215,7 @@ main.add_command(models)
 main.add_command(datasets)
 main.add_command(probes)
 main.add_command(attention)
+main.add_command(study)
 
 
 @main.command()
