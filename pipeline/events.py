@@ -210,6 +210,29 @@ class ProbeFinished:
     reused: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyUnit:
+    """A study turns to one model on one data set."""
+
+    model: str
+    dataset: str
+    num_models: int  # of the study
+    num_datasets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFailed:
+    """A part of a study could not be done; the rest goes on."""
+
+    model: str
+    dataset: str
+    probe: str | None  # None: nothing of this model on this data set
+    where: str
+    expected: str
+    got: str
+    todo: str
+
+
 Event = (
     ExtractionStarted
     | PrecisionAdvice
@@ -229,6 +252,8 @@ Event = (
     | MemoryPlanned
     | ProbeProgress
     | ProbeFinished
+    | StudyUnit
+    | StudyFailed
 )
 Emit = Callable[[Event], None]
 

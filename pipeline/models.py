@@ -22,7 +22,7 @@ import torch
 from .backbones import open_tower
 from .demo_weights import ARCHITECTURE, DEMO_MODEL, IMAGE_SIZE
 from .errors import RequestError
-from .tower import measure_widths
+from .tower import Tower, measure_widths
 from .weights import RANDOM
 
 TIMM_MODULES = (
@@ -247,7 +247,7 @@ def describe(model_id: str) -> ModelFacts:
     demo = model_id == DEMO_MODEL
     plain = f"timm/{ARCHITECTURE}" if demo else _without_tag(model_id)
     with _quiet(), torch.device("meta"):
-        tower = open_tower(plain, weights=RANDOM, tap="block", image_size=IMAGE_SIZE if demo else None, seed=0)
+        tower = open_meta_tower(model_id, tap="block", image_size=None)
         taps: tuple[str, ...] = ("norm2", "block")
         try:
             widths = measure_widths(tower, "norm2")
@@ -268,6 +268,24 @@ def describe(model_id: str) -> ModelFacts:
         num_parameters=sum(parameter.numel() for parameter in tower.model.parameters()),
         weights=() if demo else _weights_of(plain),
     )
+
+
+def open_meta_tower(model_id: str, *, tap: str, image_size: int | None) -> Tower:
+    """A model without its weights, on torch's meta device.
+
+    Args:
+        model_id: of `model_names`, or with a tag of weights.
+        tap: norm2 or block.
+        image_size: pixels a side; None for the model's own.
+
+    Raises:
+        RequestError: it is no plain vision transformer.
+    """
+    demo = model_id == DEMO_MODEL
+    plain = f"timm/{ARCHITECTURE}" if demo else _without_tag(model_id)
+    with _quiet(), torch.device("meta"):
+        size = IMAGE_SIZE if demo and image_size is None else image_size
+        return open_tower(plain, weights=RANDOM, tap=tap, image_size=size, seed=0)
 
 
 def _without_tag(model_id: str) -> str:

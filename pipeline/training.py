@@ -30,7 +30,7 @@ class Trained:
         result: of the sweep.
         protocol: by which.
         memory: where tokens lay and how training fitted beside them: everything that could change the result's bits.
-        together_with: names of the probes that shared the passes, and so the seconds.
+        together_with: names of the probes that shared the passes.
     """
 
     named: NamedProbe

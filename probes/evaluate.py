@@ -71,7 +71,11 @@ def compute_all_logits(
                 noise = draw_jitter(jitter, number - 1, len(tokens), workspace, purpose="validation jitter")
             if noise is not None:
                 jitter_blocks(noise, tokens, blocks)
-            yield [rider.bank.logits(rider.reading.read(tokens, workspace, noise)).cpu() for rider in riders]
+            logits = []
+            for rider in riders:
+                with rider.watch:
+                    logits.append(rider.bank.logits(rider.reading.read(tokens, workspace, noise)).cpu())
+            yield logits
             reporter.report(number)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -28,6 +28,7 @@ from .events import Emit, Reporter
 from .jitter import draw_jitter, jitter_blocks
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
+from .shares import Stopwatch
 from .sources import OrderedSource, TokenSource, blocks_of, read_batches, upload
 from .workspace import Workspace
 
@@ -45,6 +46,7 @@ class Rider:
     bank: Bank
     reading: Reading
     settings: Sequence[Setting] = ()
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,8 +155,9 @@ def fit_banks(
             if jitter is not None:
                 jitter_blocks(jitter, tokens, blocks)
             for training in trainings:
-                read_tokens = training.rider.reading.read(tokens, workspace, jitter)
-                training.step(step, read_tokens, labels, weights)
+                with training.rider.watch:
+                    read_tokens = training.rider.reading.read(tokens, workspace, jitter)
+                    training.step(step, read_tokens, labels, weights)
             reporter.report(step + 1, [training.losses for training in trainings])
     return [training.result(plan) for training in trainings]
 

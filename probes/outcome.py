@@ -74,7 +74,7 @@ class SweepResult:
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
         refit_curves: [1, K] of it.
         memory: in how many banks the grid was trained, and how; None where nothing is trained.
-        seconds: phase -> wall time: select, validate, refit, test; of all sweeps that were run together.
+        seconds: phase -> wall time: select, validate, refit, test; of sweeps that run together this one's part, see `shares.py`.
     """
 
     head: Head

@@ -16,9 +16,10 @@ from .evaluate import check_test, compute_all_logits, measure
 from .events import Emit
 from .fit import fit_banks
 from .linear import LinearProbe
-from .outcome import Metrics, timed
+from .outcome import Metrics
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
+from .shares import Stopwatch, shared_out
 from .sources import TokenSource
 from .zoo import ZooProbe
 
@@ -41,6 +42,7 @@ class Refit:
         probe: None if it diverged.
         test_logits: [N, C] float32, None likewise.
         test: None likewise.
+        seconds: its part of the wall time of refit and test.
     """
 
     plan: BatchPlan
@@ -48,6 +50,7 @@ class Refit:
     probe: AttentiveProbe | LinearProbe | ZooProbe | None
     test_logits: Tensor | None
     test: Metrics | None
+    seconds: dict[str, float]
 
 
 def refit(
@@ -60,7 +63,6 @@ def refit(
     memory_bytes: int | None,
     device: torch.device | str,
     best: float | None,
-    seconds: dict[str, float],
     emit: Emit | None,
 ) -> dict[Winner, Refit]:
     """Train the winners on all rows, then open the test images, once, and score them.
@@ -74,7 +76,6 @@ def refit(
         memory_bytes: what the winners that train in one pass may take; None is no limit.
         device: of the arithmetic.
         best: the highest validation score among the winners, named in the progress.
-        seconds: wall time is added here, to refit and test.
         emit: called with `Progress`.
 
     Raises:
@@ -85,21 +86,25 @@ def refit(
     everything = torch.arange(len(train.labels))
     trained: dict[Winner, AttentiveProbe | LinearProbe | ZooProbe] = {}
     left: dict[Winner, tuple[BatchPlan, LearningCurves]] = {}
+    seconds: dict[Winner, dict[str, float]] = {winner: {} for winner in winners}
     for of_pass in passes:
-        with timed(seconds, "refit"):
-            riders = [entrants[winner.entrant].ride([winner.setting], device) for winner in of_pass]
+        riders = [entrants[winner.entrant].ride([winner.setting], device) for winner in of_pass]
+        with shared_out(
+            "refit", [(seconds[winner], rider.watch) for winner, rider in zip(of_pass, riders, strict=True)]
+        ):
             fitted = fit_banks(riders, train, everything, protocol, phase="refit", best=best, emit=emit)
-            for winner, rider, outcome in zip(of_pass, riders, fitted, strict=True):
-                probe = rider.bank.probe(0)
-                assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
-                left[winner] = outcome.plan, outcome.curves
-                if not bool(outcome.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
-                    trained[winner] = probe
-            del riders  # before the next ones take their memory
+            probes = [rider.bank.probe(0) for rider in riders]
+        del riders  # before the next ones take their memory
+        for winner, probe, outcome in zip(of_pass, probes, fitted, strict=True):
+            assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
+            left[winner] = outcome.plan, outcome.curves
+            if not bool(outcome.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
+                trained[winner] = probe
     logits: dict[Winner, Tensor] = {}
     metrics: dict[Winner, Metrics] = {}
     if trained:
-        with timed(seconds, "test"):
+        parties: list[tuple[dict[str, float], Stopwatch]] = []
+        with shared_out("test", parties):
             test = open_test()
             check_test(train, test)
             for of_pass in passes:
@@ -107,6 +112,7 @@ def refit(
                 if not tested:
                     continue
                 riders = [entrants[winner.entrant].ride_again(trained[winner], device) for winner in tested]
+                parties += [(seconds[winner], rider.watch) for winner, rider in zip(tested, riders, strict=True)]
                 parts = list(
                     compute_all_logits(riders, test, torch.arange(len(test.labels)), phase="test", best=best, emit=emit)
                 )
@@ -120,6 +126,7 @@ def refit(
             probe=trained.get(winner),
             test_logits=logits.get(winner),
             test=metrics.get(winner),
+            seconds=seconds[winner],
         )
         for winner, (plan, curves) in left.items()
     }

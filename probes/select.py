@@ -21,10 +21,11 @@ from .evaluate import validate
 from .events import Emit, Progress
 from .fit import fit_banks
 from .halving import Rung, keep_best, plan_rungs
-from .outcome import SettingScore, timed
+from .outcome import SettingScore
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
 from .ride_plan import Candidate
+from .shares import shared_out
 from .sources import TokenSource
 from .twins import first_twins
 
@@ -90,7 +91,7 @@ def select(
     memory_bytes: int | None,
     device: torch.device | str,
     journal: Journal | None,
-    seconds: dict[str, float],
+    seconds: Sequence[dict[str, float]],
     emit: Emit | None,
 ) -> list[Selection]:
     """Score every setting of every entrant.
@@ -104,10 +105,11 @@ def select(
         memory_bytes: what the banks of a pass may take together; None is no limit.
         device: of the arithmetic.
         journal: of finished banks.
-        seconds: wall time is added here, to select and validate.
+        seconds: of each entrant; its part of the wall time is added here, to select and validate.
         emit: called with `Progress`.
     """
     grids = [_Grid(entrant, protocol, plan) for entrant in entrants]
+    seconds_of = dict(zip(grids, seconds, strict=True))
     for number in range(len(grids[0].planned)):
         work: list[tuple[_Grid, BankKey, list[int]]] = []
         for grid in grids:
@@ -123,11 +125,12 @@ def select(
             steps = work[places[0]][1].num_steps
             best = max((grid.best for grid in grids if grid.best is not None), default=None)
             told = _of_pass(emit, turn, len(passes))
-            with timed(seconds, "select"):
+            parties = [(seconds_of[work[place][0]], rider.watch) for place, rider in zip(places, riders, strict=True)]
+            with shared_out("select", parties):
                 fitted = fit_banks(
                     riders, train, rows[0], protocol, schedule_steps=steps, phase="select", best=best, emit=told
                 )
-            with timed(seconds, "validate"):
+            with shared_out("validate", parties):
                 accuracies = validate(riders, train, rows[1], protocol, best=best, emit=told)
             del riders  # before the next banks take their memory
             for place, outcome, accuracy in zip(places, fitted, accuracies, strict=True):

@@ -10,7 +10,8 @@ and if all diverge, or the final training does, the result has no test metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -98,7 +99,7 @@ def run_sweeps(
         for one, memory, refit_bytes in zip(candidates, ride.memory, ride.refit_bytes, strict=True)
     ]
     rows = split_rows(train, protocol.validation_fraction, protocol.seed)
-    seconds = {"select": 0.0, "validate": 0.0}
+    seconds = [{"select": 0.0, "validate": 0.0} for _ in entrants]
     plan = plan_batches(len(rows[0]), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     selections = select(
         entrants,
@@ -124,13 +125,34 @@ def run_sweeps(
         memory_bytes=ride.banks_bytes,
         device=device,
         best=max((score.validation for _, score in chosen if score and score.validation is not None), default=None),
-        seconds=seconds,
         emit=emit,
     )
     return [
-        _result(field, entrants, selections, winner, best, None if winner is None else trained[winner], plan, seconds)
-        for field, (winner, best) in zip(fields, chosen, strict=True)
+        _result(field, entrants, selections, winner, best, None if winner is None else trained[winner], plan, own)
+        for field, (winner, best), own in zip(
+            fields, chosen, _seconds(fields, seconds, [winner for winner, _ in chosen], trained), strict=True
+        )
     ]
+
+
+def _seconds(
+    fields: Sequence[Sequence[int]],
+    of_entrants: Sequence[dict[str, float]],
+    winners: Sequence[Winner | None],
+    trained: Mapping[Winner, Refit],
+) -> list[dict[str, float]]:
+    """Of each sweep, by phase; what several sweeps have in common falls to them in equal parts."""
+    in_sweeps = Counter(place for field in fields for place in field)
+    chosen_by = Counter(winners)
+    all_seconds: list[dict[str, float]] = []
+    for field, winner in zip(fields, winners, strict=True):
+        seconds = {
+            phase: sum(of_entrants[place][phase] / in_sweeps[place] for place in field) for phase in of_entrants[0]
+        }
+        if winner is not None:
+            seconds |= {phase: own / chosen_by[winner] for phase, own in trained[winner].seconds.items()}
+        all_seconds.append(seconds)
+    return all_seconds
 
 
 def _choose(field: Sequence[int], selections: Sequence[Selection]) -> tuple[Winner | None, SettingScore | None]:
@@ -177,5 +199,5 @@ def _result(
         refit=None if trained is None else trained.plan,
         refit_curves=None if trained is None else trained.curves,
         memory=entrant.memory,
-        seconds=dict(seconds),
+        seconds=seconds,
     )

@@ -35,6 +35,7 @@ STARTED = ExtractionStarted(
     split="train",
     num_rows=1000,
     num_pending=900,
+    num_missing=900,
     num_arrays=26,
     device="cpu",
     precision="float32",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from probes import (
 from probes.blocks import Reading, columns_of
 from probes.jitter import add_jitter, draw_jitter
 from probes.passes import plan_passes
+from probes.shares import Stopwatch, shared_out
 from probes.workspace import Workspace
 
 WIDE, NARROW = 16, 12  # the last level is narrower, as CLIP's is
@@ -246,3 +248,34 @@ def test_passes_hold_every_bank_once_in_order() -> None:
         for of_pass in passes:
             known = [sizes[place] for place in of_pass]
             assert budget is None or len(of_pass) == 1 or sum(size or budget + 1 for size in known) <= budget
+
+
+def test_seconds_of_banks_that_work_together_are_in_proportion_to_their_own_and_add_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("probes.shares.time.perf_counter", lambda: now_s[0])
+    light, heavy = Stopwatch(), Stopwatch()
+    seconds: list[dict[str, float]] = [{}, {"select": 1.0}]
+    with shared_out("select", list(zip(seconds, (light, heavy), strict=True))):
+        for _ in range(2):
+            now_s[0] += 2.0  # rows are gathered for both
+            for watch, own_s in ((light, 0.5), (heavy, 1.5)):
+                with watch:
+                    now_s[0] += own_s
+    assert seconds == [{"select": 2.0}, {"select": 1.0 + 6.0}]
+    assert light.spent_s == heavy.spent_s == 0
+
+
+def test_seconds_of_sweeps_that_ride_together_are_no_more_than_the_wall_time_of_all() -> None:
+    candidates = [HEADS["linear-cls"], HEADS["alf"]]
+    start_s = time.perf_counter()
+    results = run_sweeps(
+        [*([one] for one in candidates), candidates], make_source(60, 1), lambda: make_source(30, 2), SMALL
+    )
+    wall_s = time.perf_counter() - start_s
+    assert all(list(result.seconds) == ["select", "validate", "refit", "test"] for result in results)
+    assert all(second > 0 for result in results for second in result.seconds.values())
+    assert sum(sum(result.seconds.values()) for result in results) <= wall_s
+    of_both = results[2].seconds["select"]  # half of what each of the others' candidates took
+    assert of_both == pytest.approx(results[0].seconds["select"] + results[1].seconds["select"])

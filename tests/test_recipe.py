@@ -1,0 +1,116 @@
+"""Recipes: what is refused, and that the shipped ones are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import RequestError
+from pipeline.recipe import SHIPPED, open_recipe, shipped_recipes
+from pipeline.studies import Place
+from pipeline.study.catalogue import CATALOGUE
+from pipeline.study_plan import plan_study
+
+GOOD = 'models = ["timm/a"]\ndata = ["demo:digits"]\nprobes = ["alf"]\n'
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def refusal(folder: Path, text: str) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        open_recipe(write(folder, text))
+    return caught.value
+
+
+def test_a_recipe_says_models_data_and_probes_and_the_rest_has_defaults(tmp_path: Path) -> None:
+    recipe = open_recipe(write(tmp_path, GOOD))
+    assert (recipe.models, recipe.data, recipe.probes) == (("timm/a",), ("demo:digits",), ("alf",))
+    assert (recipe.seeds, recipe.protocol, recipe.num_heads, recipe.image_size) == ((0,), "paper", (), None)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("seed = [0]", "the key 'seed' (did you mean 'seeds'?)"),
+        ("seeds = [0, 0]", "seeds = [0, 0] (a list of different whole numbers from 0)"),
+        ("seeds = []", "seeds = []"),
+        ("seeds = [true]", "seeds = [True]"),
+        ("num_heads = [0]", "num_heads = [0] (a list of different whole numbers from 1)"),
+        ('protocol = "papr"', "protocol = 'papr'"),
+        ("image_size = 0", "image_size = 0 (pixels, from 1)"),
+        ('tap = "norm1"', "tap = 'norm1' (norm2 or block)"),
+        ('weights = "random"', "weights = 'random'"),
+        ('weights = {"timm/b" = "random"}', "weights of 'timm/b', which is not in models"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, line: str, told: str) -> None:
+    assert told in refusal(tmp_path, GOOD + line).got
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("demo:digits", "cifar1", "data 'cifar1' (Did you mean 'vtab/cifar10'?"),
+        ("demo:digits", "dema:digits", "data 'dema:digits' (a scheme among folder"),
+        ("alf", "alv", "probe 'alv'"),
+        ('["alf"]', '["alf", "alf"]', "'alf' twice in probes"),
+        ('["alf"]', "[]", "probes = [] (a list of texts, not empty)"),
+        ('models = ["timm/a"]', "", "no models"),
+    ],
+)
+def test_a_name_that_is_none_is_named(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert told in refusal(tmp_path, GOOD.replace(old, new)).got
+
+
+def test_all_problems_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
+    error = refusal(tmp_path, 'model = ["timm/a"]\ndata = ["cifar1"]\nprobes = ["alv"]\nseeds = [-1]\n')
+    assert all(
+        part in error.got for part in ("did you mean 'models'?", "'cifar1'", "'alv'", "seeds = [-1]", "no models")
+    )
+    assert error.todo == "Correct all 5."
+
+
+def test_a_file_that_is_no_toml_and_a_recipe_that_does_not_exist_say_so(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "models = [").expected == "TOML"
+    with pytest.raises(RequestError) as caught:
+        open_recipe("smok")
+    assert caught.value.todo == "Did you mean 'smoke'?"
+
+
+def test_every_shipped_recipe_can_be_read_and_its_header_says_what_it_takes() -> None:
+    assert set(shipped_recipes()) == {"smoke", "demo", "layers", "ablations", "paper-base", "paper-full"}
+    for name in shipped_recipes():
+        open_recipe(name)
+        text = (SHIPPED / f"{name}.toml").read_text()
+        assert f"#   layerbank study {name}" in text
+        assert all(f"\n# {word} " in text for word in ("hardware", "bytes", "time", "expected")), name
+
+
+def test_the_papers_recipe_has_eleven_models_and_every_data_set_of_the_catalogue() -> None:
+    recipe = open_recipe("paper-full")
+    assert len(recipe.models) == 11
+    assert recipe.data == open_recipe("paper-base").data == tuple(entry.name for entry in CATALOGUE)
+
+
+def test_a_plan_counts_images_trainings_and_bytes_and_fetches_nothing(tmp_path: Path) -> None:
+    (unit,) = plan_study(open_recipe("smoke"), Place(data_root=tmp_path))
+    tokens = 12 * (1 + 1 + 4) * 192  # final and blocks 1 to 11: cls, ap and four cells
+    assert (unit.num_train, unit.num_test, unit.problems) == (300, 100, ())
+    assert unit.size_bytes == 400 * 2 * tokens
+    assert unit.num_trainings == 3 * (4 + 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_knows_the_training_images_of_a_data_set_that_is_not_here(tmp_path: Path) -> None:
+    recipe = open_recipe(
+        write(tmp_path, GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace("demo:digits", "dtd"))
+    )
+    (unit,) = plan_study(recipe, Place(data_root=tmp_path))
+    assert (unit.num_train, unit.num_test, unit.problems) == (1880, None, ("to be fetched",))
+    (offline,) = plan_study(recipe, Place(data_root=tmp_path, fetch=False))
+    assert "no such folder" in offline.problems[0]

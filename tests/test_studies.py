@@ -1,0 +1,155 @@
+"""A study: it goes on, it repeats nothing, it loses nothing, and one failure is not the end of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from commands import run
+from photos import TINY_MODEL, write_photos
+
+from pipeline.results import read_rows
+
+FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
+TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs: what a row cost, and beside what
+
+
+def write_recipe(folder: Path, data: list[str], probes: list[str], models: tuple[str, ...] = (TINY_MODEL,)) -> Path:
+    (folder / "fast.toml").write_text(FAST)
+    lines = [
+        f"models = {json.dumps(models)}",
+        f"data = {json.dumps(data)}",
+        f"probes = {json.dumps(probes)}",
+        f"protocol = {json.dumps(str(folder / 'fast.toml'))}",
+        "image_size = 32",
+        f'[weights]\n"{TINY_MODEL}" = "random"',
+    ]
+    path = folder / "recipe.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def arguments(recipe: Path, folder: Path) -> list[str]:
+    places = {"--cache": "caches", "--runs": "runs", "--data-root": "data"}
+    more = [part for option, name in places.items() for part in (option, str(folder / name))]
+    return ["study", str(recipe), "--no-fetch", "--workers", "0", *more]
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by key, without what is allowed to differ."""
+    rows = [row for path in sorted(folder.glob("runs/*/*/results.jsonl")) for row in read_rows(path)]
+    assert len({row["key"] for row in rows}) == len(rows), "no row twice"
+    return {row["key"]: {name: value for name, value in row.items() if name not in TIMES} for row in rows}
+
+
+@pytest.fixture(scope="module")
+def two_sets(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    more = write_photos(tmp_path_factory.mktemp("more") / "other", {"train": 20, "test": 10})
+    return [f"folder:{photos}", f"folder:{more}"]
+
+
+@pytest.fixture(scope="module")
+def finished(two_sets: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A study of two data sets, run to its end."""
+    folder = tmp_path_factory.mktemp("study")
+    recipe = write_recipe(folder, two_sets, ["linear-cls", "alf"])
+    return {"folder": folder, "recipe": recipe, "result": run(*arguments(recipe, folder))}
+
+
+def test_a_study_is_every_probe_on_every_data_set_and_one_table(finished: dict[str, Any]) -> None:
+    result: Result = finished["result"]
+    assert result.exit_code == 0, result.output
+    assert len(results(finished["folder"])) == 4
+    assert result.stdout.count("alf") == 2
+    assert not (finished["folder"] / "runs/failures.jsonl").exists()
+
+
+def test_rerunning_a_finished_study_extracts_nothing_trains_nothing_and_writes_nothing(
+    finished: dict[str, Any],
+) -> None:
+    folder = finished["folder"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    result = run(*arguments(finished["recipe"], folder))
+    assert result.exit_code == 0
+    assert result.stderr.count("extract: nothing to do") == 4
+    assert result.stderr.count("not trained again") == 4
+    assert "settings train together" not in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    assert result.stdout == finished["result"].stdout
+
+
+def test_json_has_every_row_and_no_progress(finished: dict[str, Any]) -> None:
+    result = run(*arguments(finished["recipe"], finished["folder"]), "--json")
+    answer = json.loads(result.stdout)
+    assert {row["key"] for row in answer["rows"]} == set(results(finished["folder"]))
+    assert answer["failures"] == []
+    assert result.stderr == ""
+
+
+def test_what_fails_is_a_row_of_failures_the_rest_goes_on_and_the_exit_code_is_1(photos: Path, tmp_path: Path) -> None:
+    data = ["folder:nowhere", "dtd", f"folder:{photos}"]
+    recipe = write_recipe(tmp_path, data, ["linear-cls", "alf-grid9"], ("timm/vit_nonsense", TINY_MODEL))
+    result = run(*arguments(recipe, tmp_path))
+    assert result.exit_code == 1
+    assert [row["probe"] for row in results(tmp_path).values()] == ["linear-cls"]
+    failures = [json.loads(line) for line in (tmp_path / "runs/failures.jsonl").read_text().splitlines()]
+    model = [(one["dataset"], one["probe"]) for one in failures if one["model"] == "timm/vit_nonsense"]
+    assert model == [(one, None) for one in data]
+    others = {(one["dataset"], one["probe"]): one for one in failures if one["model"] == TINY_MODEL}
+    assert set(others) == {("folder:nowhere", None), ("dtd", None), (f"folder:{photos}", "alf-grid9")}
+    assert "hf download" in others["dtd", None]["todo"]
+    assert all(one[part] for one in failures for part in ("where", "expected", "got", "todo"))
+    assert result.stderr.count("\nfailed: ") == len(failures)
+
+
+def test_a_failure_that_was_mended_is_no_failure_any_more(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, [f"folder:{tmp_path / 'late'}"], ["linear-cls"])
+    assert run(*arguments(recipe, tmp_path)).exit_code == 1
+    assert (tmp_path / "runs/failures.jsonl").exists()
+    write_photos(tmp_path / "late", {"train": 20, "test": 10})
+    assert run(*arguments(recipe, tmp_path)).exit_code == 0
+    assert not (tmp_path / "runs/failures.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["extracting", "between two units"])
+def test_a_study_killed_anywhere_and_run_again_has_the_results_of_one_that_was_not(
+    two_sets: list[str], finished: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    recipe = finished["recipe"]  # the same protocol file, hence the same keys
+    command = [sys.executable, "-m", "pipeline.cli", *arguments(recipe, tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    awaited = {"extracting": "caches/*/train/*.zarr", "between two units": "runs/*/*/results.jsonl"}[name]
+    limit = time.monotonic() + 120
+    while not list(tmp_path.glob(awaited)):
+        assert process.poll() is None, "it must be killed while it works"
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(results(tmp_path)) < 4
+    assert run(*arguments(recipe, tmp_path)).exit_code == 0
+    assert results(tmp_path) == results(finished["folder"])
+
+
+def test_a_dry_run_leaves_no_file(two_sets: list[str], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, two_sets, ["linear-cls", "alf"])
+    before = sorted(tmp_path.rglob("*"))
+    result = run(*arguments(recipe, tmp_path), "--dry-run")
+    assert result.exit_code == 0
+    assert "2 units from nothing: 270 images through a model, 8 trainings" in result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_recipe_that_is_wrong_is_refused_with_exit_code_2(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, ["demo:digits"], ["alv"])
+    result = run(*arguments(recipe, tmp_path))
+    assert result.exit_code == 2
+    assert "'alv'" in result.stderr
