@@ -3,7 +3,7 @@
     python tests/benchmarks/streaming.py [--rows N] [--repeats N] [--device cuda] [--folder DIR]
 
 A store of 12 levels of cls and ap tokens, D 384, float16: 18 KB a row. Resident: read once into float32, gathered a
-batch at a time. Streamed: from the map through the reading thread, a buffer of 64 MiB, in the order of `chunk_shuffle`,
+batch at a time. Streamed: from the map through the reading thread, a buffer of 4,096 rows, in the order of `chunk_shuffle`,
 which the resident source is given too. `read` is reading alone; `train` is an epoch of `--probes` alf probes or linear
 ones. One measurement of each in turns (A B A B), medians of the ratios; the store lies in the page cache.
 pipeline/README.md says what to expect.
@@ -33,7 +33,7 @@ from probes.protocol import Setting
 from probes.sources import read_batches
 
 DEPTH, EMBED_DIM, NUM_CLASSES, BATCH = 12, 384, 47, 1024
-BUFFER_BYTES = 64 << 20
+BUFFER_ROWS = 4096
 
 
 class InOrder(ArraySource):
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def compare(tokens: CachedTokens, name: str, options: argparse.Namespace) -> None:
-    streamed = StreamedTokens(tokens, buffer_bytes=BUFFER_BYTES, pin=options.device != "cpu")
+    streamed = StreamedTokens(tokens, buffer_rows=BUFFER_ROWS, pin=options.device != "cpu")
     resident = InOrder(tokens.in_memory().tokens, streamed)
     all_rows = torch.arange(len(tokens.labels))
     settings = [Setting(lr=1e-3, weight_decay=1e-4)] * options.probes
