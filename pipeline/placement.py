@@ -1,7 +1,8 @@
 """Where the tokens of probes that train together lie: in the memory they are trained in if they fit, else streamed.
 
-Resident tokens keep their storage dtype (`resident.py`). The buffer of streamed tokens is a power of two of rows, within limits,
-so that the order in which a store is read hangs neither on a little memory more or less, nor on what else is read of a row.
+Resident tokens keep their storage dtype (`resident.py`). The buffer of streamed tokens is a number of rows, the same for all
+probes but those of very large rows, and a power of two: so the order in which a store is read hangs neither on a little memory
+more or less, nor on what is read of a row, and probes of different tokens can share a pass.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from .streaming import StreamedTokens, stream_bytes
 from .token_source import CachedTokens
 
 FEWEST_BUFFER_ROWS = 1 << 8
-MOST_BUFFER_ROWS = 1 << 14  # eight of the largest batches; 600 MB of 24 tokens of 768 channels
+MOST_BUFFER_ROWS = 1 << 13  # four of the largest batches; 302 MB of 24 tokens of 768 channels in float16
+USUAL_ROW_BYTES = 1 << 16  # a row of no more gets the buffer of a row of so much
 EVALUATION_ROWS = 256  # rows a batch where nothing is trained
 
 
@@ -102,7 +104,7 @@ def place_tokens(
         where = "streamed"
         fixed_bytes = stream_bytes(tokens, max(batch_rows, EVALUATION_ROWS), 0)
         if buffer_rows is None:
-            buffer_rows = _buffer_rows((memory_bytes - fixed_bytes) // 8 // tokens.stored_row_bytes)
+            buffer_rows = _buffer_rows(memory_bytes - fixed_bytes, memory_bytes, tokens.stored_row_bytes)
         host_bytes = fixed_bytes + 2 * buffer_rows * tokens.stored_row_bytes
         taken_bytes = 0 if on_gpu else host_bytes
     training_bytes = max(budget_bytes - taken_bytes, 0)
@@ -119,10 +121,11 @@ def place_tokens(
     )
 
 
-def _buffer_rows(wished: int) -> int:
-    """The largest power of two that is no more, within limits.
+def _buffer_rows(left_bytes: int, memory_bytes: int, row_bytes: int) -> int:
+    """The largest power of two, within limits, that takes a quarter of the memory with usual rows, and of what is left with these.
 
-    >>> _buffer_rows(5000), _buffer_rows(10**9), _buffer_rows(-1)
-    (4096, 16384, 256)
+    >>> _buffer_rows(5 << 28, 6 << 28, 1500), _buffer_rows(5 << 28, 6 << 28, 36_864), _buffer_rows(5 << 28, 6 << 28, 302_592)
+    (4096, 4096, 1024)
     """
+    wished = min(memory_bytes // 4 // USUAL_ROW_BYTES, left_bytes // 4 // row_bytes)
     return min(max(1 << max(wished, 1).bit_length() - 1, FEWEST_BUFFER_ROWS), MOST_BUFFER_ROWS)

@@ -2,7 +2,8 @@
 
 Probes ride together where the tokens of all of them stay in memory, or all of them are streamed in the same order, and each is
 trained in the same banks, groups and chunks as it would be alone; then every one of them comes out as it would alone, to the last
-bit on the CPU. A store that is streamed is then read once for all of them.
+bit on the CPU. A store that is streamed is then read once for all of them. Where memory is so short that company needs more
+passes, and so reads more tokens than everybody would alone, they go alone.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Ride:
     tokens: CachedTokens
     sweeps: tuple[tuple[Candidate, ...], ...]
     placement: Placement
+
+    @property
+    def read_bytes(self) -> int:
+        """Of each image, what is gathered in an epoch of all passes that train the grids."""
+        return self.placement.plan.num_passes * self.tokens.stored_row_bytes
 
     def memory_of(self, candidate: Candidate) -> MemoryPlan | None:
         """How a candidate is trained; None for heads that are not planned."""
@@ -99,7 +105,7 @@ def _join(cache: TokenCache, ride: Ride, alone: Ride, memory_bytes: int, device:
         larger = _make_ride(cache, probes, ride.protocol, memory_bytes, device, buffer_rows=ride.placement.buffer_rows)
     except SettingError:  # beside so many tokens not one probe is trained at a time
         return None
-    if larger.placement.host_bytes > memory_bytes:
+    if larger.placement.host_bytes > memory_bytes or larger.read_bytes > ride.read_bytes + alone.read_bytes:
         return None
     unchanged = all(
         larger.describe(candidate) == before.describe(candidate)

@@ -28,9 +28,7 @@ from .token_source import ROWS_AT_ONCE, CachedTokens
 NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
 BATCHES_AHEAD = 2  # batches of which the system is told before they are gathered
 STRETCHES = 16  # in a buffer, at least: in a store sorted by class, neighbours in the buffer must not be of one class
-STRETCH_ROWS = (
-    128  # at most: 196 kB of an array of width 768 are read together, 128 stretches are in the largest buffer
-)
+STRETCH_ROWS = 64  # at most: 98 kB of an array of width 768; the largest buffer mixes 128 stretches
 INDEX_BYTES = 128  # a row: label, place, and orders while they are made
 
 

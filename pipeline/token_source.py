@@ -43,7 +43,6 @@ class CachedTokens:
         token_shape: (T, D) stacked, (F,) concatenated or side by side.
         stored_rows: [N] int64, where each image lies in the store, ascending.
         stored_row_bytes: of one image on the disk.
-        stored_bytes: of all of them.
     """
 
     def __init__(self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe]) -> None:
@@ -56,12 +55,16 @@ class CachedTokens:
         self.images = torch.from_numpy(np.asarray(cache.images))
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
-        self.stored_bytes = len(self.labels) * self.stored_row_bytes
         self.num_classes = len(class_names)
         self.blocks = None if isinstance(probes, NamedProbe) else self.rows.blocks
         flat = HEAD_KINDS[probes.head].flat if isinstance(probes, NamedProbe) else True
         self._reading = Reading(self.rows.blocks, flat=flat)
         self.token_shape = self._reading.token_shape
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all rows that are read."""
+        return len(self.labels) * self.stored_row_bytes
 
     @property
     def sample_ids(self) -> list[str]:

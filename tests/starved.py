@@ -99,6 +99,7 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
                 "peak_bytes": peak_bytes,
                 "planned_bytes": max(plan.planned_bytes for plan in plans),
                 "tokens": [plan.tokens for plan in plans],
+                "together_with": [row["together_with"] for row in rows],
                 "accuracies": [row["test"] and row["test"]["balanced_accuracy"] for row in rows],
             }
         )
