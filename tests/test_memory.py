@@ -17,6 +17,7 @@ from pipeline.memory import (
     UNKNOWN_BYTES,
     anonymous_memory_bytes,
     available_memory_bytes,
+    free_device_bytes,
     memory_for_probes,
     parse_size,
 )
@@ -95,6 +96,14 @@ def test_the_memory_asked_for_is_that_of_the_whole_program() -> None:
         RequestError, match=r"--memory: expected more than [\d,]+ MB, which the program .*, got 1MB\. Give"
     ):
         memory_for_probes("1MB")
+
+
+def test_of_a_gpu_what_torch_keeps_of_tensors_that_are_gone_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the tokens of the second ride would find less room than those of the first."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 * GB, 80 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 45 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * GB)
+    assert free_device_bytes(torch.device("cuda")) == int(HEADROOM * 70 * GB)
 
 
 @pytest.fixture(scope="module")
