@@ -73,7 +73,7 @@ class ResidentTokens:
         return out
 
     def _read(self, tokens: CachedTokens, places: list[_Place]) -> None:
-        """Everything, in the order of the store, through one buffer; pages of the map are given back behind."""
+        """Everything, in the order of the store, through one buffer; the map is read ahead, and given back behind."""
         rows_at_once = max(1, UPLOAD_BYTES // tokens.stored_row_bytes)
         buffers = {
             dtype: torch.empty(rows_at_once, values.shape[1], dtype=dtype) for dtype, values in self._values.items()
@@ -81,13 +81,15 @@ class ResidentTokens:
         if self.device.type == "cuda":
             buffers = {dtype: buffer.pin_memory() for dtype, buffer in buffers.items()}
         for rows in torch.split(torch.arange(len(self.labels)), rows_at_once):
+            first, last = int(rows[0]), int(rows[-1])
+            stored_first, stored_stop = int(tokens.stored_rows[first]), int(tokens.stored_rows[last]) + 1
+            tokens.will_need(stored_stop, stored_stop + rows_at_once)
             for (dtype, here, _), values in zip(places, tokens.gather(rows), strict=True):
                 buffers[dtype][: len(rows), here] = values
-            first = int(rows[0])
             for dtype, buffer in buffers.items():
                 # waits until the copy is over: the buffer is filled again at once
-                self._values[dtype][first : first + len(rows)].copy_(buffer[: len(rows)])
-            tokens.release(int(tokens.stored_rows[first]), int(tokens.stored_rows[rows[-1]]) + 1)
+                self._values[dtype][first : last + 1].copy_(buffer[: len(rows)])
+            tokens.release(stored_first, stored_stop)
 
 
 class _Place(NamedTuple):

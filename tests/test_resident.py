@@ -147,12 +147,14 @@ def test_a_store_is_read_once_in_order_through_one_small_buffer(
         return gather(rows)
 
     monkeypatch.setattr(tokens, "gather", watched)
+    monkeypatch.setattr(tokens, "will_need", lambda start, stop: seen.append(("ahead", start, stop)))
     monkeypatch.setattr(tokens, "release", lambda start, stop: seen.append(("release", start, stop)))
     monkeypatch.setattr(pipeline.resident, "UPLOAD_BYTES", 100 * tokens.stored_row_bytes)
     ResidentTokens(tokens, CPU)
     read = [(first, last) for what, first, last in seen if what == "gather"]
     assert read == [(start, min(start + 100, 594) - 1) for start in range(0, 594, 100)]
-    assert [what for what, *_ in seen] == ["gather", "release"] * 6
+    assert [what for what, *_ in seen] == ["ahead", "gather", "release"] * 6
+    assert seen[0] == ("ahead", 101, 201)  # beyond the first hundred, one of which could not be read
     assert seen[-1] == ("release", 505, 599)  # of the store, which has rows that could not be read
 
 
