@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import starved
 import torch
 from absent_gpu import absent_gpu
 from token_stores import make_spec, without_fsync  # noqa: F401
@@ -230,6 +232,14 @@ def test_on_a_gpu_tokens_lie_in_its_memory_where_they_fit_and_are_streamed_where
     streamed = place(10**10)
     assert streamed.tokens == "streamed"
     assert streamed.training_bytes == free_bytes  # buffers lie in the host's
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
+def test_memory_stays_under_the_budget_while_tokens_are_read_and_trained_on(tmp_path: Path) -> None:
+    """33 MB of tokens, which would be 66 in float32."""
+    answer = starved.train(tmp_path, ["linear"], 72_000_000, 8000)
+    assert answer["tokens"] == ["resident"]
+    assert 30_000_000 < answer["peak_bytes"] <= answer["planned_bytes"] <= 72_000_000
 
 
 def test_a_budget_that_float32_tokens_exceed_and_stored_ones_do_not_keeps_them_in_memory(tmp_path: Path) -> None:

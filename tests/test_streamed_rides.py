@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,23 +140,11 @@ def test_where_company_would_read_the_store_more_often_probes_go_alone(stores: t
     assert [len(ride.probes) for ride in rides_of(stores, [LINEAR, GRID], TIGHT)] == [1, 1]
 
 
-def starve(folder: Path, probes: Sequence[str], budget_bytes: int) -> dict[str, Any]:
-    """Train in a process that cannot have more memory."""
-    train, test = starved.write_stores(folder, 10 * budget_bytes // starved.ROW_BYTES)
-    command = [sys.executable, starved.__file__, train, test, folder / "runs", str(budget_bytes), *probes]
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
 def test_memory_of_a_ride_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path) -> None:
     budget_bytes = 150_000_000
-    answer = starve(tmp_path, ["linear", "simpool"], budget_bytes)
+    answer = starved.train(tmp_path, ["linear", "simpool"], budget_bytes, 10 * budget_bytes // starved.ROW_BYTES)
     assert answer["tokens"] == ["streamed"] * 2
     assert answer["together_with"] == [["simpool"], ["linear"]]
     assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes
