@@ -278,9 +278,11 @@ def _training_note(event: ProbeProgress) -> str:
 def _memory(event: MemoryPlanned) -> str:
     banks = "one bank" if event.num_banks == 1 else f"{event.num_banks} banks, one after the other,"
     groups = f" in groups of {event.group_size}, {event.chunk_size} images at a time" if event.group_size else ""
+    memory = "the GPU's memory" if event.on_gpu else "memory"
+    where = "streamed from the store" if event.tokens == "streamed" else f"in {memory}"
     return (
         f"probe {event.probe}: {banks} of {event.probes_at_once} probes{groups}; {size(event.tokens_bytes)} of tokens "
-        f"{event.tokens}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}"
+        f"{where}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}{' there' if event.on_gpu else ''}"
     )
 
 

@@ -181,7 +181,8 @@ class MemoryPlanned:
     budget_bytes: int  # of the memory probes are trained in: the host's, or a GPU's own
     planned_bytes: int  # at most: training, tokens and buffers as far as they lie in that memory
     tokens: str  # "resident" or "streamed"
-    tokens_bytes: int  # if all of them were resident
+    on_gpu: bool  # that memory is a GPU's, and resident tokens lie there
+    tokens_bytes: int  # of all of them, as they are stored
     num_banks: int  # the grid in so many parts, one after the other
     probes_at_once: int
     group_size: int  # attentive probes that go through together; 0 for linear ones

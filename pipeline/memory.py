@@ -1,6 +1,6 @@
 """How much memory probes may use: what was asked for, or what the system has to give.
 
-On a GPU probes are trained in its own memory, and the host's holds tokens alone.
+On a GPU probes are trained in its own memory, where their tokens lie too if they fit; the host's holds buffers alone.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def memory_for_probes(asked: str | None) -> int:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What training may take of a GPU's own memory."""
+    """What may be taken of a GPU's own memory: what nobody has, and what torch keeps of tensors that are gone."""
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int(HEADROOM * free_bytes)
+    kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(HEADROOM * (free_bytes + kept_bytes))
 
 
 def anonymous_memory_bytes(proc: Path = Path("/proc")) -> int:
