@@ -21,6 +21,7 @@ from .errors import (
     StoreLockedError,
     StoreMissingError,
 )
+from .forecast import ArrayForecast, StoreForecast, forecast_store
 from .garbage import Garbage, find_garbage, remove_garbage
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
@@ -46,6 +47,9 @@ __all__ = [
     "Worker",
     "Batch",
     "BatchNotes",
+    "forecast_store",
+    "StoreForecast",
+    "ArrayForecast",
     # reading
     "TokenCache",
     "TokenArray",
