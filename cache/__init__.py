@@ -4,7 +4,7 @@ Knows nothing of torch, images, models or terminals.
 """
 
 from .batch import Batch
-from .catalog import StoreInfo, list_stores, read_store_info
+from .catalog import StoreInfo, list_specs, list_stores, read_store_info
 from .errors import (
     BatchError,
     CacheError,
@@ -28,6 +28,7 @@ from .journal import BatchNotes
 from .order import chunk_shuffle, cut, exact_shuffle, sequential
 from .reader import TokenCache
 from .repair import Repair, repair_store
+from .room import check_writable, free_bytes, nearest_folder, needed_bytes
 from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .token_array import SampleIds, TokenArray, open_array
@@ -50,6 +51,10 @@ __all__ = [
     "forecast_store",
     "StoreForecast",
     "ArrayForecast",
+    "free_bytes",
+    "needed_bytes",
+    "nearest_folder",
+    "check_writable",
     # reading
     "TokenCache",
     "TokenArray",
@@ -61,6 +66,7 @@ __all__ = [
     "cut",
     # looking after stores
     "list_stores",
+    "list_specs",
     "read_store_info",
     "StoreInfo",
     "verify_store",

@@ -9,7 +9,6 @@ Reads the header and the journal of a store that exists; whether its chunks are 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .catalog import measure_files
 from .geometry import rows_per_block
 from .header import Header, read_header
 from .journal import Entry, Journal, read_journal
@@ -44,12 +44,14 @@ class ArrayForecast:
 
     Attributes:
         spec: its level, kind and row shape.
+        storage_dtype: float16, float32 or bfloat16.
         size_bytes: of its chunk files when it is complete.
         missing_bytes: of those that are not committed.
         missing_files: how many.
     """
 
     spec: ArraySpec
+    storage_dtype: str
     size_bytes: int
     missing_bytes: int
     missing_files: int
@@ -115,7 +117,7 @@ def forecast_store(
     """
     store = Path(path)
     request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {}, parity or {})
-    present_bytes, present_files = _measure(store)
+    present_bytes, present_files = measure_files(store)
     anew = overwrite or not store.exists()
     header = _blank(request) if anew else read_header(store)
     journal = Journal(entries={}) if anew else read_journal(store)
@@ -157,7 +159,7 @@ def forecast_store(
         present_bytes=present_bytes,
         present_files=present_files,
         frees_first=overwrite and store.exists(),
-        arrays=tuple(_of_array(token_array(header, a.name), missing) for a in request.arrays),
+        arrays=tuple(_of_array(a, token_array(header, a.name), spec, missing) for a in request.arrays),
     )
 
 
@@ -188,18 +190,14 @@ def _num_chunks(array: ChunkedArray, journal: Journal) -> int:
     return sum(len(entry.checksums.get(array.name, ())) for entry in journal.entries.values())
 
 
-def _of_array(array: ChunkedArray, missing: Mapping[int, Sequence[str]]) -> ArrayForecast:
-    level, kind = array.name.split("/")[1:]
+def _of_array(
+    asked: ArraySpec, array: ChunkedArray, spec: CacheSpec, missing: Mapping[int, Sequence[str]]
+) -> ArrayForecast:
     files = sum(len(array.grid.chunks_of(block)) for block, names in missing.items() if array.name in names)
     return ArrayForecast(
-        spec=ArraySpec(level=level, kind=kind, row_shape=array.row_shape),
+        spec=asked,
+        storage_dtype=spec.dtype_of(asked.kind),
         size_bytes=array.grid.num_chunks * array.file_bytes,
         missing_bytes=files * array.file_bytes,
         missing_files=files,
     )
-
-
-def _measure(store: Path) -> tuple[int, int]:
-    """Bytes and number of all files of a store; of one that is not there, none."""
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(store) for name in names]
-    return sum(os.lstat(file).st_size for file in files), len(files)

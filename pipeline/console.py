@@ -41,6 +41,9 @@ from .events import (
     TrainingStarted,
     WorkerLost,
 )
+from .sizes import size
+
+__all__ = ["Listener", "print_table", "print_lines", "print_json", "print_error", "size"]
 
 PLAIN_LINE_EVERY_S = 10.0
 WIDEST = 1000  # characters of a table that is not shown on a terminal
@@ -222,19 +225,6 @@ def print_error(where: str, parts: Mapping[str, str]) -> None:
     console.print(Text.assemble(("layerbank: ", "bold red"), where))
     for name, text in parts.items():
         console.print(Text(f"  {name:<9} {text}"))
-
-
-def size(num_bytes: float) -> str:
-    """A size for people.
-
-    >>> size(1_234_567)
-    '1.2 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
 
 
 def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
