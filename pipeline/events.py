@@ -115,6 +115,17 @@ class PrecisionFellBack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionFollowed:
+    """Another split of the data has a store in another half precision, so these splits are computed in it too."""
+
+    backbone: str
+    splits: tuple[str, ...]
+    asked: str
+    used: str
+    store: Path  # of the other split
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionFinished:
     """The store is complete."""
 
@@ -243,6 +254,7 @@ Event = (
     | TokensOutOfRange
     | ParityMeasured
     | PrecisionFellBack
+    | PrecisionFollowed
     | ExtractionFinished
     | ShareFinished
     | WorkerLost

@@ -23,12 +23,13 @@ from cache import read_store_info, storage_dtype_of
 from .backbones import Backbone, Tokens
 from .datasets import ImageSource
 from .errors import RequestError, WorkError
-from .events import Emit, ParityMeasured, PrecisionFellBack, ignore
+from .events import Emit, ParityMeasured, PrecisionFellBack, PrecisionFollowed, ignore
 from .extract import spec_of
 from .forward import SteadyForward
 from .images import Rows, decode_batches
 from .request import ModelRequest
 from .rounding import float_tokens, round_tokens
+from .siblings import other_splits
 
 NUM_IMAGES = 32  # compared; a fixed number, so that the report does not depend on the batch size
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this
@@ -66,7 +67,8 @@ def settle(
     """Compare the first images of each split with a float32 run, and choose bfloat16 where float16 overflows.
 
     Splits whose float16 store exists stay in float16: what overflows there later is counted and told. If any other split overflows,
-    all of them move, so that what is trained on and what is tested on come from one model.
+    all of them move, so that what is trained on and what is tested on come from one model. A split that is not asked for and has a
+    store already counts too: its bfloat16 is followed, its float16 refuses one that overflows.
 
     Args:
         request: the model as it was asked for.
@@ -81,7 +83,7 @@ def settle(
 
     Raises:
         WorkError: below the threshold.
-        RequestError: a threshold that is none.
+        RequestError: a threshold that is none, or one split overflows and another one has a float16 store.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise RequestError(
@@ -92,25 +94,12 @@ def settle(
         )
     reference = _Reference(request, backbone)
     if backbone.precision == "float16":
-        for source in sources:
-            store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
-            if store.exists() and not overwrite:
-                continue
-            if (found := _overflow(backbone, reference, source, emit)) is not None:
-                level, num_nonfinite = found
-                request = replace(request, precision="bfloat16")
-                emit(
-                    PrecisionFellBack(
-                        backbone=backbone.model_id,
-                        split=source.split,
-                        level=level,
-                        num_nonfinite=num_nonfinite,
-                        asked="float16",
-                        used="bfloat16",
-                    )
-                )
-                backbone = request.open(str(backbone.device))
-                break
+        siblings = other_splits(
+            spec_of(backbone, sources[0], storage_dtype), [source.split for source in sources], cache_root
+        )
+        if _needs_bfloat16(backbone, reference, sources, storage_dtype, cache_root, siblings, overwrite, emit):
+            request = replace(request, precision="bfloat16")
+            backbone = request.open(str(backbone.device))
     parity: dict[str, Mapping[str, Parity]] = {}
     for source in sources:
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
@@ -125,6 +114,62 @@ def settle(
             )
         parity[source.split] = measured
     return Settled(request=request, backbone=backbone, parity=parity)
+
+
+def _needs_bfloat16(
+    backbone: Backbone,
+    reference: _Reference,
+    sources: Sequence[ImageSource],
+    storage_dtype: str,
+    cache_root: Path,
+    siblings: Mapping[str, Path],
+    overwrite: bool,
+    emit: Emit,
+) -> bool:
+    """Whether a float16 model is to be replaced, and told why.
+
+    Raises:
+        RequestError: it overflows, and a split that is not asked for has a store in float16 only.
+    """
+    only = next(iter(siblings.values())) if len(siblings) == 1 else None  # with several, every choice has company
+    if only is not None and "bfloat16" in siblings:
+        emit(
+            PrecisionFollowed(
+                backbone=backbone.model_id,
+                splits=tuple(source.split for source in sources),
+                asked="float16",
+                used="bfloat16",
+                store=only,
+            )
+        )
+        return True
+    for source in sources:
+        store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
+        if store.exists() and not overwrite:
+            continue
+        if (found := _overflow(backbone, reference, source, emit)) is None:
+            continue
+        level, num_nonfinite = found
+        if only is not None and "float16" in siblings:
+            raise RequestError(
+                where=f"{backbone.model_id} on {source.name}/{source.split}",
+                expected=f"a model that holds in float16, as the one of {only}",
+                got=f"{num_nonfinite:,} values of the first images that are not finite at {level}",
+                todo="Extract its splits again together, with --split for each, which moves all of them to bfloat16; or give "
+                "--precision bfloat16 here and where they are probed; nothing was written.",
+            )
+        emit(
+            PrecisionFellBack(
+                backbone=backbone.model_id,
+                split=source.split,
+                level=level,
+                num_nonfinite=num_nonfinite,
+                asked="float16",
+                used="bfloat16",
+            )
+        )
+        return True
+    return False
 
 
 def compare_tokens(stored: Tensor, reference: Tensor) -> Parity:
