@@ -42,6 +42,7 @@ from .events import (
     TrainingStarted,
     WorkerLost,
 )
+from .meter import limit_of
 from .sizes import size
 
 __all__ = ["Listener", "print_table", "print_lines", "print_json", "print_error", "size"]
@@ -236,7 +237,8 @@ def print_error(where: str, parts: Mapping[str, str]) -> None:
 def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
     total = max(event.elapsed_s, 1e-9)
     parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
-    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+    shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+    return f"{shares}; {limit_of(event)}"
 
 
 def _extraction_note(event: ExtractionProgress) -> str:

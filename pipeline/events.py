@@ -64,6 +64,7 @@ class ExtractionProgress:
     decode_s: float  # waiting for decoded images
     compute_s: float  # in the model, the cast and the copy to the host
     write_s: float  # waiting for the writer
+    num_workers: int = 0  # that decode; of each process where there are several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,7 @@ class ExtractionFinished:
     decode_s: float
     compute_s: float
     write_s: float
+    num_workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

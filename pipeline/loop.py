@@ -121,6 +121,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                         decode_s=clock.spent["decode"],
                         compute_s=clock.spent["compute"],
                         write_s=clock.spent["write"],
+                        num_workers=num_workers,
                     )
                 )
         for flow in flows:
@@ -128,7 +129,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                 flow.sink.finish()
         for flow in flows:
             flow.tell_out_of_range()
-            emit(_finished(flow, source, clock))
+            emit(_finished(flow, source, clock, num_workers))
 
 
 def cut_pieces(batches: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -255,7 +256,7 @@ def _started(lane: Lane, source: ImageSource) -> ExtractionStarted:
     )
 
 
-def _finished(flow: _Flow, source: ImageSource, clock: Clock) -> ExtractionFinished:
+def _finished(flow: _Flow, source: ImageSource, clock: Clock, num_workers: int) -> ExtractionFinished:
     return ExtractionFinished(
         store=flow.lane.store,
         num_rows=len(source),
@@ -265,4 +266,5 @@ def _finished(flow: _Flow, source: ImageSource, clock: Clock) -> ExtractionFinis
         decode_s=clock.spent["decode"],
         compute_s=clock.spent["compute"],
         write_s=clock.spent["write"],
+        num_workers=num_workers,
     )
