@@ -81,7 +81,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
     """
     lanes = [lane for lane in lanes if lane.pending]
     clock = Clock("decode", "compute", "write")
-    geometries, geometry_of = _distinct([view_geometry(lane.backbone, source) for lane in lanes])
+    geometries, geometry_of = distinct_geometries([view_geometry(lane.backbone, source) for lane in lanes])
     pieces = cut_pieces([[(batch.start, batch.stop) for batch in lane.pending] for lane in lanes])
     wanted = [
         Rows(start, stop, tuple(sorted({geometry_of[number] for number in numbers}))) for start, stop, numbers in pieces
@@ -224,7 +224,7 @@ def _behind(clock: Clock, sink: WriterThread) -> Iterator[None]:
     clock.move(min(clock.spent["write"] - before, sink.device_wait_s - waited), "write", "compute")
 
 
-def _distinct(geometries: Sequence[Geometry]) -> tuple[list[Geometry], list[int]]:
+def distinct_geometries(geometries: Sequence[Geometry]) -> tuple[list[Geometry], list[int]]:
     """Geometries without repetition, and the number of each one in there: models that crop alike share their images."""
     pickled = [pickle.dumps(geometry) for geometry in geometries]
     known = list(dict.fromkeys(pickled))

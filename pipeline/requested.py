@@ -96,8 +96,20 @@ class RequestedExtraction:
         return {"model": self.request.to_dict(), "data": self.options["data"]} | views
 
 
-def prepare(request: dict[str, Any], emit: Emit, worker: Worker | None) -> list[tuple[ImageSource, list[Extraction]]]:
-    """Open the data and the models of `layerbank extract`: what to do, a split at a time."""
+def prepare(
+    request: dict[str, Any], emit: Emit, worker: Worker | None, *, only_plan: bool = False
+) -> list[tuple[ImageSource, list[Extraction]]]:
+    """Open the data and the models of `layerbank extract`: what to do, a split at a time.
+
+    Args:
+        request: the options.
+        emit: told what is found.
+        worker: which of several workers of the stores this process is.
+        only_plan: go on where the disk is too small.
+
+    Raises:
+        RequestError: options that make no sense, or a disk that is too small or cannot be written.
+    """
     levels, overwrite = request["levels"], request["overwrite"]
     splits = dict.fromkeys(request["splits"])
     sources = [open_source(request["data"], split) for split in splits]  # before the slow model
@@ -110,7 +122,9 @@ def prepare(request: dict[str, Any], emit: Emit, worker: Worker | None) -> list[
         chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
         wanted.append([(level, kind) for level in chosen for kind in split_names(request["kinds"])])
         works.append(work if settled is None else replace(work, parity=settled[number][1]))
-    if settled is None:
+    if only_plan:
+        works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
+    elif settled is None:
         works = settle_within_room(works, sources, wanted, overwrite=overwrite, worker=worker)
     return _extractions(works, sources, wanted, overwrite=overwrite, worker=worker)
 
