@@ -32,7 +32,7 @@ from .room import check_writable, free_bytes, nearest_folder, needed_bytes
 from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .token_array import SampleIds, TokenArray, open_array
-from .trial import BlockTime, time_block
+from .trial import TRIAL_PREFIX, BlockTime, time_block
 from .verify import Damage, verify_store
 from .worker import Worker
 from .writer import CacheWriter
@@ -58,6 +58,7 @@ __all__ = [
     "check_writable",
     "time_block",
     "BlockTime",
+    "TRIAL_PREFIX",
     # reading
     "TokenCache",
     "TokenArray",
