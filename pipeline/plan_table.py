@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .plan import Forecast, Plan
+from .plan import Plan
+from .plan_time import Forecast
 from .sizes import size
 
 STORE_COLUMNS = ("split", "model", "images", "missing", "to write", "files", "when complete", "store")

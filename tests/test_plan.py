@@ -21,7 +21,7 @@ from cache import time_block
 from pipeline.backbones import open_backbone
 from pipeline.calibrate import measure_decoding, measure_forward
 from pipeline.datasets import BadImage, ImageSource, open_source
-from pipeline.plan import loop_s
+from pipeline.plan_time import loop_s
 
 ROOT = Path(__file__).parent.parent
 
