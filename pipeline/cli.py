@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from .cli_cache import cache
-from .cli_extract import extract
+from .cli_doctor import doctor
+from .cli_extract import extract, plan
 from .cli_models import datasets, models
 from .cli_predict import predict
 from .cli_probe import probe
@@ -69,7 +70,7 @@ def main() -> None:
     """
 
 
-for command in (extract, probe, predict, study, report, attention, cache, models, datasets, probes):
+for command in (extract, plan, probe, predict, study, report, attention, cache, models, datasets, probes, doctor):
     main.add_command(command)
 
 

@@ -1,101 +1,90 @@
-"""The command of stage one."""
+"""The commands of stage one: do it, or say what it would take."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import cli_options as shared
 
+if TYPE_CHECKING:
+    from cache import Worker
+
+
+_options = shared.combine(
+    shared.several_models,
+    shared.extraction_options,
+    click.option(
+        "--split",
+        "splits",
+        multiple=True,
+        default=("train", "test"),
+        show_default=True,
+        help="May be given several times.",
+    ),
+    click.option("--views-split", default="train", show_default=True, help="The split whose images get --views."),
+    click.option(
+        "--levels",
+        default="every",
+        show_default=True,
+        help="every, a layer set (last, mid, quarterly, all), or block.3,final.",
+    ),
+    click.option(
+        "--kinds",
+        default="cls,ap",
+        show_default=True,
+        help="cls, ap, grid{g}, patch, register, with commas between.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete."),
+    click.option(
+        "--processes",
+        type=click.IntRange(1),
+        help="Processes that run the model and share the rows, one a GPU; not those that decode, see --workers. "
+        "[default: one a GPU with --device auto, else 1]",
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        help="Compute only share I of N, such as 0/4, beside other runs or before them; torchrun needs no --shard. "
+        "[default: all]",
+    ),
+)
+
 
 @click.command()
-@shared.several_models
-@shared.extraction_options
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    default=("train", "test"),
-    show_default=True,
-    help="May be given several times.",
-)
-@click.option("--views-split", default="train", show_default=True, help="The split whose images get --views.")
-@click.option(
-    "--levels",
-    default="every",
-    show_default=True,
-    help="every, a layer set (last, mid, quarterly, all), or block.3,final.",
-)
-@click.option(
-    "--kinds",
-    default="cls,ap",
-    show_default=True,
-    help="cls, ap, grid{g}, patch, register, with commas between.",
-)
-@click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete.")
-@click.option(
-    "--processes",
-    type=click.IntRange(1),
-    help="Processes that run the model and share the rows, one a GPU; not those that decode, see --workers. "
-    "[default: one a GPU with --device auto, else 1]",
-)
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Compute only share I of N, such as 0/4, beside other runs or before them; torchrun needs no --shard. [default: all]",
-)
+@_options
+@click.option("--dry-run", is_flag=True, help="Only say what it would take, as `layerbank plan` does.")
 @shared.as_json
-def extract(
-    models: tuple[str, ...],
-    several_weights: tuple[str, ...],
-    splits: tuple[str, ...],
-    views_split: str,
-    levels: str,
-    kinds: str,
-    overwrite: bool,
-    processes: int | None,
-    shard: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
 
     Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
-    Several models share the decoding; each has a store of its own.
+    Several models share the decoding; each has a store of its own. What does not fit the disk is refused first.
 
     \b
     layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
     """
+    if dry_run:
+        _plan(options, as_json)
+        return
     from .console import Listener, print_json
     from .cpu_precision import advise_on_precision
     from .extract import begin, extract_together
-    from .request import choose_device, pair_models_with_weights
+    from .request import choose_device
     from .requested import extract_share, prepare, what_was_settled
-    from .shards import choose_processes, device_of_worker, parse_shard, worker_of_launcher
     from .workers import run_processes
 
-    worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
-    num_processes = choose_processes(processes, options["device"], worker)
-    if worker is not None and shard is None:
-        options["device"] = device_of_worker(options["device"], int(os.environ["LOCAL_RANK"]))
-    request = options | {
-        "pairs": pair_models_with_weights(models, several_weights),
-        "splits": splits,
-        "views_split": views_split,
-        "levels": levels,
-        "kinds": kinds,
-        "overwrite": overwrite,
-    }
+    request, worker, num_processes = _request_of(options)
     with Listener(quiet=as_json) as listener:
-        if options["precision"] == "auto" and choose_device(options["device"]) == "cpu":
+        if request["precision"] == "auto" and choose_device(request["device"]) == "cpu":
             advise_on_precision(listener.show)
         if num_processes > 1:
             # what is wrong with the request is told once, and the first images are looked at once
             prepared = prepare(request, listener.show, None)
-            if overwrite:
+            if request["overwrite"]:
                 for source, extractions in prepared:
                     begin(extractions, source, emit=listener.show)
             share = request | {"overwrite": False, "settled": what_was_settled(prepared)}
@@ -106,3 +95,65 @@ def extract(
                 extract_together(extractions, source, emit=listener.show)
     if as_json:
         print_json({"stores": [str(one.store) for _, extractions in prepared for one in extractions]})
+
+
+@click.command()
+@_options
+@shared.as_json
+def plan(as_json: bool, **options: Any) -> None:
+    """What `layerbank extract` with the same options would take: images, bytes, files, minutes, memory.
+
+    Opens data and models, looks at the first images, tries a few batches and one block on the disk of the cache, and leaves
+    nothing. What the stores hold already is not counted. The exit code is 2 where the disk is too small.
+
+    \b
+    layerbank plan --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
+    """
+    _plan(options, as_json)
+
+
+def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], Worker | None, int]:
+    """The options as `requested.prepare` takes them, which of several workers this is, and how many processes to start."""
+    from .request import pair_models_with_weights
+    from .shards import choose_processes, device_of_worker, parse_shard, worker_of_launcher
+
+    models, weights, shard, processes = (
+        options.pop(name) for name in ("models", "several_weights", "shard", "processes")
+    )
+    worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
+    num_processes = choose_processes(processes, options["device"], worker)
+    if worker is not None and shard is None:
+        options["device"] = device_of_worker(options["device"], int(os.environ["LOCAL_RANK"]))
+    return options | {"pairs": pair_models_with_weights(models, weights)}, worker, num_processes
+
+
+def _plan(options: dict[str, Any], as_json: bool) -> None:
+    import time
+
+    from .console import Listener, print_json, print_lines, print_table
+    from .plan import forecasts_of, plan_extraction
+    from .plan_table import STORE_COLUMNS, store_lines, summary, token_columns, token_lines
+    from .requested import prepare
+    from .room import check_room
+
+    request, worker, num_processes = _request_of(options)
+    root = request["cache_root"]
+    began = time.perf_counter()
+    with Listener(quiet=as_json) as listener:
+        prepared = prepare(request, listener.show, worker, only_plan=True)
+        forecasts = forecasts_of(prepared)
+        planned = plan_extraction(
+            prepared,
+            forecasts,
+            root,
+            num_processes=num_processes,
+            start_s=time.perf_counter() - began,
+            emit=listener.show,
+        )
+    if as_json:
+        print_json(planned.to_dict())
+    else:
+        print_table(STORE_COLUMNS, store_lines(planned))
+        print_table(token_columns(planned), token_lines(planned), title="bytes of tokens when complete, all splits")
+        print_lines(summary(planned))
+    check_room(root, forecasts)

@@ -123,7 +123,7 @@ def probe(
     from .protocols import open_protocol
     from .report import COLUMNS, results_table, results_title, summarize
     from .request import choose_device
-    from .requested import open_extraction, split_names, with_views
+    from .requested import open_extraction, settle_within_room, split_names, with_views
 
     each_seed = parse_numbers(seeds, where="--seed", at_least=0)
     head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads is not None else ()
@@ -152,11 +152,12 @@ def probe(
         named = leave_out_unfit(named, work.backbone.row_shape)
         check_heads(named, work.backbone.row_shape)
         arrays = list(dict.fromkeys(array for one in named for array in one.arrays))
-        work = work.settled([train_source, test_source], arrays)
-        train, test = (
-            work.extract(source, arrays) if may_extract else work.store(source)
-            for source in (train_source, test_source)
-        )
+        sources = [train_source, test_source]
+        if may_extract:
+            (work,) = settle_within_room([work], sources, [arrays])
+        else:
+            work = work.settled(sources, arrays)
+        train, test = (work.extract(source, arrays) if may_extract else work.store(source) for source in sources)
         if train_views is not None and train_views < options["views"]:
             train = train._replace(num_views=train_views)
         if may_verify:

@@ -31,6 +31,7 @@ from .events import (
     ParityMeasured,
     PrecisionAdvice,
     PrecisionFellBack,
+    PrecisionFollowed,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
@@ -41,6 +42,10 @@ from .events import (
     TrainingStarted,
     WorkerLost,
 )
+from .meter import limit_of
+from .sizes import size
+
+__all__ = ["Listener", "print_table", "print_lines", "print_json", "print_error", "size"]
 
 PLAIN_LINE_EVERY_S = 10.0
 WIDEST = 1000  # characters of a table that is not shown on a terminal
@@ -126,6 +131,11 @@ class Listener:
                 self._say(
                     f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
                     f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
+                )
+            case PrecisionFollowed():
+                self._say(
+                    f"extract: warning: {event.backbone} runs in {event.used}, not {event.asked}, on {', '.join(event.splits)}: "
+                    f"another split has its store in {event.used}, {event.store}. For {event.asked} extract them together"
                 )
             case TokensOutOfRange():
                 self._tell_out_of_range(event)
@@ -224,23 +234,11 @@ def print_error(where: str, parts: Mapping[str, str]) -> None:
         console.print(Text(f"  {name:<9} {text}"))
 
 
-def size(num_bytes: float) -> str:
-    """A size for people.
-
-    >>> size(1_234_567)
-    '1.2 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
 def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
     total = max(event.elapsed_s, 1e-9)
     parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
-    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+    shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+    return f"{shares}; {limit_of(event)}"
 
 
 def _extraction_note(event: ExtractionProgress) -> str:

@@ -64,6 +64,7 @@ class ExtractionProgress:
     decode_s: float  # waiting for decoded images
     compute_s: float  # in the model, the cast and the copy to the host
     write_s: float  # waiting for the writer
+    num_workers: int = 0  # that decode; of each process where there are several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,17 @@ class PrecisionFellBack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionFollowed:
+    """Another split of the data has a store in another half precision, so these splits are computed in it too."""
+
+    backbone: str
+    splits: tuple[str, ...]
+    asked: str
+    used: str
+    store: Path  # of the other split
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionFinished:
     """The store is complete."""
 
@@ -126,6 +138,7 @@ class ExtractionFinished:
     decode_s: float
     compute_s: float
     write_s: float
+    num_workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +257,7 @@ Event = (
     | TokensOutOfRange
     | ParityMeasured
     | PrecisionFellBack
+    | PrecisionFollowed
     | ExtractionFinished
     | ShareFinished
     | WorkerLost

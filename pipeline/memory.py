@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from .errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 HEADROOM = 0.8  # of what is free: other programs want some too
 UNKNOWN_BYTES = 4 << 30  # where a system reports nothing
@@ -65,6 +67,8 @@ def memory_for_probes(asked: str | None) -> int:
 
 def free_device_bytes(device: torch.device) -> int:
     """What may be taken of a GPU's own memory: what nobody has, and what torch keeps of tensors that are gone."""
+    import torch
+
     free_bytes, _ = torch.cuda.mem_get_info(device)
     kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(HEADROOM * (free_bytes + kept_bytes))
@@ -73,6 +77,11 @@ def free_device_bytes(device: torch.device) -> int:
 def anonymous_memory_bytes(proc: Path = Path("/proc")) -> int:
     """Memory of this process that is no file's; 0 where the system does not say."""
     return _kilobytes(proc / "self" / "status", "RssAnon:") or 0
+
+
+def peak_memory_bytes(proc: Path = Path("/proc")) -> int:
+    """The most that this process ever had in memory, pages of mapped files included; 0 where the system does not say."""
+    return _kilobytes(proc / "self" / "status", "VmHWM:") or 0
 
 
 def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -27,6 +27,7 @@ from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
 from .rides import plan_rides
 from .row_folder import keep_probe
+from .siblings import model_differences
 from .sweep_journal import SweepJournal
 from .token_source import require_arrays
 from .training import Trained, solve_probe, train_ride
@@ -80,6 +81,20 @@ def check_train_views(train_views: int | None, num_views: int) -> None:
         )
 
 
+def check_one_model(train: Store, test: Store) -> None:
+    """Raise RequestError unless both splits were computed by one model in one precision."""
+    if different := model_differences(train.spec, test.spec):
+        of_train, of_test = (
+            ", ".join(f"{name} = {getattr(store.spec, name)}" for name in different) for store in (train, test)
+        )
+        raise RequestError(
+            where=str(test.path),
+            expected=f"tokens of the model that {train.path} was made with: {of_train}",
+            got=of_test,
+            todo="Extract both splits in one command, so that what is trained on and what is tested on come from one model.",
+        )
+
+
 def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
     """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
 
@@ -124,10 +139,11 @@ def probe(
         emit: told what happens.
 
     Raises:
-        RequestError: a store lacks a level or kind.
+        RequestError: a store lacks a level or kind, or the two are of different models.
         CacheError: a store is incomplete, damaged, or holds something else.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
     """
+    check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     device = torch.device(device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 from cache import Worker
@@ -14,12 +15,13 @@ from cache import Worker
 from .backbones import Backbone
 from .datasets import ImageSource, open_source
 from .events import Emit
-from .extract import ExtractConfig, Extraction, extract_together, spec_of
+from .extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
 from .images import start_worker_server
 from .layers import choose_levels
 from .parity import settle
 from .probe import Store
 from .request import ModelRequest, choose_device, choose_precision, choose_storage_dtype, choose_tap, choose_workers
+from .room import check_room
 from .shards import device_of_worker
 from .sources import ViewedSource, ViewRule
 
@@ -94,23 +96,88 @@ class RequestedExtraction:
         return {"model": self.request.to_dict(), "data": self.options["data"]} | views
 
 
-def prepare(request: dict[str, Any], emit: Emit, worker: Worker | None) -> list[tuple[ImageSource, list[Extraction]]]:
-    """Open the data and the models of `layerbank extract`: what to do, a split at a time."""
+def prepare(
+    request: dict[str, Any], emit: Emit, worker: Worker | None, *, only_plan: bool = False
+) -> list[tuple[ImageSource, list[Extraction]]]:
+    """Open the data and the models of `layerbank extract`: what to do, a split at a time.
+
+    Args:
+        request: the options.
+        emit: told what is found.
+        worker: which of several workers of the stores this process is.
+        only_plan: go on where the disk is too small.
+
+    Raises:
+        RequestError: options that make no sense, or a disk that is too small or cannot be written.
+    """
     levels, overwrite = request["levels"], request["overwrite"]
     splits = dict.fromkeys(request["splits"])
     sources = [open_source(request["data"], split) for split in splits]  # before the slow model
     sources = [with_views(one, request) if one.split == request["views_split"] else one for one in sources]
+    settled = request.get("settled")
     works, wanted = [], []
     for number, (model, weights) in enumerate(request["pairs"]):
         options = request | {"model": model, "weights": weights}
-        settled = request.get("settled")
         work = open_extraction(options if settled is None else options | {"precision": settled[number][0]}, emit)
         chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
         wanted.append([(level, kind) for level in chosen for kind in split_names(request["kinds"])])
-        if settled is None:
-            works.append(work.settled(sources, wanted[-1], overwrite=overwrite))
-        else:
-            works.append(replace(work, parity=settled[number][1]))
+        works.append(work if settled is None else replace(work, parity=settled[number][1]))
+    if only_plan:
+        works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
+    elif settled is None:
+        works = settle_within_room(works, sources, wanted, overwrite=overwrite, worker=worker)
+    return _extractions(works, sources, wanted, overwrite=overwrite, worker=worker)
+
+
+def settle_within_room(
+    works: Sequence[RequestedExtraction],
+    sources: Sequence[ImageSource],
+    wanted: Sequence[Sequence[tuple[str, str]]],
+    *,
+    overwrite: bool = False,
+    worker: Worker | None = None,
+) -> list[RequestedExtraction]:
+    """Refuse what the disk cannot take, and look at the first images of what it can.
+
+    A float16 model may become a bfloat16 one at that look, with another store, perhaps complete: it is judged only then.
+
+    Args:
+        works: one a model.
+        sources: the splits.
+        wanted: the (level, kind) pairs of each model.
+
+    Raises:
+        RequestError: the disk is too small, or cannot be written.
+    """
+    how: dict[str, Any] = {"overwrite": overwrite, "worker": worker}
+    certain = [work.backbone.precision != "float16" for work in works]
+    _check_room(list(compress(works, certain)), sources, list(compress(wanted, certain)), **how)
+    works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
+    if not all(certain):
+        _check_room(works, sources, wanted, **how)
+    return works
+
+
+def _check_room(
+    works: Sequence[RequestedExtraction],
+    sources: Sequence[ImageSource],
+    wanted: Sequence[Sequence[tuple[str, str]]],
+    **how: Any,
+) -> None:
+    if works:
+        prepared = _extractions(works, sources, wanted, **how)
+        forecasts = [forecast(one, source) for source, extractions in prepared for one in extractions]
+        check_room(works[0].options["cache_root"], forecasts)
+
+
+def _extractions(
+    works: Sequence[RequestedExtraction],
+    sources: Sequence[ImageSource],
+    wanted: Sequence[Sequence[tuple[str, str]]],
+    *,
+    overwrite: bool,
+    worker: Worker | None,
+) -> list[tuple[ImageSource, list[Extraction]]]:
     return [
         (
             source,

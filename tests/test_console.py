@@ -73,7 +73,8 @@ def test_a_log_gets_a_line_at_the_start_and_one_at_the_end(capsys: pytest.Captur
         f"-> {STORE}"
     )
     assert end == (
-        "extract: done, 900 images in 20.0 s (45.0 images/s; decoding 20%, computing 70%, writing 5%), 2.0 MB of tokens"
+        "extract: done, 900 images in 20.0 s (45.0 images/s; decoding 20%, computing 70%, writing 5%; limit: the device), "
+        "2.0 MB of tokens"
     )
 
 
@@ -87,7 +88,7 @@ def test_a_log_gets_rate_shares_and_time_left_now_and_then(
 ) -> None:
     monkeypatch.setattr(console, "PLAIN_LINE_EVERY_S", -1.0)
     line = shown(capsys, STARTED, PROGRESS)[1]
-    assert line.startswith("  450/900, 45.0 images/s; decoding 20%, computing 70%, writing 5%; ")
+    assert line.startswith("  450/900, 45.0 images/s; decoding 20%, computing 70%, writing 5%; limit: the device; ")
     assert line.endswith(" s left")
 
 
