@@ -27,6 +27,7 @@ from .journal import BatchNotes
 from .order import chunk_shuffle, cut, exact_shuffle, sequential
 from .reader import TokenCache
 from .repair import Repair, repair_store
+from .shared import offer_probe, see_probe
 from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .token_array import SampleIds, TokenArray, open_array
@@ -66,6 +67,8 @@ __all__ = [
     "find_garbage",
     "remove_garbage",
     "Garbage",
+    "offer_probe",
+    "see_probe",
     "export_hdf5",
     "import_hdf5",
     "read_hdf5_spec",

@@ -43,6 +43,14 @@ from . import cli_options as shared
     "[default: one a GPU with --device auto, else 1]",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where those processes run: on this machine, or on the Ray cluster of RAY_ADDRESS (else a Ray of this machine's own), one a "
+    "GPU, else one a node.",
+)
+@click.option(
     "--shard",
     metavar="I/N",
     help="Compute only share I of N, such as 0/4, beside other runs or before them; torchrun needs no --shard. [default: all]",
@@ -57,6 +65,7 @@ def extract(
     kinds: str,
     overwrite: bool,
     processes: int | None,
+    engine: str,
     shard: str | None,
     as_json: bool,
     **options: Any,
@@ -71,16 +80,13 @@ def extract(
     """
     from .console import Listener, print_json
     from .cpu_precision import advise_on_precision
-    from .extract import begin, extract_together
+    from .extract import extract_together
     from .request import choose_device, pair_models_with_weights
-    from .requested import extract_share, prepare, what_was_settled
-    from .shards import choose_processes, device_of_worker, parse_shard, worker_of_launcher
+    from .requested import extract_share, prepare, prepare_shares
+    from .shards import choose_processes, device_of_worker, parse_shard, refuse_shards, worker_of_launcher
     from .workers import run_processes
 
     worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
-    num_processes = choose_processes(processes, options["device"], worker)
-    if worker is not None and shard is None:
-        options["device"] = device_of_worker(options["device"], int(os.environ["LOCAL_RANK"]))
     request = options | {
         "pairs": pair_models_with_weights(models, several_weights),
         "splits": splits,
@@ -90,19 +96,28 @@ def extract(
         "overwrite": overwrite,
     }
     with Listener(quiet=as_json) as listener:
-        if options["precision"] == "auto" and choose_device(options["device"]) == "cpu":
-            advise_on_precision(listener.show)
-        if num_processes > 1:
-            # what is wrong with the request is told once, and the first images are looked at once
-            prepared = prepare(request, listener.show, None)
-            if overwrite:
-                for source, extractions in prepared:
-                    begin(extractions, source, emit=listener.show)
-            share = request | {"overwrite": False, "settled": what_was_settled(prepared)}
-            run_processes(partial(extract_share, share), num_processes, listener.show)
+        if engine == "ray":
+            from .ray_engine import RayEngine, run_on_ray
+
+            refuse_shards(worker)
+            with RayEngine(options["cache_root"], processes, options["device"], listener.show) as cluster:
+                request["device"] = cluster.placement.device
+                # there, because the device that settles the precision is there
+                share, stores = cluster.do_one(partial(prepare_shares, request), listener.show)
+                run_on_ray(partial(extract_share, share), cluster, listener.show)
         else:
-            prepared = prepare(request, listener.show, worker)
-            for source, extractions in prepared:
-                extract_together(extractions, source, emit=listener.show)
+            num_processes = choose_processes(processes, options["device"], worker)
+            if worker is not None and shard is None:
+                request["device"] = device_of_worker(options["device"], int(os.environ["LOCAL_RANK"]))
+            if options["precision"] == "auto" and choose_device(request["device"]) == "cpu":
+                advise_on_precision(listener.show)
+            if num_processes > 1:
+                share, stores = prepare_shares(request, listener.show)
+                run_processes(partial(extract_share, share), num_processes, listener.show)
+            else:
+                prepared = prepare(request, listener.show, worker)
+                stores = [one.store for _, extractions in prepared for one in extractions]
+                for source, extractions in prepared:
+                    extract_together(extractions, source, emit=listener.show)
     if as_json:
-        print_json({"stores": [str(one.store) for _, extractions in prepared for one in extractions]})
+        print_json({"stores": [str(store) for store in stores]})

@@ -21,6 +21,8 @@ from rich.text import Text
 from .events import (
     BatchHalved,
     CacheReused,
+    ClusterBusy,
+    ClusterJoined,
     CompileFailed,
     Event,
     ExtractionFinished,
@@ -115,6 +117,16 @@ class Listener:
                 self._say(
                     f"extract: warning: worker {event.worker} was lost ({event.reason}); "
                     f"{event.num_left} left to take over its rows"
+                )
+            case ClusterJoined():
+                gpus = f"{event.num_gpus} GPU and " * bool(event.num_gpus)
+                self._say(
+                    f"ray: {event.num_workers} workers with {gpus}{event.num_cpus} cores each, on {event.num_nodes} nodes"
+                )
+            case ClusterBusy():
+                self._say(
+                    f"ray: warning: none of {event.num_workers} workers has begun after {event.waited_s:.0f} s: the cluster has no "
+                    "room now; waiting"
                 )
             case CacheReused():
                 self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")

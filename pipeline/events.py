@@ -147,6 +147,24 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterJoined:
+    """The workers will run on a Ray cluster."""
+
+    num_nodes: int
+    num_workers: int  # at a time
+    num_gpus: int  # of each worker
+    num_cpus: int  # of each worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterBusy:
+    """The cluster has not begun with any worker yet: it has no room now."""
+
+    waited_s: float
+    num_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheReused:
     """Everything asked for was in the store already."""
 
@@ -246,6 +264,8 @@ Event = (
     | ExtractionFinished
     | ShareFinished
     | WorkerLost
+    | ClusterJoined
+    | ClusterBusy
     | CacheReused
     | ProbeStarted
     | TrainingStarted

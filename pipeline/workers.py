@@ -94,19 +94,18 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
         _share_cores(worker.count)
         work(worker, emit)
     except Exception as error:  # told by the parent, which judges it
-        emit_error(pipe, error)
+        pipe.send(portable_error(error))
 
 
-def emit_error(pipe: Connection, error: Exception) -> None:
-    """Hand an error to the parent; one of another room crosses as ours, with the same four parts."""
+def portable_error(error: Exception) -> Exception:
+    """An error as it can be handed to another process; one of another room crosses as ours, with the same four parts."""
     if isinstance(error, PipelineError) or not all(
         hasattr(error, part) for part in ("where", "expected", "got", "todo")
     ):
-        pipe.send(error)
-        return
+        return error
     told: Any = error
     kind = WorkError if isinstance(error, (OSError, RuntimeError)) else RequestError
-    pipe.send(kind(where=told.where, expected=told.expected, got=told.got, todo=told.todo))
+    return kind(where=told.where, expected=told.expected, got=told.got, todo=told.todo)
 
 
 def _share_cores(count: int) -> None:
