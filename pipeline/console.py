@@ -37,6 +37,7 @@ from .events import (
     ShareFinished,
     StudyFailed,
     StudyUnit,
+    StudyUnitFinished,
     TokensOutOfRange,
     TrainingStarted,
     WorkerLost,
@@ -146,6 +147,12 @@ class Listener:
                 self._say(_finished(event))
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
+            case StudyUnitFinished():
+                failures = f", {event.num_failures} failed" if event.num_failures else ""
+                self._say(
+                    f"study: {event.num_done} of {event.num_units} done: {event.model} on {event.dataset}, "
+                    f"{event.num_rows} rows{failures}"
+                )
             case StudyFailed():
                 self._end()
                 which = f"{event.model} on {event.dataset}" + (f", {event.probe}" if event.probe else "")

@@ -216,8 +216,18 @@ class StudyUnit:
 
     model: str
     dataset: str
-    num_models: int  # of the study
-    num_datasets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyUnitFinished:
+    """A study has done what could be done of one model on one data set."""
+
+    model: str
+    dataset: str
+    num_rows: int  # those of earlier runs too
+    num_failures: int
+    num_done: int  # units so far
+    num_units: int  # of the study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +263,7 @@ Event = (
     | ProbeProgress
     | ProbeFinished
     | StudyUnit
+    | StudyUnitFinished
     | StudyFailed
 )
 Emit = Callable[[Event], None]
