@@ -1,7 +1,7 @@
 """Whether a folder is one and the same for processes on several machines, locks included, before they share a store in it.
 
-The decision taken here: one process holds a lock file of a new name for as long as the others may ask. Whoever sees neither the file
-nor its lock would compute everything by himself, or what another one has taken.
+The decision taken here: one process holds a lock file of a new name for as long as the others may ask. Whoever does not see the
+file would compute everything by himself; whoever does not see its lock, what another one has taken.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ from . import cli_options as shared
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Where those processes run: on this machine, or on the Ray cluster of RAY_ADDRESS (else a Ray of this machine's own), one a "
-    "GPU, else one a node.",
+    help="Where those processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a Ray of this "
+    "machine alone), one a GPU, else one a node.",
 )
 @click.option(
     "--shard",
@@ -100,7 +100,7 @@ def extract(
             from .ray_engine import RayEngine, run_on_ray
 
             refuse_shards(worker)
-            with RayEngine(options["cache_root"], processes, options["device"], listener.show) as cluster:
+            with RayEngine([options["cache_root"]], processes, options["device"], listener.show) as cluster:
                 request["device"] = cluster.placement.device
                 # there, because the device that settles the precision is there
                 share, stores = cluster.do_one(partial(prepare_shares, request), listener.show)

@@ -39,6 +39,8 @@ from .events import (
     ShareFinished,
     StudyFailed,
     StudyUnit,
+    StudyUnitAgain,
+    StudyUnitFinished,
     TokensOutOfRange,
     TrainingStarted,
     WorkerLost,
@@ -116,7 +118,7 @@ class Listener:
             case WorkerLost():
                 self._say(
                     f"extract: warning: worker {event.worker} was lost ({event.reason}); "
-                    f"{event.num_left} left to take over its rows"
+                    f"{event.num_left} left to take over its rows{', and another begins' * event.is_replaced}"
                 )
             case ClusterJoined():
                 gpus = f"{event.num_gpus} GPU and " * bool(event.num_gpus)
@@ -158,6 +160,16 @@ class Listener:
                 self._say(_finished(event))
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
+            case StudyUnitFinished():
+                failures = f", {event.num_failures} failed" if event.num_failures else ""
+                self._say(
+                    f"study: {event.num_done} of {event.num_units} done: {event.model} on {event.dataset}, "
+                    f"{event.num_rows} rows{failures}"
+                )
+            case StudyUnitAgain():
+                self._say(
+                    f"study: warning: the worker of {event.model} on {event.dataset} was lost ({event.reason}); another goes on"
+                )
             case StudyFailed():
                 self._end()
                 which = f"{event.model} on {event.dataset}" + (f", {event.probe}" if event.probe else "")

@@ -144,6 +144,7 @@ class WorkerLost:
     worker: str  # index/count
     reason: str
     num_left: int
+    is_replaced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +235,27 @@ class StudyUnit:
 
     model: str
     dataset: str
-    num_models: int  # of the study
-    num_datasets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyUnitFinished:
+    """A study has done what could be done of one model on one data set."""
+
+    model: str
+    dataset: str
+    num_rows: int  # those of earlier runs too
+    num_failures: int
+    num_done: int  # units so far
+    num_units: int  # of the study
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyUnitAgain:
+    """The worker of a unit was lost; another goes on with it."""
+
+    model: str
+    dataset: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +293,8 @@ Event = (
     | ProbeProgress
     | ProbeFinished
     | StudyUnit
+    | StudyUnitFinished
+    | StudyUnitAgain
     | StudyFailed
 )
 Emit = Callable[[Event], None]

@@ -1,10 +1,10 @@
 """Run pieces of work on a Ray cluster: the engine of `--engine ray`.
 
-The decisions taken here: an actor has a GPU to itself, or a share of the cores where there is none, and does one piece of work at a
-time. Ray places actors and says when one has died; what its piece had begun is in the stores, so the piece is begun again in another
-actor and goes on there, up to three times. Rows are given to nobody from here: workers of one store share them through the store, as those
-of `workers` do. So every node must see the cache folder, with its locks, and the working folder, under the same names; the
-first is tried out by every actor before it begins.
+The decisions taken here: an actor has a GPU to itself, or a share of the cores where there is none, and does one piece of work at
+a time. Ray places actors and says when one has died; what its piece had begun is in the stores, so another actor begins the piece
+again and goes on there, up to three times. Rows are given to nobody from here: workers of one store share them through the store,
+as those of `workers` do. So every node must see the cache folder, with its locks, and the working folder, under the same names;
+the first is tried out by every actor before it begins.
 
 The only module that knows Ray; knows nothing of models, images or stores.
 """
@@ -30,7 +30,7 @@ from cache import StoreLockedError, Worker, offer_probe, see_probe
 from .errors import RequestError, WorkError
 from .events import ClusterBusy, ClusterJoined, Emit, Event, WorkerLost
 from .relay import Relay
-from .workers import Work, portable_error
+from .workers import Work, as_ours
 
 Task = Callable[[Emit], Any]
 """A piece of work: called with where to tell events; it and what it returns must pickle."""
@@ -50,12 +50,14 @@ class Placement:
         count: actors at a time.
         device: for the work: `auto` has become `cuda` or `cpu`.
         num_gpus, num_cpus: of each actor.
+        num_on_a_node: the most actors that one machine may come to have.
     """
 
     count: int
     device: str
     num_gpus: int
     num_cpus: int
+    num_on_a_node: int
 
 
 def place(nodes: Sequence[Mapping[str, float]], count: int | None, device: str) -> Placement:
@@ -70,9 +72,9 @@ def place(nodes: Sequence[Mapping[str, float]], count: int | None, device: str) 
         RequestError: no room for so many, or a device that a cluster does not hand out.
 
     >>> place([{"CPU": 16, "GPU": 4}, {"CPU": 8, "GPU": 2}], None, "auto")
-    Placement(count=6, device='cuda', num_gpus=1, num_cpus=4)
+    Placement(count=6, device='cuda', num_gpus=1, num_cpus=4, num_on_a_node=4)
     >>> place([{"CPU": 8}, {"CPU": 4}], 3, "auto")
-    Placement(count=3, device='cpu', num_gpus=0, num_cpus=4)
+    Placement(count=3, device='cpu', num_gpus=0, num_cpus=4, num_on_a_node=2)
     """
     if device not in ("auto", "cpu", "cuda"):
         raise RequestError(
@@ -86,13 +88,17 @@ def place(nodes: Sequence[Mapping[str, float]], count: int | None, device: str) 
     if device == "cuda" or (device == "auto" and gpus):
         num_gpus = sum(number for _, number in gpus)
         _check_room(count, num_gpus, "GPUs")
+        count = count or num_gpus
+        most = min(count, max(number for _, number in gpus))
         each = min(num_cpus // number for num_cpus, number in gpus)
-        return Placement(count=count or num_gpus, device="cuda", num_gpus=1, num_cpus=each)
+        return Placement(count=count, device="cuda", num_gpus=1, num_cpus=each, num_on_a_node=most)
     _check_room(count, sum(cores), "cores")
     if count is None:
-        return Placement(count=len(cores), device="cpu", num_gpus=0, num_cpus=min(cores))
-    each = max(size for size in range(1, max(cores) + 1) if sum(have // size for have in cores) >= count)
-    return Placement(count=count, device="cpu", num_gpus=0, num_cpus=each)
+        count, each = len(cores), min(cores)
+    else:
+        each = max(size for size in range(1, max(cores) + 1) if sum(have // size for have in cores) >= count)
+    most = min(count, max(cores) // each)
+    return Placement(count=count, device="cpu", num_gpus=0, num_cpus=each, num_on_a_node=most)
 
 
 def _check_room(count: int | None, room: int, what: str) -> None:
@@ -105,25 +111,48 @@ def _check_room(count: int | None, room: int, what: str) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """An actor has died.
+
+    Attributes:
+        index: of its task.
+        reason: Ray's.
+        num_left: how many others are at work.
+        again: whether the task is begun again.
+    """
+
+    index: int
+    reason: str
+    num_left: int
+    again: bool
+
+    def of_worker(self, count: int) -> WorkerLost:
+        """As one of several workers of the same stores."""
+        return WorkerLost(
+            worker=f"{self.index}/{count}", reason=self.reason, num_left=self.num_left, is_replaced=self.again
+        )
+
+
 class RayEngine:
     """A cluster that does pieces of work; a context manager.
 
-    `RAY_ADDRESS` names the cluster (`auto` for the one this machine is part of). Without it a Ray of our own starts on this machine and
-    ends with the work. A program that has called `ray.init` keeps its own.
+    `RAY_ADDRESS` names the cluster (`auto` for the one this machine is part of). Without it a Ray of our own starts on this machine
+    and ends with the work. A program that has called `ray.init` keeps its own.
 
     Args:
-        folder: what all actors must see as one folder, locks included.
+        folders: what all actors must see as the same folders, locks included.
         count: actors at a time; None is one a GPU, else one a node.
         device: auto, cpu or cuda.
         emit: told which cluster it is.
 
     Raises:
         RequestError: Ray is not installed, there is no such cluster, or it has no room.
-        NotWritableError: the folder cannot be written.
+        NotWritableError: a folder cannot be written.
     """
 
-    def __init__(self, folder: Path, count: int | None, device: str, emit: Emit) -> None:
-        self._folder, self._count, self._device, self._emit = folder, count, device, emit
+    def __init__(self, folders: Sequence[Path], count: int | None, device: str, emit: Emit) -> None:
+        self._folders, self._count, self._device, self._emit = folders, count, device, emit
         self._actors: list[Any] = []
         self._idle: list[Any] = []
 
@@ -133,7 +162,7 @@ class RayEngine:
             self._ray = stack.enter_context(_connected())
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
             self.placement = place(nodes, self._count, self._device)
-            self._probe = stack.enter_context(offer_probe(self._folder))
+            self._probes = [stack.enter_context(offer_probe(folder)) for folder in self._folders]
             stack.callback(self._end_actors)
             self._closing = stack.pop_all()
         self._emit(
@@ -155,26 +184,26 @@ class RayEngine:
         self,
         tasks: Sequence[Task],
         tell: Callable[[int, Event], None],
-        lost: Callable[[int, str, int], None],
+        lost: Callable[[Lost], None],
         *,
         share: bool = False,
-    ) -> list[Any]:
+    ) -> Iterator[tuple[int, Any]]:
         """Do every task, as many at a time as there is room for.
 
         Args:
             tasks: the pieces of work.
             tell: told the events, with a number for each time that a task was begun.
-            lost: told of an actor that has died: the number of its task, the reason, how many others are left at work.
+            lost: told of an actor that has died.
             share: the tasks share one work, so that it is done when one of them is and nobody else has begun.
 
-        Returns:
-            What each task returned; a `WorkError` for one whose actors died three times, or that nobody needed to do any more None.
+        Yields:
+            The number of a task and what it returned, as they end; a `WorkError` for one whose actors died, three of them.
+            Tasks that share one work and were not needed any more are left out.
 
         Raises:
             PipelineError: of the first task that failed; the other actors are ended.
         """
         ray = self._ray
-        results: list[Any] = [None] * len(tasks)
         waiting = [(index, 0) for index in reversed(range(len(tasks)))]
         running: dict[Any, _Running] = {}
         num_begun, done = 0, False
@@ -185,7 +214,7 @@ class RayEngine:
                     index, life = waiting.pop()
                     actor = self._idle.pop() if self._idle else self._make_actor()
                     told = actor.run.options(num_returns="streaming", max_task_retries=0).remote(
-                        tasks[index], life, str(self._probe), os.getcwd()
+                        tasks[index], life, self._probes, os.getcwd()
                     )
                     running[told] = _Running(index, life, num_begun, actor)
                     num_begun += 1
@@ -203,18 +232,19 @@ class RayEngine:
                         raise _judged(error) from error
                     except ray.exceptions.RayError as error:
                         del running[told]
-                        lives = one.life + 1
-                        if lives < MAX_LIVES and not (share and done):
+                        lives, reason = one.life + 1, _how_it_ended(error)
+                        again = lives < MAX_LIVES and not (share and done)
+                        lost(Lost(index=one.index, reason=reason, num_left=len(running), again=again))
+                        if again:
                             waiting.append((one.index, lives))
                         else:
-                            results[one.index] = _gave_up(lives, _how_it_ended(error))
-                        lost(one.index, _how_it_ended(error), len(running))
+                            yield one.index, _gave_up(lives, reason)
                         continue
                     one.has_begun = True
                     if isinstance(message, _Returned):
-                        results[one.index] = message.value
                         self._idle.append(running.pop(told).actor)
                         done = True
+                        yield one.index, message.value
                     elif isinstance(message, BaseException):
                         raise message
                     else:
@@ -226,7 +256,6 @@ class RayEngine:
         finally:
             for one in running.values():
                 ray.kill(one.actor)
-        return results
 
     def _make_actor(self) -> Any:
         actor_class = self._ray.remote(
@@ -246,10 +275,7 @@ class RayEngine:
             As `do`; WorkError: its actors died, three of them.
         """
 
-        def lost(index: int, reason: str, num_left: int) -> None:
-            emit(WorkerLost(worker="0/1", reason=reason, num_left=num_left))
-
-        (result,) = self.do([task], lambda number, event: emit(event), lost)
+        ((_, result),) = self.do([task], lambda number, event: emit(event), lambda lost: emit(lost.of_worker(1)))
         if isinstance(result, WorkError):
             raise result
         return result
@@ -286,10 +312,10 @@ def run_on_ray(work: Work, engine: RayEngine, emit: Emit) -> None:
     count = engine.placement.count
     relay = Relay(emit)
 
-    def lost(index: int, reason: str, num_left: int) -> None:
-        emit(WorkerLost(worker=f"{index}/{count}", reason=reason, num_left=num_left))
-
-    results = engine.do([partial(work, Worker(index, count)) for index in range(count)], relay.tell, lost, share=True)
+    tasks = [partial(work, Worker(index, count)) for index in range(count)]
+    results = [
+        result for _, result in engine.do(tasks, relay.tell, lambda lost: emit(lost.of_worker(count)), share=True)
+    ]
     if all(isinstance(result, WorkError) for result in results):
         raise results[0]
     relay.finish()
@@ -304,16 +330,16 @@ class _Actor:
             asked = os.environ.get("OMP_NUM_THREADS", "")
             os.environ["OMP_NUM_THREADS"] = str(min(num_cpus, int(asked)) if asked.isdigit() else num_cpus)
 
-    def run(self, task: Task, life: int, probe: str, folder: str) -> Iterator[object]:
+    def run(self, task: Task, life: int, probes: Sequence[Path], folder: str) -> Iterator[object]:
         """Yield the events of a task as they come, at last `_Returned` or the error."""
         told: queue.SimpleQueue[object] = queue.SimpleQueue()
 
         def work() -> None:
             try:
-                take_place(Path(probe), folder)
+                take_place(probes, folder)
                 told.put(_Returned(do_patiently(task, life, told.put)))
             except Exception as error:  # judged by the driver
-                told.put(portable_error(error))
+                told.put(as_ours(error))
 
         threading.Thread(target=work, daemon=True).start()
         while True:
@@ -323,21 +349,22 @@ class _Actor:
                 return
 
 
-def take_place(probe: Path, folder: str) -> None:
+def take_place(probes: Sequence[Path], folder: str) -> None:
     """Be where the command was given, and see what it sees.
 
     Raises:
         RequestError: this node has another file system.
     """
     node = socket.gethostname()
-    problem = see_probe(probe)
-    if problem is not None:
-        raise RequestError(
-            where=f"--cache {probe.parent}, on node {node}",
-            expected="one folder for all nodes of the cluster, on a file system that passes on locks",
-            got=problem,
-            todo="Choose a folder that all nodes share with --cache DIR.",
-        )
+    for probe in probes:
+        problem = see_probe(probe)
+        if problem is not None:
+            raise RequestError(
+                where=f"{probe.parent}, on node {node}",
+                expected="one folder for all nodes of the cluster, on a file system that passes on locks",
+                got=problem,
+                todo="Choose folders that all nodes share with --cache DIR and, for a study, --runs DIR.",
+            )
     try:
         os.chdir(folder)
     except OSError as error:

@@ -61,14 +61,14 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
                     del running[pipe]
                     process.join()
                     if process.exitcode != 0:
-                        lost.append(_how_it_ended(process.exitcode))
+                        lost.append(how_it_ended(process.exitcode))
                         emit(WorkerLost(worker=f"{index}/{count}", reason=lost[-1], num_left=len(running)))
                     continue
                 if isinstance(told, BaseException):
                     raise told
                 relay.tell(index, told)
     finally:
-        _end([process for _, process in running.values()])
+        end_processes([process for _, process in running.values()])
     if len(lost) == count:
         raise WorkError(
             where=f"--processes {count}",
@@ -82,7 +82,7 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
 def _run(work: Work, worker: Worker, pipe: Connection) -> None:
     """The whole life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent ends its workers
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
 
     def emit(event: Event) -> None:
         try:
@@ -91,14 +91,14 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
             sys.exit(1)
 
     try:
-        _share_cores(worker.count)
+        share_cores(worker.count)
         work(worker, emit)
     except Exception as error:  # told by the parent, which judges it
-        pipe.send(portable_error(error))
+        pipe.send(as_ours(error))
 
 
-def portable_error(error: Exception) -> Exception:
-    """An error as it can be handed to another process; one of another room crosses as ours, with the same four parts."""
+def as_ours(error: Exception) -> Exception:
+    """An error that crosses to another process: one of another room as ours, with the same four parts."""
     if isinstance(error, PipelineError) or not all(
         hasattr(error, part) for part in ("where", "expected", "got", "todo")
     ):
@@ -108,24 +108,24 @@ def portable_error(error: Exception) -> Exception:
     return kind(where=told.where, expected=told.expected, got=told.got, todo=told.todo)
 
 
-def _share_cores(count: int) -> None:
+def share_cores(count: int) -> None:
     """Processes that each use every core wait for each other."""
     import torch
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count)))
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def leave(number: int, frame: FrameType | None) -> None:
     sys.exit(1)
 
 
-def _how_it_ended(exit_code: int) -> str:
+def how_it_ended(exit_code: int) -> str:
     if exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
     return f"ended with exit code {exit_code}"
 
 
-def _end(processes: list[Any]) -> None:
+def end_processes(processes: list[Any]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
-from photos import write_photos
+from photos import TINY_MODEL, write_photos
 from token_stores import tree
 
 from cache import SpecError, StoreLockedError, Worker, offer_probe, see_probe
@@ -34,7 +34,7 @@ from pipeline.events import (
     WorkerLost,
     ignore,
 )
-from pipeline.ray_engine import RayEngine, do_patiently, place, run_on_ray, take_place
+from pipeline.ray_engine import Lost, RayEngine, do_patiently, place, run_on_ray, take_place
 from pipeline.requested import extract_share, prepare_shares
 
 
@@ -129,12 +129,12 @@ def test_one_of_two_workers_is_killed_and_the_others_leave_the_bytes_of_one_proc
     root = tmp_path / "caches"
     store = root / finished.relative_to(finished.parents[2])
     events: list[Event] = []
-    with RayEngine(root, 2, "auto", events.append) as engine:
+    with RayEngine([root], 2, "auto", events.append) as engine:
         share, stores = engine.do_one(partial(prepare_shares, options(many, root)), ignore)
         assert stores == [store]
         run_on_ray(partial(extract_or_die, share, tmp_path / "dead"), engine, events.append)
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
-    assert lost == WorkerLost(worker="1/2", reason="its worker process has died", num_left=1)
+    assert lost == WorkerLost(worker="1/2", reason="its worker process has died", num_left=1, is_replaced=True)
     assert tree(store) == tree(finished)
     assert not is_locked(store)
 
@@ -150,14 +150,11 @@ def die_or_say(folder: Path, name: str, emit: Emit) -> str:
 
 
 def test_a_task_whose_actor_died_is_begun_again_and_given_up_after_the_third(cluster: Any, tmp_path: Path) -> None:
-    lost: list[int] = []
+    lost: list[Lost] = []
     told: list[Event] = []
-    with RayEngine(tmp_path, 2, "cpu", ignore) as engine:
-        results = engine.do(
-            [partial(die_or_say, tmp_path, name) for name in ("once", "mortal")],
-            lambda number, event: told.append(event),
-            lambda index, reason, num_left: lost.append(index),
-        )
+    with RayEngine([tmp_path], 2, "cpu", ignore) as engine:
+        tasks = [partial(die_or_say, tmp_path, name) for name in ("once", "mortal")]
+        results = dict(engine.do(tasks, lambda number, event: told.append(event), lost.append))
     assert results[0] == "once"
     assert str(results[1]) == (
         "--engine ray: expected a worker that lives until its work is done, got 3 lost one after the other, the last because its "
@@ -165,7 +162,7 @@ def test_a_task_whose_actor_died_is_begun_again_and_given_up_after_the_third(clu
         "(--processes)."
     )
     assert isinstance(results[1], WorkError)
-    assert sorted(lost) == [0, 1, 1, 1]
+    assert sorted((one.index, one.again) for one in lost) == [(0, True), (1, False), (1, True), (1, True)]
     assert len(told) == 5
 
 
@@ -179,10 +176,10 @@ def refuse(emit: Emit) -> None:
 
 def test_an_error_of_a_task_keeps_its_four_parts_and_ends_the_others(cluster: Any, tmp_path: Path) -> None:
     with (
-        RayEngine(tmp_path, 2, "cpu", ignore) as engine,
+        RayEngine([tmp_path], 2, "cpu", ignore) as engine,
         pytest.raises(RequestError, match=r"here: expected this, got that. Do it."),
     ):
-        engine.do([wait_long, refuse], lambda *told: None, lambda *lost: None)
+        list(engine.do([wait_long, refuse], lambda number, event: None, lambda lost: None))
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, many: Path, tmp_path: Path) -> None:
@@ -208,7 +205,7 @@ def test_a_cluster_without_room_now_is_told_and_waited_for(
             cluster.kill(holder)
 
     (tmp_path / "x").touch()
-    with RayEngine(tmp_path, 1, "cpu", note) as engine:
+    with RayEngine([tmp_path], 1, "cpu", note) as engine:
         assert engine.do_one(partial(die_or_say, tmp_path, "x"), ignore) == "x"
     assert isinstance(events[0], ClusterJoined)
     assert [event.num_workers for event in events if isinstance(event, ClusterBusy)] == [1]
@@ -254,8 +251,8 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
         elsewhere.touch()
         assert see_probe(elsewhere) == "the same folder, without the locks that others hold in it"
     assert not probe.exists()
-    with pytest.raises(RequestError, match=r"--cache .*, on node .*: expected one folder for all nodes of the cluster"):
-        take_place(elsewhere, str(tmp_path))
+    with pytest.raises(RequestError, match=r"elsewhere, on node .*: expected one folder for all nodes of the cluster"):
+        take_place([elsewhere], str(tmp_path))
 
 
 def test_a_working_folder_that_a_node_lacks_is_told(tmp_path: Path) -> None:
@@ -265,7 +262,7 @@ def test_a_working_folder_that_a_node_lacks_is_told(tmp_path: Path) -> None:
             RequestError, match=r"expected the folder in which the command was given, on every node, got No such"
         ),
     ):
-        take_place(probe, str(tmp_path / "none"))
+        take_place([probe], str(tmp_path / "none"))
 
 
 def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,3 +279,28 @@ def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch
     tries.clear()
     with pytest.raises(StoreLockedError):
         do_patiently(locked_twice, 0, ignore)
+
+
+def test_a_study_spreads_its_units_over_a_cluster_and_leaves_the_rows_of_one_process(
+    cluster: Any, photos: Path, tmp_path: Path
+) -> None:
+    recipe, protocol = tmp_path / "recipe.toml", tmp_path / "fast.toml"
+    protocol.write_text("min_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n")
+    recipe.write_text(
+        f'models = ["{TINY_MODEL}", "timm/nobody"]\ndata = ["folder:{photos}"]\nprobes = ["linear-cls", "ridge-last"]\n'
+        f'protocol = "{protocol}"\nimage_size = 32\nweights = {{ "{TINY_MODEL}" = "random" }}\n'
+    )
+    answers = []
+    for how in ((), ("--engine", "ray", "--processes", "2")):
+        place = ("--cache", tmp_path / f"caches{how[:2]}", "--runs", tmp_path / f"runs{how[:2]}", "--workers", "0")
+        done = run("study", recipe, *place, *how, "--json")
+        assert done.exit_code == 1, done.stderr
+        answers.append(json.loads(done.stdout))
+    alone, spread = answers
+    assert spread["failures"] == alone["failures"]
+    assert [failure["model"] for failure in alone["failures"]] == ["timm/nobody"]
+    for row in (*alone["rows"], *spread["rows"]):
+        for cost in ("seconds", "memory", "together_with"):
+            del row[cost]
+    assert len(alone["rows"]) == 2
+    assert spread["rows"] == alone["rows"]
