@@ -123,7 +123,7 @@ class Listener:
             case ClusterJoined():
                 gpus = f"{event.num_gpus} GPU and " * bool(event.num_gpus)
                 self._say(
-                    f"ray: {event.num_workers} workers with {gpus}{event.num_cpus} cores each, on {event.num_nodes} nodes"
+                    f"ray: {event.num_nodes} machines; {event.num_workers} workers at a time, each {gpus}{event.num_cpus} cores"
                 )
             case ClusterBusy():
                 self._say(

@@ -38,6 +38,7 @@ Task = Callable[[Emit], Any]
 MAX_LIVES = 3  # a piece whose third actor dies is what kills them
 OBJECT_STORE_BYTES = 128 << 20  # of a Ray of our own: events go through it, images and tokens do not
 BUSY_AFTER_S = 20.0  # starting an actor takes a few seconds; after that the cluster has no room
+ANSWER_S = 10.0
 LEASE_S = 120.0  # a file server may hold the locks of a machine that has died so long
 LOOK_AGAIN_S = 5.0
 
@@ -404,6 +405,8 @@ def _connected() -> Iterator[Any]:
         yield ray
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        check_address(address)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that somebody extracts tokens
@@ -411,16 +414,42 @@ def _connected() -> Iterator[Any]:
     try:
         ray.init(**how)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RequestError(
-            where="--engine ray" if address is None else f"RAY_ADDRESS={address}",
-            expected="a Ray of this machine's own" if address is None else "the address of a cluster that runs",
-            got=" ".join(str(error).split())[:300],
-            todo="See `ray status`; without RAY_ADDRESS a Ray of this machine's own is started.",
-        ) from error
+        if address is not None:
+            raise _no_cluster(address, " ".join(str(error).split())[:300]) from error
+        raise
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Ask the head before Ray does, which takes minutes to say that nobody answers.
+
+    Args:
+        address: `host:port` of the head, or `auto`.
+
+    Raises:
+        RequestError: nobody answers there, or it is the address of Ray's client server.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise _no_cluster(address, "an address of another form")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str, got: str) -> RequestError:
+    return RequestError(
+        where=f"RAY_ADDRESS={address}",
+        expected="host:port of a Ray cluster's head, or auto on one of its machines",
+        got=got,
+        todo="Start one with `ray start --head`, or unset RAY_ADDRESS: then a Ray of this machine alone is started.",
+    )
 
 
 def _judged(error: Any) -> BaseException:

@@ -34,7 +34,7 @@ from pipeline.events import (
     WorkerLost,
     ignore,
 )
-from pipeline.ray_engine import Lost, RayEngine, do_patiently, place, run_on_ray, take_place
+from pipeline.ray_engine import Lost, RayEngine, check_address, do_patiently, place, run_on_ray, take_place
 from pipeline.requested import extract_share, prepare_shares
 
 
@@ -230,6 +230,14 @@ def test_a_shard_on_a_cluster_is_refused(arguments: tuple[str, ...], tmp_path: P
     refused = run(*arguments, "--engine", "ray", "--shard", "0/2", "--cache", tmp_path)
     assert refused.exit_code == 2
     assert "worker 0/2 of --shard or torchrun" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "got"), [("127.0.0.1:1", "refused"), ("ray://head:10001", "another form"), ("head", "another form")]
+)
+def test_an_address_where_no_cluster_is_is_refused_at_once(address: str, got: str) -> None:
+    with pytest.raises(RequestError, match=rf"RAY_ADDRESS={address}: expected host:port of .*{got}.*unset RAY_ADDRESS"):
+        check_address(address)
 
 
 def test_a_gpu_by_number_is_refused() -> None:
