@@ -98,6 +98,8 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
         work(worker, emit)
     except Exception as error:  # told by the parent, which judges it
         pipe.send(as_ours(error))
+    except SystemExit:  # somebody waits for the end of it, and Python takes seconds to take torch apart
+        os._exit(1)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,3 +16,13 @@ def living_in_group(group: int) -> list[int]:
             if int(pgid) == group and state != "Z":
                 living.append(int(file.parent.name))
     return living
+
+
+def has_ended(group: int, patience_s: float = 10.0) -> bool:
+    """Whether nobody of a group is left after a while: what keeps books for a process ends a moment after it."""
+    deadline = time.monotonic() + patience_s
+    while living_in_group(group):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MODEL, run
+from commands import MODEL, run, start, wait_until_at_work
+from groups import has_ended
 from photos import TINY_MODEL, write_photos
 from token_stores import tree
 
@@ -312,3 +313,35 @@ def test_a_study_spreads_its_units_over_a_cluster_and_leaves_the_rows_of_one_pro
             del row[cost]
     assert len(alone["rows"]) == 2
     assert spread["rows"] == alone["rows"]
+
+
+def test_ctrl_c_ends_the_workers_of_a_cluster_and_the_next_run_goes_on_to_the_same_bytes(
+    cluster: Any, arguments: tuple[str, ...], finished: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / finished.relative_to(finished.parents[2])
+    address = cluster.get_runtime_context().gcs_address
+    command = start(
+        *arguments,
+        "--engine",
+        "ray",
+        "--processes",
+        "2",
+        "--cache",
+        tmp_path,
+        in_a_group_of_its_own=True,
+        RAY_ADDRESS=address,
+    )
+    owner = wait_until_at_work(command, store, 0)
+    os.killpg(command.pid, signal.SIGINT)
+    said = command.communicate(timeout=60)[1]
+    assert command.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert has_ended(command.pid)
+    deadline = time.monotonic() + 10
+    while not owner.is_gone or is_locked(store):  # Ray kills the workers a moment later
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again = run(*arguments, "--cache", tmp_path)
+    assert again.exit_code == 0, again.stderr
+    assert tree(store) == tree(finished)
