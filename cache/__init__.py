@@ -21,7 +21,7 @@ from .errors import (
     StoreLockedError,
     StoreMissingError,
 )
-from .garbage import Garbage, find_garbage, remove_garbage
+from .garbage import Garbage, Unfinished, find_garbage, find_unfinished, remove_garbage
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
 from .order import chunk_shuffle, cut, exact_shuffle, sequential
@@ -65,8 +65,10 @@ __all__ = [
     "repair_store",
     "Repair",
     "find_garbage",
+    "find_unfinished",
     "remove_garbage",
     "Garbage",
+    "Unfinished",
     "offer_probe",
     "see_probe",
     "export_hdf5",
