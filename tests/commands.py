@@ -38,13 +38,14 @@ def start(*arguments: object, in_a_group_of_its_own: bool = False, **environment
     )
 
 
-def wait_until_at_work(command: subprocess.Popen[str], store: Path, index: int) -> LockOwner:
-    """Until a worker has taken blocks."""
-    owner = None
+def wait_until_at_work(command: subprocess.Popen[str], store: Path, num_workers: int = 2) -> LockOwner:
+    """Until one of the workers has taken blocks: on a busy machine the first may have done everything before the next begins."""
     deadline = time.monotonic() + 120
-    while owner is None or not owner.blocks:
+    while True:
+        for index in range(num_workers):
+            owner = read_owner(worker_file(store, index))
+            if owner is not None and owner.blocks:
+                return owner
         assert time.monotonic() < deadline
         assert command.poll() is None, command.communicate()
-        owner = read_owner(worker_file(store, index))
         time.sleep(0.005)
-    return owner

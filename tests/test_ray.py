@@ -331,7 +331,7 @@ def test_ctrl_c_ends_the_workers_of_a_cluster_and_the_next_run_goes_on_to_the_sa
         in_a_group_of_its_own=True,
         RAY_ADDRESS=address,
     )
-    owner = wait_until_at_work(command, store, 0)
+    owner = wait_until_at_work(command, store)
     os.killpg(command.pid, signal.SIGINT)
     said = command.communicate(timeout=60)[1]
     assert command.returncode == 130, said

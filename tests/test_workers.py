@@ -63,10 +63,11 @@ def test_one_of_two_processes_is_killed_and_the_other_leaves_the_bytes_of_one_al
 ) -> None:
     command = start(*arguments, "--processes", "2", "--cache", tmp_path)
     store = tmp_path / finished.relative_to(finished.parents[2])
-    os.kill(wait_until_at_work(command, store, 1).pid, signal.SIGKILL)
+    owner = wait_until_at_work(command, store)
+    os.kill(owner.pid, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 0, said
-    assert "warning: worker 1/2 was lost (killed by SIGKILL); 1 left to take over its rows" in said
+    assert f"warning: worker {owner.worker} was lost (killed by SIGKILL); 1 left to take over its rows" in said
     assert "600 of 600 images" in said
     assert tree(store) == tree(finished)
 
@@ -76,7 +77,7 @@ def test_ctrl_c_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
 ) -> None:
     store = tmp_path / finished.relative_to(finished.parents[2])
     command = start(*arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
-    wait_until_at_work(command, store, 1)
+    wait_until_at_work(command, store)
     began = time.monotonic()
     os.killpg(command.pid, signal.SIGINT)
     said = command.communicate(timeout=60)[1]
