@@ -15,7 +15,7 @@
     extraction  stage one from JPEG files to the finished store against the bare pass, and where one second of it goes
 
 Sections know nothing of each other: an error in one, told on its own line and by exit code 1, loses nothing of the others.
-Lines are written as they come. Sections are in gpu_training.py, gpu_step.py and gpu_extraction.py. None has met a GPU yet: what only
+Lines are written as they come. Sections are in gpu_training.py, gpu_step.py and gpu_extraction.py. None has met a GPU: what only
 one does (capture, the compiler, page-locked memory) may need a hand the first time.
 """
 
