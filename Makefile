@@ -75,6 +75,8 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/streaming.py --rows 4000 --repeats 3
 	$(BIN)/python tests/benchmarks/halving.py --probes linear-cls linear-last --num-seeds 2
 	$(BIN)/python tests/benchmarks/extraction.py
+	$(BIN)/python tests/benchmarks/together.py
+	$(BIN)/python tests/benchmarks/processes.py
 
 docs: $(READY)
 	$(BIN)/python tests/cli_reference.py
