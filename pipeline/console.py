@@ -42,6 +42,7 @@ from .events import (
     TrainingStarted,
     WorkerLost,
 )
+from .results import found
 
 PLAIN_LINE_EVERY_S = 10.0
 WIDEST = 1000  # characters of a table that is not shown on a terminal
@@ -297,4 +298,5 @@ def _finished(event: ProbeFinished) -> str:
     if row["test"] is None:
         return f"probe {event.probe}: every setting diverged{again}"
     validation, test = row["validation"], row["test"]["balanced_accuracy"]
-    return f"probe {event.probe}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced accuracy{again}"
+    beside = f" ({what})" if (what := found(row)) else ""
+    return f"probe {event.probe}{beside}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced accuracy{again}"

@@ -18,7 +18,7 @@ from probes import SOLVED_KINDS, TrainingProtocol
 from .errors import PipelineError
 from .layers import unknown_level
 from .models import open_meta_tower
-from .probe_names import NamedProbe
+from .probe_names import NamedProbe, SmallestLevels, TopSettings
 from .probe_sizes import RowShape, head_of, token_shape
 from .protocols import open_protocol
 from .recipe import Recipe
@@ -121,16 +121,30 @@ def _look_at(model: str, recipe: Recipe) -> tuple[int, int | None, tuple[str, ..
         return 0, None, (f"{error.where}: {error.got}",)
     named = probes_that_fit(recipe, depth, row_shape, lambda name, error: problems.append(f"{name} does not fit"))
     protocol = open_protocol(recipe.protocol, seed=0)
-    per_seed = sum(_num_settings(one, protocol, row_shape) + 1 for one in named)
+    per_seed = sum(_num_trainings(one, protocol, row_shape) for one in with_bases(named))
     arrays = dict.fromkeys(array for one in named for array in one.arrays)
     return per_seed * len(recipe.seeds), sum(BYTES * prod(row_shape(*array)) for array in arrays), tuple(problems)
 
 
-def _num_settings(named: NamedProbe, protocol: TrainingProtocol, row_shape: RowShape) -> int:
+def with_bases(named: Sequence[NamedProbe]) -> list[NamedProbe]:
+    """The probes that are trained for some: themselves, each once, and what they are made of."""
+    all_of_them = [one for probe in named for one in ((probe.derived.base, probe) if probe.derived else (probe,))]
+    return [one for number, one in enumerate(all_of_them) if one not in all_of_them[:number]]
+
+
+def _num_trainings(named: NamedProbe, protocol: TrainingProtocol, row_shape: RowShape) -> int:
+    """Of one seed: the grid, or what is trained instead, and the final training."""
     if named.head in SOLVED_KINDS:
         return 0  # nothing is trained
     changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-    return sum(len(changed.settings(head_of(one, token_shape(one, row_shape)[0]))) for one in named.family)
+    grid = sum(len(changed.settings(head_of(one, token_shape(one, row_shape)[0]))) for one in named.family)
+    match named.derived:
+        case SmallestLevels():
+            return len(named.levels) * (len(named.levels) + 1) // 2 + 1
+        case TopSettings(num_members=num_members):
+            return 2 * min(num_members, grid)
+        case _:
+            return grid + 1
 
 
 def _shapes(model: str, recipe: Recipe) -> tuple[RowShape, int]:

@@ -1,6 +1,7 @@
 """Finished banks of sweeps that are under way, so that a sweep that was killed goes on with the banks that are missing.
 
-One file a bank, `RUNS/<data set>/<store>/.sweeps/<digest>.npz`: the scores and curves it left. The digest is of everything that
+One file a bank, `RUNS/<data set>/<store>/.sweeps/<digest>.npz`: the scores and curves it left, or, of a search for levels, which
+held-out images a set of them got right. The digest is of everything that
 could change them: the train store, the protocol, how tokens and training lie in memory, versions of torch and of this package, the
 head, its blocks and the settings trained together. So a file is found by the sweep that would compute the same numbers, for
 whichever probe, and by no other. Files appear whole or not at all. They are removed when the rows they led to are written; what
@@ -20,10 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from probes import BankKey, BankScores, Candidate, LearningCurves
+from probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
 from .results import key_of
+
+UNREADABLE = (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError)
 
 
 class SweepJournal:
@@ -46,7 +50,7 @@ class SweepJournal:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 kept = {name: torch.from_numpy(arrays[name]) for name in ("accuracies", "steps", "losses", "lrs")}
-        except (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError):
+        except UNREADABLE:
             return None
         self._used.add(path)
         curves = LearningCurves(steps=kept["steps"], losses=kept["losses"], lrs=kept["lrs"])
@@ -63,9 +67,24 @@ class SweepJournal:
             losses=scores.curves.losses.numpy(),
             lrs=scores.curves.lrs.numpy(),
         )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content.getvalue())
+        self._keep(path, content.getvalue())
+
+    def find_hits(self, candidate: Candidate, setting: Setting) -> NDArray[np.bool_] | None:
+        """[N] which held-out images a probe of a search got right; None if it was not kept, or cannot be read."""
+        path = self._path(_of_search(candidate, setting))
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                hits: NDArray[np.bool_] = arrays["hits"]
+        except UNREADABLE:
+            return None
         self._used.add(path)
+        return hits
+
+    def keep_hits(self, candidate: Candidate, setting: Setting, hits: NDArray[np.bool_]) -> None:
+        """Write them and wait until they are on the disk."""
+        content = io.BytesIO()
+        np.savez(content, hits=hits)
+        self._keep(self._path(_of_search(candidate, setting)), content.getvalue())
 
     def clear(self) -> None:
         """Remove what this sweep found and kept: its rows are written."""
@@ -75,11 +94,20 @@ class SweepJournal:
         if self._folder.exists() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
+    def _keep(self, path: Path, content: bytes) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+        self._used.add(path)
+
     def _path(self, key: BankKey) -> Path:
         return (
             self._folder
             / f"{key_of({**self._setting, 'memory': self._describe(key.candidate), 'bank': asdict(key)})}.npz"
         )
+
+
+def _of_search(candidate: Candidate, setting: Setting) -> BankKey:
+    return BankKey(candidate=candidate, settings=(setting,), num_steps=0)  # no bank of a grid: those have steps
 
 
 def write_whole(path: Path, content: bytes) -> None:
