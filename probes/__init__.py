@@ -3,7 +3,7 @@
 from .attention import AttentionStatistics, LookingProbe, attention_mass, attention_statistics
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
-from .batches import BatchPlan, choose_batch_size
+from .batches import BatchPlan, choose_batch_size, plan_batches
 from .blocks import Block, Reading, columns_of
 from .budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
 from .checkpoint import load_probe, save_probe
@@ -52,6 +52,7 @@ from .sources import (
     stack_tokens,
 )
 from .split import centre_rows, split_rows
+from .step_cost import StepCost, measure_step
 from .sweep import run_sweep, run_sweeps
 from .twins import first_twins
 from .zoo import (
@@ -113,6 +114,7 @@ __all__ = [
     "LearningCurves",
     "compute_logits",
     "BatchPlan",
+    "plan_batches",
     "choose_batch_size",
     # the protocol
     "Head",
@@ -152,6 +154,8 @@ __all__ = [
     "MemoryPlan",
     "PLANNED_KINDS",
     "plan_memory",
+    "StepCost",
+    "measure_step",
     "SweepResult",
     "SettingScore",
     "Rung",

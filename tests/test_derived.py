@@ -15,15 +15,18 @@ from PIL import Image
 from test_probe import PROTOCOL, REQUEST, run, stores_of
 
 from cache import CacheError
+from pipeline import forecast_training
 from pipeline.datasets import open_source
 from pipeline.events import Event, ProbeFinished, ProbeProgress
+from pipeline.forecast_training import TrainingForecast
 from pipeline.predict import SavedProbe
 from pipeline.probe import Store, probe, row_folder
 from pipeline.probe_names import NamedProbe, resolve_probe
 from pipeline.report import results_table, summarize
 from pipeline.results import read_rows
 from pipeline.study.saved import SavedHead
-from probes import Setting, TrainingProtocol
+from pipeline.study_plan import with_bases
+from probes import Setting, StepCost, TrainingProtocol
 
 FEW = replace(PROTOCOL, lrs=(1e-2, 1e-3, 3e-4), weight_decays=(1e-4, 1e-1), min_steps=40)
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")
@@ -320,3 +323,27 @@ def test_a_linear_probe_is_shrunk_too(stores: tuple[Store, Store], tmp_path: Pat
     (row,), _ = run(stores, tmp_path, ("linear-quarterly-smallest",), quick)
     assert (row["head"], row["num_heads"]) == ("linear", None)
     assert row["num_parameters"] == 2 * (2 * 192 * len(row["levels"]) + 1)
+
+
+def test_the_probe_steps_of_a_forecast_are_those_of_the_study(
+    made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second a probe and step: then seconds are the probe steps that rows say they took."""
+    _, rows = made
+    cost = StepCost(step_s=0.0, probe_s=1.0, image_s=0.0)
+    monkeypatch.setattr(forecast_training, "measure_step", lambda *shape, **more: cost)
+    forecast = TrainingForecast([2], "cpu")
+
+    def row_shape(level: str, kind: str) -> tuple[int, ...]:
+        return (192,)
+
+    def seconds(probes: list[NamedProbe]) -> float:
+        return forecast.seconds(probes, row_shape, FEW, num_images=200, num_classes=2)
+
+    own = {
+        name: row["cost"]["probe_steps"]
+        - (rows[row["derived"]["base"]]["cost"]["probe_steps"] if row["derived"] else 0)
+        for name, row in rows.items()
+    }
+    assert {name: seconds([resolve_probe(name, 12)]) for name in rows} == own
+    assert seconds(with_bases([resolve_probe(name, 12) for name in NAMES])) == sum(own.values())

@@ -314,7 +314,9 @@ def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
     assert rows[0]["test"] is None
     assert rows[0]["chosen"] is None
     place = row_folder(tmp_path, rows[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".results.jsonl.lock", "results.jsonl", place.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [".results.jsonl.lock", "results.jsonl", place.name]
+    )
     assert [path.name for path in place.iterdir()] == [rows[0]["curves"]]
 
 
