@@ -28,7 +28,7 @@ from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
 from .rides import Ride, plan_rides, ride_alone
 from .row_folder import keep_probe
-from .sweep_journal import SweepJournal
+from .sweep_journal import SweepJournal, clear_finished
 from .token_source import require_arrays
 from .training import Trained, solve_probe, train_ride
 
@@ -167,10 +167,12 @@ def probe(
         known[row["key"]] = append_row(folder / "results.jsonl", row)
         emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
 
-    def journal_of(ride: Ride, describe: Callable[[Candidate], dict[str, Any]]) -> SweepJournal:
+    def journal_of(
+        ride: Ride, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
+    ) -> SweepJournal:
         decisive = {**_setting(train, test, ride.protocol), "device": device.type}
         del decisive["test"]  # nothing is chosen on it
-        return SweepJournal(folder / ".sweeps", decisive, describe)
+        return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
 
     each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
     for named, changed in each:
@@ -178,17 +180,16 @@ def probe(
             keep(solve_probe(named, changed, cache, open_test, emit))
     to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
     for ride in plan_rides(cache, to_train, memory_bytes, device):
-        journal = journal_of(ride, ride.describe)
+        journal = journal_of(ride, ride.describe, ride.probes)
         for trained in train_ride(ride, open_test, device, journal, emit):
             keep(trained)
-        journal.clear()
     for named, changed in each:
         if named.derived is not None:
             base = known[key(named.derived.base)]
             ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
-            journal = journal_of(ride, ride.describe_choice)
+            journal = journal_of(ride, ride.describe_choice, [named])
             keep(derive(named, base, ride, open_test, device, journal, emit))
-            journal.clear()
+    clear_finished(folder / ".sweeps", known.keys())
     return [known[key(named)] for named in named_probes]
 
 
