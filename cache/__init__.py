@@ -4,7 +4,7 @@ Knows nothing of torch, images, models or terminals.
 """
 
 from .batch import Batch
-from .catalog import StoreInfo, list_stores, read_store_info
+from .catalog import StoreInfo, list_specs, list_stores, read_store_info
 from .errors import (
     BatchError,
     CacheError,
@@ -21,15 +21,19 @@ from .errors import (
     StoreLockedError,
     StoreMissingError,
 )
-from .garbage import Garbage, find_garbage, remove_garbage
+from .forecast import ArrayForecast, StoreForecast, forecast_store
+from .garbage import Garbage, Unfinished, find_garbage, find_unfinished, remove_garbage
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
 from .order import chunk_shuffle, cut, exact_shuffle, sequential
 from .reader import TokenCache
 from .repair import Repair, repair_store
+from .room import check_writable, free_bytes, nearest_folder, needed_bytes
+from .shared import offer_probe, see_probe
 from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .token_array import SampleIds, TokenArray, open_array
+from .trial import TRIAL_PREFIX, BlockTime, time_block
 from .verify import Damage, verify_store
 from .worker import Worker
 from .writer import CacheWriter
@@ -46,6 +50,16 @@ __all__ = [
     "Worker",
     "Batch",
     "BatchNotes",
+    "forecast_store",
+    "StoreForecast",
+    "ArrayForecast",
+    "free_bytes",
+    "needed_bytes",
+    "nearest_folder",
+    "check_writable",
+    "time_block",
+    "BlockTime",
+    "TRIAL_PREFIX",
     # reading
     "TokenCache",
     "TokenArray",
@@ -57,6 +71,7 @@ __all__ = [
     "cut",
     # looking after stores
     "list_stores",
+    "list_specs",
     "read_store_info",
     "StoreInfo",
     "verify_store",
@@ -64,8 +79,12 @@ __all__ = [
     "repair_store",
     "Repair",
     "find_garbage",
+    "find_unfinished",
     "remove_garbage",
     "Garbage",
+    "Unfinished",
+    "offer_probe",
+    "see_probe",
     "export_hdf5",
     "import_hdf5",
     "read_hdf5_spec",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,27 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     if not path.is_dir():
         return path.stat().st_size if path.exists() else 0
-    return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
+    return measure_files(path)[0]
+
+
+def measure_files(folder: Path) -> tuple[int, int]:
+    """Bytes and number of all files in a folder; those that a writer renames meanwhile may be left out."""
+    size_bytes = num_files = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size_bytes += os.lstat(os.path.join(place, name)).st_size
+                num_files += 1
+    return size_bytes, num_files
+
+
+def list_specs(root: str | Path) -> list[tuple[Path, CacheSpec]]:
+    """Path and identity of every store under a folder, complete or not; those that cannot be read are left out."""
+    found = []
+    for path in find_stores(Path(root)):
+        with suppress(CacheError):
+            found.append((path, read_header(path).spec))
+    return found
 
 
 def _modified(store: Path) -> float:

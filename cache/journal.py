@@ -169,7 +169,11 @@ def read_journal(store: Path) -> Journal:
     bad: list[tuple[str, int]] = []
     torn: list[tuple[str, int]] = []
     for file in sorted((store / JOURNAL_FOLDER).glob("worker-*.jsonl")):
-        for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            raw = file.read_bytes()
+        except FileNotFoundError:  # put together by a writer meanwhile: there are fewer now
+            return read_journal(store)
+        for number, line in enumerate(raw.splitlines(keepends=True), start=1):
             entry = parse_line(line)
             if entry is None:
                 bad.append((file.name, number))

@@ -17,6 +17,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from .durable import sync_tree
 from .geometry import Grid, rows_per_block, rows_per_chunk
@@ -129,12 +131,10 @@ def create_skeleton(
     static: Mapping[str, NDArray[Any]],
 ) -> Skeleton:
     """Make a store without a single block in a new folder: metadata, labels and sample ids, an empty journal; no header yet."""
-    block_rows = rows_per_block(spec.num_rows)
     group = zarr.create_group(folder, zarr_format=3)
+    entries, made = _create_arrays(group, spec, arrays, static)
     for name, values in static.items():
-        _create_static(group, name, values)
-    _create(group, CONTENT_HASHES, (spec.num_rows,), (block_rows,), np.dtype("<u8"), ("row",))
-    entries = {array.name: _create_tokens(group, spec, array) for array in sorted(arrays, key=array_order)}
+        made[name][...] = values
     (folder / JOURNAL_FOLDER).mkdir()
     (folder / JOURNAL_FOLDER / WORKER_FILE).touch()
     sync_tree(folder)
@@ -147,19 +147,37 @@ def create_skeleton(
     )
 
 
+def measure_skeleton(
+    spec: CacheSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
+) -> tuple[dict[str, ArrayEntry], dict[str, int]]:
+    """The skeleton of a store without a disk: what the header says of its arrays, and path -> bytes of each ``zarr.json``."""
+    files: dict[str, Buffer] = {}
+    entries, _ = _create_arrays(zarr.create_group(MemoryStore(files), zarr_format=3), spec, arrays, static)
+    return entries, {path: len(files[path]) for path in metadata_paths([*static, CONTENT_HASHES, *entries])}
+
+
 def metadata_paths(names: Iterable[str]) -> set[str]:
     """The ``zarr.json`` of these arrays and of the groups above them, the root excepted."""
     nodes = {node.as_posix() for name in names for node in (Path(name), *Path(name).parents)}
     return {f"{node}/{HEADER_FILE}" for node in nodes - {"."}}
 
 
-def _create_static(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
+def _create_arrays(
+    group: zarr.Group, spec: CacheSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
+) -> tuple[dict[str, ArrayEntry], dict[str, zarr.Array[Any]]]:
+    """Every array of a store without blocks, none with values yet: what the header says of tokens, and the static ones."""
+    made = {name: _create_static(group, name, values) for name, values in static.items()}
+    _create(group, CONTENT_HASHES, (spec.num_rows,), (rows_per_block(spec.num_rows),), np.dtype("<u8"), ("row",))
+    return {array.name: _create_tokens(group, spec, array) for array in sorted(arrays, key=array_order)}, made
+
+
+def _create_static(group: zarr.Group, name: str, values: NDArray[Any]) -> zarr.Array[Any]:
     dimensions = {
         LABELS: ("row", "target")[: values.ndim],
         SAMPLE_ID_BYTES: ("byte",),
         SAMPLE_ID_OFFSETS: ("border",),
     }
-    _create(group, name, values.shape, values.shape, values.dtype, dimensions[name])[...] = values
+    return _create(group, name, values.shape, values.shape, values.dtype, dimensions[name])
 
 
 def _create_tokens(group: zarr.Group, spec: CacheSpec, array: ArraySpec) -> ArrayEntry:

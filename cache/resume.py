@@ -108,7 +108,7 @@ def resume_store(store: Path, request: Request, *, has_company: bool = False) ->
         has_company: other workers are writing it: the first of them has looked for damage, and files aside are theirs.
     """
     header = read_header(store)
-    _check_same(store, header, request)
+    check_same(store, header, request)
     if has_company:
         return _with_skeleton(store, header, request), read_journal(store)
     (store / JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,8 @@ def resume_store(store: Path, request: Request, *, has_company: bool = False) ->
     return _with_checked_journal(store, header, request)
 
 
-def _check_same(store: Path, header: Header, request: Request) -> None:
+def check_same(store: Path, header: Header, request: Request) -> None:
+    """Raise unless the store is the one asked for: same identity, same labels and ids, same shapes of tokens."""
     if differences := request.spec.difference(header.spec):
         raise SpecMismatchError(where=str(store), differences=differences, todo=ANEW)
     for name, values in request.static.items():

@@ -21,6 +21,8 @@ from rich.text import Text
 from .events import (
     BatchHalved,
     CacheReused,
+    ClusterBusy,
+    ClusterJoined,
     CompileFailed,
     Event,
     ExtractionFinished,
@@ -31,18 +33,24 @@ from .events import (
     ParityMeasured,
     PrecisionAdvice,
     PrecisionFellBack,
+    PrecisionFollowed,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
     ShareFinished,
     StudyFailed,
     StudyUnit,
+    StudyUnitAgain,
     StudyUnitFinished,
     TokensOutOfRange,
     TrainingStarted,
     WorkerLost,
 )
+from .meter import limit_of
 from .results import found
+from .sizes import size
+
+__all__ = ["Listener", "print_table", "print_lines", "print_json", "print_error", "size"]
 
 PLAIN_LINE_EVERY_S = 10.0
 WIDEST = 1000  # characters of a table that is not shown on a terminal
@@ -116,7 +124,17 @@ class Listener:
             case WorkerLost():
                 self._say(
                     f"extract: warning: worker {event.worker} was lost ({event.reason}); "
-                    f"{event.num_left} left to take over its rows"
+                    f"{event.num_left} left to take over its rows{', and another begins' * event.is_replaced}"
+                )
+            case ClusterJoined():
+                gpus = f"{event.num_gpus} GPU and " * bool(event.num_gpus)
+                self._say(
+                    f"ray: {event.num_nodes} machines; {event.num_workers} workers at a time, each {gpus}{event.num_cpus} cores"
+                )
+            case ClusterBusy():
+                self._say(
+                    f"ray: warning: none of {event.num_workers} workers has begun after {event.waited_s:.0f} s: the cluster has no "
+                    "room now; waiting"
                 )
             case CacheReused():
                 self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")
@@ -128,6 +146,11 @@ class Listener:
                 self._say(
                     f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
                     f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
+                )
+            case PrecisionFollowed():
+                self._say(
+                    f"extract: warning: {event.backbone} runs in {event.used}, not {event.asked}, on {', '.join(event.splits)}: "
+                    f"another split has its store in {event.used}, {event.store}. For {event.asked} extract them together"
                 )
             case TokensOutOfRange():
                 self._tell_out_of_range(event)
@@ -153,6 +176,10 @@ class Listener:
                 self._say(
                     f"study: {event.num_done} of {event.num_units} done: {event.model} on {event.dataset}, "
                     f"{event.num_rows} rows{failures}"
+                )
+            case StudyUnitAgain():
+                self._say(
+                    f"study: warning: the worker of {event.model} on {event.dataset} was lost ({event.reason}); another goes on"
                 )
             case StudyFailed():
                 self._end()
@@ -232,23 +259,11 @@ def print_error(where: str, parts: Mapping[str, str]) -> None:
         console.print(Text(f"  {name:<9} {text}"))
 
 
-def size(num_bytes: float) -> str:
-    """A size for people.
-
-    >>> size(1_234_567)
-    '1.2 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
 def _shares(event: ExtractionProgress | ExtractionFinished) -> str:
     total = max(event.elapsed_s, 1e-9)
     parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
-    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+    shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts)
+    return f"{shares}; {limit_of(event)}"
 
 
 def _extraction_note(event: ExtractionProgress) -> str:
@@ -286,9 +301,11 @@ def _training_note(event: ProbeProgress) -> str:
 def _memory(event: MemoryPlanned) -> str:
     banks = "one bank" if event.num_banks == 1 else f"{event.num_banks} banks, one after the other,"
     groups = f" in groups of {event.group_size}, {event.chunk_size} images at a time" if event.group_size else ""
+    memory = "the GPU's memory" if event.on_gpu else "memory"
+    where = "streamed from the store" if event.tokens == "streamed" else f"in {memory}"
     return (
         f"probe {event.probe}: {banks} of {event.probes_at_once} probes{groups}; {size(event.tokens_bytes)} of tokens "
-        f"{event.tokens}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}"
+        f"{where}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}{' there' if event.on_gpu else ''}"
     )
 
 

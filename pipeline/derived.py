@@ -45,7 +45,7 @@ from .rides import Ride
 from .study.bootstrap import LEVEL
 from .study.selection import Levels, Validated, best_members, smallest_levels
 from .sweep_journal import SweepJournal
-from .token_source import block_names
+from .token_rows import block_names
 from .training import Trained, open_tokens, relay
 
 

@@ -64,6 +64,7 @@ class ExtractionProgress:
     decode_s: float  # waiting for decoded images
     compute_s: float  # in the model, the cast and the copy to the host
     write_s: float  # waiting for the writer
+    num_workers: int = 0  # that decode; of each process where there are several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,17 @@ class PrecisionFellBack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionFollowed:
+    """Another split of the data has a store in another half precision, so these splits are computed in it too."""
+
+    backbone: str
+    splits: tuple[str, ...]
+    asked: str
+    used: str
+    store: Path  # of the other split
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionFinished:
     """The store is complete."""
 
@@ -126,6 +138,7 @@ class ExtractionFinished:
     decode_s: float
     compute_s: float
     write_s: float
+    num_workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +157,25 @@ class WorkerLost:
     worker: str  # index/count
     reason: str
     num_left: int
+    is_replaced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterJoined:
+    """The workers will run on a Ray cluster."""
+
+    num_nodes: int
+    num_workers: int  # at a time
+    num_gpus: int  # of each worker
+    num_cpus: int  # of each worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterBusy:
+    """The cluster has not begun with any worker yet: it has no room now."""
+
+    waited_s: float
+    num_workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +213,8 @@ class MemoryPlanned:
     budget_bytes: int  # of the memory probes are trained in: the host's, or a GPU's own
     planned_bytes: int  # at most: training, tokens and buffers as far as they lie in that memory
     tokens: str  # "resident" or "streamed"
-    tokens_bytes: int  # if all of them were resident
+    on_gpu: bool  # that memory is a GPU's, and resident tokens lie there
+    tokens_bytes: int  # of all of them, as they are stored
     num_banks: int  # the grid in so many parts, one after the other
     probes_at_once: int
     group_size: int  # attentive probes that go through together; 0 for linear ones
@@ -231,6 +264,15 @@ class StudyUnitFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyUnitAgain:
+    """The worker of a unit was lost; another goes on with it."""
+
+    model: str
+    dataset: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyFailed:
     """A part of a study could not be done; the rest goes on."""
 
@@ -253,9 +295,12 @@ Event = (
     | TokensOutOfRange
     | ParityMeasured
     | PrecisionFellBack
+    | PrecisionFollowed
     | ExtractionFinished
     | ShareFinished
     | WorkerLost
+    | ClusterJoined
+    | ClusterBusy
     | CacheReused
     | ProbeStarted
     | TrainingStarted
@@ -264,6 +309,7 @@ Event = (
     | ProbeFinished
     | StudyUnit
     | StudyUnitFinished
+    | StudyUnitAgain
     | StudyFailed
 )
 Emit = Callable[[Event], None]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache import ArraySpec, CacheError, CacheSpec, CacheWriter, TokenCache, Worker
+from cache import ArraySpec, CacheError, CacheSpec, CacheWriter, StoreForecast, TokenCache, Worker, forecast_store
 
 from .backbones import Backbone
 from .batch_size import ON_A_CPU, choose_batch_size
@@ -180,6 +180,28 @@ def begin(extractions: Sequence[Extraction], source: ImageSource, *, emit: Emit 
             _open_lane(one, source, stack, emit)
 
 
+def forecast(extraction: Extraction, source: ImageSource) -> StoreForecast:
+    """What `extract_together` would leave on the disk for one model; nothing is touched.
+
+    Raises:
+        RequestError: the backbone has no such level or kind.
+        CacheError: the store holds something else, or cannot be read.
+    """
+    config = extraction.config
+    return forecast_store(
+        extraction.store,
+        spec_of(extraction.backbone, source, config.storage_dtype),
+        _arrays_of(extraction),
+        labels=source.labels,
+        sample_ids=source.ids,
+        batch_size=config.batch_size or ON_A_CPU,  # its digits are all that matters here
+        attributes=_attributes_of(source, extraction.request),
+        parity=extraction.parity,
+        overwrite=config.overwrite,
+        worker=config.worker,
+    )
+
+
 def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
     """`timm/x` and `x`, say: the second would wait for the first one's lock and blame another process."""
     known: dict[Path, str] = {}
@@ -198,9 +220,7 @@ def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, em
     """What is to be computed for one store; None where it has everything."""
     backbone, config, store = extraction.backbone, extraction.config, extraction.store
     spec = spec_of(backbone, source, config.storage_dtype)
-    arrays = [
-        ArraySpec(level=level, kind=kind, row_shape=backbone.row_shape(level, kind)) for level, kind in config.arrays
-    ]
+    arrays = _arrays_of(extraction)
     if not config.overwrite and _is_complete(store, spec, arrays):  # so that a store on a read-only disk can be used
         emit(CacheReused(store=store, num_rows=len(source)))
         return None
@@ -226,6 +246,13 @@ def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, em
         store=store,
         backend="inductor" if compiled else None,
     )
+
+
+def _arrays_of(extraction: Extraction) -> list[ArraySpec]:
+    row_shape = extraction.backbone.row_shape
+    return [
+        ArraySpec(level=level, kind=kind, row_shape=row_shape(level, kind)) for level, kind in extraction.config.arrays
+    ]
 
 
 def _batch_size(backbone: Backbone, config: ExtractConfig, store: Path) -> int:

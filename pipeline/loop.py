@@ -81,7 +81,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
     """
     lanes = [lane for lane in lanes if lane.pending]
     clock = Clock("decode", "compute", "write")
-    geometries, geometry_of = _distinct([view_geometry(lane.backbone, source) for lane in lanes])
+    geometries, geometry_of = distinct_geometries([view_geometry(lane.backbone, source) for lane in lanes])
     pieces = cut_pieces([[(batch.start, batch.stop) for batch in lane.pending] for lane in lanes])
     wanted = [
         Rows(start, stop, tuple(sorted({geometry_of[number] for number in numbers}))) for start, stop, numbers in pieces
@@ -121,6 +121,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                         decode_s=clock.spent["decode"],
                         compute_s=clock.spent["compute"],
                         write_s=clock.spent["write"],
+                        num_workers=num_workers,
                     )
                 )
         for flow in flows:
@@ -128,7 +129,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                 flow.sink.finish()
         for flow in flows:
             flow.tell_out_of_range()
-            emit(_finished(flow, source, clock))
+            emit(_finished(flow, source, clock, num_workers))
 
 
 def cut_pieces(batches: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -223,7 +224,7 @@ def _behind(clock: Clock, sink: WriterThread) -> Iterator[None]:
     clock.move(min(clock.spent["write"] - before, sink.device_wait_s - waited), "write", "compute")
 
 
-def _distinct(geometries: Sequence[Geometry]) -> tuple[list[Geometry], list[int]]:
+def distinct_geometries(geometries: Sequence[Geometry]) -> tuple[list[Geometry], list[int]]:
     """Geometries without repetition, and the number of each one in there: models that crop alike share their images."""
     pickled = [pickle.dumps(geometry) for geometry in geometries]
     known = list(dict.fromkeys(pickled))
@@ -255,7 +256,7 @@ def _started(lane: Lane, source: ImageSource) -> ExtractionStarted:
     )
 
 
-def _finished(flow: _Flow, source: ImageSource, clock: Clock) -> ExtractionFinished:
+def _finished(flow: _Flow, source: ImageSource, clock: Clock, num_workers: int) -> ExtractionFinished:
     return ExtractionFinished(
         store=flow.lane.store,
         num_rows=len(source),
@@ -265,4 +266,5 @@ def _finished(flow: _Flow, source: ImageSource, clock: Clock) -> ExtractionFinis
         decode_s=clock.spent["decode"],
         compute_s=clock.spent["compute"],
         write_s=clock.spent["write"],
+        num_workers=num_workers,
     )

@@ -1,16 +1,18 @@
 """How much memory probes may use: what was asked for, or what the system has to give.
 
-On a GPU probes are trained in its own memory, and the host's holds tokens alone.
+On a GPU probes are trained in its own memory, where their tokens lie too if they fit; the host's holds buffers alone.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from .errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 HEADROOM = 0.8  # of what is free: other programs want some too
 UNKNOWN_BYTES = 4 << 30  # where a system reports nothing
@@ -65,14 +67,22 @@ def memory_for_probes(asked: str | None, num_sharers: int = 1) -> int:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What training may take of a GPU's own memory."""
+    """What may be taken of a GPU's own memory: what nobody has, and what torch keeps of tensors that are gone."""
+    import torch
+
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int(HEADROOM * free_bytes)
+    kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(HEADROOM * (free_bytes + kept_bytes))
 
 
 def anonymous_memory_bytes(proc: Path = Path("/proc")) -> int:
     """Memory of this process that is no file's; 0 where the system does not say."""
     return _kilobytes(proc / "self" / "status", "RssAnon:") or 0
+
+
+def peak_memory_bytes(proc: Path = Path("/proc")) -> int:
+    """The most that this process ever had in memory, pages of mapped files included; 0 where the system does not say."""
+    return _kilobytes(proc / "self" / "status", "VmHWM:") or 0
 
 
 def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -10,7 +10,6 @@ Knows nothing of terminals or of how stores are written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,16 @@ from torch import Tensor
 
 from cache import read_store_info, storage_dtype_of
 
-from .backbones import Backbone, Tokens
+from .backbones import Backbone
 from .datasets import ImageSource
 from .errors import RequestError, WorkError
-from .events import Emit, ParityMeasured, PrecisionFellBack, ignore
+from .events import Emit, ParityMeasured, ignore
 from .extract import spec_of
-from .forward import SteadyForward
-from .images import Rows, decode_batches
+from .overflow import Reference, first_images, needs_bfloat16, run_model
 from .request import ModelRequest
 from .rounding import float_tokens, round_tokens
+from .siblings import other_splits
 
-NUM_IMAGES = 32  # compared; a fixed number, so that the report does not depend on the batch size
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this
 
 Parity = dict[str, Any]
@@ -66,7 +64,8 @@ def settle(
     """Compare the first images of each split with a float32 run, and choose bfloat16 where float16 overflows.
 
     Splits whose float16 store exists stay in float16: what overflows there later is counted and told. If any other split overflows,
-    all of them move, so that what is trained on and what is tested on come from one model.
+    all of them move, so that what is trained on and what is tested on come from one model. A split that is not asked for and has a
+    store already counts too: its bfloat16 is followed, its float16 refuses one that overflows.
 
     Args:
         request: the model as it was asked for.
@@ -81,7 +80,7 @@ def settle(
 
     Raises:
         WorkError: below the threshold.
-        RequestError: a threshold that is none.
+        RequestError: a threshold that is none, or one split overflows and another one has a float16 store.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise RequestError(
@@ -90,27 +89,14 @@ def settle(
             got=str(threshold),
             todo="Give 0.999, say, or leave it out.",
         )
-    reference = _Reference(request, backbone)
+    reference = Reference(request, backbone)
     if backbone.precision == "float16":
-        for source in sources:
-            store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
-            if store.exists() and not overwrite:
-                continue
-            if (found := _overflow(backbone, reference, source, emit)) is not None:
-                level, num_nonfinite = found
-                request = replace(request, precision="bfloat16")
-                emit(
-                    PrecisionFellBack(
-                        backbone=backbone.model_id,
-                        split=source.split,
-                        level=level,
-                        num_nonfinite=num_nonfinite,
-                        asked="float16",
-                        used="bfloat16",
-                    )
-                )
-                backbone = request.open(str(backbone.device))
-                break
+        siblings = other_splits(
+            spec_of(backbone, sources[0], storage_dtype), [source.split for source in sources], cache_root
+        )
+        if needs_bfloat16(backbone, reference, sources, storage_dtype, cache_root, siblings, overwrite, emit):
+            request = replace(request, precision="bfloat16")
+            backbone = request.open(str(backbone.device))
     parity: dict[str, Mapping[str, Parity]] = {}
     for source in sources:
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
@@ -185,38 +171,9 @@ def parity_by_level(parity: Mapping[str, Parity]) -> dict[str, Parity]:
     }
 
 
-class _Reference:
-    """The same model in float32, opened when it is first needed."""
-
-    def __init__(self, request: ModelRequest, backbone: Backbone) -> None:
-        self._request, self._backbone = replace(request, precision="float32"), backbone
-        self._opened: Backbone | None = backbone if backbone.precision == "float32" else None
-
-    def open(self) -> Backbone:
-        if self._opened is None:
-            self._opened = self._request.open(str(self._backbone.device))
-        return self._opened
-
-
-def _overflow(backbone: Backbone, reference: _Reference, source: ImageSource, emit: Emit) -> tuple[str, int] | None:
-    """The first level with values that are finite in float32 only, and how many; of all levels, whichever are wanted."""
-    images = _first_images(backbone, source)
-    if images is None:
-        return None
-    seen = _run(backbone, images, backbone.levels, ["ap"], emit)  # a mean shows whatever is not finite in any patch
-    if all(bool(torch.isfinite(kinds["ap"]).all()) for kinds in seen.values()):
-        return None
-    exact = _run(reference.open(), images, backbone.levels, ["ap"], emit)
-    for level, kinds in seen.items():
-        num_nonfinite = int((~torch.isfinite(kinds["ap"]) & torch.isfinite(exact[level]["ap"])).sum())
-        if num_nonfinite:
-            return level, num_nonfinite
-    return None
-
-
 def _measure(
     backbone: Backbone,
-    reference: _Reference,
+    reference: Reference,
     source: ImageSource,
     arrays: Sequence[tuple[str, str]],
     storage_dtype: str,
@@ -226,11 +183,11 @@ def _measure(
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*arrays, strict=True))
     for level, kind in arrays:
         backbone.row_shape(level, kind)  # refuses what the backbone lacks
-    images = _first_images(backbone, source)
+    images = first_images(backbone, source)
     if images is None:
         return {}
-    tokens = _run(backbone, images, levels, kinds, emit)
-    exact = tokens if reference.open() is backbone else _run(reference.open(), images, levels, kinds, emit)
+    tokens = run_model(backbone, images, levels, kinds, emit)
+    exact = tokens if reference.open() is backbone else run_model(reference.open(), images, levels, kinds, emit)
     parity = {}
     for level, kind in arrays:
         dtype = storage_dtype_of(storage_dtype, kind)
@@ -238,22 +195,6 @@ def _measure(
         compared = compare_tokens(float_tokens(rounded.values, dtype), exact[level][kind].cpu())
         parity[_name(level, kind)] = {"num_images": len(images), "saturated": rounded.num_saturated, **compared}
     return parity
-
-
-def _first_images(backbone: Backbone, source: ImageSource) -> Tensor | None:
-    """[n, 3, H, W] as the backbone's geometry makes them; None where none can be read."""
-    rows = Rows(0, min(NUM_IMAGES, len(source)))
-    with closing(decode_batches(source, [backbone.geometry], [rows], num_workers=0)) as batches:
-        decoded = next(batches)
-    good = [row for row in range(rows.stop) if row not in decoded.bad]
-    return decoded.images[0][good] if good else None
-
-
-def _run(backbone: Backbone, images: Tensor, levels: list[str], kinds: list[str], emit: Emit) -> Tokens:
-    forward = SteadyForward(
-        backbone.compile(levels, kinds), batch_size=len(images), model_id=backbone.model_id, backend=None, emit=emit
-    )
-    return forward(images.to(backbone.device))
 
 
 def _known(store: Path) -> dict[str, Parity | None]:

@@ -28,6 +28,7 @@ from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
 from .rides import Ride, plan_rides, ride_alone
 from .row_folder import keep_probe
+from .siblings import model_differences
 from .sweep_journal import SweepJournal, clear_finished
 from .token_source import require_arrays
 from .training import Trained, solve_probe, train_ride
@@ -81,6 +82,20 @@ def check_train_views(train_views: int | None, num_views: int) -> None:
         )
 
 
+def check_one_model(train: Store, test: Store) -> None:
+    """Raise RequestError unless both splits were computed by one model in one precision."""
+    if different := model_differences(train.spec, test.spec):
+        of_train, of_test = (
+            ", ".join(f"{name} = {getattr(store.spec, name)}" for name in different) for store in (train, test)
+        )
+        raise RequestError(
+            where=str(test.path),
+            expected=f"tokens of the model that {train.path} was made with: {of_train}",
+            got=of_test,
+            todo="Extract both splits in one command, so that what is trained on and what is tested on come from one model.",
+        )
+
+
 def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
     """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
 
@@ -125,10 +140,11 @@ def probe(
         emit: told what happens.
 
     Raises:
-        RequestError: a store lacks a level or kind.
+        RequestError: a store lacks a level or kind, or the two are of different models.
         CacheError: a store is incomplete, damaged, or holds something else.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
     """
+    check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     device = torch.device(device)
@@ -143,6 +159,7 @@ def probe(
         return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
 
     known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
+    clear_finished(folder / ".sweeps", known.keys())  # a run may have been killed just after its last row
     wanted: list[NamedProbe] = []
     for named in named_probes:
         if key(named) in known and not retrain:
@@ -165,6 +182,7 @@ def probe(
             of_base = known[key(named.derived.base)]["cost"]
             row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
         known[row["key"]] = append_row(folder / "results.jsonl", row)
+        clear_finished(folder / ".sweeps", known.keys())
         emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
 
     def journal_of(
@@ -189,7 +207,6 @@ def probe(
             ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
             journal = journal_of(ride, ride.describe_choice, [named])
             keep(derive(named, base, ride, open_test, device, journal, emit))
-    clear_finished(folder / ".sweeps", known.keys())
     return [known[key(named)] for named in named_probes]
 
 

@@ -34,6 +34,7 @@ class Relay:
         self._num_missing: dict[Path, int] = {}
         self._now: dict[int, ExtractionProgress] = {}  # worker -> where it is in its present round
         self._past: dict[int, list[float]] = {}  # worker -> rows, batches and seconds of its rounds before
+        self._num_workers = 0
         self._finished: dict[Path, ExtractionFinished] = {}
         self._reused: set[Path] = set()
         self._out_of_range: dict[tuple[str, int], tuple[int, int]] = {}
@@ -47,6 +48,7 @@ class Relay:
                     self._emit(replace(event, num_pending=event.num_missing))
             case ExtractionProgress():
                 self._now[worker] = event
+                self._num_workers = event.num_workers
                 self._emit(self._progress())
             case ExtractionFinished():
                 self._end_round(worker)
@@ -59,7 +61,8 @@ class Relay:
                     )
                 self._finished[event.store] = event
             case CacheReused():
-                if event.store not in self._reused:
+                # a worker that comes when the others have just completed a store tells nothing new
+                if event.store not in self._reused and event.store not in self._num_missing:
                     self._reused.add(event.store)
                     self._emit(event)
             case ShareFinished():
@@ -106,6 +109,7 @@ class Relay:
             decode_s=decode_s,
             compute_s=compute_s,
             write_s=write_s,
+            num_workers=self._num_workers,
         )
 
 

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from .events import Emit, Event
-from .workers import as_ours, end_processes, how_it_ended, leave
+from .workers import as_ours, end_processes, how_it_ended, interrupts_wait, leave
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -52,9 +52,10 @@ def spread(
             return
         ours, theirs = context.Pipe()
         process = context.Process(target=_run, args=(work, number, theirs), name=f"process-{number}")
-        process.start()
+        with interrupts_wait():
+            process.start()
+            hand_over(ours, number, process)
         theirs.close()
-        hand_over(ours, number, process)
 
     def hand_over(pipe: Any, number: int, process: Any) -> None:
         busy[pipe] = (number, process, waiting.pop())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from probes import resolve_compute
 
+from .errors import WorkError
 from .events import (
     BatchHalved,
     CompileFailed,
@@ -26,11 +27,13 @@ from .events import (
     PrecisionFellBack,
     StudyFailed,
     StudyUnit,
+    StudyUnitAgain,
     StudyUnitFinished,
     TokensOutOfRange,
     ignore,
 )
 from .protocols import open_protocol
+from .ray_engine import Lost, RayEngine
 from .recipe import Recipe
 from .request import choose_device
 from .results import Row
@@ -113,6 +116,29 @@ def several_processes(num_processes: int) -> Engine:
                 yield lost_unit(unit, done, emit)
             else:
                 yield done
+
+    return run
+
+
+def on_ray(num_workers: int | None) -> Engine:
+    """Units spread over a Ray cluster, see `ray_engine`: a unit whose worker is lost is begun again by another.
+
+    Args:
+        num_workers: at a time; None is one a GPU of the cluster, else one a node.
+    """
+
+    def run(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+        with RayEngine((place.cache_root, place.runs_root), num_workers, place.device, emit) as cluster:
+            placed = replace(place, device=cluster.placement.device, num_sharers=cluster.placement.num_on_a_node)
+            tasks = [partial(_one_of_several, OpenModels(), recipe, placed, 0, unit) for unit in units]
+
+            def lost(one: Lost) -> None:
+                if one.again:
+                    unit = units[one.index]
+                    emit(StudyUnitAgain(model=unit.model, dataset=unit.dataset, reason=one.reason))
+
+            for index, done in cluster.do(tasks, lambda number, event: emit(event), lost):
+                yield lost_unit(units[index], done.got, emit) if isinstance(done, WorkError) else done
 
     return run
 

@@ -21,7 +21,7 @@ from .backbones import Backbone
 from .datasets import ImageSource, open_source
 from .errors import PipelineError
 from .events import Emit, StudyFailed, StudyUnit, ignore
-from .extract import ExtractConfig, Extraction, extract_together, spec_of
+from .extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
 from .memory import memory_for_probes
 from .parity import settle
 from .probe import Store, check_classes, probe, run_folder, verify_arrays
@@ -31,6 +31,7 @@ from .protocols import open_protocol
 from .recipe import Recipe
 from .request import ModelRequest, choose_device, choose_precision, choose_workers
 from .results import Row
+from .room import check_room
 from .study.catalogue import SPLITS, check_size, find_entry
 from .study.hub import locate_data
 
@@ -261,17 +262,21 @@ def _rows(
         storage_dtype=STORAGE_DTYPE,
         num_workers=choose_workers(place.num_workers, str(settled.backbone.device)),
     )
-    stores = []
+    stores, extractions = [], []
     for source in sources:
         spec = spec_of(settled.backbone, source, STORAGE_DTYPE)
         stores.append(Store(spec.store_path(place.cache_root), spec))
-        extraction = Extraction(
-            backbone=settled.backbone,
-            config=extract_config,
-            store=stores[-1].path,
-            request=config,
-            parity=settled.parity.get(source.split),
+        extractions.append(
+            Extraction(
+                backbone=settled.backbone,
+                config=extract_config,
+                store=stores[-1].path,
+                request=config,
+                parity=settled.parity.get(source.split),
+            )
         )
+    check_room(place.cache_root, [forecast(one, source) for one, source in zip(extractions, sources, strict=True)])
+    for extraction, source in zip(extractions, sources, strict=True):
         extract_together([extraction], source, emit=emit)
     train, test = stores
     verify_arrays(stores, arrays)

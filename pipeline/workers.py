@@ -13,7 +13,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
@@ -48,9 +50,10 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
         for index in range(count):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(work, Worker(index, count), theirs), name=f"worker-{index}")
-            process.start()
+            with interrupts_wait():
+                process.start()
+                running[ours] = (index, process)
             theirs.close()
-            running[ours] = (index, process)
         while running:
             ready: list[Any] = wait(list(running))
             for pipe in ready:
@@ -95,6 +98,25 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
         work(worker, emit)
     except Exception as error:  # told by the parent, which judges it
         pipe.send(as_ours(error))
+    except SystemExit:  # somebody waits for the end of it, and Python takes seconds to take torch apart
+        os._exit(1)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Start a process within: Ctrl-C comes when it is known here, and it inherits that it gets none, before it can say so itself.
+
+    Windows has no such thing: there Ctrl-C may end a process that is just starting with a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started with the first process otherwise, and would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def as_ours(error: Exception) -> Exception:

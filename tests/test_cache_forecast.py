@@ -1,0 +1,166 @@
+"""What a store will take is known before it is made: the forecast is what lies on the disk afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from token_stores import (
+    BATCH_SIZE,
+    append,
+    hashes_of,
+    make_arrays,
+    make_spec,
+    open_writer,
+    tokens_of,
+    tree,
+    without_fsync,  # noqa: F401
+    write_store,
+)
+
+from cache import (
+    ArraySpec,
+    BatchNotes,
+    ChangedDataError,
+    SpecMismatchError,
+    StoreForecast,
+    Worker,
+    forecast_store,
+    storage_dtypes_text,
+)
+
+ROW_SHAPES = {"cls": (192,), "ap": (192,), "grid2": (4, 192), "patch": (49, 192)}
+
+
+def arrays_of(*kinds: str, levels: tuple[str, ...] = ("block.0", "block.11", "final")) -> list[ArraySpec]:
+    return [ArraySpec(level=level, kind=kind, row_shape=ROW_SHAPES[kind]) for level in levels for kind in kinds]
+
+
+def forecast(store: Path, spec: Any, arrays: list[ArraySpec], **changes: Any) -> StoreForecast:
+    arguments = {
+        "labels": np.arange(spec.num_rows) % 10,
+        "sample_ids": [f"image {row}" for row in range(spec.num_rows)],
+        "batch_size": BATCH_SIZE,
+        "attributes": {"class_names": ["circle", "square"]},
+    }
+    return forecast_store(store, spec, arrays, **(arguments | changes))
+
+
+def fill(store: Path, spec: Any, arrays: list[ArraySpec], num_blocks: int | None = None, **changes: Any) -> None:
+    """Write what is missing, without a note: nothing is skipped or saturated."""
+    with open_writer(store, spec, arrays, **changes) as writer:
+        for batch in writer.claim():
+            if num_blocks is not None and batch.block >= num_blocks:
+                return
+            rows = np.arange(batch.start, batch.stop)
+            tokens = {array.name: tokens_of(array, rows, spec.storage_dtype) for array in batch.arrays}
+            writer.append(batch, tokens, content_hashes=hashes_of(rows), notes=BatchNotes())
+        writer.complete()
+
+
+def on_disk(store: Path) -> tuple[int, int]:
+    files = tree(store)
+    return sum(map(len, files.values())), len(files)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "kinds", "storage_dtype"),
+    [
+        (1, ("cls",), "float16"),
+        (37, ("cls", "ap", "grid2"), "bfloat16,cls=float32"),
+        (512, ("patch",), "float32"),
+        (513, ("cls", "ap"), "float32"),
+        (1797, ("cls", "ap", "grid2"), "float16"),
+        (1000, ("cls", "patch"), "float16"),  # chunks smaller than a block
+        (9000, ("cls",), "float16,cls=float32"),
+    ],
+)
+def test_the_forecast_is_the_size_of_the_finished_store(
+    tmp_path: Path, num_rows: int, kinds: tuple[str, ...], storage_dtype: str
+) -> None:
+    storage_dtype = storage_dtypes_text(storage_dtype)
+    spec, arrays, store = make_spec(num_rows, storage_dtype=storage_dtype), arrays_of(*kinds), tmp_path / "a.zarr"
+    parity = {array.name: {"cosine_min": 0.99987} for array in arrays}
+    told = forecast(store, spec, arrays, parity=parity)
+    assert not store.exists()
+    fill(store, spec, arrays, parity=parity)
+    assert (told.size_bytes, told.num_files) == on_disk(store)
+    assert (told.written_bytes, told.written_files, told.num_missing_rows) == (*on_disk(store), num_rows)
+    assert sum(array.size_bytes for array in told.arrays) == sum(
+        len(raw) for path, raw in tree(store).items() if path.startswith("tokens/") and "/c." in path
+    )
+
+
+def test_what_an_interrupted_store_holds_is_not_written_again(tmp_path: Path) -> None:
+    spec, arrays, store = make_spec(1797), arrays_of("cls", "grid2"), tmp_path / "a.zarr"
+    fill(store, spec, arrays, num_blocks=2)
+    before = on_disk(store)
+    told = forecast(store, spec, arrays)
+    assert told.missing_rows[0].start == 2 * len(told.missing_rows[0])
+    fill(store, spec, arrays)
+    after = on_disk(store)
+    assert (told.size_bytes, told.num_files) == after
+    assert (told.written_bytes, told.written_files) == (after[0] - before[0], after[1] - before[1])
+    assert all(0 < array.missing_bytes < array.size_bytes for array in told.arrays)
+
+
+def test_kinds_and_levels_that_are_added_are_all_that_is_written(tmp_path: Path) -> None:
+    spec, store = make_spec(1797), tmp_path / "a.zarr"
+    fill(store, spec, arrays_of("cls"))
+    more = arrays_of("cls", "ap", levels=("block.0", "block.5"))
+    told = forecast(store, spec, more)
+    assert {array.spec.name for array in told.arrays if array.missing_bytes} == {
+        "tokens/block.0/ap",
+        "tokens/block.5/cls",
+        "tokens/block.5/ap",
+    }
+    before = on_disk(store)
+    fill(store, spec, more)
+    assert (told.size_bytes, told.num_files) == on_disk(store)
+    assert told.written_bytes == on_disk(store)[0] - before[0]
+
+
+def test_of_a_complete_store_nothing_is_missing(tmp_path: Path) -> None:
+    spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
+    fill(store, spec, arrays)
+    told = forecast(store, spec, arrays)
+    assert (told.written_bytes, told.written_files, told.missing_rows) == (0, 0, ())
+    assert (told.size_bytes, told.num_files) == on_disk(store)
+
+
+def test_a_store_that_is_made_anew_is_written_whole_and_what_was_there_is_freed_first(tmp_path: Path) -> None:
+    spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
+    fill(store, spec, arrays)
+    told = forecast(store, spec, arrays, overwrite=True)
+    assert told.frees_first
+    assert told.written_bytes == told.present_bytes == told.size_bytes == on_disk(store)[0]
+
+
+def test_a_shard_is_told_its_own_share(tmp_path: Path) -> None:
+    spec, arrays, store = make_spec(1797), arrays_of("cls", "ap"), tmp_path / "a.zarr"
+    worker = Worker(1, 3, helps=False)
+    told = forecast(store, spec, arrays, worker=worker)
+    whole = forecast(store, spec, arrays)
+    assert 0 < told.num_missing_rows < whole.num_missing_rows == 1797
+    fill(store, spec, arrays, worker=worker)
+    assert told.size_bytes == pytest.approx(on_disk(store)[0], rel=0.001)  # complete is as long as writing, nearly
+    assert told.num_files == on_disk(store)[1] - 1  # its journal beside that of the first, until the store is complete
+
+
+def test_rows_that_are_skipped_and_values_out_of_range_cost_a_few_bytes_more_than_was_foreseen(tmp_path: Path) -> None:
+    spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
+    told = forecast(store, spec, arrays)
+    write_store(store, spec, arrays)  # one row in a hundred is skipped, with a reason
+    assert told.size_bytes < on_disk(store)[0] < 1.002 * told.size_bytes
+
+
+def test_a_forecast_refuses_what_the_writer_would_refuse(tmp_path: Path) -> None:
+    spec, arrays, store = make_spec(), make_arrays(), tmp_path / "a.zarr"
+    with open_writer(store, spec, arrays) as writer:
+        append(writer, writer.pending()[0])
+    with pytest.raises(SpecMismatchError, match="weights = '0123456789abcdef'"):
+        forecast(store, make_spec(weights="ffffffff"), arrays)
+    with pytest.raises(ChangedDataError, match="labels"):
+        forecast(store, spec, arrays, labels=np.zeros(spec.num_rows, dtype=np.int64))

@@ -1,0 +1,148 @@
+"""What a disk cannot take is refused before the first image: needed, free, and what to do."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import MODEL, run
+from stores import tree
+from test_cache_disk import in_own_mounts
+
+from pipeline.sources import ImageSource
+
+ROOT = Path(__file__).parent.parent
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that leaves so many bytes free on every disk."""
+
+    def leave(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - free, free))
+
+    return leave
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows that were decoded."""
+    rows: list[int] = []
+    original = ImageSource.load
+
+    def load(self: ImageSource, row: int) -> Any:
+        rows.append(row)
+        return original(self, row)
+
+    monkeypatch.setattr(ImageSource, "load", load)
+    return rows
+
+
+def extract(photos: Path, cache: Path, *options: object) -> Any:
+    return run("extract", *MODEL, "--data", f"folder:{photos}", "--cache", cache, *options)
+
+
+def test_an_extraction_that_does_not_fit_is_refused_before_the_first_image(
+    photos: Path, tmp_path: Path, full_disk: Any, loads: list[int]
+) -> None:
+    full_disk(2_000_000)
+    result = extract(photos, tmp_path / "caches", "--kinds", "cls,patch", "--storage-dtype", "patch=float32")
+    assert result.exit_code == 2
+    where, expected, got, todo = (line.strip() for line in result.stderr.splitlines()[-4:])
+    assert where == f"layerbank: --cache {tmp_path / 'caches'}"
+    assert expected.startswith("expected  room for 9.")
+    assert expected.endswith(" more (patch 7.2 MB, cls 898.7 kB)")
+    assert got == f"got       2.0 MB free on the disk of {tmp_path}"
+    assert todo.startswith("do        Free 7.")
+    assert todo.endswith(
+        "choose another disk with --cache, or ask for less: --kinds without patch, fewer --levels, --storage-dtype float16; "
+        "nothing was written."
+    )
+    assert loads == []
+    assert not (tmp_path / "caches").exists()
+
+
+def test_only_what_is_missing_has_to_fit(photos: Path, tmp_path: Path, full_disk: Any) -> None:
+    assert extract(photos, tmp_path, "--levels", "last").exit_code == 0
+    full_disk(0)
+    assert extract(photos, tmp_path, "--levels", "last").exit_code == 0
+    result = extract(photos, tmp_path, "--levels", "last", "--kinds", "cls,ap,grid2")
+    assert result.exit_code == 2
+    assert "more (grid2 276.5 kB)" in result.stderr
+    assert "--kinds with fewer tokens" in result.stderr
+
+
+def test_what_is_overwritten_counts_as_free(photos: Path, tmp_path: Path, full_disk: Any) -> None:
+    assert extract(photos, tmp_path).exit_code == 0
+    size_bytes = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    full_disk(2_000_000)
+    assert size_bytes > 1_000_000
+    assert extract(photos, tmp_path, "--overwrite").exit_code == 0
+
+
+def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_disk: Any) -> None:
+    full_disk(10_000)
+    options = ("--probe", "linear-cls", "--protocol", "quick", "--cache", tmp_path / "caches", "--runs", tmp_path)
+    result = run("probe", *MODEL, "--data", f"folder:{photos}", *options)
+    assert result.exit_code == 2
+    assert "got       10.0 kB free" in result.stderr
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'models = ["{MODEL[1]}"]\ndata = ["folder:{photos}"]\nprobes = ["linear-cls"]\nimage_size = 32\n'
+        f'[weights]\n"{MODEL[1]}" = "random"\n'
+    )
+    result = run("study", recipe, "--cache", tmp_path / "caches", "--runs", tmp_path)
+    assert result.exit_code == 1
+    assert "--cache" in result.stderr
+    assert "10.0 kB free" in result.stderr
+    assert not (tmp_path / "caches").exists()
+
+
+PROGRAM = f"""
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from commands import MODEL, run
+cache, photos = sys.argv[1:]
+for kinds in ("cls", "cls,patch"):
+    result = run("extract", *MODEL, "--data", f"folder:{{photos}}", "--cache", cache, "--kinds", kinds)
+    print(result.exit_code, *(line.strip() for line in result.stderr.splitlines()[-4:]), sep="|")
+"""
+
+
+def test_a_real_small_disk_takes_what_fits_and_refuses_the_rest(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "program.py").write_text(PROGRAM)
+    script = 'mount -t tmpfs -o size=4m tmpfs "$2"; "$1" "$3" "$2/caches" "$4"'
+    fits, refused = in_own_mounts(script, str(tmp_path / "disk"), str(tmp_path / "program.py"), str(photos))
+    assert fits.startswith("0|")
+    assert refused.startswith("2|layerbank: --cache ")
+    assert "more (patch " in refused
+    assert f"MB free on the disk of {tmp_path / 'disk' / 'caches'}|" in refused
+
+
+def test_a_real_read_only_disk_is_refused_before_the_first_image(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "program.py").write_text(PROGRAM)
+    script = 'mount -t tmpfs -o size=100m,ro tmpfs "$2"; "$1" "$3" "$2/caches" "$4"'
+    first, _ = in_own_mounts(script, str(tmp_path / "disk"), str(tmp_path / "program.py"), str(photos))
+    code, _, expected, got, todo = first.split("|")
+    assert code == "2"
+    assert expected == "expected  a folder that this process may write"
+    assert got.startswith("got       Read-only file system")
+    assert todo.endswith("choose another folder with `--cache DIR`. Nothing was written.")
+
+
+def test_complete_stores_on_a_read_only_disk_can_be_used(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.replace('("cls", "cls,patch")', '("cls",)'))
+    command = [sys.executable, tmp_path / "program.py", tmp_path / "caches", photos]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    before = tree(tmp_path / "caches")
+    script = 'mount --bind "$2" "$2"; mount -o remount,ro,bind "$2"; "$1" "$3" "$2" "$4"'
+    (line,) = in_own_mounts(script, str(tmp_path / "caches"), str(tmp_path / "program.py"), str(photos))
+    assert line.startswith("0|")
+    assert tree(tmp_path / "caches") == before

@@ -1,0 +1,129 @@
+"""What is trained on and tested on comes from one model in one precision, also where splits are extracted on different days."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from photos import TINY_MODEL
+from test_parity import Large, Massive, Planted, look
+from token_stores import make_spec
+
+from pipeline import RequestError
+from pipeline.console import Listener
+from pipeline.datasets import ImageSource, open_source
+from pipeline.events import ParityMeasured, PrecisionFellBack, PrecisionFollowed
+from pipeline.extract import ExtractConfig, extract, spec_of
+from pipeline.probe import Store, check_one_model
+from pipeline.request import ModelRequest
+from pipeline.siblings import model_differences, other_splits
+from pipeline.sources import ViewedSource, ViewRule
+
+
+@pytest.fixture(scope="module")
+def splits(photos: Path) -> tuple[ImageSource, ImageSource]:
+    train, test = (open_source(f"folder:{photos}", split) for split in ("train", "test"))
+    return train, test
+
+
+def make_store(request: ModelRequest, source: ImageSource, root: Path) -> Path:
+    backbone = request.open("cpu")
+    store = spec_of(backbone, source, "float16").store_path(root)
+    extract(backbone, source, ExtractConfig(arrays=(("final", "cls"),), batch_size=64, num_workers=0), store)
+    return store
+
+
+def float16(kind: type[Planted]) -> Planted:
+    return kind(model=TINY_MODEL, tap="block", precision="float16")
+
+
+def test_a_split_extracted_alone_follows_the_bfloat16_of_the_others(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own images overflow nowhere, those of the training split did."""
+    train, test = splits
+    request = float16(Large)
+    store = make_store(replace(request, precision="bfloat16"), train, tmp_path)
+    settled, events = look(test, tmp_path, request)
+    assert settled.backbone.precision == settled.request.precision == "bfloat16"
+    followed = events[0]
+    assert isinstance(followed, PrecisionFollowed)
+    assert (followed.splits, followed.asked, followed.used, followed.store) == (("test",), "float16", "bfloat16", store)
+    assert [type(event) for event in events[1:]] == [ParityMeasured]
+    with Listener() as listener:
+        listener.show(followed)
+    shown = capsys.readouterr().err
+    assert "runs in bfloat16, not float16, on test: another split has its store in bfloat16, " in shown
+    assert shown.rstrip().endswith("For float16 extract them together")
+
+
+def test_splits_that_are_asked_for_together_decide_for_themselves(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path
+) -> None:
+    request = float16(Large)
+    make_store(replace(request, precision="bfloat16"), splits[0], tmp_path)
+    settled, _ = look(splits[0], tmp_path, request, sources=list(splits))
+    assert settled.backbone.precision == "float16"
+
+
+def test_a_split_that_overflows_beside_a_float16_store_of_another_is_refused(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path
+) -> None:
+    train, test = splits
+    request = float16(Massive)
+    store = make_store(request, train, tmp_path)
+    with pytest.raises(RequestError) as refused:
+        look(test, tmp_path, request)
+    message = str(refused.value)
+    assert f"photos0/test: expected a model that holds in float16, as the one of {store}, got " in message
+    assert "values of the first images that are not finite at block.2. Extract its splits again together" in message
+    assert not (tmp_path / "photos0" / "test").exists()
+    together, events = look(test, tmp_path, request, sources=[train, test])
+    assert together.backbone.precision == "bfloat16"
+    assert isinstance(events[0], PrecisionFellBack)
+
+
+def test_where_other_splits_have_both_precisions_either_has_company(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path
+) -> None:
+    request = float16(Large)
+    for precision in ("float16", "bfloat16"):
+        make_store(replace(request, precision=precision), splits[0], tmp_path)
+    settled, _ = look(splits[1], tmp_path, request)
+    assert settled.backbone.precision == "float16"
+
+
+def test_stores_of_another_model_tap_or_storage_are_no_company(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path
+) -> None:
+    spec = make_spec(split="test", compute_dtype="float16")
+    request = float16(Large)
+    backbone = request.open("cpu")
+    make_store(replace(request, precision="bfloat16"), splits[0], tmp_path)
+    of_test = spec_of(backbone, splits[1], "float16")
+    assert list(other_splits(of_test, ["test"], tmp_path)) == ["bfloat16"]
+    for changes in ({"weights": "0" * 16}, {"tap": "norm2"}, {"storage_dtype": "float32"}):
+        assert other_splits(replace(of_test, **changes), ["test"], tmp_path) == {}  # type: ignore[arg-type]
+    assert other_splits(spec, ["test"], tmp_path) == {}
+
+
+def test_views_of_the_training_images_make_no_other_model(splits: tuple[ImageSource, ImageSource]) -> None:
+    backbone = float16(Large).open("cpu")
+    viewed = ViewedSource(splits[0], ViewRule(num_views=2))
+    assert model_differences(*(spec_of(backbone, one, "float16") for one in (viewed, splits[1]))) == []
+
+
+def test_a_probe_refuses_stores_of_two_precisions(tmp_path: Path) -> None:
+    train, test = (
+        Store(tmp_path / f"{split}.zarr", make_spec(split=split, compute_dtype=dtype))
+        for split, dtype in (("train", "bfloat16"), ("test", "float16"))
+    )
+    with pytest.raises(RequestError) as refused:
+        check_one_model(train, test)
+    assert str(refused.value) == (
+        f"{test.path}: expected tokens of the model that {train.path} was made with: compute_dtype = bfloat16, "
+        "got compute_dtype = float16. Extract both splits in one command, so that what is trained on and what is tested on "
+        "come from one model."
+    )
+    check_one_model(train, test._replace(spec=make_spec(split="test", compute_dtype="bfloat16", num_rows=7)))
