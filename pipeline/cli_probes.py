@@ -26,8 +26,9 @@ def probes(
 ) -> None:
     """Names for `layerbank probe --probe`: what each reads, with which head, and how large it is.
 
-    PATTERN is a name, with * for anything. Where a grid stands as 2, any number may; every means one probe a level. A name of a
-    head with heads may end with -h8 for 8 of them.
+    PATTERN is a name, with * for anything. Where a grid stands as 2, any number may; every means one probe a level, best the level
+    that is best on validation. A name of a head with heads may end with -h8 for 8 of them. Any trained probe has its -top5, for as
+    many of its settings as the number says, and any of several levels its -smallest: what stands here is then the most it may read.
 
     \b
     layerbank probes 'alf*' --depth 24 --embed-dim 1024 --num-patches 256

@@ -13,6 +13,12 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 @click.argument("recipe")
 @click.option("--dry-run", is_flag=True, help="Say what there is to do: units, trainings, images, bytes; do nothing.")
 @click.option(
+    "--calibrate",
+    is_flag=True,
+    help="With --dry-run: forecast the hours, from passes of each model and steps of each head on this machine; takes a minute or "
+    "several, without weights or data.",
+)
+@click.option(
     "--data-root", type=_DIR, default="data", show_default=True, help="Folder of the data sets of the catalogue."
 )
 @click.option(
@@ -48,6 +54,7 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 def study(
     recipe: str,
     dry_run: bool,
+    calibrate: bool,
     data_root: Path,
     fetch: bool,
     cache_root: Path,
@@ -78,6 +85,15 @@ def study(
     from .study_table import STUDY_COLUMNS, study_table
     from .units import Place
 
+    if calibrate and not dry_run:
+        from .errors import RequestError
+
+        raise RequestError(
+            where="--calibrate",
+            expected="--dry-run beside it",
+            got="a study to be done",
+            todo="Leave it out, or plan first.",
+        )
     opened = open_recipe(recipe)
     if memory is not None:
         parse_size(memory)
@@ -93,7 +109,7 @@ def study(
     if dry_run:
         from .study_plan import PLAN_COLUMNS, plan_study, plan_table, plan_title
 
-        planned = plan_study(opened, place)
+        planned = plan_study(opened, place, calibrate=calibrate)
         if as_json:
             print_json([asdict(unit) for unit in planned])
         else:

@@ -47,6 +47,7 @@ from .events import (
     WorkerLost,
 )
 from .meter import limit_of
+from .results import found
 from .sizes import size
 
 __all__ = ["Listener", "print_table", "print_lines", "print_json", "print_error", "size"]
@@ -314,4 +315,5 @@ def _finished(event: ProbeFinished) -> str:
     if row["test"] is None:
         return f"probe {event.probe}: every setting diverged{again}"
     validation, test = row["validation"], row["test"]["balanced_accuracy"]
-    return f"probe {event.probe}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced accuracy{again}"
+    beside = f" ({what})" if (what := found(row)) else ""
+    return f"probe {event.probe}{beside}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced accuracy{again}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 
 from .errors import RequestError
 
@@ -102,3 +103,18 @@ def unknown_level(name: str, known: list[str]) -> RequestError:
         got=repr(name),
         todo=f"The nearest name is {near}.",
     )
+
+
+def short_levels(levels: Sequence[str]) -> str:
+    """Names of levels, runs of them shortened.
+
+    >>> short_levels(["block.1", "block.2", "block.3", "block.6", "final"])
+    '1-3, 6, final'
+    """
+    parts: list[list[str]] = []
+    for level in (level.removeprefix("block.") for level in levels):
+        if parts and level.isdigit() and parts[-1][-1].isdigit() and int(level) == int(parts[-1][-1]) + 1:
+            parts[-1] = [parts[-1][0], level]
+        else:
+            parts.append([level])
+    return ", ".join("-".join(part) for part in parts)

@@ -4,12 +4,12 @@ Probes that can, train together (`rides.py`): their tokens are read from the tra
 (split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results (`row_folder.py`). The test
 store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
 again, a sweep that was killed goes on with the banks that are missing (`sweep_journal.py`), and no probe's key or result depends on
-what it trains together with.
+what it trains together with. What is made of a finished probe (`derived.py`) comes last, and its base before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +17,19 @@ from typing import Any, NamedTuple
 import torch
 
 from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from probes import SOLVED_KINDS, TrainingProtocol, resolve_compute
+from probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
 
 from .datasets import ImageSource
+from .derived import derive
 from .errors import RequestError
 from .events import Emit, ProbeFinished, ignore
 from .memory import memory_for_probes
 from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
-from .rides import plan_rides
+from .rides import Ride, plan_rides, ride_alone
 from .row_folder import keep_probe
 from .siblings import model_differences
-from .sweep_journal import SweepJournal
+from .sweep_journal import SweepJournal, clear_finished
 from .token_source import require_arrays
 from .training import Trained, solve_probe, train_ride
 
@@ -158,13 +159,15 @@ def probe(
         return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
 
     known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
-    wanted = []
+    clear_finished(folder / ".sweeps", known.keys())  # a run may have been killed just after its last row
+    wanted: list[NamedProbe] = []
     for named in named_probes:
         if key(named) in known and not retrain:
             emit(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
         else:
-            changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-            wanted.append((named, changed))
+            if named.derived is not None and key(named.derived.base) not in known:
+                wanted.append(named.derived.base)  # it is made of a row
+            wanted.append(named)
 
     def open_test() -> TokenCache:
         return test._replace(num_views=0).open()  # nothing is tested on a view
@@ -175,26 +178,45 @@ def probe(
         if cache.num_views:
             row["train_views"] = cache.num_views if train.num_views is None else train.num_views
         row |= keep_probe(trained, cache, test.spec, open_test, row_folder(folder, row), config or {})
+        if named.derived is not None:  # what it is made of had to be trained, too
+            of_base = known[key(named.derived.base)]["cost"]
+            row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
         known[row["key"]] = append_row(folder / "results.jsonl", row)
+        clear_finished(folder / ".sweeps", known.keys())
         emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
 
-    for named, changed in wanted:
-        if named.head in SOLVED_KINDS:
-            keep(solve_probe(named, changed, cache, open_test, emit))
-    to_train = [(named, changed) for named, changed in wanted if named.head not in SOLVED_KINDS]
-    for ride in plan_rides(cache, to_train, memory_bytes, device):
+    def journal_of(
+        ride: Ride, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
+    ) -> SweepJournal:
         decisive = {**_setting(train, test, ride.protocol), "device": device.type}
         del decisive["test"]  # nothing is chosen on it
-        journal = SweepJournal(folder / ".sweeps", decisive, ride.describe)
+        return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
+
+    each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
+    for named, changed in each:
+        if named.head in SOLVED_KINDS:
+            keep(solve_probe(named, changed, cache, open_test, emit))
+    to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
+    for ride in plan_rides(cache, to_train, memory_bytes, device):
+        journal = journal_of(ride, ride.describe, ride.probes)
         for trained in train_ride(ride, open_test, device, journal, emit):
             keep(trained)
-        journal.clear()
+    for named, changed in each:
+        if named.derived is not None:
+            base = known[key(named.derived.base)]
+            ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
+            journal = journal_of(ride, ride.describe_choice, [named])
+            keep(derive(named, base, ride, open_test, device, journal, emit))
     return [known[key(named)] for named in named_probes]
 
 
 def row_folder(folder: Path, row: Row) -> Path:
     """Where the probe, the predictions and the picture of a row lie: two settings of one probe never share it."""
     return folder / f"{row['probe']}-{row['key'][:8]}"
+
+
+def _changed(protocol: TrainingProtocol, named: NamedProbe) -> TrainingProtocol:
+    return replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
 
 
 def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:

@@ -10,8 +10,12 @@
     aat-quarterly                     cls + every patch of the quarterly set, 24 heads, dropout 0.5, weight decay 1, jitter p 0.9
     best, best-ap, best-grid2         the best on validation of attn-{set} and alf-grid{g}-{set}, for every set and g of 2 and 4;
                                       of attn-{set} only; of attn-{set} and alf-grid2-{set}. Chosen with lr, weight decay, dropout
-    linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, or `every` for one probe a level
-    ridge@k, logreg-ap@k, knn@k, ...  one level by other means
+    linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, `every` for one probe a level, or
+                                      `best` for the level that is best on validation, the deepest of equals
+    ridge@k, logreg-ap@k, knn@k, ...  one level by other means (not `best`)
+    alf-smallest, {probe}-smallest    the smallest set of the probe's levels that is as good as the best on validation, within its
+                                      confidence interval: levels are added one by one, by the setting that the probe chose
+    alf-top5, {probe}-top{k}          the k settings of the probe that are best on validation, averaged in probability
 
 Heads of other studies, `probes/README.md` has one row each; without a set, the first reads `final` and the second all:
 
@@ -39,10 +43,12 @@ WIDTH, TOKEN_AXIS = "width", "token-axis"  # over what tokens are normalised: D,
 
 _SETS = "|".join(LAYER_SETS)
 _FLAT = "linear|ridge|logreg|knn"  # heads on concatenated tokens
+_SOLVED = ("ridge", "logreg", "knn")
 _ONE_KIND = re.compile(rf"({_FLAT})-(cls|ap)")
 _LAYER_SET = re.compile(rf"({_FLAT}|attn)-({_SETS})(?:-(cls|ap))?")
 _GRID = re.compile(rf"alf-grid([1-9]\d*)(?:-({_SETS}))?")
 _BEST = re.compile(r"best(|-ap|-grid2)")
+_DERIVED = re.compile(r"(.+)-(smallest|top([1-9]\d*))")
 _NUM_HEADS = re.compile(r"(.+)-h([1-9]\d*)")
 
 # head -> num_heads for a depth below 24 and from 24 on, where D is 1024 and 12 does not divide it; None: no heads, or one a token
@@ -59,6 +65,23 @@ _OVER_LEVELS = ("alf-embed", "scalar-mix")
 HEADS_WITH_HEADS = ("attentive", "alf-embed", *(head for head, choice in _OVER_PATCHES.items() if choice))
 _ZOO = re.compile(rf"({'|'.join((*_OVER_PATCHES, *_OVER_LEVELS))})(?:-({_SETS}))?")
 _LEVEL = re.compile(rf"((?:{_FLAT})(?:-ap)?|aat|{'|'.join(_OVER_PATCHES)})@(\d+|{FINAL})")
+_BEST_LEVEL = re.compile(rf"(linear(?:-ap)?|aat|{'|'.join(_OVER_PATCHES)})@best")
+_SHRINKING = ("linear", "attentive")  # heads to which a level is no more than tokens to read
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallestLevels:
+    """The smallest set of the base's levels that is good enough on validation."""
+
+    base: NamedProbe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopSettings:
+    """The ensemble of the base's settings that are best on validation."""
+
+    base: NamedProbe
+    num_members: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +99,7 @@ class NamedProbe:
         protocol: what it changes of the training protocol, field by field.
         candidates: probes among which one is chosen on validation, in the order in which they win ties; its own head, levels and
             kinds are then those of the first. Empty: it is what it says.
+        derived: how it is made of another, finished probe; its own head, levels and kinds are then that one's.
     """
 
     name: str
@@ -87,6 +111,7 @@ class NamedProbe:
     depth: int | None = None
     protocol: Mapping[str, object] = field(default_factory=dict)
     candidates: tuple[NamedProbe, ...] = ()
+    derived: SmallestLevels | TopSettings | None = None
 
     @property
     def family(self) -> tuple[NamedProbe, ...]:
@@ -151,6 +176,9 @@ def resolve_probe(name: str, depth: int, *, reference_quirks: bool = False) -> N
     ('attentive', ('block.6', 'final'), ('cls', 'grid2'), 24)
     """
     base, suffix = _split_heads(name)
+    if match := _DERIVED.fullmatch(base):
+        of = resolve_probe(match[1] + suffix, depth, reference_quirks=reference_quirks)
+        return _derive(name, of, int(match[3]) if match[3] else None)
     probe = _resolve_base(base, depth, reference_quirks)
     if probe is None:
         raise _unknown(name)
@@ -180,7 +208,9 @@ def probe_names() -> list[str]:
     zoo = (*_OVER_PATCHES, *_OVER_LEVELS)
     names += [f"{head}{layers}" for head in zoo for layers in ("", *(f"-{layers}" for layers in LAYER_SETS))]
     one_level = (*(f"{head}{kind}" for head in flat for kind in ("", "-ap")), "aat", *_OVER_PATCHES)
-    return names + [f"{stem}@{EVERY}" for stem in one_level]
+    names += [f"{stem}@{EVERY}" for stem in one_level]
+    names += [f"{stem}@best" for stem in ("linear", "linear-ap", "aat", *_OVER_PATCHES)]
+    return names + [f"{base}-{kind}" for base in ("alf", "alf-grid2", "linear-all") for kind in ("smallest", "top5")]
 
 
 def _best(name: str, depth: int, finest: int, quirks: bool) -> NamedProbe:
@@ -194,6 +224,35 @@ def _best(name: str, depth: int, finest: int, quirks: bool) -> NamedProbe:
     return replace(candidates[0], name=name, candidates=candidates)
 
 
+def _best_level(name: str, stem: str, depth: int, quirks: bool) -> NamedProbe:
+    """The family of one probe a level, the deepest first."""
+    levels = [one.removeprefix("block.") for one in reversed(level_names(depth))]
+    candidates = tuple(resolve_probe(f"{stem}@{level}", depth, reference_quirks=quirks) for level in levels)
+    return replace(candidates[0], name=name, candidates=candidates)
+
+
+def _derive(name: str, base: NamedProbe, num_members: int | None) -> NamedProbe:
+    if num_members is None:
+        expected, fits = (
+            "a linear or attentive probe of several levels, such as alf or linear-all",
+            len(base.levels) > 1,
+        )
+        fits = fits and base.head in _SHRINKING
+        derived: SmallestLevels | TopSettings = SmallestLevels(base=base)
+    else:
+        expected, fits = "a probe that is trained with several settings, such as alf", base.head not in _SOLVED
+        derived = TopSettings(base=base, num_members=num_members)
+    if not fits or base.candidates or base.derived:
+        is_what = f"the head {base.head} on {len(base.levels)} level{'s' if len(base.levels) > 1 else ''}"
+        raise RequestError(
+            where=f"--probe {name}",
+            expected=expected,
+            got=f"{base.name}, {'a choice among probes' if base.candidates or base.derived else is_what}",
+            todo=f"Name another probe, or {base.name} itself.",
+        )
+    return replace(base, name=name, derived=derived)
+
+
 def _split_heads(name: str) -> tuple[str, str]:
     """A name without its number of heads, and that: ("alf", "-h8"), ("alf", "")."""
     match = _NUM_HEADS.fullmatch(name)
@@ -201,8 +260,12 @@ def _split_heads(name: str) -> tuple[str, str]:
 
 
 def _with_heads(probe: NamedProbe, num_heads: int) -> NamedProbe:
+    name = f"{probe.name}-h{num_heads}"
+    if probe.derived is not None:
+        base = _with_heads(probe.derived.base, num_heads)
+        return replace(base, name=name, derived=replace(probe.derived, base=base))
     candidates = tuple(_with_heads(one, num_heads) for one in probe.candidates)
-    return replace(probe, name=f"{probe.name}-h{num_heads}", num_heads=num_heads, candidates=candidates)
+    return replace(probe, name=name, num_heads=num_heads, candidates=candidates)
 
 
 def _resolve_base(name: str, depth: int, quirks: bool) -> NamedProbe | None:
@@ -214,6 +277,8 @@ def _resolve_base(name: str, depth: int, quirks: bool) -> NamedProbe | None:
     if match := _BEST.fullmatch(name):
         finest = {"": 4, "-ap": 1, "-grid2": 2}[match[1]]
         return _best(name, depth, finest, quirks)
+    if match := _BEST_LEVEL.fullmatch(name):
+        return _best_level(name, match[1], depth, quirks)
     if match := _ONE_KIND.fullmatch(name):
         return NamedProbe(name=name, head=match[1], levels=(FINAL,), kinds=(match[2],), depth=depth)
     if match := _LAYER_SET.fullmatch(re.sub("^alf(?=$|-cls$|-ap$)", "attn-all", name)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from probes import HEAD_KINDS, Head, ProbeError, make_probe
 
 from .errors import RequestError
-from .layers import FINAL
-from .probe_names import EVERY, NamedProbe, probe_names, resolve_probe
+from .layers import FINAL, short_levels
+from .probe_names import EVERY, NamedProbe, TopSettings, probe_names, resolve_probe
 
 SIZE_COLUMNS = ("probe", "levels", "kinds", "head", "heads", "tokens", "parameters", "before the classifier")
 RowShape = Callable[[str, str], tuple[int, ...]]  # (level, kind) -> (D,) or (t, D)
@@ -125,7 +125,9 @@ def describe_probes(
         head = head_of(named, shape[0])
         if (head, shape) not in counted:
             counted[head, shape] = _count_parameters(head, shape, num_classes)
-        of_all, before = counted[head, shape]
+        # of the smallest set of levels these are at most what its base has
+        num_members = named.derived.num_members if isinstance(named.derived, TopSettings) else 1
+        of_all, before = (None if count is None else num_members * count for count in counted[head, shape])
         described.append(
             {
                 "name": name,
@@ -146,7 +148,7 @@ def size_table(described: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     return [
         [
             one["name"],
-            _short_levels(one["levels"]),
+            short_levels(one["levels"]),
             "+".join(one["kinds"]),
             one["head"],
             _count(one["num_heads"]),
@@ -172,17 +174,3 @@ def _count_parameters(head: Head, shape: tuple[int, ...], num_classes: int) -> t
 
 def _count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
-
-
-def _short_levels(levels: Sequence[str]) -> str:
-    """
-    >>> _short_levels(["block.1", "block.2", "block.3", "block.6", "final"])
-    '1-3, 6, final'
-    """
-    parts: list[list[str]] = []
-    for level in (level.removeprefix("block.") for level in levels):
-        if parts and level.isdigit() and parts[-1][-1].isdigit() and int(level) == int(parts[-1][-1]) + 1:
-            parts[-1] = [parts[-1][0], level]
-        else:
-            parts.append([level])
-    return ", ".join("-".join(part) for part in parts)

@@ -15,7 +15,7 @@ from typing import Any
 
 from probes import HEAD_KINDS
 
-from .results import Row, gains, key_of
+from .results import Row, found, gains, key_of
 
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
 SHORT = {"weight_decay": "wd", "num_neighbors": "k"}
@@ -85,7 +85,10 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
     for row in rows:
         protocol = {name: value for name, value in row["protocol"].items() if name != "seed"}
         stores = [row["train_fingerprint"], row["test_fingerprint"]]
-        same = {name: row[name] for name in ("probe", "head", "levels", "kinds", "num_heads", "normalize")}
+        # what validation chose may differ from seed to seed
+        chosen = row.get("candidate") is not None or row.get("derived") is not None
+        names = ("probe",) if chosen else ("probe", "head", "levels", "kinds", "num_heads", "normalize")
+        same = {name: row[name] for name in names}
         groups.setdefault(key_of({**same, "protocol": protocol, "stores": stores}), []).append(row)
     return [
         Summary(
@@ -133,6 +136,9 @@ def _settings(summary: Summary) -> str:
     if summary.num_diverged:
         of_seeds = f" of {summary.num_diverged} of {len(summary.rows)} seeds" if len(summary.rows) > 1 else ""
         parts.append(f"every setting{of_seeds} diverged")
+    beside = Counter(found(row) for row in finished).most_common()
+    if beside and beside[0][0]:
+        parts.append(" or ".join(f"{what} ({count})" if len(beside) > 1 else what for what, count in beside))
     for name in finished[0]["chosen"] if finished else ():
         if name != "dropout" or HEAD_KINDS[finished[0]["head"]].dropout:
             values = Counter(_number(row["chosen"].get(name)) for row in finished).most_common()

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from .layers import short_levels
 from .probe_names import REFERENCE
 
 Row = dict[str, Any]
@@ -73,3 +74,19 @@ def gains(rows: Iterable[Row]) -> dict[str, float]:
         for row in rows
         if row["setting_of_study"] in reference
     }
+
+
+def found(row: Row) -> str:
+    """What validation chose beside a setting: a probe of a family, levels, how many settings; "" where there was no such choice.
+
+    >>> found({"candidate": None, "derived": {"rounds": []}, "levels": ["block.3", "block.4", "final"]})
+    'levels 3-4, final'
+    """
+    derived = row.get("derived") or {}
+    if row.get("candidate"):
+        return str(row["candidate"])
+    if "rounds" in derived:
+        return f"levels {short_levels(row['levels'])}"
+    if "members" in derived:
+        return f"{sum(not one['diverged'] for one in derived['members'])} settings"
+    return ""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cache import TokenCache
-from probes import Candidate, MemoryPlan, SettingError, TrainingProtocol
+from probes import Candidate, MemoryPlan, SettingError, TrainingProtocol, plan_choice
 
 from .placement import Placement, place_tokens
 from .probe_names import NamedProbe
@@ -57,6 +57,11 @@ class Ride:
         """What could change the bits of a candidate: see `Placement.describe`."""
         return self.placement.describe(self.memory_of(candidate))
 
+    def describe_choice(self, candidate: Candidate) -> dict[str, Any]:
+        """The same of a head on some of these tokens that is trained by itself, with one setting."""
+        memory = plan_choice(candidate, self.tokens, self.protocol, self.placement.training_bytes)
+        return self.placement.describe(memory)
+
 
 def plan_rides(
     cache: TokenCache,
@@ -78,13 +83,20 @@ def plan_rides(
     for protocol in dict.fromkeys(protocol for _, protocol in wanted):
         ride: Ride | None = None
         for named in (named for named, own in wanted if own == protocol):
-            alone = _make_ride(cache, [named], protocol, memory_bytes, device)
+            alone = ride_alone(cache, named, protocol, memory_bytes, device)
             larger = None if ride is None else _join(cache, ride, alone, memory_bytes, device)
             if ride is not None and larger is None:
                 yield ride
             ride = alone if larger is None else larger
         assert ride is not None
         yield ride
+
+
+def ride_alone(
+    cache: TokenCache, named: NamedProbe, protocol: TrainingProtocol, memory_bytes: int, device: torch.device
+) -> Ride:
+    """A probe without company; arguments and errors as `plan_rides`."""
+    return _make_ride(cache, [named], protocol, memory_bytes, device)
 
 
 def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]:

@@ -5,6 +5,8 @@
     curves.npz                      of the P settings in row order: steps [K] int64, loss [P, K] and lr [P, K] float32, of the batch
                                     before the step; NaN where a halving sweep has no such point; of the final training refit_steps,
                                     refit_loss [1, K], refit_lr
+    levels.npz                      of a search for levels, what it was chosen by: labels [N] int64 of the held-out images, hits
+                                    [L, N] bool, which of them the best set of each size got right
     attention.*                     see `attention.py`
 
 Arrays are read with numpy.load, nothing is pickled. Where every setting diverged, the curves are all there is.
@@ -15,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +85,10 @@ def keep_probe(
             source = StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS)
             title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): where the test images are looked at"
             attention = keep_attention(result.probe, source, named, tokens_per_kind, sample_ids, folder, title)
+    if trained.held_out:
+        _save_arrays(folder / "levels.npz", **trained.held_out)
     curves = _save_curves(result, folder)
-    return _row(trained, train.spec, test) | {"attention": attention, "curves": curves}
+    return _row(trained, train, test) | {"attention": attention, "curves": curves}
 
 
 def _save_curves(result: SweepResult, folder: Path) -> str | None:
@@ -105,9 +110,9 @@ def _save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     aside.replace(path)
 
 
-def _row(trained: Trained, train: CacheSpec, test: CacheSpec) -> Row:
+def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
     """What results.jsonl keeps; accuracies in [0, 1], null where every setting diverged."""
-    result, named = trained.result, trained.candidate
+    result, named, train = trained.result, trained.candidate, store.spec
     return {
         "backbone": train.backbone,
         "dataset": train.dataset,
@@ -133,12 +138,27 @@ def _row(trained: Trained, train: CacheSpec, test: CacheSpec) -> Row:
         "selection": _plan(result.selection),
         "rungs": [asdict(rung) for rung in result.rungs],
         "probe_steps": sum(rung.probe_steps for rung in result.rungs),
+        "derived": trained.derived,
         "refit": _plan(result.refit),
         "protocol": asdict(trained.protocol),
         "compute": None if named.head in SOLVED_KINDS else trained.protocol.compute,
+        "cost": _cost(trained, store),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "together_with": list(trained.together_with),
         "memory": trained.memory,
+    }
+
+
+def _cost(trained: Trained, train: TokenCache) -> dict[str, int]:
+    """What the row took, and what its probe takes for an image."""
+    result = trained.result
+    num_refits = 0 if result.refit is None else trained.num_refits
+    refit_steps = 0 if result.refit is None else num_refits * result.refit.num_steps
+    shapes = [train.arrays[array].row_shape for array in trained.candidate.arrays]
+    return {
+        "trainings": sum(rung.num_settings for rung in result.rungs) + num_refits,
+        "probe_steps": sum(rung.probe_steps for rung in result.rungs) + refit_steps,
+        "tokens_read": sum(prod(shape[:-1]) for shape in shapes),
     }
 
 
@@ -153,5 +173,5 @@ def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
 def _plain(named: NamedProbe) -> dict[str, Any]:
     """A probe as `NamedProbe(**...)` takes it back: no family, it is what it says."""
     values = asdict(named)
-    del values["candidates"]
+    del values["candidates"], values["derived"]
     return values

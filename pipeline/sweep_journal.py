@@ -1,10 +1,11 @@
 """Finished banks of sweeps that are under way, so that a sweep that was killed goes on with the banks that are missing.
 
-One file a bank, `RUNS/<data set>/<store>/.sweeps/<digest>.npz`: the scores and curves it left. The digest is of everything that
+One file a bank, `RUNS/<data set>/<store>/.sweeps/<digest>.npz`: the scores and curves it left, or, of a search for levels, which
+held-out images a set of them got right. The digest is of everything that
 could change them: the train store, the protocol, how tokens and training lie in memory, versions of torch and of this package, the
 head, its blocks and the settings trained together. So a file is found by the sweep that would compute the same numbers, for
-whichever probe, and by no other. Files appear whole or not at all. They are removed when the rows they led to are written; what
-another, abandoned sweep left stays until that sweep is run again.
+whichever probe, and by no other. Files appear whole or not at all. Each names the rows it is kept for and is removed when all of
+them are written; what another, abandoned sweep left stays until that sweep is run again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from probes import BankKey, BankScores, Candidate, LearningCurves
+from probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
 from .results import key_of
+
+UNREADABLE = (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError)
 
 
 class SweepJournal:
@@ -33,12 +38,18 @@ class SweepJournal:
         folder: of the journal; made when there is something to keep.
         setting: what the scores of all banks depend on: the train store, the protocol, the device.
         describe: what those of one head depend on beside that: how its tokens and its training lie in memory.
+        rows: keys of the rows that this leads to.
     """
 
-    def __init__(self, folder: Path, setting: dict[str, Any], describe: Callable[[Candidate], dict[str, Any]]) -> None:
-        self._folder, self._describe = folder, describe
+    def __init__(
+        self,
+        folder: Path,
+        setting: dict[str, Any],
+        describe: Callable[[Candidate], dict[str, Any]],
+        rows: Sequence[str],
+    ) -> None:
+        self._folder, self._describe, self._rows = folder, describe, list(rows)
         self._setting = {**setting, "versions": {name: version(name) for name in ("layerbank", "torch")}}
-        self._used: set[Path] = set()
 
     def find(self, key: BankKey) -> BankScores | None:
         """What was kept of a bank; None if it was not, or cannot be read."""
@@ -46,40 +57,68 @@ class SweepJournal:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 kept = {name: torch.from_numpy(arrays[name]) for name in ("accuracies", "steps", "losses", "lrs")}
-        except (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError):
+        except UNREADABLE:
             return None
-        self._used.add(path)
         curves = LearningCurves(steps=kept["steps"], losses=kept["losses"], lrs=kept["lrs"])
         return BankScores(accuracies=kept["accuracies"], curves=curves)
 
     def keep(self, key: BankKey, scores: BankScores) -> None:
         """Write the bank's file and wait until it is on the disk."""
         path = self._path(key)
-        content = io.BytesIO()
-        np.savez(
-            content,
+        self._keep(
+            path,
             accuracies=scores.accuracies.numpy(),
             steps=scores.curves.steps.numpy(),
             losses=scores.curves.losses.numpy(),
             lrs=scores.curves.lrs.numpy(),
         )
+
+    def find_hits(self, candidate: Candidate, setting: Setting) -> NDArray[np.bool_] | None:
+        """[N] which held-out images a probe of a search got right; None if it was not kept, or cannot be read."""
+        path = self._path(_of_search(candidate, setting))
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                hits: NDArray[np.bool_] = arrays["hits"]
+        except UNREADABLE:
+            return None
+        return hits
+
+    def keep_hits(self, candidate: Candidate, setting: Setting, hits: NDArray[np.bool_]) -> None:
+        """Write them and wait until they are on the disk."""
+        self._keep(self._path(_of_search(candidate, setting)), hits=hits)
+
+    def _keep(self, path: Path, **arrays: NDArray[Any]) -> None:
+        content = io.BytesIO()
+        np.savez(content, rows=np.array(self._rows), **arrays)  # type: ignore[arg-type]  # as in row_folder.py
         self._folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue())
-        self._used.add(path)
-
-    def clear(self) -> None:
-        """Remove what this sweep found and kept: its rows are written."""
-        for path in self._used:
-            path.unlink(missing_ok=True)
-        self._used.clear()
-        if self._folder.exists() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
 
     def _path(self, key: BankKey) -> Path:
         return (
             self._folder
             / f"{key_of({**self._setting, 'memory': self._describe(key.candidate), 'bank': asdict(key)})}.npz"
         )
+
+
+def clear_finished(folder: Path, finished: Collection[str]) -> None:
+    """Remove what is kept for rows that are written, all of them.
+
+    Args:
+        folder: of journals.
+        finished: keys of rows.
+    """
+    if not folder.exists():
+        return
+    for path in folder.glob("*.npz"):
+        with suppress(*UNREADABLE), np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            if set(arrays["rows"].tolist()) <= set(finished):
+                path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        folder.rmdir()
+
+
+def _of_search(candidate: Candidate, setting: Setting) -> BankKey:
+    return BankKey(candidate=candidate, settings=(setting,), num_steps=0)  # no bank of a grid: those have steps
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from cache import TokenCache
 from probes import Journal, MemoryPlan, Progress, SweepResult, TrainingProtocol, run_solver, run_sweeps
@@ -31,6 +32,9 @@ class Trained:
         protocol: by which.
         memory: where tokens lay and how training fitted beside them: everything that could change the result's bits.
         together_with: names of the probes that shared the passes.
+        num_refits: final trainings.
+        derived: how it was made of another probe, for its row.
+        held_out: what a search chose by, for a file beside it: name -> array.
     """
 
     named: NamedProbe
@@ -39,6 +43,9 @@ class Trained:
     protocol: TrainingProtocol
     memory: dict[str, Any]
     together_with: tuple[str, ...]
+    num_refits: int = 1
+    derived: dict[str, Any] | None = None
+    held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def train_ride(
@@ -71,19 +78,15 @@ def train_ride(
             emit(_planned(named.name, ride, plan))
     emit(TrainingStarted(probes=names, num_settings=sum(num_settings), num_passes=ride.placement.plan.num_passes))
 
-    def open_tokens() -> StreamedTokens:
-        tokens = CachedTokens(open_test(), [one for named in ride.probes for one in named.family])
-        return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=device.type == "cuda")
-
     results = run_sweeps(
         ride.sweeps,
         ride.placement.open(ride.tokens),
-        open_tokens,
+        lambda: open_tokens(open_test(), ride.probes, device),
         ride.protocol,
         memory_bytes=ride.placement.training_bytes,
         device=device,
         journal=journal,
-        emit=_relay(names, emit),
+        emit=relay(names, emit),
     )
     return [
         Trained(
@@ -96,6 +99,12 @@ def train_ride(
         )
         for named, sweep, result in zip(ride.probes, ride.sweeps, results, strict=True)
     ]
+
+
+def open_tokens(test: TokenCache, probes: Sequence[NamedProbe], device: torch.device) -> StreamedTokens:
+    """The test images, with what the probes of a ride read of them."""
+    tokens = CachedTokens(test, [one for named in probes for one in named.family])
+    return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=device.type == "cuda")
 
 
 def solve_probe(
@@ -118,10 +127,10 @@ def solve_probe(
     )
     emit(TrainingStarted(probes=(named.name,), num_settings=len(protocol.solved_settings(head)), num_passes=1))
 
-    def open_tokens() -> StreamedTokens:
+    def open_alone() -> StreamedTokens:
         return StreamedTokens(CachedTokens(open_test(), named), buffer_rows=FEWEST_BUFFER_ROWS)
 
-    result = run_solver(head, tokens.in_memory(), open_tokens, protocol, emit=_relay((named.name,), emit))
+    result = run_solver(head, tokens.in_memory(), open_alone, protocol, emit=relay((named.name,), emit))
     return Trained(
         named=named,
         candidate=named,
@@ -147,7 +156,9 @@ def _planned(name: str, ride: Ride, plan: MemoryPlan) -> MemoryPlanned:
     )
 
 
-def _relay(names: tuple[str, ...], emit: Emit) -> Callable[[Progress], None]:
+def relay(names: tuple[str, ...], emit: Emit) -> Callable[[Progress], None]:
+    """Progress of a training as events of the probes that train."""
+
     def show(event: Progress) -> None:
         emit(
             ProbeProgress(

@@ -3,11 +3,13 @@
 from .attention import AttentionStatistics, LookingProbe, attention_mass, attention_statistics
 from .attentive import AttentiveProbe
 from .bank import AttentiveBank, Bank
-from .batches import BatchPlan, choose_batch_size
+from .batches import BatchPlan, choose_batch_size, plan_batches
 from .blocks import Block, Reading, columns_of
 from .budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
 from .checkpoint import load_probe, save_probe
+from .chosen import Choice, join_members, plan_choice, score_held_out, train_chosen
 from .curves import LearningCurves
+from .ensemble import Ensemble, mean_of_members
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .evaluate import compute_logits
 from .events import Progress
@@ -33,6 +35,7 @@ from .protocol import (
     SolvedSetting,
     TrainingProtocol,
 )
+from .refit import Refit
 from .ride_plan import Candidate, RidePlan, plan_ride
 from .select import BankKey, BankScores, Journal
 from .solve import run_solver
@@ -50,7 +53,9 @@ from .sources import (
     stack_tokens,
 )
 from .split import centre_rows, split_rows
+from .step_cost import StepCost, measure_step
 from .sweep import run_sweep, run_sweeps
+from .twins import first_twins
 from .zoo import (
     ZOO,
     AbmilpProbe,
@@ -111,6 +116,7 @@ __all__ = [
     "LearningCurves",
     "compute_logits",
     "BatchPlan",
+    "plan_batches",
     "choose_batch_size",
     # the protocol
     "Head",
@@ -136,11 +142,22 @@ __all__ = [
     "BankKey",
     "BankScores",
     "run_solver",
+    "first_twins",
+    "Choice",
+    "plan_choice",
+    "score_held_out",
+    "train_chosen",
+    "join_members",
+    "Refit",
+    "Ensemble",
+    "mean_of_members",
     "Sizes",
     "sizes_of",
     "MemoryPlan",
     "PLANNED_KINDS",
     "plan_memory",
+    "StepCost",
+    "measure_step",
     "SweepResult",
     "SettingScore",
     "Rung",

@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .attentive import AttentiveProbe
+from .ensemble import Ensemble
 from .errors import CheckpointError, CheckpointMissing
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .zoo import ZOO, ZooProbe
 
-Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
+Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe | Ensemble
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
@@ -101,6 +102,9 @@ def load_probe(
 
 
 def _describe(probe: Probe) -> dict[str, Any]:
+    if isinstance(probe, Ensemble):
+        members: list[Any] = list(probe.members)
+        return {"kind": "ensemble", "members": [_describe(member) for member in members]}
     if isinstance(probe, ZooProbe):
         return {"kind": probe.kind, **probe.sizes}
     if isinstance(probe, LinearProbe):
@@ -127,6 +131,11 @@ def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> Probe:
     sizes = dict(head)
     kind = sizes.pop("kind")
     probe: Probe
+    if kind == "ensemble":
+        members: list[Any] = [
+            _make(member, _of_member(number, weights)) for number, member in enumerate(sizes["members"])
+        ]
+        return Ensemble(members)
     if kind == "linear":
         probe = LinearProbe(**sizes)
     elif kind == "knn":
@@ -141,6 +150,11 @@ def _make(head: dict[str, Any], weights: dict[str, torch.Tensor]) -> Probe:
     else:
         raise ValueError(f"kind {kind!r}")
     return probe.to(weights.get("classifier.weight", torch.zeros(0)).dtype)
+
+
+def _of_member(number: int, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = f"members.{number}."
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def _check_shapes(file: Path, probe: Probe, weights: dict[str, torch.Tensor]) -> None:

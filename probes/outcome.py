@@ -13,13 +13,14 @@ from .attentive import AttentiveProbe
 from .batches import BatchPlan
 from .budget import MemoryPlan
 from .curves import LearningCurves
+from .ensemble import Ensemble
 from .halving import Rung
 from .knn import KnnProbe
 from .linear import LinearProbe
 from .protocol import Head, Setting, SolvedSetting
 from .zoo import ZooProbe
 
-Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe
+Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe | Ensemble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class SweepResult:
         num_parameters: of the probe.
         num_parameters_before_classifier: without the classifier's weight and bias.
         selection: batches of the training of the grid; None where nothing is trained.
-        rungs: the rounds that were trained: one of all settings, or those of a halving sweep.
+        rungs: the rounds that were trained, of all candidates: one of all settings, or those of a halving sweep.
         curves: [P, K] of the training of the grid, each setting's last; None where nothing is trained.
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
         refit_curves: [1, K] of it.

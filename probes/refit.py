@@ -11,6 +11,7 @@ from torch import Tensor
 from .attentive import AttentiveProbe
 from .batches import BatchPlan
 from .curves import LearningCurves
+from .ensemble import Ensemble
 from .entrants import Entrant
 from .evaluate import check_test, compute_all_logits, measure
 from .events import Emit
@@ -47,7 +48,7 @@ class Refit:
 
     plan: BatchPlan
     curves: LearningCurves
-    probe: AttentiveProbe | LinearProbe | ZooProbe | None
+    probe: AttentiveProbe | LinearProbe | ZooProbe | Ensemble | None
     test_logits: Tensor | None
     test: Metrics | None
     seconds: dict[str, float]

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from .batches import BatchPlan, plan_batches
 from .entrants import Entrant, prepare
 from .events import Emit
+from .halving import Rung
 from .outcome import SettingScore, SweepResult, choose
 from .protocol import Head, Setting, TrainingProtocol
 from .refit import Refit, Winner, refit
@@ -194,10 +196,19 @@ def _result(
         num_parameters=num_parameters,
         num_parameters_before_classifier=num_parameters - of_classifier,
         selection=plan,
-        rungs=selection.rungs,
+        rungs=_rungs_of([selections[one].rungs for one in field]),
         curves=selection.curves,
         refit=None if trained is None else trained.plan,
         refit_curves=None if trained is None else trained.curves,
         memory=entrant.memory,
         seconds=seconds,
+    )
+
+
+def _rungs_of(candidates: Sequence[Sequence[Rung]]) -> tuple[Rung, ...]:
+    """The rounds of all candidates as one sweep's: candidates of one protocol go the same number of steps in each."""
+    most = max(candidates, key=len)  # a candidate all of whose settings diverged has ended early
+    return tuple(
+        replace(rung, num_settings=sum(one[number].num_settings for one in candidates if len(one) > number))
+        for number, rung in enumerate(most)
     )

@@ -154,12 +154,15 @@ def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
     readme = (Path(pipeline.__file__).parent / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## What `layerbank probe` leaves") :]
     listed = re.findall(r"^\| `([\w.-]+)` \| (.*?) \|", section[: section.index("A row's `key`")], re.MULTILINE)
-    assert {of for _, of in listed} <= {"every probe", "trained probes", "attentive probes"}
-    rows, _ = run(stores, tmp_path, ("linear-cls", "alf", "ridge-cls", "cae", "ep"))
+    assert {of for _, of in listed} <= {"every probe", "trained probes", "attentive probes", "`-smallest`"}
+    rows, _ = run(
+        stores, tmp_path, ("linear-cls", "alf", "ridge-cls", "cae", "ep", "attn-mid", "attn-mid-smallest", "alf-top2")
+    )
     for row in rows:
         kinds = {"every probe"}
-        kinds |= {"trained probes"} if row["selection"] else set()
+        kinds |= {"trained probes"} if row["selection"] and not row["derived"] else set()
         kinds |= {"attentive probes"} if row["attention"] else set()
+        kinds |= {"`-smallest`"} if row["probe"].endswith("-smallest") else set()
         place = row_folder(tmp_path, row)
         assert {path.name for path in place.iterdir()} == {name for name, of in listed if of in kinds}, row["probe"]
         for path in place.glob("*.npz"):
@@ -169,6 +172,7 @@ def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
                     assert arrays[name].dtype != object
     assert {path.name for path in tmp_path.iterdir()} == {
         "results.jsonl",
+        ".results.jsonl.lock",
         *(row_folder(tmp_path, row).name for row in rows),
     }
     place = row_folder(tmp_path, rows[1])
@@ -310,7 +314,9 @@ def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
     assert rows[0]["test"] is None
     assert rows[0]["chosen"] is None
     place = row_folder(tmp_path, rows[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["results.jsonl", place.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [".results.jsonl.lock", "results.jsonl", place.name]
+    )
     assert [path.name for path in place.iterdir()] == [rows[0]["curves"]]
 
 

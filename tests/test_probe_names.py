@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 
 from pipeline import RequestError
-from pipeline.probe_names import DEMO_PROBES, HEADS_WITH_HEADS, probe_names, resolve_probe, resolve_probes
+from pipeline.probe_names import (
+    DEMO_PROBES,
+    HEADS_WITH_HEADS,
+    TopSettings,
+    probe_names,
+    resolve_probe,
+    resolve_probes,
+)
 from probes import HEAD_KINDS
 
 
@@ -194,7 +201,7 @@ def test_heads_that_know_levels_have_no_form_for_one_level() -> None:
 @pytest.mark.parametrize("depth", [6, 12, 24])
 def test_quirks_change_the_axis_of_patches_and_the_quarterly_set_of_deep_backbones_and_nothing_else(depth: int) -> None:
     for name in probe_names():
-        if name.startswith("best"):
+        if name.startswith("best") or name.endswith("@best"):
             continue  # families of the others
         if name.endswith("@every"):
             name = name.replace("every", "3")
@@ -205,3 +212,53 @@ def test_quirks_change_the_axis_of_patches_and_the_quarterly_set_of_deep_backbon
             normalize="token-axis" if "patch" in plain.kinds else "width",
             levels=("block.3", "block.6", "block.9", "final") if quarterly else plain.levels,
         )
+
+
+def test_the_best_level_is_a_family_of_every_level_the_deepest_first() -> None:
+    best = resolve_probe("aat@best", 3)
+    assert [one.name for one in best.candidates] == ["aat@final", "aat@2", "aat@1", "aat@0"]
+    assert (best.name, best.levels) == ("aat@best", ("final",))
+    assert [one.name for one in resolve_probes(["aat@best"], 3, num_heads=(2,))[0].candidates][:2] == [
+        "aat@final-h2",
+        "aat@2-h2",
+    ]
+
+
+def test_what_is_made_of_another_probe_reads_what_that_one_reads_and_names_it() -> None:
+    for name in ("alf-smallest", "linear-quarterly-ap-smallest", "alf-grid2-top3", "cae-mid-top2", "aat@3-top1"):
+        probe = resolve_probe(name, 12)
+        assert probe.derived is not None
+        base = resolve_probe(name.rpartition("-")[0], 12)
+        assert probe.derived.base == base
+        assert probe == replace(base, name=name, derived=probe.derived)
+    of_heads = resolve_probe("alf-top3-h8", 12)
+    assert isinstance(of_heads.derived, TopSettings)
+    assert (of_heads.derived.num_members, of_heads.derived.base) == (3, resolve_probe("alf-h8", 12))
+    assert resolve_probes(["alf-top3"], 12, num_heads=(8,)) == [of_heads]
+    quirky = resolve_probe("aat-quarterly-top2", 24, reference_quirks=True)
+    assert quirky.derived is not None
+    assert quirky.derived.base == resolve_probe("aat-quarterly", 24, reference_quirks=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("linear-cls-smallest", "linear-cls, the head linear on 1 level"),
+        ("alf-embed-smallest", "alf-embed, the head alf-embed on 12 levels"),
+        ("ridge-all-smallest", "ridge-all, the head ridge on 12 levels"),
+        ("knn-cls-top3", "knn-cls, the head knn on 1 level"),
+        ("best-top3", "best, a choice among probes"),
+        ("linear@best-top3", "linear@best, a choice among probes"),
+        ("alf-top3-smallest", "alf-top3, a choice among probes"),
+    ],
+)
+def test_what_cannot_be_made_of_a_probe_is_refused(name: str, got: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(f"--probe {name}: expected a")) as raised:
+        resolve_probe(name, 12)
+    assert raised.value.got == got
+
+
+def test_an_ensemble_of_nobody_and_the_best_of_what_is_solved_are_no_names() -> None:
+    for name in ("alf-top0", "ridge@best", "alf-topmost", "nonsense-smallest"):
+        with pytest.raises(RequestError, match="--probe"):
+            resolve_probe(name, 12)

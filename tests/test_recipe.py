@@ -106,6 +106,15 @@ def test_a_plan_counts_images_trainings_and_bytes_and_fetches_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_counts_what_is_made_of_other_probes_and_those_once(tmp_path: Path) -> None:
+    probes = '["alf-smallest", "alf-top3", "alf", "linear@best", "linear-all-top9"]'
+    text = GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace('["alf"]', probes)
+    (unit,) = plan_study(open_recipe(write(tmp_path, text + 'protocol = "quick"\n')), Place(data_root=tmp_path))
+    alf, linear_all = 4 + 1, 4 + 1
+    assert unit.num_trainings == (78 + 1) + (3 + 3) + alf + (13 * 4 + 1) + (4 + 4) + linear_all
+    assert unit.problems == ()
+
+
 def test_a_plan_knows_the_training_images_of_a_data_set_that_is_not_here(tmp_path: Path) -> None:
     recipe = open_recipe(
         write(tmp_path, GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace("demo:digits", "dtd"))

@@ -1,4 +1,4 @@
-"""Beyond the paper: the smallest set of levels, the best single level, the ensemble of the bank's best."""
+"""Beyond the paper: the smallest set of levels, the best settings of a bank."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from pipeline.study.selection import (
     Levels,
     TrainSubsets,
     Validated,
-    best_level,
     best_members,
-    ensemble,
     smallest_levels,
 )
 
@@ -96,14 +94,6 @@ def test_without_levels_there_is_nothing_to_choose() -> None:
         smallest_levels([], trained({}))
 
 
-def test_the_best_level_is_the_deepest_of_equals_that_did_not_diverge() -> None:
-    assert best_level({"block.1": 0.5, "block.2": 0.9, "block.3": 0.9, "final": None}) == "block.3"
-    with pytest.raises(RequestError, match=r"best single level: .* got none\. Train linear@every or aat@every"):
-        best_level({})
-    with pytest.raises(RequestError, match="got 2 that did"):
-        best_level({"block.1": None, "final": None})
-
-
 def test_members_are_the_best_on_validation_without_the_diverged() -> None:
     assert best_members([None, 0.2, 0.9, 0.0, 0.9], 3) == [2, 4, 1]
     assert best_members([None, 0.2], 5) == [1]
@@ -113,13 +103,3 @@ def test_members_are_the_best_on_validation_without_the_diverged() -> None:
 def test_an_ensemble_of_nobody_is_refused(validation: list[float | None], k: int) -> None:
     with pytest.raises(RequestError, match=rf"ensemble: expected k of at least 1 .* got k = {k}, \d of"):
         best_members(validation, k)
-
-
-def test_an_ensemble_averages_probabilities() -> None:
-    logits = np.random.default_rng(0).normal(0, 30, size=(3, 5, 4)).astype(np.float32)
-    wide = logits.astype(np.float64)
-    probabilities = np.exp(wide) / np.exp(wide).sum(-1, keepdims=True)
-    np.testing.assert_allclose(np.exp(ensemble(logits)), probabilities.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(
-        ensemble(logits[:1] * 1e4).argmax(1), logits[0].argmax(1)
-    )  # large logits overflow nothing

@@ -25,7 +25,7 @@ from pipeline.probe import Store, probe, row_folder
 from pipeline.probe_names import NamedProbe
 from pipeline.results import read_rows
 from pipeline.rides import plan_rides
-from pipeline.sweep_journal import SweepJournal
+from pipeline.sweep_journal import SweepJournal, clear_finished
 from probes import (
     BankKey,
     BankScores,
@@ -49,7 +49,7 @@ def describe(_: object) -> dict[str, Any]:
 
 def sweep(folder: Path, emit: Any = None, memory_bytes: int | None = None, **setting: Any) -> list[SweepResult]:
     train, test = make_source(120, 0), make_source(60, 1)
-    journal = SweepJournal(folder, {"train": "0123", **setting}, describe)
+    journal = SweepJournal(folder, {"train": "0123", **setting}, describe, ["row"])
     return run_sweeps(
         [[one] for one in SWEPT], train, lambda: test, SMALL, memory_bytes=memory_bytes, journal=journal, emit=emit
     )
@@ -98,24 +98,36 @@ def test_a_finished_selection_is_not_trained_again_and_another_setting_is(tmp_pa
         assert {event.phase for event in events} == phases
 
 
-def test_clearing_removes_what_this_sweep_kept_and_nothing_else(tmp_path: Path) -> None:
+def test_what_is_kept_goes_when_all_the_rows_it_led_to_are_written(tmp_path: Path) -> None:
     key = BankKey(candidate=SWEPT[0], settings=(Setting(lr=0.1, weight_decay=0.0),), num_steps=5)
     curves = LearningCurves(steps=torch.tensor([0, 4]), losses=torch.tensor([[1.0, torch.nan]]), lrs=torch.ones(1, 2))
     scores = BankScores(accuracies=torch.tensor([torch.nan], dtype=torch.float64), curves=curves)
-    one, other = (SweepJournal(tmp_path / "j", {"train": train}, describe) for train in ("a", "b"))
+    folder = tmp_path / "j"
+    one = SweepJournal(folder, {"train": "a"}, describe, ["alf", "linear-cls"])
+    other = SweepJournal(folder, {"train": "b"}, describe, ["linear-cls"])
     for journal in (one, other):
         assert journal.find(key) is None
         journal.keep(key, scores)
-    again = SweepJournal(tmp_path / "j", {"train": "a"}, describe)
-    found = again.find(key)
+    found = SweepJournal(folder, {"train": "a"}, describe, ["best"]).find(key)  # whoever asks
     assert found is not None
     assert torch.equal(found.accuracies.isnan(), torch.tensor([True]))
     assert found.curves.losses[0, 0] == 1
-    again.clear()
-    assert one.find(key) is None
-    assert other.find(key) is not None
-    other.clear()
-    assert not (tmp_path / "j").exists()
+    clear_finished(folder, ["linear-cls", "aat"])
+    assert one.find(key) is not None
+    assert other.find(key) is None
+    clear_finished(folder, ["linear-cls", "alf"])
+    assert not folder.exists()
+    clear_finished(folder, ["linear-cls"])
+
+
+def test_hits_of_a_search_are_kept_beside_the_scores_of_the_same_setting(tmp_path: Path) -> None:
+    setting = Setting(lr=0.1, weight_decay=0.0)
+    journal = SweepJournal(tmp_path / "j", {"train": "a"}, describe, ["alf-smallest"])
+    assert journal.find_hits(SWEPT[0], setting) is None
+    journal.keep_hits(SWEPT[0], setting, np.array([True, False]))
+    assert np.array_equal(journal.find_hits(SWEPT[0], setting), [True, False])
+    assert journal.find_hits(SWEPT[1], setting) is None
+    assert journal.find(BankKey(candidate=SWEPT[0], settings=(setting,), num_steps=5)) is None
 
 
 def test_a_file_that_cannot_be_read_is_a_bank_that_is_missing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ trains, prints or knows the command line.
     results    scores, summaries, significance, bootstrap     from rows to tables, and what may be said of them
                predictions, duplicates, dataset_table         test.npz; images in both splits; the table of the study
     tokens     similarity, attention, saved                   CKA between levels; where probes look; saved probes read again
-    choices    selection, subsets                             few levels that are enough, ensembles of a bank's best
+    choices    selection                                      few levels that are enough, the best settings of a bank
     the study  catalogue, hub, paper                          its data sets, where they lie, its published numbers
     the report gather, findings, report, page                 one HTML page of a folder of runs
     pictures   figures                                        a column wide, with their numbers

@@ -20,7 +20,7 @@ import numpy as np
 
 from cache.durable import replace_file
 from pipeline.probe_names import REFERENCE
-from pipeline.results import Row, gains
+from pipeline.results import Row, found, gains
 
 from .dataset_table import dataset_table, table_latex, table_markdown
 from .figures.gains import draw_gains
@@ -31,7 +31,10 @@ from .paper import beside_paper
 from .scores import Table, gains_of, group_by_protocol, scores_of_rows, table_of
 from .summaries import summarize
 
-COLUMNS = ("model", "data set", "seed", "probe", "balanced accuracy", "gain", "parameters", "key")
+COLUMNS = (
+    *("model", "data set", "seed", "probe", "found", "balanced accuracy", "gain", "parameters"),
+    *("tokens read", "trainings", "key"),
+)
 PAPER_COLUMNS = ("model", "data set", "seed", "probe", "ours", "paper", "difference", "paper's gain")
 
 
@@ -100,7 +103,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def _section(title: str, rows: Sequence[Row], table: Table, gathered: Gathered, notes: list[str]) -> Section:
-    found = find(scores_of_rows(rows), gathered.folders, notes)
+    findings = find(scores_of_rows(rows), gathered.folders, notes)
     gain_of = gains(rows)
     lines = [
         (
@@ -108,9 +111,11 @@ def _section(title: str, rows: Sequence[Row], table: Table, gathered: Gathered, 
             row["dataset"],
             str(row["protocol"]["seed"]),
             row["probe"],
+            found(row) or "-",
             "diverged" if row["test"] is None else f"{100 * row['test']['balanced_accuracy']:.2f}",
             f"{gain_of[row['key']]:+.2f}" if row["key"] in gain_of else "-",
             f"{row['num_parameters']:,}" if "num_parameters" in row else "-",
+            *(f"{row['cost'][name]:,}" if "cost" in row else "-" for name in ("tokens_read", "trainings")),
             row["key"][:8],
         )
         for row in rows
@@ -118,7 +123,7 @@ def _section(title: str, rows: Sequence[Row], table: Table, gathered: Gathered, 
     protocol = {name: value for name, value in rows[0]["protocol"].items() if name != "seed"}
     return Section(
         title=title,
-        sentences=[sentence(one) for one in found],
+        sentences=[sentence(one) for one in findings],
         caption=f"{len(rows)} results: balanced accuracy in percent, gain in points over {REFERENCE} of the same case",
         columns=COLUMNS,
         lines=lines,

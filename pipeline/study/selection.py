@@ -1,18 +1,17 @@
-"""What a bank makes cheap: the smallest set of levels that is good enough, the best single level, the ensemble of the best k.
+"""What a bank makes cheap: the smallest set of levels that is good enough, the best k settings.
 
 Pure arithmetic on what probes said of the validation images; test images have no say in any choice. How probes of a
-subset of levels are trained is the caller's business: it passes `train`, a function that is handed all candidates of a round at
-once, so that a bank can train them together (`AttentiveProbe` has a token mask for it).
+subset of levels are trained is the caller's business (`pipeline/derived.py`): it passes `train`, a function that is handed all
+candidates of a round at once, so that they can train in one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from pipeline.errors import RequestError
 
@@ -102,30 +101,6 @@ def smallest_levels(
     raise AssertionError("the best set has no gap to itself")
 
 
-def best_level(validation: Mapping[str, float | None]) -> str:
-    """The best single level by validation, the deepest of equals.
-
-    Args:
-        validation: level -> balanced accuracy of the probe on it (`validation` of its row), None where it diverged; shallow to
-            deep.
-
-    Raises:
-        RequestError: no level, or every probe diverged.
-
-    >>> best_level({"block.1": 0.5, "block.2": 0.7, "block.3": 0.7, "final": None})
-    'block.3'
-    """
-    finished = {level: accuracy for level, accuracy in validation.items() if accuracy is not None}
-    if not finished:
-        raise RequestError(
-            where="best single level",
-            expected="a probe on one level that did not diverge",
-            got=f"{len(validation)} that did" if validation else "none",
-            todo="Train linear@every or aat@every.",
-        )
-    return max(reversed(finished), key=finished.__getitem__)
-
-
 def best_members(validation: Sequence[float | None], k: int) -> list[int]:
     """Indices of the k settings of a bank that did best on validation, best first; the first of equals, as the protocol chooses.
 
@@ -148,18 +123,3 @@ def best_members(validation: Sequence[float | None], k: int) -> list[int]:
             todo="Train the bank with smaller learning rates.",
         )
     return sorted(finished, key=lambda index: -(validation[index] or 0.0))[:k]
-
-
-def ensemble(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Class scores of an ensemble: the log of the mean of its members' probabilities.
-
-    Args:
-        logits: [k, N, C] of the members.
-
-    Returns:
-        [N, C]; exp of it sums to 1 over the classes.
-    """
-    wide = logits.astype(np.float64)
-    log_probabilities = wide - logsumexp(wide, axis=-1, keepdims=True)
-    mean: NDArray[np.float32] = (logsumexp(log_probabilities, axis=0) - np.log(len(logits))).astype(np.float32)
-    return mean

@@ -1,0 +1,121 @@
+"""What an optimiser step costs on this machine: a few are timed, on tokens that mean nothing.
+
+The decision taken here: a step of P probes on B images is taken to last
+
+    step_s + P (probe_s + B image_s)
+
+which is what a step does: something once, an optimiser step a probe, and arithmetic an image and probe. Three timed sizes give the
+three numbers. On most machines an image of few is slower than one of many, so a forecast is rather too long than too short.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from .bank import GROUP_SIZE
+from .entrants import prepare
+from .fit import fit_banks
+from .protocol import Head, Setting, TrainingProtocol
+from .ride_plan import Candidate, plan_ride
+from .sources import ArraySource
+
+FEW, MANY = 16, 96  # images of a step
+SLOW_S = 0.4  # a step of one probe on FEW images from which on smaller sizes have to do
+REPEATS, STEPS = 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """Seconds.
+
+    Attributes:
+        step_s: of a step, whatever it trains.
+        probe_s: of each probe of it.
+        image_s: of each probe and image.
+    """
+
+    step_s: float
+    probe_s: float
+    image_s: float
+
+    def seconds(self, num_probes: float, num_images: float) -> float:
+        """Of one step.
+
+        >>> StepCost(step_s=1.0, probe_s=0.5, image_s=0.25).seconds(2, 4)
+        4.0
+        """
+        return self.step_s + num_probes * (self.probe_s + num_images * self.image_s)
+
+
+def measure_step(
+    head: Head,
+    token_shape: tuple[int, ...],
+    num_classes: int,
+    protocol: TrainingProtocol,
+    *,
+    device: torch.device | str = "cpu",
+) -> StepCost:
+    """Time steps of a head: a second or so, more for very many tokens.
+
+    Args:
+        head, token_shape, num_classes: of the probes.
+        protocol: jitter, clipping and numbers; its grid only says how many probes a bank has at least.
+        device: of the arithmetic.
+
+    Raises:
+        SettingError: head and tokens do not fit each other.
+    """
+
+    def timed(num_probes: int, num_images: int) -> float:
+        return _time_steps(head, token_shape, num_classes, protocol, num_probes, num_images, torch.device(device))
+
+    few, more = (FEW, MANY)
+    timed(1, few)  # libraries take their workspace once
+    alone = timed(1, few)
+    if alone > SLOW_S:
+        few, more = few // 4, few
+        alone = timed(1, few)
+    num_probes = 2 if alone > SLOW_S / GROUP_SIZE else GROUP_SIZE
+    together, larger = timed(num_probes, few), timed(num_probes, more)
+    image_s = max(larger - together, 0.0) / (num_probes * (more - few))
+    probe_s = max((together - alone) / (num_probes - 1) - few * image_s, 0.0)
+    return StepCost(step_s=max(alone - probe_s - few * image_s, 0.0), probe_s=probe_s, image_s=image_s)
+
+
+def _time_steps(
+    head: Head,
+    token_shape: tuple[int, ...],
+    num_classes: int,
+    protocol: TrainingProtocol,
+    num_probes: int,
+    num_images: int,
+    device: torch.device,
+) -> float:
+    """Seconds of a step, the least of a few."""
+    num_rows = 5 * num_images  # five batches of just that size
+    generator = torch.Generator().manual_seed(0)
+    row = torch.nn.functional.normalize(torch.randn(1, *token_shape, generator=generator), dim=-1).to(device)
+    source = ArraySource(
+        row.expand(num_rows, *token_shape), torch.arange(num_rows) % num_classes, num_classes
+    )  # one row in memory
+    small = replace(
+        protocol,
+        lrs=tuple(1e-3 + 1e-5 * number for number in range(num_probes)),
+        weight_decays=(1e-4,),
+        dropouts=protocol.dropouts[:1],
+        batch_size=num_images,
+    )
+    candidate = Candidate(head=head)
+    plan = plan_ride([candidate], source, small, None)
+    entrant = prepare(candidate, source, small, plan.memory[0], plan.refit_bytes[0])
+    settings: list[Setting] = list(entrant.settings)
+    rider = entrant.ride(settings, device)
+    least = float("inf")
+    for _ in range(REPEATS):
+        began_s = time.perf_counter()
+        fit_banks([rider], source, torch.arange(num_rows), small, max_steps=STEPS)
+        least = min(least, (time.perf_counter() - began_s) / STEPS)
+    return least
