@@ -22,6 +22,7 @@ from probes import SOLVED_KINDS, TrainingProtocol, resolve_compute
 from .datasets import ImageSource
 from .errors import RequestError
 from .events import Emit, ProbeFinished, ignore
+from .heap import KEPT_BYTES, large_blocks_returned
 from .memory import memory_for_probes
 from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
@@ -170,8 +171,10 @@ def probe(
         decisive = {**_setting(train, test, ride.protocol), "device": device.type}
         del decisive["test"]  # nothing is chosen on it
         journal = SweepJournal(folder / ".sweeps", decisive, ride.describe)
-        for trained in train_ride(ride, open_test, device, journal, emit):
-            keep(trained)
+        short = ride.placement.planned_bytes + KEPT_BYTES > ride.placement.budget_bytes
+        with large_blocks_returned(when=short):
+            for trained in train_ride(ride, open_test, device, journal, emit):
+                keep(trained)
         journal.clear()
     return [known[key(named)] for named in named_probes]
 
