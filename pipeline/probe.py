@@ -23,6 +23,7 @@ from .datasets import ImageSource
 from .derived import derive
 from .errors import RequestError
 from .events import Emit, ProbeFinished, ignore
+from .heap import KEPT_BYTES, large_blocks_returned
 from .memory import memory_for_probes
 from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
@@ -199,20 +200,27 @@ def probe(
     to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
     for ride in plan_rides(cache, to_train, memory_bytes, device):
         journal = journal_of(ride, ride.describe, ride.probes)
-        for trained in train_ride(ride, open_test, device, journal, emit):
-            keep(trained)
+        with large_blocks_returned(when=_is_short(ride)):
+            for trained in train_ride(ride, open_test, device, journal, emit):
+                keep(trained)
     for named, changed in each:
         if named.derived is not None:
             base = known[key(named.derived.base)]
             ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
             journal = journal_of(ride, ride.describe_choice, [named])
-            keep(derive(named, base, ride, open_test, device, journal, emit))
+            with large_blocks_returned(when=_is_short(ride)):
+                keep(derive(named, base, ride, open_test, device, journal, emit))
     return [known[key(named)] for named in named_probes]
 
 
 def row_folder(folder: Path, row: Row) -> Path:
     """Where the probe, the predictions and the picture of a row lie: two settings of one probe never share it."""
     return folder / f"{row['probe']}-{row['key'][:8]}"
+
+
+def _is_short(ride: Ride) -> bool:
+    """Whether what the C library may keep of dropped memory matters."""
+    return ride.placement.planned_bytes + KEPT_BYTES > ride.placement.budget_bytes
 
 
 def _changed(protocol: TrainingProtocol, named: NamedProbe) -> TrainingProtocol:

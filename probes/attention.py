@@ -26,7 +26,7 @@ LookingProbe = AttentiveProbe | AlfEmbedProbe | CaeProbe
 
 SHARE = 0.8  # of mass-80
 ROUNDING = 1e-6  # of a float32 softmax: five tokens of 0.2 each have 80 % in four
-BATCH, KEY_FLOATS = 256, 1 << 24  # the plain module makes keys [B, T, I]: 64 MiB of them at most
+BATCH, KEY_FLOATS = 256, 1 << 19  # the plain module makes keys [B, T, I]: 2 MiB of them at most, and as much on the way
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,6 +18,7 @@ from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .batches import EVALUATION_BATCH, choose_batch_size
 from .errors import SettingError
 from .make import make_probe
+from .products import CODE_BYTES, ONE_DNN_FROM_BYTES
 from .protocol import HEAD_KINDS, SOLVED_KINDS, Head, TrainingProtocol
 from .rehearsal import chunks_are_possible, step_bytes
 
@@ -25,7 +26,8 @@ PLANNED_KINDS = tuple(kind for kind in HEAD_KINDS if kind not in SOLVED_KINDS)
 FOLDED_KINDS = ("attentive", "cae", "alf-embed")  # what `AttentiveBank` trains
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
-MARGIN, MARGIN_BYTES = 1.05, 16 << 20  # small tensors, and what allocator and matrix products keep for themselves
+MARGIN, MARGIN_BYTES = 1.05, 8 << 20  # small tensors, and what the allocator keeps for itself
+PRODUCTS_OF_A_MODULE = 24  # of a head that autograd differentiates, forward and backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,7 @@ def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
         for group_size, chunk_size in shapes:
             scratch = _scratch_floats(sizes, probes_at_once, group_size, chunk_size)
             total_bytes = state_bytes + FLOAT_BYTES * (scratch + _shared_floats(sizes, probes_at_once))
+            total_bytes += CODE_BYTES * _num_product_kinds(sizes, probes_at_once, group_size, chunk_size)
             yield MemoryPlan(
                 budget_bytes=budget_bytes,
                 num_banks=len(split_evenly(range(sizes.num_probes), probes_at_once)),
@@ -191,6 +194,32 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
         rounded = 3 * max(of_sums, chunk * width * embed_dim + 2 * group * inner * embed_dim) // 2
         rounded += batch * num_tokens * embed_dim
     return whole_batch + one_chunk + weights + classifier + places + rounded
+
+
+def _num_product_kinds(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
+    """Products of the grid and of the final training that oneDNN compiles code for: see `products.py`. It stays until the end."""
+    batch, largest = sizes.batch_size, ONE_DNN_FROM_BYTES // FLOAT_BYTES
+    if sizes.head.kind == "linear":
+        columns, features = sizes.num_classes, sizes.token_shape[0]
+        factors = [batch * features + width * columns * (features + batch) for width in (probes, 1)]
+        return 2 * 2 * sum(floats >= largest for floats in factors)  # two products; full batches and the last one
+    num_tokens, embed_dim = sizes.token_shape
+    if sizes.head.kind not in FOLDED_KINDS:
+        tokens = batch * num_tokens * embed_dim
+        return 2 * 2 * PRODUCTS_OF_A_MODULE * (tokens >= 8 * largest)
+    kinds, inner, heads = 0, _inner_dim(sizes), sizes.head.num_heads
+    groups = [min(group_size, probes), 1]  # of the grid, and of the final training
+    for group, num_widths in zip(groups, (1 if probes <= group_size else 2, 1), strict=True):
+        chunk = min(chunk_size * group_size // group, batch)
+        width = group * heads
+        scores = chunk * num_tokens * (embed_dim + width) + width * embed_dim  # x u da du
+        pooling = chunk * (num_tokens * (embed_dim + width) + width * embed_dim)
+        mapping = chunk * (width * embed_dim + group * inner) + group * inner * embed_dim
+        whole = batch * group * (inner + embed_dim) + group * inner * embed_dim
+        of_chunk = 2 * (scores >= largest) + 2 * (pooling >= largest) + 3 * (mapping >= largest)
+        of_batch = 3 * (whole >= largest) + 5 * (batch * group * embed_dim >= largest)
+        kinds += 2 * num_widths * (of_chunk * (1 if chunk == batch else 2) + of_batch)
+    return kinds
 
 
 def _shared_floats(sizes: Sizes, probes: int) -> int:

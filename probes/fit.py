@@ -19,6 +19,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from .adamw import AdamW
 from .bank import Bank
 from .batches import BatchPlan, plan_batches
 from .blocks import Reading
@@ -169,7 +170,8 @@ class _Training:
         bank = rider.bank
         self.rider, self._protocol, self._schedule_steps = rider, protocol, schedule_steps
         self._device, self._dtype = bank.stacks[0].device, bank.stacks[0].dtype
-        self._optimizer, self._members = _make_optimizer(bank, rider.settings)
+        self._optimizer = AdamW(bank.stacks, rider.settings)
+        self._peaks = [setting.lr for setting in rider.settings]
         self._finite = torch.ones(bank.num_probes, dtype=torch.bool, device=self._device)
         self._points = {step: number for number, step in enumerate(sampled_steps(schedule_steps))}
         self._lrs: list[list[float]] = []
@@ -182,15 +184,13 @@ class _Training:
         noise = _draw_noise(bank, tokens, self._protocol.seed, step)
         self.losses = bank.compute_gradients(tokens, labels, upload(weights.to(self._dtype), self._device), noise)
         self._finite &= self.losses.isfinite()
-        lrs = [cosine_lr(step, self._schedule_steps, one.lr, self._protocol.min_lr) for one in self.rider.settings]
+        lrs = {lr: cosine_lr(step, self._schedule_steps, lr, self._protocol.min_lr) for lr in set(self._peaks)}
         if step in self._points:
             self._curves[self._points[step]].copy_(self.losses)
-            self._lrs.append(lrs)
+            self._lrs.append([lrs[lr] for lr in self._peaks])
         for stack in bank.stacks:
             stack.clip_grads(self._protocol.clip_norm)
-        for group, member in zip(self._optimizer.param_groups, self._members, strict=True):
-            group["lr"] = lrs[member]
-        self._optimizer.step()
+        self._optimizer.step(lrs)
 
     def result(self, plan: BatchPlan) -> FitResult:
         """What is kept; here the host waits for the device."""
@@ -234,15 +234,3 @@ def _draw_noise(bank: Bank, tokens: Tensor, seed: int, step: int) -> dict[int, T
         generator = make_generator(seed, "attention dropout", num_heads, step, device=tokens.device)
         noise[num_heads] = torch.rand(*tokens.shape[:2], num_heads, generator=generator, device=tokens.device)
     return noise
-
-
-def _make_optimizer(bank: Bank, settings: Sequence[Setting]) -> tuple[torch.optim.AdamW, list[int]]:
-    """AdamW with one parameter group a probe, and which probe each group is."""
-    members = [(stack, row, member) for stack in bank.stacks for row, member in enumerate(stack.members)]
-    groups = [
-        {"params": stack.row(row), "lr": settings[member].lr, "weight_decay": settings[member].weight_decay}
-        for stack, row, member in members
-    ]
-    # fused: one pass over weight, gradient and both moments instead of a dozen
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
-    return optimizer, [member for _, _, member in members]

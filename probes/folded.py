@@ -107,7 +107,8 @@ class FoldedGroup:
         y = self._empty("y", self.num_probes, len(xhat), self.embed_dim)
         self._products.bmm(pooled, values["proj.weight"].mT, out=y)
         dy = self._empty("dy", *y.shape)
-        loss = train_classifier(self.stack, y, values["proj.bias"], labels, weights, out=dy)
+        with self._products.of_size(y.nbytes):
+            loss = train_classifier(self.stack, y, values["proj.bias"], labels, weights, out=dy)
         self._products.bmm(dy.mT, pooled, out=grads["proj.weight"])
         dpooled = self._products.bmm(dy, values["proj.weight"], out=pooled)
         du = self._backward_pooling(xhat, folded, dpooled, z, keep)

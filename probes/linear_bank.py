@@ -52,23 +52,24 @@ class LinearBank:
 
     def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
         tokens = self._products.factor(tokens.to(self._stack.dtype))
-        loss, dlogits = cross_entropy(self.logits(tokens), labels, weights)
         grads = self._stack.grads
-        torch.sum(dlogits, 1, out=grads["classifier.bias"])
-        dcolumns = self._workspace.empty("dlogits", len(tokens), self.num_probes, dlogits.shape[2])
-        dcolumns.copy_(dlogits.transpose(0, 1))
         with self._products.chosen():
-            self._products.mm(dcolumns.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
+            loss, dlogits = cross_entropy(self._logits(tokens), labels, weights, batch_first=True)
+            torch.sum(dlogits, 0, out=grads["classifier.bias"])
+            self._products.mm(dlogits.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
         return loss
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """One GEMM: the classes of all probes are its columns."""
+        with self._products.chosen(training=False):
+            of_samples = self._logits(self._products.factor(tokens.to(self._stack.dtype)))
+        return of_samples.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """[B, P, C], until the next call: the classes of all probes are the columns of one product."""
         weight, bias = self._stack.values["classifier.weight"], self._stack.values["classifier.bias"]
-        tokens = self._products.factor(tokens.to(weight.dtype))
-        logits = weight.new_empty(len(tokens), weight.shape[0] * weight.shape[1])
-        with self._products.chosen():
-            self._products.mm(tokens, weight.flatten(0, 1).t(), out=logits).add_(bias.flatten())
-        return logits.view(len(tokens), *weight.shape[:2]).transpose(0, 1).contiguous()
+        logits = self._workspace.empty("logits", len(tokens), *bias.shape)
+        self._products.mm(tokens, weight.flatten(0, 1).t(), out=logits.flatten(1))
+        return logits.add_(bias)
 
     def probe(self, index: int) -> nn.Module:
         return extract_module(self.stacks, index)

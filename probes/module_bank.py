@@ -32,6 +32,9 @@ from .zoo import ZooProbe
 # Probes that go through together. On a CPU one at a time is the fastest: vmap copies the tokens for every probe of a
 # group (tests/benchmarks/zoo.py); probes/README.md has the figures.
 GROUP_SIZE = 1
+_SHARE = (
+    8  # of the tokens is what a product of a head takes, roughly, when it is asked whether oneDNN's code for it pays
+)
 
 
 class ModuleBank:
@@ -91,7 +94,7 @@ class ModuleBank:
         tokens = tokens.to(self._dtype)
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None
         losses = tokens.new_empty(self.num_probes)
-        with self._products.chosen():
+        with self._products.chosen(), self._products.of_size(tokens.nbytes // _SHARE):
             for stack in self._stacks:
                 of_stack = [
                     self._compute_group(
@@ -117,7 +120,7 @@ class ModuleBank:
 
         of_all = vmap(of_one, in_dims=(0, 0, None))
         parts = [tokens[rows] for rows in chunks(len(tokens), self._chunk_size or len(tokens))]
-        with self._products.chosen():
+        with self._products.chosen(training=False):
             of_parts = [
                 torch.cat([of_all(stack.values, stack.statistics, part) for stack in self._stacks]) for part in parts
             ]

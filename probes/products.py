@@ -10,11 +10,15 @@ classifier's own product takes TF32 with bfloat16 too. A CPU multiplies rounded 
 On a CPU there is a choice of libraries. On an AMD one MKL, torch's default, runs at half the speed of oneDNN, which
 torch turns on for float32 by "medium" precision only. Where there are AMX units that means bfloat16, else float32 as
 exact as ever: so it is tried once whether factors lose bits, and oneDNN is used where they do not.
+
+oneDNN compiles code for every kind of product, that is for its very sizes, and keeps it as long as the process lives: 0.4 to
+0.6 MB a kind, in a cache of its own and in one of torch's, of 1,024 kinds each. So small products, which would take little more
+memory than their code, are left to MKL, and `budget.py` counts the code of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -25,6 +29,8 @@ from .errors import SettingError
 from .workspace import Workspace
 
 COMPUTES = ("float32", "tf32", "bfloat16")
+ONE_DNN_FROM_BYTES = 2 << 20  # factors and product together; less is left to MKL
+CODE_BYTES = 640_000  # of oneDNN for one kind of product
 
 
 def resolve_compute(compute: str, device: torch.device | str) -> str:
@@ -65,6 +71,15 @@ def one_dnn_is_exact() -> bool:
     return all(bool((product == 128 + 2**-5).all()) for product in products)
 
 
+@cache
+def sums_may_be_wider() -> bool:
+    """Whether this torch multiplies bfloat16 factors into a float32 product: from 2.8 on.
+
+    An older one is given the rounded factors as float32, which TF32 keeps as they are: the same numbers for more memory traffic.
+    """
+    return hasattr(torch.ops.aten.mm, "dtype_out")
+
+
 class Products:
     """Products into memory that is there, from factors of any floating type.
 
@@ -86,14 +101,30 @@ class Products:
         rounds = self._compute == "bfloat16" and dtype == torch.float32
         self._dtype = torch.bfloat16 if rounds else dtype
         self.factors = Workspace(self._dtype, device)
-        self.wants_contiguous = not self._on_gpu and one_dnn_is_exact()
+        self.wants_contiguous = self._one_dnn = not self._on_gpu and one_dnn_is_exact()
 
     @contextmanager
-    def chosen(self) -> Iterator[None]:
-        """Within, products are made as chosen, these and torch's own, whatever the program around has set."""
-        fastest = "high" if self._on_gpu and self._compute != "float32" else "highest"
-        with _precision("medium" if self.wants_contiguous else fastest):
+    def chosen(self, *, training: bool = True) -> Iterator[None]:
+        """Within, products are made as chosen, these and torch's own, whatever the program around has set.
+
+        An evaluation leaves them all to MKL: code for its sizes would serve one pass.
+        """
+        self._one_dnn = training and self.wants_contiguous
+        with _precision("high" if self._on_gpu and self._compute != "float32" else "highest"):
             yield
+
+    @contextmanager
+    def of_size(self, size_bytes: int) -> Iterator[None]:
+        """Within, torch's own products are made by the library for factors and products of this size."""
+        if not self._one_dnn or size_bytes < ONE_DNN_FROM_BYTES:
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def factor(self, x: Tensor) -> Tensor:
         """x as the products take it: what is a factor of many of them is rounded once."""
@@ -101,39 +132,39 @@ class Products:
 
     def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
         """a b, for matrices."""
-        a, b = self.factor(a), self.factor(b)
-        if out.dtype == self._dtype:
-            return torch.mm(a, b, out=out)
-        if self._on_gpu:
-            return torch.mm(a, b, out_dtype=out.dtype, out=out)
-        return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+        return self._multiply(torch.mm, a, b, out)
 
     def bmm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
         """a b, for as many matrices."""
-        a, b = self.factor(a), self.factor(b)
-        if out.dtype == self._dtype:
-            return torch.bmm(a, b, out=out)
-        if self._on_gpu:
-            return torch.bmm(a, b, out_dtype=out.dtype, out=out)
-        return torch.bmm(a.to(out.dtype), b.to(out.dtype), out=out)
+        return self._multiply(torch.bmm, a, b, out)
 
     def add_mm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         """total += a b; on the first call total = a b, whatever lay there."""
-        if total.dtype == self._dtype:
-            total.addmm_(a, b, beta=0 if first else 1)
-        elif first:
+        if first:
             self.mm(a, b, out=total)
+        elif total.dtype == self._dtype:
+            with self.of_size(a.nbytes + b.nbytes + total.nbytes):
+                total.addmm_(self.factor(a), self.factor(b))
         else:
             total.add_(self.mm(a, b, out=torch.empty_like(total)))
 
     def add_bmm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         """As `add_mm`, for as many matrices."""
-        if total.dtype == self._dtype:
-            total.baddbmm_(a, b, beta=0 if first else 1)
-        elif first:
+        if first:
             self.bmm(a, b, out=total)
+        elif total.dtype == self._dtype:
+            with self.of_size(a.nbytes + b.nbytes + total.nbytes):
+                total.baddbmm_(self.factor(a), self.factor(b))
         else:
             total.add_(self.bmm(a, b, out=torch.empty_like(total)))
+
+    def _multiply(self, product: Callable[..., Tensor], a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        a, b = self.factor(a), self.factor(b)
+        if out.dtype != self._dtype and self._on_gpu and sums_may_be_wider():
+            return product(a, b, out_dtype=out.dtype, out=out)
+        a, b = a.to(out.dtype), b.to(out.dtype)
+        with self.of_size(a.nbytes + b.nbytes + out.nbytes):
+            return product(a, b, out=out)
 
 
 @contextmanager

@@ -52,15 +52,6 @@ class Stack:
         self.grads = {name: torch.zeros_like(value) for name, value in self.values.items()}
         self.statistics = {name: stacked(name) for name, buffer in first.named_buffers() if buffer.is_floating_point()}
 
-    def row(self, row: int) -> list[Tensor]:
-        """The parameters of one probe, views with their `.grad` bound, as an optimiser wants them."""
-        parameters = []
-        for name, value in self.values.items():
-            parameter = value[row]
-            parameter.grad = self.grads[name][row]
-            parameters.append(parameter)
-        return parameters
-
     def clip_grads(self, max_norm: float) -> None:
         """Shorten each probe's whole gradient to at most max_norm, whatever its neighbours' are."""
         norms = [torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in self.grads.values()]

@@ -30,6 +30,7 @@ from probes import QUICK, ModuleBank, SimPoolProbe
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256, jitter_std=0.0)
 PROBES = {
     "attentive": NamedProbe(name="attentive", head="attentive", levels=("final",), kinds=("grid4",), num_heads=2),
+    "cae": NamedProbe(name="cae", head="cae", levels=("final",), kinds=("grid4",), num_heads=2),
     "simpool": NamedProbe(name="simpool", head="simpool", levels=("final",), kinds=("grid4",)),
     "linear": NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",)),
 }

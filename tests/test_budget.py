@@ -157,6 +157,6 @@ def test_a_budget_that_not_even_one_probe_fits_is_refused_with_what_it_takes() -
     with pytest.raises(SettingError) as error:
         run_sweep(LINEAR, source, lambda: source, SMALL, memory_bytes=1_000_000)
     assert str(error.value) == (
-        "memory for training: expected at least 17 MB, for one probe of (64,) at a time, got 1 MB. "
+        "memory for training: expected at least 9 MB, for one probe of (64,) at a time, got 1 MB. "
         "Give more memory, or train a probe of fewer tokens, or a protocol of smaller batches."
     )

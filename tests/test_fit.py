@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probes.adamw import AdamW
 from probes.attentive import AttentiveProbe
 from probes.bank import AttentiveBank, Bank
 from probes.errors import SettingError
@@ -20,6 +21,7 @@ from probes.linear_bank import LinearBank
 from probes.protocol import Setting, TrainingProtocol
 from probes.seeds import make_generator
 from probes.sources import ArraySource, stack_tokens
+from probes.stack import Stack
 
 PROTOCOL = TrainingProtocol(epochs=10, min_steps=0, batch_size=40)  # 5 batches of 40 of 200 samples: 50 steps
 ROWS = torch.arange(200)
@@ -265,3 +267,30 @@ def test_tokens_reach_the_bank_in_the_order_of_the_plan() -> None:
     assert all(torch.equal(tokens, labels) for tokens, labels in seen)
     expected = list(islice(outcome.plan.batches(0), 2))
     assert torch.equal(seen[1][1], labels[rows[expected[1]]])
+
+
+def test_the_fused_kernel_called_directly_gives_the_bits_of_torchs_optimiser() -> None:
+    modules = [make_probe("linear", seed) for seed in range(3)]
+    settings = [
+        Setting(lr=1e-1, weight_decay=1.0),
+        Setting(lr=1e-3, weight_decay=0.0),
+        Setting(lr=1e-1, weight_decay=1.0),
+    ]
+    stack = Stack(modules, range(3), torch.float32, torch.device("cpu"))
+    optimizer = AdamW([stack], settings)
+    theirs = [
+        torch.optim.AdamW(module.parameters(), lr=one.lr, weight_decay=one.weight_decay, fused=True)
+        for module, one in zip(modules, settings, strict=True)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        for grad in stack.grads.values():
+            grad.normal_(generator=generator)
+        for row, (module, other) in enumerate(zip(modules, theirs, strict=True)):
+            for name, parameter in module.named_parameters():
+                parameter.grad = stack.grads[name][row].clone()
+            other.param_groups[0]["lr"] = settings[row].lr / (step + 1)
+            other.step()
+        optimizer.step({one.lr: one.lr / (step + 1) for one in settings})
+    for row, module in enumerate(modules):
+        assert all(torch.equal(parameter, stack.values[name][row]) for name, parameter in module.named_parameters())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probes import AttentiveBank, Bank, LinearBank, Setting, SettingError, TrainingProtocol, balanced_accuracy, fit_bank
 from probes.evaluate import compute_logits
-from probes.products import Products, one_dnn_is_exact, resolve_compute
+from probes.products import ONE_DNN_FROM_BYTES, Products, one_dnn_is_exact, resolve_compute
 
 CPU = torch.device("cpu")
 FINE = 1 + 2**-12  # of which bfloat16 keeps 1, and TF32 too
@@ -142,6 +142,44 @@ def test_probes_trained_on_rounded_factors_are_as_good(kind: str) -> None:
         assert all(value.dtype == torch.float32 for stack in bank.stacks for value in stack.values.values())
     assert (accuracies[0] - accuracies[1]).abs().max() <= 0.01
     assert 0 < largest_difference(banks[1].probe(1), banks[0].probe(1)) < 0.1
+
+
+def test_one_dnn_multiplies_what_is_large_and_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code for a kind of product stays as long as the process: it must be small beside the product."""
+    told: list[str] = []
+    multiply = torch.mm
+
+    def listen(*factors: Tensor, out: Tensor) -> Tensor:
+        told.append(torch.get_float32_matmul_precision())
+        return multiply(*factors, out=out)
+
+    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: True)
+    monkeypatch.setattr(torch, "mm", listen)
+    products, width = Products("float32", torch.float32, CPU), ONE_DNN_FROM_BYTES // 4
+    for training in (True, False):
+        with products.chosen(training=training):
+            for size in (width, width // 2):
+                products.mm(torch.ones(1, 1), torch.ones(1, size // 2), out=torch.empty(1, size // 2))
+    assert told == ["medium", "highest", "highest", "highest"]
+
+
+def test_a_torch_without_wider_sums_gets_rounded_factors_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 keeps the 7 bits of a bfloat16, so these are the same numbers."""
+    given: list[torch.dtype] = []
+
+    def listen(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        given.extend((a.dtype, b.dtype))
+        return out
+
+    with absent_gpu(monkeypatch):
+        products = Products("bfloat16", torch.float32, torch.device("cuda"))
+        monkeypatch.setattr("probes.products.sums_may_be_wider", lambda: False)
+        monkeypatch.setattr(torch, "mm", listen)
+        a = torch.ones(4, 4, device="cuda")
+        with products.chosen():
+            products.mm(a, a, out=torch.empty_like(a))
+            assert torch.get_float32_matmul_precision() == "high"
+    assert given == [torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize("compute", ["float32", "tf32", "bfloat16"])
