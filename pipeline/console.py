@@ -36,6 +36,7 @@ from .events import (
     ProbeStarted,
     ShareFinished,
     StudyFailed,
+    ReportStep,
     StudyUnit,
     TokensOutOfRange,
     TrainingStarted,
@@ -144,6 +145,8 @@ class Listener:
             case ProbeFinished():
                 self._end()
                 self._say(_finished(event))
+            case ReportStep():
+                self._say(f"report: {event.what}")
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
             case StudyFailed():

@@ -233,6 +233,15 @@ class StudyFailed:
     todo: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportStep:
+    """A report turns to something that reads tokens and takes long."""
+
+    what: str
+    done: int  # of its kind
+    total: int
+
+
 Event = (
     ExtractionStarted
     | PrecisionAdvice
@@ -254,6 +263,7 @@ Event = (
     | ProbeFinished
     | StudyUnit
     | StudyFailed
+    | ReportStep
 )
 Emit = Callable[[Event], None]
 
