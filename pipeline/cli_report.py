@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+FEW = 12
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIR = click.Path(file_okay=False, path_type=Path)
 
@@ -20,7 +22,12 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 @click.option("--latex", type=_FILE, help="Means, for booktabs. [default: none]")
 @click.option("--compare", type=click.Choice(["paper"]), help="Add the published numbers. [default: none]")
 @click.option(
-    "--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores, as far as they exist."
+    "--cache",
+    "cache_root",
+    type=_DIR,
+    default="caches",
+    show_default=True,
+    help="Folder of all stores, as far as they exist.",
 )
 @click.option(
     "--tokens",
@@ -79,6 +86,11 @@ def report(
         findings, notes = list(made.sentences), list(made.notes)
         print_json({"num_rows": len(made.records), "findings": findings, "left_out": notes, "files": files})
     else:
-        print_lines(
-            [*made.sentences, *(f"left out: {note}" for note in made.notes), *(f"wrote {path}" for path in files)]
-        )
+        left_out = [f"left out: {note}" for note in made.notes]
+        print_lines([*_few(made.sentences), *_few(left_out), *_few([f"wrote {path}" for path in files])])
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    """As many as a terminal shows; all are on the page."""
+    more = len(lines) - FEW
+    return [*lines[:FEW], f"... and {more} more, on the page"] if more > 1 else list(lines)

@@ -34,9 +34,9 @@ from .events import (
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
+    ReportStep,
     ShareFinished,
     StudyFailed,
-    ReportStep,
     StudyUnit,
     TokensOutOfRange,
     TrainingStarted,
@@ -146,7 +146,7 @@ class Listener:
                 self._end()
                 self._say(_finished(event))
             case ReportStep():
-                self._say(f"report: {event.what}")
+                self._say(f"report: {event.what} ({event.done + 1} of {event.total})")
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
             case StudyFailed():

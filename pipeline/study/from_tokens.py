@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from cache import CacheError, TokenCache
 from pipeline.errors import PipelineError
@@ -24,7 +22,6 @@ from .similarity import Similarity, levels_of, linear_similarity, rbf_similarity
 FAILS = (PipelineError, CacheError, ProbeError)
 KIND = "cls"
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # tokens kept, as far as there are so many
-Result = TypeVar("Result")
 
 
 def token_pictures(material: Material, cases: list[Case]) -> list[Picture]:
@@ -36,11 +33,9 @@ def _likeness(material: Material, cases: list[Case]) -> list[Picture]:
     by_line: dict[str, dict[str, Similarity]] = {}
     pictures = []
     for number, case in enumerate({(one.model, one.dataset): one for one in cases}.values()):
-        store = material.store(case, "test")
-        assert store is not None, "only cases with stores come here"
         _tell(material, f"likeness of levels, {case.dataset}", number, len(cases))
         try:
-            cache = TokenCache.open(store, num_views=0)
+            cache = TokenCache.open(_store(material, case, "test"), num_views=0)
             levels = levels_of(cache, KIND, [level for level in cache.levels if (level, KIND) in cache.arrays])
             rows = image_rows(cache)
             linear, gaussian = linear_similarity(levels, rows), rbf_similarity(levels, rows)
@@ -50,7 +45,9 @@ def _likeness(material: Material, cases: list[Case]) -> list[Picture]:
         lines = by_line.setdefault(case.model, {})
         lines |= {f"{case.dataset}, linear": linear, f"{case.dataset}, rbf": gaussian}
         pictures.append(_map(material, case, number, linear))
-    return [_to_final(material, model, number, lines) for number, (model, lines) in enumerate(by_line.items())] + pictures
+    return [
+        _to_final(material, model, number, lines) for number, (model, lines) in enumerate(by_line.items())
+    ] + pictures
 
 
 def _map(material: Material, case: Case, number: int, linear: Similarity) -> Picture:
@@ -69,31 +66,27 @@ def _to_final(material: Material, model: str, number: int, lines: dict[str, Simi
         f"cka-to-final-{number}",
         lambda stem: draw_similarity_to_final(lines, stem),
         alt=f"CKA of every level of {model} with its last, over depth. {said}.",
-        caption=f"Likeness of every level of {model} to the last one ({KIND} tokens, test images; rbf: sigma 0.2, a seeded subset).",
+        caption=f"Likeness of every level of {model} to the last one ({KIND} tokens of test images; rbf: a seeded subset).",
     )
 
 
 def _train_test(material: Material, cases: list[Case]) -> list[Picture]:
     points: dict[str, list[tuple[str, float, float]]] = {}
     for number, case in enumerate(cases):
-        store = material.store(case, "train")
-        assert store is not None, "only cases with stores come here"
+        _tell(material, f"training accuracy, {case.dataset}", number, len(cases))
         for probe in [name for name in material.tested[case].hits if name in material.main.probes]:
-            _tell(material, f"training accuracy, {case.dataset}, {probe}", number, len(cases))
-            found = _tried(
-                material,
-                f"training accuracy of {probe} on {case.dataset}",
-                lambda place=material.folder(case, probe), store=store: accuracies(SavedHead(place, store).predict()).balanced,
-            )
-            if found is not None:
-                test = material.tested[case].accuracies[probe].balanced
-                points.setdefault(probe, []).append((f"{case.dataset} ({case.model}, seed {case.seed})", found, test))
+            try:
+                head = SavedHead(material.folder(case, probe), _store(material, case, "train"))
+                train = accuracies(head.predict()).balanced
+            except FAILS as error:
+                material.notes.append(f"No training accuracy of {probe} on {case.dataset}: {error}")
+                continue
+            test = material.tested[case].accuracies[probe].balanced
+            points.setdefault(probe, []).append((material.words(case), train, test))
     if not points:
         return []
-    said = ", ".join(
-        f"{probe} {100 * sum(train - test for _, train, test in of_probe) / len(of_probe):.1f}"
-        for probe, of_probe in points.items()
-    )
+    gaps = {probe: [100 * (train - test) for _, train, test in found] for probe, found in points.items()}
+    said = ", ".join(f"{probe} {sum(of_probe) / len(of_probe):.1f}" for probe, of_probe in gaps.items())
     return [
         material.draw(
             "train-test",
@@ -107,22 +100,19 @@ def _train_test(material: Material, cases: list[Case]) -> list[Picture]:
 def _few_tokens(material: Material, cases: list[Case]) -> list[Picture]:
     kept: dict[str, list[tuple[int, float]]] = {}
     for number, case in enumerate(cases):
-        row = material.row.get((case, "alf"))
-        if row is None or row["test"] is None:
+        if "alf" not in material.tested[case].hits:
             continue
         _tell(material, f"alf with few tokens, {case.dataset}", number, len(cases))
+        row = material.row[case, "alf"]
         num_tokens = len(row["levels"]) * len(row["kinds"])
-        counts = [count for count in COUNTS if count < num_tokens] + [num_tokens]
-        train, test = material.store(case, "train"), material.store(case, "test")
-        assert train is not None, "only cases with stores come here"
-        assert test is not None, "only cases with stores come here"
-
-        def prune(place: Path = material.folder(case, "alf"), train: Path = train, test: Path = test, counts: list[int] = counts) -> list[tuple[int, float]]:
-            return [(one.num_tokens, one.balanced_accuracy) for one in prune_tokens(place, train, test, counts)]
-
-        found = _tried(material, f"alf with few tokens on {case.dataset}", prune)
-        if found is not None:
-            kept[f"{case.dataset} ({case.model}, seed {case.seed})"] = found
+        counts = [*(count for count in COUNTS if count < num_tokens), num_tokens]
+        train, test = (_store(material, case, split) for split in ("train", "test"))
+        try:
+            found = prune_tokens(material.folder(case, "alf"), train, test, counts)
+        except FAILS as error:
+            material.notes.append(f"No accuracy of alf with few tokens on {case.dataset}: {error}")
+            continue
+        kept[material.words(case)] = [(one.num_tokens, one.balanced_accuracy) for one in found]
     if not kept:
         return []
     series = pruning_series(kept)
@@ -140,13 +130,10 @@ def _few_tokens(material: Material, cases: list[Case]) -> list[Picture]:
     ]
 
 
-def _tried(material: Material, what: str, compute: Callable[[], Result]) -> Result | None:
-    """What was computed, or None and a note."""
-    try:
-        return compute()
-    except FAILS as error:
-        material.notes.append(f"No {what}: {error}")
-        return None
+def _store(material: Material, case: Case, split: str) -> Path:
+    store = material.store(case, split)
+    assert store is not None, "only cases with stores come here"
+    return store
 
 
 def _tell(material: Material, what: str, done: int, total: int) -> None:

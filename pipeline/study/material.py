@@ -77,18 +77,28 @@ class Material:
         self.table = table_of(self.scores)
         self.cases = self.table.cases
         self.row = {(Case(row["backbone"], row["dataset"], row["protocol"]["seed"]), row["probe"]): row for row in rows}
+        self._of_case: dict[Case, dict[str, Row]] = {}
+        for (case, probe), row in self.row.items():
+            self._of_case.setdefault(case, {})[probe] = row
         self.notes: list[str] = []
         self.lacking: list[str] = []
         self.pictures: list[Picture] = []
         self._folders = folders
         self.tested: dict[Case, Tested] = {}
         for case in self.cases:
-            finished = {name: folders[row["key"]] for name, row in self.of_case(case).items() if row["test"] is not None}
+            finished = {
+                name: folders[row["key"]] for name, row in self.of_case(case).items() if row["test"] is not None
+            }
             self.tested[case] = read_tested(case, finished, self.notes)
 
     def of_case(self, case: Case) -> dict[str, Row]:
         """Probe -> row of one case."""
-        return {probe: row for (where, probe), row in self.row.items() if where == case}
+        return self._of_case[case]
+
+    def words(self, case: Case) -> str:
+        """A case in as few words as tell it from the others."""
+        several = [len({getattr(one, name) for one in self.cases}) > 1 for name in ("model", "seed")]
+        return ", ".join([case.dataset] + [case.model] * several[0] + [f"seed {case.seed}"] * several[1])
 
     def folder(self, case: Case, probe: str) -> Path:
         """Where the row keeps its probe and predictions."""
@@ -115,7 +125,9 @@ class Material:
             return self.tested[by_dataset[dataset]].mcnemar(best, other)
 
         warnings = {dataset: one.warning for dataset, one in self.repeated.items()}
-        return dataset_table(self.main, compare=compare if alone else None, warnings=warnings)
+        means = self.main.mean_over("model", "seed")
+        shown = [probe for probe in means.probes if np.isfinite(means.column(probe)).any()]
+        return dataset_table(self.main, shown, compare=compare if alone else None, warnings=warnings)
 
     @cached_property
     def repeated(self) -> dict[str, Repeated]:
@@ -157,7 +169,9 @@ class Material:
 
     def store(self, case: Case, split: str) -> Path | None:
         """The store of a case's `train` or `test` split under the folder of stores, None if it is not there whole."""
-        return next((self._stores.get(row.get(f"{split}_fingerprint", "")) for row in self.of_case(case).values()), None)
+        return next(
+            (self._stores.get(row.get(f"{split}_fingerprint", "")) for row in self.of_case(case).values()), None
+        )
 
     def draw(self, name: str, draw: Callable[[Path], object], *, alt: str, caption: str) -> Picture:
         """Draw a figure and keep it.
@@ -196,6 +210,7 @@ class Material:
                     self.notes.append(f"A store was not read: {error}")
         return found
 
-    def _manifests(self, case: Case) -> tuple[str, str]:
+    def _manifests(self, case: Case) -> list[str]:
+        """Digests of the images of both splits; the model's name where they are gone, so that it is like no other's."""
         about = self.about_case(case)
-        return tuple(about.get(name, {}).get("manifest", case.model) for name in ("cache", "test_cache"))  # type: ignore[return-value]  # two of them
+        return [about.get(name, {}).get("manifest", case.model) for name in ("cache", "test_cache")]

@@ -64,14 +64,18 @@ def make_report(runs: Path, wishes: Wishes) -> Report:
     """
     gathered = gather(runs)
     notes = list(gathered.notes)
-    groups, figures, materials = [], {}, []
+    groups: list[Group] = []
+    materials: list[Material] = []
+    figures: dict[str, Picture] = {}
     by_protocol = list(group_by_protocol(gathered.rows).values())
     for number, rows in enumerate(by_protocol, 1):
         several = len(by_protocol) > 1
         prefix = f"p{number}-" if several else ""
         material = Material(rows, gathered.folders, wishes)
         sections = [made for section in SECTIONS if (made := section(material)) is not None]
-        groups.append(Group(title=f"Protocol {number} of {len(by_protocol)}" if several else "", prefix=prefix, sections=sections))
+        groups.append(
+            Group(title=f"Protocol {number} of {len(by_protocol)}" if several else "", prefix=prefix, sections=sections)
+        )
         figures |= {prefix + picture.name: picture for picture in material.pictures}
         notes += material.notes
         materials.append(material)
@@ -85,7 +89,9 @@ def make_report(runs: Path, wishes: Wishes) -> Report:
     )
     return Report(
         html=render_page(page),
-        markdown="\n".join(_markdown(group.title or "Results", one) for group, one in zip(groups, materials, strict=True)),
+        markdown="\n".join(
+            _markdown(group.title or "Results", one) for group, one in zip(groups, materials, strict=True)
+        ),
         csv=csv_of(records),
         latex="\n".join(table_latex(material.dataset_table) for material in materials),
         records=tuple(records),

@@ -77,16 +77,20 @@ def read_tested(case: Case, folders: Mapping[str, Path], notes: list[str]) -> Te
     """
     first: Predictions | None = None
     hits, found = {}, {}
+    failed: dict[str, PipelineError] = {}
     for name, folder in folders.items():
         try:
             predictions = read_predictions(folder)
             require_same_images(first or predictions, predictions)
             found[name] = accuracies(predictions)
         except PipelineError as error:
-            notes.append(f"No interval for {name} on {case.dataset} ({case.model}, seed {case.seed}): {error}")
+            failed[name] = error
             continue
         first = first or predictions
         hits[name] = predictions.hits
+    if failed:
+        error = next(iter(failed.values()))
+        notes.append(f"No interval for {', '.join(failed)} on {case.dataset} ({case.model}, seed {case.seed}): {error}")
     labels = np.zeros(0, np.int64) if first is None else first.labels
     return Tested(labels=labels, hits=hits, accuracies=found)
 

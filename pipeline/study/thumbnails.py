@@ -64,5 +64,3 @@ def thumbnails(about: dict[str, Any], sample_ids: Iterable[str]) -> dict[str, st
         image.save(content, format="JPEG", quality=QUALITY)
         found[id] = data_uri(content.getvalue(), "image/jpeg")
     return found
-
-

@@ -59,7 +59,8 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
             offsets = (
                 np.arange(len(column)) * 0.618034 % 1 - 0.5
             ) * 0.44  # golden ratio: spread, and the same every time
-            axes.plot(column, place + offsets, ".", color=color_of(name), markersize=2, alpha=0.8, markeredgewidth=0)
+            size = 2 if len(column) > 40 else 4
+            axes.plot(column, place + offsets, ".", color=color_of(name), markersize=size, alpha=0.8, markeredgewidth=0)
             mean = summarize(column).mean
             axes.plot([mean], [place], "D", color="white", markeredgecolor=BLACK, markeredgewidth=0.7, markersize=3.4)
             star = " *" if tests[name].significant else ""

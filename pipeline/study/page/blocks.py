@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 MAX_LINES = 2000  # of a table on the page; its CSV has them all
@@ -104,7 +105,7 @@ class DataTable:
     csv: str | None = None
     foot: int = 0
 
-    @property
+    @cached_property
     def body(self) -> Sequence[Sequence[str | Cell]]:
         """The lines that are shown and sorted."""
         return self.lines[: len(self.lines) - self.foot][:MAX_LINES]
@@ -119,7 +120,7 @@ class DataTable:
         """Lines that only the CSV has."""
         return len(self.lines) - self.foot - len(self.body)
 
-    @property
+    @cached_property
     def numeric(self) -> Sequence[bool]:
         """Which columns hold numbers: set to the right, sorted as numbers."""
         columns = [[str(line[place]) for line in self.body] for place in range(len(self.columns))]

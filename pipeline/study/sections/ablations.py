@@ -23,7 +23,12 @@ def section(material: Material) -> Section | None:
     if table is not None:
         blocks += [
             table,
-            Words(texts=["An interval over so few seeds is too narrow: read it as a spread of training, not of test sets."], quiet=True),
+            Words(
+                texts=[
+                    "An interval over so few seeds is too narrow: read it as a spread of training, not of test sets."
+                ],
+                quiet=True,
+            ),
         ]
     return Section(anchor="ablations", title="Kinds, heads, seeds", blocks=blocks) if blocks else None
 

@@ -32,7 +32,10 @@ def section(material: Material) -> Section | None:
         blocks.append(Gallery(pictures=pictures[:FIRST]))
     if pictures[FIRST:]:
         blocks.append(Fold(title=f"{len(pictures) - FIRST} more", blocks=[Gallery(pictures=pictures[FIRST:])]))
-    blocks += [_table(maps), Words(texts=["Head by head: layerbank attention RUN --heads, with the folder of a row."], quiet=True)]
+    blocks += [
+        _table(maps),
+        Words(texts=["Head by head: layerbank attention RUN --heads, with the folder of a row."], quiet=True),
+    ]
     return Section(anchor="attention", title="Where probes look", blocks=blocks)
 
 
@@ -59,7 +62,9 @@ def _picture(
     first = next(iter(of_dataset.values()))
     fitting = {n: m for n, m in of_dataset.items() if (m.levels, m.kinds) == (first.levels, first.kinds)}
     for name in of_dataset.keys() - fitting.keys():
-        material.notes.append(f"The map of {probe} on {name} has other levels or kinds, and is not drawn with the others.")
+        material.notes.append(
+            f"The map of {probe} on {name} has other levels or kinds, and is not drawn with the others."
+        )
     said = "; ".join(f"{name}: most on {_most(one)[0]} ({100 * _most(one)[1]:.0f} %)" for name, one in fitting.items())
     return material.draw(
         f"attention-{number}-{_word(probe)}",

@@ -18,7 +18,7 @@ def section(material: Material) -> Section | None:
     if not cases:
         return None
     blocks: list[Block] = [
-        Fold(title=f"{case.dataset} ({case.model}, seed {case.seed})", blocks=[_table(material, case, number)])
+        Fold(title=material.words(case), blocks=[_table(material, case, number)])
         for number, case in enumerate(cases[:MAX_CASES])
     ]
     if len(cases) > MAX_CASES:
@@ -42,5 +42,7 @@ def _table(material: Material, case: Case, number: int) -> DataTable:
             (name, f"{count:,}", *(percent(100 * float(share)) for share in line))
             for name, count, line in zip(names, counts, shares, strict=True)
         ],
-        csv=csv_text(columns, [(n, c, *(100 * line).tolist()) for n, c, line in zip(names, counts, shares, strict=True)]),
+        csv=csv_text(
+            columns, [(n, c, *(100 * line).tolist()) for n, c, line in zip(names, counts, shares, strict=True)]
+        ),
     )

@@ -27,7 +27,11 @@ def section(material: Material) -> Section | None:
             quiet=True,
         )
         few = len(pairs.lines) <= 20
-        blocks += [pairs, quiet] if few else [Fold(title=f"Every two probes of a case: {len(pairs.lines):,} pairs", blocks=[pairs, quiet])]
+        blocks += (
+            [pairs, quiet]
+            if few
+            else [Fold(title=f"Every two probes of a case: {len(pairs.lines):,} pairs", blocks=[pairs, quiet])]
+        )
     return Section(anchor="comparisons", title="Probe against probe", blocks=blocks) if blocks else None
 
 
@@ -40,7 +44,8 @@ def _alf(material: Material) -> DataTable | None:
     if not any(one.decidable for one in tests):
         return None  # the summary says that there are too few data sets
     lines = [
-        (one.probe, str(one.num_pairs), points(-one.median, 2), chance(one.p_value), chance(one.q_value)) for one in tests
+        (one.probe, str(one.num_pairs), points(-one.median, 2), chance(one.p_value), chance(one.q_value))
+        for one in tests
     ]
     numbers = [(one.probe, one.num_pairs, -one.median, one.p_value, one.q_value) for one in tests]
     return DataTable(

@@ -40,11 +40,15 @@ def section(material: Material) -> Section | None:
             lines=lines,
         ),
         Words(
-            texts=["The same picture saved twice with another compression is not found; a search for those needs the images."],
+            texts=[
+                "The same picture saved twice with another compression is not found; a search for those needs the images."
+            ],
             quiet=True,
         ),
     ]
-    without = [(probe, *_of(case), *pair) for one in material.repeated.values() for (case, probe), pair in one.without.items()]
+    without = [
+        (probe, *_of(case), *pair) for one in material.repeated.values() for (case, probe), pair in one.without.items()
+    ]
     if without:
         blocks.append(
             DataTable(

@@ -33,17 +33,15 @@ def section(material: Material) -> Section | None:
     blocks: list[Block] = [
         Words(
             texts=[
-                f"Of each case at most {3 * PER_RULE} test images, chosen by rule: the misses of which the probe was surest, the hits of which "
-                f"it was least sure, and images on which exactly one of it and {REFERENCE} is right, drawn at random (seed {SEED}). "
-                f"Copies are at most {SIDE} pixels wide. The strip under an image shows where the probe looked: a line a kind, a cell a "
-                "level from shallow to deep, darkest where it looked most."
+                f"Of each case at most {3 * PER_RULE} test images, chosen by rule: the misses of which the probe was surest, the "
+                f"hits of which it was least sure, and images on which exactly one of it and {REFERENCE} is right, drawn at "
+                f"random (seed {SEED}). Copies are at most {SIDE} pixels wide. The strip under an image shows where the probe "
+                "looked: a line a kind, a cell a level from shallow to deep, strongest where it looked most."
             ],
             quiet=True,
         )
     ]
-    blocks += [
-        Fold(title=f"{case.dataset} ({case.model}, seed {case.seed})", blocks=_case(material, case)) for case in shown
-    ]
+    blocks += [Fold(title=material.words(case), blocks=_case(material, case)) for case in shown]
     if len(cases) > MAX_CASES:
         rest = counted(len(cases) - MAX_CASES, "case")
         blocks.append(Words(texts=[f"{rest} more: layerbank report RUNS/DATASET/STORE shows one store's."], quiet=True))
@@ -67,13 +65,22 @@ def _case(material: Material, case: Case) -> list[Block]:
         DISPUTED: f"Exactly one of {probe} and {REFERENCE} is right",
     }
     sure = {name: confidences(one) for name, one in said.items()}
+    row = material.row[case, probe]
+    legend = []
+    if attention.known:
+        kinds, levels = ", ".join(row["kinds"]), row["levels"]
+        text = f"Strips: attention of {probe}; lines from above: {kinds}; cells: {levels[0]} to {levels[-1]}."
+        legend = [Words(texts=[text], quiet=True)]
     return [
-        Cards(
-            title=titles[rule],
-            cards=[_card(row, said, sure, classes, pictures, attention.get(row)) for row in rows],
-        )
-        for rule, rows in chosen.items()
-        if rule != DISPUTED or reference is not None
+        *legend,
+        *(
+            Cards(
+                title=titles[rule],
+                cards=[_card(place, said, sure, classes, pictures, attention.get(place)) for place in rows],
+            )
+            for rule, rows in chosen.items()
+            if rule != DISPUTED or reference is not None
+        ),
     ]
 
 
@@ -120,8 +127,12 @@ class _Strips:
     def __init__(self, mass: NDArray[np.float32], levels: list[str], kinds: list[str]) -> None:
         self._mass, self._levels, self._kinds = mass, levels, kinds
 
+    @property
+    def known(self) -> bool:
+        return len(self._mass) > 0
+
     def get(self, row: int) -> Strip | None:
-        if not len(self._mass):
+        if not self.known:
             return None
         shares = self._mass[row].T.astype(np.float64)  # [K, L]
         kind, level = divmod(int(shares.argmax()), shares.shape[1])

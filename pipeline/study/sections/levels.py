@@ -17,7 +17,9 @@ def section(material: Material) -> Section | None:
     table = material.table
     stems = dict.fromkeys(found[1] for name in table.probes if (found := re.fullmatch(r"(.+)@(\d+|final)", name)))
     if not stems:
-        material.lack("Accuracy by level", "train probes on one level each: layerbank probe ... --probe linear@every,aat@every")
+        material.lack(
+            "Accuracy by level", "train probes on one level each: layerbank probe ... --probe linear@every,aat@every"
+        )
         return None
     pictures: list[Picture] = []
     for number, model in enumerate(dict.fromkeys(case.model for case in table.cases)):
@@ -27,7 +29,9 @@ def section(material: Material) -> Section | None:
             if case.model == model and any(np.isfinite(table.column(p)[line]) for p in table.probes if "@" in p)
         ]
         if kept:
-            part = Table(cases=tuple(table.cases[line] for line in kept), probes=table.probes, values=table.values[kept])
+            part = Table(
+                cases=tuple(table.cases[line] for line in kept), probes=table.probes, values=table.values[kept]
+            )
             pictures.append(_picture(material, part, number, model, list(stems)))
     return Section(anchor="levels", title="Level by level", blocks=[Gallery(pictures=pictures)]) if pictures else None
 

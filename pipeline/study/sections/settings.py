@@ -68,7 +68,10 @@ def _lines(material: Material) -> list[list[str]]:
                 case.model,
                 case.dataset,
                 str(case.seed),
-                *(f"{chosen[name]:g}" if chosen.get(name) is not None else "-" for name in ("lr", "weight_decay", "dropout")),
+                *(
+                    f"{chosen[name]:g}" if chosen.get(name) is not None else "-"
+                    for name in ("lr", "weight_decay", "dropout")
+                ),
                 percent(100 * row["validation"]) if row.get("validation") is not None else "-",
                 str(len(row.get("settings", []))),
                 str(sum(one["validation"] is None for one in row.get("settings", []))),

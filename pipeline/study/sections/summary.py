@@ -13,7 +13,7 @@ from pipeline.study.page.blocks import Block, Bullets, DataTable, Fold, Gallery,
 from pipeline.study.page.numbers import chance, counted, percent, points
 from pipeline.study.scores import Table, gains_of
 from pipeline.study.significance import Comparison, compare_gains
-from pipeline.study.summaries import mean_ranks, summarize
+from pipeline.study.summaries import mean_ranks, rankable, summarize
 
 COLUMNS = (
     "probe",
@@ -105,10 +105,12 @@ def _tests(gains: Table) -> dict[str, Comparison]:
 
 
 def _table(material: Material, gains: Table | None, tests: dict[str, Comparison]) -> DataTable:
-    table, complete = material.main, material.complete
+    table = material.main
     means = table.mean_over("seed")
     best_of = np.nanmax(np.where(np.isfinite(means.values), means.values, -np.inf), axis=1)
-    ranks = mean_ranks(table.mean_over("model", "seed"), complete)
+    by_dataset = table.mean_over("model", "seed")
+    ranked = rankable(by_dataset)
+    ranks = mean_ranks(by_dataset, ranked)
     lines, numbers = [], []
     for name in table.probes:
         of_gain = summarize(gains.column(name)) if gains is not None and name != REFERENCE else None
@@ -135,8 +137,9 @@ def _table(material: Material, gains: Table | None, tests: dict[str, Comparison]
     return DataTable(
         id="probes",
         caption=(
-            f"Every probe over all cases. A case is a model on a data set with a seed. Balanced accuracy in percent, gain in "
-            f"points over {REFERENCE}; rank among the {len(complete)} that have every case; p and q of Wilcoxon's test over data sets"
+            "Every probe over all cases. A case is a model on a data set with a seed. Balanced accuracy in percent, gain in "
+            f"points over {REFERENCE}; mean rank on data sets with all of the {len(ranked)} probes that half of them have; "
+            "p of Wilcoxon's one-sided test over data sets, q by FDR"
         ),
         columns=COLUMNS,
         lines=lines,
@@ -173,5 +176,7 @@ def _pictures(material: Material, gains: Table | None) -> list[Picture]:
             )
         )
     else:
-        material.lack("Gains by model size", "needs models of several sizes: layerbank study RECIPE with models = [...]")
+        material.lack(
+            "Gains by model size", "needs models of several sizes: layerbank study RECIPE with models = [...]"
+        )
     return pictures
