@@ -113,7 +113,7 @@ def _seeds(material: Material) -> tuple[list[Picture], DataTable | None]:
     )
     columns = (*SEED_COLUMNS[:-1], "low", "high")
     shown = DataTable(
-        id="seeds",
+        id="over-seeds",
         caption="Balanced accuracy in percent over seeds; the interval is a bootstrap over seeds",
         columns=SEED_COLUMNS,
         lines=lines,

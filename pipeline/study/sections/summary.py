@@ -28,6 +28,7 @@ COLUMNS = (
     "p",
     "q",
 )
+OF_SIZE = ("linear-last", "linear-all", "aat", "alf")  # more lines than these cannot be told apart
 FEW_CASES = 6  # as many sentences are read, more are folded
 
 
@@ -87,16 +88,15 @@ def _certain(tests: list[Comparison]) -> str:
 
 
 def _where_alf_loses(material: Material) -> list[str]:
-    means = material.main.mean_over("seed")
+    means = material.main.mean_over("model", "seed")
     alf = means.column("alf")
-    lines = np.flatnonzero(np.isfinite(alf))
-    lost = [line for line in lines.tolist() if np.nanmax(means.values[line]) > alf[line]]
-    if not len(lines) or not lost:
+    lines = np.flatnonzero(np.isfinite(alf)).tolist()
+    lost = [means.cases[line].dataset for line in lines if np.nanmax(means.values[line]) > alf[line]]
+    if not lost:
         return []
-    one_model = len({case.model for case in means.cases}) == 1
-    names = [means.cases[line].dataset + ("" if one_model else f" ({means.cases[line].model})") for line in lost]
-    shown = ", ".join(names[:FEW_CASES]) + (f" and {len(names) - FEW_CASES} more" if len(names) > FEW_CASES else "")
-    return [f"alf does not win on {len(lost)} of {len(lines)}: {shown}."]
+    several = len({case.model for case in material.cases}) > 1
+    over = ", by the mean over models" if several else ""
+    return [f"alf does not win on {len(lost)} of {counted(len(lines), 'data set')}{over}: {', '.join(lost)}."]
 
 
 def _tests(gains: Table) -> dict[str, Comparison]:
@@ -166,11 +166,12 @@ def _pictures(material: Material, gains: Table | None) -> list[Picture]:
     ]
     sizes = {(found[0], found[1]) for case in table.cases if (found := size_of(case.model))}
     if len({size for _, size in sizes}) > 1:
+        probes = [name for name in OF_SIZE if name in table.probes] or list(table.probes[:4])
         drawn = sorted(f"{family} {size}" for family, size in sizes)
         pictures.append(
             material.draw(
                 "gains-by-size",
-                lambda stem: draw_gains_by_size(table, stem),
+                lambda stem: draw_gains_by_size(table, stem, probes=probes),
                 alt=f"Mean gain over {REFERENCE} against the size of the model: {', '.join(drawn)}. The numbers are in the CSV.",
                 caption="Mean gain over data sets by size of the model, with the standard error of the mean.",
             )
