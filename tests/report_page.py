@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 VOID = {"meta", "link", "img", "br", "input", "rect"}
+TEXTS = {"p", "li", "h1", "h2", "h3"}
 
 
 @dataclass
@@ -64,7 +65,7 @@ class ReadPage(HTMLParser):
             text = base64.b64decode(content).decode()
             self.csvs[attributes["download"] or ""] = list(csv.DictReader(io.StringIO(text)))
         if tag == "table":
-            self._table = self.tables[attributes["id"] or ""] = ReadTable(labelled_by=attributes.get("aria-labelledby"))
+            self._table = self.tables[(attributes["id"] or "").removeprefix("t-")] = ReadTable(labelled_by=attributes.get("aria-labelledby"))
         if self._table is not None:
             if tag == "tr" and "thead" not in self._open:
                 self._table.lines.append([])
@@ -79,7 +80,7 @@ class ReadPage(HTMLParser):
                     self._table.scopes.append(attributes.get("scope"))
             elif tag in ("b", "u", "a"):
                 self._table.marks[-1][-1] = tag
-        if tag in ("p", "li", "h1", "h2", "h3"):
+        if tag in TEXTS:
             self.texts.append("")
         if tag not in VOID:
             self._open.append(tag)
@@ -100,5 +101,5 @@ class ReadPage(HTMLParser):
                 self._table.columns[-1] += data
             elif {"td", "th"} & set(self._open) and "a" not in self._open:
                 self._table.lines[-1][-1] = (self._table.lines[-1][-1] + data).strip()
-        elif self.texts:
+        elif TEXTS & set(self._open):
             self.texts[-1] += data

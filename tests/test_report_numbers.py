@@ -58,7 +58,10 @@ class Truth:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ReadPage, Truth, Path]]:
     folder = tmp_path_factory.mktemp("report")
-    runs = write_study(folder / "runs", models=MODELS, datasets=DATASETS, seeds=SEEDS, probes=PROBES)
+    close_by = {"linear-all": 1.95}  # so that it ties with alf somewhere
+    runs = write_study(
+        folder / "runs", models=MODELS, datasets=DATASETS, seeds=SEEDS, probes=PROBES, strength=close_by
+    )
     arguments = ("--figures", folder / "figures", "--csv", folder / "all.csv", "--parquet", folder / "all.parquet")
     result = run("report", runs, *arguments, "--latex", folder / "all.tex", "--cache", folder / "none")
     assert result.exit_code == 0, result.output
@@ -187,6 +190,7 @@ def test_the_table_by_data_set_and_its_marks(made: tuple[ReadPage, Truth, Path])
             mark = table.marks[number][place + 1]
             assert mark == ("b" if place == best else "u" if place in tied else "")
             assert (rf"\textbf{{{mean}" in (folder / "all.tex").read_text()) or place != best
+    assert {"b", "u", ""} == {mark for marks in table.marks for mark in marks}
     by_dataset = grids.mean((1, 3))
     assert all(close(text, value) for text, value in zip(means[1:], by_dataset.mean(1), strict=True))
     assert all(close(text, value) for text, value in zip(ranks[1:], rankdata(-by_dataset, axis=0).mean(1), strict=True))
