@@ -65,7 +65,8 @@ class ReadPage(HTMLParser):
             text = base64.b64decode(content).decode()
             self.csvs[attributes["download"] or ""] = list(csv.DictReader(io.StringIO(text)))
         if tag == "table":
-            self._table = self.tables[(attributes["id"] or "").removeprefix("t-")] = ReadTable(labelled_by=attributes.get("aria-labelledby"))
+            self._table = ReadTable(labelled_by=attributes.get("aria-labelledby"))
+            self.tables[(attributes["id"] or "").removeprefix("t-")] = self._table
         if self._table is not None:
             if tag == "tr" and "thead" not in self._open:
                 self._table.lines.append([])

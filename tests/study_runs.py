@@ -41,7 +41,9 @@ def write_study(
         for probe in probes:
             how = {**STRENGTH, **(strength or {})}.get(probe, 1.3)
             logits = generator.normal(size=(num_images, len(classes))) + how * np.eye(len(classes))[labels]
-            lines.append(_write_row(store, number, model, dataset, seed, probe, labels, logits.astype(np.float32), classes, ids))
+            lines.append(
+                _write_row(store, number, model, dataset, seed, probe, labels, logits.astype(np.float32), classes, ids)
+            )
         (store / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 
@@ -86,7 +88,9 @@ def _write_row(
         mass = np.random.default_rng(number).dirichlet(np.ones(6), size=len(labels)).reshape(-1, 3, 2)
         np.savez(folder / "attention.npz", sample_ids=sample_ids, mass=mass.astype(np.float32))
         shares = [
-            f"{level},{kind},{mass.mean(0)[i, k]:.6f},0.0\n" for i, level in enumerate(LEVELS) for k, kind in enumerate(KINDS)
+            f"{level},{kind},{mass.mean(0)[i, k]:.6f},0.0\n"
+            for i, level in enumerate(LEVELS)
+            for k, kind in enumerate(KINDS)
         ]
         (folder / "attention.csv").write_text("level,kind,share,std\n" + "".join(shares))
     return row

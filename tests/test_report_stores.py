@@ -33,12 +33,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("report stores")
     photos = write_photos(folder / "photos", {"train": 20, "test": 12}, CLASSES)
     for target, name in (("blue", "a"), ("blue", "b"), ("red", "c")):
-        shutil.copy(photos / "train" / "blue" / f"00{'abc'.index(name)}.png", photos / "test" / target / f"copy-{name}.png")
+        shutil.copy(
+            photos / "train" / "blue" / f"00{'abc'.index(name)}.png", photos / "test" / target / f"copy-{name}.png"
+        )
     (folder / "fast.toml").write_text(FAST)
     where = ("--data", f"folder:{photos}", "--cache", folder / "caches", "--runs", folder / "runs")
     trained = run("probe", *MODEL, *where, "--protocol", folder / "fast.toml", "--probe", PROBES)
     assert trained.exit_code == 0, trained.output
-    more = ("--markdown", folder / "all.md", "--latex", folder / "all.tex", "--figures", folder / "figures", "--tokens", "--json")
+    more = (
+        "--markdown",
+        folder / "all.md",
+        "--latex",
+        folder / "all.tex",
+        "--figures",
+        folder / "figures",
+        "--tokens",
+        "--json",
+    )
     result = run("report", folder / "runs", "--cache", folder / "caches", *more)
     assert result.exit_code == 0, result.output
     (rows_file,) = (folder / "runs").rglob("results.jsonl")
@@ -49,7 +60,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             said[probe] = {name: saved[name] for name in saved.files}
     page = ReadPage(folder / "runs" / "report" / "index.html")
     answer = json.loads(result.stdout)
-    return {"folder": folder, "photos": photos, "page": page, "rows": rows, "said": said, "answer": answer, "at": rows_file.parent}
+    return {
+        "folder": folder,
+        "photos": photos,
+        "page": page,
+        "rows": rows,
+        "said": said,
+        "answer": answer,
+        "at": rows_file.parent,
+    }
 
 
 def cards_of(page: ReadPage) -> list[dict[str, Any]]:
@@ -59,7 +78,9 @@ def cards_of(page: ReadPage) -> list[dict[str, Any]]:
         rule = html.unescape(re.findall(r'<p class="rule">(.*?)</p>', part)[0])
         for card in part.split('<li class="card">')[1:]:
             picture = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', card)
-            said = re.findall(r'<li class="(hit|miss)"><span>(.*?)</span> <span>. (.*?)</span> <span class="n">(\d+) %', card)
+            said = re.findall(
+                r'<li class="(hit|miss)"><span>(.*?)</span> <span>. (.*?)</span> <span class="n">(\d+) %', card
+            )
             found.append(
                 {
                     "rule": rule,
@@ -207,7 +228,9 @@ def test_likeness_of_levels_is_the_unbiased_estimate(place: dict[str, Any]) -> N
     for line in lines:
         one, two = grams[line["level"]], grams[line["other"]]
         assert float(line["cka"]) == pytest.approx(hsic(one, two) / np.sqrt(hsic(one, one) * hsic(two, two)), abs=1e-5)
-    to_final = {line["level"]: line["cka"] for line in place["page"].csvs["cka-to-final-0.csv"] if line["kernel"] == "linear"}
+    to_final = {
+        line["level"]: line["cka"] for line in place["page"].csvs["cka-to-final-0.csv"] if line["kernel"] == "linear"
+    }
     assert to_final == {line["level"]: line["cka"] for line in lines if line["other"] == "final"}
 
 

@@ -89,8 +89,8 @@ def read_tested(case: Case, folders: Mapping[str, Path], notes: list[str]) -> Te
         first = first or predictions
         hits[name] = predictions.hits
     if failed:
-        error = next(iter(failed.values()))
-        notes.append(f"No interval for {', '.join(failed)} on {case.dataset} ({case.model}, seed {case.seed}): {error}")
+        why = next(iter(failed.values()))
+        notes.append(f"No interval for {', '.join(failed)} on {case.dataset} ({case.model}, seed {case.seed}): {why}")
     labels = np.zeros(0, np.int64) if first is None else first.labels
     return Tested(labels=labels, hits=hits, accuracies=found)
 
