@@ -79,15 +79,16 @@ def report(
     if parquet is not None:
         write_parquet(parquet, made.records)
         written.append(parquet)
-    if figures is not None:
-        written += write_figures(figures, made.figures)
-    files = [str(path) for path in written]
+    drawn = [] if figures is None else write_figures(figures, made.figures)
     if as_json:
         findings, notes = list(made.sentences), list(made.notes)
+        files = [str(path) for path in (*written, *drawn)]
         print_json({"num_rows": len(made.records), "findings": findings, "left_out": notes, "files": files})
     else:
         left_out = [f"left out: {note}" for note in made.notes]
-        print_lines([*_few(made.sentences), *_few(left_out), *_few([f"wrote {path}" for path in files])])
+        print_lines([*_few(made.sentences), *_few(left_out), *(f"wrote {path}" for path in written)])
+        if figures is not None:
+            print_lines([f"wrote {len(made.figures)} figures, each as SVG, PNG and CSV, to {figures}"])
 
 
 def _few(lines: Sequence[str]) -> list[str]:

@@ -163,7 +163,12 @@ def test_two_protocols_are_two_groups_whose_ids_differ(tmp_path: Path) -> None:
 
 
 def test_hostile_names_of_classes_images_models_and_probes_are_text(tmp_path: Path) -> None:
-    hostile = ['"><img src=x onerror=alert(1)>', "</td></table><script>alert(2)</script>", "{{ 7 * 7 }}", "a\u202eb"]
+    hostile = [
+        '"><img src=x onerror=alert(1)>',
+        "</td></table><script>alert(2)</script>",
+        "{{ 7 * 7 }} $\\frac$",
+        "a\u202eb",
+    ]
     runs = write_study(
         tmp_path / "runs",
         models=(f"timm/{NASTY}",),
@@ -180,7 +185,6 @@ def test_hostile_names_of_classes_images_models_and_probes_are_text(tmp_path: Pa
     assert all((a["src"] or "").startswith("data:image/") for tag, a in page.tags if tag == "img")
     classes = [one["class"] for one in page.tables["classes-0"].records()]
     assert classes == hostile
-    assert "49" not in classes
 
 
 def test_the_page_stays_short_where_a_study_is_large(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ def token_pictures(material: Material, cases: list[Case]) -> list[Picture]:
 def _likeness(material: Material, cases: list[Case]) -> list[Picture]:
     by_line: dict[str, dict[str, Similarity]] = {}
     pictures = []
-    for number, case in enumerate({(one.model, one.dataset): one for one in cases}.values()):
-        _tell(material, f"likeness of levels, {case.dataset}", number, len(cases))
+    unseeded = list({(one.model, one.dataset): one for one in cases}.values())
+    for number, case in enumerate(unseeded):
+        _tell(material, f"likeness of levels, {case.dataset}", number, len(unseeded))
         try:
             cache = TokenCache.open(_store(material, case, "test"), num_views=0)
             levels = levels_of(cache, KIND, [level for level in cache.levels if (level, KIND) in cache.arrays])

@@ -169,7 +169,7 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
                 for line in group
             ]
         axes.axvline(0, color=GREY, linewidth=0.7)
-        axes.set_yticks(-np.arange(len(names)), names)
+        axes.set_yticks(-np.arange(len(names)), [drawn_name(name) for name in names])
         axes.set_ylim(-len(names) + 0.4, 0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("points from the mean over seeds")

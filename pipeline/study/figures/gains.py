@@ -12,7 +12,7 @@ from pipeline.study.scores import Table, gains_of
 from pipeline.study.significance import compare_gains
 from pipeline.study.summaries import summarize
 
-from .style import BLACK, COLUMN, GREY, color_of, drawing, grid, save
+from .style import BLACK, COLUMN, GREY, color_of, drawing, drawn_name, grid, save
 
 
 def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None, reference: str = REFERENCE) -> Path:
@@ -72,7 +72,7 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
                 fontsize=6.5,
             )
         axes.axvline(0, color=GREY, linewidth=0.7)
-        axes.set_yticks(places, names)
+        axes.set_yticks(places, [drawn_name(name) for name in names])
         axes.set_ylim(-len(names) + 0.4, 0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"gain over {reference} (points of balanced accuracy)")

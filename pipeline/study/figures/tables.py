@@ -37,7 +37,7 @@ def draw_table(table: DatasetTable, stem: Path) -> Path:
             figure.add_artist(line)
 
         for x, name in zip(right, table.probes, strict=True):
-            put(x - 0.17, HEAD - 0.06, name, rotation=45, rotation_mode="anchor", fontsize=6)
+            put(x - 0.17, HEAD - 0.06, drawn_name(name), rotation=45, rotation_mode="anchor", fontsize=6)
         rule(0.03, width - 0.03, HEAD)
         y = HEAD
         for name, cells in table.lines.items():
