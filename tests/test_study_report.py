@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def test_a_folder_without_results_is_refused_in_four_parts(tmp_path: Path) -> No
     assert refused.exit_code == 2
     for part in ("expected", "a folder with results.jsonl somewhere in it", "none", "its default is runs"):
         assert part in refused.stderr
+
+
+def test_a_report_takes_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from pipeline.study.report import Wishes, make_report; "
+        f"made = make_report(Path({str(write_study(tmp_path))!r}), Wishes()); assert len(made.records) == 3; "
+        "assert not {'torch', 'timm', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True)
 
 
 def test_results_that_no_line_can_be_read_of_fail(tmp_path: Path) -> None:

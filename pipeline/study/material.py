@@ -25,10 +25,7 @@ from .findings import Finding, find
 from .page.blocks import Picture
 from .repeated import Repeated, find_repeated
 from .scores import Case, Table, scores_of_rows, table_of
-from .significance import ALPHA
 from .tested import Tested, read_tested
-
-__all__ = ["ALPHA", "Material", "Wishes"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,22 @@
 "use strict";
 // Makes every head of a column a button that sorts its table, and shows the search fields, which hide the lines without their text.
 const number = (text) => parseFloat(text.replaceAll(",", ""));
-const compare = (one, two) => {
-  const [a, b] = [number(one), number(two)];
-  if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
-  return a - b;
-};
-const text = new Intl.Collator(undefined, { numeric: true });
+const names = new Intl.Collator(undefined, { numeric: true });
 const sort = (head) => {
-  const body = head.closest("table").tBodies[0], numeric = head.classList.contains("n"), place = head.cellIndex;
-  // numbers fall first: the best stands on top; "none" comes last either way
-  const was = head.getAttribute("aria-sort"), order = was === (numeric ? "descending" : "ascending") ? (numeric ? "ascending" : "descending") : (numeric ? "descending" : "ascending");
+  const body = head.closest("table").tBodies[0], numeric = head.classList.contains("n");
+  const [first, second] = numeric ? ["descending", "ascending"] : ["ascending", "descending"]; // of numbers the best on top
+  const order = head.getAttribute("aria-sort") === first ? second : first;
   for (const other of head.parentElement.children) other.setAttribute("aria-sort", "none");
   head.setAttribute("aria-sort", order);
   const sign = order === "ascending" ? 1 : -1;
-  const content = (line) => line.cells[place].textContent;
-  const lines = [...body.rows].sort((a, b) => {
-    if (!numeric) return sign * text.compare(content(a), content(b));
-    const missing = Number.isNaN(number(content(a))) || Number.isNaN(number(content(b)));
-    return (missing ? 1 : sign) * compare(content(a), content(b));
-  });
-  body.append(...lines);
+  const text = (line) => line.cells[head.cellIndex].textContent;
+  const compare = (one, two) => {
+    if (!numeric) return sign * names.compare(text(one), text(two));
+    const [a, b] = [number(text(one)), number(text(two))];
+    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // what is missing stays below
+    return sign * (a - b);
+  };
+  body.append(...[...body.rows].sort(compare));
 };
 for (const head of document.querySelectorAll("thead th")) {
   const button = document.createElement("button");
