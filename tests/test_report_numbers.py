@@ -5,6 +5,7 @@ Nothing here imports the statistics of `pipeline.study`: numpy, scipy and scikit
 
 from __future__ import annotations
 
+import csv
 import json
 from itertools import combinations
 from pathlib import Path
@@ -301,6 +302,16 @@ def test_the_csv_beside_each_figure(made: tuple[ReadPage, Truth, Path]) -> None:
         over = np.array([[truth.gain(model, d, s, line["probe"]) for s in SEEDS] for d in DATASETS]).mean(1)
         assert float(line["mean_gain"]) == pytest.approx(over.mean(), abs=1e-4)
         assert float(line["standard_error"]) == pytest.approx(over.std(ddof=1) / np.sqrt(len(over)), abs=1e-4)
+    with (folder / "figures" / "by-dataset.csv").open(encoding="utf-8", newline="") as file:
+        drawn = list(csv.DictReader(file))
+    table = page.tables["by-dataset"]
+    for number, line in enumerate(drawn):
+        row, column = divmod(number, len(PROBES))
+        cases = truth.grid(line["probe"])[:, DATASETS.index(line["dataset"])]
+        assert table.lines[row][0] == line["dataset"]
+        assert float(line["mean"]) == pytest.approx(cases.mean(), abs=1e-3)
+        assert float(line["std"]) == pytest.approx(cases.std(ddof=1), abs=1e-3)
+        assert table.marks[row][column + 1] == "b" * int(line["best"]) + "u" * int(line["tied"])
     written = {path.name for path in (folder / "figures").iterdir()}
     names = {path.stem for path in (folder / "figures").iterdir()}
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("svg", "png", "csv")}
@@ -316,8 +327,6 @@ def test_the_csv_beside_each_figure(made: tuple[ReadPage, Truth, Path]) -> None:
 
 
 def test_csv_and_parquet_hold_every_result_with_all_digits(made: tuple[ReadPage, Truth, Path]) -> None:
-    import csv
-
     from pyarrow import parquet
 
     page, truth, folder = made

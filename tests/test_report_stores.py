@@ -24,7 +24,7 @@ from cache import TokenCache
 
 FAST = "epochs = 2\nmin_steps = 20\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 CLASSES = ("blue", "<i>green", "red")
-PROBES = "linear-cls,alf,alf-cls,alf-ap,linear@0,linear@6,linear@final"
+PROBES = "linear-cls,alf,alf-cls,alf-ap,alf-h8,linear@0,linear@6,linear@final"
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,13 @@ def test_images_are_chosen_by_the_stated_rule_and_show_what_was_said(place: dict
     for card in cards:
         row = ids.index(card["id"])
         assert card["class"] == CLASSES_SORTED[labels[row]]
-        assert set(card["said"]) == {"linear-cls", "alf", "alf-cls", "alf-ap"}  # those on one level have a figure
+        assert set(card["said"]) == {
+            "linear-cls",
+            "alf",
+            "alf-cls",
+            "alf-ap",
+            "alf-h8",
+        }  # those on one level have a figure
         for probe, (kind, answer, percent) in card["said"].items():
             assert answer == CLASSES_SORTED[said[probe]["logits"][row].argmax()]
             assert kind == ("hit" if hits[probe][row] else "miss")
@@ -236,7 +242,7 @@ def test_likeness_of_levels_is_the_unbiased_estimate(place: dict[str, Any]) -> N
 
 def test_training_accuracy_is_that_of_the_whole_way_from_the_image_file(place: dict[str, Any]) -> None:
     lines = {line["probe"]: line for line in place["page"].csvs["train-test.csv"]}
-    assert set(lines) == {"linear-cls", "alf", "alf-cls", "alf-ap"}
+    assert set(lines) == {"linear-cls", "alf", "alf-cls", "alf-ap", "alf-h8"}
     folder = place["at"] / f"alf-{place['rows']['alf']['key'][:8]}"
     data = ("--data", f"folder:{place['photos']}", "--split", "train", "--workers", "0")
     shown = json.loads(run("predict", "--probe", folder, *data, "--json").stdout)
@@ -258,6 +264,10 @@ def test_figures_of_rows_hold_the_accuracies_of_their_rows(place: dict[str, Any]
     kinds = {line["tokens_of_alf"]: float(line["percent"]) for line in page.csvs["kinds-alf.csv"]}
     expected = {"cls": "alf-cls", "ap": "alf-ap", "cls+ap": "alf"}
     assert kinds == {kind: pytest.approx(accuracy[probe], abs=1e-3) for kind, probe in expected.items()}
+    heads = {line["heads"]: float(line["percent"]) for line in page.csvs["heads-0.csv"]}
+    assert heads == {
+        str(place["rows"][probe]["num_heads"]): pytest.approx(accuracy[probe], abs=1e-3) for probe in ("alf-h8", "alf")
+    }
     kept = {int(line["tokens_kept"]): float(line["percent"]) for line in page.csvs["few-tokens.csv"]}
     assert list(kept) == [1, 2, 3, 4, 6, 8, 12, 16, 24]
     assert kept[24] == pytest.approx(accuracy["alf"], abs=1e-3)
@@ -266,7 +276,6 @@ def test_figures_of_rows_hold_the_accuracies_of_their_rows(place: dict[str, Any]
 def test_what_nobody_has_made_is_said_with_the_command_that_makes_it(place: dict[str, Any]) -> None:
     texts = place["page"].texts
     *_, heading = (number for number, text in enumerate(texts) if text == "Not here yet")  # the contents have it too
-    sizes, heads, seeds, *_ = texts[heading + 1 :]
+    sizes, seeds, *_ = texts[heading + 1 :]
     assert sizes.startswith("Gains by model size: ")
-    assert heads == "Accuracy by heads: layerbank probe ... --probe alf --num-heads 4,8,24"
     assert seeds == "Spread over seeds: layerbank probe ... --seed 0,1,2"

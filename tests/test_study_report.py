@@ -165,7 +165,7 @@ def test_two_protocols_are_two_groups_whose_ids_differ(tmp_path: Path) -> None:
     page = ReadPage(runs / "report" / "index.html")
     assert len(page.ids) == len(set(page.ids))
     assert {"p1-t-results", "p2-t-results"} <= set(page.ids)
-    assert {"Protocol 1 of 2", "Protocol 2 of 2"} <= set(page.texts)
+    assert {"Protocol 1 of 2: lrs 0.1, 0.01", "Protocol 2 of 2: lrs 0.5"} <= set(page.texts)
     links = [attributes["href"] or "" for tag, attributes in page.tags if tag == "a"]
     assert {link[1:] for link in links if link.startswith("#")} <= set(page.ids)
     assert {"p1-gains.png", "p2-gains.png"} <= {path.name for path in (tmp_path / "figures").iterdir()}

@@ -7,6 +7,7 @@ test images, and the tokens if asked.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cache.durable import replace_file
+from pipeline.results import Row
 
 from .dataset_table import table_latex, table_markdown
 from .findings import sentence
@@ -68,14 +70,12 @@ def make_report(runs: Path, wishes: Wishes) -> Report:
     materials: list[Material] = []
     figures: dict[str, Picture] = {}
     by_protocol = list(group_by_protocol(gathered.rows).values())
-    for number, rows in enumerate(by_protocol, 1):
-        several = len(by_protocol) > 1
-        prefix = f"p{number}-" if several else ""
+    titles = _titles(by_protocol)
+    for number, (title, rows) in enumerate(zip(titles, by_protocol, strict=True), 1):
+        prefix = f"p{number}-" if title else ""
         material = Material(rows, gathered.folders, wishes)
         sections = [made for section in SECTIONS if (made := section(material)) is not None]
-        groups.append(
-            Group(title=f"Protocol {number} of {len(by_protocol)}" if several else "", prefix=prefix, sections=sections)
-        )
+        groups.append(Group(title=title, prefix=prefix, sections=sections))
         figures |= {prefix + picture.name: picture for picture in material.pictures}
         notes += material.notes
         materials.append(material)
@@ -119,6 +119,22 @@ def write_figures(folder: Path, figures: dict[str, Picture]) -> list[Path]:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content, path.with_name(f".{path.name}.{os.getpid()}"))
+
+
+def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
+    """What each protocol has that others have not; "" where there is only one."""
+    if len(by_protocol) == 1:
+        return [""]
+    protocols = [
+        {name: json.dumps(value).strip('[]"') for name, value in rows[0]["protocol"].items() if name != "seed"}
+        for rows in by_protocol
+    ]
+    names = dict.fromkeys(name for protocol in protocols for name in protocol)
+    differing = [name for name in names if len({protocol.get(name) for protocol in protocols}) > 1][:3]
+    return [
+        f"Protocol {number} of {len(protocols)}: " + "; ".join(f"{name} {one.get(name, '-')}" for name in differing)
+        for number, one in enumerate(protocols, 1)
+    ]
 
 
 def _lead(records: Sequence[Record]) -> str:

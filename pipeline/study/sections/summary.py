@@ -138,7 +138,7 @@ def _table(material: Material, gains: Table | None, tests: dict[str, Comparison]
         id="probes",
         caption=(
             "Every probe over all cases. A case is a model on a data set with a seed. Balanced accuracy in percent, gain in "
-            f"points over {REFERENCE}; mean rank on data sets with all of the {len(ranked)} probes that half of them have; "
+            f"points over {REFERENCE}; mean rank over data sets, among the {len(ranked)} probes that half of them or more have; "
             "p of Wilcoxon's one-sided test over data sets, q by FDR"
         ),
         columns=COLUMNS,
