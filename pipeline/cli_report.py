@@ -81,12 +81,12 @@ def report(
         written.append(parquet)
     drawn = [] if figures is None else write_figures(figures, made.figures)
     if as_json:
-        findings, notes = list(made.sentences), list(made.notes)
+        said = {"summary": made.headlines, "findings": made.sentences, "left_out": made.notes}
         files = [str(path) for path in (*written, *drawn)]
-        print_json({"num_rows": len(made.records), "findings": findings, "left_out": notes, "files": files})
+        print_json({"num_rows": len(made.records), **{name: list(one) for name, one in said.items()}, "files": files})
     else:
         left_out = [f"left out: {note}" for note in made.notes]
-        print_lines([*_few(made.sentences), *_few(left_out), *(f"wrote {path}" for path in written)])
+        print_lines([*made.headlines, *_few(made.sentences), *_few(left_out), *(f"wrote {path}" for path in written)])
         if figures is not None:
             print_lines([f"wrote {len(made.figures)} figures, each as SVG, PNG and CSV, to {figures}"])
 

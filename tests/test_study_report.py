@@ -54,6 +54,7 @@ def test_the_page_says_in_words_who_wins_and_where_alf_does_not(tmp_path: Path) 
     assert pets.startswith("timm/vit on pets, seed 0: alf is best with")
     assert "points over linear-cls (95 % over test images: +" in pets
     assert "linear-all is best" in nasty
+    assert answer["summary"][-1] == f"alf does not win on 1 of 2 data sets: {NASTY}."
     assert "alf does not win here" in nasty
     assert answer["num_rows"] == 6
     duplicates, *images = answer["left_out"]

@@ -60,6 +60,7 @@ class Material:
         cases: in the order of the rows.
         row: (case, probe) -> its row.
         tested: case -> what its probes said of the test images.
+        headlines: the answer in sentences, for the terminal too; the section of the summary writes them.
         notes: what was left out, extended by sections.
         lacking: figures without data, and what would make them.
         pictures: every figure that was drawn, in order.
@@ -77,6 +78,7 @@ class Material:
         self._of_case: dict[Case, dict[str, Row]] = {}
         for (case, probe), row in self.row.items():
             self._of_case.setdefault(case, {})[probe] = row
+        self.headlines: list[str] = []
         self.notes: list[str] = []
         self.lacking: list[str] = []
         self.pictures: list[Picture] = []

@@ -39,7 +39,8 @@ class Report:
         html, markdown, csv, latex: whole files.
         records: every result.
         figures: folder-safe name -> figure.
-        sentences: the findings, for a terminal.
+        headlines: the answer in a few sentences.
+        sentences: who wins each case.
         notes: what was left out.
     """
 
@@ -49,6 +50,7 @@ class Report:
     latex: str
     records: tuple[Record, ...]
     figures: dict[str, Picture]
+    headlines: tuple[str, ...]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -96,6 +98,7 @@ def make_report(runs: Path, wishes: Wishes) -> Report:
         latex="\n".join(table_latex(material.dataset_table) for material in materials),
         records=tuple(records),
         figures=figures,
+        headlines=tuple(text for material in materials for text in material.headlines),
         sentences=tuple(sentence(one) for material in materials for one in material.findings),
         notes=tuple(page.notes),
     )
@@ -146,5 +149,6 @@ def _lead(records: Sequence[Record]) -> str:
 
 
 def _markdown(title: str, material: Material) -> str:
-    findings = "".join(f"- {sentence(one)}\n" for one in material.findings)
+    said = [*material.headlines, *(sentence(one) for one in material.findings)]
+    findings = "".join(f"- {text}\n" for text in said)
     return f"## {title}\n\n{findings}\n{table_markdown(material.dataset_table)}"

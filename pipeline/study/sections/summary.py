@@ -36,7 +36,8 @@ def section(material: Material) -> Section:
     """Sentences, one line a probe, the box plot, and who wins each case."""
     gains = gains_of(material.main) if REFERENCE in material.main.probes else None
     tests = {} if gains is None else _tests(gains)
-    blocks: list[Block] = [Bullets(texts=headlines(material, gains, tests)), _table(material, gains, tests)]
+    material.headlines += headlines(material, gains, tests)
+    blocks: list[Block] = [Bullets(texts=material.headlines), _table(material, gains, tests)]
     pictures = _pictures(material, gains)
     if pictures:
         blocks.append(Gallery(pictures=pictures))
