@@ -37,6 +37,7 @@ from .events import (
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
+    ReportStep,
     ShareFinished,
     StudyFailed,
     StudyUnit,
@@ -169,6 +170,8 @@ class Listener:
             case ProbeFinished():
                 self._end()
                 self._say(_finished(event))
+            case ReportStep():
+                self._say(f"report: {event.what} ({event.done + 1} of {event.total})")
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
             case StudyUnitFinished():

@@ -285,6 +285,15 @@ class StudyFailed:
     todo: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportStep:
+    """A report turns to something that reads tokens and takes long."""
+
+    what: str
+    done: int  # of its kind
+    total: int
+
+
 Event = (
     ExtractionStarted
     | PrecisionAdvice
@@ -311,6 +320,7 @@ Event = (
     | StudyUnitFinished
     | StudyUnitAgain
     | StudyFailed
+    | ReportStep
 )
 Emit = Callable[[Event], None]
 

@@ -65,6 +65,7 @@ def keep_probe(
             "probe": _plain(named) | {"num_heads": result.head.num_heads},
             "class_names": train.attributes["class_names"],
             "cache": train.spec.to_dict(),
+            "test_cache": test.to_dict(),
             "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
         }
         save_probe(folder, result.probe, about)

@@ -8,7 +8,9 @@ trains, prints or knows the command line.
     tokens     similarity, attention, saved                   CKA between levels; where probes look; saved probes read again
     choices    selection                                      few levels that are enough, the best settings of a bank
     the study  catalogue, hub, paper                          its data sets, where they lie, its published numbers
-    the report gather, findings, report, page                 one HTML page of a folder of runs
+    the report gather, tested, findings, material, sections   one HTML page of a folder of runs: what it is made of, and its parts
+               repeated, examples, thumbnails, from_tokens    images in both splits, images to show, figures from tokens
+               records, report, page                          what is written
     pictures   figures                                        a column wide, with their numbers
 
 Import the modules themselves: most take neither torch nor matplotlib, and this package imports none of them.

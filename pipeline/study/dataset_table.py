@@ -16,7 +16,7 @@ import numpy as np
 from .predictions import Predictions, require_same_images
 from .scores import Table
 from .significance import ALPHA, adjust, compare_with, mcnemar
-from .summaries import mean_ranks, summarize
+from .summaries import mean_ranks, rankable, summarize
 
 ENOUGH_PAIRS = 5  # a one-sided test of fewer cannot come below 5 %
 
@@ -50,7 +50,7 @@ class DatasetTable:
         probes: columns.
         lines: data set -> a cell a probe.
         means: of the columns over data sets.
-        ranks: mean rank of the columns.
+        ranks: mean rank of the columns that have at least half of the lines, on lines that have them all.
         note: what the marks say, and how they were found.
         warnings: data set -> what to beware of, such as test images that are training images.
     """
@@ -87,12 +87,12 @@ def dataset_table(
         part = Table(cases=tuple(shown.cases[line] for line in kept), probes=shown.probes, values=shown.values[kept])
         lines[dataset] = _line(dataset, part, compare, tested_by)
     means = shown.mean_over("model", "seed")
-    ranks = mean_ranks(means)
+    ranks = mean_ranks(means, rankable(means))
     return DatasetTable(
         probes=shown.probes,
         lines=lines,
         means=tuple(summarize(column).mean if np.isfinite(column).all() else float("nan") for column in means.values.T),
-        ranks=tuple(ranks[probe] for probe in shown.probes),
+        ranks=tuple(ranks.get(probe, float("nan")) for probe in shown.probes),
         note="Bold: best mean. " + _what_is_underlined(tested_by),
         warnings={dataset: text for dataset, text in (warnings or {}).items() if text and dataset in lines},
     )

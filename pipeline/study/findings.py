@@ -1,24 +1,22 @@
 """What a study found, in numbers that can be said in a sentence: who wins each case, by how much, and whether that is certain.
 
 A case is a model on a data set with a seed. Intervals and p-values come from the saved predictions; where those are missing there
-is no interval, and a note says why.
+is no interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import PipelineError
 from pipeline.probe_names import REFERENCE
 
-from .bootstrap import Interval, difference_interval
-from .predictions import read_predictions, require_same_images
+from .bootstrap import Interval
 from .scores import Case, Score
-from .significance import adjust, mcnemar
+from .significance import adjust
+from .tested import Tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +28,8 @@ class Finding:
         probe: of the highest balanced accuracy; the first of equals.
         percent: its balanced accuracy.
         gain: points over `linear-cls`, with 95 % over test images; None without that reference.
-        p_value: McNemar's exact test of the two on all images alike, NaN without predictions.
-        q_value: after Benjamini and Hochberg over all cases of the report.
+        q_value: McNemar's exact test of the two on all images alike, after Benjamini and Hochberg over all cases; NaN without
+            predictions.
         alf: balanced accuracy of `alf`, NaN if there is none.
     """
 
@@ -39,58 +37,38 @@ class Finding:
     probe: str
     percent: float
     gain: Interval | None
-    p_value: float
     q_value: float
     alf: float
 
 
-def find(scores: list[Score], folders: Mapping[str, Path], notes: list[str]) -> list[Finding]:
-    """The finding of every case, in the order of the scores.
-
-    Args:
-        scores: of one protocol.
-        folders: key -> folder of a row.
-        notes: is extended by what could not be read.
-    """
-    cases: dict[Case, dict[str, Score]] = {}
+def find(scores: Sequence[Score], tested: Mapping[Case, Tested]) -> list[Finding]:
+    """The finding of every case, in the order of the scores, which are of one protocol."""
+    cases: dict[Case, dict[str, float]] = {}
     for score in scores:
         if np.isfinite(score.percent):
-            cases.setdefault(Case(score.model, score.dataset, score.seed), {})[score.probe] = score
-    drafts = [(case, *_winner(probes, folders, notes)) for case, probes in cases.items()]
-    q_values = adjust([p_value for _, _, _, p_value in drafts])
+            cases.setdefault(Case(score.model, score.dataset, score.seed), {})[score.probe] = score.percent
+    winners = {case: max(probes, key=probes.__getitem__) for case, probes in cases.items()}
+    p_values = [
+        float("nan") if best == REFERENCE else tested[case].mcnemar(best, REFERENCE) for case, best in winners.items()
+    ]
     return [
         Finding(
             case=case,
-            probe=best.probe,
-            percent=best.percent,
-            gain=gain,
-            p_value=p_value,
+            probe=best,
+            percent=cases[case][best],
+            gain=_gain(cases[case], best, tested[case]),
             q_value=q_value,
-            alf=cases[case]["alf"].percent if "alf" in cases[case] else float("nan"),
+            alf=cases[case].get("alf", float("nan")),
         )
-        for (case, best, gain, p_value), q_value in zip(drafts, q_values, strict=True)
+        for (case, best), q_value in zip(winners.items(), adjust(p_values), strict=True)
     ]
 
 
-def _winner(
-    probes: Mapping[str, Score], folders: Mapping[str, Path], notes: list[str]
-) -> tuple[Score, Interval | None, float]:
-    nan = float("nan")
-    best = max(probes.values(), key=lambda score: score.percent)
+def _gain(probes: Mapping[str, float], best: str, tested: Tested) -> Interval | None:
     if REFERENCE not in probes:
-        return best, None, nan
-    base = probes[REFERENCE]
-    if best is base:
-        return best, Interval(value=0.0, low=nan, high=nan), nan
-    try:
-        one, two = read_predictions(folders[best.key]), read_predictions(folders[base.key])
-        require_same_images(one, two)
-    except PipelineError as error:
-        notes.append(f"No interval for {best.probe} on {best.dataset}: {error}")
-        return best, Interval(value=best.percent - base.percent, low=nan, high=nan), nan
-    interval = difference_interval(one.hits, two.hits, one.labels)
-    points = Interval(value=100 * interval.value, low=100 * interval.low, high=100 * interval.high)
-    return best, points, mcnemar(one.hits, two.hits).exact
+        return None
+    nan = float("nan")
+    return tested.gains.get(best, Interval(value=probes[best] - probes[REFERENCE], low=nan, high=nan))
 
 
 def sentence(finding: Finding) -> str:

@@ -1,41 +1,34 @@
-"""A report of a folder of runs: one HTML page, and its tables as Markdown, CSV and LaTeX.
+"""A report of a folder of runs: one HTML page, its figures as files, its tables as Markdown, CSV, LaTeX and Parquet.
 
-Rows of different protocols are never set side by side: each protocol is a section of its own. Nothing is trained or read again but
-results.jsonl and the saved predictions.
+Rows of different protocols are never set side by side: each protocol is a group of sections of its own (`sections/`). Nothing is
+trained; what is read beside results.jsonl and the saved predictions is the content hashes of the stores, small copies of a few
+test images, and the tokens if asked.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from cache.durable import replace_file
-from pipeline.probe_names import REFERENCE
-from pipeline.results import Row, found, gains
+from pipeline.results import Row
 
-from .dataset_table import dataset_table, table_latex, table_markdown
-from .figures.gains import draw_gains
-from .findings import find, sentence
-from .gather import Gathered, gather
-from .page import Picture, Section, render_page
-from .paper import beside_paper
-from .scores import Table, gains_of, group_by_protocol, scores_of_rows, table_of
-from .summaries import summarize
+from .dataset_table import table_latex, table_markdown
+from .findings import sentence
+from .gather import gather
+from .material import Material, Wishes
+from .page import render_page
+from .page.blocks import Group, Page, Picture
+from .page.numbers import counted
+from .records import Record, csv_of, records_of
+from .scores import group_by_protocol
+from .sections import SECTIONS
 
-COLUMNS = (
-    *("model", "data set", "seed", "probe", "found", "balanced accuracy", "gain", "parameters"),
-    *("tokens read", "trainings", "key"),
-)
-PAPER_COLUMNS = ("model", "data set", "seed", "probe", "ours", "paper", "difference", "paper's gain")
+__all__ = ["Report", "Wishes", "make_report", "write_figures", "write_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +37,30 @@ class Report:
 
     Attributes:
         html, markdown, csv, latex: whole files.
-        sentences: the findings, for a terminal.
+        records: every result.
+        figures: folder-safe name -> figure.
+        headlines: the answer in a few sentences.
+        sentences: who wins each case.
         notes: what was left out.
-        num_rows: results in it.
     """
 
     html: str
     markdown: str
     csv: str
     latex: str
+    records: tuple[Record, ...]
+    figures: dict[str, Picture]
+    headlines: tuple[str, ...]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
-    num_rows: int
 
 
-def make_report(runs: Path, *, against_paper: bool = False) -> Report:
+def make_report(runs: Path, wishes: Wishes) -> Report:
     """Read a folder of runs and say what is in it.
 
     Args:
         runs: what `layerbank probe --runs` was given, or a folder within it.
-        against_paper: add the published numbers of the same models, data sets and probes.
+        wishes: what else to read, and what to add.
 
     Raises:
         RequestError: no results, or two results that claim one place.
@@ -71,123 +68,87 @@ def make_report(runs: Path, *, against_paper: bool = False) -> Report:
     """
     gathered = gather(runs)
     notes = list(gathered.notes)
-    sections, tables, latex = [], [], []
-    groups = list(group_by_protocol(gathered.rows).values())
-    for number, rows in enumerate(groups, 1):
-        title = "Results" if len(groups) == 1 else f"Protocol {number} of {len(groups)}"
-        table = table_of(scores_of_rows(rows))
-        sections.append(_section(title, rows, table, gathered, notes))
-        means = dataset_table(table)
-        tables.append(
-            f"## {title}\n\n" + "".join(f"- {one}\n" for one in sections[-1].sentences) + "\n" + table_markdown(means)
-        )
-        latex.append(table_latex(means))
-    if against_paper:
-        sections += _beside(gathered.rows, notes)
-    versions = [(name, version(name)) for name in ("layerbank", "numpy", "scipy", "matplotlib")]
+    groups: list[Group] = []
+    materials: list[Material] = []
+    figures: dict[str, Picture] = {}
+    by_protocol = list(group_by_protocol(gathered.rows).values())
+    titles = _titles(by_protocol)
+    for number, (title, rows) in enumerate(zip(titles, by_protocol, strict=True), 1):
+        prefix = f"p{number}-" if title else ""
+        material = Material(rows, gathered.folders, wishes)
+        sections = [made for section in SECTIONS if (made := section(material)) is not None]
+        groups.append(Group(title=title, prefix=prefix, sections=sections))
+        figures |= {prefix + picture.name: picture for picture in material.pictures}
+        notes += material.notes
+        materials.append(material)
+    records = [record for material in materials for record in records_of(material)]
+    page = Page(
+        title=f"Probes of {runs.resolve().name}",
+        lead=_lead(records),
+        groups=groups,
+        notes=tuple(dict.fromkeys(notes)),
+        versions=[(name, version(name)) for name in ("layerbank", "numpy", "scipy", "scikit-learn", "matplotlib")],
+    )
     return Report(
-        html=render_page(f"Probes of {runs.resolve().name}", sections, notes, versions),
-        markdown="\n".join(tables),
-        csv=_csv(COLUMNS, [line for section in sections[: len(groups)] for line in section.lines]),
-        latex="\n".join(latex),
-        sentences=tuple(text for section in sections for text in section.sentences),
-        notes=tuple(notes),
-        num_rows=len(gathered.rows),
+        html=render_page(page),
+        markdown="\n".join(
+            _markdown(group.title or "Results", one) for group, one in zip(groups, materials, strict=True)
+        ),
+        csv=csv_of(records),
+        latex="\n".join(table_latex(material.dataset_table) for material in materials),
+        records=tuple(records),
+        figures=figures,
+        headlines=tuple(text for material in materials for text in material.headlines),
+        sentences=tuple(sentence(one) for material in materials for one in material.findings),
+        notes=tuple(page.notes),
     )
 
 
 def write_file(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    _write(path, text.encode())
+
+
+def write_figures(folder: Path, figures: dict[str, Picture]) -> list[Path]:
+    """Write every figure as SVG and PNG, and its numbers as CSV; returns the paths."""
+    written = []
+    for name, picture in figures.items():
+        for suffix, content in (("svg", picture.svg), ("png", picture.png), ("csv", picture.csv)):
+            written.append(folder / f"{name}.{suffix}")
+            _write(written[-1], content)
+    return written
+
+
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode(), path.with_name(f".{path.name}.{os.getpid()}"))
+    replace_file(path, content, path.with_name(f".{path.name}.{os.getpid()}"))
 
 
-def _section(title: str, rows: Sequence[Row], table: Table, gathered: Gathered, notes: list[str]) -> Section:
-    findings = find(scores_of_rows(rows), gathered.folders, notes)
-    gain_of = gains(rows)
-    lines = [
-        (
-            row["backbone"],
-            row["dataset"],
-            str(row["protocol"]["seed"]),
-            row["probe"],
-            found(row) or "-",
-            "diverged" if row["test"] is None else f"{100 * row['test']['balanced_accuracy']:.2f}",
-            f"{gain_of[row['key']]:+.2f}" if row["key"] in gain_of else "-",
-            f"{row['num_parameters']:,}" if "num_parameters" in row else "-",
-            *(f"{row['cost'][name]:,}" if "cost" in row else "-" for name in ("tokens_read", "trainings")),
-            row["key"][:8],
-        )
-        for row in rows
+def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
+    """What each protocol has that others have not; "" where there is only one."""
+    if len(by_protocol) == 1:
+        return [""]
+    protocols = [
+        {name: json.dumps(value).strip('[]"') for name, value in rows[0]["protocol"].items() if name != "seed"}
+        for rows in by_protocol
     ]
-    protocol = {name: value for name, value in rows[0]["protocol"].items() if name != "seed"}
-    return Section(
-        title=title,
-        sentences=[sentence(one) for one in findings],
-        caption=f"{len(rows)} results: balanced accuracy in percent, gain in points over {REFERENCE} of the same case",
-        columns=COLUMNS,
-        lines=lines,
-        picture=_picture(table),
-        settings=[(name, json.dumps(value, ensure_ascii=False)) for name, value in protocol.items()],
-    )
-
-
-def _picture(table: Table) -> Picture | None:
-    """Gains by probe; None without a reference, or with nothing to compare."""
-    if REFERENCE not in table.probes or len(table.probes) == 1:
-        return None
-    over = gains_of(table)
-    means = {name: summarize(over.column(name)).mean for name in table.probes if name != REFERENCE}
-    if not any(np.isfinite(mean) for mean in means.values()):
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        draw_gains(table, Path(folder, "gains"))
-        svg = Path(folder, "gains.svg").read_bytes()
-    said = ", ".join(
-        f"{name} {mean:+.2f}" if np.isfinite(mean) else f"{name} no result" for name, mean in means.items()
-    )
-    return Picture(
-        svg=svg,
-        alt=f"Box plot. Mean gain in points over {REFERENCE}: {said}.",
-        caption=f"Gain over {REFERENCE}, a dot a case; a star is significant over data sets (Wilcoxon, FDR 5 %).",
-    )
-
-
-def _beside(rows: Sequence[Row], notes: list[str]) -> list[Section]:
-    pairs = beside_paper([one for one in scores_of_rows(rows) if np.isfinite(one.percent)])
-    if not pairs:
-        notes.append("Against the paper: it has none of these models, data sets and probes together.")
-        return []
-    lines = [
-        (
-            pair.ours.model,
-            pair.ours.dataset,
-            str(pair.ours.seed),
-            pair.ours.probe,
-            f"{pair.ours.percent:.2f}",
-            f"{pair.published:.2f}",
-            f"{pair.difference:+.2f}",
-            f"{pair.published_gain:+.2f}",
-        )
-        for pair in pairs
-    ]
-    caption = f"{len(pairs)} results beside the published ones, balanced accuracy in percent"
+    names = dict.fromkeys(name for protocol in protocols for name in protocol)
+    differing = [name for name in names if len({protocol.get(name) for protocol in protocols}) > 1][:3]
     return [
-        Section(
-            title="Against the paper",
-            sentences=(),
-            caption=caption,
-            columns=PAPER_COLUMNS,
-            lines=lines,
-            picture=None,
-            settings=(),
-        )
+        f"Protocol {number} of {len(protocols)}: " + "; ".join(f"{name} {one.get(name, '-')}" for name in differing)
+        for number, one in enumerate(protocols, 1)
     ]
 
 
-def _csv(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
+def _lead(records: Sequence[Record]) -> str:
+    models, datasets, probes, seeds = (
+        len({getattr(one, name) for one in records}) for name in ("model", "dataset", "probe", "seed")
+    )
+    parts = [counted(models, "model"), counted(datasets, "data set"), counted(probes, "probe"), counted(seeds, "seed")]
+    return f"{counted(len(records), 'result')}: {', '.join(parts)}. Accuracy is balanced test accuracy."
+
+
+def _markdown(title: str, material: Material) -> str:
+    said = [*material.headlines, *(sentence(one) for one in material.findings)]
+    findings = "".join(f"- {text}\n" for text in said)
+    return f"## {title}\n\n{findings}\n{table_markdown(material.dataset_table)}"

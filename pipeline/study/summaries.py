@@ -73,3 +73,8 @@ def mean_ranks(table: Table, probes: Sequence[str] | None = None) -> dict[str, f
         return dict.fromkeys(chosen.probes, float("nan"))
     ranks = rankdata(-whole, axis=1).mean(0)
     return dict(zip(chosen.probes, ranks.tolist(), strict=True))
+
+
+def rankable(table: Table) -> list[str]:
+    """Probes with a value in at least half of the cases: one that was tried on a few must not leave all others without a rank."""
+    return [probe for probe in table.probes if 2 * np.isfinite(table.column(probe)).sum() >= len(table.cases)]

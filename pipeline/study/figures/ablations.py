@@ -14,7 +14,7 @@ from pipeline.results import Row
 from pipeline.study.scores import Table
 from pipeline.study.summaries import summarize
 
-from .style import BLACK, COLUMN, CYCLE, GREY, MARKERS, color_of, drawing, grid, save
+from .style import BLACK, COLUMN, CYCLE, GREY, MARKERS, color_of, drawing, drawn_name, grid, save
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,12 +96,19 @@ def draw_series(series: Series, stem: Path, *, relative_to: str | None = None) -
         for number, (name, line) in enumerate(zip(series.cases, values, strict=True)):
             color, marker = (CYCLE[number], MARKERS[number]) if few else (GREY, ".")
             axes.plot(
-                x, line, color=color, marker=marker, markersize=3, linewidth=0.7, alpha=0.9, label=name if few else None
+                x,
+                line,
+                color=color,
+                marker=marker,
+                markersize=3,
+                linewidth=0.7,
+                alpha=0.9,
+                label=drawn_name(name) if few else None,
             )
         whole = values[np.isfinite(values).all(1)]
         if len(whole) > 1:
-            label = f"mean of {len(whole)}"
-            axes.plot(x, whole.mean(0), color=BLACK, linewidth=2, marker="o", markersize=4, label=label)
+            mean = f"mean of {len(whole)}"
+            axes.plot(x, whole.mean(0), color=BLACK, linewidth=2, marker="o", markersize=4, label=mean)
         if relative_to is not None:
             axes.axhline(0, color=GREY, linewidth=0.7)
         step = max(1, len(x) // 12)
@@ -162,7 +169,7 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
                 for line in group
             ]
         axes.axvline(0, color=GREY, linewidth=0.7)
-        axes.set_yticks(-np.arange(len(names)), names)
+        axes.set_yticks(-np.arange(len(names)), [drawn_name(name) for name in names])
         axes.set_ylim(-len(names) + 0.4, 0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("points from the mean over seeds")

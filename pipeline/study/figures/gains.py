@@ -12,7 +12,7 @@ from pipeline.study.scores import Table, gains_of
 from pipeline.study.significance import compare_gains
 from pipeline.study.summaries import summarize
 
-from .style import BLACK, COLUMN, GREY, color_of, drawing, grid, save
+from .style import BLACK, COLUMN, GREY, color_of, drawing, drawn_name, grid, save
 
 
 def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None, reference: str = REFERENCE) -> Path:
@@ -59,7 +59,8 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
             offsets = (
                 np.arange(len(column)) * 0.618034 % 1 - 0.5
             ) * 0.44  # golden ratio: spread, and the same every time
-            axes.plot(column, place + offsets, ".", color=color_of(name), markersize=2, alpha=0.8, markeredgewidth=0)
+            size = 2 if len(column) > 40 else 4
+            axes.plot(column, place + offsets, ".", color=color_of(name), markersize=size, alpha=0.8, markeredgewidth=0)
             mean = summarize(column).mean
             axes.plot([mean], [place], "D", color="white", markeredgecolor=BLACK, markeredgewidth=0.7, markersize=3.4)
             star = " *" if tests[name].significant else ""
@@ -71,7 +72,7 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
                 fontsize=6.5,
             )
         axes.axvline(0, color=GREY, linewidth=0.7)
-        axes.set_yticks(places, names)
+        axes.set_yticks(places, [drawn_name(name) for name in names])
         axes.set_ylim(-len(names) + 0.4, 0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"gain over {reference} (points of balanced accuracy)")

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import RequestError
 from pipeline.study.attention import AttentionMap, spread_of
 
-from .style import COLUMN, CYCLE, LINES, MARKERS, PAGE, drawing, grid, save
+from .style import COLUMN, CYCLE, LINES, MARKERS, PAGE, drawing, drawn_name, grid, save
 
 if TYPE_CHECKING:  # computing it takes torch, drawing it does not
     from pipeline.study.similarity import Similarity
@@ -51,7 +51,7 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path, *, title: str =
             image = axes.imshow(100 * shares[:, kind], cmap="cividis", vmin=0, vmax=100 * shares.max(), aspect="auto")
             ticks = range(num_levels - 1, -1, -3 if num_levels <= 14 else -6)
             axes.set_xticks(list(ticks), [_short(first.levels[level]) for level in ticks])
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), [drawn_name(name) for name in names])
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             axes.set_title(name)
@@ -120,7 +120,7 @@ def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path)
                 color=CYCLE[number % len(CYCLE)],
                 marker=MARKERS[number % len(MARKERS)],
                 linestyle=LINES[number % len(LINES)],
-                label=name,
+                label=drawn_name(name),
             )
             lines += [
                 (name, one.kernel, one.num_images, level, float(value))

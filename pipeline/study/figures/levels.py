@@ -12,7 +12,7 @@ from pipeline.errors import RequestError
 from pipeline.layers import FINAL
 from pipeline.study.scores import Case, Table
 
-from .style import BLUE, COLUMN, GREEN, MARKERS, ORANGE, PURPLE, VERMILION, drawing, grid, save
+from .style import BLUE, COLUMN, GREEN, MARKERS, ORANGE, PURPLE, VERMILION, drawing, drawn_name, grid, save
 
 STEMS = {"linear": ("linear, cls", BLUE), "linear-ap": ("linear, ap", ORANGE), "aat": ("aat, all tokens", GREEN)}
 FUSED = {"alf": (VERMILION, "--"), "aat-quarterly": (PURPLE, ":"), "linear-all": (BLUE, "-.")}
@@ -55,8 +55,8 @@ def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat
                 points = sorted(points)
                 x = [depth_of for depth_of, _ in points]
                 y = [float(averaged.column(probe)[number]) for _, probe in points]
-                label, color = STEMS.get(name, (name, VERMILION))
-                axes.plot(x, y, color=color, marker=MARKERS[place % len(MARKERS)], markersize=2.6, label=label)
+                what, color = STEMS.get(name, (name, VERMILION))
+                axes.plot(x, y, color=color, marker=MARKERS[place % len(MARKERS)], markersize=2.6, label=what)
                 lines += [(*case[:2], probe, x_, y_) for (_, probe), x_, y_ in zip(points, x, y, strict=True)]
             for name in fused:
                 if name in averaged.probes and np.isfinite(value := float(averaged.column(name)[number])):
@@ -78,4 +78,4 @@ def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat
 
 def _title(case: Case, cases: Sequence[Case]) -> str:
     one_model = len({one.model for one in cases}) == 1
-    return case.dataset if one_model else f"{case.dataset}\n{case.model}"
+    return drawn_name(case.dataset) if one_model else f"{drawn_name(case.dataset)}\n{drawn_name(case.model)}"

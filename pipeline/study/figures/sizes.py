@@ -14,7 +14,7 @@ from pipeline.study.paper import find_model
 from pipeline.study.scores import Table, gains_of
 from pipeline.study.summaries import summarize
 
-from .style import COLUMN, GREY, MARKERS, PAGE, color_of, drawing, grid, save
+from .style import COLUMN, GREY, MARKERS, PAGE, color_of, drawing, drawn_name, grid, save
 
 SIZES = ("Ti", "S", "B", "L", "H", "g")
 _WORDS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
@@ -95,7 +95,7 @@ def draw_gains_by_size(
             axes.axhline(0, color=GREY, linewidth=0.7)
             axes.set_xticks(range(len(sizes)), sizes)
             axes.set_xlim(-0.4, len(sizes) - 0.6)
-            axes.set_title(family)
+            axes.set_title(drawn_name(family))
             grid(axes)
         panels[0].set_ylabel(f"gain over {reference} (points)")
         handles, labels = panels[0].get_legend_handles_labels()

@@ -54,6 +54,7 @@ SETTINGS: Any = {  # a dict whose keys matplotlib types one by one, other ones i
     "svg.fonttype": "path",
 }
 DPI = 220
+LONGEST = 26  # characters of a name
 
 
 @contextmanager
@@ -89,6 +90,16 @@ def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequ
         figure.savefig(content, format=suffix, metadata=metadata)
         _write(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue())
     return stem.with_name(stem.name + ".png")
+
+
+def drawn_name(name: str) -> str:
+    """A name of the user's as a figure can bear it: not so long that no room is left, and a dollar is no formula.
+
+    >>> drawn_name("pets"), drawn_name("$"), drawn_name("a data set with a name that never ends, not even here")
+    ('pets', '\\\\$', 'a data set wit…t even here')
+    """
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2 + 1]}…{name[-(LONGEST // 2 - 2) :]}"
+    return short.replace("$", r"\$")
 
 
 def color_of(probe: str) -> str:

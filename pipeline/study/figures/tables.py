@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.study.dataset_table import DatasetTable
 
-from .style import BLACK, COLUMN, GREY, PAGE, drawing, save
+from .style import BLACK, COLUMN, GREY, PAGE, drawing, drawn_name, save
 
 NAMES, MARGIN = 1.3, 0.22  # inches: of the data sets' names, and at the right for the slanted heads of columns
 HEAD, STEP, NOTE = 0.62, 0.145, 0.105  # inches: heights of the head, a line, a line of notes
@@ -37,12 +37,12 @@ def draw_table(table: DatasetTable, stem: Path) -> Path:
             figure.add_artist(line)
 
         for x, name in zip(right, table.probes, strict=True):
-            put(x - 0.17, HEAD - 0.06, name, rotation=45, rotation_mode="anchor", fontsize=6)
+            put(x - 0.17, HEAD - 0.06, drawn_name(name), rotation=45, rotation_mode="anchor", fontsize=6)
         rule(0.03, width - 0.03, HEAD)
         y = HEAD
         for name, cells in table.lines.items():
             y += STEP
-            put(0.05, y - 0.035, textwrap.shorten(name, 24, placeholder=" ..."))
+            put(0.05, y - 0.035, drawn_name(name))
             for x, cell in zip(right, cells, strict=True):
                 text = f"{cell.mean:.1f}" if np.isfinite(cell.mean) else "-"
                 put(x, y - 0.035, text, ha="right", weight="bold" if cell.best else "normal")

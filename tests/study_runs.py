@@ -1,0 +1,96 @@
+"""Folders of runs as `layerbank probe` leaves them, without training: rows, predictions and attention that follow from a seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LEVELS = ["block.1", "block.2", "final"]
+KINDS = ["cls", "ap"]
+STRENGTH = {"linear-cls": 1.0, "linear-all": 1.5, "attn-last": 1.2, "alf": 2.0, "aat": 1.6}
+
+
+def balanced(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Balanced accuracy in [0, 1], in one line."""
+    return float(np.mean([(logits.argmax(1)[labels == one] == one).mean() for one in np.unique(labels)]))
+
+
+def write_study(
+    folder: Path,
+    *,
+    models: Sequence[str] = ("timm/vit_small_patch16_224",),
+    datasets: Sequence[str] = ("pets",),
+    seeds: Sequence[int] = (0,),
+    probes: Sequence[str] = ("linear-cls", "linear-all", "alf"),
+    classes: Sequence[str] = ("ant", "bee", "cat", "dog", "eel", "fox"),
+    num_images: int = 90,
+    ids: str = "image",
+    strength: dict[str, float] | None = None,
+) -> Path:
+    """Every model on every data set with every seed; the classes are of different sizes."""
+    generator = np.random.default_rng(0)
+    for number, (model, dataset, seed) in enumerate(product(models, datasets, seeds)):
+        store = folder / f"data{number:02}" / "store"
+        labels = np.sort(generator.integers(len(classes), size=num_images)).astype(np.int64)
+        lines = []
+        for probe in probes:
+            how = {**STRENGTH, **(strength or {})}.get(probe, 1.3)
+            logits = generator.normal(size=(num_images, len(classes))) + how * np.eye(len(classes))[labels]
+            lines.append(
+                _write_row(store, number, model, dataset, seed, probe, labels, logits.astype(np.float32), classes, ids)
+            )
+        (store / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def _write_row(
+    store: Path,
+    number: int,
+    model: str,
+    dataset: str,
+    seed: int,
+    probe: str,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    classes: Sequence[str],
+    ids: str,
+) -> dict[str, Any]:
+    key = f"{number:03}{probe}".encode().hex().ljust(32, "0")
+    folder = store / f"{probe}-{key[:8]}"
+    folder.mkdir(parents=True)
+    sample_ids = np.array([f"{ids}{one}" for one in range(len(labels))])
+    np.savez(folder / "test.npz", sample_ids=sample_ids, labels=labels, logits=logits)
+    config = {"class_names": list(classes), "versions": {"torch": "9.9"}, "data": "folder:/nowhere/at all"}
+    test_cache = {"split": "test", "manifest": "00" * 16}
+    (folder / "probe.json").write_text(json.dumps({"format": 1, "config": {**config, "test_cache": test_cache}}))
+    row = {
+        "key": key,
+        "probe": probe,
+        "backbone": model,
+        "dataset": dataset,
+        "setting_of_study": f"s{number}",
+        "test": {"balanced_accuracy": balanced(labels, logits)},
+        "protocol": {"seed": seed, "lrs": [0.1, 0.01]},
+        "num_parameters": 1234,
+        "levels": LEVELS,
+        "kinds": KINDS,
+        "chosen": {"lr": 0.1, "weight_decay": 0.0001, "dropout": 0.0},
+        "validation": 0.5,
+        "settings": [{"lr": 0.1, "validation": 0.5}, {"lr": 0.01, "validation": None}],
+        "seconds": {"select": 1.5, "test": 0.25},
+    }
+    if probe == "alf":
+        mass = np.random.default_rng(number).dirichlet(np.ones(6), size=len(labels)).reshape(-1, 3, 2)
+        np.savez(folder / "attention.npz", sample_ids=sample_ids, mass=mass.astype(np.float32))
+        shares = [
+            f"{level},{kind},{mass.mean(0)[i, k]:.6f},0.0\n"
+            for i, level in enumerate(LEVELS)
+            for k, kind in enumerate(KINDS)
+        ]
+        (folder / "attention.csv").write_text("level,kind,share,std\n" + "".join(shares))
+    return row
