@@ -29,6 +29,14 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(nearest_folder(root)).free
 
 
+def free_files(root: Path) -> int | None:
+    """How many more files the disk of a folder takes; None for one that sets no number."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return None
+    told = os.statvfs(nearest_folder(root))
+    return told.f_favail if told.f_files else None
+
+
 def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
     """What stores under a folder will take of its disk: whole blocks a file, some headroom, less what is deleted first.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import MODEL, run
-from stores import tree
 from test_cache_disk import in_own_mounts
 
 from pipeline.sources import ImageSource
@@ -104,45 +102,54 @@ def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_di
     assert not (tmp_path / "caches").exists()
 
 
+def test_a_disk_that_takes_too_few_files_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.room.free_files", lambda root: 50)
+    result = extract(photos, tmp_path, "--levels", "last")
+    assert result.exit_code == 0, result.output
+    result = extract(photos, tmp_path)
+    assert result.exit_code == 2
+    assert re.search(
+        r"expected  room for 1\d\d more files\n", result.stderr
+    )  # 12 levels of 2 kinds, metadata too, twice
+    assert f"got       50 that the disk of {tmp_path} still takes" in result.stderr
+
+
 PROGRAM = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import subprocess, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from pathlib import Path
 from commands import MODEL, run
-cache, photos = sys.argv[1:]
-for kinds in ("cls", "cls,patch"):
-    result = run("extract", *MODEL, "--data", f"folder:{{photos}}", "--cache", cache, "--kinds", kinds)
+from stores import tree
+disk, photos = map(Path, sys.argv[1:])
+def extract(kinds):
+    result = run("extract", *MODEL, "--data", f"folder:{{photos}}", "--cache", disk / "caches", "--kinds", kinds)
     print(result.exit_code, *(line.strip() for line in result.stderr.splitlines()[-4:]), sep="|")
+extract("cls")
+extract("cls,patch")
+before = tree(disk)
+subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+extract("cls")
+extract("cls,ap")
+assert tree(disk) == before
 """
 
 
-def test_a_real_small_disk_takes_what_fits_and_refuses_the_rest(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
+def test_a_real_disk_takes_what_fits_and_refuses_the_rest_and_read_only_what_is_not_complete(
+    photos: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
     (tmp_path / "program.py").write_text(PROGRAM)
-    script = 'mount -t tmpfs -o size=4m tmpfs "$2"; "$1" "$3" "$2/caches" "$4"'
-    fits, refused = in_own_mounts(script, str(tmp_path / "disk"), str(tmp_path / "program.py"), str(photos))
+    script = 'mount -t tmpfs -o size=4m tmpfs "$2"; "$1" "$3" "$2" "$4"'
+    fits, refused, complete, read_only = in_own_mounts(script, *map(str, (disk, tmp_path / "program.py", photos)))
     assert fits.startswith("0|")
     assert refused.startswith("2|layerbank: --cache ")
     assert "more (patch " in refused
-    assert f"MB free on the disk of {tmp_path / 'disk' / 'caches'}|" in refused
-
-
-def test_a_real_read_only_disk_is_refused_before_the_first_image(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "program.py").write_text(PROGRAM)
-    script = 'mount -t tmpfs -o size=100m,ro tmpfs "$2"; "$1" "$3" "$2/caches" "$4"'
-    first, _ = in_own_mounts(script, str(tmp_path / "disk"), str(tmp_path / "program.py"), str(photos))
-    code, _, expected, got, todo = first.split("|")
+    assert f"MB free on the disk of {disk / 'caches'}|" in refused
+    assert complete.startswith("0|")
+    code, _, expected, got, todo = read_only.split("|")
     assert code == "2"
     assert expected == "expected  a folder that this process may write"
     assert got.startswith("got       Read-only file system")
     assert todo.endswith("choose another folder with `--cache DIR`. Nothing was written.")
-
-
-def test_complete_stores_on_a_read_only_disk_can_be_used(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM.replace('("cls", "cls,patch")', '("cls",)'))
-    command = [sys.executable, tmp_path / "program.py", tmp_path / "caches", photos]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    before = tree(tmp_path / "caches")
-    script = 'mount --bind "$2" "$2"; mount -o remount,ro,bind "$2"; "$1" "$3" "$2" "$4"'
-    (line,) = in_own_mounts(script, str(tmp_path / "caches"), str(tmp_path / "program.py"), str(photos))
-    assert line.startswith("0|")
-    assert tree(tmp_path / "caches") == before
