@@ -12,6 +12,7 @@ import pytest
 from commands import MODEL, run
 from test_cache_disk import in_own_mounts
 
+from pipeline.doctor.disk import check_disk
 from pipeline.sources import ImageSource
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,17 @@ def test_a_disk_that_takes_too_few_files_is_refused(
         r"expected  room for 1\d\d more files\n", result.stderr
     )  # 12 levels of 2 kinds, metadata too, twice
     assert f"got       50 that the disk of {tmp_path} still takes" in result.stderr
+
+
+def test_a_file_in_the_way_is_refused(photos: Path, tmp_path: Path, loads: list[int]) -> None:
+    (tmp_path / "notes").touch()
+    result = extract(photos, tmp_path / "notes" / "caches")
+    assert result.exit_code == 2
+    assert f"got       a file, {tmp_path / 'notes'}" in result.stderr
+    assert "do        Move it away, or choose another folder with `--cache DIR`. Nothing was written." in result.stderr
+    assert loads == []
+    (finding,) = check_disk(tmp_path / "notes" / "caches")
+    assert (finding.state, finding.found) == ("problem", f"{tmp_path / 'notes'} is a file")
 
 
 PROGRAM = f"""
