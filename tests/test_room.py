@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from photos import TINY_MODEL
 from test_cache_disk import in_own_mounts
+from test_parity import Massive, Planted
 
+from pipeline import RequestError
+from pipeline.datasets import open_source
 from pipeline.doctor.disk import check_disk
+from pipeline.events import ignore
+from pipeline.requested import RequestedExtraction, settle_within_room
 from pipeline.sources import ImageSource
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +89,29 @@ def test_what_is_overwritten_counts_as_free(photos: Path, tmp_path: Path, full_d
     full_disk(2_000_000)
     assert size_bytes > 1_000_000
     assert extract(photos, tmp_path, "--overwrite").exit_code == 0
+
+
+def test_a_float16_model_is_judged_by_the_store_that_it_comes_to(
+    photos: Path, tmp_path: Path, full_disk: Any, loads: list[int]
+) -> None:
+    """It overflows and becomes a bfloat16 model, whose store is complete: a full disk is no hindrance."""
+    source, arrays = open_source(f"folder:{photos}", "test"), [("final", "cls")]
+    options: dict[str, Any] = {"storage_dtype": "float16", "cache_root": tmp_path, "data": f"folder:{photos}"}
+    options |= dict.fromkeys(("batch_size", "compile_model", "parity_threshold"))
+    options |= {"workers": 0, "on_bad_image": "stop"}
+
+    def work(kind: type[Planted], precision: str) -> RequestedExtraction:
+        request = kind(model=TINY_MODEL, tap="block", precision=precision)
+        return RequestedExtraction(request.open("cpu"), request, options, ignore)
+
+    work(Massive, "bfloat16").extract(source, arrays)
+    full_disk(0)
+    (settled,) = settle_within_room([work(Massive, "float16")], [source], [arrays])
+    assert settled.backbone.precision == "bfloat16"
+    loads.clear()
+    with pytest.raises(RequestError, match="0 B free on the disk"):
+        settle_within_room([work(Massive, "float32")], [source], [arrays])
+    assert loads == []
 
 
 def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_disk: Any) -> None:
