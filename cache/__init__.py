@@ -22,13 +22,14 @@ from .errors import (
     StoreMissingError,
 )
 from .forecast import ArrayForecast, StoreForecast, forecast_store
-from .garbage import Garbage, find_garbage, remove_garbage
+from .garbage import Garbage, Unfinished, find_garbage, find_unfinished, remove_garbage
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
 from .order import chunk_shuffle, cut, exact_shuffle, sequential
 from .reader import TokenCache
 from .repair import Repair, repair_store
 from .room import check_writable, free_bytes, free_files, nearest_folder, needed_bytes
+from .shared import offer_probe, see_probe
 from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .token_array import SampleIds, TokenArray, open_array
@@ -79,8 +80,12 @@ __all__ = [
     "repair_store",
     "Repair",
     "find_garbage",
+    "find_unfinished",
     "remove_garbage",
     "Garbage",
+    "Unfinished",
+    "offer_probe",
+    "see_probe",
     "export_hdf5",
     "import_hdf5",
     "read_hdf5_spec",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,34 +155,62 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
 @cache.command()
 @_root
 @click.option("--delete", is_flag=True, help="Delete what is listed.")
+@click.option(
+    "--unfinished",
+    metavar="AGE",
+    help="Also list stores that were never finished and that nobody has written to for so long: 7d, 12h, 30min, 0d for all. "
+    "[default: keep them]",
+)
 @_json
-def gc(root: Path, delete: bool, as_json: bool) -> None:
-    """List what nobody needs any more: what killed writers left behind, stores never finished. Delete it on request.
+def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
+    """List what nobody needs any more, such as what killed writers left behind. Delete it on request.
+
+    Stores that were never finished are kept, for the next shard may still be in a queue: they are told, with what finishes them.
 
     \b
     layerbank cache gc --delete
+    layerbank cache gc --unfinished 30d --delete
     """
-    from cache import find_garbage, remove_garbage
+    import math
 
+    from cache import find_garbage, find_unfinished, remove_garbage
+
+    from .ages import age_text, parse_age
     from .console import print_json, print_lines, size
 
-    found = find_garbage(root)
+    unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
+    found = find_garbage(root, unfinished_for_s=unfinished_for_s)
+    listed = {one.path for one in found}
+    kept = [one for one in find_unfinished(root) if one.path not in listed]
+    freed_bytes = remove_garbage(found) if delete else 0
     if as_json:
-        print_json([{"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found])
-    else:
-        print_lines(f"{size(one.size_bytes):>9}  {one.path}: {one.reason}" for one in found)
+        print_json(
+            {
+                "garbage": [
+                    {"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found
+                ],
+                "kept": [asdict(one) | {"path": str(one.path)} for one in kept],
+                "freed_bytes": freed_bytes,
+            }
+        )
+        return
+    print_lines(f"{size(one.size_bytes):>9}  {one.path}: {one.reason}" for one in found)
     if delete:
-        freed_bytes = remove_garbage(found)
-        if not as_json:
-            print_lines([f"{size(freed_bytes)} freed"])
-    elif not as_json:
+        print_lines([f"{size(freed_bytes)} freed"])
+    elif found:
+        print_lines([f"{size(sum(one.size_bytes for one in found))} can be freed with --delete"])
+    else:
+        print_lines(["nothing to delete"])
+    for one in kept:
+        done = f"{one.num_blocks_done} of {one.num_blocks} blocks are done"
         print_lines(
             [
-                f"{size(sum(one.size_bytes for one in found))} can be freed with --delete"
-                if found
-                else "nothing to delete"
+                f"kept: {one.path} ({size(one.size_bytes)}): never finished, {done}, last written to {age_text(one.age_s)} ago",
+                f"  to finish it: the same `layerbank extract` again, or: layerbank cache repair {shlex.quote(str(one.path))}",
             ]
         )
+    if kept:
+        print_lines(["to delete those too: --unfinished AGE, such as 7d"])
 
 
 @cache.command()

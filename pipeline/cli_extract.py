@@ -57,8 +57,16 @@ _options = shared.combine(
 @click.command()
 @_options
 @click.option("--dry-run", is_flag=True, help="Only say what it would take, as `layerbank plan` does.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where those processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a Ray of this "
+    "machine alone), one a GPU, else one a node.",
+)
 @shared.as_json
-def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
+def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
 
     Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
@@ -72,29 +80,40 @@ def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
         return
     from .console import Listener, print_json
     from .cpu_precision import advise_on_precision
-    from .extract import begin, extract_together
+    from .extract import extract_together
     from .request import choose_device
-    from .requested import extract_share, prepare, what_was_settled
+    from .requested import extract_share, prepare, prepare_shares
+    from .shards import refuse_shards
     from .workers import run_processes
 
-    request, worker, num_processes = _request_of(options)
-    with Listener(quiet=as_json) as listener:
-        if request["precision"] == "auto" and choose_device(request["device"]) == "cpu":
-            advise_on_precision(listener.show)
-        if num_processes > 1:
-            # what is wrong with the request is told once, and the first images are looked at once
-            prepared = prepare(request, listener.show, None)
-            if request["overwrite"]:
+    if engine == "ray":
+        from .ray_engine import RayEngine, run_on_ray
+
+        request, processes, worker = _request_of(options)
+        refuse_shards(worker)
+        with (
+            Listener(quiet=as_json) as listener,
+            RayEngine([request["cache_root"]], processes, request["device"], listener.show) as cluster,
+        ):
+            request["device"] = cluster.placement.device
+            # there, because the device that settles the precision is there
+            share, stores = cluster.do_one(partial(prepare_shares, request), listener.show)
+            run_on_ray(partial(extract_share, share), cluster, listener.show)
+    else:
+        request, num_processes, worker = _local_request_of(options)
+        with Listener(quiet=as_json) as listener:
+            if request["precision"] == "auto" and choose_device(request["device"]) == "cpu":
+                advise_on_precision(listener.show)
+            if num_processes > 1:
+                share, stores = prepare_shares(request, listener.show)
+                run_processes(partial(extract_share, share), num_processes, listener.show)
+            else:
+                prepared = prepare(request, listener.show, worker)
+                stores = [one.store for _, extractions in prepared for one in extractions]
                 for source, extractions in prepared:
-                    begin(extractions, source, emit=listener.show)
-            share = request | {"overwrite": False, "settled": what_was_settled(prepared)}
-            run_processes(partial(extract_share, share), num_processes, listener.show)
-        else:
-            prepared = prepare(request, listener.show, worker)
-            for source, extractions in prepared:
-                extract_together(extractions, source, emit=listener.show)
+                    extract_together(extractions, source, emit=listener.show)
     if as_json:
-        print_json({"stores": [str(one.store) for _, extractions in prepared for one in extractions]})
+        print_json({"stores": [str(store) for store in stores]})
 
 
 @click.command()
@@ -112,19 +131,28 @@ def plan(as_json: bool, **options: Any) -> None:
     _plan(options, as_json)
 
 
-def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], Worker | None, int]:
-    """The options as `requested.prepare` takes them, which of several workers this is, and how many processes to start."""
+def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
+    """The options as `requested.prepare` takes them, how many processes were asked for, and which of several workers this is."""
     from .request import pair_models_with_weights
-    from .shards import choose_processes, device_of_worker, parse_shard, worker_of_launcher
+    from .shards import parse_shard, worker_of_launcher
 
     models, weights, shard, processes = (
         options.pop(name) for name in ("models", "several_weights", "shard", "processes")
     )
     worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
-    num_processes = choose_processes(processes, options["device"], worker)
-    if worker is not None and shard is None:
-        options["device"] = device_of_worker(options["device"], int(os.environ["LOCAL_RANK"]))
-    return options | {"pairs": pair_models_with_weights(models, weights)}, worker, num_processes
+    return options | {"pairs": pair_models_with_weights(models, weights)}, processes, worker
+
+
+def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Worker | None]:
+    """The same for this machine: how many processes to start, and a launcher's worker on a GPU of its own."""
+    from .shards import choose_processes, device_of_worker
+
+    launched = options["shard"] is None
+    request, processes, worker = _request_of(options)
+    num_processes = choose_processes(processes, request["device"], worker)
+    if worker is not None and launched:
+        request["device"] = device_of_worker(request["device"], int(os.environ["LOCAL_RANK"]))
+    return request, num_processes, worker
 
 
 def _plan(options: dict[str, Any], as_json: bool) -> None:
@@ -136,7 +164,7 @@ def _plan(options: dict[str, Any], as_json: bool) -> None:
     from .requested import prepare
     from .room import check_room
 
-    request, worker, num_processes = _request_of(options)
+    request, num_processes, worker = _local_request_of(options)
     root = request["cache_root"]
     began = time.perf_counter()
     with Listener(quiet=as_json) as listener:

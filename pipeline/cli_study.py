@@ -30,6 +30,20 @@ _DIR = click.Path(file_okay=False, path_type=Path)
     type=click.IntRange(0),
     help="Decoding processes. [default: a CPU one for each 16 cores (0 below), a GPU every core but one]",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="Processes that each do one model on one data set at a time and share the memory. [default: one a GPU with --device auto, "
+    "else 1]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where those processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a Ray of this "
+    "machine alone), one a GPU, else one a node.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
 def study(
     recipe: str,
@@ -41,6 +55,8 @@ def study(
     device: str,
     memory: str | None,
     workers: int | None,
+    processes: int | None,
+    engine: str,
     as_json: bool,
 ) -> None:
     """Do a whole study: every model on every data set of a recipe, every probe, every seed.
@@ -57,8 +73,10 @@ def study(
     from .console import Listener, print_json, print_table
     from .memory import parse_size
     from .recipe import open_recipe
-    from .studies import Place, run_study
+    from .shards import choose_processes
+    from .studies import on_ray, one_process, run_study, several_processes
     from .study_table import STUDY_COLUMNS, study_table
+    from .units import Place
 
     opened = open_recipe(recipe)
     if memory is not None:
@@ -81,8 +99,13 @@ def study(
         else:
             print_table(PLAN_COLUMNS, plan_table(planned), title=plan_title(planned))
         return
+    if engine == "ray":
+        does_units = on_ray(processes)
+    else:
+        num_processes = choose_processes(processes, device, None)
+        does_units = one_process if num_processes == 1 else several_processes(num_processes)
     with Listener(quiet=as_json) as listener:
-        rows, failures = run_study(opened, place, emit=listener.show)
+        rows, failures = run_study(opened, place, engine=does_units, emit=listener.show)
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:

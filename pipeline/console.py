@@ -21,6 +21,8 @@ from rich.text import Text
 from .events import (
     BatchHalved,
     CacheReused,
+    ClusterBusy,
+    ClusterJoined,
     CompileFailed,
     Event,
     ExtractionFinished,
@@ -38,6 +40,8 @@ from .events import (
     ShareFinished,
     StudyFailed,
     StudyUnit,
+    StudyUnitAgain,
+    StudyUnitFinished,
     TokensOutOfRange,
     TrainingStarted,
     WorkerLost,
@@ -119,7 +123,17 @@ class Listener:
             case WorkerLost():
                 self._say(
                     f"extract: warning: worker {event.worker} was lost ({event.reason}); "
-                    f"{event.num_left} left to take over its rows"
+                    f"{event.num_left} left to take over its rows{', and another begins' * event.is_replaced}"
+                )
+            case ClusterJoined():
+                gpus = f"{event.num_gpus} GPU and " * bool(event.num_gpus)
+                self._say(
+                    f"ray: {event.num_nodes} machines; {event.num_workers} workers at a time, each {gpus}{event.num_cpus} cores"
+                )
+            case ClusterBusy():
+                self._say(
+                    f"ray: warning: none of {event.num_workers} workers has begun after {event.waited_s:.0f} s: the cluster has no "
+                    "room now; waiting"
                 )
             case CacheReused():
                 self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")
@@ -156,6 +170,16 @@ class Listener:
                 self._say(_finished(event))
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
+            case StudyUnitFinished():
+                failures = f", {event.num_failures} failed" if event.num_failures else ""
+                self._say(
+                    f"study: {event.num_done} of {event.num_units} done: {event.model} on {event.dataset}, "
+                    f"{event.num_rows} rows{failures}"
+                )
+            case StudyUnitAgain():
+                self._say(
+                    f"study: warning: the worker of {event.model} on {event.dataset} was lost ({event.reason}); another goes on"
+                )
             case StudyFailed():
                 self._end()
                 which = f"{event.model} on {event.dataset}" + (f", {event.probe}" if event.probe else "")
@@ -276,9 +300,11 @@ def _training_note(event: ProbeProgress) -> str:
 def _memory(event: MemoryPlanned) -> str:
     banks = "one bank" if event.num_banks == 1 else f"{event.num_banks} banks, one after the other,"
     groups = f" in groups of {event.group_size}, {event.chunk_size} images at a time" if event.group_size else ""
+    memory = "the GPU's memory" if event.on_gpu else "memory"
+    where = "streamed from the store" if event.tokens == "streamed" else f"in {memory}"
     return (
         f"probe {event.probe}: {banks} of {event.probes_at_once} probes{groups}; {size(event.tokens_bytes)} of tokens "
-        f"{event.tokens}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}"
+        f"{where}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}{' there' if event.on_gpu else ''}"
     )
 
 

@@ -157,6 +157,25 @@ class WorkerLost:
     worker: str  # index/count
     reason: str
     num_left: int
+    is_replaced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterJoined:
+    """The workers will run on a Ray cluster."""
+
+    num_nodes: int
+    num_workers: int  # at a time
+    num_gpus: int  # of each worker
+    num_cpus: int  # of each worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterBusy:
+    """The cluster has not begun with any worker yet: it has no room now."""
+
+    waited_s: float
+    num_workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +213,8 @@ class MemoryPlanned:
     budget_bytes: int  # of the memory probes are trained in: the host's, or a GPU's own
     planned_bytes: int  # at most: training, tokens and buffers as far as they lie in that memory
     tokens: str  # "resident" or "streamed"
-    tokens_bytes: int  # if all of them were resident
+    on_gpu: bool  # that memory is a GPU's, and resident tokens lie there
+    tokens_bytes: int  # of all of them, as they are stored
     num_banks: int  # the grid in so many parts, one after the other
     probes_at_once: int
     group_size: int  # attentive probes that go through together; 0 for linear ones
@@ -229,8 +249,27 @@ class StudyUnit:
 
     model: str
     dataset: str
-    num_models: int  # of the study
-    num_datasets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyUnitFinished:
+    """A study has done what could be done of one model on one data set."""
+
+    model: str
+    dataset: str
+    num_rows: int  # those of earlier runs too
+    num_failures: int
+    num_done: int  # units so far
+    num_units: int  # of the study
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyUnitAgain:
+    """The worker of a unit was lost; another goes on with it."""
+
+    model: str
+    dataset: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +299,8 @@ Event = (
     | ExtractionFinished
     | ShareFinished
     | WorkerLost
+    | ClusterJoined
+    | ClusterBusy
     | CacheReused
     | ProbeStarted
     | TrainingStarted
@@ -267,6 +308,8 @@ Event = (
     | ProbeProgress
     | ProbeFinished
     | StudyUnit
+    | StudyUnitFinished
+    | StudyUnitAgain
     | StudyFailed
 )
 Emit = Callable[[Event], None]

@@ -1,6 +1,6 @@
 """How much memory probes may use: what was asked for, or what the system has to give.
 
-On a GPU probes are trained in its own memory, and the host's holds tokens alone.
+On a GPU probes are trained in its own memory, where their tokens lie too if they fit; the host's holds buffers alone.
 """
 
 from __future__ import annotations
@@ -43,22 +43,23 @@ def parse_size(text: str) -> int:
     return size_bytes
 
 
-def memory_for_probes(asked: str | None) -> int:
+def memory_for_probes(asked: str | None, num_sharers: int = 1) -> int:
     """What probes may take of the host's memory beside the program as it is now.
 
     Args:
         asked: what the whole program may take, as on the command line; None is what is free, less headroom.
+        num_sharers: processes that the program consists of; each may take as much as another.
 
     Raises:
         RequestError: not a size, or the program alone is larger.
     """
     if asked is None:
-        return int(HEADROOM * available_memory_bytes())
-    asked_bytes, used_bytes = parse_size(asked), anonymous_memory_bytes()
+        return int(HEADROOM * available_memory_bytes()) // num_sharers
+    asked_bytes, used_bytes = parse_size(asked) // num_sharers, anonymous_memory_bytes()
     if asked_bytes <= used_bytes:
         raise RequestError(
             where="--memory",
-            expected=f"more than {used_bytes / 1e6:,.0f} MB, which the program with its model takes already",
+            expected=f"more than {num_sharers * used_bytes / 1e6:,.0f} MB, which the program with its model takes already",
             got=asked,
             todo="Give more memory.",
         )
@@ -66,11 +67,12 @@ def memory_for_probes(asked: str | None) -> int:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What training may take of a GPU's own memory."""
+    """What may be taken of a GPU's own memory: what nobody has, and what torch keeps of tensors that are gone."""
     import torch
 
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int(HEADROOM * free_bytes)
+    kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(HEADROOM * (free_bytes + kept_bytes))
 
 
 def anonymous_memory_bytes(proc: Path = Path("/proc")) -> int:

@@ -61,7 +61,8 @@ class Relay:
                     )
                 self._finished[event.store] = event
             case CacheReused():
-                if event.store not in self._reused:
+                # a worker that comes when the others have just completed a store tells nothing new
+                if event.store not in self._reused and event.store not in self._num_missing:
                     self._reused.add(event.store)
                     self._emit(event)
             case ShareFinished():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
+from pathlib import Path
 from typing import Any
 
 from cache import Worker
@@ -15,7 +16,7 @@ from cache import Worker
 from .backbones import Backbone
 from .datasets import ImageSource, open_source
 from .events import Emit
-from .extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
+from .extract import ExtractConfig, Extraction, begin, extract_together, forecast, spec_of
 from .images import start_worker_server
 from .layers import choose_levels
 from .parity import settle
@@ -190,7 +191,22 @@ def _extractions(
     ]
 
 
-def what_was_settled(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[tuple[str, dict[str, Any]]]:
+def prepare_shares(request: dict[str, Any], emit: Emit) -> tuple[dict[str, Any], list[Path]]:
+    """What is done once before several processes share the work of `layerbank extract`: what is wrong with the request is told,
+    the first images are looked at, a store that is to be made anew is.
+
+    Returns:
+        The request for `extract_share`, and the stores.
+    """
+    prepared = prepare(request, emit, None)
+    if request["overwrite"]:
+        for source, extractions in prepared:
+            begin(extractions, source, emit=emit)
+    share = request | {"overwrite": False, "settled": _what_was_settled(prepared)}
+    return share, [one.store for _, extractions in prepared for one in extractions]
+
+
+def _what_was_settled(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[tuple[str, dict[str, Any]]]:
     """Of each model its precision, and what was measured of each split: for processes that need not look again."""
     return [
         (

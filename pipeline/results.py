@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from .probe_names import REFERENCE
 
 Row = dict[str, Any]
@@ -39,11 +41,13 @@ def read_rows(path: Path) -> list[Row]:
 def append_row(path: Path, row: Row) -> Row:
     """Append one line and wait until it is on the disk; a torn last line is cut off first.
 
+    Processes that append to one file wait for each other: no line is written into another.
+
     Returns:
         The row as `read_rows` will give it: JSON has no tuples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
         _cut_torn_line(file.fileno(), path)
         line = json.dumps(row, ensure_ascii=False)
         file.write(line.encode() + b"\n")

@@ -1,8 +1,9 @@
 """Which probes train together: those of one protocol, as many as change nothing for each other.
 
-Probes ride together where the tokens of all of them stay in memory and each is trained in the same banks, groups and chunks
-as it would be alone; then every one of them comes out as it would alone, to the last bit on the CPU. Streamed tokens go alone,
-because the order in which a store is streamed depends on how large its rows are.
+Probes ride together where the tokens of all of them stay in memory, or all of them are streamed in the same order, and each is
+trained in the same banks, groups and chunks as it would be alone; then every one of them comes out as it would alone, to the last
+bit on the CPU. A store that is streamed is then read once for all of them. Where memory is so short that company needs more
+passes, and so reads more tokens than everybody would alone, they go alone.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 import torch
 
 from cache import TokenCache
-from probes import Candidate, MemoryPlan, TrainingProtocol
+from probes import Candidate, MemoryPlan, SettingError, TrainingProtocol
 
 from .placement import Placement, place_tokens
 from .probe_names import NamedProbe
 from .probe_sizes import head_of, token_shape
-from .token_source import CachedTokens, block_names
+from .token_rows import block_names
+from .token_source import CachedTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +43,11 @@ class Ride:
     tokens: CachedTokens
     sweeps: tuple[tuple[Candidate, ...], ...]
     placement: Placement
+
+    @property
+    def read_bytes(self) -> int:
+        """Of each image, what is gathered in an epoch of all passes that train the grids."""
+        return self.placement.plan.num_passes * self.tokens.stored_row_bytes
 
     def memory_of(self, candidate: Candidate) -> MemoryPlan | None:
         """How a candidate is trained; None for heads that are not planned."""
@@ -93,9 +100,13 @@ def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]
 
 def _join(cache: TokenCache, ride: Ride, alone: Ride, memory_bytes: int, device: torch.device) -> Ride | None:
     """A ride with one probe more; None where company would change something for someone."""
-    if "streamed" in (ride.placement.tokens, alone.placement.tokens):
+    probes = [*ride.probes, *alone.probes]
+    try:
+        larger = _make_ride(cache, probes, ride.protocol, memory_bytes, device, buffer_rows=ride.placement.buffer_rows)
+    except SettingError:  # beside so many tokens not one probe is trained at a time
         return None
-    larger = _make_ride(cache, [*ride.probes, *alone.probes], ride.protocol, memory_bytes, device)
+    if larger.placement.host_bytes > memory_bytes or larger.read_bytes > ride.read_bytes + alone.read_bytes:
+        return None
     unchanged = all(
         larger.describe(candidate) == before.describe(candidate)
         for before in (ride, alone)
@@ -110,10 +121,12 @@ def _make_ride(
     protocol: TrainingProtocol,
     memory_bytes: int,
     device: torch.device,
+    *,
+    buffer_rows: int | None = None,
 ) -> Ride:
     tokens = CachedTokens(cache, [one for named in probes for one in named.family])
     sweeps = tuple(candidates_of(cache, named) for named in probes)
-    placement = place_tokens(tokens, _each_once(sweeps), protocol, memory_bytes, device)
+    placement = place_tokens(tokens, _each_once(sweeps), protocol, memory_bytes, device, buffer_rows=buffer_rows)
     return Ride(cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement)
 
 

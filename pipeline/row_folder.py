@@ -25,7 +25,7 @@ from cache import CacheSpec, TokenCache
 from probes import SOLVED_KINDS, BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
 
 from .attention import keep_attention
-from .placement import SMALLEST_BUFFER_BYTES
+from .placement import FEWEST_BUFFER_ROWS
 from .probe_names import NamedProbe
 from .results import Row
 from .streaming import StreamedTokens
@@ -79,7 +79,7 @@ def keep_probe(
                 train.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
                 for kind in named.kinds
             ]
-            source = StreamedTokens(tokens, buffer_bytes=SMALLEST_BUFFER_BYTES)
+            source = StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS)
             title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): where the test images are looked at"
             attention = keep_attention(result.probe, source, named, tokens_per_kind, sample_ids, folder, title)
     curves = _save_curves(result, folder)

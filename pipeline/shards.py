@@ -98,6 +98,21 @@ def choose_processes(processes: int | None, device: str, worker: Worker | None, 
     return max(1, _num_gpus() if num_gpus is None else num_gpus) if device == "auto" else 1
 
 
+def refuse_shards(worker: Worker | None) -> None:
+    """A cluster's workers are its own.
+
+    Raises:
+        RequestError: this process is one of several workers already.
+    """
+    if worker is not None:
+        raise RequestError(
+            where="--engine ray",
+            expected="one command for the whole cluster",
+            got=f"worker {worker} of --shard or torchrun",
+            todo="Leave --shard and torchrun out: the workers of the cluster share the rows by themselves.",
+        )
+
+
 def _num_gpus() -> int:
     import torch
 

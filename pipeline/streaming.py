@@ -5,7 +5,8 @@ stretches. Of the map, only what the next few batches need is resident: the syst
 drop it afterwards. One thread gathers and normalises into buffers that are used again and again, while the trainer
 works on the batch before.
 
-It changes no bit: a row is the same row however it was reached, and the order depends on seed, epoch and buffer alone.
+It changes no bit: a row is the same row however it was reached, and the order depends on seed, epoch and buffer alone. Buffer
+and stretches are counted in rows, whatever a row holds: so probes that read different tokens can share a pass.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .token_source import ROWS_AT_ONCE, CachedTokens
 NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
 BATCHES_AHEAD = 2  # batches of which the system is told before they are gathered
 STRETCHES = 16  # in a buffer, at least: in a store sorted by class, neighbours in the buffer must not be of one class
+STRETCH_ROWS = 64  # at most: 98 kB of an array of width 768; the largest buffer mixes 128 stretches
 INDEX_BYTES = 128  # a row: label, place, and orders while they are made
 
 
@@ -35,20 +37,19 @@ class StreamedTokens:
 
     Args:
         tokens: which tokens.
-        buffer_bytes: of the store that are shuffled together. Two such buffers are resident at most.
+        buffer_rows: of the store that are shuffled together. Two such buffers are resident at most.
         pin: give batches in page-locked memory, for a GPU.
 
     Attributes:
-        stretch_rows: neighbouring rows that stay together when stretches are shuffled: a block of the store, or less.
+        stretch_rows: neighbouring rows that stay together when stretches are shuffled.
         buffer_stretches: stretches whose rows are shuffled together.
     """
 
-    def __init__(self, tokens: CachedTokens, *, buffer_bytes: int, pin: bool = False) -> None:
+    def __init__(self, tokens: CachedTokens, *, buffer_rows: int, pin: bool = False) -> None:
         self._tokens, self._pin = tokens, pin
         self.labels, self.num_classes, self.token_shape = tokens.labels, tokens.num_classes, tokens.token_shape
         self.images, self.blocks = tokens.images, tokens.blocks
-        buffer_rows = max(1, buffer_bytes // tokens.stored_row_bytes)
-        self.stretch_rows = max(1, min(tokens.block_rows, buffer_rows // STRETCHES))
+        self.stretch_rows = max(1, min(STRETCH_ROWS, buffer_rows // STRETCHES))
         self.buffer_stretches = buffer_rows // self.stretch_rows
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
@@ -117,10 +118,10 @@ class StreamedTokens:
             advice(first * self.stretch_rows, (last + 1) * self.stretch_rows)
 
 
-def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_bytes: int) -> int:
+def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int:
     """What streaming takes at most: pages of the map, buffers, one gather, and lists as long as the split."""
     of_batch = 4 * int(np.prod(tokens.token_shape))
-    pages = 2 * buffer_bytes + (BATCHES_AHEAD + 2) * batch_rows * tokens.stored_row_bytes
+    pages = (2 * buffer_rows + (BATCHES_AHEAD + 2) * batch_rows) * tokens.stored_row_bytes
     gather = ROWS_AT_ONCE * (tokens.stored_row_bytes + 3 * of_batch)
     return pages + NUM_BUFFERS * batch_rows * of_batch + gather + INDEX_BYTES * len(tokens.labels)
 

@@ -1,234 +1,156 @@
-"""A study: every unit of a recipe, a unit being one model on one data set. Each is what `layerbank probe` does.
+"""A study: every unit of a recipe (`units.py`), one after the other in this process, or in several.
 
-The decisions taken here: models in the outer loop, one in memory at a time, one process; a unit takes up whatever a killed run left
-in its stores, its sweep journal and its results.jsonl, so a study needs no state of its own. What cannot be done is a row of
-RUNS/failures.jsonl and the rest goes on; results.jsonl holds results only. failures.jsonl is written anew at the end of every run:
-it says what failed in the last one.
+The decisions taken here: a study has no state of its own, for stores, journals and results.jsonl say what is done; an engine does
+the units in what order and where it likes, and their results are put into the order of the recipe. What could not be done is a row
+of RUNS/failures.jsonl; results.jsonl holds results only. failures.jsonl is written anew at the end of every run: it says what
+failed in the last one.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from cache import CacheError
-from probes import ProbeError, resolve_compute
+from probes import resolve_compute
 
-from .backbones import Backbone
-from .datasets import ImageSource, open_source
-from .errors import PipelineError
-from .events import Emit, StudyFailed, StudyUnit, ignore
-from .extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
-from .memory import memory_for_probes
-from .parity import settle
-from .probe import Store, check_classes, probe, run_folder, verify_arrays
-from .probe_names import NamedProbe, resolve_probes
-from .probe_sizes import RowShape, check_heads, leave_out_unfit
+from .errors import WorkError
+from .events import (
+    BatchHalved,
+    CompileFailed,
+    Emit,
+    Event,
+    ImageSkipped,
+    PrecisionFellBack,
+    StudyFailed,
+    StudyUnit,
+    StudyUnitAgain,
+    StudyUnitFinished,
+    TokensOutOfRange,
+    ignore,
+)
 from .protocols import open_protocol
+from .ray_engine import Lost, RayEngine
 from .recipe import Recipe
-from .request import ModelRequest, choose_device, choose_precision, choose_workers
+from .request import choose_device
 from .results import Row
-from .room import check_room
-from .study.catalogue import SPLITS, check_size, find_entry
-from .study.hub import locate_data
+from .shards import device_of_worker
+from .spread import spread
+from .units import Failure, OpenModels, Place, Unit, UnitDone, lost_unit, run_unit, units_of
+from .workers import share_cores
 
 FAILURES = "failures.jsonl"
-STORAGE_DTYPE = "float16"
-FAILS = (PipelineError, CacheError, ProbeError, OSError)  # any other exception is a bug and ends the study
-Fail = Callable[[str | None, Exception], None]
+Engine = Callable[[Recipe, Place, Sequence[Unit], Emit], Iterable[UnitDone]]  # does each unit once, in any order
+
+# what is told of a unit that is done beside others: lines of several that come between each other say nothing
+_TOLD_BESIDE_OTHERS = (
+    StudyUnit,
+    StudyFailed,
+    BatchHalved,
+    CompileFailed,
+    ImageSkipped,
+    PrecisionFellBack,
+    TokensOutOfRange,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """What could not be done, and why.
-
-    Attributes:
-        model, dataset: as the recipe names them.
-        probe: None where nothing of the unit could be done.
-        where, expected, got, todo: the message.
-    """
-
-    model: str
-    dataset: str
-    probe: str | None
-    where: str
-    expected: str
-    got: str
-    todo: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a study finds data and leaves what it makes, and on what it runs.
-
-    Attributes:
-        cache_root: folder of all stores.
-        runs_root: folder of all results.
-        data_root: folder of the catalogue's data sets.
-        fetch: whether a data set that is not there may be fetched.
-        device: auto, cpu, cuda, ...
-        memory: what the whole program may take, such as 4GB; None is 80 % of what is free.
-        num_workers: decoding processes; None is by the number of cores.
-    """
-
-    cache_root: Path = Path("caches")
-    runs_root: Path = Path("runs")
-    data_root: Path = Path("data")
-    fetch: bool = True
-    device: str = "auto"
-    memory: str | None = None
-    num_workers: int | None = None
-
-
-def run_study(recipe: Recipe, place: Place, *, emit: Emit = ignore) -> tuple[list[Row], list[Failure]]:
-    """Do all units of a recipe that are not done, in its order.
+def run_study(
+    recipe: Recipe, place: Place, *, engine: Engine | None = None, emit: Emit = ignore
+) -> tuple[list[Row], list[Failure]]:
+    """Do all units of a recipe that are not done.
 
     Args:
         recipe: models, data sets, probes, seeds, protocol.
         place: folders and device.
+        engine: does the units; None is `one_process`.
         emit: told what happens.
 
     Returns:
-        Every row of the study, those of earlier runs too, and every failure.
+        Every row of the study, those of earlier runs too, and every failure, in the order of the recipe.
 
     Raises:
         RequestError: the device cannot compute as the protocol says.
     """
-    device = choose_device(place.device)
-    resolve_compute(open_protocol(recipe.protocol, seed=0).compute, device)
-    rows: list[Row] = []
-    failures: list[Failure] = []
-
-    def fail_for(model: str, dataset: str) -> Fail:
-        def fail(name: str | None, error: Exception) -> None:
-            failures.append(Failure(model=model, dataset=dataset, probe=name, **_four_parts(error)))
-            emit(StudyFailed(**asdict(failures[-1])))
-
-        return fail
-
-    for model in recipe.models:
-        request = request_of(recipe, model, device)
-        try:
-            backbone = request.open(device)
-        except FAILS as error:
-            for dataset in recipe.data:
-                fail_for(model, dataset)(None, error)
-            continue
-        for dataset in recipe.data:
-            emit(StudyUnit(model=model, dataset=dataset, num_models=len(recipe.models), num_datasets=len(recipe.data)))
-            fail = fail_for(model, dataset)
-            try:
-                rows += _run_unit(recipe, place, request, backbone, dataset, fail, emit)
-            except FAILS as error:
-                fail(None, error)
-    write_failures(place.runs_root / FAILURES, failures)
-    return rows, failures
-
-
-def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
-    """How a model of a recipe is opened."""
-    return ModelRequest(
-        model=model,
-        weights=recipe.weights.get(model),
-        tap=recipe.tap,
-        image_size=recipe.image_size,
-        precision=choose_precision("auto", device),
-    )
-
-
-def open_data(name: str, place: Place) -> tuple[str, list[ImageSource]]:
-    """The URI of a data set of a recipe, and its train and test split.
-
-    Raises:
-        WorkError: a data set of the catalogue that is neither there nor to be had.
-        RequestError: no such data, or one of another size than the study's.
-    """
-    entry = None if ":" in name else find_entry(name)
-    uri = name if entry is None else locate_data(entry, place.data_root, fetch=place.fetch)
-    train, test = (open_source(uri, split) for split in SPLITS)
-    if entry is not None:
-        check_size(entry, num_train=len(train), num_classes=len(train.class_names))
-    check_classes(train, test)
-    return uri, [train, test]
-
-
-def probes_that_fit(recipe: Recipe, depth: int, row_shape: RowShape, fail: Fail) -> list[NamedProbe]:
-    """The probes that a backbone can have; the others fail, each for itself: `linear-cls` of a model without CLS, say."""
-    fitting: dict[str, NamedProbe] = {}
-    for name in recipe.probes:
-        try:
-            found = resolve_probes([name], depth, num_heads=recipe.num_heads)
-            found = leave_out_unfit(found, row_shape)
-            for level, kind in (array for one in found for array in one.arrays):
-                row_shape(level, kind)
-            check_heads(found, row_shape)
-        except FAILS as error:
-            fail(name, error)
-        else:
-            fitting |= {one.name: one for one in found}
-    return list(fitting.values())
-
-
-def _run_unit(
-    recipe: Recipe,
-    place: Place,
-    request: ModelRequest,
-    backbone: Backbone,
-    dataset: str,
-    fail: Fail,
-    emit: Emit,
-) -> list[Row]:
-    uri, sources = open_data(dataset, place)
-    named = probes_that_fit(recipe, backbone.depth, backbone.row_shape, fail)
-    if not named:
-        return []
-    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    # where float16 overflows, this data set goes through a bfloat16 model, as with `layerbank probe`
-    settled = settle(
-        request, backbone, sources, arrays, storage_dtype=STORAGE_DTYPE, cache_root=place.cache_root, emit=emit
-    )
-    config = {"model": settled.request.to_dict(), "data": uri}
-    extract_config = ExtractConfig(
-        arrays=arrays,
-        storage_dtype=STORAGE_DTYPE,
-        num_workers=choose_workers(place.num_workers, str(settled.backbone.device)),
-    )
-    stores, extractions = [], []
-    for source in sources:
-        spec = spec_of(settled.backbone, source, STORAGE_DTYPE)
-        stores.append(Store(spec.store_path(place.cache_root), spec))
-        extractions.append(
-            Extraction(
-                backbone=settled.backbone,
-                config=extract_config,
-                store=stores[-1].path,
-                request=config,
-                parity=settled.parity.get(source.split),
+    resolve_compute(open_protocol(recipe.protocol, seed=0).compute, choose_device(place.device))
+    units = units_of(recipe)
+    done: dict[Unit, UnitDone] = {}
+    for one in (engine or one_process)(recipe, place, units, emit):
+        done[one.unit] = one
+        emit(
+            StudyUnitFinished(
+                model=one.unit.model,
+                dataset=one.unit.dataset,
+                num_rows=len(one.rows),
+                num_failures=len(one.failures),
+                num_done=len(done),
+                num_units=len(units),
             )
         )
-    check_room(place.cache_root, [forecast(one, source) for one, source in zip(extractions, sources, strict=True)])
-    for extraction, source in zip(extractions, sources, strict=True):
-        extract_together([extraction], source, emit=emit)
-    train, test = stores
-    verify_arrays(stores, arrays)
-    rows: list[Row] = []
-    for seed in recipe.seeds:
-        rows += probe(
-            train,
-            test,
-            named,
-            replace(open_protocol(recipe.protocol, seed=0), seed=seed),
-            run_folder(place.runs_root, train),
-            config=config,
-            memory_bytes=memory_for_probes(place.memory),
-            device=settled.backbone.device,
-            emit=emit,
-        )
-    return rows
+    failures = [failure for unit in units for failure in done[unit].failures]
+    write_failures(place.runs_root / FAILURES, failures)
+    return [row for unit in units for row in done[unit].rows], failures
+
+
+def one_process(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+    """Units one after the other in this process, one model in memory at a time."""
+    models = OpenModels()
+    for unit in units:
+        yield run_unit(recipe, place, unit, models=models, emit=emit)
+
+
+def several_processes(num_processes: int) -> Engine:
+    """Units shared out to processes of this machine, each with a GPU of its own where there are several.
+
+    Each takes the next unit when it has done one. A process that is killed costs its unit, which is then a failure; a new one
+    does the rest.
+    """
+
+    def run(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+        count = min(num_processes, len(units))
+        work = partial(_one_of_several, OpenModels(), recipe, replace(place, num_sharers=count))
+        for unit, done in spread(work, units, count, emit):
+            if isinstance(done, str):
+                yield lost_unit(unit, done, emit)
+            else:
+                yield done
+
+    return run
+
+
+def on_ray(num_workers: int | None) -> Engine:
+    """Units spread over a Ray cluster, see `ray_engine`: a unit whose worker is lost is begun again by another.
+
+    Args:
+        num_workers: at a time; None is one a GPU of the cluster, else one a node.
+    """
+
+    def run(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+        with RayEngine((place.cache_root, place.runs_root), num_workers, place.device, emit) as cluster:
+            placed = replace(place, device=cluster.placement.device, num_sharers=cluster.placement.num_on_a_node)
+            tasks = [partial(_one_of_several, OpenModels(), recipe, placed, 0, unit) for unit in units]
+
+            def lost(one: Lost) -> None:
+                if one.again:
+                    unit = units[one.index]
+                    emit(StudyUnitAgain(model=unit.model, dataset=unit.dataset, reason=one.reason))
+
+            for index, done in cluster.do(tasks, lambda number, event: emit(event), lost):
+                yield lost_unit(units[index], done.got, emit) if isinstance(done, WorkError) else done
+
+    return run
+
+
+def _one_of_several(models: OpenModels, recipe: Recipe, place: Place, process: int, unit: Unit, emit: Emit) -> UnitDone:
+    def tell(event: Event) -> None:
+        if isinstance(event, _TOLD_BESIDE_OTHERS):
+            emit(event)
+
+    share_cores(place.num_sharers)
+    place = replace(place, device=device_of_worker(place.device, process))
+    return run_unit(recipe, place, unit, models=models, emit=tell)
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -243,11 +165,3 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-
-
-def _four_parts(error: Any) -> dict[str, str]:
-    if isinstance(error, OSError) and not hasattr(error, "todo"):
-        todo = "Check the path, its permissions and the space left, then run the study again."
-        where = str(error.filename or "a file of the study")
-        return {"where": where, "expected": "a file that can be used", "got": str(error), "todo": todo}
-    return {part: str(getattr(error, part)) for part in ("where", "expected", "got", "todo")}

@@ -22,10 +22,10 @@ from .probe_names import NamedProbe
 from .probe_sizes import RowShape, head_of, token_shape
 from .protocols import open_protocol
 from .recipe import Recipe
-from .studies import Place, open_data, probes_that_fit
 from .study.catalogue import find_data, find_entry
 from .taps import kind_shape
 from .tower import measure_widths
+from .units import Place, open_data, probes_that_fit
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "remark")
 BYTES = 2  # of a value of float16

@@ -1,25 +1,26 @@
 """From a store on disk to what a probe trains on, without a copy of the store in between.
 
-`CachedTokens` gathers rows straight from the memory map; `in_memory` reads it once into one float32 array when that fits, which a
-sweep of many epochs prefers; `streaming.py` reads it ahead where it does not. All give the same bits: every token is
-rounded, widened, normalised and padded by the same lines.
+`CachedTokens` gathers rows straight from the memory map. `resident.py` reads a store once into the memory of a device where that
+fits, which a sweep of many epochs prefers; `streaming.py` reads it ahead where it does not. All give the same bits: every token
+is widened, normalised and padded by the same lines (`token_rows.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from cache import TokenArray, TokenCache
-from probes import HEAD_KINDS, ArraySource, Block, Reading, columns_of, concat_tokens, l2_normalize, stack_tokens
+from cache import TokenCache
+from probes import HEAD_KINDS, ArraySource, Reading
+from probes.workspace import Workspace
 
 from .errors import RequestError
-from .probe_names import TOKEN_AXIS, NamedProbe
-from .rounding import float_tokens
+from .probe_names import NamedProbe
+from .rounding import STORAGE_DTYPES, float_tokens
+from .token_rows import TokenRows
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
 ROWS_AT_ONCE = 128  # rows of all arrays that are gathered, widened and normalised together
@@ -34,12 +35,12 @@ class CachedTokens:
             block once.
 
     Attributes:
+        rows: how a row is made of arrays.
         blocks: of a row of several probes: see `probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         labels: [N] int64, of the rows that could be read.
         num_classes: from the data set, not from the labels that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated or side by side.
-        block_rows: rows of the store that lie together on the disk.
         stored_rows: [N] int64, where each image lies in the store, ascending.
         stored_row_bytes: of one image on the disk.
     """
@@ -47,22 +48,23 @@ class CachedTokens:
     def __init__(self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe]) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
-        self._probe = probes if isinstance(probes, NamedProbe) else None
         several = [probes] if isinstance(probes, NamedProbe) else probes
-        read = {name: arrays for probe in several for name, arrays in _arrays_of_blocks(probe).items()}
-        self._parts = {name: [cache.tokens(*array) for array in arrays] for name, arrays in read.items()}
-        self._arrays = [array for arrays in self._parts.values() for array in arrays]
+        self.rows = TokenRows(several, lambda level, kind: cache.arrays[level, kind].row_shape)
+        self._arrays = [cache.tokens(*array) for array in self.rows.arrays]
         self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
         self.images = torch.from_numpy(np.asarray(cache.images))
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
-        self.block_rows = cache.block_rows
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
         self.num_classes = len(class_names)
-        blocks = tuple(_block(name, arrays) for name, arrays in self._parts.items())
-        self.blocks = blocks if self._probe is None else None
-        self._columns = columns_of(blocks)
-        flat = self._probe is None or HEAD_KINDS[self._probe.head].flat
-        self.token_shape = Reading(blocks, flat=flat).token_shape
+        self.blocks = None if isinstance(probes, NamedProbe) else self.rows.blocks
+        flat = HEAD_KINDS[probes.head].flat if isinstance(probes, NamedProbe) else True
+        self._reading = Reading(self.rows.blocks, flat=flat)
+        self.token_shape = self._reading.token_shape
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all rows that are read."""
+        return len(self.labels) * self.stored_row_bytes
 
     @property
     def sample_ids(self) -> list[str]:
@@ -79,20 +81,23 @@ class CachedTokens:
         Returns:
             [B, *token_shape] float32, normalised as the probes say.
         """
-        stored = self.stored_rows[rows]
         if out is None:
             out = torch.empty(len(rows), *self.token_shape)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            if self._probe is not None:
-                _join(self._probe, [_gather(array, stored[part]) for array in self._arrays], out=out[part])
-                continue
-            for name, arrays in self._parts.items():
-                tokens = torch.cat([_gather(array, stored[part]).float() for array in arrays], 1)  # [b, t, D]
-                over_tokens = len(arrays) > 1
-                normalized = torch.nn.functional.normalize(tokens, dim=1) if over_tokens else l2_normalize(tokens)
-                out[part, self._columns[name]] = normalized.flatten(1)
+            _fill(out[part], self.rows, self._reading, self.gather(rows[part]))
         return out
+
+    def gather(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Of each array the tokens [B, t D] of some rows, as they are stored."""
+        stored = self.stored_rows[rows].numpy()
+        for array in self._arrays:
+            yield float_tokens(array.take(stored), array.logical_dtype).flatten(1)
+
+    @property
+    def storage_dtypes(self) -> list[torch.dtype]:
+        """Of each array."""
+        return [STORAGE_DTYPES[array.logical_dtype] for array in self._arrays]
 
     def will_need(self, start: int, stop: int) -> None:
         """Have the system read rows start to stop of the store ahead."""
@@ -104,10 +109,6 @@ class CachedTokens:
         for array in self._arrays:
             array.release(start, min(stop, array.shape[0]))
 
-    def size_bytes(self) -> int:
-        """What `in_memory` would allocate."""
-        return 4 * len(self.labels) * int(np.prod(self.token_shape))
-
     def in_memory(self) -> ArraySource:
         """Read everything once, in order, into one float32 array [N, *token_shape]."""
         tokens = torch.empty(len(self.labels), *self.token_shape)
@@ -116,16 +117,6 @@ class CachedTokens:
             self.take(rows, out=tokens[start : start + len(rows)])
             self.release(int(self.stored_rows[rows[0]]), int(self.stored_rows[rows[-1]]) + 1)
         return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
-
-
-def block_names(probe: NamedProbe) -> tuple[str, ...]:
-    """The blocks that a probe reads of a row of several probes, in its order.
-
-    >>> from .probe_names import resolve_probe
-    >>> block_names(resolve_probe("attn-mid", 12))
-    ('block.6/cls', 'block.6/ap', 'final/cls', 'final/ap')
-    """
-    return tuple(_arrays_of_blocks(probe))
 
 
 def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -138,7 +129,13 @@ def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tenso
     Returns:
         [B, T, D] or [B, F] float32.
     """
-    return _join(probe, [_as_tokens(part.float()) for part in parts])
+    arrays = [(level, kind) for level in probe.levels for kind in probe.kinds]
+    shapes = {array: tuple(part.shape[1:]) for array, part in zip(arrays, parts, strict=True)}
+    rows = TokenRows([probe], lambda level, kind: shapes[level, kind])
+    reading = Reading(rows.blocks, flat=HEAD_KINDS[probe.head].flat)
+    out = torch.empty(len(parts[0]), *reading.token_shape)
+    _fill(out, rows, reading, parts)
+    return out
 
 
 def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, store: Path) -> None:
@@ -158,41 +155,11 @@ def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, s
         )
 
 
-def _arrays_of_blocks(probe: NamedProbe) -> dict[str, list[tuple[str, str]]]:
-    """Name of a block -> its arrays: one, or, where tokens are normalised over the tokens of a level, all of the level."""
-    if probe.normalize == TOKEN_AXIS and len(probe.kinds) > 1:
-        return {
-            f"{level}/{'+'.join(probe.kinds)} over tokens": [(level, kind) for kind in probe.kinds]
-            for level in probe.levels
-        }
-    return {f"{level}/{kind}": [(level, kind)] for level in probe.levels for kind in probe.kinds}
-
-
-def _block(name: str, arrays: Sequence[TokenArray]) -> Block:
-    num_tokens, widths = zip(*(_tokens_and_width(array) for array in arrays), strict=True)
-    return Block(name=name, num_tokens=sum(num_tokens), width=max(widths))
-
-
-def _join(probe: NamedProbe, parts: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
-    """Parts [B, t, D], one a (level, kind), levels first -> [B, T, D] or [B, F] float32."""
-    if HEAD_KINDS[probe.head].flat:
-        return concat_tokens(parts, out)
-    if probe.normalize == TOKEN_AXIS:
-        num_kinds = len(probe.kinds)
-        starts = range(0, len(parts), num_kinds)
-        of_levels = [torch.cat([part.float() for part in parts[start : start + num_kinds]], 1) for start in starts]
-        return stack_tokens(of_levels, out, token_axis=True)
-    return stack_tokens(parts, out)
-
-
-def _gather(array: TokenArray, rows: torch.Tensor) -> torch.Tensor:
-    return _as_tokens(float_tokens(array.take(rows.numpy()), array.logical_dtype))  # joining makes it float32
-
-
-def _as_tokens(values: torch.Tensor) -> torch.Tensor:
-    return values.unsqueeze(1) if values.ndim == 2 else values  # [B, t, D]
-
-
-def _tokens_and_width(array: Any) -> tuple[int, int]:
-    row_shape = array.shape[1:]
-    return (1 if len(row_shape) == 1 else row_shape[0]), row_shape[-1]
+def _fill(out: torch.Tensor, rows: TokenRows, reading: Reading, parts: Iterable[torch.Tensor]) -> None:
+    """Joined tokens [b, *token_shape] from those of each array, without a copy in between where a row is read as it lies."""
+    if reading.whole:
+        rows.fill(out.flatten(1), parts)
+        return
+    side_by_side = torch.empty(len(out), rows.size)
+    rows.fill(side_by_side, parts)
+    out.copy_(reading.read(side_by_side, Workspace(torch.float32, out.device)))

@@ -12,7 +12,7 @@ from cache import TokenCache
 from probes import Journal, MemoryPlan, Progress, SweepResult, TrainingProtocol, run_solver, run_sweeps
 
 from .events import Emit, MemoryPlanned, ProbeProgress, ProbeStarted, TrainingStarted
-from .placement import SMALLEST_BUFFER_BYTES
+from .placement import FEWEST_BUFFER_ROWS
 from .probe_names import NamedProbe
 from .probe_sizes import head_of
 from .rides import Ride
@@ -73,7 +73,7 @@ def train_ride(
 
     def open_tokens() -> StreamedTokens:
         tokens = CachedTokens(open_test(), [one for named in ride.probes for one in named.family])
-        return StreamedTokens(tokens, buffer_bytes=SMALLEST_BUFFER_BYTES, pin=device.type == "cuda")
+        return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=device.type == "cuda")
 
     results = run_sweeps(
         ride.sweeps,
@@ -119,7 +119,7 @@ def solve_probe(
     emit(TrainingStarted(probes=(named.name,), num_settings=len(protocol.solved_settings(head)), num_passes=1))
 
     def open_tokens() -> StreamedTokens:
-        return StreamedTokens(CachedTokens(open_test(), named), buffer_bytes=SMALLEST_BUFFER_BYTES)
+        return StreamedTokens(CachedTokens(open_test(), named), buffer_rows=FEWEST_BUFFER_ROWS)
 
     result = run_solver(head, tokens.in_memory(), open_tokens, protocol, emit=_relay((named.name,), emit))
     return Trained(
@@ -138,7 +138,8 @@ def _planned(name: str, ride: Ride, plan: MemoryPlan) -> MemoryPlanned:
         budget_bytes=ride.placement.budget_bytes,
         planned_bytes=ride.placement.planned_bytes,
         tokens=ride.placement.tokens,
-        tokens_bytes=ride.tokens.size_bytes(),
+        on_gpu=ride.placement.device.type == "cuda",
+        tokens_bytes=ride.tokens.stored_bytes,
         num_banks=plan.num_banks,
         probes_at_once=plan.probes_at_once,
         group_size=plan.group_size,

@@ -13,7 +13,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
@@ -48,9 +50,10 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
         for index in range(count):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(work, Worker(index, count), theirs), name=f"worker-{index}")
-            process.start()
+            with interrupts_wait():
+                process.start()
+                running[ours] = (index, process)
             theirs.close()
-            running[ours] = (index, process)
         while running:
             ready: list[Any] = wait(list(running))
             for pipe in ready:
@@ -61,14 +64,14 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
                     del running[pipe]
                     process.join()
                     if process.exitcode != 0:
-                        lost.append(_how_it_ended(process.exitcode))
+                        lost.append(how_it_ended(process.exitcode))
                         emit(WorkerLost(worker=f"{index}/{count}", reason=lost[-1], num_left=len(running)))
                     continue
                 if isinstance(told, BaseException):
                     raise told
                 relay.tell(index, told)
     finally:
-        _end([process for _, process in running.values()])
+        end_processes([process for _, process in running.values()])
     if len(lost) == count:
         raise WorkError(
             where=f"--processes {count}",
@@ -82,7 +85,7 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
 def _run(work: Work, worker: Worker, pipe: Connection) -> None:
     """The whole life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent ends its workers
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
 
     def emit(event: Event) -> None:
         try:
@@ -91,42 +94,60 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
             sys.exit(1)
 
     try:
-        _share_cores(worker.count)
+        share_cores(worker.count)
         work(worker, emit)
     except Exception as error:  # told by the parent, which judges it
-        emit_error(pipe, error)
+        pipe.send(as_ours(error))
+    except SystemExit:  # somebody waits for the end of it, and Python takes seconds to take torch apart
+        os._exit(1)
 
 
-def emit_error(pipe: Connection, error: Exception) -> None:
-    """Hand an error to the parent; one of another room crosses as ours, with the same four parts."""
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Start a process within: Ctrl-C comes when it is known here, and it inherits that it gets none, before it can say so itself.
+
+    Windows has no such thing: there Ctrl-C may end a process that is just starting with a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started with the first process otherwise, and would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def as_ours(error: Exception) -> Exception:
+    """An error that crosses to another process: one of another room as ours, with the same four parts."""
     if isinstance(error, PipelineError) or not all(
         hasattr(error, part) for part in ("where", "expected", "got", "todo")
     ):
-        pipe.send(error)
-        return
+        return error
     told: Any = error
     kind = WorkError if isinstance(error, (OSError, RuntimeError)) else RequestError
-    pipe.send(kind(where=told.where, expected=told.expected, got=told.got, todo=told.todo))
+    return kind(where=told.where, expected=told.expected, got=told.got, todo=told.todo)
 
 
-def _share_cores(count: int) -> None:
+def share_cores(count: int) -> None:
     """Processes that each use every core wait for each other."""
     import torch
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count)))
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def leave(number: int, frame: FrameType | None) -> None:
     sys.exit(1)
 
 
-def _how_it_ended(exit_code: int) -> str:
+def how_it_ended(exit_code: int) -> str:
     if exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
     return f"ended with exit code {exit_code}"
 
 
-def _end(processes: list[Any]) -> None:
+def end_processes(processes: list[Any]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:

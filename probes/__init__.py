@@ -45,6 +45,7 @@ from .sources import (
     ViewedSource,
     concat_tokens,
     l2_normalize,
+    l2_normalize_,
     read_batches,
     stack_tokens,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "ArraySource",
     "read_batches",
     "l2_normalize",
+    "l2_normalize_",
     "stack_tokens",
     "concat_tokens",
     # heads

@@ -184,6 +184,15 @@ def l2_normalize(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
+def l2_normalize_(x: Tensor, dim: int = -1) -> Tensor:
+    """The same bits in place, over any axis: no memory of the size of the tokens is taken.
+
+    >>> l2_normalize_(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    return x.div_(torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min_(1e-12))
+
+
 def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_axis: bool = False) -> Tensor:
     """Tokens for an attentive head: normalised, then padded on the right to the widest.
 

@@ -1,11 +1,20 @@
-"""Run a command of layerbank in this process, as a user would type it."""
+"""Run a command of layerbank as a user would type it: in this process, or in one of its own."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 from click.testing import CliRunner, Result
 from photos import TINY_MODEL
 
+from cache.lock import LockOwner, read_owner, worker_file
 from pipeline.cli import main
+
+ROOT = Path(__file__).parent.parent
 
 MODEL = ("--model", TINY_MODEL, "--weights", "random", "--image-size", "32", "--workers", "0", "--batch-size", "16")
 
@@ -13,3 +22,30 @@ MODEL = ("--model", TINY_MODEL, "--weights", "random", "--image-size", "32", "--
 def run(*arguments: object) -> Result:
     """`layerbank ARGUMENTS...`; anything that is no refusal of ours is raised."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def start(*arguments: object, in_a_group_of_its_own: bool = False, **environment: str) -> subprocess.Popen[str]:
+    """`layerbank ARGUMENTS...` in a process of its own, or as a terminal starts it: in a group that gets its Ctrl-C."""
+    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | paths | environment,
+        start_new_session=in_a_group_of_its_own,
+    )
+
+
+def wait_until_at_work(command: subprocess.Popen[str], store: Path, num_workers: int = 2) -> LockOwner:
+    """Until one of the workers has taken blocks: on a busy machine the first may have done everything before the next begins."""
+    deadline = time.monotonic() + 120
+    while True:
+        for index in range(num_workers):
+            owner = read_owner(worker_file(store, index))
+            if owner is not None and owner.blocks:
+                return owner
+        assert time.monotonic() < deadline
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.005)

@@ -6,11 +6,15 @@ python tests/starved.py TRAIN TEST RUNS BUDGET_BYTES PROBE...
 from __future__ import annotations
 
 import json
+import os
 import resource
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +64,18 @@ def write_stores(folder: Path, num_rows: int) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
+def train(folder: Path, probes: Sequence[str], budget_bytes: int, num_rows: int) -> dict[str, Any]:
+    """Write stores and train on them in a process that cannot have more memory; what it says."""
+    stores = write_stores(folder, num_rows)
+    command = [sys.executable, __file__, *stores, folder / "runs", str(budget_bytes), *probes]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
     """Prints one JSON object."""
     torch.set_num_threads(1)
@@ -99,6 +115,7 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
                 "peak_bytes": peak_bytes,
                 "planned_bytes": max(plan.planned_bytes for plan in plans),
                 "tokens": [plan.tokens for plan in plans],
+                "together_with": [row["together_with"] for row in rows],
                 "accuracies": [row["test"] and row["test"]["balanced_accuracy"] for row in rows],
             }
         )

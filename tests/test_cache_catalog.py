@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from cache import (
     DamagedStoreError,
     StoreLockedError,
     TokenCache,
+    Worker,
     find_garbage,
+    find_unfinished,
     list_stores,
     read_store_info,
     remove_garbage,
@@ -64,8 +67,6 @@ def test_a_store_inside_a_store_is_not_looked_for(tmp_path: Path) -> None:
 
 
 def test_the_owner_of_a_store_that_is_being_written_is_told(tmp_path: Path) -> None:
-    import os
-
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()):
         (owner,) = read_store_info(tmp_path / "a.zarr").owners
     assert owner.pid == os.getpid()
@@ -83,11 +84,15 @@ def test_garbage_is_found_first_and_deleted_on_request(tmp_path: Path) -> None:
     (tmp_path / "kept.zarr.old/zarr.json").write_text("old")
     lock_file(tmp_path / "gone.zarr").touch()
     kept = tree(tmp_path / "kept.zarr")
-    found = find_garbage(tmp_path)
+    found = find_garbage(tmp_path, unfinished_for_s=0.0)
     assert [(garbage.path.name, garbage.size_bytes > 0, garbage.reason) for garbage in found] == [
         ("aside~tokens~final~cls~c.0.0", True, "a chunk that a killed writer left behind"),
         ("gone.zarr.lock", False, "the lock of a store that is gone"),
-        ("half.zarr", True, "incomplete (1 of 5 blocks) and nobody writes it; extracting again would go on"),
+        (
+            "half.zarr",
+            True,
+            "never finished (1 of 5 blocks), and nobody has written to it since; extracting again would go on",
+        ),
         ("kept.zarr.old", True, "left behind when a store was made or deleted"),
     ]
     assert (tmp_path / "half.zarr").exists()
@@ -100,12 +105,36 @@ def test_garbage_is_found_first_and_deleted_on_request(tmp_path: Path) -> None:
     assert len(TokenCache.open(tmp_path / "adding.zarr").arrays) == 2
 
 
+def test_a_store_between_two_shards_is_kept_with_what_is_committed_in_it(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    with open_writer(store, make_spec(), make_arrays(), worker=Worker(0, 3, helps=False)) as writer:
+        for batch in writer.claim():
+            append(writer, batch)
+    aside = store / "content_hashes/.journal/aside~tokens~final~cls~c.0.0"
+    aside.write_bytes(b"half")
+    committed = tree(store)
+    (kept,) = find_unfinished(tmp_path)
+    assert (kept.path, kept.num_blocks, kept.num_blocks_done, kept.age_s < 60) == (store, 5, 2, True)
+    assert [garbage.path for garbage in find_garbage(tmp_path)] == [aside]
+    assert [garbage.path for garbage in find_garbage(tmp_path, unfinished_for_s=3600.0)] == [aside]
+    remove_garbage(find_garbage(tmp_path))
+    assert tree(store) == {
+        name: content for name, content in committed.items() if name != aside.relative_to(store).as_posix()
+    }
+    for file in (lock_file(store), *store.rglob("*")):
+        os.utime(file, (0, 0))
+    assert [garbage.path for garbage in find_garbage(tmp_path, unfinished_for_s=3600.0)] == [store]
+    with open_writer(store, make_spec(), make_arrays(), worker=Worker(1, 3, helps=False)):
+        pass  # it takes the store up and is killed before its first block
+    assert find_garbage(tmp_path, unfinished_for_s=3600.0) == []
+
+
 def test_what_a_living_writer_holds_is_no_garbage(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", num_batches=5)
-    found = find_garbage(tmp_path)
+    found = find_garbage(tmp_path, unfinished_for_s=0.0)
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
         append(writer, writer.pending()[0])
-        assert find_garbage(tmp_path) == []
+        assert find_garbage(tmp_path, unfinished_for_s=0.0) == find_unfinished(tmp_path) == []
         with pytest.raises(StoreLockedError):
             remove_garbage(found)
     assert (tmp_path / "a.zarr").exists()

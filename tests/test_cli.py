@@ -278,7 +278,7 @@ def test_auto_is_half_precision_on_a_gpu_only() -> None:
 def test_a_memory_budget_is_told_and_changes_no_result(place: dict[str, Any], tmp_path: Path) -> None:
     result = run("probe", *place["arguments"], "--runs", str(tmp_path), "--memory", "3GB")
     assert result.exit_code == 0, result.output
-    assert "of tokens resident; at most" in result.stderr
+    assert "of tokens in memory; at most" in result.stderr
     first, second = (
         json.loads(run("probe", *place["arguments"], "--runs", runs, "--json").stdout)["rows"]
         for runs in (str(tmp_path), str(place["folder"] / "runs"))

@@ -175,7 +175,9 @@ def test_a_killed_extraction_goes_on_where_it_was_and_leaves_the_same_bytes(
     process.wait()
     (store,) = tmp_path.rglob("*.zarr")
     assert "writing" in run("cache", "ls", "--cache", tmp_path).stdout
-    assert "incomplete" in run("cache", "gc", "--cache", tmp_path).stdout
+    told = run("cache", "gc", "--delete", "--cache", tmp_path).stdout
+    assert f"kept: {store}" in told
+    assert "never finished" in told
     again = run(*extract(many_photos, tmp_path))
     assert again.exit_code == 0, again.output
     started = re.search(r"extract: (\d+) of ", again.stderr)
@@ -183,6 +185,36 @@ def test_a_killed_extraction_goes_on_where_it_was_and_leaves_the_same_bytes(
     assert 0 < int(started[1]) < 600
     assert tree(store) == tree(sound)
     assert "nothing to delete" in run("cache", "gc", "--cache", tmp_path).stdout
+
+
+def test_a_store_whose_next_shard_is_still_in_the_queue_is_kept_and_what_gc_names_finishes_it(
+    many_photos: Path, sound: Path, tmp_path: Path
+) -> None:
+    assert run(*extract(many_photos, tmp_path), "--shard", "1/2").exit_code == 0
+    (store,) = tmp_path.rglob("*.zarr")
+    told = json.loads(run("cache", "gc", "--cache", tmp_path, "--delete", "--json").stdout)
+    assert told["garbage"] == []
+    assert [(one["path"], one["num_blocks"], one["num_blocks_done"]) for one in told["kept"]] == [(str(store), 2, 1)]
+    said = run("cache", "gc", "--cache", tmp_path, "--unfinished", "1h", "--delete").stdout
+    assert said.splitlines() == [
+        "0 B freed",
+        f"kept: {store} ({said.split('(')[1].split(')')[0]}): never finished, 1 of 2 blocks are done, last written to 0 min ago",
+        f"  to finish it: the same `layerbank extract` again, or: layerbank cache repair {store}",
+        "to delete those too: --unfinished AGE, such as 7d",
+    ]
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert run("cache", "repair", store, "--workers", "0").exit_code == 0
+    assert tree(store) == tree(sound)
+    gone = run("cache", "gc", "--cache", tmp_path / "copy", "--unfinished", "0d", "--delete").stdout
+    assert "never finished (1 of 2 blocks)" in gone
+    assert list((tmp_path / "copy").rglob("*.zarr")) == []
+
+
+@pytest.mark.parametrize("age", ["7", "a week", "-1d"])
+def test_an_age_that_is_none_is_refused(age: str, tmp_path: Path) -> None:
+    refused = run("cache", "gc", "--cache", tmp_path, f"--unfinished={age}")
+    assert refused.exit_code == 2
+    assert "days, hours or minutes, such as 7d, 12h or 30min" in refused.stderr
 
 
 def test_a_store_begun_with_another_batch_size_keeps_it(many_photos: Path, sound: Path, tmp_path: Path) -> None:

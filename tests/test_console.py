@@ -20,6 +20,7 @@ from pipeline.events import (
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
+    MemoryPlanned,
     PrecisionAdvice,
     ProbeFinished,
     ProbeProgress,
@@ -127,6 +128,29 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         "probe alf: 63 settings on 1,000 rows of 24 x 384",
         "probe alf: validation 50.0, test 75.0 % balanced accuracy",
         "probe alf: every setting diverged (from results.jsonl, not trained again)",
+    ]
+
+
+def test_the_plan_of_the_memory_says_where_tokens_lie(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = MemoryPlanned(
+        probe="alf",
+        budget_bytes=60 * 10**9,
+        planned_bytes=9 * 10**9,
+        tokens="resident",
+        on_gpu=True,
+        tokens_bytes=1_700_000_000,
+        num_banks=1,
+        probes_at_once=63,
+        group_size=7,
+        chunk_size=256,
+    )
+    plans = [plan, replace(plan, tokens="streamed"), replace(plan, on_gpu=False)]
+    bank = "probe alf: one bank of 63 probes in groups of 7, 256 images at a time; 1.7 GB of tokens"
+    assert shown(capsys, *plans, replace(plan, on_gpu=False, tokens="streamed")) == [
+        f"{bank} in the GPU's memory; at most 9.0 GB of 60.0 GB there",
+        f"{bank} streamed from the store; at most 9.0 GB of 60.0 GB there",
+        f"{bank} in memory; at most 9.0 GB of 60.0 GB",
+        f"{bank} streamed from the store; at most 9.0 GB of 60.0 GB",
     ]
 
 

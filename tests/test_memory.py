@@ -17,17 +17,20 @@ from pipeline.memory import (
     UNKNOWN_BYTES,
     anonymous_memory_bytes,
     available_memory_bytes,
+    free_device_bytes,
     memory_for_probes,
     parse_size,
 )
-from pipeline.placement import LARGEST_BUFFER_BYTES, Placement, place_tokens
+from pipeline.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
 from pipeline.probe_names import NamedProbe
+from pipeline.resident import ResidentTokens
 from pipeline.streaming import StreamedTokens
 from pipeline.token_source import CachedTokens
-from probes import QUICK, ArraySource, Candidate, Head, SettingError
+from probes import QUICK, Candidate, Head, SettingError
 
 CPU = torch.device("cpu")
 GB = 10**9
+LARGE, SMALL = 60_000_000, 40_000_000
 
 
 def system(folder: Path, **files: str) -> dict[str, Path]:
@@ -95,14 +98,22 @@ def test_the_memory_asked_for_is_that_of_the_whole_program() -> None:
         memory_for_probes("1MB")
 
 
+def test_of_a_gpu_what_torch_keeps_of_tensors_that_are_gone_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the tokens of the second ride would find less room than those of the first."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 * GB, 80 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 45 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * GB)
+    assert free_device_bytes(torch.device("cuda")) == int(HEADROOM * 70 * GB)
+
+
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> CachedTokens:
-    """12,000 rows, 100 of them without tokens; 49 MB in float32."""
+    """12,000 rows, 120 of them without tokens; 24 MB in float16."""
     path = tmp_path_factory.mktemp("store") / "train.zarr"
     arrays = [ArraySpec(level="final", kind="cls", row_shape=(1024,))]
     write_store(path, make_spec(12_000), arrays, attributes={"class_names": [*"0123456789"]})
     probe = NamedProbe(name="linear-cls", head="linear", levels=("final",), kinds=("cls",))
-    return CachedTokens(TokenCache.open(path), probe)
+    return CachedTokens(TokenCache.open(path), [probe])
 
 
 def place(tokens: CachedTokens, memory_bytes: int) -> Placement:
@@ -112,25 +123,26 @@ def place(tokens: CachedTokens, memory_bytes: int) -> Placement:
 
 
 def test_tokens_are_resident_where_they_fit_beside_the_training_and_else_streamed(tokens: CachedTokens) -> None:
-    assert tokens.size_bytes() == len(tokens.labels) * 4096
-    large, middle, small = (place(tokens, size) for size in (GB, 90_000_000, 50_000_000))
+    assert tokens.stored_bytes == len(tokens.labels) * 2048
+    large, middle, small = (place(tokens, size) for size in (GB, LARGE, SMALL))
     assert [one.tokens for one in (large, middle, small)] == ["resident", "resident", "streamed"]
-    assert isinstance(large.open(tokens), ArraySource)
+    assert isinstance(large.open(tokens), ResidentTokens)
     assert isinstance(small.open(tokens), StreamedTokens)
     for one in (large, middle, small):
         assert one.planned_bytes <= one.budget_bytes
-        assert one.buffer_bytes <= LARGEST_BUFFER_BYTES
+        assert one.host_bytes <= one.budget_bytes
+    assert FEWEST_BUFFER_ROWS <= small.buffer_rows <= MOST_BUFFER_ROWS
 
 
 def test_resident_and_streamed_tokens_are_the_same_bits(tokens: CachedTokens) -> None:
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(tokens.labels))[:300])
-    for size in (GB, 50_000_000):
+    for size in (GB, SMALL):
         assert torch.equal(place(tokens, size).open(tokens).take(rows), tokens.take(rows))
 
 
 def test_the_order_of_streamed_tokens_does_not_hang_on_a_little_memory_more_or_less(tokens: CachedTokens) -> None:
-    one, two = place(tokens, 50_000_000), place(tokens, 50_500_000)
-    assert one.buffer_bytes == two.buffer_bytes
+    one, two = place(tokens, SMALL), place(tokens, SMALL + 500_000)
+    assert one.buffer_rows == two.buffer_rows
 
 
 def test_a_budget_too_small_for_one_probe_is_an_error_that_says_how_much_it_takes(tokens: CachedTokens) -> None:

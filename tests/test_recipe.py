@@ -8,9 +8,9 @@ import pytest
 
 from pipeline import RequestError
 from pipeline.recipe import SHIPPED, open_recipe, shipped_recipes
-from pipeline.studies import Place
 from pipeline.study.catalogue import CATALOGUE
 from pipeline.study_plan import plan_study
+from pipeline.units import Place
 
 GOOD = 'models = ["timm/a"]\ndata = ["demo:digits"]\nprobes = ["alf"]\n'
 

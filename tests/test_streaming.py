@@ -86,7 +86,7 @@ def tokens(cache: TokenCache, request: pytest.FixtureRequest) -> CachedTokens:
 
 def streamed_from(tokens: CachedTokens) -> StreamedTokens:
     """A buffer of a fifth of the store."""
-    return StreamedTokens(tokens, buffer_bytes=NUM_ROWS // 5 * tokens.stored_row_bytes)
+    return StreamedTokens(tokens, buffer_rows=NUM_ROWS // 5)
 
 
 def readers() -> list[threading.Thread]:

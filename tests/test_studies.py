@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,11 @@ from click.testing import Result
 from commands import run
 from photos import TINY_MODEL, write_photos
 
+from pipeline.events import Emit, Event, StudyUnitFinished
+from pipeline.recipe import Recipe, open_recipe
 from pipeline.results import read_rows
+from pipeline.studies import run_study
+from pipeline.units import Place, Unit, UnitDone, lost_unit, run_unit, units_of
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs: what a row cost, and beside what
@@ -137,6 +144,53 @@ def test_a_study_killed_anywhere_and_run_again_has_the_results_of_one_that_was_n
     assert len(results(tmp_path)) < 4
     assert run(*arguments(recipe, tmp_path)).exit_code == 0
     assert results(tmp_path) == results(finished["folder"])
+
+
+def test_two_processes_leave_the_results_of_one(
+    two_sets: list[str], finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the other run
+    result = run(*arguments(finished["recipe"], tmp_path), "--processes", "2")
+    assert result.exit_code == 0, result.output
+    assert results(tmp_path) == results(finished["folder"])
+    assert result.stderr.count("study: timm/vit_tiny_patch16_224 on folder:") == 2
+    assert "study: 2 of 2 done" in result.stderr
+    assert "settings" not in result.stderr, "lines of probes would not say of which unit they are"
+    assert [line.split()[:3] for line in result.stdout.splitlines()[1:]] == [
+        line.split()[:3] for line in finished["result"].stdout.splitlines()[1:]
+    ]
+
+
+def test_a_unit_can_be_done_anywhere_and_says_what_it_could_not_do(
+    finished: dict[str, Any], tmp_path: Path, photos: Path
+) -> None:
+    recipe = replace(open_recipe(str(finished["recipe"])), probes=("linear-cls", "alf-grid9"))
+    place = Place(cache_root=tmp_path / "caches", runs_root=tmp_path / "runs", num_workers=0)
+    assert [(unit.number, unit.dataset) for unit in units_of(recipe)] == list(enumerate(recipe.data))
+    sent = pickle.loads(pickle.dumps((recipe, place, units_of(recipe)[0])))
+    done = pickle.loads(pickle.dumps(run_unit(*sent)))
+    assert done.unit == units_of(recipe)[0]
+    assert [row["probe"] for row in done.rows] == ["linear-cls"]
+    assert [failure.probe for failure in done.failures] == ["alf-grid9"]
+
+
+def test_a_unit_whose_process_is_lost_is_a_failure_and_the_next_unit_is_done(
+    finished: dict[str, Any], tmp_path: Path
+) -> None:
+    units = units_of(open_recipe(str(finished["recipe"])))
+    told: list[Event] = []
+
+    def lose_the_first(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+        yield UnitDone(unit=units[1], rows=(), failures=())
+        yield lost_unit(units[0], "killed by SIGKILL", emit)
+
+    rows, failures = run_study(
+        open_recipe(str(finished["recipe"])), Place(runs_root=tmp_path), engine=lose_the_first, emit=told.append
+    )
+    assert rows == []
+    assert [(one.dataset, one.got) for one in failures] == [(units[0].dataset, "killed by SIGKILL")]
+    assert "run the study again" in (tmp_path / "failures.jsonl").read_text()
+    assert [one.num_done for one in told if isinstance(one, StudyUnitFinished)] == [1, 2]
 
 
 def test_a_dry_run_leaves_no_file(two_sets: list[str], tmp_path: Path) -> None:

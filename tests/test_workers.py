@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from commands import MODEL, run
+from commands import MODEL, run, start, wait_until_at_work
+from groups import has_ended, living_in_group
 from photos import write_photos
 from token_stores import tree
 
 from cache import SpecError, Worker
-from cache.lock import is_locked, read_owner, worker_file
+from cache.lock import is_locked
 from pipeline import RequestError, WorkError
 from pipeline.events import (
     CacheReused,
@@ -59,33 +58,57 @@ def store_in(root: Path) -> Path:
     return store
 
 
-def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """`layerbank ARGUMENTS...` in a process of its own."""
-    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | paths | environment
-    )
-
-
 def test_one_of_two_processes_is_killed_and_the_other_leaves_the_bytes_of_one_alone(
     arguments: tuple[str, ...], finished: Path, tmp_path: Path
 ) -> None:
     command = start(*arguments, "--processes", "2", "--cache", tmp_path)
     store = tmp_path / finished.relative_to(finished.parents[2])
-    owner = None
-    deadline = time.monotonic() + 120
-    while owner is None or not owner.blocks:
-        assert time.monotonic() < deadline
-        assert command.poll() is None, command.communicate()
-        owner = read_owner(worker_file(store, 1))
-        time.sleep(0.005)
+    owner = wait_until_at_work(command, store)
     os.kill(owner.pid, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 0, said
-    assert "warning: worker 1/2 was lost (killed by SIGKILL); 1 left to take over its rows" in said
+    assert f"warning: worker {owner.worker} was lost (killed by SIGKILL); 1 left to take over its rows" in said
     assert "600 of 600 images" in said
     assert tree(store) == tree(finished)
+
+
+def test_ctrl_c_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
+    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / finished.relative_to(finished.parents[2])
+    command = start(*arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
+    wait_until_at_work(command, store)
+    began = time.monotonic()
+    os.killpg(command.pid, signal.SIGINT)
+    said = command.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 30
+    assert command.returncode == 130, said
+    assert " ".join(said.split("layerbank: ")[1].split()) == (
+        "interrupted do What was committed is kept: run the same command again to go on."
+    )
+    assert "Traceback" not in said
+    assert has_ended(command.pid)
+    assert not is_locked(store)
+    again = run(*arguments, "--cache", tmp_path)
+    assert again.exit_code == 0, again.stderr
+    assert tree(store) == tree(finished)
+
+
+def test_ctrl_c_while_processes_start_ends_them_too(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    command = start(*arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
+    assert command.stderr is not None
+    line = command.stderr.readline()
+    while "what storing" not in line:  # the last that is told before they start
+        assert line
+        line = command.stderr.readline()
+    while len(living_in_group(command.pid)) < 4:  # the command, the tracker of its resources, two workers
+        time.sleep(0.01)
+    os.killpg(command.pid, signal.SIGINT)
+    said = command.communicate(timeout=60)[1]
+    assert command.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert has_ended(command.pid)
 
 
 @pytest.mark.slow

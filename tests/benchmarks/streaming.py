@@ -1,46 +1,63 @@
-"""Rows a second of streamed tokens against resident ones: the same store, the same order, the same bank, in turns.
+"""Rows a second of streamed tokens against resident ones; of stored numbers against float32; of company against going alone.
 
     python tests/benchmarks/streaming.py [--rows N] [--repeats N] [--device cuda] [--folder DIR]
 
-A store of 12 levels of cls and ap tokens, D 384, float16: 18 KB a row. Resident: read once into float32, gathered a
-batch at a time. Streamed: from the map through the reading thread, a buffer of 64 MiB, in the order of `chunk_shuffle`,
-which the resident source is given too. `read` is reading alone; `train` is an epoch of `--probes` alf probes or linear
-ones. One measurement of each in turns (A B A B), medians of the ratios; the store lies in the page cache.
+A store of 12 levels of cls and ap tokens, D 384, float16: 18 KB a row, in the page cache. For linear-all and alf, the same bank in
+turns (A B A B), medians of the ratios of CPU time of the whole process:
+
+    streamed    from the map through the reading thread, in the order of `chunk_shuffle`; against resident, in the same order
+    stored      resident as they are stored (what `layerbank probe` does); against float32, normalised once
+    together    four linear probes in one pass over the streamed store; against one after the other, and how much is read
+
+`read` is reading alone, `train` an epoch of `--probes` probes. On a GPU, where the host only waits, ratios are of wall time.
 pipeline/README.md says what to expect.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
-from pipeline.probe_names import resolve_probe
+from pipeline.probe_names import NamedProbe, resolve_probe
+from pipeline.resident import ResidentTokens
+from pipeline.rides import candidates_of
 from pipeline.streaming import StreamedTokens
 from pipeline.token_source import CachedTokens
-from probes import PAPER, ArraySource, AttentiveBank, AttentiveProbe, LinearBank, LinearProbe, TokenSource, fit_bank
-from probes.protocol import Setting
-from probes.sources import read_batches
+from probes import (
+    PAPER,
+    ArraySource,
+    AttentiveBank,
+    AttentiveProbe,
+    LinearBank,
+    LinearProbe,
+    Reading,
+    Rider,
+    Setting,
+    TokenSource,
+    fit_banks,
+    read_batches,
+)
 
 DEPTH, EMBED_DIM, NUM_CLASSES, BATCH = 12, 384, 47, 1024
-BUFFER_BYTES = 64 << 20
+BUFFER_ROWS = 4096
+TOGETHER = ("linear-last", "linear-mid", "linear-quarterly", "linear-all")
 
 
-class InOrder(ArraySource):
-    """Resident tokens in the order of the streamed ones."""
+class InOrder(ResidentTokens):
+    """Resident tokens in the order of streamed ones."""
 
-    def __init__(self, tokens: torch.Tensor, streamed: StreamedTokens) -> None:
-        super().__init__(tokens, streamed.labels, streamed.num_classes)
+    def __init__(self, tokens: CachedTokens, device: torch.device, streamed: StreamedTokens) -> None:
+        super().__init__(tokens, device)
         self.order = streamed.order
 
 
@@ -48,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each; the median counts")
-    parser.add_argument("--probes", type=int, default=7, help="of the bank")
+    parser.add_argument("--probes", type=int, default=7, help="of a bank")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, help="where the store is made and kept")
     options = parser.parse_args()
@@ -61,35 +78,73 @@ def main() -> None:
             f"{options.rows:,} rows, {options.device}, {torch.get_num_threads()} threads, medians of {options.repeats}"
         )
         for name in ("linear-all", "alf"):
-            compare(CachedTokens(cache, resolve_probe(name, DEPTH)), name, options)
+            compare_places(cache, resolve_probe(name, DEPTH), options)
+        compare_company(cache, options)
 
 
-def compare(tokens: CachedTokens, name: str, options: argparse.Namespace) -> None:
-    streamed = StreamedTokens(tokens, buffer_bytes=BUFFER_BYTES, pin=options.device != "cpu")
-    resident = InOrder(tokens.in_memory().tokens, streamed)
-    all_rows = torch.arange(len(tokens.labels))
-    settings = [Setting(lr=1e-3, weight_decay=1e-4)] * options.probes
+def compare_places(cache: TokenCache, named: NamedProbe, options: argparse.Namespace) -> None:
+    tokens, device = CachedTokens(cache, [named]), torch.device(options.device)
+    streamed = StreamedTokens(tokens, buffer_rows=BUFFER_ROWS, pin=device.type == "cuda")
+    stored = InOrder(tokens, device, streamed)
+    widened = tokens.in_memory()
+    widened.tokens = widened.tokens.to(device)
+    exact = ArraySource(widened.tokens, tokens.labels, tokens.num_classes, blocks=tokens.blocks)
+    order = streamed.order(torch.arange(len(tokens.labels)), 0, 0).split(BATCH)
 
-    def read(source: StreamedTokens | InOrder) -> None:
-        for _, batch in read_batches(source, source.order(all_rows, 0, 0).split(BATCH)):
-            batch.to(options.device)
+    def read(source: TokenSource) -> None:
+        for _, batch in read_batches(source, order):
+            batch.to(device)
 
     def train(source: TokenSource) -> None:
-        protocol = replace(PAPER, batch_size=BATCH, epochs=1, min_steps=1)
-        fit_bank(make_bank(tokens.token_shape, options), source, all_rows, settings, protocol)
-        if options.device != "cpu":
-            torch.cuda.synchronize()
+        fit(cache, [named], source, options)
 
-    works: dict[str, Callable[..., None]] = {"read": read, "train": train}
-    for work, run in works.items():
-        run(streamed), run(resident)  # warm
-        seconds = [(timed(run, streamed), timed(run, resident)) for _ in range(options.repeats)]
-        slow, fast = (median(column) for column in zip(*seconds, strict=True))
-        ratio = median(of_resident / of_streamed for of_streamed, of_resident in seconds)
-        rates = [len(all_rows) / one for one in (slow, fast)]
-        print(
-            f"{name:12} {work:6} streamed {rates[0]:9,.0f} rows/s, resident {rates[1]:9,.0f} rows/s, ratio {ratio:.2f}"
-        )
+    for what, work in (("read", read), ("train", train)):
+        compare(f"{named.name:12} {what:6} streamed / resident", work, streamed, stored, options)
+        compare(f"{named.name:12} {what:6} stored / float32", work, stored, exact, options)
+
+
+def compare_company(cache: TokenCache, options: argparse.Namespace) -> None:
+    probes = [resolve_probe(name, DEPTH) for name in TOGETHER]
+
+    def source_of(read: list[NamedProbe]) -> StreamedTokens:
+        return StreamedTokens(CachedTokens(cache, read), buffer_rows=BUFFER_ROWS, pin=options.device != "cpu")
+
+    def train(rides: list[list[NamedProbe]]) -> None:
+        for ride in rides:
+            fit(cache, ride, source_of(ride), options)
+
+    what = f"{len(probes)} linear     train  together / one after the other"
+    compare(what, train, [probes], [[one] for one in probes], options)
+    read, alone = (
+        sum(CachedTokens(cache, ride).stored_bytes for ride in rides) for rides in ([probes], [[one] for one in probes])
+    )
+    print(f"{len(probes)} linear     bytes of the store that are read: {read / alone:.2f} times as many")
+
+
+def compare(what: str, work: Callable[[Any], None], one: Any, other: Any, options: argparse.Namespace) -> None:
+    work(one), work(other)  # warm
+    pairs = [(seconds(work, one, options), seconds(work, other, options)) for _ in range(options.repeats)]
+    ratios = [a / b for a, b in pairs]
+    rates = [options.rows / median(column) for column in zip(*pairs, strict=True)]
+    print(
+        f"{what:45} {median(ratios):.2f} times the time ({min(ratios):.2f} to {max(ratios):.2f}); "
+        f"{rates[0]:,.0f} and {rates[1]:,.0f} rows/s"
+    )
+
+
+def fit(cache: TokenCache, probes: list[NamedProbe], source: TokenSource, options: argparse.Namespace) -> None:
+    """An epoch of a bank of each probe."""
+    settings = [Setting(lr=1e-3, weight_decay=1e-4)] * options.probes
+    blocks = source.blocks  # type: ignore[attr-defined]
+    riders = []
+    for named in probes:
+        (candidate,) = candidates_of(cache, named)
+        reading = Reading(blocks, candidate.blocks, flat=named.head == "linear")
+        riders.append(Rider(bank=make_bank(reading.token_shape, options), reading=reading, settings=settings))
+    protocol = replace(PAPER, batch_size=BATCH, epochs=1, min_steps=1)
+    fit_banks(riders, source, torch.arange(len(source.labels)), protocol)
+    if options.device != "cpu":
+        torch.cuda.synchronize()
 
 
 def make_bank(token_shape: tuple[int, ...], options: argparse.Namespace) -> AttentiveBank | LinearBank:
@@ -99,10 +154,11 @@ def make_bank(token_shape: tuple[int, ...], options: argparse.Namespace) -> Atte
     return AttentiveBank([probe] * options.probes, device=options.device)
 
 
-def timed(run: Callable[..., None], source: object) -> float:
-    start_s = time.perf_counter()
-    run(source)
-    return time.perf_counter() - start_s
+def seconds(work: Callable[[Any], None], way: Any, options: argparse.Namespace) -> float:
+    clock = time.process_time if options.device == "cpu" else time.perf_counter
+    start_s = clock()
+    work(way)
+    return clock() - start_s
 
 
 def make_store(path: Path, num_rows: int) -> None:

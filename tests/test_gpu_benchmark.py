@@ -1,0 +1,79 @@
+"""The benchmark of what a GPU owes us runs, at tiny sizes, where there is none; and says so where it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
+    import gpu
+
+    return gpu
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_every_section_runs_at_tiny_sizes_without_a_gpu(
+    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.jsonl"
+    assert gpu.main(["--device", "cpu", "--smoke", "--out", str(out)]) == 0
+    figures = lines(out)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == figures
+    assert list(dict.fromkeys(figure["section"] for figure in figures)) == list(gpu.SECTIONS)
+
+    def of(section: str) -> list[dict[str, Any]]:
+        return [figure for figure in figures if figure["section"] == section]
+
+    steps = [figure for figure in of("step") if "group_size" in figure]
+    assert {figure["way"] for figure in steps} == {"eager", "graph of gradients", "graph of all"}
+    assert all(figure["as_eager"] for figure in steps)
+    assert all(figure["num_settings"] == 63 for figure in of("sweep") if "compute" in figure)
+    assert of("tokens")[-3]["difference"] == 0
+    assert {figure["way"] for figure in of("forward") if "way" in figure} == {"bare", "taps"}
+    assert any(figure.get("timeline") and (tmp_path / figure["timeline"]).exists() for figure in of("extraction"))
+
+
+def test_an_error_in_one_section_is_told_and_loses_nothing_of_the_others(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(measured: object) -> Any:
+        yield {"first": 1}
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setitem(gpu.SECTIONS, "sweep", fail)
+    out = tmp_path / "gpu.jsonl"
+    assert gpu.main(["--device", "cpu", "--smoke", "--sections", "sweep", "peak", "--out", str(out)]) == 1
+    figures = lines(out)
+    assert [figure["error"] for figure in figures if "error" in figure] == ["RuntimeError: no memory left"]
+    assert {"section": "sweep", "first": 1} in figures
+    assert any("copy_bytes_per_s" in figure for figure in figures)
+
+
+def test_without_a_gpu_it_says_what_to_do(
+    gpu: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().err == (
+        f"gpu.py: --device cuda: expected a GPU that torch can use, got none (torch {torch.__version__}). "
+        "Run it where one is, or see that it works: --device cpu --smoke.\n"
+    )
+
+
+def test_a_cpu_is_not_given_the_work_of_a_gpu(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--device", "cpu"]) == 2
+    assert capsys.readouterr().err == (
+        "gpu.py: --device cpu: expected --smoke with it, got sizes of a GPU. "
+        "Add --smoke: a CPU would take days, and its figures come from the other benchmarks.\n"
+    )

@@ -1,0 +1,251 @@
+"""Tokens that lie on the device as they are stored: the bits of the map, read once in order, and nobody waits for a batch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import starved
+import torch
+from absent_gpu import absent_gpu
+from token_stores import make_spec, without_fsync  # noqa: F401
+
+import pipeline.placement
+import pipeline.resident
+from cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
+from pipeline.placement import Placement, place_tokens
+from pipeline.probe_names import TOKEN_AXIS, NamedProbe
+from pipeline.resident import ResidentTokens
+from pipeline.rides import candidates_of
+from pipeline.rounding import round_tokens
+from pipeline.token_source import CachedTokens
+from probes import (
+    AttentiveBank,
+    AttentiveProbe,
+    Reading,
+    Rider,
+    Setting,
+    SweepResult,
+    TrainingProtocol,
+    fit_banks,
+    run_sweeps,
+)
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+NUM_ROWS = 600
+LEVELS = ("block.0", "final")
+WIDTHS = {"block.0": 24, "final": 16}  # as CLIP has them
+LINEAR = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("cls",))
+ALF = NamedProbe(name="alf", head="attentive", levels=LEVELS, kinds=("cls", "grid2"), num_heads=4)
+GRID = NamedProbe(name="grid", head="attentive", levels=("block.0",), kinds=("grid2",), num_heads=2)
+QUIRK = replace(ALF, name="quirk", normalize=TOKEN_AXIS)
+PROTOCOL = TrainingProtocol(
+    lrs=(1e-2, 1e-3), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=6, batch_size=100
+)
+
+
+def write(path: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0) -> TokenCache:
+    """Rows of three classes, sorted, every hundredth unreadable."""
+    arrays = [
+        ArraySpec(level=level, kind=kind, row_shape=(width,) if kind == "cls" else (4, width))
+        for level, width in WIDTHS.items()
+        for kind in ("cls", "grid2")
+    ]
+    labels = np.arange(num_rows) * 3 // num_rows
+    generator = torch.Generator().manual_seed(0)
+    writer = CacheWriter.open(
+        path,
+        make_spec(num_rows, storage_dtype=storage_dtype),
+        arrays,
+        labels=labels,
+        sample_ids=[f"image {row}" for row in range(num_rows)],
+        batch_size=60,
+        attributes={"class_names": ["circle", "square", "star"], "num_views": num_views},
+    )
+    with writer:
+        for batch in writer.pending():
+            rows = np.arange(batch.start, batch.stop)
+            tokens = {}
+            for array in batch.arrays:
+                values = torch.randn(len(rows), *array.row_shape, generator=generator)
+                values[..., :3] += torch.eye(3)[labels[rows]].view(len(rows), *[1] * (values.dim() - 2), 3)
+                tokens[array.name] = round_tokens(values, storage_dtype_of(storage_dtype, array.kind)).values
+            skipped = {int(row): "cut off" for row in rows if row % 100 == 99}
+            notes = BatchNotes(skipped=skipped)
+            writer.append(batch, tokens, content_hashes=rows.astype(np.uint64), notes=notes)
+        writer.complete()
+    return TokenCache.open(path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
+    return write(tmp_path_factory.mktemp("store") / "train.zarr")
+
+
+def some_rows(count: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(1))[:300]
+
+
+def names_of(probes: Sequence[NamedProbe]) -> str:
+    return "+".join(probe.name for probe in probes)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float16,cls=float32"])
+@pytest.mark.parametrize("probes", [(LINEAR,), (GRID, LINEAR, ALF), (ALF, QUIRK)], ids=names_of)
+def test_rows_are_those_of_the_map_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[NamedProbe]
+) -> None:
+    """Of every storage dtype, also where kinds differ in it."""
+    monkeypatch.setattr(pipeline.resident, "UPLOAD_BYTES", 20_000)  # several on the way
+    tokens = CachedTokens(write(tmp_path / "train.zarr", dtype), probes)
+    held = ResidentTokens(tokens, CPU)
+    assert held.size_bytes == tokens.stored_bytes
+    assert (held.token_shape, held.blocks, held.num_classes) == (tokens.token_shape, tokens.blocks, 3)
+    assert len(held.labels) == NUM_ROWS - 6
+    rows = some_rows(len(held.labels))
+    assert torch.equal(held.take(rows), tokens.take(rows))
+    assert torch.equal(held.take(rows[:7]), tokens.take(rows[:7]))
+    assert torch.equal(held.take(rows), tokens.in_memory().take(rows))
+
+
+def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: TokenCache) -> None:
+    """What the trainer reads of shared rows is what a lone `CachedTokens` gives."""
+    tokens = CachedTokens(cache, [GRID, QUIRK, ALF, LINEAR])
+    held = ResidentTokens(tokens, CPU)
+    rows = some_rows(len(held.labels))
+    for named in (GRID, QUIRK, ALF, LINEAR):
+        (candidate,) = candidates_of(cache, named)
+        assert held.blocks is not None
+        reading = Reading(held.blocks, candidate.blocks, flat=named.head == "linear")
+        read = reading.read(held.take(rows), pipeline.resident.Workspace(torch.float32, CPU))
+        assert torch.equal(read, CachedTokens(cache, named).take(rows)), named.name
+
+
+def test_views_are_held_beside_their_images(tmp_path: Path) -> None:
+    write(tmp_path / "train.zarr", num_views=2)
+    cache = TokenCache.open(tmp_path / "train.zarr", num_views=1)
+    tokens = CachedTokens(cache, [ALF])
+    held = ResidentTokens(tokens, CPU)
+    assert torch.equal(held.images, tokens.images)
+    assert held.images.bincount().max() == 2
+    rows = some_rows(len(held.labels))
+    assert torch.equal(held.take(rows), tokens.take(rows))
+
+
+def test_a_store_is_read_once_in_order_through_one_small_buffer(
+    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = CachedTokens(cache, [ALF])
+    seen: list[tuple[str, int, int]] = []
+    gather = tokens.gather
+
+    def watched(rows: torch.Tensor) -> object:
+        seen.append(("gather", int(rows[0]), int(rows[-1])))
+        assert torch.equal(rows, torch.arange(int(rows[0]), int(rows[-1]) + 1))
+        return gather(rows)
+
+    monkeypatch.setattr(tokens, "gather", watched)
+    monkeypatch.setattr(tokens, "will_need", lambda start, stop: seen.append(("ahead", start, stop)))
+    monkeypatch.setattr(tokens, "release", lambda start, stop: seen.append(("release", start, stop)))
+    monkeypatch.setattr(pipeline.resident, "UPLOAD_BYTES", 100 * tokens.stored_row_bytes)
+    ResidentTokens(tokens, CPU)
+    read = [(first, last) for what, first, last in seen if what == "gather"]
+    assert read == [(start, min(start + 100, 594) - 1) for start in range(0, 594, 100)]
+    assert [what for what, *_ in seen] == ["ahead", "gather", "release"] * 6
+    assert seen[0] == ("ahead", 101, 201)  # beyond the first hundred, one of which could not be read
+    assert seen[-1] == ("release", 505, 599)  # of the store, which has rows that could not be read
+
+
+def sweep(cache: TokenCache, open_train: Callable[[CachedTokens], object]) -> list[SweepResult]:
+    tokens = CachedTokens(cache, [LINEAR, ALF])
+    sweeps = [candidates_of(cache, named) for named in (LINEAR, ALF)]
+    source = open_train(tokens)
+    return run_sweeps(sweeps, source, lambda: tokens, PROTOCOL)  # type: ignore[arg-type]
+
+
+def test_training_on_them_is_training_on_float32_tokens_bit_for_bit(cache: TokenCache) -> None:
+    held = sweep(cache, lambda tokens: ResidentTokens(tokens, CPU))
+    for one, other in zip(held, sweep(cache, CachedTokens.in_memory), strict=True):
+        assert one.scores == other.scores
+        assert one.probe is not None
+        assert other.probe is not None
+        wanted = other.probe.state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in one.probe.state_dict().items())
+        assert torch.equal(one.test_logits, other.test_logits)  # type: ignore[arg-type]
+
+
+def train(bank: AttentiveBank, source: ResidentTokens, num_steps: int) -> None:
+    settings = [Setting(lr=0.1, weight_decay=0.1), Setting(lr=0.1, weight_decay=0.1, dropout=0.3)]
+    assert source.blocks is not None
+    rider = Rider(bank=bank, reading=Reading(source.blocks, flat=False), settings=settings)  # padded: jitter there too
+    protocol = replace(PROTOCOL, epochs=4, min_steps=0)
+    fit_banks([rider], source, torch.arange(len(source.labels)), protocol, max_steps=num_steps)
+
+
+def test_a_step_on_a_gpu_that_holds_the_tokens_waits_for_nothing(
+    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gathering, widening, normalising and jitter are there; waits are those of the beginning and the end."""
+    waits = []
+    for num_steps in (1, 4):
+        with absent_gpu(monkeypatch) as gpu:
+            source = ResidentTokens(CachedTokens(cache, [ALF]), GPU)
+            assert len(gpu.waits) == 1  # for the upload of the one buffer that all fits into
+            bank = AttentiveBank([AttentiveProbe(24, 4, 3)] * 2, [0.0, 0.3], device=GPU)
+            gpu.waits.clear()
+            assert source.take(torch.arange(50)).device.type == "cuda"
+            assert not gpu.waits
+            train(bank, source, num_steps)
+            waits.append(gpu.waits)
+    assert waits[1] == waits[0] == ["aten._to_copy.default from the GPU"] * 3  # which diverged, the losses, the curves
+
+
+def test_on_a_gpu_tokens_lie_in_its_memory_where_they_fit_and_are_streamed_where_they_do_not(
+    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much memory the host has, or has not."""
+    free_bytes = 10**9
+    monkeypatch.setattr(pipeline.placement, "free_device_bytes", lambda device: free_bytes)
+    tokens, (candidate,) = CachedTokens(cache, [ALF]), candidates_of(cache, ALF)
+
+    def place(host_bytes: int) -> Placement:
+        placed = place_tokens(tokens, [candidate], PROTOCOL, host_bytes, GPU)
+        assert placed.planned_bytes <= placed.budget_bytes == free_bytes
+        assert placed.host_bytes <= host_bytes
+        return placed
+
+    held = place(10**7)
+    assert held.tokens == "resident"
+    assert held.training_bytes <= free_bytes - tokens.stored_bytes
+    with absent_gpu(monkeypatch):
+        opened = held.open(tokens)
+        assert isinstance(opened, ResidentTokens)
+        assert opened.device == GPU
+    stored_bytes = 499_000_000  # as of a larger store: half of the GPU, whatever training would like to have
+    monkeypatch.setattr(CachedTokens, "stored_bytes", property(lambda self: stored_bytes))
+    assert place(10**7).tokens == "resident"
+    stored_bytes = free_bytes
+    streamed = place(10**10)
+    assert streamed.tokens == "streamed"
+    assert streamed.training_bytes == free_bytes  # buffers lie in the host's
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
+def test_memory_stays_under_the_budget_while_tokens_are_read_and_trained_on(tmp_path: Path) -> None:
+    """33 MB of tokens, which would be 66 in float32."""
+    answer = starved.train(tmp_path, ["linear"], 72_000_000, 8000)
+    assert answer["tokens"] == ["resident"]
+    assert 30_000_000 < answer["peak_bytes"] <= answer["planned_bytes"] <= 72_000_000
+
+
+def test_a_budget_that_float32_tokens_exceed_and_stored_ones_do_not_keeps_them_in_memory(tmp_path: Path) -> None:
+    cache = write(tmp_path / "train.zarr", num_rows=2400)
+    tokens, (candidate,) = CachedTokens(cache, [ALF]), candidates_of(cache, ALF)
+    training = place_tokens(tokens, [candidate], PROTOCOL, 10**9, CPU).plan.total_bytes
+    placed = place_tokens(tokens, [candidate], PROTOCOL, training + 2 * tokens.stored_bytes - 1, CPU)
+    assert placed.tokens == "resident"
+    assert placed.planned_bytes <= placed.budget_bytes

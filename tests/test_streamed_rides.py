@@ -1,0 +1,150 @@
+"""Probes whose tokens do not fit the memory train together all the same: one pass over the store, rows as alone, memory kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import starved
+import torch
+from test_resident import ALF, GRID, LINEAR, QUIRK, write
+from token_stores import without_fsync  # noqa: F401
+
+import pipeline.placement
+from cache import TokenCache
+from pipeline.events import Event, MemoryPlanned, TrainingStarted
+from pipeline.placement import place_tokens
+from pipeline.probe import Store, probe
+from pipeline.probe_names import NamedProbe
+from pipeline.rides import Ride, candidates_of, plan_rides
+from pipeline.streaming import StreamedTokens
+from pipeline.token_source import CachedTokens
+from probes import TrainingProtocol
+
+CPU = torch.device("cpu")
+NUM_ROWS = 1000
+ROOMY, TIGHT = 10**9, 30_000_000
+PROTOCOL = TrainingProtocol(
+    lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=3, batch_size=350
+)
+OF_THE_ZOO = [
+    NamedProbe(name=kind, head=kind, levels=("block.0",), kinds=("cls", "grid2"), num_heads=2)
+    for kind in ("cae", "aim", "simpool", "map")  # by hand, with BatchNorm, in chunks, with an MLP
+]
+ALL = [LINEAR, ALF, GRID, QUIRK, *OF_THE_ZOO]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    folder = tmp_path_factory.mktemp("stores")
+    caches = [write(folder / f"{name}.zarr", num_rows=count) for name, count in (("train", NUM_ROWS), ("test", 120))]
+    return Store(caches[0].path, caches[0].spec), Store(caches[1].path, caches[1].spec)
+
+
+@pytest.fixture(autouse=True)
+def a_store_that_fits_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones, but every placement takes them for a terabyte; buffers are smaller than the store."""
+    monkeypatch.setattr(CachedTokens, "stored_bytes", property(lambda self: 10**12))
+    monkeypatch.setattr(pipeline.placement, "MOST_BUFFER_ROWS", 256)
+
+
+def run(
+    stores: tuple[Store, Store], runs: Path, probes: Sequence[NamedProbe], memory_bytes: int = ROOMY
+) -> tuple[list[dict[str, Any]], list[Event]]:
+    events: list[Event] = []
+    rows = probe(*stores, probes, PROTOCOL, runs, memory_bytes=memory_bytes, emit=events.append)
+    return rows, events
+
+
+def rides_of(stores: tuple[Store, Store], probes: Sequence[NamedProbe], memory_bytes: int) -> list[Ride]:
+    return list(plan_rides(stores[0].open(), [(one, PROTOCOL) for one in probes], memory_bytes, CPU))
+
+
+def test_a_row_is_the_same_whatever_its_probe_was_streamed_together_with(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    """Linear, attentive, padded, normalised over tokens, heads of the zoo."""
+    together, events = run(stores, tmp_path / "together", ALL)
+    assert [len(row["together_with"]) for row in together] == [len(ALL) - 1] * len(ALL)
+    assert {event.tokens for event in events if isinstance(event, MemoryPlanned)} == {"streamed"}
+    assert {row["memory"]["buffer_rows"] for row in together} == {256}
+    for named, row in zip(ALL, together, strict=True):
+        (alone,), _ = run(stores, tmp_path / named.name, [named])
+        company = {"seconds": None, "together_with": None}
+        assert row | company == alone | company
+
+
+def test_the_store_is_read_once_for_all(
+    stores: tuple[Store, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    stream = StreamedTokens.stream
+
+    def counted(self: StreamedTokens, batches: Any) -> Any:
+        for rows, tokens in stream(self, batches):
+            read.append(len(rows))
+            yield rows, tokens
+
+    monkeypatch.setattr(StreamedTokens, "stream", counted)
+    counts = []
+    for name, probes in (("one", [ALF]), ("many", [LINEAR, ALF, GRID, OF_THE_ZOO[0]])):
+        _, events = run(stores, tmp_path / name, probes)
+        assert [event.num_passes for event in events if isinstance(event, TrainingStarted)] == [1]
+        counts.append(sum(read))
+        read.clear()
+    # the attention of each attentive probe is looked at on the test images afterwards
+    num_looking = {"one": 1, "many": 3}
+    num_tested = 119
+    assert counts[1] - counts[0] == (num_looking["many"] - num_looking["one"]) * num_tested
+
+
+def test_the_order_does_not_depend_on_what_is_read_of_a_row(stores: tuple[Store, Store]) -> None:
+    cache = stores[0].open()
+    rows, orders = torch.arange(0, 900, 2), []
+    for probes in ([LINEAR], [ALF], [LINEAR, ALF, GRID]):
+        placed = place(cache, probes, ROOMY)
+        source = placed.open(CachedTokens(cache, probes))
+        assert isinstance(source, StreamedTokens)
+        orders.append(source.order(rows, 0, 0))
+    assert torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[0], orders[2])
+
+
+def place(cache: TokenCache, probes: Sequence[NamedProbe], memory_bytes: int) -> Any:
+    candidates = [one for named in probes for one in candidates_of(cache, named)]
+    return place_tokens(CachedTokens(cache, probes), candidates, PROTOCOL, memory_bytes, CPU)
+
+
+@pytest.mark.parametrize("memory_bytes", [TIGHT, 2 * TIGHT, 4 * TIGHT, ROOMY])
+def test_rides_keep_within_the_memory_and_change_nothing_for_anybody(
+    stores: tuple[Store, Store], memory_bytes: int
+) -> None:
+    rides = rides_of(stores, ALL, memory_bytes)
+    assert [named for ride in rides for named in ride.probes] == ALL
+    for ride in rides:
+        assert ride.placement.planned_bytes <= memory_bytes
+        assert ride.placement.host_bytes <= memory_bytes
+        alone = [rides_of(stores, [named], memory_bytes)[0] for named in ride.probes]
+        for named, own in zip(ride.probes, alone, strict=True):
+            (candidate,) = candidates_of(ride.cache, named)
+            assert ride.describe(candidate) == own.describe(candidate)
+        assert ride.read_bytes <= sum(own.read_bytes for own in alone)
+
+
+def test_where_company_would_read_the_store_more_often_probes_go_alone(stores: tuple[Store, Store]) -> None:
+    """In little memory every bank has a pass to itself, and in company that pass would read what nobody in it needs."""
+    assert [len(ride.probes) for ride in rides_of(stores, [LINEAR, GRID], ROOMY)] == [2]
+    assert [len(ride.probes) for ride in rides_of(stores, [LINEAR, GRID], TIGHT)] == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
+def test_memory_of_a_ride_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path) -> None:
+    budget_bytes = 125_000_000
+    answer = starved.train(tmp_path, ["linear", "simpool"], budget_bytes, 10 * budget_bytes // starved.ROW_BYTES)
+    assert answer["tokens"] == ["streamed"] * 2
+    assert answer["together_with"] == [["simpool"], ["linear"]]
+    assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes
