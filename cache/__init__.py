@@ -28,7 +28,7 @@ from .journal import BatchNotes
 from .order import chunk_shuffle, cut, exact_shuffle, sequential
 from .reader import TokenCache
 from .repair import Repair, repair_store
-from .room import check_writable, free_bytes, nearest_folder, needed_bytes
+from .room import check_writable, free_bytes, free_files, nearest_folder, needed_bytes
 from .shared import offer_probe, see_probe
 from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
@@ -54,6 +54,7 @@ __all__ = [
     "StoreForecast",
     "ArrayForecast",
     "free_bytes",
+    "free_files",
     "needed_bytes",
     "nearest_folder",
     "check_writable",

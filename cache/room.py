@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .durable import storage_errors
+from .errors import NotWritableError
 from .forecast import StoreForecast
 
 HEADROOM_BYTES = 1 << 20  # journal and header are written anew beside the old ones; folders
@@ -27,6 +28,14 @@ def nearest_folder(path: Path) -> Path:
 def free_bytes(root: Path) -> int:
     """What this user may still write on the disk that a folder lies on, or would lie on."""
     return shutil.disk_usage(nearest_folder(root)).free
+
+
+def free_files(root: Path) -> int | None:
+    """How many more files the disk of a folder takes; None for one that sets no number."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return None
+    told = os.statvfs(nearest_folder(root))
+    return told.f_favail if told.f_files else None
 
 
 def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
@@ -47,9 +56,17 @@ def check_writable(folder: Path) -> None:
     """Make a file where the folder is, or would be made, and take it away again.
 
     Raises:
-        NotWritableError: read-only, or not ours to write.
+        NotWritableError: read-only, not ours to write, or a file is in the way.
         StorageFullError: not even that fits.
     """
+    place = folder.absolute()
+    if files := [path for path in (place, *place.parents) if path.is_file()]:
+        raise NotWritableError(
+            where=str(folder),
+            expected="a folder that this process may write",
+            got=f"a file, {files[0]}",
+            todo="Move it away, or choose another folder with `--cache DIR`.",
+        )
     with storage_errors(folder), tempfile.TemporaryFile(dir=nearest_folder(folder)) as file:
         file.write(b"layerbank")
 

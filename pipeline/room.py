@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cache import NotWritableError, StoreForecast, check_writable, free_bytes, nearest_folder, needed_bytes
+from cache import NotWritableError, StoreForecast, check_writable, free_bytes, free_files, nearest_folder, needed_bytes
 
 from .errors import RequestError
 from .sizes import size
@@ -36,6 +36,14 @@ def check_room(cache_root: Path, forecasts: Sequence[StoreForecast]) -> None:
             got=f"{size(free)} free on the disk of {nearest_folder(cache_root)}",
             todo=f"Free {size(needed - free)}, choose another disk with --cache, or ask for less: {_less(forecasts)}; "
             "nothing was written.",
+        )
+    num_files, free_for = sum(one.written_files for one in forecasts), free_files(cache_root)
+    if free_for is not None and num_files > free_for:
+        raise RequestError(
+            where=f"--cache {cache_root}",
+            expected=f"room for {num_files:,} more files",
+            got=f"{free_for:,} that the disk of {nearest_folder(cache_root)} still takes",
+            todo="Choose another disk with --cache, or fewer --kinds or --levels, each a file a block; nothing was written.",
         )
     for one in forecasts:
         if one.written_files or one.written_bytes:

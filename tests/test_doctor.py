@@ -367,6 +367,7 @@ def test_stores_that_cannot_be_read_and_leftovers_are_told(tmp_path: Path) -> No
     assert "--overwrite" in unreadable.todo
     lock, trial = (finding for finding in findings if finding.name == "leftover")
     assert lock.found == f"{worker_file(store, 1)}: the lock of a worker that was killed"
+    assert lock.todo == f"layerbank cache gc --cache {tmp_path} --delete"
     assert trial.found.endswith("of a plan that was killed")
     assert one(findings, OK).found == f"1 complete under {tmp_path}"
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import MODEL, run
-from stores import tree
+from photos import TINY_MODEL
 from test_cache_disk import in_own_mounts
+from test_parity import Massive, Planted
 
+from pipeline import RequestError
+from pipeline.datasets import open_source
+from pipeline.doctor.disk import check_disk
+from pipeline.events import ignore
+from pipeline.requested import RequestedExtraction, settle_within_room
 from pipeline.sources import ImageSource
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +91,29 @@ def test_what_is_overwritten_counts_as_free(photos: Path, tmp_path: Path, full_d
     assert extract(photos, tmp_path, "--overwrite").exit_code == 0
 
 
+def test_a_float16_model_is_judged_by_the_store_that_it_comes_to(
+    photos: Path, tmp_path: Path, full_disk: Any, loads: list[int]
+) -> None:
+    """It overflows and becomes a bfloat16 model, whose store is complete: a full disk is no hindrance."""
+    source, arrays = open_source(f"folder:{photos}", "test"), [("final", "cls")]
+    options: dict[str, Any] = {"storage_dtype": "float16", "cache_root": tmp_path, "data": f"folder:{photos}"}
+    options |= dict.fromkeys(("batch_size", "compile_model", "parity_threshold"))
+    options |= {"workers": 0, "on_bad_image": "stop"}
+
+    def work(kind: type[Planted], precision: str) -> RequestedExtraction:
+        request = kind(model=TINY_MODEL, tap="block", precision=precision)
+        return RequestedExtraction(request.open("cpu"), request, options, ignore)
+
+    work(Massive, "bfloat16").extract(source, arrays)
+    full_disk(0)
+    (settled,) = settle_within_room([work(Massive, "float16")], [source], [arrays])
+    assert settled.backbone.precision == "bfloat16"
+    loads.clear()
+    with pytest.raises(RequestError, match="0 B free on the disk"):
+        settle_within_room([work(Massive, "float32")], [source], [arrays])
+    assert loads == []
+
+
 def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_disk: Any) -> None:
     full_disk(10_000)
     options = ("--probe", "linear-cls", "--protocol", "quick", "--cache", tmp_path / "caches", "--runs", tmp_path)
@@ -104,45 +132,65 @@ def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_di
     assert not (tmp_path / "caches").exists()
 
 
+def test_a_disk_that_takes_too_few_files_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.room.free_files", lambda root: 50)
+    result = extract(photos, tmp_path, "--levels", "last")
+    assert result.exit_code == 0, result.output
+    result = extract(photos, tmp_path)
+    assert result.exit_code == 2
+    assert re.search(
+        r"expected  room for 1\d\d more files\n", result.stderr
+    )  # 12 levels of 2 kinds, metadata too, twice
+    assert f"got       50 that the disk of {tmp_path} still takes" in result.stderr
+
+
+def test_a_file_in_the_way_is_refused(photos: Path, tmp_path: Path, loads: list[int]) -> None:
+    (tmp_path / "notes").touch()
+    result = extract(photos, tmp_path / "notes" / "caches")
+    assert result.exit_code == 2
+    assert f"got       a file, {tmp_path / 'notes'}" in result.stderr
+    assert "do        Move it away, or choose another folder with `--cache DIR`. Nothing was written." in result.stderr
+    assert loads == []
+    (finding,) = check_disk(tmp_path / "notes" / "caches")
+    assert (finding.state, finding.found) == ("problem", f"{tmp_path / 'notes'} is a file")
+
+
 PROGRAM = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import subprocess, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from pathlib import Path
 from commands import MODEL, run
-cache, photos = sys.argv[1:]
-for kinds in ("cls", "cls,patch"):
-    result = run("extract", *MODEL, "--data", f"folder:{{photos}}", "--cache", cache, "--kinds", kinds)
+from stores import tree
+disk, photos = map(Path, sys.argv[1:])
+def extract(kinds):
+    result = run("extract", *MODEL, "--data", f"folder:{{photos}}", "--cache", disk / "caches", "--kinds", kinds)
     print(result.exit_code, *(line.strip() for line in result.stderr.splitlines()[-4:]), sep="|")
+extract("cls")
+extract("cls,patch")
+before = tree(disk)
+subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+extract("cls")
+extract("cls,ap")
+assert tree(disk) == before
 """
 
 
-def test_a_real_small_disk_takes_what_fits_and_refuses_the_rest(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
+def test_a_real_disk_takes_what_fits_and_refuses_the_rest_and_read_only_what_is_not_complete(
+    photos: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
     (tmp_path / "program.py").write_text(PROGRAM)
-    script = 'mount -t tmpfs -o size=4m tmpfs "$2"; "$1" "$3" "$2/caches" "$4"'
-    fits, refused = in_own_mounts(script, str(tmp_path / "disk"), str(tmp_path / "program.py"), str(photos))
+    script = 'mount -t tmpfs -o size=4m tmpfs "$2"; "$1" "$3" "$2" "$4"'
+    fits, refused, complete, read_only = in_own_mounts(script, *map(str, (disk, tmp_path / "program.py", photos)))
     assert fits.startswith("0|")
     assert refused.startswith("2|layerbank: --cache ")
     assert "more (patch " in refused
-    assert f"MB free on the disk of {tmp_path / 'disk' / 'caches'}|" in refused
-
-
-def test_a_real_read_only_disk_is_refused_before_the_first_image(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "program.py").write_text(PROGRAM)
-    script = 'mount -t tmpfs -o size=100m,ro tmpfs "$2"; "$1" "$3" "$2/caches" "$4"'
-    first, _ = in_own_mounts(script, str(tmp_path / "disk"), str(tmp_path / "program.py"), str(photos))
-    code, _, expected, got, todo = first.split("|")
+    assert f"MB free on the disk of {disk / 'caches'}|" in refused
+    assert complete.startswith("0|")
+    code, _, expected, got, todo = read_only.split("|")
     assert code == "2"
     assert expected == "expected  a folder that this process may write"
     assert got.startswith("got       Read-only file system")
     assert todo.endswith("choose another folder with `--cache DIR`. Nothing was written.")
-
-
-def test_complete_stores_on_a_read_only_disk_can_be_used(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM.replace('("cls", "cls,patch")', '("cls",)'))
-    command = [sys.executable, tmp_path / "program.py", tmp_path / "caches", photos]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    before = tree(tmp_path / "caches")
-    script = 'mount --bind "$2" "$2"; mount -o remount,ro,bind "$2"; "$1" "$3" "$2" "$4"'
-    (line,) = in_own_mounts(script, str(tmp_path / "caches"), str(tmp_path / "program.py"), str(photos))
-    assert line.startswith("0|")
-    assert tree(tmp_path / "caches") == before

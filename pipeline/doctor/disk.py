@@ -40,7 +40,11 @@ IN_MEMORY = ("tmpfs", "ramfs")
 
 def check_disk(cache_root: Path) -> list[Finding]:
     """Write a few files where the stores are, or would be, and remove them."""
-    folder = next(place for place in (cache_root.absolute(), *cache_root.absolute().parents) if place.is_dir())
+    places = (cache_root.absolute(), *cache_root.absolute().parents)
+    if files := [place for place in places if place.is_file()]:
+        todo = "Move it away, or choose another folder with --cache."
+        return [Finding("cache folder", PROBLEM, f"{files[0]} is a file", todo)]
+    folder = next(place for place in places if place.is_dir())
     try:
         trial = Path(tempfile.mkdtemp(prefix=".layerbank-doctor-", dir=folder))
     except OSError as error:

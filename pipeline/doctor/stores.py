@@ -21,10 +21,8 @@ def check_stores(cache_root: Path) -> list[Finding]:
         return [Finding("stores", WARNING, f"not looked at: {first_line(error)}", "Mend the imports first.")]
     stores = list_stores(cache_root)
     findings = [finding for store in stores if (finding := _look_at(store, cache_root)) is not None]
-    unfinished = {store.path for store in stores if store.state == "writing"}
-    leftovers = [garbage for garbage in find_garbage(cache_root) if garbage.path not in unfinished]
-    todo = "It does no harm; `layerbank cache gc` lists what can be deleted."
-    findings += [Finding("leftover", WARNING, f"{one.path}: {one.reason}", todo) for one in leftovers]
+    todo = f"layerbank cache gc --cache {shlex.quote(str(cache_root))} --delete"
+    findings += [Finding("leftover", WARNING, f"{one.path}: {one.reason}", todo) for one in find_garbage(cache_root)]
     # of a `layerbank plan` that was killed; it may have been made beside a folder that was not there
     trials = [path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{TRIAL_PREFIX}*")]
     findings += [Finding("leftover", WARNING, f"{path}: of a plan that was killed", "Delete it.") for path in trials]
