@@ -3,14 +3,17 @@
 One file a bank, `RUNS/<data set>/<store>/.sweeps/<digest>.npz`: the scores and curves it left. The digest is of everything that
 could change them: the train store, the protocol, how tokens and training lie in memory, versions of torch and of this package, the
 head, its blocks and the settings trained together. So a file is found by the sweep that would compute the same numbers, for
-whichever probe, and by no other. Files appear whole or not at all. They are removed when the rows they led to are written; what
-another, abandoned sweep left stays until that sweep is run again.
+whichever probe, and by no other. Files appear whole or not at all. They are removed when the rows they led to are written, and
+with them what an abandoned sweep left: files that no sweep has found or kept for `ABANDONED_S`. A sweep that lives renews its own
+with every bank, and has read what it needs of them: if they were removed all the same, only its restart after a kill would suffer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +27,8 @@ import torch
 from probes import BankKey, BankScores, Candidate, LearningCurves
 
 from .results import key_of
+
+ABANDONED_S = 30 * 24 * 3600.0
 
 
 class SweepJournal:
@@ -48,7 +53,7 @@ class SweepJournal:
                 kept = {name: torch.from_numpy(arrays[name]) for name in ("accuracies", "steps", "losses", "lrs")}
         except (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError):
             return None
-        self._used.add(path)
+        self._renew(path)
         curves = LearningCurves(steps=kept["steps"], losses=kept["losses"], lrs=kept["lrs"])
         return BankScores(accuracies=kept["accuracies"], curves=curves)
 
@@ -65,15 +70,33 @@ class SweepJournal:
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue())
-        self._used.add(path)
+        self._renew(path)
 
     def clear(self) -> None:
-        """Remove what this sweep found and kept: its rows are written."""
-        for path in self._used:
+        """Remove what this sweep found and kept, for its rows are written, and what is abandoned."""
+        if not self._folder.exists():
+            return
+        for path in {*self._used, *self._abandoned()}:
             path.unlink(missing_ok=True)
         self._used.clear()
-        if self._folder.exists() and not any(self._folder.iterdir()):
+        with contextlib.suppress(OSError):  # another sweep's files are there, or it has removed the folder
             self._folder.rmdir()
+
+    def _renew(self, path: Path) -> None:
+        """Say that this sweep lives and needs this file and those before it."""
+        self._used.add(path)
+        for used in self._used:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(used)
+
+    def _abandoned(self) -> list[Path]:
+        """Banks, also half written ones, that nobody has needed for long."""
+        oldest_s, found = time.time() - ABANDONED_S, []
+        for path in self._folder.glob("*.npz"):
+            with contextlib.suppress(FileNotFoundError):  # its sweep has just finished
+                if path.stat().st_mtime < oldest_s:
+                    found.append(path)
+        return found
 
     def _path(self, key: BankKey) -> Path:
         return (

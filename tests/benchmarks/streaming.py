@@ -22,6 +22,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from machine import describe_machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
@@ -57,9 +58,7 @@ def main() -> None:
         if not path.exists():
             make_store(path, options.rows)
         cache = TokenCache.open(path)
-        print(
-            f"{options.rows:,} rows, {options.device}, {torch.get_num_threads()} threads, medians of {options.repeats}"
-        )
+        print(f"{describe_machine()}, {options.rows:,} rows, {options.device}, medians of {options.repeats}")
         for name in ("linear-all", "alf"):
             compare(CachedTokens(cache, resolve_probe(name, DEPTH)), name, options)
 
