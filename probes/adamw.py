@@ -18,6 +18,7 @@ from .stack import Stack
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 _Rate = tuple[float, float]  # peak learning rate, weight decay
+_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # weights, gradients, first and second moments
 
 
 class AdamW:
