@@ -71,6 +71,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/gather.py
 	$(BIN)/python tests/benchmarks/bank.py
 	$(BIN)/python tests/benchmarks/peers.py
+	$(BIN)/python tests/benchmarks/rides.py
 	$(BIN)/python tests/benchmarks/zoo.py
 	$(BIN)/python tests/benchmarks/streaming.py --rows 4000 --repeats 3
 	$(BIN)/python tests/benchmarks/halving.py --probes linear-cls linear-last --num-seeds 2

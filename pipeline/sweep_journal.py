@@ -5,13 +5,16 @@ held-out images a set of them got right. The digest is of everything that
 could change them: the train store, the protocol, how tokens and training lie in memory, versions of torch and of this package, the
 head, its blocks and the settings trained together. So a file is found by the sweep that would compute the same numbers, for
 whichever probe, and by no other. Files appear whole or not at all. Each names the rows it is kept for and is removed when all of
-them are written; what another, abandoned sweep left stays until that sweep is run again.
+them are written; what an abandoned sweep left, files that no sweep has found or kept for `ABANDONED_S`, goes with the next such
+row. A sweep that lives renews its own with every bank, and has read what it needs of them: if they were removed all the same,
+only its restart after a kill would suffer.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import time
 import zipfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -28,6 +31,7 @@ from probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
 from .results import key_of
 
+ABANDONED_S = 30 * 24 * 3600.0
 UNREADABLE = (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError)
 
 
@@ -49,6 +53,7 @@ class SweepJournal:
         rows: Sequence[str],
     ) -> None:
         self._folder, self._describe, self._rows = folder, describe, list(rows)
+        self._used: set[Path] = set()
         self._setting = {**setting, "versions": {name: version(name) for name in ("layerbank", "torch")}}
 
     def find(self, key: BankKey) -> BankScores | None:
@@ -59,6 +64,7 @@ class SweepJournal:
                 kept = {name: torch.from_numpy(arrays[name]) for name in ("accuracies", "steps", "losses", "lrs")}
         except UNREADABLE:
             return None
+        self._renew(path)
         curves = LearningCurves(steps=kept["steps"], losses=kept["losses"], lrs=kept["lrs"])
         return BankScores(accuracies=kept["accuracies"], curves=curves)
 
@@ -81,6 +87,7 @@ class SweepJournal:
                 hits: NDArray[np.bool_] = arrays["hits"]
         except UNREADABLE:
             return None
+        self._renew(path)
         return hits
 
     def keep_hits(self, candidate: Candidate, setting: Setting, hits: NDArray[np.bool_]) -> None:
@@ -92,6 +99,14 @@ class SweepJournal:
         np.savez(content, rows=np.array(self._rows), **arrays)  # type: ignore[arg-type]  # as in row_folder.py
         self._folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue())
+        self._renew(path)
+
+    def _renew(self, path: Path) -> None:
+        """Say that this sweep lives and needs this file and those before it."""
+        self._used.add(path)
+        for used in self._used:
+            with suppress(FileNotFoundError):
+                os.utime(used)
 
     def _path(self, key: BankKey) -> Path:
         return (
@@ -101,7 +116,7 @@ class SweepJournal:
 
 
 def clear_finished(folder: Path, finished: Collection[str]) -> None:
-    """Remove what is kept for rows that are written, all of them.
+    """Remove what is kept for rows that are written, all of them, and what nobody has needed for long.
 
     Args:
         folder: of journals.
@@ -109,12 +124,18 @@ def clear_finished(folder: Path, finished: Collection[str]) -> None:
     """
     if not folder.exists():
         return
-    for path in folder.glob("*.npz"):
-        with suppress(*UNREADABLE), np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            if set(arrays["rows"].tolist()) <= set(finished):
+    oldest_s = time.time() - ABANDONED_S
+    for path in folder.glob("*.npz"):  # half written ones too
+        with suppress(*UNREADABLE):  # among them: its sweep has just removed it
+            if path.stat().st_mtime < oldest_s or _rows_of(path) <= set(finished):
                 path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         folder.rmdir()
+
+
+def _rows_of(path: Path) -> set[str]:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        return set(arrays["rows"].tolist())
 
 
 def _of_search(candidate: Candidate, setting: Setting) -> BankKey:

@@ -18,6 +18,7 @@ from .stack import Stack
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 _Rate = tuple[float, float]  # peak learning rate, weight decay
+_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # weights, gradients, first and second moments
 
 
 class AdamW:
@@ -30,14 +31,17 @@ class AdamW:
 
     def __init__(self, stacks: Sequence[Stack], settings: Sequence[Setting]) -> None:
         self._step = torch.zeros((), device=stacks[0].device)  # float32, as the kernel wants it
-        self._lists: dict[_Rate, list[list[Tensor]]] = {}  # weights, gradients, first and second moments
+        self._lists: dict[
+            _Rate, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+        ] = {}  # weights, gradients, first and second moments
         for stack in stacks:
-            first, second = ({name: torch.zeros_like(value) for name, value in stack.values.items()} for _ in range(2))
             for row, member in enumerate(stack.members):
                 rate = settings[member].lr, settings[member].weight_decay
-                lists = self._lists.setdefault(rate, [[], [], [], []])
-                for one, of_stack in zip(lists, (stack.values, stack.grads, first, second), strict=True):
-                    one.extend(tensor[row] for tensor in of_stack.values())
+                weights, grads, first, second = self._lists.setdefault(rate, ([], [], [], []))
+                weights.extend(value[row] for value in stack.values.values())
+                grads.extend(grad[row] for grad in stack.grads.values())
+                for moments in (first, second):
+                    moments.extend(torch.zeros_like(value[row]) for value in stack.values.values())
 
     def step(self, lrs: dict[float, float]) -> None:
         """Move the weights along the gradients.

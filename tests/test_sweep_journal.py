@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from test_rides import HEADS, make_source
 from test_sweep import SMALL
 
 from cache import TokenCache
+from pipeline import sweep_journal
 from pipeline.events import Event, MemoryPlanned, ProbeProgress
 from pipeline.probe import Store, probe, row_folder
 from pipeline.probe_names import NamedProbe
@@ -128,6 +130,37 @@ def test_hits_of_a_search_are_kept_beside_the_scores_of_the_same_setting(tmp_pat
     assert np.array_equal(journal.find_hits(SWEPT[0], setting), [True, False])
     assert journal.find_hits(SWEPT[1], setting) is None
     assert journal.find(BankKey(candidate=SWEPT[0], settings=(setting,), num_steps=5)) is None
+
+
+def test_what_no_sweep_has_needed_for_thirty_days_goes_when_another_finishes(tmp_path: Path) -> None:
+    """And what a sweep that lives has found or kept does not, however old it is."""
+    month_s = sweep_journal.ABANDONED_S + 60
+    curves = LearningCurves(steps=torch.tensor([0]), losses=torch.ones(1, 1), lrs=torch.ones(1, 1))
+    scores = BankScores(accuracies=torch.ones(1, dtype=torch.float64), curves=curves)
+    keys = [BankKey(candidate=SWEPT[0], settings=(Setting(lr=lr, weight_decay=0.0),), num_steps=5) for lr in (0.1, 1.0)]
+    abandoned, living, finished = (SweepJournal(tmp_path / "j", {"train": name}, describe, [name]) for name in "abc")
+    for journal in (abandoned, living):
+        journal.keep(keys[0], scores)
+    (tmp_path / "j" / ".half.npz").write_bytes(b"PK")
+    for path in (tmp_path / "j").iterdir():
+        os.utime(path, (time.time() - month_s, time.time() - month_s))
+    living.keep(keys[1], scores)  # renews its first bank
+    (tmp_path / "j" / "notes.txt").write_text("not ours")
+    os.utime(tmp_path / "j" / "notes.txt", (0, 0))
+    finished.keep(keys[0], scores)
+    clear_finished(tmp_path / "j", ["c"])
+    assert abandoned.find(keys[0]) is None
+    assert living.find(keys[0]) is not None
+    assert living.find(keys[1]) is not None
+    assert len(list((tmp_path / "j").iterdir())) == 3
+
+
+def test_finding_a_bank_renews_it(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    sweep(tmp_path)
+    assert all(path.stat().st_mtime > time.time() - 600 for path in tmp_path.iterdir())
 
 
 def test_a_file_that_cannot_be_read_is_a_bank_that_is_missing(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ GFLOP/s counts the multiplications the folded form needs, against a square matri
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from statistics import median
 
 import torch
+from machine import describe_machine
 
 from probes.attentive import AttentiveProbe
 from probes.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--bank-only", action="store_true", help="leave the plain module out, for tuning")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, one thread")
+    print(describe_machine())
     for embed_dim in options.embed_dims:
         compare(embed_dim, options)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from machine import describe_machine
 
 from cache import TokenCache
 from pipeline.probe_names import resolve_probe
@@ -48,6 +49,7 @@ def main() -> None:
     if options.train is None:
         options.train, options.test = demo_stores()
     torch.set_num_threads(1)
+    print(describe_machine(), flush=True)
     for name in options.probes:
         named = resolve_probe(name, options.depth)
         train, test = (CachedTokens(TokenCache.open(path), named).in_memory() for path in (options.train, options.test))

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from statistics import median
 
 import torch
 from bank import measure_peak, train_plainly
+from machine import describe_machine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -129,7 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"{platform.machine()}, torch {torch.__version__}, one thread, {options.repeats} turns, batch {BATCH}",
+        f"{describe_machine()}, {options.repeats} turns, batch {BATCH}",
         flush=True,
     )
     table = [compare(case, options.repeats) for case in CASES if case.name in options.cases]

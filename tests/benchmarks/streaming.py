@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import describe_machine
 
 from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
 from pipeline.probe_names import NamedProbe, resolve_probe
@@ -74,9 +75,7 @@ def main() -> None:
         if not path.exists():
             make_store(path, options.rows)
         cache = TokenCache.open(path)
-        print(
-            f"{options.rows:,} rows, {options.device}, {torch.get_num_threads()} threads, medians of {options.repeats}"
-        )
+        print(f"{describe_machine()}, {options.rows:,} rows, {options.device}, medians of {options.repeats}")
         for name in ("linear-all", "alf"):
             compare_places(cache, resolve_probe(name, DEPTH), options)
         compare_company(cache, options)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+from machine import describe_machine
 
 from probes import (
     HEAD_KINDS,
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--by-autograd", action="store_true", help="cae and alf-embed too")
     options = parser.parse_args()
     if len(options.kinds) > 1:
+        print(f"{describe_machine()}; one thread is used", flush=True)
         numbers = {name: value for name, value in vars(options).items() if name not in ("kinds", "by_autograd")}
         more = [f"--{name.replace('_', '-')}={value}" for name, value in numbers.items()]
         more += ["--by-autograd"] * options.by_autograd
