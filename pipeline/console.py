@@ -128,14 +128,15 @@ class Listener:
                     f"{event.num_left} left to take over its rows{', and another begins' * event.is_replaced}"
                 )
             case ClusterJoined():
-                gpus = f"{event.num_gpus} GPU and " * bool(event.num_gpus)
+                gpus = f"{_count(event.num_gpus, 'GPU')} and " * bool(event.num_gpus)
                 self._say(
-                    f"ray: {event.num_nodes} machines; {event.num_workers} workers at a time, each {gpus}{event.num_cpus} cores"
+                    f"ray: {_count(event.num_nodes, 'machine')}, {_count(event.num_workers, 'worker')} at a time with "
+                    f"{gpus}{_count(event.num_cpus, 'core')} each"
                 )
             case ClusterBusy():
+                workers = _count(event.num_workers, "worker")
                 self._say(
-                    f"ray: warning: none of {event.num_workers} workers has begun after {event.waited_s:.0f} s: the cluster has no "
-                    "room now; waiting"
+                    f"ray: warning: after {event.waited_s:.0f} s none of {workers} has begun: the cluster has no room now; waiting"
                 )
             case CacheReused():
                 self._say(f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}")
@@ -285,6 +286,14 @@ def _parity(event: ParityMeasured) -> str:
         f"{event.cosine_level}, largest relative error {event.max_relative_error:.2g} at {event.error_level}; "
         f"{event.num_saturated:,} values saturated, {event.num_nonfinite:,} not finite"
     )
+
+
+def _count(number: int, name: str) -> str:
+    """
+    >>> _count(1, "core"), _count(2, "core")
+    ('1 core', '2 cores')
+    """
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def _few_names(probes: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import socket
 import sys
 import threading
@@ -227,11 +228,11 @@ class RayEngine:
                     one = running[told]
                     try:
                         message = ray.get(next(told))
-                    except (
-                        ray.exceptions.RayTaskError
-                    ) as error:  # not ours to judge: a bug, or a node without layerbank
-                        raise _judged(error) from error
+                    except ray.exceptions.RayTaskError as error:  # what a task raises comes as a message
+                        _refuse_without_layerbank(error)
+                        raise
                     except ray.exceptions.RayError as error:
+                        _refuse_without_layerbank(error)
                         del running[told]
                         lives, reason = one.life + 1, _how_it_ended(error)
                         again = lives < MAX_LIVES and not (share and done)
@@ -452,17 +453,19 @@ def _no_cluster(address: str, got: str) -> RequestError:
     )
 
 
-def _judged(error: Any) -> BaseException:
-    """What an actor raised by itself: layerbank not there, or a bug, as Ray tells it."""
-    if isinstance(error.cause, ImportError):
-        return RequestError(
+def _refuse_without_layerbank(error: Exception) -> None:
+    """Where a node could not even unpickle what it is to do.
+
+    Raises:
+        RequestError: it lacks a module.
+    """
+    if missing := re.search(r"No module named '[^']+'", str(error)):
+        raise RequestError(
             where="--engine ray",
             expected="this layerbank on every node",
-            got=str(error.cause),
+            got=missing[0],
             todo="Install the same version there, with the extra: pip install 'layerbank[ray]'.",
-        )
-    found: BaseException = error
-    return found
+        ) from None
 
 
 def _how_it_ended(error: Exception) -> str:

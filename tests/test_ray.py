@@ -167,6 +167,21 @@ def test_a_task_whose_actor_died_is_begun_again_and_given_up_after_the_third(clu
     assert len(told) == 5
 
 
+class Absent:
+    """A task that a node cannot unpickle, for it lacks a module."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("import layerbank_of_another_version",)
+
+
+def test_a_node_without_this_layerbank_is_said_with_what_brings_it(cluster: Any, tmp_path: Path) -> None:
+    with (
+        RayEngine([tmp_path], 1, "cpu", ignore) as engine,
+        pytest.raises(RequestError, match=r"expected this layerbank on every node.*pip install 'layerbank\[ray\]'"),
+    ):
+        engine.do_one(Absent(), ignore)  # type: ignore[arg-type]
+
+
 def wait_long(emit: Emit) -> None:
     time.sleep(100)
 
