@@ -83,7 +83,10 @@ def _write_row(
         "validation": 0.5,
         "settings": [{"lr": 0.1, "validation": 0.5}, {"lr": 0.01, "validation": None}],
         "seconds": {"select": 1.5, "test": 0.25},
+        "cost": {"trainings": 22, "probe_steps": 11_022, "tokens_read": 6},
     }
+    if probe.endswith("-smallest"):
+        row |= {"levels": LEVELS[1:], "derived": {"base": probe.removesuffix("-smallest"), "rounds": []}}
     if probe == "alf":
         mass = np.random.default_rng(number).dirichlet(np.ones(6), size=len(labels)).reshape(-1, 3, 2)
         np.savez(folder / "attention.npz", sample_ids=sample_ids, mass=mass.astype(np.float32))

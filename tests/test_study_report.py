@@ -247,3 +247,18 @@ def test_results_that_diverged_everywhere_are_shown_as_such(tmp_path: Path) -> N
     page = ReadPage(runs / "report" / "index.html")
     assert "1 result diverged at every setting." in page.texts
     assert [one["balanced accuracy"] for one in page.tables["results"].records()][1] == "diverged"
+
+
+def test_what_validation_chose_is_a_line_with_its_cost_beside_what_it_is_made_of(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs", probes=("linear-cls", "alf", "alf-smallest", "linear-all-smallest"))
+    run("report", runs)
+    page = ReadPage(runs / "report" / "index.html")
+    few, alone = page.tables["choices"].records()
+    accuracies = {one["probe"]: float(one["balanced accuracy"]) for one in page.tables["results"].records()}
+    assert (few["probe"], few["chosen"], few["made of"]) == ("alf-smallest", "levels 2, final", "alf")
+    assert (few["tokens read"], few["trainings"], few["probe steps"]) == ("6", "22", "11,022")
+    assert float(few["balanced accuracy"]) == accuracies["alf-smallest"]
+    assert abs(float(few["difference to it"]) - (accuracies["alf-smallest"] - accuracies["alf"])) < 0.011
+    assert (alone["made of"], alone["difference to it"]) == ("linear-all", "-")  # its base is in another folder of runs
+    assert [line["chosen"] for line in page.csvs["choices.csv"]] == ["levels 2, final"] * 2
+    assert {line["found"] for line in page.csvs["results.csv"]} == {"", "levels 2, final"}

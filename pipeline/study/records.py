@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from pipeline.errors import RequestError
-from pipeline.results import gains
+from pipeline.results import found, gains
 
 from .material import Material
 from .page.blocks import csv_text
@@ -26,7 +26,10 @@ class Record:
         gain_low, gain_high: 95 % over test images.
         top1, top5, macro_f1: of the saved predictions.
         validation: balanced accuracy on which the setting was chosen.
+        found: what validation chose beside a setting: a head of a family, levels, how many settings; "" where nothing.
         num_parameters: of the probe.
+        tokens_read: of an image.
+        trainings: all that it took to find the probe, that of what it is made of included.
         seconds: its share of training and testing.
         setting: digest of stores and protocol.
         key: of the row.
@@ -46,7 +49,10 @@ class Record:
     top5: float | None
     macro_f1: float | None
     validation: float | None
+    found: str
     num_parameters: int | None
+    tokens_read: int | None
+    trainings: int | None
     seconds: float | None
     setting: str
     key: str
@@ -75,7 +81,10 @@ def records_of(material: Material) -> list[Record]:
                 top5=100 * said.top5 if said else None,  # type: ignore[union-attr]
                 macro_f1=100 * said.macro_f1 if said else None,  # type: ignore[union-attr]
                 validation=None if row.get("validation") is None else 100 * row["validation"],
+                found=found(row),
                 num_parameters=row.get("num_parameters"),
+                tokens_read=row.get("cost", {}).get("tokens_read"),
+                trainings=row.get("cost", {}).get("trainings"),
                 seconds=sum(row["seconds"].values()) if "seconds" in row else None,
                 setting=row["setting_of_study"],
                 key=row["key"],
