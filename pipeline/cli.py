@@ -10,15 +10,15 @@ from typing import Any
 
 import click
 
-from .cli_cache import cache
-from .cli_doctor import doctor
-from .cli_extract import extract, plan
-from .cli_models import datasets, models
-from .cli_predict import predict
-from .cli_probe import probe
-from .cli_probes import attention, probes
-from .cli_report import report
-from .cli_study import study
+from .commands.cache import cache
+from .commands.doctor import doctor
+from .commands.extract import extract, plan
+from .commands.models import datasets, models
+from .commands.predict import predict
+from .commands.probe import probe
+from .commands.probes import attention, probes
+from .commands.report import report
+from .commands.study import study
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],

@@ -1,7 +1,7 @@
 """What a person sees: progress, tables and errors. Progress and errors go to stderr, answers to stdout.
 
 On a terminal progress is one moving line; elsewhere (a log, a pipe) it is a plain line every ten seconds. This module and
-`cli` are the only ones that know rich and click.
+`cli.py`, `commands/` are the only ones that know rich and click.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from .events import (
     TrainingStarted,
     WorkerLost,
 )
-from .meter import limit_of
-from .results import found
-from .sizes import size
+from .extraction.meter import limit_of
+from .planning.sizes import size
+from .probing.results import found
 
 __all__ = ["Listener", "print_table", "print_lines", "print_json", "print_error", "size"]
 

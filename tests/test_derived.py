@@ -15,17 +15,17 @@ from PIL import Image
 from test_probe import PROTOCOL, REQUEST, run, stores_of
 
 from cache import CacheError
-from pipeline import forecast_training
 from pipeline.datasets import open_source
 from pipeline.events import Event, ProbeFinished, ProbeProgress
-from pipeline.forecast_training import TrainingForecast
-from pipeline.predict import SavedProbe
-from pipeline.probe import Store, probe, row_folder
-from pipeline.probe_names import NamedProbe, resolve_probe
-from pipeline.report import results_table, summarize
-from pipeline.results import read_rows
+from pipeline.planning import forecast_training
+from pipeline.planning.forecast_training import TrainingForecast
+from pipeline.probing.predict import SavedProbe
+from pipeline.probing.probe import Store, probe, row_folder
+from pipeline.probing.probe_names import NamedProbe, resolve_probe
+from pipeline.probing.results import read_rows
+from pipeline.probing.results_table import results_table, summarize
+from pipeline.recipes.plan import with_bases
 from pipeline.study.saved import SavedHead
-from pipeline.study_plan import with_bases
 from probes import Setting, StepCost, TrainingProtocol
 
 FEW = replace(PROTOCOL, lrs=(1e-2, 1e-3, 3e-4), weight_decays=(1e-4, 1e-1), min_steps=40)

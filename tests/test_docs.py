@@ -14,7 +14,7 @@ from cli_reference import with_reference
 from photos import write_photos
 
 import pipeline
-from pipeline.protocols import open_protocol
+from pipeline.probing.protocols import open_protocol
 
 ROOT = Path(pipeline.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from stores import tree
 from cache import TokenCache
 from cache.errors import StoreLockedError
 from pipeline import PipelineError, RequestError
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones.backbone import Backbone, open_backbone
 from pipeline.datasets import BadImage, ImageSource, open_source
 from pipeline.events import (
     CacheReused,
@@ -25,7 +25,7 @@ from pipeline.events import (
     ImageSkipped,
     TokensOutOfRange,
 )
-from pipeline.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
 from pipeline.rounding import round_tokens
 
 ARRAYS = tuple((level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch"))

@@ -13,10 +13,10 @@ import torch
 from photos import TINY_MODEL
 from stores import tree
 
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones.backbone import Backbone, open_backbone
 from pipeline.datasets import BadImage, ImageSource
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.images import start_worker_server
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.images import start_worker_server
 
 NUM_ROWS, BATCH_SIZE = 600, 32  # more than one block, and batches that are not full
 TORN_ROW = 400

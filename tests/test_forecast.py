@@ -10,11 +10,11 @@ from commands import run
 from test_derived import FEW
 from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 
-from pipeline import forecast_training
-from pipeline.forecast_forward import image_seconds
-from pipeline.forecast_training import TrainingForecast
-from pipeline.probe_names import resolve_probe, resolve_probes
-from pipeline.request import ModelRequest
+from pipeline.backbones.request import ModelRequest
+from pipeline.planning import forecast_training
+from pipeline.planning.forecast_forward import image_seconds
+from pipeline.planning.forecast_training import TrainingForecast
+from pipeline.probing.probe_names import resolve_probe, resolve_probes
 from probes import Head, StepCost, measure_step
 
 

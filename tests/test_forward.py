@@ -13,12 +13,12 @@ from photos import TINY_MODEL
 from torch import Tensor, nn
 
 from pipeline import WorkError
-from pipeline.backbones import Backbone, Tokens, open_backbone
-from pipeline.batch_size import LARGEST, choose_batch_size, fitting_batch_size
+from pipeline.backbones.backbone import Backbone, Tokens, open_backbone
 from pipeline.datasets import open_source
 from pipeline.events import BatchHalved, CompileFailed, Event
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.forward import SteadyForward
+from pipeline.extraction.batch_size import LARGEST, choose_batch_size, fitting_batch_size
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.forward import SteadyForward
 
 BATCH_SIZE = 8
 KINDS = ["cls", "ap", "grid2", "patch"]

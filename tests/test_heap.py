@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import heap
-from pipeline.heap import HIGHEST_BAR_BYTES, large_blocks_returned
+from pipeline.probing import heap
+from pipeline.probing.heap import HIGHEST_BAR_BYTES, large_blocks_returned
 
 
 def resident_bytes() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline import RequestError
-from pipeline.layers import LAYER_SETS, choose_levels, layer_set, level_names
+from pipeline.backbones.layers import LAYER_SETS, choose_levels, layer_set, level_names
 
 
 def _blocks(*indices: int) -> list[str]:

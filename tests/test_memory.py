@@ -21,11 +21,11 @@ from pipeline.memory import (
     memory_for_probes,
     parse_size,
 )
-from pipeline.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
-from pipeline.probe_names import NamedProbe
-from pipeline.resident import ResidentTokens
-from pipeline.streaming import StreamedTokens
-from pipeline.token_source import CachedTokens
+from pipeline.probing.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
+from pipeline.probing.probe_names import NamedProbe
+from pipeline.probing.resident import ResidentTokens
+from pipeline.probing.streaming import StreamedTokens
+from pipeline.probing.token_source import CachedTokens
 from probes import QUICK, Candidate, Head, SettingError
 
 CPU = torch.device("cpu")

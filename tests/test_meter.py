@@ -14,13 +14,14 @@ from photos import TINY_MODEL
 from test_console import FINISHED, PROGRESS, STARTED, shown
 
 from cache import CacheWriter
-from pipeline import console, meter
-from pipeline.backbones import Backbone, TokenFunction, open_backbone
+from pipeline import console
+from pipeline.backbones.backbone import Backbone, TokenFunction, open_backbone
 from pipeline.datasets import ImageSource, open_source
 from pipeline.events import Event, ExtractionFinished, ExtractionProgress
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.meter import find_limit, limit_of
-from pipeline.relay import Relay
+from pipeline.extraction import meter
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.meter import find_limit, limit_of
+from pipeline.extraction.relay import Relay
 
 seconds = st.floats(0, 1e6)
 

@@ -10,9 +10,9 @@ import torch
 from commands import run
 
 from pipeline import RequestError
-from pipeline.backbones import open_backbone
+from pipeline.backbones.backbone import open_backbone
+from pipeline.backbones.listing import FAMILIES, TIMM_MODULES, Family, describe, family_of, match_models, model_names
 from pipeline.datasets import SCHEMES, open_source
-from pipeline.models import FAMILIES, TIMM_MODULES, Family, describe, family_of, match_models, model_names
 from pipeline.sources.demo_sets import DEMOS
 
 

@@ -13,11 +13,11 @@ from photos import TINY_MODEL, write_photos
 
 from cache import CacheError, TokenCache
 from pipeline import PipelineError, RequestError, WorkError
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones.backbone import Backbone, open_backbone
+from pipeline.backbones.request import ModelRequest, choose_storage_dtype
 from pipeline.datasets import ImageSource, open_source
 from pipeline.events import Event, ParityMeasured, PrecisionFellBack
-from pipeline.parity import Settled, compare_tokens, parity_by_level, settle
-from pipeline.request import ModelRequest, choose_storage_dtype
+from pipeline.extraction.parity import Settled, compare_tokens, parity_by_level, settle
 
 ARRAYS = [(level, kind) for level in ("block.1", "block.11", "final") for kind in ("cls", "ap")]
 COUNTS = ("saturated", "nonfinite", "reference_nonfinite")

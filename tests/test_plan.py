@@ -18,10 +18,10 @@ from test_room import full_disk, loads  # noqa: F401
 from token_stores import make_arrays, make_spec
 
 from cache import time_block
-from pipeline.backbones import open_backbone
-from pipeline.calibrate import measure_decoding, measure_forward
+from pipeline.backbones.backbone import open_backbone
 from pipeline.datasets import BadImage, ImageSource, open_source
-from pipeline.plan_time import loop_s
+from pipeline.planning.calibrate import measure_decoding, measure_forward
+from pipeline.planning.plan_time import loop_s
 
 ROOT = Path(__file__).parent.parent
 

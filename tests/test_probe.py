@@ -16,20 +16,20 @@ from photos import TINY_MODEL, write_photos
 import pipeline
 from cache import TokenCache
 from pipeline import RequestError
-from pipeline.backbones import Backbone
+from pipeline.backbones.backbone import Backbone
+from pipeline.backbones.request import ModelRequest
 from pipeline.datasets import open_source
 from pipeline.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.predict import SavedProbe
-from pipeline.probe import Store, check_classes, probe, row_folder, run_folder
-from pipeline.probe_names import resolve_probe
-from pipeline.probe_sizes import leave_out_unfit
-from pipeline.report import results_table
-from pipeline.request import ModelRequest
-from pipeline.results import read_rows
-from pipeline.rides import candidates_of
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.probing.predict import SavedProbe
+from pipeline.probing.probe import Store, check_classes, probe, row_folder, run_folder
+from pipeline.probing.probe_names import resolve_probe
+from pipeline.probing.probe_sizes import leave_out_unfit
+from pipeline.probing.results import read_rows
+from pipeline.probing.results_table import results_table
+from pipeline.probing.rides import candidates_of
+from pipeline.probing.token_source import CachedTokens, join_tokens
 from pipeline.rounding import float_tokens, round_tokens
-from pipeline.token_source import CachedTokens, join_tokens
 from probes import QUICK, ArraySource, TrainingProtocol, concat_tokens, run_sweeps
 
 BATCH = 16

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.attention import THIRDS, keep_attention, third_of_depth
-from pipeline.layers import layer_set
-from pipeline.probe_names import NamedProbe, resolve_probe
+from pipeline.backbones.layers import layer_set
+from pipeline.probing.attention import THIRDS, keep_attention, third_of_depth
+from pipeline.probing.probe_names import NamedProbe, resolve_probe
 from probes import ArraySource, AttentiveProbe, stack_tokens
 
 N, D, H = 23, 16, 3

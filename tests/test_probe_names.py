@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline import RequestError
-from pipeline.probe_names import (
+from pipeline.probing.probe_names import (
     DEMO_PROBES,
     HEADS_WITH_HEADS,
     TopSettings,

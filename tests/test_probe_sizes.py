@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline import RequestError
-from pipeline.probe_names import probe_names, resolve_probe, resolve_probes
-from pipeline.probe_sizes import check_heads, describe_probes, head_of, size_table, token_shape
+from pipeline.probing.probe_names import probe_names, resolve_probe, resolve_probes
+from pipeline.probing.probe_sizes import check_heads, describe_probes, head_of, size_table, token_shape
 
 
 def row_shape(level: str, kind: str) -> tuple[int, ...]:

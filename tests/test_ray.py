@@ -35,8 +35,8 @@ from pipeline.events import (
     WorkerLost,
     ignore,
 )
-from pipeline.ray_engine import Lost, RayEngine, check_address, do_patiently, place, run_on_ray, take_place
-from pipeline.requested import extract_share, prepare_shares
+from pipeline.extraction.ray_engine import Lost, RayEngine, check_address, do_patiently, place, run_on_ray, take_place
+from pipeline.extraction.requested import extract_share, prepare_shares
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, ma
 def test_a_cluster_without_room_now_is_told_and_waited_for(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.ray_engine.BUSY_AFTER_S", 0.5)
+    monkeypatch.setattr("pipeline.extraction.ray_engine.BUSY_AFTER_S", 0.5)
     holder = cluster.remote(num_cpus=2)(_Nothing).remote()
     cluster.get(holder.do.remote())
     events: list[Event] = []
@@ -290,7 +290,7 @@ def test_a_working_folder_that_a_node_lacks_is_told(tmp_path: Path) -> None:
 
 
 def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.ray_engine.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("pipeline.extraction.ray_engine.LOOK_AGAIN_S", 0.01)
     tries: list[int] = []
 
     def locked_twice(emit: Emit) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import RequestError
-from pipeline.recipe import SHIPPED, open_recipe, shipped_recipes
+from pipeline.recipes.plan import plan_study
+from pipeline.recipes.recipe import SHIPPED, open_recipe, shipped_recipes
+from pipeline.recipes.units import Place
 from pipeline.study.catalogue import CATALOGUE
-from pipeline.study_plan import plan_study
-from pipeline.units import Place
 
 GOOD = 'models = ["timm/a"]\ndata = ["demo:digits"]\nprobes = ["alf"]\n'
 

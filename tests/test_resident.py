@@ -14,15 +14,15 @@ import torch
 from absent_gpu import absent_gpu
 from token_stores import make_spec, without_fsync  # noqa: F401
 
-import pipeline.placement
-import pipeline.resident
+import pipeline.probing.placement
+import pipeline.probing.resident
 from cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
-from pipeline.placement import Placement, place_tokens
-from pipeline.probe_names import TOKEN_AXIS, NamedProbe
-from pipeline.resident import ResidentTokens
-from pipeline.rides import candidates_of
+from pipeline.probing.placement import Placement, place_tokens
+from pipeline.probing.probe_names import TOKEN_AXIS, NamedProbe
+from pipeline.probing.resident import ResidentTokens
+from pipeline.probing.rides import candidates_of
+from pipeline.probing.token_source import CachedTokens
 from pipeline.rounding import round_tokens
-from pipeline.token_source import CachedTokens
 from probes import (
     AttentiveBank,
     AttentiveProbe,
@@ -100,7 +100,7 @@ def test_rows_are_those_of_the_map_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[NamedProbe]
 ) -> None:
     """Of every storage dtype, also where kinds differ in it."""
-    monkeypatch.setattr(pipeline.resident, "UPLOAD_BYTES", 20_000)  # several on the way
+    monkeypatch.setattr(pipeline.probing.resident, "UPLOAD_BYTES", 20_000)  # several on the way
     tokens = CachedTokens(write(tmp_path / "train.zarr", dtype), probes)
     held = ResidentTokens(tokens, CPU)
     assert held.size_bytes == tokens.stored_bytes
@@ -121,7 +121,7 @@ def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: TokenCac
         (candidate,) = candidates_of(cache, named)
         assert held.blocks is not None
         reading = Reading(held.blocks, candidate.blocks, flat=named.head == "linear")
-        read = reading.read(held.take(rows), pipeline.resident.Workspace(torch.float32, CPU))
+        read = reading.read(held.take(rows), pipeline.probing.resident.Workspace(torch.float32, CPU))
         assert torch.equal(read, CachedTokens(cache, named).take(rows)), named.name
 
 
@@ -151,7 +151,7 @@ def test_a_store_is_read_once_in_order_through_one_small_buffer(
     monkeypatch.setattr(tokens, "gather", watched)
     monkeypatch.setattr(tokens, "will_need", lambda start, stop: seen.append(("ahead", start, stop)))
     monkeypatch.setattr(tokens, "release", lambda start, stop: seen.append(("release", start, stop)))
-    monkeypatch.setattr(pipeline.resident, "UPLOAD_BYTES", 100 * tokens.stored_row_bytes)
+    monkeypatch.setattr(pipeline.probing.resident, "UPLOAD_BYTES", 100 * tokens.stored_row_bytes)
     ResidentTokens(tokens, CPU)
     read = [(first, last) for what, first, last in seen if what == "gather"]
     assert read == [(start, min(start + 100, 594) - 1) for start in range(0, 594, 100)]
@@ -209,7 +209,7 @@ def test_on_a_gpu_tokens_lie_in_its_memory_where_they_fit_and_are_streamed_where
 ) -> None:
     """However much memory the host has, or has not."""
     free_bytes = 10**9
-    monkeypatch.setattr(pipeline.placement, "free_device_bytes", lambda device: free_bytes)
+    monkeypatch.setattr(pipeline.probing.placement, "free_device_bytes", lambda device: free_bytes)
     tokens, (candidate,) = CachedTokens(cache, [ALF]), candidates_of(cache, ALF)
 
     def place(host_bytes: int) -> Placement:

@@ -18,7 +18,7 @@ from pipeline import RequestError
 from pipeline.datasets import open_source
 from pipeline.doctor.disk import check_disk
 from pipeline.events import ignore
-from pipeline.requested import RequestedExtraction, settle_within_room
+from pipeline.extraction.requested import RequestedExtraction, settle_within_room
 from pipeline.sources import ImageSource
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_di
 def test_a_disk_that_takes_too_few_files_is_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.room.free_files", lambda root: 50)
+    monkeypatch.setattr("pipeline.planning.room.free_files", lambda root: 50)
     result = extract(photos, tmp_path, "--levels", "last")
     assert result.exit_code == 0, result.output
     result = extract(photos, tmp_path)

@@ -12,11 +12,11 @@ import torch
 from photos import TINY_MODEL
 
 from pipeline import RequestError, WorkError
+from pipeline.backbones.request import ModelRequest
 from pipeline.datasets import open_source
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.probe import Store, probe, row_folder
-from pipeline.probe_names import resolve_probe
-from pipeline.request import ModelRequest
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.probing.probe import Store, probe, row_folder
+from pipeline.probing.probe_names import resolve_probe
 from pipeline.study.attention import AttentionMap, mean_map, read_attention, spread_of
 from pipeline.study.predictions import accuracies, read_predictions, require_same_images
 from pipeline.study.saved import SavedHead, prune_tokens

@@ -11,13 +11,13 @@ from test_parity import Large, Massive, Planted, look
 from token_stores import make_spec
 
 from pipeline import RequestError
+from pipeline.backbones.request import ModelRequest
 from pipeline.console import Listener
 from pipeline.datasets import ImageSource, open_source
 from pipeline.events import ParityMeasured, PrecisionFellBack, PrecisionFollowed
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.probe import Store, check_one_model
-from pipeline.request import ModelRequest
-from pipeline.siblings import model_differences, other_splits
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.siblings import model_differences, other_splits
+from pipeline.probing.probe import Store, check_one_model
 from pipeline.sources import ViewedSource, ViewRule
 
 

@@ -16,8 +16,8 @@ import pytest
 from cache import CacheError, SpecError
 from pipeline import RequestError
 from pipeline.events import Emit, Event, StudyUnit
-from pipeline.results import append_row, read_rows
-from pipeline.spread import spread
+from pipeline.extraction.spread import spread
+from pipeline.probing.results import append_row, read_rows
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,9 +17,9 @@ import torch
 from token_stores import make_spec, without_fsync  # noqa: F401
 
 from cache import ArraySpec, CacheWriter, TokenCache
-from pipeline.probe_names import NamedProbe
-from pipeline.streaming import StreamedTokens
-from pipeline.token_source import CachedTokens
+from pipeline.probing.probe_names import NamedProbe
+from pipeline.probing.streaming import StreamedTokens
+from pipeline.probing.token_source import CachedTokens
 from probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
 from probes.sources import OrderedSource
 

@@ -20,10 +20,10 @@ from commands import run
 from photos import TINY_MODEL, write_photos
 
 from pipeline.events import Emit, Event, StudyUnitFinished
-from pipeline.recipe import Recipe, open_recipe
-from pipeline.results import read_rows
-from pipeline.studies import run_study
-from pipeline.units import Place, Unit, UnitDone, lost_unit, run_unit, units_of
+from pipeline.probing.results import read_rows
+from pipeline.recipes.recipe import Recipe, open_recipe
+from pipeline.recipes.studies import run_study
+from pipeline.recipes.units import Place, Unit, UnitDone, lost_unit, run_unit, units_of
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs: what a row cost, and beside what

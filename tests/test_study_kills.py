@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from photos import TINY_MODEL, write_photos
 
-from pipeline.results import read_rows
+from pipeline.probing.results import read_rows
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs
@@ -25,7 +25,7 @@ RUNNER = """
 import io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-import pipeline.probe, pipeline.results, pipeline.studies, pipeline.console, pipeline.cli  # noqa
+import pipeline.probing.probe, pipeline.probing.results, pipeline.recipes.studies, pipeline.console, pipeline.cli  # noqa
 from pipeline.console import Listener
 from pipeline.cli import main
 

@@ -21,13 +21,13 @@ from test_rides import HEADS, make_source
 from test_sweep import SMALL
 
 from cache import TokenCache
-from pipeline import sweep_journal
 from pipeline.events import Event, MemoryPlanned, ProbeProgress
-from pipeline.probe import Store, probe, row_folder
-from pipeline.probe_names import NamedProbe
-from pipeline.results import read_rows
-from pipeline.rides import plan_rides
-from pipeline.sweep_journal import SweepJournal, clear_finished
+from pipeline.probing import sweep_journal
+from pipeline.probing.probe import Store, probe, row_folder
+from pipeline.probing.probe_names import NamedProbe
+from pipeline.probing.results import read_rows
+from pipeline.probing.rides import plan_rides
+from pipeline.probing.sweep_journal import SweepJournal, clear_finished
 from probes import (
     BankKey,
     BankScores,

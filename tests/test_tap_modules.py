@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from cache import CacheSpec, SpecMismatchError, TokenCache
 from pipeline import RequestError
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones.backbone import Backbone, open_backbone
+from pipeline.backbones.request import ModelRequest
 from pipeline.datasets import open_source
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.repair import repair_and_fill
-from pipeline.request import ModelRequest
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.repair import repair_and_fill
 
 SIZE, DEPTH = 48, 3
 PATTERN = "layers.{i}.ffn_norm"

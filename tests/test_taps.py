@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline import RequestError
-from pipeline.taps import TokenLayout, kind_shape, pool_tokens
+from pipeline.backbones.taps import TokenLayout, kind_shape, pool_tokens
 
 LAYOUTS = st.builds(
     TokenLayout,

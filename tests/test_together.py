@@ -17,12 +17,12 @@ from stores import tree
 
 from cache import TokenCache
 from pipeline import RequestError
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones.backbone import Backbone, open_backbone
+from pipeline.backbones.request import pair_models_with_weights
 from pipeline.datasets import ImageSource, open_source
 from pipeline.events import CacheReused, Event, ExtractionFinished, ExtractionProgress, ExtractionStarted
-from pipeline.extract import ExtractConfig, Extraction, extract, extract_together, spec_of
-from pipeline.loop import cut_pieces
-from pipeline.request import pair_models_with_weights
+from pipeline.extraction.extract import ExtractConfig, Extraction, extract, extract_together, spec_of
+from pipeline.extraction.loop import cut_pieces
 
 CONFIG: dict[str, Any] = {"arrays": (("final", "ap"), ("block.3", "cls")), "batch_size": 16, "num_workers": 0}
 

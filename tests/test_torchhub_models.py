@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline import RequestError, WorkError
-from pipeline.backbones import open_backbone
-from pipeline.request import ModelRequest
+from pipeline.backbones.backbone import open_backbone
+from pipeline.backbones.request import ModelRequest
 
 SIZE = 28
 MODEL = """

@@ -19,10 +19,10 @@ from photos import TINY_MODEL
 from torch import Tensor
 
 from cache import ArraySpec, TokenCache
-from pipeline.backbones import Tokens, open_backbone
+from pipeline.backbones.backbone import Tokens, open_backbone
 from pipeline.datasets import open_source
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
 
 CPU = torch.device("cpu")
 ARRAYS = (

@@ -22,20 +22,20 @@ from stores import tree
 
 from cache import SpecMismatchError, TokenCache, export_hdf5, import_hdf5, verify_store
 from pipeline import RequestError
-from pipeline.backbones import Backbone
+from pipeline.backbones.backbone import Backbone
+from pipeline.backbones.request import ModelRequest
 from pipeline.datasets import open_source
 from pipeline.events import Emit, Event, ImageSkipped, ignore
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.predict import SavedProbe
-from pipeline.probe import Store, check_train_views, probe, row_folder
-from pipeline.probe_names import resolve_probe
-from pipeline.repair import repair_and_fill
-from pipeline.request import ModelRequest
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.repair import repair_and_fill
+from pipeline.extraction.view_geometry import ViewGeometry
+from pipeline.extraction.views import resample_of, view_geometry
+from pipeline.probing.predict import SavedProbe
+from pipeline.probing.probe import Store, check_train_views, probe, row_folder
+from pipeline.probing.probe_names import resolve_probe
+from pipeline.probing.token_source import CachedTokens
 from pipeline.sources import BadImage, ImageSource, ViewedSource, ViewRule
 from pipeline.sources.views import ATTEMPTS, VIEW_SEED, draw_view
-from pipeline.token_source import CachedTokens
-from pipeline.view_geometry import ViewGeometry
-from pipeline.views import resample_of, view_geometry
 from probes import QUICK, split_rows
 
 RULE = ViewRule(num_views=2, min_scale=0.3)

@@ -27,9 +27,9 @@ from pipeline.events import (
     TokensOutOfRange,
     WorkerLost,
 )
-from pipeline.relay import Relay
-from pipeline.shards import choose_processes, parse_shard, worker_of_launcher
-from pipeline.workers import run_processes
+from pipeline.extraction.relay import Relay
+from pipeline.extraction.shards import choose_processes, parse_shard, worker_of_launcher
+from pipeline.extraction.workers import run_processes
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")

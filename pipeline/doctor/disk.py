@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.sizes import size
+from pipeline.planning.sizes import size
 
 from .finding import OK, PROBLEM, WARNING, Finding, first_line
 

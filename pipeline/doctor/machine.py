@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.extraction.meter import num_cores
 from pipeline.memory import available_memory_bytes
-from pipeline.meter import num_cores
-from pipeline.sizes import size
+from pipeline.planning.sizes import size
 
 from .finding import OK, PROBLEM, WARNING, Finding, first_line
 from .libraries import BROKEN

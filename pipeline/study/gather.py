@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import RequestError, WorkError
-from pipeline.results import Row
+from pipeline.probing.results import Row
 
 RESULTS = "results.jsonl"
 NEEDED = ("key", "probe", "backbone", "dataset", "test", "protocol", "setting_of_study")

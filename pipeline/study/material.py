@@ -18,7 +18,7 @@ import numpy as np
 
 from cache import CacheError, TokenCache
 from pipeline.events import Emit, ignore
-from pipeline.results import Row
+from pipeline.probing.results import Row
 
 from .dataset_table import DatasetTable, dataset_table
 from .findings import Finding, find

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from pipeline.errors import RequestError
-from pipeline.results import found, gains
+from pipeline.probing.results import found, gains
 
 from .material import Material
 from .page.blocks import csv_text

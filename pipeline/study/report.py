@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cache.durable import replace_file
-from pipeline.results import Row
+from pipeline.probing.results import Row
 
 from .dataset_table import table_latex, table_markdown
 from .findings import sentence

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from cache import CacheSpec, TokenCache
 from pipeline.errors import RequestError
-from pipeline.figures import attention_map
-from pipeline.predict import BACKBONE_FIELDS
-from pipeline.probe_names import NamedProbe
-from pipeline.token_source import CachedTokens, require_arrays
+from pipeline.probing.figures import attention_map
+from pipeline.probing.predict import BACKBONE_FIELDS
+from pipeline.probing.probe_names import NamedProbe
+from pipeline.probing.token_source import CachedTokens, require_arrays
 from probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_mass, load_probe
 
 from ..sources.views import evaluation_transform

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RequestError
-from pipeline.probe_names import REFERENCE
-from pipeline.results import Row, key_of
+from pipeline.probing.probe_names import REFERENCE
+from pipeline.probing.results import Row, key_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """What a bank makes cheap: the smallest set of levels that is good enough, the best k settings.
 
 Pure arithmetic on what probes said of the validation images; test images have no say in any choice. How probes of a
-subset of levels are trained is the caller's business (`pipeline/derived.py`): it passes `train`, a function that is handed all
-candidates of a round at once, so that they can train in one pass.
+subset of levels are trained is the caller's business (`pipeline/probing/derived.py`): it passes `train`, a function that is handed
+all candidates of a round at once, so that they can train in one pass.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.probe_names import REFERENCE
+from pipeline.probing.probe_names import REFERENCE
 
 from .bootstrap import Interval, accuracy_interval, difference_interval
 from .predictions import Accuracies, Predictions, accuracies, read_predictions, require_same_images

@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from jpegs import write_jpegs
 
-from pipeline.backbones import Backbone, open_backbone
+from pipeline.backbones.backbone import Backbone, open_backbone
+from pipeline.backbones.tower import tapped_modules
 from pipeline.datasets import ImageSource, open_source
 from pipeline.events import Event, ExtractionFinished
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.images import Rows, decode_batches, start_worker_server
-from pipeline.tower import tapped_modules
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.images import Rows, decode_batches, start_worker_server
 
 KINDS = ("cls", "ap")
 NUM_REFERENCE_PASSES = 3

@@ -14,13 +14,13 @@ from jpegs import write_jpegs
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones import PRECISIONS, Backbone, open_backbone
+from pipeline.backbones.backbone import PRECISIONS, Backbone, open_backbone
+from pipeline.backbones.request import choose_precision, choose_workers
 from pipeline.datasets import open_source
 from pipeline.events import Event, ExtractionFinished
-from pipeline.extract import ExtractConfig, extract, spec_of
-from pipeline.forward import SteadyForward, is_out_of_memory
-from pipeline.images import start_worker_server
-from pipeline.request import choose_precision, choose_workers
+from pipeline.extraction.extract import ExtractConfig, extract, spec_of
+from pipeline.extraction.forward import SteadyForward, is_out_of_memory
+from pipeline.extraction.images import start_worker_server
 
 Figures = Iterator[dict[str, Any]]
 KINDS = ("cls", "ap")

@@ -14,11 +14,11 @@ from gpu_sizes import Measured
 
 from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
 from pipeline.memory import HEADROOM
-from pipeline.placement import MOST_BUFFER_ROWS
-from pipeline.probe_names import resolve_probe
-from pipeline.resident import ResidentTokens
-from pipeline.streaming import StreamedTokens
-from pipeline.token_source import CachedTokens
+from pipeline.probing.placement import MOST_BUFFER_ROWS
+from pipeline.probing.probe_names import resolve_probe
+from pipeline.probing.resident import ResidentTokens
+from pipeline.probing.streaming import StreamedTokens
+from pipeline.probing.token_source import CachedTokens
 from probes import (
     PAPER,
     ArraySource,

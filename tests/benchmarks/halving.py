@@ -22,8 +22,8 @@ import torch
 from machine import describe_machine
 
 from cache import TokenCache
-from pipeline.probe_names import resolve_probe
-from pipeline.token_source import CachedTokens
+from pipeline.probing.probe_names import resolve_probe
+from pipeline.probing.token_source import CachedTokens
 from probes import PAPER, Head, SweepResult, TrainingProtocol, run_sweep
 
 

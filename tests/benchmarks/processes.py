@@ -22,8 +22,8 @@ from typing import Any
 from jpegs import write_jpegs
 
 from pipeline.events import Event, ExtractionStarted, ignore
-from pipeline.requested import extract_share, prepare_shares
-from pipeline.workers import run_processes
+from pipeline.extraction.requested import extract_share, prepare_shares
+from pipeline.extraction.workers import run_processes
 
 PROCESSES = (1, 2)
 

@@ -29,11 +29,11 @@ import torch
 from machine import describe_machine
 
 from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
-from pipeline.probe_names import NamedProbe, resolve_probe
-from pipeline.resident import ResidentTokens
-from pipeline.rides import candidates_of
-from pipeline.streaming import StreamedTokens
-from pipeline.token_source import CachedTokens
+from pipeline.probing.probe_names import NamedProbe, resolve_probe
+from pipeline.probing.resident import ResidentTokens
+from pipeline.probing.rides import candidates_of
+from pipeline.probing.streaming import StreamedTokens
+from pipeline.probing.token_source import CachedTokens
 from probes import (
     PAPER,
     ArraySource,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RequestError
-from pipeline.results import Row
+from pipeline.probing.results import Row
 from pipeline.study.scores import Table
 from pipeline.study.summaries import summarize
 

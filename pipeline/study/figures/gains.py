@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.probe_names import REFERENCE
+from pipeline.probing.probe_names import REFERENCE
 from pipeline.study.scores import Table, gains_of
 from pipeline.study.significance import compare_gains
 from pipeline.study.summaries import summarize

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.backbones.layers import FINAL
 from pipeline.errors import RequestError
-from pipeline.layers import FINAL
 from pipeline.study.scores import Case, Table
 
 from .style import BLUE, COLUMN, GREEN, MARKERS, ORANGE, PURPLE, VERMILION, drawing, drawn_name, grid, save

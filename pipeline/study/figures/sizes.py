@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import RequestError
-from pipeline.probe_names import REFERENCE
+from pipeline.probing.probe_names import REFERENCE
 from pipeline.study.paper import find_model
 from pipeline.study.scores import Table, gains_of
 from pipeline.study.summaries import summarize

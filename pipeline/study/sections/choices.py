@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.results import Row, found
+from pipeline.probing.results import Row, found
 from pipeline.study.material import Material
 from pipeline.study.page.blocks import DataTable, Section, csv_text
 from pipeline.study.page.numbers import points

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.probe_names import REFERENCE
+from pipeline.probing.probe_names import REFERENCE
 from pipeline.study.examples import DISPUTED, PER_RULE, SURE_MISSES, UNSURE_HITS, choose_examples, confidences
 from pipeline.study.material import Material
 from pipeline.study.page.blocks import Block, Card, Cards, Fold, Said, Section, Strip, Words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.results import gains
+from pipeline.probing.results import gains
 from pipeline.study.material import Material
 from pipeline.study.page.blocks import Block, DataTable, Section, Words, csv_text
 from pipeline.study.page.numbers import counted, percent, points

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.probe_names import REFERENCE
+from pipeline.probing.probe_names import REFERENCE
 from pipeline.study.figures.gains import draw_gains
 from pipeline.study.figures.sizes import draw_gains_by_size, size_of
 from pipeline.study.findings import sentence

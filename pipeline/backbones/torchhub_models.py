@@ -1,0 +1,196 @@
+"""Models by `torchhub:<repo>:<entry>`: what a repository's `hubconf.py` builds, DINOv2's own code say, opened up as a `Tower`.
+
+The repository is `owner/name[:ref]` on GitHub or a folder. **Its code runs here**, so one on GitHub is taken only if torch's hub
+trusts it already or it belongs to those whom torch trusts. The transform is the one DINO, DINOv2 and MAE are evaluated with
+(PROTOCOL section 4), at 224 pixels unless `--image-size` says otherwise: a hub entry does not bring one.
+
+The architecture's text holds a digest of the file that defines the model's class, because the entry's name says nothing of what
+the code does today. It covers no file imported from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+from xxhash import xxh3_64_hexdigest
+
+from ..errors import RequestError, WorkError
+from .timm_models import transform_text
+from .tower import Tower
+from .vit_parts import final_norm, find_blocks, layout_of
+from .weights import RANDOM, load_strictly, read_state_dict
+
+IMAGE_SIZE = 224
+TRUSTED_OWNERS = ("facebookresearch", "pytorch")  # as torch.hub itself
+_EVALUATION = {
+    "crop_pct": 0.875,  # 224 / 256
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+
+
+def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
+    """Build a model of a torch hub repository.
+
+    Args:
+        model_id: `torchhub:<repo>:<entry>`.
+        weights: None for those of the entry, "random", or a file.
+        tap: norm2, block or `module:PATTERN`.
+        image_size: pixels a side; None for 224.
+        seed: of random weights.
+
+    Raises:
+        RequestError: no such repository or entry, code that is not trusted, weights that do not fit, no vision transformer, or one
+            that does not run at this size.
+        WorkError: GitHub cannot be reached.
+    """
+    repo, entry = _split(model_id)
+    local = repo.startswith((".", "/", "~"))
+    if local:
+        repo = str(Path(repo).expanduser().resolve())
+        _check_folder(model_id, Path(repo))
+    else:
+        _check_trust(model_id, repo)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(model_id, repo, entry, weights, local=local).eval()
+    if weights is not None and weights != RANDOM:
+        load_strictly(model, read_state_dict(weights), f"--weights {weights}")
+    size = IMAGE_SIZE if image_size is None else image_size
+    name = f"torchhub:{Path(repo).name}:{entry}" if local else model_id
+    forward: Callable[[Tensor], Any] = getattr(model, "forward_features", model)
+    layout = layout_of(model, name, (size, size), chosen=True)
+    _check_that_it_runs(model, forward, name, size)
+    blocks = find_blocks(model, name, tap, forward, (size, size))
+    last, final, how = final_norm(model, blocks)
+    config: dict[str, Any] = _EVALUATION | {"input_size": (3, size, size)}
+    return Tower(
+        name=name,
+        model=model,
+        forward=forward,
+        blocks=blocks,
+        second_norm="norm2",
+        last=last,
+        final=final,
+        layout=layout,
+        image_size=(size, size),
+        transform=create_transform(**config, is_training=False),
+        transform_id=transform_text(config),
+        architecture=f"{name} image={size}x{size} final={how} positions=own code={_code_digest(model)}",
+    )
+
+
+def _split(model_id: str) -> tuple[str, str]:
+    """Repository and entry of an id; a reference of the repository holds a colon too.
+
+    >>> _split("torchhub:facebookresearch/dinov2:main:dinov2_vits14")
+    ('facebookresearch/dinov2:main', 'dinov2_vits14')
+    """
+    repo, _, entry = model_id.removeprefix("torchhub:").rpartition(":")
+    if not repo or not entry or ("/" not in repo and not repo.startswith(".")):
+        raise RequestError(
+            where=f"--model {model_id}",
+            expected="torchhub:OWNER/NAME:ENTRY or torchhub:/FOLDER:ENTRY",
+            got=repr(model_id),
+            todo="For example torchhub:facebookresearch/dinov2:dinov2_vits14.",
+        )
+    return repo, entry
+
+
+def _check_folder(model_id: str, folder: Path) -> None:
+    if not (folder / "hubconf.py").is_file():
+        raise RequestError(
+            where=f"--model {model_id}",
+            expected="a folder with a hubconf.py",
+            got="a folder without" if folder.is_dir() else "no such folder",
+            todo="Give the folder of a clone of the repository.",
+        )
+
+
+def _check_trust(model_id: str, repo: str) -> None:
+    """Refuse code that the user has not said to trust; torch itself would ask on stdin."""
+    owner, name = repo.partition(":")[0].split("/", 1)
+    hub = Path(torch.hub.get_dir())
+    listed = (hub / "trusted_list").read_text().split() if (hub / "trusted_list").is_file() else []
+    if owner not in TRUSTED_OWNERS and f"{owner}_{name}" not in listed and not any(hub.glob(f"{owner}_{name}_*")):
+        raise RequestError(
+            where=f"--model {model_id}",
+            expected="a repository whose code you have said to trust, because it will run here",
+            got=f"{owner}/{name}, which torch's hub does not know",
+            todo=f"Read it, then run once: python -c \"import torch; torch.hub.list('{repo}', trust_repo=True)\"",
+        )
+
+
+def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: bool) -> nn.Module:
+    """Call the entry, with `pretrained` as most take it; one that does not brings the weights it brings."""
+
+    def load(**options: Any) -> Any:
+        if local:
+            return torch.hub.load(repo, entry, source="local", **options)  # type: ignore[no-untyped-call]
+        return torch.hub.load(repo, entry, trust_repo=True, verbose=False, **options)  # type: ignore[no-untyped-call]
+
+    where = f"--model {model_id}"
+    try:
+        try:
+            model = load(pretrained=weights is None)
+        except TypeError as error:
+            if "pretrained" not in str(error):
+                raise
+            if weights == RANDOM:
+                raise RequestError(
+                    where=where,
+                    expected="an entry that takes `pretrained`, for --weights random",
+                    got=f"{entry}, which does not",
+                    todo="Leave --weights out, or give a file.",
+                ) from error
+            model = load()
+    except (RuntimeError, ModuleNotFoundError) as error:
+        if not isinstance(error, ModuleNotFoundError) and not str(error).startswith(("Cannot find", "Missing dep")):
+            raise
+        raise RequestError(
+            where=where,
+            expected=f"the entry {entry} of its hubconf.py, with all that it imports",
+            got=str(error),
+            todo="Choose an entry that hubconf.py defines, or install what is missing.",
+        ) from error
+    except OSError as error:
+        raise WorkError(
+            where=where,
+            expected="the repository and the weights from the network",
+            got=str(error).splitlines()[0][:200],
+            todo="Clone it where there is one and name the folder: torchhub:/FOLDER:ENTRY, with --weights FILE.",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise RequestError(
+            where=where,
+            expected="an entry that gives a torch module",
+            got=type(model).__name__,
+            todo="Choose another entry.",
+        )
+    return model
+
+
+def _check_that_it_runs(model: nn.Module, forward: Callable[[Tensor], Any], model_id: str, size: int) -> None:
+    try:
+        with torch.inference_mode():
+            forward(torch.zeros(1, 3, size, size, dtype=next(model.parameters()).dtype))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise RequestError(
+            where=f"{model_id} at {size} pixels",
+            expected="a model that takes images [B, 3, H, W] of this size",
+            got=(str(error) or type(error).__name__).splitlines()[0],
+            todo="Give the size it was built for with --image-size.",
+        ) from error
+
+
+def _code_digest(model: nn.Module) -> str:
+    """xxh3 of the file that defines the model's class."""
+    return xxh3_64_hexdigest(Path(inspect.getfile(type(model))).read_bytes())

@@ -1,0 +1,168 @@
+"""A vision transformer opened up: what to run, where to listen, and what its tokens mean.
+
+`timm_models`, `open_clip_models`, `torchhub_models` and `demo_weights` each end in a `Tower`; everything after them treats all
+families alike. What a model claims about itself is checked against one forward pass over a blank image,
+because attributes differ between families and between versions of their libraries, while the order in which
+modules run is the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import RequestError
+from .layers import FINAL, level_names
+from .tap_modules import tap_candidates, tap_pattern
+from .taps import TAPS, TokenLayout
+from .vit_parts import child_names
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tower:
+    """One vision transformer; in float32 on the CPU until a backbone moves its model.
+
+    Attributes:
+        name: model id, for messages.
+        model: holds every weight that takes part; its state dict is the identity of the weights.
+        forward: runs it as far as `last`; what it returns is not looked at.
+        blocks: the transformer blocks, in order.
+        second_norm: name, inside a block, of the LayerNorm between attention and MLP.
+        last: module whose output [B, T, D] is what `final` starts from.
+        final: [B, T, D] -> [B, T, D'], the model's last norm (and CLIP's projection) on every token.
+        layout: where CLS, registers and patches lie.
+        image_size: height and width in pixels.
+        transform: PIL image -> float32 tensor [3, H, W]; picklable.
+        transform_id: canonical text of the transform.
+        architecture: canonical text of everything but the weights that changes the function.
+    """
+
+    name: str
+    model: nn.Module
+    forward: Callable[[Tensor], Any]
+    blocks: tuple[nn.Module, ...]
+    second_norm: str
+    last: nn.Module
+    final: Callable[[Tensor], Tensor]
+    layout: TokenLayout
+    image_size: tuple[int, int]
+    transform: Callable[[Any], Tensor]
+    transform_id: str
+    architecture: str
+
+
+def tapped_modules(tower: Tower, tap: str) -> dict[str, nn.Module]:
+    """The module to listen to at each level.
+
+    Args:
+        tower: one whose blocks were found by this tap.
+        tap: norm2, block or `module:PATTERN`.
+
+    Raises:
+        RequestError: no such tap, or the blocks lack a norm of that name.
+    """
+    levels = level_names(len(tower.blocks))
+    if (pattern := tap_pattern(tap)) is not None:
+        named = dict(tower.model.named_modules())
+        listened = [named[pattern.replace("{i}", str(index))] for index in range(len(tower.blocks))]
+        return dict(zip(levels, (*listened, tower.last), strict=True))
+    if tap not in TAPS:
+        raise RequestError(
+            where="--tap", expected=" or ".join(TAPS), got=repr(tap), todo="`final` is a level of either tap."
+        )
+    modules = tower.blocks
+    if tap == "norm2":
+        missing = [block for block in tower.blocks if not hasattr(block, tower.second_norm)]
+        if missing:
+            raise _no_second_norm(tower, f"{type(missing[0]).__name__} with {child_names(missing[0])}")
+        modules = tuple(getattr(block, tower.second_norm) for block in tower.blocks)
+    return dict(zip(levels, (*modules, tower.last), strict=True))
+
+
+def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
+    """Run one blank image; check that every level carries the layout's tokens, and measure its width D.
+
+    For `norm2` it also checks the place of the norm in its block, because some families use the name for a
+    norm elsewhere: what it reads is not the block's own input (a parallel block), and what it puts out is
+    what the MLP reads (not a norm after the MLP).
+
+    Raises:
+        RequestError: another number of tokens than the layout says, or a norm in another place.
+    """
+    modules = tapped_modules(tower, tap)
+    weight = next(tower.model.parameters())
+    seen: dict[str, Any] = {}
+    hooks = [module.register_forward_hook(partial(_keep, seen, level)) for level, module in modules.items()]
+    places: list[dict[str, Any]] = []
+    if tap == "norm2":
+        for block, norm in zip(tower.blocks, modules.values(), strict=False):
+            places.append({})
+            hooks += _watch(block, norm, places[-1])
+    try:
+        with torch.inference_mode():
+            tower.forward(torch.zeros(1, 3, *tower.image_size, device=weight.device, dtype=weight.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for place in places:
+        if place["written"] is not place.get("fed") or place["read"] is place["entered"]:
+            got = f"{type(tower.blocks[0]).__name__}, whose {tower.second_norm} stands elsewhere"
+            raise _no_second_norm(tower, got)
+    for level in modules:
+        _check_tokens(tower, level, seen.get(level))
+    with torch.inference_mode():
+        seen[FINAL] = tower.final(seen[FINAL])
+    return {level: tokens.shape[-1] for level, tokens in seen.items()}
+
+
+def _keep(seen: dict[str, Any], level: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    seen[level] = output
+
+
+def _watch(block: nn.Module, norm: nn.Module, place: dict[str, Any]) -> list[RemovableHandle]:
+    """Note what enters the block, what its second norm reads and writes, and what its MLP is fed."""
+
+    def entered(_module: nn.Module, inputs: Any) -> None:
+        place["entered"] = inputs[0]
+
+    def normed(_module: nn.Module, inputs: Any, output: Any) -> None:
+        place.update(read=inputs[0], written=output)
+
+    def fed(_module: nn.Module, inputs: Any) -> None:
+        place["fed"] = inputs[0]
+
+    hooks = [block.register_forward_pre_hook(entered), norm.register_forward_hook(normed)]
+    if isinstance(mlp := getattr(block, "mlp", None), nn.Module):
+        hooks.append(mlp.register_forward_pre_hook(fed))
+    return hooks
+
+
+def _check_tokens(tower: Tower, level: str, tokens: Any) -> None:
+    if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == tower.layout.num_tokens:
+        return
+    rows, columns = tower.layout.grid_size
+    got = f"shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+    raise RequestError(
+        where=f"{tower.name}, level {level}",
+        expected=f"tokens [1, {tower.layout.num_prefix_tokens} + {rows} x {columns}, D]",
+        got=got,
+        todo="Choose a plain ViT: this one does not keep CLS, registers and patches in one sequence.",
+    )
+
+
+def _no_second_norm(tower: Tower, got: str) -> RequestError:
+    todo = "Use --tap block, which every vision transformer has"
+    if candidates := tap_candidates(tower.model, tower.forward, tower.image_size):
+        todo += ", or --tap-module with one of " + ", ".join(candidates)
+    return RequestError(
+        where=f"{tower.name}, --tap norm2",
+        expected=f"blocks with a LayerNorm `{tower.second_norm}` between attention and MLP",
+        got=got,
+        todo=f"{todo}.",
+    )

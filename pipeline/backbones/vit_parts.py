@@ -1,0 +1,169 @@
+"""The parts of a vision transformer, by the names that timm gave them and most others took over: blocks, last norm, layout.
+
+Prefix tokens are counted from the parameters that hold them, not from attributes such as `num_prefix_tokens`, which several
+families lack or mean otherwise. Where names differ, `--tap-module` says where the blocks are. One forward pass checks all of it
+(`tower.measure_widths`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import RequestError
+from .tap_modules import named_blocks, tap_candidates, tap_pattern
+from .taps import TokenLayout
+
+CLS_PARAMETERS = ("cls_token", "class_token")
+REGISTER_PARAMETERS = ("reg_token", "register_tokens", "storage_tokens")  # timm, DINOv2's and DINOv3's own code
+
+
+def find_blocks(
+    model: Any,
+    name: str,
+    tap: str,
+    forward: Callable[[Tensor], Any],
+    image_size: tuple[int, int],
+    *,
+    root: nn.Module | None = None,
+) -> tuple[nn.Module, ...]:
+    """The blocks of a model: what the tap's pattern names, else its list `blocks`.
+
+    Args:
+        model: in evaluation mode.
+        name: the model's, for messages.
+        tap: norm2, block or `module:PATTERN`.
+        forward: runs the model, to say which patterns would do where none is found.
+        image_size: height and width in pixels, for that run.
+        root: where the names of a pattern begin; None for the model itself.
+
+    Raises:
+        RequestError: no such modules; names the patterns that would do.
+    """
+
+    def candidates() -> list[str]:
+        return tap_candidates(named_from, forward, image_size)
+
+    named_from = model if root is None else root
+    if (pattern := tap_pattern(tap)) is not None:
+        return tuple(named_blocks(named_from, pattern, name, candidates))
+    blocks = getattr(model, "blocks", None)
+    embeds = hasattr(getattr(model, "patch_embed", None), "patch_size") or hasattr(model, "embeds")
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not embeds or not hasattr(model, "norm"):
+        raise no_blocks(name, model, candidates())
+    return tuple(blocks)
+
+
+def final_norm(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
+    """Module to listen to for `final`, what is still to be done to each token there, and a word for it.
+
+    That is `norm`. Models that normalise after pooling have an empty `norm` and a `fc_norm`, which is applied to every token, as
+    CLIP's last norm is. Where names differ it is the last norm beside the blocks, and without any the residual stream itself.
+    """
+    norm, after_pooling = getattr(model, "norm", None), getattr(model, "fc_norm", None)
+    if isinstance(norm, nn.Module):
+        if not isinstance(norm, nn.Identity):
+            return norm, unchanged, "norm"
+        if isinstance(after_pooling, nn.Module) and not isinstance(after_pooling, nn.Identity):
+            return norm, after_pooling, "fc_norm"
+        return norm, unchanged, "none"
+    named = [(name, child) for name, child in model.named_children() if "Norm" in type(child).__name__]
+    if named:
+        return named[-1][1], unchanged, named[-1][0]
+    return blocks[-1], unchanged, "none"
+
+
+def unchanged(tokens: Tensor) -> Tensor:
+    return tokens
+
+
+def no_blocks(name: str, model: nn.Module, candidates: Sequence[str] = ()) -> RequestError:
+    """The refusal of a model whose blocks cannot be found; says what it has instead, and what could be listened to."""
+    todo = "Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m."
+    if candidates:
+        todo = "Say where to listen with --tap-module: " + ", ".join(f"'{one}'" for one in candidates) + "."
+    return RequestError(
+        where=name,
+        expected="a vision transformer with a list of blocks over one sequence of tokens",
+        got=f"{type(model).__name__} with {child_names(model)}",
+        todo=todo,
+    )
+
+
+def child_names(module: nn.Module) -> str:
+    """Names of a module's children, for messages: what was there instead of what was looked for."""
+    names = [name for name, _ in module.named_children()]
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "no parts"
+
+
+def layout_of(model: nn.Module, name: str, image_size: tuple[int, int], *, chosen: bool) -> TokenLayout:
+    """Layout of a vision transformer.
+
+    Args:
+        model: has its patch embedding as `patch_embed` or `embeds`, else as its first convolution without overlap.
+        name: the model's, for messages.
+        image_size: height and width in pixels.
+        chosen: the size was asked for: refused if it leaves pixels over. A model's own size is left alone (SigLIP's So400m/14
+            is evaluated at 384 pixels, 27 patches and a border).
+
+    Raises:
+        RequestError: no patch embedding, or a chosen size that is no multiple of the patch size.
+    """
+    embed: Any = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
+    patch_size = _pair(getattr(embed, "patch_size", None)) or _first_stride(embed if embed is not None else model)
+    if patch_size is None:
+        raise RequestError(
+            where=name,
+            expected="a patch embedding: a convolution with as wide a stride as its kernel",
+            got=f"{type(model).__name__} without one",
+            todo="Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m.",
+        )
+    if chosen:
+        check_image_size(name, image_size, patch_size)
+    grid_size = _pair(getattr(embed, "grid_size", None))
+    if grid_size is None:
+        grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+    owners = [model] if embed is None else [model, embed]
+
+    def count(*names: str) -> int:
+        held = (getattr(owner, name, None) for owner in owners for name in names)
+        return next((tokens.shape[-2] for tokens in held if isinstance(tokens, Tensor) and tokens.ndim >= 2), 0)
+
+    return TokenLayout(
+        grid_size=grid_size,
+        has_cls=count(*CLS_PARAMETERS) == 1,
+        num_register_tokens=count(*REGISTER_PARAMETERS),
+        num_other_tokens=count("dist_token"),
+    )
+
+
+def check_image_size(name: str, image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
+    """Refuse an image size that leaves pixels over at the border: patch embeddings drop them silently."""
+    for size, patch in zip(image_size, patch_size, strict=True):
+        if size % patch or size <= 0:
+            below = size // patch * patch
+            raise RequestError(
+                where=f"{name}, --image-size",
+                expected=f"a multiple of the patch size {patch}",
+                got=str(size),
+                todo=f"Use {below} or {below + patch}." if below > 0 else f"Use {patch} or more.",
+            )
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """
+    >>> _pair(16), _pair((14, 14)), _pair(None)
+    ((16, 16), (14, 14), None)
+    """
+    if isinstance(value, int):
+        return (value, value)
+    return (int(value[0]), int(value[1])) if isinstance(value, tuple | list) and len(value) == 2 else None
+
+
+def _first_stride(model: nn.Module) -> tuple[int, int] | None:
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return next(
+        (_pair(one.stride) for one in convolutions if one.kernel_size == one.stride and one.in_channels == 3), None
+    )

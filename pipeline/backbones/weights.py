@@ -1,0 +1,156 @@
+"""Weights of a backbone: read from a file, loaded strictly, named by a digest; and how fetching fails.
+
+It knows nothing of families: `timm_models` and `open_clip_models` say which keys belong where.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from ..errors import RequestError, WorkError
+
+RANDOM = "random"
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+)  # where training scripts put the weights inside a checkpoint
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """Weights in a safetensors file, or in a torch file read with `weights_only=True` (it executes nothing).
+
+    A checkpoint that holds the weights beside other things is unwrapped, and the prefix of distributed
+    training is dropped.
+
+    Raises:
+        RequestError: no such file, another format, or no tensors in it.
+    """
+    where = f"--weights {path}"
+    if not Path(path).is_file():
+        raise RequestError(
+            where=where,
+            expected='a file, or "random"',
+            got="no such file",
+            todo="Give the path of a safetensors or torch file.",
+        )
+    try:
+        if Path(path).suffix == ".safetensors":
+            content: object = safetensors.torch.load_file(path)
+        else:
+            content = _load_torch_file(path)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise RequestError(
+            where=where,
+            expected="a safetensors file, or a torch file that holds tensors only",
+            got=(str(error).strip() or type(error).__name__).splitlines()[0],
+            todo="Save the model's state_dict() with safetensors.torch.save_file and give that file.",
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    tensors = content if isinstance(content, dict) else {}
+    state = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    if not state:
+        raise RequestError(
+            where=where,
+            expected="a state dict: names and tensors",
+            got=type(content).__name__ + " without tensors",
+            todo="Save the model's state_dict() and give that file.",
+        )
+    return state
+
+
+def _load_torch_file(path: str) -> object:
+    """Tensors of a torch file, a zip archive or, before torch 1.6, a pickle."""
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if head not in (b"PK", b"\x80\x02"):  # the unpickler fails on other files in arbitrary ways
+        raise ValueError("another kind of file")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load every tensor of `state` into `model`.
+
+    Raises:
+        RequestError: a key is missing, unexpected or of another shape; names the first of each.
+    """
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise weights_mismatch(where, type(model).__name__, error) from error
+
+
+def weights_mismatch(where: str, model: str, error: Exception) -> RequestError:
+    """Torch's complaint about a strict load, which lists every key, cut to the first of each kind."""
+    complaints = [_first_keys(line.strip()) for line in str(error).splitlines()[1:]] or [f"{error!r}"]
+    return RequestError(
+        where=where,
+        expected=f"exactly the weights of {model}",
+        got="; ".join(complaints[:4]),
+        todo="Give the model id (and image size) that these weights were made for.",
+    )
+
+
+def _first_keys(complaint: str, limit: int = 3) -> str:
+    """One line of torch's complaint with at most `limit` of its keys.
+
+    >>> _first_keys('Missing key(s) in state_dict: "a", "b", "c", "d".')
+    'missing a, b, c and 1 more'
+    """
+    match = re.match(r"(Missing|Unexpected) key\(s\)", complaint)
+    if not match:
+        return complaint.rstrip(". ")
+    keys = re.findall(r'"([^"]+)"', complaint)
+    rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return f"{match[1].lower()} {', '.join(keys[:limit])}{rest}"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """xxh3-128 of names, dtypes, shapes and bytes of a state dict in the order of the names, in hex."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def from_the_hub(model_id: str) -> Iterator[None]:
+    """Turn a failed download inside the block into an error that says how to go on without the hub.
+
+    Raises:
+        RequestError: the hub has no such repository or file, or there are no weights of that name.
+        WorkError: the hub cannot be reached.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    todo = 'Give --weights FILE with a local checkpoint, or --weights "random".'
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(model_id, error, todo) from error
+    except (RepositoryNotFoundError, EntryNotFoundError) as error:
+        raise RequestError(
+            where=model_id, expected="weights on the hub", got=str(error).splitlines()[0], todo=todo
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise _unreachable(model_id, error, todo) from error
+
+
+def _unreachable(model_id: str, error: Exception, todo: str) -> WorkError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return WorkError(where=model_id, expected="weights from the hub", got=lines[0][:200], todo=todo)

@@ -1,0 +1,324 @@
+"""`layerbank cache`: look after stores. A part of the command line; parses, calls, shows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from cache import Damage, StoreInfo, TokenCache
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_DIR = click.Path(file_okay=False, path_type=Path)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+_root = click.option("--cache", "root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
+_store = click.argument("store", type=_DIR)
+
+
+@click.group()
+def cache() -> None:
+    """Look after stores of tokens.
+
+    \b
+    layerbank cache ls
+    layerbank cache verify caches/photos/train/*.zarr
+    """
+
+
+@cache.command()
+@_root
+@_json
+def ls(root: Path, as_json: bool) -> None:
+    """List every store under a folder.
+
+    \b
+    layerbank cache ls --cache caches
+    """
+    from cache import list_stores
+
+    from ..console import print_json, print_lines, print_table, size
+
+    stores = list_stores(root)
+    if as_json:
+        print_json([_summary(store) for store in stores])
+    elif stores:
+        columns = ("store", "state", "rows", "levels", "kinds", "dtype", "size")
+        print_table(columns, [_line(store, root, size(store.size_bytes)) for store in stores])
+    else:
+        print_lines([f"no stores under {root}"])
+
+
+@cache.command()
+@_store
+@_json
+def info(store: Path, as_json: bool) -> None:
+    """Say what a store holds and where it comes from.
+
+    \b
+    layerbank cache info caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
+    """
+    from cache import TokenCache, read_store_info
+
+    from ..console import print_json, print_lines, print_table
+
+    found = read_store_info(store)
+    if found.problem is not None:
+        raise found.problem
+    summary = _summary(found) | {"attributes": found.attributes}
+    if found.complete_arrays:
+        opened = TokenCache.open(store)
+        summary |= {
+            "batch_size": opened.batch_size,
+            "block_rows": opened.block_rows,
+            "versions": opened.versions,
+            "skipped": {opened.sample_ids[row]: reason for row, reason in opened.skipped.items()},
+            "saturated": dict(opened.notes.saturated),
+            "nonfinite": dict(opened.notes.nonfinite),
+            "parity": _parity(opened),
+        }
+    if as_json:
+        print_json(summary)
+    else:
+        parity = summary.pop("parity", None)
+        print_lines(_flat(summary))
+        if parity is not None:
+            print_lines([f"parity: {parity['compared']}"])
+            print_table(("level", *_PARITY_COLUMNS), _parity_lines(parity["levels"]))
+
+
+@cache.command()
+@click.argument("stores", type=_DIR, nargs=-1, required=True)
+@_json
+def verify(stores: tuple[Path, ...], as_json: bool) -> None:
+    """Read whole stores and name every file that is not as it was written; exit code 1 if there is one.
+
+    \b
+    layerbank cache verify caches/photos/train/*.zarr
+    """
+    from cache import verify_store
+
+    from ..console import print_json, print_lines
+
+    damages = {str(store): verify_store(store) for store in stores}
+    if as_json:
+        print_json({store: [_damage(one) for one in found] for store, found in damages.items()})
+    else:
+        for store, found in damages.items():
+            print_lines([f"{store}: {'sound' if not found else f'{len(found)} damaged'}"])
+            print_lines(f"  {one}" for one in found)
+            if found:
+                print_lines([f"  to mend it: layerbank cache repair {store}"])
+    if any(damages.values()):
+        click.get_current_context().exit(1)
+
+
+@cache.command()
+@_store
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes. [default: as for extract]")
+@click.option("--remove-foreign", is_flag=True, help="Also delete files that do not belong to the store.")
+def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) -> None:
+    """Drop what is damaged and compute those rows again, and no others.
+
+    The model and the data set are those the store was made from; if they are no longer where they were, it says so and the store
+    keeps what is sound: run the same `layerbank extract` again to fill it.
+
+    \b
+    layerbank cache repair caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
+    """
+    from ..backbones.request import choose_device, choose_workers
+    from ..console import Listener, print_lines
+    from ..extraction.repair import repair_and_fill
+
+    device = choose_device(device)
+    with Listener() as listener:
+        done = repair_and_fill(
+            store,
+            device=device,
+            num_workers=choose_workers(workers, device),
+            remove_foreign=remove_foreign,
+            emit=listener.show,
+        )
+    print_lines(f"  dropped and computed again: {one}" for one in done.dropped)
+    print_lines(f"  restored: {one}" for one in done.restored_later)
+    print_lines(
+        f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}" for one in done.foreign
+    )
+    print_lines([f"{store}: {done.num_rows:,} rows computed again"])
+
+
+@cache.command()
+@_root
+@click.option("--delete", is_flag=True, help="Delete what is listed.")
+@click.option(
+    "--unfinished",
+    metavar="AGE",
+    help="Also list stores that were never finished and that nobody has written to for so long: 7d, 12h, 30min, 0d for all. "
+    "[default: keep them]",
+)
+@_json
+def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
+    """List what nobody needs any more, such as what killed writers left behind. Delete it on request.
+
+    Stores that were never finished are kept, for the next shard may still be in a queue: they are told, with what finishes them.
+
+    \b
+    layerbank cache gc --delete
+    layerbank cache gc --unfinished 30d --delete
+    """
+    import math
+
+    from cache import find_garbage, find_unfinished, remove_garbage
+
+    from ..ages import age_text, parse_age
+    from ..console import print_json, print_lines, size
+
+    unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
+    found = find_garbage(root, unfinished_for_s=unfinished_for_s)
+    listed = {one.path for one in found}
+    kept = [one for one in find_unfinished(root) if one.path not in listed]
+    freed_bytes = remove_garbage(found) if delete else 0
+    if as_json:
+        print_json(
+            {
+                "garbage": [
+                    {"path": str(one.path), "size_bytes": one.size_bytes, "reason": one.reason} for one in found
+                ],
+                "kept": [asdict(one) | {"path": str(one.path)} for one in kept],
+                "freed_bytes": freed_bytes,
+            }
+        )
+        return
+    print_lines(f"{size(one.size_bytes):>9}  {one.path}: {one.reason}" for one in found)
+    if delete:
+        print_lines([f"{size(freed_bytes)} freed"])
+    elif found:
+        print_lines([f"{size(sum(one.size_bytes for one in found))} can be freed with --delete"])
+    else:
+        print_lines(["nothing to delete"])
+    for one in kept:
+        done = f"{one.num_blocks_done} of {one.num_blocks} blocks are done"
+        print_lines(
+            [
+                f"kept: {one.path} ({size(one.size_bytes)}): never finished, {done}, last written to {age_text(one.age_s)} ago",
+                f"  to finish it: the same `layerbank extract` again, or: layerbank cache repair {shlex.quote(str(one.path))}",
+            ]
+        )
+    if kept:
+        print_lines(["to delete those too: --unfinished AGE, such as 7d"])
+
+
+@cache.command()
+@_store
+@click.argument("file", type=_FILE)
+def export(store: Path, file: Path) -> None:
+    """Write a store into one HDF5 file, for another machine or another tool.
+
+    \b
+    layerbank cache export caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr photos.h5
+    """
+    from cache import export_hdf5
+
+    export_hdf5(store, file)
+
+
+@cache.command("import")
+@click.argument("file", type=_FILE)
+@_root
+def import_(file: Path, root: Path) -> None:
+    """Make a store from an exported file, byte for byte the one it came from.
+
+    \b
+    layerbank cache import photos.h5 --cache caches
+    """
+    from cache import import_hdf5, read_hdf5_spec
+
+    from ..console import print_lines
+
+    store = read_hdf5_spec(file).store_path(root)
+    import_hdf5(file, store)
+    print_lines([str(store)])
+
+
+def _summary(store: StoreInfo) -> dict[str, Any]:
+    arrays = store.complete_arrays
+    return {
+        "path": str(store.path),
+        "state": store.state,
+        "owners": [str(owner) for owner in store.owners],
+        "problem": None if store.problem is None else str(store.problem),
+        "blocks": f"{store.num_blocks_done} of {store.num_blocks}",
+        "missing_rows": [f"{rows.start} to {rows.stop - 1}" for rows in store.missing_rows],
+        "fingerprint": None if store.spec is None else store.spec.fingerprint,
+        "spec": None if store.spec is None else store.spec.to_dict(),
+        "levels": list(dict.fromkeys(array.level for array in arrays)),
+        "kinds": list(dict.fromkeys(array.kind for array in arrays)),
+        "size_bytes": store.size_bytes,
+    }
+
+
+def _line(store: StoreInfo, root: Path, shown_size: str) -> Sequence[str]:
+    arrays = store.complete_arrays
+    state = f"{store.state} ({'; '.join(map(str, store.owners))})" if store.owners else store.state
+    if store.state == "writing":
+        state += f", {store.num_blocks_done} of {store.num_blocks} blocks"
+    return (
+        str(store.path.relative_to(root)),
+        state,
+        "-" if store.spec is None else f"{store.spec.num_rows:,}",
+        str(len({array.level for array in arrays})),
+        ", ".join(dict.fromkeys(array.kind for array in arrays)) or "-",
+        "-" if store.spec is None else store.spec.storage_dtype,
+        shown_size,
+    )
+
+
+def _damage(one: Damage) -> dict[str, Any]:
+    rows = None if one.rows is None else [one.rows.start, one.rows.stop]
+    return {"file": one.file, "problem": one.problem, "level": one.level, "kind": one.kind, "rows": rows}
+
+
+_PARITY_COLUMNS = ("cosine_min", "cosine_mean", "max_relative_error", "saturated", "nonfinite")
+
+
+def _parity(cache: TokenCache) -> dict[str, Any] | None:
+    """What was measured of the first images, by level and by array; None where nobody measured."""
+    from ..extraction.parity import parity_by_level
+
+    if not cache.parity:
+        return None
+    num_images = max(one["num_images"] for one in cache.parity.values())
+    what = (
+        "rounding to the storage dtype alone (the model ran in float32)"
+        if cache.spec.compute_dtype == "float32"
+        else f"{cache.spec.compute_dtype} and the storage dtype against a float32 run"
+    )
+    return {
+        "compared": f"{what}, on {num_images} images",
+        "levels": parity_by_level(cache.parity),
+        "arrays": cache.parity,
+    }
+
+
+def _parity_lines(levels: dict[str, dict[str, Any]]) -> list[Sequence[str]]:
+    return [
+        (level, *(f"{one[name]:,}" if isinstance(one[name], int) else f"{one[name]:.7g}" for name in _PARITY_COLUMNS))
+        for level, one in levels.items()
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Nested values as `name: value` lines, empty ones left out."""
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{name}.")
+        elif value not in (None, []):
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"{prefix}{name}: {shown}")
+    return lines

@@ -1,0 +1,34 @@
+"""`layerbank doctor`: check, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import options as shared
+
+
+@click.command()
+@click.option(
+    "--cache", "cache_root", type=shared.FOLDER, default="caches", show_default=True, help="Folder of all stores."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def doctor(cache_root: Path, as_json: bool) -> None:
+    """Check the installation, the machine and the folder of stores; say what is wrong and what to do.
+
+    The exit code is 1 if something cannot work; a warning is not that. Small files are written to the folder and removed.
+
+    \b
+    layerbank doctor --cache caches
+    """
+    from ..console import print_json, print_table
+    from ..doctor import PROBLEM, examine
+
+    findings = examine(cache_root)
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        print_table(("what", "state", "found", "what to do"), findings, num_left=4)
+    if any(finding.state == PROBLEM for finding in findings):
+        click.get_current_context().exit(1)

@@ -1,0 +1,187 @@
+"""The commands of stage one: do it, or say what it would take."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options as shared
+
+if TYPE_CHECKING:
+    from cache import Worker
+
+
+_options = shared.combine(
+    shared.several_models,
+    shared.extraction_options,
+    click.option(
+        "--split",
+        "splits",
+        multiple=True,
+        default=("train", "test"),
+        show_default=True,
+        help="May be given several times.",
+    ),
+    click.option("--views-split", default="train", show_default=True, help="The split whose images get --views."),
+    click.option(
+        "--levels",
+        default="every",
+        show_default=True,
+        help="every, a layer set (last, mid, quarterly, all), or block.3,final.",
+    ),
+    click.option(
+        "--kinds",
+        default="cls,ap",
+        show_default=True,
+        help="cls, ap, grid{g}, patch, register, with commas between.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete."),
+    click.option(
+        "--processes",
+        type=click.IntRange(1),
+        help="Processes that run the model and share the rows, one a GPU; not those that decode, see --workers. "
+        "[default: one a GPU with --device auto, else 1]",
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        help="Compute only share I of N, such as 0/4, beside other runs or before them; torchrun needs no --shard. "
+        "[default: all]",
+    ),
+)
+
+
+@click.command()
+@_options
+@click.option("--dry-run", is_flag=True, help="Only say what it would take, as `layerbank plan` does.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where those processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a Ray of this "
+    "machine alone), one a GPU, else one a node.",
+)
+@shared.as_json
+def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
+    """Stage one: run a model once over a data set and store the tokens of its layers.
+
+    Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
+    Several models share the decoding; each has a store of its own. What does not fit the disk is refused first.
+
+    \b
+    layerbank extract --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
+    """
+    if dry_run:
+        _plan(options, as_json)
+        return
+    from ..backbones.request import choose_device
+    from ..console import Listener, print_json
+    from ..extraction.cpu_precision import advise_on_precision
+    from ..extraction.extract import extract_together
+    from ..extraction.requested import extract_share, prepare, prepare_shares
+    from ..extraction.shards import refuse_shards
+    from ..extraction.workers import run_processes
+
+    if engine == "ray":
+        from ..extraction.ray_engine import RayEngine, run_on_ray
+
+        request, processes, worker = _request_of(options)
+        refuse_shards(worker)
+        with (
+            Listener(quiet=as_json) as listener,
+            RayEngine([request["cache_root"]], processes, request["device"], listener.show) as cluster,
+        ):
+            request["device"] = cluster.placement.device
+            # there, because the device that settles the precision is there
+            share, stores = cluster.do_one(partial(prepare_shares, request), listener.show)
+            run_on_ray(partial(extract_share, share), cluster, listener.show)
+    else:
+        request, num_processes, worker = _local_request_of(options)
+        with Listener(quiet=as_json) as listener:
+            if request["precision"] == "auto" and choose_device(request["device"]) == "cpu":
+                advise_on_precision(listener.show)
+            if num_processes > 1:
+                share, stores = prepare_shares(request, listener.show)
+                run_processes(partial(extract_share, share), num_processes, listener.show)
+            else:
+                prepared = prepare(request, listener.show, worker)
+                stores = [one.store for _, extractions in prepared for one in extractions]
+                for source, extractions in prepared:
+                    extract_together(extractions, source, emit=listener.show)
+    if as_json:
+        print_json({"stores": [str(store) for store in stores]})
+
+
+@click.command()
+@_options
+@shared.as_json
+def plan(as_json: bool, **options: Any) -> None:
+    """What `layerbank extract` with the same options would take: images, bytes, files, minutes, memory.
+
+    Opens data and models, looks at the first images, tries a few batches and one block on the disk of the cache, and leaves
+    nothing. What the stores hold already is not counted. The exit code is 2 where the disk is too small.
+
+    \b
+    layerbank plan --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
+    """
+    _plan(options, as_json)
+
+
+def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
+    """The options as `requested.prepare` takes them, how many processes were asked for, and which of several workers this is."""
+    from ..backbones.request import pair_models_with_weights
+    from ..extraction.shards import parse_shard, worker_of_launcher
+
+    models, weights, shard, processes = (
+        options.pop(name) for name in ("models", "several_weights", "shard", "processes")
+    )
+    worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
+    return options | {"pairs": pair_models_with_weights(models, weights)}, processes, worker
+
+
+def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Worker | None]:
+    """The same for this machine: how many processes to start, and a launcher's worker on a GPU of its own."""
+    from ..extraction.shards import choose_processes, device_of_worker
+
+    launched = options["shard"] is None
+    request, processes, worker = _request_of(options)
+    num_processes = choose_processes(processes, request["device"], worker)
+    if worker is not None and launched:
+        request["device"] = device_of_worker(request["device"], int(os.environ["LOCAL_RANK"]))
+    return request, num_processes, worker
+
+
+def _plan(options: dict[str, Any], as_json: bool) -> None:
+    import time
+
+    from ..console import Listener, print_json, print_lines, print_table
+    from ..extraction.requested import prepare
+    from ..planning.plan import forecasts_of, plan_extraction
+    from ..planning.plan_table import STORE_COLUMNS, store_lines, summary, token_columns, token_lines
+    from ..planning.room import check_room
+
+    request, num_processes, worker = _local_request_of(options)
+    root = request["cache_root"]
+    began = time.perf_counter()
+    with Listener(quiet=as_json) as listener:
+        prepared = prepare(request, listener.show, worker, only_plan=True)
+        forecasts = forecasts_of(prepared)
+        planned = plan_extraction(
+            prepared,
+            forecasts,
+            root,
+            num_processes=num_processes,
+            start_s=time.perf_counter() - began,
+            emit=listener.show,
+        )
+    if as_json:
+        print_json(planned.to_dict())
+    else:
+        print_table(STORE_COLUMNS, store_lines(planned))
+        print_table(token_columns(planned), token_lines(planned), title="bytes of tokens when complete, all splits")
+        print_lines(summary(planned))
+    check_room(root, forecasts)

@@ -1,0 +1,58 @@
+"""The command that classifies images with a trained probe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from . import options as shared
+
+
+@click.command()
+@click.option(
+    "--probe", "folder", type=shared.FOLDER, required=True, help="What `layerbank probe` saved: RUNS/.../NAME-KEY."
+)
+@click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
+@click.option("--split", default="test", show_default=True, help="Where the data has splits.")
+@click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
+@shared.device
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a forward pass.")
+@shared.combine(shared.workers, shared.on_bad_image, shared.as_json)
+def predict(
+    folder: Path,
+    data: str,
+    split: str,
+    weights: str | None,
+    device: str,
+    batch_size: int,
+    workers: int | None,
+    on_bad_image: str,
+    as_json: bool,
+) -> None:
+    """Classify images with a trained probe: CSV on stdout, one line an image.
+
+    \b
+    layerbank predict --probe runs/photos/STORE/alf-1a2b3c4d --data images:holiday
+    """
+    from ..backbones.request import choose_device, choose_workers
+    from ..console import Listener, print_json, print_lines
+    from ..datasets import open_source
+    from ..probing.predict import SavedProbe, predictions_csv
+
+    with Listener(quiet=as_json) as listener:
+        device = choose_device(device)
+        saved = SavedProbe(folder, weights=weights, device=device)
+        source = open_source(data, split)
+        predictions = saved.predict(
+            source,
+            batch_size=batch_size,
+            num_workers=choose_workers(workers, device),
+            on_bad_image=on_bad_image,
+            emit=listener.show,
+        )
+        if as_json:
+            print_json([asdict(prediction) for prediction in predictions])
+        else:
+            print_lines(predictions_csv(predictions))

@@ -1,0 +1,77 @@
+"""The commands that tell of probes without training any: their names, and where a trained one looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("pattern", default="*")
+@click.option("--depth", type=click.IntRange(1), default=12, show_default=True, help="Blocks of the backbone.")
+@click.option("--embed-dim", type=click.IntRange(1), default=768, show_default=True, help="Width of a token.")
+@click.option("--num-patches", type=click.IntRange(1), default=196, show_default=True, help="Patches of an image.")
+@click.option("--num-classes", type=click.IntRange(1), default=10, show_default=True, help="Classes of the data.")
+@click.option("--reference-quirks", is_flag=True, help="As `layerbank probe` with this option reads them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def probes(
+    pattern: str,
+    depth: int,
+    embed_dim: int,
+    num_patches: int,
+    num_classes: int,
+    reference_quirks: bool,
+    as_json: bool,
+) -> None:
+    """Names for `layerbank probe --probe`: what each reads, with which head, and how large it is.
+
+    PATTERN is a name, with * for anything. Where a grid stands as 2, any number may; every means one probe a level, best the level
+    that is best on validation. A name of a head with heads may end with -h8 for 8 of them. Any trained probe has its -top5, for as
+    many of its settings as the number says, and any of several levels its -smallest: what stands here is then the most it may read.
+
+    \b
+    layerbank probes 'alf*' --depth 24 --embed-dim 1024 --num-patches 256
+    """
+    from ..console import print_json, print_table
+    from ..probing.probe_sizes import SIZE_COLUMNS, describe_probes, size_table
+
+    described = describe_probes(
+        pattern,
+        depth=depth,
+        embed_dim=embed_dim,
+        num_patches=num_patches,
+        num_classes=num_classes,
+        reference_quirks=reference_quirks,
+    )
+    if as_json:
+        print_json(described)
+    else:
+        title = f"depth {depth}, width {embed_dim}, {num_patches} patches, {num_classes} classes"
+        print_table(SIZE_COLUMNS, size_table(described), title=title)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--heads", is_flag=True, help="One line a head, and a picture of them: FOLDER/attention-heads.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def attention(folder: Path, heads: bool, as_json: bool) -> None:
+    """Say where a trained probe looks on the test images: shares of attention, entropy, mass-80.
+
+    FOLDER is what `layerbank probe` saved for an attentive probe: RUNS/.../NAME-KEY. Nothing is computed again.
+
+    \b
+    layerbank attention runs/photos/STORE/alf-1a2b3c4d --heads
+    """
+    from ..console import print_json, print_table
+    from ..probing.attention_report import draw_heads, head_table, number_table, read_attention
+
+    kept = read_attention(folder)
+    picture = draw_heads(folder, kept) if heads else None
+    if as_json:
+        print_json(kept)
+        return
+    title = f"{kept['num_samples']:,} images, {kept['num_heads']} heads, {kept['num_tokens']} tokens; {folder}"
+    print_table(*number_table(kept), title=title)
+    if picture is not None:
+        print_table(*head_table(kept), title=f"heads, by the depth they look at; {picture}")

@@ -1,0 +1,97 @@
+"""The command that makes a page of results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+FEW = 12
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_DIR = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path))
+@click.option("--html", type=_FILE, help="[default: RUNS/report/index.html]")
+@click.option("--figures", type=_DIR, help="Every figure as SVG, PNG and CSV, into this folder. [default: none]")
+@click.option("--markdown", type=_FILE, help="Findings and means. [default: none]")
+@click.option("--csv", type=_FILE, help="Every result, a line each. [default: none]")
+@click.option("--parquet", type=_FILE, help="The same as Parquet; needs layerbank[parquet]. [default: none]")
+@click.option("--latex", type=_FILE, help="Means, for booktabs. [default: none]")
+@click.option("--compare", type=click.Choice(["paper"]), help="Add the published numbers. [default: none]")
+@click.option(
+    "--cache",
+    "cache_root",
+    type=_DIR,
+    default="caches",
+    show_default=True,
+    help="Folder of all stores, as far as they exist.",
+)
+@click.option(
+    "--tokens",
+    is_flag=True,
+    help="Read the stores' tokens too: likeness of levels, training accuracy, accuracy with few tokens. Takes minutes.",
+)
+@click.option(
+    "--images/--no-images", default=True, show_default=True, help="Put small copies of a few test images on the page."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
+def report(
+    runs: Path,
+    html: Path | None,
+    figures: Path | None,
+    markdown: Path | None,
+    csv: Path | None,
+    parquet: Path | None,
+    latex: Path | None,
+    compare: str | None,
+    cache_root: Path,
+    tokens: bool,
+    images: bool,
+    as_json: bool,
+) -> None:
+    """Make one HTML page of all results under RUNS: who wins, by how much, every number, figure and setting.
+
+    The page needs no network. Results that cannot be read are left out and named.
+
+    \b
+    layerbank report runs --compare paper --figures figures --csv results.csv
+    """
+    from ..console import Listener, print_json, print_lines
+    from ..study.records import require_parquet, write_parquet
+    from ..study.report import Wishes, make_report, write_figures, write_file
+
+    if parquet is not None:
+        require_parquet()
+    with Listener(quiet=as_json) as listener:
+        wishes = Wishes(
+            cache_root=cache_root, images=images, tokens=tokens, against_paper=compare == "paper", emit=listener.show
+        )
+        made = make_report(runs, wishes)
+    page = html or runs / "report" / "index.html"
+    wanted = [(page, made.html), (markdown, made.markdown), (csv, made.csv), (latex, made.latex)]
+    written = [path for path, text in wanted if path is not None]
+    for path, text in wanted:
+        if path is not None:
+            write_file(path, text)
+    if parquet is not None:
+        write_parquet(parquet, made.records)
+        written.append(parquet)
+    drawn = [] if figures is None else write_figures(figures, made.figures)
+    if as_json:
+        said = {"summary": made.headlines, "findings": made.sentences, "left_out": made.notes}
+        files = [str(path) for path in (*written, *drawn)]
+        print_json({"num_rows": len(made.records), **{name: list(one) for name, one in said.items()}, "files": files})
+    else:
+        left_out = [f"left out: {note}" for note in made.notes]
+        print_lines([*made.headlines, *_few(made.sentences), *_few(left_out), *(f"wrote {path}" for path in written)])
+        if figures is not None:
+            print_lines([f"wrote {len(made.figures)} figures, each as SVG, PNG and CSV, to {figures}"])
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    """As many as a terminal shows; all are on the page."""
+    more = len(lines) - FEW
+    return [*lines[:FEW], f"... and {more} more, on the page"] if more > 1 else list(lines)

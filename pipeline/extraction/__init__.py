@@ -1,0 +1,1 @@
+"""Stage one: images through a model into a store, in one process or in several."""

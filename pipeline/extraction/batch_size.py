@@ -1,0 +1,60 @@
+"""How many images go through a model at once, where nobody says.
+
+On a CPU 64: more is not faster, and memory is no question. On a GPU as many as its free memory holds, found by running two small
+batches and drawing a line through what they took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..backbones.backbone import Backbone, TokenFunction
+from ..memory import free_device_bytes
+from .transfer import NUM_BUFFERS
+
+ON_A_CPU = 64
+LARGEST = 512  # a B model is at its best long before; more only makes blocks and buffers large
+TRIED = (4, 8)  # images of the two small batches
+
+
+def choose_batch_size(backbone: Backbone, function: TokenFunction) -> int:
+    """Images a forward pass, for a store that is made now; an existing one keeps the size it was begun with.
+
+    Args:
+        backbone: the model, on its device.
+        function: its forward pass to the tokens that are wanted.
+    """
+    if backbone.device.type != "cuda":
+        return ON_A_CPU
+
+    def peak_bytes(num_images: int) -> int:
+        images = torch.zeros(num_images, 3, *backbone.image_size, dtype=torch.uint8, device=backbone.device)
+        torch.cuda.synchronize(backbone.device)
+        torch.cuda.reset_peak_memory_stats(backbone.device)
+        before = torch.cuda.memory_allocated(backbone.device)
+        tokens = function(images)
+        peak = torch.cuda.max_memory_allocated(backbone.device) - before
+        leaving = sum(values.nbytes for kinds in tokens.values() for values in kinds.values())
+        return peak + NUM_BUFFERS * leaving  # tokens of earlier batches, on their way to the host
+
+    peak_bytes(TRIED[0])  # libraries take their workspace once
+    return fitting_batch_size(peak_bytes, free_device_bytes(backbone.device))
+
+
+def fitting_batch_size(peak_bytes: Callable[[int], int], free_bytes: int) -> int:
+    """The largest power of two, 1 to LARGEST, whose forward pass fits.
+
+    Args:
+        peak_bytes: number of images -> bytes that their forward pass takes at most at a time.
+        free_bytes: what may be taken.
+
+    >>> fitting_batch_size(lambda num_images: 100 + 10 * num_images, 1500)
+    128
+    """
+    few, more = (peak_bytes(num_images) for num_images in TRIED)
+    per_image = max(1, -(-(more - few) // (TRIED[1] - TRIED[0])))
+    fixed = max(0, few - TRIED[0] * per_image)
+    fitting = max(1, min(LARGEST, (free_bytes - fixed) // per_image))
+    return 1 << (fitting.bit_length() - 1)

@@ -1,0 +1,122 @@
+"""A model's forward pass that holds on: compiled where that works, batches of one shape, in parts where memory is short.
+
+The decision taken here: no row is lost and none changes its place. A compiler that fails is replaced by the plain pass, a batch
+that does not fit is run in halves, and both are told. Rows may then differ in their last bits from those of other runs, as they
+do between devices: products of another shape are summed in another order.
+
+Knows tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.backbone import TokenFunction, Tokens
+from ..errors import WorkError
+from ..events import BatchHalved, CompileFailed, Emit
+
+
+class SteadyForward:
+    """`images [n, 3, H, W] -> tokens`, for n up to the batch size.
+
+    Args:
+        function: the forward pass.
+        batch_size: the largest n.
+        model_id: for messages.
+        backend: of `torch.compile`; None runs the plain pass.
+        emit: told what did not work.
+    """
+
+    def __init__(
+        self,
+        function: TokenFunction,
+        *,
+        batch_size: int,
+        model_id: str,
+        backend: str | Callable[..., Any] | None,
+        emit: Emit,
+    ) -> None:
+        self._function, self._model_id, self._emit = function, model_id, emit
+        self._part_size = batch_size
+        self._compiled: Callable[[Tensor], Tokens] | None = None
+        self._known: set[int] = set()  # batch sizes that the compiler has managed
+        if backend is not None:
+            # one shape at a time: the last batch is padded to it, so a graph is made once a size
+            self._compiled = torch.compile(function.forward, backend=backend, fullgraph=True, dynamic=False)
+
+    def __call__(self, images: Tensor) -> Tokens:
+        """Tokens of a batch.
+
+        Raises:
+            WorkError: one image alone does not fit the memory.
+        """
+        while True:
+            try:
+                with torch.inference_mode():
+                    return self._joined([self._part(part) for part in torch.split(images, self._part_size)])
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition(". ")[0]
+            self._halve(images, reason)  # outside of the handler, whose traceback holds what the pass had allocated
+
+    def _part(self, images: Tensor) -> Tokens:
+        ready = self._function.normalise(images)
+        if self._compiled is None:
+            return self._function.forward(ready)
+        try:
+            tokens = self._compiled(_padded(ready, self._part_size))
+        except Exception as error:  # compilers raise anything; if it is the model's own, the plain pass raises it again
+            if self._part_size in self._known or is_out_of_memory(error):
+                raise
+            self._compiled = None
+            self._emit(CompileFailed(backbone=self._model_id, reason=_what_failed(error)))
+            return self._function.forward(ready)
+        self._known.add(self._part_size)
+        return {
+            level: {kind: values[: len(ready)] for kind, values in kinds.items()} for level, kinds in tokens.items()
+        }
+
+    def _joined(self, parts: list[Tokens]) -> Tokens:
+        if len(parts) == 1:
+            return parts[0]
+        return {
+            level: {kind: torch.cat([part[level][kind] for part in parts]) for kind in kinds}
+            for level, kinds in parts[0].items()
+        }
+
+    def _halve(self, images: Tensor, reason: str) -> None:
+        tried = min(self._part_size, len(images))
+        if tried == 1:
+            raise WorkError(
+                where=self._model_id,
+                expected="memory for one image",
+                got=reason,
+                todo="Use a smaller model or image size, --precision float16, or another device.",
+            )
+        self._part_size = -(-tried // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # pieces of the size that did not fit
+        self._emit(BatchHalved(backbone=self._model_id, num_images=self._part_size, reason=reason))
+
+
+def _padded(images: Tensor, batch_size: int) -> Tensor:
+    """As many images as a graph was made for; the last ones black."""
+    if len(images) == batch_size:
+        return images
+    return torch.cat([images, images.new_zeros(batch_size - len(images), *images.shape[1:])])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or here."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _what_failed(error: Exception) -> str:
+    """Two lines of an error as one: a compiler names the part that failed in the first, and why in the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join([f"{type(error).__name__}:", *lines[:2]])

@@ -1,0 +1,68 @@
+"""What a run of stage one waits for, in words: decoding, the device, or the disk, and what to do about it.
+
+The decision taken here: whatever the loop spends most of its time on is the limit. The device is what should be; for the others
+there is advice.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import ceil
+
+from ..events import ExtractionFinished, ExtractionProgress
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What bounds the speed.
+
+    Attributes:
+        what: `decoding`, `the device` or `the disk`.
+        advice: what to do, a command to give; empty where there is nothing to gain.
+    """
+
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"limit: {self.what}" + (f", {self.advice}" if self.advice else "")
+
+
+def find_limit(decode_s: float, compute_s: float, write_s: float, *, num_workers: int, num_cores: int) -> Limit:
+    """The limit of a loop, from where its time goes.
+
+    Args:
+        decode_s: waiting for decoded images; with 0 workers, decoding them.
+        compute_s: in the model.
+        write_s: waiting for the writer.
+        num_workers: decoding processes of the run.
+        num_cores: that they may use.
+
+    >>> str(find_limit(7.1, 2.0, 0.1, num_workers=0, num_cores=8)), str(find_limit(1, 8, 1, num_workers=4, num_cores=8))
+    ('limit: decoding, try --workers 4', 'limit: the device')
+    """
+    if write_s >= max(decode_s, compute_s):
+        return Limit("the disk", "try a faster one with --cache, or fewer --kinds or --levels")
+    if compute_s >= decode_s:
+        return Limit("the device")
+    # as many as would decode in the time that the model takes; waiting beside workers is on top of what they do anyway
+    working_s = decode_s if num_workers == 0 else num_workers * (decode_s + compute_s)
+    wished = min(ceil(working_s / max(compute_s, 1e-9)), num_cores)
+    if wished > num_workers:
+        return Limit("decoding", f"try --workers {wished}")
+    return Limit("decoding", "which has every core: smaller images would help")
+
+
+def limit_of(event: ExtractionProgress | ExtractionFinished) -> Limit:
+    """The limit of a run so far, on this machine."""
+    return find_limit(
+        event.decode_s, event.compute_s, event.write_s, num_workers=event.num_workers, num_cores=num_cores()
+    )
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,257 @@
+"""How far tokens are from a float32 run of the same images, told before a store is made.
+
+The decision taken here: the first images of a split are run twice, as asked for and in float32, and what would be stored of them is
+compared token by token. A float16 model that overflows there is replaced by a bfloat16 one while there is no store yet, because
+the compute dtype is part of a store's identity. Where the model runs in float32 already, what remains is the rounding of storage.
+
+Knows nothing of terminals or of how stores are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache import read_store_info, storage_dtype_of
+
+from ..backbones.backbone import Backbone
+from ..backbones.request import ModelRequest
+from ..datasets import ImageSource
+from ..errors import RequestError, WorkError
+from ..events import Emit, ParityMeasured, ignore
+from ..rounding import float_tokens, round_tokens
+from .extract import spec_of
+from .overflow import Reference, first_images, needs_bfloat16, run_model
+from .siblings import other_splits
+
+SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this
+
+Parity = dict[str, Any]
+"""Of one array, as the store keeps it; the keys are those of the table in cache/README.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """The model that is to run, and what was measured of it.
+
+    Attributes:
+        request, backbone: as asked for, or in bfloat16.
+        parity: split -> array name -> parity, of arrays that are new to their store.
+    """
+
+    request: ModelRequest
+    backbone: Backbone
+    parity: Mapping[str, Mapping[str, Parity]]
+
+
+def settle(
+    request: ModelRequest,
+    backbone: Backbone,
+    sources: Sequence[ImageSource],
+    arrays: Sequence[tuple[str, str]],
+    *,
+    storage_dtype: str,
+    cache_root: Path,
+    overwrite: bool = False,
+    threshold: float | None = None,
+    emit: Emit = ignore,
+) -> Settled:
+    """Compare the first images of each split with a float32 run, and choose bfloat16 where float16 overflows.
+
+    Splits whose float16 store exists stay in float16: what overflows there later is counted and told. If any other split overflows,
+    all of them move, so that what is trained on and what is tested on come from one model. A split that is not asked for and has a
+    store already counts too: its bfloat16 is followed, its float16 refuses one that overflows.
+
+    Args:
+        request: the model as it was asked for.
+        backbone: what it opened.
+        sources: the splits that are wanted.
+        arrays: the (level, kind) pairs that are wanted.
+        storage_dtype: of the stores.
+        cache_root: folder of all stores.
+        overwrite: whatever is there will be made anew.
+        threshold: least cosine of a token, 0 to 1; with it a value that is saturated or not finite is an error too.
+        emit: told what was found.
+
+    Raises:
+        WorkError: below the threshold.
+        RequestError: a threshold that is none, or one split overflows and another one has a float16 store.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise RequestError(
+            where="--parity-threshold",
+            expected="a cosine from 0 to 1",
+            got=str(threshold),
+            todo="Give 0.999, say, or leave it out.",
+        )
+    reference = Reference(request, backbone)
+    if backbone.precision == "float16":
+        siblings = other_splits(
+            spec_of(backbone, sources[0], storage_dtype), [source.split for source in sources], cache_root
+        )
+        if needs_bfloat16(backbone, reference, sources, storage_dtype, cache_root, siblings, overwrite, emit):
+            request = replace(request, precision="bfloat16")
+            backbone = request.open(str(backbone.device))
+    parity: dict[str, Mapping[str, Parity]] = {}
+    for source in sources:
+        store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
+        known = {} if overwrite else _known(store)
+        new = [pair for pair in arrays if _name(*pair) not in known]
+        measured = _measure(backbone, reference, source, new, storage_dtype, emit) if new else {}
+        if measured:
+            emit(_told(backbone, source, storage_dtype, measured))
+        if threshold is not None:
+            _refuse_below(
+                threshold, backbone, source, {**{name: one for name, one in known.items() if one}, **measured}
+            )
+        parity[source.split] = measured
+    return Settled(request=request, backbone=backbone, parity=parity)
+
+
+def compare_tokens(stored: Tensor, reference: Tensor) -> Parity:
+    """Cosines and errors of tokens against the same tokens of a float32 run.
+
+        cosine of a token t = <x_t, r_t> / (|x_t| |r_t|)
+        relative error of its channel c = |x_tc - r_tc| / max(|r_tc|, sqrt(mean_t r_tc^2))
+
+    A massive activation decides the cosine of its token alone, hence the second number: there each channel has its own scale.
+
+    Args:
+        stored: [..., D] x, in any float dtype.
+        reference: [..., D] r, float32.
+
+    Returns:
+        `cosine_min`, `cosine_mean`, `max_relative_error`, `nonfinite`, `reference_nonfinite`.
+
+    >>> compare_tokens(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))["cosine_min"]
+    0.0
+    """
+    x, r = (values.reshape(-1, values.shape[-1]).double() for values in (stored, reference))
+    x_finite, r_finite = torch.isfinite(x), torch.isfinite(r)
+    both = x_finite & r_finite
+    whole = both.all(1)
+    x0, r0 = torch.where(both, x, 0.0), torch.where(both, r, 0.0)
+    x_norm, r_norm = x0.norm(dim=1), r0.norm(dim=1)
+    norms = x_norm * r_norm
+    cosine = torch.where(norms > 0, (x0 * r0).sum(1) / norms.clamp_min(SMALLEST), ((x_norm + r_norm) == 0).double())
+    cosine = torch.where(whole, cosine.clamp(-1, 1), 0.0)
+    channel = (r0.square().sum(0) / both.sum(0).clamp_min(1)).sqrt()
+    error = (x0 - r0).abs() / torch.maximum(r0.abs(), channel).clamp_min(SMALLEST)
+    return {
+        "cosine_min": _cosine(float(cosine.min())),
+        "cosine_mean": _cosine(float(cosine.mean())),
+        "max_relative_error": _short(float(error.max())),
+        "nonfinite": int((~x_finite).sum()),
+        "reference_nonfinite": int((~r_finite).sum()),
+    }
+
+
+def parity_by_level(parity: Mapping[str, Parity]) -> dict[str, Parity]:
+    """One record a level of what was measured of its arrays: the worst, the mean of the means, the sums.
+
+    Args:
+        parity: array name -> parity.
+    """
+    levels: dict[str, list[Parity]] = {}
+    for name, one in parity.items():
+        levels.setdefault(name.split("/")[1], []).append(one)
+    return {
+        level: {
+            "cosine_min": min(one["cosine_min"] for one in ones),
+            "cosine_mean": _cosine(sum(one["cosine_mean"] for one in ones) / len(ones)),
+            "max_relative_error": max(one["max_relative_error"] for one in ones),
+            **{key: sum(one[key] for one in ones) for key in ("saturated", "nonfinite", "reference_nonfinite")},
+        }
+        for level, ones in levels.items()
+    }
+
+
+def _measure(
+    backbone: Backbone,
+    reference: Reference,
+    source: ImageSource,
+    arrays: Sequence[tuple[str, str]],
+    storage_dtype: str,
+    emit: Emit,
+) -> dict[str, Parity]:
+    """Array name -> parity; empty where none of the first images can be read."""
+    levels, kinds = (list(dict.fromkeys(names)) for names in zip(*arrays, strict=True))
+    for level, kind in arrays:
+        backbone.row_shape(level, kind)  # refuses what the backbone lacks
+    images = first_images(backbone, source)
+    if images is None:
+        return {}
+    tokens = run_model(backbone, images, levels, kinds, emit)
+    exact = tokens if reference.open() is backbone else run_model(reference.open(), images, levels, kinds, emit)
+    parity = {}
+    for level, kind in arrays:
+        dtype = storage_dtype_of(storage_dtype, kind)
+        rounded = round_tokens(tokens[level][kind], dtype)
+        compared = compare_tokens(float_tokens(rounded.values, dtype), exact[level][kind].cpu())
+        parity[_name(level, kind)] = {"num_images": len(images), "saturated": rounded.num_saturated, **compared}
+    return parity
+
+
+def _known(store: Path) -> dict[str, Parity | None]:
+    """Array name -> what its store has of it; arrays from before anybody measured have None."""
+    if not store.exists():
+        return {}
+    info = read_store_info(store)
+    if info.header is None:  # for the writer to say
+        return {}
+    header = info.header
+    return {name: dict(header.parity[name]) if name in header.parity else None for name in header.arrays}
+
+
+def _refuse_below(threshold: float, backbone: Backbone, source: ImageSource, parity: Mapping[str, Parity]) -> None:
+    wrong = [
+        (name, one)
+        for name, one in parity.items()
+        if one["cosine_min"] < threshold or one["saturated"] or one["nonfinite"]
+    ]
+    if wrong:
+        name, one = min(wrong, key=lambda pair: float(pair[1]["cosine_min"]))
+        raise WorkError(
+            where=f"{backbone.model_id} on {source.name}/{source.split}, --parity-threshold {threshold:g}",
+            expected=f"tokens of cosine {threshold:g} or more to those of a float32 run, all finite and none saturated",
+            got=f"{len(wrong)} of {len(parity)} arrays that are not; the worst is {name}: cosine {one['cosine_min']:.6g}, "
+            f"{one['saturated']} values saturated, {one['nonfinite']} not finite",
+            todo="Use --precision bfloat16 or float32, or --storage-dtype float32; nothing was written.",
+        )
+
+
+def _told(backbone: Backbone, source: ImageSource, storage_dtype: str, parity: Mapping[str, Parity]) -> ParityMeasured:
+    levels = parity_by_level(parity)
+    farthest = min(levels, key=lambda level: float(levels[level]["cosine_min"]))
+    largest = max(levels, key=lambda level: float(levels[level]["max_relative_error"]))
+    return ParityMeasured(
+        backbone=backbone.model_id,
+        split=source.split,
+        num_images=max(one["num_images"] for one in parity.values()),
+        compute_dtype=backbone.precision,
+        storage_dtype=storage_dtype,
+        cosine_min=levels[farthest]["cosine_min"],
+        cosine_level=farthest,
+        max_relative_error=levels[largest]["max_relative_error"],
+        error_level=largest,
+        num_saturated=sum(one["saturated"] for one in levels.values()),
+        num_nonfinite=sum(one["nonfinite"] for one in levels.values()),
+    )
+
+
+def _name(level: str, kind: str) -> str:
+    return f"tokens/{level}/{kind}"
+
+
+def _short(value: float) -> float:
+    """Three digits: what comes after is the machine's rounding, and a store's bytes should not hang on it."""
+    return float(f"{value:.3g}")
+
+
+def _cosine(value: float) -> float:
+    return round(1 - _short(1 - value), 12)

@@ -1,0 +1,41 @@
+"""Stores of other splits of the same data by the same model, and the precision they were computed in.
+
+What is trained on and what is tested on come from one model, also where their splits are extracted on different days. A probe opens
+one model for both; this keeps a split that is extracted alone from becoming the odd one out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cache import CacheSpec, list_specs
+
+from ..sources.views import MARK
+
+_OF_THE_MODEL = ("architecture", "weights", "tap", "token_rule", "compute_dtype")
+
+
+def other_splits(spec: CacheSpec, splits: Sequence[str], cache_root: Path) -> dict[str, Path]:
+    """Precision -> one store of a split that is not among these.
+
+    Args:
+        spec: of the store of any of the splits, in any precision.
+        splits: those that are asked for.
+        cache_root: folder of all stores.
+    """
+    folder = spec.store_path(cache_root).parent.parent
+    return {
+        other.compute_dtype: path
+        for path, other in list_specs(folder)
+        if other.split not in splits
+        and other.storage_dtype == spec.storage_dtype
+        and set(model_differences(spec, other)) <= {"compute_dtype"}
+    }
+
+
+def model_differences(one: CacheSpec, other: CacheSpec) -> list[str]:
+    """The fields of identity in which the models of two stores differ, whatever their data, views and storage."""
+    different = [name for name in _OF_THE_MODEL if getattr(one, name) != getattr(other, name)]
+    same_transform = one.transform.partition(MARK)[0] == other.transform.partition(MARK)[0]
+    return different if same_transform else [*different, "transform"]

@@ -1,0 +1,157 @@
+"""Run one piece of work in several processes of this machine, with one display.
+
+The decision taken here: processes are told nothing of each other and get no rows from here. Each is one of n workers of the same
+stores, and the stores say who computes what; so a process that is killed is a warning, not an end, as long as one lives. An error
+of one is an error of all: it is what the next one would meet too.
+
+Knows nothing of models, images or stores.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from types import FrameType
+from typing import Any
+
+from cache import Worker
+
+from ..errors import PipelineError, RequestError, WorkError
+from ..events import Emit, Event, WorkerLost
+from .relay import Relay
+
+Work = Callable[[Worker, Emit], None]
+ENDING_S = 15.0  # a process that was asked to end discards its block and leaves; then it is killed
+
+
+def run_processes(work: Work, count: int, emit: Emit) -> None:
+    """Do the work `count` times beside each other.
+
+    Args:
+        work: called with its number and where to tell events, in a process of its own; it must pickle.
+        count: processes.
+        emit: told what happens, of all of them as if they were one.
+
+    Raises:
+        PipelineError: the error of the first that failed; the others are ended.
+        WorkError: every process was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    relay = Relay(emit)
+    running: dict[Any, tuple[int, Any]] = {}
+    lost: list[str] = []
+    try:
+        for index in range(count):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(work, Worker(index, count), theirs), name=f"worker-{index}")
+            with interrupts_wait():
+                process.start()
+                running[ours] = (index, process)
+            theirs.close()
+        while running:
+            ready: list[Any] = wait(list(running))
+            for pipe in ready:
+                index, process = running[pipe]
+                try:
+                    told = pipe.recv()
+                except EOFError:  # it has ended
+                    del running[pipe]
+                    process.join()
+                    if process.exitcode != 0:
+                        lost.append(how_it_ended(process.exitcode))
+                        emit(WorkerLost(worker=f"{index}/{count}", reason=lost[-1], num_left=len(running)))
+                    continue
+                if isinstance(told, BaseException):
+                    raise told
+                relay.tell(index, told)
+    finally:
+        end_processes([process for _, process in running.values()])
+    if len(lost) == count:
+        raise WorkError(
+            where=f"--processes {count}",
+            expected="at least one process that lives until the last image",
+            got=", ".join(dict.fromkeys(lost)),
+            todo="What was committed is kept: run the same command again. If memory ran out, use fewer processes.",
+        )
+    relay.finish()
+
+
+def _run(work: Work, worker: Worker, pipe: Connection) -> None:
+    """The whole life of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent ends its workers
+    signal.signal(signal.SIGTERM, leave)
+
+    def emit(event: Event) -> None:
+        try:
+            pipe.send(event)
+        except BrokenPipeError:  # nobody waits for the result any more
+            sys.exit(1)
+
+    try:
+        share_cores(worker.count)
+        work(worker, emit)
+    except Exception as error:  # told by the parent, which judges it
+        pipe.send(as_ours(error))
+    except SystemExit:  # somebody waits for the end of it, and Python takes seconds to take torch apart
+        os._exit(1)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Start a process within: Ctrl-C comes when it is known here, and it inherits that it gets none, before it can say so itself.
+
+    Windows has no such thing: there Ctrl-C may end a process that is just starting with a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started with the first process otherwise, and would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def as_ours(error: Exception) -> Exception:
+    """An error that crosses to another process: one of another room as ours, with the same four parts."""
+    if isinstance(error, PipelineError) or not all(
+        hasattr(error, part) for part in ("where", "expected", "got", "todo")
+    ):
+        return error
+    told: Any = error
+    kind = WorkError if isinstance(error, (OSError, RuntimeError)) else RequestError
+    return kind(where=told.where, expected=told.expected, got=told.got, todo=told.todo)
+
+
+def share_cores(count: int) -> None:
+    """Processes that each use every core wait for each other."""
+    import torch
+
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count)))
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(1)
+
+
+def how_it_ended(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}"
+
+
+def end_processes(processes: list[Any]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(ENDING_S)
+        if process.is_alive():
+            process.kill()
+            process.join()

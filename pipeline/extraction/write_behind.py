@@ -1,0 +1,126 @@
+"""The writer's thread: it waits for tokens to arrive from the device and appends them, while the loop goes on with the next batch.
+
+The decision taken here: only this thread ever waits for the device. Knows the store, not the model or the images.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import Batch, BatchNotes, CacheWriter
+
+from ..rounding import Rounded
+
+QUEUED_BATCHES = 4  # waiting for the disk; the device's own buffers may be fewer
+
+
+class Arriving(Protocol):
+    """Tokens on their way to the host."""
+
+    def wait(self) -> dict[str, Rounded]:
+        """Array name -> tokens [n, *row_shape], once they are there; valid until `release`."""
+        ...
+
+    def release(self) -> None:
+        """Their memory may be used again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One batch for the store.
+
+    Attributes:
+        batch: its rows and arrays.
+        tokens: of those arrays.
+        content_hashes: [n] uint64.
+        skipped: row -> why its image could not be read.
+    """
+
+    batch: Batch
+    tokens: Arriving
+    content_hashes: NDArray[np.uint64]
+    skipped: dict[int, str] = field(default_factory=dict)
+
+
+class WriterThread:
+    """Appends parcels to a store in their order. Its error is raised at the next `put` or at `finish`.
+
+    Attributes:
+        size_bytes: of tokens appended so far.
+        device_wait_s: time spent waiting for tokens to arrive.
+        out_of_range: array name -> saturated and non-finite values appended so far, of arrays that have any.
+    """
+
+    def __init__(self, writer: CacheWriter) -> None:
+        self.size_bytes = 0
+        self.device_wait_s = 0.0
+        self.out_of_range: dict[str, tuple[int, int]] = {}
+        self._writer = writer
+        self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUED_BATCHES)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="layerbank-writer", daemon=True)
+
+    def __enter__(self) -> WriterThread:
+        self._thread.start()
+        return self
+
+    def put(self, parcel: Parcel) -> None:
+        """Hand over a batch; waits where the disk is too far behind."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put(parcel)
+
+    def finish(self) -> None:
+        """Wait for everything that was put, and raise what went wrong."""
+        self._stop()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (parcel := self._queue.get()) is not None:
+            try:
+                if self._error is None:  # else only empty the queue, so that the loop never blocks on a dead writer
+                    self._append(parcel)
+            except BaseException as error:  # handed to the loop, which raises it
+                self._error = error
+            finally:
+                parcel.tokens.release()
+
+    def _append(self, parcel: Parcel) -> None:
+        began = time.perf_counter()
+        tokens = parcel.tokens.wait()
+        self.device_wait_s += time.perf_counter() - began
+        notes = BatchNotes(
+            skipped=parcel.skipped,
+            saturated={name: r.num_saturated for name, r in tokens.items() if r.num_saturated},
+            nonfinite={name: r.num_nonfinite for name, r in tokens.items() if r.num_nonfinite},
+        )
+        values: dict[str, Any] = {name: r.values for name, r in tokens.items()}
+        self._writer.append(parcel.batch, values, content_hashes=parcel.content_hashes, notes=notes)
+        self.size_bytes += sum(array.nbytes for array in values.values())
+        for name in {**notes.saturated, **notes.nonfinite}:
+            saturated, nonfinite = self.out_of_range.get(name, (0, 0))
+            # a new pair at once: the loop reads this dictionary from its own thread
+            self.out_of_range[name] = (
+                saturated + tokens[name].num_saturated,
+                nonfinite + tokens[name].num_nonfinite,
+            )
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()

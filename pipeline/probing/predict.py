@@ -1,0 +1,159 @@
+"""Classify new images with a saved probe: the whole way from an image file to class probabilities, without a store.
+
+The tokens are made exactly as stage one makes them (same weights, transform, tap, rounding to the storage dtype), so that a
+prediction here is the prediction the probe was tested with. A backbone that is not the one the probe was trained on is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache import CacheSpec
+from probes import load_probe
+
+from ..backbones.backbone import Backbone
+from ..backbones.request import ModelRequest
+from ..datasets import ImageSource
+from ..errors import RequestError
+from ..events import Emit, ImageSkipped, ignore
+from ..extraction.images import Rows, decode_batches
+from ..rounding import float_tokens, round_tokens
+from ..sources.views import evaluation_transform
+from .probe_names import NamedProbe
+from .token_source import join_tokens
+
+BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a probe says of one image.
+
+    Attributes:
+        sample_id: as the source names it.
+        label: name of the class it is said to be; its most probable one.
+        probability: of that class, in [0, 1].
+        target: name of its true class, None where the source knows none.
+    """
+
+    sample_id: str
+    label: str
+    probability: float
+    target: str | None
+
+
+class SavedProbe:
+    """A trained probe and the backbone it belongs to, ready to classify.
+
+    Args:
+        folder: what `layerbank probe` saved: runs/<...>/<name>-<key>.
+        weights: where the backbone's weights lie now, if not where they were.
+        device: where the backbone runs.
+
+    Raises:
+        ProbeError: no readable probe in the folder.
+        RequestError: the backbone is not the one the probe was trained on.
+    """
+
+    def __init__(self, folder: Path, *, weights: str | None = None, device: str = "cpu") -> None:
+        module, config = load_probe(folder)
+        self.module = module.eval()
+        request = ModelRequest.from_dict(config["model"])
+        self.backbone = (replace(request, weights=weights) if weights else request).open(device)
+        self.named = _named(config["probe"])
+        self.class_names: list[str] = config["class_names"]
+        self._spec = CacheSpec.from_dict(config["cache"])
+        _check_backbone(folder, self._spec, self.backbone)
+
+    def predict(
+        self,
+        source: ImageSource,
+        *,
+        batch_size: int = 64,
+        num_workers: int = 1,
+        on_bad_image: str = "stop",
+        emit: Emit = ignore,
+    ) -> Iterator[Prediction]:
+        """Classify every image of a source, in order; skipped images are left out.
+
+        Raises:
+            BadImage: an image could not be read and `on_bad_image` is `stop`.
+        """
+        forward = self.backbone.compile(self.named.levels, self.named.kinds)
+        ranges = [Rows(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+        decoded_batches = decode_batches(source, [self.backbone.geometry], ranges, num_workers=num_workers)
+        known = list(source.class_names) == self.class_names
+        with closing(decoded_batches):
+            for decoded in decoded_batches:
+                for bad in decoded.bad.values():
+                    if on_bad_image == "stop":
+                        raise bad
+                    emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
+                output = forward(decoded.images[0])
+                parts = [
+                    self._rounded(output[level][kind], kind) for level in self.named.levels for kind in self.named.kinds
+                ]
+                with torch.inference_mode():
+                    logits = self.module(join_tokens(self.named, parts))
+                best = logits.softmax(-1).max(-1)
+                for row in range(decoded.start, decoded.stop):
+                    if row not in decoded.bad:
+                        index = row - decoded.start
+                        yield Prediction(
+                            sample_id=source.ids[row],
+                            label=self.class_names[int(best.indices[index])],
+                            probability=float(best.values[index]),
+                            target=self.class_names[int(source.labels[row])] if known else None,
+                        )
+
+    def _rounded(self, tokens: torch.Tensor, kind: str) -> torch.Tensor:
+        dtype = self._spec.dtype_of(kind)
+        return float_tokens(round_tokens(tokens, dtype).values, dtype)
+
+
+def _named(values: dict[str, Any]) -> NamedProbe:
+    return NamedProbe(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
+
+
+def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
+    here = {
+        "architecture": backbone.architecture,
+        "weights": backbone.weights_digest,
+        "tap": backbone.tap,
+        "token_rule": backbone.token_rule,
+        "transform": backbone.transform_id,
+    }
+    spec = replace(spec, transform=evaluation_transform(spec.transform))  # new images have no views
+    differing = [name for name in BACKBONE_FIELDS if getattr(spec, name) != here[name]]
+    if differing:
+        raise RequestError(
+            where=f"probe {folder}",
+            expected="its own backbone: " + "; ".join(f"{name} = {getattr(spec, name)!r}" for name in differing),
+            got="; ".join(f"{name} = {here[name]!r}" for name in differing),
+            todo="Give the weights it was trained on with --weights FILE, or train the probe again on these.",
+        )
+
+
+def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """Lines of a CSV file: a header, then one line an image, as they come."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="")
+    for values in _with_header(predictions):
+        buffer.seek(0)
+        buffer.truncate()
+        writer.writerow(values)
+        yield buffer.getvalue()
+
+
+def _with_header(predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
+    yield ("id", "predicted", "probability", "target")
+    for one in predictions:
+        yield (one.sample_id, one.label, f"{one.probability:.6f}", one.target or "")

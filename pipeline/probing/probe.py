@@ -1,0 +1,237 @@
+"""Stage two: train the asked-for probes from two stores and keep what they found.
+
+Probes that can, train together (`rides.py`): their tokens are read from the train store, `probes.run_sweeps` does the protocol
+(split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results (`row_folder.py`). The test
+store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
+again, a sweep that was killed goes on with the banks that are missing (`sweep_journal.py`), and no probe's key or result depends on
+what it trains together with. What is made of a finished probe (`derived.py`) comes last, and its base before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
+from probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
+
+from ..datasets import ImageSource
+from ..errors import RequestError
+from ..events import Emit, ProbeFinished, ignore
+from ..extraction.siblings import model_differences
+from ..memory import memory_for_probes
+from .derived import derive
+from .heap import KEPT_BYTES, large_blocks_returned
+from .probe_names import NamedProbe
+from .results import Row, append_row, key_of, read_rows
+from .rides import Ride, plan_rides, ride_alone
+from .row_folder import keep_probe
+from .sweep_journal import SweepJournal, clear_finished
+from .token_source import require_arrays
+from .training import Trained, solve_probe, train_ride
+
+
+class Store(NamedTuple):
+    """Where a split's tokens lie, what they must be, and how many views of an image to use beside the centre one (None: all)."""
+
+    path: Path
+    spec: CacheSpec
+    num_views: int | None = None
+
+    def open(self) -> TokenCache:
+        """The store, with the rows that are to be used."""
+        return TokenCache.open(self.path, self.spec, num_views=self.num_views)
+
+
+def run_folder(runs_root: Path, train: Store) -> Path:
+    """The folder of everything learnt from a train store: RUNS/<data set>/<name of the store>."""
+    return runs_root / train.spec.dataset / train.path.stem
+
+
+def check_classes(train: ImageSource, test: ImageSource) -> None:
+    """Raise RequestError unless the splits have labels, and both name the same classes in the same order."""
+    if not train.class_names:
+        raise RequestError(
+            where=f"data {train.name}/{train.split}",
+            expected="images with labels, to train probes on",
+            got="images without",
+            todo="Give labelled data: folder:DIR, wds:DIR or hdf5:FILE.",
+        )
+    if list(train.class_names) != list(test.class_names):
+        raise RequestError(
+            where=f"classes of {test.name}/{test.split}",
+            expected=f"those of {train.name}/{train.split}, in order: {_few(train.class_names)}",
+            got=_few(test.class_names),
+            todo="Give both splits the same class folders or classnames.txt.",
+        )
+
+
+def check_train_views(train_views: int | None, num_views: int) -> None:
+    """Raise RequestError where more views are to be trained on than there are."""
+    if train_views is not None and train_views > num_views:
+        raise RequestError(
+            where="--train-views",
+            expected=f"at most the {num_views} of --views"
+            if num_views
+            else "--views with a number, so that there are some",
+            got=str(train_views),
+            todo=f"Ask for them: --views {train_views}.",
+        )
+
+
+def check_one_model(train: Store, test: Store) -> None:
+    """Raise RequestError unless both splits were computed by one model in one precision."""
+    if different := model_differences(train.spec, test.spec):
+        of_train, of_test = (
+            ", ".join(f"{name} = {getattr(store.spec, name)}" for name in different) for store in (train, test)
+        )
+        raise RequestError(
+            where=str(test.path),
+            expected=f"tokens of the model that {train.path} was made with: {of_train}",
+            got=of_test,
+            todo="Extract both splits in one command, so that what is trained on and what is tested on come from one model.",
+        )
+
+
+def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
+    """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
+
+    Raises:
+        DamagedStoreError: a file is not as it was written; says which rows of which level and kind.
+    """
+    for path in (store.path for store in stores):
+        damages = verify_store(path, only=arrays)
+        if damages:
+            raise DamagedStoreError(
+                where=str(path),
+                expected="every file as it was written",
+                got="; ".join(map(str, damages[:3])) + (f" and {len(damages) - 3} more" if len(damages) > 3 else ""),
+                todo=f"Mend it: layerbank cache repair {path} (only those rows are computed again).",
+            )
+
+
+def probe(
+    train: Store,
+    test: Store,
+    named_probes: Sequence[NamedProbe],
+    protocol: TrainingProtocol,
+    folder: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    retrain: bool = False,
+    memory_bytes: int | None = None,
+    device: torch.device | str = "cpu",
+    emit: Emit = ignore,
+) -> list[Row]:
+    """Train probes and return their rows, in the order asked for.
+
+    Args:
+        train, test: stores of the two splits, by the same backbone.
+        named_probes: what to train.
+        protocol: grid, schedule, seed.
+        folder: where results.jsonl goes, and a folder a row.
+        config: what is needed to run the backbone again, kept with every saved probe.
+        retrain: compute rows again even if they are there.
+        memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
+        device: where probes are trained.
+        emit: told what happens.
+
+    Raises:
+        RequestError: a store lacks a level or kind, or the two are of different models.
+        CacheError: a store is incomplete, damaged, or holds something else.
+        SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
+    """
+    check_one_model(train, test)
+    protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
+    memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
+    device = torch.device(device)
+    cache = train.open()
+    for named in named_probes:
+        require_arrays(list(cache.arrays), named, train.path)
+    setting = _setting(train, test, protocol)
+
+    def key(named: NamedProbe) -> str:
+        # what is solved is float64 in any case
+        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol
+        return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
+
+    known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
+    clear_finished(folder / ".sweeps", known.keys())  # a run may have been killed just after its last row
+    wanted: list[NamedProbe] = []
+    for named in named_probes:
+        if key(named) in known and not retrain:
+            emit(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
+        else:
+            if named.derived is not None and key(named.derived.base) not in known:
+                wanted.append(named.derived.base)  # it is made of a row
+            wanted.append(named)
+
+    def open_test() -> TokenCache:
+        return test._replace(num_views=0).open()  # nothing is tested on a view
+
+    def keep(trained: Trained) -> None:
+        named = trained.named
+        row: Row = {"key": key(named), "setting_of_study": key_of(setting), "probe": named.name}
+        if cache.num_views:
+            row["train_views"] = cache.num_views if train.num_views is None else train.num_views
+        row |= keep_probe(trained, cache, test.spec, open_test, row_folder(folder, row), config or {})
+        if named.derived is not None:  # what it is made of had to be trained, too
+            of_base = known[key(named.derived.base)]["cost"]
+            row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
+        known[row["key"]] = append_row(folder / "results.jsonl", row)
+        clear_finished(folder / ".sweeps", known.keys())
+        emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
+
+    def journal_of(
+        ride: Ride, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
+    ) -> SweepJournal:
+        decisive = {**_setting(train, test, ride.protocol), "device": device.type}
+        del decisive["test"]  # nothing is chosen on it
+        return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
+
+    each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
+    for named, changed in each:
+        if named.head in SOLVED_KINDS:
+            keep(solve_probe(named, changed, cache, open_test, emit))
+    to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
+    for ride in plan_rides(cache, to_train, memory_bytes, device):
+        journal = journal_of(ride, ride.describe, ride.probes)
+        with large_blocks_returned(when=_is_short(ride)):
+            for trained in train_ride(ride, open_test, device, journal, emit):
+                keep(trained)
+    for named, changed in each:
+        if named.derived is not None:
+            base = known[key(named.derived.base)]
+            ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
+            journal = journal_of(ride, ride.describe_choice, [named])
+            with large_blocks_returned(when=_is_short(ride)):
+                keep(derive(named, base, ride, open_test, device, journal, emit))
+    return [known[key(named)] for named in named_probes]
+
+
+def row_folder(folder: Path, row: Row) -> Path:
+    """Where the probe, the predictions and the picture of a row lie: two settings of one probe never share it."""
+    return folder / f"{row['probe']}-{row['key'][:8]}"
+
+
+def _is_short(ride: Ride) -> bool:
+    """Whether what the C library may keep of dropped memory matters."""
+    return ride.placement.planned_bytes + KEPT_BYTES > ride.placement.budget_bytes
+
+
+def _changed(protocol: TrainingProtocol, named: NamedProbe) -> TrainingProtocol:
+    return replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
+
+
+def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
+    """Everything but the probe that decides a result."""
+    views = {} if train.num_views is None else {"train_views": train.num_views}
+    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)} | views
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)}: " + ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

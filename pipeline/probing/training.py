@@ -1,0 +1,175 @@
+"""From a ride, or a probe that is solved, to what it found: opens the test store last, and passes on progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from cache import TokenCache
+from probes import Journal, MemoryPlan, Progress, SweepResult, TrainingProtocol, run_solver, run_sweeps
+
+from ..events import Emit, MemoryPlanned, ProbeProgress, ProbeStarted, TrainingStarted
+from .placement import FEWEST_BUFFER_ROWS
+from .probe_names import NamedProbe
+from .probe_sizes import head_of
+from .rides import Ride
+from .streaming import StreamedTokens
+from .token_source import CachedTokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """What was found for one probe.
+
+    Attributes:
+        named: as it was asked for.
+        candidate: what was chosen: itself, or one of its family.
+        result: of the sweep.
+        protocol: by which.
+        memory: where tokens lay and how training fitted beside them: everything that could change the result's bits.
+        together_with: names of the probes that shared the passes.
+        num_refits: final trainings.
+        derived: how it was made of another probe, for its row.
+        held_out: what a search chose by, for a file beside it: name -> array.
+    """
+
+    named: NamedProbe
+    candidate: NamedProbe
+    result: SweepResult
+    protocol: TrainingProtocol
+    memory: dict[str, Any]
+    together_with: tuple[str, ...]
+    num_refits: int = 1
+    derived: dict[str, Any] | None = None
+    held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def train_ride(
+    ride: Ride, open_test: Callable[[], TokenCache], device: torch.device, journal: Journal | None, emit: Emit
+) -> list[Trained]:
+    """Train the probes of a ride together, and test them.
+
+    Args:
+        ride: which probes, on which tokens.
+        open_test: opens the test store; called once, after the last training step.
+        device: where probes are trained.
+        journal: of finished banks.
+        emit: told what happens.
+    """
+    names = tuple(named.name for named in ride.probes)
+    num_settings = []
+    for named, sweep in zip(ride.probes, ride.sweeps, strict=True):
+        num_settings.append(sum(len(ride.protocol.settings(one.head)) for one in sweep))
+        shapes = {CachedTokens(ride.cache, one).token_shape for one in named.family}
+        emit(
+            ProbeStarted(
+                probe=named.name,
+                num_settings=num_settings[-1],
+                num_rows=len(ride.tokens.labels),
+                token_shape=shapes.pop() if len(shapes) == 1 else ride.tokens.token_shape,
+            )
+        )
+        plan = ride.memory_of(sweep[0])
+        if plan is not None:
+            emit(_planned(named.name, ride, plan))
+    emit(TrainingStarted(probes=names, num_settings=sum(num_settings), num_passes=ride.placement.plan.num_passes))
+
+    results = run_sweeps(
+        ride.sweeps,
+        ride.placement.open(ride.tokens),
+        lambda: open_tokens(open_test(), ride.probes, device),
+        ride.protocol,
+        memory_bytes=ride.placement.training_bytes,
+        device=device,
+        journal=journal,
+        emit=relay(names, emit),
+    )
+    return [
+        Trained(
+            named=named,
+            candidate=named.family[result.candidate],
+            result=result,
+            protocol=ride.protocol,
+            memory=ride.describe(sweep[result.candidate]),
+            together_with=tuple(other for other in names if other != named.name),
+        )
+        for named, sweep, result in zip(ride.probes, ride.sweeps, results, strict=True)
+    ]
+
+
+def open_tokens(test: TokenCache, probes: Sequence[NamedProbe], device: torch.device) -> StreamedTokens:
+    """The test images, with what the probes of a ride read of them."""
+    tokens = CachedTokens(test, [one for named in probes for one in named.family])
+    return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=device.type == "cuda")
+
+
+def solve_probe(
+    named: NamedProbe,
+    protocol: TrainingProtocol,
+    cache: TokenCache,
+    open_test: Callable[[], TokenCache],
+    emit: Emit,
+) -> Trained:
+    """Solve one probe in closed form, by L-BFGS or by its neighbours, and test it."""
+    tokens = CachedTokens(cache, named)
+    head = head_of(named, tokens.token_shape[0])
+    emit(
+        ProbeStarted(
+            probe=named.name,
+            num_settings=len(protocol.solved_settings(head)),
+            num_rows=len(tokens.labels),
+            token_shape=tokens.token_shape,
+        )
+    )
+    emit(TrainingStarted(probes=(named.name,), num_settings=len(protocol.solved_settings(head)), num_passes=1))
+
+    def open_alone() -> StreamedTokens:
+        return StreamedTokens(CachedTokens(open_test(), named), buffer_rows=FEWEST_BUFFER_ROWS)
+
+    result = run_solver(head, tokens.in_memory(), open_alone, protocol, emit=relay((named.name,), emit))
+    return Trained(
+        named=named,
+        candidate=named,
+        result=result,
+        protocol=protocol,
+        memory={"tokens": "resident"},
+        together_with=(),
+    )
+
+
+def _planned(name: str, ride: Ride, plan: MemoryPlan) -> MemoryPlanned:
+    return MemoryPlanned(
+        probe=name,
+        budget_bytes=ride.placement.budget_bytes,
+        planned_bytes=ride.placement.planned_bytes,
+        tokens=ride.placement.tokens,
+        on_gpu=ride.placement.device.type == "cuda",
+        tokens_bytes=ride.tokens.stored_bytes,
+        num_banks=plan.num_banks,
+        probes_at_once=plan.probes_at_once,
+        group_size=plan.group_size,
+        chunk_size=plan.chunk_size,
+    )
+
+
+def relay(names: tuple[str, ...], emit: Emit) -> Callable[[Progress], None]:
+    """Progress of a training as events of the probes that train."""
+
+    def show(event: Progress) -> None:
+        emit(
+            ProbeProgress(
+                probes=names,
+                phase=event.phase,
+                step=event.step,
+                num_steps=event.num_steps,
+                num_probes=event.num_probes,
+                probe_steps_per_s=event.probe_steps_per_s,
+                best=event.best,
+            )
+        )
+
+    return show
