@@ -24,6 +24,10 @@ from cache import SpecError, StoreLockedError, Worker, offer_probe, see_probe
 from cache.lock import is_locked
 from cache.shared import PROBE_PREFIX
 from pipeline import RequestError, WorkError
+from pipeline.cluster.actor import do_patiently, take_place
+from pipeline.cluster.connection import check_address
+from pipeline.cluster.engine import Lost, RayEngine, run_on_ray
+from pipeline.cluster.placement import place
 from pipeline.events import (
     CacheReused,
     ClusterBusy,
@@ -35,7 +39,6 @@ from pipeline.events import (
     WorkerLost,
     ignore,
 )
-from pipeline.extraction.ray_engine import Lost, RayEngine, check_address, do_patiently, place, run_on_ray, take_place
 from pipeline.extraction.requested import extract_share, prepare_shares
 
 
@@ -210,7 +213,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, ma
 def test_a_cluster_without_room_now_is_told_and_waited_for(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.extraction.ray_engine.BUSY_AFTER_S", 0.5)
+    monkeypatch.setattr("pipeline.cluster.engine.BUSY_AFTER_S", 0.5)
     holder = cluster.remote(num_cpus=2)(_Nothing).remote()
     cluster.get(holder.do.remote())
     events: list[Event] = []
@@ -290,7 +293,7 @@ def test_a_working_folder_that_a_node_lacks_is_told(tmp_path: Path) -> None:
 
 
 def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.extraction.ray_engine.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("pipeline.cluster.actor.LOOK_AGAIN_S", 0.01)
     tries: list[int] = []
 
     def locked_twice(emit: Emit) -> str:

@@ -87,7 +87,7 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
     from ..extraction.workers import run_processes
 
     if engine == "ray":
-        from ..extraction.ray_engine import RayEngine, run_on_ray
+        from ..cluster.engine import RayEngine, run_on_ray
 
         request, processes, worker = _request_of(options)
         refuse_shards(worker)

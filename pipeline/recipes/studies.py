@@ -18,6 +18,7 @@ from pathlib import Path
 from probes import resolve_compute
 
 from ..backbones.request import choose_device
+from ..cluster.engine import Lost, RayEngine
 from ..errors import WorkError
 from ..events import (
     BatchHalved,
@@ -33,7 +34,6 @@ from ..events import (
     TokensOutOfRange,
     ignore,
 )
-from ..extraction.ray_engine import Lost, RayEngine
 from ..extraction.shards import device_of_worker
 from ..extraction.spread import spread
 from ..extraction.workers import share_cores
@@ -121,7 +121,7 @@ def several_processes(num_processes: int) -> Engine:
 
 
 def on_ray(num_workers: int | None) -> Engine:
-    """Units spread over a Ray cluster, see `ray_engine`: a unit whose worker is lost is begun again by another.
+    """Units spread over a Ray cluster, see `cluster/engine.py`: a unit whose worker is lost is begun again by another.
 
     Args:
         num_workers: at a time; None is one a GPU of the cluster, else one a node.
