@@ -1,7 +1,7 @@
 # Everything starts from nothing: each target makes .venv and installs what it needs if that is missing, and says so.
 #   make probe      the main job on the demo: extract what is missing, train the probes, print the table
 #   make extract    stage one alone          make plan    what it would take
-#   make study      four data sets, six probes: the recipe demo; RECIPE=layers for another
+#   make study      four data sets, eight probes: the recipe demo; RECIPE=layers for another
 #   make doctor     is all as it should be
 #   make test       the tests                make check   lint, types, architecture
 #   make slow       the slower proofs        make bench   the measurements

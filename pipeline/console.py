@@ -65,6 +65,7 @@ class Listener:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._began = self._last_plain = time.monotonic()
+        self._last_done = 0
         self._told_out_of_range: dict[str, int] = {}
 
     def __enter__(self) -> Listener:
@@ -208,10 +209,14 @@ class Listener:
     def _begin(self, description: str, total: int) -> None:
         self._end()  # several models begin together and share one line
         self._began = self._last_plain = time.monotonic()
+        self._last_done = 0
         if self._progress is not None:
             self._task = self._progress.add_task(description, total=total, note="")
 
     def _advance(self, done: int, total: int, note: str) -> None:
+        if done < self._last_done:  # another phase
+            self._began = time.monotonic()
+        self._last_done = done
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._last_plain > PLAIN_LINE_EVERY_S:

@@ -29,6 +29,7 @@ from pipeline.events import (
     ProbeStarted,
     StudyUnitAgain,
     TokensOutOfRange,
+    TrainingStarted,
     WorkerLost,
 )
 
@@ -94,6 +95,20 @@ def test_a_log_gets_rate_shares_and_time_left_now_and_then(
     line = shown(capsys, STARTED, PROGRESS)[1]
     assert line.startswith("  450/900, 45.0 images/s; decoding 20%, computing 70%, writing 5%; limit: the device; ")
     assert line.endswith(" s left")
+
+
+def test_time_left_is_counted_from_the_start_of_a_phase(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console, "PLAIN_LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with Listener() as listener:
+        listener.show(TrainingStarted(probes=("alf",), num_settings=4, num_passes=1))
+        for now[0], phase, step in ((900.0, "select", 500), (900.0, "refit", 0), (910.0, "refit", 100)):
+            listener.show(ProbeProgress(probes=("alf",), phase=phase, step=step, num_steps=500, num_probes=4))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  refit: step 100")]
+    assert lines[0].endswith("; 40 s left")
 
 
 def test_an_array_out_of_range_is_told_once_and_again_when_it_grew_tenfold(capsys: pytest.CaptureFixture[str]) -> None:

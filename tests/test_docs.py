@@ -50,10 +50,10 @@ def test_every_file_that_the_reading_order_names_exists() -> None:
     for line in tree.splitlines():
         if match := re.match(r"    (\w+)/ ", line):
             room = match[1]
-        elif match := re.match(r"      (\w+\.py(?:, \w+\.py)*)", line):
-            names += [f"{room}/{name}" for name in match[1].split(", ")]
-        names += [f"{room}/{name}" for name in re.findall(r"\b(\w+\.py)\b", line)]
-    assert len(names) > 15
+        folder = match[1] if (match := re.match(r"      (\w+/)", line)) else ""
+        names += [f"{room}/{folder}"] * bool(folder)
+        names += [f"{room}/{folder}{name}" for name in re.findall(r"\b(\w+\.py)\b", line)]
+    assert len(names) > 25
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
