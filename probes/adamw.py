@@ -31,9 +31,7 @@ class AdamW:
 
     def __init__(self, stacks: Sequence[Stack], settings: Sequence[Setting]) -> None:
         self._step = torch.zeros((), device=stacks[0].device)  # float32, as the kernel wants it
-        self._lists: dict[
-            _Rate, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-        ] = {}  # weights, gradients, first and second moments
+        self._lists: dict[_Rate, _Lists] = {}
         for stack in stacks:
             for row, member in enumerate(stack.members):
                 rate = settings[member].lr, settings[member].weight_decay

@@ -11,6 +11,7 @@ from gpu_sizes import Measured
 from gpu_training import count_products, grid_of, make_bank, make_source, product_flops
 
 from probes import PAPER, ArraySource, fit_bank
+from probes.adamw import AdamW
 from probes.bank import CHUNK_SIZE, GROUP_SIZE
 from probes.batches import plan_batches
 
@@ -84,17 +85,8 @@ class StepProgram:
             for heads in self.bank.noise_heads
         }
         self._losses = torch.zeros(self.bank.num_probes, device=device)
-        groups = [
-            {
-                "params": stack.row(row),
-                # a graph reads the learning rate where it lies
-                "lr": torch.tensor(settings[member].lr, device=device) if measured.on_gpu else settings[member].lr,
-                "weight_decay": settings[member].weight_decay,
-            }
-            for stack in self.bank.stacks
-            for row, member in enumerate(stack.members)
-        ]
-        self._optimizer = torch.optim.AdamW(groups, fused=True, capturable=measured.on_gpu)
+        self._optimizer = AdamW(self.bank.stacks, settings)
+        self._lrs = {setting.lr: setting.lr for setting in settings}
 
     @torch.no_grad()
     def gradients(self) -> None:
@@ -105,7 +97,7 @@ class StepProgram:
 
     @torch.no_grad()
     def update(self) -> None:
-        self._optimizer.step()
+        self._optimizer.step(self._lrs)
 
     def prepared(self, way: str) -> Callable[[], torch.Tensor]:
         """A step, from the initial weights on; returns the losses [P].
@@ -148,7 +140,7 @@ class StepProgram:
         for stack, values in zip(self.bank.stacks, kept, strict=True):
             for name, value in (stack.values | stack.statistics).items():
                 value.copy_(values[name])
-        for state in self._optimizer.state.values():
-            for moment in state.values():
-                moment.zero_()
+        self._optimizer._step.zero_()  # in place: the graph has recorded where they lie
+        for _, _, first, second in self._optimizer._lists.values():
+            torch._foreach_zero_([*first, *second])
         return graph.replay
