@@ -276,6 +276,7 @@ def test_figures_of_rows_hold_the_accuracies_of_their_rows(place: dict[str, Any]
 def test_what_nobody_has_made_is_said_with_the_command_that_makes_it(place: dict[str, Any]) -> None:
     texts = place["page"].texts
     *_, heading = (number for number, text in enumerate(texts) if text == "Not here yet")  # the contents have it too
-    sizes, seeds, *_ = texts[heading + 1 :]
+    sizes, choices, seeds, *_ = texts[heading + 1 :]
     assert sizes.startswith("Gains by model size: ")
+    assert choices.endswith("layerbank probe ... --probe linear@best,alf-smallest,alf-top3")
     assert seeds == "Spread over seeds: layerbank probe ... --seed 0,1,2"

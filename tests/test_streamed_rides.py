@@ -26,7 +26,7 @@ from probes import TrainingProtocol
 
 CPU = torch.device("cpu")
 NUM_ROWS = 1000
-ROOMY, TIGHT = 10**9, 30_000_000
+ROOMY, TIGHT = 10**9, 18_000_000
 PROTOCOL = TrainingProtocol(
     lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=3, batch_size=350
 )
