@@ -262,3 +262,11 @@ def test_what_validation_chose_is_a_line_with_its_cost_beside_what_it_is_made_of
     assert (alone["made of"], alone["difference to it"]) == ("linear-all", "-")  # its base is in another folder of runs
     assert [line["chosen"] for line in page.csvs["choices.csv"]] == ["levels 2, final"] * 2
     assert {line["found"] for line in page.csvs["results.csv"]} == {"", "levels 2, final"}
+
+
+def test_the_best_level_of_a_case_stands_with_the_others_and_given_levels_have_a_figure(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs", probes=("linear-cls", "alf", "linear@best", "linear@1", "linear@final"))
+    run("report", runs)
+    page = ReadPage(runs / "report" / "index.html")
+    assert [one["probe"] for one in page.tables["probes"].records()] == ["linear-cls", "alf", "linear@best"]
+    assert any("levels" in (image.get("alt") or image.get("aria-label") or "") for image in page.images)

@@ -7,6 +7,7 @@ Sections ask here for tables, predictions, saved settings and stores, draw their
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .page.blocks import Picture
 from .repeated import Repeated, find_repeated
 from .scores import Case, Table, scores_of_rows, table_of
 from .tested import Tested, read_tested
+
+GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # and not linear@best, which is one probe a case as any other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +108,8 @@ class Material:
 
     @cached_property
     def main(self) -> Table:
-        """The table without probes on a single level, which have a figure of their own; all of it if there are no others."""
-        kept = [probe for probe in self.table.probes if "@" not in probe]
+        """The table without probes on a given level, which have a figure of their own; all of it if there are no others."""
+        kept = [probe for probe in self.table.probes if not GIVEN_LEVEL.fullmatch(probe)]
         return self.table.only(kept) if kept else self.table
 
     @cached_property

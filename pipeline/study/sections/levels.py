@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from pipeline.study.figures.levels import draw_levels
-from pipeline.study.material import Material
+from pipeline.study.material import GIVEN_LEVEL, Material
 from pipeline.study.page.blocks import Gallery, Picture, Section
 from pipeline.study.scores import Table
 
@@ -15,7 +13,7 @@ from pipeline.study.scores import Table
 def section(material: Material) -> Section | None:
     """One figure a model."""
     table = material.table
-    stems = dict.fromkeys(found[1] for name in table.probes if (found := re.fullmatch(r"(.+)@(\d+|final)", name)))
+    stems = dict.fromkeys(found[1] for name in table.probes if (found := GIVEN_LEVEL.fullmatch(name)))
     if not stems:
         material.lack(
             "Accuracy by level", "train probes on one level each: layerbank probe ... --probe linear@every,aat@every"
@@ -26,7 +24,8 @@ def section(material: Material) -> Section | None:
         kept = [
             line
             for line, case in enumerate(table.cases)
-            if case.model == model and any(np.isfinite(table.column(p)[line]) for p in table.probes if "@" in p)
+            if case.model == model
+            and any(np.isfinite(table.column(p)[line]) for p in table.probes if GIVEN_LEVEL.fullmatch(p))
         ]
         if kept:
             part = Table(
@@ -38,7 +37,7 @@ def section(material: Material) -> Section | None:
 
 def _picture(material: Material, part: Table, number: int, model: str, stems: list[str]) -> Picture:
     averaged = part.mean_over("seed")
-    single = [name for name in averaged.probes if "@" in name]
+    single = [name for name in averaged.probes if GIVEN_LEVEL.fullmatch(name)]
     best = []
     for line, case in enumerate(averaged.cases):
         values = {name: float(averaged.column(name)[line]) for name in single}
