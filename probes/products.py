@@ -140,21 +140,21 @@ class Products:
 
     def add_mm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         """total += a b; on the first call total = a b, whatever lay there."""
-        if first:
-            self.mm(a, b, out=total)
-        elif total.dtype == self._dtype:
+        if total.dtype == self._dtype:
             with self.of_size(a.nbytes + b.nbytes + total.nbytes):
-                total.addmm_(self.factor(a), self.factor(b))
+                total.addmm_(self.factor(a), self.factor(b), beta=0 if first else 1)
+        elif first:
+            self.mm(a, b, out=total)
         else:
             total.add_(self.mm(a, b, out=torch.empty_like(total)))
 
     def add_bmm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         """As `add_mm`, for as many matrices."""
-        if first:
-            self.bmm(a, b, out=total)
-        elif total.dtype == self._dtype:
+        if total.dtype == self._dtype:
             with self.of_size(a.nbytes + b.nbytes + total.nbytes):
-                total.baddbmm_(self.factor(a), self.factor(b))
+                total.baddbmm_(self.factor(a), self.factor(b), beta=0 if first else 1)
+        elif first:
+            self.bmm(a, b, out=total)
         else:
             total.add_(self.bmm(a, b, out=torch.empty_like(total)))
 
