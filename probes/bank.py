@@ -146,7 +146,7 @@ class AttentiveBank:
     def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
         xhat = self._normalize(tokens)
         losses = xhat.new_empty(self.num_probes, dtype=weights.dtype)
-        with self._products.chosen(training=False):
+        with self._products.chosen():
             for group in self._groups:
                 of_heads = noise[group.num_heads] if group.dropout > 0 else None
                 losses.index_copy_(0, group.stack.index, group.compute_gradients(xhat, labels, weights, of_heads))
@@ -156,7 +156,7 @@ class AttentiveBank:
         xhat = self._normalize(tokens)
         dtype, num_classes = self._groups[0].stack.dtype, self._probes[0].num_classes
         logits = xhat.new_empty(self.num_probes, len(tokens), num_classes, dtype=dtype)
-        with self._products.chosen():
+        with self._products.chosen(training=False):
             for group in self._groups:
                 logits.index_copy_(0, group.stack.index, group.logits(xhat))
         return logits

@@ -5,7 +5,7 @@ and the same budget give the same plan on every machine. It is an upper bound: t
 It counts what training adds (weights, gradients, moments, scratch memory, one batch, scores), not the tokens of a source
 that keeps them in memory and not the program itself.
 
-The order of giving way is that of cost (figures in README.md): smaller groups and chunks first, for a few percent of
+The order of giving way is that of cost (figures in README.md): smaller groups, then a batch in chunks, for some percent of
 the time; then the grid in several banks, one after the other, each of which reads the tokens again.
 """
 
@@ -129,7 +129,9 @@ def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
         possible = chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes)
         shapes = [(0, chunk) for chunk in ((CHUNK_SIZE, 128, 64, 32) if possible else (0,))]
     if sizes.head.kind in FOLDED_KINDS:
-        shapes = [(group, chunk) for group in (GROUP_SIZE, 4, 2, 1) for chunk in (CHUNK_SIZE, 128, 64, 32)]
+        groups, whole = (GROUP_SIZE, 4, 2, 1), sizes.batch_size  # a batch in chunks makes z twice
+        shapes = [(group, whole) for group in groups]
+        shapes += [(group, chunk) for group in groups for chunk in (CHUNK_SIZE, 128, 64, 32) if chunk < whole]
     smaller = sorted({-(-sizes.num_probes // banks) for banks in range(1, sizes.num_probes + 1)}, reverse=True)
     for probes_at_once in smaller:
         state_bytes = FLOAT_BYTES * COPIES * probes_at_once * _num_parameters(sizes)
@@ -180,7 +182,7 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     group = min(group_size, probes)
     width, chunk = group * heads, min(chunk_size * group_size // group, batch)
     whole_batch = batch * (group * (2 * embed_dim + inner) + (num_tokens + 1) * width)  # y dy pooled attention
-    one_chunk = chunk * (2 * width * embed_dim + group * inner + 3 * num_tokens * width)  # z dz v da kept and a product
+    one_chunk = chunk * (width * embed_dim + group * inner + 3 * num_tokens * width)  # z v da kept and a product
     weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
     classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
     places = (
@@ -216,7 +218,7 @@ def _num_product_kinds(sizes: Sizes, probes: int, group_size: int, chunk_size: i
         pooling = chunk * (num_tokens * (embed_dim + width) + width * embed_dim)
         mapping = chunk * (width * embed_dim + group * inner) + group * inner * embed_dim
         whole = batch * group * (inner + embed_dim) + group * inner * embed_dim
-        of_chunk = 2 * (scores >= largest) + 2 * (pooling >= largest) + 3 * (mapping >= largest)
+        of_chunk = 2 * (scores >= largest) + (pooling >= largest) + 3 * (mapping >= largest)
         of_batch = 3 * (whole >= largest) + 5 * (batch * group * embed_dim >= largest)
         kinds += 2 * num_widths * (of_chunk * (1 if chunk == batch else 2) + of_batch)
     return kinds

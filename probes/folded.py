@@ -232,10 +232,9 @@ class FoldedGroup:
             dv.view(self.num_probes, self.num_heads, len(x), self.head_dim).copy_(dv_by_head[:, :, rows])
             first = rows.start == 0
             self._products.add_bmm(dmatrix, dv.mT, z, first=first)
-            dz = self._products.factors.empty("by head", *z.shape)  # over z, which has served
-            self._products.bmm(dv, folded.matrix, out=dz)
+            dz = self._products.bmm(dv, folded.matrix, out=z)  # over z, which has served
             da = self._empty("da", len(x), num_tokens, width)
-            self._products.bmm(x, self._across(dz, "by sample").mT, out=da)
+            self._products.bmm(x, dz.permute(1, 2, 0), out=da)
             if keep is not None:
                 da.add_((dv * folded.shift).sum(2).t().unsqueeze(1))
                 da = self._kept(da, keep[rows])
@@ -263,15 +262,9 @@ class FoldedGroup:
 
     def _pool(self, kept: Tensor, x: Tensor) -> Tensor:
         """z [PH, b, D] from A' [b, T, PH] and tokens [b, T, D]."""
-        z = self._products.factors.empty("by sample", len(x), kept.shape[2], self.embed_dim)
-        return self._across(self._products.bmm(kept.mT, x, out=z), "by head")
-
-    def _across(self, z: Tensor, name: str) -> Tensor:
-        """z with its first two axes exchanged, in memory of its own where products want it so."""
-        exchanged = z.transpose(0, 1)
-        if not self._products.wants_contiguous:
-            return exchanged
-        return self._products.factors.empty(name, *exchanged.shape).copy_(exchanged)
+        z = self._products.factors.empty("z", kept.shape[2], len(x), self.embed_dim)
+        self._products.bmm(kept.mT, x, out=z.transpose(0, 1))  # written where it will be read, row by row
+        return z
 
     def _kept(self, x: Tensor, keep: Tensor) -> Tensor:
         """x [b, T, PH] times the dropout mask [b, T, H] that the probes share."""

@@ -93,7 +93,6 @@ class Products:
 
     Attributes:
         factors: scratch memory for what is nothing but a factor.
-        wants_contiguous: a batch of matrices whose rows lie apart costs more than to copy it first.
     """
 
     def __init__(self, compute: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -101,7 +100,7 @@ class Products:
         rounds = self._compute == "bfloat16" and dtype == torch.float32
         self._dtype = torch.bfloat16 if rounds else dtype
         self.factors = Workspace(self._dtype, device)
-        self.wants_contiguous = self._one_dnn = not self._on_gpu and one_dnn_is_exact()
+        self._one_dnn_pays = self._one_dnn = not self._on_gpu and one_dnn_is_exact()
 
     @contextmanager
     def chosen(self, *, training: bool = True) -> Iterator[None]:
@@ -109,7 +108,7 @@ class Products:
 
         An evaluation leaves them all to MKL: code for its sizes would serve one pass.
         """
-        self._one_dnn = training and self.wants_contiguous
+        self._one_dnn = training and self._one_dnn_pays
         with _precision("high" if self._on_gpu and self._compute != "float32" else "highest"):
             yield
 
@@ -163,8 +162,13 @@ class Products:
         if out.dtype != self._dtype and self._on_gpu and sums_may_be_wider():
             return product(a, b, out_dtype=out.dtype, out=out)
         a, b = a.to(out.dtype), b.to(out.dtype)
-        with self.of_size(a.nbytes + b.nbytes + out.nbytes):
+        with self.of_size(0 if _interleaved(a) or _interleaved(b) else a.nbytes + b.nbytes + out.nbytes):
             return product(a, b, out=out)
+
+
+def _interleaved(factor: Tensor) -> bool:
+    """Whether a row of one matrix lies beside that of the next: MKL reads them where they are, oneDNN copies them at great cost."""
+    return factor.dim() == 3 and factor.stride(0) < max(factor.stride(1), factor.stride(2))
 
 
 @contextmanager

@@ -37,10 +37,11 @@ def head_of(kind: str) -> Head:
 
 def test_without_a_budget_everything_trains_at_once() -> None:
     plan = plan_memory(PAPER_SIZES)
-    assert (plan.num_banks, plan.probes_at_once, plan.group_size, plan.chunk_size) == (1, 63, GROUP_SIZE, CHUNK_SIZE)
+    assert (plan.num_banks, plan.probes_at_once, plan.group_size) == (1, 63, GROUP_SIZE)
+    assert plan.chunk_size == PAPER_SIZES.batch_size > CHUNK_SIZE
 
 
-def test_less_memory_means_smaller_chunks_and_groups_first_and_then_more_banks() -> None:
+def test_less_memory_means_smaller_groups_then_chunks_and_then_more_banks() -> None:
     whole = plan_memory(PAPER_SIZES)
     seen: list[MemoryPlan] = []
     for tenths in range(10, 1, -1):
@@ -50,8 +51,12 @@ def test_less_memory_means_smaller_chunks_and_groups_first_and_then_more_banks()
     assert [plan.num_banks for plan in seen] == sorted(plan.num_banks for plan in seen)
     assert seen[0].num_banks == 1
     assert seen[-1].num_banks > 3
+    shapes = list(dict.fromkeys((plan.group_size, plan.chunk_size) for plan in _plans(PAPER_SIZES, None)))
+    batch = PAPER_SIZES.batch_size
+    assert shapes[:6] == [(7, batch), (4, batch), (2, batch), (1, batch), (7, CHUNK_SIZE), (7, CHUNK_SIZE // 2)]
     smaller = plan_memory(PAPER_SIZES, whole.total_bytes - 1)
-    assert (smaller.num_banks, smaller.chunk_size) == (1, CHUNK_SIZE // 2)
+    assert smaller.num_banks == 1
+    assert (smaller.group_size, smaller.chunk_size) < (GROUP_SIZE, batch)
 
 
 @pytest.mark.parametrize("kind", PLANNED_KINDS)

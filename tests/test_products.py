@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from absent_gpu import absent_gpu
@@ -161,6 +163,48 @@ def test_one_dnn_multiplies_what_is_large_and_no_evaluation(monkeypatch: pytest.
             for size in (width, width // 2):
                 products.mm(torch.ones(1, 1), torch.ones(1, size // 2), out=torch.empty(1, size // 2))
     assert told == ["medium", "highest", "highest", "highest"]
+
+
+@pytest.mark.parametrize("kind", ["attentive", "linear"])
+def test_a_bank_chooses_its_products_for_training_only_where_it_trains(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    choose = Products.chosen
+
+    def listen(self: Products, *, training: bool = True) -> AbstractContextManager[None]:
+        told.append(training)
+        return choose(self, training=training)
+
+    monkeypatch.setattr(Products, "chosen", listen)
+    bank = make_bank(kind, "float32")
+    one_step(bank, kind)
+    assert told
+    assert all(told)
+    told.clear()
+    list(compute_logits(bank, make_source(kind), ROWS[:8]))
+    assert told
+    assert not any(told)
+
+
+def test_interleaved_factors_are_left_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN would copy them first, at many times the cost of the product."""
+    told: list[str] = []
+    multiply = torch.bmm
+
+    def listen(*factors: Tensor, out: Tensor) -> Tensor:
+        told.append(torch.get_float32_matmul_precision())
+        return multiply(*factors, out=out)
+
+    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: True)
+    monkeypatch.setattr(torch, "bmm", listen)
+    products, a, b = Products("float32", torch.float32, CPU), torch.rand(64, 64, 128), torch.rand(128, 64, 64)
+    with products.chosen():
+        for_one_dnn = products.bmm(b, torch.rand(128, 64, 64), out=torch.empty(128, 64, 64))
+        where_they_are = products.bmm(b, a.permute(2, 0, 1), out=torch.empty(128, 64, 64))
+    assert told == ["medium", "highest"]
+    assert for_one_dnn.shape == where_they_are.shape
+    torch.testing.assert_close(where_they_are, b @ a.permute(2, 0, 1))
 
 
 def test_a_torch_without_wider_sums_gets_rounded_factors_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
