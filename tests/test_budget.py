@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probes import (
     PLANNED_KINDS,
+    Bank,
     Head,
+    LinearBank,
+    LinearProbe,
     MemoryPlan,
     Progress,
     Setting,
@@ -22,12 +28,13 @@ from probes import (
 )
 from probes.attentive import AttentiveProbe
 from probes.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
-from probes.budget import FLOAT_BYTES, _num_parameters, _plans, _scratch_floats
+from probes.budget import FLOAT_BYTES, _num_parameters, _num_product_kinds, _plans, _scratch_floats
 from probes.make import make_probe
 from probes.make_bank import make_bank
 from probes.protocol import HEAD_KINDS, PAPER
 from probes.rehearsal import count_bytes
 
+MULTIPLY = ("mm", "bmm", "addmm", "baddbmm")
 PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), 47, 5000, PAPER)
 
 
@@ -165,3 +172,42 @@ def test_a_budget_that_not_even_one_probe_fits_is_refused_with_what_it_takes() -
         "memory for training: expected at least 9 MB, for one probe of (64,) at a time, got 1 MB. "
         "Give more memory, or train a probe of fewer tokens, or a protocol of smaller batches."
     )
+
+
+class _Listener(TorchDispatchMode):
+    """Kinds of products that go to oneDNN: what is multiplied, how large, and how it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: set[object] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.get_float32_matmul_precision() == "medium" and func.overloadpacket.__name__.strip("_") in MULTIPLY:
+            factors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+            self.kinds.add((func, *((one.shape, one.stride()) for one in factors)))
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["attentive", "linear"])
+@pytest.mark.parametrize(("group_size", "chunk_size", "num_probes"), [(7, 10**6, 9), (7, 128, 9), (4, 64, 3)])
+def test_the_plan_counts_no_fewer_kinds_of_products_than_there_are(
+    kind: str, group_size: int, chunk_size: int, num_probes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN keeps code for each; the grid, then the final training, each with a last batch of another size."""
+    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: True)
+    shape = (24, 384) if kind == "attentive" else (2048,)
+    head = Head(kind=kind, num_heads=24 if kind == "attentive" else 0)
+    sizes = replace(sizes_of(head, shape, 47, 1000, PAPER), num_probes=num_probes, batch_size=300)
+    with _Listener() as listener, torch.no_grad():
+        for probes, batches in ((num_probes, (300, 260)), (1, (300, 280))):
+            if kind == "linear":
+                bank: Bank = LinearBank([LinearProbe(2048, 47)] * probes, device="meta")
+            else:
+                settings = {"group_size": group_size, "chunk_size": chunk_size}
+                bank = AttentiveBank([AttentiveProbe(384, 24, 47)] * probes, [0.0] * probes, device="meta", **settings)
+            for num_images in batches:
+                tokens, weights = (torch.empty(num_images, *of, device="meta") for of in (shape, ()))
+                bank.compute_gradients(tokens, torch.empty(num_images, dtype=torch.int64, device="meta"), weights, {})
+    planned = _num_product_kinds(sizes, num_probes, group_size, chunk_size)
+    assert 0 < len(listener.kinds) <= planned
