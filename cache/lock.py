@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -199,15 +199,21 @@ def is_locked(store: Path) -> bool:
 
 
 def is_held(file: Path) -> bool:
-    """Whether some process holds this lock file."""
+    """Whether some process holds this lock file.
+
+    Asking leaves its times, which tell when the store was last taken up, as they were: older filelocks empty a file they take.
+    """
     if not file.exists():
         return False
     probe = FileLock(file, thread_local=False)
     try:
+        times = file.stat()
         probe.acquire(timeout=0)
     except Timeout:
         return True
     except OSError:
         return False
+    with suppress(OSError):  # a file of another user
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     probe.release()
     return False

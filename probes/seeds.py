@@ -28,4 +28,4 @@ def make_generator(seed: int, purpose: str, *numbers: int, device: torch.device 
     4
     """
     entropy = np.random.SeedSequence([seed, crc32(purpose.encode()), *numbers])
-    return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
