@@ -279,6 +279,7 @@ class StudyFailed:
     model: str
     dataset: str
     probe: str | None  # None: nothing of this model on this data set
+    seed: int | None = None  # of several, by which the probe failed
     where: str
     expected: str
     got: str
