@@ -22,7 +22,7 @@ from ..backbones.taps import kind_shape
 from ..backbones.tower import measure_widths
 from ..errors import PipelineError
 from ..planning.forecast_forward import image_seconds
-from ..planning.forecast_training import TrainingForecast
+from ..planning.forecast_training import TrainingForecast, num_trained
 from ..probing.probe_names import NamedProbe, SmallestLevels, TopSettings
 from ..probing.probe_sizes import RowShape, head_of, token_shape
 from ..probing.protocols import open_protocol
@@ -41,7 +41,7 @@ class PlannedUnit:
     Attributes:
         model, dataset: as the recipe names them.
         num_train, num_test: images; None where nobody knows before the data are here.
-        num_trainings: settings of all probes and seeds, and the final training of each.
+        num_trainings: settings of all probes and seeds, those that are the same bits once, and the final training of each.
         forward_s, training_s: how long images and probes would take on this machine, in seconds; None where that was not measured.
         size_bytes: tokens of both splits, of one where the other is unknown; None where neither the model nor the data are known.
         problems: what is known to fail.
@@ -191,7 +191,7 @@ def _num_trainings(named: NamedProbe, protocol: TrainingProtocol, row_shape: Row
     if named.head in SOLVED_KINDS:
         return 0  # nothing is trained
     changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-    grid = sum(len(changed.settings(head_of(one, token_shape(one, row_shape)[0]))) for one in named.family)
+    grid = sum(num_trained(head_of(one, token_shape(one, row_shape)[0]), changed) for one in named.family)
     match named.derived:
         case SmallestLevels():
             return len(named.levels) * (len(named.levels) + 1) // 2 + 1
