@@ -146,14 +146,14 @@ def test_what_is_solved_fails_alone(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = DataError(where="tokens", expected="finite values", got="others", todo="Mend them.")
-    original = pipeline.probing.training.run_solver
+    original = pipeline.probing.training.run_solvers
 
     def solve(head: Any, *rest: Any, **more: Any) -> Any:
         if head.kind == "knn":
             raise refused
         return original(head, *rest, **more)
 
-    monkeypatch.setattr(pipeline.probing.training, "run_solver", solve)
+    monkeypatch.setattr(pipeline.probing.training, "run_solvers", solve)
     rows, failed, _ = run(stores, tmp_path, [replace(RIDGE, name="knn", head="knn"), RIDGE, LINEAR])
     assert failed == [("knn", refused)]
     assert by_name(rows) == {name: wanted[name] for name in ("ridge", "linear")}
