@@ -40,6 +40,7 @@ from .events import (
     ReportStep,
     ShareFinished,
     StudyFailed,
+    StudyShortOfRoom,
     StudyUnit,
     StudyUnitAgain,
     StudyUnitFinished,
@@ -174,6 +175,12 @@ class Listener:
                 self._say(_finished(event))
             case ReportStep():
                 self._say(f"report: {event.what} ({event.done + 1} of {event.total})")
+            case StudyShortOfRoom():
+                self._say(
+                    f"study: warning: {_count(event.num_units, 'unit')} still to extract: {size(event.needed_bytes)} of tokens at "
+                    f"least, {size(event.free_bytes)} free on the disk of {event.cache_root}: free "
+                    f"{size(event.needed_bytes - event.free_bytes)} before the last ones, or give another disk with --cache"
+                )
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
             case StudyUnitFinished():
