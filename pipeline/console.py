@@ -40,6 +40,7 @@ from .events import (
     ReportStep,
     ShareFinished,
     StudyFailed,
+    StudyShortOfRoom,
     StudyUnit,
     StudyUnitAgain,
     StudyUnitFinished,
@@ -51,7 +52,7 @@ from .extraction.meter import limit_of
 from .planning.sizes import size
 from .probing.results import found
 
-__all__ = ["Listener", "print_table", "print_lines", "print_json", "print_error", "size"]
+__all__ = ["Listener", "part_of_study", "print_table", "print_lines", "print_json", "print_error", "size"]
 
 PLAIN_LINE_EVERY_S = 10.0
 WIDEST = 1000  # characters of a table that is not shown on a terminal
@@ -174,6 +175,12 @@ class Listener:
                 self._say(_finished(event))
             case ReportStep():
                 self._say(f"report: {event.what} ({event.done + 1} of {event.total})")
+            case StudyShortOfRoom():
+                self._say(
+                    f"study: warning: {_count(event.num_units, 'unit')} still to extract: {size(event.needed_bytes)} of tokens at "
+                    f"least, {size(event.free_bytes)} free on the disk of {event.cache_root}: free "
+                    f"{size(event.needed_bytes - event.free_bytes)} before the last ones, or give another disk with --cache"
+                )
             case StudyUnit():
                 self._say(f"study: {event.model} on {event.dataset}")
             case StudyUnitFinished():
@@ -188,9 +195,9 @@ class Listener:
                 )
             case StudyFailed():
                 self._end()
-                which = f"{event.model} on {event.dataset}" + (f", {event.probe}" if event.probe else "")
+                part = part_of_study(event.model, event.dataset, event.probe, event.seed)
                 self._say(
-                    f"study: failed, {which}: {event.where}: expected {event.expected}, got {event.got}. {event.todo}"
+                    f"study: failed, {part}: {event.where}: expected {event.expected}, got {event.got}. {event.todo}"
                 )
 
     def _tell_out_of_range(self, event: TokensOutOfRange) -> None:
@@ -266,6 +273,14 @@ def print_error(where: str, parts: Mapping[str, str]) -> None:
     console.print(Text.assemble(("layerbank: ", "bold red"), where))
     for name, text in parts.items():
         console.print(Text(f"  {name:<9} {text}"))
+
+
+def part_of_study(model: str, dataset: str, probe: str | None, seed: int | None) -> str:
+    """
+    >>> part_of_study("vit", "cars", "alf", 1), part_of_study("vit", "cars", None, None)
+    ('vit on cars, alf, seed 1', 'vit on cars')
+    """
+    return f"{model} on {dataset}" + (f", {probe}" if probe else "") + ("" if seed is None else f", seed {seed}")
 
 
 def _shares(event: ExtractionProgress | ExtractionFinished) -> str:

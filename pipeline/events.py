@@ -244,6 +244,16 @@ class ProbeFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyShortOfRoom:
+    """The disk does not take all the tokens that a study still lacks; it begins all the same, with what fits."""
+
+    cache_root: Path
+    num_units: int  # that lack tokens
+    needed_bytes: int  # at least
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyUnit:
     """A study turns to one model on one data set."""
 
@@ -279,6 +289,7 @@ class StudyFailed:
     model: str
     dataset: str
     probe: str | None  # None: nothing of this model on this data set
+    seed: int | None = None  # of several, by which the probe failed
     where: str
     expected: str
     got: str
@@ -316,6 +327,7 @@ Event = (
     | MemoryPlanned
     | ProbeProgress
     | ProbeFinished
+    | StudyShortOfRoom
     | StudyUnit
     | StudyUnitFinished
     | StudyUnitAgain

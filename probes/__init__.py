@@ -38,7 +38,7 @@ from .protocol import (
 from .refit import Refit
 from .ride_plan import Candidate, RidePlan, plan_ride
 from .select import BankKey, BankScores, Journal
-from .solve import run_solver
+from .solve import run_solver, run_solvers
 from .sources import (
     ArraySource,
     BlockSource,
@@ -142,6 +142,7 @@ __all__ = [
     "BankKey",
     "BankScores",
     "run_solver",
+    "run_solvers",
     "first_twins",
     "Choice",
     "plan_choice",

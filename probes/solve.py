@@ -3,13 +3,14 @@
 The same protocol as a sweep: the same stratified images are held out, each penalty or number of neighbours is solved on
 the rest and scored on them by balanced accuracy, the best (first of equals) is solved again on all training images, and
 the test images are opened once, last. Every class weighs the same (kNN has no weights, as in DINO). There is no jitter,
-no batch and no step: a solution depends on the seed through the split alone. Features are held in memory: 4 N F bytes
-for kNN; for ridge and logistic regression some 30 N F, float32, float64 and what the solver makes of them. CPU only.
+no batch and no step: a solution depends on the seed through the split alone. A family is one head on several tokens, one after the
+other: their settings are one grid. Features are held in memory, those of one candidate at a time: 4 N F bytes for kNN; for ridge
+and logistic regression some 30 N F, float32, float64 and what the solver makes of them. CPU only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from .linear import LinearProbe
 from .logreg import solve_logreg
 from .metrics import balanced_accuracy
 from .outcome import SettingScore, SweepResult, choose, timed
-from .protocol import Head, NeighborSetting, PenaltySetting, SolvedSetting, TrainingProtocol
+from .protocol import Head, NeighborSetting, PenaltySetting, Setting, SolvedSetting, TrainingProtocol
 from .ridge import solve_ridge
 from .sources import TokenSource, l2_normalize
 from .split import split_rows
@@ -31,7 +32,6 @@ from .split import split_rows
 BATCH = 1024
 
 
-@torch.no_grad()
 def run_solver(
     head: Head,
     train: TokenSource,
@@ -40,12 +40,35 @@ def run_solver(
     *,
     emit: Emit | None = None,
 ) -> SweepResult:
-    """Choose a penalty or a number of neighbours on held-out training images, solve it on all of them, test once.
+    """Choose a penalty or a number of neighbours: `run_solvers` of one candidate.
+
+    Args:
+        train: the training images.
+        open_test: opens the test images; called once, after everything else.
+        head, protocol, emit: as there.
+
+    Raises:
+        SettingError, DataError: as there.
+    """
+    return run_solvers(head, [lambda: train], lambda candidate: open_test(), protocol, emit=emit)
+
+
+@torch.no_grad()
+def run_solvers(
+    head: Head,
+    candidates: Sequence[Callable[[], TokenSource]],
+    open_test: Callable[[int], TokenSource],
+    protocol: TrainingProtocol,
+    *,
+    emit: Emit | None = None,
+) -> SweepResult:
+    """Choose tokens, and a penalty or a number of neighbours, on held-out training images, solve it on all of them, test once.
 
     Args:
         head: of kind ridge, logreg or knn.
-        train: the training images.
-        open_test: opens the test images; called once, after everything else.
+        candidates: open the training images with some tokens of them, in the order in which they win ties: one at a time, and the
+            winner again.
+        open_test: opens the test images with the tokens of a candidate, by number; called once, after everything else.
         protocol: penalties, numbers of neighbours, validation share and seed; the rest does not matter here.
         emit: called with `Progress`.
 
@@ -57,40 +80,33 @@ def run_solver(
         DataError: too few images to hold some out, tokens that are not finite, or test tokens unlike the training tokens.
     """
     settings = protocol.solved_settings(head)
-    if len(train.token_shape) != 1:
-        raise SettingError(
-            where=f"tokens of a {head.kind} head",
-            expected="token_shape (F,)",
-            got=str(train.token_shape),
-            todo="Concatenate the tokens.",
-        )
-    kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
     seconds: dict[str, float] = {}
-    reporter = Reporter(emit, "select", len(settings), 1)
+    reporter = Reporter(emit, "select", len(candidates) * len(settings), 1)
     reporter.report(0)
-    with timed(seconds, "select"):
-        probes = _solve(head, train, kept, settings)
-    scores: list[SettingScore] = []
-    for number, (setting, probe) in enumerate(zip(settings, probes, strict=True), 1):
-        with timed(seconds, "validate"):
-            logits = _logits(probe, train, held_out)
-            accuracy = balanced_accuracy(logits.argmax(1), train.labels[held_out], train.num_classes).item()
-        scores.append(SettingScore(setting=setting, validation=accuracy, num_steps=0))
-        reporter.report(number)
-    del probes
-    best = choose(tuple(scores))
+    scores: list[tuple[SettingScore, ...]] = []
+    for open_train in candidates:
+        of_one: list[SettingScore] = []
+        for score in _score(head, open_train, settings, protocol, seconds):
+            of_one.append(score)
+            reporter.report(len(scores) * len(settings) + len(of_one))
+        scores.append(tuple(of_one))
+    best = choose([score for of_one in scores for score in of_one])
     assert best is not None
-    chosen = settings[scores.index(best)]
+    assert not isinstance(best.setting, Setting)
+    candidate = next(number for number, of_one in enumerate(scores) if any(score is best for score in of_one))
     with timed(seconds, "refit"):
-        (probe,) = _solve(head, train, torch.arange(len(train.labels)), [chosen])
+        train = candidates[candidate]()
+        (probe,) = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
     with timed(seconds, "test"):
-        test = open_test()
+        test = open_test(candidate)
         logits, metrics = score_test(train, test, lambda: _logits(probe, test, torch.arange(len(test.labels))))
     num_parameters = sum(parameter.numel() for parameter in probe.parameters())
     return SweepResult(
         head=head,
-        scores=tuple(scores),
-        chosen=chosen,
+        candidate=candidate,
+        candidate_scores=tuple(scores),
+        scores=scores[candidate],
+        chosen=best.setting,
         validation=best.validation,
         diverged=False,
         test=metrics,
@@ -99,8 +115,33 @@ def run_solver(
         num_parameters=num_parameters,
         num_parameters_before_classifier=0,
         seconds=seconds,
-        candidate_scores=(tuple(scores),),
     )
+
+
+def _score(
+    head: Head,
+    open_train: Callable[[], TokenSource],
+    settings: Sequence[SolvedSetting],
+    protocol: TrainingProtocol,
+    seconds: dict[str, float],
+) -> Iterator[SettingScore]:
+    """Every setting of a candidate, solved on the kept images, on those held out."""
+    with timed(seconds, "select"):
+        train = open_train()
+        if len(train.token_shape) != 1:
+            raise SettingError(
+                where=f"tokens of a {head.kind} head",
+                expected="token_shape (F,)",
+                got=str(train.token_shape),
+                todo="Concatenate the tokens.",
+            )
+        kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
+        probes = _solve(head, train, kept, settings)
+    for setting, probe in zip(settings, probes, strict=True):
+        with timed(seconds, "validate"):
+            logits = _logits(probe, train, held_out)
+            accuracy = balanced_accuracy(logits.argmax(1), train.labels[held_out], train.num_classes).item()
+        yield SettingScore(setting=setting, validation=accuracy, num_steps=0)
 
 
 def _solve(

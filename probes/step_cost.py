@@ -1,11 +1,12 @@
 """What an optimiser step costs on this machine: a few are timed, on tokens that mean nothing.
 
-The decision taken here: a step of P probes on B images is taken to last
+The decisions taken here: a step of P probes on B images is taken to last
 
-    step_s + P (probe_s + B image_s)
+    step_s + B row_s + P (probe_s + B image_s)
 
-which is what a step does: something once, an optimiser step a probe, and arithmetic an image and probe. Three timed sizes give the
-three numbers. On most machines an image of few is slower than one of many, so a forecast is rather too long than too short.
+which is what a step does: something once, gathering and jittering a batch, an optimiser step a probe, and arithmetic a probe and
+image. Four timed sizes give the four numbers. A first step also makes moments, gradients and scratch memory, whose pages the system
+clears; so a step is the difference of two trainings, one a few steps longer than the other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .sources import ArraySource
 
 FEW, MANY = 16, 96  # images of a step
 SLOW_S = 0.4  # a step of one probe on FEW images from which on smaller sizes have to do
-REPEATS, STEPS = 2, 3
+REPEATS, REPEATED_S, STEPS = 3, 0.1, 2  # a size is timed so often, more often if that is quick, so many steps a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,13 @@ class StepCost:
 
     Attributes:
         step_s: of a step, whatever it trains.
+        row_s: of each image of it, whatever it trains.
         probe_s: of each probe of it.
         image_s: of each probe and image.
     """
 
     step_s: float
+    row_s: float = 0.0
     probe_s: float
     image_s: float
 
@@ -47,7 +50,7 @@ class StepCost:
         >>> StepCost(step_s=1.0, probe_s=0.5, image_s=0.25).seconds(2, 4)
         4.0
         """
-        return self.step_s + num_probes * (self.probe_s + num_images * self.image_s)
+        return self.step_s + num_images * self.row_s + num_probes * (self.probe_s + num_images * self.image_s)
 
 
 def measure_step(
@@ -78,11 +81,15 @@ def measure_step(
     if alone > SLOW_S:
         few, more = few // 4, few
         alone = timed(1, few)
-    num_probes = 2 if alone > SLOW_S / GROUP_SIZE else GROUP_SIZE
-    together, larger = timed(num_probes, few), timed(num_probes, more)
-    image_s = max(larger - together, 0.0) / (num_probes * (more - few))
-    probe_s = max((together - alone) / (num_probes - 1) - few * image_s, 0.0)
-    return StepCost(step_s=max(alone - probe_s - few * image_s, 0.0), probe_s=probe_s, image_s=image_s)
+    several = 2 if alone > SLOW_S / GROUP_SIZE else GROUP_SIZE
+    of_one, together = timed(1, more) - alone, timed(several, few)
+    of_several = timed(several, more) - together  # what the further images cost
+    image_s = max((of_several - of_one) / ((several - 1) * (more - few)), 0.0)
+    row_s = max(of_several / (more - few) - several * image_s, 0.0)
+    probe_s = max((together - alone) / (several - 1) - few * image_s, 0.0)
+    return StepCost(
+        step_s=max(alone - probe_s - few * (row_s + image_s), 0.0), row_s=row_s, probe_s=probe_s, image_s=image_s
+    )
 
 
 def _time_steps(
@@ -94,7 +101,7 @@ def _time_steps(
     num_images: int,
     device: torch.device,
 ) -> float:
-    """Seconds of a step, the least of a few."""
+    """Seconds of a step after the first."""
     num_rows = 5 * num_images  # five batches of just that size
     generator = torch.Generator().manual_seed(0)
     row = torch.nn.functional.normalize(torch.randn(1, *token_shape, generator=generator), dim=-1).to(device)
@@ -113,9 +120,16 @@ def _time_steps(
     entrant = prepare(candidate, source, small, plan.memory[0], plan.refit_bytes[0])
     settings: list[Setting] = list(entrant.settings)
     rider = entrant.ride(settings, device)
-    least = float("inf")
-    for _ in range(REPEATS):
+
+    def train(num_steps: int) -> float:
         began_s = time.perf_counter()
-        fit_banks([rider], source, torch.arange(num_rows), small, max_steps=STEPS)
-        least = min(least, (time.perf_counter() - began_s) / STEPS)
-    return least
+        fit_banks([rider], source, torch.arange(num_rows), small, max_steps=num_steps)
+        return time.perf_counter() - began_s
+
+    short_s = long_s = float("inf")
+    began_s, repeat = time.perf_counter(), 0
+    while repeat < REPEATS or time.perf_counter() - began_s < REPEATED_S:
+        short_s, long_s = min(short_s, train(1)), min(long_s, train(1 + STEPS))
+        repeat += 1
+    # on a machine that others load a longer training may be the quicker one
+    return (long_s - short_s) / STEPS if long_s > short_s else long_s / (1 + STEPS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -13,9 +13,9 @@ from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 from pipeline.backbones.request import ModelRequest
 from pipeline.planning import forecast_training
 from pipeline.planning.forecast_forward import image_seconds
-from pipeline.planning.forecast_training import TrainingForecast
+from pipeline.planning.forecast_training import TrainingForecast, num_trained
 from pipeline.probing.probe_names import resolve_probe, resolve_probes
-from probes import Head, StepCost, measure_step
+from probes import Head, StepCost, TrainingProtocol, fit_banks, measure_step
 
 
 def row_shape(level: str, kind: str) -> tuple[int, ...]:
@@ -60,6 +60,21 @@ def test_what_lies_between_the_fewest_and_the_most_classes_is_on_a_line(monkeypa
     assert between == pytest.approx((few + many) / 2)
 
 
+def test_settings_that_are_the_same_bits_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast_training, "measure_step", Timed(StepCost(step_s=0.0, probe_s=1.0, image_s=0.0)))
+    twins = replace(FEW, lrs=(1e-2, 1e-3), weight_decays=(1e-6, 1e-5, 1e-2))  # 1e-3 by 1e-6 and 1e-5: no decay at all
+    alf = resolve_probe("alf", 12)
+    assert num_trained(Head(kind="linear"), twins) == 5
+    assert num_trained(Head(kind="attentive", num_heads=4), twins) == 5 * len(FEW.dropouts)
+    forecast = TrainingForecast([10], "cpu")
+
+    def seconds(protocol: TrainingProtocol) -> float:
+        return forecast.seconds([alf], row_shape, protocol, num_images=500, num_classes=10)
+
+    one, six = (seconds(replace(twins, lrs=lrs, weight_decays=(1e-2,))) for lrs in ((1e-2,), (1e-2, 1e-3)))
+    assert seconds(twins) == pytest.approx(one + 4 * (six - one))
+
+
 @pytest.mark.parametrize(
     ("head", "shape"),
     [
@@ -71,8 +86,25 @@ def test_what_lies_between_the_fewest_and_the_most_classes_is_on_a_line(monkeypa
 def test_a_measured_step_takes_time_and_more_work_no_less(head: Head, shape: tuple[int, ...]) -> None:
     cost = measure_step(head, shape, 3, replace(FEW, dropouts=(0.1,)))
     assert cost.seconds(1, 16) > 0
-    assert min(cost.step_s, cost.probe_s, cost.image_s) >= 0
+    assert min(cost.step_s, cost.row_s, cost.probe_s, cost.image_s) >= 0
     assert cost.seconds(8, 1000) >= cost.seconds(1, 16)
+
+
+def test_what_a_first_step_sets_up_is_not_counted_and_four_sizes_give_four_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clock that says what a training costs: a hundred seconds to set up, then steps by the formula."""
+    now_s, real = [0.0], fit_banks
+
+    def fit(riders: Any, source: Any, rows: Any, protocol: Any, *, max_steps: int) -> Any:
+        now_s[0] += 100 + max_steps * wanted.seconds(riders[0].bank.num_probes, protocol.batch_size)
+        return real(riders, source, rows, protocol, max_steps=max_steps)
+
+    wanted = StepCost(step_s=0.03, row_s=0.0001, probe_s=0.02, image_s=0.0002)
+    monkeypatch.setattr("probes.step_cost.fit_banks", fit)
+    monkeypatch.setattr("probes.step_cost.time.perf_counter", lambda: now_s[0])
+    cost = measure_step(Head(kind="linear"), (8,), 3, FEW)
+    assert asdict(cost) == pytest.approx(asdict(wanted))
 
 
 @pytest.mark.parametrize(

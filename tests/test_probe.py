@@ -217,6 +217,33 @@ def test_probes_that_are_solved_leave_rows_and_predict_what_was_tested(
     assert [line[1].split()[0] for line in table] == ["penalty", "penalty", "k"]
 
 
+@pytest.mark.parametrize("head", ["ridge", "logreg", "knn"])
+def test_the_best_level_of_what_is_solved_is_the_best_of_its_levels_alone_on_validation_the_deepest_of_equals(
+    stores: tuple[Store, Store], photos: Path, tmp_path: Path, head: str
+) -> None:
+    few = replace(PROTOCOL, penalties=(1e-1, 1e-4), num_neighbors=(3, 9))
+    (best,), events = run(stores, tmp_path, (f"{head}@best",), few)
+    levels = [f"{head}@{level}" for level in ("final", *reversed(range(12)))]
+    alone, _ = run(stores, tmp_path / "alone", tuple(levels), few)
+    assert [(one["probe"], one["settings"]) for one in best["candidates"]] == [
+        (row["probe"], row["settings"]) for row in alone
+    ]
+    winner = max(alone, key=lambda row: row["validation"])  # the first of equals
+    assert best["candidate"] == winner["probe"]
+    for same in ("levels", "kinds", "chosen", "validation", "settings", "test", "head", "num_parameters", "memory"):
+        assert best[same] == winner[same], same
+    of_best, of_winner = (
+        np.load(row_folder(folder, row) / "test.npz")["logits"]
+        for folder, row in ((tmp_path, best), (tmp_path / "alone", winner))
+    )
+    assert np.array_equal(of_best, of_winner)
+    assert [event.num_settings for event in events if isinstance(event, ProbeStarted)] == [26]
+    saved = SavedProbe(row_folder(tmp_path, best))
+    predictions = list(saved.predict(open_source(f"folder:{photos}", "test"), batch_size=BATCH, num_workers=0))
+    assert np.mean([one.label == one.target for one in predictions]) == pytest.approx(best["test"]["top1"])
+    assert results_table([best])[0][1].startswith(f"{head}@")
+
+
 def test_a_halving_sweep_says_what_it_trained_and_is_another_result(
     stores: tuple[Store, Store], tmp_path: Path
 ) -> None:

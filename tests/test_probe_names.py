@@ -224,6 +224,14 @@ def test_the_best_level_is_a_family_of_every_level_the_deepest_first() -> None:
     ]
 
 
+@pytest.mark.parametrize("stem", ["linear", "ridge", "logreg", "knn", "ridge-ap", "knn-ap"])
+def test_the_best_level_of_every_head_on_one_token_is_a_family_of_its_levels(stem: str) -> None:
+    best = resolve_probe(f"{stem}@best", 2)
+    assert best.candidates == tuple(resolve_probe(f"{stem}@{level}", 2) for level in ("final", "1", "0"))
+    with pytest.raises(RequestError, match=rf"got 7. Name one of them, {stem}@every .*, or {stem}@best"):
+        resolve_probe(f"{stem}@7", 2)
+
+
 def test_what_is_made_of_another_probe_reads_what_that_one_reads_and_names_it() -> None:
     for name in ("alf-smallest", "linear-quarterly-ap-smallest", "alf-grid2-top3", "cae-mid-top2", "aat@3-top1"):
         probe = resolve_probe(name, 12)
@@ -249,6 +257,7 @@ def test_what_is_made_of_another_probe_reads_what_that_one_reads_and_names_it() 
         ("knn-cls-top3", "knn-cls, the head knn on 1 level"),
         ("best-top3", "best, a choice among probes"),
         ("linear@best-top3", "linear@best, a choice among probes"),
+        ("ridge@best-top3", "ridge@best, a choice among probes"),
         ("alf-top3-smallest", "alf-top3, a choice among probes"),
     ],
 )
@@ -258,7 +267,7 @@ def test_what_cannot_be_made_of_a_probe_is_refused(name: str, got: str) -> None:
     assert raised.value.got == got
 
 
-def test_an_ensemble_of_nobody_and_the_best_of_what_is_solved_are_no_names() -> None:
-    for name in ("alf-top0", "ridge@best", "alf-topmost", "nonsense-smallest"):
+def test_an_ensemble_of_nobody_and_the_best_level_of_what_knows_levels_are_no_names() -> None:
+    for name in ("alf-top0", "alf@best", "alf-topmost", "nonsense-smallest"):
         with pytest.raises(RequestError, match="--probe"):
             resolve_probe(name, 12)

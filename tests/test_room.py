@@ -13,13 +13,22 @@ from commands import MODEL, run
 from photos import TINY_MODEL
 from test_cache_disk import in_own_mounts
 from test_parity import Massive, Planted
+from test_studies import arguments, two_sets, write_recipe  # noqa: F401
+from token_stores import tree
 
+import pipeline.recipes.room
 from pipeline import RequestError
 from pipeline.datasets import open_source
 from pipeline.doctor.disk import check_disk
-from pipeline.events import ignore
+from pipeline.events import Event, StudyShortOfRoom, ignore
 from pipeline.extraction.requested import RequestedExtraction, settle_within_room
+from pipeline.planning.sizes import size
+from pipeline.recipes.plan import look_for
+from pipeline.recipes.recipe import Recipe
+from pipeline.recipes.room import tell_room
+from pipeline.recipes.units import Place
 from pipeline.sources import ImageSource
+from pipeline.study.catalogue import require_entry
 
 ROOT = Path(__file__).parent.parent
 Usage = namedtuple("Usage", "total used free")
@@ -130,6 +139,84 @@ def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_di
     assert "--cache" in result.stderr
     assert "10.0 kB free" in result.stderr
     assert not (tmp_path / "caches").exists()
+
+
+def test_a_study_whose_units_do_not_fit_together_says_so_first_and_begins_all_the_same(
+    photos: Path,
+    two_sets: list[str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def study(free: int, probes: list[str], data: list[str]) -> Any:
+        monkeypatch.setattr(pipeline.recipes.room, "free_bytes", lambda root: free)
+        recipe = write_recipe(tmp_path, data, probes)
+        result = run(*arguments(recipe, tmp_path))
+        assert result.exit_code == 0, result.output
+        return [line for line in result.stderr.splitlines() if line.startswith("study: warning")]
+
+    num_images = [len(open_source(uri, split)) for uri in two_sets for split in ("train", "test")]
+    of_cls = 2 * 192 * sum(num_images)
+    assert study(of_cls - 1, ["linear-cls"], two_sets[:1]) == [], "a unit alone is judged when it begins"
+    shutil.rmtree(tmp_path / "caches")
+    assert study(of_cls, ["linear-cls"], two_sets) == []
+    shutil.rmtree(tmp_path / "caches")
+    (told,) = study(of_cls - 1, ["linear-cls"], two_sets)
+    assert told == (
+        f"study: warning: 2 units still to extract: {size(of_cls)} of tokens at least, {size(of_cls - 1)} free on the disk of "
+        f"{tmp_path / 'caches'}: free 1 B before the last ones, or give another disk with --cache"
+    )
+    assert study(0, ["linear-cls"], two_sets) == [], "stores that are there need nothing"
+    (told,) = study(0, ["linear-cls", "linear-last"], two_sets)
+    assert f"2 units still to extract: {size(of_cls)} of tokens" in told, "only ap is missing"
+    for store in (tmp_path / "caches").glob("other/*/*.zarr"):
+        shutil.rmtree(store)
+    (told,) = study(0, ["linear-cls"], two_sets)
+    assert f"1 unit still to extract: {size(2 * 192 * sum(num_images[2:]))} of tokens" in told
+
+
+def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.recipes.room, "free_bytes", lambda root: 0)
+
+    def refused(dataset: str, place: Any) -> Any:
+        if "nowhere" in dataset:
+            raise PermissionError(dataset)
+        return look_for(dataset, place)
+
+    monkeypatch.setattr(pipeline.recipes.room, "look_for", refused)
+    data = ("folder:nowhere", "dtd", f"folder:{photos}")
+    recipe = Recipe(models=("timm/vit_nonsense", TINY_MODEL), data=data, probes=("linear-cls",), image_size=32)
+    told: list[Event] = []
+    tell_room(recipe, Place(cache_root=tmp_path / "caches", data_root=tmp_path), told.append)
+    (event,) = told
+    assert isinstance(event, StudyShortOfRoom)
+    num_photos = sum(len(open_source(f"folder:{photos}", split)) for split in ("train", "test"))
+    dtd = require_entry("dtd").num_train  # to be fetched; nobody knows its test images yet
+    assert (event.num_units, event.needed_bytes) == (2, 2 * 192 * (dtd + num_photos))
+
+
+def test_a_repair_that_does_not_fit_is_refused_before_anything_is_dropped(
+    photos: Path, tmp_path: Path, full_disk: Any
+) -> None:
+    assert extract(photos, tmp_path / "caches", "--split", "test").exit_code == 0
+    (store,) = (tmp_path / "caches").glob("*/test/*.zarr")
+    sound = tree(store)
+    altered = store / "tokens/final/ap/c.0.0"
+    altered.write_bytes(bytes([altered.read_bytes()[0] ^ 1]) + altered.read_bytes()[1:])
+    (store / "tokens/final/cls/c.0.0").unlink()
+    damaged = tree(store)
+    full_disk(1000)
+    result = run("cache", "repair", store, "--workers", 0)
+    assert result.exit_code == 2
+    assert f"layerbank: {store}\n" in result.stderr
+    assert f"got       1.0 kB free on the disk of {store.parent}" in result.stderr
+    assert result.stderr.rstrip().endswith(" there; nothing was dropped.")
+    assert tree(store) == damaged
+    (store / "tokens/final/cls/c.0.0").write_bytes(sound["tokens/final/cls/c.0.0"])
+    result = run("cache", "repair", store, "--workers", 0)  # a damaged file makes room for the new one
+    assert result.exit_code == 0, result.output
+    assert tree(store) == sound
 
 
 def test_a_disk_that_takes_too_few_files_is_refused(

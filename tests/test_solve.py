@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from probes import (
     concat_tokens,
     l2_normalize,
     run_solver,
+    run_solvers,
 )
 from probes.fit import class_weights
 from probes.logreg import ABSENT_BIAS, solve_logreg
@@ -148,6 +151,45 @@ def test_a_solver_chooses_on_held_out_images_solves_again_on_all_and_tests_once(
     assert result.num_parameters == (0 if kind == "knn" else 25 * 3)
     if isinstance(result.probe, KnnProbe):
         assert len(result.probe.bank) == 150
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_family_is_one_grid_and_its_best_is_what_it_is_alone(kind: str) -> None:
+    """Three sets of tokens of the same images, the second one twice: the first of equals wins, and only it sees the test images."""
+    whole, test = make_source(150, 24), make_source(60, 24, seed=1)
+    columns = (slice(0, 6), slice(0, 24), slice(0, 24), slice(12, 20))
+    opened: list[int] = []
+
+    def cut(source: ArraySource, number: int) -> ArraySource:
+        return ArraySource(source.tokens[:, columns[number]], source.labels, 3)
+
+    def open_train(number: int) -> ArraySource:
+        opened.append(number)
+        return cut(whole, number)
+
+    events = list[Progress]()
+    family = run_solvers(
+        Head(kind=kind),
+        [partial(open_train, number) for number in range(4)],
+        lambda number: cut(test, opened.append(-number) or number),  # type: ignore[func-returns-value]
+        PROTOCOL,
+        emit=events.append,
+    )
+    alone = [
+        run_solver(Head(kind=kind), cut(whole, number), lambda n=number: cut(test, n), PROTOCOL)  # type: ignore[misc]
+        for number in range(4)
+    ]
+    assert family.candidate == 1
+    assert alone[1].validation == max(one.validation or 0 for one in alone)
+    assert opened == [0, 1, 2, 3, 1, -1]
+    assert family.candidate_scores == tuple(one.scores for one in alone)
+    assert (family.scores, family.chosen, family.test) == (alone[1].scores, alone[1].chosen, alone[1].test)
+    assert torch.equal(family.test_logits, alone[1].test_logits)  # type: ignore[arg-type]
+    assert (events[0].step, events[-1].step, events[-1].num_steps) == (
+        0,
+        4 * len(alone[0].scores),
+        4 * len(alone[0].scores),
+    )
 
 
 def solve_alone(kind: str, source: ArraySource, protocol: TrainingProtocol) -> LinearProbe | KnnProbe:

@@ -77,7 +77,7 @@ def study(
     """
     from dataclasses import asdict
 
-    from ..console import Listener, print_json, print_table
+    from ..console import Listener, part_of_study, print_json, print_table
     from ..extraction.shards import choose_processes
     from ..memory import parse_size
     from ..recipes.recipe import open_recipe
@@ -127,7 +127,7 @@ def study(
     else:
         print_table(STUDY_COLUMNS, study_table(rows), title=f"balanced accuracy in percent; {runs_root}")
         for failure in failures:
-            of = f", {failure.probe}" if failure.probe else ""
-            click.echo(f"failed: {failure.model} on {failure.dataset}{of}: {failure.where}: {failure.got}", err=True)
+            part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
+            click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)
     if failures:
         raise SystemExit(1)

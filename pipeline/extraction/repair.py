@@ -11,8 +11,9 @@ from ..backbones.request import ModelRequest
 from ..datasets import open_source
 from ..errors import RequestError
 from ..events import Emit, ignore
+from ..planning.room import check_room
 from ..sources import ViewedSource, ViewRule
-from .extract import ExtractConfig, extract, spec_of
+from .extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
 
 
 def repair_and_fill(
@@ -25,7 +26,8 @@ def repair_and_fill(
 ) -> Repair:
     """Mend a store in place.
 
-    The model and the data are opened, and compared with the store's identity, before anything is dropped.
+    The model and the data are opened and compared with the store's identity, and the disk is asked for room, before anything is
+    dropped.
 
     Args:
         store: its path.
@@ -35,7 +37,8 @@ def repair_and_fill(
         emit: told what happens.
 
     Raises:
-        RequestError: the store does not say what it was made from, or the model or data cannot be opened.
+        RequestError: the store does not say what it was made from, the model or data cannot be opened, or the disk does not take
+            what is missing.
         SpecMismatchError: they are no longer what they were.
         CacheError: no such store, held by another process, or damaged beyond repair.
     """
@@ -62,12 +65,15 @@ def repair_and_fill(
             differences=differences,
             todo="Bring back the model and data it was made from; nothing was dropped.",
         )
-    repaired = repair_store(store, remove_foreign=remove_foreign)
     config = ExtractConfig(
         arrays=tuple((array.level, array.kind) for array in info.arrays),
         storage_dtype=info.spec.storage_dtype,
         num_workers=num_workers,
         on_bad_image="skip",  # what was skipped when it was made is skipped again, so that the rows come out the same
     )
-    extract(backbone, source, config, store, request=request, emit=emit)
+    extraction = Extraction(backbone=backbone, config=config, store=store, request=request)
+    # a damaged file of the right size frees what the new one takes
+    check_room(store.parent, [forecast(extraction, source)], mended=store)
+    repaired = repair_store(store, remove_foreign=remove_foreign)
+    extract_together([extraction], source, emit=emit)
     return repaired

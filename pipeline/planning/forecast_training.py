@@ -1,8 +1,9 @@
 """How long the probes of a study would train on this machine: steps of each head are timed, the rest is arithmetic.
 
 The decisions taken here: every head and shape of tokens is timed once, at the fewest and the most classes there are, and what lies
-between is on a line; trainings are counted as the protocol does them, one after the other. Not in it: scoring and testing (a few
-percent), tokens that do not fit the memory, and what is solved. So it is a forecast: read it as hours or days, not as minutes.
+between is on a line; trainings are counted as the protocol does them, one after the other, settings that are the same bits once.
+Not in it: scoring and testing (a few percent), tokens that do not fit the memory, and what is solved. So it is a forecast: read it
+as hours or days, not as minutes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from dataclasses import replace
 
 import torch
 
-from probes import SOLVED_KINDS, Head, StepCost, TrainingProtocol, measure_step, plan_batches, resolve_compute
+from probes import (
+    SOLVED_KINDS,
+    Head,
+    StepCost,
+    TrainingProtocol,
+    first_twins,
+    measure_step,
+    plan_batches,
+    resolve_compute,
+)
 
 from ..probing.probe_names import NamedProbe, SmallestLevels, TopSettings
 from ..probing.probe_sizes import RowShape, head_of, token_shape
@@ -80,7 +90,7 @@ class TrainingForecast:
             return selected + refits
 
         def grid(one: NamedProbe) -> int:
-            return len(changed.settings(head_of(one, token_shape(one, row_shape)[0])))
+            return num_trained(head_of(one, token_shape(one, row_shape)[0]), changed)
 
         match named.derived:
             case SmallestLevels():
@@ -118,6 +128,11 @@ class TrainingForecast:
         if key not in self._costs:
             self._costs[key] = measure_step(head, shape, num_classes, protocol, device=self._device)
         return self._costs[key]
+
+
+def num_trained(head: Head, protocol: TrainingProtocol) -> int:
+    """How many settings of a head's grid are trained: those that are not the same bits as another."""
+    return len(set(first_twins(protocol.settings(head))))
 
 
 def _heads(named: NamedProbe, row_shape: RowShape) -> int | None:

@@ -15,12 +15,13 @@ from ..errors import RequestError
 from .sizes import size
 
 
-def check_room(cache_root: Path, forecasts: Sequence[StoreForecast]) -> None:
+def check_room(cache_root: Path, forecasts: Sequence[StoreForecast], *, mended: Path | None = None) -> None:
     """Raise unless the disk of a cache folder takes what stores under it still lack.
 
     Args:
         cache_root: the folder of all stores; it may be missing.
         forecasts: of every store of one command. Those that lack nothing may lie on a read-only disk.
+        mended: the store that is mended in place, which has no choice of disk or tokens; None: stores are extracted.
 
     Raises:
         RequestError: it does not fit, or the folder cannot be written.
@@ -28,22 +29,26 @@ def check_room(cache_root: Path, forecasts: Sequence[StoreForecast]) -> None:
     needed = needed_bytes(cache_root, forecasts)
     if not needed:
         return
+    where = f"--cache {cache_root}" if mended is None else str(mended)
     free = free_bytes(cache_root)
     if needed > free:
+        instead = f", choose another disk with --cache, or ask for less: {_less(forecasts)}; nothing was written."
         raise RequestError(
-            where=f"--cache {cache_root}",
+            where=where,
             expected=f"room for {size(needed)} more ({_by_kind(forecasts)})",
             got=f"{size(free)} free on the disk of {nearest_folder(cache_root)}",
-            todo=f"Free {size(needed - free)}, choose another disk with --cache, or ask for less: {_less(forecasts)}; "
-            "nothing was written.",
+            todo=f"Free {size(needed - free)}" + (instead if mended is None else " there; nothing was dropped."),
         )
     num_files, free_for = sum(one.written_files for one in forecasts), free_files(cache_root)
     if free_for is not None and num_files > free_for:
+        instead = (
+            "Choose another disk with --cache, or fewer --kinds or --levels, each a file a block; nothing was written."
+        )
         raise RequestError(
-            where=f"--cache {cache_root}",
+            where=where,
             expected=f"room for {num_files:,} more files",
             got=f"{free_for:,} that the disk of {nearest_folder(cache_root)} still takes",
-            todo="Choose another disk with --cache, or fewer --kinds or --levels, each a file a block; nothing was written.",
+            todo=instead if mended is None else "Delete other files there; nothing was dropped.",
         )
     for one in forecasts:
         if one.written_files or one.written_bytes:

@@ -4,13 +4,15 @@ Probes that can, train together (`rides.py`): their tokens are read from the tra
 (split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results (`row_folder.py`). The test
 store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
 again, a sweep that was killed goes on with the banks that are missing (`sweep_journal.py`), and no probe's key or result depends on
-what it trains together with. What is made of a finished probe (`derived.py`) comes last, and its base before it.
+what it trains together with: so a ride that fails because of one probe is taken up probe by probe (`failing.py`). What is made of
+a finished probe (`derived.py`) comes last, and its base before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from ..events import Emit, ProbeFinished, ignore
 from ..extraction.siblings import model_differences
 from ..memory import memory_for_probes
 from .derived import derive
+from .failing import Fail, Failures
 from .heap import KEPT_BYTES, large_blocks_returned
 from .probe_names import NamedProbe
 from .results import Row, append_row, key_of, read_rows
@@ -125,6 +128,7 @@ def probe(
     retrain: bool = False,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
+    fail: Fail | None = None,
     emit: Emit = ignore,
 ) -> list[Row]:
     """Train probes and return their rows, in the order asked for.
@@ -138,6 +142,7 @@ def probe(
         retrain: compute rows again even if they are there.
         memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
         device: where probes are trained.
+        fail: told of a probe that cannot be trained, which then has no row, while the others go on; None raises its error.
         emit: told what happens.
 
     Raises:
@@ -150,8 +155,6 @@ def probe(
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     device = torch.device(device)
     cache = train.open()
-    for named in named_probes:
-        require_arrays(list(cache.arrays), named, train.path)
     setting = _setting(train, test, protocol)
 
     def key(named: NamedProbe) -> str:
@@ -159,10 +162,14 @@ def probe(
         decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol
         return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
 
+    failures = Failures(key, fail)
+    for named in named_probes:
+        with failures.of(named):
+            require_arrays(list(cache.arrays), named, train.path)
     known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
     clear_finished(folder / ".sweeps", known.keys())  # a run may have been killed just after its last row
     wanted: list[NamedProbe] = []
-    for named in named_probes:
+    for named in (one for one in named_probes if one not in failures):
         if key(named) in known and not retrain:
             emit(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
         else:
@@ -193,24 +200,34 @@ def probe(
         del decisive["test"]  # nothing is chosen on it
         return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
 
-    each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
-    for named, changed in each:
-        if named.head in SOLVED_KINDS:
-            keep(solve_probe(named, changed, cache, open_test, emit))
-    to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
-    for ride in plan_rides(cache, to_train, memory_bytes, device):
+    def train_together(ride: Ride) -> None:
         journal = journal_of(ride, ride.describe, ride.probes)
         with large_blocks_returned(when=_is_short(ride)):
             for trained in train_ride(ride, open_test, device, journal, emit):
-                keep(trained)
+                with failures.of(trained.named):
+                    keep(trained)
+
+    each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
+    for named, changed in each:
+        if named.head in SOLVED_KINDS:
+            with failures.of(named):
+                keep(solve_probe(named, changed, cache, open_test, emit))
+    to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
+    for ride in plan_rides(cache, to_train, memory_bytes, device, refuse=failures.add):
+        if not failures.together(ride.probes, partial(train_together, ride)):
+            for named in ride.probes:  # what the banks of the others have scored is in the journal
+                with failures.of(named):
+                    train_together(ride_alone(cache, named, ride.protocol, memory_bytes, device))
     for named, changed in each:
         if named.derived is not None:
-            base = known[key(named.derived.base)]
-            ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
-            journal = journal_of(ride, ride.describe_choice, [named])
-            with large_blocks_returned(when=_is_short(ride)):
-                keep(derive(named, base, ride, open_test, device, journal, emit))
-    return [known[key(named)] for named in named_probes]
+            with failures.of(named):
+                failures.check_base(named, named.derived.base)
+                base = known[key(named.derived.base)]
+                ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
+                journal = journal_of(ride, ride.describe_choice, [named])
+                with large_blocks_returned(when=_is_short(ride)):
+                    keep(derive(named, base, ride, open_test, device, journal, emit))
+    return [known[key(named)] for named in named_probes if named not in failures]
 
 
 def row_folder(folder: Path, row: Row) -> Path:

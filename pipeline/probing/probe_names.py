@@ -12,7 +12,7 @@
                                       of attn-{set} only; of attn-{set} and alf-grid2-{set}. Chosen with lr, weight decay, dropout
     linear@k, linear-ap@k, aat@k      the same on one level: k is a block's number, `final`, `every` for one probe a level, or
                                       `best` for the level that is best on validation, the deepest of equals
-    ridge@k, logreg-ap@k, knn@k, ...  one level by other means (not `best`)
+    ridge@k, logreg-ap@k, knn@k, ...  one level by other means, `every` or `best` of them likewise
     alf-smallest, {probe}-smallest    the smallest set of the probe's levels that is as good as the best on validation, within its
                                       confidence interval: levels are added one by one, by the setting that the probe chose
     alf-top5, {probe}-top{k}          the k settings of the probe that are best on validation, averaged in probability
@@ -65,7 +65,7 @@ _OVER_LEVELS = ("alf-embed", "scalar-mix")
 HEADS_WITH_HEADS = ("attentive", "alf-embed", *(head for head, choice in _OVER_PATCHES.items() if choice))
 _ZOO = re.compile(rf"({'|'.join((*_OVER_PATCHES, *_OVER_LEVELS))})(?:-({_SETS}))?")
 _LEVEL = re.compile(rf"((?:{_FLAT})(?:-ap)?|aat|{'|'.join(_OVER_PATCHES)})@(\d+|{FINAL})")
-_BEST_LEVEL = re.compile(rf"(linear(?:-ap)?|aat|{'|'.join(_OVER_PATCHES)})@best")
+_BEST_LEVEL = re.compile(rf"((?:{_FLAT})(?:-ap)?|aat|{'|'.join(_OVER_PATCHES)})@best")
 _SHRINKING = ("linear", "attentive")  # heads to which a level is no more than tokens to read
 
 
@@ -208,8 +208,7 @@ def probe_names() -> list[str]:
     zoo = (*_OVER_PATCHES, *_OVER_LEVELS)
     names += [f"{head}{layers}" for head in zoo for layers in ("", *(f"-{layers}" for layers in LAYER_SETS))]
     one_level = (*(f"{head}{kind}" for head in flat for kind in ("", "-ap")), "aat", *_OVER_PATCHES)
-    names += [f"{stem}@{EVERY}" for stem in one_level]
-    names += [f"{stem}@best" for stem in ("linear", "linear-ap", "aat", *_OVER_PATCHES)]
+    names += [f"{stem}@{which}" for which in (EVERY, "best") for stem in one_level]
     return names + [f"{base}-{kind}" for base in ("alf", "alf-grid2", "linear-all") for kind in ("smallest", "top5")]
 
 
@@ -325,7 +324,7 @@ def _resolve_level(name: str, stem: str, number: str, depth: int) -> NamedProbe:
             where=f"--probe {name}",
             expected=f"a level of this backbone: 0 to {depth - 1}, or {FINAL}",
             got=number,
-            todo=f"Name one of them, or {stem}@{EVERY} for a probe a level.",
+            todo=f"Name one of them, {stem}@{EVERY} for a probe a level, or {stem}@best for the best on validation.",
         )
     head = stem.removesuffix("-ap")
     if head in _FLAT.split("|"):

@@ -8,7 +8,7 @@ passes, and so reads more tokens than everybody would alone, they go alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,8 @@ def plan_rides(
     wanted: Sequence[tuple[NamedProbe, TrainingProtocol]],
     memory_bytes: int,
     device: torch.device,
+    *,
+    refuse: Callable[[NamedProbe, SettingError], None] | None = None,
 ) -> Iterator[Ride]:
     """Rides one after the other: each protocol's probes in their own order.
 
@@ -76,6 +78,7 @@ def plan_rides(
         wanted: probes that are trained, not solved, and the protocol of each.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
+        refuse: told of a probe that has no ride, and why; None raises the error.
 
     Raises:
         SettingError: not even one probe at a time fits into the memory.
@@ -83,13 +86,19 @@ def plan_rides(
     for protocol in dict.fromkeys(protocol for _, protocol in wanted):
         ride: Ride | None = None
         for named in (named for named, own in wanted if own == protocol):
-            alone = ride_alone(cache, named, protocol, memory_bytes, device)
+            try:
+                alone = ride_alone(cache, named, protocol, memory_bytes, device)
+            except SettingError as error:
+                if refuse is None:
+                    raise
+                refuse(named, error)
+                continue
             larger = None if ride is None else _join(cache, ride, alone, memory_bytes, device)
             if ride is not None and larger is None:
                 yield ride
             ride = alone if larger is None else larger
-        assert ride is not None
-        yield ride
+        if ride is not None:
+            yield ride
 
 
 def ride_alone(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache import TokenCache
-from probes import Journal, MemoryPlan, Progress, SweepResult, TrainingProtocol, run_solver, run_sweeps
+from probes import Journal, MemoryPlan, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
 
 from ..events import Emit, MemoryPlanned, ProbeProgress, ProbeStarted, TrainingStarted
 from .placement import FEWEST_BUFFER_ROWS
@@ -114,26 +114,29 @@ def solve_probe(
     open_test: Callable[[], TokenCache],
     emit: Emit,
 ) -> Trained:
-    """Solve one probe in closed form, by L-BFGS or by its neighbours, and test it."""
-    tokens = CachedTokens(cache, named)
-    head = head_of(named, tokens.token_shape[0])
+    """Solve one probe in closed form, by L-BFGS or by its neighbours, or the best of a family, and test it."""
+    candidates = [CachedTokens(cache, one) for one in named.family]
+    head = head_of(named, candidates[0].token_shape[0])
+    num_settings = len(candidates) * len(protocol.solved_settings(head))
     emit(
         ProbeStarted(
             probe=named.name,
-            num_settings=len(protocol.solved_settings(head)),
-            num_rows=len(tokens.labels),
-            token_shape=tokens.token_shape,
+            num_settings=num_settings,
+            num_rows=len(candidates[0].labels),
+            token_shape=max(one.token_shape for one in candidates),
         )
     )
-    emit(TrainingStarted(probes=(named.name,), num_settings=len(protocol.solved_settings(head)), num_passes=1))
+    emit(TrainingStarted(probes=(named.name,), num_settings=num_settings, num_passes=1))
 
-    def open_alone() -> StreamedTokens:
-        return StreamedTokens(CachedTokens(open_test(), named), buffer_rows=FEWEST_BUFFER_ROWS)
+    def open_alone(candidate: int) -> StreamedTokens:
+        return StreamedTokens(CachedTokens(open_test(), named.family[candidate]), buffer_rows=FEWEST_BUFFER_ROWS)
 
-    result = run_solver(head, tokens.in_memory(), open_alone, protocol, emit=relay((named.name,), emit))
+    result = run_solvers(
+        head, [one.in_memory for one in candidates], open_alone, protocol, emit=relay((named.name,), emit)
+    )
     return Trained(
         named=named,
-        candidate=named,
+        candidate=named.family[result.candidate],
         result=result,
         protocol=protocol,
         memory={"tokens": "resident"},

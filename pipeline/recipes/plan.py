@@ -22,7 +22,7 @@ from ..backbones.taps import kind_shape
 from ..backbones.tower import measure_widths
 from ..errors import PipelineError
 from ..planning.forecast_forward import image_seconds
-from ..planning.forecast_training import TrainingForecast
+from ..planning.forecast_training import TrainingForecast, num_trained
 from ..probing.probe_names import NamedProbe, SmallestLevels, TopSettings
 from ..probing.probe_sizes import RowShape, head_of, token_shape
 from ..probing.protocols import open_protocol
@@ -41,7 +41,7 @@ class PlannedUnit:
     Attributes:
         model, dataset: as the recipe names them.
         num_train, num_test: images; None where nobody knows before the data are here.
-        num_trainings: settings of all probes and seeds, and the final training of each.
+        num_trainings: settings of all probes and seeds, those that are the same bits once, and the final training of each.
         forward_s, training_s: how long images and probes would take on this machine, in seconds; None where that was not measured.
         size_bytes: tokens of both splits, of one where the other is unknown; None where neither the model nor the data are known.
         problems: what is known to fail.
@@ -59,11 +59,28 @@ class PlannedUnit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
-    num_train: int | None
-    num_test: int | None
+class Split:
+    """Images of a data set; `manifest`: their digest, None where they are not here."""
+
+    num_images: int
+    manifest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is known of a data set before anything is done: both splits, the training images alone, or nothing."""
+
+    splits: tuple[Split, ...]
     num_classes: int | None
     problems: tuple[str, ...]
+
+    @property
+    def num_train(self) -> int | None:
+        return self.splits[0].num_images if self.splits else None
+
+    @property
+    def num_test(self) -> int | None:
+        return self.splits[1].num_images if len(self.splits) > 1 else None
 
 
 def plan_study(recipe: Recipe, place: Place, *, calibrate: bool = False) -> list[PlannedUnit]:
@@ -74,14 +91,14 @@ def plan_study(recipe: Recipe, place: Place, *, calibrate: bool = False) -> list
         place: where data lie, and the device.
         calibrate: measure how long it would take here.
     """
-    found = {dataset: _look_for(dataset, place) for dataset in recipe.data}
+    found = {dataset: look_for(dataset, place) for dataset in recipe.data}
     device = choose_device(place.device)
     training = TrainingForecast((data.num_classes for data in found.values() if data.num_classes), device)
     protocol = open_protocol(recipe.protocol, seed=0)
     units = []
     for model in recipe.models:
         problems: list[str] = []
-        probes, row_shape = _look_at(model, recipe, problems)
+        probes, row_shape = look_at(model, recipe, problems)
         arrays = list(dict.fromkeys(array for one in probes for array in one.arrays))
         image_bytes = sum(BYTES * prod(row_shape(*array)) for array in arrays) if row_shape else None
         num_trainings = sum(_num_trainings(one, protocol, row_shape) for one in probes) if row_shape else 0
@@ -156,19 +173,24 @@ def _seconds(unit: PlannedUnit) -> float | None:
     return None if unit.forward_s is None or unit.training_s is None else unit.forward_s + unit.training_s
 
 
-def _look_for(dataset: str, place: Place) -> _Data:
+def look_for(dataset: str, place: Place) -> Data:
+    """A data set of a recipe, where it lies; nothing is fetched."""
     try:
-        _, (train, test) = open_data(dataset, replace(place, fetch=False))
+        _, sources = open_data(dataset, replace(place, fetch=False))
     except (PipelineError, CacheError) as error:
         entry = None if ":" in dataset else find_entry(dataset)
         fetched = entry is not None and place.fetch and find_data(entry, place.data_root) is None
         told = "to be fetched" if fetched else f"{error.where}: {error.got}"
-        known = (entry.num_train, entry.num_classes) if entry else (None, None)
-        return _Data(num_train=known[0], num_test=None, num_classes=known[1], problems=(told,))
-    return _Data(num_train=len(train), num_test=len(test), num_classes=len(train.class_names), problems=())
+        if entry is None:
+            return Data(splits=(), num_classes=None, problems=(told,))
+        return Data(
+            splits=(Split(num_images=entry.num_train, manifest=None),), num_classes=entry.num_classes, problems=(told,)
+        )
+    splits = tuple(Split(num_images=len(source), manifest=source.manifest_digest) for source in sources)
+    return Data(splits=splits, num_classes=len(sources[0].class_names), problems=())
 
 
-def _look_at(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[NamedProbe], RowShape | None]:
+def look_at(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[NamedProbe], RowShape | None]:
     """The probes that are trained on a model, what they are made of included, and the shapes of its tokens; what does not fit is
     added to the problems."""
     try:
@@ -191,7 +213,7 @@ def _num_trainings(named: NamedProbe, protocol: TrainingProtocol, row_shape: Row
     if named.head in SOLVED_KINDS:
         return 0  # nothing is trained
     changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-    grid = sum(len(changed.settings(head_of(one, token_shape(one, row_shape)[0]))) for one in named.family)
+    grid = sum(num_trained(head_of(one, token_shape(one, row_shape)[0]), changed) for one in named.family)
     match named.derived:
         case SmallestLevels():
             return len(named.levels) * (len(named.levels) + 1) // 2 + 1

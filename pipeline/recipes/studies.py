@@ -40,6 +40,7 @@ from ..extraction.workers import share_cores
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
 from .recipe import Recipe
+from .room import tell_room
 from .units import Failure, OpenModels, Place, Unit, UnitDone, lost_unit, run_unit, units_of
 
 FAILURES = "failures.jsonl"
@@ -75,6 +76,7 @@ def run_study(
         RequestError: the device cannot compute as the protocol says.
     """
     resolve_compute(open_protocol(recipe.protocol, seed=0).compute, choose_device(place.device))
+    tell_room(recipe, place, emit)
     units = units_of(recipe)
     done: dict[Unit, UnitDone] = {}
     for one in (engine or one_process)(recipe, place, units, emit):

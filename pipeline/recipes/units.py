@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cache import CacheError
 from probes import ProbeError
@@ -40,6 +41,12 @@ FAILS = (PipelineError, CacheError, ProbeError, OSError)  # any other exception 
 Fail = Callable[[str | None, Exception], None]
 
 
+class FailWithSeed(Protocol):
+    """Told what could not be done: `None` for the rest of the unit; and by which seed, if there are several."""
+
+    def __call__(self, name: str | None, error: Exception, seed: int | None = None) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """One model on one data set.
@@ -61,12 +68,14 @@ class Failure:
     Attributes:
         model, dataset: as the recipe names them.
         probe: None where nothing of the unit could be done.
+        seed: of a probe that failed by one of several seeds, that one.
         where, expected, got, todo: the message.
     """
 
     model: str
     dataset: str
     probe: str | None
+    seed: int | None = None
     where: str
     expected: str
     got: str
@@ -176,8 +185,8 @@ def run_unit(
     """
     failures: list[Failure] = []
 
-    def fail(name: str | None, error: Exception) -> None:
-        failures.append(Failure(model=unit.model, dataset=unit.dataset, probe=name, **_four_parts(error)))
+    def fail(name: str | None, error: Exception, seed: int | None = None) -> None:
+        failures.append(Failure(model=unit.model, dataset=unit.dataset, probe=name, seed=seed, **_four_parts(error)))
         emit(StudyFailed(**asdict(failures[-1])))
 
     emit(StudyUnit(model=unit.model, dataset=unit.dataset))
@@ -243,7 +252,7 @@ def _rows(
     request: ModelRequest,
     backbone: Backbone,
     dataset: str,
-    fail: Fail,
+    fail: FailWithSeed,
     emit: Emit,
 ) -> Iterator[Row]:
     """What a unit comes to, seed by seed."""
@@ -290,6 +299,7 @@ def _rows(
             config=config,
             memory_bytes=memory_for_probes(place.memory, place.num_sharers),
             device=settled.backbone.device,
+            fail=partial(fail, seed=seed if len(recipe.seeds) > 1 else None),
             emit=emit,
         )
 
