@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import CacheError
-from probes import ProbeError
+from probes import ProbeError, resolve_compute
 
 from ..backbones.backbone import Backbone
 from ..backbones.request import ModelRequest, choose_device, choose_precision, choose_workers
@@ -184,6 +184,7 @@ def run_unit(
     rows: list[Row] = []
     try:
         device = choose_device(place.device)
+        check_compute(recipe, device)  # before the model; a node need not have what the driver has
         request = request_of(recipe, unit.model, device)
         backbone = (models or OpenModels()).open(request, device)
         for row in _rows(recipe, place, request, backbone, unit.dataset, fail, emit):
@@ -191,6 +192,15 @@ def run_unit(
     except FAILS as error:
         fail(None, error)
     return UnitDone(unit=unit, rows=tuple(rows), failures=tuple(failures))
+
+
+def check_compute(recipe: Recipe, device: str) -> None:
+    """Refuse a protocol that a device cannot compute by, before hours of extraction.
+
+    Raises:
+        SettingError: such as tf32 on a CPU.
+    """
+    resolve_compute(open_protocol(recipe.protocol, seed=0).compute, device)
 
 
 def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
