@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class RequestedExtraction:
             arrays,
             storage_dtype=self.options["storage_dtype"],
             cache_root=self.options["cache_root"],
+            open_split=partial(open_source, self.options["data"]),
             overwrite=overwrite,
             threshold=self.options["parity_threshold"],
             emit=self.emit,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,14 @@ def _rows(
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     # where float16 overflows, this data set goes through a bfloat16 model, as with `layerbank probe`
     settled = settle(
-        request, backbone, sources, arrays, storage_dtype=STORAGE_DTYPE, cache_root=place.cache_root, emit=emit
+        request,
+        backbone,
+        sources,
+        arrays,
+        storage_dtype=STORAGE_DTYPE,
+        cache_root=place.cache_root,
+        open_split=partial(open_source, uri),
+        emit=emit,
     )
     config = {"model": settled.request.to_dict(), "data": uri}
     extract_config = ExtractConfig(
