@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,12 +187,18 @@ def probe(
         clear_finished(folder / ".sweeps", known.keys())
         emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
 
-    def journal_of(
+    def make_journal(
         ride: Ride, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
     ) -> SweepJournal:
         decisive = {**_setting(train, test, ride.protocol), "device": device.type}
         del decisive["test"]  # nothing is chosen on it
         return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
+
+    def journal_of(ride: Ride) -> SweepJournal:
+        return make_journal(ride, ride.describe, ride.probes)
+
+    def journal_of_search(named: NamedProbe, ride: Ride) -> SweepJournal:
+        return make_journal(ride, ride.describe_choice, [named])
 
     each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
     for named, changed in each:
@@ -199,17 +206,15 @@ def probe(
             keep(solve_probe(named, changed, cache, open_test, emit))
     to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
     for ride in plan_rides(cache, to_train, memory_bytes, device):
-        journal = journal_of(ride, ride.describe, ride.probes)
         with large_blocks_returned(when=_is_short(ride)):
-            for trained in train_ride(ride, open_test, device, journal, emit):
+            for trained in train_ride(ride, open_test, device, journal_of, emit):
                 keep(trained)
     for named, changed in each:
         if named.derived is not None:
             base = known[key(named.derived.base)]
             ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
-            journal = journal_of(ride, ride.describe_choice, [named])
             with large_blocks_returned(when=_is_short(ride)):
-                keep(derive(named, base, ride, open_test, device, journal, emit))
+                keep(derive(named, base, ride, open_test, device, partial(journal_of_search, named), emit))
     return [known[key(named)] for named in named_probes]
 
 

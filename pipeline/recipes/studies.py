@@ -30,6 +30,7 @@ from ..events import (
     StudyUnitAgain,
     StudyUnitFinished,
     TokensOutOfRange,
+    UploadFailed,
     ignore,
 )
 from ..extraction.shards import device_of_worker
@@ -51,6 +52,7 @@ _TOLD_BESIDE_OTHERS = (
     ImageSkipped,
     PrecisionFellBack,
     TokensOutOfRange,
+    UploadFailed,
 )
 
 
