@@ -46,6 +46,7 @@ from .events import (
     StudyUnitFinished,
     TokensOutOfRange,
     TrainingStarted,
+    UploadFailed,
     WorkerLost,
 )
 from .extraction.meter import limit_of
@@ -168,6 +169,11 @@ class Listener:
                 self._begin(_few_names(event.probes), 1)
             case MemoryPlanned():
                 self._say(_memory(event))
+            case UploadFailed():
+                self._say(
+                    f"probe {', '.join(event.probes)}: warning: {event.reason}: {size(event.tokens_bytes)} of tokens do not fit "
+                    "into the GPU's memory any more and are streamed from the store"
+                )
             case ProbeProgress():
                 self._advance(event.step, event.num_steps, _training_note(event))
             case ProbeFinished():

@@ -222,6 +222,15 @@ class MemoryPlanned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UploadFailed:
+    """Another program took the GPU's memory that tokens were to lie in; they are streamed."""
+
+    probes: tuple[str, ...]
+    tokens_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeProgress:
     """Steps of a phase (`select`, `validate`, `refit` or `test`) of probes that train together."""
 
@@ -325,6 +334,7 @@ Event = (
     | ProbeStarted
     | TrainingStarted
     | MemoryPlanned
+    | UploadFailed
     | ProbeProgress
     | ProbeFinished
     | StudyShortOfRoom

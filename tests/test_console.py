@@ -30,6 +30,7 @@ from pipeline.events import (
     StudyUnitAgain,
     TokensOutOfRange,
     TrainingStarted,
+    UploadFailed,
     WorkerLost,
 )
 
@@ -139,6 +140,7 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         ClusterJoined(num_nodes=1, num_workers=1, num_gpus=0, num_cpus=1),
         ClusterBusy(waited_s=20.4, num_workers=8),
         StudyUnitAgain(model="timm/vit", dataset="photos", reason="its node has died"),
+        UploadFailed(probes=("alf", "linear"), tokens_bytes=1_700_000_000, reason="CUDA out of memory"),
         ProbeStarted(probe="alf", num_settings=63, num_rows=1000, token_shape=(24, 384)),
         ProbeProgress(probes=("alf",), phase="select", step=5, num_steps=1000, num_probes=63),
         ProbeFinished(probe="alf", row=row, reused=False),
@@ -156,6 +158,8 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         "ray: 1 machine, 1 worker at a time with 1 core each",
         "ray: warning: after 20 s none of 8 workers has begun: the cluster has no room now; waiting",
         "study: warning: the worker of timm/vit on photos was lost (its node has died); another goes on",
+        "probe alf, linear: warning: CUDA out of memory: 1.7 GB of tokens do not fit into the GPU's memory any more and are "
+        "streamed from the store",
         "probe alf: 63 settings on 1,000 rows of 24 x 384",
         "probe alf: validation 50.0, test 75.0 % balanced accuracy",
         "probe alf: every setting diverged (from results.jsonl, not trained again)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def look(
     events: list[Event] = []
     request = request or Planted(model=TINY_MODEL)
     arguments: dict[str, Any] = {"storage_dtype": "float16", "cache_root": root, "emit": events.append}
+    arguments["open_split"] = partial(open_source, f"folder:{source.root}")
     arrays = changes.pop("arrays", ARRAYS)
     sources = changes.pop("sources", [source])
     return settle(request, request.open("cpu"), sources, arrays, **(arguments | changes)), events

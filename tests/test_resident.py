@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,15 @@ from token_stores import make_spec, without_fsync  # noqa: F401
 
 import pipeline.probing.placement
 import pipeline.probing.resident
+import pipeline.probing.rides
 from cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
+from pipeline.events import Event, MemoryPlanned, UploadFailed
 from pipeline.probing.placement import Placement, place_tokens
-from pipeline.probing.probe_names import TOKEN_AXIS, NamedProbe
+from pipeline.probing.probe import Store, probe
+from pipeline.probing.probe_names import TOKEN_AXIS, NamedProbe, TopSettings
 from pipeline.probing.resident import ResidentTokens
-from pipeline.probing.rides import candidates_of
+from pipeline.probing.rides import candidates_of, open_ride, plan_rides
+from pipeline.probing.streaming import StreamedTokens
 from pipeline.probing.token_source import CachedTokens
 from pipeline.rounding import round_tokens
 from probes import (
@@ -232,6 +238,64 @@ def test_on_a_gpu_tokens_lie_in_its_memory_where_they_fit_and_are_streamed_where
     streamed = place(10**10)
     assert streamed.tokens == "streamed"
     assert streamed.training_bytes == free_bytes  # buffers lie in the host's
+
+
+def no_room(tokens: ResidentTokens, *arguments: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB free.")
+
+
+def test_tokens_that_the_gpu_has_no_room_for_any_more_are_streamed_and_what_was_there_is_dropped_before(
+    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_bytes, uploading, events = 10**9, [], []
+
+    def free(device: torch.device) -> int:
+        assert all(one() is None for one in uploading)
+        return free_bytes
+
+    def no_room_now(held: ResidentTokens, *arguments: object) -> None:
+        uploading.append(weakref.ref(held))
+        no_room(held)
+
+    monkeypatch.setattr(pipeline.probing.placement, "free_device_bytes", free)
+    monkeypatch.setattr(ResidentTokens, "_read", no_room_now)
+    (planned,) = plan_rides(cache, [(ALF, PROTOCOL), (LINEAR, PROTOCOL)], 10**8, GPU)
+    assert planned.placement.tokens == "resident"
+    free_bytes = 2 * 10**8  # another program has come
+    with absent_gpu(monkeypatch):
+        ride, source = open_ride(planned, events.append)
+    assert isinstance(source, StreamedTokens)
+    assert len(uploading) == 1
+    assert ride.placement.training_bytes == ride.placement.budget_bytes == free_bytes
+    assert ride.placement.host_bytes <= 10**8
+    assert (ride.probes, ride.sweeps) == (planned.probes, planned.sweeps)
+    assert events == [
+        UploadFailed(probes=("alf", "linear"), tokens_bytes=ride.tokens.stored_bytes, reason="CUDA out of memory")
+    ]
+
+
+def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_that_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe, and one that is made of it."""
+    train, test = (Store(path, TokenCache.open(path).spec) for path in starved.write_stores(tmp_path, 300))
+    base = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
+    wanted = [base, replace(base, name="top", derived=TopSettings(base=base, num_members=2))]
+    events: list[Event] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ResidentTokens, "_read", no_room)
+        rows = probe(train, test, wanted, PROTOCOL, tmp_path / "runs", memory_bytes=10**9, emit=events.append)
+    assert [row["memory"]["tokens"] for row in rows] == ["streamed"] * 2
+    told = [
+        event.tokens if isinstance(event, MemoryPlanned) else event.probes for event in events if type(event) in TOLD
+    ]
+    assert told == ["resident", ("linear",), "streamed", ("linear",)]
+    monkeypatch.setattr(pipeline.probing.rides, "place_tokens", partial(place_tokens, may_stay=False))
+    streamed = probe(train, test, wanted, PROTOCOL, tmp_path / "streamed", memory_bytes=10**9)
+    assert [row | {"seconds": None} for row in rows] == [row | {"seconds": None} for row in streamed]
+
+
+TOLD = (MemoryPlanned, UploadFailed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")

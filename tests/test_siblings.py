@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from photos import TINY_MODEL
+from photos import TINY_MODEL, write_photos
 from test_parity import Large, Massive, Planted, look
 from token_stores import make_spec
 
@@ -102,10 +102,35 @@ def test_stores_of_another_model_tap_or_storage_are_no_company(
     backbone = request.open("cpu")
     make_store(replace(request, precision="bfloat16"), splits[0], tmp_path)
     of_test = spec_of(backbone, splits[1], "float16")
-    assert list(other_splits(of_test, ["test"], tmp_path)) == ["bfloat16"]
+    open_split = {"train": splits[0], "test": splits[1]}.__getitem__
+    assert list(other_splits(of_test, ["test"], tmp_path, open_split)) == ["bfloat16"]
     for changes in ({"weights": "0" * 16}, {"tap": "norm2"}, {"storage_dtype": "float32"}):
-        assert other_splits(replace(of_test, **changes), ["test"], tmp_path) == {}  # type: ignore[arg-type]
-    assert other_splits(spec, ["test"], tmp_path) == {}
+        assert other_splits(replace(of_test, **changes), ["test"], tmp_path, open_split) == {}  # type: ignore[arg-type]
+    assert other_splits(spec, ["test"], tmp_path, open_split) == {}
+
+
+@pytest.mark.parametrize("planted", [Large, Massive])
+def test_another_data_set_of_the_same_name_is_no_company(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path, planted: type[Planted]
+) -> None:
+    """Its bfloat16 would be followed, its float16 would refuse a split that overflows."""
+    photos = write_photos(tmp_path / "photos0", {"train": 3, "test": 4})
+    source = open_source(f"folder:{photos}", "train")
+    assert source.name == splits[1].name
+    request = float16(planted)
+    theirs = make_store(replace(request, precision="bfloat16" if planted is Large else "float16"), splits[1], tmp_path)
+    settled, events = look(source, tmp_path, request)
+    assert theirs.parent.parent == spec_of(settled.backbone, source, "float16").store_path(tmp_path).parent.parent
+    assert settled.backbone.precision == ("float16" if planted is Large else "bfloat16")
+    assert not any(isinstance(event, PrecisionFollowed) for event in events)
+
+
+def test_data_that_lack_the_split_of_a_store_are_others(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path
+) -> None:
+    source = open_source(f"folder:{write_photos(tmp_path / 'photos0', {'train': 3})}", "train")
+    make_store(replace(float16(Large), precision="bfloat16"), splits[1], tmp_path)
+    assert look(source, tmp_path, float16(Large))[0].backbone.precision == "float16"
 
 
 def test_views_of_the_training_images_make_no_other_model(splits: tuple[ImageSource, ImageSource]) -> None:

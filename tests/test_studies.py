@@ -19,11 +19,15 @@ from click.testing import Result
 from commands import run
 from photos import TINY_MODEL, write_photos
 
+import pipeline.recipes.studies
+import pipeline.recipes.units
+from pipeline.cluster.placement import place
 from pipeline.events import Emit, Event, StudyUnitFinished
 from pipeline.probing.results import read_rows
 from pipeline.recipes.recipe import Recipe, open_recipe
-from pipeline.recipes.studies import run_study
+from pipeline.recipes.studies import Engine, on_ray, one_process, run_study, several_processes
 from pipeline.recipes.units import Place, Unit, UnitDone, lost_unit, run_unit, units_of
+from probes import SettingError
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs: what a row cost, and beside what
@@ -190,6 +194,69 @@ def test_a_unit_whose_process_is_lost_is_a_failure_and_the_next_unit_is_done(
     assert [(one.dataset, one.got) for one in failures] == [(units[0].dataset, "killed by SIGKILL")]
     assert "run the study again" in (tmp_path / "failures.jsonl").read_text()
     assert [one.num_done for one in told if isinstance(one, StudyUnitFinished)] == [1, 2]
+
+
+def of_a_gpu(folder: Path, data: Sequence[str]) -> Recipe:
+    """A recipe whose protocol only a GPU can follow."""
+    recipe = write_recipe(folder, list(data), ["linear-cls"])
+    (folder / "fast.toml").write_text(FAST + 'compute = "tf32"\n')
+    return open_recipe(str(recipe))
+
+
+@pytest.mark.parametrize("engine", [one_process, several_processes(2)], ids=["one process", "several processes"])
+def test_a_protocol_that_this_device_cannot_follow_is_refused_before_any_unit(
+    tmp_path: Path, two_sets: list[str], engine: Engine
+) -> None:
+    recipe, told = of_a_gpu(tmp_path, two_sets), list[Event]()
+    with pytest.raises(SettingError, match="compute on cpu: expected auto, float32, bfloat16, got 'tf32'"):
+        run_study(recipe, Place(runs_root=tmp_path, device="cpu"), engine=engine, emit=told.append)
+    assert told == []
+
+
+def test_a_unit_fails_with_the_message_where_it_runs_on_another_device_than_was_thought(
+    tmp_path: Path, two_sets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its model is opened."""
+    monkeypatch.delattr(pipeline.recipes.units.OpenModels, "open")
+    recipe = of_a_gpu(tmp_path, two_sets[:1])
+    done = run_unit(recipe, Place(runs_root=tmp_path, device="cpu"), units_of(recipe)[0])
+    assert [(one.probe, one.where, one.got) for one in done.failures] == [(None, "compute on cpu", "'tf32'")]
+
+
+class FakeEngine:
+    """A cluster of GPUs, or of none, that does nothing."""
+
+    def __init__(self, num_gpus: int) -> None:
+        self.num_gpus = num_gpus
+
+    def __call__(self, folders: Any, count: int | None, device: str, emit: Emit) -> FakeEngine:
+        self.placement = place([{"CPU": 2, "GPU": self.num_gpus}], count, device)
+        return self
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def do(self, tasks: Sequence[Any], tell: object, lost: object) -> Iterator[tuple[int, UnitDone]]:
+        for number, task in enumerate(tasks):
+            _, _, place, _, unit = task.args
+            assert place.device == "cuda"
+            yield number, UnitDone(unit=unit, rows=(), failures=())
+
+
+@pytest.mark.parametrize("here", ["cpu", "cuda"])
+def test_on_a_cluster_the_devices_of_the_cluster_decide_not_the_drivers_own(
+    tmp_path: Path, two_sets: list[str], monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    recipe, where = of_a_gpu(tmp_path, two_sets), Place(cache_root=tmp_path, runs_root=tmp_path)
+    monkeypatch.setattr(pipeline.recipes.studies, "choose_device", lambda device: here)
+    monkeypatch.setattr(pipeline.recipes.studies, "RayEngine", FakeEngine(num_gpus=1))
+    assert run_study(recipe, where, engine=on_ray(None)) == ([], [])
+    monkeypatch.setattr(pipeline.recipes.studies, "RayEngine", FakeEngine(num_gpus=0))
+    with pytest.raises(SettingError, match="compute on cpu"):
+        run_study(recipe, where, engine=on_ray(None))
 
 
 def test_a_dry_run_leaves_no_file(two_sets: list[str], tmp_path: Path) -> None:

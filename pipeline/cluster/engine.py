@@ -30,7 +30,7 @@ from ..events import ClusterBusy, ClusterJoined, Emit, Event, WorkerLost
 from ..extraction.relay import Relay
 from ..extraction.workers import Work
 from .actor import Actor, Returned, Task
-from .connection import connected
+from .connection import LOOK_S, Head, connected
 from .placement import place
 
 MAX_LIVES = 3  # a piece whose third actor dies is what kills them
@@ -86,6 +86,7 @@ class RayEngine:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints: stdout is for answers
             self._ray = stack.enter_context(connected())
+            self._head = Head(self._ray.get_runtime_context().gcs_address)
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
             self.placement = place(nodes, self._count, self._device)
             self._probes = [stack.enter_context(offer_probe(folder)) for folder in self._folders]
@@ -128,6 +129,7 @@ class RayEngine:
 
         Raises:
             PipelineError: of the first task that failed; the other actors are ended.
+            WorkError: the head of the cluster was lost.
         """
         ray = self._ray
         waiting = [(index, 0) for index in reversed(range(len(tasks)))]
@@ -136,6 +138,7 @@ class RayEngine:
         began, told_busy = time.monotonic(), False
         try:
             while waiting or running:
+                self._head.require()
                 while waiting and len(running) < self.placement.count:
                     index, life = waiting.pop()
                     actor = self._idle.pop() if self._idle else self._make_actor()
@@ -144,10 +147,13 @@ class RayEngine:
                     )
                     running[told] = _Running(index, life, num_begun, actor)
                     num_begun += 1
-                ready, _ = ray.wait(list(running), timeout=BUSY_AFTER_S)
-                if not ready and not told_busy and not any(one.has_begun for one in running.values()):
+                if not all(one.has_begun for one in running.values()):
+                    self._end_idle()  # a node that is lost took room with it: theirs may be all there is
+                ready, _ = ray.wait(list(running), timeout=min(LOOK_S, BUSY_AFTER_S))
+                waited_s, nobody = time.monotonic() - began, not any(one.has_begun for one in running.values())
+                if nobody and not ready and not told_busy and waited_s > BUSY_AFTER_S:
                     told_busy = True
-                    self._emit(ClusterBusy(waited_s=time.monotonic() - began, num_workers=len(running)))
+                    self._emit(ClusterBusy(waited_s=waited_s, num_workers=len(running)))
                 for told in ready:
                     one = running[told]
                     try:
@@ -158,7 +164,11 @@ class RayEngine:
                     except ray.exceptions.RayError as error:
                         _refuse_without_layerbank(error)
                         del running[told]
+                        ray.kill(one.actor)  # Ray may have lost sight of one that lives
+                        self._head.require(now=True)  # or is this no death but the end of the cluster?
+                        began, told_busy = time.monotonic(), False
                         lives, reason = one.life + 1, _how_it_ended(error)
+                        self._end_idle()  # they may have died with it, and would cost the piece its lives
                         again = lives < MAX_LIVES and not (share and done)
                         lost(Lost(index=one.index, reason=reason, num_left=len(running), again=again))
                         if again:
@@ -189,6 +199,10 @@ class RayEngine:
         )(Actor)
         self._actors.append(actor_class.remote(self.placement.num_cpus))
         return self._actors[-1]
+
+    def _end_idle(self) -> None:
+        while self._idle:
+            self._ray.kill(self._idle.pop())
 
     def _end_actors(self) -> None:
         for actor in self._actors:

@@ -9,7 +9,7 @@ Knows nothing of terminals or of how stores are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def settle(
     *,
     storage_dtype: str,
     cache_root: Path,
+    open_split: Callable[[str], ImageSource],
     overwrite: bool = False,
     threshold: float | None = None,
     emit: Emit = ignore,
@@ -74,6 +75,7 @@ def settle(
         arrays: the (level, kind) pairs that are wanted.
         storage_dtype: of the stores.
         cache_root: folder of all stores.
+        open_split: opens another split of the same data.
         overwrite: whatever is there will be made anew.
         threshold: least cosine of a token, 0 to 1; with it a value that is saturated or not finite is an error too.
         emit: told what was found.
@@ -92,7 +94,7 @@ def settle(
     reference = Reference(request, backbone)
     if backbone.precision == "float16":
         siblings = other_splits(
-            spec_of(backbone, sources[0], storage_dtype), [source.split for source in sources], cache_root
+            spec_of(backbone, sources[0], storage_dtype), [source.split for source in sources], cache_root, open_split
         )
         if needs_bfloat16(backbone, reference, sources, storage_dtype, cache_root, siblings, overwrite, emit):
             request = replace(request, precision="bfloat16")

@@ -5,8 +5,10 @@ Knows no terminal: options come as a mapping, so that a worker process gets the 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from ..backbones.request import (
     choose_workers,
 )
 from ..datasets import ImageSource, open_source
+from ..errors import RequestError
 from ..events import Emit
 from ..planning.room import check_room
 from ..probing.probe import Store
@@ -55,6 +58,7 @@ class RequestedExtraction:
             arrays,
             storage_dtype=self.options["storage_dtype"],
             cache_root=self.options["cache_root"],
+            open_split=partial(open_source, self.options["data"]),
             overwrite=overwrite,
             threshold=self.options["parity_threshold"],
             emit=self.emit,
@@ -209,8 +213,8 @@ def prepare_shares(request: dict[str, Any], emit: Emit) -> tuple[dict[str, Any],
     if request["overwrite"]:
         for source, extractions in prepared:
             begin(extractions, source, emit=emit)
-    share = request | {"overwrite": False, "settled": _what_was_settled(prepared)}
-    return share, [one.store for _, extractions in prepared for one in extractions]
+    stores = _stores(prepared)
+    return request | {"overwrite": False, "settled": _what_was_settled(prepared), "stores": stores}, stores
 
 
 def _what_was_settled(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[tuple[str, dict[str, Any]]]:
@@ -225,10 +229,26 @@ def _what_was_settled(prepared: list[tuple[ImageSource, list[Extraction]]]) -> l
 
 
 def extract_share(request: dict[str, Any], worker: Worker, emit: Emit) -> None:
-    """What one of several processes does of `layerbank extract`."""
+    """What one of several processes does of `layerbank extract`.
+
+    Raises:
+        RequestError: on this machine the same names are other weights or other images, which would fill a store of their own.
+    """
     request = request | {"device": device_of_worker(request["device"], worker.index)}
-    for source, extractions in prepare(request, emit, worker):
+    prepared = prepare(request, emit, worker)
+    if others := [ours for ours, theirs in zip(_stores(prepared), request["stores"], strict=True) if ours != theirs]:
+        raise RequestError(
+            where=f"worker {worker} on {socket.gethostname()}",
+            expected=f"the weights and images of the others, whose stores are {', '.join(map(str, request['stores']))}",
+            got=f"what belongs into {', '.join(map(str, others))}",
+            todo="Give all machines the same files; --weights FILE and --data by names that mean the same on each.",
+        )
+    for source, extractions in prepared:
         extract_together(extractions, source, emit=emit)
+
+
+def _stores(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[Path]:
+    return [one.store for _, extractions in prepared for one in extractions]
 
 
 def with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:

@@ -2,27 +2,35 @@
 
 What is trained on and what is tested on come from one model, also where their splits are extracted on different days. A probe opens
 one model for both; this keeps a split that is extracted alone from becoming the odd one out.
+
+Two data sets may have one name, `folder:a/photos` and `folder:b/photos`, and so one folder of the cache. A store is of
+these data if its manifest is that of one of their splits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cache import CacheSpec, list_specs
 
+from ..datasets import ImageSource
+from ..errors import PipelineError
 from ..sources.views import MARK
 
 _OF_THE_MODEL = ("architecture", "weights", "tap", "token_rule", "compute_dtype")
 
 
-def other_splits(spec: CacheSpec, splits: Sequence[str], cache_root: Path) -> dict[str, Path]:
+def other_splits(
+    spec: CacheSpec, splits: Sequence[str], cache_root: Path, open_split: Callable[[str], ImageSource]
+) -> dict[str, Path]:
     """Precision -> one store of a split that is not among these.
 
     Args:
         spec: of the store of any of the splits, in any precision.
         splits: those that are asked for.
         cache_root: folder of all stores.
+        open_split: opens another split of the same data; asked for those only that have such a store.
     """
     folder = spec.store_path(cache_root).parent.parent
     return {
@@ -31,7 +39,16 @@ def other_splits(spec: CacheSpec, splits: Sequence[str], cache_root: Path) -> di
         if other.split not in splits
         and other.storage_dtype == spec.storage_dtype
         and set(model_differences(spec, other)) <= {"compute_dtype"}
+        and other.manifest == _manifest(other.split, open_split)
     }
+
+
+def _manifest(split: str, open_split: Callable[[str], ImageSource]) -> str | None:
+    """None where these data have no such split, or none that can be opened."""
+    try:
+        return open_split(split).manifest_digest
+    except (PipelineError, OSError):
+        return None
 
 
 def model_differences(one: CacheSpec, other: CacheSpec) -> list[str]:

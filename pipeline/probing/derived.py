@@ -43,7 +43,7 @@ from ..study.bootstrap import LEVEL
 from ..study.selection import Levels, Validated, best_members, smallest_levels
 from .probe_names import NamedProbe, TopSettings
 from .results import Row
-from .rides import Ride
+from .rides import Ride, open_ride
 from .sweep_journal import SweepJournal
 from .token_rows import block_names
 from .training import Trained, open_tokens, relay
@@ -76,7 +76,7 @@ def derive(
     ride: Ride,
     open_test: Callable[[], TokenCache],
     device: torch.device,
-    journal: SweepJournal,
+    journal_of: Callable[[Ride], SweepJournal],
     emit: Emit,
 ) -> Trained:
     """Make a probe of a finished one.
@@ -87,13 +87,16 @@ def derive(
         ride: of the base, alone.
         open_test: opens the test store; called after the last training.
         device: where probes are trained.
-        journal: of searches for levels.
+        journal_of: of searches for levels, by the ride as it is in the end.
         emit: told what happens.
     """
-    work = _Work(named=named, base=base, ride=ride, device=device, journal=journal, emit=emit)
     if base["chosen"] is None:
-        return work.nothing_found()
-    source, began_s = ride.placement.open(ride.tokens), time.perf_counter()
+        return _Work(
+            named=named, base=base, ride=ride, device=device, journal=journal_of(ride), emit=emit
+        ).nothing_found()
+    ride, source = open_ride(ride, emit)
+    work = _Work(named=named, base=base, ride=ride, device=device, journal=journal_of(ride), emit=emit)
+    began_s = time.perf_counter()
     if isinstance(named.derived, TopSettings):
         found = work.find_members(source, named.derived.num_members)
     else:

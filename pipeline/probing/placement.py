@@ -35,6 +35,7 @@ class Placement:
         device: where probes are trained, and resident tokens lie.
         buffer_rows: of the store that are shuffled together where tokens are streamed.
         host_bytes: an upper bound of what tokens and their buffers take of the host's memory.
+        memory_bytes: what they may take of it.
         budget_bytes: of the memory that probes are trained in.
         training_bytes: the part of it that training may take.
         planned_bytes: an upper bound of what is taken of it, training left out where it is not planned.
@@ -45,13 +46,18 @@ class Placement:
     device: torch.device
     buffer_rows: int
     host_bytes: int
+    memory_bytes: int
     budget_bytes: int
     training_bytes: int
     planned_bytes: int
     plan: RidePlan
 
     def open(self, tokens: CachedTokens) -> TokenSource:
-        """The tokens as decided; reads all of them if they are to be resident."""
+        """The tokens as decided; reads all of them if they are to be resident.
+
+        Raises:
+            torch.OutOfMemoryError: a GPU has no longer the room that it had when this was decided.
+        """
         if self.tokens == "resident":
             return ResidentTokens(tokens, self.device)
         return StreamedTokens(tokens, buffer_rows=self.buffer_rows, pin=self.device.type == "cuda")
@@ -74,6 +80,7 @@ def place_tokens(
     device: torch.device,
     *,
     buffer_rows: int | None = None,
+    may_stay: bool = True,
 ) -> Placement:
     """Decide, for the training tokens of probes that train together.
 
@@ -83,6 +90,7 @@ def place_tokens(
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
         buffer_rows: that streamed tokens must be shuffled in; None takes what the memory allows.
+        may_stay: whether tokens that fit become resident.
 
     Raises:
         SettingError: not even one probe at a time fits.
@@ -96,7 +104,7 @@ def place_tokens(
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
     held_bytes = tokens.stored_bytes + (batch_rows * tokens.stored_row_bytes if on_gpu else beside_bytes)
-    if held_bytes + whole_bytes <= budget_bytes or 2 * held_bytes <= budget_bytes:
+    if may_stay and (held_bytes + whole_bytes <= budget_bytes or 2 * held_bytes <= budget_bytes):
         where, buffer_rows = "resident", 0
         host_bytes = beside_bytes if on_gpu else held_bytes
         taken_bytes = held_bytes
@@ -114,6 +122,7 @@ def place_tokens(
         device=device,
         buffer_rows=buffer_rows,
         host_bytes=host_bytes,
+        memory_bytes=memory_bytes,
         budget_bytes=budget_bytes,
         training_bytes=training_bytes,
         planned_bytes=taken_bytes + plan.total_bytes,

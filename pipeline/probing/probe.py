@@ -193,17 +193,22 @@ def probe(
         clear_finished(folder / ".sweeps", known.keys())
         emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
 
-    def journal_of(
+    def make_journal(
         ride: Ride, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
     ) -> SweepJournal:
         decisive = {**_setting(train, test, ride.protocol), "device": device.type}
         del decisive["test"]  # nothing is chosen on it
         return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
 
+    def journal_of(ride: Ride) -> SweepJournal:
+        return make_journal(ride, ride.describe, ride.probes)
+
+    def journal_of_search(named: NamedProbe, ride: Ride) -> SweepJournal:
+        return make_journal(ride, ride.describe_choice, [named])
+
     def train_together(ride: Ride) -> None:
-        journal = journal_of(ride, ride.describe, ride.probes)
         with large_blocks_returned(when=_is_short(ride)):
-            for trained in train_ride(ride, open_test, device, journal, emit):
+            for trained in train_ride(ride, open_test, device, journal_of, emit):
                 with failures.of(trained.named):
                     keep(trained)
 
@@ -224,9 +229,8 @@ def probe(
                 failures.check_base(named, named.derived.base)
                 base = known[key(named.derived.base)]
                 ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
-                journal = journal_of(ride, ride.describe_choice, [named])
                 with large_blocks_returned(when=_is_short(ride)):
-                    keep(derive(named, base, ride, open_test, device, journal, emit))
+                    keep(derive(named, base, ride, open_test, device, partial(journal_of_search, named), emit))
     return [known[key(named)] for named in named_probes if named not in failures]
 
 

@@ -9,14 +9,15 @@ passes, and so reads more tokens than everybody would alone, they go alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from cache import TokenCache
-from probes import Candidate, MemoryPlan, SettingError, TrainingProtocol, plan_choice
+from probes import Candidate, MemoryPlan, SettingError, TokenSource, TrainingProtocol, plan_choice
 
+from ..events import Emit, UploadFailed
 from .placement import Placement, place_tokens
 from .probe_names import NamedProbe
 from .probe_sizes import head_of, token_shape
@@ -99,6 +100,32 @@ def plan_rides(
             ride = alone if larger is None else larger
         if ride is not None:
             yield ride
+
+
+def open_ride(ride: Ride, emit: Emit) -> tuple[Ride, TokenSource]:
+    """A ride and its tokens; a ride that streams them where a GPU has not the room any more that it had when the ride was planned.
+
+    Raises:
+        SettingError: beside what others take of the GPU, not even one probe at a time fits.
+    """
+    try:
+        return ride, ride.placement.open(ride.tokens)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+    # outside of the handler, whose traceback holds what was there already
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    emit(
+        UploadFailed(
+            probes=tuple(named.name for named in ride.probes), tokens_bytes=ride.tokens.stored_bytes, reason=reason
+        )
+    )
+    before = ride.placement
+    placement = place_tokens(
+        ride.tokens, _each_once(ride.sweeps), ride.protocol, before.memory_bytes, before.device, may_stay=False
+    )
+    ride = replace(ride, placement=placement)
+    return ride, placement.open(ride.tokens)
 
 
 def ride_alone(

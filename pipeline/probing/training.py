@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from cache import TokenCache
-from probes import Journal, MemoryPlan, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
+from probes import Candidate, Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
 
 from ..events import Emit, MemoryPlanned, ProbeProgress, ProbeStarted, TrainingStarted
 from .placement import FEWEST_BUFFER_ROWS
 from .probe_names import NamedProbe
 from .probe_sizes import head_of
-from .rides import Ride
+from .rides import Ride, open_ride
 from .streaming import StreamedTokens
 from .token_source import CachedTokens
 
@@ -49,7 +49,11 @@ class Trained:
 
 
 def train_ride(
-    ride: Ride, open_test: Callable[[], TokenCache], device: torch.device, journal: Journal | None, emit: Emit
+    ride: Ride,
+    open_test: Callable[[], TokenCache],
+    device: torch.device,
+    journal_of: Callable[[Ride], Journal | None],
+    emit: Emit,
 ) -> list[Trained]:
     """Train the probes of a ride together, and test them.
 
@@ -57,7 +61,7 @@ def train_ride(
         ride: which probes, on which tokens.
         open_test: opens the test store; called once, after the last training step.
         device: where probes are trained.
-        journal: of finished banks.
+        journal_of: of finished banks, of the ride as it is in the end.
         emit: told what happens.
     """
     names = tuple(named.name for named in ride.probes)
@@ -73,19 +77,22 @@ def train_ride(
                 token_shape=shapes.pop() if len(shapes) == 1 else ride.tokens.token_shape,
             )
         )
-        plan = ride.memory_of(sweep[0])
-        if plan is not None:
-            emit(_planned(named.name, ride, plan))
+        _tell_plan(named, ride, sweep[0], emit)
+    planned = ride
+    ride, source = open_ride(ride, emit)
+    if ride is not planned:
+        for named, sweep in zip(ride.probes, ride.sweeps, strict=True):
+            _tell_plan(named, ride, sweep[0], emit)
     emit(TrainingStarted(probes=names, num_settings=sum(num_settings), num_passes=ride.placement.plan.num_passes))
 
     results = run_sweeps(
         ride.sweeps,
-        ride.placement.open(ride.tokens),
+        source,
         lambda: open_tokens(open_test(), ride.probes, device),
         ride.protocol,
         memory_bytes=ride.placement.training_bytes,
         device=device,
-        journal=journal,
+        journal=journal_of(ride),
         emit=relay(names, emit),
     )
     return [
@@ -144,18 +151,23 @@ def solve_probe(
     )
 
 
-def _planned(name: str, ride: Ride, plan: MemoryPlan) -> MemoryPlanned:
-    return MemoryPlanned(
-        probe=name,
-        budget_bytes=ride.placement.budget_bytes,
-        planned_bytes=ride.placement.planned_bytes,
-        tokens=ride.placement.tokens,
-        on_gpu=ride.placement.device.type == "cuda",
-        tokens_bytes=ride.tokens.stored_bytes,
-        num_banks=plan.num_banks,
-        probes_at_once=plan.probes_at_once,
-        group_size=plan.group_size,
-        chunk_size=plan.chunk_size,
+def _tell_plan(named: NamedProbe, ride: Ride, candidate: Candidate, emit: Emit) -> None:
+    plan = ride.memory_of(candidate)
+    if plan is None:
+        return
+    emit(
+        MemoryPlanned(
+            probe=named.name,
+            budget_bytes=ride.placement.budget_bytes,
+            planned_bytes=ride.placement.planned_bytes,
+            tokens=ride.placement.tokens,
+            on_gpu=ride.placement.device.type == "cuda",
+            tokens_bytes=ride.tokens.stored_bytes,
+            num_banks=plan.num_banks,
+            probes_at_once=plan.probes_at_once,
+            group_size=plan.group_size,
+            chunk_size=plan.chunk_size,
+        )
     )
 
 

@@ -15,8 +15,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from probes import resolve_compute
-
 from ..backbones.request import choose_device
 from ..cluster.engine import Lost, RayEngine
 from ..errors import WorkError
@@ -32,16 +30,16 @@ from ..events import (
     StudyUnitAgain,
     StudyUnitFinished,
     TokensOutOfRange,
+    UploadFailed,
     ignore,
 )
 from ..extraction.shards import device_of_worker
 from ..extraction.spread import spread
 from ..extraction.workers import share_cores
-from ..probing.protocols import open_protocol
 from ..probing.results import Row
 from .recipe import Recipe
 from .room import tell_room
-from .units import Failure, OpenModels, Place, Unit, UnitDone, lost_unit, run_unit, units_of
+from .units import Failure, OpenModels, Place, Unit, UnitDone, check_compute, lost_unit, run_unit, units_of
 
 FAILURES = "failures.jsonl"
 Engine = Callable[[Recipe, Place, Sequence[Unit], Emit], Iterable[UnitDone]]  # does each unit once, in any order
@@ -55,6 +53,7 @@ _TOLD_BESIDE_OTHERS = (
     ImageSkipped,
     PrecisionFellBack,
     TokensOutOfRange,
+    UploadFailed,
 )
 
 
@@ -73,9 +72,8 @@ def run_study(
         Every row of the study, those of earlier runs too, and every failure, in the order of the recipe.
 
     Raises:
-        RequestError: the device cannot compute as the protocol says.
+        SettingError: the device on which the units are done cannot compute as the protocol says.
     """
-    resolve_compute(open_protocol(recipe.protocol, seed=0).compute, choose_device(place.device))
     tell_room(recipe, place, emit)
     units = units_of(recipe)
     done: dict[Unit, UnitDone] = {}
@@ -98,6 +96,7 @@ def run_study(
 
 def one_process(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
     """Units one after the other in this process, one model in memory at a time."""
+    check_compute(recipe, choose_device(place.device))
     models = OpenModels()
     for unit in units:
         yield run_unit(recipe, place, unit, models=models, emit=emit)
@@ -111,6 +110,7 @@ def several_processes(num_processes: int) -> Engine:
     """
 
     def run(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+        check_compute(recipe, choose_device(place.device))
         count = min(num_processes, len(units))
         work = partial(_one_of_several, OpenModels(), recipe, replace(place, num_sharers=count))
         for unit, done in spread(work, units, count, emit):
@@ -131,6 +131,7 @@ def on_ray(num_workers: int | None) -> Engine:
 
     def run(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
         with RayEngine((place.cache_root, place.runs_root), num_workers, place.device, emit) as cluster:
+            check_compute(recipe, cluster.placement.device)  # the driver's own device does none of it
             placed = replace(place, device=cluster.placement.device, num_sharers=cluster.placement.num_on_a_node)
             tasks = [partial(_one_of_several, OpenModels(), recipe, placed, 0, unit) for unit in units]
 

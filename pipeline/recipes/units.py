@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cache import CacheError
-from probes import ProbeError
+from probes import ProbeError, resolve_compute
 
 from ..backbones.backbone import Backbone
 from ..backbones.request import ModelRequest, choose_device, choose_precision, choose_workers
@@ -193,6 +193,7 @@ def run_unit(
     rows: list[Row] = []
     try:
         device = choose_device(place.device)
+        check_compute(recipe, device)  # before the model; a node need not have what the driver has
         request = request_of(recipe, unit.model, device)
         backbone = (models or OpenModels()).open(request, device)
         for row in _rows(recipe, place, request, backbone, unit.dataset, fail, emit):
@@ -200,6 +201,15 @@ def run_unit(
     except FAILS as error:
         fail(None, error)
     return UnitDone(unit=unit, rows=tuple(rows), failures=tuple(failures))
+
+
+def check_compute(recipe: Recipe, device: str) -> None:
+    """Refuse a protocol that a device cannot compute by, before hours of extraction.
+
+    Raises:
+        SettingError: such as tf32 on a CPU.
+    """
+    resolve_compute(open_protocol(recipe.protocol, seed=0).compute, device)
 
 
 def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
@@ -263,7 +273,14 @@ def _rows(
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     # where float16 overflows, this data set goes through a bfloat16 model, as with `layerbank probe`
     settled = settle(
-        request, backbone, sources, arrays, storage_dtype=STORAGE_DTYPE, cache_root=place.cache_root, emit=emit
+        request,
+        backbone,
+        sources,
+        arrays,
+        storage_dtype=STORAGE_DTYPE,
+        cache_root=place.cache_root,
+        open_split=partial(open_source, uri),
+        emit=emit,
     )
     config = {"model": settled.request.to_dict(), "data": uri}
     extract_config = ExtractConfig(

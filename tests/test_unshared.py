@@ -1,0 +1,127 @@
+"""A node that does not see the driver's folders, or not its locks, is refused before it writes anything: in mount namespaces."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import MODEL, ROOT, run
+from photos import write_photos
+from ray_nodes import nodes, wait_until
+from test_ray import options
+
+from cache import Worker, offer_probe
+from pipeline import RequestError
+from pipeline.events import ignore
+from pipeline.extraction.requested import extract_share, prepare_shares
+
+NOTHING = "true"
+EMPTY = "mount -t tmpfs none {folder}"
+WITHOUT_LOCKS = (  # the same files, until somebody opens one to write: then a copy
+    "mount -t tmpfs none {beside} && mkdir {beside}/upper {beside}/work && "
+    "mount -t overlay none -o lowerdir={folder},upperdir={beside}/upper,workdir={beside}/work {folder}"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Commands run as on another machine, where a folder is not what it is here."""
+
+    folder: Path
+    beside: Path
+    mount: str
+
+    def command(self, *words: object) -> list[str]:
+        mount = self.mount.format(folder=self.folder, beside=self.beside)
+        return ["unshare", "-m", "sh", "-c", f"{mount} && exec {shlex.join(map(str, words))}"]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
+    made = Machine(tmp_path / "caches", tmp_path / "beside", request.param)
+    made.folder.mkdir()
+    made.beside.mkdir()
+    if shutil.which("unshare") is None or subprocess.run(made.command("true"), capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    return made
+
+
+SEE = (
+    "import sys; from pathlib import Path; from pipeline.cluster.actor import take_place\n"
+    "try: take_place([Path(sys.argv[1])], '.')\n"
+    "except Exception as error: print(error)\n"
+    "else: print('seen')"
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (NOTHING, "seen"),
+        (EMPTY, "got another folder of that name, or none. Choose folders that all nodes share with --cache DIR"),
+        (WITHOUT_LOCKS, "got the same folder, without the locks that others hold in it. Choose folders that all nodes"),
+    ],
+    indirect=["machine"],
+    ids=["shared", "empty", "without locks"],
+)
+def test_a_node_says_whether_it_sees_the_folder_and_the_locks_in_it(machine: Machine, said: str) -> None:
+    with offer_probe(machine.folder) as probe:
+        command = machine.command(sys.executable, "-c", SEE, probe)
+        answer = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert said in answer.stdout, answer.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [EMPTY], indirect=True, ids=["empty"])
+def test_a_node_without_the_folder_ends_the_command_and_nothing_is_written_elsewhere(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 4})
+    with nodes((0,)) as cluster:
+        start = Path(sys.executable).with_name("ray")
+        node = subprocess.Popen(
+            machine.command(start, "start", "--address", cluster.address, "--num-cpus", "1", "--block"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_until(lambda: num_cores(cluster.address) == 1, patience_s=120)
+            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+            refused = run("extract", *MODEL, "--data", f"folder:{photos}", "--engine", "ray", "--cache", machine.folder)
+        finally:
+            node.terminate()
+            node.wait(60)
+    assert refused.exit_code == 2
+    said = " ".join(refused.stderr.split())
+    assert f"{machine.folder}, on node " in said
+    assert "got another folder of that name, or none" in said
+    assert list(machine.folder.iterdir()) == []
+
+
+def num_cores(address: str) -> float:
+    from ray._private.state import GlobalState
+    from ray._raylet import GcsClientOptions
+
+    state = GlobalState()
+    state._initialize_global_state(GcsClientOptions.create(address, None, True, False))
+    return sum(node["Resources"].get("CPU", 0) for node in state.node_table() if node["Alive"])
+
+
+def test_a_worker_to_whom_the_same_names_are_other_images_is_refused_before_it_makes_a_store(tmp_path: Path) -> None:
+    """Of a model it would be other weights."""
+    photos, root = write_photos(tmp_path / "photos", {"train": 4}), tmp_path / "caches"
+    share, (store,) = prepare_shares(options(photos, root), ignore)
+    next(photos.rglob("*.png")).unlink()
+    with pytest.raises(RequestError) as refused:
+        extract_share(share, Worker(1, 2), ignore)
+    assert f"expected the weights and images of the others, whose stores are {store}, got what belongs into " in str(
+        refused.value
+    )
+    assert not root.exists()
