@@ -35,7 +35,7 @@ NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear
 @pytest.fixture(scope="module")
 def dim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that hardly differ, so that settings and levels do."""
-    folder, rng = tmp_path_factory.mktemp("dim"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("dim"), np.random.default_rng(1)
     for split, count in (("train", 100), ("test", 60)):
         for label, name in enumerate(("a", "b")):
             place = folder / split / name
