@@ -12,6 +12,7 @@ import pytest
 from commands import run
 from report_page import ReadPage
 from study_runs import balanced, write_study
+from test_report_numbers import require_computed_again
 
 from pipeline.study.paper import MODELS, published_scores
 
@@ -135,7 +136,7 @@ def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -
     expected = [place for place in ours if place[1] in titles and (place[0], titles[place[1]], place[2]) in published]
     assert [(one["model"], one["data set"], one["probe"]) for one in records] == expected
     assert len(records) == 12
-    differences: dict[str, list[float]] = {}
+    differences: dict[str, list[list[float]]] = {}
     for one in records:
         place = (one["model"], one["data set"], one["probe"])
         theirs, base = (
@@ -146,10 +147,14 @@ def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -
         assert one["paper"] == f"{theirs:.2f}"
         assert one["paper's gain"] == f"{theirs - base:+.2f}"
         assert abs(float(one["difference"]) - (float(one["ours"]) - theirs)) < 0.011
-        differences.setdefault(one["probe"], []).append(float(one["difference"]))
+        assert one["seed"] == "0"
+        of_one = [float(one[name]) for name in ("difference", "our gain", "paper's gain")]
+        differences.setdefault(one["probe"], []).append(of_one)
     for one in page.tables["paper-means"].records():
         assert one["results"] == "4"
-        assert abs(float(one["mean difference"]) - np.mean(differences[one["probe"]])) < 0.011
+        means = [float(one[name]) for name in ("mean difference", "mean of our gains", "mean of the paper's gains")]
+        np.testing.assert_allclose(means, np.mean(differences[one["probe"]], axis=0), atol=0.011)
+    assert {"paper", "paper-means"} <= require_computed_again(page, ("linear-cls", "alf", "linear-all"))
 
 
 def test_two_protocols_are_two_groups_whose_ids_differ(tmp_path: Path) -> None:
@@ -257,9 +262,12 @@ def test_what_validation_chose_is_a_line_with_its_cost_beside_what_it_is_made_of
     accuracies = {one["probe"]: float(one["balanced accuracy"]) for one in page.tables["results"].records()}
     assert (few["probe"], few["chosen"], few["made of"]) == ("alf-smallest", "levels 2, final", "alf")
     assert (few["tokens read"], few["trainings"], few["probe steps"]) == ("6", "22", "11,022")
+    assert (few["data set"], few["model"], few["seed"]) == ("pets", "timm/vit_small_patch16_224", "0")
+    assert few["seconds"] in ("1.8", "1.7")  # 1.75
     assert float(few["balanced accuracy"]) == accuracies["alf-smallest"]
     assert abs(float(few["difference to it"]) - (accuracies["alf-smallest"] - accuracies["alf"])) < 0.011
     assert (alone["made of"], alone["difference to it"]) == ("linear-all", "-")  # its base is in another folder of runs
+    assert "choices" in require_computed_again(page, [*accuracies])
     assert [line["chosen"] for line in page.csvs["choices.csv"]] == ["levels 2, final"] * 2
     assert {line["found"] for line in page.csvs["results.csv"]} == {"", "levels 2, final"}
 
