@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import run
+from matplotlib.figure import Figure
 from report_page import ReadPage
 from study_runs import balanced, write_study
 from test_report_numbers import require_computed_again
@@ -214,6 +216,40 @@ def test_the_page_stays_short_where_a_study_is_large(tmp_path: Path) -> None:
     assert page.source.count('<li class="card">') <= 12 * 24
     assert len(page.source) < 4_000_000
     assert len(page.tables["results"].lines) == 60
+
+
+def test_every_prediction_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write_study(tmp_path / "runs", datasets=("pets", "cars"), probes=("linear-cls", "linear-all", "alf"))
+    opened: list[Path] = []
+    whole = Path.open
+
+    def count(path: Path, *args: Any, **options: Any) -> Any:
+        opened.append(path)
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", count)
+    run("report", runs)
+    predictions = [path for path in opened if path.name == "test.npz"]
+    assert sorted(predictions) == sorted(runs.rglob("test.npz"))
+    assert len(predictions) == 6
+
+
+def test_png_is_drawn_only_where_figures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write_study(tmp_path / "runs", probes=("linear-cls", "alf"))
+    drawn: list[str] = []
+    savefig = Figure.savefig
+
+    def count(figure: Figure, *args: Any, **options: Any) -> None:
+        drawn.append(options["format"])
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", count)
+    run("report", runs)
+    page = (runs / "report" / "index.html").read_bytes()
+    assert set(drawn) == {"svg"}
+    run("report", runs, "--figures", tmp_path / "figures")
+    assert (runs / "report" / "index.html").read_bytes() == page
+    assert drawn.count("png") == len(list((tmp_path / "figures").glob("*.png"))) > 0
 
 
 def test_parquet_without_its_package_is_refused_before_any_work(
