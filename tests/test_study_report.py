@@ -218,6 +218,21 @@ def test_the_page_stays_short_where_a_study_is_large(tmp_path: Path) -> None:
     assert len(page.tables["results"].lines) == 60
 
 
+def test_heat_maps_on_the_page_are_few_and_files_have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.study.sections.attention.MAX_PICTURES", 2)
+    models = [one.model for one in MODELS[:3]]
+    runs = write_study(tmp_path / "runs", models=models, probes=("linear-cls", "alf"), num_images=30)
+    more = "1 heat map more: layerbank report RUNS --figures FOLDER. The table has all."
+    for arguments in ((), ("--figures", tmp_path / "figures")):
+        run("report", runs, *arguments)
+        page = ReadPage(runs / "report" / "index.html")
+        alts = [image.get("alt") or "" for image in page.images]
+        assert sum(alt.startswith("Heat map of the attention of alf") for alt in alts) == 2
+        assert more in page.texts
+        assert [one["model"] for one in page.tables["attention-spread"].records()] == models
+    assert len(list((tmp_path / "figures").glob("attention-*.svg"))) == 3
+
+
 def test_every_prediction_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = write_study(tmp_path / "runs", datasets=("pets", "cars"), probes=("linear-cls", "linear-all", "alf"))
     opened: list[Path] = []
