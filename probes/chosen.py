@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .budget import MemoryPlan
+from .curves import join_curves
 from .ensemble import Ensemble, mean_of_members
 from .entrants import Entrant, prepare
 from .evaluate import compute_all_logits, measure
@@ -131,7 +132,7 @@ def plan_choice(
 
 
 def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource]) -> Refit:
-    """The ensemble of trained and tested probes, without those that diverged.
+    """The ensemble of trained and tested probes, without those that diverged; their curves are [k, K], of all in their order.
 
     Args:
         members: of `train_chosen`, at least one.
@@ -139,11 +140,13 @@ def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource])
     """
     seconds = {phase: sum(one.seconds.get(phase, 0.0) for one in members) for phase in members[0].seconds}
     sound = [(one.probe, one.test_logits) for one in members if one.probe is not None and one.test_logits is not None]
+    curves = join_curves((([place], one.curves) for place, one in enumerate(members)), len(members))
     if not sound:
-        return replace(members[0], seconds=seconds)
+        return replace(members[0], curves=curves, seconds=seconds)
     logits = mean_of_members(torch.stack([of_one for _, of_one in sound]))
     probe = Ensemble([probe for probe, _ in sound if not isinstance(probe, Ensemble)])
-    return replace(members[0], probe=probe, test_logits=logits, test=measure(logits, open_test()), seconds=seconds)
+    test = measure(logits, open_test())
+    return replace(members[0], curves=curves, probe=probe, test_logits=logits, test=test, seconds=seconds)
 
 
 def _prepare(

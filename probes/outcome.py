@@ -73,7 +73,7 @@ class SweepResult:
         rungs: the rounds that were trained, of all candidates: one of all settings, or those of a halving sweep.
         curves: [P, K] of the training of the grid, each setting's last; None where nothing is trained.
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
-        refit_curves: [1, K] of it.
+        refit_curves: [1, K] of it; of an ensemble [k, K].
         memory: in how many banks the grid was trained, and how; None where nothing is trained.
         seconds: phase -> wall time: select, validate, refit, test; of sweeps that run together this one's part, see `shares.py`.
     """

@@ -39,7 +39,7 @@ class Refit:
 
     Attributes:
         plan: the batches.
-        curves: [1, K].
+        curves: [1, K]; of an ensemble [k, K].
         probe: None if it diverged.
         test_logits: [N, C] float32, None likewise.
         test: None likewise.

@@ -163,6 +163,31 @@ def test_an_ensemble_is_the_k_best_settings_of_the_base_averaged_in_probability(
     assert row["num_parameters"] == 3 * base["num_parameters"]
 
 
+def test_what_was_made_keeps_the_curves_of_its_final_training_and_where_it_looks(
+    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, rows = made
+    smallest, top, base = (rows[f"attn-quarterly{suffix}"] for suffix in ("-smallest", "-top3", ""))
+    protocols = [
+        replace(FEW, lrs=(one["lr"],), weight_decays=(one["weight_decay"],), dropouts=(one["dropout"],))
+        for one in top["derived"]["members"]
+    ]
+    named = resolve_probe("attn-quarterly", 12)
+    alone = [row_folder(tmp_path, probe(*stores, [named], one, tmp_path)[0]) for one in protocols]
+    of_members = [dict(np.load(place / "curves.npz")) for place in alone]
+    kept = dict(np.load(row_folder(folder, top) / "curves.npz"))
+    assert set(kept) == {"refit_steps", "refit_loss", "refit_lr"}
+    for name in ("refit_loss", "refit_lr"):
+        np.testing.assert_array_equal(kept[name], np.concatenate([one[name] for one in of_members]))
+    of_base, few = (dict(np.load(row_folder(folder, one) / "curves.npz")) for one in (base, smallest))
+    np.testing.assert_array_equal(few["refit_steps"], of_base["refit_steps"])
+    assert few["refit_loss"].shape == few["refit_lr"].shape == (1, len(few["refit_steps"]))
+    assert (smallest["curves"], top["curves"]) == ("curves.npz",) * 2
+    assert (row_folder(folder, smallest) / "attention.npz").exists()
+    assert smallest["attention"]["entropy"]["mean"] > 0
+    assert (top["attention"], [*row_folder(folder, top).glob("attention.*")]) == (None, [])
+
+
 def test_what_was_made_classifies_images(made: tuple[Path, dict[str, Any]], dim: Path) -> None:
     folder, rows = made
     for name in NAMES[1:]:

@@ -160,7 +160,7 @@ def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
     )
     for row in rows:
         kinds = {"every probe"}
-        kinds |= {"trained probes"} if row["selection"] and not row["derived"] else set()
+        kinds |= {"trained probes"} if row["selection"] else set()
         kinds |= {"attentive probes"} if row["attention"] else set()
         kinds |= {"`-smallest`"} if row["probe"].endswith("-smallest") else set()
         place = row_folder(tmp_path, row)

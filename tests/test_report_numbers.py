@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -34,10 +36,12 @@ class Truth:
     def __init__(self, runs: Path) -> None:
         self.labels: dict[Place, np.ndarray] = {}
         self.logits: dict[Place, np.ndarray] = {}
+        self.keys: dict[Place, str] = {}
         for path in sorted(runs.rglob("results.jsonl")):
             for line in path.read_text().splitlines():
                 row = json.loads(line)
                 place = (row["backbone"], row["dataset"], row["protocol"]["seed"], row["probe"])
+                self.keys[place] = row["key"]
                 with np.load(path.parent / f"{row['probe']}-{row['key'][:8]}" / "test.npz") as saved:
                     self.labels[place], self.logits[place] = saved["labels"], saved["logits"]
 
@@ -61,7 +65,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReadPage, Truth, Pat
     close_by = {"linear-all": 1.95}  # so that it ties with alf somewhere
     runs = write_study(folder / "runs", models=MODELS, datasets=DATASETS, seeds=SEEDS, probes=PROBES, strength=close_by)
     arguments = ("--figures", folder / "figures", "--csv", folder / "all.csv", "--parquet", folder / "all.parquet")
-    result = run("report", runs, *arguments, "--latex", folder / "all.tex", "--cache", folder / "none")
+    result = run(
+        "report",
+        runs,
+        *arguments,
+        "--latex",
+        folder / "all.tex",
+        "--markdown",
+        folder / "all.md",
+        "--cache",
+        folder / "none",
+    )
     assert result.exit_code == 0, result.output
     return ReadPage(runs / "report" / "index.html"), Truth(runs), folder
 
@@ -95,6 +109,7 @@ def test_every_result(made: tuple[ReadPage, Truth, Path]) -> None:
         assert close(one["macro F1"], 100 * f1_score(labels, logits.argmax(1), average="macro"))
         assert one["seconds"] in ("1.8", "1.7")  # 1.75
         assert one["parameters"] == "1,234"
+        assert one["key"] == truth.keys[place][:8]
 
 
 def test_intervals_agree_with_a_bootstrap_that_draws_images(made: tuple[ReadPage, Truth, Path]) -> None:
@@ -154,6 +169,10 @@ def test_the_sentences(made: tuple[ReadPage, Truth, Path]) -> None:
     over = f"over {NUM_CASES} cases, {gain:+.1f} points over linear-cls."
     headline = f"{best} has the highest mean accuracy: {means[best]:.1f} % {over}"
     assert headline in page.texts
+    intervals = {
+        (one["model"], one["data set"], int(one["seed"]), one["probe"]): one["95 % of gain"]
+        for one in page.tables["results"].records()
+    }
     p_values, expected = [], []
     for model, dataset, seed in [(m, d, s) for m in MODELS for d in DATASETS for s in SEEDS]:
         accuracy = {probe: truth.accuracy(model, dataset, seed, probe) for probe in PROBES}
@@ -162,19 +181,41 @@ def test_the_sentences(made: tuple[ReadPage, Truth, Path]) -> None:
         one, two = (truth.hits(model, dataset, seed, probe) for probe in (winner, "linear-cls"))
         b, c = int((one & ~two).sum()), int((two & ~one).sum())
         p_values.append(binomtest(b, b + c).pvalue if b + c else 1.0)
-        expected.append(
-            (f"{model} on {dataset}, seed {seed}: {winner} is best with {accuracy[winner]:.1f} %", winner, accuracy)
-        )
+        start = f"{model} on {dataset}, seed {seed}: {winner} is best with {accuracy[winner]:.1f} %"
+        expected.append((start, winner, accuracy, intervals[model, dataset, seed, winner]))
     said = [text for text in page.texts if ": " in text and " is best with " in text]
     assert len(said) == NUM_CASES
-    for text, (start, winner, accuracy), q_value in zip(said, expected, q_values(p_values), strict=True):
+    for text, (start, winner, accuracy, interval), q_value in zip(said, expected, q_values(p_values), strict=True):
         assert text.startswith(start)
-        assert (
-            f", {accuracy[winner] - accuracy['linear-cls']:+.1f} points over linear-cls (95 % over test images: "
-            in text
-        )
-        assert f"McNemar q = {q_value:.2g})" in text
-        assert ("alf does not win here" in text) == (winner != "alf")
+        gain = accuracy[winner] - accuracy["linear-cls"]
+        certain = f"(95 % over test images: {interval}; McNemar q = {q_value:.2g})"
+        assert f", {gain:+.1f} points over linear-cls {certain}" in text
+        lost = f"alf does not win here: {accuracy['alf']:.1f} %."
+        assert text.endswith(lost if winner != "alf" else ").")
+
+
+def test_the_headlines_and_what_the_page_counts(made: tuple[ReadPage, Truth, Path]) -> None:
+    page, truth, _ = made
+    results = NUM_CASES * len(PROBES)
+    counts = (
+        f"{results} results: {len(MODELS)} models, {len(DATASETS)} data sets, {len(PROBES)} probes, {len(SEEDS)} seeds."
+    )
+    assert f"{counts} Accuracy is balanced test accuracy." in page.texts
+    grids = {probe: truth.grid(probe) for probe in PROBES}
+    p_values = [
+        wilcoxon((grids[probe] - grids["linear-cls"]).mean((0, 2)), alternative="greater").pvalue
+        for probe in PROBES[1:]
+    ]
+    certain = [
+        f"{probe} (q = {q:.3f})" for probe, q in zip(PROBES[1:], q_values(p_values), strict=True) if 0.001 <= q < 0.05
+    ]
+    text = f"Significant gains over linear-cls over {len(DATASETS)} data sets (Wilcoxon, one-sided, FDR 5 %): "
+    assert f"{text}{', '.join(certain)}." in page.texts
+    means = {probe: grid.mean((0, 2)) for probe, grid in grids.items()}
+    lost = [name for place, name in enumerate(DATASETS) if max(means[p][place] for p in PROBES) > means["alf"][place]]
+    said = [text for text in page.texts if text.startswith("alf does not win on ")]
+    over = f"{len(lost)} of {len(DATASETS)} data sets, by the mean over models: {', '.join(lost)}."
+    assert said == ([f"alf does not win on {over}"] if lost else [])
 
 
 def test_the_table_by_data_set_and_its_marks(made: tuple[ReadPage, Truth, Path]) -> None:
@@ -224,6 +265,7 @@ def test_every_two_probes(made: tuple[ReadPage, Truth, Path]) -> None:
     others = [truth.grid(probe).mean((0, 2)) for probe in PROBES[:3]]
     p_values = [wilcoxon(alf - other, alternative="greater").pvalue for other in others]
     for one, other, p, q in zip(page.tables["alf"].records(), others, p_values, q_values(p_values), strict=True):
+        assert one["data sets"] == str(len(DATASETS))
         assert close(one["median gain of alf"], np.median(alf - other))
         assert same_chance(one["p"], p)
         assert same_chance(one["q"], q)
@@ -279,17 +321,42 @@ def test_attention(made: tuple[ReadPage, Truth, Path]) -> None:
     names = [name for name in page.csvs if name.startswith("attention-") and name != "attention-spread.csv"]
     drawn = [line for name in names for line in page.csvs[name]]
     assert len(drawn) == len(MODELS) * len(DATASETS) * 6
-    for line in drawn[:36]:  # of the first model
-        shares = np.mean(masses[MODELS[0], line["line"]], axis=0)
+    of_model = len(DATASETS) * 6
+    for number, line in enumerate(drawn):
+        shares = np.mean(masses[MODELS[number // of_model], line["line"]], axis=0)
         place = ["block.1", "block.2", "final"].index(line["level"]), ["cls", "ap"].index(line["kind"])
         assert float(line["share"]) == pytest.approx(shares[place], abs=2e-6)
+        assert float(line["entropy"]) == pytest.approx(-(shares * np.log(shares)).sum(), abs=2e-5)
+        assert int(line["mass80"]) == int((np.sort(shares.ravel())[::-1].cumsum() < 0.8).sum()) + 1
+
+
+def test_every_setting(made: tuple[ReadPage, Truth, Path]) -> None:
+    """Rows of `study_runs` have one setting; `test_report_stores.py` looks at those of a real training."""
+    page, truth, _ = made
+    records = page.tables["settings"].records()
+    places = [(one["model"], one["data set"], int(one["seed"]), one["probe"]) for one in records]
+    assert places == list(truth.keys)
+    chosen = {"lr": "0.1", "weight decay": "0.0001", "dropout": "0", "validation": "50.0", "settings": "2"}
+    tokens = {"levels": "block.1 to final, 3", "kinds": "cls, ap"}
+    nothing = dict.fromkeys(("heads", "compute", "train store", "test store"), "-")
+    for one in records:
+        assert {name: one[name] for name in (*chosen, "diverged", *tokens, *nothing)} == {
+            **chosen,
+            "diverged": "1",
+            **tokens,
+            **nothing,
+        }
 
 
 def test_the_csv_beside_each_figure(made: tuple[ReadPage, Truth, Path]) -> None:
     page, truth, folder = made
     gains = page.csvs["gains.csv"]
     assert len(gains) == NUM_CASES * 3
+    over = {probe: (truth.grid(probe) - truth.grid("linear-cls")).mean((0, 2)) for probe in PROBES[1:]}
+    p_values = [wilcoxon(over[probe], alternative="greater").pvalue for probe in PROBES[1:]]
+    chances = dict(zip(PROBES[1:], zip(p_values, q_values(p_values), strict=True), strict=True))
     for line in gains:
+        assert (float(line["p"]), float(line["q"])) == pytest.approx(chances[line["probe"]], rel=1e-5)
         assert float(line["gain"]) == pytest.approx(
             truth.gain(line["model"], line["dataset"], int(line["seed"]), line["probe"]), abs=1e-4
         )
@@ -299,9 +366,11 @@ def test_the_csv_beside_each_figure(made: tuple[ReadPage, Truth, Path]) -> None:
         assert float(line["deviation"]) == pytest.approx(values[int(line["seed"])] - np.mean(values), abs=1e-4)
     for line in page.csvs["gains-by-size.csv"]:
         model = MODELS["SBL".index(line["size"])]
-        over = np.array([[truth.gain(model, d, s, line["probe"]) for s in SEEDS] for d in DATASETS]).mean(1)
-        assert float(line["mean_gain"]) == pytest.approx(over.mean(), abs=1e-4)
-        assert float(line["standard_error"]) == pytest.approx(over.std(ddof=1) / np.sqrt(len(over)), abs=1e-4)
+        of_size = np.array([[truth.gain(model, d, s, line["probe"]) for s in SEEDS] for d in DATASETS]).mean(1)
+        assert float(line["mean_gain"]) == pytest.approx(of_size.mean(), abs=1e-4)
+        error = of_size.std(ddof=1) / np.sqrt(len(of_size))
+        assert float(line["standard_error"]) == pytest.approx(error, abs=1e-4)
+        assert (line["family"], line["num_cases"]) == ("vit_patch16_224", str(len(DATASETS)))
     with (folder / "figures" / "by-dataset.csv").open(encoding="utf-8", newline="") as file:
         drawn = list(csv.DictReader(file))
     table = page.tables["by-dataset"]
@@ -343,3 +412,178 @@ def test_csv_and_parquet_hold_every_result_with_all_digits(made: tuple[ReadPage,
         assert record["balanced_accuracy_low"] <= record["balanced_accuracy"] <= record["balanced_accuracy_high"]
         for name, value in record.items():
             assert line[name] == ("" if value is None else str(value))
+
+
+def test_a_table_shows_the_numbers_of_its_csv(made: tuple[ReadPage, Truth, Path]) -> None:
+    """The other tests compute what is shown; here the files that are downloaded say the same, with more digits."""
+    page, _, _ = made
+    several = {"95 %": "balanced_accuracy", "95 % of gain": "gain", "95 % of the mean": ""}  # two columns of the file
+    named = {
+        "top-1": "top1",
+        "top-5": "top5",
+        "macro F1": "macro_f1",
+        "data set": "dataset",
+        "parameters": "num_parameters",
+    }
+    for name, table in page.tables.items():
+        lines = page.csvs[f"{name}.csv"]
+        body = [line for line in table.records() if line[table.columns[0]] not in ("mean", "mean rank")]
+        assert len(body) == len(lines) > 0, name
+        for shown, line in zip(body, lines, strict=True):
+            for column, text in shown.items():
+                if column in several:
+                    ends = [line[f"{several[column]}_{end}".lstrip("_")] for end in ("low", "high")]
+                    texts = ["-"] * 2 if text == "-" else text.split(" to ")
+                else:
+                    known = [one for one in (column, column.replace(" ", "_"), named.get(column)) if one in line]
+                    ends, texts = [line[known[0]]], [text]
+                assert all(map(same, texts, ends)), (name, column, text, ends)
+
+
+def same(text: str, saved: str) -> bool:
+    """Whether a cell shows what its file has: equal, or a number to the digits shown, or a beginning (of a key)."""
+    if text in ("-", "diverged"):
+        return saved in ("", "-")
+    shown = text.split(" ± ")[0].split(" of ")[0].replace(",", "")
+    try:
+        value = float(saved)
+    except ValueError:
+        return saved == text or (len(saved) == 32 and saved.startswith(text))
+    return same_chance(text, value) or close(shown, value)
+
+
+def test_the_sentence_that_stands_for_a_figure_has_the_numbers_that_are_drawn(
+    made: tuple[ReadPage, Truth, Path],
+) -> None:
+    page, truth, _ = made
+    alts = [image["alt"] or "" for image in page.images if "alt" in image]
+    grids = {probe: truth.grid(probe) for probe in PROBES}
+    gains = ", ".join(f"{probe} {(grids[probe] - grids['linear-cls']).mean():+.2f}" for probe in PROBES[1:])
+    assert f"Box plot. Mean gain in points over linear-cls: {gains}." in alts
+    pooled = {probe: np.sqrt(grid.var(axis=2, ddof=1).mean()) for probe, grid in grids.items()}
+    stds = ", ".join(f"{probe} std {pooled[probe]:.2f}" for probe in PROBES)
+    assert f"How far each seed lies from the mean of its model and data set, a line a probe: {stds}." in alts
+    of_map = {(one["model"], one["data set"]): one for one in page.tables["attention-spread"].records()}
+    for model in MODELS:
+        start = f"Heat map of the attention of alf ({model}) over levels and kinds. "
+        (alt,) = (alt for alt in alts if alt.startswith(start))
+        said = re.findall(r"(\w+): most on (\S+ \w+) \((\d+) %\)", alt)
+        assert [dataset for dataset, _, _ in said] == list(DATASETS)
+        for dataset, most, share in said:
+            assert most == of_map[model, dataset]["most on"]
+            assert abs(float(share) - float(of_map[model, dataset]["its share in %"])) <= 0.55  # rounded twice
+
+
+def test_markdown_and_latex_have_every_number_of_the_table_by_data_set(made: tuple[ReadPage, Truth, Path]) -> None:
+    page, _, folder = made
+    plain = [[cell.replace(" ±", "±") for cell in line] for line in page.tables["by-dataset"].lines]
+    texts = []
+    for line in (folder / "all.md").read_text().splitlines():
+        if line.startswith("| ") and not line.startswith(("| data set", "| ---")):
+            cells = [
+                re.sub(r"\*\*|</?u>", "", cell).replace(" ±", "±").strip() for cell in line.strip("| ").split(" | ")
+            ]
+            texts.append(cells)
+    assert texts == [[cell.replace("± ", "±") for cell in line] for line in plain]
+    latex = (folder / "all.tex").read_text().split(r"\midrule", 1)[1]
+    rows = [line.removesuffix(r" \\").split(" & ") for line in latex.splitlines() if line.endswith(r"\\")]
+    bare = [
+        [re.sub(r" \{\\scriptsize\$\\pm\$|\\(textbf|underline)\{|\}", "±", cell).strip("±") for cell in line]
+        for line in rows
+    ]
+    assert [[re.sub("±+", "±", cell) for cell in line] for line in bare] == texts
+
+
+COMPUTED_AGAIN = {  # table or figure -> the columns that a test computes again, and which test; a pattern, for numbered ones
+    "probes": ("test_one_line_a_probe", "probe,cases,mean accuracy,mean gain,median,min,max,mean rank,best on,p,q"),
+    "by-dataset": ("test_the_table_by_data_set_and_its_marks", "data set,*probes"),
+    "results": (
+        "test_every_result",
+        "probe,model,data set,seed,balanced accuracy,95 %,gain,95 % of gain,top-1,top-5,macro F1,parameters,seconds,key",
+    ),
+    "pairs": ("test_every_two_probes", "probe,other,model,data set,seed,only probe right,only other right,p,q"),
+    "alf": ("test_every_two_probes", "other,data sets,median gain of alf,p,q"),
+    "attention-spread": (
+        "test_attention",
+        "probe,model,data set,entropy,80 % in,late third in %,most on,its share in %",
+    ),
+    "over-seeds": ("test_seeds", "probe,model,data set,seeds,mean,std,95 % of the mean"),
+    r"classes-\d+": ("test_every_class", "class,test images,*probes"),
+    "settings": (
+        "test_every_setting",
+        "probe,model,data set,seed,lr,weight decay,dropout,validation,settings,diverged,heads,levels,kinds,compute,"
+        "train store,test store",
+    ),
+    "duplicates-of-splits": (
+        "test_images_in_both_splits_are_counted_marked_and_judged_without",
+        "data set,test images,also in training,share in %,with another label",
+    ),
+    "without-duplicates": (
+        "test_images_in_both_splits_are_counted_marked_and_judged_without",
+        "probe,model,data set,seed,accuracy,without them,difference",
+    ),
+    r"pairs-of-\d+": (
+        "test_images_in_both_splits_are_counted_marked_and_judged_without",
+        "test image,training image",
+    ),
+    "gains.csv": ("test_the_csv_beside_each_figure", "probe,model,dataset,seed,gain,p,q"),
+    "gains-by-size.csv": (
+        "test_the_csv_beside_each_figure",
+        "family,size,probe,mean_gain,standard_error,num_cases",
+    ),
+    "seeds.csv": ("test_the_csv_beside_each_figure", "probe,model,dataset,seed,percent,deviation"),
+    r"attention-\d+-.*.csv": ("test_attention", "line,kind,level,share,entropy,mass80"),
+    r"levels-\d+.csv": (
+        "test_figures_of_rows_hold_the_accuracies_of_their_rows",
+        "model,dataset,probe,level,percent",
+    ),
+    r"kinds-.*.csv": ("test_figures_of_rows_hold_the_accuracies_of_their_rows", "case,tokens_of_alf,percent,drawn"),
+    r"heads-\d+.csv": ("test_figures_of_rows_hold_the_accuracies_of_their_rows", "case,heads,percent,drawn"),
+    r"cka-\d+.csv": ("test_likeness_of_levels_is_the_unbiased_estimate", "level,other,cka"),
+    r"cka-to-final-\d+.csv": (
+        "test_likeness_to_the_last_level_is_that_of_both_kernels_on_the_images_it_states",
+        "line,kernel,num_images,seed,level,cka",
+    ),
+    "train-test.csv": (
+        "test_training_accuracy_is_that_of_a_plain_loop_over_the_training_images",
+        "probe,case,train_percent,test_percent",
+    ),
+    "few-tokens.csv": (
+        "test_accuracy_with_few_tokens_is_that_of_a_plain_loop_over_the_images",
+        "case,tokens_kept,percent,drawn",
+    ),
+    "choices": (
+        "test_what_validation_chose_is_a_line_with_its_cost_beside_what_it_is_made_of",
+        "probe,data set,model,seed,chosen,balanced accuracy,made of,difference to it,tokens read,trainings,probe steps,seconds",
+    ),
+    "paper": (
+        "test_results_of_the_papers_models_stand_beside_its_numbers",
+        "probe,model,data set,seed,ours,paper,difference,our gain,paper's gain",
+    ),
+    "paper-means": (
+        "test_results_of_the_papers_models_stand_beside_its_numbers",
+        "probe,results,mean difference,mean of our gains,mean of the paper's gains",
+    ),
+}
+
+
+def require_computed_again(page: ReadPage, probes: Sequence[str]) -> set[str]:
+    """Refuse a table, figure or column that no test computes again; returns the patterns that were met."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*report*.py"))
+    shown = {name: table.columns for name, table in page.tables.items()}
+    of_tables = {f"{name}.csv" for name in shown}
+    shown |= {name: list(lines[0]) for name, lines in page.csvs.items() if name not in of_tables}
+    met = set()
+    for name, columns in shown.items():
+        patterns = [one for one in COMPUTED_AGAIN if re.fullmatch(one, name)]
+        assert len(patterns) == 1, f"no test computes {name} again"
+        test, computed = COMPUTED_AGAIN[patterns[0]]
+        assert columns == computed.replace("*probes", ",".join(probes)).split(","), name
+        assert f"def {test}(" in tests
+        met.add(patterns[0])
+    return met
+
+
+def test_no_table_and_no_figure_is_without_a_test_that_computes_it_again(made: tuple[ReadPage, Truth, Path]) -> None:
+    """`test_report_stores.py` and `test_study_report.py` ask the same of their pages, which have the rest."""
+    assert len(require_computed_again(made[0], PROBES)) == 13

@@ -13,18 +13,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import MODEL, run
 from photos import write_photos
 from PIL import Image
 from report_page import ReadPage
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
+from test_report_numbers import require_computed_again
 
 from cache import TokenCache
+from pipeline.study import from_tokens
+from pipeline.study.saved import prune_tokens
+from probes import AttentiveProbe, load_probe
 
 FAST = "epochs = 2\nmin_steps = 20\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 CLASSES = ("blue", "<i>green", "red")
 PROBES = "linear-cls,alf,alf-cls,alf-ap,alf-h8,linear@0,linear@6,linear@final"
+SUBSET = 30  # of 39 test images, so that the Gaussian kernel has a subset to draw
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--tokens",
         "--json",
     )
-    result = run("report", folder / "runs", "--cache", folder / "caches", *more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(from_tokens, "SUBSET", SUBSET)
+        result = run("report", folder / "runs", "--cache", folder / "caches", *more)
     assert result.exit_code == 0, result.output
     (rows_file,) = (folder / "runs").rglob("results.jsonl")
     rows = {row["probe"]: row for row in map(json.loads, rows_file.read_text().splitlines())}
@@ -215,29 +224,141 @@ def test_without_images_and_without_their_data_only_ids_are_shown(place: dict[st
     assert all(card["id"] for card in cards_of(ReadPage(page)))
 
 
-def test_likeness_of_levels_is_the_unbiased_estimate(place: dict[str, Any]) -> None:
-    (store,) = (place["folder"] / "caches" / "photos" / "test").glob("*.zarr")
+def unit_tokens(place: dict[str, Any], split: str, levels: list[str], kinds: list[str]) -> np.ndarray:
+    """[N, levels x kinds, D] straight from the store, each token at unit length; levels first, then kinds."""
+    (store,) = (place["folder"] / "caches" / "photos" / split).glob("*.zarr")
     cache = TokenCache.open(store)
-    grams = {}
-    for level in cache.levels:
-        tokens = np.array(cache.tokens(level, "cls").take(np.arange(cache.num_rows)), dtype=np.float64)
-        tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
-        grams[level] = tokens @ tokens.T - np.diag((tokens**2).sum(1))
+    every = np.arange(cache.num_rows)
+    stacked = [cache.tokens(level, kind).take(every).astype(np.float64) for level in levels for kind in kinds]
+    tokens = np.stack(stacked, axis=1)
+    return tokens / np.linalg.norm(tokens, axis=2, keepdims=True)
 
-    def hsic(one: np.ndarray, two: np.ndarray) -> float:
-        n, ones = len(one), np.ones(len(one))
-        middle = ones @ one @ ones * (ones @ two @ ones) / (n - 1) / (n - 2)
-        return float(np.trace(one @ two) + middle - 2 / (n - 2) * ones @ one @ two @ ones)
 
+def naive_cka(one: np.ndarray, two: np.ndarray) -> float:
+    """Of two Gram matrices [n, n], by the sums of Song et al. 2012, written out."""
+    one, two = (gram - np.diag(gram.diagonal()) for gram in (one, two))
+
+    def hsic(first: np.ndarray, second: np.ndarray) -> float:
+        n, ones = len(first), np.ones(len(first))
+        middle = ones @ first @ ones * (ones @ second @ ones) / (n - 1) / (n - 2)
+        return float(np.trace(first @ second) + middle - 2 / (n - 2) * ones @ first @ second @ ones)
+
+    return hsic(one, two) / np.sqrt(hsic(one, one) * hsic(two, two))
+
+
+def test_likeness_of_levels_is_the_unbiased_estimate(place: dict[str, Any]) -> None:
+    levels = [*(f"block.{block}" for block in range(12)), "final"]
+    tokens = dict(zip(levels, unit_tokens(place, "test", levels, ["cls"]).transpose(1, 0, 2), strict=True))
     lines = place["page"].csvs["cka-0.csv"]
-    assert len(lines) == len(grams) ** 2
+    assert [(line["level"], line["other"]) for line in lines] == [(one, two) for one in levels for two in levels]
     for line in lines:
-        one, two = grams[line["level"]], grams[line["other"]]
-        assert float(line["cka"]) == pytest.approx(hsic(one, two) / np.sqrt(hsic(one, one) * hsic(two, two)), abs=1e-5)
-    to_final = {
-        line["level"]: line["cka"] for line in place["page"].csvs["cka-to-final-0.csv"] if line["kernel"] == "linear"
+        one, two = (tokens[line[name]] @ tokens[line[name]].T for name in ("level", "other"))
+        assert float(line["cka"]) == pytest.approx(naive_cka(one, two), abs=1e-5)
+
+
+def test_likeness_to_the_last_level_is_that_of_both_kernels_on_the_images_it_states(place: dict[str, Any]) -> None:
+    """The Gaussian kernel's subset is drawn again from the number and the seed in the CSV."""
+    lines = place["page"].csvs["cka-to-final-0.csv"]
+    levels = [*(f"block.{block}" for block in range(12)), "final"]
+    assert [(line["line"], line["level"]) for line in lines] == [
+        (f"photos, {kernel}", level) for kernel in ("linear", "rbf") for level in levels
+    ]
+    tokens = dict(zip(levels, unit_tokens(place, "test", levels, ["cls"]).transpose(1, 0, 2), strict=True))
+    assert {(line["kernel"], line["num_images"], line["seed"]) for line in lines} == {
+        ("linear", "39", ""),
+        ("rbf", str(SUBSET), "0"),
     }
-    assert to_final == {line["level"]: line["cka"] for line in lines if line["other"] == "final"}
+    for line in lines:
+        one, two = tokens[line["level"]], tokens["final"]
+        if line["kernel"] == "rbf":
+            drawn = np.random.default_rng(int(line["seed"])).choice(39, int(line["num_images"]), replace=False)
+            one, two = (np.exp(-_squared_distances(side[drawn]) / (2 * 0.2**2)) for side in (one, two))
+        else:
+            one, two = one @ one.T, two @ two.T
+        assert float(line["cka"]) == pytest.approx(naive_cka(one, two), abs=1e-5)
+    (caption,) = re.findall(r"<figcaption>(Likeness of every level of .*?) <a", place["page"].source)
+    assert f"rbf: sigma 0.2, at most {SUBSET} images, drawn with the seed in the CSV" in caption
+
+
+def _squared_distances(tokens: np.ndarray) -> np.ndarray:
+    """[n, D] -> [n, n]."""
+    return np.array([[((one - two) ** 2).sum() for two in tokens] for one in tokens])
+
+
+def reading_copy(place: dict[str, Any], probe: str) -> torch.nn.Module:
+    """The plain module with the saved weights."""
+    return load_probe(place["at"] / f"{probe}-{place['rows'][probe]['key'][:8]}")[0]
+
+
+@torch.no_grad()
+def accuracies_with_few_tokens(
+    place: dict[str, Any], alf: AttentiveProbe, counts: list[int]
+) -> tuple[list[int], list[float]]:
+    """The tokens by falling attention on the training images, and accuracies in percent with the first k; an image at a time."""
+    row = place["rows"]["alf"]
+    train, test = (
+        torch.tensor(unit_tokens(place, split, row["levels"], row["kinds"]), dtype=torch.float32)
+        for split in ("train", "test")
+    )
+    looked_at = [0.0] * 24
+    for image in train:
+        for heads in alf.attention(image[None])[0].tolist():
+            looked_at = [so_far + share for so_far, share in zip(looked_at, heads, strict=True)]
+    order = sorted(range(24), key=lambda token: -looked_at[token])
+    labels = place["said"]["alf"]["labels"]
+    found = []
+    for count in counts:
+        predicted = [int(alf(image[order[:count]][None]).argmax()) for image in test]
+        found.append(100 * balanced_accuracy_score(labels, predicted))
+    return order, found
+
+
+def test_accuracy_with_few_tokens_is_that_of_a_plain_loop_over_the_images(place: dict[str, Any]) -> None:
+    alf = reading_copy(place, "alf")
+    assert isinstance(alf, AttentiveProbe)
+    lines = place["page"].csvs["few-tokens.csv"]
+    counts = [int(line["tokens_kept"]) for line in lines]
+    assert counts == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+    _, found = accuracies_with_few_tokens(place, alf, counts)
+    for line, percent in zip(lines, found, strict=True):
+        assert line["case"] == "photos"
+        assert line["drawn"] == line["percent"]
+        assert float(line["percent"]) == pytest.approx(percent, abs=1e-3)
+
+
+def test_the_plain_loop_agrees_where_each_token_matters(place: dict[str, Any], tmp_path: Path) -> None:
+    """The probe of the page is right with any token; one whose weights are disturbed is not, and looks at few."""
+    trained = place["at"] / f"alf-{place['rows']['alf']['key'][:8]}"
+    shutil.copytree(trained, tmp_path / "alf")
+    weights = load_file(trained / "probe.safetensors")
+    noise = torch.Generator().manual_seed(0)
+    weights["query"] += torch.randn(weights["query"].shape, generator=noise)
+    weights["to_q.weight"] *= 12
+    weights["to_v.weight"] += 0.3 * torch.randn(weights["to_v.weight"].shape, generator=noise)
+    save_file(weights, tmp_path / "alf" / "probe.safetensors")
+    alf = load_probe(tmp_path / "alf")[0]
+    assert isinstance(alf, AttentiveProbe)
+    train, test = (next((place["folder"] / "caches" / "photos" / split).glob("*.zarr")) for split in ("train", "test"))
+    counts = list(range(1, 25))
+    kept = prune_tokens(tmp_path / "alf", train, test, counts)
+    order, found = accuracies_with_few_tokens(place, alf, counts)
+    assert [list(one.tokens) for one in kept] == [order[:count] for count in counts]
+    assert [100 * one.balanced_accuracy for one in kept] == pytest.approx(found)
+    assert len(set(found)) > 2
+
+
+@torch.no_grad()
+def test_training_accuracy_is_that_of_a_plain_loop_over_the_training_images(place: dict[str, Any]) -> None:
+    (store,) = (place["folder"] / "caches" / "photos" / "train").glob("*.zarr")
+    labels = np.array(TokenCache.open(store).labels)
+    lines = {line["probe"]: line for line in place["page"].csvs["train-test.csv"]}
+    for name, line in lines.items():
+        row, probe = place["rows"][name], reading_copy(place, name)
+        tokens = torch.tensor(unit_tokens(place, "train", row["levels"], row["kinds"]), dtype=torch.float32)
+        shown = tokens if row["head"] == "attentive" else tokens.flatten(1)
+        predicted = [int(probe(image[None]).argmax()) for image in shown]
+        assert line["case"] == "photos"
+        assert float(line["train_percent"]) == pytest.approx(100 * balanced_accuracy_score(labels, predicted), abs=1e-3)
 
 
 def test_training_accuracy_is_that_of_the_whole_way_from_the_image_file(place: dict[str, Any]) -> None:
@@ -261,6 +382,17 @@ def test_figures_of_rows_hold_the_accuracies_of_their_rows(place: dict[str, Any]
     assert {line["probe"]: float(line["percent"]) for line in page.csvs["levels-0.csv"]} == {
         probe: pytest.approx(accuracy[probe], abs=1e-3) for probe in ("linear@0", "linear@6", "linear@final", "alf")
     }
+    depths = {line["probe"]: (line["model"], line["dataset"], line["level"]) for line in page.csvs["levels-0.csv"]}
+    where = (place["rows"]["alf"]["backbone"], "photos")
+    assert depths == {
+        "linear@0": (*where, "0"),
+        "linear@6": (*where, "6"),
+        "linear@final": (*where, "7"),
+        "alf": (*where, ""),
+    }
+    for name in ("kinds-alf", "heads-0"):
+        assert {line["case"] for line in page.csvs[f"{name}.csv"]} <= {"photos", f"photos ({where[0]})"}
+        assert all(line["drawn"] == line["percent"] for line in page.csvs[f"{name}.csv"])
     kinds = {line["tokens_of_alf"]: float(line["percent"]) for line in page.csvs["kinds-alf.csv"]}
     expected = {"cls": "alf-cls", "ap": "alf-ap", "cls+ap": "alf"}
     assert kinds == {kind: pytest.approx(accuracy[probe], abs=1e-3) for kind, probe in expected.items()}
@@ -271,6 +403,60 @@ def test_figures_of_rows_hold_the_accuracies_of_their_rows(place: dict[str, Any]
     kept = {int(line["tokens_kept"]): float(line["percent"]) for line in page.csvs["few-tokens.csv"]}
     assert list(kept) == [1, 2, 3, 4, 6, 8, 12, 16, 24]
     assert kept[24] == pytest.approx(accuracy["alf"], abs=1e-3)
+
+
+def test_every_setting_is_that_of_its_row(place: dict[str, Any]) -> None:
+    records = {one["probe"]: one for one in place["page"].tables["settings"].records()}
+    assert set(records) == set(place["rows"])
+    for probe, row in place["rows"].items():
+        levels = row["levels"]
+        assert list(records[probe].values())[1:] == [
+            row["backbone"],
+            "photos",
+            "0",
+            f"{row['chosen']['lr']:g}",
+            f"{row['chosen']['weight_decay']:g}",
+            f"{row['chosen']['dropout']:g}" if row["chosen"]["dropout"] is not None else "-",
+            f"{100 * row['validation']:.1f}",
+            str(len(row["settings"])),
+            "0",
+            str(row["num_heads"] or "-"),
+            f"{levels[0]} to {levels[-1]}, {len(levels)}" if len(levels) > 1 else levels[0],
+            ", ".join(row["kinds"]),
+            row["compute"],
+            row["train_fingerprint"][:8],
+            row["test_fingerprint"][:8],
+        ]
+
+
+def test_the_sentences_for_figures_have_the_numbers_that_are_drawn(place: dict[str, Any]) -> None:
+    page = place["page"]
+    alts = " ".join(image["alt"] or "" for image in page.images if "alt" in image)
+    first = next(line["cka"] for line in page.csvs["cka-0.csv"] if line["other"] == "final")
+    assert f"First with last level: {float(first):.2f}." in alts
+    of_kernel = {
+        line["line"]: float(line["cka"]) for line in page.csvs["cka-to-final-0.csv"] if line["level"] == "block.0"
+    }
+    assert "; ".join(f"{name}: first level {value:.2f}" for name, value in of_kernel.items()) in alts
+    gaps = {
+        line["probe"]: float(line["train_percent"]) - float(line["test_percent"])
+        for line in page.csvs["train-test.csv"]
+    }
+    assert ", ".join(f"{probe} {gap:.1f}" for probe, gap in gaps.items()) in alts
+    kept = [(line["tokens_kept"], float(line["percent"])) for line in page.csvs["few-tokens.csv"]]
+    assert f"photos: {kept[0][1]:.1f} % with 1, {kept[-1][1]:.1f} % with all 24." in alts
+    for name, varied in (("kinds-alf", "tokens_of_alf"), ("heads-0", "heads")):
+        said = ", ".join(f"{line[varied]}: {float(line['percent']):.1f} %" for line in page.csvs[f"{name}.csv"])
+        assert f"over 1 cases, by {varied.replace('_', ' ')}: {said}." in alts
+    single = {line["probe"]: float(line["percent"]) for line in page.csvs["levels-0.csv"] if "@" in line["probe"]}
+    best = max(single, key=single.__getitem__)
+    assert f"photos: best {best} with {single[best]:.1f} %." in alts
+
+
+def test_no_table_and_no_figure_is_without_a_test_that_computes_it_again(place: dict[str, Any]) -> None:
+    probes = [probe for probe in place["rows"] if "@" not in probe]
+    met = require_computed_again(place["page"], probes)
+    assert {r"cka-to-final-\d+.csv", "few-tokens.csv", "train-test.csv", "settings", "without-duplicates"} <= met
 
 
 def test_what_nobody_has_made_is_said_with_the_command_that_makes_it(place: dict[str, Any]) -> None:

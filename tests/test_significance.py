@@ -112,6 +112,12 @@ def test_mcnemar_exact_is_the_binomial_sum(pairs: list[tuple[bool, bool]]) -> No
     assert found.exact == pytest.approx(min(1.0, 2 * sum(comb(n, k) for k in range(min(b, c) + 1)) / 2**n))
 
 
+@pytest.mark.parametrize(("b", "c"), [(121, 59), (59, 121), (700, 700), (0, 9), (3000, 2500), (1, 4000)])
+def test_mcnemar_exact_is_scipys_binomial_test(b: int, c: int) -> None:
+    first, second = np.array([True] * b + [False] * c), np.array([False] * b + [True] * c)
+    assert mcnemar(first, second).exact == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-9)
+
+
 def test_mcnemar_corrected_is_the_published_example() -> None:
     """Discordant pairs 121 and 59: chi^2 = (62 - 1)^2 / 180 = 20.67, p = 5.45e-6."""
     first = np.array([True] * 121 + [False] * 59 + [True] * 200)

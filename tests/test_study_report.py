@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import run
+from matplotlib.figure import Figure
 from report_page import ReadPage
 from study_runs import balanced, write_study
+from test_report_numbers import require_computed_again
 
 from pipeline.study.paper import MODELS, published_scores
 
@@ -135,7 +138,7 @@ def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -
     expected = [place for place in ours if place[1] in titles and (place[0], titles[place[1]], place[2]) in published]
     assert [(one["model"], one["data set"], one["probe"]) for one in records] == expected
     assert len(records) == 12
-    differences: dict[str, list[float]] = {}
+    differences: dict[str, list[list[float]]] = {}
     for one in records:
         place = (one["model"], one["data set"], one["probe"])
         theirs, base = (
@@ -146,10 +149,14 @@ def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -
         assert one["paper"] == f"{theirs:.2f}"
         assert one["paper's gain"] == f"{theirs - base:+.2f}"
         assert abs(float(one["difference"]) - (float(one["ours"]) - theirs)) < 0.011
-        differences.setdefault(one["probe"], []).append(float(one["difference"]))
+        assert one["seed"] == "0"
+        of_one = [float(one[name]) for name in ("difference", "our gain", "paper's gain")]
+        differences.setdefault(one["probe"], []).append(of_one)
     for one in page.tables["paper-means"].records():
         assert one["results"] == "4"
-        assert abs(float(one["mean difference"]) - np.mean(differences[one["probe"]])) < 0.011
+        means = [float(one[name]) for name in ("mean difference", "mean of our gains", "mean of the paper's gains")]
+        np.testing.assert_allclose(means, np.mean(differences[one["probe"]], axis=0), atol=0.011)
+    assert {"paper", "paper-means"} <= require_computed_again(page, ("linear-cls", "alf", "linear-all"))
 
 
 def test_two_protocols_are_two_groups_whose_ids_differ(tmp_path: Path) -> None:
@@ -211,6 +218,55 @@ def test_the_page_stays_short_where_a_study_is_large(tmp_path: Path) -> None:
     assert len(page.tables["results"].lines) == 60
 
 
+def test_heat_maps_on_the_page_are_few_and_files_have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.study.sections.attention.MAX_PICTURES", 2)
+    models = [one.model for one in MODELS[:3]]
+    runs = write_study(tmp_path / "runs", models=models, probes=("linear-cls", "alf"), num_images=30)
+    more = "1 heat map more: layerbank report RUNS --figures FOLDER. The table has all."
+    for arguments in ((), ("--figures", tmp_path / "figures")):
+        run("report", runs, *arguments)
+        page = ReadPage(runs / "report" / "index.html")
+        alts = [image.get("alt") or "" for image in page.images]
+        assert sum(alt.startswith("Heat map of the attention of alf") for alt in alts) == 2
+        assert more in page.texts
+        assert [one["model"] for one in page.tables["attention-spread"].records()] == models
+    assert len(list((tmp_path / "figures").glob("attention-*.svg"))) == 3
+
+
+def test_every_prediction_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write_study(tmp_path / "runs", datasets=("pets", "cars"), probes=("linear-cls", "linear-all", "alf"))
+    opened: list[Path] = []
+    whole = Path.open
+
+    def count(path: Path, *args: Any, **options: Any) -> Any:
+        opened.append(path)
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", count)
+    run("report", runs)
+    predictions = [path for path in opened if path.name == "test.npz"]
+    assert sorted(predictions) == sorted(runs.rglob("test.npz"))
+    assert len(predictions) == 6
+
+
+def test_png_is_drawn_only_where_figures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write_study(tmp_path / "runs", probes=("linear-cls", "alf"))
+    drawn: list[str] = []
+    savefig = Figure.savefig
+
+    def count(figure: Figure, *args: Any, **options: Any) -> None:
+        drawn.append(options["format"])
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", count)
+    run("report", runs)
+    page = (runs / "report" / "index.html").read_bytes()
+    assert set(drawn) == {"svg"}
+    run("report", runs, "--figures", tmp_path / "figures")
+    assert (runs / "report" / "index.html").read_bytes() == page
+    assert drawn.count("png") == len(list((tmp_path / "figures").glob("*.png"))) > 0
+
+
 def test_parquet_without_its_package_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,9 +313,12 @@ def test_what_validation_chose_is_a_line_with_its_cost_beside_what_it_is_made_of
     accuracies = {one["probe"]: float(one["balanced accuracy"]) for one in page.tables["results"].records()}
     assert (few["probe"], few["chosen"], few["made of"]) == ("alf-smallest", "levels 2, final", "alf")
     assert (few["tokens read"], few["trainings"], few["probe steps"]) == ("6", "22", "11,022")
+    assert (few["data set"], few["model"], few["seed"]) == ("pets", "timm/vit_small_patch16_224", "0")
+    assert few["seconds"] in ("1.8", "1.7")  # 1.75
     assert float(few["balanced accuracy"]) == accuracies["alf-smallest"]
     assert abs(float(few["difference to it"]) - (accuracies["alf-smallest"] - accuracies["alf"])) < 0.011
     assert (alone["made of"], alone["difference to it"]) == ("linear-all", "-")  # its base is in another folder of runs
+    assert "choices" in require_computed_again(page, [*accuracies])
     assert [line["chosen"] for line in page.csvs["choices.csv"]] == ["levels 2, final"] * 2
     assert {line["found"] for line in page.csvs["results.csv"]} == {"", "levels 2, final"}
 

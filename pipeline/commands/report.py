@@ -67,7 +67,12 @@ def report(
         require_parquet()
     with Listener(quiet=as_json) as listener:
         wishes = Wishes(
-            cache_root=cache_root, images=images, tokens=tokens, against_paper=compare == "paper", emit=listener.show
+            cache_root=cache_root,
+            images=images,
+            tokens=tokens,
+            against_paper=compare == "paper",
+            png=figures is not None,
+            emit=listener.show,
         )
         made = make_report(runs, wishes)
     page = html or runs / "report" / "index.html"

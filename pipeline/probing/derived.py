@@ -243,6 +243,7 @@ class _Work:
             selection=self._selection,
             rungs=(Rung(num_settings=found.num_trained, num_steps=self._selection.num_steps),),
             refit=last.plan,
+            refit_curves=last.curves,
         )
         return self._trained(found.named, result, self._about() | told, len(refits), found.held_out)
 

@@ -4,7 +4,8 @@
     test.npz                        sample_ids [N] text, labels [N] int64, logits [N, C] float32
     curves.npz                      of the P settings in row order: steps [K] int64, loss [P, K] and lr [P, K] float32, of the batch
                                     before the step; NaN where a halving sweep has no such point; of the final training refit_steps,
-                                    refit_loss [1, K], refit_lr
+                                    refit_loss [1, K], refit_lr, and of an ensemble [k, K], a line a member; what is made of another
+                                    row has these alone, its grid is that row's
     levels.npz                      of a search for levels, what it was chosen by: labels [N] int64 of the held-out images, hits
                                     [L, N] bool, which of them the best set of each size got right
     attention.*                     see `attention.py`
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cache import CacheSpec, TokenCache
 from probes import SOLVED_KINDS, BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
@@ -94,12 +96,14 @@ def keep_probe(
 
 def _save_curves(result: SweepResult, folder: Path) -> str | None:
     """The name of the file, None where nothing was trained."""
-    if result.curves is None:
-        return None
-    arrays = {"steps": result.curves.steps, "loss": result.curves.losses, "lr": result.curves.lrs}
+    arrays: dict[str, Tensor] = {}
+    if result.curves is not None:
+        arrays |= {"steps": result.curves.steps, "loss": result.curves.losses, "lr": result.curves.lrs}
     if result.refit_curves is not None:
         again = result.refit_curves
         arrays |= {"refit_steps": again.steps, "refit_loss": again.losses, "refit_lr": again.lrs}
+    if not arrays:
+        return None
     _save_arrays(folder / CURVES, **{name: values.numpy() for name, values in arrays.items()})
     return CURVES
 

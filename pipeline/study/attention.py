@@ -66,7 +66,7 @@ def read_attention(folder: Path) -> AttentionMap:
             where=str(path),
             expected="the attention map of an attentive probe: lines of level, kind, share",
             got=str(error) or type(error).__name__,
-            todo="Train this probe again: layerbank probe ... --retrain; linear probes have no map.",
+            todo="Train this probe again: layerbank probe ... --retrain; ensembles and linear probes have no map.",
         ) from error
     if not len(levels):
         raise WorkError(

@@ -1,14 +1,15 @@
 """Confidence intervals by resampling: over the images of a test set, and over seeds.
 
 Over images, the bootstrap is stratified (each class keeps its number of images, so balanced accuracy keeps all its classes) and
-paired (all probes see the same resampled images). Only how often each pattern of hits occurs matters, so an image is not drawn by
-its index: the counts of the patterns within a class are drawn at once from a multinomial, which is the same distribution,
-and memory does not grow with images times resamples. Intervals are percentile intervals.
+paired (all probes see the same resampled images). Images are drawn for some resamples at a time and counted, and one product of
+counts and hits answers for every probe: memory does not grow with the number of resamples, nor time by much with that of probes.
+Intervals are percentile intervals.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from pipeline.errors import RequestError
 
 LEVEL = 0.95
 NUM_RESAMPLES = 2000
+DRAWN_AT_ONCE = 1 << 18  # images: what is counted then stays in the cache of a processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +62,33 @@ def resampled_accuracies(
         raise RequestError(
             where="bootstrap", expected="at least one image", got="none", todo="Test the probes on images."
         )
-    generator = np.random.default_rng(seed)
-    classes = np.unique(labels)
-    total = np.zeros((num_resamples, len(hits)))
-    for label in classes:
-        patterns, counts = np.unique(hits[:, labels == label], axis=1, return_counts=True)  # [P, patterns]
-        size = int(counts.sum())
-        drawn = generator.multinomial(size, counts / size, size=num_resamples)  # [R, patterns]
-        total += drawn @ patterns.T.astype(np.float64) / size
-    return total / len(classes)
+    return _resampled_means(hits.astype(np.float64), labels, num_resamples, seed)
+
+
+def intervals(
+    values: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    *,
+    level: float = LEVEL,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """Means over classes of M numbers that images have, and their intervals over test images, all on the same resamples.
+
+    Args:
+        values: [M, N]; hits as 0 and 1 give balanced accuracies, differences of hits give differences of them.
+        labels: [N] int64, N >= 1.
+        level: of confidence.
+        num_resamples: R.
+        seed: of the draws.
+    """
+    draws = _resampled_means(values, labels, num_resamples, seed)
+    lows, highs = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    means = [class_mean(one, labels) for one in values]
+    return [
+        Interval(value=value, low=float(low), high=float(high))
+        for value, low, high in zip(means, lows, highs, strict=True)
+    ]
 
 
 def accuracy_interval(
@@ -80,8 +100,8 @@ def accuracy_interval(
     seed: int = 0,
 ) -> Interval:
     """Balanced accuracy of one probe ([N] hits), in [0, 1], and its interval over test images."""
-    draws = resampled_accuracies(hits[None], labels, num_resamples=num_resamples, seed=seed)[:, 0]
-    return _interval(_balanced(hits, labels), draws, level)
+    (found,) = intervals(hits[None].astype(np.float64), labels, level=level, num_resamples=num_resamples, seed=seed)
+    return found
 
 
 def difference_interval(
@@ -94,8 +114,9 @@ def difference_interval(
     seed: int = 0,
 ) -> Interval:
     """Balanced accuracy of the first probe less that of the second, paired over test images."""
-    draws = resampled_accuracies(np.stack([first, second]), labels, num_resamples=num_resamples, seed=seed)
-    return _interval(_balanced(first, labels) - _balanced(second, labels), draws[:, 0] - draws[:, 1], level)
+    difference = first.astype(np.float64) - second  # before the product: a probe less itself is zero to the last bit
+    (found,) = intervals(difference[None], labels, level=level, num_resamples=num_resamples, seed=seed)
+    return found
 
 
 def seed_interval(
@@ -124,10 +145,32 @@ def seed_interval(
     return Interval(value=float(finite.mean()), low=float(low), high=float(high))
 
 
-def _balanced(hits: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
-    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
+def class_mean(values: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Mean over the classes that occur of the mean over their images: of hits, the balanced accuracy.
+
+    Args:
+        values, labels: [N], N >= 1.
+    """
+    counts = np.bincount(labels)
+    occurring = counts > 0
+    return float((np.bincount(labels, values)[occurring] / counts[occurring]).mean())
 
 
-def _interval(value: float, draws: NDArray[np.float64], level: float) -> Interval:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value=value, low=float(low), high=float(high))
+def _resampled_means(
+    values: NDArray[np.float64], labels: NDArray[np.int64], num_resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """[M, N] -> [R, M]. A draw of u in [0, 1) is image floor(u n) of the n of its class."""
+    generator, num_images = np.random.default_rng(seed), len(labels)
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    size_of, start_of = np.repeat(sizes, sizes), np.repeat(starts, sizes)  # [N]
+    shares = values[:, order].T / (size_of * len(sizes))[:, None]  # [N, M]
+    at_once = max(1, DRAWN_AT_ONCE // num_images)
+    means = np.empty((num_resamples, len(values)))
+    for first in range(0, num_resamples, at_once):
+        part = means[first : first + at_once]
+        drawn = (generator.random((len(part), num_images)) * size_of).astype(np.int64) + start_of
+        drawn += num_images * np.arange(len(part))[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        part[:] = counts.astype(np.float64) @ shares
+    return means

@@ -17,7 +17,7 @@ from .page.blocks import Picture
 from .predictions import accuracies
 from .saved import SavedHead, prune_tokens
 from .scores import Case
-from .similarity import Similarity, levels_of, linear_similarity, rbf_similarity
+from .similarity import SIGMA, SUBSET, Similarity, levels_of, linear_similarity, rbf_similarity
 
 FAILS = (PipelineError, CacheError, ProbeError)
 KIND = "cls"
@@ -39,7 +39,7 @@ def _likeness(material: Material, cases: list[Case]) -> list[Picture]:
             cache = TokenCache.open(_store(material, case, "test"), num_views=0)
             levels = levels_of(cache, KIND, [level for level in cache.levels if (level, KIND) in cache.arrays])
             rows = image_rows(cache)
-            linear, gaussian = linear_similarity(levels, rows), rbf_similarity(levels, rows)
+            linear, gaussian = linear_similarity(levels, rows), rbf_similarity(levels, rows, num_images=SUBSET)
         except FAILS as error:
             material.notes.append(f"No likeness of levels of {case.dataset}: {error}")
             continue
@@ -67,7 +67,10 @@ def _to_final(material: Material, model: str, number: int, lines: dict[str, Simi
         f"cka-to-final-{number}",
         lambda stem: draw_similarity_to_final(lines, stem),
         alt=f"CKA of every level of {model} with its last, over depth. {said}.",
-        caption=f"Likeness of every level of {model} to the last one ({KIND} tokens of test images; rbf: a seeded subset).",
+        caption=(
+            f"Likeness of every level of {model} to the last one ({KIND} tokens of test images; rbf: sigma {SIGMA:g}, at most "
+            f"{SUBSET:,} images, drawn with the seed in the CSV)."
+        ),
     )
 
 

@@ -10,24 +10,27 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache import CacheError, TokenCache
 from pipeline.events import Emit, ignore
 from pipeline.probing.results import Row
 
 from .dataset_table import DatasetTable, dataset_table
+from .figures.style import drawn_as
 from .findings import Finding, find
 from .page.blocks import Picture
 from .repeated import Repeated, find_repeated
 from .scores import Case, Table, scores_of_rows, table_of
 from .tested import Tested, read_tested
 
+NUM_SHOWN = 12  # cases of which images are shown; with 24 of 4 KB each they come to 1.5 MB of the page
 GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # and not linear@best, which is one probe a case as any other
 
 
@@ -40,6 +43,7 @@ class Wishes:
         images: show small copies of test images.
         tokens: read tokens too: similarity of levels, accuracy on training images, and with few tokens.
         against_paper: add the published numbers.
+        png: draw figures as PNG too, which takes twice as long and which the page has no use for.
         emit: told what takes long.
     """
 
@@ -47,6 +51,7 @@ class Wishes:
     images: bool = True
     tokens: bool = False
     against_paper: bool = False
+    png: bool = False
     emit: Emit = ignore
 
 
@@ -87,11 +92,16 @@ class Material:
         self.pictures: list[Picture] = []
         self._folders = folders
         self.tested: dict[Case, Tested] = {}
+        ids_of: dict[str, NDArray[np.str_]] = {}  # of a data set: every model has the same, which take memory once
         for case in self.cases:
             finished = {
                 name: folders[row["key"]] for name, row in self.of_case(case).items() if row["test"] is not None
             }
-            self.tested[case] = read_tested(case, finished, self.notes)
+            keep = sum(bool(one.hits) for one in self.tested.values()) < NUM_SHOWN
+            tested = read_tested(case, finished, self.notes, keep_answers=keep)
+            if np.array_equal(ids_of.setdefault(case.dataset, tested.sample_ids), tested.sample_ids):
+                tested = replace(tested, sample_ids=ids_of[case.dataset])
+            self.tested[case] = tested
 
     def of_case(self, case: Case) -> dict[str, Row]:
         """Probe -> row of one case."""
@@ -143,9 +153,8 @@ class Material:
                     continue
                 # another model may have been given other images under the same name
                 alike = [one for one in cases if self._manifests(one) == self._manifests(case)]
-                folders = {(one, name): self.folder(one, name) for one in alike for name in self.tested[one].hits}
                 try:
-                    found[dataset] = find_repeated(train, test, folders)
+                    found[dataset] = find_repeated(train, test, {one: self.tested[one] for one in alike})
                 except CacheError as error:
                     self.notes.append(f"Images of {dataset} in both splits were not looked for: {error}")
                 break
@@ -180,13 +189,15 @@ class Material:
 
         Args:
             name: of its files, without a suffix.
-            draw: writes STEM.svg, STEM.png and STEM.csv.
+            draw: writes STEM.svg, STEM.png and STEM.csv, the second only if it was wished.
             alt: what it shows, with its numbers.
             caption: under it.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        formats = ("svg", "png") if self.wishes.png else ("svg",)
+        with tempfile.TemporaryDirectory() as folder, drawn_as(*formats):
             draw(Path(folder, "figure"))
-            svg, png, csv = (Path(folder, f"figure.{suffix}").read_bytes() for suffix in ("svg", "png", "csv"))
+            svg, csv = (Path(folder, f"figure.{suffix}").read_bytes() for suffix in ("svg", "csv"))
+            png = Path(folder, "figure.png").read_bytes() if self.wishes.png else b""
         self.pictures.append(Picture(name=name, svg=svg, png=png, csv=csv, alt=alt, caption=caption))
         return self.pictures[-1]
 

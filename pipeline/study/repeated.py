@@ -10,9 +10,10 @@ import numpy as np
 
 from cache import TokenCache
 
+from .bootstrap import class_mean
 from .duplicates import Duplicates, duplicates_of
-from .predictions import Predictions, accuracies, read_predictions
 from .scores import Case
+from .tested import Tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,12 @@ class Repeated:
         return self.duplicates.warning
 
 
-def find_repeated(train: Path, test: Path, folders: Mapping[tuple[Case, str], Path]) -> Repeated:
+def find_repeated(train: Path, test: Path, tested: Mapping[Case, Tested]) -> Repeated:
     """Compare two stores, and judge the probes that were tested on the second without what it shares with the first.
 
     Args:
         train, test: stores of the two splits.
-        folders: of rows whose predictions can be read.
+        tested: cases whose test images are those of the second.
 
     Raises:
         CacheError: a store cannot be read.
@@ -47,11 +48,9 @@ def find_repeated(train: Path, test: Path, folders: Mapping[tuple[Case, str], Pa
     duplicates = duplicates_of(TokenCache.open(train, num_views=0), TokenCache.open(test, num_views=0))
     shared = [test_id for test_id, _ in duplicates.pairs]
     without = {}
-    if shared:
-        for place, folder in folders.items():
-            said = read_predictions(folder)
-            kept = ~np.isin(said.sample_ids, shared)
-            rest = Predictions(sample_ids=said.sample_ids[kept], labels=said.labels[kept], logits=said.logits[kept])
-            left = 100 * accuracies(rest).balanced if kept.any() else float("nan")
-            without[place] = (100 * accuracies(said).balanced, left)
+    for case, of_case in tested.items() if shared else ():
+        kept = ~np.isin(of_case.sample_ids, shared)
+        for probe, hits in of_case.hits.items():
+            left = 100 * class_mean(hits[kept], of_case.labels[kept]) if kept.any() else float("nan")
+            without[case, probe] = (100 * of_case.accuracies[probe].balanced, left)
     return Repeated(duplicates=duplicates, without=without)

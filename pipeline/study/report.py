@@ -110,10 +110,12 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_figures(folder: Path, figures: dict[str, Picture]) -> list[Path]:
-    """Write every figure as SVG and PNG, and its numbers as CSV; returns the paths."""
+    """Write every figure as SVG, as PNG if it was wished, and its numbers as CSV; returns the paths."""
     written = []
     for name, picture in figures.items():
         for suffix, content in (("svg", picture.svg), ("png", picture.png), ("csv", picture.csv)):
+            if not content:
+                continue
             written.append(folder / f"{name}.{suffix}")
             _write(written[-1], content)
     return written

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, chi2, false_discovery_control, wilcoxon
+from scipy.special import bdtr, chdtrc
+from scipy.stats import false_discovery_control, wilcoxon
 
 from .scores import Table
 
@@ -166,6 +167,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     return McNemar(
         only_first=b,
         only_second=c,
-        exact=float(binomtest(b, b + c, 0.5).pvalue),
-        corrected=float(chi2.sf(statistic, df=1)),
+        # scipy.stats has both, and takes 200 times as long; a study has 40,000 pairs
+        exact=min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5))),
+        corrected=float(chdtrc(1, statistic)),
     )

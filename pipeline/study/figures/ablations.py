@@ -133,10 +133,7 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
     Raises:
         RequestError: no model and data set has two seeds.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for line, case in enumerate(table.cases):
-        groups.setdefault((case.model, case.dataset), []).append(line)
-    several = [lines for lines in groups.values() if len(lines) > 1]
+    several = _of_several_seeds(table)
     if not several:
         raise RequestError(
             where="spread over seeds",
@@ -154,14 +151,12 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
             drawn = deviations[np.isfinite(deviations)]
             offsets = (np.arange(len(drawn)) * 0.618034 % 1 - 0.5) * 0.5
             axes.plot(drawn, offsets - place, ".", color=color_of(name), markersize=4, alpha=0.7, markeredgewidth=0)
-            # within a group of n there are n - 1 deviations
-            finite = [column[group] for group in several if np.isfinite(column[group]).all()]
-            freedom = sum(len(group) - 1 for group in finite)
-            within = (
-                float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in finite) / freedom)) if freedom else float("nan")
-            )
             axes.annotate(
-                f"{within:.2f}", (1.01, -place), xycoords=("axes fraction", "data"), va="center", fontsize=6.5
+                f"{std_within(table, name):.2f}",
+                (1.01, -place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=6.5,
             )
             lines += [
                 (name, *table.cases[line], float(column[line]), float(column[line] - column[group].mean()))
@@ -176,6 +171,26 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
         axes.set_title("std", loc="right", fontsize=6.5, x=1.1, pad=2)
         grid(axes, "x")
         return save(figure, stem, ("probe", "model", "dataset", "seed", "percent", "deviation"), lines)
+
+
+def std_within(table: Table, probe: str) -> float:
+    """How far seeds lie apart: the standard deviation of a probe within its models and data sets, pooled; NaN without two seeds.
+
+    Of n seeds there are n - 1 deviations. A model and data set of which a seed diverged is left out.
+    """
+    column = table.column(probe)
+    finite = [column[group] for group in _of_several_seeds(table) if np.isfinite(column[group]).all()]
+    freedom = sum(len(group) - 1 for group in finite)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in finite)
+    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
+
+
+def _of_several_seeds(table: Table) -> list[list[int]]:
+    """The lines of each model and data set that has several."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for line, case in enumerate(table.cases):
+        groups.setdefault((case.model, case.dataset), []).append(line)
+    return [lines for lines in groups.values() if len(lines) > 1]
 
 
 def draw_train_test(points: Mapping[str, Sequence[tuple[str, float, float]]], stem: Path) -> Path:

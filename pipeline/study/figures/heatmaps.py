@@ -123,7 +123,7 @@ def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path)
                 label=drawn_name(name),
             )
             lines += [
-                (name, one.kernel, one.num_images, level, float(value))
+                (name, one.kernel, one.num_images, "" if one.seed is None else one.seed, level, float(value))
                 for level, value in zip(one.levels, values, strict=True)
             ]
         levels = next(iter(similarities.values())).levels
@@ -134,7 +134,7 @@ def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path)
         grid(axes)
         if len(similarities) > 1:
             figure.legend(loc="outside lower center", ncols=3)
-        return save(figure, stem, ("line", "kernel", "num_images", "level", "cka"), lines)
+        return save(figure, stem, ("line", "kernel", "num_images", "seed", "level", "cka"), lines)
 
 
 def _short(level: str) -> str:

@@ -1,7 +1,7 @@
 """How every figure looks and is written: a column wide, colour-blind safe, the same bytes every time, its data beside it.
 
-`save` writes three files of one stem: SVG for the paper, PNG for the page, CSV with the numbers that are drawn. Colours are those
-of Okabe and Ito; no two probes differ by colour alone. Nothing touches matplotlib's global state or needs a screen.
+`save` writes three files of one stem: SVG for the page and the paper, PNG for slides, CSV with the numbers that are drawn. Colours
+are those of Okabe and Ito; no two probes differ by colour alone. Nothing touches matplotlib's global state or needs a screen.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,17 @@ SETTINGS: Any = {  # a dict whose keys matplotlib types one by one, other ones i
 }
 DPI = 220
 LONGEST = 26  # characters of a name
+_FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=("svg", "png"))
+
+
+@contextmanager
+def drawn_as(*formats: str) -> Iterator[None]:
+    """Within, `save` writes only these formats and the CSV: each takes as long as the other, and a page has no use for PNG."""
+    before = _FORMATS.set(formats)
+    try:
+        yield
+    finally:
+        _FORMATS.reset(before)
 
 
 @contextmanager
@@ -68,7 +80,7 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
 
 
 def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> Path:
-    """Write STEM.csv, STEM.svg and STEM.png, each whole or not at all.
+    """Write STEM.csv, STEM.svg and STEM.png (see `drawn_as`), each whole or not at all.
 
     Args:
         figure: drawn, inside its `drawing` block.
@@ -85,9 +97,10 @@ def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequ
     writer.writerows([_cell(value) for value in line] for line in lines)
     _write(stem.with_name(stem.name + ".csv"), text.getvalue().encode())
     # without these two fields, which say when and with which version it was drawn
-    for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+    metadata: dict[str, Any] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    for suffix in _FORMATS.get():
         content = io.BytesIO()
-        figure.savefig(content, format=suffix, metadata=metadata)
+        figure.savefig(content, format=suffix, metadata=metadata[suffix])
         _write(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue())
     return stem.with_name(stem.name + ".png")
 

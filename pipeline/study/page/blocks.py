@@ -143,7 +143,7 @@ class Picture:
 
     Attributes:
         name: of its files, without a suffix.
-        svg, png: the figure.
+        svg, png: the figure; the second empty unless it was wished.
         csv: its numbers.
         alt: what it shows, with its numbers.
         caption: under it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.study.bootstrap import seed_interval
-from pipeline.study.figures.ablations import Series, draw_seeds, draw_series, heads_series, kinds_series
+from pipeline.study.figures.ablations import Series, draw_seeds, draw_series, heads_series, kinds_series, std_within
 from pipeline.study.material import Material
 from pipeline.study.page.blocks import Block, DataTable, Gallery, Picture, Section, Words, csv_text
 from pipeline.study.page.numbers import percent, span
@@ -108,8 +108,9 @@ def _seeds(material: Material) -> tuple[list[Picture], DataTable | None]:
         "seeds",
         lambda stem: draw_seeds(table, stem, probes=probes),
         alt="How far each seed lies from the mean of its model and data set, a line a probe: "
-        + ", ".join(f"{probe} std {percent(_mean_std(numbers, probe), 2)}" for probe in probes),
-        caption="Every seed against the mean over seeds of its model and data set; std within.",
+        + ", ".join(f"{probe} std {percent(std_within(table, probe), 2)}" for probe in probes)
+        + ".",
+        caption="Every seed against the mean over seeds of its model and data set; std pooled within.",
     )
     columns = (*SEED_COLUMNS[:-1], "low", "high")
     shown = DataTable(
@@ -120,10 +121,6 @@ def _seeds(material: Material) -> tuple[list[Picture], DataTable | None]:
         csv=csv_text(columns, numbers),
     )
     return [picture], shown
-
-
-def _mean_std(numbers: list[tuple[str, str, str, int, float, float, float, float]], probe: str) -> float:
-    return float(np.mean([line[5] for line in numbers if line[0] == probe]))
 
 
 def _with_all(table: Table, probes: list[str]) -> Table:

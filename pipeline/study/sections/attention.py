@@ -10,10 +10,11 @@ from pipeline.study.attention import AttentionMap, mean_map, read_attention, spr
 from pipeline.study.figures.heatmaps import draw_attention
 from pipeline.study.material import Material
 from pipeline.study.page.blocks import Block, DataTable, Fold, Gallery, Picture, Section, Words, csv_text
-from pipeline.study.page.numbers import percent
+from pipeline.study.page.numbers import counted, percent
 
 COLUMNS = ("probe", "model", "data set", "entropy", "80 % in", "late third in %", "most on", "its share in %")
 FIRST = 4  # heat maps that are shown at once
+MAX_PICTURES = 24  # heat maps on a page; of 11 models with 10 attentive probes all would be 14 MB
 
 
 def section(material: Material) -> Section | None:
@@ -22,19 +23,33 @@ def section(material: Material) -> Section | None:
     if not maps:
         material.lack("Attention by level and kind", "train an attentive probe: layerbank probe ... --probe alf")
         return None
-    pictures = [
-        _picture(material, number, probe, model, of_dataset)
+    drawable = [
+        (number, probe, model, of_dataset)
         for number, ((probe, model), of_dataset) in enumerate(maps.items())
         if len(next(iter(of_dataset.values())).levels) > 1
     ]
+    drawn = (
+        drawable if material.wishes.png else drawable[:MAX_PICTURES]
+    )  # --figures writes those too that are not placed
+    pictures = [_picture(material, *one) for one in drawn][:MAX_PICTURES]
     blocks: list[Block] = []
     if pictures:
         blocks.append(Gallery(pictures=pictures[:FIRST]))
     if pictures[FIRST:]:
         blocks.append(Fold(title=f"{len(pictures) - FIRST} more", blocks=[Gallery(pictures=pictures[FIRST:])]))
+    if drawable[MAX_PICTURES:]:
+        rest = counted(len(drawable) - MAX_PICTURES, "heat map")
+        blocks.append(
+            Words(texts=[f"{rest} more: layerbank report RUNS --figures FOLDER. The table has all."], quiet=True)
+        )
     blocks += [
         _table(maps),
-        Words(texts=["Head by head: layerbank attention RUN --heads, with the folder of a row."], quiet=True),
+        Words(
+            texts=[
+                "Head by head: layerbank attention FOLDER --heads, with the folder of one of these rows; ensembles have no attention."
+            ],
+            quiet=True,
+        ),
     ]
     return Section(anchor="attention", title="Where probes look", blocks=blocks)
 

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.probing.probe_names import REFERENCE
-from pipeline.study.examples import DISPUTED, PER_RULE, SURE_MISSES, UNSURE_HITS, choose_examples, confidences
-from pipeline.study.material import Material
+from pipeline.study.examples import DISPUTED, PER_RULE, SURE_MISSES, UNSURE_HITS, Answers, choose_examples
+from pipeline.study.material import NUM_SHOWN, Material
 from pipeline.study.page.blocks import Block, Card, Cards, Fold, Said, Section, Strip, Words
 from pipeline.study.page.numbers import counted
-from pipeline.study.predictions import Predictions, read_predictions
 from pipeline.study.scores import Case
 from pipeline.study.thumbnails import SIDE, thumbnails
 
-MAX_CASES = 12  # on a page; with 24 images of 4 KB each they come to 1.5 MB
 SEED = 0
 
 
@@ -29,7 +27,7 @@ def section(material: Material) -> Section | None:
     cases = [case for case in material.cases if material.tested[case].hits]
     if not cases:
         return None
-    shown = cases[:MAX_CASES]
+    shown = cases[:NUM_SHOWN]
     blocks: list[Block] = [
         Words(
             texts=[
@@ -42,8 +40,8 @@ def section(material: Material) -> Section | None:
         )
     ]
     blocks += [Fold(title=material.words(case), blocks=_case(material, case)) for case in shown]
-    if len(cases) > MAX_CASES:
-        rest = counted(len(cases) - MAX_CASES, "case")
+    if len(cases) > NUM_SHOWN:
+        rest = counted(len(cases) - NUM_SHOWN, "case")
         blocks.append(Words(texts=[f"{rest} more: layerbank report RUNS/DATASET/STORE shows one store's."], quiet=True))
     return Section(anchor="images", title="Hits and misses", blocks=blocks)
 
@@ -52,19 +50,18 @@ def _case(material: Material, case: Case) -> list[Block]:
     tested = material.tested[case]
     names = [name for name in tested.hits if name in material.main.probes] or list(tested.hits)
     probe = "alf" if "alf" in names else max(names, key=lambda name: tested.accuracies[name].balanced)
-    said = {name: read_predictions(material.folder(case, name)) for name in names}
+    said = {name: tested.answers[name] for name in names}
     reference = said.get(REFERENCE) if probe != REFERENCE else None
     chosen = choose_examples(said[probe], reference, seed=SEED)
-    ids = said[probe].sample_ids
+    ids = tested.sample_ids
     pictures = _pictures(material, case, probe, [str(ids[row]) for rows in chosen.values() for row in rows])
     attention = _attention(material, case, probe, ids)
-    classes = material.class_names(case, said[probe].logits.shape[1])
+    classes = material.class_names(case, len(tested.accuracies[probe].of_class))
     titles = {
         SURE_MISSES: f"Misses of which {probe} was surest",
         UNSURE_HITS: f"Hits of which {probe} was least sure",
         DISPUTED: f"Exactly one of {probe} and {REFERENCE} is right",
     }
-    sure = {name: confidences(one) for name, one in said.items()}
     row = material.row[case, probe]
     legend = []
     if attention.known:
@@ -76,7 +73,7 @@ def _case(material: Material, case: Case) -> list[Block]:
         *(
             Cards(
                 title=titles[rule],
-                cards=[_card(place, said, sure, classes, pictures, attention.get(place)) for place in rows],
+                cards=[_card(place, str(ids[place]), said, classes, pictures, attention.get(place)) for place in rows],
             )
             for rule, rows in chosen.items()
             if rule != DISPUTED or reference is not None
@@ -86,14 +83,13 @@ def _case(material: Material, case: Case) -> list[Block]:
 
 def _card(
     row: int,
-    said: Mapping[str, Predictions],
-    sure: Mapping[str, NDArray[np.float64]],
+    sample_id: str,
+    said: Mapping[str, Answers],
     classes: list[str],
     pictures: Mapping[str, str],
     strip: Strip | None,
 ) -> Card:
     first = next(iter(said.values()))
-    sample_id = str(first.sample_ids[row])
     return Card(
         sample_id=sample_id,
         image=pictures.get(sample_id),
@@ -102,7 +98,7 @@ def _card(
             Said(
                 probe=name,
                 answer=classes[int(one.predicted[row])],
-                confidence=f"{100 * sure[name][row]:.0f} %",
+                confidence=f"{100 * one.confidence[row]:.0f} %",
                 hit=bool(one.hits[row]),
             )
             for name, one in said.items()
