@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_fscore_support
 
 from pipeline.errors import RequestError, WorkError
 
@@ -91,17 +92,17 @@ def accuracies(predictions: Predictions) -> Accuracies:
         raise RequestError(
             where="predictions", expected="at least one image", got="none", todo="Test the probe on images."
         )
-    num_classes = predictions.logits.shape[1]
-    hits = np.bincount(labels[predictions.hits], minlength=num_classes)
-    of_label, of_answer = (np.bincount(values, minlength=num_classes) for values in (labels, predicted))
-    occurring = of_label > 0
-    of_class = np.full(num_classes, np.nan)
-    of_class[occurring] = hits[occurring] / of_label[occurring]
+    occurring = np.unique(labels)
+    _, recalls, f1_scores, _ = precision_recall_fscore_support(
+        labels, predicted, labels=occurring, average=None, zero_division=0
+    )
+    of_class = np.full(predictions.logits.shape[1], np.nan)
+    of_class[occurring] = recalls
     return Accuracies(
-        balanced=float(of_class[occurring].mean()),
-        top1=float(hits.sum() / len(labels)),
+        balanced=float(recalls.mean()),
+        top1=float((predicted == labels).mean()),
         top5=_top_k(predictions, 5),
-        macro_f1=float((2 * hits / np.maximum(of_label + of_answer, 1))[occurring].mean()),
+        macro_f1=float(f1_scores.mean()),
         of_class=of_class,
     )
 

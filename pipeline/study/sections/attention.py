@@ -28,9 +28,8 @@ def section(material: Material) -> Section | None:
         for number, ((probe, model), of_dataset) in enumerate(maps.items())
         if len(next(iter(of_dataset.values())).levels) > 1
     ]
-    drawn = (
-        drawable if material.wishes.png else drawable[:MAX_PICTURES]
-    )  # --figures writes those too that are not placed
+    # --figures writes those too that are not placed
+    drawn = drawable if material.wishes.png else drawable[:MAX_PICTURES]
     pictures = [_picture(material, *one) for one in drawn][:MAX_PICTURES]
     blocks: list[Block] = []
     if pictures:
@@ -46,7 +45,8 @@ def section(material: Material) -> Section | None:
         _table(maps),
         Words(
             texts=[
-                "Head by head: layerbank attention FOLDER --heads, with the folder of one of these rows; ensembles have no attention."
+                "Head by head: layerbank attention FOLDER --heads, with the folder of one of these rows; "
+                "ensembles have no attention."
             ],
             quiet=True,
         ),
