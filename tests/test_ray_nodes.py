@@ -214,7 +214,7 @@ def test_the_head_is_lost_and_the_command_ends_with_a_message_and_the_next_one_g
         address = cluster.address
         command = start(*arguments, "--engine", "ray", "--cache", tmp_path, RAY_ADDRESS=address)
         try:
-            wait_until_at_work(command, store)
+            wait_until_at_work(command, store, patience_s=240)
             for owner in [read_owner(worker_file(store, index)) for index in range(2)]:
                 if owner is not None:
                     os.kill(owner.pid, signal.SIGSTOP)  # or all would be done before anybody misses the head
@@ -227,6 +227,7 @@ def test_the_head_is_lost_and_the_command_ends_with_a_message_and_the_next_one_g
             assert time.monotonic() - began < 60
         finally:
             command.kill()
+            command.communicate()
         assert command.returncode == 1, said
         shown = " ".join(said.split("layerbank: ")[-1].split())
         assert shown.startswith(f"the Ray cluster of {address} expected a head that is there until the work is")

@@ -97,7 +97,7 @@ class Head:
                     expected="a head that is there until the work is done",
                     got=f"none for {SILENCE_S:.0f} s: {problem}",
                     todo="What was committed is kept: start the cluster again, then run the same command again. What is left of "
-                    "the lost one ends within a minute or two and holds locks until then.",
+                    "the lost one works on for about a minute and holds its locks so long.",
                 )
             time.sleep(SILENCE_S / 20)
         self._look_at = time.monotonic() + LOOK_S
