@@ -35,8 +35,7 @@ def read_attention(folder: Path) -> dict[str, Any]:
             where=str(path),
             expected=f"what `layerbank probe` keeps of an attentive probe, format {FORMAT}",
             got=found,
-            todo="Name the folder of an attentive probe (alf, attn-*, aat, cae, ...; ensembles have no attention), or train "
-            "it again with --retrain.",
+            todo="Name the folder of an attentive probe (alf, attn-*, aat, cae; no ensemble), or train it again with --retrain.",
         )
     return dict(kept)
 

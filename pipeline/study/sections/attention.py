@@ -45,8 +45,7 @@ def section(material: Material) -> Section | None:
         _table(maps),
         Words(
             texts=[
-                "Head by head: layerbank attention FOLDER --heads, with the folder of one of these rows; "
-                "ensembles have no attention."
+                "Head by head: layerbank attention FOLDER --heads, with the folder of such a row; ensembles have no attention."
             ],
             quiet=True,
         ),
