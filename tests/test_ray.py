@@ -121,7 +121,7 @@ def extract_or_die(share: dict[str, Any], dead: Path, worker: Worker, emit: Emit
 
 
 def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not file.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)

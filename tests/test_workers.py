@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from pipeline.events import (
 )
 from pipeline.extraction.relay import Relay
 from pipeline.extraction.shards import choose_processes, parse_shard, worker_of_launcher
-from pipeline.extraction.workers import run_processes
+from pipeline.extraction.workers import interrupts_wait, run_processes
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")
@@ -109,6 +110,22 @@ def test_ctrl_c_while_processes_start_ends_them_too(arguments: tuple[str, ...], 
     assert "interrupted" in said
     assert "Traceback" not in said
     assert has_ended(command.pid)
+
+
+def test_an_interrupt_that_another_thread_hears_waits_too() -> None:
+    done, reached = threading.Event(), []
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_wait():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # the other thread hears it; the interpreter would raise it here
+            reached.append(True)
+    finally:
+        done.set()
+        other.join()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 @pytest.mark.slow

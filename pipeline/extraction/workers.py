@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -106,17 +107,25 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
 def interrupts_wait() -> Iterator[None]:
     """Start a process within: Ctrl-C comes when it is known here, and it inherits that it gets none, before it can say so itself.
 
-    Windows has no such thing: there Ctrl-C may end a process that is just starting with a traceback of its own.
+    To block the signal is not enough here, for another thread may hear it in place of this one. On Windows, where it cannot be
+    blocked, Ctrl-C may end a process that is just starting with a traceback of its own.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # started with the first process otherwise, and would let interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    heard: list[int] = []
+    handler, mask = None, None
+    if threading.current_thread() is threading.main_thread():  # no other is interrupted
+        handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # else it starts with the first process, and lets interrupts through again
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def as_ours(error: Exception) -> Exception:
