@@ -285,7 +285,9 @@ def open_meta_tower(model_id: str, *, tap: str, image_size: int | None) -> Tower
     plain = f"timm/{ARCHITECTURE}" if demo else _without_tag(model_id)
     with _quiet(), torch.device("meta"):
         size = IMAGE_SIZE if demo and image_size is None else image_size
-        return open_tower(plain, weights=RANDOM, tap=tap, image_size=size, seed=0)
+        tower = open_tower(plain, weights=RANDOM, tap=tap, image_size=size, seed=0)
+    tower.model.to("meta")  # timm 1.0.21 makes the buffers of DINOv3 on the CPU all the same
+    return tower
 
 
 def _without_tag(model_id: str) -> str:
