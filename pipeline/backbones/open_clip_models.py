@@ -55,7 +55,8 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
-    options: dict[str, Any] = {"force_preprocess_cfg": {}, "device": torch.get_default_device()}
+    device = torch.empty(0).device  # get_default_device of torch 2.6 does not know of a `with torch.device`
+    options: dict[str, Any] = {"force_preprocess_cfg": {}, "device": device}
     if model_id.startswith("hf-hub:"):
         arch, tag = model_id, None
     else:
