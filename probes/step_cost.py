@@ -40,15 +40,15 @@ class StepCost:
     """
 
     step_s: float
-    row_s: float = 0.0
+    row_s: float
     probe_s: float
     image_s: float
 
     def seconds(self, num_probes: float, num_images: float) -> float:
         """Of one step.
 
-        >>> StepCost(step_s=1.0, probe_s=0.5, image_s=0.25).seconds(2, 4)
-        4.0
+        >>> StepCost(step_s=1.0, row_s=0.5, probe_s=0.5, image_s=0.25).seconds(2, 4)
+        6.0
         """
         return self.step_s + num_images * self.row_s + num_probes * (self.probe_s + num_images * self.image_s)
 

@@ -38,11 +38,9 @@ def start(*arguments: object, in_a_group_of_its_own: bool = False, **environment
     )
 
 
-def wait_until_at_work(
-    command: subprocess.Popen[str], store: Path, num_workers: int = 2, patience_s: float = 120.0
-) -> LockOwner:
+def wait_until_at_work(command: subprocess.Popen[str], store: Path, num_workers: int = 2) -> LockOwner:
     """Until one of the workers has taken blocks: on a busy machine the first may have done everything before the next begins."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + 240
     while True:
         for index in range(num_workers):
             owner = read_owner(worker_file(store, index))

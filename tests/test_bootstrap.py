@@ -9,11 +9,11 @@ from sklearn.metrics import balanced_accuracy_score
 
 from pipeline import RequestError
 from pipeline.study.bootstrap import (
-    accuracy_interval,
+    Interval,
     class_mean,
     difference_interval,
     intervals,
-    resampled_accuracies,
+    resampled_means,
     seed_interval,
 )
 
@@ -26,9 +26,14 @@ def example(num_images: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return hits, labels
 
 
+def accuracy_interval(hits: np.ndarray, labels: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> Interval:
+    (found,) = intervals(hits[None].astype(float), labels, num_resamples=num_resamples, seed=seed)
+    return found
+
+
 def test_draws_have_the_distribution_of_resampling_images_within_classes() -> None:
     hits, labels = example()
-    ours = resampled_accuracies(hits, labels, num_resamples=8000, seed=1)
+    ours = resampled_means(hits.astype(float), labels, num_resamples=8000, seed=1)
     generator = np.random.default_rng(2)
     naive = []
     for _ in range(4000):
@@ -111,15 +116,14 @@ def test_a_perfect_probe_has_no_spread_over_images() -> None:
 
 def test_the_same_seed_gives_the_same_draws() -> None:
     hits, labels = example()
-    np.testing.assert_array_equal(
-        resampled_accuracies(hits, labels, seed=5), resampled_accuracies(hits, labels, seed=5)
-    )
-    assert (resampled_accuracies(hits, labels, seed=5) != resampled_accuracies(hits, labels, seed=6)).any()
+    one, same, other = (resampled_means(hits.astype(float), labels, seed=seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
 
 
 def test_without_images_there_is_nothing_to_resample() -> None:
     with pytest.raises(RequestError, match=r"bootstrap: expected at least one image, got none\. Test the probes"):
-        resampled_accuracies(np.zeros((1, 0), dtype=bool), np.zeros(0, dtype=np.int64))
+        intervals(np.zeros((1, 0)), np.zeros(0, dtype=np.int64))
 
 
 def test_seeds_are_resampled_as_scipy_does_and_diverged_ones_left_out() -> None:

@@ -80,7 +80,8 @@ def test_a_folder_without_attention_is_refused_in_four_parts(folder: Path, tmp_p
         assert result.exit_code == 2
         assert f"{place / 'attention.json'}" in result.stderr
         assert got in result.stderr
-        assert "--retrain" in result.stderr
+        said = " ".join(result.stderr.split())
+        assert "an attentive probe (alf, attn-*, aat, cae; no ensemble), or train it again with --retrain." in said
     (folder / "attention.json").write_text('{"format": 99}')
     assert "format 99" in run("attention", folder).stderr
     (folder / "attention.json").write_text("[")

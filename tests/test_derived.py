@@ -355,7 +355,7 @@ def test_the_probe_steps_of_a_forecast_are_those_of_the_study(
 ) -> None:
     """A second a probe and step: then seconds are the probe steps that rows say they took."""
     _, rows = made
-    cost = StepCost(step_s=0.0, probe_s=1.0, image_s=0.0)
+    cost = StepCost(step_s=0.0, row_s=0.0, probe_s=1.0, image_s=0.0)
     monkeypatch.setattr(forecast_training, "measure_step", lambda *shape, **more: cost)
     forecast = TrainingForecast([2], "cpu")
 

@@ -214,7 +214,10 @@ def test_memory_that_runs_out_is_a_failure_and_company_that_is_too_much_goes_alo
     assert by_name(rows) == {"linear": wanted["linear"]}
     ((name, told),) = failed
     assert name == "alf"
-    assert "expected memory for its training" in str(told)
+    assert str(told).startswith("probe alf: expected memory for its training, got ")
+    assert str(told).endswith(
+        "Give less with --memory, so that fewer probes train at a time, or end what else takes the memory."
+    )
     with pytest.raises(type(error)):
         probe(*stores, [ALF], PROTOCOL, tmp_path)
 

@@ -35,7 +35,7 @@ class Timed:
 
 
 def test_each_head_and_shape_is_timed_once_at_the_fewest_and_the_most_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = Timed(StepCost(step_s=1.0, probe_s=0.0, image_s=0.0))
+    timed = Timed(StepCost(step_s=1.0, row_s=0.0, probe_s=0.0, image_s=0.0))
     monkeypatch.setattr(forecast_training, "measure_step", timed)
     forecast = TrainingForecast([10, 47, 1000], "cpu")
     probes = resolve_probes(["linear@every", "linear-cls", "ridge-cls", "alf", "alf-top2"], 12)
@@ -49,7 +49,7 @@ def test_each_head_and_shape_is_timed_once_at_the_fewest_and_the_most_classes(mo
 
 def test_what_lies_between_the_fewest_and_the_most_classes_is_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def cost(head: Head, shape: tuple[int, ...], num_classes: int, *rest: Any, **more: Any) -> StepCost:
-        return StepCost(step_s=0.0, probe_s=float(num_classes), image_s=0.0)
+        return StepCost(step_s=0.0, row_s=0.0, probe_s=float(num_classes), image_s=0.0)
 
     monkeypatch.setattr(forecast_training, "measure_step", cost)
     forecast, alf = TrainingForecast([10, 110], "cpu"), [resolve_probe("alf", 12)]
@@ -61,7 +61,9 @@ def test_what_lies_between_the_fewest_and_the_most_classes_is_on_a_line(monkeypa
 
 
 def test_settings_that_are_the_same_bits_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast_training, "measure_step", Timed(StepCost(step_s=0.0, probe_s=1.0, image_s=0.0)))
+    monkeypatch.setattr(
+        forecast_training, "measure_step", Timed(StepCost(step_s=0.0, row_s=0.0, probe_s=1.0, image_s=0.0))
+    )
     twins = replace(FEW, lrs=(1e-2, 1e-3), weight_decays=(1e-6, 1e-5, 1e-2))  # 1e-3 by 1e-6 and 1e-5: no decay at all
     alf = resolve_probe("alf", 12)
     assert num_trained(Head(kind="linear"), twins) == 5

@@ -126,9 +126,11 @@ def test_layer_sets_that_coincide_are_one_candidate() -> None:
 
 
 def test_a_level_the_backbone_lacks_is_refused() -> None:
-    with pytest.raises(
-        RequestError, match=r"--probe aat@12: expected a level of this backbone: 0 to 11, or final, got 12"
-    ):
+    said = (
+        r"--probe aat@12: expected a level of this backbone: 0 to 11, or final, got 12\. "
+        "Name one of them, aat@every for a probe a level, or aat@best for the best on validation"
+    )
+    with pytest.raises(RequestError, match=said):
         resolve_probe("aat@12", 12)
 
 

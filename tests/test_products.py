@@ -146,17 +146,24 @@ def test_probes_trained_on_rounded_factors_are_as_good(kind: str) -> None:
     assert 0 < largest_difference(banks[1].probe(1), banks[0].probe(1)) < 0.1
 
 
-def test_one_dnn_multiplies_what_is_large_and_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its code for a kind of product stays as long as the process: it must be small beside the product."""
+def precisions_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What every call of a product of torch's was made with, where oneDNN is exact: "medium" is oneDNN, "highest" MKL."""
     told: list[str] = []
-    multiply = torch.mm
+    multiply = getattr(torch, name)
 
     def listen(*factors: Tensor, out: Tensor) -> Tensor:
         told.append(torch.get_float32_matmul_precision())
-        return multiply(*factors, out=out)
+        product: Tensor = multiply(*factors, out=out)
+        return product
 
     monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: True)
-    monkeypatch.setattr(torch, "mm", listen)
+    monkeypatch.setattr(torch, name, listen)
+    return told
+
+
+def test_one_dnn_multiplies_what_is_large_and_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code for a kind of product stays as long as the process: it must be small beside the product."""
+    told = precisions_of("mm", monkeypatch)
     products, width = Products("float32", torch.float32, CPU), ONE_DNN_FROM_BYTES // 4
     for training in (True, False):
         with products.chosen(training=training):
@@ -189,21 +196,12 @@ def test_a_bank_chooses_its_products_for_training_only_where_it_trains(
 
 def test_interleaved_factors_are_left_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN would copy them first, at many times the cost of the product."""
-    told: list[str] = []
-    multiply = torch.bmm
-
-    def listen(*factors: Tensor, out: Tensor) -> Tensor:
-        told.append(torch.get_float32_matmul_precision())
-        return multiply(*factors, out=out)
-
-    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: True)
-    monkeypatch.setattr(torch, "bmm", listen)
+    told = precisions_of("bmm", monkeypatch)
     products, a, b = Products("float32", torch.float32, CPU), torch.rand(64, 64, 128), torch.rand(128, 64, 64)
     with products.chosen():
-        for_one_dnn = products.bmm(b, torch.rand(128, 64, 64), out=torch.empty(128, 64, 64))
+        products.bmm(b, torch.rand(128, 64, 64), out=torch.empty(128, 64, 64))
         where_they_are = products.bmm(b, a.permute(2, 0, 1), out=torch.empty(128, 64, 64))
     assert told == ["medium", "highest"]
-    assert for_one_dnn.shape == where_they_are.shape
     torch.testing.assert_close(where_they_are, b @ a.permute(2, 0, 1))
 
 

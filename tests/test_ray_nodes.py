@@ -49,7 +49,8 @@ def driver_of(cluster: Any) -> Iterator[Any]:
 
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     try:
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node of the cluster has no tests
+        for module in (__name__, wait_until.__module__):  # a node of the cluster has no tests
+            ray.cloudpickle.register_pickle_by_value(sys.modules[module])
         yield ray
     finally:
         ray.shutdown()
@@ -64,9 +65,8 @@ def here() -> str:
 def say_where(folder: Path, name: str, doomed: str, emit: Emit) -> str:
     """A task that returns the node that did it; the one on the doomed node waits for its end, the third for news of that."""
     (folder / name).touch()
-    wait_for(
-        folder / {"first": "second", "second": "first", "third": "lost"}[name]
-    )  # of the first two each node gets one
+    # of the first two each node gets one
+    wait_until((folder / {"first": "second", "second": "first", "third": "lost"}[name]).exists)
     emit(ExtractionProgress(**PROGRESS))
     if here() == doomed:
         (folder / "at work").touch()
@@ -78,13 +78,6 @@ PROGRESS: dict[str, Any] = {
     "num_done": 1, "num_pending": 2, "num_batches": 1, "elapsed_s": 1.0, "decode_s": 1.0, "compute_s": 0.0, "write_s": 0.0,
     "num_workers": 1,
 }  # fmt: skip
-
-
-def wait_for(file: Path, patience_s: float = 60.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not file.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def when(is_so: Callable[[], object], node: Any) -> threading.Thread:
@@ -123,7 +116,7 @@ def extract_on_both(share: dict[str, Any], folder: Path, doomed: str, worker: Wo
 
     def act(event: Event) -> None:
         if isinstance(event, ExtractionStarted) and not is_doomed:
-            wait_for(at_work, patience_s=200)
+            wait_until(at_work.exists, patience_s=200)
         emit(event)
         if isinstance(event, ExtractionProgress) and is_doomed:
             at_work.touch()
@@ -214,7 +207,7 @@ def test_the_head_is_lost_and_the_command_ends_with_a_message_and_the_next_one_g
         address = cluster.address
         command = start(*arguments, "--engine", "ray", "--cache", tmp_path, RAY_ADDRESS=address)
         try:
-            wait_until_at_work(command, store, patience_s=240)
+            wait_until_at_work(command, store)
             for owner in [read_owner(worker_file(store, index)) for index in range(2)]:
                 if owner is not None:
                     os.kill(owner.pid, signal.SIGSTOP)  # or all would be done before anybody misses the head

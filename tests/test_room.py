@@ -197,7 +197,7 @@ def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
 
 
 def test_a_repair_that_does_not_fit_is_refused_before_anything_is_dropped(
-    photos: Path, tmp_path: Path, full_disk: Any
+    photos: Path, tmp_path: Path, full_disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert extract(photos, tmp_path / "caches", "--split", "test").exit_code == 0
     (store,) = (tmp_path / "caches").glob("*/test/*.zarr")
@@ -212,6 +212,14 @@ def test_a_repair_that_does_not_fit_is_refused_before_anything_is_dropped(
     assert f"layerbank: {store}\n" in result.stderr
     assert f"got       1.0 kB free on the disk of {store.parent}" in result.stderr
     assert result.stderr.rstrip().endswith(" there; nothing was dropped.")
+    assert tree(store) == damaged
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.planning.room.free_bytes", lambda root: 1 << 40)
+        patch.setattr("pipeline.planning.room.free_files", lambda root: 0)
+        result = run("cache", "repair", store, "--workers", 0)
+    assert result.exit_code == 2
+    assert f"got       0 that the disk of {store.parent} still takes" in result.stderr
+    assert result.stderr.rstrip().endswith("Delete other files there; nothing was dropped.")
     assert tree(store) == damaged
     (store / "tokens/final/cls/c.0.0").write_bytes(sound["tokens/final/cls/c.0.0"])
     result = run("cache", "repair", store, "--workers", 0)  # a damaged file makes room for the new one

@@ -115,7 +115,9 @@ def test_wrong_requests_are_named(study: Study) -> None:
 
 
 def test_a_map_that_is_not_there_or_damaged_is_named(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match=r"attention\.csv: expected the attention map .* linear probes have no map"):
+    with pytest.raises(
+        WorkError, match=r"attention\.csv: expected the attention map .* ensembles and linear probes have no map"
+    ):
         read_attention(study.folder("linear-all"))
     for text in (
         "level,kind,share\nfinal,cls,much\n",

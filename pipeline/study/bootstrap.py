@@ -41,30 +41,6 @@ class Interval:
         return not (self.low > 0 or self.high < 0)
 
 
-def resampled_accuracies(
-    hits: NDArray[np.bool_], labels: NDArray[np.int64], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> NDArray[np.float64]:
-    """Balanced accuracy of P probes on resampled test sets.
-
-    Args:
-        hits: [P, N] which images each probe got right.
-        labels: [N] int64.
-        num_resamples: R.
-        seed: of the draws.
-
-    Returns:
-        [R, P] in [0, 1].
-
-    Raises:
-        RequestError: there are no images.
-    """
-    if not len(labels):
-        raise RequestError(
-            where="bootstrap", expected="at least one image", got="none", todo="Test the probes on images."
-        )
-    return _resampled_means(hits.astype(np.float64), labels, num_resamples, seed)
-
-
 def intervals(
     values: NDArray[np.float64],
     labels: NDArray[np.int64],
@@ -77,31 +53,21 @@ def intervals(
 
     Args:
         values: [M, N]; hits as 0 and 1 give balanced accuracies, differences of hits give differences of them.
-        labels: [N] int64, N >= 1.
+        labels: [N] int64.
         level: of confidence.
         num_resamples: R.
         seed: of the draws.
+
+    Raises:
+        RequestError: there are no images.
     """
-    draws = _resampled_means(values, labels, num_resamples, seed)
+    draws = resampled_means(values, labels, num_resamples=num_resamples, seed=seed)
     lows, highs = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     means = [class_mean(one, labels) for one in values]
     return [
         Interval(value=value, low=float(low), high=float(high))
         for value, low, high in zip(means, lows, highs, strict=True)
     ]
-
-
-def accuracy_interval(
-    hits: NDArray[np.bool_],
-    labels: NDArray[np.int64],
-    *,
-    level: float = LEVEL,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Balanced accuracy of one probe ([N] hits), in [0, 1], and its interval over test images."""
-    (found,) = intervals(hits[None].astype(np.float64), labels, level=level, num_resamples=num_resamples, seed=seed)
-    return found
 
 
 def difference_interval(
@@ -156,11 +122,28 @@ def class_mean(values: NDArray[Any], labels: NDArray[np.int64]) -> float:
     return float((np.bincount(labels, values)[occurring] / counts[occurring]).mean())
 
 
-def _resampled_means(
-    values: NDArray[np.float64], labels: NDArray[np.int64], num_resamples: int, seed: int
+def resampled_means(
+    values: NDArray[np.float64], labels: NDArray[np.int64], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """[M, N] -> [R, M]. A draw of u in [0, 1) is image floor(u n) of the n of its class."""
+    """Means over classes of numbers that images have, on images drawn anew within each class.
+
+    Args:
+        values: [M, N].
+        labels: [N] int64.
+        num_resamples: R.
+        seed: of the draws.
+
+    Returns:
+        [R, M].
+
+    Raises:
+        RequestError: there are no images.
+    """
     generator, num_images = np.random.default_rng(seed), len(labels)
+    if not num_images:
+        raise RequestError(
+            where="bootstrap", expected="at least one image", got="none", todo="Test the probes on images."
+        )
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     size_of, start_of = np.repeat(sizes, sizes), np.repeat(starts, sizes)  # [N]
@@ -168,7 +151,7 @@ def _resampled_means(
     at_once = max(1, DRAWN_AT_ONCE // num_images)
     means = np.empty((num_resamples, len(values)))
     for first in range(0, num_resamples, at_once):
-        part = means[first : first + at_once]
+        part = means[first : first + at_once]  # a draw of u in [0, 1) is image floor(u n) of the n of its class
         drawn = (generator.random((len(part), num_images)) * size_of).astype(np.int64) + start_of
         drawn += num_images * np.arange(len(part))[:, None]
         counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
