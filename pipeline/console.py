@@ -172,7 +172,7 @@ class Listener:
             case UploadFailed():
                 self._say(
                     f"probe {', '.join(event.probes)}: warning: {event.reason}: {size(event.tokens_bytes)} of tokens do not fit "
-                    "into the GPU's memory any more and are streamed from the store"
+                    "into memory any more and are streamed from the store"
                 )
             case ProbeProgress():
                 self._advance(event.step, event.num_steps, _training_note(event))

@@ -223,7 +223,7 @@ class MemoryPlanned:
 
 @dataclass(frozen=True, kw_only=True)
 class UploadFailed:
-    """Another program took the GPU's memory that tokens were to lie in; they are streamed."""
+    """Another program took the memory that tokens were to lie in; they are streamed."""
 
     probes: tuple[str, ...]
     tokens_bytes: int

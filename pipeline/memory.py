@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HEADROOM = 0.8  # of what is free: other programs want some too
 UNKNOWN_BYTES = 4 << 30  # where a system reports nothing
 
+_SHORTAGE = re.compile(r"(?:\w+ out of memory|can't allocate memory)[^.\n]*")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNORECASE)
 
@@ -73,6 +74,24 @@ def free_device_bytes(device: torch.device) -> int:
     free_bytes, _ = torch.cuda.mem_get_info(device)
     kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(HEADROOM * (free_bytes + kept_bytes))
+
+
+def shortage_of(error: BaseException) -> str | None:
+    """What an error says of memory that ran out, on a GPU or here; None if it is another error.
+
+    >>> shortage_of(RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error 12"))
+    "can't allocate memory: you tried to allocate 8 bytes"
+    >>> shortage_of(MemoryError()), shortage_of(RuntimeError("shapes do not match"))
+    ('no memory left', None)
+    """
+    import torch
+
+    if isinstance(error, MemoryError):
+        return str(error) or "no memory left"
+    said = _SHORTAGE.search(str(error))
+    if said:
+        return said[0]
+    return str(error) or "no memory left" if isinstance(error, torch.OutOfMemoryError) else None
 
 
 def anonymous_memory_bytes(proc: Path = Path("/proc")) -> int:

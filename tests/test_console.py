@@ -158,7 +158,7 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         "ray: 1 machine, 1 worker at a time with 1 core each",
         "ray: warning: after 20 s none of 8 workers has begun: the cluster has no room now; waiting",
         "study: warning: the worker of timm/vit on photos was lost (its node has died); another goes on",
-        "probe alf, linear: warning: CUDA out of memory: 1.7 GB of tokens do not fit into the GPU's memory any more and are "
+        "probe alf, linear: warning: CUDA out of memory: 1.7 GB of tokens do not fit into memory any more and are "
         "streamed from the store",
         "probe alf: 63 settings on 1,000 rows of 24 x 384",
         "probe alf: validation 50.0, test 75.0 % balanced accuracy",

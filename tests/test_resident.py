@@ -274,10 +274,30 @@ def test_tokens_that_the_gpu_has_no_room_for_any_more_are_streamed_and_what_was_
     ]
 
 
+HERE = (
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of memory"),
+        (
+            RuntimeError(f"[enforce fail at alloc_cpu.cpp:124] err == 0. {HERE}"),
+            HERE.partition(": ")[2].partition(".")[0],
+        ),
+        (MemoryError(), "no memory left"),
+    ],
+)
 def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_that_streams(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     """A probe, and one that is made of it."""
+
+    def no_room(*arguments: object) -> None:
+        raise error
+
     train, test = (Store(path, TokenCache.open(path).spec) for path in starved.write_stores(tmp_path, 300))
     base = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
     wanted = [base, replace(base, name="top", derived=TopSettings(base=base, num_members=2))]
@@ -290,9 +310,23 @@ def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_th
         event.tokens if isinstance(event, MemoryPlanned) else event.probes for event in events if type(event) in TOLD
     ]
     assert told == ["resident", ("linear",), "streamed", ("linear",)]
+    assert [event.reason for event in events if isinstance(event, UploadFailed)] == [reason] * 2
     monkeypatch.setattr(pipeline.probing.rides, "place_tokens", partial(place_tokens, may_stay=False))
     streamed = probe(train, test, wanted, PROTOCOL, tmp_path / "streamed", memory_bytes=10**9)
     assert [row | {"seconds": None} for row in rows] == [row | {"seconds": None} for row in streamed]
+
+
+def test_a_bug_is_not_taken_for_a_lack_of_room(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    (planned,) = plan_rides(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
+    assert planned.placement.tokens == "resident"
+    monkeypatch.setattr(ResidentTokens, "_read", broken)
+    events: list[Event] = []
+    with pytest.raises(RuntimeError, match="a bug"):
+        open_ride(planned, events.append)
+    assert events == []
 
 
 TOLD = (MemoryPlanned, UploadFailed)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..backbones.backbone import TokenFunction, Tokens
 from ..errors import WorkError
 from ..events import BatchHalved, CompileFailed, Emit
+from ..memory import shortage_of
 
 
 class SteadyForward:
@@ -59,9 +60,9 @@ class SteadyForward:
                 with torch.inference_mode():
                     return self._joined([self._part(part) for part in torch.split(images, self._part_size)])
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                reason = shortage_of(error)
+                if reason is None:
                     raise
-                reason = str(error).partition(". ")[0]
             self._halve(images, reason)  # outside of the handler, whose traceback holds what the pass had allocated
 
     def _part(self, images: Tensor) -> Tokens:
@@ -71,7 +72,7 @@ class SteadyForward:
         try:
             tokens = self._compiled(_padded(ready, self._part_size))
         except Exception as error:  # compilers raise anything; if it is the model's own, the plain pass raises it again
-            if self._part_size in self._known or is_out_of_memory(error):
+            if self._part_size in self._known or shortage_of(error):
                 raise
             self._compiled = None
             self._emit(CompileFailed(backbone=self._model_id, reason=_what_failed(error)))
@@ -109,11 +110,6 @@ def _padded(images: Tensor, batch_size: int) -> Tensor:
     if len(images) == batch_size:
         return images
     return torch.cat([images, images.new_zeros(batch_size - len(images), *images.shape[1:])])
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a GPU or here."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _what_failed(error: Exception) -> str:

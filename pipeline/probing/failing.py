@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from probes import ProbeError
 
 from ..errors import PipelineError, WorkError
-from ..extraction.forward import is_out_of_memory
+from ..memory import shortage_of
 from .probe_names import NamedProbe
 
 Fail = Callable[[str, Exception], None]
@@ -54,9 +54,10 @@ class Failures:
                 raise
             error = refused.with_traceback(None)  # its frames hold the tokens and banks of the training
         except (MemoryError, RuntimeError) as broken:
-            if self._fail is None or not _out_of_memory(broken):
+            shortage = shortage_of(broken)
+            if self._fail is None or shortage is None:
                 raise
-            error = _too_large(named, broken)
+            error = _too_large(named, shortage)
         self.add(named, error)
 
     def together(self, probes: Sequence[NamedProbe], work: Callable[[], None]) -> bool:
@@ -74,7 +75,7 @@ class Failures:
         except (PipelineError, ProbeError):
             return False
         except (MemoryError, RuntimeError) as broken:
-            if not _out_of_memory(broken):
+            if not shortage_of(broken):
                 raise
             return False
         return True
@@ -91,14 +92,10 @@ class Failures:
             )
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, MemoryError) or is_out_of_memory(error)
-
-
-def _too_large(named: NamedProbe, error: Exception) -> WorkError:
+def _too_large(named: NamedProbe, shortage: str) -> WorkError:
     return WorkError(
         where=f"probe {named.name}",
         expected="memory for its training",
-        got=f"{type(error).__name__}: {(str(error).splitlines() or ['none left'])[0]}",
+        got=shortage,
         todo="Give less with --memory, so that fewer probes train at a time, or end what else takes the memory.",
     )

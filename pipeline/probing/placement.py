@@ -56,7 +56,7 @@ class Placement:
         """The tokens as decided; reads all of them if they are to be resident.
 
         Raises:
-            torch.OutOfMemoryError: a GPU has no longer the room that it had when this was decided.
+            MemoryError, RuntimeError: there is no longer the room that there was when this was decided.
         """
         if self.tokens == "resident":
             return ResidentTokens(tokens, self.device)

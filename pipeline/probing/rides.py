@@ -18,6 +18,7 @@ from cache import TokenCache
 from probes import Candidate, MemoryPlan, SettingError, TokenSource, TrainingProtocol, plan_choice
 
 from ..events import Emit, UploadFailed
+from ..memory import shortage_of
 from .placement import Placement, place_tokens
 from .probe_names import NamedProbe
 from .probe_sizes import head_of, token_shape
@@ -103,15 +104,17 @@ def plan_rides(
 
 
 def open_ride(ride: Ride, emit: Emit) -> tuple[Ride, TokenSource]:
-    """A ride and its tokens; a ride that streams them where a GPU has not the room any more that it had when the ride was planned.
+    """A ride and its tokens; a ride that streams them where the room is gone that was there when it was planned.
 
     Raises:
-        SettingError: beside what others take of the GPU, not even one probe at a time fits.
+        SettingError: beside what others take, not even one probe at a time fits.
     """
     try:
         return ride, ride.placement.open(ride.tokens)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition(". ")[0]
+    except (MemoryError, RuntimeError) as error:
+        reason = shortage_of(error)
+        if reason is None or ride.placement.tokens == "streamed":
+            raise
     # outside of the handler, whose traceback holds what was there already
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -19,8 +19,9 @@ from pipeline.backbones.request import choose_precision, choose_workers
 from pipeline.datasets import open_source
 from pipeline.events import Event, ExtractionFinished
 from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.forward import SteadyForward, is_out_of_memory
+from pipeline.extraction.forward import SteadyForward
 from pipeline.extraction.images import start_worker_server
+from pipeline.memory import shortage_of
 
 Figures = Iterator[dict[str, Any]]
 KINDS = ("cls", "ap")
@@ -46,7 +47,7 @@ def forward(measured: Measured) -> Figures:
                     first_s = measured.once(run)
                     images_per_s = batch_size / measured.seconds(run)
                 except (RuntimeError, MemoryError) as error:
-                    yield about | {"error" if not _no_memory(error) else "too_large": str(error).partition("\n")[0]}
+                    yield about | {"too_large" if shortage_of(error) else "error": str(error).partition("\n")[0]}
                     continue
                 yield about | {
                     "images_per_s": images_per_s,
@@ -164,7 +165,3 @@ def product_flops(measured: Measured, dtype: torch.dtype) -> float:
     a = torch.randn(measured.sizes.product, measured.sizes.product, device=measured.device).to(dtype)
     out = torch.empty_like(a)
     return 2 * measured.sizes.product**3 / measured.seconds(lambda: torch.mm(a, a, out=out))
-
-
-def _no_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or is_out_of_memory(error)
