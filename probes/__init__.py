@@ -22,7 +22,7 @@ from .make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
 from .module_bank import ModuleBank
 from .outcome import Metrics, SettingScore, SweepResult
-from .products import COMPUTES, resolve_compute
+from .products import COMPUTES, quick_products, resolve_compute
 from .protocol import (
     HEAD_KINDS,
     PAPER,
@@ -131,6 +131,7 @@ __all__ = [
     "QUICK",
     "COMPUTES",
     "resolve_compute",
+    "quick_products",
     "split_rows",
     "centre_rows",
     "run_sweep",

@@ -118,12 +118,8 @@ class Products:
         if not self._one_dnn or size_bytes < ONE_DNN_FROM_BYTES:
             yield
             return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium")
-        try:
+        with _float32_products("medium"):
             yield
-        finally:
-            torch.set_float32_matmul_precision(before)
 
     def factor(self, x: Tensor) -> Tensor:
         """x as the products take it: what is a factor of many of them is rounded once."""
@@ -166,19 +162,40 @@ class Products:
             return product(a, b, out=out)
 
 
+@contextmanager
+def quick_products(device: torch.device) -> Iterator[None]:
+    """Within, a CPU's float32 products are exact, and made by oneDNN where it is; on a GPU all stays as the program has set it.
+
+    For models that are run, not trained: their products have few sizes, whose code is soon made.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    with _float32_products("medium" if one_dnn_is_exact() else "highest"):
+        yield
+
+
 def _interleaved(factor: Tensor) -> bool:
     """Whether a row of one matrix lies beside that of the next: MKL reads them where they are, oneDNN copies them at great cost."""
     return factor.dim() == 3 and factor.stride(0) < max(factor.stride(1), factor.stride(2))
 
 
 @contextmanager
-def _precision(precision: str) -> Iterator[None]:
-    reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+def _float32_products(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _precision(precision: str) -> Iterator[None]:
+    reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
+    try:
+        with _float32_products(precision):
+            yield
+    finally:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced

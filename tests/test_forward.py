@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import WorkError
 from pipeline.backbones.backbone import Backbone, Tokens, open_backbone
+from pipeline.backbones.tower import tapped_modules
 from pipeline.datasets import open_source
 from pipeline.events import BatchHalved, CompileFailed, Event
 from pipeline.extraction.batch_size import LARGEST, choose_batch_size, fitting_batch_size
@@ -57,6 +58,26 @@ def largest_error(got: Tokens, expected: Tokens) -> float:
 
 def assert_same_bits(got: Tokens, expected: Tokens) -> None:
     assert all(torch.equal(got[level][kind], expected[level][kind]) for level in expected for kind in expected[level])
+
+
+# --- products ---
+
+
+@pytest.mark.parametrize("one_dnn", [False, True])
+def test_a_cpu_multiplies_by_the_library_that_was_found_exact_and_tokens_differ_by_rounding_alone(
+    backbone: Backbone, one_dnn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, told = backbone.compile(backbone.levels, KINDS), []
+    with torch.inference_mode():
+        by_default = function.forward(function.normalise(images()))
+    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: one_dnn)
+    block = tapped_modules(backbone.tower, backbone.tap)["block.0"]
+    with block.register_forward_pre_hook(lambda *_: told.append(torch.get_float32_matmul_precision())):
+        got = steady(backbone)(images())
+        assert_same_bits(function(images()), got)
+    assert told == ["medium" if one_dnn else "highest"] * 2
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert largest_error(got, by_default) < 1e-5
 
 
 # --- compiled ---
@@ -206,8 +227,11 @@ def test_no_row_is_lost_where_memory_runs_out_and_the_stores_batches_stay(photos
 # --- batch size ---
 
 
-def test_on_a_cpu_the_batch_size_is_64(backbone: Backbone) -> None:
-    assert choose_batch_size(backbone, backbone.compile(["final"], ["cls"])) == 64
+@pytest.mark.parametrize(("image_size", "expected"), [(32, 64), (224, 8), (1024, 1)])
+def test_on_a_cpu_the_images_of_a_batch_are_1600_tokens(image_size: int, expected: int) -> None:
+    """5, 197 and 4,097 an image."""
+    backbone = open_backbone(TINY_MODEL, weights="random", image_size=image_size)
+    assert choose_batch_size(backbone, backbone.compile(["final"], ["cls"])) == expected
 
 
 @pytest.mark.parametrize(

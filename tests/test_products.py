@@ -10,7 +10,17 @@ from absent_gpu import absent_gpu
 from test_fit import GRID, PROTOCOL, ROWS, largest_difference, make_probe, make_source
 from torch import Tensor
 
-from probes import AttentiveBank, Bank, LinearBank, Setting, SettingError, TrainingProtocol, balanced_accuracy, fit_bank
+from probes import (
+    AttentiveBank,
+    Bank,
+    LinearBank,
+    Setting,
+    SettingError,
+    TrainingProtocol,
+    balanced_accuracy,
+    fit_bank,
+    quick_products,
+)
 from probes.evaluate import compute_logits
 from probes.products import ONE_DNN_FROM_BYTES, Products, one_dnn_is_exact, resolve_compute
 
@@ -87,6 +97,24 @@ def test_one_dnn_is_believed_only_where_it_keeps_the_factors(monkeypatch: pytest
         assert not one_dnn_is_exact.__wrapped__()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not one_dnn_is_exact.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("device", "exact", "told"), [("cpu", True, "medium"), ("cpu", False, "highest"), ("cuda", True, "high")]
+)
+def test_models_that_are_run_get_one_dnn_where_it_is_exact_and_a_gpu_is_left_alone(
+    device: str, exact: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: exact)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(KeyError), quick_products(torch.device(device)):
+            assert torch.get_float32_matmul_precision() == told
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -7,13 +7,16 @@ are behind `Tower`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from probes import quick_products
 
 from ..errors import RequestError
 from ..extraction.pixels import Geometry, Normalisation, split_transform
@@ -215,8 +218,14 @@ class TokenFunction:
             level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no
             memory with the model.
         """
-        with torch.inference_mode():
+        with self.inference():
             return self.forward(self.normalise(images))
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Within, `forward` keeps nothing for gradients, and a CPU multiplies by its faster library."""
+        with torch.inference_mode(), quick_products(self._device):
+            yield
 
     def normalise(self, images: Tensor) -> Tensor:
         """What `forward` takes: bytes normalised on the model's device; anything else is that already."""
@@ -226,7 +235,7 @@ class TokenFunction:
         return images.to(self._dtype)
 
     def forward(self, images: Tensor) -> Tokens:
-        """The same from normalised images, outside of inference mode; `torch.compile` makes one graph of it."""
+        """The same from normalised images, within `inference`; `torch.compile` makes one graph of it."""
         tokens: Tokens = {}
         self._tokens = tokens
         try:

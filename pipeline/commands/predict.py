@@ -18,15 +18,14 @@ from . import options as shared
 @click.option("--split", default="test", show_default=True, help="Where the data has splits.")
 @click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
 @shared.device
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a forward pass.")
-@shared.combine(shared.workers, shared.on_bad_image, shared.as_json)
+@shared.combine(shared.batch_size, shared.workers, shared.on_bad_image, shared.as_json)
 def predict(
     folder: Path,
     data: str,
     split: str,
     weights: str | None,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
     workers: int | None,
     on_bad_image: str,
     as_json: bool,

@@ -1,7 +1,8 @@
 """How many images go through a model at once, where nobody says.
 
-On a CPU 64: more is not faster, and memory is no question. On a GPU as many as its free memory holds, found by running two small
-batches and drawing a line through what they took.
+On a CPU so many that the activations of a layer are a few megabytes: they stay in its caches, and the allocator has the memory
+at hand, where it takes larger ones from the system page by page, every time. On a GPU as many as its free memory holds, found by
+running two small batches and drawing a line through what they took.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from ..backbones.backbone import Backbone, TokenFunction
 from ..memory import free_device_bytes
 from .transfer import NUM_BUFFERS
 
-ON_A_CPU = 64
+TOKENS_ON_A_CPU = 1600  # of all images of a batch
+LARGEST_ON_A_CPU = 64
 LARGEST = 512  # a B model is at its best long before; more only makes blocks and buffers large
 TRIED = (4, 8)  # images of the two small batches
 
@@ -27,7 +29,7 @@ def choose_batch_size(backbone: Backbone, function: TokenFunction) -> int:
         function: its forward pass to the tokens that are wanted.
     """
     if backbone.device.type != "cuda":
-        return ON_A_CPU
+        return batch_size_on_a_cpu(backbone)
 
     def peak_bytes(num_images: int) -> int:
         images = torch.zeros(num_images, 3, *backbone.image_size, dtype=torch.uint8, device=backbone.device)
@@ -41,6 +43,13 @@ def choose_batch_size(backbone: Backbone, function: TokenFunction) -> int:
 
     peak_bytes(TRIED[0])  # libraries take their workspace once
     return fitting_batch_size(peak_bytes, free_device_bytes(backbone.device))
+
+
+def batch_size_on_a_cpu(backbone: Backbone) -> int:
+    """The largest power of two, 1 to LARGEST_ON_A_CPU, whose images are no more tokens than TOKENS_ON_A_CPU."""
+    height, width = backbone.grid_size
+    fitting = TOKENS_ON_A_CPU // (backbone.num_prefix_tokens + height * width)
+    return 1 << min(max(fitting, 1), LARGEST_ON_A_CPU).bit_length() - 1
 
 
 def fitting_batch_size(peak_bytes: Callable[[int], int], free_bytes: int) -> int:

@@ -22,7 +22,7 @@ from ..datasets import ImageSource
 from ..errors import RequestError
 from ..events import CacheReused, Emit, ShareFinished, ignore
 from ..sources import ViewedSource
-from .batch_size import ON_A_CPU, choose_batch_size
+from .batch_size import batch_size_on_a_cpu, choose_batch_size
 from .loop import Lane, run_lanes
 from .views import transform_of
 
@@ -194,7 +194,7 @@ def forecast(extraction: Extraction, source: ImageSource) -> StoreForecast:
         _arrays_of(extraction),
         labels=source.labels,
         sample_ids=source.ids,
-        batch_size=config.batch_size or ON_A_CPU,  # its digits are all that matters here
+        batch_size=config.batch_size or batch_size_on_a_cpu(extraction.backbone),  # on a GPU only its digits may differ
         attributes=_attributes_of(source, extraction.request),
         parity=extraction.parity,
         overwrite=config.overwrite,
@@ -260,7 +260,7 @@ def _batch_size(backbone: Backbone, config: ExtractConfig, store: Path) -> int:
     if config.batch_size is not None:
         return config.batch_size
     if store.exists() and not config.overwrite:
-        return ON_A_CPU
+        return batch_size_on_a_cpu(backbone)
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*config.arrays, strict=True))
     return choose_batch_size(backbone, backbone.compile(levels, kinds))
 

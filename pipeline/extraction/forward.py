@@ -57,7 +57,7 @@ class SteadyForward:
         """
         while True:
             try:
-                with torch.inference_mode():
+                with self._function.inference():
                     return self._joined([self._part(part) for part in torch.split(images, self._part_size)])
             except RuntimeError as error:
                 reason = shortage_of(error)

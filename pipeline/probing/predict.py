@@ -24,6 +24,7 @@ from ..backbones.request import ModelRequest
 from ..datasets import ImageSource
 from ..errors import RequestError
 from ..events import Emit, ImageSkipped, ignore
+from ..extraction.batch_size import choose_batch_size
 from ..extraction.images import Rows, decode_batches
 from ..rounding import float_tokens, round_tokens
 from ..sources.views import evaluation_transform
@@ -77,17 +78,25 @@ class SavedProbe:
         self,
         source: ImageSource,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         num_workers: int = 1,
         on_bad_image: str = "stop",
         emit: Emit = ignore,
     ) -> Iterator[Prediction]:
         """Classify every image of a source, in order; skipped images are left out.
 
+        Args:
+            source: the images.
+            batch_size: images a forward pass; None is what an extraction would choose.
+            num_workers: decoding processes; 0 decodes in this one.
+            on_bad_image: stop or skip.
+            emit: told of images that are skipped.
+
         Raises:
             BadImage: an image could not be read and `on_bad_image` is `stop`.
         """
         forward = self.backbone.compile(self.named.levels, self.named.kinds)
+        batch_size = choose_batch_size(self.backbone, forward) if batch_size is None else batch_size
         ranges = [Rows(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
         decoded_batches = decode_batches(source, [self.backbone.geometry], ranges, num_workers=num_workers)
         known = list(source.class_names) == self.class_names
