@@ -8,8 +8,9 @@ peer     one probe at a time; a Dataset that gives one image's tokens, jittered 
          process; keys and values projected, heads permuted, as in CAE, AIM or the authors' code; autograd; torch's AdamW
 careful  one probe at a time; batches gathered by one index_select and jittered at once, the rest as the peer (`AttentiveProbe`)
 bank     21 probes together, as `fit_bank` trains them
+grid     the same as a sweep has them: of 21 settings two are the same bits and trained once (`twins.py`), counted as 21
 
-All three do whole training steps of 200 images: batch, jitter, forward, backward, clip, AdamW. They take turns (A B C A
+All do whole training steps of 200 images: batch, jitter, forward, backward, clip, AdamW. They take turns (A B C A
 B C ...) on one thread; every lone probe costs the same, so one is timed and counted once a probe. Figures are CPU seconds,
 less disturbed by a shared machine; the ratio in wall time stands beside. GFLOP/s counts the multiplications that the
 folded form needs, against a square matrix product of the same turn. Before anything is timed the peer's probe is held to
@@ -33,13 +34,24 @@ from machine import describe_machine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from probes import PAPER, ArraySource, AttentiveBank, AttentiveProbe, Head, LinearBank, LinearProbe, TrainingProtocol
+from probes import (
+    PAPER,
+    ArraySource,
+    AttentiveBank,
+    AttentiveProbe,
+    Head,
+    LinearBank,
+    LinearProbe,
+    TrainingProtocol,
+    first_twins,
+)
 from probes.fit import class_weights, fit_bank
 from probes.sources import l2_normalize
 
 BATCH, NUM_CLASSES = 200, 47
 PROTOCOL = TrainingProtocol(dropouts=(0.0,), batch_size=BATCH, epochs=1, min_steps=1000)
 SETTINGS = PROTOCOL.settings(Head(kind="linear"))  # 21
+DISTINCT = [SETTINGS[index] for index in sorted(set(first_twins(SETTINGS)))]  # 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +153,17 @@ def compare(case: Case, num_turns: int) -> dict[str, object]:
     """Time one case and print its line; CPU and wall seconds of a step and probe, every turn."""
     source = make_source(case)
     probe = make_probe(case)
-    bank = make_bank(case, probe)
+    bank, grid = make_bank(case, probe, len(SETTINGS)), make_bank(case, probe, len(DISTINCT))
     rows = torch.arange(len(source.labels))
     works: dict[str, tuple[Callable[[int], None], int]] = {
         "peer": (lambda steps: train_as_peers(make_peer(case, probe), source, steps), case.lone_steps),
         "careful": (lambda steps: train_plainly(make_probe(case), source, steps), case.lone_steps),
         "bank": (
             lambda steps: void(fit_bank(bank, source, rows, SETTINGS, PROTOCOL, max_steps=steps)),
+            case.bank_steps,
+        ),
+        "grid": (
+            lambda steps: void(fit_bank(grid, source, rows, DISTINCT, PROTOCOL, max_steps=steps)),
             case.bank_steps,
         ),
     }
@@ -161,7 +177,7 @@ def compare(case: Case, num_turns: int) -> dict[str, object]:
         for name, (work, num_steps) in works.items():
             wall_s, cpu_s = time.perf_counter(), time.process_time()
             work(num_steps)
-            probes = len(SETTINGS) if name == "bank" else 1
+            probes = len(SETTINGS) if name in ("bank", "grid") else 1
             cpu[name].append((time.process_time() - cpu_s) / num_steps / probes)
             wall[name].append((time.perf_counter() - wall_s) / num_steps / probes)
     ms = {name: 1e3 * median(values) for name, values in cpu.items()}
@@ -171,7 +187,7 @@ def compare(case: Case, num_turns: int) -> dict[str, object]:
         f"{case.name:10s} T {case.num_tokens} D {case.embed_dim} H {case.num_heads} C {NUM_CLASSES}: "
         f"peer {ms['peer']:.2f}, careful {ms['careful']:.2f}, bank {ms['bank']:.3f} ms a probe and step; "
         f"bank is {ratio:.1f} times as fast as the peer (wall {median(wall['peer']) / median(wall['bank']):.1f}; "
-        f"goal {case.goal:g}), {careful:.1f} times the careful; turns {spread(cpu)}; "
+        f"goal {case.goal:g}), {careful:.1f} times the careful; turns {spread(cpu)}; grid {ms['peer'] / ms['grid']:.1f}; "
         f"{flops / 1e9:.0f} GFLOP/s of {median(peaks) / 1e9:.0f}",
         flush=True,
     )
@@ -211,10 +227,10 @@ def make_peer(case: Case, probe: AttentiveProbe | LinearProbe) -> nn.Module:
     return peer
 
 
-def make_bank(case: Case, probe: AttentiveProbe | LinearProbe) -> AttentiveBank | LinearBank:
+def make_bank(case: Case, probe: AttentiveProbe | LinearProbe, num_probes: int) -> AttentiveBank | LinearBank:
     if isinstance(probe, AttentiveProbe):
-        return AttentiveBank([probe] * len(SETTINGS))
-    return LinearBank([probe] * len(SETTINGS))
+        return AttentiveBank([probe] * num_probes)
+    return LinearBank([probe] * num_probes)
 
 
 def count_products(case: Case) -> int:

@@ -1,0 +1,56 @@
+"""Images/s of a model's bare forward pass on a CPU, by the size of its batches and the library that multiplies.
+
+    python tests/benchmarks/passes.py [--model timm/vit_small_patch16_224] [--image-size 224] [--batch-sizes 4 8 16 32 64]
+
+"as it comes" is torch's own choice, MKL on x86; "exact oneDNN" what an extraction asks for (`probes/products.py`). Random
+weights, images of noise; batches and libraries in turns, medians of the repeats. The last line says what an extraction would choose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+
+import torch
+from machine import describe_machine
+
+from pipeline.backbones.backbone import open_backbone
+from pipeline.extraction.batch_size import batch_size_on_a_cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="timm/vit_small_patch16_224")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    backbone = open_backbone(options.model, weights="random", image_size=options.image_size)
+    function = backbone.compile(["final"], ["ap"])
+    images = torch.randn(max(options.batch_sizes), 3, *backbone.image_size)
+    libraries = {"as it comes": torch.inference_mode, "exact oneDNN": function.inference}
+    speeds: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for turn in range(options.repeats + 1):
+        for name, inference in libraries.items():
+            for batch_size in options.batch_sizes:
+                began_s = time.perf_counter()
+                with inference():
+                    for batch in torch.split(images, batch_size):
+                        backbone.tower.forward(batch)
+                if turn:  # the first makes code and memory
+                    speeds[name, batch_size].append(len(images) / (time.perf_counter() - began_s))
+    print(
+        f"{describe_machine()}; {options.model} at {backbone.image_size[0]} px, medians of {options.repeats}, images/s"
+    )
+    for name in libraries:
+        figures = (f"{size}: {statistics.median(speeds[name, size]):.1f}" for size in options.batch_sizes)
+        print(f"{name:13s}", *figures, sep="  ")
+    print(f"an extraction takes batches of {batch_size_on_a_cpu(backbone)}")
+
+
+if __name__ == "__main__":
+    main()
