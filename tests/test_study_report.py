@@ -51,6 +51,10 @@ def write_runs(folder: Path, datasets: tuple[str, ...] = ("pets", NASTY)) -> Pat
     return folder
 
 
+def read_rows(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (store / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def test_the_page_says_in_words_who_wins_and_where_alf_does_not(tmp_path: Path) -> None:
     answer = json.loads(run("report", write_runs(tmp_path), "--json").stdout)
     pets, nasty = answer["findings"]
@@ -89,6 +93,29 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert missing.startswith(f"No interval for linear-all on {NASTY} (timm/vit, seed 0): ")
     assert duplicates.startswith(NOT_LOOKED_FOR)
     assert "95 %" not in answer["findings"][1]
+
+
+def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path: Path) -> None:
+    """By what each probe keeps of its stores; two on the same images, one whose probes are gone."""
+    runs = write_study(
+        tmp_path,
+        models=("timm/a", "timm/b", "timm/c", "timm/d"),
+        datasets=("pets", "birds"),
+        probes=("linear-cls", "alf"),
+    )
+    for file in runs.rglob("probe.json"):
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        (row,) = [one for one in read_rows(file.parent.parent) if file.parent.name.endswith(one["key"][:8])]
+        other = row["backbone"] == "timm/b" and row["dataset"] == "pets"
+        saved["config"] |= {"cache": {"manifest": "other" if other else "same"}}
+        file.write_text(json.dumps(saved), encoding="utf-8")
+        if row["backbone"] == "timm/d":
+            file.unlink()
+    (told,) = [one for one in json.loads(run("report", runs, "--json").stdout)["left_out"] if "same images" in one]
+    assert told == (
+        "pets is not the same images for all models (the same for: timm/a, timm/c; timm/b): probes of one model compare, models do "
+        "not. Extract it anew for all of them from one copy of the images."
+    )
 
 
 def test_a_folder_without_results_is_refused_in_four_parts(tmp_path: Path) -> None:

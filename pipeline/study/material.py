@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,7 @@ class Material:
             if np.array_equal(ids_of.setdefault(case.dataset, tested.sample_ids), tested.sample_ids):
                 tested = replace(tested, sample_ids=ids_of[case.dataset])
             self.tested[case] = tested
+        self.notes.extend(self._other_images())
 
     def of_case(self, case: Case) -> dict[str, Row]:
         """Probe -> row of one case."""
@@ -222,6 +223,21 @@ class Material:
                 except CacheError as error:
                     self.notes.append(f"A store was not read: {error}")
         return found
+
+    def _other_images(self) -> Iterator[str]:
+        """Of data sets whose name stood for other images when, or where, another model was extracted."""
+        for dataset in dict.fromkeys(case.dataset for case in self.cases):
+            models: dict[tuple[str, ...], list[str]] = {}
+            for case in self.cases:
+                digests = tuple(self._manifests(case))
+                if case.dataset == dataset and case.model not in digests:
+                    models.setdefault(digests, []).append(case.model)
+            if len(models) > 1:
+                told = "; ".join(", ".join(dict.fromkeys(names)) for names in models.values())
+                yield (
+                    f"{dataset} is not the same images for all models (the same for: {told}): probes of one model compare, models "
+                    "do not. Extract it anew for all of them from one copy of the images."
+                )
 
     def _manifests(self, case: Case) -> list[str]:
         """Digests of the images of both splits; the model's name where they are gone, so that it is like no other's."""

@@ -3,7 +3,7 @@
     python tests/benchmarks/passes.py [--model timm/vit_small_patch16_224] [--image-size 224] [--batch-sizes 4 8 16 32 64]
 
 "as it comes" is torch's own choice, MKL on x86; "exact oneDNN" what an extraction asks for (`probes/products.py`). Random
-weights, images of noise; batches and libraries in turns, medians of the repeats. The last line says what an extraction would choose.
+weights, images of noise; batches and libraries in turns, medians of the repeats. The last line has the extraction's choice.
 """
 
 from __future__ import annotations
