@@ -100,8 +100,9 @@ def test_all_listed_models_can_be_opened_and_none_of_timms_other_families_can() 
     }
     for module in set(timm.list_modules()) - set(TIMM_MODULES):
         for name in timm.list_models(module=module)[:1]:
-            with pytest.raises(RequestError):
-                describe(f"timm/{name}")
+            if timm.model_entrypoint(name).__module__.startswith("timm."):  # other tests register models of their own
+                with pytest.raises(RequestError):
+                    describe(f"timm/{name}")
 
 
 # ---- the commands

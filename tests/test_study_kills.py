@@ -185,7 +185,7 @@ def test_a_study_killed_nine_times_on_its_way_leaves_what_one_leaves_that_was_no
 def test_a_study_killed_before_any_call_that_changes_the_disk_leaves_the_same(
     runner: Runner, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Kills of fresh runs at every 61st call until a run comes through, each followed by one that goes on."""
+    """Kills of fresh runs at every 47th call until a run comes through, each followed by one that goes on."""
     number, ended = 0, -9
     while ended == -9:
         folder = tmp_path / str(number)
@@ -193,5 +193,5 @@ def test_a_study_killed_before_any_call_that_changes_the_disk_leaves_the_same(
         if ended == -9:
             assert runner.study(folder) == 0, number
         assert differing(left_by(folder), undisturbed) == [], number
-        number += 61
-    assert number > 10 * 61
+        number += 47
+    assert number > 10 * 47
