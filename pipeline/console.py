@@ -255,10 +255,14 @@ def print_table(
         table.add_column(column, justify="left" if index < num_left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    if not console.is_terminal:
-        whole = console.options.update(width=WIDEST)
-        console.width = Measurement.get(console, whole, table).maximum
-    console.print(table, soft_wrap=False)
+    if console.is_terminal:
+        console.print(table, soft_wrap=False)
+        return
+    console.width = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    with console.capture() as capture:
+        console.print(table, soft_wrap=False)
+    for line in capture.get().splitlines():
+        console.print(Text(line.rstrip()))  # a last cell that is empty is no reason for a line as long as the longest
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -222,6 +222,15 @@ def test_a_table_in_a_log_is_never_cut(capsys: pytest.CaptureFixture[str]) -> No
     assert second.endswith(" 10.0")
 
 
+def test_lines_of_a_table_in_a_log_end_with_their_last_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("check", "result", "do"), [("cores", "ok", ""), ("hub", "warning", "Give a file.")], num_left=3)
+    assert capsys.readouterr().out.splitlines() == [
+        "check  result   do",
+        "cores  ok",
+        "hub    warning  Give a file.",
+    ]
+
+
 def test_an_error_has_a_line_for_each_of_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     print_error("--probe", {"expected": "one of alf", "got": "'alff'", "do": "Did you mean 'alf'?"})
     assert capsys.readouterr().err.splitlines() == [
