@@ -197,7 +197,7 @@ def test_the_trial_of_a_disk_writes_a_block_and_leaves_nothing(tmp_path: Path) -
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kinds", ["cls,ap", "patch"])
 def test_the_peak_of_memory_is_foreseen(photos: Path, tmp_path: Path, kinds: str) -> None:
-    """An upper bound, all but 3 %, and less than half above what is taken."""
+    """An upper bound, and less than half above what is taken."""
     command = [sys.executable, str(ROOT / "tests" / "peak.py"), str(tmp_path / "peak")]
     options = ["--model", TINY_MODEL, "--weights", "random", "--data", f"folder:{photos}", "--kinds", kinds, "--json"]
     options += ["--cache", str(tmp_path / "caches")]
@@ -205,4 +205,4 @@ def test_the_peak_of_memory_is_foreseen(photos: Path, tmp_path: Path, kinds: str
     told = subprocess.run([*command, "plan", *options], env=environment, capture_output=True, text=True, check=True)
     forecast_bytes = json.loads(told.stdout)["forecast"]["host_peak_bytes"]
     subprocess.run([*command, "extract", *options], env=environment, stdout=subprocess.DEVNULL, check=True)
-    assert 0.97 < forecast_bytes / int((tmp_path / "peak").read_text()) < 1.5
+    assert 1 <= forecast_bytes / int((tmp_path / "peak").read_text()) < 1.5

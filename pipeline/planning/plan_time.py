@@ -1,7 +1,7 @@
 """How long an extraction would take, and with how much memory: measured on less of it, on this machine.
 
 Each part is timed alone: a few batches through the real model at its real batch size, a few images decoded, one block written to
-the disk of the cache. What the process had in memory at most while the model ran is what it will have.
+the disk of the cache. What the process had in memory at most while the model ran is, but for a margin, what it will have.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..extraction.write_behind import QUEUED_BATCHES
 from ..memory import peak_memory_bytes
 from .calibrate import ForwardSpeed, measure_decoding, measure_forward
 
+MARGIN = 1.05  # of memory: writing and the allocator take up to 3 % more than the model's passes had
 Prepared = Sequence[tuple[ImageSource, Sequence[Extraction]]]
 
 
@@ -131,7 +132,7 @@ def calibrate(
         write_s=write_s,
         total_s=start_s + total_s,
         limit=str(find_limit(waiting_s, compute_s, write_s, num_workers=config.num_workers, num_cores=num_cores())),
-        host_peak_bytes=host_peak + queued + batch_bytes,
+        host_peak_bytes=int(MARGIN * host_peak) + queued + batch_bytes,
         shared_bytes=config.num_workers * PREFETCHED_BATCHES * batch_bytes,
         device_peak_bytes=max(device_peaks) if device_peaks else None,
     )
