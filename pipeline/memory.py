@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HEADROOM = 0.8  # of what is free: other programs want some too
 UNKNOWN_BYTES = 4 << 30  # where a system reports nothing
 
-_SHORTAGE = re.compile(r"(?:\w+ out of memory|can't allocate memory)[^.\n]*")
+_SHORTAGE = re.compile(r"(?:(?:\w+ )?out of memory|can't allocate memory)[^.\n]*")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNORECASE)
 
@@ -81,8 +81,8 @@ def shortage_of(error: BaseException) -> str | None:
 
     >>> shortage_of(RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error 12"))
     "can't allocate memory: you tried to allocate 8 bytes"
-    >>> shortage_of(MemoryError()), shortage_of(RuntimeError("shapes do not match"))
-    ('no memory left', None)
+    >>> shortage_of(RuntimeError("CUDA error: out of memory")), shortage_of(MemoryError()), shortage_of(RuntimeError("a bug"))
+    ('out of memory', 'no memory left', None)
     """
     import torch
 

@@ -76,9 +76,7 @@ class SteadyForward:
                 raise
             self._compiled = None
             self._emit(CompileFailed(backbone=self._model_id, reason=_what_failed(error)))
-            with (
-                self._function.inference()
-            ):  # anew: the compiler of torch 2.6 leaves another precision of products behind
+            with self._function.inference():  # anew: torch 2.6's compiler leaves another precision behind
                 return self._function.forward(ready)
         self._known.add(self._part_size)
         return {
