@@ -182,12 +182,31 @@ def _interleaved(factor: Tensor) -> bool:
 
 @contextmanager
 def _float32_products(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the program around has told every backend for itself, as torch advises from 2.9 on
+        with _of_each_backend(precision):
+            yield
+        return
     torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _of_each_backend(precision: str) -> Iterator[None]:
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    told = {"highest": ("ieee", "ieee"), "high": ("tf32", "ieee"), "medium": ("tf32", "bf16")}[precision]
+    try:
+        for backend, numbers in zip(backends, told, strict=True):
+            backend.fp32_precision = numbers
+        yield
+    finally:
+        for backend, numbers in zip(backends, before, strict=True):
+            backend.fp32_precision = numbers
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 
 import pytest
@@ -115,6 +117,38 @@ def test_models_that_are_run_get_one_dnn_where_it_is_exact_and_a_gpu_is_left_alo
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+TOLD_EACH_BACKEND = """
+import torch
+
+cuda, one_dnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+cuda.fp32_precision, one_dnn.fp32_precision = {around}
+from probes import products
+
+products.one_dnn_is_exact = lambda: {exact}
+with products.quick_products(torch.device("cpu")):
+    print(one_dnn.fp32_precision)
+with products.Products("float32", torch.float32, torch.device("cpu")).chosen():
+    print(cuda.fp32_precision, one_dnn.fp32_precision)
+print((cuda.fp32_precision, one_dnn.fp32_precision) == {around})
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later can be told so"
+)
+@pytest.mark.parametrize("around", [("tf32", "bf16"), ("tf32", "ieee")])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_program_may_have_told_every_backend_for_itself(around: tuple[str, str], exact: bool) -> None:
+    """Then torch refuses to say what all of them were told; in a process of its own, for what is told so cannot be taken back."""
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD_EACH_BACKEND.format(around=around, exact=exact)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["bf16" if exact else "ieee", "ieee ieee", "True"]
 
 
 @pytest.mark.parametrize("exact", [False, True])
