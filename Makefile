@@ -90,6 +90,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/zoo.py
 	$(BIN)/python tests/benchmarks/streaming.py --rows 4000 --repeats 3
 	$(BIN)/python tests/benchmarks/halving.py --probes linear-cls linear-last --num-seeds 2
+	$(BIN)/python tests/benchmarks/passes.py --repeats 2
 	$(BIN)/python tests/benchmarks/extraction.py
 	$(BIN)/python tests/benchmarks/together.py
 	$(BIN)/python tests/benchmarks/processes.py
