@@ -261,8 +261,7 @@ def print_table(
     console.width = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
     with console.capture() as capture:
         console.print(table, soft_wrap=False)
-    for line in capture.get().splitlines():
-        console.print(Text(line.rstrip()))  # a last cell that is empty is no reason for a line as long as the longest
+    print_lines(line.rstrip() for line in capture.get().splitlines())  # or an empty last cell is as wide as the others
 
 
 def print_lines(lines: Iterable[str]) -> None:

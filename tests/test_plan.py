@@ -168,9 +168,8 @@ def test_a_forward_pass_is_measured_at_the_batch_size_of_the_run() -> None:
     assert (speed.batch_size, speed.tokens_bytes, speed.device_peak_bytes) == (8, 8 * 2 * 192 * 4, None)
     assert speed.images_per_s > 0
     assert speed.first_pass_s > 0
-    assert (
-        measure_forward(backbone).batch_size == 64
-    )  # of a new store on a CPU, cls and ap of every level: 2 tokens an image
+    # of a new store on a CPU, cls and ap of every level: 2 tokens an image
+    assert measure_forward(backbone).batch_size == 64
 
 
 def test_an_image_that_cannot_be_read_does_not_stop_the_calibration(

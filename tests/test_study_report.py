@@ -16,6 +16,7 @@ from report_page import ReadPage
 from study_runs import balanced, write_study
 from test_report_numbers import require_computed_again
 
+from pipeline.probing.results import read_rows
 from pipeline.study.paper import MODELS, published_scores
 
 NASTY = "<script>alert(1)</script>"
@@ -49,10 +50,6 @@ def write_runs(folder: Path, datasets: tuple[str, ...] = ("pets", NASTY)) -> Pat
             )
         (store / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
-
-
-def read_rows(store: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (store / "results.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_page_says_in_words_who_wins_and_where_alf_does_not(tmp_path: Path) -> None:
@@ -105,7 +102,9 @@ def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path
     )
     for file in runs.rglob("probe.json"):
         saved = json.loads(file.read_text(encoding="utf-8"))
-        (row,) = [one for one in read_rows(file.parent.parent) if file.parent.name.endswith(one["key"][:8])]
+        (row,) = [
+            one for one in read_rows(file.parent.parent / "results.jsonl") if file.parent.name.endswith(one["key"][:8])
+        ]
         other = row["backbone"] == "timm/b" and row["dataset"] == "pets"
         saved["config"] |= {"cache": {"manifest": "other" if other else "same"}}
         file.write_text(json.dumps(saved), encoding="utf-8")

@@ -23,12 +23,18 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-batch_size = click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    help="Images a forward pass. [default: on a CPU up to 64, of 1,600 tokens together (8 of 224 pixels in patches of 16); on a "
-    "GPU the power of two that fits its free memory, up to 512; a store keeps the size it was begun with]",
-)
+
+
+def batch_size(more: str = "") -> Callable[[Command], Command]:
+    """How many images go through a model at once; `more` is said of the default."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        help="Images a forward pass. [default: on a CPU up to 64, of 1,600 tokens together (8 of 224 pixels in patches of 16); on "
+        f"a GPU the power of two that fits its free memory, up to 512{more}]",
+    )
+
+
 workers = click.option(
     "--workers",
     type=click.IntRange(0),
@@ -128,7 +134,7 @@ extraction_options = combine(
         "--cache", "cache_root", type=FOLDER, default="caches", show_default=True, help="Folder of all stores."
     ),
     device,
-    batch_size,
+    batch_size("; a store keeps the size it was begun with"),
     click.option(
         "--compile/--no-compile",
         "compile_model",

@@ -18,7 +18,7 @@ from . import options as shared
 @click.option("--split", default="test", show_default=True, help="Where the data has splits.")
 @click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
 @shared.device
-@shared.combine(shared.batch_size, shared.workers, shared.on_bad_image, shared.as_json)
+@shared.combine(shared.batch_size(), shared.workers, shared.on_bad_image, shared.as_json)
 def predict(
     folder: Path,
     data: str,

@@ -226,12 +226,12 @@ class Material:
 
     def _other_images(self) -> Iterator[str]:
         """Of data sets whose name stood for other images when, or where, another model was extracted."""
-        for dataset in dict.fromkeys(case.dataset for case in self.cases):
-            models: dict[tuple[str, ...], list[str]] = {}
-            for case in self.cases:
-                digests = tuple(self._manifests(case))
-                if case.dataset == dataset and case.model not in digests:
-                    models.setdefault(digests, []).append(case.model)
+        given: dict[str, dict[tuple[str, ...], list[str]]] = {}  # data set -> manifests -> models
+        for case in self.cases:
+            digests = tuple(self._manifests(case))
+            if case.model not in digests:
+                given.setdefault(case.dataset, {}).setdefault(digests, []).append(case.model)
+        for dataset, models in given.items():
             if len(models) > 1:
                 told = "; ".join(", ".join(dict.fromkeys(names)) for names in models.values())
                 yield (
