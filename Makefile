@@ -91,7 +91,9 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/streaming.py --rows 4000 --repeats 3
 	$(BIN)/python tests/benchmarks/halving.py --probes linear-cls linear-last --num-seeds 2
 	$(BIN)/python tests/benchmarks/passes.py --repeats 2
-	$(BIN)/python tests/benchmarks/extraction.py
+	$(BIN)/python tests/benchmarks/extraction.py --repeats 3 --reference
+	$(BIN)/python tests/benchmarks/extraction.py --repeats 3 --reference --data photos --model timm/vit_small_patch16_224 --images 128
+	$(BIN)/python tests/benchmarks/extraction.py --repeats 3 --threads 1 --images 256
 	$(BIN)/python tests/benchmarks/together.py
 	$(BIN)/python tests/benchmarks/processes.py
 
