@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import timm
@@ -103,6 +104,21 @@ def test_all_listed_models_can_be_opened_and_none_of_timms_other_families_can() 
             if timm.model_entrypoint(name).__module__.startswith("timm."):  # other tests register models of their own
                 with pytest.raises(RequestError):
                     describe(f"timm/{name}")
+
+
+def test_a_model_that_torch_cannot_build_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's RegNet on torch 2.6."""
+
+    def not_there(*arguments: Any, **more: Any) -> Any:
+        raise NotImplementedError("aten::_unique2: attempted to run this operator with Meta tensors")
+
+    monkeypatch.setattr("pipeline.backbones.listing.open_tower", not_there)
+    with pytest.raises(RequestError) as refused:
+        describe.__wrapped__("timm/regnetv_040")
+    assert str(refused.value) == (
+        "timm/regnetv_040: expected a plain vision transformer, got a model that this torch cannot build without its "
+        "weights (aten::_unique2). Name one of `layerbank models`."
+    )
 
 
 # ---- the commands

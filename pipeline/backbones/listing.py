@@ -285,7 +285,15 @@ def open_meta_tower(model_id: str, *, tap: str, image_size: int | None) -> Tower
     plain = f"timm/{ARCHITECTURE}" if demo else _without_tag(model_id)
     with _quiet(), torch.device("meta"):
         size = IMAGE_SIZE if demo and image_size is None else image_size
-        tower = open_tower(plain, weights=RANDOM, tap=tap, image_size=size, seed=0)
+        try:
+            tower = open_tower(plain, weights=RANDOM, tap=tap, image_size=size, seed=0)
+        except NotImplementedError as error:  # no vision transformer is built by numbers that it computes itself
+            raise RequestError(
+                where=model_id,
+                expected="a plain vision transformer",
+                got=f"a model that this torch cannot build without its weights ({str(error).partition(': ')[0]})",
+                todo="Name one of `layerbank models`.",
+            ) from error
     tower.model.to("meta")  # timm 1.0.21 makes the buffers of DINOv3 on the CPU all the same
     return tower
 

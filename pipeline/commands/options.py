@@ -139,8 +139,8 @@ extraction_options = combine(
         "--compile/--no-compile",
         "compile_model",
         default=None,
-        help="Make one graph of the model with torch.compile. [default: compile on a GPU; on a CPU it takes a minute and gains "
-        "nothing]",
+        help="Make one graph of the model with torch.compile. [default: compile on a GPU; on a CPU it takes a C++ compiler and ten "
+        "seconds to a minute, and passes are up to a third faster]",
     ),
     workers,
     on_bad_image,

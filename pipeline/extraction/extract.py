@@ -38,7 +38,7 @@ class ExtractConfig:
         num_workers: decoding processes; 0 decodes in this one.
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
         overwrite: begin anew, even if the store is complete.
-        compile: make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it takes a minute and gains nothing.
+        compile: make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it pays for large jobs.
         worker: which of several workers of the store this process is; None has it alone.
     """
 
