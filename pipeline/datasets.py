@@ -1,6 +1,6 @@
 """From a data URI and the name of a split to an ordered, counted, map-style source of labelled images.
 
-Knows the schemes and nothing else; how each kind of source reads its files is in `pipeline.sources`.
+Knows the schemes and nothing else; how each kind of source reads its files is in `layerbank.sources`.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-import pipeline
-from pipeline.cli import main
-from pipeline.probing import probe_names
+import layerbank
+from layerbank.cli import main
+from layerbank.probing import probe_names
 
-README = Path(pipeline.__file__).parent / "README.md"
+README = Path(layerbank.__file__).parent / "README.md"
 MARK = "<!-- reference -->\n"
 NAMES = ("<!-- names -->\n", "<!-- /names -->\n")
 SETTINGS: dict[str, Any] = {"terminal_width": 100, "help_option_names": ["-h", "--help"]}

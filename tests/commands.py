@@ -11,8 +11,8 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 from photos import TINY_MODEL
 
-from cache.lock import LockOwner, read_owner, worker_file
-from pipeline.cli import main
+from layerbank.cache.lock import LockOwner, read_owner, worker_file
+from layerbank.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,8 +26,8 @@ def run(*arguments: object) -> Result:
 
 def start(*arguments: object, in_a_group_of_its_own: bool = False, **environment: str) -> subprocess.Popen[str]:
     """`layerbank ARGUMENTS...` in a process of its own, or as a terminal starts it: in a group that gets its Ctrl-C."""
-    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    paths = {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "layerbank", *map(str, arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

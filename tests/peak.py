@@ -9,8 +9,8 @@ import atexit
 import sys
 from pathlib import Path
 
-from pipeline.cli import main
-from pipeline.memory import peak_memory_bytes
+from layerbank.cli import main
+from layerbank.memory import peak_memory_bytes
 
 if __name__ == "__main__":
     file = Path(sys.argv.pop(1))

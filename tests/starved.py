@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from token_stores import make_spec
 
-from cache import ArraySpec, CacheWriter, TokenCache
-from pipeline.events import Event, MemoryPlanned
-from pipeline.probing.figures import draw_attention_map
-from pipeline.probing.probe import Store, probe
-from pipeline.probing.probe_names import NamedProbe
-from probes import QUICK, ModuleBank, SimPoolProbe
+from layerbank.cache import ArraySpec, CacheWriter, TokenCache
+from layerbank.events import Event, MemoryPlanned
+from layerbank.probes import QUICK, ModuleBank, SimPoolProbe
+from layerbank.probing.figures import draw_attention_map
+from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe_names import NamedProbe
 
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256, jitter_std=0.0)
 PROBES = {
@@ -70,7 +70,7 @@ def train(folder: Path, probes: Sequence[str], budget_bytes: int, num_rows: int)
     stores = write_stores(folder, num_rows)
     command = [sys.executable, __file__, *stores, folder / "runs", str(budget_bytes), *probes]
     root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)

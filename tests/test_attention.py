@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from probes import (
+from layerbank.probes import (
     AlfEmbedProbe,
     ArraySource,
     AttentiveProbe,
@@ -18,7 +18,7 @@ from probes import (
     attention_statistics,
     stack_tokens,
 )
-from probes.attention import entropy, mass_80
+from layerbank.probes.attention import entropy, mass_80
 
 N, T, D, H = 37, 6, 12, 4
 GROUPS = torch.tensor([0, 1, 1, 2, 3, 3])  # two levels, of which each has a cls and two cells
@@ -83,7 +83,7 @@ def test_shares_sum_to_one_and_what_is_averaged_differently_agrees() -> None:
 def test_images_are_read_in_parts_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     probe, source = make_probe("attentive"), make_source()
     whole = attention_statistics(probe, source, GROUPS)
-    monkeypatch.setattr("probes.attention.BATCH", 5)
+    monkeypatch.setattr("layerbank.probes.attention.BATCH", 5)
     parts = attention_statistics(probe, source, GROUPS)
     for name in ("mass", "entropy", "mass_80", "mass_of_head", "mass_of_token", "entropy_of_head", "mass_80_of_head"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-7)

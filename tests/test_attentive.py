@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from probes.attention import attention_mass
-from probes.attentive import AttentiveProbe
-from probes.errors import DataError, SettingError
-from probes.linear import LinearProbe
-from probes.sources import ArraySource, stack_tokens
+from layerbank.probes.attention import attention_mass
+from layerbank.probes.attentive import AttentiveProbe
+from layerbank.probes.errors import DataError, SettingError
+from layerbank.probes.linear import LinearProbe
+from layerbank.probes.sources import ArraySource, stack_tokens
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from PIL import Image
 from timm.models import register_model
 from torch import Tensor, nn
 
-from pipeline import RequestError, WorkError
-from pipeline.backbones.backbone import Backbone, open_backbone
-from pipeline.backbones.timm_models import tower_from_timm
+from layerbank import RequestError, WorkError
+from layerbank.backbones.backbone import Backbone, open_backbone
+from layerbank.backbones.timm_models import tower_from_timm
 
 SIZE, DEPTH = 48, 3  # 3 x 3 patches of 16
 

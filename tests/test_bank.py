@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes.attentive import AttentiveProbe
-from probes.bank import AttentiveBank
-from probes.errors import SettingError
-from probes.linear import LinearProbe
-from probes.linear_bank import LinearBank
+from layerbank.probes.attentive import AttentiveProbe
+from layerbank.probes.bank import AttentiveBank
+from layerbank.probes.errors import SettingError
+from layerbank.probes.linear import LinearProbe
+from layerbank.probes.linear_bank import LinearBank
 
 NEVER_MOVES = {"norm_k.bias", "proj.bias"}  # softmax and BatchNorm take them away
 

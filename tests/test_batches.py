@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.batches import SMALLEST_BATCH, BatchPlan, choose_batch_size, plan_batches
-from probes.errors import DataError
+from layerbank.probes.batches import SMALLEST_BATCH, BatchPlan, choose_batch_size, plan_batches
+from layerbank.probes.errors import DataError
 
 REFERENCE = {  # data set: (training images, batch size of the authors' code)
     "FER2013": (28709, 1979),

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from pipeline import RequestError
-from pipeline.study.bootstrap import (
+from layerbank import RequestError
+from layerbank.study.bootstrap import (
     Interval,
     class_mean,
     difference_interval,

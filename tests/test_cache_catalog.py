@@ -16,7 +16,7 @@ from token_stores import (
     write_store,
 )
 
-from cache import (
+from layerbank.cache import (
     DamagedStoreError,
     StoreLockedError,
     TokenCache,
@@ -27,7 +27,7 @@ from cache import (
     read_store_info,
     remove_garbage,
 )
-from cache.lock import lock_file
+from layerbank.cache.lock import lock_file
 
 
 def test_every_store_under_a_folder_is_listed_with_its_state(tmp_path: Path) -> None:

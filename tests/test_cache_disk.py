@@ -22,16 +22,16 @@ from token_stores import (
     write_store,
 )
 
-from cache import NotWritableError, StorageFullError, verify_store
-from cache.journal import read_journal
+from layerbank.cache import NotWritableError, StorageFullError, verify_store
+from layerbank.cache.journal import read_journal
 
 ROOT = Path(__file__).parent.parent
 WRITE_AND_TELL = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from token_stores import *
-from cache import CacheError
-from cache.journal import read_journal
+from layerbank.cache import CacheError
+from layerbank.cache.journal import read_journal
 store = Path(sys.argv[1])
 try:
     write_store(store, arrays=make_arrays(kinds=["cls"], width=512))

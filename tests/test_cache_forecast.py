@@ -20,7 +20,7 @@ from token_stores import (
     write_store,
 )
 
-from cache import (
+from layerbank.cache import (
     ArraySpec,
     BatchNotes,
     ChangedDataError,

@@ -17,7 +17,7 @@ from token_stores import (
     write_store,
 )
 
-from cache import (
+from layerbank.cache import (
     DamagedStoreError,
     IncompleteStoreError,
     NotAStoreError,
@@ -120,7 +120,7 @@ def test_an_export_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> np.ndarray:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cache.token_array.TokenArray.read", fail)
+    monkeypatch.setattr("layerbank.cache.token_array.TokenArray.read", fail)
     with pytest.raises(KeyboardInterrupt):
         export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
     assert not list(tmp_path.glob("a.h5*"))

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from cache import StoreLockedError
-from cache.lock import LockOwner, StoreLock, is_locked, lock_file, read_owner
+from layerbank.cache import StoreLockedError
+from layerbank.cache.lock import LockOwner, StoreLock, is_locked, lock_file, read_owner
 
 ROOT = Path(__file__).parent.parent
 # a writer with a decode worker: the worker was forked while the lock was held, and outlives a killed parent for a while
-OWNER_WITH_WORKER = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
+OWNER_WITH_WORKER = """
+import sys
 import os, time
 from pathlib import Path
-from cache.lock import StoreLock
+from layerbank.cache.lock import StoreLock
 StoreLock(Path(sys.argv[1])).acquire()
 if os.fork() == 0:
     os.close(1)

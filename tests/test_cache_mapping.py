@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from cache import SpecError, mapping, open_array
-from cache.mapping import (
+from layerbank.cache import SpecError, mapping, open_array
+from layerbank.cache.mapping import (
     ChunkFiles,
     ChunkRows,
     ContiguousRows,
@@ -142,7 +142,7 @@ def test_where_the_system_refuses_a_contiguous_map_rows_come_chunk_by_chunk(
     make_array(tmp_path / "a.zarr", values, 8)
     files = find_chunk_files(tmp_path / "a.zarr")
     assert files is not None
-    monkeypatch.setattr("cache.mapping._mmap", refusing(mapping._mmap, {1}))
+    monkeypatch.setattr("layerbank.cache.mapping._mmap", refusing(mapping._mmap, {1}))
     rows = map_rows(files)
     assert isinstance(rows, ChunkRows)
     np.testing.assert_array_equal(rows.read(3, 12), values[3:12])
@@ -155,7 +155,7 @@ def test_where_the_system_allows_few_maps_older_ones_are_given_back(
     make_array(tmp_path / "a.zarr", values, 3)
     files = find_chunk_files(tmp_path / "a.zarr")
     assert files is not None
-    monkeypatch.setattr("cache.mapping._map_chunk", refusing(mapping._map_chunk, {4, 8}))
+    monkeypatch.setattr("layerbank.cache.mapping._map_chunk", refusing(mapping._map_chunk, {4, 8}))
     rows = ChunkRows(files)
     np.testing.assert_array_equal(rows.read(0, 30), values)
     assert len(rows._chunks) == 3
@@ -164,7 +164,7 @@ def test_where_the_system_allows_few_maps_older_ones_are_given_back(
 def test_without_an_mmap_of_ours_chunks_are_mapped_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = some_values(30, (7,), "uint8")
     make_array(tmp_path / "a.zarr", values, 3)
-    monkeypatch.setattr("cache.mapping._MAP_ANONYMOUS", 0)
+    monkeypatch.setattr("layerbank.cache.mapping._MAP_ANONYMOUS", 0)
     rows = open_rows(tmp_path / "a.zarr")
     assert isinstance(rows, ChunkRows)
     np.testing.assert_array_equal(rows.read(0, 30), values)

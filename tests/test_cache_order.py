@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache import chunk_shuffle, cut, exact_shuffle, sequential
+from layerbank.cache import chunk_shuffle, cut, exact_shuffle, sequential
 
 subsets = st.sets(st.integers(0, 500)).map(lambda rows: np.array(sorted(rows), dtype=np.int64))
 seeds = st.integers(0, 2**63)
@@ -37,7 +37,7 @@ def test_the_orders_of_a_seed_are_these_for_ever() -> None:
 
 
 def test_another_process_gets_the_same_order() -> None:
-    code = "import numpy as np; from cache import exact_shuffle; print(exact_shuffle(np.arange(100), seed=3).tolist())"
+    code = "import numpy as np; from layerbank.cache import exact_shuffle; print(exact_shuffle(np.arange(100), seed=3).tolist())"
     root = Path(__file__).parent.parent
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str(exact_shuffle(np.arange(100), seed=3).tolist())

@@ -22,7 +22,7 @@ from token_stores import (
     write_store,
 )
 
-from cache import (
+from layerbank.cache import (
     DamagedStoreError,
     MissingArrayError,
     NotAStoreError,
@@ -30,7 +30,7 @@ from cache import (
     StoreMissingError,
     TokenCache,
 )
-from cache.journal import JOURNAL_FOLDER, WORKER_FILE
+from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
 
 ROWS = np.arange(NUM_ROWS)
 
@@ -279,7 +279,7 @@ def test_stores_of_one_block_and_of_one_row_work(tmp_path: Path) -> None:
 
 
 def test_blocks_of_several_chunks_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache.geometry.MAX_CHUNK_BYTES", 2048)
+    monkeypatch.setattr("layerbank.cache.geometry.MAX_CHUNK_BYTES", 2048)
     write_store(tmp_path / "a.zarr")
     cache = TokenCache.open(tmp_path / "a.zarr")
     assert len(list((tmp_path / "a.zarr/tokens/final/grid2").glob("c.*"))) > 30

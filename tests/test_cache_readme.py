@@ -17,14 +17,14 @@ from token_stores import (
     write_store,
 )
 
-import cache
-from cache import CacheSpec, TokenCache, geometry
-from cache.hdf5 import HEADER_ATTRIBUTE, JOURNAL_DATASET
-from cache.header import FORMAT, FORMAT_VERSION
-from cache.journal import JOURNAL_FOLDER, WORKER_FILE
-from cache.spec import COMPUTE_DTYPES, IDENTITY_FIELDS, LABEL_FIELDS, MODULE_TAP, TAPS
-from cache.storage_dtypes import STORAGE_DTYPES, storage_dtypes_text
-from cache.verify import FOREIGN
+from layerbank import cache
+from layerbank.cache import CacheSpec, TokenCache, geometry
+from layerbank.cache.hdf5 import HEADER_ATTRIBUTE, JOURNAL_DATASET
+from layerbank.cache.header import FORMAT, FORMAT_VERSION
+from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
+from layerbank.cache.spec import COMPUTE_DTYPES, IDENTITY_FIELDS, LABEL_FIELDS, MODULE_TAP, TAPS
+from layerbank.cache.storage_dtypes import STORAGE_DTYPES, storage_dtypes_text
+from layerbank.cache.verify import FOREIGN
 
 README = (Path(cache.__file__).parent / "README.md").read_text()
 

@@ -21,9 +21,9 @@ from token_stores import (
     write_store,
 )
 
-from cache import IncompleteStoreError, TokenCache
-from cache.header import read_header
-from cache.journal import JOURNAL_FOLDER, WORKER_FILE, read_journal
+from layerbank.cache import IncompleteStoreError, TokenCache
+from layerbank.cache.header import read_header
+from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE, read_journal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
@@ -115,7 +115,7 @@ print(json.dumps({"kills": kills, "stores": stores, "seen": seen}))
 
 def run_killer(folder: Path, *arguments: str) -> dict[str, object]:
     tests = Path(__file__).parent
-    program = f"import sys; sys.path[:0] = [{str(tests.parent)!r}, {str(tests)!r}]\n{KILLER}"
+    program = f"import sys; sys.path.insert(0, {str(tests)!r})\n{KILLER}"
     command = [sys.executable, "-c", program, str(folder), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

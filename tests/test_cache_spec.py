@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from token_stores import make_spec
 
-from cache import ArraySpec, CacheSpec, FieldDifference, SpecError, kinds_with_own_dtype, storage_dtypes_text
-from cache.spec import IDENTITY_FIELDS, LABEL_FIELDS, path_name
-from cache.storage_dtypes import STORAGE_DTYPES
+from layerbank.cache import ArraySpec, CacheSpec, FieldDifference, SpecError, kinds_with_own_dtype, storage_dtypes_text
+from layerbank.cache.spec import IDENTITY_FIELDS, LABEL_FIELDS, path_name
+from layerbank.cache.storage_dtypes import STORAGE_DTYPES
 
 OTHER: dict[str, Any] = {
     "architecture": "timm/vit_small img_size=32",

@@ -20,7 +20,7 @@ from token_stores import (
     write_store,
 )
 
-from cache import (
+from layerbank.cache import (
     DamagedStoreError,
     IncompleteStoreError,
     NotAStoreError,
@@ -30,7 +30,7 @@ from cache import (
     repair_store,
     verify_store,
 )
-from cache.journal import JOURNAL_FOLDER, WORKER_FILE
+from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
 
 JOURNAL = f"{JOURNAL_FOLDER}/{WORKER_FILE}"
 

@@ -24,7 +24,7 @@ from token_stores import (
     write_store,
 )
 
-from cache import (
+from layerbank.cache import (
     IncompleteStoreError,
     SpecError,
     StoreLockedError,
@@ -36,18 +36,18 @@ from cache import (
     repair_store,
     verify_store,
 )
-from cache.crew import CrewLock
-from cache.journal import JOURNAL_FOLDER
-from cache.lock import is_locked, worker_file, worker_files
+from layerbank.cache.crew import CrewLock
+from layerbank.cache.journal import JOURNAL_FOLDER
+from layerbank.cache.lock import is_locked, worker_file, worker_files
 
 ROOT = Path(__file__).parent.parent
 # one worker in a process of its own: store, index, count, seconds before each batch
 WORKER = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 import os, time
 from pathlib import Path
 os.fsync = lambda fd: None
-from cache import Worker
+from layerbank.cache import Worker
 from token_stores import append, make_arrays, make_spec, open_writer
 store, index, count, pause_s = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 with open_writer(store, make_spec(), make_arrays(), worker=Worker(index, count)) as writer:

@@ -27,7 +27,7 @@ from token_stores import (
     write_store,
 )
 
-from cache import (
+from layerbank.cache import (
     ArraySpec,
     Batch,
     BatchError,
@@ -142,7 +142,7 @@ def test_nothing_in_a_store_tells_when_where_or_by_whom_it_was_written(tmp_path:
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parent.parent
-    program = f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'tests')!r}]; {code}"
+    program = f"import sys; sys.path.insert(0, {str(root / 'tests')!r}); {code}"
     command = [sys.executable, "-W", "error", "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
@@ -454,7 +454,7 @@ def test_a_second_writer_is_refused_with_owner_and_age(tmp_path: Path) -> None:
         "writer = open_writer(Path(sys.argv[1]), make_spec(), make_arrays()); print('open', flush=True); time.sleep(60)"
     )
     root = Path(__file__).parent.parent
-    program = f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'tests')!r}]; {code}"
+    program = f"import sys; sys.path.insert(0, {str(root / 'tests')!r}); {code}"
     owner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a.zarr")], stdout=subprocess.PIPE)
     try:
         assert owner.stdout is not None

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hub_server import serve_dataset
 
-from pipeline import RequestError, WorkError
-from pipeline.study.catalogue import CATALOGUE, Entry, check_size, find_data, find_entry, require_entry
-from pipeline.study.hub import locate_data
-from pipeline.study.paper import published_scores
-from probes.batches import plan_batches
+from layerbank import RequestError, WorkError
+from layerbank.probes.batches import plan_batches
+from layerbank.study.catalogue import CATALOGUE, Entry, check_size, find_data, find_entry, require_entry
+from layerbank.study.hub import locate_data
+from layerbank.study.paper import published_scores
 
 CIFAR = require_entry("vtab/cifar10")
 
@@ -94,8 +94,8 @@ def test_data_that_are_not_there_are_an_error_that_says_how_to_get_them(tmp_path
 def locate(root: Path, *names: str, **environment: str) -> list[str]:
     """What `locate_data` prints, in a process of its own: the hub's library reads its environment when it is imported."""
     code = (
-        "import sys; from pathlib import Path; from pipeline import WorkError\n"
-        "from pipeline.study.catalogue import require_entry; from pipeline.study.hub import locate_data\n"
+        "import sys; from pathlib import Path; from layerbank import WorkError\n"
+        "from layerbank.study.catalogue import require_entry; from layerbank.study.hub import locate_data\n"
         "for name in sys.argv[2:]:\n"
         "    try: print(locate_data(require_entry(name), Path(sys.argv[1]), on_download=print))\n"
         "    except WorkError as error: print(error)\n"

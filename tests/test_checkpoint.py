@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from probes.attentive import AttentiveProbe
-from probes.checkpoint import load_probe, save_probe
-from probes.errors import CheckpointError, CheckpointMissing
-from probes.knn import KnnProbe
-from probes.linear import LinearProbe
-from probes.sources import l2_normalize
+from layerbank.probes.attentive import AttentiveProbe
+from layerbank.probes.checkpoint import load_probe, save_probe
+from layerbank.probes.errors import CheckpointError, CheckpointMissing
+from layerbank.probes.knn import KnnProbe
+from layerbank.probes.linear import LinearProbe
+from layerbank.probes.sources import l2_normalize
 
 MASK = torch.tensor([True, False, True])
 
@@ -58,7 +58,7 @@ def test_saving_again_replaces_what_was_there(tmp_path: Path) -> None:
 
 def test_a_save_that_is_cut_short_leaves_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_probe(tmp_path, LinearProbe(7, 3, seed=0), {})
-    monkeypatch.setattr("probes.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("layerbank.probes.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_probe(tmp_path, LinearProbe(7, 3, seed=1), {})
     with pytest.raises(CheckpointMissing):

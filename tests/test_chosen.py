@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes import (
+from layerbank.probes import (
     QUICK,
     ArraySource,
     Block,

@@ -17,7 +17,7 @@ import pytest
 from commands import MODEL, run
 from photos import TINY_MODEL, write_photos
 
-from cache import TokenCache
+from layerbank.cache import TokenCache
 
 
 def tree(store: Path) -> dict[str, str]:

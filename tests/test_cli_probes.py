@@ -12,9 +12,9 @@ import torch
 from commands import run
 from PIL import Image
 
-from pipeline.probing.attention import keep_attention
-from pipeline.probing.probe_names import resolve_probe
-from probes import ArraySource, AttentiveProbe
+from layerbank.probes import ArraySource, AttentiveProbe
+from layerbank.probing.attention import keep_attention
+from layerbank.probing.probe_names import resolve_probe
 
 
 @pytest.fixture

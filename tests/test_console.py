@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import console
-from pipeline.console import Listener, print_error, print_table, size
-from pipeline.events import (
+from layerbank import console
+from layerbank.console import Listener, print_error, print_table, size
+from layerbank.events import (
     BatchHalved,
     CacheReused,
     ClusterBusy,

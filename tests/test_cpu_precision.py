@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.backbones.request import choose_precision
-from pipeline.events import Event, PrecisionAdvice
-from pipeline.extraction import cpu_precision
-from pipeline.extraction.cpu_precision import advise_on_precision, bfloat16_speedup
+from layerbank.backbones.request import choose_precision
+from layerbank.events import Event, PrecisionAdvice
+from layerbank.extraction import cpu_precision
+from layerbank.extraction.cpu_precision import advise_on_precision, bfloat16_speedup
 
 
 @pytest.mark.parametrize(("half_s", "told"), [(0.5, True), (0.7, False), (70.0, False)])

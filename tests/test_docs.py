@@ -13,10 +13,9 @@ from cli_reference import README as REFERENCE
 from cli_reference import with_reference
 from photos import write_photos
 
-import pipeline
-from pipeline.probing.protocols import open_protocol
+from layerbank.probing.protocols import open_protocol
 
-ROOT = Path(pipeline.__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

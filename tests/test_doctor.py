@@ -24,13 +24,13 @@ from photos import write_photos
 from test_cache_disk import in_own_mounts
 from token_stores import write_store
 
-from cache import TokenCache
-from cache.lock import worker_file
-from pipeline.datasets import BadImage
-from pipeline.doctor import OK, PROBLEM, WARNING, Finding, disk, guarded, machine
-from pipeline.doctor.hub import check_hub
-from pipeline.doctor.libraries import check_imports, check_operators, check_versions
-from pipeline.doctor.machine import (
+from layerbank.cache import TokenCache
+from layerbank.cache.lock import worker_file
+from layerbank.datasets import BadImage
+from layerbank.doctor import OK, PROBLEM, WARNING, Finding, disk, guarded, machine
+from layerbank.doctor.hub import check_hub
+from layerbank.doctor.libraries import check_imports, check_operators, check_versions
+from layerbank.doctor.machine import (
     check_cores,
     check_gpu,
     check_memory,
@@ -38,8 +38,8 @@ from pipeline.doctor.machine import (
     check_shared_memory,
     check_threads,
 )
-from pipeline.doctor.stores import check_stores
-from pipeline.sources import ViewedSource
+from layerbank.doctor.stores import check_stores
+from layerbank.sources import ViewedSource
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,8 +78,8 @@ def test_a_sound_machine_has_no_problem_and_exit_code_0(tmp_path: Path) -> None:
 
 def doctor_with(packages: Path, cache: Path) -> tuple[int, dict[str, dict[str, str]]]:
     """The doctor in a process where these packages come first."""
-    environment = os.environ | {"PYTHONPATH": f"{packages}:{ROOT}", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "pipeline.cli", "doctor", "--cache", str(cache), "--json"]
+    environment = os.environ | {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "layerbank", "doctor", "--cache", str(cache), "--json"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=cache)
     return result.returncode, {finding["name"]: finding for finding in json.loads(result.stdout)}
 
@@ -107,10 +107,10 @@ def test_a_torchvision_of_another_torch_is_told_to_be_installed_together(tmp_pat
         "raise RuntimeError('operator torchvision::nms does not exist')"
     )
     program = (
-        "from pipeline.doctor.libraries import *; import json; "
+        "from layerbank.doctor.libraries import *; import json; "
         "print(json.dumps([*check_imports(['torchvision']), *check_operators()]))"
     )
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     said = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     ).stdout
@@ -129,7 +129,7 @@ def test_packages_that_are_missing_or_too_old_are_told_with_the_command(monkeypa
     assert rest.state == OK
     assert "onnx" not in rest.found
     assert len(check_versions()) == 1  # what is installed here is what the project asks for
-    monkeypatch.setattr("pipeline.doctor.libraries.requires", _not_installed)
+    monkeypatch.setattr("layerbank.doctor.libraries.requires", _not_installed)
     assert one(check_versions(), PROBLEM).todo == "Install it: pip install -e . in its folder."
 
 
@@ -244,11 +244,11 @@ def test_a_low_limit_of_open_files_is_told() -> None:
     assert "ulimit -n " in finding.todo
 
 
-SMALL_DISKS = f"""
-import json, sys; sys.path.insert(0, {str(ROOT)!r})
+SMALL_DISKS = """
+import json, sys
 from pathlib import Path
-from pipeline.doctor.disk import check_disk
-from pipeline.doctor.machine import check_shared_memory
+from layerbank.doctor.disk import check_disk
+from layerbank.doctor.machine import check_shared_memory
 small, read_only = map(Path, sys.argv[1:])
 print(json.dumps([*check_shared_memory(small), *check_disk(small / "caches"), *check_disk(read_only)]))
 """

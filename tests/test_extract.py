@@ -11,12 +11,12 @@ import torch
 from photos import TINY_MODEL, write_photos
 from stores import tree
 
-from cache import TokenCache
-from cache.errors import StoreLockedError
-from pipeline import PipelineError, RequestError
-from pipeline.backbones.backbone import Backbone, open_backbone
-from pipeline.datasets import BadImage, ImageSource, open_source
-from pipeline.events import (
+from layerbank import PipelineError, RequestError
+from layerbank.backbones.backbone import Backbone, open_backbone
+from layerbank.cache import TokenCache
+from layerbank.cache.errors import StoreLockedError
+from layerbank.datasets import BadImage, ImageSource, open_source
+from layerbank.events import (
     CacheReused,
     Event,
     ExtractionFinished,
@@ -25,8 +25,8 @@ from pipeline.events import (
     ImageSkipped,
     TokensOutOfRange,
 )
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.rounding import round_tokens
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.rounding import round_tokens
 
 ARRAYS = tuple((level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch"))
 
@@ -160,7 +160,7 @@ def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(sourc
 def test_a_store_held_by_another_process_is_refused(
     backbone: Backbone, source: ImageSource, finished: Path, tmp_path: Path
 ) -> None:
-    from cache import CacheWriter
+    from layerbank.cache import CacheWriter
 
     store = spec_of(backbone, source, "float16").store_path(tmp_path)
     cache = TokenCache.open(finished)

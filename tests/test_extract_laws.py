@@ -13,10 +13,10 @@ import torch
 from photos import TINY_MODEL
 from stores import tree
 
-from pipeline.backbones.backbone import Backbone, open_backbone
-from pipeline.datasets import BadImage, ImageSource
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.images import start_worker_server
+from layerbank.backbones.backbone import Backbone, open_backbone
+from layerbank.datasets import BadImage, ImageSource
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.images import start_worker_server
 
 NUM_ROWS, BATCH_SIZE = 600, 32  # more than one block, and batches that are not full
 TORN_ROW = 400
@@ -103,7 +103,7 @@ def test_there_are_as_many_forward_passes_as_batches_and_as_many_decodes_as_imag
 
 
 def block_sizes() -> list[int]:
-    from cache.geometry import rows_per_block
+    from layerbank.cache.geometry import rows_per_block
 
     rows = rows_per_block(NUM_ROWS)
     return [min(rows, NUM_ROWS - start) for start in range(0, NUM_ROWS, rows)]

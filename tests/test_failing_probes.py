@@ -15,14 +15,14 @@ from test_resident import ALF, GRID, LINEAR, PROTOCOL, write
 from test_studies import arguments, results, write_recipe
 from token_stores import without_fsync  # noqa: F401
 
-import pipeline.probing.training
-import pipeline.recipes.units
-from pipeline import RequestError
-from pipeline.events import Event, ProbeProgress, TrainingStarted
-from pipeline.probing.probe import Store, probe
-from pipeline.probing.probe_names import NamedProbe, SmallestLevels, TopSettings
-from pipeline.probing.results import read_rows
-from probes import DataError, Head, SettingError
+import layerbank.probing.training
+import layerbank.recipes.units
+from layerbank import RequestError
+from layerbank.events import Event, ProbeProgress, TrainingStarted
+from layerbank.probes import DataError, Head, SettingError
+from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe_names import NamedProbe, SmallestLevels, TopSettings
+from layerbank.probing.results import read_rows
 
 UNFIT = NamedProbe(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels
 RIDGE = NamedProbe(name="ridge", head="ridge", levels=("final",), kinds=("cls",))
@@ -90,14 +90,14 @@ def test_a_ride_that_fails_because_of_one_probe_is_taken_up_probe_by_probe(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = DataError(where="tokens", expected="other ones", got="these", todo="Mend them.")
-    original = pipeline.probing.training.run_sweeps
+    original = layerbank.probing.training.run_sweeps
 
     def run_sweeps(sweeps: Any, *rest: Any, **more: Any) -> Any:
         if any(sweep[0].head == Head(kind="attentive", num_heads=GRID.num_heads or 0) for sweep in sweeps):
             raise refused
         return original(sweeps, *rest, **more)
 
-    monkeypatch.setattr(pipeline.probing.training, "run_sweeps", run_sweeps)
+    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", run_sweeps)
     rows, failed, events = run(stores, tmp_path, [LINEAR, GRID, ALF])
     assert started(events) == [("linear", "grid", "alf"), ("linear",), ("grid",), ("alf",)]
     assert failed == [("grid", refused)]
@@ -146,14 +146,14 @@ def test_what_is_solved_fails_alone(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = DataError(where="tokens", expected="finite values", got="others", todo="Mend them.")
-    original = pipeline.probing.training.run_solvers
+    original = layerbank.probing.training.run_solvers
 
     def solve(head: Any, *rest: Any, **more: Any) -> Any:
         if head.kind == "knn":
             raise refused
         return original(head, *rest, **more)
 
-    monkeypatch.setattr(pipeline.probing.training, "run_solvers", solve)
+    monkeypatch.setattr(layerbank.probing.training, "run_solvers", solve)
     rows, failed, _ = run(stores, tmp_path, [replace(RIDGE, name="knn", head="knn"), RIDGE, LINEAR])
     assert failed == [("knn", refused)]
     assert by_name(rows) == {name: wanted[name] for name in ("ridge", "linear")}
@@ -175,7 +175,7 @@ def test_what_is_made_of_a_probe_that_failed_says_so(
 def test_what_a_ride_had_chosen_before_it_failed_is_not_trained_again(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = pipeline.probing.training.run_sweeps
+    original = layerbank.probing.training.run_sweeps
 
     def only_alone(sweeps: Any, *rest: Any, **more: Any) -> Any:
         results = original(sweeps, *rest, **more)
@@ -183,7 +183,7 @@ def test_what_a_ride_had_chosen_before_it_failed_is_not_trained_again(
             raise SettingError(where="company", expected="none", got="some", todo="Go alone.")
         return results
 
-    monkeypatch.setattr(pipeline.probing.training, "run_sweeps", only_alone)
+    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", only_alone)
     rows, failed, events = run(stores, tmp_path, [LINEAR, ALF])
     assert failed == []
     assert by_name(rows) == {name: wanted[name] for name in ("linear", "alf")}
@@ -202,14 +202,14 @@ def test_memory_that_runs_out_is_a_failure_and_company_that_is_too_much_goes_alo
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    original = pipeline.probing.training.run_sweeps
+    original = layerbank.probing.training.run_sweeps
 
     def run_sweeps(sweeps: Any, *rest: Any, **more: Any) -> Any:
         if len(sweeps) > 1 or sweeps[0][0].head.kind == "attentive":
             raise error
         return original(sweeps, *rest, **more)
 
-    monkeypatch.setattr(pipeline.probing.training, "run_sweeps", run_sweeps)
+    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", run_sweeps)
     rows, failed, _ = run(stores, tmp_path, [LINEAR, ALF])
     assert by_name(rows) == {"linear": wanted["linear"]}
     ((name, told),) = failed
@@ -228,7 +228,7 @@ def test_a_bug_is_not_taken_for_a_failure_of_a_probe(
     def broken(*rest: Any, **more: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(pipeline.probing.training, "run_sweeps", broken)
+    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", broken)
     for asked in ([LINEAR, ALF], [ALF]):
         with pytest.raises(RuntimeError, match="a bug"):
             run(stores, tmp_path, asked)
@@ -240,7 +240,7 @@ def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_w
     recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "alf", "alf-top2", "linear-all"])
     recipe.write_text("seeds = [0, 3]\n" + recipe.read_text())
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.recipes.units, "memory_for_probes", lambda *rest: 60_000_000)
+        patch.setattr(layerbank.recipes.units, "memory_for_probes", lambda *rest: 60_000_000)
         result = run_command(*arguments(recipe, tmp_path))
     assert result.exit_code == 1, result.output
     found = results(tmp_path)

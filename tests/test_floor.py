@@ -6,9 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-import pipeline
-
-ROOT = Path(pipeline.__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 PINS = (ROOT / "tests/floor.txt").read_text(encoding="utf-8")
 
 

@@ -10,12 +10,12 @@ from commands import run
 from test_derived import FEW
 from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 
-from pipeline.backbones.request import ModelRequest
-from pipeline.planning import forecast_training
-from pipeline.planning.forecast_forward import image_seconds
-from pipeline.planning.forecast_training import TrainingForecast, num_trained
-from pipeline.probing.probe_names import resolve_probe, resolve_probes
-from probes import Head, StepCost, TrainingProtocol, fit_banks, measure_step
+from layerbank.backbones.request import ModelRequest
+from layerbank.planning import forecast_training
+from layerbank.planning.forecast_forward import image_seconds
+from layerbank.planning.forecast_training import TrainingForecast, num_trained
+from layerbank.probes import Head, StepCost, TrainingProtocol, fit_banks, measure_step
+from layerbank.probing.probe_names import resolve_probe, resolve_probes
 
 
 def row_shape(level: str, kind: str) -> tuple[int, ...]:
@@ -103,8 +103,8 @@ def test_what_a_first_step_sets_up_is_not_counted_and_four_sizes_give_four_numbe
         return real(riders, source, rows, protocol, max_steps=max_steps)
 
     wanted = StepCost(step_s=0.03, row_s=0.0001, probe_s=0.02, image_s=0.0002)
-    monkeypatch.setattr("probes.step_cost.fit_banks", fit)
-    monkeypatch.setattr("probes.step_cost.time.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr("layerbank.probes.step_cost.fit_banks", fit)
+    monkeypatch.setattr("layerbank.probes.step_cost.time.perf_counter", lambda: now_s[0])
     cost = measure_step(Head(kind="linear"), (8,), 3, FEW)
     assert asdict(cost) == pytest.approx(asdict(wanted))
 

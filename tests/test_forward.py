@@ -12,14 +12,14 @@ import torch
 from photos import TINY_MODEL
 from torch import Tensor, nn
 
-from pipeline import WorkError
-from pipeline.backbones.backbone import Backbone, Tokens, open_backbone
-from pipeline.backbones.tower import tapped_modules
-from pipeline.datasets import open_source
-from pipeline.events import BatchHalved, CompileFailed, Event
-from pipeline.extraction.batch_size import LARGEST, choose_batch_size, fitting_batch_size
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.forward import SteadyForward
+from layerbank import WorkError
+from layerbank.backbones.backbone import Backbone, Tokens, open_backbone
+from layerbank.backbones.tower import tapped_modules
+from layerbank.datasets import open_source
+from layerbank.events import BatchHalved, CompileFailed, Event
+from layerbank.extraction.batch_size import LARGEST, choose_batch_size, fitting_batch_size
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.forward import SteadyForward
 
 BATCH_SIZE = 8
 KINDS = ["cls", "ap", "grid2", "patch"]
@@ -70,7 +70,7 @@ def test_a_cpu_multiplies_by_the_library_that_was_found_exact_and_tokens_differ_
     function, told = backbone.compile(backbone.levels, KINDS), []
     with torch.inference_mode():
         by_default = function.forward(function.normalise(images()))
-    monkeypatch.setattr("probes.products.one_dnn_is_exact", lambda: one_dnn)
+    monkeypatch.setattr("layerbank.probes.products.one_dnn_is_exact", lambda: one_dnn)
     block = tapped_modules(backbone.tower, backbone.tap)["block.0"]
     with block.register_forward_pre_hook(lambda *_: told.append(torch.get_float32_matmul_precision())):
         got = steady(backbone)(images())
@@ -206,7 +206,7 @@ def test_another_runtime_error_is_not_taken_for_one_of_memory() -> None:
 
 
 def test_no_row_is_lost_where_memory_runs_out_and_the_stores_batches_stay(photos: Path, tmp_path: Path) -> None:
-    from cache import TokenCache
+    from layerbank.cache import TokenCache
 
     source = open_source(f"folder:{photos}", "train")
     small, device = cramped(room=5)
@@ -252,7 +252,7 @@ def test_on_a_gpu_it_is_the_largest_power_of_two_that_fits(
 
 
 def test_a_store_keeps_the_batch_size_it_was_begun_with(photos: Path, tmp_path: Path, backbone: Backbone) -> None:
-    from cache import TokenCache
+    from layerbank.cache import TokenCache
 
     source = open_source(f"folder:{photos}", "train")
     store = spec_of(backbone, source, "float16").store_path(tmp_path)

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import ArraySource, Head, Rung, Setting, SettingError, TrainingProtocol, run_sweep, stack_tokens
-from probes.attentive import AttentiveProbe
-from probes.bank import AttentiveBank
-from probes.evaluate import compute_logits
-from probes.fit import cosine_lr, fit_bank
-from probes.halving import keep_best, plan_rungs
-from probes.metrics import balanced_accuracy
-from probes.split import split_stratified
+from layerbank.probes import ArraySource, Head, Rung, Setting, SettingError, TrainingProtocol, run_sweep, stack_tokens
+from layerbank.probes.attentive import AttentiveProbe
+from layerbank.probes.bank import AttentiveBank
+from layerbank.probes.evaluate import compute_logits
+from layerbank.probes.fit import cosine_lr, fit_bank
+from layerbank.probes.halving import keep_best, plan_rungs
+from layerbank.probes.metrics import balanced_accuracy
+from layerbank.probes.split import split_stratified
 
 HEAD = Head(kind="attentive", num_heads=2)
 FULL = TrainingProtocol(
@@ -99,7 +99,7 @@ def test_a_shorter_schedule_is_a_whole_cosine_of_its_own(monkeypatch: pytest.Mon
         asked.append((step, num_steps))
         return cosine_lr(step, num_steps, peak_lr, min_lr)
 
-    monkeypatch.setattr("probes.fit.cosine_lr", remember)
+    monkeypatch.setattr("layerbank.probes.fit.cosine_lr", remember)
     bank = AttentiveBank([AttentiveProbe(12, 2, 3)])
     setting = Setting(lr=1e-2, weight_decay=0.0)
     fitted = fit_bank(bank, make_source(150, 0), torch.arange(150), [setting], FULL, schedule_steps=7)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from pipeline.datasets import BadImage, open_source
-from pipeline.errors import RequestError
+from layerbank.datasets import BadImage, open_source
+from layerbank.errors import RequestError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 0, 2, 1], dtype=np.uint8)

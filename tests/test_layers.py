@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import RequestError
-from pipeline.backbones.layers import LAYER_SETS, choose_levels, layer_set, level_names
+from layerbank import RequestError
+from layerbank.backbones.layers import LAYER_SETS, choose_levels, layer_set, level_names
 
 
 def _blocks(*indices: int) -> list[str]:

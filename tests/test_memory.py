@@ -10,9 +10,9 @@ import pytest
 import torch
 from token_stores import make_spec, without_fsync, write_store  # noqa: F401
 
-from cache import ArraySpec, TokenCache
-from pipeline import RequestError
-from pipeline.memory import (
+from layerbank import RequestError
+from layerbank.cache import ArraySpec, TokenCache
+from layerbank.memory import (
     HEADROOM,
     UNKNOWN_BYTES,
     anonymous_memory_bytes,
@@ -21,12 +21,12 @@ from pipeline.memory import (
     memory_for_probes,
     parse_size,
 )
-from pipeline.probing.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
-from pipeline.probing.probe_names import NamedProbe
-from pipeline.probing.resident import ResidentTokens
-from pipeline.probing.streaming import StreamedTokens
-from pipeline.probing.token_source import CachedTokens
-from probes import QUICK, Candidate, Head, SettingError
+from layerbank.probes import QUICK, Candidate, Head, SettingError
+from layerbank.probing.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
+from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.resident import ResidentTokens
+from layerbank.probing.streaming import StreamedTokens
+from layerbank.probing.token_source import CachedTokens
 
 CPU = torch.device("cpu")
 GB = 10**9

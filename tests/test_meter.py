@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from photos import TINY_MODEL
 from test_console import FINISHED, PROGRESS, STARTED, shown
 
-from cache import CacheWriter
-from pipeline import console
-from pipeline.backbones.backbone import Backbone, TokenFunction, open_backbone
-from pipeline.datasets import ImageSource, open_source
-from pipeline.events import Event, ExtractionFinished, ExtractionProgress
-from pipeline.extraction import meter
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.meter import find_limit, limit_of
-from pipeline.extraction.relay import Relay
+from layerbank import console
+from layerbank.backbones.backbone import Backbone, TokenFunction, open_backbone
+from layerbank.cache import CacheWriter
+from layerbank.datasets import ImageSource, open_source
+from layerbank.events import Event, ExtractionFinished, ExtractionProgress
+from layerbank.extraction import meter
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.meter import find_limit, limit_of
+from layerbank.extraction.relay import Relay
 
 seconds = st.floats(0, 1e6)
 

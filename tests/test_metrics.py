@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from probes.metrics import balanced_accuracy, top_k_accuracy
+from layerbank.probes.metrics import balanced_accuracy, top_k_accuracy
 
 
 @settings(deadline=None)

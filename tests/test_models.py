@@ -10,11 +10,11 @@ import timm
 import torch
 from commands import run
 
-from pipeline import RequestError
-from pipeline.backbones.backbone import open_backbone
-from pipeline.backbones.listing import FAMILIES, TIMM_MODULES, Family, describe, family_of, match_models, model_names
-from pipeline.datasets import SCHEMES, open_source
-from pipeline.sources.demo_sets import DEMOS
+from layerbank import RequestError
+from layerbank.backbones.backbone import open_backbone
+from layerbank.backbones.listing import FAMILIES, TIMM_MODULES, Family, describe, family_of, match_models, model_names
+from layerbank.datasets import SCHEMES, open_source
+from layerbank.sources.demo_sets import DEMOS
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_a_model_that_torch_cannot_build_without_weights_is_refused(monkeypatch:
     def not_there(*arguments: Any, **more: Any) -> Any:
         raise NotImplementedError("aten::_unique2: attempted to run this operator with Meta tensors")
 
-    monkeypatch.setattr("pipeline.backbones.listing.open_tower", not_there)
+    monkeypatch.setattr("layerbank.backbones.listing.open_tower", not_there)
     with pytest.raises(RequestError) as refused:
         describe.__wrapped__("timm/regnetv_040")
     assert str(refused.value) == (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from absent_gpu import absent_gpu
 
-from probes import (
+from layerbank.probes import (
     ArraySource,
     AttentiveBank,
     AttentiveProbe,

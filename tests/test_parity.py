@@ -12,13 +12,13 @@ import torch
 from commands import MODEL, run
 from photos import TINY_MODEL, write_photos
 
-from cache import CacheError, TokenCache
-from pipeline import PipelineError, RequestError, WorkError
-from pipeline.backbones.backbone import Backbone, open_backbone
-from pipeline.backbones.request import ModelRequest, choose_storage_dtype
-from pipeline.datasets import ImageSource, open_source
-from pipeline.events import Event, ParityMeasured, PrecisionFellBack
-from pipeline.extraction.parity import Settled, compare_tokens, parity_by_level, settle
+from layerbank import PipelineError, RequestError, WorkError
+from layerbank.backbones.backbone import Backbone, open_backbone
+from layerbank.backbones.request import ModelRequest, choose_storage_dtype
+from layerbank.cache import CacheError, TokenCache
+from layerbank.datasets import ImageSource, open_source
+from layerbank.events import Event, ParityMeasured, PrecisionFellBack
+from layerbank.extraction.parity import Settled, compare_tokens, parity_by_level, settle
 
 ARRAYS = [(level, kind) for level in ("block.1", "block.11", "final") for kind in ("cls", "ap")]
 COUNTS = ("saturated", "nonfinite", "reference_nonfinite")

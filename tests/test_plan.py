@@ -17,11 +17,11 @@ from photos import TINY_MODEL
 from test_room import full_disk, loads  # noqa: F401
 from token_stores import make_arrays, make_spec
 
-from cache import time_block
-from pipeline.backbones.backbone import open_backbone
-from pipeline.datasets import BadImage, ImageSource, open_source
-from pipeline.planning.calibrate import measure_decoding, measure_forward
-from pipeline.planning.plan_time import loop_s
+from layerbank.backbones.backbone import open_backbone
+from layerbank.cache import time_block
+from layerbank.datasets import BadImage, ImageSource, open_source
+from layerbank.planning.calibrate import measure_decoding, measure_forward
+from layerbank.planning.plan_time import loop_s
 
 ROOT = Path(__file__).parent.parent
 
@@ -200,7 +200,7 @@ def test_the_peak_of_memory_is_foreseen(photos: Path, tmp_path: Path, kinds: str
     command = [sys.executable, str(ROOT / "tests" / "peak.py"), str(tmp_path / "peak")]
     options = ["--model", TINY_MODEL, "--weights", "random", "--data", f"folder:{photos}", "--kinds", kinds, "--json"]
     options += ["--cache", str(tmp_path / "caches")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     told = subprocess.run([*command, "plan", *options], env=environment, capture_output=True, text=True, check=True)
     forecast_bytes = json.loads(told.stdout)["forecast"]["host_peak_bytes"]
     subprocess.run([*command, "extract", *options], env=environment, stdout=subprocess.DEVNULL, check=True)

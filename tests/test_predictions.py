@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 from token_stores import make_spec, write_store
 
-from cache import TokenCache
-from pipeline import RequestError, WorkError
-from pipeline.study.duplicates import duplicates_of, find_duplicates, image_rows
-from pipeline.study.predictions import Predictions, accuracies, read_predictions, require_same_images
-from probes.metrics import balanced_accuracy, top_k_accuracy
+from layerbank import RequestError, WorkError
+from layerbank.cache import TokenCache
+from layerbank.probes.metrics import balanced_accuracy, top_k_accuracy
+from layerbank.study.duplicates import duplicates_of, find_duplicates, image_rows
+from layerbank.study.predictions import Predictions, accuracies, read_predictions, require_same_images
 
 
 def predictions(num_samples: int = 60, num_classes: int = 8, seed: int = 0) -> Predictions:

@@ -13,24 +13,24 @@ import pytest
 import torch
 from photos import TINY_MODEL, write_photos
 
-import pipeline
-from cache import TokenCache
-from pipeline import RequestError
-from pipeline.backbones.backbone import Backbone
-from pipeline.backbones.request import ModelRequest
-from pipeline.datasets import open_source
-from pipeline.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.probing.predict import SavedProbe
-from pipeline.probing.probe import Store, check_classes, probe, row_folder, run_folder
-from pipeline.probing.probe_names import resolve_probe
-from pipeline.probing.probe_sizes import leave_out_unfit
-from pipeline.probing.results import read_rows
-from pipeline.probing.results_table import results_table
-from pipeline.probing.rides import candidates_of
-from pipeline.probing.token_source import CachedTokens, join_tokens
-from pipeline.rounding import float_tokens, round_tokens
-from probes import QUICK, ArraySource, TrainingProtocol, concat_tokens, run_sweeps
+import layerbank
+from layerbank import RequestError
+from layerbank.backbones.backbone import Backbone
+from layerbank.backbones.request import ModelRequest
+from layerbank.cache import TokenCache
+from layerbank.datasets import open_source
+from layerbank.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.probes import QUICK, ArraySource, TrainingProtocol, concat_tokens, run_sweeps
+from layerbank.probing.predict import SavedProbe
+from layerbank.probing.probe import Store, check_classes, probe, row_folder, run_folder
+from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.probe_sizes import leave_out_unfit
+from layerbank.probing.results import read_rows
+from layerbank.probing.results_table import results_table
+from layerbank.probing.rides import candidates_of
+from layerbank.probing.token_source import CachedTokens, join_tokens
+from layerbank.rounding import float_tokens, round_tokens
 
 BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
@@ -151,7 +151,7 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
 def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
     stores: tuple[Store, Store], tmp_path: Path
 ) -> None:
-    readme = (Path(pipeline.__file__).parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(layerbank.__file__).parent / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## What `layerbank probe` leaves") :]
     listed = re.findall(r"^\| `([\w.-]+)` \| (.*?) \|", section[: section.index("A row's `key`")], re.MULTILINE)
     assert {of for _, of in listed} <= {"every probe", "trained probes", "attentive probes", "`-smallest`"}

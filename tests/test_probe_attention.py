@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.backbones.layers import layer_set
-from pipeline.probing.attention import THIRDS, keep_attention, third_of_depth
-from pipeline.probing.probe_names import NamedProbe, resolve_probe
-from probes import ArraySource, AttentiveProbe, stack_tokens
+from layerbank.backbones.layers import layer_set
+from layerbank.probes import ArraySource, AttentiveProbe, stack_tokens
+from layerbank.probing.attention import THIRDS, keep_attention, third_of_depth
+from layerbank.probing.probe_names import NamedProbe, resolve_probe
 
 N, D, H = 23, 16, 3
 IDS = [f"häuser/{number}.png" for number in range(N)]

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import RequestError
-from pipeline.probing.probe_names import (
+from layerbank import RequestError
+from layerbank.probes import HEAD_KINDS
+from layerbank.probing.probe_names import (
     DEMO_PROBES,
     HEADS_WITH_HEADS,
     TopSettings,
@@ -16,7 +17,6 @@ from pipeline.probing.probe_names import (
     resolve_probe,
     resolve_probes,
 )
-from probes import HEAD_KINDS
 
 
 def test_linear_cls_reads_the_class_token_of_the_final_level() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import probes
-from probes.protocol import PAPER, QUICK
+from layerbank import probes
+from layerbank.probes.protocol import PAPER, QUICK
 
 ROOM = Path(probes.__file__).parent
 README = (ROOM / "README.md").read_text(encoding="utf-8")

@@ -21,10 +21,10 @@ from test_ray import arguments, finished, many, options  # noqa: F401
 from test_studies import TIMES, results, write_recipe
 from token_stores import tree
 
-from cache import Worker
-from cache.lock import is_locked, read_owner, worker_file
-from pipeline.cluster.engine import Lost, RayEngine, run_on_ray
-from pipeline.events import (
+from layerbank.cache import Worker
+from layerbank.cache.lock import is_locked, read_owner, worker_file
+from layerbank.cluster.engine import Lost, RayEngine, run_on_ray
+from layerbank.events import (
     ClusterJoined,
     Emit,
     Event,
@@ -34,10 +34,10 @@ from pipeline.events import (
     WorkerLost,
     ignore,
 )
-from pipeline.extraction.requested import extract_share, prepare_shares
-from pipeline.recipes.recipe import open_recipe
-from pipeline.recipes.studies import on_ray, run_study
-from pipeline.recipes.units import Place
+from layerbank.extraction.requested import extract_share, prepare_shares
+from layerbank.recipes.recipe import open_recipe
+from layerbank.recipes.studies import on_ray, run_study
+from layerbank.recipes.units import Place
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import RequestError
-from pipeline.recipes.plan import plan_study
-from pipeline.recipes.recipe import SHIPPED, open_recipe, shipped_recipes
-from pipeline.recipes.units import Place
-from pipeline.study.catalogue import CATALOGUE
+from layerbank import RequestError
+from layerbank.recipes.plan import plan_study
+from layerbank.recipes.recipe import SHIPPED, open_recipe, shipped_recipes
+from layerbank.recipes.units import Place
+from layerbank.study.catalogue import CATALOGUE
 
 GOOD = 'models = ["timm/a"]\ndata = ["demo:digits"]\nprobes = ["alf"]\n'
 

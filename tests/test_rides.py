@@ -11,7 +11,7 @@ import torch
 from test_sweep import SMALL
 from torch import Tensor
 
-from probes import (
+from layerbank.probes import (
     ArraySource,
     Block,
     Candidate,
@@ -24,11 +24,11 @@ from probes import (
     run_sweeps,
     stack_tokens,
 )
-from probes.blocks import Reading, columns_of
-from probes.jitter import add_jitter, draw_jitter
-from probes.passes import plan_passes
-from probes.shares import Stopwatch, shared_out
-from probes.workspace import Workspace
+from layerbank.probes.blocks import Reading, columns_of
+from layerbank.probes.jitter import add_jitter, draw_jitter
+from layerbank.probes.passes import plan_passes
+from layerbank.probes.shares import Stopwatch, shared_out
+from layerbank.probes.workspace import Workspace
 
 WIDE, NARROW = 16, 12  # the last level is narrower, as CLIP's is
 BLOCKS = (
@@ -254,7 +254,7 @@ def test_seconds_of_banks_that_work_together_are_in_proportion_to_their_own_and_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("probes.shares.time.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr("layerbank.probes.shares.time.perf_counter", lambda: now_s[0])
     light, heavy = Stopwatch(), Stopwatch()
     seconds: list[dict[str, float]] = [{}, {"select": 1.0}]
     with shared_out("select", list(zip(seconds, (light, heavy), strict=True))):

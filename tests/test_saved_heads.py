@@ -11,16 +11,16 @@ import pytest
 import torch
 from photos import TINY_MODEL
 
-from pipeline import RequestError, WorkError
-from pipeline.backbones.request import ModelRequest
-from pipeline.datasets import open_source
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.probing.probe import Store, probe, row_folder
-from pipeline.probing.probe_names import resolve_probe
-from pipeline.study.attention import AttentionMap, mean_map, read_attention, spread_of
-from pipeline.study.predictions import accuracies, read_predictions, require_same_images
-from pipeline.study.saved import SavedHead, prune_tokens
-from probes import QUICK, AttentiveProbe
+from layerbank import RequestError, WorkError
+from layerbank.backbones.request import ModelRequest
+from layerbank.datasets import open_source
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.probes import QUICK, AttentiveProbe
+from layerbank.probing.probe import Store, probe, row_folder
+from layerbank.probing.probe_names import resolve_probe
+from layerbank.study.attention import AttentionMap, mean_map, read_attention, spread_of
+from layerbank.study.predictions import accuracies, read_predictions, require_same_images
+from layerbank.study.saved import SavedHead, prune_tokens
 
 KINDS = ("cls", "ap", "grid2")
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=3, min_steps=20)

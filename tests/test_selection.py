@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import RequestError
-from pipeline.study.selection import (
+from layerbank import RequestError
+from layerbank.study.selection import (
     Levels,
     TrainSubsets,
     Validated,

@@ -10,15 +10,15 @@ from photos import TINY_MODEL, write_photos
 from test_parity import Large, Massive, Planted, look
 from token_stores import make_spec
 
-from pipeline import RequestError
-from pipeline.backbones.request import ModelRequest
-from pipeline.console import Listener
-from pipeline.datasets import ImageSource, open_source
-from pipeline.events import ParityMeasured, PrecisionFellBack, PrecisionFollowed
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.siblings import model_differences, other_splits
-from pipeline.probing.probe import Store, check_one_model
-from pipeline.sources import ViewedSource, ViewRule
+from layerbank import RequestError
+from layerbank.backbones.request import ModelRequest
+from layerbank.console import Listener
+from layerbank.datasets import ImageSource, open_source
+from layerbank.events import ParityMeasured, PrecisionFellBack, PrecisionFollowed
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.siblings import model_differences, other_splits
+from layerbank.probing.probe import Store, check_one_model
+from layerbank.sources import ViewedSource, ViewRule
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.study.scores import Score, Table, table_of
-from pipeline.study.significance import adjust, compare_with, mcnemar
+from layerbank.study.scores import Score, Table, table_of
+from layerbank.study.significance import adjust, compare_with, mcnemar
 
 
 def table(**columns: list[float]) -> Table:

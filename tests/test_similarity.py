@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_stores import make_arrays, make_spec, write_store
 
-from cache import MissingArrayError, TokenCache
-from pipeline import RequestError
-from pipeline.study import similarity
-from pipeline.study.similarity import Read, levels_of, linear_similarity, rbf_similarity
+from layerbank import RequestError
+from layerbank.cache import MissingArrayError, TokenCache
+from layerbank.study import similarity
+from layerbank.study.similarity import Read, levels_of, linear_similarity, rbf_similarity
 
 
 def naive_cka(grams: list[np.ndarray]) -> np.ndarray:

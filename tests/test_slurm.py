@@ -68,11 +68,11 @@ def test_all_tasks_at_once_leave_the_bytes_of_one_run(
 ) -> None:
     command = tmp_path / "bin/layerbank"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline.cli "$@" {SMALL}\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m layerbank.cli "$@" {SMALL}\n')
     command.chmod(0o755)
     (tmp_path / "photos").symlink_to(photos_folder / "photos")
     (tmp_path / "extract.sbatch").write_text(SCRIPT)
-    paths = {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = {"PATH": f"{command.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     tasks = [
         subprocess.Popen(
             ["bash", "extract.sbatch"],

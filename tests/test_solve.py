@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from probes import (
+from layerbank.probes import (
     ArraySource,
     DataError,
     Head,
@@ -28,10 +28,10 @@ from probes import (
     run_solver,
     run_solvers,
 )
-from probes.fit import class_weights
-from probes.logreg import ABSENT_BIAS, solve_logreg
-from probes.ridge import solve_ridge
-from probes.split import split_stratified
+from layerbank.probes.fit import class_weights
+from layerbank.probes.logreg import ABSENT_BIAS, solve_logreg
+from layerbank.probes.ridge import solve_ridge
+from layerbank.probes.split import split_stratified
 
 PENALTIES = (1e-1, 1e-3, 1e-5)
 PROTOCOL = TrainingProtocol(penalties=PENALTIES, num_neighbors=(5, 20))

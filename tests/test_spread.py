@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from cache import CacheError, SpecError
-from pipeline import RequestError
-from pipeline.events import Emit, Event, StudyUnit
-from pipeline.extraction.spread import spread
-from pipeline.probing.results import append_row, read_rows
+from layerbank import RequestError
+from layerbank.cache import CacheError, SpecError
+from layerbank.events import Emit, Event, StudyUnit
+from layerbank.extraction.spread import spread
+from layerbank.probing.results import append_row, read_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,7 +83,7 @@ def run_forever() -> Iterator[object]:
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", "import test_spread\nif __name__ == '__main__': list(test_spread.run_forever())"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PIDS": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PIDS": str(tmp_path)},
     )
     deadline = time.monotonic() + 60
     while len(pids := [int(path.name) for path in tmp_path.iterdir()]) < 2:

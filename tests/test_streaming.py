@@ -16,12 +16,12 @@ import starved
 import torch
 from token_stores import make_spec, without_fsync  # noqa: F401
 
-from cache import ArraySpec, CacheWriter, TokenCache
-from pipeline.probing.probe_names import NamedProbe
-from pipeline.probing.streaming import StreamedTokens
-from pipeline.probing.token_source import CachedTokens
-from probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
-from probes.sources import OrderedSource
+from layerbank.cache import ArraySpec, CacheWriter, TokenCache
+from layerbank.probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
+from layerbank.probes.sources import OrderedSource
+from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.streaming import StreamedTokens
+from layerbank.probing.token_source import CachedTokens
 
 NUM_ROWS = 1200
 HEADS = {"attentive": Head(kind="attentive", num_heads=3), "linear": Head(kind="linear")}
@@ -190,7 +190,7 @@ def starve(folder: Path, probe: str, budget_bytes: int) -> dict[str, object]:
     train, test = starved.write_stores(folder, 10 * budget_bytes // starved.ROW_BYTES)
     command = [sys.executable, starved.__file__, train, test, folder / "runs", str(budget_bytes), probe]
     root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout)

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from pipeline import RequestError
-from pipeline.study.attention import AttentionMap, spread_of
-from pipeline.study.dataset_table import dataset_table
-from pipeline.study.figures.ablations import (
+from layerbank import RequestError
+from layerbank.study.attention import AttentionMap, spread_of
+from layerbank.study.dataset_table import dataset_table
+from layerbank.study.figures.ablations import (
     draw_seeds,
     draw_series,
     draw_train_test,
@@ -26,16 +26,16 @@ from pipeline.study.figures.ablations import (
     kinds_series,
     pruning_series,
 )
-from pipeline.study.figures.gains import draw_gains
-from pipeline.study.figures.heatmaps import draw_attention, draw_similarity, draw_similarity_to_final
-from pipeline.study.figures.levels import draw_levels
-from pipeline.study.figures.sizes import draw_gains_by_size, size_of
-from pipeline.study.figures.style import COLUMN, DPI
-from pipeline.study.figures.tables import draw_table
-from pipeline.study.paper import published_scores, with_paper_names
-from pipeline.study.scores import Score, Table, gains_of, table_of
-from pipeline.study.similarity import Similarity
-from pipeline.study.summaries import summarize
+from layerbank.study.figures.gains import draw_gains
+from layerbank.study.figures.heatmaps import draw_attention, draw_similarity, draw_similarity_to_final
+from layerbank.study.figures.levels import draw_levels
+from layerbank.study.figures.sizes import draw_gains_by_size, size_of
+from layerbank.study.figures.style import COLUMN, DPI
+from layerbank.study.figures.tables import draw_table
+from layerbank.study.paper import published_scores, with_paper_names
+from layerbank.study.scores import Score, Table, gains_of, table_of
+from layerbank.study.similarity import Similarity
+from layerbank.study.summaries import summarize
 
 PAPER = table_of(published_scores())
 FIVE = ("linear-last", "linear-all", "attn-last", "aat", "alf")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from photos import TINY_MODEL, write_photos
 
-from pipeline.probing.results import read_rows
+from layerbank.probing.results import read_rows
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs
@@ -25,9 +25,9 @@ RUNNER = """
 import io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-import pipeline.probing.probe, pipeline.probing.results, pipeline.recipes.studies, pipeline.console, pipeline.cli  # noqa
-from pipeline.console import Listener
-from pipeline.cli import main
+import layerbank.probing.probe, layerbank.probing.results, layerbank.recipes.studies, layerbank.console, layerbank.cli  # noqa
+from layerbank.console import Listener
+from layerbank.cli import main
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -95,7 +95,7 @@ class Runner:
     """Studies in processes of their own, one after the other."""
 
     def __init__(self, arguments: list[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._arguments = arguments
         self._process = subprocess.Popen(
             [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import pipeline
-from pipeline.study.paper import published_scores
-from pipeline.study.scores import gains_of, table_of
-from pipeline.study.summaries import mean_ranks, summarize
+import layerbank
+from layerbank.study.paper import published_scores
+from layerbank.study.scores import gains_of, table_of
+from layerbank.study.summaries import mean_ranks, summarize
 
-FOLDER = Path(pipeline.__file__).parent / "study"
+FOLDER = Path(layerbank.__file__).parent / "study"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 

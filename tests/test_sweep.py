@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import probes
-from probes.attentive import AttentiveProbe
-from probes.bank import AttentiveBank
-from probes.errors import DataError, ProbeError, SettingError
-from probes.evaluate import compute_logits
-from probes.events import Progress
-from probes.fit import fit_bank, fit_banks
-from probes.metrics import balanced_accuracy
-from probes.outcome import SettingScore, choose
-from probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
-from probes.sources import ArraySource, stack_tokens
-from probes.split import split_stratified
-from probes.sweep import run_sweep
+from layerbank import probes
+from layerbank.probes.attentive import AttentiveProbe
+from layerbank.probes.bank import AttentiveBank
+from layerbank.probes.errors import DataError, ProbeError, SettingError
+from layerbank.probes.evaluate import compute_logits
+from layerbank.probes.events import Progress
+from layerbank.probes.fit import fit_bank, fit_banks
+from layerbank.probes.metrics import balanced_accuracy
+from layerbank.probes.outcome import SettingScore, choose
+from layerbank.probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
+from layerbank.probes.sources import ArraySource, stack_tokens
+from layerbank.probes.split import split_stratified
+from layerbank.probes.sweep import run_sweep
 
 ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")
 SMALL = TrainingProtocol(
@@ -169,7 +169,7 @@ def test_if_the_final_training_diverges_the_result_says_so(monkeypatch: pytest.M
         results[0].diverged.fill_(True)
         return results
 
-    monkeypatch.setattr("probes.refit.fit_banks", fit_that_fails)
+    monkeypatch.setattr("layerbank.probes.refit.fit_banks", fit_that_fails)
     result = run_sweep(LINEAR, make_source(LINEAR, 150, 0), never_open, SMALL)
     assert result.diverged
     assert result.chosen is not None

@@ -20,15 +20,9 @@ import torch
 from test_rides import HEADS, make_source
 from test_sweep import SMALL
 
-from cache import TokenCache
-from pipeline.events import Event, MemoryPlanned, ProbeProgress
-from pipeline.probing import sweep_journal
-from pipeline.probing.probe import Store, probe, row_folder
-from pipeline.probing.probe_names import NamedProbe
-from pipeline.probing.results import read_rows
-from pipeline.probing.rides import plan_rides
-from pipeline.probing.sweep_journal import SweepJournal, clear_finished
-from probes import (
+from layerbank.cache import TokenCache
+from layerbank.events import Event, MemoryPlanned, ProbeProgress
+from layerbank.probes import (
     BankKey,
     BankScores,
     LearningCurves,
@@ -39,6 +33,12 @@ from probes import (
     plan_ride,
     run_sweeps,
 )
+from layerbank.probing import sweep_journal
+from layerbank.probing.probe import Store, probe, row_folder
+from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.results import read_rows
+from layerbank.probing.rides import plan_rides
+from layerbank.probing.sweep_journal import SweepJournal, clear_finished
 
 PROTOCOL = replace(starved.PROTOCOL, lrs=(1e-2, 1e-3), weight_decays=(1e-4, 1e-2), jitter_std=0.05, batch_size=64)
 NAMED = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
@@ -204,7 +204,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(tmp_path: Path) 
     stores = starved.write_stores(tmp_path, 1200)
     memory_bytes = enough_for_two_banks(*stores)
     root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
     command = [sys.executable, __file__, *map(str, stores), str(tmp_path / "killed"), str(memory_bytes)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -12,13 +12,13 @@ from photos import write_photos
 from timm.models import register_model
 from torch import Tensor, nn
 
-from cache import CacheSpec, SpecMismatchError, TokenCache
-from pipeline import RequestError
-from pipeline.backbones.backbone import Backbone, open_backbone
-from pipeline.backbones.request import ModelRequest
-from pipeline.datasets import open_source
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.repair import repair_and_fill
+from layerbank import RequestError
+from layerbank.backbones.backbone import Backbone, open_backbone
+from layerbank.backbones.request import ModelRequest
+from layerbank.cache import CacheSpec, SpecMismatchError, TokenCache
+from layerbank.datasets import open_source
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.repair import repair_and_fill
 
 SIZE, DEPTH = 48, 3
 PATTERN = "layers.{i}.ffn_norm"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import RequestError
-from pipeline.backbones.taps import TokenLayout, kind_shape, pool_tokens
+from layerbank import RequestError
+from layerbank.backbones.taps import TokenLayout, kind_shape, pool_tokens
 
 LAYOUTS = st.builds(
     TokenLayout,

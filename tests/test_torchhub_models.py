@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline import RequestError, WorkError
-from pipeline.backbones.backbone import open_backbone
-from pipeline.backbones.request import ModelRequest
+from layerbank import RequestError, WorkError
+from layerbank.backbones.backbone import open_backbone
+from layerbank.backbones.request import ModelRequest
 
 SIZE = 28
 MODEL = """

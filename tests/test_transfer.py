@@ -18,11 +18,11 @@ import torch
 from photos import TINY_MODEL
 from torch import Tensor
 
-from cache import ArraySpec, TokenCache
-from pipeline.backbones.backbone import Tokens, open_backbone
-from pipeline.datasets import open_source
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
+from layerbank.backbones.backbone import Tokens, open_backbone
+from layerbank.cache import ArraySpec, TokenCache
+from layerbank.datasets import open_source
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
 
 CPU = torch.device("cpu")
 ARRAYS = (

@@ -10,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
 
-from probes import PAPER, AttentiveBank, AttentiveProbe, Head, LinearBank, LinearProbe, Setting, fit_bank, run_sweep
-from probes.twins import NO_DECAY, first_twins
+from layerbank.probes import (
+    PAPER,
+    AttentiveBank,
+    AttentiveProbe,
+    Head,
+    LinearBank,
+    LinearProbe,
+    Setting,
+    fit_bank,
+    run_sweep,
+)
+from layerbank.probes.twins import NO_DECAY, first_twins
 
 
 @settings(deadline=None)  # the first call loads the optimiser

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import MODEL, ROOT, run
+from commands import MODEL, run
 from photos import write_photos
 from ray_nodes import nodes, wait_until
 from test_ray import options
 
-from cache import Worker, offer_probe
-from pipeline import RequestError
-from pipeline.events import ignore
-from pipeline.extraction.requested import extract_share, prepare_shares
+from layerbank import RequestError
+from layerbank.cache import Worker, offer_probe
+from layerbank.events import ignore
+from layerbank.extraction.requested import extract_share, prepare_shares
 
 NOTHING = "true"
 EMPTY = "mount -t tmpfs none {folder}"
@@ -52,7 +52,7 @@ def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
     return made
 
 
-SEE = "import sys; from pathlib import Path; from cache import see_probe; print(see_probe(Path(sys.argv[1]), 0.2))"
+SEE = "import sys; from pathlib import Path; from layerbank.cache import see_probe; print(see_probe(Path(sys.argv[1]), 0.2))"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ SEE = "import sys; from pathlib import Path; from cache import see_probe; print(
 def test_a_node_says_whether_it_sees_the_folder_and_the_locks_in_it(machine: Machine, said: str) -> None:
     with offer_probe(machine.folder) as probe:
         command = machine.command(sys.executable, "-c", SEE, probe)
-        answer = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        answer = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert answer.stdout.strip() == said, answer.stderr
 
 

@@ -14,10 +14,10 @@ from groups import has_ended, living_in_group
 from photos import write_photos
 from token_stores import tree
 
-from cache import SpecError, Worker
-from cache.lock import is_locked
-from pipeline import RequestError, WorkError
-from pipeline.events import (
+from layerbank import RequestError, WorkError
+from layerbank.cache import SpecError, Worker
+from layerbank.cache.lock import is_locked
+from layerbank.events import (
     CacheReused,
     Emit,
     Event,
@@ -28,9 +28,9 @@ from pipeline.events import (
     TokensOutOfRange,
     WorkerLost,
 )
-from pipeline.extraction.relay import Relay
-from pipeline.extraction.shards import choose_processes, parse_shard, worker_of_launcher
-from pipeline.extraction.workers import interrupts_wait, run_processes
+from layerbank.extraction.relay import Relay
+from layerbank.extraction.shards import choose_processes, parse_shard, worker_of_launcher
+from layerbank.extraction.workers import interrupts_wait, run_processes
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")

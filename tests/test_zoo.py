@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy, gelu, layer_norm
 
-from probes.attentive import AttentiveProbe
-from probes.bank import AttentiveBank
-from probes.checkpoint import load_probe, save_probe
-from probes.errors import SettingError
-from probes.fit import class_weights, cosine_lr, fit_bank
-from probes.jitter import add_jitter
-from probes.linear import LinearProbe
-from probes.linear_bank import LinearBank
-from probes.module_bank import ModuleBank
-from probes.protocol import HEAD_KINDS, PAPER, SOLVED_KINDS, Head, Setting, TrainingProtocol
-from probes.seeds import make_generator
-from probes.sources import ArraySource, concat_tokens, stack_tokens
-from probes.sweep import run_sweep
-from probes.zoo import (
+from layerbank.probes.attentive import AttentiveProbe
+from layerbank.probes.bank import AttentiveBank
+from layerbank.probes.checkpoint import load_probe, save_probe
+from layerbank.probes.errors import SettingError
+from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
+from layerbank.probes.jitter import add_jitter
+from layerbank.probes.linear import LinearProbe
+from layerbank.probes.linear_bank import LinearBank
+from layerbank.probes.module_bank import ModuleBank
+from layerbank.probes.protocol import HEAD_KINDS, PAPER, SOLVED_KINDS, Head, Setting, TrainingProtocol
+from layerbank.probes.seeds import make_generator
+from layerbank.probes.sources import ArraySource, concat_tokens, stack_tokens
+from layerbank.probes.sweep import run_sweep
+from layerbank.probes.zoo import (
     ZOO,
     AbmilpProbe,
     AimProbe,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probes import quick_products
+from layerbank.probes import quick_products
 
 from ..errors import RequestError
 from ..extraction.pixels import Geometry, Normalisation, split_transform

@@ -141,7 +141,7 @@ def choose_storage_dtype(text: str) -> str:
         SpecError: a dtype that is none, or a kind named twice.
         RequestError: a kind that is none.
     """
-    from cache import kinds_with_own_dtype, storage_dtypes_text
+    from layerbank.cache import kinds_with_own_dtype, storage_dtypes_text
 
     from .taps import grid_cells
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache import StoreLockedError, see_probe
+from layerbank.cache import StoreLockedError, see_probe
 
 from ..errors import RequestError
 from ..events import Emit

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cache import Worker, offer_probe
+from layerbank.cache import Worker, offer_probe
 
 from ..errors import RequestError, WorkError
 from ..events import ClusterBusy, ClusterJoined, Emit, Event, WorkerLost

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cache import Damage, StoreInfo, TokenCache
+    from layerbank.cache import Damage, StoreInfo, TokenCache
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIR = click.Path(file_okay=False, path_type=Path)
@@ -39,7 +39,7 @@ def ls(root: Path, as_json: bool) -> None:
     \b
     layerbank cache ls --cache caches
     """
-    from cache import list_stores
+    from layerbank.cache import list_stores
 
     from ..console import print_json, print_lines, print_table, size
 
@@ -62,7 +62,7 @@ def info(store: Path, as_json: bool) -> None:
     \b
     layerbank cache info caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
     """
-    from cache import TokenCache, read_store_info
+    from layerbank.cache import TokenCache, read_store_info
 
     from ..console import print_json, print_lines, print_table
 
@@ -100,7 +100,7 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
     \b
     layerbank cache verify caches/photos/train/*.zarr
     """
-    from cache import verify_store
+    from layerbank.cache import verify_store
 
     from ..console import print_json, print_lines
 
@@ -173,7 +173,7 @@ def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
     """
     import math
 
-    from cache import find_garbage, find_unfinished, remove_garbage
+    from layerbank.cache import find_garbage, find_unfinished, remove_garbage
 
     from ..ages import age_text, parse_age
     from ..console import print_json, print_lines, size
@@ -222,7 +222,7 @@ def export(store: Path, file: Path) -> None:
     \b
     layerbank cache export caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr photos.h5
     """
-    from cache import export_hdf5
+    from layerbank.cache import export_hdf5
 
     export_hdf5(store, file)
 
@@ -236,7 +236,7 @@ def import_(file: Path, root: Path) -> None:
     \b
     layerbank cache import photos.h5 --cache caches
     """
-    from cache import import_hdf5, read_hdf5_spec
+    from layerbank.cache import import_hdf5, read_hdf5_spec
 
     from ..console import print_lines
 

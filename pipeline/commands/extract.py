@@ -11,7 +11,7 @@ import click
 from . import options as shared
 
 if TYPE_CHECKING:
-    from cache import Worker
+    from layerbank.cache import Worker
 
 
 _options = shared.combine(

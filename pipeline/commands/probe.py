@@ -110,7 +110,7 @@ def probe(
     \b
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
-    from probes import resolve_compute
+    from layerbank.probes import resolve_compute
 
     from ..backbones.request import choose_device
     from ..console import Listener, print_json, print_table

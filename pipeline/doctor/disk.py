@@ -13,8 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.planning.sizes import size
-
+from ..planning.sizes import size
 from .finding import OK, PROBLEM, WARNING, Finding, first_line
 
 LITTLE_SPACE_BYTES = 1 << 30

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.extraction.meter import num_cores
-from pipeline.memory import available_memory_bytes
-from pipeline.planning.sizes import size
-
+from ..extraction.meter import num_cores
+from ..memory import available_memory_bytes
+from ..planning.sizes import size
 from .finding import OK, PROBLEM, WARNING, Finding, first_line
 from .libraries import BROKEN
 

@@ -10,13 +10,13 @@ from .finding import OK, PROBLEM, WARNING, Finding, first_line
 from .libraries import BROKEN
 
 if TYPE_CHECKING:
-    from cache import StoreInfo
+    from layerbank.cache import StoreInfo
 
 
 def check_stores(cache_root: Path) -> list[Finding]:
     """Every store that needs attention, and a count of those that do not."""
     try:
-        from cache import TRIAL_PREFIX, find_garbage, list_stores
+        from layerbank.cache import TRIAL_PREFIX, find_garbage, list_stores
     except BROKEN as error:
         return [Finding("stores", WARNING, f"not looked at: {first_line(error)}", "Mend the imports first.")]
     stores = list_stores(cache_root)

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from probes import quick_products
+from layerbank.probes import quick_products
 
 from ..events import Emit, PrecisionAdvice
 

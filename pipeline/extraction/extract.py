@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache import ArraySpec, CacheError, CacheSpec, CacheWriter, StoreForecast, TokenCache, Worker, forecast_store
+from layerbank.cache import (
+    ArraySpec,
+    CacheError,
+    CacheSpec,
+    CacheWriter,
+    StoreForecast,
+    TokenCache,
+    Worker,
+    forecast_store,
+)
 
 from ..backbones.backbone import Backbone
 from ..datasets import ImageSource

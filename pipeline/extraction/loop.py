@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import Batch, CacheWriter, storage_dtype_of
+from layerbank.cache import Batch, CacheWriter, storage_dtype_of
 
 from ..backbones.backbone import Backbone
 from ..clock import Clock

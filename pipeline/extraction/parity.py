@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache import read_store_info, storage_dtype_of
+from layerbank.cache import read_store_info, storage_dtype_of
 
 from ..backbones.backbone import Backbone
 from ..backbones.request import ModelRequest

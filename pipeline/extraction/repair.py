@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cache import Repair, SpecMismatchError, read_store_info, repair_store
+from layerbank.cache import Repair, SpecMismatchError, read_store_info, repair_store
 
 from ..backbones.request import ModelRequest
 from ..datasets import open_source

@@ -13,7 +13,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from cache import Worker
+from layerbank.cache import Worker
 
 from ..backbones.backbone import Backbone
 from ..backbones.layers import choose_levels

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from cache import Worker
+from layerbank.cache import Worker
 
 from ..errors import RequestError
 

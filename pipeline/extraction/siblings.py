@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cache import CacheSpec, list_specs
+from layerbank.cache import CacheSpec, list_specs
 
 from ..datasets import ImageSource
 from ..errors import PipelineError

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cache import ArraySpec, storage_dtype_of
+from layerbank.cache import ArraySpec, storage_dtype_of
 
 from ..backbones.backbone import Tokens
 from ..rounding import DeviceRounded, Rounded, as_rounded, round_on_device

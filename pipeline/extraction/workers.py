@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
-from cache import Worker
+from layerbank.cache import Worker
 
 from ..errors import PipelineError, RequestError, WorkError
 from ..events import Emit, Event, WorkerLost

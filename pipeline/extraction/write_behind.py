@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import Batch, BatchNotes, CacheWriter
+from layerbank.cache import Batch, BatchNotes, CacheWriter
 
 from ..rounding import Rounded
 

@@ -1,7 +1,7 @@
 """How fast this machine is at a piece of the work: decoding a few images, passing a few batches through the real model.
 
-Each measurement is the code of the run itself on less of it, within a few seconds; nothing is kept. `cache.time_block` does the
-same for the disk.
+Each measurement is the code of the run itself on less of it, within a few seconds; nothing is kept. `layerbank.cache.time_block`
+does the same for the disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache import ArraySpec
+from layerbank.cache import ArraySpec
 
 from ..backbones.backbone import Backbone
 from ..datasets import ImageSource

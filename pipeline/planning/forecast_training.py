@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from probes import (
+from layerbank.probes import (
     SOLVED_KINDS,
     Head,
     StepCost,

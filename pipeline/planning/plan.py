@@ -1,7 +1,7 @@
 """What an extraction would take, before it does anything: images, bytes, files, minutes, memory.
 
 Bytes and files are those of the finished stores, less what they hold already, by the cache's own arithmetic
-(`cache.forecast_store`). Minutes and memory are measured on less of the work (`plan_time.py`).
+(`layerbank.cache.forecast_store`). Minutes and memory are measured on less of the work (`plan_time.py`).
 
 Knows nothing of terminals; `plan_table.py` has the words.
 """
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cache import StoreForecast, free_bytes, nearest_folder, needed_bytes
+from layerbank.cache import StoreForecast, free_bytes, nearest_folder, needed_bytes
 
 from ..datasets import ImageSource
 from ..events import Emit, ignore

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cache import ArraySpec, StoreForecast, time_block
+from layerbank.cache import ArraySpec, StoreForecast, time_block
 
 from ..datasets import ImageSource
 from ..events import Emit

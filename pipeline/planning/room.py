@@ -9,7 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cache import NotWritableError, StoreForecast, check_writable, free_bytes, free_files, nearest_folder, needed_bytes
+from layerbank.cache import (
+    NotWritableError,
+    StoreForecast,
+    check_writable,
+    free_bytes,
+    free_files,
+    nearest_folder,
+    needed_bytes,
+)
 
 from ..errors import RequestError
 from .sizes import size

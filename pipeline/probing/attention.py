@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probes import AttentionStatistics, LookingProbe, TokenSource, attention_statistics
+from layerbank.probes import AttentionStatistics, LookingProbe, TokenSource, attention_statistics
 
 from ..backbones.layers import FINAL
 from .figures import draw_attention_map

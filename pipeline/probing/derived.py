@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import TokenCache
-from probes import (
+from layerbank.cache import TokenCache
+from layerbank.probes import (
     BatchPlan,
     Candidate,
     Choice,

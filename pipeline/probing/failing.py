@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from probes import ProbeError
+from layerbank.probes import ProbeError
 
 from ..errors import PipelineError, WorkError
 from ..memory import shortage_of

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from probes import Candidate, MemoryPlan, RidePlan, TokenSource, TrainingProtocol, plan_ride, sizes_of
+from layerbank.probes import Candidate, MemoryPlan, RidePlan, TokenSource, TrainingProtocol, plan_ride, sizes_of
 
 from ..memory import free_device_bytes
 from .resident import ResidentTokens

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from cache import CacheSpec
-from probes import load_probe
+from layerbank.cache import CacheSpec
+from layerbank.probes import load_probe
 
 from ..backbones.backbone import Backbone
 from ..backbones.request import ModelRequest

@@ -1,8 +1,8 @@
 """Stage two: train the asked-for probes from two stores and keep what they found.
 
-Probes that can, train together (`rides.py`): their tokens are read from the train store, `probes.run_sweeps` does the protocol
-(split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results (`row_folder.py`). The test
-store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
+Probes that can, train together (`rides.py`): their tokens are read from the train store, `layerbank.probes.run_sweeps` does the
+protocol (split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results
+(`row_folder.py`). The test store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
 again, a sweep that was killed goes on with the banks that are missing (`sweep_journal.py`), and no probe's key or result depends on
 what it trains together with: so a ride that fails because of one probe is taken up probe by probe (`failing.py`). What is made of
 a finished probe (`derived.py`) comes last, and its base before it.
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
+from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
+from layerbank.probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
 
 from ..datasets import ImageSource
 from ..errors import RequestError

@@ -90,7 +90,7 @@ class NamedProbe:
 
     Attributes:
         name: as the user wrote it.
-        head: a kind of `probes.Head`; `linear`, `ridge`, `logreg` and `knn` read concatenated tokens.
+        head: a kind of `layerbank.probes.Head`; `linear`, `ridge`, `logreg` and `knn` read concatenated tokens.
         levels: the levels it reads, shallow to deep.
         kinds: the kinds it reads at every level.
         num_heads: None means one head a token, where the head has heads.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from probes import HEAD_KINDS, Head, ProbeError, make_probe
+from layerbank.probes import HEAD_KINDS, Head, ProbeError, make_probe
 
 from ..backbones.layers import FINAL, short_levels
 from ..errors import RequestError

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from probes.sources import upload
-from probes.workspace import Workspace
+from layerbank.probes.sources import upload
+from layerbank.probes.workspace import Workspace
 
 from .token_source import ROWS_AT_ONCE, CachedTokens
 
@@ -22,7 +22,7 @@ UPLOAD_BYTES = 8 << 20  # tokens that are on their way at a time
 
 
 class ResidentTokens:
-    """A `probes.TokenSource` that holds the rows of a store.
+    """A `layerbank.probes.TokenSource` that holds the rows of a store.
 
     Args:
         tokens: of several probes, side by side; all of them are read.

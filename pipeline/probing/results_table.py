@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from probes import HEAD_KINDS
+from layerbank.probes import HEAD_KINDS
 
 from .results import Row, found, gains, key_of
 

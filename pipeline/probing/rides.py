@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from cache import TokenCache
-from probes import Candidate, MemoryPlan, SettingError, TokenSource, TrainingProtocol, plan_choice
+from layerbank.cache import TokenCache
+from layerbank.probes import Candidate, MemoryPlan, SettingError, TokenSource, TrainingProtocol, plan_choice
 
 from ..events import Emit, UploadFailed
 from ..memory import shortage_of
@@ -35,7 +35,7 @@ class Ride:
         probes: by name.
         protocol: of all of them.
         tokens: of the training split, the blocks of all.
-        sweeps: the candidates of each probe, as `probes.run_sweeps` wants them.
+        sweeps: the candidates of each probe, as `layerbank.probes.run_sweeps` wants them.
         placement: where the tokens lie, and how training fits beside them.
     """
 

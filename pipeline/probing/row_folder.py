@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import CacheSpec, TokenCache
-from probes import SOLVED_KINDS, BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
+from layerbank.cache import CacheSpec, TokenCache
+from layerbank.probes import SOLVED_KINDS, BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
 
 from .attention import keep_attention
 from .placement import FEWEST_BUFFER_ROWS

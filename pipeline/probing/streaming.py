@@ -1,6 +1,6 @@
 """Tokens of a store that is larger than the memory: read ahead by one thread, in an order that the disk can follow.
 
-An epoch's order is `cache.chunk_shuffle`: stretches of rows in random order, rows shuffled within a buffer of some
+An epoch's order is `layerbank.cache.chunk_shuffle`: stretches of rows in random order, rows shuffled within a buffer of some
 stretches. Of the map, only what the next few batches need is resident: the system is told to read it ahead, and to
 drop it afterwards. One thread gathers and normalises into buffers that are used again and again, while the trainer
 works on the batch before.
@@ -21,7 +21,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from cache import chunk_shuffle
+from layerbank.cache import chunk_shuffle
 
 from .token_source import ROWS_AT_ONCE, CachedTokens
 
@@ -33,7 +33,7 @@ INDEX_BYTES = 128  # a row: label, place, and orders while they are made
 
 
 class StreamedTokens:
-    """A `probes.StreamedSource` over a store.
+    """A `layerbank.probes.StreamedSource` over a store.
 
     Args:
         tokens: which tokens.

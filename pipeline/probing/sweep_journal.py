@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probes import BankKey, BankScores, Candidate, LearningCurves, Setting
+from layerbank.probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
 from .results import key_of
 
@@ -36,7 +36,7 @@ UNREADABLE = (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyEr
 
 
 class SweepJournal:
-    """A `probes.Journal` of files.
+    """A `layerbank.probes.Journal` of files.
 
     Args:
         folder: of the journal; made when there is something to keep.

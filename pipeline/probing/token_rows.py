@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from probes import Block, l2_normalize_
+from layerbank.probes import Block, l2_normalize_
 
 from .probe_names import TOKEN_AXIS, NamedProbe
 

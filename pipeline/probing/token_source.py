@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache import TokenCache
-from probes import HEAD_KINDS, ArraySource, Reading
-from probes.workspace import Workspace
+from layerbank.cache import TokenCache
+from layerbank.probes import HEAD_KINDS, ArraySource, Reading
+from layerbank.probes.workspace import Workspace
 
 from ..errors import RequestError
 from ..rounding import STORAGE_DTYPES, float_tokens
@@ -36,7 +36,7 @@ class CachedTokens:
 
     Attributes:
         rows: how a row is made of arrays.
-        blocks: of a row of several probes: see `probes.BlockSource`; None for one probe.
+        blocks: of a row of several probes: see `layerbank.probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         labels: [N] int64, of the rows that could be read.
         num_classes: from the data set, not from the labels that happen to occur.

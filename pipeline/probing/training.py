@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from cache import TokenCache
-from probes import Candidate, Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
+from layerbank.cache import TokenCache
+from layerbank.probes import Candidate, Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
 
 from ..events import Emit, MemoryPlanned, ProbeProgress, ProbeStarted, TrainingStarted
 from .placement import FEWEST_BUFFER_ROWS

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from cache import CacheError
-from probes import SOLVED_KINDS, TrainingProtocol
+from layerbank.cache import CacheError
+from layerbank.probes import SOLVED_KINDS, TrainingProtocol
 
 from ..backbones.layers import unknown_level
 from ..backbones.listing import open_meta_tower

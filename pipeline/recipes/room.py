@@ -13,7 +13,7 @@ from contextlib import suppress
 from math import prod
 from pathlib import Path
 
-from cache import CacheSpec, free_bytes, list_specs, read_store_info
+from layerbank.cache import CacheSpec, free_bytes, list_specs, read_store_info
 
 from ..events import Emit, StudyShortOfRoom
 from .plan import BYTES, Split, look_at, look_for

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from cache import CacheError
-from probes import ProbeError, resolve_compute
+from layerbank.cache import CacheError
+from layerbank.probes import ProbeError, resolve_compute
 
 from ..backbones.backbone import Backbone
 from ..backbones.request import ModelRequest, choose_device, choose_precision, choose_workers

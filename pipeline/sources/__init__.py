@@ -1,4 +1,4 @@
-"""The kinds of data source, a file each. `pipeline.datasets.open_source` chooses one by a URI's scheme."""
+"""The kinds of data source, a file each. `layerbank.datasets.open_source` chooses one by a URI's scheme."""
 
 from .demo import DemoSource
 from .folder import FolderSource

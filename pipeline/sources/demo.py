@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .demo_sets import DEMOS, Demo, DemoImages
 from .image_source import ImageSource
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import RequestError
+from ..errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .image_source import ImageSource
 from .patterns import no_such_split
 

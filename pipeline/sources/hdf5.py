@@ -22,8 +22,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .image_source import ImageSource
 from .patterns import data_name, fill_split, no_such_split, require_split, splits_of
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from xxhash import xxh3_64_intdigest, xxh3_128
 
-from pipeline.errors import RequestError, WorkError
+from ..errors import RequestError, WorkError
 
 
 class BadImage(WorkError):

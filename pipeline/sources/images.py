@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .folder import EXTENSIONS, image_files
 from .image_source import ImageSource
 

@@ -11,7 +11,7 @@ import itertools
 import re
 from pathlib import Path
 
-from pipeline.errors import RequestError
+from ..errors import RequestError
 
 SPLIT = "{split}"
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .patterns import (
     data_name,
     expand_braces,

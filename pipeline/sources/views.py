@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .image_source import BadImage, ImageSource
 
 VIEW_RULE = "1"

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .image_source import ImageSource
 from .shards import ShardFolder, ShardPattern, shards_at
 from .tar_index import DamagedTar, Member, walk_tar

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import entropy
 
-from pipeline.errors import WorkError
+from ..errors import WorkError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

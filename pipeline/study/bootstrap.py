@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.errors import RequestError
+from ..errors import RequestError
 
 LEVEL = 0.95
 NUM_RESAMPLES = 2000

@@ -11,7 +11,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import RequestError
+from ..errors import RequestError
 
 HUB_OWNER = "clip-benchmark"
 SPLITS = ("train", "test")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import TokenCache
+from layerbank.cache import TokenCache
 
 
 @dataclass(frozen=True, kw_only=True)

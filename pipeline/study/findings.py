@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.probing.probe_names import REFERENCE
-
+from ..probing.probe_names import REFERENCE
 from .bootstrap import Interval
 from .scores import Case, Score
 from .significance import adjust

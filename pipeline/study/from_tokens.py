@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cache import CacheError, TokenCache
-from pipeline.errors import PipelineError
-from pipeline.events import ReportStep
-from probes import ProbeError
+from layerbank.cache import CacheError, TokenCache
+from layerbank.probes import ProbeError
 
+from ..errors import PipelineError
+from ..events import ReportStep
 from .duplicates import image_rows
 from .figures.ablations import draw_series, draw_train_test, pruning_series
 from .figures.heatmaps import draw_similarity, draw_similarity_to_final

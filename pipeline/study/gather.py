@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import RequestError, WorkError
-from pipeline.probing.results import Row
+from ..errors import RequestError, WorkError
+from ..probing.results import Row
 
 RESULTS = "results.jsonl"
 NEEDED = ("key", "probe", "backbone", "dataset", "test", "protocol", "setting_of_study")

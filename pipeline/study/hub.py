@@ -9,8 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import WorkError
-
+from ..errors import WorkError
 from .catalogue import SPLITS, Entry, find_data
 
 PATTERNS = ["train/*.tar", "test/*.tar", "*/nshards.txt", "classnames.txt"]

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import CacheError, TokenCache
-from pipeline.events import Emit, ignore
-from pipeline.probing.results import Row
+from layerbank.cache import CacheError, TokenCache
 
+from ..events import Emit, ignore
+from ..probing.results import Row
 from .dataset_table import DatasetTable, dataset_table
 from .figures.style import drawn_as
 from .findings import Finding, find

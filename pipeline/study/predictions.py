@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
-from pipeline.errors import RequestError, WorkError
+from ..errors import RequestError, WorkError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from pipeline.errors import RequestError
-from pipeline.probing.results import found, gains
-
+from ..errors import RequestError
+from ..probing.results import found, gains
 from .material import Material
 from .page.blocks import csv_text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import TokenCache
+from layerbank.cache import TokenCache
 
 from .bootstrap import class_mean
 from .duplicates import Duplicates, duplicates_of

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cache.durable import replace_file
-from pipeline.probing.results import Row
+from layerbank.cache.durable import replace_file
 
+from ..probing.results import Row
 from .dataset_table import table_latex, table_markdown
 from .findings import sentence
 from .gather import gather

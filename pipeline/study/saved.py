@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import CacheSpec, TokenCache
-from pipeline.errors import RequestError
-from pipeline.probing.figures import attention_map
-from pipeline.probing.predict import BACKBONE_FIELDS
-from pipeline.probing.probe_names import NamedProbe
-from pipeline.probing.token_source import CachedTokens, require_arrays
-from probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_mass, load_probe
+from layerbank.cache import CacheSpec, TokenCache
+from layerbank.probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_mass, load_probe
 
+from ..errors import RequestError
+from ..probing.figures import attention_map
+from ..probing.predict import BACKBONE_FIELDS
+from ..probing.probe_names import NamedProbe
+from ..probing.token_source import CachedTokens, require_arrays
 from ..sources.views import evaluation_transform
 from .predictions import Predictions, accuracies
 

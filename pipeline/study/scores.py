@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RequestError
-from pipeline.probing.probe_names import REFERENCE
-from pipeline.probing.results import Row, key_of
+from ..errors import RequestError
+from ..probing.probe_names import REFERENCE
+from ..probing.results import Row, key_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RequestError
-
+from ..errors import RequestError
 from .bootstrap import LEVEL, Interval, difference_interval
 
 Levels = tuple[str, ...]

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
-from cache import TokenCache
-from pipeline.errors import RequestError
-from pipeline.rounding import float_tokens
+from layerbank.cache import TokenCache
+
+from ..errors import RequestError
+from ..rounding import float_tokens
 
 FloatArray = NDArray[np.float64]
 Read = Callable[[NDArray[np.int64]], NDArray[Any]]  # rows -> [n, D]

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
-from pipeline.probing.probe_names import REFERENCE
-
+from ..errors import PipelineError
+from ..probing.probe_names import REFERENCE
 from .bootstrap import Interval, intervals
 from .examples import Answers, answers_of
 from .predictions import Accuracies, Predictions, accuracies, read_predictions, require_same_images

@@ -10,9 +10,8 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.datasets import BadImage, open_source
-from pipeline.errors import WorkError
-
+from ..datasets import BadImage, open_source
+from ..errors import WorkError
 from .page.blocks import data_uri
 
 SIDE = 96  # pixels at most

@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 from jpegs import write_jpegs
 
-from pipeline.backbones.backbone import Backbone, open_backbone
-from pipeline.backbones.tower import tapped_modules
-from pipeline.datasets import ImageSource, open_source
-from pipeline.events import Event, ExtractionFinished
-from pipeline.extraction.batch_size import choose_batch_size
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.images import Rows, decode_batches, start_worker_server
+from layerbank.backbones.backbone import Backbone, open_backbone
+from layerbank.backbones.tower import tapped_modules
+from layerbank.datasets import ImageSource, open_source
+from layerbank.events import Event, ExtractionFinished
+from layerbank.extraction.batch_size import choose_batch_size
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.images import Rows, decode_batches, start_worker_server
 
 KINDS = ("cls", "ap")
 USUAL_BATCH = 64

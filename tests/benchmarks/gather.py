@@ -15,7 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are imported
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
@@ -26,11 +25,10 @@ import numpy as np
 import torch
 import zarr
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache, export_hdf5
-from cache.layout import token_array
-from cache.mapping import ChunkRows
-from cache.reader import _chunk_files
+from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache, export_hdf5
+from layerbank.cache.layout import token_array
+from layerbank.cache.mapping import ChunkRows
+from layerbank.cache.reader import _chunk_files
 
 NUM_LEVELS, EMBED_DIM, BATCH = 13, 768, 2048
 ROUNDS, BATCHES = 5, 10

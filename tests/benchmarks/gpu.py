@@ -37,7 +37,7 @@ import gpu_training
 import torch
 from gpu_sizes import FULL, SMOKE, Measured
 
-from pipeline.errors import RequestError
+from layerbank.errors import RequestError
 
 SECTIONS = {
     "peak": gpu_training.peak,

@@ -14,14 +14,14 @@ from jpegs import write_jpegs
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones.backbone import PRECISIONS, Backbone, open_backbone
-from pipeline.backbones.request import choose_precision, choose_workers
-from pipeline.datasets import open_source
-from pipeline.events import Event, ExtractionFinished
-from pipeline.extraction.extract import ExtractConfig, extract, spec_of
-from pipeline.extraction.forward import SteadyForward
-from pipeline.extraction.images import start_worker_server
-from pipeline.memory import shortage_of
+from layerbank.backbones.backbone import PRECISIONS, Backbone, open_backbone
+from layerbank.backbones.request import choose_precision, choose_workers
+from layerbank.datasets import open_source
+from layerbank.events import Event, ExtractionFinished
+from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.forward import SteadyForward
+from layerbank.extraction.images import start_worker_server
+from layerbank.memory import shortage_of
 
 Figures = Iterator[dict[str, Any]]
 KINDS = ("cls", "ap")

@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from probes import COMPUTES
+from layerbank.probes import COMPUTES
 
 
 @dataclass(frozen=True, kw_only=True)

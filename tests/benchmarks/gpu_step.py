@@ -10,10 +10,10 @@ import torch
 from gpu_sizes import Measured
 from gpu_training import count_products, grid_of, make_bank, make_source, product_flops
 
-from probes import PAPER, ArraySource, fit_bank
-from probes.adamw import AdamW
-from probes.bank import CHUNK_SIZE, GROUP_SIZE
-from probes.batches import plan_batches
+from layerbank.probes import PAPER, ArraySource, fit_bank
+from layerbank.probes.adamw import AdamW
+from layerbank.probes.bank import CHUNK_SIZE, GROUP_SIZE
+from layerbank.probes.batches import plan_batches
 
 Figures = Iterator[dict[str, Any]]
 

@@ -12,14 +12,9 @@ import numpy as np
 import torch
 from gpu_sizes import Measured
 
-from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
-from pipeline.memory import HEADROOM
-from pipeline.probing.placement import MOST_BUFFER_ROWS
-from pipeline.probing.probe_names import resolve_probe
-from pipeline.probing.resident import ResidentTokens
-from pipeline.probing.streaming import StreamedTokens
-from pipeline.probing.token_source import CachedTokens
-from probes import (
+from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
+from layerbank.memory import HEADROOM
+from layerbank.probes import (
     PAPER,
     ArraySource,
     AttentiveBank,
@@ -31,8 +26,13 @@ from probes import (
     read_batches,
     run_sweep,
 )
-from probes.bank import CHUNK_SIZE, GROUP_SIZE
-from probes.products import Products
+from layerbank.probes.bank import CHUNK_SIZE, GROUP_SIZE
+from layerbank.probes.products import Products
+from layerbank.probing.placement import MOST_BUFFER_ROWS
+from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.resident import ResidentTokens
+from layerbank.probing.streaming import StreamedTokens
+from layerbank.probing.token_source import CachedTokens
 
 Figures = Iterator[dict[str, Any]]
 SPREAD = 4.0  # of the noise, in distances of a class from the mean: hard enough that settings differ

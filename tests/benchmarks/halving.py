@@ -21,10 +21,10 @@ from statistics import mean
 import torch
 from machine import describe_machine
 
-from cache import TokenCache
-from pipeline.probing.probe_names import resolve_probe
-from pipeline.probing.token_source import CachedTokens
-from probes import PAPER, Head, SweepResult, TrainingProtocol, run_sweep
+from layerbank.cache import TokenCache
+from layerbank.probes import PAPER, Head, SweepResult, TrainingProtocol, run_sweep
+from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.token_source import CachedTokens
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def main() -> None:
 def demo_stores() -> list[Path]:
     """The stores of `make extract`, train and test; computes what is missing, a minute or two the first time."""
     extract = ("extract", "--model", "demo/vit-s-focus", "--data", "demo:digits", "--json")
-    answer = subprocess.run([sys.executable, "-m", "pipeline.cli", *extract], check=True, stdout=subprocess.PIPE)
+    answer = subprocess.run([sys.executable, "-m", "layerbank", *extract], check=True, stdout=subprocess.PIPE)
     return [Path(store) for store in json.loads(answer.stdout)["stores"]]
 
 

@@ -18,9 +18,9 @@ from collections import defaultdict
 import torch
 from machine import describe_machine
 
-from pipeline.backbones.backbone import TokenFunction, open_backbone
-from pipeline.extraction.batch_size import batch_size_on_a_cpu
-from pipeline.extraction.forward import SteadyForward
+from layerbank.backbones.backbone import TokenFunction, open_backbone
+from layerbank.extraction.batch_size import batch_size_on_a_cpu
+from layerbank.extraction.forward import SteadyForward
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from machine import describe_machine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from probes import (
+from layerbank.probes import (
     PAPER,
     ArraySource,
     AttentiveBank,
@@ -45,8 +45,8 @@ from probes import (
     TrainingProtocol,
     first_twins,
 )
-from probes.fit import class_weights, fit_bank
-from probes.sources import l2_normalize
+from layerbank.probes.fit import class_weights, fit_bank
+from layerbank.probes.sources import l2_normalize
 
 BATCH, NUM_CLASSES = 200, 47
 PROTOCOL = TrainingProtocol(dropouts=(0.0,), batch_size=BATCH, epochs=1, min_steps=1000)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PEAK = ROOT / "tests" / "peak.py"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ
 DEFAULT = ("--model", "demo/vit-s-focus", "--data", "demo:digits", "--kinds", "cls,ap,grid2")
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from jpegs import write_jpegs
 
-from pipeline.events import Event, ExtractionStarted, ignore
-from pipeline.extraction.requested import extract_share, prepare_shares
-from pipeline.extraction.workers import run_processes
+from layerbank.events import Event, ExtractionStarted, ignore
+from layerbank.extraction.requested import extract_share, prepare_shares
+from layerbank.extraction.workers import run_processes
 
 PROCESSES = (1, 2)
 

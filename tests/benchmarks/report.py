@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from machine import describe_machine
 
-from pipeline.study.catalogue import CATALOGUE, Entry
-from pipeline.study.paper import MODELS
+from layerbank.study.catalogue import CATALOGUE, Entry
+from layerbank.study.paper import MODELS
 
 LINEAR = (
     "linear-cls",
@@ -132,10 +132,10 @@ def measure(runs: Path, *flags: str) -> tuple[float, float, float, float]:
 
 def run_report(runs: Path, without_intervals: bool) -> None:
     """What is measured, as the command line starts it."""
-    from pipeline.cli import main as layerbank
+    from layerbank.cli import main as layerbank
 
     if without_intervals:
-        from pipeline.study import tested
+        from layerbank.study import tested
 
         nothing = tested.Interval(value=float("nan"), low=float("nan"), high=float("nan"))
         tested.intervals = lambda values, _: [nothing] * len(values)

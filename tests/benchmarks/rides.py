@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from machine import describe_machine
 
-from probes import (
+from layerbank.probes import (
     QUICK,
     ArraySource,
     Block,

@@ -28,13 +28,8 @@ import numpy as np
 import torch
 from machine import describe_machine
 
-from cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
-from pipeline.probing.probe_names import NamedProbe, resolve_probe
-from pipeline.probing.resident import ResidentTokens
-from pipeline.probing.rides import candidates_of
-from pipeline.probing.streaming import StreamedTokens
-from pipeline.probing.token_source import CachedTokens
-from probes import (
+from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
+from layerbank.probes import (
     PAPER,
     ArraySource,
     AttentiveBank,
@@ -48,6 +43,11 @@ from probes import (
     fit_banks,
     read_batches,
 )
+from layerbank.probing.probe_names import NamedProbe, resolve_probe
+from layerbank.probing.resident import ResidentTokens
+from layerbank.probing.rides import candidates_of
+from layerbank.probing.streaming import StreamedTokens
+from layerbank.probing.token_source import CachedTokens
 
 DEPTH, EMBED_DIM, NUM_CLASSES, BATCH = 12, 384, 47, 1024
 BUFFER_ROWS = 4096

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from jpegs import write_jpegs
 
-from pipeline.backbones.backbone import Backbone, open_backbone
-from pipeline.datasets import ImageSource, open_source
-from pipeline.extraction.extract import ExtractConfig, Extraction, extract_together, spec_of
-from pipeline.extraction.images import Rows, decode_batches, start_worker_server
+from layerbank.backbones.backbone import Backbone, open_backbone
+from layerbank.datasets import ImageSource, open_source
+from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together, spec_of
+from layerbank.extraction.images import Rows, decode_batches, start_worker_server
 
 MODELS = ["timm/vit_tiny_patch16_224", "timm/deit_tiny_patch16_224", "timm/deit_tiny_distilled_patch16_224"]
 Clock = Callable[[], float]

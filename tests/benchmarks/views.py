@@ -36,7 +36,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
     for num_views in (0, 2, MOST_VIEWS):
         command = [
-            *(sys.executable, "-m", "pipeline.cli", "probe", "--json", "--model", "demo/vit-s-focus"),
+            *(sys.executable, "-m", "layerbank", "probe", "--json", "--model", "demo/vit-s-focus"),
             *("--data", f"demo:digits?train={arguments.train}&test=800", "--probe", arguments.probes),
             *("--views", str(MOST_VIEWS), "--train-views", str(num_views), "--view-scale", arguments.scale),
             *("--no-view-flip", "--protocol", "quick", "--seed", arguments.seeds),

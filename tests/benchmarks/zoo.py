@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from machine import describe_machine
 
-from probes import (
+from layerbank.probes import (
     HEAD_KINDS,
     ZOO,
     AlfEmbedProbe,
@@ -33,9 +33,9 @@ from probes import (
     fit_bank,
     stack_tokens,
 )
-from probes.fit import class_weights
-from probes.jitter import add_jitter
-from probes.module_bank import GROUP_SIZE
+from layerbank.probes.fit import class_weights
+from layerbank.probes.jitter import add_jitter
+from layerbank.probes.module_bank import GROUP_SIZE
 
 NUM_CLASSES, BATCH, NUM_PROBES, NUM_LEVELS = 47, 200, 8, 12
 NUM_HEADS = {"cae": 8, "alf-embed": 24, "ep": 32, "aim": 12, "vjepa": 12, "map": 12}

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RequestError
-from pipeline.probing.results import Row
-from pipeline.study.scores import Table
-from pipeline.study.summaries import summarize
-
+from ...errors import RequestError
+from ...probing.results import Row
+from ..scores import Table
+from ..summaries import summarize
 from .style import BLACK, COLUMN, CYCLE, GREY, MARKERS, color_of, drawing, drawn_name, grid, save
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.probing.probe_names import REFERENCE
-from pipeline.study.scores import Table, gains_of
-from pipeline.study.significance import compare_gains
-from pipeline.study.summaries import summarize
-
+from ...probing.probe_names import REFERENCE
+from ..scores import Table, gains_of
+from ..significance import compare_gains
+from ..summaries import summarize
 from .style import BLACK, COLUMN, GREY, color_of, drawing, drawn_name, grid, save
 
 

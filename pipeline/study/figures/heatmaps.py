@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import RequestError
-from pipeline.study.attention import AttentionMap, spread_of
-
+from ...errors import RequestError
+from ..attention import AttentionMap, spread_of
 from .style import COLUMN, CYCLE, LINES, MARKERS, PAGE, drawing, drawn_name, grid, save
 
 if TYPE_CHECKING:  # computing it takes torch, drawing it does not
-    from pipeline.study.similarity import Similarity
+    from ..similarity import Similarity
 
 WIDE = 16  # levels from which a heat map takes both columns
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones.layers import FINAL
-from pipeline.errors import RequestError
-from pipeline.study.scores import Case, Table
-
+from ...backbones.layers import FINAL
+from ...errors import RequestError
+from ..scores import Case, Table
 from .style import BLUE, COLUMN, GREEN, MARKERS, ORANGE, PURPLE, VERMILION, drawing, drawn_name, grid, save
 
 STEMS = {"linear": ("linear, cls", BLUE), "linear-ap": ("linear, ap", ORANGE), "aat": ("aat, all tokens", GREEN)}

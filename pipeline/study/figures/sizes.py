@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import RequestError
-from pipeline.probing.probe_names import REFERENCE
-from pipeline.study.paper import find_model
-from pipeline.study.scores import Table, gains_of
-from pipeline.study.summaries import summarize
-
+from ...errors import RequestError
+from ...probing.probe_names import REFERENCE
+from ..paper import find_model
+from ..scores import Table, gains_of
+from ..summaries import summarize
 from .style import COLUMN, GREY, MARKERS, PAGE, color_of, drawing, drawn_name, grid, save
 
 SIZES = ("Ti", "S", "B", "L", "H", "g")

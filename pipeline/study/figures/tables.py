@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.study.dataset_table import DatasetTable
-
+from ..dataset_table import DatasetTable
 from .style import BLACK, COLUMN, GREY, PAGE, drawing, drawn_name, save
 
 NAMES, MARGIN = 1.3, 0.22  # inches: of the data sets' names, and at the right for the slanted heads of columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.study.bootstrap import Interval
+from ..bootstrap import Interval
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Section
-
+from ..material import Material
+from ..page.blocks import Section
 from . import (
     ablations,
     attention,

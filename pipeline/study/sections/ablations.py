@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.study.bootstrap import seed_interval
-from pipeline.study.figures.ablations import Series, draw_seeds, draw_series, heads_series, kinds_series, std_within
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Block, DataTable, Gallery, Picture, Section, Words, csv_text
-from pipeline.study.page.numbers import percent, span
-from pipeline.study.scores import Table
+from ..bootstrap import seed_interval
+from ..figures.ablations import Series, draw_seeds, draw_series, heads_series, kinds_series, std_within
+from ..material import Material
+from ..page.blocks import Block, DataTable, Gallery, Picture, Section, Words, csv_text
+from ..page.numbers import percent, span
+from ..scores import Table
 
 SEED_COLUMNS = ("probe", "model", "data set", "seeds", "mean", "std", "95 % of the mean")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.errors import PipelineError
-from pipeline.study.attention import AttentionMap, mean_map, read_attention, spread_of
-from pipeline.study.figures.heatmaps import draw_attention
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Block, DataTable, Fold, Gallery, Picture, Section, Words, csv_text
-from pipeline.study.page.numbers import counted, percent
+from ...errors import PipelineError
+from ..attention import AttentionMap, mean_map, read_attention, spread_of
+from ..figures.heatmaps import draw_attention
+from ..material import Material
+from ..page.blocks import Block, DataTable, Fold, Gallery, Picture, Section, Words, csv_text
+from ..page.numbers import counted, percent
 
 COLUMNS = ("probe", "model", "data set", "entropy", "80 % in", "late third in %", "most on", "its share in %")
 FIRST = 4  # heat maps that are shown at once

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.study.dataset_table import Cell as Mean
-from pipeline.study.figures.tables import draw_table
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Cell, DataTable, Section, Words, csv_text
-from pipeline.study.page.numbers import percent
+from ..dataset_table import Cell as Mean
+from ..figures.tables import draw_table
+from ..material import Material
+from ..page.blocks import Cell, DataTable, Section, Words, csv_text
+from ..page.numbers import percent
 
 
 def section(material: Material) -> Section:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.probing.results import Row, found
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import DataTable, Section, csv_text
-from pipeline.study.page.numbers import points
-from pipeline.study.scores import Case
+from ...probing.results import Row, found
+from ..material import Material
+from ..page.blocks import DataTable, Section, csv_text
+from ..page.numbers import points
+from ..scores import Case
 
 COLUMNS = (
     "probe",

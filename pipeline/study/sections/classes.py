@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Block, DataTable, Fold, Section, Words, csv_text
-from pipeline.study.page.numbers import counted, percent
-from pipeline.study.scores import Case
+from ..material import Material
+from ..page.blocks import Block, DataTable, Fold, Section, Words, csv_text
+from ..page.numbers import counted, percent
+from ..scores import Case
 
 MAX_CASES = 24  # a larger study would be mostly these; a report of a part of it shows them
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Block, DataTable, Fold, Section, Words, csv_text
-from pipeline.study.page.numbers import chance, points
-from pipeline.study.significance import adjust, compare_with
+from ..material import Material
+from ..page.blocks import Block, DataTable, Fold, Section, Words, csv_text
+from ..page.numbers import chance, points
+from ..significance import adjust, compare_with
 
 PAIR_COLUMNS = ("probe", "other", "model", "data set", "seed", "only probe right", "only other right", "p", "q")
 ALF_COLUMNS = ("other", "data sets", "median gain of alf", "p", "q")

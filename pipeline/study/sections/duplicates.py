@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Block, DataTable, Fold, Section, Words
-from pipeline.study.page.numbers import percent, points
-from pipeline.study.scores import Case
+from ..material import Material
+from ..page.blocks import Block, DataTable, Fold, Section, Words
+from ..page.numbers import percent, points
+from ..scores import Case
 
 COLUMNS = ("data set", "test images", "also in training", "share in %", "with another label")
 WITHOUT = ("probe", "model", "data set", "seed", "accuracy", "without them", "difference")

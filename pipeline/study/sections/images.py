@@ -10,14 +10,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
-from pipeline.probing.probe_names import REFERENCE
-from pipeline.study.examples import DISPUTED, PER_RULE, SURE_MISSES, UNSURE_HITS, Answers, choose_examples
-from pipeline.study.material import NUM_SHOWN, Material
-from pipeline.study.page.blocks import Block, Card, Cards, Fold, Said, Section, Strip, Words
-from pipeline.study.page.numbers import counted
-from pipeline.study.scores import Case
-from pipeline.study.thumbnails import SIDE, thumbnails
+from ...errors import PipelineError
+from ...probing.probe_names import REFERENCE
+from ..examples import DISPUTED, PER_RULE, SURE_MISSES, UNSURE_HITS, Answers, choose_examples
+from ..material import NUM_SHOWN, Material
+from ..page.blocks import Block, Card, Cards, Fold, Said, Section, Strip, Words
+from ..page.numbers import counted
+from ..scores import Case
+from ..thumbnails import SIDE, thumbnails
 
 SEED = 0
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Bullets, Section
+from ..material import Material
+from ..page.blocks import Bullets, Section
 
 
 def section(material: Material) -> Section | None:

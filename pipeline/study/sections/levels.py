@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.study.figures.levels import draw_levels
-from pipeline.study.material import GIVEN_LEVEL, Material
-from pipeline.study.page.blocks import Gallery, Picture, Section
-from pipeline.study.scores import Table
+from ..figures.levels import draw_levels
+from ..material import GIVEN_LEVEL, Material
+from ..page.blocks import Gallery, Picture, Section
+from ..scores import Table
 
 
 def section(material: Material) -> Section | None:

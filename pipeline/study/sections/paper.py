@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.probing.results import gains
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Block, DataTable, Section, Words, csv_text
-from pipeline.study.page.numbers import counted, percent, points
-from pipeline.study.paper import BesidePaper, beside_paper
+from ...probing.results import gains
+from ..material import Material
+from ..page.blocks import Block, DataTable, Section, Words, csv_text
+from ..page.numbers import counted, percent, points
+from ..paper import BesidePaper, beside_paper
 
 COLUMNS = ("probe", "model", "data set", "seed", "ours", "paper", "difference", "our gain", "paper's gain")
 MEAN_COLUMNS = ("probe", "results", "mean difference", "mean of our gains", "mean of the paper's gains")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import DataTable, Section
-from pipeline.study.page.numbers import percent, points
-from pipeline.study.records import Record, csv_of, records_of
+from ..material import Material
+from ..page.blocks import DataTable, Section
+from ..page.numbers import percent, points
+from ..records import Record, csv_of, records_of
 
 COLUMNS = (
     "probe",

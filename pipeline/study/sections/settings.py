@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import DataTable, Fold, Pairs, Section
-from pipeline.study.page.numbers import percent
+from ..material import Material
+from ..page.blocks import DataTable, Fold, Pairs, Section
+from ..page.numbers import percent
 
 COLUMNS = (
     "probe",

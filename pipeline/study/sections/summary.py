@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.probing.probe_names import REFERENCE
-from pipeline.study.figures.gains import draw_gains
-from pipeline.study.figures.sizes import draw_gains_by_size, size_of
-from pipeline.study.findings import sentence
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Block, Bullets, DataTable, Fold, Gallery, Picture, Section, Words, csv_text
-from pipeline.study.page.numbers import chance, counted, percent, points
-from pipeline.study.scores import Table, gains_of
-from pipeline.study.significance import Comparison, compare_gains
-from pipeline.study.summaries import mean_ranks, rankable, summarize
+from ...probing.probe_names import REFERENCE
+from ..figures.gains import draw_gains
+from ..figures.sizes import draw_gains_by_size, size_of
+from ..findings import sentence
+from ..material import Material
+from ..page.blocks import Block, Bullets, DataTable, Fold, Gallery, Picture, Section, Words, csv_text
+from ..page.numbers import chance, counted, percent, points
+from ..scores import Table, gains_of
+from ..significance import Comparison, compare_gains
+from ..summaries import mean_ranks, rankable, summarize
 
 COLUMNS = (
     "probe",

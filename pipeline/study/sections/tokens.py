@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.study.material import Material
-from pipeline.study.page.blocks import Gallery, Section
+from ..material import Material
+from ..page.blocks import Gallery, Section
 
 
 def section(material: Material) -> Section | None:
@@ -20,7 +20,7 @@ def section(material: Material) -> Section | None:
             f"Nothing of --tokens: no stores of these results under {material.wishes.cache_root}. Give their folder with --cache."
         )
         return None
-    from pipeline.study.from_tokens import token_pictures  # torch, which the rest of a report does without
+    from ..from_tokens import token_pictures  # torch, which the rest of a report does without
 
     pictures = token_pictures(material, cases)
     return Section(anchor="tokens", title="From the tokens", blocks=[Gallery(pictures=pictures)]) if pictures else None
