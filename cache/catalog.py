@@ -12,7 +12,7 @@ from typing import Any
 from .errors import CacheError
 from .header import HEADER_FILE, Header, read_header
 from .journal import Journal, read_journal
-from .lock import LockOwner, owners_of
+from .locking import LockOwner, owners_of
 from .spec import ArraySpec, CacheSpec
 
 STORE_SUFFIX = ".zarr"

@@ -14,11 +14,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .catalog import STORE_SUFFIX, StoreInfo, find_stores, read_store_info, size_of
-from .durable import storage_errors
+from .atomic_files import storage_errors
+from .catalog import (
+    STORE_SUFFIX,
+    StoreInfo,
+    find_stores,
+    read_store_info,
+    size_of,
+)
 from .header import HEADER_FILE
 from .journal import JOURNAL_FOLDER, asides
-from .lock import StoreLock, is_locked, lock_file, worker_files
+from .locking import (
+    StoreLock,
+    is_locked,
+    lock_file,
+    worker_files,
+)
 from .resume import new_folder, old_folder
 
 

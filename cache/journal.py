@@ -21,7 +21,7 @@ from typing import Any
 
 import google_crc32c
 
-from .durable import replace_file, sync_folder, write_all
+from .atomic_files import replace_file, sync_folder, write_all
 from .geometry import Grid
 
 JOURNAL_FOLDER = "content_hashes/.journal"

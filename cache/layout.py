@@ -20,9 +20,14 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from .durable import sync_tree
+from .atomic_files import sync_tree
 from .geometry import Grid, rows_per_block, rows_per_chunk
-from .header import HEADER_FILE, ArrayEntry, Header, StaticEntry
+from .header import (
+    HEADER_FILE,
+    ArrayEntry,
+    Header,
+    StaticEntry,
+)
 from .journal import JOURNAL_FOLDER, WORKER_FILE
 from .spec import ArraySpec, CacheSpec, array_order
 from .storage_dtypes import STORAGE_DTYPES

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .durable import storage_errors
+from .atomic_files import storage_errors
 from .header import read_header
 from .journal import read_journal
 from .layout import block_arrays
-from .lock import StoreLock
+from .locking import StoreLock
 from .resume import forget
 from .verify import FOREIGN, Damage, verify_store
 

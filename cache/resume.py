@@ -14,11 +14,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .durable import sync_folder
-from .errors import ChangedDataError, NotAStoreError, SpecError, SpecMismatchError
+from .atomic_files import sync_folder
+from .errors import (
+    ChangedDataError,
+    NotAStoreError,
+    SpecError,
+    SpecMismatchError,
+)
 from .geometry import rows_per_block
-from .header import FORMAT, HEADER_FILE, Header, read_header, write_header
-from .journal import ASIDE_PREFIX, JOURNAL_FOLDER, Entry, Journal, asides, read_journal, rewrite_journal
+from .header import (
+    FORMAT,
+    HEADER_FILE,
+    Header,
+    read_header,
+    write_header,
+)
+from .journal import (
+    ASIDE_PREFIX,
+    JOURNAL_FOLDER,
+    Entry,
+    Journal,
+    asides,
+    read_journal,
+    rewrite_journal,
+)
 from .layout import (
     CONTENT_HASHES,
     ChunkedArray,

@@ -20,16 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .aside import OpenBlock
+from .atomic_files import storage_errors
 from .batch import Batch, check_content
-from .crew import CrewLock
-from .durable import storage_errors
-from .errors import BatchError, ChangedDataError, IncompleteStoreError, SpecError
+from .errors import (
+    BatchError,
+    ChangedDataError,
+    IncompleteStoreError,
+    SpecError,
+)
 from .geometry import cut_batches
 from .header import Header, read_header, write_header
-from .journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
+from .journal import (
+    BatchNotes,
+    Journal,
+    append_entry,
+    cut_torn_line,
+    read_journal,
+    rewrite_journal,
+)
 from .layout import CONTENT_HASHES
-from .lock import StoreLock
+from .locking import StoreLock
 from .request import Request, check_request
 from .resume import (
     ANEW,
@@ -40,7 +50,9 @@ from .resume import (
     resume_store,
 )
 from .spec import ArraySpec, CacheSpec
+from .staging import OpenBlock
 from .worker import Worker
+from .worker_lock import CrewLock
 
 POLL_S = 0.5  # a worker that waits for the last blocks of others looks so often whether they still live
 

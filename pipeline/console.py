@@ -50,8 +50,8 @@ from .events import (
     WorkerLost,
 )
 from .extraction.meter import limit_of
-from .planning.sizes import size
 from .probing.results import found
+from .quantities import size
 
 __all__ = ["Listener", "part_of_study", "print_table", "print_lines", "print_json", "print_error", "size"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import RequestError
+from .quantities import parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -18,30 +19,6 @@ HEADROOM = 0.8  # of what is free: other programs want some too
 UNKNOWN_BYTES = 4 << 30  # where a system reports nothing
 
 _SHORTAGE = re.compile(r"(?:(?:\w+ )?out of memory|can't allocate memory)[^.\n]*")
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size with a unit.
-
-    Raises:
-        RequestError: it is none, or zero.
-
-    >>> parse_size("4GB"), parse_size("1.5 GiB"), parse_size("512m")
-    (4000000000, 1610612736, 512000000)
-    """
-    match = _SIZE.fullmatch(text.strip())
-    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    size_bytes = int(float(match[1]) * units[(match[2] or "").lower()]) if match else 0
-    if size_bytes == 0:
-        raise RequestError(
-            where="--memory",
-            expected="a size above zero with a unit: kB, MB, GB, TB (or KiB, MiB, GiB, TiB)",
-            got=repr(text),
-            todo="Write for example --memory 4GB, or leave it out to use what is free.",
-        )
-    return size_bytes
 
 
 def memory_for_probes(asked: str | None, num_sharers: int = 1) -> int:

@@ -1,28 +1,84 @@
 """Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
 
-from .attention import AttentionStatistics, LookingProbe, attention_mass, attention_statistics
-from .attentive import AttentiveProbe
-from .bank import AttentiveBank, Bank
-from .batches import BatchPlan, choose_batch_size, plan_batches
-from .blocks import Block, Reading, columns_of
-from .budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
+from .attention import (
+    AttentionStatistics,
+    LookingProbe,
+    attention_mass,
+    attention_statistics,
+)
+from .banks.bank import AttentiveBank, Bank
+from .banks.budget import (
+    PLANNED_KINDS,
+    MemoryPlan,
+    Sizes,
+    plan_memory,
+    sizes_of,
+)
+from .banks.linear_bank import LinearBank
+from .banks.matmul import COMPUTES, quick_products, resolve_compute
+from .banks.module_bank import ModuleBank
 from .checkpoint import load_probe, save_probe
-from .chosen import Choice, join_members, plan_choice, score_held_out, train_chosen
+from .chosen import (
+    Choice,
+    join_members,
+    plan_choice,
+    score_held_out,
+    train_chosen,
+)
 from .curves import LearningCurves
+from .data.batches import BatchPlan, choose_batch_size, plan_batches
+from .data.blocks import Block, Reading, columns_of
+from .data.split import centre_rows, split_rows
+from .data.token_source import (
+    ArraySource,
+    BlockSource,
+    OrderedSource,
+    StreamedSource,
+    TokenSource,
+    ViewedSource,
+    concat_tokens,
+    l2_normalize,
+    l2_normalize_,
+    read_batches,
+    stack_tokens,
+)
+from .duplicate_settings import first_twins
 from .ensemble import Ensemble, mean_of_members
-from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
+from .errors import (
+    CheckpointError,
+    CheckpointMissing,
+    DataError,
+    ProbeError,
+    SettingError,
+)
 from .evaluate import compute_logits
 from .events import Progress
-from .fit import FitResult, Rider, fit_bank, fit_banks
+from .fit import (
+    FitResult,
+    Rider,
+    fit_bank,
+    fit_banks,
+)
+from .group_plan import Candidate, RidePlan, plan_ride
 from .halving import Rung
-from .knn import KnnProbe
-from .linear import LinearProbe
-from .linear_bank import LinearBank
-from .make import make_probe
+from .heads import (
+    ZOO,
+    AbmilpProbe,
+    AimProbe,
+    AlfEmbedProbe,
+    CaeProbe,
+    EpProbe,
+    MapProbe,
+    ScalarMixProbe,
+    SimPoolProbe,
+    VJepaProbe,
+    ZooProbe,
+)
+from .heads.attentive import AttentiveProbe
+from .heads.linear import LinearProbe
+from .heads.make import make_probe
 from .metrics import balanced_accuracy, top_k_accuracy
-from .module_bank import ModuleBank
 from .outcome import Metrics, SettingScore, SweepResult
-from .products import COMPUTES, quick_products, resolve_compute
 from .protocol import (
     HEAD_KINDS,
     PAPER,
@@ -36,39 +92,11 @@ from .protocol import (
     TrainingProtocol,
 )
 from .refit import Refit
-from .ride_plan import Candidate, RidePlan, plan_ride
 from .select import BankKey, BankScores, Journal
-from .solve import run_solver, run_solvers
-from .sources import (
-    ArraySource,
-    BlockSource,
-    OrderedSource,
-    StreamedSource,
-    TokenSource,
-    ViewedSource,
-    concat_tokens,
-    l2_normalize,
-    l2_normalize_,
-    read_batches,
-    stack_tokens,
-)
-from .split import centre_rows, split_rows
+from .solve.knn import KnnProbe
+from .solve.run import run_solver, run_solvers
 from .step_cost import StepCost, measure_step
 from .sweep import run_sweep, run_sweeps
-from .twins import first_twins
-from .zoo import (
-    ZOO,
-    AbmilpProbe,
-    AimProbe,
-    AlfEmbedProbe,
-    CaeProbe,
-    EpProbe,
-    MapProbe,
-    ScalarMixProbe,
-    SimPoolProbe,
-    VJepaProbe,
-    ZooProbe,
-)
 
 __all__ = [
     # what a trainer reads

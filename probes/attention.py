@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attentive import AttentiveProbe
+from .data.token_source import TokenSource, read_batches
 from .errors import DataError
-from .sources import TokenSource, read_batches
-from .zoo import AlfEmbedProbe, CaeProbe
+from .heads import AlfEmbedProbe, CaeProbe
+from .heads.attentive import AttentiveProbe
 
 LookingProbe = AttentiveProbe | AlfEmbedProbe | CaeProbe
 

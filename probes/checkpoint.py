@@ -21,12 +21,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .attentive import AttentiveProbe
 from .ensemble import Ensemble
 from .errors import CheckpointError, CheckpointMissing
-from .knn import KnnProbe
-from .linear import LinearProbe
-from .zoo import ZOO, ZooProbe
+from .heads import ZOO, ZooProbe
+from .heads.attentive import AttentiveProbe
+from .heads.linear import LinearProbe
+from .solve.knn import KnnProbe
 
 Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe | Ensemble
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .budget import MemoryPlan
+from .banks.budget import MemoryPlan
 from .curves import join_curves
+from .data.split import split_rows
+from .data.token_source import TokenSource
 from .ensemble import Ensemble, mean_of_members
-from .entrants import Entrant, prepare
 from .evaluate import compute_all_logits, measure
 from .events import Emit
 from .fit import FitResult, fit_banks
+from .group_plan import Candidate, RidePlan, plan_ride
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
 from .refit import Refit, Winner, refit
-from .ride_plan import Candidate, RidePlan, plan_ride
-from .sources import TokenSource
-from .split import split_rows
+from .trainable_heads import Entrant, prepare
 
 
 @dataclass(frozen=True, kw_only=True)

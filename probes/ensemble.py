@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .attentive import AttentiveProbe
-from .linear import LinearProbe
-from .zoo import ZooProbe
+from .heads import ZooProbe
+from .heads.attentive import AttentiveProbe
+from .heads.linear import LinearProbe
 
 Member = AttentiveProbe | LinearProbe | ZooProbe
 

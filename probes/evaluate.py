@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .bank import Bank
-from .batches import EVALUATION_BATCH
-from .blocks import Reading
+from .banks.bank import Bank
+from .banks.workspace import Workspace
+from .data.batches import EVALUATION_BATCH
+from .data.blocks import Reading
+from .data.jitter import draw_jitter, jitter_blocks
+from .data.token_source import TokenSource, blocks_of, read_batches
 from .errors import DataError
 from .events import Emit, Reporter
 from .fit import Rider
-from .jitter import draw_jitter, jitter_blocks
 from .metrics import balanced_accuracy, top_k_accuracy
 from .outcome import Metrics
 from .protocol import TrainingProtocol
-from .sources import TokenSource, blocks_of, read_batches
-from .workspace import Workspace
 
 
 @torch.no_grad()

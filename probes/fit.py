@@ -19,19 +19,25 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from .adamw import AdamW
-from .bank import Bank
-from .batches import BatchPlan, plan_batches
-from .blocks import Reading
+from .banks.adamw import AdamW
+from .banks.bank import Bank
+from .banks.workspace import Workspace
 from .curves import LearningCurves, sampled_steps
+from .data.batches import BatchPlan, plan_batches
+from .data.blocks import Reading
+from .data.jitter import draw_jitter, jitter_blocks
+from .data.token_source import (
+    OrderedSource,
+    TokenSource,
+    blocks_of,
+    read_batches,
+    upload,
+)
 from .errors import SettingError
 from .events import Emit, Reporter
-from .jitter import draw_jitter, jitter_blocks
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
-from .shares import Stopwatch
-from .sources import OrderedSource, TokenSource, blocks_of, read_batches, upload
-from .workspace import Workspace
+from .time_attribution import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .attentive import AttentiveProbe
-from .batches import BatchPlan
-from .budget import MemoryPlan
+from .banks.budget import MemoryPlan
 from .curves import LearningCurves
+from .data.batches import BatchPlan
 from .ensemble import Ensemble
 from .halving import Rung
-from .knn import KnnProbe
-from .linear import LinearProbe
+from .heads import ZooProbe
+from .heads.attentive import AttentiveProbe
+from .heads.linear import LinearProbe
 from .protocol import Head, Setting, SolvedSetting
-from .zoo import ZooProbe
+from .solve.knn import KnnProbe
 
 Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe | Ensemble
 
@@ -75,7 +75,8 @@ class SweepResult:
         refit: batches of the training of the choice; None if every setting diverged or nothing is trained.
         refit_curves: [1, K] of it; of an ensemble [k, K].
         memory: in how many banks the grid was trained, and how; None where nothing is trained.
-        seconds: phase -> wall time: select, validate, refit, test; of sweeps that run together this one's part, see `shares.py`.
+        seconds: phase -> wall time: select, validate, refit, test; of sweeps that run together this one's part, see
+            `time_attribution.py`.
     """
 
     head: Head

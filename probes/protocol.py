@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from .banks.matmul import COMPUTES
 from .errors import SettingError
-from .products import COMPUTES
 
-SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `solve.py`: no optimiser, no steps
+SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `run.py`: no optimiser, no steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class TrainingProtocol:
         penalties: of ridge and logistic regression, in the order in which they win ties; the largest first is also the fastest.
         num_neighbors: of kNN, likewise.
         sweep: "full" trains every setting to the end; "halving" drops the worse ones on the way, see `halving.py`.
-        compute: numbers of the matrix products, see `products.py`; "auto" is the device's own default.
+        compute: numbers of the matrix products, see `matmul.py`; "auto" is the device's own default.
         seed: of the split, the initial weights, order, jitter and dropout.
 
     Raises:

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attentive import AttentiveProbe
-from .batches import BatchPlan
 from .curves import LearningCurves
+from .data.batches import BatchPlan
+from .data.token_source import TokenSource
 from .ensemble import Ensemble
-from .entrants import Entrant
 from .evaluate import check_test, compute_all_logits, measure
 from .events import Emit
 from .fit import fit_banks
-from .linear import LinearProbe
+from .heads import ZooProbe
+from .heads.attentive import AttentiveProbe
+from .heads.linear import LinearProbe
 from .outcome import Metrics
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
-from .shares import Stopwatch, shared_out
-from .sources import TokenSource
-from .zoo import ZooProbe
+from .time_attribution import Stopwatch, shared_out
+from .trainable_heads import Entrant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Grids are trained bank by bank; banks that fit the memory share a pass over the batches. What a finished bank scored goes
 to a journal, if there is one, and is not trained again by a sweep that goes on after a crash. Settings that are the same
-bits by arithmetic (`twins.py`) are trained once and scored alike.
+bits by arithmetic (`duplicate_settings.py`) are trained once and scored alike.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .batches import BatchPlan
 from .curves import LearningCurves, join_curves
-from .entrants import Entrant
+from .data.batches import BatchPlan
+from .data.token_source import TokenSource
+from .duplicate_settings import first_twins
 from .evaluate import validate
 from .events import Emit, Progress
 from .fit import fit_banks
+from .group_plan import Candidate
 from .halving import Rung, keep_best, plan_rungs
 from .outcome import SettingScore
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
-from .ride_plan import Candidate
-from .shares import shared_out
-from .sources import TokenSource
-from .twins import first_twins
+from .time_attribution import shared_out
+from .trainable_heads import Entrant
 
 
 @dataclass(frozen=True, kw_only=True)

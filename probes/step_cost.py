@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .bank import GROUP_SIZE
-from .entrants import prepare
+from .banks.bank import GROUP_SIZE
+from .data.token_source import ArraySource
 from .fit import fit_banks
+from .group_plan import Candidate, plan_ride
 from .protocol import Head, Setting, TrainingProtocol
-from .ride_plan import Candidate, plan_ride
-from .sources import ArraySource
+from .trainable_heads import prepare
 
 FEW, MANY = 16, 96  # images of a step
 SLOW_S = 0.4  # a step of one probe on FEW images from which on smaller sizes have to do

@@ -16,17 +16,17 @@ from dataclasses import replace
 
 import torch
 
-from .batches import BatchPlan, plan_batches
-from .entrants import Entrant, prepare
+from .data.batches import BatchPlan, plan_batches
+from .data.split import split_rows
+from .data.token_source import TokenSource
 from .events import Emit
+from .group_plan import Candidate, plan_ride
 from .halving import Rung
 from .outcome import SettingScore, SweepResult, choose
 from .protocol import Head, Setting, TrainingProtocol
 from .refit import Refit, Winner, refit
-from .ride_plan import Candidate, plan_ride
 from .select import Journal, Selection, select
-from .sources import TokenSource
-from .split import split_rows
+from .trainable_heads import Entrant, prepare
 
 
 def run_sweep(

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+import layerbank.probes.data.jitter
 import layerbank.probes.fit
-import layerbank.probes.jitter
 
 
 class AbsentGpu(TorchDispatchMode):
@@ -71,7 +71,7 @@ def absent_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[AbsentGpu]:
     kept: list[Tensor] = []
     with monkeypatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), gpu:
         patch.setattr(Tensor, "pin_memory", pin)
-        for module in (layerbank.probes.fit, layerbank.probes.jitter):
+        for module in (layerbank.probes.fit, layerbank.probes.data.jitter):
             patch.setattr(module, "make_generator", make_generator)
         try:
             yield gpu

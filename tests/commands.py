@@ -11,7 +11,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 from photos import TINY_MODEL
 
-from layerbank.cache.lock import LockOwner, read_owner, worker_file
+from layerbank.cache.locking import LockOwner, read_owner, worker_file
 from layerbank.cli import main
 
 ROOT = Path(__file__).parent.parent

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import layer_norm
 
 from layerbank.probes.attention import attention_mass
-from layerbank.probes.attentive import AttentiveProbe
+from layerbank.probes.data.token_source import ArraySource, stack_tokens
 from layerbank.probes.errors import DataError, SettingError
-from layerbank.probes.linear import LinearProbe
-from layerbank.probes.sources import ArraySource, stack_tokens
+from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.linear import LinearProbe
 
 
 @pytest.mark.parametrize(

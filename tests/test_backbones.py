@@ -17,8 +17,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from layerbank import RequestError, WorkError
-from layerbank.backbones.backbone import Backbone, open_backbone
-from layerbank.backbones.timm_models import tower_from_timm
+from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.timm_models import tower_from_timm
 
 SIZE, DEPTH = 48, 3  # 3 x 3 patches of 16
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerbank.probes.attentive import AttentiveProbe
-from layerbank.probes.bank import AttentiveBank
+from layerbank.probes.banks.bank import AttentiveBank
+from layerbank.probes.banks.linear_bank import LinearBank
 from layerbank.probes.errors import SettingError
-from layerbank.probes.linear import LinearProbe
-from layerbank.probes.linear_bank import LinearBank
+from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.linear import LinearProbe
 
 NEVER_MOVES = {"norm_k.bias", "proj.bias"}  # softmax and BatchNorm take them away
 

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 from layerbank import RequestError
-from layerbank.study.bootstrap import (
+from layerbank.probing.bootstrap import (
     Interval,
     class_mean,
     difference_interval,

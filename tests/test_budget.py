@@ -26,13 +26,19 @@ from layerbank.probes import (
     run_sweep,
     sizes_of,
 )
-from layerbank.probes.attentive import AttentiveProbe
-from layerbank.probes.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
-from layerbank.probes.budget import FLOAT_BYTES, _num_parameters, _num_product_kinds, _plans, _scratch_floats
-from layerbank.probes.make import make_probe
-from layerbank.probes.make_bank import make_bank
+from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
+from layerbank.probes.banks.budget import (
+    FLOAT_BYTES,
+    _num_parameters,
+    _num_product_kinds,
+    _plans,
+    _scratch_floats,
+)
+from layerbank.probes.banks.make_bank import make_bank
+from layerbank.probes.banks.memory_trace import count_bytes
+from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.make import make_probe
 from layerbank.probes.protocol import HEAD_KINDS, PAPER
-from layerbank.probes.rehearsal import count_bytes
 
 MULTIPLY = ("mm", "bmm", "addmm", "baddbmm")
 PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), 47, 5000, PAPER)
@@ -195,7 +201,7 @@ def test_the_plan_counts_no_fewer_kinds_of_products_than_there_are(
     kind: str, group_size: int, chunk_size: int, num_probes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """oneDNN keeps code for each; the grid, then the final training, each with a last batch of another size."""
-    monkeypatch.setattr("layerbank.probes.products.one_dnn_is_exact", lambda: True)
+    monkeypatch.setattr("layerbank.probes.banks.matmul.one_dnn_is_exact", lambda: True)
     shape = (24, 384) if kind == "attentive" else (2048,)
     head = Head(kind=kind, num_heads=24 if kind == "attentive" else 0)
     sizes = replace(sizes_of(head, shape, 47, 1000, PAPER), num_probes=num_probes, batch_size=300)

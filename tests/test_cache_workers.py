@@ -36,9 +36,9 @@ from layerbank.cache import (
     repair_store,
     verify_store,
 )
-from layerbank.cache.crew import CrewLock
 from layerbank.cache.journal import JOURNAL_FOLDER
-from layerbank.cache.lock import is_locked, worker_file, worker_files
+from layerbank.cache.locking import is_locked, worker_file, worker_files
+from layerbank.cache.worker_lock import CrewLock
 
 ROOT = Path(__file__).parent.parent
 # one worker in a process of its own: store, index, count, seconds before each batch

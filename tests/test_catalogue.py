@@ -11,10 +11,17 @@ import pytest
 from hub_server import serve_dataset
 
 from layerbank import RequestError, WorkError
-from layerbank.probes.batches import plan_batches
-from layerbank.study.catalogue import CATALOGUE, Entry, check_size, find_data, find_entry, require_entry
-from layerbank.study.hub import locate_data
-from layerbank.study.paper import published_scores
+from layerbank.data.catalogue import (
+    CATALOGUE,
+    Entry,
+    check_size,
+    find_data,
+    find_entry,
+    require_entry,
+)
+from layerbank.data.hub import locate_data
+from layerbank.probes.data.batches import plan_batches
+from layerbank.statistics.paper import published_scores
 
 CIFAR = require_entry("vtab/cifar10")
 
@@ -95,7 +102,7 @@ def locate(root: Path, *names: str, **environment: str) -> list[str]:
     """What `locate_data` prints, in a process of its own: the hub's library reads its environment when it is imported."""
     code = (
         "import sys; from pathlib import Path; from layerbank import WorkError\n"
-        "from layerbank.study.catalogue import require_entry; from layerbank.study.hub import locate_data\n"
+        "from layerbank.data.catalogue import require_entry; from layerbank.data.hub import locate_data\n"
         "for name in sys.argv[2:]:\n"
         "    try: print(locate_data(require_entry(name), Path(sys.argv[1]), on_download=print))\n"
         "    except WorkError as error: print(error)\n"

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from layerbank.probes.attentive import AttentiveProbe
 from layerbank.probes.checkpoint import load_probe, save_probe
+from layerbank.probes.data.token_source import l2_normalize
 from layerbank.probes.errors import CheckpointError, CheckpointMissing
-from layerbank.probes.knn import KnnProbe
-from layerbank.probes.linear import LinearProbe
-from layerbank.probes.sources import l2_normalize
+from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.linear import LinearProbe
+from layerbank.probes.solve.run.knn import KnnProbe
 
 MASK = torch.tensor([True, False, True])
 

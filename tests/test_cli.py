@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from commands import MODEL, run
 
-from layerbank.backbones.request import choose_precision, choose_workers
+from layerbank.models.request import choose_precision, choose_workers
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerbank.backbones.request import choose_precision
 from layerbank.events import Event, PrecisionAdvice
 from layerbank.extraction import cpu_precision
 from layerbank.extraction.cpu_precision import advise_on_precision, bfloat16_speedup
+from layerbank.models.request import choose_precision
 
 
 @pytest.mark.parametrize(("half_s", "told"), [(0.5, True), (0.7, False), (70.0, False)])

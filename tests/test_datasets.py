@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
-from layerbank.datasets import SCHEMES, BadImage, open_source
+from layerbank.data.sources import SCHEMES, BadImage, open_source
 from layerbank.errors import RequestError
 
 
@@ -371,7 +371,7 @@ def test_running_out_of_memory_is_not_blamed_on_the_image(folder, monkeypatch):
     def read(self: object, row: int) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("layerbank.sources.folder.FolderSource.read", read)
+    monkeypatch.setattr("layerbank.data.folder.FolderSource.read", read)
     with pytest.raises(MemoryError):
         open_source(f"folder:{folder}", "train").load(0)
 

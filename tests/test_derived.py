@@ -15,8 +15,9 @@ from PIL import Image
 from test_probe import PROTOCOL, REQUEST, run, stores_of
 
 from layerbank.cache import CacheError
-from layerbank.datasets import open_source
+from layerbank.data.sources import open_source
 from layerbank.events import Event, ProbeFinished, ProbeProgress
+from layerbank.jobs.study_plan import with_bases
 from layerbank.planning import forecast_training
 from layerbank.planning.forecast_training import TrainingForecast
 from layerbank.probes import Setting, StepCost, TrainingProtocol
@@ -25,8 +26,7 @@ from layerbank.probing.probe import Store, probe, row_folder
 from layerbank.probing.probe_names import NamedProbe, resolve_probe
 from layerbank.probing.results import read_rows
 from layerbank.probing.results_table import results_table, summarize
-from layerbank.recipes.plan import with_bases
-from layerbank.study.saved import SavedHead
+from layerbank.report.saved import SavedHead
 
 FEW = replace(PROTOCOL, lrs=(1e-2, 1e-3, 3e-4), weight_decays=(1e-4, 1e-1), min_steps=40)
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")

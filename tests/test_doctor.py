@@ -25,9 +25,18 @@ from test_cache_disk import in_own_mounts
 from token_stores import write_store
 
 from layerbank.cache import TokenCache
-from layerbank.cache.lock import worker_file
-from layerbank.datasets import BadImage
-from layerbank.doctor import OK, PROBLEM, WARNING, Finding, disk, guarded, machine
+from layerbank.cache.locking import worker_file
+from layerbank.data import ViewedSource
+from layerbank.data.sources import BadImage
+from layerbank.doctor import (
+    OK,
+    PROBLEM,
+    WARNING,
+    Finding,
+    disk,
+    guarded,
+    machine,
+)
 from layerbank.doctor.hub import check_hub
 from layerbank.doctor.libraries import check_imports, check_operators, check_versions
 from layerbank.doctor.machine import (
@@ -39,7 +48,6 @@ from layerbank.doctor.machine import (
     check_threads,
 )
 from layerbank.doctor.stores import check_stores
-from layerbank.sources import ViewedSource
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,10 +12,9 @@ from photos import TINY_MODEL, write_photos
 from stores import tree
 
 from layerbank import PipelineError, RequestError
-from layerbank.backbones.backbone import Backbone, open_backbone
 from layerbank.cache import TokenCache
 from layerbank.cache.errors import StoreLockedError
-from layerbank.datasets import BadImage, ImageSource, open_source
+from layerbank.data.sources import BadImage, ImageSource, open_source
 from layerbank.events import (
     CacheReused,
     Event,
@@ -26,7 +25,8 @@ from layerbank.events import (
     TokensOutOfRange,
 )
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
-from layerbank.rounding import round_tokens
+from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.rounding import round_tokens
 
 ARRAYS = tuple((level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch"))
 

@@ -13,10 +13,10 @@ import torch
 from photos import TINY_MODEL
 from stores import tree
 
-from layerbank.backbones.backbone import Backbone, open_backbone
-from layerbank.datasets import BadImage, ImageSource
+from layerbank.data.sources import BadImage, ImageSource
+from layerbank.extraction.decoding import start_worker_server
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
-from layerbank.extraction.images import start_worker_server
+from layerbank.models.backbone import Backbone, open_backbone
 
 NUM_ROWS, BATCH_SIZE = 600, 32  # more than one block, and batches that are not full
 TORN_ROW = 400

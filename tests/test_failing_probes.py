@@ -15,8 +15,8 @@ from test_resident import ALF, GRID, LINEAR, PROTOCOL, write
 from test_studies import arguments, results, write_recipe
 from token_stores import without_fsync  # noqa: F401
 
+import layerbank.jobs.units
 import layerbank.probing.training
-import layerbank.recipes.units
 from layerbank import RequestError
 from layerbank.events import Event, ProbeProgress, TrainingStarted
 from layerbank.probes import DataError, Head, SettingError
@@ -240,7 +240,7 @@ def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_w
     recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "alf", "alf-top2", "linear-all"])
     recipe.write_text("seeds = [0, 3]\n" + recipe.read_text())
     with monkeypatch.context() as patch:
-        patch.setattr(layerbank.recipes.units, "memory_for_probes", lambda *rest: 60_000_000)
+        patch.setattr(layerbank.jobs.units, "memory_for_probes", lambda *rest: 60_000_000)
         result = run_command(*arguments(recipe, tmp_path))
     assert result.exit_code == 1, result.output
     found = results(tmp_path)

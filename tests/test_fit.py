@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerbank.probes.adamw import AdamW
-from layerbank.probes.attentive import AttentiveProbe
-from layerbank.probes.bank import AttentiveBank, Bank
+from layerbank.probes.banks.adamw import AdamW
+from layerbank.probes.banks.bank import AttentiveBank, Bank
+from layerbank.probes.banks.linear_bank import LinearBank
+from layerbank.probes.banks.stack import Stack
+from layerbank.probes.data.jitter import add_jitter
+from layerbank.probes.data.token_source import ArraySource, stack_tokens
 from layerbank.probes.errors import SettingError
 from layerbank.probes.events import Progress
 from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
-from layerbank.probes.jitter import add_jitter
-from layerbank.probes.linear import LinearProbe
-from layerbank.probes.linear_bank import LinearBank
+from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.linear import LinearProbe
 from layerbank.probes.protocol import Setting, TrainingProtocol
 from layerbank.probes.seeds import make_generator
-from layerbank.probes.sources import ArraySource, stack_tokens
-from layerbank.probes.stack import Stack
 
 PROTOCOL = TrainingProtocol(epochs=10, min_steps=0, batch_size=40)  # 5 batches of 40 of 200 samples: 50 steps
 ROWS = torch.arange(200)

@@ -13,13 +13,13 @@ from photos import TINY_MODEL
 from torch import Tensor, nn
 
 from layerbank import WorkError
-from layerbank.backbones.backbone import Backbone, Tokens, open_backbone
-from layerbank.backbones.tower import tapped_modules
-from layerbank.datasets import open_source
+from layerbank.data.sources import open_source
 from layerbank.events import BatchHalved, CompileFailed, Event
 from layerbank.extraction.batch_size import LARGEST, choose_batch_size, fitting_batch_size
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.forward import SteadyForward
+from layerbank.models.backbone import Backbone, Tokens, open_backbone
+from layerbank.models.tower import tapped_modules
 
 BATCH_SIZE = 8
 KINDS = ["cls", "ap", "grid2", "patch"]
@@ -70,7 +70,7 @@ def test_a_cpu_multiplies_by_the_library_that_was_found_exact_and_tokens_differ_
     function, told = backbone.compile(backbone.levels, KINDS), []
     with torch.inference_mode():
         by_default = function.forward(function.normalise(images()))
-    monkeypatch.setattr("layerbank.probes.products.one_dnn_is_exact", lambda: one_dnn)
+    monkeypatch.setattr("layerbank.probes.banks.matmul.one_dnn_is_exact", lambda: one_dnn)
     block = tapped_modules(backbone.tower, backbone.tap)["block.0"]
     with block.register_forward_pre_hook(lambda *_: told.append(torch.get_float32_matmul_precision())):
         got = steady(backbone)(images())

@@ -10,14 +10,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerbank.probes import ArraySource, Head, Rung, Setting, SettingError, TrainingProtocol, run_sweep, stack_tokens
-from layerbank.probes.attentive import AttentiveProbe
-from layerbank.probes.bank import AttentiveBank
+from layerbank.probes import (
+    ArraySource,
+    Head,
+    Rung,
+    Setting,
+    SettingError,
+    TrainingProtocol,
+    run_sweep,
+    stack_tokens,
+)
+from layerbank.probes.banks.bank import AttentiveBank
+from layerbank.probes.data.split import split_stratified
 from layerbank.probes.evaluate import compute_logits
 from layerbank.probes.fit import cosine_lr, fit_bank
 from layerbank.probes.halving import keep_best, plan_rungs
+from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.metrics import balanced_accuracy
-from layerbank.probes.split import split_stratified
 
 HEAD = Head(kind="attentive", num_heads=2)
 FULL = TrainingProtocol(

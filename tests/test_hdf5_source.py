@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from layerbank.datasets import BadImage, open_source
+from layerbank.data.sources import BadImage, open_source
 from layerbank.errors import RequestError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from layerbank.probing import heap
-from layerbank.probing.heap import HIGHEST_BAR_BYTES, large_blocks_returned
+from layerbank.probing import malloc_trim as heap
+from layerbank.probing.malloc_trim import HIGHEST_BAR_BYTES, large_blocks_returned
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LARGE_BLOCKS = """
 from pathlib import Path
 import torch
-from layerbank.probing.heap import large_blocks_returned
+from layerbank.probing.malloc_trim import large_blocks_returned
 
 def resident_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()

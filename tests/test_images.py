@@ -15,9 +15,9 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 from xxhash import xxh3_64_intdigest
 
-from layerbank.datasets import BadImage, ImageSource, open_source
+from layerbank.data.sources import BadImage, ImageSource, open_source
 from layerbank.errors import WorkError
-from layerbank.extraction.images import (
+from layerbank.extraction.decoding import (
     PREFETCHED_BATCHES,
     Rows,
     _death_of_a_worker,
@@ -208,7 +208,7 @@ def test_the_first_batch_is_decoded_here_while_the_workers_start_and_the_others_
 
 
 def test_workers_do_not_come_from_a_fork_of_this_process():
-    from layerbank.extraction.images import _worker_context
+    from layerbank.extraction.decoding import _worker_context
 
     assert _worker_context().get_start_method() in ("forkserver", "spawn")
 

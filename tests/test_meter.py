@@ -14,14 +14,14 @@ from photos import TINY_MODEL
 from test_console import FINISHED, PROGRESS, STARTED, shown
 
 from layerbank import console
-from layerbank.backbones.backbone import Backbone, TokenFunction, open_backbone
 from layerbank.cache import CacheWriter
-from layerbank.datasets import ImageSource, open_source
+from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ExtractionFinished, ExtractionProgress
+from layerbank.executors.relay import Relay
 from layerbank.extraction import meter
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.meter import find_limit, limit_of
-from layerbank.extraction.relay import Relay
+from layerbank.models.backbone import Backbone, TokenFunction, open_backbone
 
 seconds = st.floats(0, 1e6)
 

@@ -11,10 +11,18 @@ import torch
 from commands import run
 
 from layerbank import RequestError
-from layerbank.backbones.backbone import open_backbone
-from layerbank.backbones.listing import FAMILIES, TIMM_MODULES, Family, describe, family_of, match_models, model_names
-from layerbank.datasets import SCHEMES, open_source
-from layerbank.sources.demo_sets import DEMOS
+from layerbank.data.demo_sets import DEMOS
+from layerbank.data.sources import SCHEMES, open_source
+from layerbank.models.backbone import open_backbone
+from layerbank.models.listing import (
+    FAMILIES,
+    TIMM_MODULES,
+    Family,
+    describe,
+    family_of,
+    match_models,
+    model_names,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +120,7 @@ def test_a_model_that_torch_cannot_build_without_weights_is_refused(monkeypatch:
     def not_there(*arguments: Any, **more: Any) -> Any:
         raise NotImplementedError("aten::_unique2: attempted to run this operator with Meta tensors")
 
-    monkeypatch.setattr("layerbank.backbones.listing.open_tower", not_there)
+    monkeypatch.setattr("layerbank.models.listing.open_tower", not_there)
     with pytest.raises(RequestError) as refused:
         describe.__wrapped__("timm/regnetv_040")
     assert str(refused.value) == (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from layerbank import RequestError
-from layerbank.number_lists import parse_numbers
+from layerbank.quantities import parse_numbers
 
 
 def test_numbers_stand_between_commas_and_count_once() -> None:

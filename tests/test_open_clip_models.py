@@ -18,7 +18,7 @@ from timm.models import model_entrypoint, register_model
 from torch import Tensor, nn
 
 from layerbank import RequestError, WorkError
-from layerbank.backbones.backbone import open_backbone
+from layerbank.models.backbone import open_backbone
 
 SIZE = 48
 _TEXT = {"context_length": 4, "vocab_size": 16, "width": 32, "heads": 2, "layers": 1}

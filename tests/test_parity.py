@@ -13,12 +13,17 @@ from commands import MODEL, run
 from photos import TINY_MODEL, write_photos
 
 from layerbank import PipelineError, RequestError, WorkError
-from layerbank.backbones.backbone import Backbone, open_backbone
-from layerbank.backbones.request import ModelRequest, choose_storage_dtype
 from layerbank.cache import CacheError, TokenCache
-from layerbank.datasets import ImageSource, open_source
+from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ParityMeasured, PrecisionFellBack
-from layerbank.extraction.parity import Settled, compare_tokens, parity_by_level, settle
+from layerbank.extraction.parity import (
+    Settled,
+    compare_tokens,
+    parity_by_level,
+    settle,
+)
+from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.request import ModelRequest, choose_storage_dtype
 
 ARRAYS = [(level, kind) for level in ("block.1", "block.11", "final") for kind in ("cls", "ap")]
 COUNTS = ("saturated", "nonfinite", "reference_nonfinite")

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor  # type: ignore[import-untyped]
 
-from layerbank.extraction.pixels import split_transform
+from layerbank.models.transform import split_transform
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 TRANSFORMS: dict[str, Callable[[Any], torch.Tensor]] = {

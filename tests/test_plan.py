@@ -17,9 +17,9 @@ from photos import TINY_MODEL
 from test_room import full_disk, loads  # noqa: F401
 from token_stores import make_arrays, make_spec
 
-from layerbank.backbones.backbone import open_backbone
 from layerbank.cache import time_block
-from layerbank.datasets import BadImage, ImageSource, open_source
+from layerbank.data.sources import BadImage, ImageSource, open_source
+from layerbank.models.backbone import open_backbone
 from layerbank.planning.calibrate import measure_decoding, measure_forward
 from layerbank.planning.plan_time import loop_s
 

@@ -15,22 +15,39 @@ from photos import TINY_MODEL, write_photos
 
 import layerbank
 from layerbank import RequestError
-from layerbank.backbones.backbone import Backbone
-from layerbank.backbones.request import ModelRequest
 from layerbank.cache import TokenCache
-from layerbank.datasets import open_source
-from layerbank.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
+from layerbank.data.sources import open_source
+from layerbank.events import (
+    Event,
+    ProbeFinished,
+    ProbeProgress,
+    ProbeStarted,
+)
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
-from layerbank.probes import QUICK, ArraySource, TrainingProtocol, concat_tokens, run_sweeps
+from layerbank.models.backbone import Backbone
+from layerbank.models.request import ModelRequest
+from layerbank.models.rounding import float_tokens, round_tokens
+from layerbank.probes import (
+    QUICK,
+    ArraySource,
+    TrainingProtocol,
+    concat_tokens,
+    run_sweeps,
+)
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import Store, check_classes, probe, row_folder, run_folder
+from layerbank.probing.probe import (
+    Store,
+    check_classes,
+    probe,
+    row_folder,
+    run_folder,
+)
+from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_names import resolve_probe
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.results import read_rows
 from layerbank.probing.results_table import results_table
-from layerbank.probing.rides import candidates_of
-from layerbank.probing.token_source import CachedTokens, join_tokens
-from layerbank.rounding import float_tokens, round_tokens
+from layerbank.probing.tokens.token_source import CachedTokens, join_tokens
 
 BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)

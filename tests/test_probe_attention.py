@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerbank.backbones.layers import layer_set
+from layerbank.models.layers import layer_set
 from layerbank.probes import ArraySource, AttentiveProbe, stack_tokens
 from layerbank.probing.attention import THIRDS, keep_attention, third_of_depth
 from layerbank.probing.probe_names import NamedProbe, resolve_probe

@@ -21,13 +21,15 @@ from photos import TINY_MODEL, write_photos
 from token_stores import tree
 
 from layerbank import RequestError, WorkError
-from layerbank.cache import SpecError, StoreLockedError, Worker, offer_probe, see_probe
-from layerbank.cache.lock import is_locked
-from layerbank.cache.shared import PROBE_PREFIX
-from layerbank.cluster.actor import do_patiently, take_place
-from layerbank.cluster.connection import check_address
-from layerbank.cluster.engine import Lost, RayEngine, run_on_ray
-from layerbank.cluster.placement import place
+from layerbank.cache import (
+    SpecError,
+    StoreLockedError,
+    Worker,
+    offer_probe,
+    see_probe,
+)
+from layerbank.cache.locking import is_locked
+from layerbank.cache.shared_folder import PROBE_PREFIX
 from layerbank.events import (
     CacheReused,
     ClusterBusy,
@@ -39,7 +41,11 @@ from layerbank.events import (
     WorkerLost,
     ignore,
 )
-from layerbank.extraction.requested import extract_share, prepare_shares
+from layerbank.executors.ray_actor import do_patiently, take_place
+from layerbank.executors.ray_connection import check_address
+from layerbank.executors.ray_engine import Lost, RayEngine, run_on_ray
+from layerbank.executors.ray_placement import place
+from layerbank.jobs.extract import extract_share, prepare_shares
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +219,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, ma
 def test_a_cluster_without_room_now_is_told_and_waited_for(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerbank.cluster.engine.BUSY_AFTER_S", 0.5)
+    monkeypatch.setattr("layerbank.executors.ray_engine.BUSY_AFTER_S", 0.5)
     holder = cluster.remote(num_cpus=2)(_Nothing).remote()
     cluster.get(holder.do.remote())
     events: list[Event] = []
@@ -293,7 +299,7 @@ def test_a_working_folder_that_a_node_lacks_is_told(tmp_path: Path) -> None:
 
 
 def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerbank.cluster.actor.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("layerbank.executors.ray_actor.LOOK_AGAIN_S", 0.01)
     tries: list[int] = []
 
     def locked_twice(emit: Emit) -> str:

@@ -22,8 +22,7 @@ from test_studies import TIMES, results, write_recipe
 from token_stores import tree
 
 from layerbank.cache import Worker
-from layerbank.cache.lock import is_locked, read_owner, worker_file
-from layerbank.cluster.engine import Lost, RayEngine, run_on_ray
+from layerbank.cache.locking import is_locked, read_owner, worker_file
 from layerbank.events import (
     ClusterJoined,
     Emit,
@@ -34,10 +33,11 @@ from layerbank.events import (
     WorkerLost,
     ignore,
 )
-from layerbank.extraction.requested import extract_share, prepare_shares
-from layerbank.recipes.recipe import open_recipe
-from layerbank.recipes.studies import on_ray, run_study
-from layerbank.recipes.units import Place
+from layerbank.executors.ray_engine import Lost, RayEngine, run_on_ray
+from layerbank.executors.studies import on_ray, run_study
+from layerbank.jobs.extract import extract_share, prepare_shares
+from layerbank.jobs.recipe import open_recipe
+from layerbank.jobs.units import Place
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from layerbank import RequestError
-from layerbank.recipes.plan import plan_study
-from layerbank.recipes.recipe import SHIPPED, open_recipe, shipped_recipes
-from layerbank.recipes.units import Place
-from layerbank.study.catalogue import CATALOGUE
+from layerbank.data.catalogue import CATALOGUE
+from layerbank.jobs.recipe import SHIPPED, open_recipe, shipped_recipes
+from layerbank.jobs.study_plan import plan_study
+from layerbank.jobs.units import Place
 
 GOOD = 'models = ["timm/a"]\ndata = ["demo:digits"]\nprobes = ["alf"]\n'
 

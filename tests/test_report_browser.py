@@ -21,7 +21,7 @@ from study_runs import write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-STYLE = files("layerbank.study.page").joinpath("page.css").read_text(encoding="utf-8")
+STYLE = files("layerbank.report.page").joinpath("page.css").read_text(encoding="utf-8")
 ENOUGH = 4.5  # contrast of text, WCAG 2 AA
 
 

@@ -1,6 +1,6 @@
 """Every number of a report's page, and of the CSV beside each figure, computed again from the saved predictions in a few lines.
 
-Nothing here imports the statistics of `layerbank.study`: numpy, scipy and scikit-learn do the arithmetic a second time.
+Nothing here imports the statistics of `layerbank.report`: numpy, scipy and scikit-learn do the arithmetic a second time.
 """
 
 from __future__ import annotations

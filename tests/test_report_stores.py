@@ -25,8 +25,8 @@ from test_report_numbers import require_computed_again
 
 from layerbank.cache import TokenCache
 from layerbank.probes import AttentiveProbe, load_probe
-from layerbank.study import from_tokens
-from layerbank.study.saved import prune_tokens
+from layerbank.report import from_tokens
+from layerbank.report.saved import prune_tokens
 
 FAST = "epochs = 2\nmin_steps = 20\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 CLASSES = ("blue", "<i>green", "red")

@@ -16,11 +16,18 @@ import torch
 from absent_gpu import absent_gpu
 from token_stores import make_spec, without_fsync  # noqa: F401
 
-import layerbank.probing.placement
-import layerbank.probing.resident
-import layerbank.probing.rides
-from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
+import layerbank.probing.probe_groups
+import layerbank.probing.tokens.placement
+import layerbank.probing.tokens.resident
+from layerbank.cache import (
+    ArraySpec,
+    BatchNotes,
+    CacheWriter,
+    TokenCache,
+    storage_dtype_of,
+)
 from layerbank.events import Event, MemoryPlanned, UploadFailed
+from layerbank.models.rounding import round_tokens
 from layerbank.probes import (
     AttentiveBank,
     AttentiveProbe,
@@ -32,14 +39,13 @@ from layerbank.probes import (
     fit_banks,
     run_sweeps,
 )
-from layerbank.probing.placement import Placement, place_tokens
 from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe_groups import candidates_of, open_ride, plan_rides
 from layerbank.probing.probe_names import TOKEN_AXIS, NamedProbe, TopSettings
-from layerbank.probing.resident import ResidentTokens
-from layerbank.probing.rides import candidates_of, open_ride, plan_rides
-from layerbank.probing.streaming import StreamedTokens
-from layerbank.probing.token_source import CachedTokens
-from layerbank.rounding import round_tokens
+from layerbank.probing.tokens.placement import Placement, place_tokens
+from layerbank.probing.tokens.resident import ResidentTokens
+from layerbank.probing.tokens.streaming import StreamedTokens
+from layerbank.probing.tokens.token_source import CachedTokens
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 NUM_ROWS = 600
@@ -106,7 +112,7 @@ def test_rows_are_those_of_the_map_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[NamedProbe]
 ) -> None:
     """Of every storage dtype, also where kinds differ in it."""
-    monkeypatch.setattr(layerbank.probing.resident, "UPLOAD_BYTES", 20_000)  # several on the way
+    monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 20_000)  # several on the way
     tokens = CachedTokens(write(tmp_path / "train.zarr", dtype), probes)
     held = ResidentTokens(tokens, CPU)
     assert held.size_bytes == tokens.stored_bytes
@@ -127,7 +133,7 @@ def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: TokenCac
         (candidate,) = candidates_of(cache, named)
         assert held.blocks is not None
         reading = Reading(held.blocks, candidate.blocks, flat=named.head == "linear")
-        read = reading.read(held.take(rows), layerbank.probing.resident.Workspace(torch.float32, CPU))
+        read = reading.read(held.take(rows), layerbank.probing.tokens.resident.Workspace(torch.float32, CPU))
         assert torch.equal(read, CachedTokens(cache, named).take(rows)), named.name
 
 
@@ -157,7 +163,7 @@ def test_a_store_is_read_once_in_order_through_one_small_buffer(
     monkeypatch.setattr(tokens, "gather", watched)
     monkeypatch.setattr(tokens, "will_need", lambda start, stop: seen.append(("ahead", start, stop)))
     monkeypatch.setattr(tokens, "release", lambda start, stop: seen.append(("release", start, stop)))
-    monkeypatch.setattr(layerbank.probing.resident, "UPLOAD_BYTES", 100 * tokens.stored_row_bytes)
+    monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 100 * tokens.stored_row_bytes)
     ResidentTokens(tokens, CPU)
     read = [(first, last) for what, first, last in seen if what == "gather"]
     assert read == [(start, min(start + 100, 594) - 1) for start in range(0, 594, 100)]
@@ -215,7 +221,7 @@ def test_on_a_gpu_tokens_lie_in_its_memory_where_they_fit_and_are_streamed_where
 ) -> None:
     """However much memory the host has, or has not."""
     free_bytes = 10**9
-    monkeypatch.setattr(layerbank.probing.placement, "free_device_bytes", lambda device: free_bytes)
+    monkeypatch.setattr(layerbank.probing.tokens.placement, "free_device_bytes", lambda device: free_bytes)
     tokens, (candidate,) = CachedTokens(cache, [ALF]), candidates_of(cache, ALF)
 
     def place(host_bytes: int) -> Placement:
@@ -257,7 +263,7 @@ def test_tokens_that_the_gpu_has_no_room_for_any_more_are_streamed_and_what_was_
         uploading.append(weakref.ref(held))
         no_room(held)
 
-    monkeypatch.setattr(layerbank.probing.placement, "free_device_bytes", free)
+    monkeypatch.setattr(layerbank.probing.tokens.placement, "free_device_bytes", free)
     monkeypatch.setattr(ResidentTokens, "_read", no_room_now)
     (planned,) = plan_rides(cache, [(ALF, PROTOCOL), (LINEAR, PROTOCOL)], 10**8, GPU)
     assert planned.placement.tokens == "resident"
@@ -309,7 +315,7 @@ def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_th
     ]
     assert told == ["resident", ("linear",), "streamed", ("linear",)]
     assert [event.reason for event in events if isinstance(event, UploadFailed)] == [reason] * 2
-    monkeypatch.setattr(layerbank.probing.rides, "place_tokens", partial(place_tokens, may_stay=False))
+    monkeypatch.setattr(layerbank.probing.probe_groups, "place_tokens", partial(place_tokens, may_stay=False))
     streamed = probe(train, test, wanted, PROTOCOL, tmp_path / "streamed", memory_bytes=10**9)
     assert [row | {"seconds": None} for row in rows] == [row | {"seconds": None} for row in streamed]
 
@@ -333,7 +339,7 @@ def test_tokens_that_have_no_room_even_as_they_are_streamed_are_not_streamed_onc
     (planned,) = plan_rides(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
     (candidate,) = candidates_of(cache, LINEAR)
     streamed = place_tokens(planned.tokens, [candidate], PROTOCOL, 10**9, CPU, may_stay=False)
-    monkeypatch.setattr(layerbank.probing.placement, "StreamedTokens", no_room)
+    monkeypatch.setattr(layerbank.probing.tokens.placement, "StreamedTokens", no_room)
     events: list[Event] = []
     with pytest.raises(torch.OutOfMemoryError):
         open_ride(replace(planned, placement=streamed), events.append)

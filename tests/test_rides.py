@@ -24,11 +24,11 @@ from layerbank.probes import (
     run_sweeps,
     stack_tokens,
 )
-from layerbank.probes.blocks import Reading, columns_of
-from layerbank.probes.jitter import add_jitter, draw_jitter
+from layerbank.probes.banks.workspace import Workspace
+from layerbank.probes.data.blocks import Reading, columns_of
+from layerbank.probes.data.jitter import add_jitter, draw_jitter
 from layerbank.probes.passes import plan_passes
-from layerbank.probes.shares import Stopwatch, shared_out
-from layerbank.probes.workspace import Workspace
+from layerbank.probes.time_attribution import Stopwatch, shared_out
 
 WIDE, NARROW = 16, 12  # the last level is narrower, as CLIP's is
 BLOCKS = (
@@ -254,7 +254,7 @@ def test_seconds_of_banks_that_work_together_are_in_proportion_to_their_own_and_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("layerbank.probes.shares.time.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr("layerbank.probes.time_attribution.time.perf_counter", lambda: now_s[0])
     light, heavy = Stopwatch(), Stopwatch()
     seconds: list[dict[str, float]] = [{}, {"select": 1.0}]
     with shared_out("select", list(zip(seconds, (light, heavy), strict=True))):

@@ -16,19 +16,19 @@ from test_parity import Massive, Planted
 from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 from token_stores import tree
 
-import layerbank.recipes.room
+import layerbank.jobs.study_disk_space
 from layerbank import RequestError
-from layerbank.datasets import open_source
+from layerbank.data import ImageSource
+from layerbank.data.catalogue import require_entry
+from layerbank.data.sources import open_source
 from layerbank.doctor.disk import check_disk
 from layerbank.events import Event, StudyShortOfRoom, ignore
-from layerbank.extraction.requested import RequestedExtraction, settle_within_room
-from layerbank.planning.sizes import size
-from layerbank.recipes.plan import look_for
-from layerbank.recipes.recipe import Recipe
-from layerbank.recipes.room import tell_room
-from layerbank.recipes.units import Place
-from layerbank.sources import ImageSource
-from layerbank.study.catalogue import require_entry
+from layerbank.jobs.extract import RequestedExtraction, settle_within_room
+from layerbank.jobs.recipe import Recipe
+from layerbank.jobs.study_disk_space import tell_room
+from layerbank.jobs.study_plan import look_for
+from layerbank.jobs.units import Place
+from layerbank.quantities import size
 
 ROOT = Path(__file__).parent.parent
 Usage = namedtuple("Usage", "total used free")
@@ -148,7 +148,7 @@ def test_a_study_whose_units_do_not_fit_together_says_so_first_and_begins_all_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def study(free: int, probes: list[str], data: list[str]) -> Any:
-        monkeypatch.setattr(layerbank.recipes.room, "free_bytes", lambda root: free)
+        monkeypatch.setattr(layerbank.jobs.study_disk_space, "free_bytes", lambda root: free)
         recipe = write_recipe(tmp_path, data, probes)
         result = run(*arguments(recipe, tmp_path))
         assert result.exit_code == 0, result.output
@@ -177,14 +177,14 @@ def test_a_study_whose_units_do_not_fit_together_says_so_first_and_begins_all_th
 def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layerbank.recipes.room, "free_bytes", lambda root: 0)
+    monkeypatch.setattr(layerbank.jobs.study_disk_space, "free_bytes", lambda root: 0)
 
     def refused(dataset: str, place: Any) -> Any:
         if "nowhere" in dataset:
             raise PermissionError(dataset)
         return look_for(dataset, place)
 
-    monkeypatch.setattr(layerbank.recipes.room, "look_for", refused)
+    monkeypatch.setattr(layerbank.jobs.study_disk_space, "look_for", refused)
     data = ("folder:nowhere", "dtd", f"folder:{photos}")
     recipe = Recipe(models=("timm/vit_nonsense", TINY_MODEL), data=data, probes=("linear-cls",), image_size=32)
     told: list[Event] = []
@@ -214,8 +214,8 @@ def test_a_repair_that_does_not_fit_is_refused_before_anything_is_dropped(
     assert result.stderr.rstrip().endswith(" there; nothing was dropped.")
     assert tree(store) == damaged
     with monkeypatch.context() as patch:
-        patch.setattr("layerbank.planning.room.free_bytes", lambda root: 1 << 40)
-        patch.setattr("layerbank.planning.room.free_files", lambda root: 0)
+        patch.setattr("layerbank.extraction.disk_space.free_bytes", lambda root: 1 << 40)
+        patch.setattr("layerbank.extraction.disk_space.free_files", lambda root: 0)
         result = run("cache", "repair", store, "--workers", 0)
     assert result.exit_code == 2
     assert f"got       0 that the disk of {store.parent} still takes" in result.stderr
@@ -230,7 +230,7 @@ def test_a_repair_that_does_not_fit_is_refused_before_anything_is_dropped(
 def test_a_disk_that_takes_too_few_files_is_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerbank.planning.room.free_files", lambda root: 50)
+    monkeypatch.setattr("layerbank.extraction.disk_space.free_files", lambda root: 50)
     result = extract(photos, tmp_path, "--levels", "last")
     assert result.exit_code == 0, result.output
     result = extract(photos, tmp_path)

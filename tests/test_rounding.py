@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerbank.rounding import float_tokens, round_on_device, round_tokens
+from layerbank.models.rounding import float_tokens, round_on_device, round_tokens
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])

@@ -12,15 +12,20 @@ import torch
 from photos import TINY_MODEL
 
 from layerbank import RequestError, WorkError
-from layerbank.backbones.request import ModelRequest
-from layerbank.datasets import open_source
+from layerbank.data.sources import open_source
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, AttentiveProbe
 from layerbank.probing.probe import Store, probe, row_folder
 from layerbank.probing.probe_names import resolve_probe
-from layerbank.study.attention import AttentionMap, mean_map, read_attention, spread_of
-from layerbank.study.predictions import accuracies, read_predictions, require_same_images
-from layerbank.study.saved import SavedHead, prune_tokens
+from layerbank.report.saved import SavedHead, prune_tokens
+from layerbank.statistics.attention import (
+    AttentionMap,
+    mean_map,
+    read_attention,
+    spread_of,
+)
+from layerbank.statistics.predictions import accuracies, read_predictions, require_same_images
 
 KINDS = ("cls", "ap", "grid2")
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=3, min_steps=20)

@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerbank import RequestError
-from layerbank.study.scores import Case, Score, gains_of, group_by_protocol, scores_of_rows, table_of
-from layerbank.study.summaries import mean_ranks, summarize
+from layerbank.statistics.scores import (
+    Case,
+    Score,
+    gains_of,
+    group_by_protocol,
+    scores_of_rows,
+    table_of,
+)
+from layerbank.statistics.summaries import mean_ranks, summarize
 
 
 def score(probe: str, percent: float, dataset: str = "pets", **changes: Any) -> Score:
@@ -146,7 +153,7 @@ def test_reading_results_and_drawing_them_takes_no_torch() -> None:
     modules = "predictions, scores, summaries, significance, bootstrap, dataset_table, attention, selection, catalogue, hub, paper"
     figures = "gains, sizes, tables, heatmaps, levels, ablations"
     code = (
-        f"import sys; from layerbank.study import {modules}; from layerbank.study.figures import {figures}; "
+        f"import sys; from layerbank.report import {modules}; from layerbank.report.figures import {figures}; "
         "print([name for name in ('torch', 'zarr', 'timm', 'matplotlib', 'click') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerbank import RequestError
-from layerbank.study.selection import (
+from layerbank.probing.selection import (
     Levels,
     TrainSubsets,
     Validated,

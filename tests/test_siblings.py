@@ -11,14 +11,14 @@ from test_parity import Large, Massive, Planted, look
 from token_stores import make_spec
 
 from layerbank import RequestError
-from layerbank.backbones.request import ModelRequest
 from layerbank.console import Listener
-from layerbank.datasets import ImageSource, open_source
+from layerbank.data import ViewedSource, ViewRule
+from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import ParityMeasured, PrecisionFellBack, PrecisionFollowed
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.siblings import model_differences, other_splits
+from layerbank.models.request import ModelRequest
 from layerbank.probing.probe import Store, check_one_model
-from layerbank.sources import ViewedSource, ViewRule
 
 
 @pytest.fixture(scope="module")

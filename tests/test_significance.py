@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from layerbank.study.scores import Score, Table, table_of
-from layerbank.study.significance import adjust, compare_with, mcnemar
+from layerbank.statistics.scores import Score, Table, table_of
+from layerbank.statistics.significance import adjust, compare_with, mcnemar
 
 
 def table(**columns: list[float]) -> Table:

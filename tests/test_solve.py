@@ -28,10 +28,10 @@ from layerbank.probes import (
     run_solver,
     run_solvers,
 )
+from layerbank.probes.data.split import split_stratified
 from layerbank.probes.fit import class_weights
-from layerbank.probes.logreg import ABSENT_BIAS, solve_logreg
-from layerbank.probes.ridge import solve_ridge
-from layerbank.probes.split import split_stratified
+from layerbank.probes.solve.run.logreg import ABSENT_BIAS, solve_logreg
+from layerbank.probes.solve.run.ridge import solve_ridge
 
 PENALTIES = (1e-1, 1e-3, 1e-5)
 PROTOCOL = TrainingProtocol(penalties=PENALTIES, num_neighbors=(5, 20))

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from layerbank.probes.data.token_source import (
+    ArraySource,
+    TokenSource,
+    concat_tokens,
+    l2_normalize,
+    stack_tokens,
+)
 from layerbank.probes.errors import DataError
-from layerbank.probes.sources import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
 
 
 def parts() -> list[torch.Tensor]:

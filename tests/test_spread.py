@@ -16,7 +16,7 @@ import pytest
 from layerbank import RequestError
 from layerbank.cache import CacheError, SpecError
 from layerbank.events import Emit, Event, StudyUnit
-from layerbank.extraction.spread import spread
+from layerbank.executors.spread import spread
 from layerbank.probing.results import append_row, read_rows
 
 ROOT = Path(__file__).parent.parent

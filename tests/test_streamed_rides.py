@@ -13,16 +13,16 @@ import torch
 from test_resident import ALF, GRID, LINEAR, QUIRK, write
 from token_stores import without_fsync  # noqa: F401
 
-import layerbank.probing.placement
+import layerbank.probing.tokens.placement
 from layerbank.cache import TokenCache
 from layerbank.events import Event, MemoryPlanned, TrainingStarted
 from layerbank.probes import TrainingProtocol
-from layerbank.probing.placement import place_tokens
 from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe_groups import Ride, candidates_of, plan_rides
 from layerbank.probing.probe_names import NamedProbe
-from layerbank.probing.rides import Ride, candidates_of, plan_rides
-from layerbank.probing.streaming import StreamedTokens
-from layerbank.probing.token_source import CachedTokens
+from layerbank.probing.tokens.placement import place_tokens
+from layerbank.probing.tokens.streaming import StreamedTokens
+from layerbank.probing.tokens.token_source import CachedTokens
 
 CPU = torch.device("cpu")
 NUM_ROWS = 1000
@@ -48,7 +48,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
 def a_store_that_fits_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones, but every placement takes them for a terabyte; buffers are smaller than the store."""
     monkeypatch.setattr(CachedTokens, "stored_bytes", property(lambda self: 10**12))
-    monkeypatch.setattr(layerbank.probing.placement, "MOST_BUFFER_ROWS", 256)
+    monkeypatch.setattr(layerbank.probing.tokens.placement, "MOST_BUFFER_ROWS", 256)
 
 
 def run(

@@ -17,11 +17,19 @@ import torch
 from token_stores import make_spec, without_fsync  # noqa: F401
 
 from layerbank.cache import ArraySpec, CacheWriter, TokenCache
-from layerbank.probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
-from layerbank.probes.sources import OrderedSource
+from layerbank.probes import (
+    ArraySource,
+    Head,
+    StreamedSource,
+    TokenSource,
+    TrainingProtocol,
+    read_batches,
+    run_sweep,
+)
+from layerbank.probes.data.token_source import OrderedSource
 from layerbank.probing.probe_names import NamedProbe
-from layerbank.probing.streaming import StreamedTokens
-from layerbank.probing.token_source import CachedTokens
+from layerbank.probing.tokens.streaming import StreamedTokens
+from layerbank.probing.tokens.token_source import CachedTokens
 
 NUM_ROWS = 1200
 HEADS = {"attentive": Head(kind="attentive", num_heads=3), "linear": Head(kind="linear")}

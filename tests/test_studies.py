@@ -19,15 +19,28 @@ from click.testing import Result
 from commands import run
 from photos import TINY_MODEL, write_photos
 
-import layerbank.recipes.studies
-import layerbank.recipes.units
-from layerbank.cluster.placement import place
+import layerbank.executors.studies
+import layerbank.jobs.units
 from layerbank.events import Emit, Event, StudyUnitFinished
+from layerbank.executors.ray_placement import place
+from layerbank.executors.studies import (
+    Engine,
+    on_ray,
+    one_process,
+    run_study,
+    several_processes,
+)
+from layerbank.jobs.recipe import Recipe, open_recipe
+from layerbank.jobs.units import (
+    Place,
+    Unit,
+    UnitDone,
+    lost_unit,
+    run_unit,
+    units_of,
+)
 from layerbank.probes import SettingError
 from layerbank.probing.results import read_rows
-from layerbank.recipes.recipe import Recipe, open_recipe
-from layerbank.recipes.studies import Engine, on_ray, one_process, run_study, several_processes
-from layerbank.recipes.units import Place, Unit, UnitDone, lost_unit, run_unit, units_of
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs: what a row cost, and beside what
@@ -217,7 +230,7 @@ def test_a_unit_fails_with_the_message_where_it_runs_on_another_device_than_was_
     tmp_path: Path, two_sets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before its model is opened."""
-    monkeypatch.delattr(layerbank.recipes.units.OpenModels, "open")
+    monkeypatch.delattr(layerbank.jobs.units.OpenModels, "open")
     recipe = of_a_gpu(tmp_path, two_sets[:1])
     done = run_unit(recipe, Place(runs_root=tmp_path, device="cpu"), units_of(recipe)[0])
     assert [(one.probe, one.where, one.got) for one in done.failures] == [(None, "compute on cpu", "'tf32'")]
@@ -251,10 +264,10 @@ def test_on_a_cluster_the_devices_of_the_cluster_decide_not_the_drivers_own(
     tmp_path: Path, two_sets: list[str], monkeypatch: pytest.MonkeyPatch, here: str
 ) -> None:
     recipe, where = of_a_gpu(tmp_path, two_sets), Place(cache_root=tmp_path, runs_root=tmp_path)
-    monkeypatch.setattr(layerbank.recipes.studies, "choose_device", lambda device: here)
-    monkeypatch.setattr(layerbank.recipes.studies, "RayEngine", FakeEngine(num_gpus=1))
+    monkeypatch.setattr(layerbank.executors.studies, "choose_device", lambda device: here)
+    monkeypatch.setattr(layerbank.executors.studies, "RayEngine", FakeEngine(num_gpus=1))
     assert run_study(recipe, where, engine=on_ray(None)) == ([], [])
-    monkeypatch.setattr(layerbank.recipes.studies, "RayEngine", FakeEngine(num_gpus=0))
+    monkeypatch.setattr(layerbank.executors.studies, "RayEngine", FakeEngine(num_gpus=0))
     with pytest.raises(SettingError, match="compute on cpu"):
         run_study(recipe, where, engine=on_ray(None))
 

@@ -16,9 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from layerbank import RequestError
-from layerbank.study.attention import AttentionMap, spread_of
-from layerbank.study.dataset_table import dataset_table
-from layerbank.study.figures.ablations import (
+from layerbank.report.figures.ablations import (
     draw_seeds,
     draw_series,
     draw_train_test,
@@ -26,16 +24,23 @@ from layerbank.study.figures.ablations import (
     kinds_series,
     pruning_series,
 )
-from layerbank.study.figures.gains import draw_gains
-from layerbank.study.figures.heatmaps import draw_attention, draw_similarity, draw_similarity_to_final
-from layerbank.study.figures.levels import draw_levels
-from layerbank.study.figures.sizes import draw_gains_by_size, size_of
-from layerbank.study.figures.style import COLUMN, DPI
-from layerbank.study.figures.tables import draw_table
-from layerbank.study.paper import published_scores, with_paper_names
-from layerbank.study.scores import Score, Table, gains_of, table_of
-from layerbank.study.similarity import Similarity
-from layerbank.study.summaries import summarize
+from layerbank.report.figures.gains import draw_gains
+from layerbank.report.figures.heatmaps import draw_attention, draw_similarity, draw_similarity_to_final
+from layerbank.report.figures.levels import draw_levels
+from layerbank.report.figures.sizes import draw_gains_by_size, size_of
+from layerbank.report.figures.style import COLUMN, DPI
+from layerbank.report.figures.tables import draw_table
+from layerbank.statistics.attention import AttentionMap, spread_of
+from layerbank.statistics.dataset_table import dataset_table
+from layerbank.statistics.paper import published_scores, with_paper_names
+from layerbank.statistics.scores import (
+    Score,
+    Table,
+    gains_of,
+    table_of,
+)
+from layerbank.statistics.similarity import Similarity
+from layerbank.statistics.summaries import summarize
 
 PAPER = table_of(published_scores())
 FIVE = ("linear-last", "linear-all", "attn-last", "aat", "alf")

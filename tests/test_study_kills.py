@@ -25,7 +25,7 @@ RUNNER = """
 import io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-import layerbank.probing.probe, layerbank.probing.results, layerbank.recipes.studies, layerbank.console, layerbank.cli  # noqa
+import layerbank.probing.probe, layerbank.probing.results, layerbank.executors.studies, layerbank.console, layerbank.cli  # noqa
 from layerbank.console import Listener
 from layerbank.cli import main
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import layerbank
-from layerbank.study.paper import published_scores
-from layerbank.study.scores import gains_of, table_of
-from layerbank.study.summaries import mean_ranks, summarize
+from layerbank.statistics.paper import published_scores
+from layerbank.statistics.scores import gains_of, table_of
+from layerbank.statistics.summaries import mean_ranks, summarize
 
-FOLDER = Path(layerbank.__file__).parent / "study"
+FOLDER = Path(layerbank.__file__).parent / "report"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from study_runs import balanced, write_study
 from test_report_numbers import require_computed_again
 
 from layerbank.probing.results import read_rows
-from layerbank.study.paper import MODELS, published_scores
+from layerbank.statistics.paper import MODELS, published_scores
 
 NASTY = "<script>alert(1)</script>"
 NOT_LOOKED_FOR = "Test images that are also training images were not looked for in "
@@ -126,7 +126,7 @@ def test_a_folder_without_results_is_refused_in_four_parts(tmp_path: Path) -> No
 
 def test_a_report_takes_no_torch(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from layerbank.study.report import Wishes, make_report; "
+        "import sys; from pathlib import Path; from layerbank.report.report import Wishes, make_report; "
         f"made = make_report(Path({str(write_study(tmp_path))!r}), Wishes()); assert len(made.records) == 3; "
         "assert not {'torch', 'timm', 'pyarrow'} & set(sys.modules)"
     )
@@ -245,7 +245,7 @@ def test_the_page_stays_short_where_a_study_is_large(tmp_path: Path) -> None:
 
 
 def test_heat_maps_on_the_page_are_few_and_files_have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerbank.study.sections.attention.MAX_PICTURES", 2)
+    monkeypatch.setattr("layerbank.report.sections.attention.MAX_PICTURES", 2)
     models = [one.model for one in MODELS[:3]]
     runs = write_study(tmp_path / "runs", models=models, probes=("linear-cls", "alf"), num_images=30)
     more = "1 heat map more: layerbank report RUNS --figures FOLDER. The table has all."

@@ -10,17 +10,23 @@ import torch
 from torch import Tensor
 
 from layerbank import probes
-from layerbank.probes.attentive import AttentiveProbe
-from layerbank.probes.bank import AttentiveBank
+from layerbank.probes.banks.bank import AttentiveBank
+from layerbank.probes.data.split import split_stratified
+from layerbank.probes.data.token_source import ArraySource, stack_tokens
 from layerbank.probes.errors import DataError, ProbeError, SettingError
 from layerbank.probes.evaluate import compute_logits
 from layerbank.probes.events import Progress
 from layerbank.probes.fit import fit_bank, fit_banks
+from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.metrics import balanced_accuracy
 from layerbank.probes.outcome import SettingScore, choose
-from layerbank.probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
-from layerbank.probes.sources import ArraySource, stack_tokens
-from layerbank.probes.split import split_stratified
+from layerbank.probes.protocol import (
+    PAPER,
+    QUICK,
+    Head,
+    Setting,
+    TrainingProtocol,
+)
 from layerbank.probes.sweep import run_sweep
 
 ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")

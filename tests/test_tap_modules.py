@@ -13,12 +13,12 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from layerbank import RequestError
-from layerbank.backbones.backbone import Backbone, open_backbone
-from layerbank.backbones.request import ModelRequest
 from layerbank.cache import CacheSpec, SpecMismatchError, TokenCache
-from layerbank.datasets import open_source
+from layerbank.data.sources import open_source
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.repair import repair_and_fill
+from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.request import ModelRequest
 
 SIZE, DEPTH = 48, 3
 PATTERN = "layers.{i}.ffn_norm"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layerbank import RequestError
-from layerbank.backbones.taps import TokenLayout, kind_shape, pool_tokens
+from layerbank.models.taps import TokenLayout, kind_shape, pool_tokens
 
 LAYOUTS = st.builds(
     TokenLayout,

@@ -16,13 +16,25 @@ from photos import TINY_MODEL
 from stores import tree
 
 from layerbank import RequestError
-from layerbank.backbones.backbone import Backbone, open_backbone
-from layerbank.backbones.request import pair_models_with_weights
 from layerbank.cache import TokenCache
-from layerbank.datasets import ImageSource, open_source
-from layerbank.events import CacheReused, Event, ExtractionFinished, ExtractionProgress, ExtractionStarted
-from layerbank.extraction.extract import ExtractConfig, Extraction, extract, extract_together, spec_of
+from layerbank.data.sources import ImageSource, open_source
+from layerbank.events import (
+    CacheReused,
+    Event,
+    ExtractionFinished,
+    ExtractionProgress,
+    ExtractionStarted,
+)
+from layerbank.extraction.extract import (
+    ExtractConfig,
+    Extraction,
+    extract,
+    extract_together,
+    spec_of,
+)
 from layerbank.extraction.loop import cut_pieces
+from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.request import pair_models_with_weights
 
 CONFIG: dict[str, Any] = {"arrays": (("final", "ap"), ("block.3", "cls")), "batch_size": 16, "num_workers": 0}
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from layerbank import RequestError, WorkError
-from layerbank.backbones.backbone import open_backbone
-from layerbank.backbones.request import ModelRequest
+from layerbank.models.backbone import open_backbone
+from layerbank.models.request import ModelRequest
 
 SIZE = 28
 MODEL = """

@@ -18,11 +18,16 @@ import torch
 from photos import TINY_MODEL
 from torch import Tensor
 
-from layerbank.backbones.backbone import Tokens, open_backbone
 from layerbank.cache import ArraySpec, TokenCache
-from layerbank.datasets import open_source
+from layerbank.data.sources import open_source
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
-from layerbank.extraction.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
+from layerbank.extraction.transfer import (
+    NUM_BUFFERS,
+    GpuTransfer,
+    HostTransfer,
+    open_transfer,
+)
+from layerbank.models.backbone import Tokens, open_backbone
 
 CPU = torch.device("cpu")
 ARRAYS = (

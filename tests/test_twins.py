@@ -21,7 +21,7 @@ from layerbank.probes import (
     fit_bank,
     run_sweep,
 )
-from layerbank.probes.twins import NO_DECAY, first_twins
+from layerbank.probes.duplicate_settings import NO_DECAY, first_twins
 
 
 @settings(deadline=None)  # the first call loads the optimiser

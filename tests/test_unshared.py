@@ -19,7 +19,7 @@ from test_ray import options
 from layerbank import RequestError
 from layerbank.cache import Worker, offer_probe
 from layerbank.events import ignore
-from layerbank.extraction.requested import extract_share, prepare_shares
+from layerbank.jobs.extract import extract_share, prepare_shares
 
 NOTHING = "true"
 EMPTY = "mount -t tmpfs none {folder}"

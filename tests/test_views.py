@@ -21,22 +21,43 @@ from PIL import Image
 from stores import tree
 
 from layerbank import RequestError
-from layerbank.backbones.backbone import Backbone
-from layerbank.backbones.request import ModelRequest
-from layerbank.cache import SpecMismatchError, TokenCache, export_hdf5, import_hdf5, verify_store
-from layerbank.datasets import open_source
-from layerbank.events import Emit, Event, ImageSkipped, ignore
+from layerbank.cache import (
+    SpecMismatchError,
+    TokenCache,
+    export_hdf5,
+    import_hdf5,
+    verify_store,
+)
+from layerbank.data import (
+    BadImage,
+    ImageSource,
+    ViewedSource,
+    ViewRule,
+)
+from layerbank.data.sources import open_source
+from layerbank.data.views import ATTEMPTS, VIEW_SEED, draw_view
+from layerbank.events import (
+    Emit,
+    Event,
+    ImageSkipped,
+    ignore,
+)
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.repair import repair_and_fill
 from layerbank.extraction.view_geometry import ViewGeometry
 from layerbank.extraction.views import resample_of, view_geometry
+from layerbank.models.backbone import Backbone
+from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, split_rows
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import Store, check_train_views, probe, row_folder
+from layerbank.probing.probe import (
+    Store,
+    check_train_views,
+    probe,
+    row_folder,
+)
 from layerbank.probing.probe_names import resolve_probe
-from layerbank.probing.token_source import CachedTokens
-from layerbank.sources import BadImage, ImageSource, ViewedSource, ViewRule
-from layerbank.sources.views import ATTEMPTS, VIEW_SEED, draw_view
+from layerbank.probing.tokens.token_source import CachedTokens
 
 RULE = ViewRule(num_views=2, min_scale=0.3)
 REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
-from layerbank.datasets import BadImage, open_source
+from layerbank.data.sources import BadImage, open_source
+from layerbank.data.tar_index import DamagedTar, walk_tar
 from layerbank.errors import RequestError
-from layerbank.sources.tar_index import DamagedTar, walk_tar
 
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "wds_cifar10_subset"
 

@@ -16,7 +16,7 @@ from token_stores import tree
 
 from layerbank import RequestError, WorkError
 from layerbank.cache import SpecError, Worker
-from layerbank.cache.lock import is_locked
+from layerbank.cache.locking import is_locked
 from layerbank.events import (
     CacheReused,
     Emit,
@@ -28,9 +28,9 @@ from layerbank.events import (
     TokensOutOfRange,
     WorkerLost,
 )
-from layerbank.extraction.relay import Relay
-from layerbank.extraction.shards import choose_processes, parse_shard, worker_of_launcher
-from layerbank.extraction.workers import interrupts_wait, run_processes
+from layerbank.executors.processes import interrupts_wait, run_processes
+from layerbank.executors.relay import Relay
+from layerbank.extraction.ranks import choose_processes, parse_shard, worker_of_launcher
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")

@@ -11,20 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy, gelu, layer_norm
 
-from layerbank.probes.attentive import AttentiveProbe
-from layerbank.probes.bank import AttentiveBank
+from layerbank.probes.banks.bank import AttentiveBank
+from layerbank.probes.banks.linear_bank import LinearBank
+from layerbank.probes.banks.module_bank import ModuleBank
 from layerbank.probes.checkpoint import load_probe, save_probe
+from layerbank.probes.data.jitter import add_jitter
+from layerbank.probes.data.token_source import ArraySource, concat_tokens, stack_tokens
 from layerbank.probes.errors import SettingError
 from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
-from layerbank.probes.jitter import add_jitter
-from layerbank.probes.linear import LinearProbe
-from layerbank.probes.linear_bank import LinearBank
-from layerbank.probes.module_bank import ModuleBank
-from layerbank.probes.protocol import HEAD_KINDS, PAPER, SOLVED_KINDS, Head, Setting, TrainingProtocol
-from layerbank.probes.seeds import make_generator
-from layerbank.probes.sources import ArraySource, concat_tokens, stack_tokens
-from layerbank.probes.sweep import run_sweep
-from layerbank.probes.zoo import (
+from layerbank.probes.heads import (
     ZOO,
     AbmilpProbe,
     AimProbe,
@@ -37,6 +32,18 @@ from layerbank.probes.zoo import (
     VJepaProbe,
     ZooProbe,
 )
+from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.linear import LinearProbe
+from layerbank.probes.protocol import (
+    HEAD_KINDS,
+    PAPER,
+    SOLVED_KINDS,
+    Head,
+    Setting,
+    TrainingProtocol,
+)
+from layerbank.probes.seeds import make_generator
+from layerbank.probes.sweep import run_sweep
 
 D, T, C, L = 12, 6, 3, 3
 HEADS: dict[str, Callable[[int], ZooProbe]] = {

@@ -41,7 +41,12 @@ def ls(root: Path, as_json: bool) -> None:
     """
     from layerbank.cache import list_stores
 
-    from ..console import print_json, print_lines, print_table, size
+    from ..console import (
+        print_json,
+        print_lines,
+        print_table,
+        size,
+    )
 
     stores = list_stores(root)
     if as_json:
@@ -131,9 +136,9 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
     \b
     layerbank cache repair caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
     """
-    from ..backbones.request import choose_device, choose_workers
     from ..console import Listener, print_lines
     from ..extraction.repair import repair_and_fill
+    from ..models.request import choose_device, choose_workers
 
     device = choose_device(device)
     with Listener() as listener:
@@ -175,8 +180,8 @@ def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
 
     from layerbank.cache import find_garbage, find_unfinished, remove_garbage
 
-    from ..ages import age_text, parse_age
     from ..console import print_json, print_lines, size
+    from ..quantities import age_text, parse_age
 
     unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
     found = find_garbage(root, unfinished_for_s=unfinished_for_s)

@@ -78,16 +78,16 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
     if dry_run:
         _plan(options, as_json)
         return
-    from ..backbones.request import choose_device
     from ..console import Listener, print_json
+    from ..executors.processes import run_processes
     from ..extraction.cpu_precision import advise_on_precision
     from ..extraction.extract import extract_together
-    from ..extraction.requested import extract_share, prepare, prepare_shares
-    from ..extraction.shards import refuse_shards
-    from ..extraction.workers import run_processes
+    from ..extraction.ranks import refuse_shards
+    from ..jobs.extract import extract_share, prepare, prepare_shares
+    from ..models.request import choose_device
 
     if engine == "ray":
-        from ..cluster.engine import RayEngine, run_on_ray
+        from ..executors.ray_engine import RayEngine, run_on_ray
 
         request, processes, worker = _request_of(options)
         refuse_shards(worker)
@@ -133,8 +133,8 @@ def plan(as_json: bool, **options: Any) -> None:
 
 def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
     """The options as `requested.prepare` takes them, how many processes were asked for, and which of several workers this is."""
-    from ..backbones.request import pair_models_with_weights
-    from ..extraction.shards import parse_shard, worker_of_launcher
+    from ..extraction.ranks import parse_shard, worker_of_launcher
+    from ..models.request import pair_models_with_weights
 
     models, weights, shard, processes = (
         options.pop(name) for name in ("models", "several_weights", "shard", "processes")
@@ -145,7 +145,7 @@ def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Wo
 
 def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Worker | None]:
     """The same for this machine: how many processes to start, and a launcher's worker on a GPU of its own."""
-    from ..extraction.shards import choose_processes, device_of_worker
+    from ..extraction.ranks import choose_processes, device_of_worker
 
     launched = options["shard"] is None
     request, processes, worker = _request_of(options)
@@ -158,11 +158,22 @@ def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Wor
 def _plan(options: dict[str, Any], as_json: bool) -> None:
     import time
 
-    from ..console import Listener, print_json, print_lines, print_table
-    from ..extraction.requested import prepare
+    from ..console import (
+        Listener,
+        print_json,
+        print_lines,
+        print_table,
+    )
+    from ..extraction.disk_space import check_room
+    from ..jobs.extract import prepare
     from ..planning.plan import forecasts_of, plan_extraction
-    from ..planning.plan_table import STORE_COLUMNS, store_lines, summary, token_columns, token_lines
-    from ..planning.room import check_room
+    from ..planning.plan_table import (
+        STORE_COLUMNS,
+        store_lines,
+        summary,
+        token_columns,
+        token_lines,
+    )
 
     request, num_processes, worker = _local_request_of(options)
     root = request["cache_root"]

@@ -23,9 +23,15 @@ def models(pattern: str | None, as_json: bool) -> None:
     layerbank models 'vit_*_dinov3'
     layerbank models open_clip/ViT-B-16-quickgelu --json
     """
-    from ..backbones.listing import FAMILIES, describe, family_of, match_models, model_names
     from ..console import print_json, print_lines, print_table
     from ..errors import RequestError
+    from ..models.listing import (
+        FAMILIES,
+        describe,
+        family_of,
+        match_models,
+        model_names,
+    )
 
     if pattern is None:
         count: dict[str, int] = {}
@@ -111,8 +117,8 @@ def datasets(as_json: bool) -> None:
     layerbank datasets
     """
     from ..console import print_json, print_lines, print_table
-    from ..datasets import SCHEMES
-    from ..sources.demo_sets import DEMOS
+    from ..data.demo_sets import DEMOS
+    from ..data.sources import SCHEMES
 
     schemes = [
         {"scheme": name, "form": scheme.form, "meaning": scheme.meaning, "example": scheme.example}

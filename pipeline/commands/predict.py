@@ -35,9 +35,9 @@ def predict(
     \b
     layerbank predict --probe runs/photos/STORE/alf-1a2b3c4d --data images:holiday
     """
-    from ..backbones.request import choose_device, choose_workers
     from ..console import Listener, print_json, print_lines
-    from ..datasets import open_source
+    from ..data.sources import open_source
+    from ..models.request import choose_device, choose_workers
     from ..probing.predict import SavedProbe, predictions_csv
 
     with Listener(quiet=as_json) as listener:

@@ -112,18 +112,33 @@ def probe(
     """
     from layerbank.probes import resolve_compute
 
-    from ..backbones.request import choose_device
     from ..console import Listener, print_json, print_table
-    from ..datasets import open_source
-    from ..extraction.requested import open_extraction, settle_within_room, split_names, with_views
-    from ..memory import memory_for_probes, parse_size
-    from ..number_lists import parse_numbers
-    from ..probing.probe import check_classes, check_train_views, run_folder, verify_arrays
+    from ..data.sources import open_source
+    from ..jobs.extract import (
+        open_extraction,
+        settle_within_room,
+        split_names,
+        with_views,
+    )
+    from ..memory import memory_for_probes
+    from ..models.request import choose_device
+    from ..probing.probe import (
+        check_classes,
+        check_train_views,
+        run_folder,
+        verify_arrays,
+    )
     from ..probing.probe import probe as train_probes
     from ..probing.probe_names import DEMO_PROBES, resolve_probes
     from ..probing.probe_sizes import check_heads, leave_out_unfit
     from ..probing.protocols import open_protocol
-    from ..probing.results_table import COLUMNS, results_table, results_title, summarize
+    from ..probing.results_table import (
+        COLUMNS,
+        results_table,
+        results_title,
+        summarize,
+    )
+    from ..quantities import parse_numbers, parse_size
 
     each_seed = parse_numbers(seeds, where="--seed", at_least=0)
     head_counts = parse_numbers(num_heads, where="--num-heads", at_least=1) if num_heads is not None else ()

@@ -60,8 +60,13 @@ def report(
     layerbank report runs --compare paper --figures figures --csv results.csv
     """
     from ..console import Listener, print_json, print_lines
-    from ..study.records import require_parquet, write_parquet
-    from ..study.report import Wishes, make_report, write_figures, write_file
+    from ..report.records import require_parquet, write_parquet
+    from ..report.report import (
+        Wishes,
+        make_report,
+        write_figures,
+        write_file,
+    )
 
     if parquet is not None:
         require_parquet()

@@ -77,13 +77,23 @@ def study(
     """
     from dataclasses import asdict
 
-    from ..console import Listener, part_of_study, print_json, print_table
-    from ..extraction.shards import choose_processes
-    from ..memory import parse_size
-    from ..recipes.recipe import open_recipe
-    from ..recipes.studies import on_ray, one_process, run_study, several_processes
-    from ..recipes.table import STUDY_COLUMNS, study_table
-    from ..recipes.units import Place
+    from ..console import (
+        Listener,
+        part_of_study,
+        print_json,
+        print_table,
+    )
+    from ..executors.studies import (
+        on_ray,
+        one_process,
+        run_study,
+        several_processes,
+    )
+    from ..extraction.ranks import choose_processes
+    from ..jobs.recipe import open_recipe
+    from ..jobs.study_table import STUDY_COLUMNS, study_table
+    from ..jobs.units import Place
+    from ..quantities import parse_size
 
     if calibrate and not dry_run:
         from ..errors import RequestError
@@ -107,7 +117,12 @@ def study(
         num_workers=workers,
     )
     if dry_run:
-        from ..recipes.plan import PLAN_COLUMNS, plan_study, plan_table, plan_title
+        from ..jobs.study_plan import (
+            PLAN_COLUMNS,
+            plan_study,
+            plan_table,
+            plan_title,
+        )
 
         planned = plan_study(opened, place, calibrate=calibrate)
         if as_json:

@@ -13,8 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..planning.sizes import size
-from .finding import OK, PROBLEM, WARNING, Finding, first_line
+from ..quantities import size
+from .finding import (
+    OK,
+    PROBLEM,
+    WARNING,
+    Finding,
+    first_line,
+)
 
 LITTLE_SPACE_BYTES = 1 << 30
 WRITTEN_BYTES = 32 << 20

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from ..backbones.backbone import Backbone, TokenFunction
 from ..memory import free_device_bytes
+from ..models.backbone import Backbone, TokenFunction
 from .transfer import NUM_BUFFERS
 
 TOKENS_ON_A_CPU = 1600  # of all images of a batch

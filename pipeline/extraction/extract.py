@@ -26,11 +26,16 @@ from layerbank.cache import (
     forecast_store,
 )
 
-from ..backbones.backbone import Backbone
-from ..datasets import ImageSource
+from ..data import ViewedSource
+from ..data.sources import ImageSource
 from ..errors import RequestError
-from ..events import CacheReused, Emit, ShareFinished, ignore
-from ..sources import ViewedSource
+from ..events import (
+    CacheReused,
+    Emit,
+    ShareFinished,
+    ignore,
+)
+from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
 from .loop import Lane, run_lanes
 from .views import transform_of

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.backbone import TokenFunction, Tokens
 from ..errors import WorkError
 from ..events import BatchHalved, CompileFailed, Emit
 from ..memory import shortage_of
+from ..models.backbone import TokenFunction, Tokens
 
 
 class SteadyForward:

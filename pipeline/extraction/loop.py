@@ -24,13 +24,20 @@ import torch
 
 from layerbank.cache import Batch, CacheWriter, storage_dtype_of
 
-from ..backbones.backbone import Backbone
-from ..clock import Clock
-from ..datasets import ImageSource
-from ..events import Emit, ExtractionFinished, ExtractionProgress, ExtractionStarted, ImageSkipped, TokensOutOfRange
+from ..data.sources import ImageSource
+from ..events import (
+    Emit,
+    ExtractionFinished,
+    ExtractionProgress,
+    ExtractionStarted,
+    ImageSkipped,
+    TokensOutOfRange,
+)
+from ..models.backbone import Backbone
+from ..models.transform import Geometry
+from .clock import Clock
+from .decoding import DecodedBatch, Rows, decode_batches
 from .forward import SteadyForward
-from .images import DecodedBatch, Rows, decode_batches
-from .pixels import Geometry
 from .transfer import Transfer, open_transfer
 from .views import view_geometry
 from .write_behind import Parcel, WriterThread

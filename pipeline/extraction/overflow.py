@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.backbone import Backbone, Tokens
-from ..backbones.request import ModelRequest
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
 from ..errors import RequestError
 from ..events import Emit, PrecisionFellBack, PrecisionFollowed
+from ..models.backbone import Backbone, Tokens
+from ..models.request import ModelRequest
+from .decoding import Rows, decode_batches
 from .extract import spec_of
 from .forward import SteadyForward
-from .images import Rows, decode_batches
 
 NUM_IMAGES = 32  # compared; a fixed number, so that the report does not depend on the batch size
 

@@ -19,14 +19,19 @@ from torch import Tensor
 
 from layerbank.cache import read_store_info, storage_dtype_of
 
-from ..backbones.backbone import Backbone
-from ..backbones.request import ModelRequest
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
 from ..errors import RequestError, WorkError
 from ..events import Emit, ParityMeasured, ignore
-from ..rounding import float_tokens, round_tokens
+from ..models.backbone import Backbone
+from ..models.request import ModelRequest
+from ..models.rounding import float_tokens, round_tokens
 from .extract import spec_of
-from .overflow import Reference, first_images, needs_bfloat16, run_model
+from .overflow import (
+    Reference,
+    first_images,
+    needs_bfloat16,
+    run_model,
+)
 from .siblings import other_splits
 
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this

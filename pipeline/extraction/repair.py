@@ -5,15 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from layerbank.cache import Repair, SpecMismatchError, read_store_info, repair_store
+from layerbank.cache import (
+    Repair,
+    SpecMismatchError,
+    read_store_info,
+    repair_store,
+)
 
-from ..backbones.request import ModelRequest
-from ..datasets import open_source
+from ..data import ViewedSource, ViewRule
+from ..data.sources import open_source
 from ..errors import RequestError
 from ..events import Emit, ignore
-from ..planning.room import check_room
-from ..sources import ViewedSource, ViewRule
-from .extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
+from ..models.request import ModelRequest
+from .disk_space import check_room
+from .extract import (
+    ExtractConfig,
+    Extraction,
+    extract_together,
+    forecast,
+    spec_of,
+)
 
 
 def repair_and_fill(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from layerbank.cache import CacheSpec, list_specs
 
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
+from ..data.views import MARK
 from ..errors import PipelineError
-from ..sources.views import MARK
 
 _OF_THE_MODEL = ("architecture", "weights", "tap", "token_rule", "compute_dtype")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..sources.views import VIEW_SEED, ViewRule, draw_view
+from ..data.views import VIEW_SEED, ViewRule, draw_view
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from PIL import Image
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 
-from ..backbones.backbone import Backbone
+from ..data import ImageSource, ViewedSource
 from ..errors import RequestError
-from ..sources import ImageSource, ViewedSource
-from .pixels import Geometry
+from ..models.backbone import Backbone
+from ..models.transform import Geometry
 from .view_geometry import ViewGeometry
 
 _PILLOW = {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from layerbank.cache import Batch, BatchNotes, CacheWriter
 
-from ..rounding import Rounded
+from ..models.rounding import Rounded
 
 QUEUED_BATCHES = 4  # waiting for the disk; the device's own buffers may be fewer
 

@@ -16,14 +16,14 @@ import torch
 
 from layerbank.cache import ArraySpec
 
-from ..backbones.backbone import Backbone
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
 from ..events import Emit, ignore
 from ..extraction.batch_size import choose_batch_size
+from ..extraction.decoding import Rows, decode_batches
 from ..extraction.forward import SteadyForward
-from ..extraction.images import Rows, decode_batches
-from ..extraction.pixels import Geometry
 from ..extraction.transfer import open_transfer
+from ..models.backbone import Backbone
+from ..models.transform import Geometry
 
 BUDGET_S = 3.0  # for batches after the first
 LARGEST_REPEATS = 5

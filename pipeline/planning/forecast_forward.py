@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from ..backbones.demo_weights import ARCHITECTURE, DEMO_MODEL, IMAGE_SIZE
-from ..backbones.request import ModelRequest
+from ..models.demo_weights import ARCHITECTURE, DEMO_MODEL, IMAGE_SIZE
+from ..models.request import ModelRequest
 
 IMAGES_ON_A_CPU, IMAGES_ON_A_GPU = 4, 64
 REPEATS = 3

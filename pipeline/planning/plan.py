@@ -13,9 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from layerbank.cache import StoreForecast, free_bytes, nearest_folder, needed_bytes
+from layerbank.cache import (
+    StoreForecast,
+    free_bytes,
+    nearest_folder,
+    needed_bytes,
+)
 
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
 from ..events import Emit, ignore
 from ..extraction.extract import Extraction, forecast
 from ..memory import available_memory_bytes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..quantities import size
 from .plan import Plan
 from .plan_time import Forecast
-from .sizes import size
 
 STORE_COLUMNS = ("split", "model", "images", "missing", "to write", "files", "when complete", "store")
 

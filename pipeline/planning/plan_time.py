@@ -14,10 +14,10 @@ import torch
 
 from layerbank.cache import ArraySpec, StoreForecast, time_block
 
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
 from ..events import Emit
+from ..extraction.decoding import PREFETCHED_BATCHES
 from ..extraction.extract import Extraction, spec_of
-from ..extraction.images import PREFETCHED_BATCHES
 from ..extraction.loop import distinct_geometries
 from ..extraction.meter import find_limit, num_cores
 from ..extraction.views import view_geometry

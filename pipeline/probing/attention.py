@@ -22,9 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerbank.probes import AttentionStatistics, LookingProbe, TokenSource, attention_statistics
+from layerbank.probes import (
+    AttentionStatistics,
+    LookingProbe,
+    TokenSource,
+    attention_statistics,
+)
 
-from ..backbones.layers import FINAL
+from ..models.layers import FINAL
 from .figures import draw_attention_map
 from .probe_names import NamedProbe
 

@@ -4,7 +4,7 @@ The decisions taken here: the base is trained first, as itself and with a row of
 what is made of it; everything is chosen on the held-out images of the protocol, and the test images are opened after the last
 training. A search that was killed goes on with the sets of levels that are missing.
 
-What is good enough, and which settings are the best, is arithmetic: `study/selection.py`.
+What is good enough, and which settings are the best, is arithmetic: `probing/selection.py`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,18 @@ from layerbank.probes import (
 )
 
 from ..events import Emit, ProbeStarted, TrainingStarted
-from ..study.bootstrap import LEVEL
-from ..study.selection import Levels, Validated, best_members, smallest_levels
+from .bootstrap import LEVEL
+from .probe_groups import Ride, open_ride
 from .probe_names import NamedProbe, TopSettings
 from .results import Row
-from .rides import Ride, open_ride
+from .selection import (
+    Levels,
+    Validated,
+    best_members,
+    smallest_levels,
+)
 from .sweep_journal import SweepJournal
-from .token_rows import block_names
+from .tokens.token_rows import block_names
 from .training import Trained, open_tokens, relay
 
 

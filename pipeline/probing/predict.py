@@ -19,17 +19,17 @@ import torch
 from layerbank.cache import CacheSpec
 from layerbank.probes import load_probe
 
-from ..backbones.backbone import Backbone
-from ..backbones.request import ModelRequest
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
+from ..data.views import evaluation_transform
 from ..errors import RequestError
 from ..events import Emit, ImageSkipped, ignore
 from ..extraction.batch_size import choose_batch_size
-from ..extraction.images import Rows, decode_batches
-from ..rounding import float_tokens, round_tokens
-from ..sources.views import evaluation_transform
+from ..extraction.decoding import Rows, decode_batches
+from ..models.backbone import Backbone
+from ..models.request import ModelRequest
+from ..models.rounding import float_tokens, round_tokens
 from .probe_names import NamedProbe
-from .token_source import join_tokens
+from .tokens.token_source import join_tokens
 
 BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
 

@@ -1,11 +1,11 @@
-"""Stage two: train the asked-for probes from two stores and keep what they found.
+"""Stage two: train the requested probes from two stores and keep the results.
 
-Probes that can, train together (`rides.py`): their tokens are read from the train store, `layerbank.probes.run_sweeps` does the
-protocol (split, grid, choose on validation, refit, test once), and each leaves a folder and one row of results
-(`row_folder.py`). The test store is opened by the sweep at its last step and not before. A row that stands in results.jsonl under the same key is not computed
-again, a sweep that was killed goes on with the banks that are missing (`sweep_journal.py`), and no probe's key or result depends on
-what it trains together with: so a ride that fails because of one probe is taken up probe by probe (`failing.py`). What is made of
-a finished probe (`derived.py`) comes last, and its base before it.
+Probes that can share passes over the tokens are trained together (`probe_groups.py`). `layerbank.probes.run_sweeps` implements
+the protocol: split, grid, choice on validation, refit, one test. Each probe leaves a folder and one row (`row_folder.py`). The
+test store is opened by the sweep in its last step. A row that results.jsonl holds under the same key is not computed again, and an
+interrupted sweep continues with the missing banks (`sweep_journal.py`). Neither the key nor the result of a probe depends on the
+probes it is trained with, so a group that fails because of one probe is repeated probe by probe (`failing.py`). Probes derived
+from a finished one (`derived.py`) come last, after their base.
 """
 
 from __future__ import annotations
@@ -18,23 +18,38 @@ from typing import Any, NamedTuple
 
 import torch
 
-from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from layerbank.probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
+from layerbank.cache import (
+    CacheSpec,
+    DamagedStoreError,
+    TokenCache,
+    verify_store,
+)
+from layerbank.probes import (
+    SOLVED_KINDS,
+    Candidate,
+    TrainingProtocol,
+    resolve_compute,
+)
 
-from ..datasets import ImageSource
+from ..data.sources import ImageSource
 from ..errors import RequestError
 from ..events import Emit, ProbeFinished, ignore
 from ..extraction.siblings import model_differences
 from ..memory import memory_for_probes
 from .derived import derive
 from .failing import Fail, Failures
-from .heap import KEPT_BYTES, large_blocks_returned
+from .malloc_trim import KEPT_BYTES, large_blocks_returned
+from .probe_groups import Ride, plan_rides, ride_alone
 from .probe_names import NamedProbe
-from .results import Row, append_row, key_of, read_rows
-from .rides import Ride, plan_rides, ride_alone
+from .results import (
+    Row,
+    append_row,
+    key_of,
+    read_rows,
+)
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
-from .token_source import require_arrays
+from .tokens.token_source import require_arrays
 from .training import Trained, solve_probe, train_ride
 
 

@@ -22,7 +22,7 @@ Heads of other studies, `probes/README.md` has one row each; without a set, the 
     {head}, {head}-{set}, {head}@k    cls + every patch, stacked; {head} is cae, aim, ep, vjepa, map, abmilp or simpool
     {head}, {head}-{set}              cls + ap, stacked; {head} is alf-embed or scalar-mix
 
-A layer set is last, mid, quarterly or all (`backbones/layers.py`). Any name of a head with heads may end with -h{H}: `alf-h8` is
+A layer set is last, mid, quarterly or all (`models/layers.py`). Any name of a head with heads may end with -h{H}: `alf-h8` is
 alf with 8 of them.
 """
 
@@ -33,8 +33,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..backbones.layers import FINAL, LAYER_SETS, layer_set, level_names
 from ..errors import RequestError
+from ..models.layers import (
+    FINAL,
+    LAYER_SETS,
+    layer_set,
+    level_names,
+)
 
 REFERENCE = "linear-cls"
 DEMO_PROBES = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..backbones.layers import short_levels
+from ..models.layers import short_levels
 from .probe_names import REFERENCE
 
 Row = dict[str, Any]

@@ -27,14 +27,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerbank.cache import CacheSpec, TokenCache
-from layerbank.probes import SOLVED_KINDS, BatchPlan, LookingProbe, SettingScore, SweepResult, save_probe
+from layerbank.probes import (
+    SOLVED_KINDS,
+    BatchPlan,
+    LookingProbe,
+    SettingScore,
+    SweepResult,
+    save_probe,
+)
 
 from .attention import keep_attention
-from .placement import FEWEST_BUFFER_ROWS
 from .probe_names import NamedProbe
 from .results import Row
-from .streaming import StreamedTokens
-from .token_source import CachedTokens
+from .tokens.placement import FEWEST_BUFFER_ROWS
+from .tokens.streaming import StreamedTokens
+from .tokens.token_source import CachedTokens
 from .training import Trained
 
 CURVES = "curves.npz"

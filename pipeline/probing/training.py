@@ -10,15 +10,29 @@ import torch
 from numpy.typing import NDArray
 
 from layerbank.cache import TokenCache
-from layerbank.probes import Candidate, Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
+from layerbank.probes import (
+    Candidate,
+    Journal,
+    Progress,
+    SweepResult,
+    TrainingProtocol,
+    run_solvers,
+    run_sweeps,
+)
 
-from ..events import Emit, MemoryPlanned, ProbeProgress, ProbeStarted, TrainingStarted
-from .placement import FEWEST_BUFFER_ROWS
+from ..events import (
+    Emit,
+    MemoryPlanned,
+    ProbeProgress,
+    ProbeStarted,
+    TrainingStarted,
+)
+from .probe_groups import Ride, open_ride
 from .probe_names import NamedProbe
 from .probe_sizes import head_of
-from .rides import Ride, open_ride
-from .streaming import StreamedTokens
-from .token_source import CachedTokens
+from .tokens.placement import FEWEST_BUFFER_ROWS
+from .tokens.streaming import StreamedTokens
+from .tokens.token_source import CachedTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -24,7 +24,7 @@ from jpegs import make_jpegs
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from layerbank.extraction.pixels import split_transform
+from layerbank.models.transform import split_transform
 
 ENCODINGS: dict[str, dict[str, Any]] = {
     "quality 75": {"quality": 75},

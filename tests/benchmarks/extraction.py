@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 from jpegs import write_jpegs
 
-from layerbank.backbones.backbone import Backbone, open_backbone
-from layerbank.backbones.tower import tapped_modules
-from layerbank.datasets import ImageSource, open_source
+from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ExtractionFinished
 from layerbank.extraction.batch_size import choose_batch_size
+from layerbank.extraction.decoding import Rows, decode_batches, start_worker_server
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
-from layerbank.extraction.images import Rows, decode_batches, start_worker_server
+from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.tower import tapped_modules
 
 KINDS = ("cls", "ap")
 USUAL_BATCH = 64

@@ -14,14 +14,14 @@ from jpegs import write_jpegs
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerbank.backbones.backbone import PRECISIONS, Backbone, open_backbone
-from layerbank.backbones.request import choose_precision, choose_workers
-from layerbank.datasets import open_source
+from layerbank.data.sources import open_source
 from layerbank.events import Event, ExtractionFinished
+from layerbank.extraction.decoding import start_worker_server
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.forward import SteadyForward
-from layerbank.extraction.images import start_worker_server
 from layerbank.memory import shortage_of
+from layerbank.models.backbone import PRECISIONS, Backbone, open_backbone
+from layerbank.models.request import choose_precision, choose_workers
 
 Figures = Iterator[dict[str, Any]]
 KINDS = ("cls", "ap")

@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from gpu_sizes import Measured
 
-from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
+from layerbank.cache import (
+    ArraySpec,
+    CacheSpec,
+    CacheWriter,
+    TokenCache,
+)
 from layerbank.memory import HEADROOM
 from layerbank.probes import (
     PAPER,
@@ -26,13 +31,13 @@ from layerbank.probes import (
     read_batches,
     run_sweep,
 )
-from layerbank.probes.bank import CHUNK_SIZE, GROUP_SIZE
-from layerbank.probes.products import Products
-from layerbank.probing.placement import MOST_BUFFER_ROWS
+from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE
+from layerbank.probes.banks.matmul import Products
 from layerbank.probing.probe_names import resolve_probe
-from layerbank.probing.resident import ResidentTokens
-from layerbank.probing.streaming import StreamedTokens
-from layerbank.probing.token_source import CachedTokens
+from layerbank.probing.tokens.placement import MOST_BUFFER_ROWS
+from layerbank.probing.tokens.resident import ResidentTokens
+from layerbank.probing.tokens.streaming import StreamedTokens
+from layerbank.probing.tokens.token_source import CachedTokens
 
 Figures = Iterator[dict[str, Any]]
 SPREAD = 4.0  # of the noise, in distances of a class from the mean: hard enough that settings differ

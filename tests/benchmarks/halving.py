@@ -22,9 +22,15 @@ import torch
 from machine import describe_machine
 
 from layerbank.cache import TokenCache
-from layerbank.probes import PAPER, Head, SweepResult, TrainingProtocol, run_sweep
+from layerbank.probes import (
+    PAPER,
+    Head,
+    SweepResult,
+    TrainingProtocol,
+    run_sweep,
+)
 from layerbank.probing.probe_names import resolve_probe
-from layerbank.probing.token_source import CachedTokens
+from layerbank.probing.tokens.token_source import CachedTokens
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
     python tests/benchmarks/passes.py --compile --batch-sizes 32      # against one graph of torch.compile too
 
-"as it comes" is torch's own choice, MKL on x86; "exact oneDNN" what an extraction asks for (`probes/products.py`). Random
+"as it comes" is torch's own choice, MKL on x86; "exact oneDNN" what an extraction asks for (`probes/banks/matmul.py`). Random
 weights, images of noise; batches and libraries in turns, medians of the repeats. The last line has the extraction's choice.
 """
 
@@ -18,9 +18,9 @@ from collections import defaultdict
 import torch
 from machine import describe_machine
 
-from layerbank.backbones.backbone import TokenFunction, open_backbone
 from layerbank.extraction.batch_size import batch_size_on_a_cpu
 from layerbank.extraction.forward import SteadyForward
+from layerbank.models.backbone import TokenFunction, open_backbone
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ peer     one probe at a time; a Dataset that gives one image's tokens, jittered 
          process; keys and values projected, heads permuted, as in CAE, AIM or the authors' code; autograd; torch's AdamW
 careful  one probe at a time; batches gathered by one index_select and jittered at once, the rest as the peer (`AttentiveProbe`)
 bank     21 probes together, as `fit_bank` trains them
-grid     the same as a sweep has them: of 21 settings two are the same bits and trained once (`twins.py`), counted as 21
+grid     the same as a sweep has them: of 21 settings two are the same bits and trained once
+         (`duplicate_settings.py`), counted as 21
 
 All do whole training steps of 200 images: batch, jitter, forward, backward, clip, AdamW. They take turns (A B C A
 B C ...) on one thread; every lone probe costs the same, so one is timed and counted once a probe. Figures are CPU seconds,
@@ -45,8 +46,8 @@ from layerbank.probes import (
     TrainingProtocol,
     first_twins,
 )
+from layerbank.probes.data.token_source import l2_normalize
 from layerbank.probes.fit import class_weights, fit_bank
-from layerbank.probes.sources import l2_normalize
 
 BATCH, NUM_CLASSES = 200, 47
 PROTOCOL = TrainingProtocol(dropouts=(0.0,), batch_size=BATCH, epochs=1, min_steps=1000)

@@ -22,8 +22,8 @@ from typing import Any
 from jpegs import write_jpegs
 
 from layerbank.events import Event, ExtractionStarted, ignore
-from layerbank.extraction.requested import extract_share, prepare_shares
-from layerbank.extraction.workers import run_processes
+from layerbank.executors.processes import run_processes
+from layerbank.jobs.extract import extract_share, prepare_shares
 
 PROCESSES = (1, 2)
 

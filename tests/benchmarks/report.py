@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from machine import describe_machine
 
-from layerbank.study.catalogue import CATALOGUE, Entry
-from layerbank.study.paper import MODELS
+from layerbank.data.catalogue import CATALOGUE, Entry
+from layerbank.statistics.paper import MODELS
 
 LINEAR = (
     "linear-cls",
@@ -135,7 +135,7 @@ def run_report(runs: Path, without_intervals: bool) -> None:
     from layerbank.cli import main as layerbank
 
     if without_intervals:
-        from layerbank.study import tested
+        from layerbank.statistics import tested
 
         nothing = tested.Interval(value=float("nan"), low=float("nan"), high=float("nan"))
         tested.intervals = lambda values, _: [nothing] * len(values)

@@ -28,7 +28,12 @@ import numpy as np
 import torch
 from machine import describe_machine
 
-from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
+from layerbank.cache import (
+    ArraySpec,
+    CacheSpec,
+    CacheWriter,
+    TokenCache,
+)
 from layerbank.probes import (
     PAPER,
     ArraySource,
@@ -43,11 +48,11 @@ from layerbank.probes import (
     fit_banks,
     read_batches,
 )
+from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_names import NamedProbe, resolve_probe
-from layerbank.probing.resident import ResidentTokens
-from layerbank.probing.rides import candidates_of
-from layerbank.probing.streaming import StreamedTokens
-from layerbank.probing.token_source import CachedTokens
+from layerbank.probing.tokens.resident import ResidentTokens
+from layerbank.probing.tokens.streaming import StreamedTokens
+from layerbank.probing.tokens.token_source import CachedTokens
 
 DEPTH, EMBED_DIM, NUM_CLASSES, BATCH = 12, 384, 47, 1024
 BUFFER_ROWS = 4096

@@ -33,9 +33,9 @@ from layerbank.probes import (
     fit_bank,
     stack_tokens,
 )
+from layerbank.probes.banks.module_bank import GROUP_SIZE
+from layerbank.probes.data.jitter import add_jitter
 from layerbank.probes.fit import class_weights
-from layerbank.probes.jitter import add_jitter
-from layerbank.probes.module_bank import GROUP_SIZE
 
 NUM_CLASSES, BATCH, NUM_PROBES, NUM_LEVELS = 47, 200, 8, 12
 NUM_HEADS = {"cae": 8, "alf-embed": 24, "ep": 32, "aim": 12, "vjepa": 12, "map": 12}

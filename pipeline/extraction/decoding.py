@@ -1,0 +1,191 @@
+"""Decode images in worker processes: row ranges in, batches of tensors out, in order, each image once for all its transforms.
+
+Processes, because transforms hold the interpreter lock much of the time. They come from a forkserver: a fork
+of this process would copy locks that its other threads hold (torch's pool, the writer, the display) and hang
+now and then, and spawn would import torch and timm again in every worker and for every split. It knows
+sources and transforms, not models or caches.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import BadImage, ImageSource
+from ..errors import WorkError
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+PREFETCHED_BATCHES = 2  # a worker: one done, one in the making; the model is the slow part, more is only memory
+
+
+class Rows(NamedTuple):
+    """Rows start..stop-1 of a source, to be decoded together, and the transforms that are to see them, by number."""
+
+    start: int
+    stop: int
+    transforms: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Rows start..stop-1 of a source.
+
+    Attributes:
+        images: number of a transform -> [B, 3, H, W] in the dtype it gives; rows of bad images are zeros.
+        content_hashes: [B] uint64, xxh3_64 of each encoded image; 0 for bad ones.
+        bad: row -> why it could not be decoded. Whether that ends the work is the caller's decision.
+        decode_seconds: time that one process took to read, decode and transform the batch.
+    """
+
+    start: int
+    stop: int
+    images: dict[int, torch.Tensor]
+    content_hashes: NDArray[np.uint64]
+    bad: dict[int, BadImage]
+    decode_seconds: float
+
+
+def decode_batches(
+    source: ImageSource, transforms: Sequence[Transform], batches: Sequence[Rows], *, num_workers: int
+) -> Generator[DecodedBatch]:
+    """Yield one DecodedBatch for each `Rows`, in the order of `batches`; the bytes do not depend on `num_workers`.
+
+    Workers end with the generator: at its end, when it is closed, or when its consumer drops it. Wrap it in
+    `contextlib.closing` to be sure of the moment.
+
+    The first batch is decoded in this process, so that the model need not wait until the workers have started.
+
+    Args:
+        source: where the images come from.
+        transforms: each an RGB image -> [3, H, W], with the same H, W and dtype for every image; they must pickle.
+        batches: which rows, and for which of the transforms.
+        num_workers: processes; 0 decodes in this one.
+
+    Raises:
+        WorkError: a worker process died.
+    """
+    decoding = _Decoding(source, transforms)
+    if num_workers == 0 or len(batches) < 2:
+        for batch in batches:
+            yield decoding[batch]
+        return
+    with warnings.catch_warnings():
+        # more workers than cores is the caller's choice: a network disk gains by it
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader: DataLoader[DecodedBatch] = DataLoader(
+            decoding,
+            sampler=batches[1:],
+            batch_size=None,  # the ranges are the batches
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            prefetch_factor=PREFETCHED_BATCHES,
+            multiprocessing_context=_worker_context(),
+            worker_init_fn=_leave_interrupts_to_the_parent,
+            generator=torch.Generator(),  # by default it draws from torch's global one, which is the caller's
+        )
+        workers: Any = iter(loader)
+    try:
+        yield decoding[batches[0]]  # here, while the workers start: they take a quarter of a second
+        yield from _watched(workers)
+    finally:
+        # the loader ends them only when collected, and a traceback may keep it alive for long
+        workers._shutdown_workers()
+
+
+def _watched(workers: Iterator[DecodedBatch]) -> Generator[DecodedBatch]:
+    """What the workers decode; a worker that dies is an error of ours."""
+    try:
+        yield from workers
+    except (RuntimeError, EOFError, OSError) as error:
+        got = _death_of_a_worker(error)
+        if got is None:
+            raise
+        raise WorkError(
+            where="decoding images",
+            expected="worker processes that live until the last batch",
+            got=got,
+            todo="Most often memory ran out: use fewer workers or smaller batches. Without workers its own error shows.",
+        ) from error
+
+
+def start_worker_server() -> None:
+    """Let the forkserver begin its imports (seconds) while the caller opens its model. Returns at once."""
+    if _worker_context().get_start_method() == "forkserver":
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
+
+
+def _death_of_a_worker(error: Exception) -> str | None:
+    """What an error of the loader says of a worker that died, None for any other error.
+
+    The loader's watchdog tells with a RuntimeError. Where a batch was just being handed over, the parent finds the worker's socket
+    closed or gone instead. An error of the worker's own code carries the loader's words that it was caught there.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error) if "DataLoader worker (pid" in str(error) else None
+    if "in DataLoader worker process" in str(error):
+        return None
+    return f"a worker that ended while it handed over a batch ({type(error).__name__})"
+
+
+class _Decoding(Dataset[DecodedBatch]):
+    """What a worker holds: indexed by `Rows`, it gives the decoded batch."""
+
+    def __init__(self, source: ImageSource, transforms: Sequence[Transform]) -> None:
+        self.source, self.transforms = source, transforms
+
+    def __getitem__(self, rows: Rows) -> DecodedBatch:
+        begin = time.perf_counter()
+        start, stop, wanted = rows
+        images: dict[int, torch.Tensor] = {}
+        content_hashes = np.zeros(stop - start, dtype=np.uint64)
+        bad: dict[int, BadImage] = {}
+        for row in range(start, stop):
+            try:
+                image, content_hash = self.source.load(row)
+            except BadImage as error:
+                bad[row] = error
+                continue
+            for number in wanted:
+                pixels = self.transforms[number](image)
+                if number not in images:
+                    images[number] = pixels.new_zeros(stop - start, *pixels.shape)
+                images[number][row - start] = pixels
+            content_hashes[row - start] = content_hash
+        for number in wanted:
+            if number not in images:  # every image is bad
+                pixels = self.transforms[number](Image.new("RGB", (256, 256)))
+                images[number] = pixels.new_zeros(stop - start, *pixels.shape)
+        return DecodedBatch(start, stop, images, content_hashes, bad, time.perf_counter() - begin)
+
+
+def _worker_context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # what unpickling a source and a transform imports; without effect once the server runs
+    context.set_forkserver_preload([__name__, "torchvision.transforms", "timm.data"])
+    return context
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    """Ctrl-C reaches the whole process group: the parent ends its workers, they need not print tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,192 @@
+"""Which probes train together: those of one protocol, as many as change nothing for each other.
+
+Probes ride together where the tokens of all of them stay in memory, or all of them are streamed in the same order, and each is
+trained in the same banks, groups and chunks as it would be alone; then every one of them comes out as it would alone, to the last
+bit on the CPU. A store that is streamed is then read once for all of them. Where memory is so short that company needs more
+passes, and so reads more tokens than everybody would alone, they go alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from layerbank.cache import TokenCache
+from layerbank.probes import (
+    Candidate,
+    MemoryPlan,
+    SettingError,
+    TokenSource,
+    TrainingProtocol,
+    plan_choice,
+)
+
+from ..events import Emit, UploadFailed
+from ..memory import shortage_of
+from .probe_names import NamedProbe
+from .probe_sizes import head_of, token_shape
+from .tokens.placement import Placement, place_tokens
+from .tokens.token_rows import block_names
+from .tokens.token_source import CachedTokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ride:
+    """Probes that train together.
+
+    Attributes:
+        cache: the train store.
+        probes: by name.
+        protocol: of all of them.
+        tokens: of the training split, the blocks of all.
+        sweeps: the candidates of each probe, as `layerbank.probes.run_sweeps` wants them.
+        placement: where the tokens lie, and how training fits beside them.
+    """
+
+    cache: TokenCache
+    probes: tuple[NamedProbe, ...]
+    protocol: TrainingProtocol
+    tokens: CachedTokens
+    sweeps: tuple[tuple[Candidate, ...], ...]
+    placement: Placement
+
+    @property
+    def read_bytes(self) -> int:
+        """Of each image, what is gathered in an epoch of all passes that train the grids."""
+        return self.placement.plan.num_passes * self.tokens.stored_row_bytes
+
+    def memory_of(self, candidate: Candidate) -> MemoryPlan | None:
+        """How a candidate is trained; None for heads that are not planned."""
+        return self.placement.plan.memory[_each_once(self.sweeps).index(candidate)]
+
+    def describe(self, candidate: Candidate) -> dict[str, Any]:
+        """What could change the bits of a candidate: see `Placement.describe`."""
+        return self.placement.describe(self.memory_of(candidate))
+
+    def describe_choice(self, candidate: Candidate) -> dict[str, Any]:
+        """The same of a head on some of these tokens that is trained by itself, with one setting."""
+        memory = plan_choice(candidate, self.tokens, self.protocol, self.placement.training_bytes)
+        return self.placement.describe(memory)
+
+
+def plan_rides(
+    cache: TokenCache,
+    wanted: Sequence[tuple[NamedProbe, TrainingProtocol]],
+    memory_bytes: int,
+    device: torch.device,
+    *,
+    refuse: Callable[[NamedProbe, SettingError], None] | None = None,
+) -> Iterator[Ride]:
+    """Rides one after the other: each protocol's probes in their own order.
+
+    Args:
+        cache: the train store, which holds the levels and kinds of all.
+        wanted: probes that are trained, not solved, and the protocol of each.
+        memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
+        device: where probes are trained.
+        refuse: told of a probe that has no ride, and why; None raises the error.
+
+    Raises:
+        SettingError: not even one probe at a time fits into the memory.
+    """
+    for protocol in dict.fromkeys(protocol for _, protocol in wanted):
+        ride: Ride | None = None
+        for named in (named for named, own in wanted if own == protocol):
+            try:
+                alone = ride_alone(cache, named, protocol, memory_bytes, device)
+            except SettingError as error:
+                if refuse is None:
+                    raise
+                refuse(named, error)
+                continue
+            larger = None if ride is None else _join(cache, ride, alone, memory_bytes, device)
+            if ride is not None and larger is None:
+                yield ride
+            ride = alone if larger is None else larger
+        if ride is not None:
+            yield ride
+
+
+def open_ride(ride: Ride, emit: Emit) -> tuple[Ride, TokenSource]:
+    """A ride and its tokens; a ride that streams them where the room is gone that was there when it was planned.
+
+    Raises:
+        SettingError: beside what others take, not even one probe at a time fits.
+    """
+    try:
+        return ride, ride.placement.open(ride.tokens)
+    except (MemoryError, RuntimeError) as error:
+        reason = shortage_of(error)
+        if reason is None or ride.placement.tokens == "streamed":
+            raise
+    # outside of the handler, whose traceback holds what was there already
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    emit(
+        UploadFailed(
+            probes=tuple(named.name for named in ride.probes), tokens_bytes=ride.tokens.stored_bytes, reason=reason
+        )
+    )
+    before = ride.placement
+    placement = place_tokens(
+        ride.tokens, _each_once(ride.sweeps), ride.protocol, before.memory_bytes, before.device, may_stay=False
+    )
+    ride = replace(ride, placement=placement)
+    return ride, placement.open(ride.tokens)
+
+
+def ride_alone(
+    cache: TokenCache, named: NamedProbe, protocol: TrainingProtocol, memory_bytes: int, device: torch.device
+) -> Ride:
+    """A probe without company; arguments and errors as `plan_rides`."""
+    return _make_ride(cache, [named], protocol, memory_bytes, device)
+
+
+def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]:
+    """What a probe chooses among: itself, or the family that its name stands for."""
+
+    def row_shape(level: str, kind: str) -> tuple[int, ...]:
+        return cache.arrays[level, kind].row_shape
+
+    return tuple(
+        Candidate(head=head_of(one, token_shape(one, row_shape)[0]), blocks=block_names(one)) for one in named.family
+    )
+
+
+def _join(cache: TokenCache, ride: Ride, alone: Ride, memory_bytes: int, device: torch.device) -> Ride | None:
+    """A ride with one probe more; None where company would change something for someone."""
+    probes = [*ride.probes, *alone.probes]
+    try:
+        larger = _make_ride(cache, probes, ride.protocol, memory_bytes, device, buffer_rows=ride.placement.buffer_rows)
+    except SettingError:  # beside so many tokens not one probe is trained at a time
+        return None
+    if larger.placement.host_bytes > memory_bytes or larger.read_bytes > ride.read_bytes + alone.read_bytes:
+        return None
+    unchanged = all(
+        larger.describe(candidate) == before.describe(candidate)
+        for before in (ride, alone)
+        for candidate in _each_once(before.sweeps)
+    )
+    return larger if unchanged else None
+
+
+def _make_ride(
+    cache: TokenCache,
+    probes: Sequence[NamedProbe],
+    protocol: TrainingProtocol,
+    memory_bytes: int,
+    device: torch.device,
+    *,
+    buffer_rows: int | None = None,
+) -> Ride:
+    tokens = CachedTokens(cache, [one for named in probes for one in named.family])
+    sweeps = tuple(candidates_of(cache, named) for named in probes)
+    placement = place_tokens(tokens, _each_once(sweeps), protocol, memory_bytes, device, buffer_rows=buffer_rows)
+    return Ride(cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement)
+
+
+def _each_once(sweeps: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    return list(dict.fromkeys(one for sweep in sweeps for one in sweep))

@@ -1,0 +1,148 @@
+"""Where the tokens of probes that train together lie: in the memory they are trained in if they fit, else streamed.
+
+Resident tokens keep their storage dtype (`resident.py`). The buffer of streamed tokens is a number of rows, the same for all
+probes but those of very large rows, and a power of two: so the order in which a store is read hangs neither on a little memory
+more or less, nor on what is read of a row, and probes of different tokens can share a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from layerbank.probes import (
+    Candidate,
+    MemoryPlan,
+    RidePlan,
+    TokenSource,
+    TrainingProtocol,
+    plan_ride,
+    sizes_of,
+)
+
+from ...memory import free_device_bytes
+from .resident import ResidentTokens
+from .streaming import StreamedTokens, stream_bytes
+from .token_source import CachedTokens
+
+FEWEST_BUFFER_ROWS = 1 << 8
+MOST_BUFFER_ROWS = 1 << 13  # four of the largest batches; 302 MB of 24 tokens of 768 channels in float16
+USUAL_ROW_BYTES = 1 << 16  # a row of no more gets the buffer of a row of so much
+EVALUATION_ROWS = 256  # rows a batch where nothing is trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What was decided.
+
+    Attributes:
+        tokens: "resident" or "streamed".
+        device: where probes are trained, and resident tokens lie.
+        buffer_rows: of the store that are shuffled together where tokens are streamed.
+        host_bytes: an upper bound of what tokens and their buffers take of the host's memory.
+        memory_bytes: what they may take of it.
+        budget_bytes: of the memory that probes are trained in.
+        training_bytes: the part of it that training may take.
+        planned_bytes: an upper bound of what is taken of it, training left out where it is not planned.
+        plan: of the training.
+    """
+
+    tokens: str
+    device: torch.device
+    buffer_rows: int
+    host_bytes: int
+    memory_bytes: int
+    budget_bytes: int
+    training_bytes: int
+    planned_bytes: int
+    plan: RidePlan
+
+    def open(self, tokens: CachedTokens) -> TokenSource:
+        """The tokens as decided; reads all of them if they are to be resident.
+
+        Raises:
+            MemoryError, RuntimeError: there is no longer the room that there was when this was decided.
+        """
+        if self.tokens == "resident":
+            return ResidentTokens(tokens, self.device)
+        return StreamedTokens(tokens, buffer_rows=self.buffer_rows, pin=self.device.type == "cuda")
+
+    def describe(self, memory: MemoryPlan | None) -> dict[str, Any]:
+        """What a row of results keeps of it and of the memory of its probe: everything that could change the result's bits."""
+        described = {"tokens": self.tokens} | {
+            name: value for name, value in (asdict(memory) if memory else {}).items() if not name.endswith("_bytes")
+        }
+        if self.tokens == "streamed":
+            described["buffer_rows"] = self.buffer_rows  # with the seed, it decides the order
+        return described
+
+
+def place_tokens(
+    tokens: CachedTokens,
+    candidates: Sequence[Candidate],
+    protocol: TrainingProtocol,
+    memory_bytes: int,
+    device: torch.device,
+    *,
+    buffer_rows: int | None = None,
+    may_stay: bool = True,
+) -> Placement:
+    """Decide, for the training tokens of probes that train together.
+
+    Args:
+        tokens: of the training split.
+        candidates, protocol: what is trained, each once.
+        memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
+        device: where probes are trained.
+        buffer_rows: that streamed tokens must be shuffled in; None takes what the memory allows.
+        may_stay: whether tokens that fit become resident.
+
+    Raises:
+        SettingError: not even one probe at a time fits.
+    """
+    on_gpu = device.type == "cuda"
+    batch_rows = sizes_of(
+        candidates[0].head, tokens.token_shape, tokens.num_classes, len(tokens.labels), protocol
+    ).batch_size
+    budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
+    whole_bytes = plan_ride(candidates, tokens, protocol, None).total_bytes
+    # the test tokens are streamed in any case: each is read once
+    beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
+    held_bytes = tokens.stored_bytes + (batch_rows * tokens.stored_row_bytes if on_gpu else beside_bytes)
+    if may_stay and (held_bytes + whole_bytes <= budget_bytes or 2 * held_bytes <= budget_bytes):
+        where, buffer_rows = "resident", 0
+        host_bytes = beside_bytes if on_gpu else held_bytes
+        taken_bytes = held_bytes
+    else:
+        where = "streamed"
+        fixed_bytes = stream_bytes(tokens, max(batch_rows, EVALUATION_ROWS), 0)
+        if buffer_rows is None:
+            buffer_rows = _buffer_rows(memory_bytes - fixed_bytes, memory_bytes, tokens.stored_row_bytes)
+        host_bytes = fixed_bytes + 2 * buffer_rows * tokens.stored_row_bytes
+        taken_bytes = 0 if on_gpu else host_bytes
+    training_bytes = max(budget_bytes - taken_bytes, 0)
+    plan = plan_ride(candidates, tokens, protocol, training_bytes)
+    return Placement(
+        tokens=where,
+        device=device,
+        buffer_rows=buffer_rows,
+        host_bytes=host_bytes,
+        memory_bytes=memory_bytes,
+        budget_bytes=budget_bytes,
+        training_bytes=training_bytes,
+        planned_bytes=taken_bytes + plan.total_bytes,
+        plan=plan,
+    )
+
+
+def _buffer_rows(left_bytes: int, memory_bytes: int, row_bytes: int) -> int:
+    """The largest power of two, within limits, that takes a quarter of the memory with usual rows, and of what is left with these.
+
+    >>> _buffer_rows(5 << 28, 6 << 28, 1500), _buffer_rows(5 << 28, 6 << 28, 36_864), _buffer_rows(5 << 28, 6 << 28, 302_592)
+    (4096, 4096, 1024)
+    """
+    wished = min(memory_bytes // 4 // USUAL_ROW_BYTES, left_bytes // 4 // row_bytes)
+    return min(max(1 << max(wished, 1).bit_length() - 1, FEWEST_BUFFER_ROWS), MOST_BUFFER_ROWS)

@@ -1,0 +1,102 @@
+"""Sizes, durations and lists of numbers: read from a command line, and written for people."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import RequestError
+
+_SECONDS = {"d": 86400.0, "h": 3600.0, "min": 60.0}
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size with a unit.
+
+    Raises:
+        RequestError: it is none, or zero.
+
+    >>> parse_size("4GB"), parse_size("1.5 GiB"), parse_size("512m")
+    (4000000000, 1610612736, 512000000)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    size_bytes = int(float(match[1]) * units[(match[2] or "").lower()]) if match else 0
+    if size_bytes == 0:
+        raise RequestError(
+            where="--memory",
+            expected="a size above zero with a unit: kB, MB, GB, TB (or KiB, MiB, GiB, TiB)",
+            got=repr(text),
+            todo="Write for example --memory 4GB, or leave it out to use what is free.",
+        )
+    return size_bytes
+
+
+def size(num_bytes: float) -> str:
+    """A size for people.
+
+    >>> size(1_234_567)
+    '1.2 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def parse_age(text: str, where: str) -> float:
+    """Seconds of a length of time such as 7d, 12h or 30min.
+
+    >>> parse_age("1.5h", "--unfinished"), parse_age("0d", "--unfinished")
+    (5400.0, 0.0)
+
+    Raises:
+        RequestError: no such length.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(d|h|min)", text.strip())
+    if match is None:
+        raise RequestError(
+            where=where,
+            expected="days, hours or minutes, such as 7d, 12h or 30min",
+            got=repr(text),
+            todo="Give a number and one of the three units.",
+        )
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def age_text(seconds: float) -> str:
+    """
+    >>> age_text(30), age_text(7300), age_text(700_000)
+    ('0 min', '2 h', '8 d')
+    """
+    unit = next((unit for unit, length in _SECONDS.items() if seconds >= 2 * length), "min")
+    return f"{seconds // _SECONDS[unit]:.0f} {unit}"
+
+
+def parse_numbers(text: str, *, where: str, at_least: int) -> tuple[int, ...]:
+    """Whole numbers with commas between, each once, in the order given.
+
+    Args:
+        text: such as "4,8,24".
+        where: the option, for the message.
+        at_least: the smallest that will do.
+
+    Raises:
+        RequestError: something else, a number that is too small, or nothing at all.
+
+    >>> parse_numbers("8, 4,8", where="--num-heads", at_least=1)
+    (8, 4)
+    """
+    numbers: list[int] = []
+    for part in (part.strip() for part in text.split(",")):
+        if not (part.isascii() and part.isdigit() and int(part) >= at_least):
+            raise RequestError(
+                where=where,
+                expected=f"whole numbers from {at_least}, with commas between",
+                got=repr(text),
+                todo=f"Write for example {where} {at_least},{at_least + 1}.",
+            )
+        numbers.append(int(part))
+    return tuple(dict.fromkeys(numbers))

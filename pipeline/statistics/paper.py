@@ -1,0 +1,149 @@
+"""The published numbers, and ours beside them for the same model, data set and probe.
+
+The paper's tables are package data (`published/README.md` says where they come from). This module knows which of our names is
+which of theirs and nothing else; a name that has no counterpart is left out, never matched by likeness.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+
+from ..data.catalogue import find_entry
+from .scores import Score
+
+PAPER = "paper"
+
+PROBES = {
+    "CLS last layer": "linear-cls",
+    "All tokens last layer (attentive)": "aat",
+    "CLS+AP last layer (linear)": "linear-last",
+    "CLS+AP layers from middle & last blocks (linear)": "linear-mid",
+    "CLS+AP layers from quarterly blocks (linear)": "linear-quarterly",
+    "CLS+AP layers from all blocks (linear)": "linear-all",
+    "CLS+AP last layer (attentive)": "attn-last",
+    "CLS+AP layers from middle & last blocks (attentive)": "attn-mid",
+    "CLS+AP layers from quarterly blocks (attentive)": "attn-quarterly",
+    "CLS+AP layers from all blocks (attentive)": "alf",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperModel:
+    """A backbone of the paper.
+
+    Attributes:
+        name: as the tables call it.
+        label: as a figure does.
+        family: what it was trained as: ViT, DINOv2 or CLIP.
+        size: S, B or L.
+        model: our id of the same weights.
+    """
+
+    name: str
+    label: str
+    family: str
+    size: str
+    model: str
+
+
+def _model(family: str, size: str, name: str, model: str) -> PaperModel:
+    return PaperModel(name=name, label=f"{family}-{size}", family=family.split("-")[0], size=size[0], model=model)
+
+
+MODELS = (
+    _model("ViT", "S-16", "vit_small_patch16_224", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    _model("ViT", "B-16", "vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    _model("ViT", "L-16", "vit_large_patch16_224", "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
+    _model("DINOv2", "S-14", "dinov2-vit-small-p14", "timm/vit_small_patch14_dinov2.lvd142m"),
+    _model("DINOv2", "B-14", "dinov2-vit-base-p14", "timm/vit_base_patch14_dinov2.lvd142m"),
+    _model("DINOv2", "L-14", "dinov2-vit-large-p14", "timm/vit_large_patch14_dinov2.lvd142m"),
+    _model("CLIP", "B-32", "OpenCLIP_ViT-B-32_openai", "open_clip/ViT-B-32-quickgelu/openai"),
+    _model("CLIP", "B-16", "OpenCLIP_ViT-B-16_openai", "open_clip/ViT-B-16-quickgelu/openai"),
+    _model("CLIP", "L-14", "OpenCLIP_ViT-L-14_openai", "open_clip/ViT-L-14-quickgelu/openai"),
+)
+
+
+def find_model(model: str) -> PaperModel | None:
+    """The backbone of the paper with the weights of one of our ids, None if it is not in the paper."""
+    return next((one for one in MODELS if model in (one.model, one.model.removeprefix("timm/"))), None)
+
+
+@cache
+def published_scores() -> tuple[Score, ...]:
+    """Every number of the paper's tables, by our ids of models and probes and the catalogue's names of data sets.
+
+    >>> scores = published_scores()
+    >>> len({score.model for score in scores}), len({score.dataset for score in scores}), len({s.probe for s in scores})
+    (9, 19, 10)
+    """
+    scores = []
+    for model in MODELS:
+        table = files(__package__).joinpath("published", f"perf_table_{model.name}_v2.csv")
+        _, probes, _, *lines = csv.reader(table.read_text(encoding="utf-8").splitlines())
+        for dataset, *cells in lines:
+            if dataset.endswith("perf. gain"):
+                continue  # the authors' own summary of the lines above
+            scores += [
+                Score(model=model.model, dataset=dataset, probe=PROBES[probe], percent=float(cell), setting=PAPER)
+                for probe, cell in zip(probes[1:], cells, strict=True)
+                if cell
+            ]
+    return tuple(scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesidePaper:
+    """Our result and the paper's.
+
+    Attributes:
+        ours: our score.
+        published: the paper's balanced accuracy of the same model, data set and probe, in percent.
+        published_gain: the paper's points over its own `linear-cls`.
+    """
+
+    ours: Score
+    published: float
+    published_gain: float
+
+    @property
+    def difference(self) -> float:
+        """Points of ours over the paper's."""
+        return self.ours.percent - self.published
+
+
+def beside_paper(scores: Iterable[Score]) -> list[BesidePaper]:
+    """Our scores that have a counterpart in the paper, each with it, in the order given.
+
+    Small differences either way are to be expected: the authors validated with jitter, ran CLIP's weights with GELU and normalised
+    the tokens of aat over the token axis; we do none of these, and either has one seed.
+    """
+    known = {(score.model, score.dataset, score.probe): score.percent for score in published_scores()}
+    found = []
+    for score in scores:
+        model, entry = find_model(score.model), find_entry(score.dataset)
+        if model is None or entry is None:
+            continue
+        published = known.get((model.model, entry.title, score.probe))
+        reference = known.get((model.model, entry.title, "linear-cls"))
+        if published is not None and reference is not None:
+            found.append(BesidePaper(ours=score, published=published, published_gain=published - reference))
+    return found
+
+
+def with_paper_names(scores: Iterable[Score]) -> list[Score]:
+    """Scores under the paper's names of models and data sets where they have one: for figures that show both."""
+    renamed = []
+    for score in scores:
+        model, entry = find_model(score.model), find_entry(score.dataset)
+        renamed.append(
+            replace(
+                score,
+                model=model.label if model else score.model,
+                dataset=entry.title if entry else score.dataset,
+            )
+        )
+    return renamed

@@ -1,0 +1,118 @@
+"""What the probes of one case said of its test images, reduced to what statistics need: hits, accuracies, intervals.
+
+A case is a model on a data set with a seed. Class scores are read once, one probe at a time, and not kept, so that a study of any
+size fits into memory. A probe whose predictions are missing, damaged or of other images is left out and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import PipelineError
+from ..probing.bootstrap import Interval, intervals
+from ..probing.probe_names import REFERENCE
+from .examples import Answers, answers_of
+from .predictions import (
+    Accuracies,
+    Predictions,
+    accuracies,
+    read_predictions,
+    require_same_images,
+)
+from .scores import Case
+from .significance import McNemar, mcnemar
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tested:
+    """The probes of one case on the same N images.
+
+    Attributes:
+        sample_ids: [N] text; empty where no predictions could be read.
+        labels: [N] int64.
+        hits: probe -> [N] which images it got right.
+        accuracies: probe -> its accuracies, in [0, 1].
+        answers: probe -> its answers, of a case whose images are shown; else empty.
+    """
+
+    sample_ids: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    hits: Mapping[str, NDArray[np.bool_]]
+    accuracies: Mapping[str, Accuracies]
+
+    answers: Mapping[str, Answers]
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Probe -> balanced accuracy in percent with 95 % over test images."""
+        return self._resampled[0]
+
+    @property
+    def gains(self) -> dict[str, Interval]:
+        """Probe -> points over `linear-cls` with 95 % over test images; empty without that reference."""
+        return self._resampled[1]
+
+    @cached_property
+    def _resampled(self) -> tuple[dict[str, Interval], dict[str, Interval]]:
+        """Accuracies and gains on the same resampled images."""
+        if not self.hits:
+            return {}, {}
+        others = [name for name in self.hits if REFERENCE in self.hits and name != REFERENCE]
+        hits = {name: of_one.astype(np.float64) for name, of_one in self.hits.items()}
+        values = [*hits.values(), *(hits[name] - hits[REFERENCE] for name in others)]
+        found = [_percent(one) for one in intervals(np.stack(values), self.labels)]
+        return dict(zip(hits, found[: len(hits)], strict=True)), dict(zip(others, found[len(hits) :], strict=True))
+
+    @cached_property
+    def pairs(self) -> dict[tuple[str, str], McNemar]:
+        """Every two probes -> McNemar's test of them."""
+        return {(one, two): mcnemar(self.hits[one], self.hits[two]) for one, two in combinations(self.hits, 2)}
+
+    def mcnemar(self, one: str, two: str) -> float:
+        """Exact p of two probes, NaN where one has no predictions."""
+        if one not in self.hits or two not in self.hits:
+            return float("nan")
+        return mcnemar(self.hits[one], self.hits[two]).exact
+
+
+def read_tested(case: Case, folders: Mapping[str, Path], notes: list[str], *, keep_answers: bool = False) -> Tested:
+    """Read the predictions of one case.
+
+    Args:
+        case: for the notes.
+        folders: probe -> folder of its row, of probes that did not diverge.
+        notes: is extended by what could not be read.
+        keep_answers: whether its images are to be shown.
+    """
+    first: Predictions | None = None
+    hits, found, answers = {}, {}, {}
+    failed: dict[str, PipelineError] = {}
+    for name, folder in folders.items():
+        try:
+            predictions = read_predictions(folder)
+            require_same_images(first or predictions, predictions)
+            found[name] = accuracies(predictions)
+        except PipelineError as error:
+            failed[name] = error
+            continue
+        first = first or predictions
+        hits[name] = predictions.hits
+        if keep_answers:
+            answers[name] = answers_of(predictions)
+    if failed:
+        why = next(iter(failed.values()))
+        notes.append(f"No interval for {', '.join(failed)} on {case.dataset} ({case.model}, seed {case.seed}): {why}")
+    labels = np.zeros(0, np.int64) if first is None else first.labels
+    sample_ids = np.zeros(0, np.str_) if first is None else first.sample_ids
+    return Tested(sample_ids=sample_ids, labels=labels, hits=hits, accuracies=found, answers=answers)
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(value=100 * interval.value, low=100 * interval.low, high=100 * interval.high)

@@ -1,0 +1,1 @@
+"""Banks: many probes of one shape that train as one program."""

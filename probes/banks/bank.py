@@ -1,0 +1,201 @@
+"""Banks: many probes that train as one program on the same batches.
+
+A bank takes plain modules, holds their weights stacked, writes gradients, and gives plain modules back. It
+computes; the optimiser, the schedule and every random number belong to `fit.py`. Law: a bank of P equals P
+lone probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..heads import AlfEmbedProbe, CaeProbe
+from ..heads.attentive import AttentiveProbe
+from .folded import LAYER_NORM_EPS, FoldedGroup
+from .matmul import Products
+from .stack import Stack, check_one_shape, extract_module
+from .workspace import Workspace
+
+FoldedProbe = AttentiveProbe | CaeProbe | AlfEmbedProbe
+
+# Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
+GROUP_SIZE = 7  # probes that go through together
+CHUNK_SIZE = 256  # samples of a full group that go through together
+
+
+class Bank(Protocol):
+    """What the trainer needs of P probes."""
+
+    @property
+    def num_probes(self) -> int: ...
+    @property
+    def stacks(self) -> Sequence[Stack]:
+        """The weights and gradients; each probe is a row of one stack."""
+        ...
+
+    @property
+    def noise_heads(self) -> Sequence[int]:
+        """The numbers of heads for which a step needs dropout noise."""
+        ...
+
+    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
+        """One training step up to the gradients, which lie in the stacks.
+
+        Args:
+            tokens: [B, *token_shape], B >= 2.
+            labels: [B] int64.
+            weights: [B] of the samples in the loss, summing to 1.
+            noise: num_heads -> uniform [B, T, H] in [0, 1), for each of noise_heads. A probe of rate p drops
+                what is below p, so all rates share one draw.
+
+        Returns:
+            loss [P].
+        """
+        ...
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Class scores in evaluation mode: [B, *token_shape] -> [P, B, C]."""
+        ...
+
+    def probe(self, index: int) -> nn.Module:
+        """A copy of one probe as a plain module."""
+        ...
+
+
+class AttentiveBank:
+    """Attentive probes and their kin on the same tokens; heads, dropout, token mask and weights are each probe's own.
+
+    Args:
+        probes: P plain modules of one embed_dim and num_classes; the same one may come many times.
+        dropouts: [P] rates of the attention dropout in [0, 1); all 0 by default.
+        dtype: of the arithmetic.
+        device: of the arithmetic.
+        compute: numbers of the matrix products: see `matmul.py`.
+        group_size: how many probes go through together.
+        chunk_size: how many samples of a full group go through together, more of a smaller one. Scratch memory grows with
+            group_size x chunk_size.
+
+    Raises:
+        SettingError: no probes, probes that cannot share tokens, or rates that do not fit.
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[FoldedProbe],
+        dropouts: Sequence[float] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        compute: str = "float32",
+        group_size: int = GROUP_SIZE,
+        chunk_size: int = CHUNK_SIZE,
+    ) -> None:
+        rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
+        check_one_shape("AttentiveBank", [(probe.embed_dim, probe.num_classes) for probe in probes])
+        if len(rates) != len(probes) or not all(0 <= rate < 1 for rate in rates):
+            raise SettingError(
+                where="AttentiveBank dropouts",
+                expected=f"{len(probes)} rates in [0, 1)",
+                got=str(rates),
+                todo="Give every probe one rate.",
+            )
+        self._probes = tuple(probes)
+        self._workspace = Workspace(dtype, torch.device(device))
+        self._products = Products(compute, dtype, torch.device(device))
+        self._groups: list[FoldedGroup] = []
+        kinds = [(probe.num_heads, rate, _shapes(probe)) for probe, rate in zip(probes, rates, strict=True)]
+        for num_heads, rate, shapes in sorted(set(kinds)):
+            alike = [index for index, kind in enumerate(kinds) if kind == (num_heads, rate, shapes)]
+            for members in split_evenly(alike, group_size):
+                modules = [probes[index] for index in members]
+                self._groups.append(
+                    FoldedGroup(
+                        Stack(modules, members, dtype, torch.device(device)),
+                        num_heads=num_heads,
+                        dropout=rate,
+                        token_mask=_stack_masks(modules),
+                        chunk_size=chunk_size * group_size // len(members),  # the same scratch memory
+                        products=self._products,
+                        workspace=self._workspace,
+                    )
+                )
+
+    @property
+    def num_probes(self) -> int:
+        return len(self._probes)
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [group.stack for group in self._groups]
+
+    @property
+    def noise_heads(self) -> list[int]:
+        return sorted({group.num_heads for group in self._groups if group.dropout > 0})
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch memory so far: buffers beside weights, gradients, optimiser and the batch itself."""
+        return self._workspace.size_bytes + self._products.factors.size_bytes
+
+    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
+        xhat = self._normalize(tokens)
+        losses = xhat.new_empty(self.num_probes, dtype=weights.dtype)
+        with self._products.chosen():
+            for group in self._groups:
+                of_heads = noise[group.num_heads] if group.dropout > 0 else None
+                losses.index_copy_(0, group.stack.index, group.compute_gradients(xhat, labels, weights, of_heads))
+        return losses
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        xhat = self._normalize(tokens)
+        dtype, num_classes = self._groups[0].stack.dtype, self._probes[0].num_classes
+        logits = xhat.new_empty(self.num_probes, len(tokens), num_classes, dtype=dtype)
+        with self._products.chosen(training=False):
+            for group in self._groups:
+                logits.index_copy_(0, group.stack.index, group.logits(xhat))
+        return logits
+
+    def probe(self, index: int) -> nn.Module:
+        return extract_module(self.stacks, index)
+
+    def _normalize(self, tokens: Tensor) -> Tensor:
+        """LayerNorm without its affine part: shared by all probes, keys and values, and a factor of each."""
+        tokens = tokens.to(self._groups[0].stack.dtype)
+        return self._products.factor(torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS))
+
+
+def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
+    """Cut a list into the fewest parts of at most `largest`, as even as can be.
+
+    >>> split_evenly(range(8), 7)
+    [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
+    num_parts = -(-len(items) // largest)
+    borders = [len(items) * part // num_parts for part in range(num_parts + 1)]
+    return [list(items[start:stop]) for start, stop in pairwise(borders)]
+
+
+def _shapes(probe: FoldedProbe) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What can be stacked: parameters of the same names and shapes."""
+    return tuple((name, tuple(parameter.shape)) for name, parameter in probe.named_parameters())
+
+
+def _stack_masks(probes: Sequence[FoldedProbe]) -> Tensor | None:
+    masks = [probe.token_mask for probe in probes]
+    given = [mask for mask in masks if mask is not None]
+    if not given:
+        return None
+    if len({len(mask) for mask in given}) > 1:
+        raise SettingError(
+            where="AttentiveBank token masks",
+            expected="masks of one length",
+            got=f"lengths {sorted({len(mask) for mask in given})}",
+            todo="Mask the tokens that all probes of the bank share.",
+        )
+    return torch.stack([torch.ones_like(given[0]) if mask is None else mask for mask in masks])

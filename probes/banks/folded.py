@@ -1,0 +1,289 @@
+"""Attentive probes of equal heads and dropout rate as one program, forward and backward written out.
+
+Their one query does not depend on the image, so keys and values need never be made. With xhat = (x - mean) /
+std, the same for every probe, and m running over all heads of all probes (PH of them):
+
+    u_m = gamma_k * (Wk_m^T Q_m) / sqrt(h)         once a step, no batch axis
+    A_m = softmax_t(xhat_t . u_m)                   one GEMM for all heads; beta_k shifts all t: it falls out
+    z_m = sum_t A'_mt xhat_t,  s_m = sum_t A'_mt    A' is A after dropout, so s is 1 without it
+    v_m = (Wv_m * gamma_v) z_m + s_m Wv_m beta_v
+    y   = Wo v                                      bo falls out of BatchNorm, and so does beta_v where s = 1
+
+The same function and the same gradients as `AttentiveProbe`, which the tests hold it to, and two of its kin: `CaeProbe`
+has other sizes and no affine part in its BatchNorm; the keys of `AlfEmbedProbe` know their place, which adds
+
+    (e_level + e_type) . (Wk_m^T Q_m) / sqrt(h)     to the score of a token, [T, PH] for all samples
+
+What falls out has gradient zero exactly; rounding noise there would become steps of size lr under AdamW. The
+gradients of Wq and Wk are of rank 1 a head. Samples go through in chunks; BatchNorm, classifier and loss see the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .classifier import fold_batch_norm, train_classifier
+from .matmul import Products
+from .stack import Stack
+from .workspace import Workspace
+
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """What depends on the weights alone: made once a step."""
+
+    normed: Tensor  # [P, D] the query after LayerNorm, before its affine part
+    rstd: Tensor  # [P, 1] of that LayerNorm
+    affine: Tensor  # [P, D] the query after the affine part
+    heads: Tensor  # [P, H, h] Q / sqrt(h)
+    keys: Tensor  # [P, H, D] Wk^T Q / sqrt(h)
+    u: Tensor  # [PH, D] gamma_k * keys
+    places: Tensor | None  # [P, T, D] e_level + e_type
+    offset: Tensor | None  # [T, PH] what a place adds to the scores; minus infinity where a probe may not look
+    matrix: Tensor  # [PH, h, D] Wv * gamma_v
+    shift: Tensor  # [PH, 1, h] Wv beta_v
+
+
+class FoldedGroup:
+    """The probes of one stack, all with the same num_heads and the same attention dropout.
+
+    Args:
+        stack: `AttentiveProbe`s, or all of them one of its kin; gradients and running statistics are written into it.
+        num_heads: H.
+        dropout: rate of the attention dropout.
+        token_mask: [P, T] bool, or None where every probe sees every token.
+        chunk_size: samples that go through at once.
+        products: make the matrix products.
+        workspace: scratch memory, shared with other groups.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        num_heads: int,
+        dropout: float,
+        token_mask: Tensor | None,
+        chunk_size: int,
+        products: Products,
+        workspace: Workspace,
+    ) -> None:
+        self.stack, self.num_heads, self.dropout = stack, num_heads, dropout
+        self.num_probes, self.inner_dim, self.embed_dim = stack.values["to_v.weight"].shape
+        self.head_dim = self.inner_dim // num_heads
+        self._forbidden = None  # [T, PH], minus infinity where a probe may not look
+        if token_mask is not None:
+            value = stack.values["query"]
+            bias = torch.zeros(token_mask.shape, dtype=value.dtype, device=value.device)
+            bias.masked_fill_(~token_mask.to(value.device), -torch.inf)
+            self._forbidden = bias.t().repeat_interleave(num_heads, 1)
+        self._chunk_size, self._products, self._workspace = chunk_size, products, workspace
+
+    def compute_gradients(self, xhat: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None) -> Tensor:
+        """One training step up to the gradients.
+
+        Args:
+            xhat: [B, T, D] tokens after LayerNorm without its affine part.
+            labels: [B].
+            weights: [B] of the samples in the loss, summing to 1.
+            noise: [B, T, H] uniform in [0, 1); None without dropout.
+
+        Returns:
+            loss [P]. Gradients lie in the stack, running statistics have moved.
+        """
+        values, grads = self.stack.values, self.stack.grads
+        keep = None
+        if noise is not None:
+            keep = (noise >= self.dropout).to(xhat.dtype).div_(1 - self.dropout)
+        folded = self._fold()
+        pooled, z = self._forward_pooling(xhat, folded, keep)  # [P, B, I]
+        y = self._empty("y", self.num_probes, len(xhat), self.embed_dim)
+        self._products.bmm(pooled, values["proj.weight"].mT, out=y)
+        dy = self._empty("dy", *y.shape)
+        with self._products.of_size(y.nbytes):
+            loss = train_classifier(self.stack, y, values["proj.bias"], labels, weights, out=dy)
+        self._products.bmm(dy.mT, pooled, out=grads["proj.weight"])
+        dpooled = self._products.bmm(dy, values["proj.weight"], out=pooled)
+        du = self._backward_pooling(xhat, folded, dpooled, z, keep)
+        self._backward_query(folded, *du)
+        return loss
+
+    def logits(self, xhat: Tensor) -> Tensor:
+        """[B, T, D] -> [P, B, C] with the running statistics; Wo, BatchNorm and classifier are one matrix."""
+        classifier, bias = fold_batch_norm(self.stack)  # [P, C, D], [P, 1, C]
+        matrix = torch.bmm(classifier, self.stack.values["proj.weight"])  # [P, C, I]
+        bias = torch.baddbmm(bias, self.stack.values["proj.bias"].unsqueeze(1), classifier.mT)
+        pooled, _ = self._forward_pooling(xhat, self._fold(), None)
+        return torch.baddbmm(bias, pooled, matrix.mT)
+
+    # -- the weights: no batch axis ----------------------------------------------------------------------------
+
+    def _fold(self) -> _Folded:
+        values = self.stack.values
+        query = values["query"].squeeze(1)  # [P, D]
+        variance, mean = torch.var_mean(query, 1, correction=0, keepdim=True)
+        rstd = (variance + LAYER_NORM_EPS).rsqrt()
+        normed = (query - mean) * rstd
+        affine = normed * values["norm_q.weight"] + values["norm_q.bias"]
+        # a row times a transposed matrix: as matrix times column, the batched product takes 3.5 times as long
+        heads = torch.bmm(affine.unsqueeze(1), values["to_q.weight"].mT) * self.head_dim**-0.5
+        heads = heads.view(-1, self.num_heads, self.head_dim)
+        keys = torch.matmul(heads.unsqueeze(2), self._by_head(values["to_k.weight"])).squeeze(2)
+        u = keys * values["norm_k.weight"].unsqueeze(1)
+        places, offset = None, self._forbidden
+        if "of_level" in values:
+            places = (values["of_level"].unsqueeze(2) + values["of_type"].unsqueeze(1)).flatten(1, 2)
+            offset = torch.bmm(places, keys.mT).transpose(0, 1).flatten(1)
+        matrix = self._products.factors.empty("matrix", *values["to_v.weight"].shape)
+        torch.mul(values["to_v.weight"], values["norm_v.weight"].unsqueeze(1), out=matrix)
+        shift = torch.bmm(values["norm_v.bias"].unsqueeze(1), values["to_v.weight"].mT)
+        return _Folded(
+            normed=normed,
+            rstd=rstd,
+            affine=affine,
+            heads=heads,
+            keys=keys,
+            u=u.view(-1, self.embed_dim),
+            places=places,
+            offset=offset,
+            matrix=matrix.view(-1, self.head_dim, self.embed_dim),
+            shift=shift.view(-1, 1, self.head_dim),
+        )
+
+    def _backward_query(self, folded: _Folded, du: Tensor, doffset: Tensor) -> None:
+        """From du [P, H, D] and doffset [P, T, H] to the gradients of gamma_k, Wk, Wq, LN_q, q, and e."""
+        values, grads = self.stack.values, self.stack.grads
+        torch.sum(folded.keys * du, 1, out=grads["norm_k.weight"])
+        dkeys = du * values["norm_k.weight"].unsqueeze(1)  # [P, H, D]
+        if folded.places is not None:
+            dkeys.baddbmm_(doffset.mT, folded.places)
+            dplaces = torch.bmm(doffset, folded.keys)
+            dplaces = dplaces.view(self.num_probes, -1, *grads["of_type"].shape[1:])  # [P, L, T/L, D]
+            torch.sum(dplaces, 2, out=grads["of_level"])
+            torch.sum(dplaces, 1, out=grads["of_type"])
+        torch.mul(folded.heads.unsqueeze(3), dkeys.unsqueeze(2), out=self._by_head(grads["to_k.weight"]))
+        dheads = torch.matmul(dkeys.unsqueeze(2), self._by_head(values["to_k.weight"]).mT)
+        dheads = (dheads * self.head_dim**-0.5).view(-1, 1, self.inner_dim)
+        torch.mul(dheads.mT, folded.affine.unsqueeze(1), out=grads["to_q.weight"])
+        daffine = torch.bmm(dheads, values["to_q.weight"]).squeeze(1)  # [P, D]
+        torch.mul(daffine, folded.normed, out=grads["norm_q.weight"])
+        grads["norm_q.bias"].copy_(daffine)
+        dnormed = daffine * values["norm_q.weight"]
+        along = (dnormed * folded.normed).mean(1, keepdim=True)
+        dquery = folded.rstd * (dnormed - dnormed.mean(1, keepdim=True) - folded.normed * along)
+        grads["query"].copy_(dquery.unsqueeze(1))
+
+    def _by_head(self, matrix: Tensor) -> Tensor:
+        return matrix.view(-1, self.num_heads, self.head_dim, self.embed_dim)
+
+    # -- attention and values: the whole cost ----------------------------------------------------------------
+
+    def _forward_pooling(self, xhat: Tensor, folded: _Folded, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The pooled values v of every probe and sample, [P, B, I], and z where one chunk holds the batch; A stays in
+        the workspace."""
+        num_samples, num_tokens, _ = xhat.shape
+        width = self.num_probes * self.num_heads  # PH
+        attention = self._empty("attention", num_samples, num_tokens, width)
+        kept_sum = self._empty("kept sum", num_samples, width)
+        pooled = self._empty("pooled", self.num_probes, num_samples, self.num_heads, self.head_dim)
+        for rows in chunks(num_samples, self._chunk_size):
+            x, a = xhat[rows], attention[rows]
+            self._products.mm(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
+            if folded.offset is not None:
+                a.add_(folded.offset)
+            torch.softmax(a, 1, out=a)
+            kept = a if keep is None else self._kept(a, keep[rows])
+            z = self._pool(kept, x)
+            v = self._empty("v", width, len(x), self.head_dim)
+            self._products.bmm(z, folded.matrix.mT, out=v)
+            if keep is None:
+                v.add_(folded.shift)
+            else:
+                torch.sum(kept, 1, out=kept_sum[rows])
+                v.addcmul_(kept_sum[rows].t().unsqueeze(2), folded.shift)
+            pooled[:, rows] = v.view(self.num_probes, self.num_heads, len(x), self.head_dim).transpose(1, 2)
+        return pooled.flatten(2), z if z.shape[1] == num_samples else None
+
+    def _backward_pooling(
+        self, xhat: Tensor, folded: _Folded, dpooled: Tensor, z: Tensor | None, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """From dv [P, B, I] to du [P, H, D] and doffset [P, T, H]; writes the gradients of Wv, gamma_v and beta_v."""
+        num_samples, num_tokens, embed_dim = xhat.shape
+        width = self.num_probes * self.num_heads
+        attention = self._empty("attention", num_samples, num_tokens, width)
+        kept_sum = self._empty("kept sum", num_samples, width)
+        dmatrix = self.stack.grads["to_v.weight"].view(width, self.head_dim, embed_dim)
+        dshift = torch.zeros_like(folded.shift)
+        du = self._empty("du", width, embed_dim)
+        doffset = xhat.new_zeros(num_tokens, width, dtype=du.dtype)
+        dv_by_head = dpooled.view(self.num_probes, num_samples, self.num_heads, self.head_dim).transpose(1, 2)
+        for rows in chunks(num_samples, self._chunk_size):
+            x, a = xhat[rows], attention[rows]
+            if len(x) < num_samples or z is None:
+                z = self._pool(a if keep is None else self._kept(a, keep[rows]), x)
+            dv = self._empty("v", width, len(x), self.head_dim)
+            dv.view(self.num_probes, self.num_heads, len(x), self.head_dim).copy_(dv_by_head[:, :, rows])
+            first = rows.start == 0
+            self._products.add_bmm(dmatrix, dv.mT, z, first=first)
+            dz = self._products.bmm(dv, folded.matrix, out=z)  # over z, which has served
+            da = self._empty("da", len(x), num_tokens, width)
+            self._products.bmm(x, dz.permute(1, 2, 0), out=da)
+            if keep is not None:
+                da.add_((dv * folded.shift).sum(2).t().unsqueeze(1))
+                da = self._kept(da, keep[rows])
+                dshift += torch.bmm(kept_sum[rows].t().unsqueeze(1), dv)
+            da.sub_((da * a).sum(1, keepdim=True)).mul_(a)  # through the softmax
+            doffset += da.sum(0)
+            # not x^T da: with so few columns it is 20 times slower
+            self._products.add_mm(du, da.flatten(0, 1).t(), x.flatten(0, 1), first=first)
+        self._backward_values(dshift if keep is not None else None)
+        doffset = doffset.view(num_tokens, self.num_probes, self.num_heads).transpose(0, 1)
+        return du.view(self.num_probes, self.num_heads, embed_dim), doffset
+
+    def _backward_values(self, dshift: Tensor | None) -> None:
+        """From the gradient of Wv * gamma_v, which lies where that of Wv goes, to both, and to that of beta_v."""
+        values, grads = self.stack.values, self.stack.grads
+        for row, weight in enumerate(values["to_v.weight"]):  # one by one: what was read is still in the cache
+            dmatrix = grads["to_v.weight"][row]
+            product = torch.mul(dmatrix, weight, out=self._empty("product", *weight.shape))
+            torch.sum(product, 0, out=grads["norm_v.weight"][row])
+            dmatrix.mul_(values["norm_v.weight"][row])
+        if dshift is not None:
+            dshift = dshift.view(self.num_probes, self.inner_dim, 1)
+            grads["to_v.weight"].addcmul_(dshift, values["norm_v.bias"].unsqueeze(1))
+            grads["norm_v.bias"].copy_(torch.bmm(dshift.mT, values["to_v.weight"]).squeeze(1))
+
+    def _pool(self, kept: Tensor, x: Tensor) -> Tensor:
+        """z [PH, b, D] from A' [b, T, PH] and tokens [b, T, D]."""
+        z = self._products.factors.empty("z", kept.shape[2], len(x), self.embed_dim)
+        self._products.bmm(kept.mT, x, out=z.transpose(0, 1))  # written where it will be read, row by row
+        return z
+
+    def _kept(self, x: Tensor, keep: Tensor) -> Tensor:
+        """x [b, T, PH] times the dropout mask [b, T, H] that the probes share."""
+        out = self._empty("kept", *x.shape)
+        by_probe = (*x.shape[:2], self.num_probes, self.num_heads)
+        torch.mul(x.view(by_probe), keep.unsqueeze(2), out=out.view(by_probe))
+        return out
+
+    def _empty(self, name: str, *shape: int) -> Tensor:
+        return self._workspace.empty(name, *shape)
+
+
+def chunks(num_samples: int, largest: int) -> Iterator[slice]:
+    """A batch in the fewest stretches of at most `largest` samples, as even as can be.
+
+    >>> [(rows.start, rows.stop) for rows in chunks(9, 4)]
+    [(0, 3), (3, 6), (6, 9)]
+    """
+    num_chunks = -(-num_samples // largest)
+    borders = [num_samples * chunk // num_chunks for chunk in range(num_chunks + 1)]
+    for start, stop in pairwise(borders):
+        yield slice(start, stop)

@@ -1,0 +1,75 @@
+"""Linear probes that train as one program: the classes of all of them are columns of one matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..heads.linear import LinearProbe
+from .classifier import cross_entropy
+from .matmul import Products
+from .stack import Stack, check_one_shape, extract_module
+from .workspace import Workspace
+
+
+class LinearBank:
+    """Linear probes on the same features.
+
+    Args:
+        probes: P plain modules of one shape; the same one may come many times.
+        dtype: of the arithmetic.
+        device: of the arithmetic.
+        compute: numbers of the matrix products: see `matmul.py`.
+
+    Raises:
+        SettingError: no probes, or probes of different shapes.
+    """
+
+    noise_heads: Sequence[int] = ()
+
+    def __init__(
+        self,
+        probes: Sequence[LinearProbe],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        compute: str = "float32",
+    ) -> None:
+        check_one_shape("LinearBank", [(probe.num_features, probe.num_classes) for probe in probes])
+        self._stack = Stack(probes, range(len(probes)), dtype, torch.device(device))
+        self._workspace = Workspace(dtype, torch.device(device))
+        self._products = Products(compute, dtype, torch.device(device))
+
+    @property
+    def num_probes(self) -> int:
+        return len(self._stack.members)
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self._stack]
+
+    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
+        tokens = self._products.factor(tokens.to(self._stack.dtype))
+        grads = self._stack.grads
+        with self._products.chosen():
+            loss, dlogits = cross_entropy(self._logits(tokens), labels, weights, batch_first=True)
+            torch.sum(dlogits, 0, out=grads["classifier.bias"])
+            self._products.mm(dlogits.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
+        return loss
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        with self._products.chosen(training=False):
+            of_samples = self._logits(self._products.factor(tokens.to(self._stack.dtype)))
+        return of_samples.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """[B, P, C], until the next call: the classes of all probes are the columns of one product."""
+        weight, bias = self._stack.values["classifier.weight"], self._stack.values["classifier.bias"]
+        logits = self._workspace.empty("logits", len(tokens), *bias.shape)
+        self._products.mm(tokens, weight.flatten(0, 1).t(), out=logits.flatten(1))
+        return logits.add_(bias)
+
+    def probe(self, index: int) -> nn.Module:
+        return extract_module(self.stacks, index)

@@ -1,0 +1,54 @@
+"""Which bank trains a probe: by hand where the algebra is written out, by `torch.func` where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..heads import ZooProbe
+from ..heads.linear import LinearProbe
+from ..protocol import Setting
+from .bank import AttentiveBank, Bank, FoldedProbe
+from .budget import MemoryPlan
+from .linear_bank import LinearBank
+from .module_bank import ModuleBank
+
+
+def make_bank(
+    probe: nn.Module,
+    settings: Sequence[Setting],
+    memory: MemoryPlan,
+    *,
+    device: torch.device | str = "cpu",
+    compute: str = "auto",
+) -> Bank:
+    """A bank of one probe for each setting, all of which start from the same weights.
+
+    Args:
+        probe: what `make_probe` made.
+        settings: [P]; the bank needs their dropout rates.
+        memory: how many probes and samples go through together.
+        device: of the arithmetic.
+        compute: numbers of the matrix products: see `matmul.py`.
+
+    Raises:
+        SettingError: the device cannot compute so.
+    """
+    dropouts = [setting.dropout for setting in settings]
+    if isinstance(probe, LinearProbe):
+        return LinearBank([probe] * len(settings), device=device, compute=compute)
+    if isinstance(probe, FoldedProbe):
+        return AttentiveBank(
+            [probe] * len(settings),
+            dropouts,
+            device=device,
+            compute=compute,
+            group_size=memory.group_size,
+            chunk_size=memory.chunk_size,
+        )
+    assert isinstance(probe, ZooProbe)
+    return ModuleBank(
+        [probe] * len(settings), dropouts, device=device, compute=compute, chunk_size=memory.chunk_size or None
+    )

@@ -1,0 +1,92 @@
+"""What a step takes of the memory, counted before it is taken: the step is gone through with tensors that have no values.
+
+For heads that autograd differentiates: what it keeps for the backward is no formula of ours. A rehearsal takes
+milliseconds, whatever the sizes, and counts what lives at once, of every tensor that is made. What a kernel takes for
+itself is not seen: it copies a factor or two at most, for which twice the largest tensor is added.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ..heads import ZooProbe
+from ..heads.make import make_probe
+from ..protocol import Head
+from .module_bank import ModuleBank, allows_chunks
+
+
+@lru_cache(maxsize=256)
+def step_bytes(head: Head, token_shape: tuple[int, ...], num_classes: int, batch_size: int, chunk_size: int) -> int:
+    """An upper bound of what a training step of one probe takes beside batch, weights and gradients.
+
+    Args:
+        head: one of the zoo.
+        token_shape: (T, D).
+        num_classes: C.
+        batch_size: B.
+        chunk_size: samples that go through together; 0 is the whole batch.
+    """
+    bank = ModuleBank([_probe(head, token_shape, num_classes)], device="meta", chunk_size=chunk_size or None)
+    batch = torch.empty(batch_size, *token_shape, device="meta")
+    labels, weights = torch.empty(batch_size, dtype=torch.int64, device="meta"), torch.empty(batch_size, device="meta")
+    peak_bytes, largest_bytes = count_bytes(lambda: bank.compute_gradients(batch, labels, weights, {}))
+    return peak_bytes + 2 * largest_bytes
+
+
+def chunks_are_possible(head: Head, token_shape: tuple[int, ...], num_classes: int) -> bool:
+    """Whether a batch of a head of the zoo may go through in chunks."""
+    return allows_chunks(_probe(head, token_shape, num_classes))
+
+
+@lru_cache(maxsize=16)
+def _probe(head: Head, token_shape: tuple[int, ...], num_classes: int) -> ZooProbe:
+    probe = make_probe(head, token_shape, num_classes)
+    assert isinstance(probe, ZooProbe)
+    return probe
+
+
+def count_bytes(step: Callable[[], object]) -> tuple[int, int]:
+    """Most bytes that live at once of tensors made by a call, and the bytes of the largest of them."""
+    with torch.no_grad(), _Ledger() as ledger:
+        step()
+    return ledger.peak_bytes, ledger.largest_bytes
+
+
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps account of memory that is made and given back."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes: int = 0
+        self.largest_bytes: int = 0
+        self._living_bytes: int = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        made = func(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given | self._known:
+                self._known.add(storage._cdata)
+                weakref.finalize(storage, self._give_back, storage._cdata, storage.nbytes())
+                self._living_bytes += storage.nbytes()
+                self.largest_bytes = max(self.largest_bytes, storage.nbytes())
+                self.peak_bytes = max(self.peak_bytes, self._living_bytes)
+        return made
+
+    def _give_back(self, storage: int, size_bytes: int) -> None:
+        self._known.discard(storage)
+        self._living_bytes -= size_bytes
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_iter(values) if isinstance(value, Tensor)]

@@ -1,0 +1,87 @@
+"""Which rows a setting is chosen on: the same share of every class, and never an image on both sides.
+
+The decision taken: images are held out, not rows. A source may hold several views of an image (augmentations that were
+cached beside it); all rows of a held-out image leave the training, and it is judged by its first row, the centre view.
+So the same images are held out whether or not a source has views.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..seeds import make_generator
+from .token_source import TokenSource, ViewedSource
+
+
+def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows to choose on.
+
+    Args:
+        source: N rows; where it is a `ViewedSource`, of fewer images.
+        fraction: share of the images to hold out, in (0, 1).
+        seed: of the choice.
+
+    Returns:
+        every row of the kept images, and the centre row of each held-out image; each sorted, int64.
+
+    Raises:
+        DataError: no class has two images.
+    """
+    if not isinstance(source, ViewedSource):
+        return split_stratified(source.labels, fraction, seed)
+    centre = centre_rows(source.images)
+    kept, held_out = split_stratified(source.labels[centre], fraction, seed)
+    trained = torch.isin(source.images, source.images[centre[kept]])
+    return trained.nonzero().squeeze(1), centre[held_out]
+
+
+def centre_rows(images: Tensor) -> Tensor:
+    """The first row of each image.
+
+    Args:
+        images: [N] int64, ascending: the image that each row shows.
+
+    >>> centre_rows(torch.tensor([0, 0, 0, 2, 2, 5])).tolist()
+    [0, 3, 5]
+    """
+    first = torch.ones(len(images), dtype=torch.bool)
+    first[1:] = images[1:] != images[:-1]
+    return first.nonzero().squeeze(1)
+
+
+def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Hold out the same share of every class.
+
+    Each class gives round(fraction * n_c) images, at least one if it has two, and keeps at least one.
+
+    Args:
+        labels: [N] int64.
+        fraction: share to hold out, in (0, 1).
+        seed: of the choice.
+
+    Returns:
+        rows to train on and rows held out, each sorted, int64.
+
+    Raises:
+        DataError: no class has two images.
+
+    >>> kept, held_out = split_stratified(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2]), 0.25, seed=0)
+    >>> len(kept), sorted(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2])[held_out].tolist())
+    (7, [0, 1])
+    """
+    shuffled = torch.randperm(len(labels), generator=make_generator(seed, "validation split"))
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels):
+        rows = shuffled[labels[shuffled] == label]
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        held_out[rows[:count]] = True
+    if not bool(held_out.any()):
+        raise DataError(
+            where="validation split",
+            expected="at least two training images of some class",
+            got=f"{len(labels)} images of {len(torch.unique(labels))} classes",
+            todo="Give more training images.",
+        )
+    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)

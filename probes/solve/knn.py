@@ -1,0 +1,71 @@
+"""The nearest-neighbour probe: nothing is learnt, the training tokens are kept and vote.
+
+    votes_c = sum over the k nearest training images of class c of exp(cosine / temperature)
+    logits  = log(votes / sum of votes)
+
+DINO's evaluation (arXiv 2104.14294, appendix A): temperature 0.07, k among 10, 20, 50, 100, 200. Softmax of the logits gives the
+shares of the vote back. It knows nothing of validation or grids.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..data.token_source import check_labels, l2_normalize
+from ..errors import SettingError
+
+TEMPERATURE = 0.07
+SMALLEST_SHARE = 1e-12  # of a class without votes, whose logarithm must be a number
+
+
+class KnnProbe(nn.Module):
+    """Classify by the labels of the nearest training images.
+
+    Args:
+        bank: [N, F] float32, features of the training images, of unit length over F (`l2_normalize`).
+        bank_labels: [N] int64.
+        num_classes: C.
+        num_neighbors: k; more than N counts as N.
+        temperature: of the weights of the votes.
+
+    Raises:
+        SettingError: no images, labels that do not fit them, or a number that is not positive.
+        DataError: a label that is no class.
+    """
+
+    bank: Tensor
+    bank_labels: Tensor
+
+    def __init__(
+        self,
+        bank: Tensor,
+        bank_labels: Tensor,
+        num_classes: int,
+        *,
+        num_neighbors: int,
+        temperature: float = TEMPERATURE,
+    ) -> None:
+        super().__init__()
+        fits = bank.dim() == 2 and len(bank) >= 1 and bank_labels.shape == bank.shape[:1]
+        if not (fits and num_neighbors >= 1 and temperature > 0):
+            raise SettingError(
+                where="KnnProbe",
+                expected="bank [N, F] and bank_labels [N] with N >= 1, num_neighbors >= 1 and temperature > 0",
+                got=f"bank {list(bank.shape)}, bank_labels {list(bank_labels.shape)}, "
+                f"num_neighbors {num_neighbors}, temperature {temperature}",
+                todo="Give at least one image with its label.",
+            )
+        check_labels(bank_labels, num_classes)
+        self.num_features, self.num_classes = bank.shape[1], num_classes
+        self.num_neighbors, self.temperature = num_neighbors, temperature
+        self.register_buffer("bank", bank)
+        self.register_buffer("bank_labels", bank_labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, F] -> logits [B, C]: the logarithm of each class's share of the vote."""
+        cosines = l2_normalize(features) @ self.bank.T  # [B, N]
+        nearest = cosines.topk(min(self.num_neighbors, len(self.bank)), dim=1)
+        shares = (nearest.values / self.temperature).softmax(1)  # [B, k]
+        votes = shares.new_zeros(len(features), self.num_classes)
+        votes.scatter_add_(1, self.bank_labels[nearest.indices], shares)
+        return votes.clamp_(min=SMALLEST_SHARE).log_()
