@@ -25,15 +25,15 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def replace_file(path: Path, data: bytes, aside: Path) -> None:
+def replace_file(path: Path, data: bytes, staging: Path) -> None:
     """Put `data` at `path` in one step, by way of `aside` on the same file system."""
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.replace(aside, path)
+    os.replace(staging, path)
     sync_folder(path.parent)
 
 

@@ -23,7 +23,7 @@ from .catalog import (
     size_of,
 )
 from .header import HEADER_FILE
-from .journal import JOURNAL_FOLDER, asides
+from .journal import JOURNAL_FOLDER, staging_files
 from .locking import (
     StoreLock,
     is_locked,
@@ -133,7 +133,7 @@ def _garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
         return
     for file in worker_files(store):
         yield _garbage(file, store, "the lock of a worker that was killed")
-    for file in asides(store):
+    for file in staging_files(store):
         yield _garbage(file, store, "a chunk that a killed writer left behind")
 
 

@@ -60,10 +60,10 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
     _require_absent(file)
     cache = TokenCache.open(store)
     header, journal = _only_complete(read_header(store), read_journal(store))
-    aside = file.with_name(f"{file.name}.partial")
+    staging = file.with_name(f"{file.name}.partial")
     try:
         with storage_errors(file):
-            with h5py.File(aside, "w") as target:
+            with h5py.File(staging, "w") as target:
                 target.attrs[HEADER_ATTRIBUTE] = header.render().decode("ascii")
                 target[JOURNAL_DATASET] = np.frombuffer(journal.render(), dtype=np.uint8)
                 for name in (*STATIC_ARRAYS, CONTENT_HASHES):
@@ -76,15 +76,15 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
                     for start in range(0, cache.num_rows, cache.block_rows):
                         stop = min(start + cache.block_rows, cache.num_rows)
                         dataset[start:stop] = tokens.read(start, stop)
-            fd = os.open(aside, os.O_RDONLY)
+            fd = os.open(staging, os.O_RDONLY)
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            os.replace(aside, file)
+            os.replace(staging, file)
             sync_folder(file.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def read_hdf5_spec(file: str | Path) -> CacheSpec:

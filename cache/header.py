@@ -180,9 +180,9 @@ def parse_header(raw: bytes, path: Path) -> Header:
     return header
 
 
-def write_header(path: Path, header: Header, aside: Path) -> None:
+def write_header(path: Path, header: Header, staging: Path) -> None:
     """Replace the header of the store at `path` in one step."""
-    replace_file(path / HEADER_FILE, header.render(), aside)
+    replace_file(path / HEADER_FILE, header.render(), staging)
 
 
 def header_damaged(path: Path) -> DamagedStoreError:

@@ -224,7 +224,7 @@ def rewrite_journal(store: Path, journal: Journal) -> None:
     sync_folder(folder)
 
 
-def asides(store: Path) -> list[Path]:
+def staging_files(store: Path) -> list[Path]:
     """Files that a writer has under way, or left behind when it was killed."""
     return sorted((store / JOURNAL_FOLDER).glob(f"{ASIDE_PREFIX}*"))
 

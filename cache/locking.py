@@ -85,7 +85,7 @@ class StoreLock:
         self._lock = FileLock(self.file, thread_local=False)
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Nobody else changes the store within: true all the time for one that has it alone."""
         yield
 

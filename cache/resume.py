@@ -34,9 +34,9 @@ from .journal import (
     JOURNAL_FOLDER,
     Entry,
     Journal,
-    asides,
     read_journal,
     rewrite_journal,
+    staging_files,
 )
 from .layout import (
     CONTENT_HASHES,
@@ -63,7 +63,7 @@ def old_folder(store: Path) -> Path:
     return store.with_name(f"{store.name}.old")
 
 
-def header_aside(store: Path) -> Path:
+def header_staging(store: Path) -> Path:
     """Where a header is written before it takes its place."""
     return store / JOURNAL_FOLDER / f"{ASIDE_PREFIX}{HEADER_FILE}"
 
@@ -111,7 +111,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
         static=skeleton.static,
         metadata=skeleton.metadata,
     )
-    write_header(folder, header, header_aside(folder))
+    write_header(folder, header, header_staging(folder))
     os.replace(folder, store)
     for parent in [*store.parents][:3]:  # split, data set, root: any of them may be new
         sync_folder(parent)
@@ -131,7 +131,7 @@ def resume_store(store: Path, request: Request, *, has_company: bool = False) ->
     if has_company:
         return _with_skeleton(store, header, request), read_journal(store)
     (store / JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
-    for file in asides(store):
+    for file in staging_files(store):
         file.unlink()
     header = _with_skeleton(store, header, request)
     return _with_checked_journal(store, header, request)
@@ -184,7 +184,7 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
         metadata={**header.metadata, **{path: skeleton.metadata[path] for path in added}},
         parity={**request.parity, **header.parity},
     )
-    write_header(store, header, header_aside(store))
+    write_header(store, header, header_staging(store))
     return header
 
 
@@ -240,7 +240,7 @@ def forget(
         # the header first: between the two steps it may promise less than the journal has, never more
         header = replace(header, arrays=arrays)
         header = replace(header, notes=checked.notes(a.name for a in header.complete_arrays).totals())
-        write_header(store, header, header_aside(store))
+        write_header(store, header, header_staging(store))
     if entries != journal.entries or journal.bad_lines:
         rewrite_journal(store, checked)
     return header, checked

@@ -128,7 +128,7 @@ class BlockFiles:
     def put_in_place(self) -> None:
         """Rename every file to where the array has it."""
         for chunk in self._chunks:
-            os.replace(self._aside(chunk), self._array.file(self._store, chunk))
+            os.replace(self._staging(chunk), self._array.file(self._store, chunk))
         sync_folder(self._store / self._array.name)
 
     def discard(self) -> None:
@@ -137,15 +137,15 @@ class BlockFiles:
             os.close(self._fd)
             self._fd = None
         for chunk in self._chunks:
-            self._aside(chunk).unlink(missing_ok=True)
+            self._staging(chunk).unlink(missing_ok=True)
 
-    def _aside(self, chunk: int) -> Path:
+    def _staging(self, chunk: int) -> Path:
         name = self._array.name.replace("/", "~")
         return self._store / JOURNAL_FOLDER / f"{ASIDE_PREFIX}{name}~{self._array.file_name(chunk)}"
 
     def _open_chunk(self) -> None:
         chunk = self._chunks[len(self._checksums)]
-        self._fd = os.open(self._aside(chunk), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._fd = os.open(self._staging(chunk), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         self._crc = self._bytes = 0
 
     def _append(self, data: NDArray[np.uint8]) -> None:

@@ -25,8 +25,8 @@ from .header import (
 from .journal import (
     JOURNAL_FOLDER,
     Journal,
-    asides,
     read_journal,
+    staging_files,
 )
 from .layout import (
     CHECKSUM_BYTES,
@@ -205,7 +205,7 @@ def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
         for array in block_arrays(header)
         for chunk in range(array.grid.num_chunks)
     )
-    known.update(file.relative_to(store).as_posix() for file in asides(store))
+    known.update(file.relative_to(store).as_posix() for file in staging_files(store))
     known.update(file.relative_to(store).as_posix() for file in (store / JOURNAL_FOLDER).glob("worker-*.jsonl"))
     found = {
         (Path(folder) / name).relative_to(store).as_posix() for folder, _, names in os.walk(store) for name in names

@@ -40,7 +40,7 @@ from .worker import Worker
 PATIENCE_S = 900.0  # the first worker reads what an interrupted run left before it lets the others in
 
 
-class CrewLock:
+class WorkerLock:
     """The right to write a store as one of several workers, from `acquire` to `release`.
 
     Args:
@@ -58,7 +58,7 @@ class CrewLock:
         self._threads = threading.RLock()  # a FileLock is one for all threads that use it
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Nobody else changes the store, or who has what of it, within.
 
         Raises:
@@ -90,7 +90,7 @@ class CrewLock:
         """
         with storage_errors(self.store):
             lock_file(self.store).parent.mkdir(parents=True, exist_ok=True)
-            with self.undisturbed():
+            with self.exclusive():
                 for owner in self._others().values():
                     if owner is None or owner.worker.split("/")[1:] != [str(self.worker.count)]:
                         raise locked_error(self.store, owner)
@@ -101,7 +101,7 @@ class CrewLock:
     def release(self) -> None:
         """Leave; the blocks that were taken and not committed are free again."""
         if self._lock.is_locked:
-            with self.undisturbed():
+            with self.exclusive():
                 self._lock.release()
                 self._remove_dead()
 

@@ -45,14 +45,14 @@ from .resume import (
     ANEW,
     clear_leftovers,
     create_store,
-    header_aside,
+    header_staging,
     remove_store,
     resume_store,
 )
 from .spec import ArraySpec, CacheSpec
 from .staging import OpenBlock
 from .worker import Worker
-from .worker_lock import CrewLock
+from .worker_lock import WorkerLock
 
 POLL_S = 0.5  # a worker that waits for the last blocks of others looks so often whether they still live
 
@@ -65,7 +65,7 @@ class CacheWriter:
     """
 
     def __init__(
-        self, path: Path, request: Request, header: Header, journal: Journal, lock: StoreLock | CrewLock
+        self, path: Path, request: Request, header: Header, journal: Journal, lock: StoreLock | WorkerLock
     ) -> None:
         self.path = path
         self.batch_size = header.batch_size
@@ -75,7 +75,7 @@ class CacheWriter:
         self._journal = journal
         self._lock = lock
         self._grid = header.hash_grid
-        self._worker = lock.worker if isinstance(lock, CrewLock) else None
+        self._worker = lock.worker if isinstance(lock, WorkerLock) else None
         missing = self._look_for_missing()
         self._missing = missing if self._worker is None else {}  # what this writer has to write
         self._open: OpenBlock | None = None
@@ -133,9 +133,9 @@ class CacheWriter:
         cls, store: Path, request: Request, *, overwrite: bool = False, worker: Worker | None = None
     ) -> CacheWriter:
         """`open` for a request that was checked before: an import, which keeps the versions of the original."""
-        lock = StoreLock(store) if worker is None else CrewLock(store, worker)
+        lock = StoreLock(store) if worker is None else WorkerLock(store, worker)
         try:
-            with storage_errors(store), lock.undisturbed():  # the first worker makes the store, the next ones find it
+            with storage_errors(store), lock.exclusive():  # the first worker makes the store, the next ones find it
                 lock.acquire()
                 clear_leftovers(store)
                 if overwrite:
@@ -159,7 +159,7 @@ class CacheWriter:
         has died has left.
         """
         while self._worker is not None and not self._missing:
-            with storage_errors(self.path), self._lock.undisturbed():
+            with storage_errors(self.path), self._lock.exclusive():
                 self._journal = read_journal(self.path)
                 missing = self._look_for_missing()
                 taken = self._lock.taken_by_others()
@@ -239,7 +239,7 @@ class CacheWriter:
                 got=f"{blocks - len(self._missing)} of them",
                 todo="Append the batches that `pending` still lists, or run the same `layerbank extract` again.",
             )
-        with storage_errors(self.path), self._lock.undisturbed():
+        with storage_errors(self.path), self._lock.exclusive():
             if self._worker is not None:  # others have written meanwhile
                 self._header, self._journal = read_header(self.path), read_journal(self.path)
                 if self._look_for_missing():
@@ -250,7 +250,7 @@ class CacheWriter:
             header = replace(header, notes=notes.totals())
             if header != self._header:
                 rewrite_journal(self.path, self._journal)
-                write_header(self.path, header, header_aside(self.path))
+                write_header(self.path, header, header_staging(self.path))
         self._header = header
         return True
 
@@ -279,7 +279,7 @@ class CacheWriter:
 
     def _commit(self, block: OpenBlock) -> None:
         entry = block.put_in_place()
-        with self._lock.undisturbed():  # whoever completes other arrays rewrites the journal
+        with self._lock.exclusive():  # whoever completes other arrays rewrites the journal
             append_entry(self.path, entry, 0 if self._worker is None else self._worker.index)
         known = self._journal.entries.get(block.block)
         self._journal.entries[block.block] = entry if known is None else known.merged(entry)

@@ -344,7 +344,7 @@ Event = (
     | StudyFailed
     | ReportStep
 )
-Emit = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:

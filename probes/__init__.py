@@ -1,8 +1,8 @@
 """Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
 
 from .attention import (
+    AttentionProbe,
     AttentionStatistics,
-    LookingProbe,
     attention_mass,
     attention_statistics,
 )
@@ -42,7 +42,7 @@ from .data.token_source import (
     read_batches,
     stack_tokens,
 )
-from .duplicate_settings import first_twins
+from .duplicate_settings import first_duplicates
 from .ensemble import Ensemble, mean_of_members
 from .errors import (
     CheckpointError,
@@ -54,12 +54,12 @@ from .errors import (
 from .evaluate import compute_logits
 from .events import Progress
 from .fit import (
+    BankRun,
     FitResult,
-    Rider,
     fit_bank,
     fit_banks,
 )
-from .group_plan import Candidate, RidePlan, plan_ride
+from .group_plan import Candidate, GroupPlan, plan_group
 from .halving import Rung
 from .heads import (
     ZOO,
@@ -139,7 +139,7 @@ __all__ = [
     # training
     "fit_bank",
     "fit_banks",
-    "Rider",
+    "BankRun",
     "FitResult",
     "LearningCurves",
     "compute_logits",
@@ -165,14 +165,14 @@ __all__ = [
     "run_sweep",
     "run_sweeps",
     "Candidate",
-    "RidePlan",
-    "plan_ride",
+    "GroupPlan",
+    "plan_group",
     "Journal",
     "BankKey",
     "BankScores",
     "run_solver",
     "run_solvers",
-    "first_twins",
+    "first_duplicates",
     "Choice",
     "plan_choice",
     "score_held_out",
@@ -199,7 +199,7 @@ __all__ = [
     "attention_mass",
     "attention_statistics",
     "AttentionStatistics",
-    "LookingProbe",
+    "AttentionProbe",
     "save_probe",
     "load_probe",
     # errors

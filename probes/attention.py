@@ -22,7 +22,7 @@ from .errors import DataError
 from .heads import AlfEmbedProbe, CaeProbe
 from .heads.attentive import AttentiveProbe
 
-LookingProbe = AttentiveProbe | AlfEmbedProbe | CaeProbe
+AttentionProbe = AttentiveProbe | AlfEmbedProbe | CaeProbe
 
 SHARE = 0.8  # of mass-80
 ROUNDING = 1e-6  # of a float32 softmax: five tokens of 0.2 each have 80 % in four
@@ -53,7 +53,7 @@ class AttentionStatistics:
 
 
 @torch.no_grad()
-def attention_statistics(probe: LookingProbe, source: TokenSource, groups: Tensor) -> AttentionStatistics:
+def attention_statistics(probe: AttentionProbe, source: TokenSource, groups: Tensor) -> AttentionStatistics:
     """Attention of every image of a source, in its order, in float64.
 
     Args:
@@ -90,7 +90,7 @@ def attention_statistics(probe: LookingProbe, source: TokenSource, groups: Tenso
     )
 
 
-def attention_mass(probe: LookingProbe, source: TokenSource) -> Tensor:
+def attention_mass(probe: AttentionProbe, source: TokenSource) -> Tensor:
     """Attention over the tokens, averaged over the images.
 
     Args:

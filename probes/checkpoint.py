@@ -47,12 +47,12 @@ def save_probe(folder: str | os.PathLike[str], probe: Probe, config: Mapping[str
     description = json.dumps({"format": FORMAT, "head": _describe(probe), "config": dict(config)}, indent=2)
     (folder / DESCRIPTION).unlink(missing_ok=True)  # never old words beside new weights
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in probe.state_dict().items()}
-    aside = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file(weights, aside)
-    _commit(aside, folder / WEIGHTS)
-    aside = folder / f".{DESCRIPTION}.{os.getpid()}"
-    aside.write_text(description + "\n", encoding="utf-8")
-    _commit(aside, folder / DESCRIPTION)
+    staging = folder / f".{WEIGHTS}.{os.getpid()}"
+    save_file(weights, staging)
+    _commit(staging, folder / WEIGHTS)
+    staging = folder / f".{DESCRIPTION}.{os.getpid()}"
+    staging.write_text(description + "\n", encoding="utf-8")
+    _commit(staging, folder / DESCRIPTION)
 
 
 def load_probe(
@@ -179,7 +179,7 @@ def _damaged(file: Path, expected: str) -> CheckpointError:
     )
 
 
-def _commit(aside: Path, target: Path) -> None:
-    with aside.open("rb") as file:
+def _commit(staging: Path, target: Path) -> None:
+    with staging.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(aside, target)
+    os.replace(staging, target)

@@ -18,13 +18,13 @@ from .data.split import split_rows
 from .data.token_source import TokenSource
 from .ensemble import Ensemble, mean_of_members
 from .evaluate import compute_all_logits, measure
-from .events import Emit
+from .events import OnEvent
 from .fit import FitResult, fit_banks
-from .group_plan import Candidate, RidePlan, plan_ride
+from .group_plan import Candidate, GroupPlan, plan_group
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
 from .refit import Refit, Winner, refit
-from .trainable_heads import Entrant, prepare
+from .trainable_heads import TrainableHead, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def score_held_out(
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     phase: str = "select",
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[FitResult]:
     """Train choices on the kept images and show what each says of the held-out ones: the split is that of the protocol.
 
@@ -66,23 +66,25 @@ def score_held_out(
     Raises:
         SettingError: head and tokens do not fit each other, or not even one probe fits into the memory.
     """
-    plan, entrants = _prepare(choices, train, protocol, memory_bytes)
+    plan, trainables = _prepare(choices, train, protocol, memory_bytes)
     kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
     left: dict[int, FitResult] = {}
-    for places in plan_passes([entrants[choice.candidate].bank_bytes for choice in choices], plan.banks_bytes):
-        riders = [entrants[choices[place].candidate].ride([choices[place].setting], device) for place in places]
-        fitted = fit_banks(riders, train, kept, protocol, phase=phase, emit=emit)
+    for places in plan_passes([trainables[choice.candidate].bank_bytes for choice in choices], plan.banks_bytes):
+        bank_runs = [trainables[choices[place].candidate].group([choices[place].setting], device) for place in places]
+        fitted = fit_banks(bank_runs, train, kept, protocol, phase=phase, on_event=on_event)
         left |= dict(zip(places, fitted, strict=True))
-        sound = [(place, rider) for place, rider in zip(places, riders, strict=True) if not left[place].diverged[0]]
+        sound = [
+            (place, bank_run) for place, bank_run in zip(places, bank_runs, strict=True) if not left[place].diverged[0]
+        ]
         done = 0
         if sound:
-            asked = [rider for _, rider in sound]
-            for parts in compute_all_logits(asked, train, held_out, phase="validate", emit=emit):
+            asked = [bank_run for _, bank_run in sound]
+            for parts in compute_all_logits(asked, train, held_out, phase="validate", on_event=on_event):
                 stretch = slice(done, done + parts[0].shape[1])
                 for (place, _), logits in zip(sound, parts, strict=True):
                     see(place, stretch, logits[0])
                 done = stretch.stop
-        del riders, sound  # before the next ones take their memory
+        del bank_runs, sound  # before the next ones take their memory
     return [left[place] for place in range(len(choices))]
 
 
@@ -94,7 +96,7 @@ def train_chosen(
     *,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[Refit]:
     """Train choices on all training images, then open the test images, once, and test them: the last step of the protocol.
 
@@ -107,19 +109,19 @@ def train_chosen(
         SettingError: as there.
         DataError: test tokens unlike the training tokens.
     """
-    plan, entrants = _prepare(choices, train, protocol, memory_bytes)
-    each = list(entrants)
-    winners = [Winner(entrant=each.index(choice.candidate), setting=choice.setting) for choice in choices]
+    plan, trainables = _prepare(choices, train, protocol, memory_bytes)
+    each = list(trainables)
+    winners = [Winner(trainable=each.index(choice.candidate), setting=choice.setting) for choice in choices]
     trained = refit(
         winners,
-        list(entrants.values()),
+        list(trainables.values()),
         train,
         open_test,
         protocol,
         memory_bytes=plan.banks_bytes,
         device=device,
         best=None,
-        emit=emit,
+        on_event=on_event,
     )
     return [trained[winner] for winner in winners]
 
@@ -128,7 +130,7 @@ def plan_choice(
     candidate: Candidate, source: TokenSource, protocol: TrainingProtocol, memory_bytes: int | None
 ) -> MemoryPlan | None:
     """How a choice of this candidate is trained: all that could change its bits; arguments and errors as in `score_held_out`."""
-    return plan_ride([candidate], source, _of_one_setting(protocol), memory_bytes).memory[0]
+    return plan_group([candidate], source, _of_one_setting(protocol), memory_bytes).memory[0]
 
 
 def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource]) -> Refit:
@@ -151,16 +153,16 @@ def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource])
 
 def _prepare(
     choices: Sequence[Choice], train: TokenSource, protocol: TrainingProtocol, memory_bytes: int | None
-) -> tuple[RidePlan, dict[Candidate, Entrant]]:
+) -> tuple[GroupPlan, dict[Candidate, TrainableHead]]:
     """Each candidate once, planned for one probe at a time."""
     candidates = list(dict.fromkeys(choice.candidate for choice in choices))
     alone = _of_one_setting(protocol)
-    plan = plan_ride(candidates, train, alone, memory_bytes)
-    entrants = {
+    plan = plan_group(candidates, train, alone, memory_bytes)
+    trainables = {
         candidate: prepare(candidate, train, alone, memory, refit_bytes)
         for candidate, memory, refit_bytes in zip(candidates, plan.memory, plan.refit_bytes, strict=True)
     }
-    return plan, entrants
+    return plan, trainables
 
 
 def _of_one_setting(protocol: TrainingProtocol) -> TrainingProtocol:

@@ -14,7 +14,7 @@ from .protocol import Setting
 NO_DECAY = 2.0**-25  # of float32, in which sweeps train
 
 
-def first_twins(settings: Sequence[Setting]) -> list[int]:
+def first_duplicates(settings: Sequence[Setting]) -> list[int]:
     """Of each setting the first one that trains to the same bits, often itself.
 
     >>> from .protocol import PAPER, Head
@@ -23,8 +23,8 @@ def first_twins(settings: Sequence[Setting]) -> list[int]:
     ([15], Setting(lr=0.001, weight_decay=1e-05, dropout=0.0))
     """
     first: dict[tuple[float, float, float], int] = {}
-    twins = []
+    duplicates = []
     for index, setting in enumerate(settings):
         decay = 0.0 if setting.lr * setting.weight_decay < NO_DECAY else setting.weight_decay
-        twins.append(first.setdefault((setting.lr, decay, setting.dropout), index))
-    return twins
+        duplicates.append(first.setdefault((setting.lr, decay, setting.dropout), index))
+    return duplicates

@@ -15,8 +15,8 @@ from .data.blocks import Reading
 from .data.jitter import draw_jitter, jitter_blocks
 from .data.token_source import TokenSource, blocks_of, read_batches
 from .errors import DataError
-from .events import Emit, Reporter
-from .fit import Rider
+from .events import OnEvent, Reporter
+from .fit import BankRun
 from .metrics import balanced_accuracy, top_k_accuracy
 from .outcome import Metrics
 from .protocol import TrainingProtocol
@@ -30,7 +30,7 @@ def compute_logits(
     *,
     jitter: TrainingProtocol | None = None,
     phase: str = "predict",
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> Iterator[Tensor]:
     """Class scores of a bank that reads whole rows: [P, b, C] on the CPU for one stretch of rows after the other.
 
@@ -42,27 +42,27 @@ def compute_logits(
         phase: named in the progress.
         emit: called with `Progress`.
     """
-    rider = Rider(bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1))
-    for (logits,) in compute_all_logits([rider], source, rows, jitter=jitter, phase=phase, emit=emit):
+    bank_run = BankRun(bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1))
+    for (logits,) in compute_all_logits([bank_run], source, rows, jitter=jitter, phase=phase, on_event=on_event):
         yield logits
 
 
 @torch.no_grad()
 def compute_all_logits(
-    riders: Sequence[Rider],
+    bank_runs: Sequence[BankRun],
     source: TokenSource,
     rows: Tensor,
     *,
     jitter: TrainingProtocol | None = None,
     phase: str = "predict",
     best: float | None = None,
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> Iterator[list[Tensor]]:
     """Class scores of several banks that read the same rows: of each rider [P, b, C] on the CPU, stretch by stretch."""
     stretches = torch.split(rows, EVALUATION_BATCH)
-    device, blocks = riders[0].bank.stacks[0].device, blocks_of(source)
+    device, blocks = bank_runs[0].bank.stacks[0].device, blocks_of(source)
     workspace = Workspace(torch.float32, device)
-    reporter = Reporter(emit, phase, len(stretches), sum(rider.bank.num_probes for rider in riders), best)
+    reporter = Reporter(on_event, phase, len(stretches), sum(bank_run.bank.num_probes for bank_run in bank_runs), best)
     reporter.report(0)
     with contextlib.closing(read_batches(source, stretches)) as stream:
         for number, (_, read) in enumerate(stream, 1):
@@ -72,27 +72,29 @@ def compute_all_logits(
             if noise is not None:
                 jitter_blocks(noise, tokens, blocks)
             logits = []
-            for rider in riders:
-                with rider.watch:
-                    logits.append(rider.bank.logits(rider.reading.read(tokens, workspace, noise)).cpu())
+            for bank_run in bank_runs:
+                with bank_run.watch:
+                    logits.append(bank_run.bank.logits(bank_run.reading.read(tokens, workspace, noise)).cpu())
             yield logits
             reporter.report(number)
 
 
 def validate(
-    riders: Sequence[Rider],
+    bank_runs: Sequence[BankRun],
     source: TokenSource,
     rows: Tensor,
     protocol: TrainingProtocol,
     *,
     best: float | None = None,
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[Tensor]:
     """Balanced accuracy [P] float64 of each rider's probes on some rows, NaN for a probe whose scores are not finite."""
-    predictions = [torch.empty(rider.bank.num_probes, len(rows), dtype=torch.int64) for rider in riders]
-    finite, done = [torch.ones(rider.bank.num_probes, dtype=torch.bool) for rider in riders], 0
+    predictions = [torch.empty(bank_run.bank.num_probes, len(rows), dtype=torch.int64) for bank_run in bank_runs]
+    finite, done = [torch.ones(bank_run.bank.num_probes, dtype=torch.bool) for bank_run in bank_runs], 0
     jitter = protocol if protocol.jitter_validation else None
-    for parts in compute_all_logits(riders, source, rows, jitter=jitter, phase="validate", best=best, emit=emit):
+    for parts in compute_all_logits(
+        bank_runs, source, rows, jitter=jitter, phase="validate", best=best, on_event=on_event
+    ):
         for number, logits in enumerate(parts):
             predictions[number][:, done : done + logits.shape[1]] = logits.argmax(2)
             finite[number] &= logits.isfinite().flatten(1).all(1)

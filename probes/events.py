@@ -33,7 +33,7 @@ class Progress:
     loss: float | None = None
 
 
-Emit = Callable[[Progress], None]
+OnEvent = Callable[[Progress], None]
 
 SHORTEST_INTERVAL_S = 0.25
 
@@ -42,20 +42,20 @@ class Reporter:
     """Passes on the first and last report of a phase, and at most four a second between them."""
 
     def __init__(
-        self, emit: Emit | None, phase: str, num_steps: int, num_probes: int, best: float | None = None
+        self, on_event: OnEvent | None, phase: str, num_steps: int, num_probes: int, best: float | None = None
     ) -> None:
-        self._emit, self._phase, self._num_steps, self._num_probes = emit, phase, num_steps, num_probes
+        self._on_event, self._phase, self._num_steps, self._num_probes = on_event, phase, num_steps, num_probes
         self._best, self._began_s, self._last_s = best, time.monotonic(), float("-inf")
 
     def report(self, step: int, losses: Sequence[Tensor] = ()) -> None:
         """Say that `step` steps are done; losses, [P] of each bank, are looked at only if this report is passed on."""
         now_s = time.monotonic()
         due = now_s - self._last_s >= SHORTEST_INTERVAL_S or step in (0, self._num_steps)
-        if self._emit is None or not due:
+        if self._on_event is None or not due:
             return
         self._last_s = now_s
         elapsed_s = now_s - self._began_s
-        self._emit(
+        self._on_event(
             Progress(
                 phase=self._phase,
                 step=step,

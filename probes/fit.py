@@ -34,14 +34,14 @@ from .data.token_source import (
     upload,
 )
 from .errors import SettingError
-from .events import Emit, Reporter
+from .events import OnEvent, Reporter
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
 from .time_attribution import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rider:
+class BankRun:
     """A bank that trains, or is evaluated, in a pass over batches that others may share.
 
     Attributes:
@@ -83,7 +83,7 @@ def fit_bank(
     schedule_steps: int | None = None,
     max_steps: int | None = None,
     phase: str = "fit",
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> FitResult:
     """Train the probes of one bank, which reads whole rows, in place: `fit_banks` of one rider.
 
@@ -94,16 +94,25 @@ def fit_bank(
     Raises:
         DataError, SettingError: as there.
     """
-    rider = Rider(bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1), settings=settings)
+    bank_run = BankRun(
+        bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1), settings=settings
+    )
     (result,) = fit_banks(
-        [rider], source, rows, protocol, schedule_steps=schedule_steps, max_steps=max_steps, phase=phase, emit=emit
+        [bank_run],
+        source,
+        rows,
+        protocol,
+        schedule_steps=schedule_steps,
+        max_steps=max_steps,
+        phase=phase,
+        on_event=on_event,
     )
     return result
 
 
 @torch.no_grad()
 def fit_banks(
-    riders: Sequence[Rider],
+    bank_runs: Sequence[BankRun],
     source: TokenSource,
     rows: Tensor,
     protocol: TrainingProtocol,
@@ -112,7 +121,7 @@ def fit_banks(
     max_steps: int | None = None,
     phase: str = "fit",
     best: float | None = None,
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[FitResult]:
     """Train the probes of some banks in place, in one pass over the batches.
 
@@ -134,22 +143,22 @@ def fit_banks(
         DataError: fewer than two images.
         SettingError: not one setting a probe.
     """
-    for rider in riders:
-        if len(rider.settings) != rider.bank.num_probes:
+    for bank_run in bank_runs:
+        if len(bank_run.settings) != bank_run.bank.num_probes:
             raise SettingError(
                 where="fit settings",
-                expected=f"{rider.bank.num_probes}, one a probe",
-                got=str(len(rider.settings)),
+                expected=f"{bank_run.bank.num_probes}, one a probe",
+                got=str(len(bank_run.settings)),
                 todo="Give every probe of the bank one setting.",
             )
     plan = plan_batches(len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     weight_of_class = class_weights(source.labels[rows], source.num_classes)
     schedule_steps = plan.num_steps if schedule_steps is None else min(schedule_steps, plan.num_steps)
     num_steps = schedule_steps if max_steps is None else min(max_steps, schedule_steps)
-    device, blocks = riders[0].bank.stacks[0].device, blocks_of(source)
+    device, blocks = bank_runs[0].bank.stacks[0].device, blocks_of(source)
     workspace = Workspace(torch.float32, device)
-    trainings = [_Training(rider, protocol, schedule_steps) for rider in riders]
-    reporter = Reporter(emit, phase, num_steps, sum(rider.bank.num_probes for rider in riders), best)
+    trainings = [_Training(bank_run, protocol, schedule_steps) for bank_run in bank_runs]
+    reporter = Reporter(on_event, phase, num_steps, sum(bank_run.bank.num_probes for bank_run in bank_runs), best)
     reporter.report(0)
     batches = islice(_batches(plan, source, rows, protocol.seed), num_steps)
     with contextlib.closing(read_batches(source, batches)) as stream:
@@ -162,8 +171,8 @@ def fit_banks(
             if jitter is not None:
                 jitter_blocks(jitter, tokens, blocks)
             for training in trainings:
-                with training.rider.watch:
-                    read_tokens = training.rider.reading.read(tokens, workspace, jitter)
+                with training.bank_run.watch:
+                    read_tokens = training.bank_run.reading.read(tokens, workspace, jitter)
                     training.step(step, read_tokens, labels, weights)
             reporter.report(step + 1, [training.losses for training in trainings])
     return [training.result(plan) for training in trainings]
@@ -172,12 +181,12 @@ def fit_banks(
 class _Training:
     """One bank on its way through the schedule."""
 
-    def __init__(self, rider: Rider, protocol: TrainingProtocol, schedule_steps: int) -> None:
-        bank = rider.bank
-        self.rider, self._protocol, self._schedule_steps = rider, protocol, schedule_steps
+    def __init__(self, bank_run: BankRun, protocol: TrainingProtocol, schedule_steps: int) -> None:
+        bank = bank_run.bank
+        self.bank_run, self._protocol, self._schedule_steps = bank_run, protocol, schedule_steps
         self._device, self._dtype = bank.stacks[0].device, bank.stacks[0].dtype
-        self._optimizer = AdamW(bank.stacks, rider.settings)
-        self._peaks = [setting.lr for setting in rider.settings]
+        self._optimizer = AdamW(bank.stacks, bank_run.settings)
+        self._peaks = [setting.lr for setting in bank_run.settings]
         self._finite = torch.ones(bank.num_probes, dtype=torch.bool, device=self._device)
         self._points = {step: number for number, step in enumerate(sampled_steps(schedule_steps))}
         self._lrs: list[list[float]] = []
@@ -186,7 +195,7 @@ class _Training:
 
     def step(self, step: int, tokens: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Gradients, clipping, AdamW: tokens [B, *token_shape] and labels [B] on the device, weights [B] on the host."""
-        bank = self.rider.bank
+        bank = self.bank_run.bank
         noise = _draw_noise(bank, tokens, self._protocol.seed, step)
         self.losses = bank.compute_gradients(tokens, labels, upload(weights.to(self._dtype), self._device), noise)
         self._finite &= self.losses.isfinite()

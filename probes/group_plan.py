@@ -38,7 +38,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RidePlan:
+class GroupPlan:
     """What was chosen, and what it will take.
 
     Attributes:
@@ -56,9 +56,9 @@ class RidePlan:
     total_bytes: int
 
 
-def plan_ride(
+def plan_group(
     candidates: Sequence[Candidate], source: TokenSource, protocol: TrainingProtocol, memory_bytes: int | None
-) -> RidePlan:
+) -> GroupPlan:
     """Plan the training of some heads on the rows of one source.
 
     Args:
@@ -86,7 +86,7 @@ def plan_ride(
     ]
     banks = [size for plan in memory for size in ([None] if plan is None else [plan.total_bytes] * plan.num_banks)]
     passes = plan_passes(banks, banks_bytes)
-    return RidePlan(
+    return GroupPlan(
         banks_bytes=banks_bytes,
         memory=tuple(memory),
         refit_bytes=tuple(refits),

@@ -13,7 +13,7 @@ from .data.batches import BatchPlan
 from .data.token_source import TokenSource
 from .ensemble import Ensemble
 from .evaluate import check_test, compute_all_logits, measure
-from .events import Emit
+from .events import OnEvent
 from .fit import fit_banks
 from .heads import ZooProbe
 from .heads.attentive import AttentiveProbe
@@ -22,14 +22,14 @@ from .outcome import Metrics
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
 from .time_attribution import Stopwatch, shared_out
-from .trainable_heads import Entrant
+from .trainable_heads import TrainableHead
 
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
     """A setting that was chosen, of an entrant by number."""
 
-    entrant: int
+    trainable: int
     setting: Setting
 
 
@@ -56,7 +56,7 @@ class Refit:
 
 def refit(
     winners: Sequence[Winner],
-    entrants: Sequence[Entrant],
+    trainables: Sequence[TrainableHead],
     train: TokenSource,
     open_test: Callable[[], TokenSource],
     protocol: TrainingProtocol,
@@ -64,7 +64,7 @@ def refit(
     memory_bytes: int | None,
     device: torch.device | str,
     best: float | None,
-    emit: Emit | None,
+    on_event: OnEvent | None,
 ) -> dict[Winner, Refit]:
     """Train the winners on all rows, then open the test images, once, and score them.
 
@@ -82,20 +82,20 @@ def refit(
     Raises:
         DataError: test tokens unlike the training tokens.
     """
-    sizes = [entrants[winner.entrant].refit_bytes for winner in winners]
+    sizes = [trainables[winner.trainable].refit_bytes for winner in winners]
     passes = [[winners[place] for place in places] for places in plan_passes(sizes, memory_bytes)]
     everything = torch.arange(len(train.labels))
     trained: dict[Winner, AttentiveProbe | LinearProbe | ZooProbe] = {}
     left: dict[Winner, tuple[BatchPlan, LearningCurves]] = {}
     seconds: dict[Winner, dict[str, float]] = {winner: {} for winner in winners}
     for of_pass in passes:
-        riders = [entrants[winner.entrant].ride([winner.setting], device) for winner in of_pass]
+        bank_runs = [trainables[winner.trainable].group([winner.setting], device) for winner in of_pass]
         with shared_out(
-            "refit", [(seconds[winner], rider.watch) for winner, rider in zip(of_pass, riders, strict=True)]
+            "refit", [(seconds[winner], bank_run.watch) for winner, bank_run in zip(of_pass, bank_runs, strict=True)]
         ):
-            fitted = fit_banks(riders, train, everything, protocol, phase="refit", best=best, emit=emit)
-            probes = [rider.bank.probe(0) for rider in riders]
-        del riders  # before the next ones take their memory
+            fitted = fit_banks(bank_runs, train, everything, protocol, phase="refit", best=best, on_event=on_event)
+            probes = [bank_run.bank.probe(0) for bank_run in bank_runs]
+        del bank_runs  # before the next ones take their memory
         for winner, probe, outcome in zip(of_pass, probes, fitted, strict=True):
             assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
             left[winner] = outcome.plan, outcome.curves
@@ -112,13 +112,17 @@ def refit(
                 tested = [winner for winner in of_pass if winner in trained]
                 if not tested:
                     continue
-                riders = [entrants[winner.entrant].ride_again(trained[winner], device) for winner in tested]
-                parties += [(seconds[winner], rider.watch) for winner, rider in zip(tested, riders, strict=True)]
+                bank_runs = [trainables[winner.trainable].run_again(trained[winner], device) for winner in tested]
+                parties += [
+                    (seconds[winner], bank_run.watch) for winner, bank_run in zip(tested, bank_runs, strict=True)
+                ]
                 parts = list(
-                    compute_all_logits(riders, test, torch.arange(len(test.labels)), phase="test", best=best, emit=emit)
+                    compute_all_logits(
+                        bank_runs, test, torch.arange(len(test.labels)), phase="test", best=best, on_event=on_event
+                    )
                 )
                 logits |= {winner: torch.cat([part[place][0] for part in parts]) for place, winner in enumerate(tested)}
-                del riders
+                del bank_runs
             metrics = {winner: measure(scores, test) for winner, scores in logits.items()}
     return {
         winner: Refit(

@@ -17,9 +17,9 @@ from torch import Tensor
 from .curves import LearningCurves, join_curves
 from .data.batches import BatchPlan
 from .data.token_source import TokenSource
-from .duplicate_settings import first_twins
+from .duplicate_settings import first_duplicates
 from .evaluate import validate
-from .events import Emit, Progress
+from .events import OnEvent, Progress
 from .fit import fit_banks
 from .group_plan import Candidate
 from .halving import Rung, keep_best, plan_rungs
@@ -27,7 +27,7 @@ from .outcome import SettingScore
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
 from .time_attribution import shared_out
-from .trainable_heads import Entrant
+from .trainable_heads import TrainableHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Selection:
 
 
 def select(
-    entrants: Sequence[Entrant],
+    trainables: Sequence[TrainableHead],
     train: TokenSource,
     rows: tuple[Tensor, Tensor],
     protocol: TrainingProtocol,
@@ -92,7 +92,7 @@ def select(
     device: torch.device | str,
     journal: Journal | None,
     seconds: Sequence[dict[str, float]],
-    emit: Emit | None,
+    on_event: OnEvent | None,
 ) -> list[Selection]:
     """Score every setting of every entrant.
 
@@ -108,7 +108,7 @@ def select(
         seconds: of each entrant; its part of the wall time is added here, to select and validate.
         emit: called with `Progress`.
     """
-    grids = [_Grid(entrant, protocol, plan) for entrant in entrants]
+    grids = [_Grid(trainable, protocol, plan) for trainable in trainables]
     seconds_of = dict(zip(grids, seconds, strict=True))
     for number in range(len(grids[0].planned)):
         work: list[tuple[_Grid, BankKey, list[int]]] = []
@@ -119,20 +119,22 @@ def select(
                     work.append((grid, key, members))
                 else:
                     grid.record(members, key, known)
-        passes = plan_passes([grid.entrant.bank_bytes for grid, _, _ in work], memory_bytes)
+        passes = plan_passes([grid.trainable.bank_bytes for grid, _, _ in work], memory_bytes)
         for turn, places in enumerate(passes):
-            riders = [work[place][0].entrant.ride(work[place][1].settings, device) for place in places]
+            bank_runs = [work[place][0].trainable.group(work[place][1].settings, device) for place in places]
             steps = work[places[0]][1].num_steps
             best = max((grid.best for grid in grids if grid.best is not None), default=None)
-            told = _of_pass(emit, turn, len(passes))
-            parties = [(seconds_of[work[place][0]], rider.watch) for place, rider in zip(places, riders, strict=True)]
+            told = _of_pass(on_event, turn, len(passes))
+            parties = [
+                (seconds_of[work[place][0]], bank_run.watch) for place, bank_run in zip(places, bank_runs, strict=True)
+            ]
             with shared_out("select", parties):
                 fitted = fit_banks(
-                    riders, train, rows[0], protocol, schedule_steps=steps, phase="select", best=best, emit=told
+                    bank_runs, train, rows[0], protocol, schedule_steps=steps, phase="select", best=best, on_event=told
                 )
             with shared_out("validate", parties):
-                accuracies = validate(riders, train, rows[1], protocol, best=best, emit=told)
-            del riders  # before the next banks take their memory
+                accuracies = validate(bank_runs, train, rows[1], protocol, best=best, on_event=told)
+            del bank_runs  # before the next banks take their memory
             for place, outcome, accuracy in zip(places, fitted, accuracies, strict=True):
                 grid, key, members = work[place]
                 scores = BankScores(
@@ -147,10 +149,10 @@ def select(
 class _Grid:
     """The settings of one entrant on their way through the rungs."""
 
-    def __init__(self, entrant: Entrant, protocol: TrainingProtocol, plan: BatchPlan) -> None:
-        self.entrant = entrant
-        self._twins = first_twins(entrant.settings)
-        self._alive = sorted(set(self._twins))
+    def __init__(self, trainable: TrainableHead, protocol: TrainingProtocol, plan: BatchPlan) -> None:
+        self.trainable = trainable
+        self._duplicates = first_duplicates(trainable.settings)
+        self._alive = sorted(set(self._duplicates))
         self.planned = plan_rungs(protocol.sweep, len(self._alive), plan.num_steps)
         self._rungs: list[Rung] = []
         self._scores: dict[int, SettingScore] = {}
@@ -170,21 +172,21 @@ class _Grid:
             return []
         self._rungs.append(replace(rung, num_settings=len(self._alive)))
         # probes of one dropout rate side by side: a bank trains them together
-        by_dropout = sorted(self._alive, key=lambda index: self.entrant.settings[index].dropout)
-        memory = self.entrant.memory
+        by_dropout = sorted(self._alive, key=lambda index: self.trainable.settings[index].dropout)
+        memory = self.trainable.memory
         banks = [list(range(len(by_dropout)))] if memory is None else memory.banks(len(by_dropout))
         return [self._bank([by_dropout[place] for place in places], rung.num_steps) for places in banks]
 
     def _bank(self, members: list[int], num_steps: int) -> tuple[list[int], BankKey]:
-        settings = tuple(self.entrant.settings[member] for member in members)
-        return members, BankKey(candidate=self.entrant.candidate, settings=settings, num_steps=num_steps)
+        settings = tuple(self.trainable.settings[member] for member in members)
+        return members, BankKey(candidate=self.trainable.candidate, settings=settings, num_steps=num_steps)
 
     def record(self, members: list[int], key: BankKey, scores: BankScores) -> None:
         """What a bank scored."""
         self._curves.append((members, scores.curves))
         for member, accuracy in zip(members, scores.accuracies.tolist(), strict=True):
             self._scores[member] = SettingScore(
-                setting=self.entrant.settings[member],
+                setting=self.trainable.settings[member],
                 validation=None if accuracy != accuracy else accuracy,
                 num_steps=key.num_steps,
             )
@@ -193,24 +195,24 @@ class _Grid:
         """All settings, twins with the scores of the first."""
         scores = tuple(
             replace(self._scores[first], setting=setting)
-            for first, setting in zip(self._twins, self.entrant.settings, strict=True)
+            for first, setting in zip(self._duplicates, self.trainable.settings, strict=True)
         )
         last_rung = set(self._alive)
         return Selection(
             scores=scores,
-            finalists=tuple(score for score, first in zip(scores, self._twins, strict=True) if first in last_rung),
+            finalists=tuple(score for score, first in zip(scores, self._duplicates, strict=True) if first in last_rung),
             rungs=tuple(self._rungs),
-            curves=join_curves(self._curves, len(scores)).rows(self._twins),
+            curves=join_curves(self._curves, len(scores)).rows(self._duplicates),
         )
 
 
-def _of_pass(emit: Emit | None, number: int, num_passes: int) -> Callable[[Progress], None] | None:
+def _of_pass(on_event: OnEvent | None, number: int, num_passes: int) -> Callable[[Progress], None] | None:
     """Progress of one of several passes as a part of the whole phase."""
-    if emit is None or num_passes == 1:
-        return emit
+    if on_event is None or num_passes == 1:
+        return on_event
 
     def report(event: Progress) -> None:
         done = number * event.num_steps + event.step
-        emit(replace(event, step=done, num_steps=num_passes * event.num_steps))
+        on_event(replace(event, step=done, num_steps=num_passes * event.num_steps))
 
     return report

@@ -19,7 +19,7 @@ import torch
 from .banks.bank import GROUP_SIZE
 from .data.token_source import ArraySource
 from .fit import fit_banks
-from .group_plan import Candidate, plan_ride
+from .group_plan import Candidate, plan_group
 from .protocol import Head, Setting, TrainingProtocol
 from .trainable_heads import prepare
 
@@ -116,14 +116,14 @@ def _time_steps(
         batch_size=num_images,
     )
     candidate = Candidate(head=head)
-    plan = plan_ride([candidate], source, small, None)
-    entrant = prepare(candidate, source, small, plan.memory[0], plan.refit_bytes[0])
-    settings: list[Setting] = list(entrant.settings)
-    rider = entrant.ride(settings, device)
+    plan = plan_group([candidate], source, small, None)
+    trainable = prepare(candidate, source, small, plan.memory[0], plan.refit_bytes[0])
+    settings: list[Setting] = list(trainable.settings)
+    bank_run = trainable.group(settings, device)
 
     def train(num_steps: int) -> float:
         began_s = time.perf_counter()
-        fit_banks([rider], source, torch.arange(num_rows), small, max_steps=num_steps)
+        fit_banks([bank_run], source, torch.arange(num_rows), small, max_steps=num_steps)
         return time.perf_counter() - began_s
 
     short_s = long_s = float("inf")

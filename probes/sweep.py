@@ -19,14 +19,14 @@ import torch
 from .data.batches import BatchPlan, plan_batches
 from .data.split import split_rows
 from .data.token_source import TokenSource
-from .events import Emit
-from .group_plan import Candidate, plan_ride
+from .events import OnEvent
+from .group_plan import Candidate, plan_group
 from .halving import Rung
 from .outcome import SettingScore, SweepResult, choose
 from .protocol import Head, Setting, TrainingProtocol
 from .refit import Refit, Winner, refit
 from .select import Journal, Selection, select
-from .trainable_heads import Entrant, prepare
+from .trainable_heads import TrainableHead, prepare
 
 
 def run_sweep(
@@ -38,7 +38,7 @@ def run_sweep(
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     journal: Journal | None = None,
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> SweepResult:
     """The sweep of one head, which reads whole rows: `run_sweeps` of one candidate.
 
@@ -57,7 +57,7 @@ def run_sweep(
         memory_bytes=memory_bytes,
         device=device,
         journal=journal,
-        emit=emit,
+        on_event=on_event,
     )
     return result
 
@@ -71,7 +71,7 @@ def run_sweeps(
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     journal: Journal | None = None,
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[SweepResult]:
     """Of each sweep: choose a candidate and its setting on held-out training images, train it on all of them, test once.
 
@@ -95,42 +95,42 @@ def run_sweeps(
         DataError: too few images to hold some out, or test tokens unlike the training tokens.
     """
     candidates = list(dict.fromkeys(one for sweep in sweeps for one in sweep))
-    ride = plan_ride(candidates, train, protocol, memory_bytes)
-    entrants = [
+    group = plan_group(candidates, train, protocol, memory_bytes)
+    trainables = [
         prepare(one, train, protocol, memory, refit_bytes)
-        for one, memory, refit_bytes in zip(candidates, ride.memory, ride.refit_bytes, strict=True)
+        for one, memory, refit_bytes in zip(candidates, group.memory, group.refit_bytes, strict=True)
     ]
     rows = split_rows(train, protocol.validation_fraction, protocol.seed)
-    seconds = [{"select": 0.0, "validate": 0.0} for _ in entrants]
+    seconds = [{"select": 0.0, "validate": 0.0} for _ in trainables]
     plan = plan_batches(len(rows[0]), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     selections = select(
-        entrants,
+        trainables,
         train,
         rows,
         protocol,
         plan,
-        memory_bytes=ride.banks_bytes,
+        memory_bytes=group.banks_bytes,
         device=device,
         journal=journal,
         seconds=seconds,
-        emit=emit,
+        on_event=on_event,
     )
     fields = [[candidates.index(one) for one in sweep] for sweep in sweeps]
     chosen = [_choose(field, selections) for field in fields]
     winners = list(dict.fromkeys(winner for winner, _ in chosen if winner is not None))
     trained = refit(
         winners,
-        entrants,
+        trainables,
         train,
         open_test,
         protocol,
-        memory_bytes=ride.banks_bytes,
+        memory_bytes=group.banks_bytes,
         device=device,
         best=max((score.validation for _, score in chosen if score and score.validation is not None), default=None),
-        emit=emit,
+        on_event=on_event,
     )
     return [
-        _result(field, entrants, selections, winner, best, None if winner is None else trained[winner], plan, own)
+        _result(field, trainables, selections, winner, best, None if winner is None else trained[winner], plan, own)
         for field, (winner, best), own in zip(
             fields, chosen, _seconds(fields, seconds, [winner for winner, _ in chosen], trained), strict=True
         )
@@ -139,7 +139,7 @@ def run_sweeps(
 
 def _seconds(
     fields: Sequence[Sequence[int]],
-    of_entrants: Sequence[dict[str, float]],
+    of_trainables: Sequence[dict[str, float]],
     winners: Sequence[Winner | None],
     trained: Mapping[Winner, Refit],
 ) -> list[dict[str, float]]:
@@ -149,7 +149,7 @@ def _seconds(
     all_seconds: list[dict[str, float]] = []
     for field, winner in zip(fields, winners, strict=True):
         seconds = {
-            phase: sum(of_entrants[place][phase] / in_sweeps[place] for place in field) for phase in of_entrants[0]
+            phase: sum(of_trainables[place][phase] / in_sweeps[place] for place in field) for phase in of_trainables[0]
         }
         if winner is not None:
             seconds |= {phase: own / chosen_by[winner] for phase, own in trained[winner].seconds.items()}
@@ -165,12 +165,12 @@ def _choose(field: Sequence[int], selections: Sequence[Selection]) -> tuple[Winn
         return None, None
     place = next(place for place, score in finalists if score is best)
     assert isinstance(best.setting, Setting)
-    return Winner(entrant=place, setting=best.setting), best
+    return Winner(trainable=place, setting=best.setting), best
 
 
 def _result(
     field: Sequence[int],
-    entrants: Sequence[Entrant],
+    trainables: Sequence[TrainableHead],
     selections: Sequence[Selection],
     winner: Winner | None,
     best: SettingScore | None,
@@ -178,12 +178,12 @@ def _result(
     plan: BatchPlan,
     seconds: dict[str, float],
 ) -> SweepResult:
-    place = field[0] if winner is None else winner.entrant
-    entrant, selection = entrants[place], selections[place]
-    num_parameters = sum(parameter.numel() for parameter in entrant.initial.parameters())
-    of_classifier = sum(parameter.numel() for parameter in entrant.initial.classifier.parameters())
+    place = field[0] if winner is None else winner.trainable
+    trainable, selection = trainables[place], selections[place]
+    num_parameters = sum(parameter.numel() for parameter in trainable.initial.parameters())
+    of_classifier = sum(parameter.numel() for parameter in trainable.initial.classifier.parameters())
     return SweepResult(
-        head=entrant.candidate.head,
+        head=trainable.candidate.head,
         candidate=field.index(place),
         candidate_scores=tuple(selections[one].scores for one in field),
         scores=selection.scores,
@@ -200,7 +200,7 @@ def _result(
         curves=selection.curves,
         refit=None if trained is None else trained.plan,
         refit_curves=None if trained is None else trained.curves,
-        memory=entrant.memory,
+        memory=trainable.memory,
         seconds=seconds,
     )
 

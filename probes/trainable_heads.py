@@ -12,7 +12,7 @@ from .banks.budget import MemoryPlan
 from .banks.make_bank import make_bank
 from .data.blocks import Reading
 from .data.token_source import TokenSource
-from .fit import Rider
+from .fit import BankRun
 from .group_plan import Candidate, reading_of
 from .heads import ZooProbe
 from .heads.attentive import AttentiveProbe
@@ -22,7 +22,7 @@ from .protocol import Setting, TrainingProtocol
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Entrant:
+class TrainableHead:
     """A candidate on the tokens of a source.
 
     Attributes:
@@ -48,13 +48,13 @@ class Entrant:
         """What training its largest bank takes at most; None where nobody knows."""
         return None if self.memory is None else self.memory.total_bytes
 
-    def ride(self, settings: Sequence[Setting], device: torch.device | str) -> Rider:
+    def group(self, settings: Sequence[Setting], device: torch.device | str) -> BankRun:
         """A fresh bank, a probe a setting."""
-        return Rider(bank=self._bank(self.initial, settings, device), reading=self.reading, settings=settings)
+        return BankRun(bank=self._bank(self.initial, settings, device), reading=self.reading, settings=settings)
 
-    def ride_again(self, probe: AttentiveProbe | LinearProbe | ZooProbe, device: torch.device | str) -> Rider:
+    def run_again(self, probe: AttentiveProbe | LinearProbe | ZooProbe, device: torch.device | str) -> BankRun:
         """A trained probe, to be evaluated."""
-        return Rider(bank=self._bank(probe, [Setting(lr=0.0, weight_decay=0.0)], device), reading=self.reading)
+        return BankRun(bank=self._bank(probe, [Setting(lr=0.0, weight_decay=0.0)], device), reading=self.reading)
 
     def _bank(
         self,
@@ -72,14 +72,14 @@ def prepare(
     protocol: TrainingProtocol,
     memory: MemoryPlan | None,
     refit_bytes: int | None,
-) -> Entrant:
-    """A candidate made ready, with what `plan_ride` says of its memory.
+) -> TrainableHead:
+    """A candidate made ready, with what `plan_group` says of its memory.
 
     Raises:
         SettingError: head and tokens do not fit each other.
     """
     reading = reading_of(candidate, source)
-    return Entrant(
+    return TrainableHead(
         candidate=candidate,
         reading=reading,
         initial=make_probe(candidate.head, reading.token_shape, source.num_classes, seed=protocol.seed),

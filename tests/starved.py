@@ -108,7 +108,7 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
         PROTOCOL,
         Path(runs),
         memory_bytes=int(budget),
-        emit=watch,
+        on_event=watch,
     )
     print(
         json.dumps(

@@ -151,7 +151,7 @@ def test_a_grid_in_several_banks_chooses_and_trains_what_the_grid_in_one_does(he
     sizes = sizes_of(head, train.token_shape, 3, 150, protocol)
     enough_for_two = min(plan.total_bytes for plan in _plans(sizes, None) if plan.probes_at_once == 2)
     events: list[Progress] = []
-    parted = run_sweep(head, train, lambda: test, protocol, memory_bytes=enough_for_two, emit=events.append)
+    parted = run_sweep(head, train, lambda: test, protocol, memory_bytes=enough_for_two, on_event=events.append)
     num_banks = len(whole.scores) // 2
     assert whole.memory.num_banks == 1
     assert (parted.memory.num_banks, parted.memory.probes_at_once) == (num_banks, 2)

@@ -110,16 +110,16 @@ def test_a_store_between_two_shards_is_kept_with_what_is_committed_in_it(tmp_pat
     with open_writer(store, make_spec(), make_arrays(), worker=Worker(0, 3, helps=False)) as writer:
         for batch in writer.claim():
             append(writer, batch)
-    aside = store / "content_hashes/.journal/aside~tokens~final~cls~c.0.0"
-    aside.write_bytes(b"half")
+    staging = store / "content_hashes/.journal/aside~tokens~final~cls~c.0.0"
+    staging.write_bytes(b"half")
     committed = tree(store)
     (kept,) = find_unfinished(tmp_path)
     assert (kept.path, kept.num_blocks, kept.num_blocks_done, kept.age_s < 60) == (store, 5, 2, True)
-    assert [garbage.path for garbage in find_garbage(tmp_path)] == [aside]
-    assert [garbage.path for garbage in find_garbage(tmp_path, unfinished_for_s=3600.0)] == [aside]
+    assert [garbage.path for garbage in find_garbage(tmp_path)] == [staging]
+    assert [garbage.path for garbage in find_garbage(tmp_path, unfinished_for_s=3600.0)] == [staging]
     remove_garbage(find_garbage(tmp_path))
     assert tree(store) == {
-        name: content for name, content in committed.items() if name != aside.relative_to(store).as_posix()
+        name: content for name, content in committed.items() if name != staging.relative_to(store).as_posix()
     }
     for file in (lock_file(store), *store.rglob("*")):
         os.utime(file, (0, 0))

@@ -38,7 +38,7 @@ from layerbank.cache import (
 )
 from layerbank.cache.journal import JOURNAL_FOLDER
 from layerbank.cache.locking import is_locked, worker_file, worker_files
-from layerbank.cache.worker_lock import CrewLock
+from layerbank.cache.worker_lock import WorkerLock
 
 ROOT = Path(__file__).parent.parent
 # one worker in a process of its own: store, index, count, seconds before each batch
@@ -288,7 +288,7 @@ def test_the_lock_of_a_killed_worker_is_garbage_and_goes_with_the_next_writer(tm
 
 def test_leaving_frees_the_blocks_that_were_taken(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    first, second = CrewLock(store, Worker(0, 2)), CrewLock(store, Worker(1, 2))
+    first, second = WorkerLock(store, Worker(0, 2)), WorkerLock(store, Worker(1, 2))
     first.acquire()
     second.acquire()
     first.take([0, 2])

@@ -112,5 +112,5 @@ def test_curves_of_parts_are_joined_by_probe_and_step_and_the_later_part_counts(
 def test_curves_cost_no_report() -> None:
     events: list[Progress] = []
     bank = LinearBank([LinearProbe(64, 3)])
-    fit_bank(bank, make_source(LINEAR, 150, 0), ROWS, [SMALL.settings(LINEAR)[0]], SMALL, emit=events.append)
+    fit_bank(bank, make_source(LINEAR, 150, 0), ROWS, [SMALL.settings(LINEAR)[0]], SMALL, on_event=events.append)
     assert len(events) < 20

@@ -245,7 +245,7 @@ def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_no
                 raise Killed
 
     named = [resolve_probe(one, 12) for one in NAMES]
-    more: dict[str, Any] = {"config": {"model": REQUEST.to_dict()}, "emit": listen}
+    more: dict[str, Any] = {"config": {"model": REQUEST.to_dict()}, "on_event": listen}
     with pytest.raises(Killed):
         probe(*stores, named, FEW, tmp_path, **more)
     assert num_trainings == [4, 3, 2]
@@ -256,7 +256,7 @@ def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_no
         if isinstance(event, ProbeProgress) and (event.probes, event.phase, event.step) == ((name,), "select", 0):
             trained.append(event.num_probes)
 
-    probe(*stores, named, FEW, tmp_path, **more | {"emit": listen_again})
+    probe(*stores, named, FEW, tmp_path, **more | {"on_event": listen_again})
     assert trained == [2, 1]
     folder, _ = made
     assert without_times(read_rows(tmp_path / "results.jsonl")) == without_times(read_rows(folder / "results.jsonl"))
@@ -296,7 +296,7 @@ def test_the_test_images_are_not_opened_before_everything_is_chosen_and_trained(
     for name in NAMES[1:3]:
         events.clear()
         with pytest.raises(CacheError):
-            probe(stores[0], gone, [resolve_probe(name, 12)], FEW, tmp_path, emit=events.append)
+            probe(stores[0], gone, [resolve_probe(name, 12)], FEW, tmp_path, on_event=events.append)
         phases = [event.phase for event in events if isinstance(event, ProbeProgress)]
         assert list(dict.fromkeys(phases)) == ["select", "validate", "refit"]
         last = [event for event in events if isinstance(event, ProbeProgress)][-1]
@@ -320,8 +320,8 @@ def test_only_what_a_halving_sweep_trained_to_the_end_and_no_setting_twice_is_a_
     base = next(one for one in read_rows(tmp_path / "results.jsonl") if one["probe"] == "attn-quarterly")
     most = max(one["num_steps"] for one in base["settings"])
     assert len(row["derived"]["members"]) == sum(one["num_steps"] == most for one in base["settings"]) < 5
-    twins = replace(FEW, lrs=(1e-3,), weight_decays=(1e-6, 1e-5))  # both are no decay at all in float32
-    (row,), _ = run(stores, tmp_path, ("attn-quarterly-top2",), twins)
+    duplicates = replace(FEW, lrs=(1e-3,), weight_decays=(1e-6, 1e-5))  # both are no decay at all in float32
+    (row,), _ = run(stores, tmp_path, ("attn-quarterly-top2",), duplicates)
     assert len(row["derived"]["members"]) == 1
     assert row["test"] == next(
         one["test"] for one in read_rows(tmp_path / "results.jsonl") if one["key"] == row["derived"]["base_key"]

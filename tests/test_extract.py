@@ -46,7 +46,7 @@ def run(backbone: Backbone, source: ImageSource, root: Path, **config: Any) -> t
     config = {"arrays": ARRAYS, "batch_size": 16, "num_workers": 0} | config
     settings = ExtractConfig(**config)
     store = spec_of(backbone, source, settings.storage_dtype).store_path(root)
-    extract(backbone, source, settings, store, emit=events.append)
+    extract(backbone, source, settings, store, on_event=events.append)
     return store, events
 
 

@@ -67,7 +67,7 @@ def run(
         PROTOCOL,
         runs,
         fail=lambda name, error: failed.append((name, error)),
-        emit=events.append,
+        on_event=events.append,
         **more,
     )
     return rows, failed, events

@@ -232,7 +232,7 @@ def test_the_cosine_is_the_one_of_torch() -> None:
 def test_progress_is_reported_first_last_and_a_few_times_a_second() -> None:
     events: list[Progress] = []
     bank = make_bank("linear", GRID, [0] * 8)
-    fit_bank(bank, make_source("linear"), ROWS, GRID, PROTOCOL, phase="select", emit=events.append)
+    fit_bank(bank, make_source("linear"), ROWS, GRID, PROTOCOL, phase="select", on_event=events.append)
     assert [events[0].step, events[-1].step] == [0, 50]
     assert {(event.phase, event.num_steps, event.num_probes) for event in events} == {("select", 50, 8)}
     assert events[0].loss is None

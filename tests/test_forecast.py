@@ -70,17 +70,19 @@ def test_settings_that_are_the_same_bits_are_counted_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         forecast_training, "measure_step", Timed(StepCost(step_s=0.0, row_s=0.0, probe_s=1.0, image_s=0.0))
     )
-    twins = replace(FEW, lrs=(1e-2, 1e-3), weight_decays=(1e-6, 1e-5, 1e-2))  # 1e-3 by 1e-6 and 1e-5: no decay at all
+    duplicates = replace(
+        FEW, lrs=(1e-2, 1e-3), weight_decays=(1e-6, 1e-5, 1e-2)
+    )  # 1e-3 by 1e-6 and 1e-5: no decay at all
     alf = resolve_probe("alf", 12)
-    assert num_trained(Head(kind="linear"), twins) == 5
-    assert num_trained(Head(kind="attentive", num_heads=4), twins) == 5 * len(FEW.dropouts)
+    assert num_trained(Head(kind="linear"), duplicates) == 5
+    assert num_trained(Head(kind="attentive", num_heads=4), duplicates) == 5 * len(FEW.dropouts)
     forecast = TrainingForecast([10], "cpu")
 
     def seconds(protocol: TrainingProtocol) -> float:
         return forecast.seconds([alf], row_shape, protocol, num_images=500, num_classes=10)
 
-    one, six = (seconds(replace(twins, lrs=lrs, weight_decays=(1e-2,))) for lrs in ((1e-2,), (1e-2, 1e-3)))
-    assert seconds(twins) == pytest.approx(one + 4 * (six - one))
+    one, six = (seconds(replace(duplicates, lrs=lrs, weight_decays=(1e-2,))) for lrs in ((1e-2,), (1e-2, 1e-3)))
+    assert seconds(duplicates) == pytest.approx(one + 4 * (six - one))
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,9 @@ def test_what_a_first_step_sets_up_is_not_counted_and_four_sizes_give_four_numbe
     """A clock that says what a training costs: a hundred seconds to set up, then steps by the formula."""
     now_s, real = [0.0], fit_banks
 
-    def fit(riders: Any, source: Any, rows: Any, protocol: Any, *, max_steps: int) -> Any:
-        now_s[0] += 100 + max_steps * wanted.seconds(riders[0].bank.num_probes, protocol.batch_size)
-        return real(riders, source, rows, protocol, max_steps=max_steps)
+    def fit(bank_runs: Any, source: Any, rows: Any, protocol: Any, *, max_steps: int) -> Any:
+        now_s[0] += 100 + max_steps * wanted.seconds(bank_runs[0].bank.num_probes, protocol.batch_size)
+        return real(bank_runs, source, rows, protocol, max_steps=max_steps)
 
     wanted = StepCost(step_s=0.03, row_s=0.0001, probe_s=0.02, image_s=0.0002)
     monkeypatch.setattr("layerbank.probes.step_cost.fit_banks", fit)

@@ -41,7 +41,7 @@ def steady(backbone: Backbone, *, backend: Any = None, events: list[Event] | Non
         batch_size=BATCH_SIZE,
         model_id=backbone.model_id,
         backend=backend,
-        emit=(events if events is not None else []).append,
+        on_event=(events if events is not None else []).append,
     )
 
 
@@ -213,7 +213,7 @@ def test_no_row_is_lost_where_memory_runs_out_and_the_stores_batches_stay(photos
     config = ExtractConfig(arrays=(("final", "ap"),), storage_dtype="float32", batch_size=16, num_workers=0)
     events: list[Event] = []
     store = spec_of(small, source, "float32").store_path(tmp_path)
-    extract(small, source, config, store, emit=events.append)
+    extract(small, source, config, store, on_event=events.append)
     assert [event.num_images for event in events if isinstance(event, BatchHalved)] == [8, 4]
     assert set(device.passes) == {4}
     cache = TokenCache.open(store)

@@ -102,6 +102,6 @@ def test_a_run_with_one_slow_part_names_that_part(
     monkeypatch.setattr(kind, method, delayed)
     events: list[Event] = []
     config = ExtractConfig(arrays=(("final", "cls"),), batch_size=12, num_workers=0)
-    extract(backbone, source, config, spec_of(backbone, source, "float16").store_path(tmp_path), emit=events.append)
+    extract(backbone, source, config, spec_of(backbone, source, "float16").store_path(tmp_path), on_event=events.append)
     assert isinstance(events[-1], ExtractionFinished)
     assert limit_of(events[-1]).what == slow

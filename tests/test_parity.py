@@ -70,7 +70,7 @@ def look(
 ) -> tuple[Settled, list[Event]]:
     events: list[Event] = []
     request = request or Planted(model=TINY_MODEL)
-    arguments: dict[str, Any] = {"storage_dtype": "float16", "cache_root": root, "emit": events.append}
+    arguments: dict[str, Any] = {"storage_dtype": "float16", "cache_root": root, "on_event": events.append}
     arguments["open_split"] = partial(open_source, f"folder:{source.root}")
     arrays = changes.pop("arrays", ARRAYS)
     sources = changes.pop("sources", [source])

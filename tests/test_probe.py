@@ -88,7 +88,7 @@ def run(
     events: list[Event] = []
     named = [resolve_probe(name, 12) for name in names]
     config = {"model": REQUEST.to_dict()}
-    rows = probe(*stores, named, protocol, runs, config=config, emit=events.append, **more)
+    rows = probe(*stores, named, protocol, runs, config=config, on_event=events.append, **more)
     return rows, events
 
 
@@ -416,7 +416,7 @@ def test_quirks_normalise_the_patches_of_a_level_over_its_tokens_and_a_saved_pro
     events: list[Event] = []
     protocol = replace(PROTOCOL, lrs=(1e-2,), epochs=1, min_steps=2, jitter_validation=True)
     config = {"model": REQUEST.to_dict()}
-    rows = probe(*stores, [named, plain], protocol, tmp_path, config=config, emit=events.append)
+    rows = probe(*stores, [named, plain], protocol, tmp_path, config=config, on_event=events.append)
     assert [row["normalize"] for row in rows] == ["token-axis", "width"]
     assert all(row["protocol"]["jitter_validation"] for row in rows)
     assert rows[0]["key"] != rows[1]["key"]

@@ -34,10 +34,10 @@ from layerbank.events import (
     CacheReused,
     ClusterBusy,
     ClusterJoined,
-    Emit,
     Event,
     ExtractionProgress,
     ExtractionStarted,
+    OnEvent,
     WorkerLost,
     ignore,
 )
@@ -112,7 +112,7 @@ def test_a_cluster_leaves_the_bytes_of_one_process_and_json_alone_on_stdout(
     assert list(tmp_path.glob(f"{PROBE_PREFIX}*")) == []
 
 
-def extract_or_die(share: dict[str, Any], dead: Path, worker: Worker, emit: Emit) -> None:
+def extract_or_die(share: dict[str, Any], dead: Path, worker: Worker, on_event: OnEvent) -> None:
     """`extract_share`, but worker 1 is killed with its first batch, in the middle of a block; worker 0 waits for that."""
 
     def act(event: Event) -> None:
@@ -121,7 +121,7 @@ def extract_or_die(share: dict[str, Any], dead: Path, worker: Worker, emit: Emit
         if worker.index == 1 and isinstance(event, ExtractionProgress) and not dead.exists():
             dead.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        emit(event)
+        on_event(event)
 
     extract_share(share, worker, act)
 
@@ -149,9 +149,9 @@ def test_one_of_two_workers_is_killed_and_the_others_leave_the_bytes_of_one_proc
     assert not is_locked(store)
 
 
-def die_or_say(folder: Path, name: str, emit: Emit) -> str:
+def die_or_say(folder: Path, name: str, on_event: OnEvent) -> str:
     """A task whose first actor is killed, whatever it is; `mortal` kills every one."""
-    emit(CacheReused(store=Path(name), num_rows=1))
+    on_event(CacheReused(store=Path(name), num_rows=1))
     if name == "mortal" or not (folder / name).exists():
         (folder / name).touch()
         time.sleep(0.2)  # what was told before is on its way
@@ -191,11 +191,11 @@ def test_a_node_without_this_layerbank_is_said_with_what_brings_it(cluster: Any,
         engine.do_one(Absent(), ignore)  # type: ignore[arg-type]
 
 
-def wait_long(emit: Emit) -> None:
+def wait_long(on_event: OnEvent) -> None:
     time.sleep(100)
 
 
-def refuse(emit: Emit) -> None:
+def refuse(on_event: OnEvent) -> None:
     raise SpecError(where="here", expected="this", got="that", todo="Do it.")
 
 
@@ -302,7 +302,7 @@ def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch
     monkeypatch.setattr("layerbank.executors.ray_actor.LOOK_AGAIN_S", 0.01)
     tries: list[int] = []
 
-    def locked_twice(emit: Emit) -> str:
+    def locked_twice(on_event: OnEvent) -> str:
         tries.append(0)
         if len(tries) < 3:
             raise StoreLockedError(where="a", expected="b", got="c", todo="d")

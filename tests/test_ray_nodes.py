@@ -25,10 +25,10 @@ from layerbank.cache import Worker
 from layerbank.cache.locking import is_locked, read_owner, worker_file
 from layerbank.events import (
     ClusterJoined,
-    Emit,
     Event,
     ExtractionProgress,
     ExtractionStarted,
+    OnEvent,
     StudyUnitAgain,
     WorkerLost,
     ignore,
@@ -62,12 +62,12 @@ def here() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def say_where(folder: Path, name: str, doomed: str, emit: Emit) -> str:
+def say_where(folder: Path, name: str, doomed: str, on_event: OnEvent) -> str:
     """A task that returns the node that did it; the one on the doomed node waits for its end, the third for news of that."""
     (folder / name).touch()
     # of the first two each node gets one
     wait_until((folder / {"first": "second", "second": "first", "third": "lost"}[name]).exists)
-    emit(ExtractionProgress(**PROGRESS))
+    on_event(ExtractionProgress(**PROGRESS))
     if here() == doomed:
         (folder / "at work").touch()
         time.sleep(600)
@@ -110,14 +110,14 @@ def test_what_a_lost_node_had_begun_is_begun_again_on_another_although_all_its_r
     assert [(one.again, one.num_left) for one in lost] == [(True, 1)]
 
 
-def extract_on_both(share: dict[str, Any], folder: Path, doomed: str, worker: Worker, emit: Emit) -> None:
+def extract_on_both(share: dict[str, Any], folder: Path, doomed: str, worker: Worker, on_event: OnEvent) -> None:
     """`extract_share`, but the worker of the doomed node waits for its end in the middle of a block; the other one begins then."""
     is_doomed, at_work = here() == doomed, folder / "at work"
 
     def act(event: Event) -> None:
         if isinstance(event, ExtractionStarted) and not is_doomed:
             wait_until(at_work.exists, patience_s=200)
-        emit(event)
+        on_event(event)
         if isinstance(event, ExtractionProgress) and is_doomed:
             at_work.touch()
             time.sleep(600)
@@ -170,7 +170,7 @@ def test_a_node_is_lost_in_the_middle_of_a_study_and_stores_and_results_are_thos
     with nodes((1, 1)) as cluster, driver_of(cluster):
         _, second = cluster.list_all_nodes()
         killer = when(lambda: is_writing(second, tmp_path / "spread" / "caches"), second)
-        spread, failures = run_study(recipe, place("spread"), engine=on_ray(None), emit=events.append)
+        spread, failures = run_study(recipe, place("spread"), engine=on_ray(None), on_event=events.append)
         killer.join()
     assert not failures
     assert len([event for event in events if isinstance(event, StudyUnitAgain)]) == 1

@@ -31,8 +31,8 @@ from layerbank.models.rounding import round_tokens
 from layerbank.probes import (
     AttentiveBank,
     AttentiveProbe,
+    BankRun,
     Reading,
-    Rider,
     Setting,
     SweepResult,
     TrainingProtocol,
@@ -40,7 +40,7 @@ from layerbank.probes import (
     run_sweeps,
 )
 from layerbank.probing.probe import Store, probe
-from layerbank.probing.probe_groups import candidates_of, open_ride, plan_rides
+from layerbank.probing.probe_groups import candidates_of, open_group, plan_groups
 from layerbank.probing.probe_names import TOKEN_AXIS, NamedProbe, TopSettings
 from layerbank.probing.tokens.placement import Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
@@ -193,9 +193,11 @@ def test_training_on_them_is_training_on_float32_tokens_bit_for_bit(cache: Token
 def train(bank: AttentiveBank, source: ResidentTokens, num_steps: int) -> None:
     settings = [Setting(lr=0.1, weight_decay=0.1), Setting(lr=0.1, weight_decay=0.1, dropout=0.3)]
     assert source.blocks is not None
-    rider = Rider(bank=bank, reading=Reading(source.blocks, flat=False), settings=settings)  # padded: jitter there too
+    bank_run = BankRun(
+        bank=bank, reading=Reading(source.blocks, flat=False), settings=settings
+    )  # padded: jitter there too
     protocol = replace(PROTOCOL, epochs=4, min_steps=0)
-    fit_banks([rider], source, torch.arange(len(source.labels)), protocol, max_steps=num_steps)
+    fit_banks([bank_run], source, torch.arange(len(source.labels)), protocol, max_steps=num_steps)
 
 
 def test_a_step_on_a_gpu_that_holds_the_tokens_waits_for_nothing(
@@ -265,18 +267,18 @@ def test_tokens_that_the_gpu_has_no_room_for_any_more_are_streamed_and_what_was_
 
     monkeypatch.setattr(layerbank.probing.tokens.placement, "free_device_bytes", free)
     monkeypatch.setattr(ResidentTokens, "_read", no_room_now)
-    (planned,) = plan_rides(cache, [(ALF, PROTOCOL), (LINEAR, PROTOCOL)], 10**8, GPU)
+    (planned,) = plan_groups(cache, [(ALF, PROTOCOL), (LINEAR, PROTOCOL)], 10**8, GPU)
     assert planned.placement.tokens == "resident"
     free_bytes = 2 * 10**8  # another program has come
     with absent_gpu(monkeypatch):
-        ride, source = open_ride(planned, events.append)
+        group, source = open_group(planned, events.append)
     assert isinstance(source, StreamedTokens)
     assert len(uploading) == 1
-    assert ride.placement.training_bytes == ride.placement.budget_bytes == free_bytes
-    assert ride.placement.host_bytes <= 10**8
-    assert (ride.probes, ride.sweeps) == (planned.probes, planned.sweeps)
+    assert group.placement.training_bytes == group.placement.budget_bytes == free_bytes
+    assert group.placement.host_bytes <= 10**8
+    assert (group.probes, group.sweeps) == (planned.probes, planned.sweeps)
     assert events == [
-        UploadFailed(probes=("alf", "linear"), tokens_bytes=ride.tokens.stored_bytes, reason="CUDA out of memory")
+        UploadFailed(probes=("alf", "linear"), tokens_bytes=group.tokens.stored_bytes, reason="CUDA out of memory")
     ]
 
 
@@ -308,7 +310,7 @@ def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_th
     events: list[Event] = []
     with monkeypatch.context() as patch:
         patch.setattr(ResidentTokens, "_read", no_room)
-        rows = probe(train, test, wanted, PROTOCOL, tmp_path / "runs", memory_bytes=10**9, emit=events.append)
+        rows = probe(train, test, wanted, PROTOCOL, tmp_path / "runs", memory_bytes=10**9, on_event=events.append)
     assert [row["memory"]["tokens"] for row in rows] == ["streamed"] * 2
     told = [
         event.tokens if isinstance(event, MemoryPlanned) else event.probes for event in events if type(event) in TOLD
@@ -324,25 +326,25 @@ def test_a_bug_is_not_taken_for_a_lack_of_room(cache: TokenCache, monkeypatch: p
     def broken(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
-    (planned,) = plan_rides(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
+    (planned,) = plan_groups(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
     assert planned.placement.tokens == "resident"
     monkeypatch.setattr(ResidentTokens, "_read", broken)
     events: list[Event] = []
     with pytest.raises(RuntimeError, match="a bug"):
-        open_ride(planned, events.append)
+        open_group(planned, events.append)
     assert events == []
 
 
 def test_tokens_that_have_no_room_even_as_they_are_streamed_are_not_streamed_once_more(
     cache: TokenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (planned,) = plan_rides(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
+    (planned,) = plan_groups(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
     (candidate,) = candidates_of(cache, LINEAR)
     streamed = place_tokens(planned.tokens, [candidate], PROTOCOL, 10**9, CPU, may_stay=False)
     monkeypatch.setattr(layerbank.probing.tokens.placement, "StreamedTokens", no_room)
     events: list[Event] = []
     with pytest.raises(torch.OutOfMemoryError):
-        open_ride(replace(planned, placement=streamed), events.append)
+        open_group(replace(planned, placement=streamed), events.append)
     assert events == []
 
 

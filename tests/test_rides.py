@@ -19,7 +19,7 @@ from layerbank.probes import (
     Progress,
     SettingError,
     SweepResult,
-    plan_ride,
+    plan_group,
     run_sweep,
     run_sweeps,
     stack_tokens,
@@ -170,7 +170,7 @@ def test_a_sweep_may_choose_among_heads_and_only_the_winner_is_trained_again() -
     train, test = make_source(120, 0), make_source(60, 1)
     events: list[Progress] = []
     family = [HEADS["linear-cls"], HEADS["attn-last"], HEADS["alf"]]
-    best, alf = run_sweeps([family, [HEADS["alf"]]], train, lambda: test, SMALL, emit=events.append)
+    best, alf = run_sweeps([family, [HEADS["alf"]]], train, lambda: test, SMALL, on_event=events.append)
     alone = [run_sweeps([[one]], train, lambda: test, SMALL)[0] for one in family]
     assert best.candidate_scores == tuple(result.scores for result in alone)
     highest = max(result.validation or 0 for result in alone)
@@ -187,9 +187,9 @@ def test_a_sweep_may_choose_among_heads_and_only_the_winner_is_trained_again() -
 def test_what_does_not_fit_at_once_trains_in_several_passes_and_comes_out_the_same() -> None:
     train, test = make_source(120, 0), make_source(60, 1)
     heads = [HEADS["linear-all"], HEADS["attn-last"], HEADS["alf"]]
-    whole = plan_ride(heads, train, SMALL, None)
+    whole = plan_group(heads, train, SMALL, None)
     assert whole.num_passes == 1
-    less = plan_ride(heads, train, SMALL, whole.total_bytes - 1)
+    less = plan_group(heads, train, SMALL, whole.total_bytes - 1)
     assert less.num_passes == 2
     assert less.total_bytes < whole.total_bytes
     events: list[Progress] = []
@@ -199,7 +199,7 @@ def test_what_does_not_fit_at_once_trains_in_several_passes_and_comes_out_the_sa
         lambda: test,
         SMALL,
         memory_bytes=whole.total_bytes - 1,
-        emit=events.append,
+        on_event=events.append,
     )
     for result, wanted in zip(parted, run_sweeps([[one] for one in heads], train, lambda: test, SMALL), strict=True):
         assert_same(result, wanted)
@@ -212,7 +212,7 @@ def test_the_best_validation_score_so_far_and_the_rate_are_told() -> None:
     train, test = make_source(120, 0), make_source(60, 1)
     events: list[Progress] = []
     (result,) = run_sweeps(
-        [[HEADS["linear-all"]]], train, lambda: test, replace(SMALL, sweep="halving"), emit=events.append
+        [[HEADS["linear-all"]]], train, lambda: test, replace(SMALL, sweep="halving"), on_event=events.append
     )
     select = [event for event in events if event.phase == "select"]
     assert select[0].best is None

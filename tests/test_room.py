@@ -25,7 +25,7 @@ from layerbank.doctor.disk import check_disk
 from layerbank.events import Event, StudyShortOfRoom, ignore
 from layerbank.jobs.extract import RequestedExtraction, settle_within_room
 from layerbank.jobs.recipe import Recipe
-from layerbank.jobs.study_disk_space import tell_room
+from layerbank.jobs.study_disk_space import report_disk_space
 from layerbank.jobs.study_plan import look_for
 from layerbank.jobs.units import Place
 from layerbank.quantities import size
@@ -188,7 +188,7 @@ def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
     data = ("folder:nowhere", "dtd", f"folder:{photos}")
     recipe = Recipe(models=("timm/vit_nonsense", TINY_MODEL), data=data, probes=("linear-cls",), image_size=32)
     told: list[Event] = []
-    tell_room(recipe, Place(cache_root=tmp_path / "caches", data_root=tmp_path), told.append)
+    report_disk_space(recipe, Place(cache_root=tmp_path / "caches", data_root=tmp_path), told.append)
     (event,) = told
     assert isinstance(event, StudyShortOfRoom)
     num_photos = sum(len(open_source(f"folder:{photos}", split)) for split in ("train", "test"))

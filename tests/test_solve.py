@@ -128,7 +128,7 @@ def test_a_solver_chooses_on_held_out_images_solves_again_on_all_and_tests_once(
         opened.append(len(events))
         return test
 
-    result = run_solver(Head(kind=kind), train, open_test, PROTOCOL, emit=events.append)
+    result = run_solver(Head(kind=kind), train, open_test, PROTOCOL, on_event=events.append)
     assert opened == [len(events)]
     kept, held_out = split_stratified(train.labels, 0.2, 0)
     again = ArraySource(train.tokens[kept], train.labels[kept], 3)
@@ -173,7 +173,7 @@ def test_a_family_is_one_grid_and_its_best_is_what_it_is_alone(kind: str) -> Non
         [partial(open_train, number) for number in range(4)],
         lambda number: cut(test, opened.append(-number) or number),  # type: ignore[func-returns-value]
         PROTOCOL,
-        emit=events.append,
+        on_event=events.append,
     )
     alone = [
         run_solver(Head(kind=kind), cut(whole, number), lambda n=number: cut(test, n), PROTOCOL)  # type: ignore[misc]

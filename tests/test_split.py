@@ -92,7 +92,7 @@ def test_a_sweep_on_views_trains_on_all_rows_and_never_on_a_view_of_what_it_is_c
         train,
         lambda: test,
         protocol,
-        emit=lambda event: phases.append((event.phase, len(train.taken))),
+        on_event=lambda event: phases.append((event.phase, len(train.taken))),
     )
     kept, held_out = split_rows(train, 0.2, 0)
     assert (len(kept), len(held_out)) == (144, 12)

@@ -15,31 +15,31 @@ import pytest
 
 from layerbank import RequestError
 from layerbank.cache import CacheError, SpecError
-from layerbank.events import Emit, Event, StudyUnit
+from layerbank.events import Event, OnEvent, StudyUnit
 from layerbank.executors.spread import spread
 from layerbank.probing.results import append_row, read_rows
 
 ROOT = Path(__file__).parent.parent
 
 
-def square(process: int, task: int, emit: Emit) -> tuple[int, int]:
-    emit(StudyUnit(model=f"process {process}", dataset=str(task)))
+def square(process: int, task: int, on_event: OnEvent) -> tuple[int, int]:
+    on_event(StudyUnit(model=f"process {process}", dataset=str(task)))
     return task * task, os.getpid()
 
 
-def die_of_three(process: int, task: int, emit: Emit) -> int:
+def die_of_three(process: int, task: int, on_event: OnEvent) -> int:
     if task == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return task
 
 
-def refuse_two(process: int, task: int, emit: Emit) -> int:
+def refuse_two(process: int, task: int, on_event: OnEvent) -> int:
     if task == 2:
         raise SpecError(where="task 2", expected="another", got="two", todo="Leave it out.")
     return task
 
 
-def write_rows(path: Path, process: int, task: int, emit: Emit) -> None:
+def write_rows(path: Path, process: int, task: int, on_event: OnEvent) -> None:
     for number in range(40):
         append_row(path, {"key": f"{task}-{number}", "text": "x" * 20_000})
 
@@ -71,7 +71,7 @@ def test_rows_of_several_processes_in_one_file_are_whole_lines(tmp_path: Path) -
     )
 
 
-def sleep_long(process: int, task: int, emit: Emit) -> None:
+def sleep_long(process: int, task: int, on_event: OnEvent) -> None:
     Path(os.environ["PIDS"], str(os.getpid())).touch()
     time.sleep(100)
 

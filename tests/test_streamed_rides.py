@@ -18,7 +18,7 @@ from layerbank.cache import TokenCache
 from layerbank.events import Event, MemoryPlanned, TrainingStarted
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe import Store, probe
-from layerbank.probing.probe_groups import Ride, candidates_of, plan_rides
+from layerbank.probing.probe_groups import ProbeGroup, candidates_of, plan_groups
 from layerbank.probing.probe_names import NamedProbe
 from layerbank.probing.tokens.placement import place_tokens
 from layerbank.probing.tokens.streaming import StreamedTokens
@@ -55,12 +55,12 @@ def run(
     stores: tuple[Store, Store], runs: Path, probes: Sequence[NamedProbe], memory_bytes: int = ROOMY
 ) -> tuple[list[dict[str, Any]], list[Event]]:
     events: list[Event] = []
-    rows = probe(*stores, probes, PROTOCOL, runs, memory_bytes=memory_bytes, emit=events.append)
+    rows = probe(*stores, probes, PROTOCOL, runs, memory_bytes=memory_bytes, on_event=events.append)
     return rows, events
 
 
-def rides_of(stores: tuple[Store, Store], probes: Sequence[NamedProbe], memory_bytes: int) -> list[Ride]:
-    return list(plan_rides(stores[0].open(), [(one, PROTOCOL) for one in probes], memory_bytes, CPU))
+def groups_of(stores: tuple[Store, Store], probes: Sequence[NamedProbe], memory_bytes: int) -> list[ProbeGroup]:
+    return list(plan_groups(stores[0].open(), [(one, PROTOCOL) for one in probes], memory_bytes, CPU))
 
 
 def test_a_row_is_the_same_whatever_its_probe_was_streamed_together_with(
@@ -96,9 +96,9 @@ def test_the_store_is_read_once_for_all(
         counts.append(sum(read))
         read.clear()
     # the attention of each attentive probe is looked at on the test images afterwards
-    num_looking = {"one": 1, "many": 3}
+    num_attentive = {"one": 1, "many": 3}
     num_tested = 119
-    assert counts[1] - counts[0] == (num_looking["many"] - num_looking["one"]) * num_tested
+    assert counts[1] - counts[0] == (num_attentive["many"] - num_attentive["one"]) * num_tested
 
 
 def test_the_order_does_not_depend_on_what_is_read_of_a_row(stores: tuple[Store, Store]) -> None:
@@ -122,22 +122,22 @@ def place(cache: TokenCache, probes: Sequence[NamedProbe], memory_bytes: int) ->
 def test_rides_keep_within_the_memory_and_change_nothing_for_anybody(
     stores: tuple[Store, Store], memory_bytes: int
 ) -> None:
-    rides = rides_of(stores, ALL, memory_bytes)
-    assert [named for ride in rides for named in ride.probes] == ALL
-    for ride in rides:
-        assert ride.placement.planned_bytes <= memory_bytes
-        assert ride.placement.host_bytes <= memory_bytes
-        alone = [rides_of(stores, [named], memory_bytes)[0] for named in ride.probes]
-        for named, own in zip(ride.probes, alone, strict=True):
-            (candidate,) = candidates_of(ride.cache, named)
-            assert ride.describe(candidate) == own.describe(candidate)
-        assert ride.read_bytes <= sum(own.read_bytes for own in alone)
+    groups = groups_of(stores, ALL, memory_bytes)
+    assert [named for group in groups for named in group.probes] == ALL
+    for group in groups:
+        assert group.placement.planned_bytes <= memory_bytes
+        assert group.placement.host_bytes <= memory_bytes
+        alone = [groups_of(stores, [named], memory_bytes)[0] for named in group.probes]
+        for named, own in zip(group.probes, alone, strict=True):
+            (candidate,) = candidates_of(group.cache, named)
+            assert group.describe(candidate) == own.describe(candidate)
+        assert group.read_bytes <= sum(own.read_bytes for own in alone)
 
 
 def test_where_company_would_read_the_store_more_often_probes_go_alone(stores: tuple[Store, Store]) -> None:
     """In little memory every bank has a pass to itself, and in company that pass would read what nobody in it needs."""
-    assert [len(ride.probes) for ride in rides_of(stores, [LINEAR, GRID], ROOMY)] == [2]
-    assert [len(ride.probes) for ride in rides_of(stores, [LINEAR, GRID], TIGHT)] == [1, 1]
+    assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], ROOMY)] == [2]
+    assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], TIGHT)] == [1, 1]
 
 
 @pytest.mark.slow

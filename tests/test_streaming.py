@@ -153,7 +153,7 @@ def test_a_trainer_that_raises_ends_the_reading(cache: TokenCache) -> None:
 
     source = streamed_from(tokens_of(cache, "linear"))
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(HEADS["linear"], source, lambda: source, PROTOCOL, emit=fail)
+        run_sweep(HEADS["linear"], source, lambda: source, PROTOCOL, on_event=fail)
     assert not readers()
 
 

@@ -21,7 +21,7 @@ from photos import TINY_MODEL, write_photos
 
 import layerbank.executors.studies
 import layerbank.jobs.units
-from layerbank.events import Emit, Event, StudyUnitFinished
+from layerbank.events import Event, OnEvent, StudyUnitFinished
 from layerbank.executors.ray_placement import place
 from layerbank.executors.studies import (
     Engine,
@@ -196,12 +196,12 @@ def test_a_unit_whose_process_is_lost_is_a_failure_and_the_next_unit_is_done(
     units = units_of(open_recipe(str(finished["recipe"])))
     told: list[Event] = []
 
-    def lose_the_first(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+    def lose_the_first(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
         yield UnitDone(unit=units[1], rows=(), failures=())
-        yield lost_unit(units[0], "killed by SIGKILL", emit)
+        yield lost_unit(units[0], "killed by SIGKILL", on_event)
 
     rows, failures = run_study(
-        open_recipe(str(finished["recipe"])), Place(runs_root=tmp_path), engine=lose_the_first, emit=told.append
+        open_recipe(str(finished["recipe"])), Place(runs_root=tmp_path), engine=lose_the_first, on_event=told.append
     )
     assert rows == []
     assert [(one.dataset, one.got) for one in failures] == [(units[0].dataset, "killed by SIGKILL")]
@@ -222,7 +222,7 @@ def test_a_protocol_that_this_device_cannot_follow_is_refused_before_any_unit(
 ) -> None:
     recipe, told = of_a_gpu(tmp_path, two_sets), list[Event]()
     with pytest.raises(SettingError, match="compute on cpu: expected auto, float32, bfloat16, got 'tf32'"):
-        run_study(recipe, Place(runs_root=tmp_path, device="cpu"), engine=engine, emit=told.append)
+        run_study(recipe, Place(runs_root=tmp_path, device="cpu"), engine=engine, on_event=told.append)
     assert told == []
 
 
@@ -242,7 +242,7 @@ class FakeEngine:
     def __init__(self, num_gpus: int) -> None:
         self.num_gpus = num_gpus
 
-    def __call__(self, folders: Any, count: int | None, device: str, emit: Emit) -> FakeEngine:
+    def __call__(self, folders: Any, count: int | None, device: str, on_event: OnEvent) -> FakeEngine:
         self.placement = place([{"CPU": 2, "GPU": self.num_gpus}], count, device)
         return self
 

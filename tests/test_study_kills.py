@@ -134,7 +134,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def exclusive(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert runner.study(folder) == 0
     return left_by(folder)
@@ -171,19 +171,19 @@ MOMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def test_a_study_killed_nine_times_on_its_way_leaves_what_one_leaves_that_was_not(
-    runner: Runner, undisturbed: dict[str, Any], tmp_path: Path
+    runner: Runner, exclusive: dict[str, Any], tmp_path: Path
 ) -> None:
     for moment, kill in MOMENTS.items():
         assert runner.study(tmp_path, *kill) == -9, moment
         assert not (tmp_path / "runs/failures.jsonl").exists()
     assert runner.study(tmp_path) == 0
-    assert differing(left_by(tmp_path), undisturbed) == []
+    assert differing(left_by(tmp_path), exclusive) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_study_killed_before_any_call_that_changes_the_disk_leaves_the_same(
-    runner: Runner, undisturbed: dict[str, Any], tmp_path: Path
+    runner: Runner, exclusive: dict[str, Any], tmp_path: Path
 ) -> None:
     """Kills of fresh runs at every 47th call until a run comes through, each followed by one that goes on."""
     number, ended = 0, -9
@@ -192,6 +192,6 @@ def test_a_study_killed_before_any_call_that_changes_the_disk_leaves_the_same(
         ended = runner.study(folder, "call", number)
         if ended == -9:
             assert runner.study(folder) == 0, number
-        assert differing(left_by(folder), undisturbed) == [], number
+        assert differing(left_by(folder), exclusive) == [], number
         number += 47
     assert number > 10 * 47

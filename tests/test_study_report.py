@@ -126,8 +126,8 @@ def test_a_folder_without_results_is_refused_in_four_parts(tmp_path: Path) -> No
 
 def test_a_report_takes_no_torch(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from layerbank.report.report import Wishes, make_report; "
-        f"made = make_report(Path({str(write_study(tmp_path))!r}), Wishes()); assert len(made.records) == 3; "
+        "import sys; from pathlib import Path; from layerbank.report.report import ReportOptions, make_report; "
+        f"made = make_report(Path({str(write_study(tmp_path))!r}), ReportOptions()); assert len(made.records) == 3; "
         "assert not {'torch', 'timm', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True)

@@ -128,7 +128,7 @@ def test_the_test_images_are_opened_once_and_last() -> None:
         return Watched(source.tokens, source.labels, 3)
 
     Watched.opened = Watched.taken = 0
-    run_sweep(LINEAR, make_source(LINEAR, 150, 0), open_test, SMALL, emit=events.append)
+    run_sweep(LINEAR, make_source(LINEAR, 150, 0), open_test, SMALL, on_event=events.append)
     assert (Watched.opened, Watched.taken) == (1, 60)
     phases = list(dict.fromkeys(event.phase for event in events))
     assert phases == ["select", "validate", "refit", "test"]

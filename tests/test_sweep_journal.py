@@ -30,12 +30,12 @@ from layerbank.probes import (
     Setting,
     SettingError,
     SweepResult,
-    plan_ride,
+    plan_group,
     run_sweeps,
 )
 from layerbank.probing import sweep_journal
 from layerbank.probing.probe import Store, probe, row_folder
-from layerbank.probing.probe_groups import plan_rides
+from layerbank.probing.probe_groups import plan_groups
 from layerbank.probing.probe_names import NamedProbe
 from layerbank.probing.results import read_rows
 from layerbank.probing.sweep_journal import SweepJournal, clear_finished
@@ -49,17 +49,23 @@ def describe(_: object) -> dict[str, Any]:
     return {"tokens": "resident"}
 
 
-def sweep(folder: Path, emit: Any = None, memory_bytes: int | None = None, **setting: Any) -> list[SweepResult]:
+def sweep(folder: Path, on_event: Any = None, memory_bytes: int | None = None, **setting: Any) -> list[SweepResult]:
     train, test = make_source(120, 0), make_source(60, 1)
     journal = SweepJournal(folder, {"train": "0123", **setting}, describe, ["row"])
     return run_sweeps(
-        [[one] for one in SWEPT], train, lambda: test, SMALL, memory_bytes=memory_bytes, journal=journal, emit=emit
+        [[one] for one in SWEPT],
+        train,
+        lambda: test,
+        SMALL,
+        memory_bytes=memory_bytes,
+        journal=journal,
+        on_event=on_event,
     )
 
 
 def little_memory() -> int:
     """Enough for one head at a time and not for both."""
-    return plan_ride(SWEPT, make_source(120, 0), SMALL, None).total_bytes - 1
+    return plan_group(SWEPT, make_source(120, 0), SMALL, None).total_bytes - 1
 
 
 class Killed(Exception):
@@ -172,17 +178,17 @@ def test_a_file_that_cannot_be_read_is_a_bank_that_is_missing(tmp_path: Path) ->
     assert "select" in {event.phase for event in events}
 
 
-def run(stores: tuple[Path, Path], runs: Path, memory_bytes: int, emit: Any) -> list[dict[str, Any]]:
+def run(stores: tuple[Path, Path], runs: Path, memory_bytes: int, on_event: Any) -> list[dict[str, Any]]:
     train, test = (Store(path, TokenCache.open(path).spec) for path in stores)
-    return probe(train, test, [NAMED], PROTOCOL, runs, memory_bytes=memory_bytes, emit=emit)
+    return probe(train, test, [NAMED], PROTOCOL, runs, memory_bytes=memory_bytes, on_event=on_event)
 
 
 def enough_for_two_banks(train: Path, _: Path) -> int:
     cache = TokenCache.open(train)
     for memory_bytes in range(30_000_000, 60_000_000, 100_000):
         with contextlib.suppress(SettingError):  # not enough for one
-            (ride,) = plan_rides(cache, [(NAMED, PROTOCOL)], memory_bytes, torch.device("cpu"))
-            (plan,) = ride.placement.plan.memory
+            (group,) = plan_groups(cache, [(NAMED, PROTOCOL)], memory_bytes, torch.device("cpu"))
+            (plan,) = group.placement.plan.memory
             if plan is not None and plan.num_banks == 2:
                 return memory_bytes
     raise AssertionError("a grid of four that no budget cuts in two")

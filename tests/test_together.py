@@ -77,7 +77,7 @@ def together(
         Extraction(backbone=backbone, config=ExtractConfig(**CONFIG | {"batch_size": size}), store=store)
         for backbone, store, size in zip(backbones, stores, batch_sizes, strict=True)
     ]
-    extract_together(extractions, source, emit=events.append)
+    extract_together(extractions, source, on_event=events.append)
     return stores, events
 
 

@@ -21,7 +21,7 @@ from layerbank.probes import (
     fit_bank,
     run_sweep,
 )
-from layerbank.probes.duplicate_settings import NO_DECAY, first_twins
+from layerbank.probes.duplicate_settings import NO_DECAY, first_duplicates
 
 
 @settings(deadline=None)  # the first call loads the optimiser
@@ -61,13 +61,15 @@ def test_twins_train_to_the_same_bits(kind: str) -> None:
 
 
 def test_the_grid_of_the_paper_has_one_pair_of_twins_a_dropout_rate() -> None:
-    for head, num_twins in ((ATTENTIVE, 3), (LINEAR, 1)):
+    for head, num_duplicates in ((ATTENTIVE, 3), (LINEAR, 1)):
         settings = PAPER.settings(head)
-        twins = [
-            (settings[first], settings[index]) for index, first in enumerate(first_twins(settings)) if first != index
+        duplicates = [
+            (settings[first], settings[index])
+            for index, first in enumerate(first_duplicates(settings))
+            if first != index
         ]
-        assert len(twins) == num_twins
-        for first, other in twins:
+        assert len(duplicates) == num_duplicates
+        for first, other in duplicates:
             assert (first.lr, first.weight_decay) == (1e-3, 1e-6)
             assert other == replace(first, weight_decay=1e-5)
 

@@ -37,9 +37,9 @@ from layerbank.data import (
 from layerbank.data.sources import open_source
 from layerbank.data.views import ATTEMPTS, VIEW_SEED, draw_view
 from layerbank.events import (
-    Emit,
     Event,
     ImageSkipped,
+    OnEvent,
     ignore,
 )
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
@@ -85,7 +85,7 @@ def _extract(
     root: Path,
     *,
     batch_size: int = 8,
-    emit: Emit = ignore,
+    on_event: OnEvent = ignore,
     **options: Any,
 ) -> Store:
     spec = spec_of(backbone, source, "float16")
@@ -93,7 +93,7 @@ def _extract(
     config = ExtractConfig(**{"arrays": ARRAYS, "batch_size": batch_size, "num_workers": 0} | options)
     views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
     request = {"model": REQUEST.to_dict(), "data": f"folder:{_root_of(source)}"} | views
-    extract(backbone, source, config, store.path, request=request, emit=emit)
+    extract(backbone, source, config, store.path, request=request, on_event=on_event)
     return store
 
 
@@ -288,7 +288,9 @@ def test_an_unreadable_image_is_skipped_with_all_its_views(backbone: Backbone, f
     with pytest.raises(BadImage, match=r"image train/green/001\.png in "):
         _extract(backbone, source, tmp_path / "caches")
     told: list[Event] = []
-    cache = _extract(backbone, source, tmp_path / "caches", emit=told.append, batch_size=27, on_bad_image="skip").open()
+    cache = _extract(
+        backbone, source, tmp_path / "caches", on_event=told.append, batch_size=27, on_bad_image="skip"
+    ).open()
     assert [event.sample_id for event in told if isinstance(event, ImageSkipped)] == ["train/green/001.png"]
     assert sorted(cache.skipped) == [12, 13, 14]
     assert 4 not in cache.images

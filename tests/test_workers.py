@@ -19,12 +19,12 @@ from layerbank.cache import SpecError, Worker
 from layerbank.cache.locking import is_locked
 from layerbank.events import (
     CacheReused,
-    Emit,
     Event,
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
+    OnEvent,
     TokensOutOfRange,
     WorkerLost,
 )
@@ -182,17 +182,17 @@ def test_the_error_of_one_process_is_the_error_of_the_command(tmp_path: Path) ->
     assert not is_locked(store_in(tmp_path / "caches"))
 
 
-def die(worker: Worker, emit: Emit) -> None:
+def die(worker: Worker, on_event: OnEvent) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def reuse_or_die(worker: Worker, emit: Emit) -> None:
-    emit(CacheReused(store=STORE, num_rows=worker.count))
+def reuse_or_die(worker: Worker, on_event: OnEvent) -> None:
+    on_event(CacheReused(store=STORE, num_rows=worker.count))
     if worker.index == 1:
-        die(worker, emit)
+        die(worker, on_event)
 
 
-def refuse(worker: Worker, emit: Emit) -> None:
+def refuse(worker: Worker, on_event: OnEvent) -> None:
     if worker.index == 0:
         time.sleep(60)  # ended long before by the error of the other
     raise SpecError(where="here", expected="this", got="that", todo="Do it.")

@@ -147,7 +147,7 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
             device=device,
             num_workers=choose_workers(workers, device),
             remove_foreign=remove_foreign,
-            emit=listener.show,
+            on_event=listener.show,
         )
     print_lines(f"  dropped and computed again: {one}" for one in done.dropped)
     print_lines(f"  restored: {one}" for one in done.restored_later)

@@ -111,7 +111,7 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
                 prepared = prepare(request, listener.show, worker)
                 stores = [one.store for _, extractions in prepared for one in extractions]
                 for source, extractions in prepared:
-                    extract_together(extractions, source, emit=listener.show)
+                    extract_together(extractions, source, on_event=listener.show)
     if as_json:
         print_json({"stores": [str(store) for store in stores]})
 
@@ -164,7 +164,7 @@ def _plan(options: dict[str, Any], as_json: bool) -> None:
         print_lines,
         print_table,
     )
-    from ..extraction.disk_space import check_room
+    from ..extraction.disk_space import check_disk_space
     from ..jobs.extract import prepare
     from ..planning.plan import forecasts_of, plan_extraction
     from ..planning.plan_table import (
@@ -187,7 +187,7 @@ def _plan(options: dict[str, Any], as_json: bool) -> None:
             root,
             num_processes=num_processes,
             start_s=time.perf_counter() - began,
-            emit=listener.show,
+            on_event=listener.show,
         )
     if as_json:
         print_json(planned.to_dict())
@@ -195,4 +195,4 @@ def _plan(options: dict[str, Any], as_json: bool) -> None:
         print_table(STORE_COLUMNS, store_lines(planned))
         print_table(token_columns(planned), token_lines(planned), title="bytes of tokens when complete, all splits")
         print_lines(summary(planned))
-    check_room(root, forecasts)
+    check_disk_space(root, forecasts)

@@ -49,7 +49,7 @@ def predict(
             batch_size=batch_size,
             num_workers=choose_workers(workers, device),
             on_bad_image=on_bad_image,
-            emit=listener.show,
+            on_event=listener.show,
         )
         if as_json:
             print_json([asdict(prediction) for prediction in predictions])

@@ -190,7 +190,7 @@ def probe(
                 retrain=retrain,
                 device=work.backbone.device,
                 memory_bytes=memory_for_probes(memory),
-                emit=listener.show,
+                on_event=listener.show,
             )
     if as_json:
         print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})

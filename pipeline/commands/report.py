@@ -62,7 +62,7 @@ def report(
     from ..console import Listener, print_json, print_lines
     from ..report.records import require_parquet, write_parquet
     from ..report.report import (
-        Wishes,
+        ReportOptions,
         make_report,
         write_figures,
         write_file,
@@ -71,15 +71,15 @@ def report(
     if parquet is not None:
         require_parquet()
     with Listener(quiet=as_json) as listener:
-        wishes = Wishes(
+        options = ReportOptions(
             cache_root=cache_root,
             images=images,
             tokens=tokens,
             against_paper=compare == "paper",
             png=figures is not None,
-            emit=listener.show,
+            on_event=listener.show,
         )
-        made = make_report(runs, wishes)
+        made = make_report(runs, options)
     page = html or runs / "report" / "index.html"
     wanted = [(page, made.html), (markdown, made.markdown), (csv, made.csv), (latex, made.latex)]
     written = [path for path, text in wanted if path is not None]

@@ -136,7 +136,7 @@ def study(
         num_processes = choose_processes(processes, device, None)
         does_units = one_process if num_processes == 1 else several_processes(num_processes)
     with Listener(quiet=as_json) as listener:
-        rows, failures = run_study(opened, place, engine=does_units, emit=listener.show)
+        rows, failures = run_study(opened, place, engine=does_units, on_event=listener.show)
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:

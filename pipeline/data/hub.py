@@ -54,10 +54,10 @@ def _download(entry: Entry, folder: Path) -> None:
             got="a folder that lacks some",
             todo="Complete it, or remove it to have it fetched again.",
         )
-    aside = folder.with_name(f".{folder.name}.part")
+    staging = folder.with_name(f".{folder.name}.part")
     try:
-        snapshot_download(entry.repository, repo_type="dataset", allow_patterns=PATTERNS, local_dir=aside)
-        aside.rename(folder)
+        snapshot_download(entry.repository, repo_type="dataset", allow_patterns=PATTERNS, local_dir=staging)
+        staging.rename(folder)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise _absent(entry, folder.parent, f"no such folder, and the hub does not give it: {reason[:200]}") from error

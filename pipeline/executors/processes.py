@@ -24,14 +24,14 @@ from typing import Any
 from layerbank.cache import Worker
 
 from ..errors import PipelineError, RequestError, WorkError
-from ..events import Emit, Event, WorkerLost
+from ..events import Event, OnEvent, WorkerLost
 from .relay import Relay
 
-Work = Callable[[Worker, Emit], None]
+Work = Callable[[Worker, OnEvent], None]
 ENDING_S = 15.0  # a process that was asked to end discards its block and leaves; then it is killed
 
 
-def run_processes(work: Work, count: int, emit: Emit) -> None:
+def run_processes(work: Work, count: int, on_event: OnEvent) -> None:
     """Do the work `count` times beside each other.
 
     Args:
@@ -44,7 +44,7 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
         WorkError: every process was killed.
     """
     context = multiprocessing.get_context("spawn")
-    relay = Relay(emit)
+    relay = Relay(on_event)
     running: dict[Any, tuple[int, Any]] = {}
     lost: list[str] = []
     try:
@@ -66,7 +66,7 @@ def run_processes(work: Work, count: int, emit: Emit) -> None:
                     process.join()
                     if process.exitcode != 0:
                         lost.append(how_it_ended(process.exitcode))
-                        emit(WorkerLost(worker=f"{index}/{count}", reason=lost[-1], num_left=len(running)))
+                        on_event(WorkerLost(worker=f"{index}/{count}", reason=lost[-1], num_left=len(running)))
                     continue
                 if isinstance(told, BaseException):
                     raise told
@@ -88,7 +88,7 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent ends its workers
     signal.signal(signal.SIGTERM, leave)
 
-    def emit(event: Event) -> None:
+    def on_event(event: Event) -> None:
         try:
             pipe.send(event)
         except BrokenPipeError:  # nobody waits for the result any more
@@ -96,7 +96,7 @@ def _run(work: Work, worker: Worker, pipe: Connection) -> None:
 
     try:
         share_cores(worker.count)
-        work(worker, emit)
+        work(worker, on_event)
     except Exception as error:  # told by the parent, which judges it
         pipe.send(as_ours(error))
     except SystemExit:  # somebody waits for the end of it, and Python takes seconds to take torch apart

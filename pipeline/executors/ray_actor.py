@@ -15,10 +15,10 @@ from typing import Any
 from layerbank.cache import StoreLockedError, see_probe
 
 from ..errors import RequestError
-from ..events import Emit
+from ..events import OnEvent
 from .processes import as_ours
 
-Task = Callable[[Emit], Any]
+Task = Callable[[OnEvent], Any]
 """A piece of work: called with where to tell events; it and what it returns must pickle."""
 
 LEASE_S = 120.0  # a file server may hold the locks of a machine that has died so long
@@ -87,12 +87,12 @@ def take_place(probes: Sequence[Path], folder: str) -> None:
         ) from None
 
 
-def do_patiently(task: Task, life: int, emit: Emit) -> Any:
+def do_patiently(task: Task, life: int, on_event: OnEvent) -> Any:
     """The task; where an actor has died before, its locks may outlive it for a while."""
     deadline = time.monotonic() + LEASE_S
     while True:
         try:
-            return task(emit)
+            return task(on_event)
         except StoreLockedError:
             if life == 0 or time.monotonic() > deadline:
                 raise

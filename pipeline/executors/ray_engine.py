@@ -29,8 +29,8 @@ from ..errors import RequestError, WorkError
 from ..events import (
     ClusterBusy,
     ClusterJoined,
-    Emit,
     Event,
+    OnEvent,
     WorkerLost,
 )
 from .processes import Work
@@ -83,8 +83,8 @@ class RayEngine:
         NotWritableError: a folder cannot be written.
     """
 
-    def __init__(self, folders: Sequence[Path], count: int | None, device: str, emit: Emit) -> None:
-        self._folders, self._count, self._device, self._emit = folders, count, device, emit
+    def __init__(self, folders: Sequence[Path], count: int | None, device: str, on_event: OnEvent) -> None:
+        self._folders, self._count, self._device, self._on_event = folders, count, device, on_event
         self._actors: list[Any] = []
         self._idle: list[Any] = []
 
@@ -98,7 +98,7 @@ class RayEngine:
             self._probes = [stack.enter_context(offer_probe(folder)) for folder in self._folders]
             stack.callback(self._end_actors)
             self._closing = stack.pop_all()
-        self._emit(
+        self._on_event(
             ClusterJoined(
                 num_nodes=len(nodes),
                 num_workers=self.placement.count,
@@ -159,7 +159,7 @@ class RayEngine:
                 waited_s, nobody = time.monotonic() - began, not any(one.has_begun for one in running.values())
                 if nobody and not ready and not told_busy and waited_s > BUSY_AFTER_S:
                     told_busy = True
-                    self._emit(ClusterBusy(waited_s=waited_s, num_workers=len(running)))
+                    self._on_event(ClusterBusy(waited_s=waited_s, num_workers=len(running)))
                 for told in ready:
                     one = running[told]
                     try:
@@ -214,14 +214,16 @@ class RayEngine:
         for actor in self._actors:
             self._ray.kill(actor)
 
-    def do_one(self, task: Task, emit: Emit) -> Any:
+    def do_one(self, task: Task, on_event: OnEvent) -> Any:
         """Do one task somewhere, again elsewhere if its actor dies, and return what it returned.
 
         Raises:
             As `do`; WorkError: its actors died, three of them.
         """
 
-        ((_, result),) = self.do([task], lambda number, event: emit(event), lambda lost: emit(lost.of_worker(1)))
+        ((_, result),) = self.do(
+            [task], lambda number, event: on_event(event), lambda lost: on_event(lost.of_worker(1))
+        )
         if isinstance(result, WorkError):
             raise result
         return result
@@ -238,7 +240,7 @@ class _Running:
     has_begun: bool = False
 
 
-def run_on_ray(work: Work, engine: RayEngine, emit: Emit) -> None:
+def run_on_ray(work: Work, engine: RayEngine, on_event: OnEvent) -> None:
     """`run_processes` on a cluster: the workers of one or several stores, each in an actor of its own.
 
     Args:
@@ -251,11 +253,11 @@ def run_on_ray(work: Work, engine: RayEngine, emit: Emit) -> None:
         WorkError: every worker died, again and again.
     """
     count = engine.placement.count
-    relay = Relay(emit)
+    relay = Relay(on_event)
 
     tasks = [partial(work, Worker(index, count)) for index in range(count)]
     results = [
-        result for _, result in engine.do(tasks, relay.tell, lambda lost: emit(lost.of_worker(count)), share=True)
+        result for _, result in engine.do(tasks, relay.tell, lambda lost: on_event(lost.of_worker(count)), share=True)
     ]
     if all(isinstance(result, WorkError) for result in results):
         raise results[0]

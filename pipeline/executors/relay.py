@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ..events import (
     CacheReused,
-    Emit,
     Event,
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
+    OnEvent,
     ShareFinished,
     TokensOutOfRange,
 )
@@ -28,8 +28,8 @@ class Relay:
         emit: told the story.
     """
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
         self._began = time.monotonic()
         self._num_missing: dict[Path, int] = {}
         self._now: dict[int, ExtractionProgress] = {}  # worker -> where it is in its present round
@@ -45,11 +45,11 @@ class Relay:
             case ExtractionStarted():
                 if event.store not in self._num_missing:
                     self._num_missing[event.store] = event.num_missing
-                    self._emit(replace(event, num_pending=event.num_missing))
+                    self._on_event(replace(event, num_pending=event.num_missing))
             case ExtractionProgress():
                 self._now[worker] = event
                 self._num_workers = event.num_workers
-                self._emit(self._progress())
+                self._on_event(self._progress())
             case ExtractionFinished():
                 self._end_round(worker)
                 before = self._finished.get(event.store)
@@ -64,22 +64,22 @@ class Relay:
                 # a worker that comes when the others have just completed a store tells nothing new
                 if event.store not in self._reused and event.store not in self._num_missing:
                     self._reused.add(event.store)
-                    self._emit(event)
+                    self._on_event(event)
             case ShareFinished():
                 pass  # the others go on
             case TokensOutOfRange():
                 self._out_of_range[event.array, worker] = (event.num_saturated, event.num_nonfinite)
                 counts = [c for (array, _), c in self._out_of_range.items() if array == event.array]
                 saturated, nonfinite = (sum(column) for column in zip(*counts, strict=True))
-                self._emit(replace(event, num_saturated=saturated, num_nonfinite=nonfinite))
+                self._on_event(replace(event, num_saturated=saturated, num_nonfinite=nonfinite))
             case _:
-                self._emit(event)
+                self._on_event(event)
 
     def finish(self) -> None:
         """All workers have ended: tell of every store that it is finished."""
         shares = self._progress()
         for event in self._finished.values():
-            self._emit(
+            self._on_event(
                 replace(
                     event,
                     elapsed_s=shares.elapsed_s,

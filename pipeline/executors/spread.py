@@ -19,7 +19,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from ..events import Emit, Event
+from ..events import Event, OnEvent
 from .processes import (
     as_ours,
     end_processes,
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 def spread(
-    work: Callable[[int, Task, Emit], Result], tasks: Sequence[Task], count: int, emit: Emit
+    work: Callable[[int, Task, OnEvent], Result], tasks: Sequence[Task], count: int, on_event: OnEvent
 ) -> Iterator[tuple[Task, Result | str]]:
     """Do every task once, in as many processes as are asked for.
 
@@ -84,7 +84,7 @@ def spread(
                     start(number)
                     continue
                 if kind == "event":
-                    emit(told)
+                    on_event(told)
                 elif kind == "error":
                     raise told
                 else:
@@ -99,7 +99,7 @@ def spread(
         end_processes([process for _, process, _ in busy.values()])
 
 
-def _run(work: Callable[[int, Any, Emit], Any], number: int, pipe: Connection) -> None:
+def _run(work: Callable[[int, Any, OnEvent], Any], number: int, pipe: Connection) -> None:
     """The whole life of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent ends its processes
     signal.signal(signal.SIGTERM, leave)
@@ -110,7 +110,7 @@ def _run(work: Callable[[int, Any, Emit], Any], number: int, pipe: Connection) -
         except BrokenPipeError:  # nobody waits for the result any more
             sys.exit(1)
 
-    def emit(event: Event) -> None:
+    def on_event(event: Event) -> None:
         send("event", event)
 
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -120,7 +120,7 @@ def _run(work: Callable[[int, Any, Emit], Any], number: int, pipe: Connection) -
         except (EOFError, ConnectionResetError):
             return
         try:
-            result = work(number, task, emit)
+            result = work(number, task, on_event)
         except Exception as error:  # raised again by the parent, which judges it
             send("error", as_ours(error))
             return

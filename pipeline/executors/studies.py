@@ -19,9 +19,9 @@ from ..errors import WorkError
 from ..events import (
     BatchHalved,
     CompileFailed,
-    Emit,
     Event,
     ImageSkipped,
+    OnEvent,
     PrecisionFellBack,
     StudyFailed,
     StudyUnit,
@@ -33,7 +33,7 @@ from ..events import (
 )
 from ..extraction.ranks import device_of_worker
 from ..jobs.recipe import Recipe
-from ..jobs.study_disk_space import tell_room
+from ..jobs.study_disk_space import report_disk_space
 from ..jobs.units import (
     Failure,
     OpenModels,
@@ -52,7 +52,7 @@ from .ray_engine import Lost, RayEngine
 from .spread import spread
 
 FAILURES = "failures.jsonl"
-Engine = Callable[[Recipe, Place, Sequence[Unit], Emit], Iterable[UnitDone]]  # does each unit once, in any order
+Engine = Callable[[Recipe, Place, Sequence[Unit], OnEvent], Iterable[UnitDone]]  # does each unit once, in any order
 
 # what is told of a unit that is done beside others: lines of several that come between each other say nothing
 _TOLD_BESIDE_OTHERS = (
@@ -68,7 +68,7 @@ _TOLD_BESIDE_OTHERS = (
 
 
 def run_study(
-    recipe: Recipe, place: Place, *, engine: Engine | None = None, emit: Emit = ignore
+    recipe: Recipe, place: Place, *, engine: Engine | None = None, on_event: OnEvent = ignore
 ) -> tuple[list[Row], list[Failure]]:
     """Do all units of a recipe that are not done.
 
@@ -84,12 +84,12 @@ def run_study(
     Raises:
         SettingError: the device on which the units are done cannot compute as the protocol says.
     """
-    tell_room(recipe, place, emit)
+    report_disk_space(recipe, place, on_event)
     units = units_of(recipe)
     done: dict[Unit, UnitDone] = {}
-    for one in (engine or one_process)(recipe, place, units, emit):
+    for one in (engine or one_process)(recipe, place, units, on_event):
         done[one.unit] = one
-        emit(
+        on_event(
             StudyUnitFinished(
                 model=one.unit.model,
                 dataset=one.unit.dataset,
@@ -104,12 +104,12 @@ def run_study(
     return [row for unit in units for row in done[unit].rows], failures
 
 
-def one_process(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+def one_process(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
     """Units one after the other in this process, one model in memory at a time."""
     check_compute(recipe, choose_device(place.device))
     models = OpenModels()
     for unit in units:
-        yield run_unit(recipe, place, unit, models=models, emit=emit)
+        yield run_unit(recipe, place, unit, models=models, on_event=on_event)
 
 
 def several_processes(num_processes: int) -> Engine:
@@ -119,13 +119,13 @@ def several_processes(num_processes: int) -> Engine:
     does the rest.
     """
 
-    def run(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
+    def run(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
         check_compute(recipe, choose_device(place.device))
         count = min(num_processes, len(units))
         work = partial(_one_of_several, OpenModels(), recipe, replace(place, num_sharers=count))
-        for unit, done in spread(work, units, count, emit):
+        for unit, done in spread(work, units, count, on_event):
             if isinstance(done, str):
-                yield lost_unit(unit, done, emit)
+                yield lost_unit(unit, done, on_event)
             else:
                 yield done
 
@@ -139,8 +139,8 @@ def on_ray(num_workers: int | None) -> Engine:
         num_workers: at a time; None is one a GPU of the cluster, else one a node.
     """
 
-    def run(recipe: Recipe, place: Place, units: Sequence[Unit], emit: Emit) -> Iterator[UnitDone]:
-        with RayEngine((place.cache_root, place.runs_root), num_workers, place.device, emit) as cluster:
+    def run(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
+        with RayEngine((place.cache_root, place.runs_root), num_workers, place.device, on_event) as cluster:
             check_compute(recipe, cluster.placement.device)  # the driver's own device does none of it
             placed = replace(place, device=cluster.placement.device, num_sharers=cluster.placement.num_on_a_node)
             tasks = [partial(_one_of_several, OpenModels(), recipe, placed, 0, unit) for unit in units]
@@ -148,22 +148,24 @@ def on_ray(num_workers: int | None) -> Engine:
             def lost(one: Lost) -> None:
                 if one.again:
                     unit = units[one.index]
-                    emit(StudyUnitAgain(model=unit.model, dataset=unit.dataset, reason=one.reason))
+                    on_event(StudyUnitAgain(model=unit.model, dataset=unit.dataset, reason=one.reason))
 
-            for index, done in cluster.do(tasks, lambda number, event: emit(event), lost):
-                yield lost_unit(units[index], done.got, emit) if isinstance(done, WorkError) else done
+            for index, done in cluster.do(tasks, lambda number, event: on_event(event), lost):
+                yield lost_unit(units[index], done.got, on_event) if isinstance(done, WorkError) else done
 
     return run
 
 
-def _one_of_several(models: OpenModels, recipe: Recipe, place: Place, process: int, unit: Unit, emit: Emit) -> UnitDone:
+def _one_of_several(
+    models: OpenModels, recipe: Recipe, place: Place, process: int, unit: Unit, on_event: OnEvent
+) -> UnitDone:
     def tell(event: Event) -> None:
         if isinstance(event, _TOLD_BESIDE_OTHERS):
-            emit(event)
+            on_event(event)
 
     share_cores(place.num_sharers)
     place = replace(place, device=device_of_worker(place.device, process))
-    return run_unit(recipe, place, unit, models=models, emit=tell)
+    return run_unit(recipe, place, unit, models=models, on_event=tell)
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -172,9 +174,9 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    with aside.open("w", encoding="utf-8") as file:
+    staging = path.with_name(f".{path.name}")
+    with staging.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    staging.replace(path)

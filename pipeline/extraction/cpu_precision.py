@@ -12,18 +12,18 @@ import torch
 
 from layerbank.probes import quick_products
 
-from ..events import Emit, PrecisionAdvice
+from ..events import OnEvent, PrecisionAdvice
 
 WORTHWHILE = 1.5  # times as fast
 SHAPE = (256, 384, 1536)  # images' tokens, and an S model's MLP: a millisecond in float32
 REPEATS = 3
 
 
-def advise_on_precision(emit: Emit) -> None:
+def advise_on_precision(on_event: OnEvent) -> None:
     """Tell whoever left the choice to us if bfloat16 would be faster here."""
     speedup = bfloat16_speedup()
     if speedup >= WORTHWHILE:
-        emit(PrecisionAdvice(precision="bfloat16", speedup=speedup))
+        on_event(PrecisionAdvice(precision="bfloat16", speedup=speedup))
 
 
 def bfloat16_speedup() -> float:

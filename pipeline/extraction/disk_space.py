@@ -23,7 +23,7 @@ from ..errors import RequestError
 from ..quantities import size
 
 
-def check_room(cache_root: Path, forecasts: Sequence[StoreForecast], *, mended: Path | None = None) -> None:
+def check_disk_space(cache_root: Path, forecasts: Sequence[StoreForecast], *, mended: Path | None = None) -> None:
     """Raise unless the disk of a cache folder takes what stores under it still lack.
 
     Args:

@@ -31,13 +31,13 @@ from ..data.sources import ImageSource
 from ..errors import RequestError
 from ..events import (
     CacheReused,
-    Emit,
+    OnEvent,
     ShareFinished,
     ignore,
 )
 from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
-from .loop import Lane, run_lanes
+from .loop import ExtractionTask, run_tasks
 from .views import transform_of
 
 
@@ -125,7 +125,7 @@ def extract(
     store: Path,
     *,
     request: dict[str, Any] | None = None,
-    emit: Emit = ignore,
+    on_event: OnEvent = ignore,
 ) -> None:
     """Bring a store to hold the asked-for tokens, computing only what it lacks.
 
@@ -142,7 +142,9 @@ def extract(
         BadImage: an image could not be read and `on_bad_image` is `stop`.
         CacheError: the store is held by another process, holds something else, or cannot be written.
     """
-    extract_together([Extraction(backbone=backbone, config=config, store=store, request=request)], source, emit=emit)
+    extract_together(
+        [Extraction(backbone=backbone, config=config, store=store, request=request)], source, on_event=on_event
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ class Extraction:
     parity: Mapping[str, Mapping[str, Any]] | None = None
 
 
-def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, emit: Emit = ignore) -> None:
+def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, on_event: OnEvent = ignore) -> None:
     """`extract` for several models, decoding each image once.
 
     Args:
@@ -170,20 +172,22 @@ def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, 
     """
     _refuse_one_store_twice(extractions)
     with ExitStack() as stack:
-        lanes = [lane for one in extractions if (lane := _open_lane(one, source, stack, emit)) is not None]
+        tasks = [task for one in extractions if (task := _open_task(one, source, stack, on_event)) is not None]
         first = extractions[0].config
-        under_way = lanes
-        while any(lane.pending for lane in under_way):  # several workers take rows several times
-            run_lanes(under_way, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, emit=emit)
-            under_way = [replace(lane, pending=lane.writer.claim()) for lane in under_way]
-        for lane in lanes:
-            if not lane.writer.complete():
-                emit(
-                    ShareFinished(store=lane.store, worker=str(first.worker), num_missing=lane.writer.num_missing_rows)
+        under_way = tasks
+        while any(task.pending for task in under_way):  # several workers take rows several times
+            run_tasks(
+                under_way, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, on_event=on_event
+            )
+            under_way = [replace(task, pending=task.writer.claim()) for task in under_way]
+        for task in tasks:
+            if not task.writer.complete():
+                on_event(
+                    ShareFinished(store=task.store, worker=str(first.worker), num_missing=task.writer.num_missing_rows)
                 )
 
 
-def begin(extractions: Sequence[Extraction], source: ImageSource, *, emit: Emit = ignore) -> None:
+def begin(extractions: Sequence[Extraction], source: ImageSource, *, on_event: OnEvent = ignore) -> None:
     """Make the stores of `extract_together`, or make them anew, without a row; the rest is for workers.
 
     Raises:
@@ -191,7 +195,7 @@ def begin(extractions: Sequence[Extraction], source: ImageSource, *, emit: Emit 
     """
     with ExitStack() as stack:
         for one in extractions:
-            _open_lane(one, source, stack, emit)
+            _open_task(one, source, stack, on_event)
 
 
 def forecast(extraction: Extraction, source: ImageSource) -> StoreForecast:
@@ -230,13 +234,15 @@ def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
         known[one.store] = one.backbone.model_id
 
 
-def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, emit: Emit) -> Lane | None:
+def _open_task(
+    extraction: Extraction, source: ImageSource, stack: ExitStack, on_event: OnEvent
+) -> ExtractionTask | None:
     """What is to be computed for one store; None where it has everything."""
     backbone, config, store = extraction.backbone, extraction.config, extraction.store
     spec = spec_of(backbone, source, config.storage_dtype)
     arrays = _arrays_of(extraction)
     if not config.overwrite and _is_complete(store, spec, arrays):  # so that a store on a read-only disk can be used
-        emit(CacheReused(store=store, num_rows=len(source)))
+        on_event(CacheReused(store=store, num_rows=len(source)))
         return None
     writer = CacheWriter.open(
         store,
@@ -252,7 +258,7 @@ def _open_lane(extraction: Extraction, source: ImageSource, stack: ExitStack, em
     )
     stack.enter_context(writer)
     compiled = backbone.device.type == "cuda" if config.compile is None else config.compile
-    return Lane(
+    return ExtractionTask(
         backbone=backbone,
         writer=writer,
         pending=writer.claim(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WorkError
-from ..events import BatchHalved, CompileFailed, Emit
+from ..events import BatchHalved, CompileFailed, OnEvent
 from ..memory import shortage_of
 from ..models.backbone import TokenFunction, Tokens
 
@@ -39,9 +39,9 @@ class SteadyForward:
         batch_size: int,
         model_id: str,
         backend: str | Callable[..., Any] | None,
-        emit: Emit,
+        on_event: OnEvent,
     ) -> None:
-        self._function, self._model_id, self._emit = function, model_id, emit
+        self._function, self._model_id, self._on_event = function, model_id, on_event
         self._part_size = batch_size
         self._compiled: Callable[[Tensor], Tokens] | None = None
         self._known: set[int] = set()  # batch sizes that the compiler has managed
@@ -75,7 +75,7 @@ class SteadyForward:
             if self._part_size in self._known or shortage_of(error):
                 raise
             self._compiled = None
-            self._emit(CompileFailed(backbone=self._model_id, reason=_what_failed(error)))
+            self._on_event(CompileFailed(backbone=self._model_id, reason=_what_failed(error)))
             with self._function.inference():  # anew: torch 2.6's compiler leaves another precision behind
                 return self._function.forward(ready)
         self._known.add(self._part_size)
@@ -103,7 +103,7 @@ class SteadyForward:
         self._part_size = -(-tried // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # pieces of the size that did not fit
-        self._emit(BatchHalved(backbone=self._model_id, num_images=self._part_size, reason=reason))
+        self._on_event(BatchHalved(backbone=self._model_id, num_images=self._part_size, reason=reason))
 
 
 def _padded(images: Tensor, batch_size: int) -> Tensor:

@@ -26,11 +26,11 @@ from layerbank.cache import Batch, CacheWriter, storage_dtype_of
 
 from ..data.sources import ImageSource
 from ..events import (
-    Emit,
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
+    OnEvent,
     TokensOutOfRange,
 )
 from ..models.backbone import Backbone
@@ -40,11 +40,11 @@ from .decoding import DecodedBatch, Rows, decode_batches
 from .forward import SteadyForward
 from .transfer import Transfer, open_transfer
 from .views import view_geometry
-from .write_behind import Parcel, WriterThread
+from .write_behind import PendingBatch, WriterThread
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lane:
+class ExtractionTask:
     """One model and the store that is being filled with its tokens.
 
     Attributes:
@@ -71,11 +71,13 @@ class Lane:
         return sum(len(batch) for batch in self.pending)
 
 
-def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, on_bad_image: str, emit: Emit) -> None:
-    """Compute and append every pending batch of every lane.
+def run_tasks(
+    tasks: Sequence[ExtractionTask], source: ImageSource, *, num_workers: int, on_bad_image: str, on_event: OnEvent
+) -> None:
+    """Compute and append every pending batch of every task.
 
     Args:
-        lanes: one a model; those with nothing pending cost nothing.
+        tasks: one a model; those with nothing pending cost nothing.
         source: the images.
         num_workers: decoding processes.
         on_bad_image: `stop` or `skip`.
@@ -86,26 +88,26 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
         WorkError: a decoding process died.
         CacheError: a store cannot be written.
     """
-    lanes = [lane for lane in lanes if lane.pending]
+    tasks = [task for task in tasks if task.pending]
     clock = Clock("decode", "compute", "write")
-    geometries, geometry_of = distinct_geometries([view_geometry(lane.backbone, source) for lane in lanes])
-    pieces = cut_pieces([[(batch.start, batch.stop) for batch in lane.pending] for lane in lanes])
+    geometries, geometry_of = distinct_geometries([view_geometry(task.backbone, source) for task in tasks])
+    pieces = cut_pieces([[(batch.start, batch.stop) for batch in task.pending] for task in tasks])
     wanted = [
         Rows(start, stop, tuple(sorted({geometry_of[number] for number in numbers}))) for start, stop, numbers in pieces
     ]
-    for lane in lanes:
-        emit(_started(lane, source))
-    num_pending = sum(lane.num_pending for lane in lanes)
+    for task in tasks:
+        on_event(_started(task, source))
+    num_pending = sum(task.num_pending for task in tasks)
     num_done = num_batches = 0
     decoded_pieces = decode_batches(source, geometries, wanted, num_workers=num_workers)
     with ExitStack() as stack:
         stack.enter_context(closing(decoded_pieces))
-        flows = [_Flow(lane, stack.enter_context(WriterThread(lane.writer)), emit) for lane in lanes]
+        flows = [_Flow(task, stack.enter_context(WriterThread(task.writer)), on_event) for task in tasks]
         decoded_iterator = iter(decoded_pieces)
         for _, _, numbers in pieces:
             with clock("decode"):
                 decoded = next(decoded_iterator)
-            _judge(decoded, on_bad_image, emit)
+            _judge(decoded, on_bad_image, on_event)
             for number in numbers:
                 flow = flows[number]
                 if not flow.take(decoded, geometry_of[number]):
@@ -113,13 +115,13 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                 with _behind(clock, flow.sink):
                     flow.transfer.reserve()
                 with clock("compute"):
-                    parcel = flow.compute()
+                    pending = flow.compute()
                 with _behind(clock, flow.sink):
-                    flow.sink.put(parcel)
+                    flow.sink.put(pending)
                 flow.tell_out_of_range()
-                num_done += len(parcel.batch)
+                num_done += len(pending.batch)
                 num_batches += 1
-                emit(
+                on_event(
                     ExtractionProgress(
                         num_done=num_done,
                         num_pending=num_pending,
@@ -136,7 +138,7 @@ def run_lanes(lanes: Sequence[Lane], source: ImageSource, *, num_workers: int, o
                 flow.sink.finish()
         for flow in flows:
             flow.tell_out_of_range()
-            emit(_finished(flow, source, clock, num_workers))
+            on_event(_finished(flow, source, clock, num_workers))
 
 
 def cut_pieces(batches: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -164,44 +166,44 @@ def cut_pieces(batches: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, 
 class _Flow:
     """What is under way of one lane."""
 
-    lane: Lane
+    task: ExtractionTask
     sink: WriterThread
-    emit: Emit
+    on_event: OnEvent
     transfer: Transfer = field(init=False)
     _batches: list[Batch] = field(init=False)  # still to come, the next one last
     _parts: list[tuple[DecodedBatch, torch.Tensor]] = field(default_factory=list)
     _told: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lane = self.lane
-        arrays = dict.fromkeys(array for batch in lane.pending for array in batch.arrays)
+        task = self.task
+        arrays = dict.fromkeys(array for batch in task.pending for array in batch.arrays)
         levels = tuple(dict.fromkeys(array.level for array in arrays))
         kinds = tuple(dict.fromkeys(array.kind for array in arrays))
-        batch_size = lane.writer.batch_size
-        if (levels, kinds) not in lane.forwards:
-            lane.forwards[levels, kinds] = SteadyForward(
-                lane.backbone.compile(list(levels), list(kinds)),
+        batch_size = task.writer.batch_size
+        if (levels, kinds) not in task.forwards:
+            task.forwards[levels, kinds] = SteadyForward(
+                task.backbone.compile(list(levels), list(kinds)),
                 batch_size=batch_size,
-                model_id=lane.backbone.model_id,
-                backend=lane.backend,
-                emit=self.emit,
+                model_id=task.backbone.model_id,
+                backend=task.backend,
+                on_event=self.on_event,
             )
-        forward = lane.forwards[levels, kinds]
-        self.transfer = open_transfer(forward, lane.backbone.device, lane.storage_dtype, batch_size)
-        self._batches = sorted(self.lane.pending, key=lambda batch: batch.start, reverse=True)
+        forward = task.forwards[levels, kinds]
+        self.transfer = open_transfer(forward, task.backbone.device, task.storage_dtype, batch_size)
+        self._batches = sorted(self.task.pending, key=lambda batch: batch.start, reverse=True)
 
     def take(self, decoded: DecodedBatch, geometry: int) -> bool:
         """Keep a piece; whether the batch it belongs to is whole now."""
         self._parts.append((decoded, decoded.images[geometry]))
         return decoded.stop == self._batches[-1].stop
 
-    def compute(self) -> Parcel:
+    def compute(self) -> PendingBatch:
         """Run the model on the batch that is whole."""
         batch = self._batches.pop()
         parts, self._parts = self._parts, []
         images = parts[0][1] if len(parts) == 1 else torch.cat([images for _, images in parts])
         bad = {row: error.reason for decoded, _ in parts for row, error in decoded.bad.items()}
-        return Parcel(
+        return PendingBatch(
             batch,
             self.transfer(images, batch.arrays, [row - batch.start for row in bad]),
             np.concatenate([decoded.content_hashes for decoded, _ in parts]),
@@ -212,12 +214,12 @@ class _Flow:
         for name, counts in list(self.sink.out_of_range.items()):
             if self._told.get(name) != counts:
                 self._told[name] = counts
-                self.emit(
+                self.on_event(
                     TokensOutOfRange(
                         array=name,
                         num_saturated=counts[0],
                         num_nonfinite=counts[1],
-                        storage_dtype=storage_dtype_of(self.lane.storage_dtype, name.rpartition("/")[2]),
+                        storage_dtype=storage_dtype_of(self.task.storage_dtype, name.rpartition("/")[2]),
                     )
                 )
 
@@ -238,36 +240,36 @@ def distinct_geometries(geometries: Sequence[Geometry]) -> tuple[list[Geometry],
     return [geometries[pickled.index(one)] for one in known], [known.index(one) for one in pickled]
 
 
-def _judge(decoded: DecodedBatch, on_bad_image: str, emit: Emit) -> None:
+def _judge(decoded: DecodedBatch, on_bad_image: str, on_event: OnEvent) -> None:
     """Stop at the first unreadable image, or say which are skipped."""
     for bad in {bad.id: bad for bad in decoded.bad.values()}.values():  # views of an image have its id: told once
         if on_bad_image == "stop":
             raise bad
-        emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
+        on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
 
 
-def _started(lane: Lane, source: ImageSource) -> ExtractionStarted:
+def _started(task: ExtractionTask, source: ImageSource) -> ExtractionStarted:
     return ExtractionStarted(
-        store=lane.store,
-        backbone=lane.backbone.model_id,
+        store=task.store,
+        backbone=task.backbone.model_id,
         dataset=source.name,
         split=source.split,
         num_rows=len(source),
-        num_missing=lane.writer.num_missing_rows,
-        num_pending=lane.num_pending,
-        num_arrays=len({array for batch in lane.pending for array in batch.arrays}),
-        device=str(lane.backbone.device),
-        precision=lane.backbone.precision,
-        batch_size=lane.writer.batch_size,
-        compiled=lane.backend is not None,
+        num_missing=task.writer.num_missing_rows,
+        num_pending=task.num_pending,
+        num_arrays=len({array for batch in task.pending for array in batch.arrays}),
+        device=str(task.backbone.device),
+        precision=task.backbone.precision,
+        batch_size=task.writer.batch_size,
+        compiled=task.backend is not None,
     )
 
 
 def _finished(flow: _Flow, source: ImageSource, clock: Clock, num_workers: int) -> ExtractionFinished:
     return ExtractionFinished(
-        store=flow.lane.store,
+        store=flow.task.store,
         num_rows=len(source),
-        num_computed=flow.lane.num_pending,
+        num_computed=flow.task.num_pending,
         size_bytes=flow.sink.size_bytes,
         elapsed_s=clock.elapsed(),
         decode_s=clock.spent["decode"],

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.sources import ImageSource
 from ..errors import RequestError
-from ..events import Emit, PrecisionFellBack, PrecisionFollowed
+from ..events import OnEvent, PrecisionFellBack, PrecisionFollowed
 from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest
 from .decoding import Rows, decode_batches
@@ -34,7 +34,7 @@ def needs_bfloat16(
     cache_root: Path,
     siblings: Mapping[str, Path],
     overwrite: bool,
-    emit: Emit,
+    on_event: OnEvent,
 ) -> bool:
     """Whether a float16 model is to be replaced, and told why.
 
@@ -43,7 +43,7 @@ def needs_bfloat16(
     """
     only = next(iter(siblings.values())) if len(siblings) == 1 else None  # with several, every choice has company
     if only is not None and "bfloat16" in siblings:
-        emit(
+        on_event(
             PrecisionFollowed(
                 backbone=backbone.model_id,
                 splits=tuple(source.split for source in sources),
@@ -57,7 +57,7 @@ def needs_bfloat16(
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
         if store.exists() and not overwrite:
             continue
-        if (found := find_overflow(backbone, reference, source, emit)) is None:
+        if (found := find_overflow(backbone, reference, source, on_event)) is None:
             continue
         level, num_nonfinite = found
         if only is not None and "float16" in siblings:
@@ -68,7 +68,7 @@ def needs_bfloat16(
                 todo="Extract its splits again together, with --split for each, which moves all of them to bfloat16; or give "
                 "--precision bfloat16 here and where they are probed; nothing was written.",
             )
-        emit(
+        on_event(
             PrecisionFellBack(
                 backbone=backbone.model_id,
                 split=source.split,
@@ -95,17 +95,19 @@ class Reference:
         return self._opened
 
 
-def find_overflow(backbone: Backbone, reference: Reference, source: ImageSource, emit: Emit) -> tuple[str, int] | None:
+def find_overflow(
+    backbone: Backbone, reference: Reference, source: ImageSource, on_event: OnEvent
+) -> tuple[str, int] | None:
     """The first level with values that are finite in float32 only, and how many; of all levels, whichever are wanted."""
     images = first_images(backbone, source)
     if images is None:
         return None
     seen = run_model(
-        backbone, images, backbone.levels, ["ap"], emit
+        backbone, images, backbone.levels, ["ap"], on_event
     )  # a mean shows whatever is not finite in any patch
     if all(bool(torch.isfinite(kinds["ap"]).all()) for kinds in seen.values()):
         return None
-    exact = run_model(reference.open(), images, backbone.levels, ["ap"], emit)
+    exact = run_model(reference.open(), images, backbone.levels, ["ap"], on_event)
     for level, kinds in seen.items():
         num_nonfinite = int((~torch.isfinite(kinds["ap"]) & torch.isfinite(exact[level]["ap"])).sum())
         if num_nonfinite:
@@ -122,8 +124,12 @@ def first_images(backbone: Backbone, source: ImageSource) -> Tensor | None:
     return decoded.images[0][good] if good else None
 
 
-def run_model(backbone: Backbone, images: Tensor, levels: list[str], kinds: list[str], emit: Emit) -> Tokens:
+def run_model(backbone: Backbone, images: Tensor, levels: list[str], kinds: list[str], on_event: OnEvent) -> Tokens:
     forward = SteadyForward(
-        backbone.compile(levels, kinds), batch_size=len(images), model_id=backbone.model_id, backend=None, emit=emit
+        backbone.compile(levels, kinds),
+        batch_size=len(images),
+        model_id=backbone.model_id,
+        backend=None,
+        on_event=on_event,
     )
     return forward(images.to(backbone.device))

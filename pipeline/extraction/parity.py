@@ -21,7 +21,7 @@ from layerbank.cache import read_store_info, storage_dtype_of
 
 from ..data.sources import ImageSource
 from ..errors import RequestError, WorkError
-from ..events import Emit, ParityMeasured, ignore
+from ..events import OnEvent, ParityMeasured, ignore
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
@@ -65,7 +65,7 @@ def settle(
     open_split: Callable[[str], ImageSource],
     overwrite: bool = False,
     threshold: float | None = None,
-    emit: Emit = ignore,
+    on_event: OnEvent = ignore,
 ) -> Settled:
     """Compare the first images of each split with a float32 run, and choose bfloat16 where float16 overflows.
 
@@ -101,7 +101,7 @@ def settle(
         siblings = other_splits(
             spec_of(backbone, sources[0], storage_dtype), [source.split for source in sources], cache_root, open_split
         )
-        if needs_bfloat16(backbone, reference, sources, storage_dtype, cache_root, siblings, overwrite, emit):
+        if needs_bfloat16(backbone, reference, sources, storage_dtype, cache_root, siblings, overwrite, on_event):
             request = replace(request, precision="bfloat16")
             backbone = request.open(str(backbone.device))
     parity: dict[str, Mapping[str, Parity]] = {}
@@ -109,9 +109,9 @@ def settle(
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
         known = {} if overwrite else _known(store)
         new = [pair for pair in arrays if _name(*pair) not in known]
-        measured = _measure(backbone, reference, source, new, storage_dtype, emit) if new else {}
+        measured = _measure(backbone, reference, source, new, storage_dtype, on_event) if new else {}
         if measured:
-            emit(_told(backbone, source, storage_dtype, measured))
+            on_event(_told(backbone, source, storage_dtype, measured))
         if threshold is not None:
             _refuse_below(
                 threshold, backbone, source, {**{name: one for name, one in known.items() if one}, **measured}
@@ -184,7 +184,7 @@ def _measure(
     source: ImageSource,
     arrays: Sequence[tuple[str, str]],
     storage_dtype: str,
-    emit: Emit,
+    on_event: OnEvent,
 ) -> dict[str, Parity]:
     """Array name -> parity; empty where none of the first images can be read."""
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*arrays, strict=True))
@@ -193,8 +193,8 @@ def _measure(
     images = first_images(backbone, source)
     if images is None:
         return {}
-    tokens = run_model(backbone, images, levels, kinds, emit)
-    exact = tokens if reference.open() is backbone else run_model(reference.open(), images, levels, kinds, emit)
+    tokens = run_model(backbone, images, levels, kinds, on_event)
+    exact = tokens if reference.open() is backbone else run_model(reference.open(), images, levels, kinds, on_event)
     parity = {}
     for level, kind in arrays:
         dtype = storage_dtype_of(storage_dtype, kind)

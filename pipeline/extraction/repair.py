@@ -15,9 +15,9 @@ from layerbank.cache import (
 from ..data import ViewedSource, ViewRule
 from ..data.sources import open_source
 from ..errors import RequestError
-from ..events import Emit, ignore
+from ..events import OnEvent, ignore
 from ..models.request import ModelRequest
-from .disk_space import check_room
+from .disk_space import check_disk_space
 from .extract import (
     ExtractConfig,
     Extraction,
@@ -33,7 +33,7 @@ def repair_and_fill(
     device: str = "cpu",
     num_workers: int = 1,
     remove_foreign: bool = False,
-    emit: Emit = ignore,
+    on_event: OnEvent = ignore,
 ) -> Repair:
     """Mend a store in place.
 
@@ -84,7 +84,7 @@ def repair_and_fill(
     )
     extraction = Extraction(backbone=backbone, config=config, store=store, request=request)
     # a damaged file of the right size frees what the new one takes
-    check_room(store.parent, [forecast(extraction, source)], mended=store)
+    check_disk_space(store.parent, [forecast(extraction, source)], mended=store)
     repaired = repair_store(store, remove_foreign=remove_foreign)
-    extract_together([extraction], source, emit=emit)
+    extract_together([extraction], source, on_event=on_event)
     return repaired

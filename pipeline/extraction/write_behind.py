@@ -35,7 +35,7 @@ class Arriving(Protocol):
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PendingBatch:
     """One batch for the store.
 
     Attributes:
@@ -65,7 +65,7 @@ class WriterThread:
         self.device_wait_s = 0.0
         self.out_of_range: dict[str, tuple[int, int]] = {}
         self._writer = writer
-        self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUED_BATCHES)
+        self._queue: queue.Queue[PendingBatch | None] = queue.Queue(QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="layerbank-writer", daemon=True)
 
@@ -73,11 +73,11 @@ class WriterThread:
         self._thread.start()
         return self
 
-    def put(self, parcel: Parcel) -> None:
+    def put(self, pending: PendingBatch) -> None:
         """Hand over a batch; waits where the disk is too far behind."""
         if self._error is not None:
             raise self._error
-        self._queue.put(parcel)
+        self._queue.put(pending)
 
     def finish(self) -> None:
         """Wait for everything that was put, and raise what went wrong."""
@@ -86,26 +86,26 @@ class WriterThread:
             raise self._error
 
     def _run(self) -> None:
-        while (parcel := self._queue.get()) is not None:
+        while (pending := self._queue.get()) is not None:
             try:
                 if self._error is None:  # else only empty the queue, so that the loop never blocks on a dead writer
-                    self._append(parcel)
+                    self._append(pending)
             except BaseException as error:  # handed to the loop, which raises it
                 self._error = error
             finally:
-                parcel.tokens.release()
+                pending.tokens.release()
 
-    def _append(self, parcel: Parcel) -> None:
+    def _append(self, pending: PendingBatch) -> None:
         began = time.perf_counter()
-        tokens = parcel.tokens.wait()
+        tokens = pending.tokens.wait()
         self.device_wait_s += time.perf_counter() - began
         notes = BatchNotes(
-            skipped=parcel.skipped,
+            skipped=pending.skipped,
             saturated={name: r.num_saturated for name, r in tokens.items() if r.num_saturated},
             nonfinite={name: r.num_nonfinite for name, r in tokens.items() if r.num_nonfinite},
         )
         values: dict[str, Any] = {name: r.values for name, r in tokens.items()}
-        self._writer.append(parcel.batch, values, content_hashes=parcel.content_hashes, notes=notes)
+        self._writer.append(pending.batch, values, content_hashes=pending.content_hashes, notes=notes)
         self.size_bytes += sum(array.nbytes for array in values.values())
         for name in {**notes.saturated, **notes.nonfinite}:
             saturated, nonfinite = self.out_of_range.get(name, (0, 0))

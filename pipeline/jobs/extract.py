@@ -18,9 +18,9 @@ from layerbank.cache import Worker
 from ..data import ViewedSource, ViewRule
 from ..data.sources import ImageSource, open_source
 from ..errors import RequestError
-from ..events import Emit
+from ..events import OnEvent
 from ..extraction.decoding import start_worker_server
-from ..extraction.disk_space import check_room
+from ..extraction.disk_space import check_disk_space
 from ..extraction.extract import (
     ExtractConfig,
     Extraction,
@@ -51,7 +51,7 @@ class RequestedExtraction:
     backbone: Backbone
     request: ModelRequest
     options: dict[str, Any]
-    emit: Emit
+    on_event: OnEvent
     parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of each split
 
     def settled(
@@ -68,7 +68,7 @@ class RequestedExtraction:
             open_split=partial(open_source, self.options["data"]),
             overwrite=overwrite,
             threshold=self.options["parity_threshold"],
-            emit=self.emit,
+            on_event=self.on_event,
         )
         return replace(self, backbone=found.backbone, request=found.request, parity=found.parity)
 
@@ -79,7 +79,7 @@ class RequestedExtraction:
 
     def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]]) -> Store:
         """Compute what the store of a source lacks."""
-        extract_together([self.extraction(source, arrays)], source, emit=self.emit)
+        extract_together([self.extraction(source, arrays)], source, on_event=self.on_event)
         return self.store(source)
 
     def extraction(
@@ -116,7 +116,7 @@ class RequestedExtraction:
 
 
 def prepare(
-    request: dict[str, Any], emit: Emit, worker: Worker | None, *, only_plan: bool = False
+    request: dict[str, Any], on_event: OnEvent, worker: Worker | None, *, only_plan: bool = False
 ) -> list[tuple[ImageSource, list[Extraction]]]:
     """Open the data and the models of `layerbank extract`: what to do, a split at a time.
 
@@ -137,7 +137,7 @@ def prepare(
     works, wanted = [], []
     for number, (model, weights) in enumerate(request["pairs"]):
         options = request | {"model": model, "weights": weights}
-        work = open_extraction(options if settled is None else options | {"precision": settled[number][0]}, emit)
+        work = open_extraction(options if settled is None else options | {"precision": settled[number][0]}, on_event)
         chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
         wanted.append([(level, kind) for level in chosen for kind in split_names(request["kinds"])])
         works.append(work if settled is None else replace(work, parity=settled[number][1]))
@@ -186,7 +186,7 @@ def _check_room(
     if works:
         prepared = _extractions(works, sources, wanted, **how)
         forecasts = [forecast(one, source) for source, extractions in prepared for one in extractions]
-        check_room(works[0].options["cache_root"], forecasts)
+        check_disk_space(works[0].options["cache_root"], forecasts)
 
 
 def _extractions(
@@ -209,17 +209,17 @@ def _extractions(
     ]
 
 
-def prepare_shares(request: dict[str, Any], emit: Emit) -> tuple[dict[str, Any], list[Path]]:
+def prepare_shares(request: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], list[Path]]:
     """What is done once before several processes share the work of `layerbank extract`: what is wrong with the request is told,
     the first images are looked at, a store that is to be made anew is.
 
     Returns:
         The request for `extract_share`, and the stores.
     """
-    prepared = prepare(request, emit, None)
+    prepared = prepare(request, on_event, None)
     if request["overwrite"]:
         for source, extractions in prepared:
-            begin(extractions, source, emit=emit)
+            begin(extractions, source, on_event=on_event)
     stores = _stores(prepared)
     return request | {"overwrite": False, "settled": _what_was_settled(prepared), "stores": stores}, stores
 
@@ -235,14 +235,14 @@ def _what_was_settled(prepared: list[tuple[ImageSource, list[Extraction]]]) -> l
     ]
 
 
-def extract_share(request: dict[str, Any], worker: Worker, emit: Emit) -> None:
+def extract_share(request: dict[str, Any], worker: Worker, on_event: OnEvent) -> None:
     """What one of several processes does of `layerbank extract`.
 
     Raises:
         RequestError: on this machine the same names are other weights or other images, which would fill a store of their own.
     """
     request = request | {"device": device_of_worker(request["device"], worker.index)}
-    prepared = prepare(request, emit, worker)
+    prepared = prepare(request, on_event, worker)
     if others := [ours for ours, theirs in zip(_stores(prepared), request["stores"], strict=True) if ours != theirs]:
         raise RequestError(
             where=f"worker {worker} on {socket.gethostname()}",
@@ -251,7 +251,7 @@ def extract_share(request: dict[str, Any], worker: Worker, emit: Emit) -> None:
             todo="Give all machines the same files; --weights FILE and --data by names that mean the same on each.",
         )
     for source, extractions in prepared:
-        extract_together(extractions, source, emit=emit)
+        extract_together(extractions, source, on_event=on_event)
 
 
 def _stores(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[Path]:
@@ -266,7 +266,7 @@ def with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
     return ViewedSource(source, rule)
 
 
-def open_extraction(options: dict[str, Any], emit: Emit) -> RequestedExtraction:
+def open_extraction(options: dict[str, Any], on_event: OnEvent) -> RequestedExtraction:
     """Open the model of a command line; errors name the option."""
     device = choose_device(options["device"])
     storage_dtype = choose_storage_dtype(options["storage_dtype"])
@@ -282,7 +282,7 @@ def open_extraction(options: dict[str, Any], emit: Emit) -> RequestedExtraction:
         seed=options["weights_seed"],
     )
     options = options | {"workers": num_workers, "storage_dtype": storage_dtype}
-    return RequestedExtraction(request.open(device), request, options, emit)
+    return RequestedExtraction(request.open(device), request, options, on_event)
 
 
 def split_names(text: str) -> tuple[str, ...]:

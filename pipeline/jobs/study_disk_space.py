@@ -2,8 +2,8 @@
 
 The decision taken here: it is told and nothing is refused. Stores of other studies may be deleted meanwhile, and each unit is
 judged to the byte before its first image (`extraction/disk_space.py`). What a store holds already is known from its header: models
-are not opened for this, so a store counts as a model's by its name, and as a data set's by its manifest. Counted are tokens; units of
-models or data that cannot be looked at, and test images that are not here, are left out.
+are not opened for this, so a store counts as a model's by its name, and as a data set's by its manifest. Counted are tokens; units
+of models or data that cannot be looked at, and test images that are not here, are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from layerbank.cache import (
     read_store_info,
 )
 
-from ..events import Emit, StudyShortOfRoom
+from ..events import OnEvent, StudyShortOfRoom
 from .recipe import Recipe
 from .study_plan import (
     BYTES,
@@ -34,7 +34,7 @@ Arrays = Mapping[tuple[str, str], int]
 """(level, kind) -> bytes of an image's tokens"""
 
 
-def tell_room(recipe: Recipe, place: Place, emit: Emit) -> None:
+def report_disk_space(recipe: Recipe, place: Place, on_event: OnEvent) -> None:
     """Tell if what the units of a study lack is more than the disk takes; a study of one unit leaves it to that.
 
     Args:
@@ -58,7 +58,7 @@ def tell_room(recipe: Recipe, place: Place, emit: Emit) -> None:
                 missing += [sum(_missing_bytes(model, arrays, one, stores) for one in of_data) for of_data in splits]
     free = free_bytes(place.cache_root)
     if sum(missing) > free:
-        emit(
+        on_event(
             StudyShortOfRoom(
                 cache_root=place.cache_root,
                 num_units=sum(map(bool, missing)),

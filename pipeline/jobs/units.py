@@ -23,12 +23,12 @@ from ..data.hub import locate_data
 from ..data.sources import ImageSource, open_source
 from ..errors import PipelineError
 from ..events import (
-    Emit,
+    OnEvent,
     StudyFailed,
     StudyUnit,
     ignore,
 )
-from ..extraction.disk_space import check_room
+from ..extraction.disk_space import check_disk_space
 from ..extraction.extract import (
     ExtractConfig,
     Extraction,
@@ -144,7 +144,7 @@ class UnitDone:
     failures: tuple[Failure, ...]
 
 
-def lost_unit(unit: Unit, reason: str, emit: Emit = ignore) -> UnitDone:
+def lost_unit(unit: Unit, reason: str, on_event: OnEvent = ignore) -> UnitDone:
     """What became of a unit whose process was lost, which is told."""
     failure = Failure(
         model=unit.model,
@@ -155,7 +155,7 @@ def lost_unit(unit: Unit, reason: str, emit: Emit = ignore) -> UnitDone:
         got=reason,
         todo="What it had finished is kept: run the study again. If memory ran out, use fewer processes or give --memory.",
     )
-    emit(StudyFailed(**asdict(failure)))
+    on_event(StudyFailed(**asdict(failure)))
     return UnitDone(unit=unit, rows=(), failures=(failure,))
 
 
@@ -194,7 +194,7 @@ def units_of(recipe: Recipe) -> list[Unit]:
 
 
 def run_unit(
-    recipe: Recipe, place: Place, unit: Unit, *, models: OpenModels | None = None, emit: Emit = ignore
+    recipe: Recipe, place: Place, unit: Unit, *, models: OpenModels | None = None, on_event: OnEvent = ignore
 ) -> UnitDone:
     """Do what is not done of a unit: extract, train, test, write rows.
 
@@ -209,16 +209,16 @@ def run_unit(
 
     def fail(name: str | None, error: Exception, seed: int | None = None) -> None:
         failures.append(Failure(model=unit.model, dataset=unit.dataset, probe=name, seed=seed, **_four_parts(error)))
-        emit(StudyFailed(**asdict(failures[-1])))
+        on_event(StudyFailed(**asdict(failures[-1])))
 
-    emit(StudyUnit(model=unit.model, dataset=unit.dataset))
+    on_event(StudyUnit(model=unit.model, dataset=unit.dataset))
     rows: list[Row] = []
     try:
         device = choose_device(place.device)
         check_compute(recipe, device)  # before the model; a node need not have what the driver has
         request = request_of(recipe, unit.model, device)
         backbone = (models or OpenModels()).open(request, device)
-        for row in _rows(recipe, place, request, backbone, unit.dataset, fail, emit):
+        for row in _rows(recipe, place, request, backbone, unit.dataset, fail, on_event):
             rows.append(row)
     except FAILS as error:
         fail(None, error)
@@ -285,7 +285,7 @@ def _rows(
     backbone: Backbone,
     dataset: str,
     fail: FailWithSeed,
-    emit: Emit,
+    on_event: OnEvent,
 ) -> Iterator[Row]:
     """What a unit comes to, seed by seed."""
     uri, sources = open_data(dataset, place)
@@ -302,7 +302,7 @@ def _rows(
         storage_dtype=STORAGE_DTYPE,
         cache_root=place.cache_root,
         open_split=partial(open_source, uri),
-        emit=emit,
+        on_event=on_event,
     )
     config = {"model": settled.request.to_dict(), "data": uri}
     extract_config = ExtractConfig(
@@ -323,9 +323,11 @@ def _rows(
                 parity=settled.parity.get(source.split),
             )
         )
-    check_room(place.cache_root, [forecast(one, source) for one, source in zip(extractions, sources, strict=True)])
+    check_disk_space(
+        place.cache_root, [forecast(one, source) for one, source in zip(extractions, sources, strict=True)]
+    )
     for extraction, source in zip(extractions, sources, strict=True):
-        extract_together([extraction], source, emit=emit)
+        extract_together([extraction], source, on_event=on_event)
     train, test = stores
     verify_arrays(stores, arrays)
     for seed in recipe.seeds:
@@ -339,7 +341,7 @@ def _rows(
             memory_bytes=memory_for_probes(place.memory, place.num_sharers),
             device=settled.backbone.device,
             fail=partial(fail, seed=seed if len(recipe.seeds) > 1 else None),
-            emit=emit,
+            on_event=on_event,
         )
 
 

@@ -92,17 +92,17 @@ def demo_weights_file() -> Path:
 
 def _write_whole(target: Path, content: bytes) -> None:
     """Write a file aside and rename it, so that it is there whole or not at all."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
+        with open(staging, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(target)
+        staging.replace(target)
     except OSError as error:
-        if aside.parent.is_dir():
-            aside.unlink(missing_ok=True)
+        if staging.parent.is_dir():
+            staging.unlink(missing_ok=True)
         raise WorkError(
             where=str(target),
             expected=f"room for the converted weights of {DEMO_MODEL} ({len(content) >> 20} MiB)",

@@ -17,7 +17,7 @@ import torch
 from layerbank.cache import ArraySpec
 
 from ..data.sources import ImageSource
-from ..events import Emit, ignore
+from ..events import OnEvent, ignore
 from ..extraction.batch_size import choose_batch_size
 from ..extraction.decoding import Rows, decode_batches
 from ..extraction.forward import SteadyForward
@@ -56,7 +56,7 @@ def measure_forward(
     arrays: Sequence[tuple[str, str]] | None = None,
     storage_dtype: str = "float16",
     compile_model: bool | None = None,
-    emit: Emit = ignore,
+    on_event: OnEvent = ignore,
 ) -> ForwardSpeed:
     """Pass a few batches of blank images through a model as an extraction does.
 
@@ -83,7 +83,7 @@ def measure_forward(
         batch_size=batch_size,
         model_id=backbone.model_id,
         backend="inductor" if compiled else None,
-        emit=emit,
+        on_event=on_event,
     )
     transfer = open_transfer(forward, backbone.device, storage_dtype, batch_size)
     specs = [ArraySpec(level=level, kind=kind, row_shape=backbone.row_shape(level, kind)) for level, kind in arrays]

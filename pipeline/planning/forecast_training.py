@@ -18,7 +18,7 @@ from layerbank.probes import (
     Head,
     StepCost,
     TrainingProtocol,
-    first_twins,
+    first_duplicates,
     measure_step,
     plan_batches,
     resolve_compute,
@@ -132,7 +132,7 @@ class TrainingForecast:
 
 def num_trained(head: Head, protocol: TrainingProtocol) -> int:
     """How many settings of a head's grid are trained: those that are not the same bits as another."""
-    return len(set(first_twins(protocol.settings(head))))
+    return len(set(first_duplicates(protocol.settings(head))))
 
 
 def _heads(named: NamedProbe, row_shape: RowShape) -> int | None:

@@ -21,7 +21,7 @@ from layerbank.cache import (
 )
 
 from ..data.sources import ImageSource
-from ..events import Emit, ignore
+from ..events import OnEvent, ignore
 from ..extraction.extract import Extraction, forecast
 from ..memory import available_memory_bytes
 from .plan_time import Forecast, Prepared, calibrate
@@ -107,7 +107,7 @@ def plan_extraction(
     *,
     num_processes: int = 1,
     start_s: float = 0.0,
-    emit: Emit = ignore,
+    on_event: OnEvent = ignore,
 ) -> Plan:
     """Plan what is prepared.
 
@@ -129,7 +129,7 @@ def plan_extraction(
     needed, free = needed_bytes(cache_root, forecasts), free_bytes(cache_root)
     forecast_ = None
     if any(to_decode) and needed <= free:
-        forecast_ = calibrate(prepared, forecasts, to_decode, cache_root, num_processes, start_s, emit)
+        forecast_ = calibrate(prepared, forecasts, to_decode, cache_root, num_processes, start_s, on_event)
     return Plan(
         stores=tuple(stores),
         tokens=_tokens(pairs, forecasts),

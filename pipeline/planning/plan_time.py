@@ -15,7 +15,7 @@ import torch
 from layerbank.cache import ArraySpec, StoreForecast, time_block
 
 from ..data.sources import ImageSource
-from ..events import Emit
+from ..events import OnEvent
 from ..extraction.decoding import PREFETCHED_BATCHES
 from ..extraction.extract import Extraction, spec_of
 from ..extraction.loop import distinct_geometries
@@ -78,7 +78,7 @@ def calibrate(
     cache_root: Path,
     num_processes: int,
     start_s: float,
-    emit: Emit,
+    on_event: OnEvent,
 ) -> Forecast:
     """Measure, and draw the line to all of the work.
 
@@ -97,7 +97,9 @@ def calibrate(
     told_of = [forecasts[number::num_models] for number in range(num_models)]  # by split
     lacking = [any(one.num_missing_rows for one in told) for told in told_of]
     speeds = {
-        number: _measure_model(prepared, told_of[number], number, emit) for number, lacks in enumerate(lacking) if lacks
+        number: _measure_model(prepared, told_of[number], number, on_event)
+        for number, lacks in enumerate(lacking)
+        if lacks
     }
     host_peak = peak_memory_bytes()  # before the disk is tried, which the run does not do
     batch_bytes = 0
@@ -138,7 +140,7 @@ def calibrate(
     )
 
 
-def _measure_model(prepared: Prepared, told: Sequence[StoreForecast], number: int, emit: Emit) -> ForwardSpeed:
+def _measure_model(prepared: Prepared, told: Sequence[StoreForecast], number: int, on_event: OnEvent) -> ForwardSpeed:
     extraction = prepared[0][1][number]
     config = extraction.config
     # a store that is taken up keeps its batches
@@ -149,7 +151,7 @@ def _measure_model(prepared: Prepared, told: Sequence[StoreForecast], number: in
         arrays=config.arrays,
         storage_dtype=config.storage_dtype,
         compile_model=config.compile,
-        emit=emit,
+        on_event=on_event,
     )
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from layerbank.probes import (
+    AttentionProbe,
     AttentionStatistics,
-    LookingProbe,
     TokenSource,
     attention_statistics,
 )
@@ -38,7 +38,7 @@ FORMAT = 1
 
 
 def keep_attention(
-    probe: LookingProbe,
+    probe: AttentionProbe,
     test: TokenSource,
     named: NamedProbe,
     tokens_per_kind: Sequence[int],
@@ -144,16 +144,16 @@ def _number(values: torch.Tensor) -> dict[str, float]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    staging = path.with_name(f".{path.name}")
+    staging.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    staging.replace(path)
 
 
 def _write_npz(
     path: Path, found: AttentionStatistics, sample_ids: Sequence[str], levels_kinds: tuple[int, int]
 ) -> None:
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
+    staging = path.with_name(f".{path.name}")
+    with staging.open("wb") as file:
         np.savez(
             file,
             sample_ids=np.array(sample_ids),
@@ -163,4 +163,4 @@ def _write_npz(
             mass_of_head=found.mass_of_head.view(-1, *levels_kinds).numpy(),
             mass_of_token=found.mass_of_token.numpy(),
         )
-    aside.replace(path)
+    staging.replace(path)

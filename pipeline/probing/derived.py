@@ -31,16 +31,16 @@ from layerbank.probes import (
     SweepResult,
     TokenSource,
     balanced_accuracy,
-    first_twins,
+    first_duplicates,
     join_members,
     score_held_out,
     split_rows,
     train_chosen,
 )
 
-from ..events import Emit, ProbeStarted, TrainingStarted
+from ..events import OnEvent, ProbeStarted, TrainingStarted
 from .bootstrap import LEVEL
-from .probe_groups import Ride, open_ride
+from .probe_groups import ProbeGroup, open_group
 from .probe_names import NamedProbe, TopSettings
 from .results import Row
 from .selection import (
@@ -78,11 +78,11 @@ class _Found:
 def derive(
     named: NamedProbe,
     base: Row,
-    ride: Ride,
+    group: ProbeGroup,
     open_test: Callable[[], TokenCache],
     device: torch.device,
-    journal_of: Callable[[Ride], SweepJournal],
-    emit: Emit,
+    journal_of: Callable[[ProbeGroup], SweepJournal],
+    on_event: OnEvent,
 ) -> Trained:
     """Make a probe of a finished one.
 
@@ -97,10 +97,10 @@ def derive(
     """
     if base["chosen"] is None:
         return _Work(
-            named=named, base=base, ride=ride, device=device, journal=journal_of(ride), emit=emit
+            named=named, base=base, group=group, device=device, journal=journal_of(group), on_event=on_event
         ).nothing_found()
-    ride, source = open_ride(ride, emit)
-    work = _Work(named=named, base=base, ride=ride, device=device, journal=journal_of(ride), emit=emit)
+    group, source = open_group(group, on_event)
+    work = _Work(named=named, base=base, group=group, device=device, journal=journal_of(group), on_event=on_event)
     began_s = time.perf_counter()
     if isinstance(named.derived, TopSettings):
         found = work.find_members(source, named.derived.num_members)
@@ -115,16 +115,16 @@ class _Work:
 
     named: NamedProbe
     base: Row
-    ride: Ride
+    group: ProbeGroup
     device: torch.device
     journal: SweepJournal
-    emit: Emit
+    on_event: OnEvent
 
     def find_levels(self, source: TokenSource) -> _Found:
         """The smallest set of levels, by the setting that the base chose."""
         _, rows = self._split(source)
         labels, setting = source.labels[rows].numpy(), Setting(**self.base["chosen"])
-        of_base = self.ride.probes[0]
+        of_base = self.group.probes[0]
         rounds: list[list[Validated]] = []
 
         def train(sets: Sequence[Levels]) -> list[Validated]:
@@ -184,10 +184,10 @@ class _Work:
         # twins are one probe: twice in an ensemble, it would only count twice
         eligible = [
             score.validation if score.num_steps == most and first == index else None
-            for index, (score, first) in enumerate(zip(scores, first_twins(settings), strict=True))
+            for index, (score, first) in enumerate(zip(scores, first_duplicates(settings), strict=True))
         ]
         members = tuple(scores[index] for index in best_members(eligible, num_members))
-        candidate = self._candidate(self.ride.probes[0])
+        candidate = self._candidate(self.group.probes[0])
         _, rows = self._split(source)
         together = torch.zeros(len(rows), source.num_classes)
 
@@ -198,7 +198,7 @@ class _Work:
         self._score([Choice(candidate=candidate, setting=_setting(one)) for one in members], source, see)
         validation = balanced_accuracy(together.argmax(1), source.labels[rows], source.num_classes).item()
         return _Found(
-            named=self.ride.probes[0],
+            named=self.group.probes[0],
             members=members,
             validation=validation,
             num_trained=len(members),
@@ -212,16 +212,16 @@ class _Work:
         candidate = self._candidate(found.named)
 
         def open_source() -> TokenSource:
-            return open_tokens(open_test(), self.ride.probes, self.device)
+            return open_tokens(open_test(), self.group.probes, self.device)
 
         refits = train_chosen(
             [Choice(candidate=candidate, setting=_setting(one)) for one in found.members],
             source,
             open_source,
-            self.ride.protocol,
-            memory_bytes=self.ride.placement.training_bytes,
+            self.group.protocol,
+            memory_bytes=self.group.placement.training_bytes,
             device=self.device,
-            emit=relay((self.named.name,), self.emit),
+            on_event=relay((self.named.name,), self.on_event),
         )
         last = refits[0] if len(refits) == 1 else join_members(refits, open_source)
         told = dict(found.told)
@@ -254,7 +254,7 @@ class _Work:
 
     def nothing_found(self) -> Trained:
         """Every setting of the base diverged."""
-        head = self.ride.sweeps[0][0].head
+        head = self.group.sweeps[0][0].head
         result = SweepResult(
             head=head,
             scores=(),
@@ -268,7 +268,7 @@ class _Work:
             num_parameters_before_classifier=self.base["num_parameters_before_classifier"],
             seconds={},
         )
-        return self._trained(self.ride.probes[0], result, self._about(), 0, {})
+        return self._trained(self.group.probes[0], result, self._about(), 0, {})
 
     def _trained(
         self,
@@ -282,8 +282,8 @@ class _Work:
             named=self.named,
             candidate=replace(named, name=self.named.name),
             result=result,
-            protocol=self.ride.protocol,
-            memory=self.ride.describe_choice(self._candidate(named)),
+            protocol=self.group.protocol,
+            memory=self.group.describe_choice(self._candidate(named)),
             together_with=(),
             num_refits=num_refits,
             derived=told,
@@ -295,31 +295,31 @@ class _Work:
 
     def _candidate(self, named: NamedProbe) -> Candidate:
         """The base's head, on the levels of `named`."""
-        return Candidate(head=self.ride.sweeps[0][0].head, blocks=block_names(named))
+        return Candidate(head=self.group.sweeps[0][0].head, blocks=block_names(named))
 
     def _split(self, source: TokenSource) -> tuple[Tensor, Tensor]:
-        return split_rows(source, self.ride.protocol.validation_fraction, self.ride.protocol.seed)
+        return split_rows(source, self.group.protocol.validation_fraction, self.group.protocol.seed)
 
     def _score(self, choices: Sequence[Choice], source: TokenSource, see: Callable[[int, slice, Tensor], None]) -> None:
         if choices:
             score_held_out(
                 choices,
                 source,
-                self.ride.protocol,
+                self.group.protocol,
                 see,
-                memory_bytes=self.ride.placement.training_bytes,
+                memory_bytes=self.group.placement.training_bytes,
                 device=self.device,
-                emit=relay((self.named.name,), self.emit),
+                on_event=relay((self.named.name,), self.on_event),
             )
 
     def _begin(self, num_trainings: int, source: TokenSource) -> None:
-        shape = self.ride.tokens.token_shape
-        self.emit(
+        shape = self.group.tokens.token_shape
+        self.on_event(
             ProbeStarted(
                 probe=self.named.name, num_settings=num_trainings, num_rows=len(source.labels), token_shape=shape
             )
         )
-        self.emit(TrainingStarted(probes=(self.named.name,), num_settings=num_trainings, num_passes=1))
+        self.on_event(TrainingStarted(probes=(self.named.name,), num_settings=num_trainings, num_passes=1))
 
     @property
     def _selection(self) -> BatchPlan:

@@ -22,7 +22,7 @@ from layerbank.probes import load_probe
 from ..data.sources import ImageSource
 from ..data.views import evaluation_transform
 from ..errors import RequestError
-from ..events import Emit, ImageSkipped, ignore
+from ..events import ImageSkipped, OnEvent, ignore
 from ..extraction.batch_size import choose_batch_size
 from ..extraction.decoding import Rows, decode_batches
 from ..models.backbone import Backbone
@@ -81,7 +81,7 @@ class SavedProbe:
         batch_size: int | None = None,
         num_workers: int = 1,
         on_bad_image: str = "stop",
-        emit: Emit = ignore,
+        on_event: OnEvent = ignore,
     ) -> Iterator[Prediction]:
         """Classify every image of a source, in order; skipped images are left out.
 
@@ -105,7 +105,7 @@ class SavedProbe:
                 for bad in decoded.bad.values():
                     if on_bad_image == "stop":
                         raise bad
-                    emit(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
+                    on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
                 output = forward(decoded.images[0])
                 parts = [
                     self._rounded(output[level][kind], kind) for level in self.named.levels for kind in self.named.kinds

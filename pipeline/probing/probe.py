@@ -33,13 +33,13 @@ from layerbank.probes import (
 
 from ..data.sources import ImageSource
 from ..errors import RequestError
-from ..events import Emit, ProbeFinished, ignore
+from ..events import OnEvent, ProbeFinished, ignore
 from ..extraction.siblings import model_differences
 from ..memory import memory_for_probes
 from .derived import derive
 from .failing import Fail, Failures
 from .malloc_trim import KEPT_BYTES, large_blocks_returned
-from .probe_groups import Ride, plan_rides, ride_alone
+from .probe_groups import ProbeGroup, group_of_one, plan_groups
 from .probe_names import NamedProbe
 from .results import (
     Row,
@@ -50,7 +50,7 @@ from .results import (
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.token_source import require_arrays
-from .training import Trained, solve_probe, train_ride
+from .training import Trained, solve_probe, train_group
 
 
 class Store(NamedTuple):
@@ -144,7 +144,7 @@ def probe(
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     fail: Fail | None = None,
-    emit: Emit = ignore,
+    on_event: OnEvent = ignore,
 ) -> list[Row]:
     """Train probes and return their rows, in the order asked for.
 
@@ -186,7 +186,7 @@ def probe(
     wanted: list[NamedProbe] = []
     for named in (one for one in named_probes if one not in failures):
         if key(named) in known and not retrain:
-            emit(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
+            on_event(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
         else:
             if named.derived is not None and key(named.derived.base) not in known:
                 wanted.append(named.derived.base)  # it is made of a row
@@ -206,24 +206,24 @@ def probe(
             row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
         known[row["key"]] = append_row(folder / "results.jsonl", row)
         clear_finished(folder / ".sweeps", known.keys())
-        emit(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
+        on_event(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
 
     def make_journal(
-        ride: Ride, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
+        group: ProbeGroup, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
     ) -> SweepJournal:
-        decisive = {**_setting(train, test, ride.protocol), "device": device.type}
+        decisive = {**_setting(train, test, group.protocol), "device": device.type}
         del decisive["test"]  # nothing is chosen on it
         return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
 
-    def journal_of(ride: Ride) -> SweepJournal:
-        return make_journal(ride, ride.describe, ride.probes)
+    def journal_of(group: ProbeGroup) -> SweepJournal:
+        return make_journal(group, group.describe, group.probes)
 
-    def journal_of_search(named: NamedProbe, ride: Ride) -> SweepJournal:
-        return make_journal(ride, ride.describe_choice, [named])
+    def journal_of_search(named: NamedProbe, group: ProbeGroup) -> SweepJournal:
+        return make_journal(group, group.describe_choice, [named])
 
-    def train_together(ride: Ride) -> None:
-        with large_blocks_returned(when=_is_short(ride)):
-            for trained in train_ride(ride, open_test, device, journal_of, emit):
+    def train_together(group: ProbeGroup) -> None:
+        with large_blocks_returned(when=_is_short(group)):
+            for trained in train_group(group, open_test, device, journal_of, on_event):
                 with failures.of(trained.named):
                     keep(trained)
 
@@ -231,21 +231,21 @@ def probe(
     for named, changed in each:
         if named.head in SOLVED_KINDS:
             with failures.of(named):
-                keep(solve_probe(named, changed, cache, open_test, emit))
+                keep(solve_probe(named, changed, cache, open_test, on_event))
     to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
-    for ride in plan_rides(cache, to_train, memory_bytes, device, refuse=failures.add):
-        if not failures.together(ride.probes, partial(train_together, ride)):
-            for named in ride.probes:  # what the banks of the others have scored is in the journal
+    for group in plan_groups(cache, to_train, memory_bytes, device, refuse=failures.add):
+        if not failures.together(group.probes, partial(train_together, group)):
+            for named in group.probes:  # what the banks of the others have scored is in the journal
                 with failures.of(named):
-                    train_together(ride_alone(cache, named, ride.protocol, memory_bytes, device))
+                    train_together(group_of_one(cache, named, group.protocol, memory_bytes, device))
     for named, changed in each:
         if named.derived is not None:
             with failures.of(named):
                 failures.check_base(named, named.derived.base)
                 base = known[key(named.derived.base)]
-                ride = ride_alone(cache, named.derived.base, changed, memory_bytes, device)
-                with large_blocks_returned(when=_is_short(ride)):
-                    keep(derive(named, base, ride, open_test, device, partial(journal_of_search, named), emit))
+                group = group_of_one(cache, named.derived.base, changed, memory_bytes, device)
+                with large_blocks_returned(when=_is_short(group)):
+                    keep(derive(named, base, group, open_test, device, partial(journal_of_search, named), on_event))
     return [known[key(named)] for named in named_probes if named not in failures]
 
 
@@ -254,9 +254,9 @@ def row_folder(folder: Path, row: Row) -> Path:
     return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
-def _is_short(ride: Ride) -> bool:
+def _is_short(group: ProbeGroup) -> bool:
     """Whether what the C library may keep of dropped memory matters."""
-    return ride.placement.planned_bytes + KEPT_BYTES > ride.placement.budget_bytes
+    return group.placement.planned_bytes + KEPT_BYTES > group.placement.budget_bytes
 
 
 def _changed(protocol: TrainingProtocol, named: NamedProbe) -> TrainingProtocol:

@@ -24,7 +24,7 @@ from layerbank.probes import (
     plan_choice,
 )
 
-from ..events import Emit, UploadFailed
+from ..events import OnEvent, UploadFailed
 from ..memory import shortage_of
 from .probe_names import NamedProbe
 from .probe_sizes import head_of, token_shape
@@ -34,7 +34,7 @@ from .tokens.token_source import CachedTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ride:
+class ProbeGroup:
     """Probes that train together.
 
     Attributes:
@@ -72,14 +72,14 @@ class Ride:
         return self.placement.describe(memory)
 
 
-def plan_rides(
+def plan_groups(
     cache: TokenCache,
     wanted: Sequence[tuple[NamedProbe, TrainingProtocol]],
     memory_bytes: int,
     device: torch.device,
     *,
     refuse: Callable[[NamedProbe, SettingError], None] | None = None,
-) -> Iterator[Ride]:
+) -> Iterator[ProbeGroup]:
     """Rides one after the other: each protocol's probes in their own order.
 
     Args:
@@ -93,56 +93,56 @@ def plan_rides(
         SettingError: not even one probe at a time fits into the memory.
     """
     for protocol in dict.fromkeys(protocol for _, protocol in wanted):
-        ride: Ride | None = None
+        group: ProbeGroup | None = None
         for named in (named for named, own in wanted if own == protocol):
             try:
-                alone = ride_alone(cache, named, protocol, memory_bytes, device)
+                alone = group_of_one(cache, named, protocol, memory_bytes, device)
             except SettingError as error:
                 if refuse is None:
                     raise
                 refuse(named, error)
                 continue
-            larger = None if ride is None else _join(cache, ride, alone, memory_bytes, device)
-            if ride is not None and larger is None:
-                yield ride
-            ride = alone if larger is None else larger
-        if ride is not None:
-            yield ride
+            larger = None if group is None else _join(cache, group, alone, memory_bytes, device)
+            if group is not None and larger is None:
+                yield group
+            group = alone if larger is None else larger
+        if group is not None:
+            yield group
 
 
-def open_ride(ride: Ride, emit: Emit) -> tuple[Ride, TokenSource]:
+def open_group(group: ProbeGroup, on_event: OnEvent) -> tuple[ProbeGroup, TokenSource]:
     """A ride and its tokens; a ride that streams them where the room is gone that was there when it was planned.
 
     Raises:
         SettingError: beside what others take, not even one probe at a time fits.
     """
     try:
-        return ride, ride.placement.open(ride.tokens)
+        return group, group.placement.open(group.tokens)
     except (MemoryError, RuntimeError) as error:
         reason = shortage_of(error)
-        if reason is None or ride.placement.tokens == "streamed":
+        if reason is None or group.placement.tokens == "streamed":
             raise
     # outside of the handler, whose traceback holds what was there already
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    emit(
+    on_event(
         UploadFailed(
-            probes=tuple(named.name for named in ride.probes), tokens_bytes=ride.tokens.stored_bytes, reason=reason
+            probes=tuple(named.name for named in group.probes), tokens_bytes=group.tokens.stored_bytes, reason=reason
         )
     )
-    before = ride.placement
+    before = group.placement
     placement = place_tokens(
-        ride.tokens, _each_once(ride.sweeps), ride.protocol, before.memory_bytes, before.device, may_stay=False
+        group.tokens, _each_once(group.sweeps), group.protocol, before.memory_bytes, before.device, may_stay=False
     )
-    ride = replace(ride, placement=placement)
-    return ride, placement.open(ride.tokens)
+    group = replace(group, placement=placement)
+    return group, placement.open(group.tokens)
 
 
-def ride_alone(
+def group_of_one(
     cache: TokenCache, named: NamedProbe, protocol: TrainingProtocol, memory_bytes: int, device: torch.device
-) -> Ride:
-    """A probe without company; arguments and errors as `plan_rides`."""
-    return _make_ride(cache, [named], protocol, memory_bytes, device)
+) -> ProbeGroup:
+    """A probe without company; arguments and errors as `plan_groups`."""
+    return _make_group(cache, [named], protocol, memory_bytes, device)
 
 
 def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]:
@@ -156,24 +156,28 @@ def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]
     )
 
 
-def _join(cache: TokenCache, ride: Ride, alone: Ride, memory_bytes: int, device: torch.device) -> Ride | None:
+def _join(
+    cache: TokenCache, group: ProbeGroup, alone: ProbeGroup, memory_bytes: int, device: torch.device
+) -> ProbeGroup | None:
     """A ride with one probe more; None where company would change something for someone."""
-    probes = [*ride.probes, *alone.probes]
+    probes = [*group.probes, *alone.probes]
     try:
-        larger = _make_ride(cache, probes, ride.protocol, memory_bytes, device, buffer_rows=ride.placement.buffer_rows)
+        larger = _make_group(
+            cache, probes, group.protocol, memory_bytes, device, buffer_rows=group.placement.buffer_rows
+        )
     except SettingError:  # beside so many tokens not one probe is trained at a time
         return None
-    if larger.placement.host_bytes > memory_bytes or larger.read_bytes > ride.read_bytes + alone.read_bytes:
+    if larger.placement.host_bytes > memory_bytes or larger.read_bytes > group.read_bytes + alone.read_bytes:
         return None
     unchanged = all(
         larger.describe(candidate) == before.describe(candidate)
-        for before in (ride, alone)
+        for before in (group, alone)
         for candidate in _each_once(before.sweeps)
     )
     return larger if unchanged else None
 
 
-def _make_ride(
+def _make_group(
     cache: TokenCache,
     probes: Sequence[NamedProbe],
     protocol: TrainingProtocol,
@@ -181,11 +185,13 @@ def _make_ride(
     device: torch.device,
     *,
     buffer_rows: int | None = None,
-) -> Ride:
+) -> ProbeGroup:
     tokens = CachedTokens(cache, [one for named in probes for one in named.family])
     sweeps = tuple(candidates_of(cache, named) for named in probes)
     placement = place_tokens(tokens, _each_once(sweeps), protocol, memory_bytes, device, buffer_rows=buffer_rows)
-    return Ride(cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement)
+    return ProbeGroup(
+        cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement
+    )
 
 
 def _each_once(sweeps: Sequence[Sequence[Candidate]]) -> list[Candidate]:

@@ -29,8 +29,8 @@ from torch import Tensor
 from layerbank.cache import CacheSpec, TokenCache
 from layerbank.probes import (
     SOLVED_KINDS,
+    AttentionProbe,
     BatchPlan,
-    LookingProbe,
     SettingScore,
     SweepResult,
     save_probe,
@@ -87,7 +87,7 @@ def keep_probe(
             labels=tokens.labels.numpy(),
             logits=result.test_logits.numpy(),
         )
-        if isinstance(result.probe, LookingProbe):
+        if isinstance(result.probe, AttentionProbe):
             tokens_per_kind = [
                 train.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
                 for kind in named.kinds
@@ -116,10 +116,10 @@ def _save_curves(result: SweepResult, folder: Path) -> str | None:
 
 
 def _save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
+    staging = path.with_name(f".{path.name}")
+    with staging.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the flag allow_pickle for one of them
-    aside.replace(path)
+    staging.replace(path)
 
 
 def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:

@@ -150,12 +150,12 @@ def _of_search(candidate: Candidate, setting: Setting) -> BankKey:
 
 def write_whole(path: Path, content: bytes) -> None:
     """A file that is there whole or not at all, also after the power is cut."""
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
+    staging = path.with_name(f".{path.name}")
+    with staging.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    staging.replace(path)
     if os.name != "nt":  # folders cannot be opened there
         folder = os.open(path.parent, os.O_RDONLY)
         try:

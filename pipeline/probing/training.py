@@ -21,13 +21,13 @@ from layerbank.probes import (
 )
 
 from ..events import (
-    Emit,
     MemoryPlanned,
+    OnEvent,
     ProbeProgress,
     ProbeStarted,
     TrainingStarted,
 )
-from .probe_groups import Ride, open_ride
+from .probe_groups import ProbeGroup, open_group
 from .probe_names import NamedProbe
 from .probe_sizes import head_of
 from .tokens.placement import FEWEST_BUFFER_ROWS
@@ -62,12 +62,12 @@ class Trained:
     held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def train_ride(
-    ride: Ride,
+def train_group(
+    group: ProbeGroup,
     open_test: Callable[[], TokenCache],
     device: torch.device,
-    journal_of: Callable[[Ride], Journal | None],
-    emit: Emit,
+    journal_of: Callable[[ProbeGroup], Journal | None],
+    on_event: OnEvent,
 ) -> list[Trained]:
     """Train the probes of a ride together, and test them.
 
@@ -78,47 +78,47 @@ def train_ride(
         journal_of: of finished banks, of the ride as it is in the end.
         emit: told what happens.
     """
-    names = tuple(named.name for named in ride.probes)
+    names = tuple(named.name for named in group.probes)
     num_settings = []
-    for named, sweep in zip(ride.probes, ride.sweeps, strict=True):
-        num_settings.append(sum(len(ride.protocol.settings(one.head)) for one in sweep))
-        shapes = {CachedTokens(ride.cache, one).token_shape for one in named.family}
-        emit(
+    for named, sweep in zip(group.probes, group.sweeps, strict=True):
+        num_settings.append(sum(len(group.protocol.settings(one.head)) for one in sweep))
+        shapes = {CachedTokens(group.cache, one).token_shape for one in named.family}
+        on_event(
             ProbeStarted(
                 probe=named.name,
                 num_settings=num_settings[-1],
-                num_rows=len(ride.tokens.labels),
-                token_shape=shapes.pop() if len(shapes) == 1 else ride.tokens.token_shape,
+                num_rows=len(group.tokens.labels),
+                token_shape=shapes.pop() if len(shapes) == 1 else group.tokens.token_shape,
             )
         )
-        _tell_plan(named, ride, sweep[0], emit)
-    planned = ride
-    ride, source = open_ride(ride, emit)
-    if ride is not planned:
-        for named, sweep in zip(ride.probes, ride.sweeps, strict=True):
-            _tell_plan(named, ride, sweep[0], emit)
-    emit(TrainingStarted(probes=names, num_settings=sum(num_settings), num_passes=ride.placement.plan.num_passes))
+        _tell_plan(named, group, sweep[0], on_event)
+    planned = group
+    group, source = open_group(group, on_event)
+    if group is not planned:
+        for named, sweep in zip(group.probes, group.sweeps, strict=True):
+            _tell_plan(named, group, sweep[0], on_event)
+    on_event(TrainingStarted(probes=names, num_settings=sum(num_settings), num_passes=group.placement.plan.num_passes))
 
     results = run_sweeps(
-        ride.sweeps,
+        group.sweeps,
         source,
-        lambda: open_tokens(open_test(), ride.probes, device),
-        ride.protocol,
-        memory_bytes=ride.placement.training_bytes,
+        lambda: open_tokens(open_test(), group.probes, device),
+        group.protocol,
+        memory_bytes=group.placement.training_bytes,
         device=device,
-        journal=journal_of(ride),
-        emit=relay(names, emit),
+        journal=journal_of(group),
+        on_event=relay(names, on_event),
     )
     return [
         Trained(
             named=named,
             candidate=named.family[result.candidate],
             result=result,
-            protocol=ride.protocol,
-            memory=ride.describe(sweep[result.candidate]),
+            protocol=group.protocol,
+            memory=group.describe(sweep[result.candidate]),
             together_with=tuple(other for other in names if other != named.name),
         )
-        for named, sweep, result in zip(ride.probes, ride.sweeps, results, strict=True)
+        for named, sweep, result in zip(group.probes, group.sweeps, results, strict=True)
     ]
 
 
@@ -133,13 +133,13 @@ def solve_probe(
     protocol: TrainingProtocol,
     cache: TokenCache,
     open_test: Callable[[], TokenCache],
-    emit: Emit,
+    on_event: OnEvent,
 ) -> Trained:
     """Solve one probe in closed form, by L-BFGS or by its neighbours, or the best of a family, and test it."""
     candidates = [CachedTokens(cache, one) for one in named.family]
     head = head_of(named, candidates[0].token_shape[0])
     num_settings = len(candidates) * len(protocol.solved_settings(head))
-    emit(
+    on_event(
         ProbeStarted(
             probe=named.name,
             num_settings=num_settings,
@@ -147,13 +147,13 @@ def solve_probe(
             token_shape=max(one.token_shape for one in candidates),
         )
     )
-    emit(TrainingStarted(probes=(named.name,), num_settings=num_settings, num_passes=1))
+    on_event(TrainingStarted(probes=(named.name,), num_settings=num_settings, num_passes=1))
 
     def open_alone(candidate: int) -> StreamedTokens:
         return StreamedTokens(CachedTokens(open_test(), named.family[candidate]), buffer_rows=FEWEST_BUFFER_ROWS)
 
     result = run_solvers(
-        head, [one.in_memory for one in candidates], open_alone, protocol, emit=relay((named.name,), emit)
+        head, [one.in_memory for one in candidates], open_alone, protocol, on_event=relay((named.name,), on_event)
     )
     return Trained(
         named=named,
@@ -165,18 +165,18 @@ def solve_probe(
     )
 
 
-def _tell_plan(named: NamedProbe, ride: Ride, candidate: Candidate, emit: Emit) -> None:
-    plan = ride.memory_of(candidate)
+def _tell_plan(named: NamedProbe, group: ProbeGroup, candidate: Candidate, on_event: OnEvent) -> None:
+    plan = group.memory_of(candidate)
     if plan is None:
         return
-    emit(
+    on_event(
         MemoryPlanned(
             probe=named.name,
-            budget_bytes=ride.placement.budget_bytes,
-            planned_bytes=ride.placement.planned_bytes,
-            tokens=ride.placement.tokens,
-            on_gpu=ride.placement.device.type == "cuda",
-            tokens_bytes=ride.tokens.stored_bytes,
+            budget_bytes=group.placement.budget_bytes,
+            planned_bytes=group.placement.planned_bytes,
+            tokens=group.placement.tokens,
+            on_gpu=group.placement.device.type == "cuda",
+            tokens_bytes=group.tokens.stored_bytes,
             num_banks=plan.num_banks,
             probes_at_once=plan.probes_at_once,
             group_size=plan.group_size,
@@ -185,11 +185,11 @@ def _tell_plan(named: NamedProbe, ride: Ride, candidate: Candidate, emit: Emit) 
     )
 
 
-def relay(names: tuple[str, ...], emit: Emit) -> Callable[[Progress], None]:
+def relay(names: tuple[str, ...], on_event: OnEvent) -> Callable[[Progress], None]:
     """Progress of a training as events of the probes that train."""
 
     def show(event: Progress) -> None:
-        emit(
+        on_event(
             ProbeProgress(
                 probes=names,
                 phase=event.phase,

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import RequestError
 from ..probing.results import found, gains
 from .page.blocks import csv_text
-from .report_data import Material
+from .report_data import ReportData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +57,12 @@ class Record:
     key: str
 
 
-def records_of(material: Material) -> list[Record]:
+def records_of(report_data: ReportData) -> list[Record]:
     """Every row of a protocol, in order."""
-    gain_of = gains(material.rows)
+    gain_of = gains(report_data.rows)
     records = []
-    for (case, probe), row in material.row.items():
-        tested = material.tested[case]
+    for (case, probe), row in report_data.row.items():
+        tested = report_data.tested[case]
         said, interval, gain = (of.get(probe) for of in (tested.accuracies, tested.intervals, tested.gains))
         records.append(
             Record(
@@ -128,6 +128,6 @@ def write_parquet(path: Path, records: Sequence[Record]) -> None:
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
     schema = pa.schema([(field.name, kinds[str(field.type).split(" ")[0]]) for field in fields(Record)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    parquet.write_table(pa.Table.from_pylist([asdict(one) for one in records], schema=schema), aside)
-    aside.replace(path)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    parquet.write_table(pa.Table.from_pylist([asdict(one) for one in records], schema=schema), staging)
+    staging.replace(path)

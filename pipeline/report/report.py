@@ -25,10 +25,10 @@ from .page import render_page
 from .page.blocks import Group, Page, Picture
 from .page.numbers import counted
 from .records import Record, csv_of, records_of
-from .report_data import Material, Wishes
+from .report_data import ReportData, ReportOptions
 from .sections import SECTIONS
 
-__all__ = ["Report", "Wishes", "make_report", "write_figures", "write_file"]
+__all__ = ["Report", "ReportOptions", "make_report", "write_figures", "write_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Report:
     notes: tuple[str, ...]
 
 
-def make_report(runs: Path, wishes: Wishes) -> Report:
+def make_report(runs: Path, options: ReportOptions) -> Report:
     """Read a folder of runs and say what is in it.
 
     Args:
@@ -69,19 +69,19 @@ def make_report(runs: Path, wishes: Wishes) -> Report:
     gathered = gather(runs)
     notes = list(gathered.notes)
     groups: list[Group] = []
-    materials: list[Material] = []
+    report_datas: list[ReportData] = []
     figures: dict[str, Picture] = {}
     by_protocol = list(group_by_protocol(gathered.rows).values())
     titles = _titles(by_protocol)
     for number, (title, rows) in enumerate(zip(titles, by_protocol, strict=True), 1):
         prefix = f"p{number}-" if title else ""
-        material = Material(rows, gathered.folders, wishes)
-        sections = [made for section in SECTIONS if (made := section(material)) is not None]
+        report_data = ReportData(rows, gathered.folders, options)
+        sections = [made for section in SECTIONS if (made := section(report_data)) is not None]
         groups.append(Group(title=title, prefix=prefix, sections=sections))
-        figures |= {prefix + picture.name: picture for picture in material.pictures}
-        notes += material.notes
-        materials.append(material)
-    records = [record for material in materials for record in records_of(material)]
+        figures |= {prefix + picture.name: picture for picture in report_data.pictures}
+        notes += report_data.notes
+        report_datas.append(report_data)
+    records = [record for report_data in report_datas for record in records_of(report_data)]
     page = Page(
         title=f"Probes of {runs.resolve().name}",
         lead=_lead(records),
@@ -92,14 +92,14 @@ def make_report(runs: Path, wishes: Wishes) -> Report:
     return Report(
         html=render_page(page),
         markdown="\n".join(
-            _markdown(group.title or "Results", one) for group, one in zip(groups, materials, strict=True)
+            _markdown(group.title or "Results", one) for group, one in zip(groups, report_datas, strict=True)
         ),
         csv=csv_of(records),
-        latex="\n".join(table_latex(material.dataset_table) for material in materials),
+        latex="\n".join(table_latex(report_data.dataset_table) for report_data in report_datas),
         records=tuple(records),
         figures=figures,
-        headlines=tuple(text for material in materials for text in material.headlines),
-        sentences=tuple(sentence(one) for material in materials for one in material.findings),
+        headlines=tuple(text for report_data in report_datas for text in report_data.headlines),
+        sentences=tuple(sentence(one) for report_data in report_datas for one in report_data.findings),
         notes=tuple(page.notes),
     )
 
@@ -150,7 +150,7 @@ def _lead(records: Sequence[Record]) -> str:
     return f"{counted(len(records), 'result')}: {', '.join(parts)}. Accuracy is balanced test accuracy."
 
 
-def _markdown(title: str, material: Material) -> str:
-    said = [*material.headlines, *(sentence(one) for one in material.findings)]
+def _markdown(title: str, report_data: ReportData) -> str:
+    said = [*report_data.headlines, *(sentence(one) for one in report_data.findings)]
     findings = "".join(f"- {text}\n" for text in said)
-    return f"## {title}\n\n{findings}\n{table_markdown(material.dataset_table)}"
+    return f"## {title}\n\n{findings}\n{table_markdown(report_data.dataset_table)}"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from layerbank.cache import CacheError, TokenCache
 
-from ..events import Emit, ignore
+from ..events import OnEvent, ignore
 from ..probing.results import Row
 from ..statistics.dataset_table import DatasetTable, dataset_table
 from ..statistics.findings import Finding, find
@@ -40,7 +40,7 @@ GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # and not linear@best, which is o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class ReportOptions:
     """What was asked of a report.
 
     Attributes:
@@ -57,10 +57,10 @@ class Wishes:
     tokens: bool = False
     against_paper: bool = False
     png: bool = False
-    emit: Emit = ignore
+    on_event: OnEvent = ignore
 
 
-class Material:
+class ReportData:
     """The rows of one protocol.
 
     Args:
@@ -82,8 +82,8 @@ class Material:
         RequestError: two rows that claim one place.
     """
 
-    def __init__(self, rows: Sequence[Row], folders: dict[str, Path], wishes: Wishes) -> None:
-        self.rows, self.wishes = list(rows), wishes
+    def __init__(self, rows: Sequence[Row], folders: dict[str, Path], options: ReportOptions) -> None:
+        self.rows, self.options = list(rows), options
         self.scores = scores_of_rows(rows)
         self.table = table_of(self.scores)
         self.cases = self.table.cases
@@ -199,11 +199,11 @@ class Material:
             alt: what it shows, with its numbers.
             caption: under it.
         """
-        formats = ("svg", "png") if self.wishes.png else ("svg",)
+        formats = ("svg", "png") if self.options.png else ("svg",)
         with tempfile.TemporaryDirectory() as folder, drawn_as(*formats):
             draw(Path(folder, "figure"))
             svg, csv = (Path(folder, f"figure.{suffix}").read_bytes() for suffix in ("svg", "csv"))
-            png = Path(folder, "figure.png").read_bytes() if self.wishes.png else b""
+            png = Path(folder, "figure.png").read_bytes() if self.options.png else b""
         self.pictures.append(Picture(name=name, svg=svg, png=png, csv=csv, alt=alt, caption=caption))
         return self.pictures[-1]
 
@@ -221,7 +221,7 @@ class Material:
         """Fingerprint -> store, of all rows."""
         wanted = {row.get(f"{split}_fingerprint", "") for row in self.rows for split in ("train", "test")} - {""}
         found = {}
-        for path in sorted(self.wishes.cache_root.glob("*/*/*.zarr")):
+        for path in sorted(self.options.cache_root.glob("*/*/*.zarr")):
             if any(path.stem.endswith(f"-{fingerprint[:8]}") for fingerprint in wanted):
                 try:
                     found[TokenCache.open(path, num_views=0).spec.fingerprint] = path

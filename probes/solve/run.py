@@ -19,7 +19,7 @@ from ..data.split import split_rows
 from ..data.token_source import TokenSource, l2_normalize
 from ..errors import DataError, SettingError
 from ..evaluate import score_test
-from ..events import Emit, Reporter
+from ..events import OnEvent, Reporter
 from ..fit import class_weights
 from ..heads.linear import LinearProbe
 from ..metrics import balanced_accuracy
@@ -50,7 +50,7 @@ def run_solver(
     open_test: Callable[[], TokenSource],
     protocol: TrainingProtocol,
     *,
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> SweepResult:
     """Choose a penalty or a number of neighbours: `run_solvers` of one candidate.
 
@@ -62,7 +62,7 @@ def run_solver(
     Raises:
         SettingError, DataError: as there.
     """
-    return run_solvers(head, [lambda: train], lambda candidate: open_test(), protocol, emit=emit)
+    return run_solvers(head, [lambda: train], lambda candidate: open_test(), protocol, on_event=on_event)
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def run_solvers(
     open_test: Callable[[int], TokenSource],
     protocol: TrainingProtocol,
     *,
-    emit: Emit | None = None,
+    on_event: OnEvent | None = None,
 ) -> SweepResult:
     """Choose tokens, and a penalty or a number of neighbours, on held-out training images, solve it on all of them, test once.
 
@@ -93,7 +93,7 @@ def run_solvers(
     """
     settings = protocol.solved_settings(head)
     seconds: dict[str, float] = {}
-    reporter = Reporter(emit, "select", len(candidates) * len(settings), 1)
+    reporter = Reporter(on_event, "select", len(candidates) * len(settings), 1)
     reporter.report(0)
     scores: list[tuple[SettingScore, ...]] = []
     for open_train in candidates:

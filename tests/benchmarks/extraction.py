@@ -65,7 +65,7 @@ def extraction_s(
     with tempfile.TemporaryDirectory() as root:
         store = spec_of(backbone, source, config.storage_dtype).store_path(root)
         start = time.perf_counter()
-        extract(backbone, source, config, store, emit=events.append)
+        extract(backbone, source, config, store, on_event=events.append)
         elapsed = time.perf_counter() - start
         size_bytes = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     finished = events[-1]

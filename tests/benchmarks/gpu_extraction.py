@@ -113,7 +113,7 @@ def run_extraction(backbone: Backbone, uri: str, batch_size: int, num_workers: i
     with tempfile.TemporaryDirectory() as root:
         store = spec_of(backbone, source, config.storage_dtype).store_path(root)
         start_s = time.perf_counter()
-        extract(backbone, source, config, store, emit=events.append)
+        extract(backbone, source, config, store, on_event=events.append)
         took_s = time.perf_counter() - start_s
     (finished,) = [event for event in events if isinstance(event, ExtractionFinished)]
     return took_s, finished
@@ -135,7 +135,7 @@ def make_pass(backbone: Backbone, way: str, images: torch.Tensor, told: list[Eve
         batch_size=len(images),
         model_id=backbone.model_id,
         backend="inductor" if way.endswith("compiled") else None,
-        emit=told.append,
+        on_event=told.append,
     )
     return lambda: steady(images)
 

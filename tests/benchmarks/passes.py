@@ -61,7 +61,7 @@ def main() -> None:
 def compare_compiled(function: TokenFunction, batch: torch.Tensor, num_repeats: int) -> None:
     """Time of the plain pass over that of the compiled one, in turns, and what the compiler takes."""
     plain, compiled = (
-        SteadyForward(function, batch_size=len(batch), model_id="", backend=backend, emit=print)
+        SteadyForward(function, batch_size=len(batch), model_id="", backend=backend, on_event=print)
         for backend in (None, "inductor")
     )
 

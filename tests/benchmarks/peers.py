@@ -44,7 +44,7 @@ from layerbank.probes import (
     LinearBank,
     LinearProbe,
     TrainingProtocol,
-    first_twins,
+    first_duplicates,
 )
 from layerbank.probes.data.token_source import l2_normalize
 from layerbank.probes.fit import class_weights, fit_bank
@@ -52,7 +52,7 @@ from layerbank.probes.fit import class_weights, fit_bank
 BATCH, NUM_CLASSES = 200, 47
 PROTOCOL = TrainingProtocol(dropouts=(0.0,), batch_size=BATCH, epochs=1, min_steps=1000)
 SETTINGS = PROTOCOL.settings(Head(kind="linear"))  # 21
-DISTINCT = [SETTINGS[index] for index in sorted(set(first_twins(SETTINGS)))]  # 20
+DISTINCT = [SETTINGS[index] for index in sorted(set(first_duplicates(SETTINGS)))]  # 20
 
 
 @dataclass(frozen=True, kw_only=True)

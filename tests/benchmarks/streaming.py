@@ -39,10 +39,10 @@ from layerbank.probes import (
     ArraySource,
     AttentiveBank,
     AttentiveProbe,
+    BankRun,
     LinearBank,
     LinearProbe,
     Reading,
-    Rider,
     Setting,
     TokenSource,
     fit_banks,
@@ -113,14 +113,15 @@ def compare_company(cache: TokenCache, options: argparse.Namespace) -> None:
     def source_of(read: list[NamedProbe]) -> StreamedTokens:
         return StreamedTokens(CachedTokens(cache, read), buffer_rows=BUFFER_ROWS, pin=options.device != "cpu")
 
-    def train(rides: list[list[NamedProbe]]) -> None:
-        for ride in rides:
-            fit(cache, ride, source_of(ride), options)
+    def train(groups: list[list[NamedProbe]]) -> None:
+        for group in groups:
+            fit(cache, group, source_of(group), options)
 
     what = f"{len(probes)} linear     train  together / one after the other"
     compare(what, train, [probes], [[one] for one in probes], options)
     read, alone = (
-        sum(CachedTokens(cache, ride).stored_bytes for ride in rides) for rides in ([probes], [[one] for one in probes])
+        sum(CachedTokens(cache, group).stored_bytes for group in groups)
+        for groups in ([probes], [[one] for one in probes])
     )
     print(f"{len(probes)} linear     bytes of the store that are read: {read / alone:.2f} times as many")
 
@@ -140,13 +141,13 @@ def fit(cache: TokenCache, probes: list[NamedProbe], source: TokenSource, option
     """An epoch of a bank of each probe."""
     settings = [Setting(lr=1e-3, weight_decay=1e-4)] * options.probes
     blocks = source.blocks  # type: ignore[attr-defined]
-    riders = []
+    bank_runs = []
     for named in probes:
         (candidate,) = candidates_of(cache, named)
         reading = Reading(blocks, candidate.blocks, flat=named.head == "linear")
-        riders.append(Rider(bank=make_bank(reading.token_shape, options), reading=reading, settings=settings))
+        bank_runs.append(BankRun(bank=make_bank(reading.token_shape, options), reading=reading, settings=settings))
     protocol = replace(PAPER, batch_size=BATCH, epochs=1, min_steps=1)
-    fit_banks(riders, source, torch.arange(len(source.labels)), protocol)
+    fit_banks(bank_runs, source, torch.arange(len(source.labels)), protocol)
     if options.device != "cpu":
         torch.cuda.synchronize()
 

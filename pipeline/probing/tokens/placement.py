@@ -15,11 +15,11 @@ import torch
 
 from layerbank.probes import (
     Candidate,
+    GroupPlan,
     MemoryPlan,
-    RidePlan,
     TokenSource,
     TrainingProtocol,
-    plan_ride,
+    plan_group,
     sizes_of,
 )
 
@@ -58,7 +58,7 @@ class Placement:
     budget_bytes: int
     training_bytes: int
     planned_bytes: int
-    plan: RidePlan
+    plan: GroupPlan
 
     def open(self, tokens: CachedTokens) -> TokenSource:
         """The tokens as decided; reads all of them if they are to be resident.
@@ -108,7 +108,7 @@ def place_tokens(
         candidates[0].head, tokens.token_shape, tokens.num_classes, len(tokens.labels), protocol
     ).batch_size
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
-    whole_bytes = plan_ride(candidates, tokens, protocol, None).total_bytes
+    whole_bytes = plan_group(candidates, tokens, protocol, None).total_bytes
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
     held_bytes = tokens.stored_bytes + (batch_rows * tokens.stored_row_bytes if on_gpu else beside_bytes)
@@ -124,7 +124,7 @@ def place_tokens(
         host_bytes = fixed_bytes + 2 * buffer_rows * tokens.stored_row_bytes
         taken_bytes = 0 if on_gpu else host_bytes
     training_bytes = max(budget_bytes - taken_bytes, 0)
-    plan = plan_ride(candidates, tokens, protocol, training_bytes)
+    plan = plan_group(candidates, tokens, protocol, training_bytes)
     return Placement(
         tokens=where,
         device=device,

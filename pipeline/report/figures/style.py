@@ -132,9 +132,9 @@ def _cell(value: Any) -> Any:
 
 
 def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    staging.replace(path)

@@ -1,7 +1,7 @@
 """The sections of a report, one file each, in the order of the page.
 
-A section is a function of the `Material` of one protocol: it returns what is to be shown, or None where it has nothing to show. To
-add one, write a file with such a function and enter it below; contents, figures and files follow.
+A section is a function of the `ReportData` of one protocol: it returns what is to be shown, or None where it has nothing to show.
+To add one, write a file with such a function and enter it below; contents, figures and files follow.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..page.blocks import Section
-from ..report_data import Material
+from ..report_data import ReportData
 from . import (
     ablations,
     attention,
@@ -30,7 +30,7 @@ from . import (
 
 __all__ = ["SECTIONS"]
 
-SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
+SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
     summary.section,
     by_dataset.section,
     paper.section,

@@ -24,15 +24,15 @@ from ..page.blocks import (
     csv_text,
 )
 from ..page.numbers import percent, span
-from ..report_data import Material
+from ..report_data import ReportData
 
 SEED_COLUMNS = ("probe", "model", "data set", "seeds", "mean", "std", "95 % of the mean")
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """The figures whose rows are there."""
-    pictures = [*_kinds(material), *_heads(material)]
-    seeds, table = _seeds(material)
+    pictures = [*_kinds(report_data), *_heads(report_data)]
+    seeds, table = _seeds(report_data)
     pictures += seeds
     blocks: list[Block] = [Gallery(pictures=pictures)] if pictures else []
     if table is not None:
@@ -48,32 +48,34 @@ def section(material: Material) -> Section | None:
     return Section(anchor="ablations", title="Kinds, heads, seeds", blocks=blocks) if blocks else None
 
 
-def _kinds(material: Material) -> list[Picture]:
-    table = material.table
+def _kinds(report_data: ReportData) -> list[Picture]:
+    table = report_data.table
     bases = [base for base in table.probes if {f"{base}-cls", f"{base}-ap"} <= set(table.probes)]
     if not bases:
-        material.lack("CLS against AP against both", "layerbank probe ... --probe alf,alf-cls,alf-ap")
+        report_data.lack("CLS against AP against both", "layerbank probe ... --probe alf,alf-cls,alf-ap")
     pictures = []
     for base in bases:
         part = _with_all(table, [base, f"{base}-cls", f"{base}-ap"])
         if len(part.cases):
             series = kinds_series(part, base)
-            pictures.append(_drawn(material, f"kinds-{base}", series, f"Tokens of {base}: CLS, mean patch, or both."))
+            pictures.append(
+                _drawn(report_data, f"kinds-{base}", series, f"Tokens of {base}: CLS, mean patch, or both.")
+            )
     return pictures
 
 
-def _heads(material: Material) -> list[Picture]:
+def _heads(report_data: ReportData) -> list[Picture]:
     heads: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[int, str]] = {}
-    for row in material.rows:
+    for row in report_data.rows:
         if row.get("head") == "attentive" and row.get("num_heads"):
             tokens = tuple(row["levels"]), tuple(row["kinds"])
             heads.setdefault(tokens, {})[row["num_heads"]] = row["probe"]
     several = {tokens: by_heads for tokens, by_heads in heads.items() if len(by_heads) > 1}
     if not several:
-        material.lack("Accuracy by heads", "layerbank probe ... --probe alf --num-heads 4,8,24")
+        report_data.lack("Accuracy by heads", "layerbank probe ... --probe alf --num-heads 4,8,24")
     pictures = []
     for number, ((levels, kinds), by_heads) in enumerate(several.items()):
-        attentive = [row for row in material.rows if row.get("head") == "attentive"]
+        attentive = [row for row in report_data.rows if row.get("head") == "attentive"]
         series = heads_series(attentive, levels, kinds)
         whole = np.isfinite(series.values).sum(1) > 1  # a case with one number of heads says nothing of them
         series = Series(
@@ -84,15 +86,15 @@ def _heads(material: Material) -> list[Picture]:
         )
         if len(series.cases):
             name = min(by_heads.values(), key=len)
-            pictures.append(_drawn(material, f"heads-{number}", series, f"Heads of {name}."))
+            pictures.append(_drawn(report_data, f"heads-{number}", series, f"Heads of {name}."))
     return pictures
 
 
-def _drawn(material: Material, name: str, series: Series, caption: str) -> Picture:
+def _drawn(report_data: ReportData, name: str, series: Series, caption: str) -> Picture:
     said = ", ".join(
         f"{step}: {np.nanmean(column):.1f} %" for step, column in zip(series.steps, series.values.T, strict=True)
     )
-    return material.draw(
+    return report_data.draw(
         name,
         lambda stem: draw_series(series, stem),
         alt=f"{caption} Mean balanced accuracy over {len(series.cases)} cases, by {series.varied}: {said}.",
@@ -100,8 +102,8 @@ def _drawn(material: Material, name: str, series: Series, caption: str) -> Pictu
     )
 
 
-def _seeds(material: Material) -> tuple[list[Picture], DataTable | None]:
-    table = material.main
+def _seeds(report_data: ReportData) -> tuple[list[Picture], DataTable | None]:
+    table = report_data.main
     groups: dict[tuple[str, str], list[int]] = {}
     for line, case in enumerate(table.cases):
         groups.setdefault((case.model, case.dataset), []).append(line)
@@ -116,10 +118,10 @@ def _seeds(material: Material) -> tuple[list[Picture], DataTable | None]:
             numbers.append((probe, model, dataset, count, one.value, std, one.low, one.high))
             lines.append((probe, model, dataset, str(count), percent(one.value, 2), percent(std, 2), span(one)))
     if not lines:
-        material.lack("Spread over seeds", "layerbank probe ... --seed 0,1,2")
+        report_data.lack("Spread over seeds", "layerbank probe ... --seed 0,1,2")
         return [], None
     probes = list(dict.fromkeys(line[0] for line in lines))
-    picture = material.draw(
+    picture = report_data.draw(
         "seeds",
         lambda stem: draw_seeds(table, stem, probes=probes),
         alt="How far each seed lies from the mean of its model and data set, a line a probe: "

@@ -24,18 +24,18 @@ from ..page.blocks import (
     csv_text,
 )
 from ..page.numbers import counted, percent
-from ..report_data import Material
+from ..report_data import ReportData
 
 COLUMNS = ("probe", "model", "data set", "entropy", "80 % in", "late third in %", "most on", "its share in %")
 FIRST = 4  # heat maps that are shown at once
 MAX_PICTURES = 24  # heat maps on a page; of 11 models with 10 attentive probes all would be 14 MB
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """A heat map a probe and model, and the numbers of every map."""
-    maps = _maps(material)
+    maps = _maps(report_data)
     if not maps:
-        material.lack("Attention by level and kind", "train an attentive probe: layerbank probe ... --probe alf")
+        report_data.lack("Attention by level and kind", "train an attentive probe: layerbank probe ... --probe alf")
         return None
     drawable = [
         (number, probe, model, of_dataset)
@@ -43,8 +43,8 @@ def section(material: Material) -> Section | None:
         if len(next(iter(of_dataset.values())).levels) > 1
     ]
     # --figures writes those too that are not placed
-    drawn = drawable if material.wishes.png else drawable[:MAX_PICTURES]
-    pictures = [_picture(material, *one) for one in drawn][:MAX_PICTURES]
+    drawn = drawable if report_data.options.png else drawable[:MAX_PICTURES]
+    pictures = [_picture(report_data, *one) for one in drawn][:MAX_PICTURES]
     blocks: list[Block] = []
     if pictures:
         blocks.append(Gallery(pictures=pictures[:FIRST]))
@@ -67,17 +67,17 @@ def section(material: Material) -> Section | None:
     return Section(anchor="attention", title="Where probes look", blocks=blocks)
 
 
-def _maps(material: Material) -> dict[tuple[str, str], dict[str, AttentionMap]]:
+def _maps(report_data: ReportData) -> dict[tuple[str, str], dict[str, AttentionMap]]:
     """(probe, model) -> data set -> the map, seeds averaged; alf first."""
     found: dict[tuple[str, str], dict[str, list[AttentionMap]]] = {}
-    for (case, probe), row in material.row.items():
-        folder = material.folder(case, probe)
+    for (case, probe), row in report_data.row.items():
+        folder = report_data.folder(case, probe)
         if row["test"] is None or not Path(folder, "attention.csv").exists():
             continue
         try:
             one = read_attention(folder)
         except PipelineError as error:
-            material.notes.append(f"No attention map of {probe} on {case.dataset}: {error}")
+            report_data.notes.append(f"No attention map of {probe} on {case.dataset}: {error}")
             continue
         found.setdefault((probe, case.model), {}).setdefault(case.dataset, []).append(one)
     order = sorted(found, key=lambda pair: (pair[0] != "alf", "@" in pair[0]))
@@ -85,16 +85,16 @@ def _maps(material: Material) -> dict[tuple[str, str], dict[str, AttentionMap]]:
 
 
 def _picture(
-    material: Material, number: int, probe: str, model: str, of_dataset: Mapping[str, AttentionMap]
+    report_data: ReportData, number: int, probe: str, model: str, of_dataset: Mapping[str, AttentionMap]
 ) -> Picture:
     first = next(iter(of_dataset.values()))
     fitting = {n: m for n, m in of_dataset.items() if (m.levels, m.kinds) == (first.levels, first.kinds)}
     for name in of_dataset.keys() - fitting.keys():
-        material.notes.append(
+        report_data.notes.append(
             f"The map of {probe} on {name} has other levels or kinds, and is not drawn with the others."
         )
     said = "; ".join(f"{name}: most on {_most(one)[0]} ({100 * _most(one)[1]:.0f} %)" for name, one in fitting.items())
-    return material.draw(
+    return report_data.draw(
         f"attention-{number}-{_word(probe)}",
         lambda stem: draw_attention(fitting, stem),
         alt=f"Heat map of the attention of {probe} ({model}) over levels and kinds. {said}.",

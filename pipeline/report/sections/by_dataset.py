@@ -12,13 +12,13 @@ from ..page.blocks import (
     csv_text,
 )
 from ..page.numbers import percent
-from ..report_data import Material
+from ..report_data import ReportData
 
 
-def section(material: Material) -> Section:
+def section(report_data: ReportData) -> Section:
     """Means over models and seeds; the picture of it is for papers, and not placed."""
-    table = material.dataset_table
-    material.draw("by-dataset", lambda stem: draw_table(table, stem), alt="", caption=table.note)
+    table = report_data.dataset_table
+    report_data.draw("by-dataset", lambda stem: draw_table(table, stem), alt="", caption=table.note)
     lines: list[list[str | Cell]] = []
     for dataset, cells in table.lines.items():
         warned = dataset in table.warnings

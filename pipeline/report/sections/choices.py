@@ -8,7 +8,7 @@ from ...probing.results import Row, found
 from ...statistics.scores import Case
 from ..page.blocks import DataTable, Section, csv_text
 from ..page.numbers import points
-from ..report_data import Material
+from ..report_data import ReportData
 
 COLUMNS = (
     "probe",
@@ -26,16 +26,16 @@ COLUMNS = (
 )
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """A line a row that had such a choice; None where there is none."""
-    chosen = [(case, row) for (case, _), row in material.row.items() if found(row)]
+    chosen = [(case, row) for (case, _), row in report_data.row.items() if found(row)]
     if not chosen:
-        material.lack(
+        report_data.lack(
             "Few levels, one level, several settings",
             "train probes that choose them: layerbank probe ... --probe linear@best,alf-smallest,alf-top3",
         )
         return None
-    values = [_values(material, case, row) for case, row in chosen]
+    values = [_values(report_data, case, row) for case, row in chosen]
     table = DataTable(
         id="choices",
         caption=(
@@ -49,10 +49,10 @@ def section(material: Material) -> Section | None:
     return Section(anchor="choices", title="Few levels, one level, several settings", blocks=[table])
 
 
-def _values(material: Material, case: Case, row: Row) -> list[Any]:
+def _values(report_data: ReportData, case: Case, row: Row) -> list[Any]:
     """Plain values under COLUMNS; None is what is not known."""
     base = (row.get("derived") or {}).get("base")
-    of_base = material.of_case(case).get(base) if base else None
+    of_base = report_data.of_case(case).get(base) if base else None
     cost = row.get("cost") or {}
     return [
         row["probe"],

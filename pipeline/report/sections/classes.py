@@ -14,18 +14,18 @@ from ..page.blocks import (
     csv_text,
 )
 from ..page.numbers import counted, percent
-from ..report_data import Material
+from ..report_data import ReportData
 
 MAX_CASES = 24  # a larger study would be mostly these; a report of a part of it shows them
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """One folded table a case, at most 24 of them."""
-    cases = [case for case in material.cases if material.tested[case].hits]
+    cases = [case for case in report_data.cases if report_data.tested[case].hits]
     if not cases:
         return None
     blocks: list[Block] = [
-        Fold(title=material.words(case), blocks=[_table(material, case, number)])
+        Fold(title=report_data.words(case), blocks=[_table(report_data, case, number)])
         for number, case in enumerate(cases[:MAX_CASES])
     ]
     if len(cases) > MAX_CASES:
@@ -34,11 +34,11 @@ def section(material: Material) -> Section | None:
     return Section(anchor="classes", title="Class by class", blocks=blocks)
 
 
-def _table(material: Material, case: Case, number: int) -> DataTable:
-    tested = material.tested[case]
-    probes = [name for name in tested.hits if name in material.main.probes]
+def _table(report_data: ReportData, case: Case, number: int) -> DataTable:
+    tested = report_data.tested[case]
+    probes = [name for name in tested.hits if name in report_data.main.probes]
     shares = np.stack([tested.accuracies[name].of_class for name in probes], axis=1)  # [C, P]
-    names = material.class_names(case, len(shares))
+    names = report_data.class_names(case, len(shares))
     counts = [int((tested.labels == label).sum()) for label in range(len(shares))]
     columns = ("class", "test images", *probes)
     return DataTable(

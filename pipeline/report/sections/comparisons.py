@@ -12,19 +12,19 @@ from ..page.blocks import (
     csv_text,
 )
 from ..page.numbers import chance, points
-from ..report_data import Material
+from ..report_data import ReportData
 
 PAIR_COLUMNS = ("probe", "other", "model", "data set", "seed", "only probe right", "only other right", "p", "q")
 ALF_COLUMNS = ("other", "data sets", "median gain of alf", "p", "q")
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """McNemar's test of every two probes of a case; Wilcoxon's of alf."""
     blocks: list[Block] = []
-    over = _alf(material)
+    over = _alf(report_data)
     if over is not None:
         blocks.append(over)
-    pairs = _pairs(material)
+    pairs = _pairs(report_data)
     if pairs is not None:
         quiet = Words(
             texts=[
@@ -42,8 +42,8 @@ def section(material: Material) -> Section | None:
     return Section(anchor="comparisons", title="Probe against probe", blocks=blocks) if blocks else None
 
 
-def _alf(material: Material) -> DataTable | None:
-    averaged = material.main.mean_over("model", "seed")
+def _alf(report_data: ReportData) -> DataTable | None:
+    averaged = report_data.main.mean_over("model", "seed")
     if "alf" not in averaged.probes or len(averaged.probes) < 2:
         return None
     others = [name for name in averaged.probes if name != "alf"]
@@ -64,11 +64,11 @@ def _alf(material: Material) -> DataTable | None:
     )
 
 
-def _pairs(material: Material) -> DataTable | None:
-    main = set(material.main.probes)
+def _pairs(report_data: ReportData) -> DataTable | None:
+    main = set(report_data.main.probes)
     found = [
         (one, two, case, test)
-        for case, tested in material.tested.items()
+        for case, tested in report_data.tested.items()
         for (one, two), test in tested.pairs.items()
         if {one, two} <= main
     ]

@@ -11,22 +11,22 @@ from ..page.blocks import (
     Words,
 )
 from ..page.numbers import percent, points
-from ..report_data import Material
+from ..report_data import ReportData
 
 COLUMNS = ("data set", "test images", "also in training", "share in %", "with another label")
 WITHOUT = ("probe", "model", "data set", "seed", "accuracy", "without them", "difference")
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """What the content hashes of the stores say."""
-    datasets = dict.fromkeys(case.dataset for case in material.cases)
-    absent = [name for name in datasets if name not in material.repeated]
+    datasets = dict.fromkeys(case.dataset for case in report_data.cases)
+    absent = [name for name in datasets if name not in report_data.repeated]
     if absent:
-        material.notes.append(
+        report_data.notes.append(
             f"Test images that are also training images were not looked for in {', '.join(absent)}: no stores of these results "
-            f"under {material.wishes.cache_root}. Give their folder with --cache."
+            f"under {report_data.options.cache_root}. Give their folder with --cache."
         )
-    if not material.repeated:
+    if not report_data.repeated:
         return None
     lines = [
         (
@@ -36,7 +36,7 @@ def section(material: Material) -> Section | None:
             percent(100 * len(one.duplicates.pairs) / one.duplicates.num_test, 2),
             f"{one.duplicates.num_relabelled:,}",
         )
-        for name, one in material.repeated.items()
+        for name, one in report_data.repeated.items()
     ]
     blocks: list[Block] = [
         DataTable(
@@ -53,7 +53,9 @@ def section(material: Material) -> Section | None:
         ),
     ]
     without = [
-        (probe, *_of(case), *pair) for one in material.repeated.values() for (case, probe), pair in one.without.items()
+        (probe, *_of(case), *pair)
+        for one in report_data.repeated.values()
+        for (case, probe), pair in one.without.items()
     ]
     if without:
         blocks.append(
@@ -67,10 +69,10 @@ def section(material: Material) -> Section | None:
                 ],
             )
         )
-    for name, one in material.repeated.items():
+    for name, one in report_data.repeated.items():
         if pairs := one.duplicates.pairs:
             table = DataTable(
-                id=f"pairs-of-{list(material.repeated).index(name)}",
+                id=f"pairs-of-{list(report_data.repeated).index(name)}",
                 caption=f"Test images of {name}, and the first training image with the same bytes",
                 columns=("test image", "training image"),
                 lines=pairs,

@@ -32,15 +32,15 @@ from ..page.blocks import (
     Words,
 )
 from ..page.numbers import counted
-from ..report_data import NUM_SHOWN, Material
+from ..report_data import NUM_SHOWN, ReportData
 from ..thumbnails import SIDE, thumbnails
 
 SEED = 0
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """At most 24 images a case, of at most 12 cases."""
-    cases = [case for case in material.cases if material.tested[case].hits]
+    cases = [case for case in report_data.cases if report_data.tested[case].hits]
     if not cases:
         return None
     shown = cases[:NUM_SHOWN]
@@ -55,30 +55,30 @@ def section(material: Material) -> Section | None:
             quiet=True,
         )
     ]
-    blocks += [Fold(title=material.words(case), blocks=_case(material, case)) for case in shown]
+    blocks += [Fold(title=report_data.words(case), blocks=_case(report_data, case)) for case in shown]
     if len(cases) > NUM_SHOWN:
         rest = counted(len(cases) - NUM_SHOWN, "case")
         blocks.append(Words(texts=[f"{rest} more: layerbank report RUNS/DATASET/STORE shows one store's."], quiet=True))
     return Section(anchor="images", title="Hits and misses", blocks=blocks)
 
 
-def _case(material: Material, case: Case) -> list[Block]:
-    tested = material.tested[case]
-    names = [name for name in tested.hits if name in material.main.probes] or list(tested.hits)
+def _case(report_data: ReportData, case: Case) -> list[Block]:
+    tested = report_data.tested[case]
+    names = [name for name in tested.hits if name in report_data.main.probes] or list(tested.hits)
     probe = "alf" if "alf" in names else max(names, key=lambda name: tested.accuracies[name].balanced)
     said = {name: tested.answers[name] for name in names}
     reference = said.get(REFERENCE) if probe != REFERENCE else None
     chosen = choose_examples(said[probe], reference, seed=SEED)
     ids = tested.sample_ids
-    pictures = _pictures(material, case, probe, [str(ids[row]) for rows in chosen.values() for row in rows])
-    attention = _attention(material, case, probe, ids)
-    classes = material.class_names(case, len(tested.accuracies[probe].of_class))
+    pictures = _pictures(report_data, case, probe, [str(ids[row]) for rows in chosen.values() for row in rows])
+    attention = _attention(report_data, case, probe, ids)
+    classes = report_data.class_names(case, len(tested.accuracies[probe].of_class))
     titles = {
         SURE_MISSES: f"Misses of which {probe} was surest",
         UNSURE_HITS: f"Hits of which {probe} was least sure",
         DISPUTED: f"Exactly one of {probe} and {REFERENCE} is right",
     }
-    row = material.row[case, probe]
+    row = report_data.row[case, probe]
     legend = []
     if attention.known:
         kinds, levels = ", ".join(row["kinds"]), row["levels"]
@@ -123,13 +123,13 @@ def _card(
     )
 
 
-def _pictures(material: Material, case: Case, probe: str, sample_ids: list[str]) -> dict[str, str]:
-    if not material.wishes.images:
+def _pictures(report_data: ReportData, case: Case, probe: str, sample_ids: list[str]) -> dict[str, str]:
+    if not report_data.options.images:
         return {}
     try:
-        return thumbnails(material.about(case, probe), sample_ids)
+        return thumbnails(report_data.about(case, probe), sample_ids)
     except PipelineError as error:
-        material.notes.append(f"No images of {case.dataset}, only their ids: {error}")
+        report_data.notes.append(f"No images of {case.dataset}, only their ids: {error}")
         return {}
 
 
@@ -157,9 +157,9 @@ class _Strips:
         )
 
 
-def _attention(material: Material, case: Case, probe: str, sample_ids: NDArray[np.str_]) -> _Strips:
-    row: dict[str, Any] = material.row[case, probe]
-    path = Path(material.folder(case, probe), "attention.npz")
+def _attention(report_data: ReportData, case: Case, probe: str, sample_ids: NDArray[np.str_]) -> _Strips:
+    row: dict[str, Any] = report_data.row[case, probe]
+    path = Path(report_data.folder(case, probe), "attention.npz")
     nothing = _Strips(np.zeros((0, 0, 0), np.float32), [], [])
     if not path.exists():
         return nothing
@@ -167,10 +167,10 @@ def _attention(material: Material, case: Case, probe: str, sample_ids: NDArray[n
         with np.load(path, allow_pickle=False) as saved:
             ids, mass = saved["sample_ids"], saved["mass"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        material.notes.append(f"No attention to single images of {case.dataset}: {path} cannot be read: {error}")
+        report_data.notes.append(f"No attention to single images of {case.dataset}: {path} cannot be read: {error}")
         return nothing
     levels, kinds = row.get("levels", []), row.get("kinds", [])
     if mass.shape != (len(sample_ids), len(levels), len(kinds)) or (ids != sample_ids).any():
-        material.notes.append(f"No attention to single images of {case.dataset}: {path} is of other images.")
+        report_data.notes.append(f"No attention to single images of {case.dataset}: {path} is of other images.")
         return nothing
     return _Strips(mass, levels, kinds)

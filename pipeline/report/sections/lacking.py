@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..page.blocks import Bullets, Section
-from ..report_data import Material
+from ..report_data import ReportData
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """One sentence a figure; nothing where all are there."""
-    if not material.lacking:
+    if not report_data.lacking:
         return None
-    return Section(anchor="not-here", title="Not here yet", blocks=[Bullets(texts=material.lacking)])
+    return Section(anchor="not-here", title="Not here yet", blocks=[Bullets(texts=report_data.lacking)])

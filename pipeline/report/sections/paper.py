@@ -14,21 +14,21 @@ from ..page.blocks import (
     csv_text,
 )
 from ..page.numbers import counted, percent, points
-from ..report_data import Material
+from ..report_data import ReportData
 
 COLUMNS = ("probe", "model", "data set", "seed", "ours", "paper", "difference", "our gain", "paper's gain")
 MEAN_COLUMNS = ("probe", "results", "mean difference", "mean of our gains", "mean of the paper's gains")
 
 
-def section(material: Material) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """Every result with a counterpart, and means by probe; nothing unless it was asked for."""
-    if not material.wishes.against_paper:
+    if not report_data.options.against_paper:
         return None
-    pairs = beside_paper([one for one in material.scores if np.isfinite(one.percent)])
+    pairs = beside_paper([one for one in report_data.scores if np.isfinite(one.percent)])
     if not pairs:
-        material.notes.append("Against the paper: it has none of these models, data sets and probes together.")
+        report_data.notes.append("Against the paper: it has none of these models, data sets and probes together.")
         return None
-    gain_of = gains(material.rows)
+    gain_of = gains(report_data.rows)
     numbers = [
         (
             one.ours.probe,

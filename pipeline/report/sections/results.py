@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..page.blocks import DataTable, Section
 from ..page.numbers import percent, points
 from ..records import Record, csv_of, records_of
-from ..report_data import Material
+from ..report_data import ReportData
 
 COLUMNS = (
     "probe",
@@ -25,9 +25,9 @@ COLUMNS = (
 )
 
 
-def section(material: Material) -> Section:
+def section(report_data: ReportData) -> Section:
     """All numbers of all rows."""
-    records = records_of(material)
+    records = records_of(report_data)
     table = DataTable(
         id="results",
         caption=(

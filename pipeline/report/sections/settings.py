@@ -11,7 +11,7 @@ from ..page.blocks import (
     Section,
 )
 from ..page.numbers import percent
-from ..report_data import Material
+from ..report_data import ReportData
 
 COLUMNS = (
     "probe",
@@ -33,27 +33,27 @@ COLUMNS = (
 )
 
 
-def section(material: Material) -> Section:
+def section(report_data: ReportData) -> Section:
     """The protocol in the open, the rest folded."""
-    protocol = {name: value for name, value in material.rows[0]["protocol"].items() if name != "seed"}
+    protocol = {name: value for name, value in report_data.rows[0]["protocol"].items() if name != "seed"}
     shown = [(name, json.dumps(value, ensure_ascii=False).strip('"')) for name, value in protocol.items()]
     table = DataTable(
         id="settings",
         caption="The setting that was chosen on validation, of how many; levels, kinds; fingerprints of the stores",
         columns=COLUMNS,
-        lines=_lines(material),
+        lines=_lines(report_data),
     )
     made_by = sorted(
         {
             f"{name} {version}"
-            for case in material.cases
-            for name, version in material.about_case(case).get("versions", {}).items()
+            for case in report_data.cases
+            for name, version in report_data.about_case(case).get("versions", {}).items()
         }
     )
     models = [
         (case.model, json.dumps(about, ensure_ascii=False))
-        for case in {case.model: case for case in material.cases}.values()
-        if (about := material.about_case(case).get("model"))
+        for case in {case.model: case for case in report_data.cases}.values()
+        if (about := report_data.about_case(case).get("model"))
     ]
     blocks = [Fold(title="The protocol", blocks=[Pairs(pairs=shown)]), Fold(title="What was chosen", blocks=[table])]
     if made_by or models:
@@ -62,9 +62,9 @@ def section(material: Material) -> Section:
     return Section(anchor="settings", title="Every setting", blocks=blocks)
 
 
-def _lines(material: Material) -> list[list[str]]:
+def _lines(report_data: ReportData) -> list[list[str]]:
     lines = []
-    for (case, probe), row in material.row.items():
+    for (case, probe), row in report_data.row.items():
         chosen, levels = row.get("chosen") or {}, row.get("levels", [])
         several = f"{levels[0]} to {levels[-1]}, {len(levels)}" if len(levels) > 2 else ", ".join(levels)
         lines.append(

@@ -28,7 +28,7 @@ from ..page.numbers import (
     percent,
     points,
 )
-from ..report_data import Material
+from ..report_data import ReportData
 
 COLUMNS = (
     "probe",
@@ -47,16 +47,16 @@ OF_SIZE = ("linear-last", "linear-all", "aat", "alf")  # more lines than these c
 FEW_CASES = 6  # as many sentences are read, more are folded
 
 
-def section(material: Material) -> Section:
+def section(report_data: ReportData) -> Section:
     """Sentences, one line a probe, the box plot, and who wins each case."""
-    gains = gains_of(material.main) if REFERENCE in material.main.probes else None
+    gains = gains_of(report_data.main) if REFERENCE in report_data.main.probes else None
     tests = {} if gains is None else _tests(gains)
-    material.headlines += headlines(material, gains, tests)
-    blocks: list[Block] = [Bullets(texts=material.headlines), _table(material, gains, tests)]
-    pictures = _pictures(material, gains)
+    report_data.headlines += headlines(report_data, gains, tests)
+    blocks: list[Block] = [Bullets(texts=report_data.headlines), _table(report_data, gains, tests)]
+    pictures = _pictures(report_data, gains)
     if pictures:
         blocks.append(Gallery(pictures=pictures))
-    cases = Bullets(texts=[sentence(one) for one in material.findings])
+    cases = Bullets(texts=[sentence(one) for one in report_data.findings])
     quiet = Words(
         texts=[
             "The best probe of a case is chosen here on the test images themselves, so its gain is a little flattered. McNemar's "
@@ -64,14 +64,14 @@ def section(material: Material) -> Section:
         ],
         quiet=True,
     )
-    folded = len(material.findings) > FEW_CASES
+    folded = len(report_data.findings) > FEW_CASES
     blocks += [Fold(title="Who wins each case", blocks=[cases, quiet])] if folded else [cases, quiet]
     return Section(anchor="summary", title="Summary", blocks=blocks)
 
 
-def headlines(material: Material, gains: Table | None, tests: dict[str, Comparison]) -> list[str]:
+def headlines(report_data: ReportData, gains: Table | None, tests: dict[str, Comparison]) -> list[str]:
     """What a reader in a hurry takes along."""
-    table, complete = material.main, material.complete
+    table, complete = report_data.main, report_data.complete
     texts = []
     if complete:
         best = max(complete, key=lambda name: table.column(name).mean())
@@ -84,10 +84,10 @@ def headlines(material: Material, gains: Table | None, tests: dict[str, Comparis
     if tests:
         texts.append(_certain(list(tests.values())))
     if "alf" in table.probes:
-        texts += _where_alf_loses(material)
-    if num := sum(row["test"] is None for row in material.rows):
+        texts += _where_alf_loses(report_data)
+    if num := sum(row["test"] is None for row in report_data.rows):
         texts.append(f"{counted(num, 'result')} diverged at every setting.")
-    for dataset, one in material.repeated.items():
+    for dataset, one in report_data.repeated.items():
         if one.warning:
             texts.append(f"Beware: {dataset}: {one.warning}.")
     return texts
@@ -103,14 +103,14 @@ def _certain(tests: list[Comparison]) -> str:
     return f"Significant gains over {REFERENCE} over {over} (Wilcoxon, one-sided, FDR 5 %): {', '.join(significant)}."
 
 
-def _where_alf_loses(material: Material) -> list[str]:
-    means = material.main.mean_over("model", "seed")
+def _where_alf_loses(report_data: ReportData) -> list[str]:
+    means = report_data.main.mean_over("model", "seed")
     alf = means.column("alf")
     lines = np.flatnonzero(np.isfinite(alf)).tolist()
     lost = [means.cases[line].dataset for line in lines if np.nanmax(means.values[line]) > alf[line]]
     if not lost:
         return []
-    several = len({case.model for case in material.cases}) > 1
+    several = len({case.model for case in report_data.cases}) > 1
     over = ", by the mean over models" if several else ""
     return [f"alf does not win on {len(lost)} of {counted(len(lines), 'data set')}{over}: {', '.join(lost)}."]
 
@@ -120,8 +120,8 @@ def _tests(gains: Table) -> dict[str, Comparison]:
     return {one.probe: one for one in compare_gains(gains, names)} if names else {}
 
 
-def _table(material: Material, gains: Table | None, tests: dict[str, Comparison]) -> DataTable:
-    table = material.main
+def _table(report_data: ReportData, gains: Table | None, tests: dict[str, Comparison]) -> DataTable:
+    table = report_data.main
     means = table.mean_over("seed")
     best_of = np.nanmax(np.where(np.isfinite(means.values), means.values, -np.inf), axis=1)
     by_dataset = table.mean_over("model", "seed")
@@ -163,17 +163,19 @@ def _table(material: Material, gains: Table | None, tests: dict[str, Comparison]
     )
 
 
-def _pictures(material: Material, gains: Table | None) -> list[Picture]:
-    table = material.main
+def _pictures(report_data: ReportData, gains: Table | None) -> list[Picture]:
+    table = report_data.main
     if gains is None or len(table.probes) == 1:
-        material.lack("Gains", f"train {REFERENCE} beside another probe: layerbank probe ... --probe {REFERENCE},alf")
+        report_data.lack(
+            "Gains", f"train {REFERENCE} beside another probe: layerbank probe ... --probe {REFERENCE},alf"
+        )
         return []
     means = {name: summarize(gains.column(name)).mean for name in table.probes if name != REFERENCE}
     if not any(np.isfinite(mean) for mean in means.values()):
         return []
     said = ", ".join(f"{name} {points(mean, 2)}" for name, mean in means.items())
     pictures = [
-        material.draw(
+        report_data.draw(
             "gains",
             lambda stem: draw_gains(table, stem),
             alt=f"Box plot. Mean gain in points over {REFERENCE}: {said}.",
@@ -185,7 +187,7 @@ def _pictures(material: Material, gains: Table | None) -> list[Picture]:
         probes = [name for name in OF_SIZE if name in table.probes] or list(table.probes[:4])
         drawn = sorted(f"{family} {size}" for family, size in sizes)
         pictures.append(
-            material.draw(
+            report_data.draw(
                 "gains-by-size",
                 lambda stem: draw_gains_by_size(table, stem, probes=probes),
                 alt=f"Mean gain over {REFERENCE} against the size of the model: {', '.join(drawn)}. The numbers are in the CSV.",
@@ -193,7 +195,7 @@ def _pictures(material: Material, gains: Table | None) -> list[Picture]:
             )
         )
     else:
-        material.lack(
+        report_data.lack(
             "Gains by model size", "needs models of several sizes: layerbank study RECIPE with models = [...]"
         )
     return pictures
