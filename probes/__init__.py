@@ -15,7 +15,6 @@ from .banks.budget import (
     sizes_of,
 )
 from .banks.linear_bank import LinearBank
-from .banks.matmul import COMPUTES, quick_products, resolve_compute
 from .banks.module_bank import ModuleBank
 from .checkpoint import load_probe, save_probe
 from .chosen import (
@@ -27,7 +26,8 @@ from .chosen import (
 )
 from .curves import LearningCurves
 from .data.batches import BatchPlan, choose_batch_size, plan_batches
-from .data.blocks import Block, Reading, columns_of
+from .data.blocks import Block, columns_of
+from .data.reading import Reading
 from .data.split import centre_rows, split_rows
 from .data.token_source import (
     ArraySource,
@@ -75,8 +75,10 @@ from .heads import (
     ZooProbe,
 )
 from .heads.attentive import AttentiveProbe
+from .heads.knn import KnnProbe
 from .heads.linear import LinearProbe
 from .heads.make import make_probe
+from .matmul import COMPUTES, quick_products, resolve_compute
 from .metrics import balanced_accuracy, top_k_accuracy
 from .outcome import Metrics, SettingScore, SweepResult
 from .protocol import (
@@ -93,7 +95,6 @@ from .protocol import (
 )
 from .refit import Refit
 from .select import BankKey, BankScores, Journal
-from .solve.knn import KnnProbe
 from .solve.run import run_solver, run_solvers
 from .step_cost import StepCost, measure_step
 from .sweep import run_sweep, run_sweeps

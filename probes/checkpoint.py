@@ -25,8 +25,8 @@ from .ensemble import Ensemble
 from .errors import CheckpointError, CheckpointMissing
 from .heads import ZOO, ZooProbe
 from .heads.attentive import AttentiveProbe
+from .heads.knn import KnnProbe
 from .heads.linear import LinearProbe
-from .solve.knn import KnnProbe
 
 Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe | Ensemble
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from .banks.bank import Bank
-from .banks.workspace import Workspace
 from .data.batches import EVALUATION_BATCH
-from .data.blocks import Reading
 from .data.jitter import draw_jitter, jitter_blocks
+from .data.reading import Reading
 from .data.token_source import TokenSource, blocks_of, read_batches
 from .errors import DataError
 from .events import OnEvent, Reporter
@@ -20,6 +19,7 @@ from .fit import BankRun
 from .metrics import balanced_accuracy, top_k_accuracy
 from .outcome import Metrics
 from .protocol import TrainingProtocol
+from .workspace import Workspace
 
 
 @torch.no_grad()

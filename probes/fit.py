@@ -21,11 +21,10 @@ from torch import Tensor
 
 from .banks.adamw import AdamW
 from .banks.bank import Bank
-from .banks.workspace import Workspace
 from .curves import LearningCurves, sampled_steps
 from .data.batches import BatchPlan, plan_batches
-from .data.blocks import Reading
 from .data.jitter import draw_jitter, jitter_blocks
+from .data.reading import Reading
 from .data.token_source import (
     OrderedSource,
     TokenSource,
@@ -38,6 +37,7 @@ from .events import OnEvent, Reporter
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
 from .time_attribution import Stopwatch
+from .workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

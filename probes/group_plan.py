@@ -17,7 +17,7 @@ from .banks.budget import (
     plan_memory,
     sizes_of,
 )
-from .data.blocks import Reading
+from .data.reading import Reading
 from .data.token_source import TokenSource, blocks_of, has_blocks
 from .errors import SettingError
 from .passes import plan_passes

@@ -16,9 +16,9 @@ from .ensemble import Ensemble
 from .halving import Rung
 from .heads import ZooProbe
 from .heads.attentive import AttentiveProbe
+from .heads.knn import KnnProbe
 from .heads.linear import LinearProbe
 from .protocol import Head, Setting, SolvedSetting
-from .solve.knn import KnnProbe
 
 Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe | Ensemble
 

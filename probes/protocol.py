@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from .banks.matmul import COMPUTES
 from .errors import SettingError
+from .matmul import COMPUTES
 
 SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `run.py`: no optimiser, no steps
 

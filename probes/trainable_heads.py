@@ -10,7 +10,7 @@ import torch
 from .banks.bank import Bank
 from .banks.budget import MemoryPlan
 from .banks.make_bank import make_bank
-from .data.blocks import Reading
+from .data.reading import Reading
 from .data.token_source import TokenSource
 from .fit import BankRun
 from .group_plan import Candidate, reading_of

@@ -201,7 +201,7 @@ def test_the_plan_counts_no_fewer_kinds_of_products_than_there_are(
     kind: str, group_size: int, chunk_size: int, num_probes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """oneDNN keeps code for each; the grid, then the final training, each with a last batch of another size."""
-    monkeypatch.setattr("layerbank.probes.banks.matmul.one_dnn_is_exact", lambda: True)
+    monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: True)
     shape = (24, 384) if kind == "attentive" else (2048,)
     head = Head(kind=kind, num_heads=24 if kind == "attentive" else 0)
     sizes = replace(sizes_of(head, shape, 47, 1000, PAPER), num_probes=num_probes, batch_size=300)

@@ -70,7 +70,7 @@ def test_a_cpu_multiplies_by_the_library_that_was_found_exact_and_tokens_differ_
     function, told = backbone.compile(backbone.levels, KINDS), []
     with torch.inference_mode():
         by_default = function.forward(function.normalise(images()))
-    monkeypatch.setattr("layerbank.probes.banks.matmul.one_dnn_is_exact", lambda: one_dnn)
+    monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: one_dnn)
     block = tapped_modules(backbone.tower, backbone.tap)["block.0"]
     with block.register_forward_pre_hook(lambda *_: told.append(torch.get_float32_matmul_precision())):
         got = steady(backbone)(images())

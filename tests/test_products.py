@@ -23,13 +23,13 @@ from layerbank.probes import (
     fit_bank,
     quick_products,
 )
-from layerbank.probes.banks.matmul import (
+from layerbank.probes.evaluate import compute_logits
+from layerbank.probes.matmul import (
     ONE_DNN_FROM_BYTES,
     Products,
     one_dnn_is_exact,
     resolve_compute,
 )
-from layerbank.probes.evaluate import compute_logits
 
 CPU = torch.device("cpu")
 FINE = 1 + 2**-12  # of which bfloat16 keeps 1, and TF32 too
@@ -112,7 +112,7 @@ def test_one_dnn_is_believed_only_where_it_keeps_the_factors(monkeypatch: pytest
 def test_models_that_are_run_get_one_dnn_where_it_is_exact_and_a_gpu_is_left_alone(
     device: str, exact: bool, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerbank.probes.banks.matmul.one_dnn_is_exact", lambda: exact)
+    monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: exact)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -159,7 +159,7 @@ def test_a_program_may_have_told_every_backend_for_itself(around: tuple[str, str
 @pytest.mark.parametrize("exact", [False, True])
 def test_with_and_without_one_dnn_the_gradients_are_the_same(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = one_step(make_bank("attentive", "float32"), "attentive")
-    monkeypatch.setattr("layerbank.probes.banks.matmul.one_dnn_is_exact", lambda: exact)
+    monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: exact)
     for name, gradient in one_step(make_bank("attentive", "float32"), "attentive").items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
@@ -223,7 +223,7 @@ def precisions_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         product: Tensor = multiply(*factors, out=out)
         return product
 
-    monkeypatch.setattr("layerbank.probes.banks.matmul.one_dnn_is_exact", lambda: True)
+    monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: True)
     monkeypatch.setattr(torch, name, listen)
     return told
 
@@ -282,7 +282,7 @@ def test_a_torch_without_wider_sums_gets_rounded_factors_as_float32(monkeypatch:
 
     with absent_gpu(monkeypatch):
         products = Products("bfloat16", torch.float32, torch.device("cuda"))
-        monkeypatch.setattr("layerbank.probes.banks.matmul.sums_may_be_wider", lambda: False)
+        monkeypatch.setattr("layerbank.probes.matmul.sums_may_be_wider", lambda: False)
         monkeypatch.setattr(torch, "mm", listen)
         a = torch.ones(4, 4, device="cuda")
         with products.chosen():

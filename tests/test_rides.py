@@ -24,11 +24,12 @@ from layerbank.probes import (
     run_sweeps,
     stack_tokens,
 )
-from layerbank.probes.banks.workspace import Workspace
-from layerbank.probes.data.blocks import Reading, columns_of
+from layerbank.probes.data.blocks import columns_of
 from layerbank.probes.data.jitter import add_jitter, draw_jitter
+from layerbank.probes.data.reading import Reading
 from layerbank.probes.passes import plan_passes
 from layerbank.probes.time_attribution import Stopwatch, shared_out
+from layerbank.probes.workspace import Workspace
 
 WIDE, NARROW = 16, 12  # the last level is narrower, as CLIP's is
 BLOCKS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerbank.probes.banks.workspace import FROM_SYSTEM_BYTES, Workspace
+from layerbank.probes.workspace import FROM_SYSTEM_BYTES, Workspace
 
 CPU = torch.device("cpu")
 

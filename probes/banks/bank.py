@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..heads import AlfEmbedProbe, CaeProbe
 from ..heads.attentive import AttentiveProbe
+from ..matmul import Products
+from ..workspace import Workspace
 from .folded import LAYER_NORM_EPS, FoldedGroup
-from .matmul import Products
 from .stack import Stack, check_one_shape, extract_module
-from .workspace import Workspace
 
 FoldedProbe = AttentiveProbe | CaeProbe | AlfEmbedProbe
 

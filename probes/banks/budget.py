@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
 from ..heads.make import make_probe
+from ..matmul import CODE_BYTES, ONE_DNN_FROM_BYTES
 from ..protocol import (
     HEAD_KINDS,
     SOLVED_KINDS,
@@ -24,7 +25,6 @@ from ..protocol import (
     TrainingProtocol,
 )
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
-from .matmul import CODE_BYTES, ONE_DNN_FROM_BYTES
 from .memory_trace import chunks_are_possible, step_bytes
 
 PLANNED_KINDS = tuple(kind for kind in HEAD_KINDS if kind not in SOLVED_KINDS)

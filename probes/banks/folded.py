@@ -27,10 +27,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..matmul import Products
+from ..workspace import Workspace
 from .classifier import fold_batch_norm, train_classifier
-from .matmul import Products
 from .stack import Stack
-from .workspace import Workspace
 
 LAYER_NORM_EPS = 1e-5
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..heads.linear import LinearProbe
+from ..matmul import Products
+from ..workspace import Workspace
 from .classifier import cross_entropy
-from .matmul import Products
 from .stack import Stack, check_one_shape, extract_module
-from .workspace import Workspace
 
 
 class LinearBank:

@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy
 
 from ..errors import SettingError
 from ..heads import ZooProbe
+from ..matmul import Products
 from .bank import split_evenly
 from .folded import chunks
-from .matmul import Products
 from .stack import Stack, extract_module
 
 # Probes that go through together. On a CPU one at a time is the fastest: vmap copies the tokens for every probe of a

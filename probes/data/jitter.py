@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..banks.workspace import Workspace
 from ..protocol import TrainingProtocol
 from ..seeds import make_generator
+from ..workspace import Workspace
 from .blocks import Block, columns_of, whole_row
 from .token_source import upload
 

@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..banks.workspace import Workspace
 from ..errors import DataError
+from ..workspace import Workspace
 from .blocks import Block, whole_row
 
 

@@ -21,6 +21,7 @@ from ..errors import DataError, SettingError
 from ..evaluate import score_test
 from ..events import OnEvent, Reporter
 from ..fit import class_weights
+from ..heads.knn import KnnProbe
 from ..heads.linear import LinearProbe
 from ..metrics import balanced_accuracy
 from ..outcome import (
@@ -37,7 +38,6 @@ from ..protocol import (
     SolvedSetting,
     TrainingProtocol,
 )
-from .knn import KnnProbe
 from .logreg import solve_logreg
 from .ridge import solve_ridge
 

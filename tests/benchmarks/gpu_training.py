@@ -32,7 +32,7 @@ from layerbank.probes import (
     run_sweep,
 )
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE
-from layerbank.probes.banks.matmul import Products
+from layerbank.probes.matmul import Products
 from layerbank.probing.probe_names import resolve_probe
 from layerbank.probing.tokens.placement import MOST_BUFFER_ROWS
 from layerbank.probing.tokens.resident import ResidentTokens

@@ -4,7 +4,7 @@
 
     python tests/benchmarks/passes.py --compile --batch-sizes 32      # against one graph of torch.compile too
 
-"as it comes" is torch's own choice, MKL on x86; "exact oneDNN" what an extraction asks for (`probes/banks/matmul.py`). Random
+"as it comes" is torch's own choice, MKL on x86; "exact oneDNN" what an extraction asks for (`probes/matmul.py`). Random
 weights, images of noise; batches and libraries in turns, medians of the repeats. The last line has the extraction's choice.
 """
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from layerbank.probes.banks.workspace import Workspace
 from layerbank.probes.data.token_source import upload
+from layerbank.probes.workspace import Workspace
 
 from .token_source import ROWS_AT_ONCE, CachedTokens
 

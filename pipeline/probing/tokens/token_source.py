@@ -15,7 +15,7 @@ import torch
 
 from layerbank.cache import TokenCache
 from layerbank.probes import HEAD_KINDS, ArraySource, Reading
-from layerbank.probes.banks.workspace import Workspace
+from layerbank.probes.workspace import Workspace
 
 from ...errors import RequestError
 from ...models.rounding import STORAGE_DTYPES, float_tokens

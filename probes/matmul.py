@@ -25,7 +25,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..errors import SettingError
+from .errors import SettingError
 from .workspace import Workspace
 
 COMPUTES = ("float32", "tf32", "bfloat16")
