@@ -1,24 +1,26 @@
-"""What the cache says when it cannot go on.
+"""The exceptions of the cache.
 
-    CacheError |-- SpecError            (ValueError)         a CacheSpec, an ArraySpec or an argument makes no
-    sense |-- StoreMissingError    (FileNotFoundError)  there is no store at this path |-- NotAStoreError
-    (ValueError)         something else lies there, or another format version |-- SpecMismatchError
-    (ValueError)         a store of something else; `.differences` says field by field |-- ChangedDataError
-    (ValueError)         the images are no longer those the store was made from |-- IncompleteStoreError
-    (RuntimeError)       not every row is there yet |-- DamagedStoreError    (RuntimeError)       files are
-    missing, cut off or altered |-- MissingArrayError    (LookupError)        the store has no such level or
-    kind |-- BatchError           (ValueError)         a batch of the wrong shape, dtype or turn |--
-    StoreLockedError     (RuntimeError)       another process writes this store |-- StorageFullError
-    (OSError)            disk or quota full `-- NotWritableError     (OSError)            read-only, or not
-    ours to write
-
-Each message has four parts: where, what was expected, what was there, what to do next.
+CacheError
+|-- SpecError            (ValueError)         a CacheSpec, an ArraySpec or an argument makes no sense
+|-- StoreMissingError    (FileNotFoundError)  there is no store at this path
+|-- NotAStoreError       (ValueError)         something else lies there, or another format version
+|-- SpecMismatchError    (ValueError)         a store of something else; `.differences` says field by field
+|-- ChangedDataError     (ValueError)         the images are no longer those the store was made from
+|-- IncompleteStoreError (RuntimeError)       rows are missing
+|-- DamagedStoreError    (RuntimeError)       files are missing, cut off or altered
+|-- MissingArrayError    (LookupError)        the store has no such level or kind
+|-- BatchError           (ValueError)         a batch of the wrong shape, dtype or position
+|-- StoreLockedError     (RuntimeError)       another process writes this store
+|-- StorageFullError     (OSError)            disk or quota full
+`-- NotWritableError     (OSError)            no permission to write
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from layerbank.errors import LayerbankError
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,8 @@ class FieldDifference:
     got: object
 
 
-class CacheError(Exception):
-    """A message in four parts.
-
-    Args:
-        where: the store, file, array or argument it is about.
-        expected: what would have been right.
-        got: what was there.
-        todo: what the user can do next, a full sentence.
-    """
-
-    def __init__(self, *, where: str, expected: str, got: str, todo: str) -> None:
-        super().__init__(where, expected, got, todo)
-        self.where, self.expected, self.got, self.todo = where, expected, got, todo
-
-    def __str__(self) -> str:
-        return f"{self.where}: expected {self.expected}, got {self.got}. {self.todo}"
+class CacheError(LayerbankError):
+    """The cache cannot go on."""
 
 
 class SpecError(CacheError, ValueError):

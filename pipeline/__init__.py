@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from .errors import PipelineError, RequestError, WorkError
+from .errors import LayerbankError, RequestError, WorkError
 
-__all__ = ["PipelineError", "RequestError", "WorkError"]
+__all__ = ["LayerbankError", "RequestError", "WorkError"]

@@ -1,44 +1,115 @@
-"""What layerbank says when it cannot go on.
+"""The exceptions of layerbank, and the tables that hold what they say.
 
-    PipelineError
-    |-- RequestError   the request was wrong: exit code 2
-    `-- WorkError      the work failed: exit code 1
+    LayerbankError
+    |-- RequestError   (ValueError)    the request was wrong: exit code 2
+    |-- WorkError      (RuntimeError)  the work failed: exit code 1
+    |-- CacheError                     see `layerbank.cache.errors`
+    `-- ProbeError                     see `layerbank.probes.errors`
 
-Each message has four parts: where, what was expected, what was there, what to do next. The console shows it without a traceback.
+A message has four parts: where, expected, got, what to do. Each package keeps its messages in a file `messages.toml` of its own,
+one table a message, and code names a message by its key: `RequestError("data.unknown_scheme", uri=uri)` takes the table
+`unknown_scheme` of `layerbank.data` and fills in `{uri}`. The tables are read when the first error occurs.
 """
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
-class PipelineError(Exception):
-    """A message in four parts.
 
-    Args:
-        where: the option, file, sample or model it is about.
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """The four parts of a message, with the names of values in braces, as in `str.format`.
+
+    Attributes:
+        where: the option, file, sample or model concerned.
         expected: what would have been right.
-        got: what was there.
+        got: what was found.
         todo: what the user can do next, a full sentence.
     """
 
-    def __init__(self, *, where: str, expected: str, got: str, todo: str) -> None:
-        super().__init__(where, expected, got, todo)
-        self.where, self.expected, self.got, self.todo = where, expected, got, todo
+    where: str
+    expected: str
+    got: str
+    todo: str
+
+
+@cache
+def messages_of(package: str) -> dict[str, Message]:
+    """The message table of a package, by name.
+
+    Args:
+        package: `data` for `layerbank.data`, `layerbank` for the root package.
+    """
+    module = "layerbank" if package == "layerbank" else f"layerbank.{package}"
+    text = files(module).joinpath("messages.toml").read_text(encoding="utf-8")
+    return {name: Message(**parts) for name, parts in tomllib.loads(text).items()}
+
+
+def find_message(key: str) -> Message:
+    """The message of a key such as `data.unknown_scheme`."""
+    package, _, name = key.partition(".")
+    return messages_of(package)[name]
+
+
+class LayerbankError(Exception):
+    """A message in four parts.
+
+    Args:
+        message: the key of a message in the tables, or a message (for packages that extend layerbank).
+        values: what its parts name in braces.
+
+    Attributes:
+        key: of the message; empty if the message is in no table.
+        values: as text.
+        where, expected, got, todo: the four parts, complete.
+    """
+
+    key: str
+    where: str
+    expected: str
+    got: str
+    todo: str
+
+    def __init__(self, message: str | Message = "", /, **values: object) -> None:
+        if not message:  # while messages move into the tables: the parts themselves
+            message, values = Message(**dict.fromkeys(values, "")), values
+            self.where, self.expected, self.got, self.todo = (
+                str(values[part]) for part in ("where", "expected", "got", "todo")
+            )
+            self.key, self.values = "", {}
+            super().__init__(str(self))
+            return
+        self.key = message if isinstance(message, str) else ""
+        parts = find_message(message) if isinstance(message, str) else message
+        self.values = {name: str(value) for name, value in values.items()}
+        self.where, self.expected, self.got, self.todo = (
+            part.format(**values) for part in (parts.where, parts.expected, parts.got, parts.todo)
+        )
+        super().__init__(str(self))
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}, got {self.got}. {self.todo}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Errors cross from worker processes; without this, unpickling would call `__init__` with positions."""
-        return _again, (type(self), self.where, self.expected, self.got, self.todo)
+        """Errors cross from worker processes: all of the state is text."""
+        return _restore, (type(self),), self.__dict__
 
 
-def _again(kind: type[PipelineError], where: str, expected: str, got: str, todo: str) -> PipelineError:
-    return kind(where=where, expected=expected, got=got, todo=todo)
+def _restore(kind: type[LayerbankError]) -> LayerbankError:
+    """An error without its state; only the built-in class that fixes the memory layout may create it."""
+    solid: type = kind
+    while solid.__module__ != "builtins":
+        solid = solid.__base__ or object
+    error: LayerbankError = solid.__new__(kind)  # type: ignore[call-overload]
+    return error
 
 
-class RequestError(PipelineError, ValueError):
+class RequestError(LayerbankError, ValueError):
     """The request was wrong; nothing was done."""
 
 
-class WorkError(PipelineError, RuntimeError):
+class WorkError(LayerbankError, RuntimeError):
     """The work failed; what was committed before is kept."""

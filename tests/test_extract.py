@@ -11,7 +11,7 @@ import torch
 from photos import TINY_MODEL, write_photos
 from stores import tree
 
-from layerbank import PipelineError, RequestError
+from layerbank import LayerbankError, RequestError
 from layerbank.cache import TokenCache
 from layerbank.cache.errors import StoreLockedError
 from layerbank.data.sources import BadImage, ImageSource, open_source
@@ -187,6 +187,6 @@ def test_wrong_settings_are_refused_by_name(config: dict[str, Any], message: str
 def test_a_level_the_model_lacks_is_refused_before_anything_is_written(
     backbone: Backbone, source: ImageSource, tmp_path: Path
 ) -> None:
-    with pytest.raises(PipelineError, match=r"block\.12"):
+    with pytest.raises(LayerbankError, match=r"block\.12"):
         run(backbone, source, tmp_path, arrays=(("block.12", "cls"),))
     assert list(tmp_path.iterdir()) == []

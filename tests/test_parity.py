@@ -12,7 +12,7 @@ import torch
 from commands import MODEL, run
 from photos import TINY_MODEL, write_photos
 
-from layerbank import PipelineError, RequestError, WorkError
+from layerbank import LayerbankError, RequestError, WorkError
 from layerbank.cache import CacheError, TokenCache
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ParityMeasured, PrecisionFellBack
@@ -288,7 +288,7 @@ def test_a_recorded_report_below_the_threshold_is_an_error_too(photos: Path, tmp
     ],
 )
 def test_a_storage_dtype_that_makes_no_sense_is_refused(text: str, message: str) -> None:
-    with pytest.raises((CacheError, PipelineError), match=message):
+    with pytest.raises((CacheError, LayerbankError), match=message):
         choose_storage_dtype(text)
 
 

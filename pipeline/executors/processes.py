@@ -23,7 +23,7 @@ from typing import Any
 
 from layerbank.cache import Worker
 
-from ..errors import PipelineError, RequestError, WorkError
+from ..errors import LayerbankError, RequestError, WorkError
 from ..events import Event, OnEvent, WorkerLost
 from .relay import Relay
 
@@ -40,7 +40,7 @@ def run_processes(work: Work, count: int, on_event: OnEvent) -> None:
         emit: told what happens, of all of them as if they were one.
 
     Raises:
-        PipelineError: the error of the first that failed; the others are ended.
+        LayerbankError: the error of the first that failed; the others are ended.
         WorkError: every process was killed.
     """
     context = multiprocessing.get_context("spawn")
@@ -130,7 +130,7 @@ def interrupts_wait() -> Iterator[None]:
 
 def as_ours(error: Exception) -> Exception:
     """An error that crosses to another process: one of another room as ours, with the same four parts."""
-    if isinstance(error, PipelineError) or not all(
+    if isinstance(error, LayerbankError) or not all(
         hasattr(error, part) for part in ("where", "expected", "got", "todo")
     ):
         return error

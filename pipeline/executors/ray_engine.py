@@ -134,7 +134,7 @@ class RayEngine:
             Tasks that share one work and were not needed any more are left out.
 
         Raises:
-            PipelineError: of the first task that failed; the other actors are ended.
+            LayerbankError: of the first task that failed; the other actors are ended.
             WorkError: the head of the cluster was lost.
         """
         ray = self._ray
@@ -249,7 +249,7 @@ def run_on_ray(work: Work, engine: RayEngine, on_event: OnEvent) -> None:
         emit: told what happens, of all of them as if they were one.
 
     Raises:
-        PipelineError: the error of the first that failed; the others are ended.
+        LayerbankError: the error of the first that failed; the others are ended.
         WorkError: every worker died, again and again.
     """
     count = engine.placement.count

@@ -16,7 +16,7 @@ from layerbank.cache import CacheSpec, list_specs
 
 from ..data.sources import ImageSource
 from ..data.views import MARK
-from ..errors import PipelineError
+from ..errors import RequestError, WorkError
 
 _OF_THE_MODEL = ("architecture", "weights", "tap", "token_rule", "compute_dtype")
 
@@ -47,7 +47,7 @@ def _manifest(split: str, open_split: Callable[[str], ImageSource]) -> str | Non
     """None where these data have no such split, or none that can be opened."""
     try:
         return open_split(split).manifest_digest
-    except (PipelineError, OSError):
+    except (RequestError, WorkError, OSError):
         return None
 
 

@@ -16,7 +16,7 @@ from layerbank.cache import CacheError
 from layerbank.probes import SOLVED_KINDS, TrainingProtocol
 
 from ..data.catalogue import find_data, find_entry
-from ..errors import PipelineError
+from ..errors import LayerbankError, RequestError, WorkError
 from ..models.layers import unknown_level
 from ..models.listing import open_meta_tower
 from ..models.request import choose_device
@@ -182,7 +182,7 @@ def look_for(dataset: str, place: Place) -> Data:
     """A data set of a recipe, where it lies; nothing is fetched."""
     try:
         _, sources = open_data(dataset, replace(place, fetch=False))
-    except (PipelineError, CacheError) as error:
+    except (LayerbankError, CacheError) as error:
         entry = None if ":" in dataset else find_entry(dataset)
         fetched = entry is not None and place.fetch and find_data(entry, place.data_root) is None
         told = "to be fetched" if fetched else f"{error.where}: {error.got}"
@@ -200,7 +200,7 @@ def look_at(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[Named
     added to the problems."""
     try:
         row_shape, depth = _shapes(model, recipe)
-    except PipelineError as error:
+    except (RequestError, WorkError) as error:
         problems.append(f"{error.where}: {error.got}")
         return [], None
     named = probes_that_fit(recipe, depth, row_shape, lambda name, error: problems.append(f"{name} does not fit"))

@@ -21,7 +21,7 @@ from layerbank.probes import ProbeError, resolve_compute
 from ..data.catalogue import SPLITS, check_size, find_entry
 from ..data.hub import locate_data
 from ..data.sources import ImageSource, open_source
-from ..errors import PipelineError
+from ..errors import LayerbankError
 from ..events import (
     OnEvent,
     StudyFailed,
@@ -59,7 +59,7 @@ from ..probing.results import Row
 from .recipe import Recipe
 
 STORAGE_DTYPE = "float16"
-FAILS = (PipelineError, CacheError, ProbeError, OSError)  # any other exception is a bug and ends the study
+FAILS = (LayerbankError, CacheError, ProbeError, OSError)  # any other exception is a bug and ends the study
 Fail = Callable[[str | None, Exception], None]
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from layerbank.probes import ProbeError
 
-from ..errors import PipelineError, WorkError
+from ..errors import RequestError, WorkError
 from ..memory import shortage_of
 from .probe_names import NamedProbe
 
@@ -30,12 +30,12 @@ class Failures:
 
     def __init__(self, key: Callable[[NamedProbe], str], fail: Fail | None) -> None:
         self._key, self._fail = key, fail
-        self._errors: dict[str, PipelineError | ProbeError] = {}
+        self._errors: dict[str, RequestError | WorkError | ProbeError] = {}
 
     def __contains__(self, named: NamedProbe) -> bool:
         return self._key(named) in self._errors
 
-    def add(self, named: NamedProbe, error: PipelineError | ProbeError) -> None:
+    def add(self, named: NamedProbe, error: RequestError | WorkError | ProbeError) -> None:
         """A probe failed, which is told."""
         if self._fail is None:
             raise error
@@ -45,11 +45,11 @@ class Failures:
     @contextmanager
     def of(self, named: NamedProbe) -> Iterator[None]:
         """Work for one probe."""
-        error: PipelineError | ProbeError
+        error: RequestError | WorkError | ProbeError
         try:
             yield
             return
-        except (PipelineError, ProbeError) as refused:
+        except (RequestError, WorkError, ProbeError) as refused:
             if self._fail is None:
                 raise
             error = refused.with_traceback(None)  # its frames hold the tokens and banks of the training
@@ -72,7 +72,7 @@ class Failures:
             return True
         try:
             work()
-        except (PipelineError, ProbeError):
+        except (RequestError, WorkError, ProbeError):
             return False
         except (MemoryError, RuntimeError) as broken:
             if not shortage_of(broken):

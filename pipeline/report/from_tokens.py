@@ -7,7 +7,7 @@ from pathlib import Path
 from layerbank.cache import CacheError, TokenCache
 from layerbank.probes import ProbeError
 
-from ..errors import PipelineError
+from ..errors import LayerbankError
 from ..events import ReportStep
 from ..statistics.duplicates import image_rows
 from ..statistics.predictions import accuracies
@@ -26,7 +26,7 @@ from .page.blocks import Picture
 from .report_data import ReportData
 from .saved import SavedHead, prune_tokens
 
-FAILS = (PipelineError, CacheError, ProbeError)
+FAILS = (LayerbankError, CacheError, ProbeError)
 KIND = "cls"
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # tokens kept, as far as there are so many
 

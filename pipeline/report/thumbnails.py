@@ -26,7 +26,7 @@ def thumbnails(about: dict[str, Any], sample_ids: Iterable[str]) -> dict[str, st
         sample_ids: which images.
 
     Raises:
-        PipelineError: the data are not there any more, or are other data.
+        LayerbankError: the data are not there any more, or are other data.
     """
     if "data" not in about or "test_cache" not in about:
         raise WorkError(

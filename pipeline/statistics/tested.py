@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PipelineError
+from ..errors import RequestError, WorkError
 from ..probing.bootstrap import Interval, intervals
 from ..probing.probe_names import REFERENCE
 from .examples import Answers, answers_of
@@ -93,13 +93,13 @@ def read_tested(case: Case, folders: Mapping[str, Path], notes: list[str], *, ke
     """
     first: Predictions | None = None
     hits, found, answers = {}, {}, {}
-    failed: dict[str, PipelineError] = {}
+    failed: dict[str, RequestError | WorkError] = {}
     for name, folder in folders.items():
         try:
             predictions = read_predictions(folder)
             require_same_images(first or predictions, predictions)
             found[name] = accuracies(predictions)
-        except PipelineError as error:
+        except (RequestError, WorkError) as error:
             failed[name] = error
             continue
         first = first or predictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors import PipelineError
+from ...errors import RequestError, WorkError
 from ...statistics.attention import (
     AttentionMap,
     mean_map,
@@ -76,7 +76,7 @@ def _maps(report_data: ReportData) -> dict[tuple[str, str], dict[str, AttentionM
             continue
         try:
             one = read_attention(folder)
-        except PipelineError as error:
+        except (RequestError, WorkError) as error:
             report_data.notes.append(f"No attention map of {probe} on {case.dataset}: {error}")
             continue
         found.setdefault((probe, case.model), {}).setdefault(case.dataset, []).append(one)

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import PipelineError
+from ...errors import RequestError, WorkError
 from ...probing.probe_names import REFERENCE
 from ...statistics.examples import (
     DISPUTED,
@@ -128,7 +128,7 @@ def _pictures(report_data: ReportData, case: Case, probe: str, sample_ids: list[
         return {}
     try:
         return thumbnails(report_data.about(case, probe), sample_ids)
-    except PipelineError as error:
+    except (RequestError, WorkError) as error:
         report_data.notes.append(f"No images of {case.dataset}, only their ids: {error}")
         return {}
 

@@ -1,0 +1,52 @@
+"""Registries: parts that come with layerbank, parts of plug-ins, and plug-ins that do not work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from messages import raises
+
+from layerbank.errors import RequestError
+from layerbank.registry import Registry
+
+
+def install_plugin(folder: Path, entry_points: str, source: str = "") -> None:
+    """A distribution `zippy` with a module `zippy`, as pip would leave them in a folder of the path."""
+    (folder / "zippy.py").write_text(source)
+    info = folder / "zippy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zippy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+@pytest.fixture
+def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[float]:
+    points = (
+        "[layerbank.numbers]\ntau = zippy:TAU\nword = zippy:WORD\ngone = zippy:GONE\npi = zippy:TAU\nlost = zippo:X\n"
+    )
+    install_plugin(tmp_path, points, "TAU = 6.28\nWORD = 'tau'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "zippy", raising=False)
+    return Registry("layerbank.numbers", "number", float, {"nan": "math:nan", "pi": "math:pi"})
+
+
+def test_parts_of_plug_ins_stand_beside_the_built_in_ones(numbers: Registry[float]) -> None:
+    assert list(numbers) == ["nan", "pi", "tau"]
+    assert numbers["tau"] == 6.28
+    assert numbers.require("pi") < 3.15
+
+
+def test_broken_plug_ins_are_named_and_everything_else_works(numbers: Registry[float]) -> None:
+    assert set(numbers.broken) == {"word", "gone", "pi", "lost"}
+    assert "a float is needed, this is a str" in numbers.broken["word"]
+    assert "zippy (zippo:X): ModuleNotFoundError" in numbers.broken["lost"]
+    with raises("layerbank.broken_plugin", RequestError, name="gone", noun="number"):
+        numbers.require("gone")
+
+
+def test_an_unknown_name_gets_the_nearest_one(numbers: Registry[float]) -> None:
+    with raises("layerbank.unknown_part", RequestError, nearest="tau"):
+        numbers.require("tao")
+    assert "tao" not in numbers
