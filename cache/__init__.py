@@ -4,20 +4,9 @@ Knows nothing of torch, images, models or terminals.
 """
 
 from .batch import Batch
-from .catalog import (
-    StoreInfo,
-    list_specs,
-    list_stores,
-    read_store_info,
-)
+from .catalog import StoreInfo, list_specs, list_stores, read_store_info
 from .disk_benchmark import TRIAL_PREFIX, BlockTime, time_block
-from .disk_space import (
-    check_writable,
-    free_bytes,
-    free_files,
-    nearest_folder,
-    needed_bytes,
-)
+from .disk_space import check_writable, free_bytes, free_files, nearest_folder, needed_bytes
 from .errors import (
     BatchError,
     CacheError,
@@ -35,23 +24,12 @@ from .errors import (
     StoreMissingError,
 )
 from .forecast import ArrayForecast, StoreForecast, forecast_store
-from .garbage import (
-    Garbage,
-    Unfinished,
-    find_garbage,
-    find_unfinished,
-    remove_garbage,
-)
+from .garbage import Garbage, Unfinished, find_garbage, find_unfinished, remove_garbage
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
 from .reader import TokenCache
 from .repair import Repair, repair_store
-from .row_order import (
-    chunk_shuffle,
-    cut,
-    exact_shuffle,
-    sequential,
-)
+from .row_order import chunk_shuffle, cut, exact_shuffle, sequential
 from .shared_folder import offer_probe, see_probe
 from .spec import ArraySpec, CacheSpec
 from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text

@@ -15,21 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .atomic_files import storage_errors
-from .catalog import (
-    STORE_SUFFIX,
-    StoreInfo,
-    find_stores,
-    read_store_info,
-    size_of,
-)
+from .catalog import STORE_SUFFIX, StoreInfo, find_stores, read_store_info, size_of
 from .header import HEADER_FILE
 from .journal import JOURNAL_FOLDER, staging_files
-from .locking import (
-    StoreLock,
-    is_locked,
-    lock_file,
-    worker_files,
-)
+from .locking import StoreLock, is_locked, lock_file, worker_files
 from .resume import new_folder, old_folder
 
 

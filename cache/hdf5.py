@@ -21,19 +21,8 @@ from .atomic_files import storage_errors, sync_folder
 from .batch import Batch
 from .errors import DamagedStoreError, NotAStoreError, SpecError
 from .header import Header, parse_header, read_header
-from .journal import (
-    BatchNotes,
-    Journal,
-    parse_line,
-    read_journal,
-)
-from .layout import (
-    CONTENT_HASHES,
-    SAMPLE_ID_BYTES,
-    SAMPLE_ID_OFFSETS,
-    STATIC_ARRAYS,
-    metadata_paths,
-)
+from .journal import BatchNotes, Journal, parse_line, read_journal
+from .layout import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, STATIC_ARRAYS, metadata_paths
 from .mapping import open_rows
 from .reader import TokenCache
 from .request import Request

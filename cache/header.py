@@ -16,12 +16,7 @@ from typing import Any
 import google_crc32c
 
 from .atomic_files import replace_file
-from .errors import (
-    CacheError,
-    DamagedStoreError,
-    NotAStoreError,
-    StoreMissingError,
-)
+from .errors import CacheError, DamagedStoreError, NotAStoreError, StoreMissingError
 from .geometry import Grid
 from .spec import ArraySpec, CacheSpec, array_order
 

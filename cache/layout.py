@@ -22,12 +22,7 @@ from zarr.storage import MemoryStore
 
 from .atomic_files import sync_tree
 from .geometry import Grid, rows_per_block, rows_per_chunk
-from .header import (
-    HEADER_FILE,
-    ArrayEntry,
-    Header,
-    StaticEntry,
-)
+from .header import HEADER_FILE, ArrayEntry, Header, StaticEntry
 from .journal import JOURNAL_FOLDER, WORKER_FILE
 from .spec import ArraySpec, CacheSpec, array_order
 from .storage_dtypes import STORAGE_DTYPES

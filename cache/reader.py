@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import (
-    DamagedStoreError,
-    IncompleteStoreError,
-    MissingArrayError,
-    SpecMismatchError,
-)
+from .errors import DamagedStoreError, IncompleteStoreError, MissingArrayError, SpecMismatchError
 from .header import Header, read_header
 from .journal import BatchNotes, Journal, read_journal
 from .layout import (
@@ -33,20 +28,10 @@ from .layout import (
     static_array,
     token_array,
 )
-from .mapping import (
-    ChunkFiles,
-    ChunkRows,
-    ZarrRows,
-    map_rows,
-)
+from .mapping import ChunkFiles, ChunkRows, ZarrRows, map_rows
 from .spec import ArraySpec, CacheSpec, natural_order
 from .token_array import SampleIds, TokenArray
-from .verify import (
-    Damage,
-    chunk_damage,
-    chunk_problem,
-    size_problem,
-)
+from .verify import Damage, chunk_damage, chunk_problem, size_problem
 
 NUM_VIEWS = "num_views"
 """Attribute of a store with several rows an image."""

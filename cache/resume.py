@@ -15,29 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from .atomic_files import sync_folder
-from .errors import (
-    ChangedDataError,
-    NotAStoreError,
-    SpecError,
-    SpecMismatchError,
-)
+from .errors import ChangedDataError, NotAStoreError, SpecError, SpecMismatchError
 from .geometry import rows_per_block
-from .header import (
-    FORMAT,
-    HEADER_FILE,
-    Header,
-    read_header,
-    write_header,
-)
-from .journal import (
-    ASIDE_PREFIX,
-    JOURNAL_FOLDER,
-    Entry,
-    Journal,
-    read_journal,
-    rewrite_journal,
-    staging_files,
-)
+from .header import FORMAT, HEADER_FILE, Header, read_header, write_header
+from .journal import ASIDE_PREFIX, JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
 from .layout import (
     CONTENT_HASHES,
     ChunkedArray,

@@ -17,20 +17,8 @@ from numpy.typing import NDArray
 
 from .atomic_files import sync_folder, write_all
 from .header import Header
-from .journal import (
-    ASIDE_PREFIX,
-    JOURNAL_FOLDER,
-    BatchNotes,
-    Entry,
-    Journal,
-)
-from .layout import (
-    CHECKSUM_BYTES,
-    CONTENT_HASHES,
-    ChunkedArray,
-    content_hash_array,
-    token_array,
-)
+from .journal import ASIDE_PREFIX, JOURNAL_FOLDER, BatchNotes, Entry, Journal
+from .layout import CHECKSUM_BYTES, CONTENT_HASHES, ChunkedArray, content_hash_array, token_array
 from .spec import ArraySpec
 
 

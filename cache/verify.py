@@ -16,25 +16,9 @@ import google_crc32c
 import numpy as np
 
 from .errors import DamagedStoreError, NotAStoreError
-from .header import (
-    COMPLETE,
-    HEADER_FILE,
-    Header,
-    read_header,
-)
-from .journal import (
-    JOURNAL_FOLDER,
-    Journal,
-    read_journal,
-    staging_files,
-)
-from .layout import (
-    CHECKSUM_BYTES,
-    ChunkedArray,
-    block_arrays,
-    file_checksum,
-    static_array,
-)
+from .header import COMPLETE, HEADER_FILE, Header, read_header
+from .journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
+from .layout import CHECKSUM_BYTES, ChunkedArray, block_arrays, file_checksum, static_array
 
 FOREIGN = "does not belong to the store"
 

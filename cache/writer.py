@@ -22,33 +22,14 @@ from numpy.typing import NDArray
 
 from .atomic_files import storage_errors
 from .batch import Batch, check_content
-from .errors import (
-    BatchError,
-    ChangedDataError,
-    IncompleteStoreError,
-    SpecError,
-)
+from .errors import BatchError, ChangedDataError, IncompleteStoreError, SpecError
 from .geometry import cut_batches
 from .header import Header, read_header, write_header
-from .journal import (
-    BatchNotes,
-    Journal,
-    append_entry,
-    cut_torn_line,
-    read_journal,
-    rewrite_journal,
-)
+from .journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
 from .layout import CONTENT_HASHES
 from .locking import StoreLock
 from .request import Request, check_request
-from .resume import (
-    ANEW,
-    clear_leftovers,
-    create_store,
-    header_staging,
-    remove_store,
-    resume_store,
-)
+from .resume import ANEW, clear_leftovers, create_store, header_staging, remove_store, resume_store
 from .spec import ArraySpec, CacheSpec
 from .staging import OpenBlock
 from .worker import Worker

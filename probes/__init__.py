@@ -1,29 +1,12 @@
 """Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
 
-from .attention import (
-    AttentionProbe,
-    AttentionStatistics,
-    attention_mass,
-    attention_statistics,
-)
+from .attention import AttentionProbe, AttentionStatistics, attention_mass, attention_statistics
 from .banks.bank import AttentiveBank, Bank
-from .banks.budget import (
-    PLANNED_KINDS,
-    MemoryPlan,
-    Sizes,
-    plan_memory,
-    sizes_of,
-)
+from .banks.budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
 from .banks.linear_bank import LinearBank
 from .banks.module_bank import ModuleBank
 from .checkpoint import load_probe, save_probe
-from .chosen import (
-    Choice,
-    join_members,
-    plan_choice,
-    score_held_out,
-    train_chosen,
-)
+from .chosen import Choice, join_members, plan_choice, score_held_out, train_chosen
 from .curves import LearningCurves
 from .data.batches import BatchPlan, choose_batch_size, plan_batches
 from .data.blocks import Block, columns_of
@@ -44,21 +27,10 @@ from .data.token_source import (
 )
 from .duplicate_settings import first_duplicates
 from .ensemble import Ensemble, mean_of_members
-from .errors import (
-    CheckpointError,
-    CheckpointMissing,
-    DataError,
-    ProbeError,
-    SettingError,
-)
+from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .evaluate import compute_logits
 from .events import Progress
-from .fit import (
-    BankRun,
-    FitResult,
-    fit_bank,
-    fit_banks,
-)
+from .fit import BankRun, FitResult, fit_bank, fit_banks
 from .group_plan import Candidate, GroupPlan, plan_group
 from .halving import Rung
 from .heads import (

@@ -25,13 +25,7 @@ from .curves import LearningCurves, sampled_steps
 from .data.batches import BatchPlan, plan_batches
 from .data.jitter import draw_jitter, jitter_blocks
 from .data.reading import Reading
-from .data.token_source import (
-    OrderedSource,
-    TokenSource,
-    blocks_of,
-    read_batches,
-    upload,
-)
+from .data.token_source import OrderedSource, TokenSource, blocks_of, read_batches, upload
 from .errors import SettingError
 from .events import OnEvent, Reporter
 from .protocol import Setting, TrainingProtocol

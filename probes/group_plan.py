@@ -10,13 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from .banks.budget import (
-    FLOAT_BYTES,
-    PLANNED_KINDS,
-    MemoryPlan,
-    plan_memory,
-    sizes_of,
-)
+from .banks.budget import FLOAT_BYTES, PLANNED_KINDS, MemoryPlan, plan_memory, sizes_of
 from .data.reading import Reading
 from .data.token_source import TokenSource, blocks_of, has_blocks
 from .errors import SettingError

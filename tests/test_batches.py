@@ -7,12 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerbank.probes.data.batches import (
-    SMALLEST_BATCH,
-    BatchPlan,
-    choose_batch_size,
-    plan_batches,
-)
+from layerbank.probes.data.batches import SMALLEST_BATCH, BatchPlan, choose_batch_size, plan_batches
 from layerbank.probes.errors import DataError
 
 REFERENCE = {  # data set: (training images, batch size of the authors' code)

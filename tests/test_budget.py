@@ -27,13 +27,7 @@ from layerbank.probes import (
     sizes_of,
 )
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
-from layerbank.probes.banks.budget import (
-    FLOAT_BYTES,
-    _num_parameters,
-    _num_product_kinds,
-    _plans,
-    _scratch_floats,
-)
+from layerbank.probes.banks.budget import FLOAT_BYTES, _num_parameters, _num_product_kinds, _plans, _scratch_floats
 from layerbank.probes.banks.make_bank import make_bank
 from layerbank.probes.banks.memory_trace import count_bytes
 from layerbank.probes.heads.attentive import AttentiveProbe

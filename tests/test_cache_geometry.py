@@ -6,14 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from layerbank.cache.geometry import (
-    MAX_CHUNK_BYTES,
-    Grid,
-    cut_batches,
-    padding,
-    rows_per_block,
-    rows_per_chunk,
-)
+from layerbank.cache.geometry import MAX_CHUNK_BYTES, Grid, cut_batches, padding, rows_per_block, rows_per_chunk
 
 num_rows = st.one_of(st.integers(1, 6_000), st.integers(6_000, 20_000_000))
 row_bytes = st.one_of(

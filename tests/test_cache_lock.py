@@ -12,13 +12,7 @@ from pathlib import Path
 import pytest
 
 from layerbank.cache import StoreLockedError
-from layerbank.cache.locking import (
-    LockOwner,
-    StoreLock,
-    is_locked,
-    lock_file,
-    read_owner,
-)
+from layerbank.cache.locking import LockOwner, StoreLock, is_locked, lock_file, read_owner
 
 ROOT = Path(__file__).parent.parent
 # a writer with a decode worker: the worker was forked while the lock was held, and outlives a killed parent for a while

@@ -10,12 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerbank.cache import (
-    chunk_shuffle,
-    cut,
-    exact_shuffle,
-    sequential,
-)
+from layerbank.cache import chunk_shuffle, cut, exact_shuffle, sequential
 
 subsets = st.sets(st.integers(0, 500)).map(lambda rows: np.array(sorted(rows), dtype=np.int64))
 seeds = st.integers(0, 2**63)

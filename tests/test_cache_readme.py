@@ -22,13 +22,7 @@ from layerbank.cache import CacheSpec, TokenCache, geometry
 from layerbank.cache.hdf5 import HEADER_ATTRIBUTE, JOURNAL_DATASET
 from layerbank.cache.header import FORMAT, FORMAT_VERSION
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
-from layerbank.cache.spec import (
-    COMPUTE_DTYPES,
-    IDENTITY_FIELDS,
-    LABEL_FIELDS,
-    MODULE_TAP,
-    TAPS,
-)
+from layerbank.cache.spec import COMPUTE_DTYPES, IDENTITY_FIELDS, LABEL_FIELDS, MODULE_TAP, TAPS
 from layerbank.cache.storage_dtypes import STORAGE_DTYPES, storage_dtypes_text
 from layerbank.cache.verify import FOREIGN
 

@@ -13,14 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from token_stores import make_spec
 
-from layerbank.cache import (
-    ArraySpec,
-    CacheSpec,
-    FieldDifference,
-    SpecError,
-    kinds_with_own_dtype,
-    storage_dtypes_text,
-)
+from layerbank.cache import ArraySpec, CacheSpec, FieldDifference, SpecError, kinds_with_own_dtype, storage_dtypes_text
 from layerbank.cache.spec import IDENTITY_FIELDS, LABEL_FIELDS, path_name
 from layerbank.cache.storage_dtypes import STORAGE_DTYPES
 

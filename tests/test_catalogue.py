@@ -11,14 +11,7 @@ import pytest
 from hub_server import serve_dataset
 
 from layerbank import RequestError, WorkError
-from layerbank.data.catalogue import (
-    CATALOGUE,
-    Entry,
-    check_size,
-    find_data,
-    find_entry,
-    require_entry,
-)
+from layerbank.data.catalogue import CATALOGUE, Entry, check_size, find_data, find_entry, require_entry
 from layerbank.data.hub import locate_data
 from layerbank.probes.data.batches import plan_batches
 from layerbank.statistics.paper import published_scores

@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 
 from layerbank import console
-from layerbank.console import (
-    Listener,
-    print_error,
-    print_table,
-    size,
-)
+from layerbank.console import Listener, print_error, print_table, size
 from layerbank.events import (
     BatchHalved,
     CacheReused,

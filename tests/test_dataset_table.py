@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from layerbank.statistics.dataset_table import (
-    dataset_table,
-    mcnemar_between,
-    table_latex,
-    table_markdown,
-)
+from layerbank.statistics.dataset_table import dataset_table, mcnemar_between, table_latex, table_markdown
 from layerbank.statistics.paper import published_scores, with_paper_names
 from layerbank.statistics.predictions import Predictions
-from layerbank.statistics.scores import (
-    Score,
-    Table,
-    gains_of,
-    table_of,
-)
+from layerbank.statistics.scores import Score, Table, gains_of, table_of
 from layerbank.statistics.significance import adjust, compare_gains, mcnemar
 
 FIVE = ("linear-last", "linear-all", "attn-last", "aat", "alf")

@@ -14,13 +14,7 @@ from layerbank.models.request import ModelRequest
 from layerbank.planning import forecast_training
 from layerbank.planning.forecast_forward import image_seconds
 from layerbank.planning.forecast_training import TrainingForecast, num_trained
-from layerbank.probes import (
-    Head,
-    StepCost,
-    TrainingProtocol,
-    fit_banks,
-    measure_step,
-)
+from layerbank.probes import Head, StepCost, TrainingProtocol, fit_banks, measure_step
 from layerbank.probing.probe_names import resolve_probe, resolve_probes
 
 

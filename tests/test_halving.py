@@ -10,16 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerbank.probes import (
-    ArraySource,
-    Head,
-    Rung,
-    Setting,
-    SettingError,
-    TrainingProtocol,
-    run_sweep,
-    stack_tokens,
-)
+from layerbank.probes import ArraySource, Head, Rung, Setting, SettingError, TrainingProtocol, run_sweep, stack_tokens
 from layerbank.probes.banks.bank import AttentiveBank
 from layerbank.probes.data.split import split_stratified
 from layerbank.probes.evaluate import compute_logits

@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 
 from layerbank import RequestError
-from layerbank.models.layers import (
-    LAYER_SETS,
-    choose_levels,
-    layer_set,
-    level_names,
-)
+from layerbank.models.layers import LAYER_SETS, choose_levels, layer_set, level_names
 
 
 def _blocks(*indices: int) -> list[str]:

@@ -21,19 +21,9 @@ from layerbank.memory import (
     memory_for_probes,
     parse_size,
 )
-from layerbank.probes import (
-    QUICK,
-    Candidate,
-    Head,
-    SettingError,
-)
+from layerbank.probes import QUICK, Candidate, Head, SettingError
 from layerbank.probing.probe_names import NamedProbe
-from layerbank.probing.tokens.placement import (
-    FEWEST_BUFFER_ROWS,
-    MOST_BUFFER_ROWS,
-    Placement,
-    place_tokens,
-)
+from layerbank.probing.tokens.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens

@@ -14,15 +14,7 @@ from layerbank import RequestError
 from layerbank.data.demo_sets import DEMOS
 from layerbank.data.sources import SCHEMES, open_source
 from layerbank.models.backbone import open_backbone
-from layerbank.models.listing import (
-    FAMILIES,
-    TIMM_MODULES,
-    Family,
-    describe,
-    family_of,
-    match_models,
-    model_names,
-)
+from layerbank.models.listing import FAMILIES, TIMM_MODULES, Family, describe, family_of, match_models, model_names
 
 
 @pytest.fixture(autouse=True)

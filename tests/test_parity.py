@@ -16,12 +16,7 @@ from layerbank import LayerbankError, RequestError, WorkError
 from layerbank.cache import CacheError, TokenCache
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ParityMeasured, PrecisionFellBack
-from layerbank.extraction.parity import (
-    Settled,
-    compare_tokens,
-    parity_by_level,
-    settle,
-)
+from layerbank.extraction.parity import Settled, compare_tokens, parity_by_level, settle
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.request import ModelRequest, choose_storage_dtype
 

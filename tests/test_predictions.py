@@ -16,12 +16,7 @@ from layerbank import RequestError, WorkError
 from layerbank.cache import TokenCache
 from layerbank.probes.metrics import balanced_accuracy, top_k_accuracy
 from layerbank.statistics.duplicates import duplicates_of, find_duplicates, image_rows
-from layerbank.statistics.predictions import (
-    Predictions,
-    accuracies,
-    read_predictions,
-    require_same_images,
-)
+from layerbank.statistics.predictions import Predictions, accuracies, read_predictions, require_same_images
 
 
 def predictions(num_samples: int = 60, num_classes: int = 8, seed: int = 0) -> Predictions:

@@ -17,31 +17,14 @@ import layerbank
 from layerbank import RequestError
 from layerbank.cache import TokenCache
 from layerbank.data.sources import open_source
-from layerbank.events import (
-    Event,
-    ProbeFinished,
-    ProbeProgress,
-    ProbeStarted,
-)
+from layerbank.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
 from layerbank.models.rounding import float_tokens, round_tokens
-from layerbank.probes import (
-    QUICK,
-    ArraySource,
-    TrainingProtocol,
-    concat_tokens,
-    run_sweeps,
-)
+from layerbank.probes import QUICK, ArraySource, TrainingProtocol, concat_tokens, run_sweeps
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import (
-    Store,
-    check_classes,
-    probe,
-    row_folder,
-    run_folder,
-)
+from layerbank.probing.probe import Store, check_classes, probe, row_folder, run_folder
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_names import resolve_probe
 from layerbank.probing.probe_sizes import leave_out_unfit

@@ -6,13 +6,7 @@ import pytest
 
 from layerbank import RequestError
 from layerbank.probing.probe_names import probe_names, resolve_probe, resolve_probes
-from layerbank.probing.probe_sizes import (
-    check_heads,
-    describe_probes,
-    head_of,
-    size_table,
-    token_shape,
-)
+from layerbank.probing.probe_sizes import check_heads, describe_probes, head_of, size_table, token_shape
 
 
 def row_shape(level: str, kind: str) -> tuple[int, ...]:

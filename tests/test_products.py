@@ -24,12 +24,7 @@ from layerbank.probes import (
     quick_products,
 )
 from layerbank.probes.evaluate import compute_logits
-from layerbank.probes.matmul import (
-    ONE_DNN_FROM_BYTES,
-    Products,
-    one_dnn_is_exact,
-    resolve_compute,
-)
+from layerbank.probes.matmul import ONE_DNN_FROM_BYTES, Products, one_dnn_is_exact, resolve_compute
 
 CPU = torch.device("cpu")
 FINE = 1 + 2**-12  # of which bfloat16 keeps 1, and TF32 too

@@ -21,13 +21,7 @@ from photos import TINY_MODEL, write_photos
 from token_stores import tree
 
 from layerbank import RequestError, WorkError
-from layerbank.cache import (
-    SpecError,
-    StoreLockedError,
-    Worker,
-    offer_probe,
-    see_probe,
-)
+from layerbank.cache import SpecError, StoreLockedError, Worker, offer_probe, see_probe
 from layerbank.cache.locking import is_locked
 from layerbank.cache.shared_folder import PROBE_PREFIX
 from layerbank.events import (

@@ -19,13 +19,7 @@ from token_stores import make_spec, without_fsync  # noqa: F401
 import layerbank.probing.probe_groups
 import layerbank.probing.tokens.placement
 import layerbank.probing.tokens.resident
-from layerbank.cache import (
-    ArraySpec,
-    BatchNotes,
-    CacheWriter,
-    TokenCache,
-    storage_dtype_of,
-)
+from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
 from layerbank.events import Event, MemoryPlanned, UploadFailed
 from layerbank.models.rounding import round_tokens
 from layerbank.probes import (

@@ -5,12 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layerbank.probing.results import (
-    append_row,
-    gains,
-    key_of,
-    read_rows,
-)
+from layerbank.probing.results import append_row, gains, key_of, read_rows
 
 
 def test_rows_come_back_in_the_order_they_were_written(tmp_path: Path) -> None:

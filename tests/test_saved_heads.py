@@ -19,12 +19,7 @@ from layerbank.probes import QUICK, AttentiveProbe
 from layerbank.probing.probe import Store, probe, row_folder
 from layerbank.probing.probe_names import resolve_probe
 from layerbank.report.saved import SavedHead, prune_tokens
-from layerbank.statistics.attention import (
-    AttentionMap,
-    mean_map,
-    read_attention,
-    spread_of,
-)
+from layerbank.statistics.attention import AttentionMap, mean_map, read_attention, spread_of
 from layerbank.statistics.predictions import accuracies, read_predictions, require_same_images
 
 KINDS = ("cls", "ap", "grid2")

@@ -13,14 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerbank import RequestError
-from layerbank.statistics.scores import (
-    Case,
-    Score,
-    gains_of,
-    group_by_protocol,
-    scores_of_rows,
-    table_of,
-)
+from layerbank.statistics.scores import Case, Score, gains_of, group_by_protocol, scores_of_rows, table_of
 from layerbank.statistics.summaries import mean_ranks, summarize
 
 

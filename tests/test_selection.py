@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerbank import RequestError
-from layerbank.probing.selection import (
-    Levels,
-    TrainSubsets,
-    Validated,
-    best_members,
-    smallest_levels,
-)
+from layerbank.probing.selection import Levels, TrainSubsets, Validated, best_members, smallest_levels
 
 LABELS = np.arange(400) % 4
 LEVELS = ("block.1", "block.2", "block.3", "final")

@@ -14,12 +14,7 @@ from token_stores import make_arrays, make_spec, write_store
 from layerbank import RequestError
 from layerbank.cache import MissingArrayError, TokenCache
 from layerbank.statistics import similarity
-from layerbank.statistics.similarity import (
-    Read,
-    levels_of,
-    linear_similarity,
-    rbf_similarity,
-)
+from layerbank.statistics.similarity import Read, levels_of, linear_similarity, rbf_similarity
 
 
 def naive_cka(grams: list[np.ndarray]) -> np.ndarray:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerbank.probes.data.token_source import (
-    ArraySource,
-    TokenSource,
-    concat_tokens,
-    l2_normalize,
-    stack_tokens,
-)
+from layerbank.probes.data.token_source import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
 from layerbank.probes.errors import DataError
 
 

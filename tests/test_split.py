@@ -8,13 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from layerbank.probes import (
-    ArraySource,
-    DataError,
-    Head,
-    TrainingProtocol,
-    run_sweep,
-)
+from layerbank.probes import ArraySource, DataError, Head, TrainingProtocol, run_sweep
 from layerbank.probes.data.split import centre_rows, split_rows, split_stratified
 
 

@@ -17,15 +17,7 @@ import torch
 from token_stores import make_spec, without_fsync  # noqa: F401
 
 from layerbank.cache import ArraySpec, CacheWriter, TokenCache
-from layerbank.probes import (
-    ArraySource,
-    Head,
-    StreamedSource,
-    TokenSource,
-    TrainingProtocol,
-    read_batches,
-    run_sweep,
-)
+from layerbank.probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
 from layerbank.probes.data.token_source import OrderedSource
 from layerbank.probing.probe_names import NamedProbe
 from layerbank.probing.tokens.streaming import StreamedTokens

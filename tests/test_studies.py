@@ -23,22 +23,9 @@ import layerbank.executors.studies
 import layerbank.jobs.units
 from layerbank.events import Event, OnEvent, StudyUnitFinished
 from layerbank.executors.ray_placement import place
-from layerbank.executors.studies import (
-    Engine,
-    on_ray,
-    one_process,
-    run_study,
-    several_processes,
-)
+from layerbank.executors.studies import Engine, on_ray, one_process, run_study, several_processes
 from layerbank.jobs.recipe import Recipe, open_recipe
-from layerbank.jobs.units import (
-    Place,
-    Unit,
-    UnitDone,
-    lost_unit,
-    run_unit,
-    units_of,
-)
+from layerbank.jobs.units import Place, Unit, UnitDone, lost_unit, run_unit, units_of
 from layerbank.probes import SettingError
 from layerbank.probing.results import read_rows
 

@@ -33,12 +33,7 @@ from layerbank.report.figures.tables import draw_table
 from layerbank.statistics.attention import AttentionMap, spread_of
 from layerbank.statistics.dataset_table import dataset_table
 from layerbank.statistics.paper import published_scores, with_paper_names
-from layerbank.statistics.scores import (
-    Score,
-    Table,
-    gains_of,
-    table_of,
-)
+from layerbank.statistics.scores import Score, Table, gains_of, table_of
 from layerbank.statistics.similarity import Similarity
 from layerbank.statistics.summaries import summarize
 

@@ -20,13 +20,7 @@ from layerbank.probes.fit import fit_bank, fit_banks
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.metrics import balanced_accuracy
 from layerbank.probes.outcome import SettingScore, choose
-from layerbank.probes.protocol import (
-    PAPER,
-    QUICK,
-    Head,
-    Setting,
-    TrainingProtocol,
-)
+from layerbank.probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
 from layerbank.probes.sweep import run_sweep
 
 ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")

@@ -18,20 +18,8 @@ from stores import tree
 from layerbank import RequestError
 from layerbank.cache import TokenCache
 from layerbank.data.sources import ImageSource, open_source
-from layerbank.events import (
-    CacheReused,
-    Event,
-    ExtractionFinished,
-    ExtractionProgress,
-    ExtractionStarted,
-)
-from layerbank.extraction.extract import (
-    ExtractConfig,
-    Extraction,
-    extract,
-    extract_together,
-    spec_of,
-)
+from layerbank.events import CacheReused, Event, ExtractionFinished, ExtractionProgress, ExtractionStarted
+from layerbank.extraction.extract import ExtractConfig, Extraction, extract, extract_together, spec_of
 from layerbank.extraction.loop import cut_pieces
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.request import pair_models_with_weights

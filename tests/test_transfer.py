@@ -21,12 +21,7 @@ from torch import Tensor
 from layerbank.cache import ArraySpec, TokenCache
 from layerbank.data.sources import open_source
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
-from layerbank.extraction.transfer import (
-    NUM_BUFFERS,
-    GpuTransfer,
-    HostTransfer,
-    open_transfer,
-)
+from layerbank.extraction.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
 from layerbank.models.backbone import Tokens, open_backbone
 
 CPU = torch.device("cpu")

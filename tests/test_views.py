@@ -21,27 +21,11 @@ from PIL import Image
 from stores import tree
 
 from layerbank import RequestError
-from layerbank.cache import (
-    SpecMismatchError,
-    TokenCache,
-    export_hdf5,
-    import_hdf5,
-    verify_store,
-)
-from layerbank.data import (
-    BadImage,
-    ImageSource,
-    ViewedSource,
-    ViewRule,
-)
+from layerbank.cache import SpecMismatchError, TokenCache, export_hdf5, import_hdf5, verify_store
+from layerbank.data import BadImage, ImageSource, ViewedSource, ViewRule
 from layerbank.data.sources import open_source
 from layerbank.data.views import ATTEMPTS, VIEW_SEED, draw_view
-from layerbank.events import (
-    Event,
-    ImageSkipped,
-    OnEvent,
-    ignore,
-)
+from layerbank.events import Event, ImageSkipped, OnEvent, ignore
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.repair import repair_and_fill
 from layerbank.extraction.view_geometry import ViewGeometry
@@ -50,12 +34,7 @@ from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, split_rows
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import (
-    Store,
-    check_train_views,
-    probe,
-    row_folder,
-)
+from layerbank.probing.probe import Store, check_train_views, probe, row_folder
 from layerbank.probing.probe_names import resolve_probe
 from layerbank.probing.tokens.token_source import CachedTokens
 

@@ -34,14 +34,7 @@ from layerbank.probes.heads import (
 )
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.heads.linear import LinearProbe
-from layerbank.probes.protocol import (
-    HEAD_KINDS,
-    PAPER,
-    SOLVED_KINDS,
-    Head,
-    Setting,
-    TrainingProtocol,
-)
+from layerbank.probes.protocol import HEAD_KINDS, PAPER, SOLVED_KINDS, Head, Setting, TrainingProtocol
 from layerbank.probes.seeds import make_generator
 from layerbank.probes.sweep import run_sweep
 

@@ -12,14 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from layerbank.cache import (
-    ArraySpec,
-    Batch,
-    BatchNotes,
-    CacheSpec,
-    CacheWriter,
-    storage_dtype_of,
-)
+from layerbank.cache import ArraySpec, Batch, BatchNotes, CacheSpec, CacheWriter, storage_dtype_of
 
 NUM_ROWS = 1200
 BATCH_SIZE = 60

@@ -41,12 +41,7 @@ def ls(root: Path, as_json: bool) -> None:
     """
     from layerbank.cache import list_stores
 
-    from ..console import (
-        print_json,
-        print_lines,
-        print_table,
-        size,
-    )
+    from ..console import print_json, print_lines, print_table, size
 
     stores = list_stores(root)
     if as_json:

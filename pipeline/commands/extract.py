@@ -158,22 +158,11 @@ def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Wor
 def _plan(options: dict[str, Any], as_json: bool) -> None:
     import time
 
-    from ..console import (
-        Listener,
-        print_json,
-        print_lines,
-        print_table,
-    )
+    from ..console import Listener, print_json, print_lines, print_table
     from ..extraction.disk_space import check_disk_space
     from ..jobs.extract import prepare
     from ..planning.plan import forecasts_of, plan_extraction
-    from ..planning.plan_table import (
-        STORE_COLUMNS,
-        store_lines,
-        summary,
-        token_columns,
-        token_lines,
-    )
+    from ..planning.plan_table import STORE_COLUMNS, store_lines, summary, token_columns, token_lines
 
     request, num_processes, worker = _local_request_of(options)
     root = request["cache_root"]

@@ -25,13 +25,7 @@ def models(pattern: str | None, as_json: bool) -> None:
     """
     from ..console import print_json, print_lines, print_table
     from ..errors import RequestError
-    from ..models.listing import (
-        FAMILIES,
-        describe,
-        family_of,
-        match_models,
-        model_names,
-    )
+    from ..models.listing import FAMILIES, describe, family_of, match_models, model_names
 
     if pattern is None:
         count: dict[str, int] = {}

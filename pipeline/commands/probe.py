@@ -114,30 +114,15 @@ def probe(
 
     from ..console import Listener, print_json, print_table
     from ..data.sources import open_source
-    from ..jobs.extract import (
-        open_extraction,
-        settle_within_room,
-        split_names,
-        with_views,
-    )
+    from ..jobs.extract import open_extraction, settle_within_room, split_names, with_views
     from ..memory import memory_for_probes
     from ..models.request import choose_device
-    from ..probing.probe import (
-        check_classes,
-        check_train_views,
-        run_folder,
-        verify_arrays,
-    )
+    from ..probing.probe import check_classes, check_train_views, run_folder, verify_arrays
     from ..probing.probe import probe as train_probes
     from ..probing.probe_names import DEMO_PROBES, resolve_probes
     from ..probing.probe_sizes import check_heads, leave_out_unfit
     from ..probing.protocols import open_protocol
-    from ..probing.results_table import (
-        COLUMNS,
-        results_table,
-        results_title,
-        summarize,
-    )
+    from ..probing.results_table import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers, parse_size
 
     each_seed = parse_numbers(seeds, where="--seed", at_least=0)

@@ -61,12 +61,7 @@ def report(
     """
     from ..console import Listener, print_json, print_lines
     from ..report.records import require_parquet, write_parquet
-    from ..report.report import (
-        ReportOptions,
-        make_report,
-        write_figures,
-        write_file,
-    )
+    from ..report.report import ReportOptions, make_report, write_figures, write_file
 
     if parquet is not None:
         require_parquet()

@@ -77,18 +77,8 @@ def study(
     """
     from dataclasses import asdict
 
-    from ..console import (
-        Listener,
-        part_of_study,
-        print_json,
-        print_table,
-    )
-    from ..executors.studies import (
-        on_ray,
-        one_process,
-        run_study,
-        several_processes,
-    )
+    from ..console import Listener, part_of_study, print_json, print_table
+    from ..executors.studies import on_ray, one_process, run_study, several_processes
     from ..extraction.ranks import choose_processes
     from ..jobs.recipe import open_recipe
     from ..jobs.study_table import STUDY_COLUMNS, study_table
@@ -117,12 +107,7 @@ def study(
         num_workers=workers,
     )
     if dry_run:
-        from ..jobs.study_plan import (
-            PLAN_COLUMNS,
-            plan_study,
-            plan_table,
-            plan_title,
-        )
+        from ..jobs.study_plan import PLAN_COLUMNS, plan_study, plan_table, plan_title
 
         planned = plan_study(opened, place, calibrate=calibrate)
         if as_json:

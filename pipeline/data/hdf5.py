@@ -24,13 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from .image_source import ImageSource
-from .patterns import (
-    data_name,
-    fill_split,
-    no_such_split,
-    require_split,
-    splits_of,
-)
+from .patterns import data_name, fill_split, no_such_split, require_split, splits_of
 
 IMAGE_NAMES = ("images", "x", "data")  # tried in this order where the address names no dataset
 LABEL_NAMES = ("labels", "label", "y")

@@ -9,15 +9,7 @@ import os
 from pathlib import Path
 
 from ..errors import RequestError
-from .patterns import (
-    data_name,
-    expand_braces,
-    fill_split,
-    fixed_folder,
-    no_such_split,
-    require_split,
-    splits_of,
-)
+from .patterns import data_name, expand_braces, fill_split, fixed_folder, no_such_split, require_split, splits_of
 
 
 class ShardFolder:

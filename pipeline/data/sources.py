@@ -11,15 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RequestError
-from . import (
-    BadImage,
-    DemoSource,
-    FolderSource,
-    Hdf5Source,
-    ImageSource,
-    UnlabelledSource,
-    WdsSource,
-)
+from . import BadImage, DemoSource, FolderSource, Hdf5Source, ImageSource, UnlabelledSource, WdsSource
 
 __all__ = ["open_source", "SCHEMES", "Scheme", "ImageSource", "BadImage"]
 

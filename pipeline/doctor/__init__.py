@@ -11,28 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from .disk import check_disk
-from .finding import (
-    OK,
-    PROBLEM,
-    WARNING,
-    Finding,
-    first_line,
-)
+from .finding import OK, PROBLEM, WARNING, Finding, first_line
 from .hub import check_hub
-from .libraries import (
-    check_imports,
-    check_operators,
-    check_python,
-    check_versions,
-)
-from .machine import (
-    check_cores,
-    check_gpu,
-    check_memory,
-    check_open_files,
-    check_shared_memory,
-    check_threads,
-)
+from .libraries import check_imports, check_operators, check_python, check_versions
+from .machine import check_cores, check_gpu, check_memory, check_open_files, check_shared_memory, check_threads
 from .stores import check_stores
 
 __all__ = ["examine", "Finding", "OK", "WARNING", "PROBLEM"]

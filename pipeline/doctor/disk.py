@@ -14,13 +14,7 @@ import time
 from pathlib import Path
 
 from ..quantities import size
-from .finding import (
-    OK,
-    PROBLEM,
-    WARNING,
-    Finding,
-    first_line,
-)
+from .finding import OK, PROBLEM, WARNING, Finding, first_line
 
 LITTLE_SPACE_BYTES = 1 << 30
 WRITTEN_BYTES = 32 << 20

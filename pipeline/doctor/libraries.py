@@ -8,12 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from .finding import (
-    OK,
-    PROBLEM,
-    Finding,
-    first_line,
-)
+from .finding import OK, PROBLEM, Finding, first_line
 
 PYTHON_FLOOR = (3, 11)
 IMPORTED = ("numpy", "torch", "torchvision", "timm", "open_clip", "zarr", "numcodecs", "h5py", "PIL", "safetensors")

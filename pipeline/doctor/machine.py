@@ -11,13 +11,7 @@ from typing import Any
 from ..extraction.meter import num_cores
 from ..memory import available_memory_bytes
 from ..quantities import size
-from .finding import (
-    OK,
-    PROBLEM,
-    WARNING,
-    Finding,
-    first_line,
-)
+from .finding import OK, PROBLEM, WARNING, Finding, first_line
 from .libraries import BROKEN
 
 LITTLE_MEMORY_BYTES = 2 << 30  # torch, timm and a B model take about this

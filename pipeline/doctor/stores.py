@@ -6,13 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .finding import (
-    OK,
-    PROBLEM,
-    WARNING,
-    Finding,
-    first_line,
-)
+from .finding import OK, PROBLEM, WARNING, Finding, first_line
 from .libraries import BROKEN
 
 if TYPE_CHECKING:

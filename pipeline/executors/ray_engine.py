@@ -26,13 +26,7 @@ from typing import Any
 from layerbank.cache import Worker, offer_probe
 
 from ..errors import RequestError, WorkError
-from ..events import (
-    ClusterBusy,
-    ClusterJoined,
-    Event,
-    OnEvent,
-    WorkerLost,
-)
+from ..events import ClusterBusy, ClusterJoined, Event, OnEvent, WorkerLost
 from .processes import Work
 from .ray_actor import Actor, Returned, Task
 from .ray_connection import LOOK_S, Head, connected

@@ -20,13 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from ..events import Event, OnEvent
-from .processes import (
-    as_ours,
-    end_processes,
-    how_it_ended,
-    interrupts_wait,
-    leave,
-)
+from .processes import as_ours, end_processes, how_it_ended, interrupts_wait, leave
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

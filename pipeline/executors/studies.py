@@ -34,17 +34,7 @@ from ..events import (
 from ..extraction.ranks import device_of_worker
 from ..jobs.recipe import Recipe
 from ..jobs.study_disk_space import report_disk_space
-from ..jobs.units import (
-    Failure,
-    OpenModels,
-    Place,
-    Unit,
-    UnitDone,
-    check_compute,
-    lost_unit,
-    run_unit,
-    units_of,
-)
+from ..jobs.units import Failure, OpenModels, Place, Unit, UnitDone, check_compute, lost_unit, run_unit, units_of
 from ..models.request import choose_device
 from ..probing.results import Row
 from .processes import share_cores

@@ -29,12 +29,7 @@ from layerbank.cache import (
 from ..data import ViewedSource
 from ..data.sources import ImageSource
 from ..errors import RequestError
-from ..events import (
-    CacheReused,
-    OnEvent,
-    ShareFinished,
-    ignore,
-)
+from ..events import CacheReused, OnEvent, ShareFinished, ignore
 from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
 from .loop import ExtractionTask, run_tasks

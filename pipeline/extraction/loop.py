@@ -25,14 +25,7 @@ import torch
 from layerbank.cache import Batch, CacheWriter, storage_dtype_of
 
 from ..data.sources import ImageSource
-from ..events import (
-    ExtractionFinished,
-    ExtractionProgress,
-    ExtractionStarted,
-    ImageSkipped,
-    OnEvent,
-    TokensOutOfRange,
-)
+from ..events import ExtractionFinished, ExtractionProgress, ExtractionStarted, ImageSkipped, OnEvent, TokensOutOfRange
 from ..models.backbone import Backbone
 from ..models.transform import Geometry
 from .clock import Clock

@@ -26,12 +26,7 @@ from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
 from .extract import spec_of
-from .overflow import (
-    Reference,
-    first_images,
-    needs_bfloat16,
-    run_model,
-)
+from .overflow import Reference, first_images, needs_bfloat16, run_model
 from .siblings import other_splits
 
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this

@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from layerbank.cache import (
-    Repair,
-    SpecMismatchError,
-    read_store_info,
-    repair_store,
-)
+from layerbank.cache import Repair, SpecMismatchError, read_store_info, repair_store
 
 from ..data import ViewedSource, ViewRule
 from ..data.sources import open_source
@@ -18,13 +13,7 @@ from ..errors import RequestError
 from ..events import OnEvent, ignore
 from ..models.request import ModelRequest
 from .disk_space import check_disk_space
-from .extract import (
-    ExtractConfig,
-    Extraction,
-    extract_together,
-    forecast,
-    spec_of,
-)
+from .extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
 
 
 def repair_and_fill(

@@ -19,12 +19,7 @@ from torch import Tensor
 from layerbank.cache import ArraySpec, storage_dtype_of
 
 from ..models.backbone import Tokens
-from ..models.rounding import (
-    DeviceRounded,
-    Rounded,
-    as_rounded,
-    round_on_device,
-)
+from ..models.rounding import DeviceRounded, Rounded, as_rounded, round_on_device
 from .write_behind import Arriving
 
 NUM_BUFFERS = 2  # of each kind: one is filled while the other is emptied

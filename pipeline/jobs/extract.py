@@ -21,14 +21,7 @@ from ..errors import RequestError
 from ..events import OnEvent
 from ..extraction.decoding import start_worker_server
 from ..extraction.disk_space import check_disk_space
-from ..extraction.extract import (
-    ExtractConfig,
-    Extraction,
-    begin,
-    extract_together,
-    forecast,
-    spec_of,
-)
+from ..extraction.extract import ExtractConfig, Extraction, begin, extract_together, forecast, spec_of
 from ..extraction.parity import settle
 from ..extraction.ranks import device_of_worker
 from ..models.backbone import Backbone

@@ -13,21 +13,11 @@ from contextlib import suppress
 from math import prod
 from pathlib import Path
 
-from layerbank.cache import (
-    CacheSpec,
-    free_bytes,
-    list_specs,
-    read_store_info,
-)
+from layerbank.cache import CacheSpec, free_bytes, list_specs, read_store_info
 
 from ..events import OnEvent, StudyShortOfRoom
 from .recipe import Recipe
-from .study_plan import (
-    BYTES,
-    Split,
-    look_at,
-    look_for,
-)
+from .study_plan import BYTES, Split, look_at, look_for
 from .units import FAILS, STORAGE_DTYPE, Place
 
 Arrays = Mapping[tuple[str, str], int]

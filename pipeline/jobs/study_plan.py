@@ -28,12 +28,7 @@ from ..probing.probe_names import NamedProbe, SmallestLevels, TopSettings
 from ..probing.probe_sizes import RowShape, head_of, token_shape
 from ..probing.protocols import open_protocol
 from .recipe import Recipe
-from .units import (
-    Place,
-    open_data,
-    probes_that_fit,
-    request_of,
-)
+from .units import Place, open_data, probes_that_fit, request_of
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "time", "remark")
 BYTES = 2  # of a value of float16

@@ -22,36 +22,14 @@ from ..data.catalogue import SPLITS, check_size, find_entry
 from ..data.hub import locate_data
 from ..data.sources import ImageSource, open_source
 from ..errors import LayerbankError
-from ..events import (
-    OnEvent,
-    StudyFailed,
-    StudyUnit,
-    ignore,
-)
+from ..events import OnEvent, StudyFailed, StudyUnit, ignore
 from ..extraction.disk_space import check_disk_space
-from ..extraction.extract import (
-    ExtractConfig,
-    Extraction,
-    extract_together,
-    forecast,
-    spec_of,
-)
+from ..extraction.extract import ExtractConfig, Extraction, extract_together, forecast, spec_of
 from ..extraction.parity import settle
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
-from ..models.request import (
-    ModelRequest,
-    choose_device,
-    choose_precision,
-    choose_workers,
-)
-from ..probing.probe import (
-    Store,
-    check_classes,
-    probe,
-    run_folder,
-    verify_arrays,
-)
+from ..models.request import ModelRequest, choose_device, choose_precision, choose_workers
+from ..probing.probe import Store, check_classes, probe, run_folder, verify_arrays
 from ..probing.probe_names import NamedProbe, resolve_probes
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.protocols import open_protocol

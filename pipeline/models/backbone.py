@@ -20,12 +20,7 @@ from layerbank.probes import quick_products
 
 from ..errors import RequestError
 from .layers import FINAL, level_names, unknown_level
-from .taps import (
-    TOKEN_RULE,
-    TokenLayout,
-    kind_shape,
-    pool_tokens,
-)
+from .taps import TOKEN_RULE, TokenLayout, kind_shape, pool_tokens
 from .tower import Tower, measure_widths, tapped_modules
 from .transform import Geometry, Normalisation, split_transform
 from .weights import weights_digest

@@ -23,12 +23,7 @@ from torch import nn
 from ..errors import RequestError
 from .tower import Tower
 from .vit_parts import final_norm, find_blocks, layout_of
-from .weights import (
-    RANDOM,
-    from_the_hub,
-    read_state_dict,
-    weights_mismatch,
-)
+from .weights import RANDOM, from_the_hub, read_state_dict, weights_mismatch
 
 POSITIONS = "bicubic antialiased"
 """How timm fits position embeddings to another image size: part of the function, so of its text too."""

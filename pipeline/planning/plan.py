@@ -13,12 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from layerbank.cache import (
-    StoreForecast,
-    free_bytes,
-    nearest_folder,
-    needed_bytes,
-)
+from layerbank.cache import StoreForecast, free_bytes, nearest_folder, needed_bytes
 
 from ..data.sources import ImageSource
 from ..events import OnEvent, ignore

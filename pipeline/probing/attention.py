@@ -22,12 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerbank.probes import (
-    AttentionProbe,
-    AttentionStatistics,
-    TokenSource,
-    attention_statistics,
-)
+from layerbank.probes import AttentionProbe, AttentionStatistics, TokenSource, attention_statistics
 
 from ..models.layers import FINAL
 from .figures import draw_attention_map

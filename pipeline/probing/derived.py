@@ -43,12 +43,7 @@ from .bootstrap import LEVEL
 from .probe_groups import ProbeGroup, open_group
 from .probe_names import NamedProbe, TopSettings
 from .results import Row
-from .selection import (
-    Levels,
-    Validated,
-    best_members,
-    smallest_levels,
-)
+from .selection import Levels, Validated, best_members, smallest_levels
 from .sweep_journal import SweepJournal
 from .tokens.token_rows import block_names
 from .training import Trained, open_tokens, relay

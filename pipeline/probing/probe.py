@@ -18,18 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from layerbank.cache import (
-    CacheSpec,
-    DamagedStoreError,
-    TokenCache,
-    verify_store,
-)
-from layerbank.probes import (
-    SOLVED_KINDS,
-    Candidate,
-    TrainingProtocol,
-    resolve_compute,
-)
+from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
+from layerbank.probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
 
 from ..data.sources import ImageSource
 from ..errors import RequestError
@@ -41,12 +31,7 @@ from .failing import Fail, Failures
 from .malloc_trim import KEPT_BYTES, large_blocks_returned
 from .probe_groups import ProbeGroup, group_of_one, plan_groups
 from .probe_names import NamedProbe
-from .results import (
-    Row,
-    append_row,
-    key_of,
-    read_rows,
-)
+from .results import Row, append_row, key_of, read_rows
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.token_source import require_arrays

@@ -15,14 +15,7 @@ from typing import Any
 import torch
 
 from layerbank.cache import TokenCache
-from layerbank.probes import (
-    Candidate,
-    MemoryPlan,
-    SettingError,
-    TokenSource,
-    TrainingProtocol,
-    plan_choice,
-)
+from layerbank.probes import Candidate, MemoryPlan, SettingError, TokenSource, TrainingProtocol, plan_choice
 
 from ..events import OnEvent, UploadFailed
 from ..memory import shortage_of

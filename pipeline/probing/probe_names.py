@@ -34,12 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import RequestError
-from ..models.layers import (
-    FINAL,
-    LAYER_SETS,
-    layer_set,
-    level_names,
-)
+from ..models.layers import FINAL, LAYER_SETS, layer_set, level_names
 
 REFERENCE = "linear-cls"
 DEMO_PROBES = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")

@@ -8,22 +8,11 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from layerbank.probes import (
-    HEAD_KINDS,
-    Head,
-    ProbeError,
-    make_probe,
-)
+from layerbank.probes import HEAD_KINDS, Head, ProbeError, make_probe
 
 from ..errors import RequestError
 from ..models.layers import FINAL, short_levels
-from .probe_names import (
-    EVERY,
-    NamedProbe,
-    TopSettings,
-    probe_names,
-    resolve_probe,
-)
+from .probe_names import EVERY, NamedProbe, TopSettings, probe_names, resolve_probe
 
 SIZE_COLUMNS = ("probe", "levels", "kinds", "head", "heads", "tokens", "parameters", "before the classifier")
 RowShape = Callable[[str, str], tuple[int, ...]]  # (level, kind) -> (D,) or (t, D)

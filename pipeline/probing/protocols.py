@@ -7,12 +7,7 @@ import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 
-from layerbank.probes import (
-    PAPER,
-    QUICK,
-    ProbeError,
-    TrainingProtocol,
-)
+from layerbank.probes import PAPER, QUICK, ProbeError, TrainingProtocol
 
 from ..errors import RequestError
 

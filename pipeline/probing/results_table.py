@@ -15,12 +15,7 @@ from typing import Any
 
 from layerbank.probes import HEAD_KINDS
 
-from .results import (
-    Row,
-    found,
-    gains,
-    key_of,
-)
+from .results import Row, found, gains, key_of
 
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
 SHORT = {"weight_decay": "wd", "num_neighbors": "k"}

@@ -27,14 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerbank.cache import CacheSpec, TokenCache
-from layerbank.probes import (
-    SOLVED_KINDS,
-    AttentionProbe,
-    BatchPlan,
-    SettingScore,
-    SweepResult,
-    save_probe,
-)
+from layerbank.probes import SOLVED_KINDS, AttentionProbe, BatchPlan, SettingScore, SweepResult, save_probe
 
 from .attention import keep_attention
 from .probe_names import NamedProbe

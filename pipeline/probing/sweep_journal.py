@@ -27,13 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerbank.probes import (
-    BankKey,
-    BankScores,
-    Candidate,
-    LearningCurves,
-    Setting,
-)
+from layerbank.probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
 from .results import key_of
 

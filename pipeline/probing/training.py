@@ -10,23 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from layerbank.cache import TokenCache
-from layerbank.probes import (
-    Candidate,
-    Journal,
-    Progress,
-    SweepResult,
-    TrainingProtocol,
-    run_solvers,
-    run_sweeps,
-)
+from layerbank.probes import Candidate, Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
 
-from ..events import (
-    MemoryPlanned,
-    OnEvent,
-    ProbeProgress,
-    ProbeStarted,
-    TrainingStarted,
-)
+from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, TrainingStarted
 from .probe_groups import ProbeGroup, open_group
 from .probe_names import NamedProbe
 from .probe_sizes import head_of

@@ -12,14 +12,7 @@ from ..events import ReportStep
 from ..statistics.duplicates import image_rows
 from ..statistics.predictions import accuracies
 from ..statistics.scores import Case
-from ..statistics.similarity import (
-    SIGMA,
-    SUBSET,
-    Similarity,
-    levels_of,
-    linear_similarity,
-    rbf_similarity,
-)
+from ..statistics.similarity import SIGMA, SUBSET, Similarity, levels_of, linear_similarity, rbf_similarity
 from .figures.ablations import draw_series, draw_train_test, pruning_series
 from .figures.heatmaps import draw_similarity, draw_similarity_to_final
 from .page.blocks import Picture

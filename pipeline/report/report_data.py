@@ -25,12 +25,7 @@ from ..probing.results import Row
 from ..statistics.dataset_table import DatasetTable, dataset_table
 from ..statistics.findings import Finding, find
 from ..statistics.repeated import Repeated, find_repeated
-from ..statistics.scores import (
-    Case,
-    Table,
-    scores_of_rows,
-    table_of,
-)
+from ..statistics.scores import Case, Table, scores_of_rows, table_of
 from ..statistics.tested import Tested, read_tested
 from .figures.style import drawn_as
 from .page.blocks import Picture

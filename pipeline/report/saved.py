@@ -14,13 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from layerbank.cache import CacheSpec, TokenCache
-from layerbank.probes import (
-    AlfEmbedProbe,
-    AttentiveProbe,
-    CaeProbe,
-    attention_mass,
-    load_probe,
-)
+from layerbank.probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_mass, load_probe
 
 from ..data.views import evaluation_transform
 from ..errors import RequestError

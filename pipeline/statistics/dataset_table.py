@@ -15,12 +15,7 @@ import numpy as np
 
 from .predictions import Predictions, require_same_images
 from .scores import Table
-from .significance import (
-    ALPHA,
-    adjust,
-    compare_with,
-    mcnemar,
-)
+from .significance import ALPHA, adjust, compare_with, mcnemar
 from .summaries import mean_ranks, rankable, summarize
 
 ENOUGH_PAIRS = 5  # a one-sided test of fewer cannot come below 5 %

@@ -19,13 +19,7 @@ from ..errors import RequestError, WorkError
 from ..probing.bootstrap import Interval, intervals
 from ..probing.probe_names import REFERENCE
 from .examples import Answers, answers_of
-from .predictions import (
-    Accuracies,
-    Predictions,
-    accuracies,
-    read_predictions,
-    require_same_images,
-)
+from .predictions import Accuracies, Predictions, accuracies, read_predictions, require_same_images
 from .scores import Case
 from .significance import McNemar, mcnemar
 

@@ -18,12 +18,7 @@ from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
 from ..heads.make import make_probe
 from ..matmul import CODE_BYTES, ONE_DNN_FROM_BYTES
-from ..protocol import (
-    HEAD_KINDS,
-    SOLVED_KINDS,
-    Head,
-    TrainingProtocol,
-)
+from ..protocol import HEAD_KINDS, SOLVED_KINDS, Head, TrainingProtocol
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .memory_trace import chunks_are_possible, step_bytes
 

@@ -2,12 +2,7 @@
 
 from .blocks import MapProbe, VJepaProbe
 from .fusion import AlfEmbedProbe, CaeProbe
-from .pooling import (
-    AbmilpProbe,
-    AimProbe,
-    EpProbe,
-    SimPoolProbe,
-)
+from .pooling import AbmilpProbe, AimProbe, EpProbe, SimPoolProbe
 from .scalar_mix import ScalarMixProbe
 from .zoo_probe import ZooProbe
 

@@ -24,20 +24,8 @@ from ..fit import class_weights
 from ..heads.knn import KnnProbe
 from ..heads.linear import LinearProbe
 from ..metrics import balanced_accuracy
-from ..outcome import (
-    SettingScore,
-    SweepResult,
-    choose,
-    timed,
-)
-from ..protocol import (
-    Head,
-    NeighborSetting,
-    PenaltySetting,
-    Setting,
-    SolvedSetting,
-    TrainingProtocol,
-)
+from ..outcome import SettingScore, SweepResult, choose, timed
+from ..protocol import Head, NeighborSetting, PenaltySetting, Setting, SolvedSetting, TrainingProtocol
 from .logreg import solve_logreg
 from .ridge import solve_ridge
 

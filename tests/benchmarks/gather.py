@@ -25,13 +25,7 @@ import numpy as np
 import torch
 import zarr
 
-from layerbank.cache import (
-    ArraySpec,
-    CacheSpec,
-    CacheWriter,
-    TokenCache,
-    export_hdf5,
-)
+from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache, export_hdf5
 from layerbank.cache.layout import token_array
 from layerbank.cache.mapping import ChunkRows
 from layerbank.cache.reader import _chunk_files

@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from gpu_sizes import Measured
 
-from layerbank.cache import (
-    ArraySpec,
-    CacheSpec,
-    CacheWriter,
-    TokenCache,
-)
+from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
 from layerbank.memory import HEADROOM
 from layerbank.probes import (
     PAPER,

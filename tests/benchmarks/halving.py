@@ -22,13 +22,7 @@ import torch
 from machine import describe_machine
 
 from layerbank.cache import TokenCache
-from layerbank.probes import (
-    PAPER,
-    Head,
-    SweepResult,
-    TrainingProtocol,
-    run_sweep,
-)
+from layerbank.probes import PAPER, Head, SweepResult, TrainingProtocol, run_sweep
 from layerbank.probing.probe_names import resolve_probe
 from layerbank.probing.tokens.token_source import CachedTokens
 

@@ -28,12 +28,7 @@ import numpy as np
 import torch
 from machine import describe_machine
 
-from layerbank.cache import (
-    ArraySpec,
-    CacheSpec,
-    CacheWriter,
-    TokenCache,
-)
+from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
 from layerbank.probes import (
     PAPER,
     ArraySource,

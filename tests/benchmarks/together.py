@@ -22,12 +22,7 @@ from jpegs import write_jpegs
 
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.extraction.decoding import Rows, decode_batches, start_worker_server
-from layerbank.extraction.extract import (
-    ExtractConfig,
-    Extraction,
-    extract_together,
-    spec_of,
-)
+from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together, spec_of
 from layerbank.models.backbone import Backbone, open_backbone
 
 MODELS = ["timm/vit_tiny_patch16_224", "timm/deit_tiny_patch16_224", "timm/deit_tiny_distilled_patch16_224"]

@@ -13,15 +13,7 @@ from typing import Any
 
 import torch
 
-from layerbank.probes import (
-    Candidate,
-    GroupPlan,
-    MemoryPlan,
-    TokenSource,
-    TrainingProtocol,
-    plan_group,
-    sizes_of,
-)
+from layerbank.probes import Candidate, GroupPlan, MemoryPlan, TokenSource, TrainingProtocol, plan_group, sizes_of
 
 from ...memory import free_device_bytes
 from .resident import ResidentTokens

@@ -13,18 +13,7 @@ from ...errors import RequestError
 from ...probing.results import Row
 from ...statistics.scores import Table
 from ...statistics.summaries import summarize
-from .style import (
-    BLACK,
-    COLUMN,
-    CYCLE,
-    GREY,
-    MARKERS,
-    color_of,
-    drawing,
-    drawn_name,
-    grid,
-    save,
-)
+from .style import BLACK, COLUMN, CYCLE, GREY, MARKERS, color_of, drawing, drawn_name, grid, save
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

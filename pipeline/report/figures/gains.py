@@ -11,16 +11,7 @@ from ...probing.probe_names import REFERENCE
 from ...statistics.scores import Table, gains_of
 from ...statistics.significance import compare_gains
 from ...statistics.summaries import summarize
-from .style import (
-    BLACK,
-    COLUMN,
-    GREY,
-    color_of,
-    drawing,
-    drawn_name,
-    grid,
-    save,
-)
+from .style import BLACK, COLUMN, GREY, color_of, drawing, drawn_name, grid, save
 
 
 def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None, reference: str = REFERENCE) -> Path:

@@ -10,17 +10,7 @@ import numpy as np
 
 from ...errors import RequestError
 from ...statistics.attention import AttentionMap, spread_of
-from .style import (
-    COLUMN,
-    CYCLE,
-    LINES,
-    MARKERS,
-    PAGE,
-    drawing,
-    drawn_name,
-    grid,
-    save,
-)
+from .style import COLUMN, CYCLE, LINES, MARKERS, PAGE, drawing, drawn_name, grid, save
 
 if TYPE_CHECKING:  # computing it takes torch, drawing it does not
     from ...statistics.similarity import Similarity

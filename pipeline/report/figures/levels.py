@@ -11,19 +11,7 @@ import numpy as np
 from ...errors import RequestError
 from ...models.layers import FINAL
 from ...statistics.scores import Case, Table
-from .style import (
-    BLUE,
-    COLUMN,
-    GREEN,
-    MARKERS,
-    ORANGE,
-    PURPLE,
-    VERMILION,
-    drawing,
-    drawn_name,
-    grid,
-    save,
-)
+from .style import BLUE, COLUMN, GREEN, MARKERS, ORANGE, PURPLE, VERMILION, drawing, drawn_name, grid, save
 
 STEMS = {"linear": ("linear, cls", BLUE), "linear-ap": ("linear, ap", ORANGE), "aat": ("aat, all tokens", GREEN)}
 FUSED = {"alf": (VERMILION, "--"), "aat-quarterly": (PURPLE, ":"), "linear-all": (BLUE, "-.")}

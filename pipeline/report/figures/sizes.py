@@ -13,17 +13,7 @@ from ...probing.probe_names import REFERENCE
 from ...statistics.paper import find_model
 from ...statistics.scores import Table, gains_of
 from ...statistics.summaries import summarize
-from .style import (
-    COLUMN,
-    GREY,
-    MARKERS,
-    PAGE,
-    color_of,
-    drawing,
-    drawn_name,
-    grid,
-    save,
-)
+from .style import COLUMN, GREY, MARKERS, PAGE, color_of, drawing, drawn_name, grid, save
 
 SIZES = ("Ti", "S", "B", "L", "H", "g")
 _WORDS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}

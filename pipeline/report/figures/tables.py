@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...statistics.dataset_table import DatasetTable
-from .style import (
-    BLACK,
-    COLUMN,
-    GREY,
-    PAGE,
-    drawing,
-    drawn_name,
-    save,
-)
+from .style import BLACK, COLUMN, GREY, PAGE, drawing, drawn_name, save
 
 NAMES, MARGIN = 1.3, 0.22  # inches: of the data sets' names, and at the right for the slanted heads of columns
 HEAD, STEP, NOTE = 0.62, 0.145, 0.105  # inches: heights of the head, a line, a line of notes

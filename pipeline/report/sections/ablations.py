@@ -6,23 +6,8 @@ import numpy as np
 
 from ...probing.bootstrap import seed_interval
 from ...statistics.scores import Table
-from ..figures.ablations import (
-    Series,
-    draw_seeds,
-    draw_series,
-    heads_series,
-    kinds_series,
-    std_within,
-)
-from ..page.blocks import (
-    Block,
-    DataTable,
-    Gallery,
-    Picture,
-    Section,
-    Words,
-    csv_text,
-)
+from ..figures.ablations import Series, draw_seeds, draw_series, heads_series, kinds_series, std_within
+from ..page.blocks import Block, DataTable, Gallery, Picture, Section, Words, csv_text
 from ..page.numbers import percent, span
 from ..report_data import ReportData
 

@@ -6,23 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import RequestError, WorkError
-from ...statistics.attention import (
-    AttentionMap,
-    mean_map,
-    read_attention,
-    spread_of,
-)
+from ...statistics.attention import AttentionMap, mean_map, read_attention, spread_of
 from ..figures.heatmaps import draw_attention
-from ..page.blocks import (
-    Block,
-    DataTable,
-    Fold,
-    Gallery,
-    Picture,
-    Section,
-    Words,
-    csv_text,
-)
+from ..page.blocks import Block, DataTable, Fold, Gallery, Picture, Section, Words, csv_text
 from ..page.numbers import counted, percent
 from ..report_data import ReportData
 

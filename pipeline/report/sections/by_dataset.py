@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from ...statistics.dataset_table import Cell as Mean
 from ..figures.tables import draw_table
-from ..page.blocks import (
-    Cell,
-    DataTable,
-    Section,
-    Words,
-    csv_text,
-)
+from ..page.blocks import Cell, DataTable, Section, Words, csv_text
 from ..page.numbers import percent
 from ..report_data import ReportData
 

@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...statistics.scores import Case
-from ..page.blocks import (
-    Block,
-    DataTable,
-    Fold,
-    Section,
-    Words,
-    csv_text,
-)
+from ..page.blocks import Block, DataTable, Fold, Section, Words, csv_text
 from ..page.numbers import counted, percent
 from ..report_data import ReportData
 

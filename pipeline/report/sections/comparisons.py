@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from ...statistics.significance import adjust, compare_with
-from ..page.blocks import (
-    Block,
-    DataTable,
-    Fold,
-    Section,
-    Words,
-    csv_text,
-)
+from ..page.blocks import Block, DataTable, Fold, Section, Words, csv_text
 from ..page.numbers import chance, points
 from ..report_data import ReportData
 

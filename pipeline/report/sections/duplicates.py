@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from ...statistics.scores import Case
-from ..page.blocks import (
-    Block,
-    DataTable,
-    Fold,
-    Section,
-    Words,
-)
+from ..page.blocks import Block, DataTable, Fold, Section, Words
 from ..page.numbers import percent, points
 from ..report_data import ReportData
 

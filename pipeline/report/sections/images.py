@@ -12,25 +12,9 @@ from numpy.typing import NDArray
 
 from ...errors import RequestError, WorkError
 from ...probing.probe_names import REFERENCE
-from ...statistics.examples import (
-    DISPUTED,
-    PER_RULE,
-    SURE_MISSES,
-    UNSURE_HITS,
-    Answers,
-    choose_examples,
-)
+from ...statistics.examples import DISPUTED, PER_RULE, SURE_MISSES, UNSURE_HITS, Answers, choose_examples
 from ...statistics.scores import Case
-from ..page.blocks import (
-    Block,
-    Card,
-    Cards,
-    Fold,
-    Said,
-    Section,
-    Strip,
-    Words,
-)
+from ..page.blocks import Block, Card, Cards, Fold, Said, Section, Strip, Words
 from ..page.numbers import counted
 from ..report_data import NUM_SHOWN, ReportData
 from ..thumbnails import SIDE, thumbnails

@@ -6,13 +6,7 @@ import numpy as np
 
 from ...probing.results import gains
 from ...statistics.paper import BesidePaper, beside_paper
-from ..page.blocks import (
-    Block,
-    DataTable,
-    Section,
-    Words,
-    csv_text,
-)
+from ..page.blocks import Block, DataTable, Section, Words, csv_text
 from ..page.numbers import counted, percent, points
 from ..report_data import ReportData
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..page.blocks import (
-    DataTable,
-    Fold,
-    Pairs,
-    Section,
-)
+from ..page.blocks import DataTable, Fold, Pairs, Section
 from ..page.numbers import percent
 from ..report_data import ReportData
 

@@ -11,23 +11,8 @@ from ...statistics.significance import Comparison, compare_gains
 from ...statistics.summaries import mean_ranks, rankable, summarize
 from ..figures.gains import draw_gains
 from ..figures.sizes import draw_gains_by_size, size_of
-from ..page.blocks import (
-    Block,
-    Bullets,
-    DataTable,
-    Fold,
-    Gallery,
-    Picture,
-    Section,
-    Words,
-    csv_text,
-)
-from ..page.numbers import (
-    chance,
-    counted,
-    percent,
-    points,
-)
+from ..page.blocks import Block, Bullets, DataTable, Fold, Gallery, Picture, Section, Words, csv_text
+from ..page.numbers import chance, counted, percent, points
 from ..report_data import ReportData
 
 COLUMNS = (
