@@ -13,8 +13,8 @@ from layerbank.probes.checkpoint import load_probe, save_probe
 from layerbank.probes.data.token_source import l2_normalize
 from layerbank.probes.errors import CheckpointError, CheckpointMissing
 from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.knn import KnnProbe
 from layerbank.probes.heads.linear import LinearProbe
-from layerbank.probes.solve.run.knn import KnnProbe
 
 MASK = torch.tensor([True, False, True])
 

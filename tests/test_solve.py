@@ -30,8 +30,8 @@ from layerbank.probes import (
 )
 from layerbank.probes.data.split import split_stratified
 from layerbank.probes.fit import class_weights
-from layerbank.probes.solve.run.logreg import ABSENT_BIAS, solve_logreg
-from layerbank.probes.solve.run.ridge import solve_ridge
+from layerbank.probes.solve.logreg import ABSENT_BIAS, solve_logreg
+from layerbank.probes.solve.ridge import solve_ridge
 
 PENALTIES = (1e-1, 1e-3, 1e-5)
 PROTOCOL = TrainingProtocol(penalties=PENALTIES, num_neighbors=(5, 20))
