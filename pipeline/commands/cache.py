@@ -41,7 +41,8 @@ def ls(root: Path, as_json: bool) -> None:
     """
     from layerbank.cache import list_stores
 
-    from ..console import print_json, print_lines, print_table, size
+    from ..console import print_json, print_lines, print_table
+    from ..quantities import size
 
     stores = list_stores(root)
     if as_json:
@@ -175,8 +176,8 @@ def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
 
     from layerbank.cache import find_garbage, find_unfinished, remove_garbage
 
-    from ..console import print_json, print_lines, size
-    from ..quantities import age_text, parse_age
+    from ..console import print_json, print_lines
+    from ..quantities import age_text, parse_age, size
 
     unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
     found = find_garbage(root, unfinished_for_s=unfinished_for_s)
