@@ -26,8 +26,8 @@ from token_stores import write_store
 
 from layerbank.cache import TokenCache
 from layerbank.cache.locking import worker_file
-from layerbank.data import ViewedSource
 from layerbank.data.sources import BadImage
+from layerbank.data.views import ViewedSource
 from layerbank.doctor import OK, PROBLEM, WARNING, Finding, disk, guarded, machine
 from layerbank.doctor.hub import check_hub
 from layerbank.doctor.libraries import check_imports, check_operators, check_versions

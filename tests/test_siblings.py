@@ -12,8 +12,8 @@ from token_stores import make_spec
 
 from layerbank import RequestError
 from layerbank.console import Listener
-from layerbank.data import ViewedSource, ViewRule
 from layerbank.data.sources import ImageSource, open_source
+from layerbank.data.views import ViewedSource, ViewRule
 from layerbank.events import ParityMeasured, PrecisionFellBack, PrecisionFollowed
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.siblings import model_differences, other_splits

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from layerbank.cache import Repair, SpecMismatchError, read_store_info, repair_store
 
-from ..data import ViewedSource, ViewRule
 from ..data.sources import open_source
+from ..data.views import ViewedSource, ViewRule
 from ..errors import RequestError
 from ..events import OnEvent, ignore
 from ..models.request import ModelRequest
