@@ -1,7 +1,7 @@
 """How fast a disk takes what a store is made of: one block is written as it would be, timed, and removed.
 
-The decision taken here: it is the writer itself that writes, with its checksums, fsyncs and renames, beside the place of the store,
-so that what is measured is what will be done there.
+The decision taken here: it is the writer itself that writes, with its checksums, fsyncs and renames, beside the place
+of the store, so that what is measured is what will be done there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from .atomic_files import storage_errors
 from .disk_space import free_bytes, nearest_folder
+from .format import storage_dtype
 from .geometry import rows_per_block
-from .layout import storage_dtype
 from .spec import ArraySpec, CacheSpec
 from .writer import CacheWriter
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from messages import raises
 from token_stores import (
     BATCH_SIZE,
     append,
@@ -160,7 +161,9 @@ def test_a_forecast_refuses_what_the_writer_would_refuse(tmp_path: Path) -> None
     spec, arrays, store = make_spec(), make_arrays(), tmp_path / "a.zarr"
     with open_writer(store, spec, arrays) as writer:
         append(writer, writer.pending()[0])
-    with pytest.raises(SpecMismatchError, match="weights = '0123456789abcdef'"):
+    with raises(
+        "cache.other_identity", SpecMismatchError, differences="weights = '0123456789abcdef' instead of 'ffffffff'"
+    ):
         forecast(store, make_spec(weights="ffffffff"), arrays)
-    with pytest.raises(ChangedDataError, match="labels"):
+    with raises("cache.changed_labels", ChangedDataError, array="labels"):
         forecast(store, spec, arrays, labels=np.zeros(spec.num_rows, dtype=np.int64))

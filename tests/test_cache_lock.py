@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from messages import raises
 
 from layerbank.cache import StoreLockedError
 from layerbank.cache.locking import LockOwner, StoreLock, is_locked, lock_file, read_owner
@@ -63,7 +64,7 @@ def test_a_lock_without_a_name_is_still_a_lock(tmp_path: Path) -> None:
     lock = StoreLock(tmp_path / "a.zarr")
     lock.acquire()
     lock_file(tmp_path / "a.zarr").write_text("not a name")
-    with pytest.raises(StoreLockedError, match="got a process that left no name"):
+    with raises("cache.store_locked_by_unknown", StoreLockedError, store=tmp_path / "a.zarr"):
         StoreLock(tmp_path / "a.zarr").acquire()
     lock.release()
 

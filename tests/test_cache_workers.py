@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from messages import raises
 from token_stores import (
     append,
     files_of,
@@ -38,7 +40,7 @@ from layerbank.cache import (
 )
 from layerbank.cache.journal import JOURNAL_FOLDER
 from layerbank.cache.locking import is_locked, worker_file, worker_files
-from layerbank.cache.worker_lock import WorkerLock
+from layerbank.cache.workers import WorkerLock
 
 ROOT = Path(__file__).parent.parent
 # one worker in a process of its own: store, index, count, seconds before each batch
@@ -148,7 +150,7 @@ def test_shards_one_after_the_other_make_one_store_and_each_keeps_to_its_own(tmp
     info = read_store_info(store)
     assert (info.state, info.num_blocks_done, info.num_blocks) == ("writing", 3, 5)
     assert info.missing_rows == [range(240, 480), range(720, 960)]
-    with pytest.raises(IncompleteStoreError, match="got 3 of 5 blocks"):
+    with raises("cache.store_incomplete", IncompleteStoreError, num_done=3, num_blocks=5):
         TokenCache.open(store)
     assert write_share(store, alone(0, 2)) == ([], False)
     assert write_share(store, alone(1, 2)) == ([1, 3], True)
@@ -197,7 +199,7 @@ def test_two_workers_that_finish_at_once_complete_the_store_once(tmp_path: Path,
 
 def test_a_worker_is_refused_beside_one_that_has_the_store_alone(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    with open_writer(store, make_spec(), make_arrays()), pytest.raises(StoreLockedError, match="Wait until it is done"):
+    with open_writer(store, make_spec(), make_arrays()), raises("cache.store_locked", StoreLockedError, store=store):
         write_share(store, Worker(0, 2))
 
 
@@ -205,9 +207,10 @@ def test_a_lone_writer_is_refused_beside_workers_and_told_which(tmp_path: Path) 
     store = tmp_path / "a.zarr"
     with open_writer(store, make_spec(), make_arrays(), worker=Worker(1, 2)) as writer:
         writer.claim()
-        with pytest.raises(StoreLockedError, match=rf"got process {os.getpid()} on .* as worker 1/2: "):
+        with raises("cache.store_locked", StoreLockedError) as refused:
             write_store(store)
-        with pytest.raises(StoreLockedError):
+        assert re.match(rf"process {os.getpid()} on .* as worker 1/2: ", refused.error.values["owner"])
+        with raises("cache.store_locked", StoreLockedError):
             repair_store(store)
         assert find_garbage(tmp_path) == []
         assert [owner.worker for owner in read_store_info(store).owners] == ["1/2"]
@@ -220,20 +223,21 @@ def test_the_same_worker_twice_and_workers_of_another_number_are_refused(tmp_pat
     store = tmp_path / "a.zarr"
     with (
         open_writer(store, make_spec(), make_arrays(), worker=Worker(0, 2)),
-        pytest.raises(StoreLockedError, match=r"as worker 0/2: .*Wait until it is done"),
+        raises("cache.store_locked", StoreLockedError) as refused,
     ):
         write_share(store, other)
+    assert " as worker 0/2: " in refused.error.values["owner"]
 
 
 def test_a_worker_may_not_overwrite(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"got overwrite by worker 0/2, .*Delete the store first"):
+    with raises("cache.overwrite_by_worker", SpecError, worker="0/2"):
         write_share(tmp_path / "a.zarr", Worker(0, 2), overwrite=True)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, 0)])
 def test_a_worker_has_a_number_below_their_count(index: int, count: int) -> None:
-    with pytest.raises(SpecError, match=f"got index {index} of {count}. Number the workers from 0"):
+    with raises("cache.invalid_worker", SpecError, index=index, count=count):
         Worker(index, count)
 
 
@@ -291,10 +295,10 @@ def test_leaving_frees_the_blocks_that_were_taken(tmp_path: Path) -> None:
     first, second = WorkerLock(store, Worker(0, 2)), WorkerLock(store, Worker(1, 2))
     first.acquire()
     second.acquire()
-    first.take([0, 2])
-    assert (first.taken_by_others(), second.taken_by_others()) == (set(), {0, 2})
+    first.claim([0, 2])
+    assert (first.claimed_by_others(), second.claimed_by_others()) == (set(), {0, 2})
     first.release()
-    assert second.taken_by_others() == set()
-    assert not second.has_company
+    assert second.claimed_by_others() == set()
+    assert second.others() == {}
     second.release()
     assert list(files_of(tmp_path)) == [tmp_path / "a.zarr.lock"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from own_mounts import in_own_mounts
 from photos import TINY_MODEL
-from test_cache_disk import in_own_mounts
 from test_parity import Massive, Planted
 from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 from token_stores import tree
