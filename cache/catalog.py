@@ -37,8 +37,8 @@ class StoreInfo:
         size_bytes: the size of all its files.
         modified: when its header was last written, in seconds since the epoch.
         owners: the processes that write it now: none, its only writer, or several workers.
-        problem: why it cannot be read, None if it can; header and journal are None then.
-        header: identity, geometry, state.
+        problem: why it cannot be read, None if it can.
+        header: identity, geometry, state; None if it cannot be read.
         journal: committed row blocks.
     """
 
@@ -48,7 +48,7 @@ class StoreInfo:
     owners: tuple[LockOwner, ...]
     problem: CacheError | None
     header: Header | None
-    journal: Journal | None
+    journal: Journal
 
     @property
     def spec(self) -> CacheSpec | None:
@@ -84,10 +84,8 @@ class StoreInfo:
     @property
     def missing_blocks(self) -> list[int]:
         """Row blocks in which an array is not committed."""
-        if self.header is None or self.journal is None:
-            return []
-        journal, names = self.journal, list(self.header.arrays)
-        return [b for b in range(self.num_blocks) if not all(journal.holds(b, name) for name in names)]
+        names = list(self.header.arrays) if self.header else []
+        return [b for b in range(self.num_blocks) if not all(self.journal.holds(b, name) for name in names)]
 
     @property
     def missing_rows(self) -> list[range]:
@@ -110,7 +108,7 @@ def list_stores(root: str | Path) -> list[StoreInfo]:
 def read_store_info(path: str | Path) -> StoreInfo:
     """Read header and journal of one store."""
     store = Path(path)
-    header, journal, problem = None, None, None
+    header, journal, problem = None, Journal(), None
     try:
         header = read_header(store)
         journal = read_journal(store)
@@ -138,7 +136,6 @@ def find_stores(root: Path) -> Iterator[Path]:
 
 
 def size_of(path: Path) -> int:
-    """The size of a file, or of all files in a folder."""
     if not path.is_dir():
         return path.stat().st_size if path.exists() else 0
     return measure_files(path)[0]
@@ -218,8 +215,8 @@ def find_garbage(root: str | Path, *, unfinished_for_s: float = math.inf) -> lis
 
 def find_unfinished(root: str | Path) -> list[Unfinished]:
     """The unfinished stores under a folder that no process writes now, sorted by path."""
-    infos = [read_store_info(store) for store in find_stores(Path(root)) if not is_locked(store)]
-    return [_unfinished(info) for info in infos if _is_unfinished(info)]
+    free = (store for store in find_stores(Path(root)) if not is_locked(store))
+    return [unfinished for store in free if (unfinished := _find_unfinished(read_store_info(store)))]
 
 
 def remove_garbage(items: Iterable[Garbage]) -> int:
@@ -257,9 +254,9 @@ def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
     if not store.exists():
         yield _garbage(lock_file(store), store, "the lock of a store that is gone")
         return
-    info = read_store_info(store)
-    if _is_unfinished(info) and _unfinished(info).age_s >= unfinished_for_s:
-        done = f"{info.num_blocks_done} of {info.num_blocks} blocks"
+    unfinished = _find_unfinished(read_store_info(store))
+    if unfinished and unfinished.age_s >= unfinished_for_s:
+        done = f"{unfinished.num_blocks_done} of {unfinished.num_blocks} blocks"
         yield _garbage(
             store, store, f"never finished ({done}), and not written to since; the same extraction would go on with it"
         )
@@ -274,12 +271,10 @@ def _garbage(path: Path, store: Path, reason: str) -> Garbage:
     return Garbage(path=path, store=store, size_bytes=size_of(path), reason=reason)
 
 
-def _is_unfinished(info: StoreInfo) -> bool:
-    """Whether no array is complete: a store whose new arrays are in progress has complete ones to lose."""
-    return info.header is not None and not info.complete_arrays
-
-
-def _unfinished(info: StoreInfo) -> Unfinished:
+def _find_unfinished(info: StoreInfo) -> Unfinished | None:
+    """The store, if no array is complete: a store whose new arrays are in progress has complete ones to lose."""
+    if info.header is None or info.complete_arrays:
+        return None
     files = [lock_file(info.path), info.path / HEADER_FILE, *(info.path / JOURNAL_FOLDER).glob("*")]
     written = max(file.stat().st_mtime for file in files if file.exists())
     return Unfinished(

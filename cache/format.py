@@ -75,7 +75,6 @@ class ChunkedArray:
         return [self.file(store, chunk) for chunk in range(self.grid.num_chunks)]
 
     def size_problem(self, size_bytes: int) -> str | None:
-        """What is wrong with the size of a chunk file, or None."""
         return None if size_bytes == self.file_bytes else f"{size_bytes} bytes instead of {self.file_bytes}"
 
     def problem(self, store: Path, chunk: int, checksum: str | None, *, read: bool = True) -> str | None:
@@ -108,13 +107,11 @@ def storage_dtype(spec: CacheSpec, kind: str) -> np.dtype[Any]:
 
 
 def token_array(header: Header, name: str) -> ChunkedArray:
-    """A token array by its name in the header."""
     array = header.arrays[name].spec
     return ChunkedArray(name, array.row_shape, storage_dtype(header.spec, array.kind), header.grid(name))
 
 
 def content_hash_array(header: Header) -> ChunkedArray:
-    """The content hashes: one chunk per row block."""
     return ChunkedArray(CONTENT_HASHES, (), np.dtype("<u8"), header.hash_grid)
 
 
@@ -230,14 +227,12 @@ def _create(
 
 
 def metadata_problem(store: Path, path: str, checksum: str) -> str | None:
-    """What is wrong with a ``zarr.json``, or None."""
     if not (store / path).is_file():
         return "missing"
     return None if _file_checksum(store / path) == checksum else "altered"
 
 
 def _file_checksum(file: Path) -> str:
-    """CRC-32C of a whole file, 8 hex digits."""
     return f"{google_crc32c.value(file.read_bytes()):08x}"
 
 
@@ -258,6 +253,5 @@ def static_arrays(labels: NDArray[Any], sample_ids: Sequence[str]) -> dict[str, 
 
 
 def static_entry(values: NDArray[Any]) -> StaticEntry:
-    """The header's entry of an array that is written once."""
     checksum = google_crc32c.value(values.reshape(-1).view(np.uint8))
     return StaticEntry(shape=values.shape, dtype=values.dtype.name, crc32c=f"{checksum:08x}")

@@ -106,7 +106,6 @@ class Grid:
         return -(-self.num_rows // self.chunk_rows)
 
     def block(self, block: int) -> range:
-        """The rows of a row block."""
         start = block * self.block_rows
         return range(start, min(start + self.block_rows, self.num_rows))
 

@@ -29,8 +29,6 @@ WRITING, COMPLETE = "writing", "complete"
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayEntry:
-    """One token array."""
-
     spec: ArraySpec
     chunk_rows: int
     complete: bool
@@ -87,7 +85,6 @@ class Header:
         return [entry.spec for entry in self.arrays.values() if entry.complete]
 
     def grid(self, name: str) -> Grid:
-        """Geometry of a token array."""
         return Grid(self.spec.num_rows, self.block_rows, self.arrays[name].chunk_rows)
 
     @property

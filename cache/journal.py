@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,8 @@ class BatchNotes:
         """The notes of both: counts add up, the first reason for a row stays."""
         return BatchNotes(
             skipped=dict(sorted({**other.skipped, **self.skipped}.items())),
-            saturated=_added(self.saturated, other.saturated),
-            nonfinite=_added(self.nonfinite, other.nonfinite),
+            saturated=dict(sorted((Counter(self.saturated) + Counter(other.saturated)).items())),
+            nonfinite=dict(sorted((Counter(self.nonfinite) + Counter(other.nonfinite)).items())),
         )
 
     def of_arrays(self, names: Iterable[str]) -> BatchNotes:
@@ -67,11 +69,6 @@ class BatchNotes:
             "saturated": dict(self.saturated),
             "nonfinite": dict(self.nonfinite),
         }
-
-
-def _added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    total = {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
-    return {name: count for name, count in total.items() if count}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +92,6 @@ class Entry:
         return Entry(block=self.block, checksums=kept, notes=self.notes.of_arrays(kept))
 
     def render(self) -> bytes:
-        """The line of this entry, with its newline."""
         entry = {
             "block": self.block,
             "checksums": {name: list(sums) for name, sums in self.checksums.items()},
@@ -130,13 +126,12 @@ class Journal:
 
     Args:
         entries: row block -> its record.
-        bad_lines: (file name, line number from 1) of lines that are not entries.
-        torn: the bad lines among them that end their file without a newline, as a killed writer leaves one.
+        bad_lines: lines that are not entries: file name, line number from 1, and whether the line ends its file without a
+            newline, as a killed writer leaves one.
     """
 
     entries: dict[int, Entry] = field(default_factory=dict)
-    bad_lines: tuple[tuple[str, int], ...] = ()
-    torn: tuple[tuple[str, int], ...] = ()
+    bad_lines: tuple[tuple[str, int, bool], ...] = ()
 
     def add(self, entry: Entry) -> None:
         """Merge an entry with what is known of its row block."""
@@ -144,7 +139,6 @@ class Journal:
         self.entries[entry.block] = entry if known is None else known.merged(entry)
 
     def holds(self, block: int, name: str) -> bool:
-        """Whether the row block of an array is committed."""
         entry = self.entries.get(block)
         return entry is not None and name in entry.checksums
 
@@ -158,10 +152,8 @@ class Journal:
 
     def notes(self, names: Iterable[str]) -> BatchNotes:
         """The notes of all row blocks, with the counts of these arrays only."""
-        total = BatchNotes()
-        for block in sorted(self.entries):
-            total = total.merged(self.entries[block].notes)
-        return total.of_arrays(names)
+        notes = (self.entries[block].notes for block in sorted(self.entries))
+        return reduce(BatchNotes.merged, notes, BatchNotes()).of_arrays(names)
 
     def render(self) -> bytes:
         """All entries as one sorted file."""
@@ -169,10 +161,8 @@ class Journal:
 
 
 def read_journal(store: Path) -> Journal:
-    """Read every journal file of the store."""
     journal = Journal()
-    bad: list[tuple[str, int]] = []
-    torn: list[tuple[str, int]] = []
+    bad_lines: list[tuple[str, int, bool]] = []
     for file in sorted((store / JOURNAL_FOLDER).glob("worker-*.jsonl")):
         try:
             raw = file.read_bytes()
@@ -181,15 +171,12 @@ def read_journal(store: Path) -> Journal:
         for number, line in enumerate(raw.splitlines(keepends=True), start=1):
             if entry := parse_line(line):
                 journal.add(entry)
-                continue
-            bad.append((file.name, number))
-            if not line.endswith(b"\n"):
-                torn.append((file.name, number))
-    return Journal(entries=journal.entries, bad_lines=tuple(bad), torn=tuple(torn))
+            else:
+                bad_lines.append((file.name, number, not line.endswith(b"\n")))
+    return replace(journal, bad_lines=tuple(bad_lines))
 
 
 def journal_file(store: Path, worker: int) -> Path:
-    """The file that a worker appends to."""
     return store / JOURNAL_FOLDER / f"worker-{worker}.jsonl"
 
 
@@ -227,7 +214,6 @@ def rewrite_journal(store: Path, journal: Journal) -> None:
 
 
 def staging_files(store: Path) -> list[Path]:
-    """Files that a writer is writing, or left behind when it was killed."""
     return sorted((store / JOURNAL_FOLDER).glob(f"{STAGING_PREFIX}*"))
 
 

@@ -49,7 +49,6 @@ class LockOwner:
 
     @classmethod
     def this_process(cls, worker: str = "") -> LockOwner:
-        """The calling process, as the owner from now on."""
         return cls(os.getpid(), socket.gethostname(), time.time(), " ".join(sys.argv)[:500], worker)
 
     @property
@@ -116,17 +115,14 @@ class StoreLock:
 
 
 def lock_file(store: Path) -> Path:
-    """The lock file of a store."""
     return store.with_name(f"{store.name}.lock")
 
 
 def worker_file(store: Path, index: int) -> Path:
-    """The lock file of one of several workers."""
     return store.with_name(f"{store.name}.worker-{index}.lock")
 
 
 def worker_files(store: Path) -> list[Path]:
-    """The lock files of all workers, alive or dead."""
     return sorted(store.parent.glob(f"{glob.escape(store.name)}.worker-*.lock"))
 
 
@@ -144,14 +140,12 @@ def take_lock(lock: FileLock, store: Path) -> None:
 
 
 def locked_error(store: Path, owner: LockOwner | None) -> StoreLockedError:
-    """The error for a store that another process writes."""
     if owner is None:
         return StoreLockedError("cache.store_locked_by_unknown", store=store)
     return StoreLockedError("cache.store_locked", store=store, owner=owner)
 
 
 def write_owner(file: Path, owner: LockOwner) -> None:
-    """Write the owner's name into its lock file."""
     file.write_text(json.dumps(asdict(owner)))
 
 

@@ -27,7 +27,7 @@ from .format import (
 )
 from .header import Header, read_header
 from .journal import BatchNotes, Journal, read_journal
-from .mapping import ChunkFiles, ChunkRows, Rows, ZarrRows, map_rows, open_rows
+from .mapping import DONT_NEED, WILL_NEED, ChunkFiles, ChunkRows, Rows, ZarrRows, map_rows, open_rows
 from .spec import ArraySpec, CacheSpec, natural_order
 from .verify import Damage, quick_damage, swapped_chunks
 
@@ -120,12 +120,10 @@ class TokenCache:
 
     @property
     def levels(self) -> list[str]:
-        """Levels, by depth."""
         return list(dict.fromkeys(level for level, _ in self.arrays))
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of all levels, by name."""
         return sorted({kind for _, kind in self.arrays}, key=natural_order)
 
     @property
@@ -254,11 +252,11 @@ class TokenArray:
 
     def will_need(self, start: int, stop: int) -> None:
         """Ask the system to read rows start to stop ahead, without waiting for them."""
-        self._rows.will_need(start, stop)
+        self._rows.advise(start, stop, WILL_NEED)
 
     def release(self, start: int, stop: int) -> None:
         """Free the memory of rows start to stop, for stores larger than memory; they can be read again."""
-        self._rows.release(start, stop)
+        self._rows.advise(start, stop, DONT_NEED)
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.shape[0]:

@@ -93,27 +93,30 @@ def check_request(
     Raises:
         SpecError: names every invalid argument.
     """
-    wrong: list[tuple[str, str, str]] = []
     names = [array.name for array in arrays]
-    if not names or len(set(names)) != len(names):
-        wrong.append(("arrays", "at least one, each once", str(names)))
-    if labels.dtype.kind not in "iub" and labels.dtype.name not in ("float32", "float64"):
-        wrong.append(("labels", "integers, float32 or float64", str(labels.dtype)))
-    if labels.ndim not in (1, 2) or len(labels) != spec.num_rows or 0 in labels.shape:
-        wrong.append(("labels", f"shape ({spec.num_rows},) or ({spec.num_rows}, K)", str(labels.shape)))
-    if len(sample_ids) != spec.num_rows or not all(sample_ids):
-        empty = sum(not name for name in sample_ids)
-        wrong.append(("sample_ids", f"{spec.num_rows} texts", f"{len(sample_ids)}, {empty} of them empty"))
-    if batch_size < 1:
-        wrong.append(("batch_size", "at least 1", str(batch_size)))
+    num_empty = sum(not name for name in sample_ids)
+    is_number = labels.dtype.kind in "iub" or labels.dtype.name in ("float32", "float64")
+    is_shape = labels.ndim in (1, 2) and len(labels) == spec.num_rows and 0 not in labels.shape
+    checks = [
+        (names and len(set(names)) == len(names), "arrays", "at least one, each once", names),
+        (is_number, "labels", "integers, float32 or float64", labels.dtype),
+        (is_shape, "labels", f"shape ({spec.num_rows},) or ({spec.num_rows}, K)", labels.shape),
+        (
+            len(sample_ids) == spec.num_rows and not num_empty,
+            "sample_ids",
+            f"{spec.num_rows} texts",
+            f"{len(sample_ids)}, {num_empty} of them empty",
+        ),
+        (batch_size >= 1, "batch_size", "at least 1", batch_size),
+        (set(parity) <= set(names), "parity", "parity of requested arrays", sorted(set(parity) - set(names))),
+    ]
+    wrong = [(name, rule, str(got)) for is_right, name, rule, got in checks if not is_right]
     as_json: dict[str, Any] = {}
     for name, value, allow_nan in (("attributes", attributes, True), ("parity", parity, False)):
         try:
             as_json[name] = json.loads(json.dumps(value, allow_nan=allow_nan))
         except (TypeError, ValueError) as error:
             wrong.append((name, "values that JSON can hold", str(error)))
-    if not set(parity) <= set(names):
-        wrong.append(("parity", "parity of requested arrays", str(sorted(set(parity) - set(names)))))
     if wrong:
         raise SpecError(
             "cache.invalid_arguments",

@@ -79,16 +79,15 @@ class CacheSpec:
     split: str
 
     def __post_init__(self) -> None:
-        wrong: list[tuple[str, str]] = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "num_rows":
-                if type(value) is not int or value < 1:
-                    wrong.append((field.name, "an int >= 1"))
-            elif not isinstance(value, str) or not value.strip():
-                wrong.append((field.name, "a text that is not empty"))
-            elif field.name in ("weights", "manifest") and not _HEX.fullmatch(value):
-                wrong.append((field.name, "8 to 128 lower-case hex digits"))
+        values = asdict(self)
+        num_rows = values.pop("num_rows")
+        empty = [name for name, value in values.items() if not isinstance(value, str) or not value.strip()]
+        wrong = [(name, "a text that is not empty") for name in empty]
+        for name in ("weights", "manifest"):
+            if name not in empty and not _HEX.fullmatch(values[name]):
+                wrong.append((name, "8 to 128 lower-case hex digits"))
+        if type(num_rows) is not int or num_rows < 1:
+            wrong.append(("num_rows", "an int >= 1"))
         if self.tap not in TAPS and not (isinstance(self.tap, str) and self.tap.startswith(MODULE_TAP)):
             wrong.append(("tap", f"one of {', '.join(TAPS)}, or {MODULE_TAP} and a pattern"))
         if self.compute_dtype not in COMPUTE_DTYPES:
@@ -115,7 +114,6 @@ class CacheSpec:
         return [FieldDifference(name, expected, got) for name, expected, got in pairs if expected != got]
 
     def dtype_of(self, kind: str) -> str:
-        """The logical dtype in which a kind is stored."""
         return storage_dtype_of(self.storage_dtype, kind)
 
     def store_path(self, root: str | Path) -> Path:
@@ -124,7 +122,6 @@ class CacheSpec:
         return Path(root) / path_name(self.dataset) / path_name(self.split) / name
 
     def to_dict(self) -> dict[str, Any]:
-        """Field name -> value, in the order of the class."""
         return asdict(self)
 
     @classmethod

@@ -127,7 +127,6 @@ class OpenBlock:
         return Entry(block=self.block, checksums=checksums, notes=self._notes)
 
     def discard(self) -> None:
-        """Remove the staging files."""
         for files in self._files.values():
             files.discard()
 
@@ -169,13 +168,11 @@ class BlockFiles:
         return tuple(self._checksums)
 
     def put_in_place(self) -> None:
-        """Rename every staging file to its chunk file."""
         for chunk in self._chunks:
             os.replace(self._staging(chunk), self._array.file(self._store, chunk))
         sync_folder(self._store / self._array.name)
 
     def discard(self) -> None:
-        """Close and remove the staging files."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -85,16 +85,21 @@ def verify_store(
     except (DamagedStoreError, NotAStoreError):
         if not (store / JOURNAL_FOLDER).is_dir():
             raise
-        problem = "altered" if (store / HEADER_FILE).is_file() else "missing"
-        return [Damage(file=HEADER_FILE, problem=f"{problem}; without it nothing else can be checked")]
+        found = "altered" if (store / HEADER_FILE).is_file() else "missing"
+        return [Damage(file=HEADER_FILE, problem=f"{found}; without it nothing else can be checked")]
     journal = read_journal(store)
-    return [
-        *_metadata_damage(store, header),
-        *_journal_damage(header, journal),
-        *_static_damage(store, header),
-        *_block_damage(store, header, journal, only, progress),
-        *_foreign_files(store, header),
+    metadata = [
+        Damage(file=path, problem=problem)
+        for path, checksum in header.metadata.items()
+        if (problem := metadata_problem(store, path, checksum))
     ]
+    bad_lines = [
+        Damage(file=f"{JOURNAL_FOLDER}/{name}", problem=f"line {line} was altered")
+        for name, line, is_torn in journal.bad_lines
+        if not is_torn or header.state == COMPLETE
+    ]
+    chunks = _block_damage(store, header, journal, only, progress)
+    return [*metadata, *bad_lines, *_static_damage(store, header), *chunks, *_foreign_files(store, header)]
 
 
 def quick_damage(store: Path, header: Header, journal: Journal) -> Iterator[Damage]:
@@ -191,18 +196,6 @@ def _file_sizes(folder: Path) -> Mapping[str, int]:
             return {entry.name: entry.stat().st_size for entry in entries}
     except OSError:
         return {}
-
-
-def _metadata_damage(store: Path, header: Header) -> Iterator[Damage]:
-    for path, checksum in header.metadata.items():
-        if problem := metadata_problem(store, path, checksum):
-            yield Damage(file=path, problem=problem)
-
-
-def _journal_damage(header: Header, journal: Journal) -> Iterator[Damage]:
-    for name, line in journal.bad_lines:
-        if (name, line) not in journal.torn or header.state == COMPLETE:
-            yield Damage(file=f"{JOURNAL_FOLDER}/{name}", problem=f"line {line} was altered")
 
 
 def _static_damage(store: Path, header: Header) -> Iterator[Damage]:

@@ -70,7 +70,6 @@ class Worker:
         return f"{self.index}/{self.count}"
 
     def owns(self, block: int) -> bool:
-        """Whether a row block belongs to its own share."""
         return block % self.count == self.index
 
     def choose(self, free: Collection[int]) -> list[int]:
