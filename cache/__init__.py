@@ -15,9 +15,10 @@ from .catalog import (
     read_store_info,
     remove_garbage,
 )
-from .disk_benchmark import TRIAL_PREFIX, BlockTime, time_block
 from .disk_space import (
+    BENCHMARK_PREFIX,
     ArrayForecast,
+    BlockTime,
     StoreForecast,
     check_writable,
     forecast_store,
@@ -25,6 +26,7 @@ from .disk_space import (
     free_files,
     nearest_folder,
     needed_bytes,
+    time_block,
 )
 from .errors import (
     BatchError,
@@ -74,7 +76,7 @@ __all__ = [
     "check_writable",
     "time_block",
     "BlockTime",
-    "TRIAL_PREFIX",
+    "BENCHMARK_PREFIX",
     # reading
     "TokenCache",
     "TokenArray",

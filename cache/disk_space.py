@@ -11,14 +11,17 @@ meanwhile, show only when a write is refused (`StorageFullError`).
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .atomic_files import storage_errors
@@ -30,16 +33,21 @@ from .format import (
     block_arrays,
     measure_skeleton,
     static_array,
+    storage_dtype,
     token_array,
 )
+from .geometry import rows_per_block
 from .header import Header, read_header
 from .journal import Entry, Journal, read_journal
 from .resume import Request, check_request, check_same
 from .spec import ArraySpec, CacheSpec
 from .workers import Worker
+from .writer import CacheWriter
 
 HEADROOM_BYTES = 1 << 20  # folders; new journal and header are written beside the old ones
 UNKNOWN_BLOCK_BYTES = 4096  # for file systems that do not report their block size
+BENCHMARK_BYTES = 64 << 20  # half a second of a slow disk
+BENCHMARK_PREFIX = ".layerbank-trial-"
 
 _CHECKSUM = "0" * (2 * CHECKSUM_BYTES)
 
@@ -53,14 +61,12 @@ class ArrayForecast:
         storage_dtype: float16, float32 or bfloat16.
         size_bytes: size of its chunk files when it is complete.
         missing_bytes: size of those that are not committed.
-        missing_files: number of those that are not committed.
     """
 
     spec: ArraySpec
     storage_dtype: str
     size_bytes: int
     missing_bytes: int
-    missing_files: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +192,12 @@ def _finished_journal(header: Header, journal: Journal, missing: Mapping[int, Se
 
 def _forecast_array(spec: ArraySpec, header: Header, missing: Mapping[int, Sequence[str]]) -> ArrayForecast:
     array = token_array(header, spec.name)
-    files = sum(len(array.grid.chunks_of(block)) for block, names in missing.items() if spec.name in names)
+    num_missing = sum(len(array.grid.chunks_of(block)) for block, names in missing.items() if spec.name in names)
     return ArrayForecast(
         spec=spec,
         storage_dtype=header.spec.dtype_of(spec.kind),
         size_bytes=array.grid.num_chunks * array.file_bytes,
-        missing_bytes=files * array.file_bytes,
-        missing_files=files,
+        missing_bytes=num_missing * array.file_bytes,
     )
 
 
@@ -223,10 +228,8 @@ def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
     writing = [one for one in forecasts if one.written_files or one.written_bytes]
     if not writing:
         return 0
-    folder = nearest_folder(root)
-    block_bytes = (
-        os.statvfs(folder).f_frsize if hasattr(os, "statvfs") else 0
-    ) or UNKNOWN_BLOCK_BYTES  # Windows has none
+    has_statvfs = hasattr(os, "statvfs")  # not on Windows
+    block_bytes = (has_statvfs and os.statvfs(nearest_folder(root)).f_frsize) or UNKNOWN_BLOCK_BYTES
     files = sum(one.written_bytes + block_bytes * one.written_files for one in writing)
     freed = sum(one.present_bytes for one in writing if one.frees_first)
     return max(files - freed, 0) + HEADROOM_BYTES
@@ -244,3 +247,59 @@ def check_writable(folder: Path) -> None:
         raise NotWritableError("cache.file_in_the_way", folder=folder, file=files[0])
     with storage_errors(folder), tempfile.TemporaryFile(dir=nearest_folder(folder)) as file:
         file.write(b"layerbank")
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """The size of a written row block, and the seconds until it was committed."""
+
+    size_bytes: int
+    num_files: int
+    seconds: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.size_bytes / max(self.seconds, 1e-9)
+
+
+def time_block(root: str | Path, spec: CacheSpec, arrays: Sequence[ArraySpec], *, batch_size: int) -> BlockTime:
+    """Let `CacheWriter` write a row block of these arrays in the folder, or in the nearest existing one above it, and remove it.
+
+    A row block of more than 64 MiB, or a quarter of the free space, is cut to fewer rows.
+
+    Args:
+        root: the folder of all stores.
+        spec: the store that the row block would belong to.
+        arrays: the arrays of the row block.
+        batch_size: rows per batch.
+
+    Raises:
+        StorageFullError, NotWritableError: the disk refuses.
+    """
+    shapes = {array.name: (array.row_shape, storage_dtype(spec, array.kind)) for array in arrays}
+    row_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+    limit_bytes = min(BENCHMARK_BYTES, free_bytes(Path(root)) // 4)
+    num_rows = max(1, min(rows_per_block(spec.num_rows), limit_bytes // row_bytes))
+    batch_size = min(batch_size, num_rows)
+    rng = np.random.default_rng(0)  # noise, for file systems that compress or share what is equal
+    noise = {
+        name: np.frombuffer(rng.bytes(batch_size * math.prod(shape) * dtype.itemsize), dtype).reshape(-1, *shape)
+        for name, (shape, dtype) in shapes.items()
+    }
+    hashes = np.zeros(batch_size, dtype=np.uint64)
+    labels, ids = np.zeros(num_rows, dtype=np.int64), ["0"] * num_rows
+    with storage_errors(Path(root)):
+        folder = Path(tempfile.mkdtemp(prefix=BENCHMARK_PREFIX, dir=nearest_folder(Path(root))))
+    try:
+        store, spec = folder / "trial.zarr", replace(spec, num_rows=num_rows)
+        with CacheWriter.open(store, spec, arrays, labels=labels, sample_ids=ids, batch_size=batch_size) as writer:
+            pending = writer.pending()
+            began = time.perf_counter()
+            for batch in pending:
+                tokens = {array.name: noise[array.name][: len(batch)] for array in batch.arrays}
+                writer.append(batch, tokens, content_hashes=hashes[: len(batch)])
+            seconds = time.perf_counter() - began
+        sizes = [file.stat().st_size for file in store.glob("tokens/*/*/c.*")]
+        return BlockTime(sum(sizes), len(sizes), seconds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

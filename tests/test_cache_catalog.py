@@ -66,7 +66,7 @@ def test_a_store_inside_a_store_is_not_looked_for(tmp_path: Path) -> None:
     assert [info.path for info in list_stores(tmp_path)] == [tmp_path / "a.zarr"]
 
 
-def test_the_owner_of_a_store_that_is_being_written_is_told(tmp_path: Path) -> None:
+def test_the_owner_of_a_store_that_is_being_written_is_named(tmp_path: Path) -> None:
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()):
         (owner,) = read_store_info(tmp_path / "a.zarr").owners
     assert owner.pid == os.getpid()

@@ -120,8 +120,8 @@ def run_killer(folder: Path, *arguments: str) -> dict[str, object]:
     command = [sys.executable, "-c", program, str(folder), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    told: dict[str, object] = json.loads(result.stdout)
-    return told
+    report: dict[str, object] = json.loads(result.stdout)
+    return report
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +134,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_processes_killed_at_random_moments_leave_the_same_bytes_in_the_end(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    told = run_killer(tmp_path, "random")
-    assert isinstance(told["kills"], int)
-    assert isinstance(told["stores"], list)
-    assert told["kills"] >= 20
-    for store in told["stores"]:
-        assert tree(tmp_path / store) == tree(uninterrupted), told
+    report = run_killer(tmp_path, "random")
+    assert isinstance(report["kills"], int)
+    assert isinstance(report["stores"], list)
+    assert report["kills"] >= 20
+    for store in report["stores"]:
+        assert tree(tmp_path / store) == tree(uninterrupted), report
         assert folders_of(tmp_path / store) == folders_of(uninterrupted)
     leftovers = {path.name for path in tmp_path.iterdir() if not path.name.endswith((".zarr", ".zarr.lock"))}
     assert leftovers == set()
@@ -148,12 +148,12 @@ def test_processes_killed_at_random_moments_leave_the_same_bytes_in_the_end(
 def test_a_process_killed_before_any_call_that_changes_the_disk_leaves_the_same_bytes_in_the_end(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    told = run_killer(tmp_path, "calls", "0", "7")
-    assert isinstance(told["kills"], int)
-    assert isinstance(told["stores"], list)
-    assert told["kills"] >= 20
-    for store in told["stores"]:
-        assert tree(tmp_path / store) == tree(uninterrupted), (store, told)
+    report = run_killer(tmp_path, "calls", "0", "7")
+    assert isinstance(report["kills"], int)
+    assert isinstance(report["stores"], list)
+    assert report["kills"] >= 20
+    for store in report["stores"]:
+        assert tree(tmp_path / store) == tree(uninterrupted), (store, report)
         assert folders_of(tmp_path / store) == folders_of(uninterrupted)
 
 

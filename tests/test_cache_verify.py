@@ -56,9 +56,9 @@ def flip(file: Path, offset: int, bit: int = 0) -> None:
 
 
 def test_a_sound_store_has_no_damage(sound: Path) -> None:
-    told: list[tuple[int, int]] = []
-    assert verify_store(sound, progress=lambda done, total: told.append((done, total))) == []
-    assert told == [(done, 25) for done in range(1, 26)]
+    seen: list[tuple[int, int]] = []
+    assert verify_store(sound, progress=lambda done, total: seen.append((done, total))) == []
+    assert seen == [(done, 25) for done in range(1, 26)]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -163,7 +163,7 @@ def test_levels_and_kinds_added_later_give_the_store_written_at_once(tmp_path: P
 
 def test_what_was_measured_of_an_array_is_kept_and_never_replaced(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    assert TokenCache.open(tmp_path / "a.zarr").parity == {}  # nobody measured
+    assert TokenCache.open(tmp_path / "a.zarr").parity == {}  # not measured
     assert b'"parity"' not in (tmp_path / "a.zarr/zarr.json").read_bytes()
     write_store(tmp_path / "a.zarr", parity=PARITY)  # measured later, when nothing is pending
     assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
