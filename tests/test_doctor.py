@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from own_mounts import in_own_mounts
 from photos import write_photos
-from test_cache_disk import in_own_mounts
 from token_stores import write_store
 
 from layerbank.cache import TokenCache

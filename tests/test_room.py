@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from own_mounts import in_own_mounts
 from photos import TINY_MODEL
 from study_recipes import arguments, write_recipe
-from test_cache_disk import in_own_mounts
 from test_parity import Massive, Planted
 from token_stores import tree
 

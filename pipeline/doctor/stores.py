@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check_stores(cache_root: Path) -> list[Finding]:
     """Every store that needs attention, and a count of those that do not."""
     try:
-        from layerbank.cache import TRIAL_PREFIX, find_garbage, list_stores
+        from layerbank.cache import BENCHMARK_PREFIX, find_garbage, list_stores
     except BROKEN as error:
         return [Finding("stores", WARNING, f"not looked at: {first_line(error)}", "Mend the imports first.")]
     stores = list_stores(cache_root)
@@ -24,7 +24,9 @@ def check_stores(cache_root: Path) -> list[Finding]:
     todo = f"layerbank cache gc --cache {shlex.quote(str(cache_root))} --delete"
     findings += [Finding("leftover", WARNING, f"{one.path}: {one.reason}", todo) for one in find_garbage(cache_root)]
     # of a `layerbank plan` that was killed; it may have been made beside a folder that was not there
-    trials = [path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{TRIAL_PREFIX}*")]
+    trials = [
+        path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{BENCHMARK_PREFIX}*")
+    ]
     findings += [Finding("leftover", WARNING, f"{path}: of a plan that was killed", "Delete it.") for path in trials]
     num_complete = sum(store.state == "complete" for store in stores)
     return [*findings, Finding("stores", OK, f"{num_complete} complete under {cache_root}")]

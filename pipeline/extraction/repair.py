@@ -60,11 +60,7 @@ def repair_and_fill(
     model = replace(ModelRequest.from_dict(request["model"]), precision=info.spec.compute_dtype)
     backbone = model.open(device)
     if differences := info.spec.difference(spec_of(backbone, source, info.spec.storage_dtype)):
-        raise SpecMismatchError(
-            where=str(store),
-            differences=differences,
-            todo="Bring back the model and data it was made from; nothing was dropped.",
-        )
+        raise SpecMismatchError("cache.other_identity_to_repair", store=store, differences=differences)
     config = ExtractConfig(
         arrays=tuple((array.level, array.kind) for array in info.arrays),
         storage_dtype=info.spec.storage_dtype,
