@@ -33,7 +33,6 @@ from .events import (
     ParityMeasured,
     PrecisionAdvice,
     PrecisionFellBack,
-    PrecisionFollowed,
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
@@ -151,11 +150,6 @@ class Listener:
                 self._say(
                     f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
                     f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
-                )
-            case PrecisionFollowed():
-                self._say(
-                    f"extract: warning: {event.backbone} runs in {event.used}, not {event.asked}, on {', '.join(event.splits)}: "
-                    f"another split has its store in {event.used}, {event.store}. For {event.asked} extract them together"
                 )
             case TokensOutOfRange():
                 self._tell_out_of_range(event)

@@ -116,17 +116,6 @@ class PrecisionFellBack:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionFollowed:
-    """Another split of the data has a store in another half precision, so these splits are computed in it too."""
-
-    backbone: str
-    splits: tuple[str, ...]
-    asked: str
-    used: str
-    store: Path  # of the other split
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExtractionFinished:
     """The store is complete."""
 
@@ -324,7 +313,6 @@ Event = (
     | TokensOutOfRange
     | ParityMeasured
     | PrecisionFellBack
-    | PrecisionFollowed
     | ExtractionFinished
     | ShareFinished
     | WorkerLost
