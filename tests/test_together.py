@@ -113,9 +113,7 @@ def test_nothing_is_decoded_where_nothing_is_missing(
 
 
 def test_a_store_that_two_models_share_is_refused(backbones: list[Backbone], source: Counted, tmp_path: Path) -> None:
-    with pytest.raises(
-        RequestError, match=r"a store for each model, got that of timm/vit_tiny.*their weights are the same"
-    ):
+    with raises("extraction.two_models_one_store", RequestError, model=TINY_MODEL, other=TINY_MODEL):
         together([backbones[0]] * 2, source, tmp_path, batch_sizes=(16, 16))
     assert list(tmp_path.iterdir()) == []
 
