@@ -18,9 +18,8 @@ from token_stores import tree
 
 import layerbank.jobs.study_disk_space
 from layerbank import RequestError
-from layerbank.data import ImageSource
 from layerbank.data.catalogue import require_entry
-from layerbank.data.sources import open_source
+from layerbank.data.sources import ImageSource, open_source
 from layerbank.doctor.disk import check_disk
 from layerbank.events import Event, StudyShortOfRoom, ignore
 from layerbank.jobs.extract import RequestedExtraction, settle_within_room

@@ -1,7 +1,7 @@
-"""How every figure looks and is written: a column wide, colour-blind safe, the same bytes every time, its data beside it.
+"""The style of every figure, and how it is written: a column wide, colour-blind safe, the same bytes every time.
 
 `save` writes three files of one stem: SVG for the page and the paper, PNG for slides, CSV with the numbers that are drawn. Colours
-are those of Okabe and Ito; no two probes differ by colour alone. Nothing touches matplotlib's global state or needs a screen.
+are those of Okabe and Ito; no two probes differ by colour alone. matplotlib's global state is not changed, and no screen is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +64,7 @@ _FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=("svg", "p
 
 @contextmanager
 def drawn_as(*formats: str) -> Iterator[None]:
-    """Within, `save` writes only these formats and the CSV: each takes as long as the other, and a page has no use for PNG."""
+    """A context in which `save` writes only these formats and the CSV: a page needs no PNG, which takes as long as the SVG."""
     before = _FORMATS.set(formats)
     try:
         yield
@@ -71,7 +74,7 @@ def drawn_as(*formats: str) -> Iterator[None]:
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """A figure of some inches, in our style; save it inside the block."""
+    """A figure in our style, width and height in inches; save it inside the block."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -90,23 +93,22 @@ def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequ
     Returns:
         The path of the PNG.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows([_cell(value) for value in line] for line in lines)
-    _write(stem.with_name(stem.name + ".csv"), text.getvalue().encode())
-    # without these two fields, which say when and with which version it was drawn
+    write_file(stem.with_name(stem.name + ".csv"), text.getvalue().encode())
+    # without the date and the version of matplotlib
     metadata: dict[str, Any] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     for suffix in _FORMATS.get():
         content = io.BytesIO()
         figure.savefig(content, format=suffix, metadata=metadata[suffix])
-        _write(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue())
+        write_file(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue())
     return stem.with_name(stem.name + ".png")
 
 
 def drawn_name(name: str) -> str:
-    """A name of the user's as a figure can bear it: not so long that no room is left, and a dollar is no formula.
+    """A name for use in a figure: shortened to 26 characters, and `$` starts no formula.
 
     >>> drawn_name("pets"), drawn_name("$"), drawn_name("a data set with a name that never ends, not even here")
     ('pets', '\\\\$', 'a data set wit…t even here')
@@ -120,9 +122,45 @@ def color_of(probe: str) -> str:
     return FAMILY.get(probe.split("-")[0].split("@")[0], GREY)
 
 
+def short_level(level: str) -> str:
+    """A level as a tick: `3` for `block.3`."""
+    return level.removeprefix("block.")
+
+
+def no_frame(axes: Axes) -> None:
+    """Axes of a heat map: no spines, no tick marks."""
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def legend_of(axes: Axes, ncols: int) -> None:
+    """The legend of one panel for the whole figure, below it."""
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+
+
 def grid(axes: Axes, axis: str = "y") -> None:
     """Thin lines behind the data."""
     axes.grid(True, axis=axis)  # type: ignore[arg-type]  # a Literal there
+
+
+def dots(axes: Axes, values: NDArray[np.float64], place: float, height: float, **style: Any) -> None:
+    """A dot for each value along the x axis, spread over some height by the golden ratio, the same every time."""
+    offsets = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * height
+    axes.plot(values, place + offsets, ".", markeredgewidth=0, **style)
+
+
+def beside(axes: Axes, place: float, text: str) -> None:
+    """A small text to the right of the axes, at a height in data coordinates."""
+    axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=6.5)
+
+
+def one_line_each(axes: Axes, names: Sequence[str]) -> None:
+    """Name the lines at heights 0, -1, ..., with a line at x = 0 and a grid."""
+    axes.axvline(0, color=GREY, linewidth=0.7)
+    axes.set_yticks(-np.arange(len(names)), [drawn_name(name) for name in names])
+    axes.set_ylim(-len(names) + 0.4, 0.6)
+    axes.tick_params(axis="y", length=0)
+    grid(axes, "x")
 
 
 def _cell(value: Any) -> Any:
@@ -131,7 +169,9 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     with staging.open("wb") as file:
         file.write(content)

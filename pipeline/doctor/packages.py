@@ -1,4 +1,4 @@
-"""Python and its packages: there, new enough, importable, and made for each other."""
+"""Python and its packages: present, new enough, importable, and built for each other; plug-ins of the registries."""
 
 from __future__ import annotations
 
@@ -7,34 +7,27 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
+from pkgutil import resolve_name
 
-from .finding import OK, PROBLEM, Finding, first_line
+from .finding import OK, PROBLEM, WARNING, Finding, first_line
 
-PYTHON_FLOOR = (3, 11)
 IMPORTED = ("numpy", "torch", "torchvision", "timm", "open_clip", "zarr", "numcodecs", "h5py", "PIL", "safetensors")
-BROKEN = (ImportError, RuntimeError, OSError, AttributeError)  # what imports of halves that do not fit raise
-
-
-def check_python() -> list[Finding]:
-    found = f"{sys.version.split()[0]} at {sys.executable}"
-    if sys.version_info < PYTHON_FLOOR:
-        return [Finding("python", PROBLEM, found, "Make a virtual environment with Python 3.11 or newer.")]
-    return [Finding("python", OK, found)]
+REGISTRIES: tuple[str, ...] = ()
+BROKEN = (ImportError, RuntimeError, OSError, AttributeError)  # raised by packages that were built for other versions
 
 
 def check_versions(requirements: Sequence[str] | None = None) -> list[Finding]:
-    """Every package that layerbank needs, against the oldest version that it works with.
+    """Report the version of Python, and compare each package that layerbank needs with the oldest version that works.
 
     Args:
-        requirements: as `name>=floor`; None is what the installed layerbank says.
+        requirements: as `name>=floor`; None is those of the installed layerbank.
     """
-    if requirements is None:
-        try:
-            requirements = requires("layerbank") or []
-        except PackageNotFoundError:
-            todo = "Install it: pip install -e . in its folder."
-            return [Finding("libraries", PROBLEM, "layerbank itself is not installed, only its files are here", todo)]
-    findings, sound = [], []
+    findings, working = [Finding("python", OK, f"{sys.version.split()[0]} at {sys.executable}")], []
+    try:
+        requirements = requires("layerbank") or [] if requirements is None else requirements
+    except PackageNotFoundError:
+        todo = "Install it: pip install -e . in its folder."
+        return [*findings, Finding("packages", PROBLEM, "layerbank is not installed, only its files are here", todo)]
     for requirement in requirements:
         match = re.fullmatch(r"([\w.-]+)\s*>=\s*([\w.]+)", requirement)
         if match is None:  # of an extra: not needed
@@ -49,25 +42,25 @@ def check_versions(requirements: Sequence[str] | None = None) -> list[Finding]:
             todo = f"{floor} is the oldest that works: pip install --upgrade '{name}>={floor}'."
             findings.append(Finding(name, PROBLEM, installed, todo))
         else:
-            sound.append(f"{name} {installed}")
-    return [*findings, Finding("libraries", OK, ", ".join(sound))]
+            working.append(f"{name} {installed}")
+    return [*findings, Finding("packages", OK, ", ".join(working))]
 
 
 def check_imports(modules: Sequence[str] = IMPORTED) -> list[Finding]:
-    """Import what layerbank stands on."""
-    findings, sound = [], []
+    """Import the large packages that layerbank needs."""
+    findings, working = [], []
     for name in modules:
         try:
             import_module(name)
         except BROKEN as error:
             findings.append(Finding(f"import {name}", PROBLEM, first_line(error), _todo(name, error)))
         else:
-            sound.append(name)
-    return [*findings, Finding("imports", OK, ", ".join(sound))]
+            working.append(name)
+    return [*findings, Finding("imports", OK, ", ".join(working))]
 
 
 def check_operators() -> list[Finding]:
-    """torch and torchvision are two packages with compiled halves of one thing: one operator of the second is called."""
+    """Call one compiled operator of torchvision: it works only with the torch that it was built for."""
     name = "torch with torchvision"
     try:
         import torch
@@ -79,6 +72,18 @@ def check_operators() -> list[Finding]:
         return [Finding(name, PROBLEM, first_line(error), _todo("torchvision", error))]
     found = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     return [Finding(name, OK if kept.tolist() == [0] else PROBLEM, found)]
+
+
+def check_plugins(registries: Sequence[str] = REGISTRIES) -> list[Finding]:
+    """List plug-ins that cannot be used.
+
+    Args:
+        registries: every `Registry`, as `module:name`.
+    """
+    broken = {name: reason for one in registries for name, reason in resolve_name(one).broken.items()}
+    todo = "Repair or uninstall its package; everything else works without it."
+    findings = [Finding(f"plug-in {name}", WARNING, reason, todo) for name, reason in broken.items()]
+    return findings or [Finding("plug-ins", OK, "none is broken")]
 
 
 def _todo(name: str, error: BaseException) -> str:
