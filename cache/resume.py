@@ -171,10 +171,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
 def resume_store(store: Path, request: Request, *, has_company: bool = False) -> tuple[Header, Journal]:
     """Resume a store: check that it is the requested one, add what is new to it, drop what is damaged.
 
-    Args:
-        store: the store.
-        request: what is requested.
-        has_company: other workers are writing it: the first of them has looked for damage, and staging files are theirs.
+    With `has_company`, other workers are writing it: the first of them has looked for damage, and staging files are theirs.
     """
     header = read_header(store)
     check_same(store, header, request)
@@ -259,14 +256,9 @@ def _is_sound(store: Path, header: Header, array: ChunkedArray, entry: Entry) ->
 def forget(
     store: Path, header: Header, journal: Journal, damaged: Mapping[int, Collection[str]]
 ) -> tuple[Header, Journal]:
-    """Drop damaged arrays of row blocks from the journal, so that a writer computes them again.
+    """Drop damaged arrays (row block -> names) from the journal, so that a writer computes them again; the caller holds the lock.
 
-    Args:
-        store: the store; the caller holds its lock.
-        header: its header.
-        journal: its journal, with bad lines.
-        damaged: row block -> names of arrays. Without its content hashes a whole row block is dropped, because nothing shows any
-            more that its tokens belong to these images.
+    Without its content hashes a whole row block is dropped, because nothing shows any more that its tokens belong to these images.
 
     Returns:
         Header and journal as they are on the disk now.

@@ -83,18 +83,11 @@ def check_batch(
 
 
 class OpenBlock:
-    """The row block that is being written.
-
-    Args:
-        store: the store.
-        header: its header.
-        journal: whether the content hashes of the row block are committed already.
-        block: its number.
-        missing: the token arrays to be written.
+    """The row block that is being written: its missing token arrays, and the content hashes if they are not committed yet.
 
     Attributes:
         next_row: the row that comes next.
-        stored_hashes: committed content hashes of the row block, or None: then they are written too.
+        stored_hashes: committed content hashes of the row block, or None.
     """
 
     def __init__(self, store: Path, header: Header, journal: Journal, block: int, missing: Sequence[ArraySpec]) -> None:
