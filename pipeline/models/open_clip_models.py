@@ -38,16 +38,12 @@ _TRANSFORM_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 
 
 def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
-    """Build the vision tower of an open_clip model.
+    """Build the vision tower of an open_clip model; for the arguments see `families.OpenModel`.
 
     Args:
-        model_id: `open_clip/<arch>/<pretrained>`; `<pretrained>` may be left out with other weights. Or
-            `hf-hub:<org>/<repo>`.
-        weights: None for the pretrained ones, "random", or a file of a whole CLIP model or of its vision
-            tower.
-        tap: norm2, block or `module:PATTERN`, whose names begin inside the vision tower.
-        image_size: pixels a side; None for the model's own.
-        seed: seed for random weights.
+        model_id: `open_clip/<arch>/<pretrained>`; `<pretrained>` may be left out with other weights. Or `hf-hub:<org>/<repo>`.
+        weights: a file may hold a whole CLIP model or its vision tower.
+        tap: names in a pattern are relative to the vision tower.
 
     Raises:
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
@@ -85,7 +81,7 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
 
 
 def _native_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
-    """Open up open_clip's own VisionTransformer."""
+    """The tower of open_clip's own VisionTransformer."""
     if image_size is not None:
         check_image_size(model_id, visual.image_size, visual.patch_size)
     poolers = visual.attn_pool is not None
@@ -116,7 +112,7 @@ def _native_tower(visual: Any, model_id: str, tap: str, image_size: int | None) 
 
 
 def _trunk_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
-    """Open up a timm model that serves as vision tower."""
+    """The tower of a timm model that serves as vision tower."""
     trunk = visual.trunk
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or _size_of(visual)
     blocks = find_blocks(trunk, model_id, tap, trunk.forward_features, size, root=visual)

@@ -36,14 +36,10 @@ _CLASSIFIER = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
 
 def open_timm(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
-    """Build a timm model.
+    """Build a timm model; for the arguments see `families.OpenModel`.
 
     Args:
         model_id: timm's name with or without `timm/` and a pretrained tag, or `hf-hub:<org>/<repo>`.
-        weights: None for pretrained, "random", or a file.
-        tap: norm2, block or `module:PATTERN`.
-        image_size: pixels a side; None for the size of the model's own evaluation.
-        seed: seed for random weights.
 
     Raises:
         RequestError: unknown name, no such weights, or no vision transformer.
@@ -79,7 +75,7 @@ def tower_from_timm(
     crop_pct: float | None = None,
     positions: str = POSITIONS,
 ) -> Tower:
-    """Open up a timm model that is already built.
+    """The tower of a timm model that is already built.
 
     Args:
         model: in evaluation mode, without a classifier.
@@ -117,7 +113,7 @@ def tower_from_timm(
 
 
 def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
-    """timm's evaluation settings of a model, at another size where one is asked for.
+    """timm's evaluation settings of a model, at another image size if one is given.
 
     DINOv2 and MAE are cropped as their authors evaluate them (256 -> 224); timm has 1.0 and 0.9 for them.
     """
