@@ -168,6 +168,6 @@ DEMO = ModelFamily(
     form=DEMO_MODEL,
     open=open_demo,
     names=lambda: [DEMO_MODEL],
-    groups=(ModelGroup(name="demo", example=DEMO_MODEL, note="weights from a Python package"),),
+    groups=(ModelGroup("demo", DEMO_MODEL, note="weights from a Python package"),),
     open_blank=_open_blank,
 )

@@ -243,23 +243,11 @@ OPEN_CLIP = ModelFamily(
     names=_names,
     groups=(
         ModelGroup(
-            name="CoCa",
-            example="open_clip/coca_ViT-B-32/laion2b_s13b_b90k",
-            matches="^open_clip/coca",
-            note="final is the norm in its pooler",
+            "CoCa", "open_clip/coca_ViT-B-32/laion2b_s13b_b90k", "^open_clip/coca", "final is the norm in its pooler"
         ),
-        ModelGroup(
-            name="SigLIP (open_clip)",
-            example="open_clip/ViT-B-16-SigLIP/webli",
-            matches="^open_clip/.*siglip",
-            note="no CLS",
-        ),
-        ModelGroup(
-            name="EVA-CLIP (open_clip)", example="open_clip/EVA02-B-16/merged2b_s8b_b131k", matches="^open_clip/EVA"
-        ),
-        ModelGroup(
-            name="CLIP (open_clip)", example="open_clip/ViT-B-16-quickgelu/openai", note="final is projected: narrower"
-        ),
+        ModelGroup("SigLIP (open_clip)", "open_clip/ViT-B-16-SigLIP/webli", "^open_clip/.*siglip", "no CLS"),
+        ModelGroup("EVA-CLIP (open_clip)", "open_clip/EVA02-B-16/merged2b_s8b_b131k", "^open_clip/EVA"),
+        ModelGroup("CLIP (open_clip)", "open_clip/ViT-B-16-quickgelu/openai", note="final is projected: narrower"),
     ),
     without_tag=lambda model_id: "/".join(model_id.split("/")[:2]),
     tags=lambda model_id: open_clip.list_pretrained_tags_by_model(model_id.removeprefix("open_clip/")),
