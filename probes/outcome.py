@@ -14,8 +14,8 @@ from .curves import LearningCurves
 from .data.batches import BatchPlan
 from .ensemble import Ensemble
 from .halving import Rung
-from .heads import HeadModule
-from .protocol import Head, Setting, SolvedSetting
+from .heads import Head, HeadModule
+from .protocol import Setting, SolvedSetting
 
 Probe = HeadModule | Ensemble
 
