@@ -1,15 +1,103 @@
-"""What the rest of the code knows about a head, as one frozen value: `HeadType`."""
+"""What a head is: a plain module (`HeadModule`), and what the rest of the code knows about it (`HeadType`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from .head_module import HeadModule
+from ..errors import SettingError
+from ..seeds import make_generator
+
+
+class HeadModule(nn.Module):
+    """A plain module from tokens [B, T, D] or features [B, F], L2-normalised and padded, to logits [B, C]; abstract.
+
+    A subclass sets `kind`, has a `classifier`, and computes its input in `pool`. It uses no random numbers and no in-place writes
+    (except in BatchNorm), so that `torch.func` can run many probes at once.
+
+    Args:
+        sizes: the arguments of the constructor except the seed; a saved probe keeps them. Those of the heads here:
+            embed_dim: D, the width of a token.
+            num_heads: H.
+            num_levels, num_tokens: L and T, tokens level by level, T/L of each.
+            num_features: F, of concatenated tokens.
+            num_classes: C.
+        seed: for the initial weights, PyTorch's default for Linear unless the head says otherwise.
+
+    Attributes:
+        kind: the name in the registry.
+        has_dropout: the head has attention dropout; `forward` then also takes `keep` [B, H, T].
+        zero_gradient: parameters that cannot change the loss, whose gradient autograd computes as rounding noise.
+        zero_gradient_without_dropout: parameters for which this is true at dropout rate 0.
+
+    Raises:
+        SettingError: a size is not positive, or does not divide another one as the head requires.
+    """
+
+    kind: ClassVar[str]
+    has_dropout: ClassVar[bool] = False
+    zero_gradient: ClassVar[tuple[str, ...]] = ()
+    zero_gradient_without_dropout: ClassVar[tuple[str, ...]] = ()
+    classifier: nn.Linear
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        if min(sizes.values()) < 1:
+            raise SettingError(
+                "probes.sizes_not_positive",
+                head=type(self).__name__,
+                names=", ".join(sizes),
+                sizes=", ".join(f"{name} {size}" for name, size in sizes.items()),
+            )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.pool(tokens))
+        return logits
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The input of the classifier, one row an image."""
+        raise NotImplementedError
+
+    @classmethod
+    def restore(cls, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Self:
+        """A module of saved sizes that can load the saved weights."""
+        return cls(**sizes)
+
+    def describe(self) -> dict[str, Any]:
+        """The kind, and the sizes for `restore`: JSON values."""
+        return {"kind": self.kind, **self.sizes}
+
+    def check_divides(self, divisor: str, size: str) -> None:
+        """Raise SettingError unless the size `divisor` divides the size `size`."""
+        if self.sizes[size] % self.sizes[divisor]:
+            raise SettingError(
+                "probes.size_not_divisible",
+                head=type(self).__name__,
+                divisor=divisor,
+                divisor_value=self.sizes[divisor],
+                size=size,
+                size_value=self.sizes[size],
+            )
+
+
+def make_linear(in_features: int, out_features: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
+    """PyTorch's default for Linear, U(-1/sqrt(in), 1/sqrt(in)), from an explicit generator."""
+    linear = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device="cpu")
+    for parameter in linear.parameters():
+        nn.init.uniform_(parameter, -(in_features**-0.5), in_features**-0.5, generator=generator)
+    return linear
+
+
+def initial_weights(seed: int) -> torch.Generator:
+    """The generator of a head's initial weights."""
+    return make_generator(seed, "initial weights")
+
 
 NumHeads = tuple[int, int] | Literal["one a token"]
 Solver = Callable[[Tensor, Tensor, Tensor, int, Sequence[float]], Sequence[HeadModule]]
