@@ -50,7 +50,7 @@ from .events import (
     WorkerLost,
 )
 from .extraction.meter import limit_of
-from .probing.results import found
+from .probing.results import describe_choice
 from .quantities import size
 
 __all__ = ["Listener", "part_of_study", "print_table", "print_lines", "print_json", "print_error", "size"]
@@ -356,5 +356,5 @@ def _finished(event: ProbeFinished) -> str:
     if row["test"] is None:
         return f"probe {event.probe}: every setting diverged{again}"
     validation, test = row["validation"], row["test"]["balanced_accuracy"]
-    beside = f" ({what})" if (what := found(row)) else ""
+    beside = f" ({what})" if (what := describe_choice(row)) else ""
     return f"probe {event.probe}{beside}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced accuracy{again}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from commands import run
-from test_derived import FEW
+from probe_runs import FEW
 from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 
 from layerbank.models.request import ModelRequest

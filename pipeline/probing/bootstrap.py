@@ -24,12 +24,7 @@ DRAWN_AT_ONCE = 1 << 18  # images: what is counted then stays in the cache of a 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value, and where it lies with the stated confidence.
-
-    Attributes:
-        value: as measured.
-        low, high: ends of the interval, NaN where it cannot be had.
-    """
+    """A measured value and its confidence interval, NaN where none is available."""
 
     value: float
     low: float
@@ -141,9 +136,7 @@ def resampled_means(
     """
     generator, num_images = np.random.default_rng(seed), len(labels)
     if not num_images:
-        raise RequestError(
-            where="bootstrap", expected="at least one image", got="none", todo="Test the probes on images."
-        )
+        raise RequestError("probing.no_images_to_resample")
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     size_of, start_of = np.repeat(sizes, sizes), np.repeat(starts, sizes)  # [N]

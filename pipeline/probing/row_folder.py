@@ -1,11 +1,11 @@
-"""What a probe leaves: a folder with its weights, predictions, learning curves and where it looks, and one row of results.
+"""The files of a probe: a folder with its weights, predictions, learning curves and attention map, and one row of results.
 
     probe.safetensors, probe.json   the probe, and what is needed to run it again
     test.npz                        sample_ids [N] text, labels [N] int64, logits [N, C] float32
     curves.npz                      of the P settings in row order: steps [K] int64, loss [P, K] and lr [P, K] float32, of the batch
                                     before the step; NaN where a halving sweep has no such point; of the final training refit_steps,
-                                    refit_loss [1, K], refit_lr, and of an ensemble [k, K], a line a member; what is made of another
-                                    row has these alone, its grid is that row's
+                                    refit_loss [1, K], refit_lr, and of an ensemble [k, K], a line a member; a post-hoc probe has
+                                    these alone, its grid is that of its base
     levels.npz                      of a search for levels, what it was chosen by: labels [N] int64 of the held-out images, hits
                                     [L, N] bool, which of them the best set of each size got right
     attention.*                     see `attention.py`
@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from layerbank.cache import CacheSpec, TokenCache
 from layerbank.probes import SOLVED_KINDS, AttentionProbe, BatchPlan, SettingScore, SweepResult, save_probe
 
-from .attention import keep_attention
+from .attention import keep_attention, save_arrays
 from .probe_names import NamedProbe
 from .results import Row
 from .tokens.placement import FEWEST_BUFFER_ROWS
@@ -74,7 +73,7 @@ def keep_probe(
         tokens = CachedTokens(open_test(), named)
         sample_ids = tokens.sample_ids
         assert result.test_logits is not None
-        _save_arrays(
+        save_arrays(
             folder / "test.npz",
             sample_ids=np.array(sample_ids),
             labels=tokens.labels.numpy(),
@@ -89,7 +88,7 @@ def keep_probe(
             title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): where the test images are looked at"
             attention = keep_attention(result.probe, source, named, tokens_per_kind, sample_ids, folder, title)
     if trained.held_out:
-        _save_arrays(folder / "levels.npz", **trained.held_out)
+        save_arrays(folder / "levels.npz", **trained.held_out)
     curves = _save_curves(result, folder)
     return _row(trained, train, test) | {"attention": attention, "curves": curves}
 
@@ -104,15 +103,8 @@ def _save_curves(result: SweepResult, folder: Path) -> str | None:
         arrays |= {"refit_steps": again.steps, "refit_loss": again.losses, "refit_lr": again.lrs}
     if not arrays:
         return None
-    _save_arrays(folder / CURVES, **{name: values.numpy() for name, values in arrays.items()})
+    save_arrays(folder / CURVES, **{name: values.numpy() for name, values in arrays.items()})
     return CURVES
-
-
-def _save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    staging = path.with_name(f".{path.name}")
-    with staging.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the flag allow_pickle for one of them
-    staging.replace(path)
 
 
 def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:

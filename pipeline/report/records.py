@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..errors import RequestError
-from ..probing.results import found, gains
+from ..probing.results import describe_choice, gains
 from .page.blocks import csv_text
 from .report_data import ReportData
 
@@ -80,7 +80,7 @@ def records_of(report_data: ReportData) -> list[Record]:
                 top5=100 * said.top5 if said else None,  # type: ignore[union-attr]
                 macro_f1=100 * said.macro_f1 if said else None,  # type: ignore[union-attr]
                 validation=None if row.get("validation") is None else 100 * row["validation"],
-                found=found(row),
+                found=describe_choice(row),
                 num_parameters=row.get("num_parameters"),
                 tokens_read=row.get("cost", {}).get("tokens_read"),
                 trainings=row.get("cost", {}).get("trainings"),

@@ -1,7 +1,7 @@
 """Tokens in the memory of the device that trains, a GPU's or the host's, in the numbers in which they are stored.
 
 Read once, sequentially, from the map. A batch is gathered where the tokens lie, then widened and normalised by the lines
-of `token_rows.py`: half the memory of float32 tokens, and the same bits as from the map. Taking a batch makes nobody wait:
+of `token_source.py`: half the memory of float32 tokens, and the same bits as from the map. Taking a batch makes nobody wait:
 row numbers go to a GPU as any small tensor does, and nothing comes back.
 """
 

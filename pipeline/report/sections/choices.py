@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...probing.results import Row, found
+from ...probing.results import Row, describe_choice
 from ...statistics.scores import Case
 from ..page.blocks import DataTable, Section, csv_text
 from ..page.numbers import points
@@ -28,7 +28,7 @@ COLUMNS = (
 
 def section(report_data: ReportData) -> Section | None:
     """A line a row that had such a choice; None where there is none."""
-    chosen = [(case, row) for (case, _), row in report_data.row.items() if found(row)]
+    chosen = [(case, row) for (case, _), row in report_data.row.items() if describe_choice(row)]
     if not chosen:
         report_data.lack(
             "Few levels, one level, several settings",
@@ -59,7 +59,7 @@ def _values(report_data: ReportData, case: Case, row: Row) -> list[Any]:
         case.dataset,
         case.model,
         case.seed,
-        found(row),
+        describe_choice(row),
         _accuracy(row),
         base,
         None if None in (_accuracy(row), _accuracy(of_base)) else _accuracy(row) - _accuracy(of_base),  # type: ignore[operator]

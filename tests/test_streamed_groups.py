@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import starved
 import torch
-from test_resident import ALF, GRID, LINEAR, QUIRK, write
+from small_stores import ALF, GRID, LINEAR, QUIRK, write_small_store
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.probing.tokens.placement
@@ -40,7 +40,10 @@ ALL = [LINEAR, ALF, GRID, QUIRK, *OF_THE_ZOO]
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     folder = tmp_path_factory.mktemp("stores")
-    caches = [write(folder / f"{name}.zarr", num_rows=count) for name, count in (("train", NUM_ROWS), ("test", 120))]
+    caches = [
+        write_small_store(folder / f"{name}.zarr", num_rows=count)
+        for name, count in (("train", NUM_ROWS), ("test", 120))
+    ]
     return Store(caches[0].path, caches[0].spec), Store(caches[1].path, caches[1].spec)
 
 
