@@ -13,7 +13,7 @@ import torch
 from commands import run as run_command
 from messages import check, raises
 from small_stores import ALF, GRID, LINEAR, PROTOCOL, write_small_store
-from test_studies import arguments, results, write_recipe
+from study_recipes import arguments, results, write_recipe
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.jobs.units

@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pytest
 from messages import raises
+from plugins import install_plugin
 
 from layerbank.errors import RequestError
 from layerbank.registry import Registry
-
-
-def install_plugin(folder: Path, entry_points: str, source: str = "") -> None:
-    """A distribution `zippy` with a module `zippy`, as pip would leave them in a folder of the path."""
-    (folder / "zippy.py").write_text(source)
-    info = folder / "zippy-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zippy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(entry_points)
 
 
 @pytest.fixture
