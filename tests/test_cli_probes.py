@@ -64,10 +64,10 @@ def test_attention_says_the_numbers_of_a_run(folder: Path) -> None:
     assert not (folder / "attention-heads.png").exists()
 
 
-def test_heads_are_drawn_on_demand_in_the_order_of_the_depth_they_look_at(folder: Path) -> None:
+def test_heads_are_drawn_on_demand_in_the_order_of_their_mean_depth(folder: Path) -> None:
     result = run("attention", folder, "--heads")
     heads = json.loads((folder / "attention.json").read_text())["heads"]
-    table = result.stdout[result.stdout.index("heads, by the depth") :].splitlines()[2:]
+    table = result.stdout[result.stdout.index("heads, by mean depth") :].splitlines()[2:]
     depths = [np.sum(heads[int(line.split()[0])]["mass"], axis=1)[1] for line in table]
     assert depths == sorted(depths)
     with Image.open(folder / "attention-heads.png") as picture:

@@ -19,6 +19,7 @@ from token_stores import without_fsync  # noqa: F401
 import layerbank.jobs.units
 import layerbank.probing.training
 from layerbank import RequestError, WorkError
+from layerbank.errors import Message
 from layerbank.events import Event, ProbeProgress, TrainingStarted
 from layerbank.probes import DataError, Head, SettingError
 from layerbank.probing.probe import Store, probe
@@ -92,7 +93,7 @@ def test_a_head_that_does_not_fit_its_tokens_fails_before_the_others_train_and_t
 def test_a_group_that_fails_because_of_one_probe_is_repeated_probe_by_probe(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = DataError(where="tokens", expected="other ones", got="these", todo="Repair them.")
+    refused = DataError(Message(where="tokens", expected="other tokens", got="these", todo="Repair them."))
     original = layerbank.probing.training.run_sweeps
 
     def run_sweeps(sweeps: Any, *rest: Any, **more: Any) -> Any:
@@ -148,7 +149,7 @@ def test_a_store_that_lacks_what_one_probe_reads_is_that_probes_failure(
 def test_a_solved_probe_fails_alone(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = DataError(where="tokens", expected="finite values", got="others", todo="Repair them.")
+    refused = DataError(Message(where="tokens", expected="finite values", got="others", todo="Repair them."))
     original = layerbank.probing.training.run_solvers
 
     def solve(head: Any, *rest: Any, **more: Any) -> Any:
@@ -182,7 +183,7 @@ def test_what_a_group_had_chosen_before_it_failed_is_not_trained_again(
     def only_alone(sweeps: Any, *rest: Any, **more: Any) -> Any:
         results = original(sweeps, *rest, **more)
         if len(sweeps) > 1:
-            raise SettingError(where="company", expected="none", got="some", todo="Go alone.")
+            raise SettingError(Message(where="group", expected="one probe", got="several", todo="Train it alone."))
         return results
 
     monkeypatch.setattr(layerbank.probing.training, "run_sweeps", only_alone)

@@ -1,4 +1,4 @@
-"""Tokens that lie on the device as they are stored: the bits of the map, read once in order, and nobody waits for a batch."""
+"""Tokens that lie on the device as they are stored: the bits of the map, read once in order, and no batch waits for the GPU."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def no_room(*arguments: object, **more: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB free.")
 
 
-def test_tokens_that_the_gpu_has_no_room_for_any_more_are_streamed_and_what_was_there_is_dropped_before(
+def test_tokens_that_no_longer_fit_the_gpu_are_streamed_and_those_that_were_there_are_dropped_before(
     cache: TokenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_bytes, uploading, events = 10**9, [], []
@@ -245,7 +245,7 @@ NO_MEMORY_HERE = (
         (MemoryError(), "no memory left"),
     ],
 )
-def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_that_streams(
+def test_a_run_without_memory_for_its_tokens_goes_on_and_leaves_the_rows_of_one_that_streams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     """A probe, and one that is made of it."""
@@ -261,17 +261,17 @@ def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_th
         patch.setattr(ResidentTokens, "_read", no_room)
         rows = probe(train, test, wanted, PROTOCOL, tmp_path / "runs", memory_bytes=10**9, on_event=events.append)
     assert [row["memory"]["tokens"] for row in rows] == ["streamed"] * 2
-    told = [
-        event.tokens if isinstance(event, MemoryPlanned) else event.probes for event in events if type(event) in TOLD
+    planned = [
+        event.tokens if isinstance(event, MemoryPlanned) else event.probes for event in events if type(event) in PLANS
     ]
-    assert told == ["resident", ("linear",), "streamed", ("linear",)]
+    assert planned == ["resident", ("linear",), "streamed", ("linear",)]
     assert [event.reason for event in events if isinstance(event, UploadFailed)] == [reason] * 2
     monkeypatch.setattr(layerbank.probing.probe_groups, "place_tokens", partial(place_tokens, may_stay=False))
     streamed = probe(train, test, wanted, PROTOCOL, tmp_path / "streamed", memory_bytes=10**9)
     assert [row | {"seconds": None} for row in rows] == [row | {"seconds": None} for row in streamed]
 
 
-def test_a_bug_is_not_taken_for_a_lack_of_room(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_taken_for_a_lack_of_memory(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
@@ -284,7 +284,7 @@ def test_a_bug_is_not_taken_for_a_lack_of_room(cache: TokenCache, monkeypatch: p
     assert events == []
 
 
-def test_tokens_that_have_no_room_even_as_they_are_streamed_are_not_streamed_once_more(
+def test_streamed_tokens_that_do_not_fit_are_not_streamed_once_more(
     cache: TokenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (planned,) = plan_groups(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
@@ -297,7 +297,7 @@ def test_tokens_that_have_no_room_even_as_they_are_streamed_are_not_streamed_onc
     assert events == []
 
 
-TOLD = (MemoryPlanned, UploadFailed)
+PLANS = (MemoryPlanned, UploadFailed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")

@@ -74,4 +74,4 @@ def attention(folder: Path, heads: bool, as_json: bool) -> None:
     title = f"{kept['num_samples']:,} images, {kept['num_heads']} heads, {kept['num_tokens']} tokens; {folder}"
     print_table(*number_table(kept), title=title)
     if picture is not None:
-        print_table(*head_table(kept), title=f"heads, by the depth they look at; {picture}")
+        print_table(*head_table(kept), title=f"heads, by mean depth of their attention; {picture}")

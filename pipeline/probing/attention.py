@@ -270,7 +270,7 @@ def head_table(kept: Mapping[str, Any]) -> Table:
         mass = np.ravel(record["mass"])
         numbers = [_pair(record[name], 1) for name in ("effective_tokens", "mass_80")]
         lines.append([str(head), names[int(mass.argmax())], f"{100 * mass.max():.0f}", *numbers])
-    return ("head", "looks most at", "with %", "effective tokens", "tokens with 80 %"), lines
+    return ("head", "largest share at", "%", "effective tokens", "tokens with 80 %"), lines
 
 
 def draw_heads(folder: Path, kept: Mapping[str, Any]) -> Path:
@@ -284,9 +284,9 @@ def draw_heads(folder: Path, kept: Mapping[str, Any]) -> Path:
         axes.set_xticks(range(len(levels)), [level.removeprefix("block.") for level in levels], fontsize=8)
         axes.set_yticks(range(len(order)), [str(head) for head in order], fontsize=7)
         axes.set_title(kinds[place], fontsize=9)
-    panels[0].set_ylabel("head, by the depth it looks at")
+    panels[0].set_ylabel("head, by mean depth of its attention")
     figure.supxlabel(_LEVEL_AXIS, fontsize=9)
-    figure.suptitle(f"{folder.name}: where each head looks", fontsize=10)
+    figure.suptitle(f"{folder.name}: attention of each head", fontsize=10)
     label = "share of a head's attention"
     figure.colorbar(image, ax=panels, label=label, format=lambda share, _: f"{share:.0%}", pad=0.01)
     path = folder / "attention-heads.png"

@@ -44,14 +44,14 @@ def intervals(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> list[Interval]:
-    """Means over classes of M numbers that images have, and their intervals over test images, all on the same resamples.
+    """Class means of M values per image, and their intervals over test images, all on the same resamples.
 
     Args:
         values: [M, N]; hits as 0 and 1 give balanced accuracies, differences of hits give differences of them.
         labels: [N] int64.
-        level: of confidence.
+        level: confidence level, in (0, 1).
         num_resamples: R.
-        seed: of the draws.
+        seed: seed for the draws.
 
     Raises:
         RequestError: there are no images.
@@ -83,7 +83,7 @@ def difference_interval(
 def seed_interval(
     values: NDArray[np.float64], *, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Mean over S seeds and its interval; it says how training varies, not how test sets do.
+    """Mean over S seeds and its interval: the variation of the training, not of the test set.
 
     With few seeds a percentile interval is too narrow (for 3 there are only 10 different resamples): read it as a spread.
 
@@ -107,7 +107,7 @@ def seed_interval(
 
 
 def class_mean(values: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Mean over the classes that occur of the mean over their images: of hits, the balanced accuracy.
+    """Mean over the classes that occur of the mean over their images; for hits, the balanced accuracy.
 
     Args:
         values, labels: [N], N >= 1.
@@ -120,13 +120,13 @@ def class_mean(values: NDArray[Any], labels: NDArray[np.int64]) -> float:
 def resampled_means(
     values: NDArray[np.float64], labels: NDArray[np.int64], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Means over classes of numbers that images have, on images drawn anew within each class.
+    """Class means of values per image, on images resampled within each class.
 
     Args:
         values: [M, N].
         labels: [N] int64.
         num_resamples: R.
-        seed: of the draws.
+        seed: seed for the draws.
 
     Returns:
         [R, M].

@@ -20,6 +20,7 @@ Fail = Callable[[str, Exception], None]
 """Called with the name of a probe that failed, and the error."""
 
 ProbeFailure = RequestError | WorkError | ProbeError
+_CAUGHT = (RequestError, WorkError, ProbeError, MemoryError, RuntimeError)
 
 
 class Failures:
@@ -37,23 +38,21 @@ class Failures:
     def __contains__(self, named: NamedProbe) -> bool:
         return self._key(named) in self._errors
 
-    def add(self, named: NamedProbe, error: ProbeFailure) -> None:
-        """Record that a probe failed."""
-        if self._fail is None:
+    def add(self, named: NamedProbe, error: Exception) -> None:
+        """Record the error as this probe's; raise one that does not concern one probe."""
+        failure = _failure(named, error) if self._fail else None
+        if self._fail is None or failure is None:
             raise error
-        self._errors[self._key(named)] = error
-        self._fail(named.name, error)
+        self._errors[self._key(named)] = failure
+        self._fail(named.name, failure)
 
     @contextmanager
     def of(self, named: NamedProbe) -> Iterator[None]:
         """Within, an error that concerns one probe is recorded as this probe's."""
         try:
             yield
-            return
-        except (RequestError, WorkError, ProbeError, MemoryError, RuntimeError) as error:
-            if self._fail is None or (failure := _failure(named, error)) is None:
-                raise
-        self.add(named, failure)
+        except _CAUGHT as error:
+            self.add(named, error)
 
     def together(self, probes: Sequence[NamedProbe], work: Callable[[], None]) -> bool:
         """Do the work of some probes.
@@ -67,7 +66,7 @@ class Failures:
             return True
         try:
             work()
-        except (RequestError, WorkError, ProbeError, MemoryError, RuntimeError) as error:
+        except _CAUGHT as error:
             if _failure(probes[0], error) is None:
                 raise
             return False
@@ -75,8 +74,7 @@ class Failures:
 
     def check_base(self, named: NamedProbe, base: NamedProbe) -> None:
         """Raise WorkError if the base of a post-hoc probe has failed."""
-        error = self._errors.get(self._key(base))
-        if error is not None:
+        if error := self._errors.get(self._key(base)):
             raise WorkError(
                 "probing.base_failed", probe=named.name, base=base.name, base_where=error.where, base_got=error.got
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,53 +65,38 @@ def train_post_hoc(
         journal_of: returns the journal of searches for levels; called with the group as it is trained.
         on_event: called with what happens.
     """
-    about = {"base": base["probe"], "base_key": base["key"]}
     if base["chosen"] is None:
-        return _diverged(named, base, group, about)
+        return _diverged(named, base, group)
     group, source = open_group(group, on_event)
     training = _PostHocTraining(
-        named=named, base=base, group=group, source=source, journal=journal_of(group), on_event=on_event
+        named=named,
+        base=base,
+        group=group,
+        source=source,
+        journal=journal_of(group),
+        open_test=open_test,
+        on_event=on_event,
+        began_s=time.perf_counter(),
     )
-    began_s = time.perf_counter()
     top = named.derived if isinstance(named.derived, TopSettings) else None
-    found = training.find_members(top.num_members) if top else training.find_levels()
-    return training.finish(found, about, time.perf_counter() - began_s, open_test)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Found:
-    """What was chosen on the held-out images.
-
-    Attributes:
-        named: a head on some levels, to be trained on all images.
-        members: its settings with their scores, one unless it is an ensemble.
-        validation: balanced accuracy of the choice.
-        num_trained: probes that were trained to find it.
-        record: for the row.
-        held_out: for a file beside it, name -> array.
-    """
-
-    named: NamedProbe
-    members: tuple[SettingScore, ...]
-    validation: float
-    num_trained: int
-    record: dict[str, Any]
-    held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    return training.train_members(top.num_members) if top else training.train_levels()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _PostHocTraining:
-    """What the steps share: the arguments of `train_post_hoc`, with the tokens of the training images."""
+    """The arguments of `train_post_hoc`, and the tokens of the training images."""
 
     named: NamedProbe
     base: Row
     group: ProbeGroup
     source: TokenSource
     journal: SweepJournal
+    open_test: Callable[[], TokenCache]
     on_event: OnEvent
+    began_s: float
 
-    def find_levels(self) -> _Found:
-        """The smallest set of levels, by the setting that the base chose."""
+    def train_levels(self) -> Trained:
+        """Find the smallest set of levels, by the setting that the base chose, and train the head on it."""
         labels, setting = self._held_out_labels().numpy(), Setting(**self.base["chosen"])
         of_base = self.group.probes[0]
         rounds: list[list[Validated]] = []
@@ -124,9 +109,9 @@ class _PostHocTraining:
         self._announce(len(of_base.levels) * (len(of_base.levels) + 1) // 2)
         choice = smallest_levels(of_base.levels, train)
         score = SettingScore(setting=setting, validation=choice.chosen.accuracy, num_steps=self._selection.num_steps)
-        return _Found(
-            named=replace(of_base, levels=choice.chosen.levels),
-            members=(score,),
+        return self._finish(
+            replace(of_base, levels=choice.chosen.levels),
+            (score,),
             validation=choice.chosen.accuracy,
             num_trained=choice.num_trained,
             record={
@@ -155,8 +140,8 @@ class _PostHocTraining:
             self.journal.keep_hits(candidates[levels], setting, hits[levels])
         return hits
 
-    def find_members(self, num_members: int) -> _Found:
-        """The best settings of the base, and the accuracy of their mean on the held-out images."""
+    def train_members(self, num_members: int) -> Trained:
+        """Find the best settings of the base, score their mean on the held-out images, and train them."""
         scores = [
             SettingScore(
                 setting=Setting(lr=one["lr"], weight_decay=one["weight_decay"], dropout=one["dropout"]),
@@ -181,25 +166,43 @@ class _PostHocTraining:
 
         self._announce(len(members))
         self._score([Choice(candidate=candidate, setting=_setting(one)) for one in members], see)
-        return _Found(
-            named=self.group.probes[0],
-            members=members,
+        return self._finish(
+            self.group.probes[0],
+            members,
             validation=balanced_accuracy(together.argmax(1), labels, self.source.num_classes).item(),
             num_trained=len(members),
             record={"members": [asdict(_setting(one)) | {"validation": one.validation} for one in members]},
+            held_out={},
         )
 
-    def finish(
-        self, found: _Found, about: dict[str, Any], select_s: float, open_test: Callable[[], TokenCache]
+    def _finish(
+        self,
+        named: NamedProbe,
+        members: tuple[SettingScore, ...],
+        *,
+        validation: float,
+        num_trained: int,
+        record: dict[str, Any],
+        held_out: Mapping[str, NDArray[Any]],
     ) -> Trained:
-        """Train the choice on all training images, and test it once."""
-        candidate = self._candidate(found.named)
+        """Train the choice on all training images, and test it once.
+
+        Args:
+            named: the base's head on some levels.
+            members: its settings with their scores, one unless it is an ensemble.
+            validation: balanced accuracy of the choice.
+            num_trained: probes that were trained to find it.
+            record: for the row.
+            held_out: for a file beside it, name -> array.
+        """
+        select_s = time.perf_counter() - self.began_s
+        candidate = self._candidate(named)
 
         def open_source() -> TokenSource:
-            return open_tokens(open_test(), self.group)
+            return open_tokens(self.open_test(), self.group)
 
         refits = train_chosen(
-            [Choice(candidate=candidate, setting=_setting(one)) for one in found.members],
+            [Choice(candidate=candidate, setting=_setting(one)) for one in members],
             self.source,
             open_source,
             self.group.protocol,
@@ -208,7 +211,7 @@ class _PostHocTraining:
             on_event=relay((self.named.name,), self.on_event),
         )
         last = refits[0] if len(refits) == 1 else join_members(refits, open_source)
-        record = about | found.record
+        record = _about(self.base) | record
         if "members" in record:
             pairs = zip(record["members"], refits, strict=True)
             record["members"] = [member | {"diverged": refit.probe is None} for member, refit in pairs]
@@ -218,9 +221,9 @@ class _PostHocTraining:
         of_classifiers = sum(parameter.numel() for probe in sound for parameter in probe.classifier.parameters())
         result = SweepResult(
             head=candidate.head,
-            scores=found.members,
-            chosen=_setting(found.members[0]),
-            validation=found.validation,
+            scores=members,
+            chosen=_setting(members[0]),
+            validation=validation,
             diverged=last.probe is None,
             test=last.test,
             test_logits=last.test_logits,
@@ -229,19 +232,19 @@ class _PostHocTraining:
             num_parameters_before_classifier=num_parameters - of_classifiers,
             seconds={"select": select_s} | last.seconds,
             selection=self._selection,
-            rungs=(Rung(num_settings=found.num_trained, num_steps=self._selection.num_steps),),
+            rungs=(Rung(num_settings=num_trained, num_steps=self._selection.num_steps),),
             refit=last.plan,
             refit_curves=last.curves,
         )
         return Trained(
             named=self.named,
-            candidate=replace(found.named, name=self.named.name),
+            candidate=replace(named, name=self.named.name),
             result=result,
             protocol=self.group.protocol,
             memory=self.group.describe_choice(candidate),
             num_refits=len(refits),
             derived=record,
-            held_out=found.held_out,
+            held_out=held_out,
         )
 
     def _candidate(self, named: NamedProbe) -> Candidate:
@@ -282,7 +285,7 @@ class _PostHocTraining:
         return BatchPlan(**{name: plan[name] for name in ("num_samples", "batch_size", "num_epochs")})
 
 
-def _diverged(named: NamedProbe, base: Row, group: ProbeGroup, about: dict[str, Any]) -> Trained:
+def _diverged(named: NamedProbe, base: Row, group: ProbeGroup) -> Trained:
     """A post-hoc probe of a base all of whose settings diverged has diverged, too."""
     (candidate,) = group.sweeps[0]
     result = SweepResult(
@@ -305,8 +308,12 @@ def _diverged(named: NamedProbe, base: Row, group: ProbeGroup, about: dict[str, 
         protocol=group.protocol,
         memory=group.describe_choice(candidate),
         num_refits=0,
-        derived=about,
+        derived=_about(base),
     )
+
+
+def _about(base: Row) -> dict[str, Any]:
+    return {"base": base["probe"], "base_key": base["key"]}
 
 
 def _level_record(one: Validated) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) ->
     """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
 
     Raises:
-        DamagedStoreError: a file is not as it was written; says which rows of which level and kind.
+        DamagedStoreError: a file is not as it was written; names the rows of each level and kind.
     """
     for path in (store.path for store in stores):
         damages = verify_store(path, only=arrays)
@@ -193,7 +193,7 @@ class _Run:
 
     def key(self, named: NamedProbe) -> str:
         """The key of a probe's row."""
-        # solved heads compute in float64 whatever the protocol says
+        # solved heads compute in float64 by any protocol
         protocol = replace(self._protocol, compute="float32") if named.head in SOLVED_KINDS else self._protocol
         return key_of({**self._setting(protocol), "probe": asdict(named)})
 

@@ -50,16 +50,16 @@ def keep_probe(
     """Write the folder of a row and return the row, without its keys.
 
     Args:
-        trained: what was found.
+        trained: the result of the probe.
         train: the train store.
-        test: what the test store is.
-        open_test: opens it; called if there is a probe to look at its images.
+        test: the identity of the test store.
+        open_test: opens it; called if there is a probe to run on its images.
         folder: of the row.
         config: what is needed to run the backbone again, kept with the probe.
     """
     result, named = trained.result, trained.candidate
     folder.mkdir(parents=True, exist_ok=True)
-    attention = None  # where an attentive probe looks
+    attention = None  # the key numbers of an attentive probe's attention map
     if result.probe is not None:
         about = {
             **config,
@@ -85,7 +85,7 @@ def keep_probe(
                 for kind in named.kinds
             ]
             source = StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS)
-            title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): where the test images are looked at"
+            title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): attention on the test images"
             attention = keep_attention(result.probe, source, named, tokens_per_kind, sample_ids, folder, title)
     if trained.held_out:
         save_arrays(folder / "levels.npz", **trained.held_out)
@@ -108,7 +108,7 @@ def _save_curves(result: SweepResult, folder: Path) -> str | None:
 
 
 def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
-    """What results.jsonl keeps; accuracies in [0, 1], null where every setting diverged."""
+    """A line of results.jsonl without its keys; accuracies in [0, 1], null where every setting diverged."""
     result, named, train = trained.result, trained.candidate, store.spec
     return {
         "backbone": train.backbone,
@@ -147,7 +147,7 @@ def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
 
 
 def _cost(trained: Trained, train: TokenCache) -> dict[str, int]:
-    """What the row took, and what its probe takes for an image."""
+    """The cost of the training, and the number of tokens that the probe reads of an image."""
     result = trained.result
     num_refits = 0 if result.refit is None else trained.num_refits
     refit_steps = 0 if result.refit is None else num_refits * result.refit.num_steps
@@ -168,7 +168,7 @@ def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
 
 
 def _plain(named: NamedProbe) -> dict[str, Any]:
-    """A probe as `NamedProbe(**...)` takes it back: no family, it is what it says."""
+    """A probe as `NamedProbe(**...)` takes it back, without its family."""
     values = asdict(named)
     del values["candidates"], values["derived"]
     return values

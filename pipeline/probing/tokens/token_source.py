@@ -60,7 +60,7 @@ class TokenRows:
         self._joint = {name for name, arrays in read.items() if len(arrays) > 1}
 
     def fill(self, rows: torch.Tensor, parts: Iterable[torch.Tensor]) -> None:
-        """Rows from the tokens of their arrays.
+        """Fill rows with the tokens of their arrays, widened and normalised.
 
         Args:
             rows: [b, F] float32, filled.
@@ -146,7 +146,7 @@ class CachedTokens:
 
     @property
     def stored_bytes(self) -> int:
-        """Of all rows that are read."""
+        """Size of all rows that are read, as they are stored."""
         return len(self.labels) * self.stored_row_bytes
 
     @property
@@ -162,7 +162,7 @@ class CachedTokens:
             out: [B, *token_shape] float32 to fill; None makes it.
 
         Returns:
-            [B, *token_shape] float32, normalised as the probes say.
+            [B, *token_shape] float32, normalised as the probes need them.
         """
         if out is None:
             out = torch.empty(len(rows), *self.token_shape)
@@ -172,18 +172,18 @@ class CachedTokens:
         return out
 
     def gather(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Of each array the tokens [B, t D] of some rows, as they are stored."""
+        """The tokens [B, t D] of some rows, as they are stored, array by array."""
         stored = self.stored_rows[rows].numpy()
         for array in self._arrays:
             yield float_tokens(array.take(stored), array.logical_dtype).flatten(1)
 
     @property
     def storage_dtypes(self) -> list[torch.dtype]:
-        """Of each array."""
+        """The storage dtype of each array."""
         return [STORAGE_DTYPES[array.logical_dtype] for array in self._arrays]
 
     def will_need(self, start: int, stop: int) -> None:
-        """Have the system read rows start to stop of the store ahead."""
+        """Ask the system to read rows start to stop of the store ahead."""
         for array in self._arrays:
             array.will_need(start, min(stop, array.shape[0]))
 
@@ -203,10 +203,10 @@ class CachedTokens:
 
 
 def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What `CachedTokens.take` does to tokens that come straight from a model.
+    """Join tokens that come straight from a model, as `CachedTokens.take` joins those of a store.
 
     Args:
-        probe: says how to join.
+        probe: whose head is to read them.
         parts: one [B, D] or [B, t, D] a (level, kind), levels first, already rounded to the storage dtype.
 
     Returns:
@@ -241,7 +241,7 @@ def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, s
 
 
 def _fill(out: torch.Tensor, rows: TokenRows, reading: Reading, parts: Iterable[torch.Tensor]) -> None:
-    """Joined tokens [b, *token_shape] from those of each array, without a copy in between where a row is read as it lies."""
+    """Join the tokens of each array into [b, *token_shape], without a copy in between where a head reads rows as they lie."""
     if reading.whole:
         rows.fill(out.flatten(1), parts)
         return
