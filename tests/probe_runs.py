@@ -15,7 +15,7 @@ from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, TrainingProtocol
 from layerbank.probing.probe import Store, probe
-from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.probe_spec import parse_probe
 
 BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
@@ -45,7 +45,7 @@ def run(
     **more: Any,
 ) -> tuple[list[dict[str, Any]], list[Event]]:
     events: list[Event] = []
-    named = [resolve_probe(name, 12) for name in names]
+    named = [parse_probe(name, 12) for name in names]
     config = {"model": REQUEST.to_dict()}
     rows = probe(*stores, named, protocol, runs, config=config, on_event=events.append, **more)
     return rows, events

@@ -12,14 +12,14 @@ from token_stores import make_spec
 from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
 from layerbank.models.rounding import round_tokens
 from layerbank.probes import TrainingProtocol
-from layerbank.probing.probe_names import TOKEN_AXIS, NamedProbe
+from layerbank.probing.probe_spec import TOKEN_AXIS, ProbeSpec
 
 NUM_ROWS = 600
 LEVELS = ("block.0", "final")
 WIDTHS = {"block.0": 24, "final": 16}  # as CLIP has them
-LINEAR = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("cls",))
-ALF = NamedProbe(name="alf", head="attentive", levels=LEVELS, kinds=("cls", "grid2"), num_heads=4)
-GRID = NamedProbe(name="grid", head="attentive", levels=("block.0",), kinds=("grid2",), num_heads=2)
+LINEAR = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("cls",))
+ALF = ProbeSpec(name="alf", head="attentive", levels=LEVELS, kinds=("cls", "grid2"), num_heads=4)
+GRID = ProbeSpec(name="grid", head="attentive", levels=("block.0",), kinds=("grid2",), num_heads=2)
 QUIRK = replace(ALF, name="quirk", normalize=TOKEN_AXIS)
 PROTOCOL = TrainingProtocol(
     lrs=(1e-2, 1e-3), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=6, batch_size=100

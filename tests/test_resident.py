@@ -33,7 +33,7 @@ from layerbank.probes import (
 )
 from layerbank.probing.probe import Store, probe
 from layerbank.probing.probe_groups import candidates_of, open_group, plan_groups
-from layerbank.probing.probe_names import NamedProbe, TopSettings
+from layerbank.probing.probe_spec import ProbeSpec, TopSettings
 from layerbank.probing.tokens.placement import Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
@@ -51,14 +51,14 @@ def some_rows(count: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1))[:300]
 
 
-def names_of(probes: Sequence[NamedProbe]) -> str:
+def names_of(probes: Sequence[ProbeSpec]) -> str:
     return "+".join(probe.name for probe in probes)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float16,cls=float32"])
 @pytest.mark.parametrize("probes", [(LINEAR,), (GRID, LINEAR, ALF), (ALF, QUIRK)], ids=names_of)
 def test_rows_are_those_of_the_map_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[NamedProbe]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[ProbeSpec]
 ) -> None:
     """Of every storage dtype, also where kinds differ in it."""
     monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 20_000)  # several on the way
@@ -254,7 +254,7 @@ def test_a_run_without_memory_for_its_tokens_goes_on_and_leaves_the_rows_of_one_
         raise error
 
     train, test = (Store(path, TokenCache.open(path).spec) for path in starved.write_stores(tmp_path, 300))
-    base = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
+    base = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",))
     wanted = [base, replace(base, name="top", derived=TopSettings(base=base, num_members=2))]
     events: list[Event] = []
     with monkeypatch.context() as patch:

@@ -148,14 +148,14 @@ def _train(
     from ..memory import memory_for_probes
     from ..probing.probe import check_classes, run_folder, verify_arrays
     from ..probing.probe import probe as train_probes
-    from ..probing.probe_names import DEMO_PROBES, resolve_probes
     from ..probing.probe_sizes import check_heads, leave_out_unfit
+    from ..probing.probe_spec import DEMO_PROBES, parse_probes
 
     sources = [open_source(options["data"], options[split]) for split in ("train_split", "test_split")]
     check_classes(*sources)
     sources[0] = with_views(sources[0], options)
     work = open_extraction(options, on_event)
-    named = resolve_probes(
+    named = parse_probes(
         split_names(options["probes"]) if options["probes"] else DEMO_PROBES,
         work.backbone.depth,
         num_heads=options["num_heads"],

@@ -26,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 
 from layerbank.cache.atomic_files import replace_file
-from layerbank.probes import AttentionProbe, AttentionStatistics, TokenSource, attention_statistics
+from layerbank.probes import AttentionStatistics, FusionHead, TokenSource, attention_statistics
 
 from ..errors import RequestError
 from ..models.layers import FINAL
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +44,9 @@ Table = tuple[Sequence[str], list[list[str]]]
 
 
 def keep_attention(
-    probe: AttentionProbe,
+    probe: FusionHead,
     test: TokenSource,
-    named: NamedProbe,
+    named: ProbeSpec,
     tokens_per_kind: Sequence[int],
     sample_ids: Sequence[str],
     folder: Path,
@@ -120,7 +120,7 @@ def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     staging.replace(path)
 
 
-def summarize(statistics: AttentionStatistics, named: NamedProbe) -> dict[str, Any]:
+def summarize(statistics: AttentionStatistics, named: ProbeSpec) -> dict[str, Any]:
     """The key numbers: each {"mean", "std"} over images.
 
     Returns:

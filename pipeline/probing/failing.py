@@ -14,7 +14,7 @@ from layerbank.probes import ProbeError
 
 from ..errors import RequestError, WorkError
 from ..memory import shortage_of
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 
 Fail = Callable[[str, Exception], None]
 """Called with the name of a probe that failed, and the error."""
@@ -31,14 +31,14 @@ class Failures:
         fail: called with each; None raises the first one's error.
     """
 
-    def __init__(self, key: Callable[[NamedProbe], str], fail: Fail | None) -> None:
+    def __init__(self, key: Callable[[ProbeSpec], str], fail: Fail | None) -> None:
         self._key, self._fail = key, fail
         self._errors: dict[str, ProbeFailure] = {}
 
-    def __contains__(self, named: NamedProbe) -> bool:
+    def __contains__(self, named: ProbeSpec) -> bool:
         return self._key(named) in self._errors
 
-    def add(self, named: NamedProbe, error: Exception) -> None:
+    def add(self, named: ProbeSpec, error: Exception) -> None:
         """Record the error as this probe's; raise one that does not concern one probe."""
         failure = _failure(named, error) if self._fail else None
         if self._fail is None or failure is None:
@@ -47,14 +47,14 @@ class Failures:
         self._fail(named.name, failure)
 
     @contextmanager
-    def of(self, named: NamedProbe) -> Iterator[None]:
+    def of(self, named: ProbeSpec) -> Iterator[None]:
         """Within, an error that concerns one probe is recorded as this probe's."""
         try:
             yield
         except _CAUGHT as error:
             self.add(named, error)
 
-    def together(self, probes: Sequence[NamedProbe], work: Callable[[], None]) -> bool:
+    def together(self, probes: Sequence[ProbeSpec], work: Callable[[], None]) -> bool:
         """Do the work of some probes.
 
         Returns:
@@ -72,7 +72,7 @@ class Failures:
             return False
         return True
 
-    def check_base(self, named: NamedProbe, base: NamedProbe) -> None:
+    def check_base(self, named: ProbeSpec, base: ProbeSpec) -> None:
         """Raise WorkError if the base of a post-hoc probe has failed."""
         if error := self._errors.get(self._key(base)):
             raise WorkError(
@@ -80,7 +80,7 @@ class Failures:
             )
 
 
-def _failure(named: NamedProbe, error: Exception) -> ProbeFailure | None:
+def _failure(named: ProbeSpec, error: Exception) -> ProbeFailure | None:
     """The error to record for a probe; None for an error that does not concern one probe."""
     if isinstance(error, RequestError | WorkError | ProbeError):
         return error.with_traceback(None)  # its frames hold the tokens and banks of the training

@@ -39,7 +39,7 @@ from layerbank.probes import (
 from ..events import OnEvent, ProbeStarted, TrainingStarted
 from .bootstrap import LEVEL
 from .probe_groups import ProbeGroup, open_group
-from .probe_names import NamedProbe, TopSettings
+from .probe_spec import ProbeSpec, TopSettings
 from .results import Row
 from .selection import Levels, Validated, best_members, smallest_levels
 from .sweep_journal import SweepJournal
@@ -48,7 +48,7 @@ from .training import Trained, open_tokens, relay
 
 
 def train_post_hoc(
-    named: NamedProbe,
+    named: ProbeSpec,
     base: Row,
     group: ProbeGroup,
     open_test: Callable[[], TokenCache],
@@ -86,7 +86,7 @@ def train_post_hoc(
 class _PostHocTraining:
     """The arguments of `train_post_hoc`, and the tokens of the training images."""
 
-    named: NamedProbe
+    named: ProbeSpec
     base: Row
     group: ProbeGroup
     source: TokenSource
@@ -177,7 +177,7 @@ class _PostHocTraining:
 
     def _finish(
         self,
-        named: NamedProbe,
+        named: ProbeSpec,
         members: tuple[SettingScore, ...],
         *,
         validation: float,
@@ -247,7 +247,7 @@ class _PostHocTraining:
             held_out=held_out,
         )
 
-    def _candidate(self, named: NamedProbe) -> Candidate:
+    def _candidate(self, named: ProbeSpec) -> Candidate:
         """The base's head, on the levels of `named`."""
         return Candidate(head=self.group.sweeps[0][0].head, blocks=block_names(named))
 
@@ -285,7 +285,7 @@ class _PostHocTraining:
         return BatchPlan(**{name: plan[name] for name in ("num_samples", "batch_size", "num_epochs")})
 
 
-def _diverged(named: NamedProbe, base: Row, group: ProbeGroup) -> Trained:
+def _diverged(named: ProbeSpec, base: Row, group: ProbeGroup) -> Trained:
     """A post-hoc probe of a base all of whose settings diverged has diverged, too."""
     (candidate,) = group.sweeps[0]
     result = SweepResult(

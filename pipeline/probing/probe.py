@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from layerbank.probes import SOLVED_KINDS, TrainingProtocol, resolve_compute
+from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
 from ..data.sources import ImageSource
 from ..errors import RequestError
@@ -29,7 +29,7 @@ from ..memory import memory_for_probes
 from .failing import Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 from .results import Row, append_row, key_of, read_rows
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
@@ -113,7 +113,7 @@ def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) ->
 def probe(
     train: Store,
     test: Store,
-    named_probes: Sequence[NamedProbe],
+    named_probes: Sequence[ProbeSpec],
     protocol: TrainingProtocol,
     folder: Path,
     *,
@@ -150,7 +150,7 @@ def probe(
     missing = run.find_missing(named_probes, retrain=retrain)
     trained, post_hoc = [], []
     for named in missing:
-        if named.head in SOLVED_KINDS:
+        if HEADS[named.head].is_solved:
             with run.failures.of(named):
                 run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
         elif named.derived is not None:
@@ -191,13 +191,13 @@ class _Run:
         self.rows = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
         self._clear_journal()  # a run may have been killed just after its last row
 
-    def key(self, named: NamedProbe) -> str:
+    def key(self, named: ProbeSpec) -> str:
         """The key of a probe's row."""
         # solved heads compute in float64 by any protocol
-        protocol = replace(self._protocol, compute="float32") if named.head in SOLVED_KINDS else self._protocol
+        protocol = replace(self._protocol, compute="float32") if HEADS[named.head].is_solved else self._protocol
         return key_of({**self._setting(protocol), "probe": asdict(named)})
 
-    def protocol_of(self, named: NamedProbe) -> TrainingProtocol:
+    def protocol_of(self, named: ProbeSpec) -> TrainingProtocol:
         """The protocol with what a probe changes of it."""
         return replace(self._protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
 
@@ -205,9 +205,9 @@ class _Run:
         """The test store, the centre view of each image alone."""
         return self._test._replace(num_views=0).open()
 
-    def find_missing(self, probes: Sequence[NamedProbe], *, retrain: bool) -> list[NamedProbe]:
+    def find_missing(self, probes: Sequence[ProbeSpec], *, retrain: bool) -> list[ProbeSpec]:
         """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
-        missing: dict[str, NamedProbe] = {}
+        missing: dict[str, ProbeSpec] = {}
         for named in probes:
             with self.failures.of(named):
                 require_arrays(list(self.cache.arrays), named, self._train.path)
@@ -240,7 +240,7 @@ class _Run:
                 with self.failures.of(trained.named):
                     self.keep(trained)
 
-    def train_post_hoc(self, named: NamedProbe, memory_bytes: int, device: torch.device) -> None:
+    def train_post_hoc(self, named: ProbeSpec, memory_bytes: int, device: torch.device) -> None:
         """Make a post-hoc probe of its base, which has been trained."""
         assert named.derived is not None
         base = named.derived.base
@@ -269,7 +269,7 @@ class _Run:
         self._clear_journal()
         self._on_event(ProbeFinished(probe=named.name, row=row, reused=False))
 
-    def _journal(self, group: ProbeGroup, search: NamedProbe | None = None) -> SweepJournal:
+    def _journal(self, group: ProbeGroup, search: ProbeSpec | None = None) -> SweepJournal:
         """The journal of a group's sweeps, or of the search of a post-hoc probe by the group of its base."""
         decisive = {**self._setting(group.protocol), "device": group.placement.device.type}
         del decisive["test"]  # nothing is chosen on it

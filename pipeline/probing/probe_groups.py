@@ -20,8 +20,8 @@ from layerbank.probes import Candidate, MemoryPlan, SettingError, TokenSource, T
 
 from ..events import OnEvent, UploadFailed
 from ..memory import shortage_of
-from .probe_names import NamedProbe
 from .probe_sizes import head_of, token_shape
+from .probe_spec import ProbeSpec
 from .tokens.placement import Placement, place_tokens
 from .tokens.token_source import CachedTokens, block_names
 
@@ -40,7 +40,7 @@ class ProbeGroup:
     """
 
     cache: TokenCache
-    probes: tuple[NamedProbe, ...]
+    probes: tuple[ProbeSpec, ...]
     protocol: TrainingProtocol
     tokens: CachedTokens
     sweeps: tuple[tuple[Candidate, ...], ...]
@@ -76,11 +76,11 @@ class ProbeGroup:
 
 def plan_groups(
     cache: TokenCache,
-    wanted: Sequence[tuple[NamedProbe, TrainingProtocol]],
+    wanted: Sequence[tuple[ProbeSpec, TrainingProtocol]],
     memory_bytes: int,
     device: torch.device,
     *,
-    refuse: Callable[[NamedProbe, SettingError], None] | None = None,
+    refuse: Callable[[ProbeSpec, SettingError], None] | None = None,
 ) -> Iterator[ProbeGroup]:
     """Yield groups one after the other: each protocol's probes in their own order.
 
@@ -114,7 +114,7 @@ def plan_groups(
 
 def make_group(
     cache: TokenCache,
-    probes: Sequence[NamedProbe],
+    probes: Sequence[ProbeSpec],
     protocol: TrainingProtocol,
     memory_bytes: int,
     device: torch.device,
@@ -131,7 +131,7 @@ def make_group(
     )
 
 
-def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]:
+def candidates_of(cache: TokenCache, named: ProbeSpec) -> tuple[Candidate, ...]:
     """What a probe chooses among: itself, or the family that its name stands for."""
 
     def row_shape(level: str, kind: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..models.layers import short_levels
-from .probe_names import REFERENCE
+from .probe_spec import REFERENCE
 
 Row = dict[str, Any]
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
@@ -200,7 +200,7 @@ def results_title(rows: Sequence[Row], folder: Path) -> str:
 
 def _settings(summary: Summary) -> str:
     """`lr 0.1, wd 1e-06` where all seeds chose the same, `lr 0.1 (2) 0.01 (1), ...` where they did not."""
-    from layerbank.probes import HEAD_KINDS  # imports torch, which readers of rows can do without
+    from layerbank.probes import HEADS  # imports torch, which readers of rows can do without
 
     finished = [row for row in summary.rows if row["test"] is not None]
     parts = []
@@ -210,7 +210,7 @@ def _settings(summary: Summary) -> str:
     if any(choices := Counter(map(describe_choice, finished))):
         parts.append(_counted(choices, " or "))
     for name in finished[0]["chosen"] if finished else ():
-        if name != "dropout" or HEAD_KINDS[finished[0]["head"]].dropout:
+        if name != "dropout" or HEADS[finished[0]["head"]].has_dropout:
             values = Counter(_number(row["chosen"].get(name)) for row in finished)
             parts.append(f"{_SHORT.get(name, name)} {_counted(values, ' ')}")
     return ", ".join(parts)

@@ -15,8 +15,8 @@ from layerbank.probes import Journal, Progress, SweepResult, TrainingProtocol, r
 
 from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, TrainingStarted
 from .probe_groups import ProbeGroup, open_group
-from .probe_names import NamedProbe
 from .probe_sizes import head_of
+from .probe_spec import ProbeSpec
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
@@ -42,8 +42,8 @@ class Trained:
         held_out: what a search chose by, for a file beside it: name -> array.
     """
 
-    named: NamedProbe
-    candidate: NamedProbe
+    named: ProbeSpec
+    candidate: ProbeSpec
     result: SweepResult
     protocol: TrainingProtocol
     memory: dict[str, Any]
@@ -139,7 +139,7 @@ def open_tokens(test: TokenCache, group: ProbeGroup) -> StreamedTokens:
 
 
 def solve_probe(
-    named: NamedProbe,
+    named: ProbeSpec,
     protocol: TrainingProtocol,
     cache: TokenCache,
     open_test: Callable[[], TokenCache],

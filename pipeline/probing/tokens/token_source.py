@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from layerbank.cache import TokenCache
-from layerbank.probes import HEAD_KINDS, ArraySource, Block, Reading, l2_normalize_
+from layerbank.probes import HEADS, ArraySource, Block, Reading, l2_normalize_
 from layerbank.probes.workspace import Workspace
 
 from ...errors import RequestError
 from ...models.rounding import STORAGE_DTYPES, float_tokens
-from ..probe_names import TOKEN_AXIS, NamedProbe
+from ..probe_spec import TOKEN_AXIS, ProbeSpec
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
 ROWS_AT_ONCE = 128  # rows of all arrays that are gathered, widened and normalised together
@@ -42,7 +42,7 @@ class TokenRows:
         size: F, numbers in a row.
     """
 
-    def __init__(self, probes: Iterable[NamedProbe], row_shape: Callable[[str, str], tuple[int, ...]]) -> None:
+    def __init__(self, probes: Iterable[ProbeSpec], row_shape: Callable[[str, str], tuple[int, ...]]) -> None:
         read = {name: arrays for probe in probes for name, arrays in _arrays_of_blocks(probe).items()}
         self.arrays = [array for arrays in read.values() for array in arrays]
         shapes = {array: row_shape(*array) for array in self.arrays}
@@ -89,17 +89,17 @@ class TokenRows:
             yield slice(start, stop), num_tokens, width, number >= 0
 
 
-def block_names(probe: NamedProbe) -> tuple[str, ...]:
+def block_names(probe: ProbeSpec) -> tuple[str, ...]:
     """The blocks that a probe reads of a row of several probes, in its order.
 
-    >>> from .probe_names import resolve_probe
-    >>> block_names(resolve_probe("attn-mid", 12))
+    >>> from .probe_spec import parse_probe
+    >>> block_names(parse_probe("attn-mid", 12))
     ('block.6/cls', 'block.6/ap', 'final/cls', 'final/ap')
     """
     return tuple(_arrays_of_blocks(probe))
 
 
-def _arrays_of_blocks(probe: NamedProbe) -> dict[str, list[tuple[str, str]]]:
+def _arrays_of_blocks(probe: ProbeSpec) -> dict[str, list[tuple[str, str]]]:
     """Name of a block -> its arrays."""
     if probe.normalize == TOKEN_AXIS and len(probe.kinds) > 1:
         return {
@@ -128,10 +128,10 @@ class CachedTokens:
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe]) -> None:
+    def __init__(self, cache: TokenCache, probes: ProbeSpec | Sequence[ProbeSpec]) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
-        several = [probes] if isinstance(probes, NamedProbe) else probes
+        several = [probes] if isinstance(probes, ProbeSpec) else probes
         self.rows = TokenRows(several, lambda level, kind: cache.arrays[level, kind].row_shape)
         self._arrays = [cache.tokens(*array) for array in self.rows.arrays]
         self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
@@ -139,8 +139,8 @@ class CachedTokens:
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
         self.num_classes = len(class_names)
-        self.blocks = None if isinstance(probes, NamedProbe) else self.rows.blocks
-        flat = HEAD_KINDS[probes.head].flat if isinstance(probes, NamedProbe) else True
+        self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
+        flat = HEADS[probes.head].flat if isinstance(probes, ProbeSpec) else True
         self._reading = Reading(self.rows.blocks, flat=flat)
         self.token_shape = self._reading.token_shape
 
@@ -202,7 +202,7 @@ class CachedTokens:
         return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
 
 
-def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def join_tokens(probe: ProbeSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Join tokens that come straight from a model, as `CachedTokens.take` joins those of a store.
 
     Args:
@@ -215,13 +215,13 @@ def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tenso
     arrays = [(level, kind) for level in probe.levels for kind in probe.kinds]
     shapes = {array: tuple(part.shape[1:]) for array, part in zip(arrays, parts, strict=True)}
     rows = TokenRows([probe], lambda level, kind: shapes[level, kind])
-    reading = Reading(rows.blocks, flat=HEAD_KINDS[probe.head].flat)
+    reading = Reading(rows.blocks, flat=HEADS[probe.head].flat)
     out = torch.empty(len(parts[0]), *reading.token_shape)
     _fill(out, rows, reading, parts)
     return out
 
 
-def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, store: Path) -> None:
+def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: ProbeSpec, store: Path) -> None:
     """Refuse a store that lacks a level or kind of the probe.
 
     Raises:

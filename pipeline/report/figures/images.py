@@ -16,7 +16,7 @@ import numpy as np
 
 from ...data.sources import BadImage, open_source
 from ...errors import RequestError, WorkError
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.attention import AttentionMap
 from ...statistics.scores import Case
 from ...statistics.tested import CONFIDENT_MISSES, DISPUTED, PER_RULE, UNSURE_HITS, choose_examples
