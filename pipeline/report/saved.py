@@ -18,7 +18,7 @@ from layerbank.probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_
 
 from ..data.views import evaluation_transform
 from ..errors import RequestError
-from ..probing.figures import attention_map
+from ..probing.attention import attention_map
 from ..probing.predict import BACKBONE_FIELDS
 from ..probing.probe_spec import ProbeSpec
 from ..probing.tokens.token_source import CachedTokens, require_arrays

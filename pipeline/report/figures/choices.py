@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...probing.results import Row, found
+from ...probing.results import Row, describe_choice
 from ...statistics.scores import Case
 from ..page.blocks import Block, Columns, csv_text, table_of_values
 from ..page.numbers import accuracy, integer, percent, points2
@@ -29,7 +29,7 @@ COLUMNS: Columns = {
 
 def _make(data: ReportData) -> list[Block] | None:
     """A line for each row with such a choice."""
-    values = [_values(data, case, row) for (case, _), row in data.row.items() if found(row)]
+    values = [_values(data, case, row) for (case, _), row in data.row.items() if describe_choice(row)]
     if not values:
         return None
     caption = (
@@ -50,7 +50,7 @@ def _values(data: ReportData, case: Case, row: Row) -> list[Any]:
         case.dataset,
         case.model,
         case.seed,
-        found(row),
+        describe_choice(row),
         mine,
         base,
         None if mine is None or of_base is None else mine - of_base,
