@@ -84,7 +84,7 @@ FIGURES: dict[str, Draw] = {
         ),
         stem,
     ),
-    "attention": lambda stem: draw_attention(ATTENTION, stem, title="alf"),
+    "attention": lambda stem: draw_attention(ATTENTION, stem),
     "similarity": lambda stem: draw_similarity(SIMILARITY, stem),
     "to final": lambda stem: draw_similarity_to_final({"linear": SIMILARITY, "rbf": similarity("rbf", 0)}, stem),
     "levels": lambda stem: draw_levels(BY_LEVEL, stem),
