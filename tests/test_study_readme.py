@@ -28,7 +28,7 @@ def test_its_example_runs(tmp_path: Path) -> None:
 
 
 def test_every_module_has_its_line() -> None:
-    modules = {path.name for room in ("statistics", "report") for path in (FOLDER.parent / room).glob("*.py")}
+    modules = {path.name for folder in ("statistics", "report") for path in (FOLDER.parent / folder).glob("*.py")}
     tables = README.split("## Files")[1].split("\nIntervals")[0]
     assert modules - {"__init__.py"} == set(re.findall(r"`(\w+\.py)`", tables))
 

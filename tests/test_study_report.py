@@ -95,7 +95,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert "95 %" not in answer["findings"][1]
 
 
-def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path: Path) -> None:
+def test_models_that_were_given_other_images_under_one_name_are_named(tmp_path: Path) -> None:
     """By what each probe keeps of its stores; two on the same images, one whose probes are gone."""
     runs = write_study(
         tmp_path,
@@ -113,8 +113,8 @@ def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path
         file.write_text(json.dumps(saved), encoding="utf-8")
         if row["backbone"] == "timm/d":
             file.unlink()
-    (told,) = [one for one in json.loads(run("report", runs, "--json").stdout)["left_out"] if "same images" in one]
-    assert told == (
+    (note,) = [one for one in json.loads(run("report", runs, "--json").stdout)["left_out"] if "same images" in one]
+    assert note == (
         "pets is not the same images for all models (the same for: timm/a, timm/c; timm/b): probes of one model compare, models do "
         "not. Extract it again for all of them from one copy of the images."
     )
@@ -152,7 +152,7 @@ def test_results_the_paper_lacks_are_said_to_have_no_counterpart(tmp_path: Path)
 
 
 def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -> None:
-    models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "a set of nobody"]
+    models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "an unpublished set"]
     runs = write_study(tmp_path / "runs", models=models, datasets=datasets, probes=("linear-cls", "alf", "linear-all"))
     run("report", runs, "--compare", "paper")
     page = ReadPage(runs / "report" / "index.html")
