@@ -46,7 +46,7 @@ class MapProbe(HeadModule):
     def pool(self, tokens: Tensor) -> Tensor:
         u = fold_query(self.to_q(self.query)[0], self.to_k.weight, self.sizes["num_heads"])
         pooled = attend(tokens, u) @ tokens  # [B, H, D]
-        x = self.proj(project_heads(pooled, self.to_v.weight) + self.to_v.bias)
+        x: Tensor = self.proj(project_heads(pooled, self.to_v.weight) + self.to_v.bias)
         update: Tensor = self.fc2(gelu(self.fc1(self.norm(x)), approximate="tanh"))
         return x + update
 

@@ -49,7 +49,7 @@ class VJepaProbe(HeadModule):
         u = fold_query(self.to_q(self.query)[0], self.to_k.weight, self.sizes["num_heads"]) * self.norm1.weight
         # LN_1's affine part goes into the matrix: on what is pooled it would cost B H D where this costs D^2
         values = project_heads(attend(xhat, u) @ xhat, self.to_v.weight * self.norm1.weight)  # [B, D]
-        x = self.query + self.proj(values + self.to_v(self.norm1.bias))
+        x: Tensor = self.query + self.proj(values + self.to_v(self.norm1.bias))
         update: Tensor = self.fc2(gelu(self.fc1(self.norm2(x))))
         return x + update
 
