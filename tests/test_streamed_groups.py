@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import starved
 import torch
-from test_resident import ALF, GRID, LINEAR, QUIRK, write
+from small_stores import ALF, GRID, LINEAR, QUIRK, write_small_store
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.probing.tokens.placement
@@ -40,7 +40,10 @@ ALL = [LINEAR, ALF, GRID, QUIRK, *OF_THE_ZOO]
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     folder = tmp_path_factory.mktemp("stores")
-    caches = [write(folder / f"{name}.zarr", num_rows=count) for name, count in (("train", NUM_ROWS), ("test", 120))]
+    caches = [
+        write_small_store(folder / f"{name}.zarr", num_rows=count)
+        for name, count in (("train", NUM_ROWS), ("test", 120))
+    ]
     return Store(caches[0].path, caches[0].spec), Store(caches[1].path, caches[1].spec)
 
 
@@ -73,8 +76,8 @@ def test_a_row_is_the_same_whatever_its_probe_was_streamed_together_with(
     assert {row["memory"]["buffer_rows"] for row in together} == {256}
     for named, row in zip(ALL, together, strict=True):
         (alone,), _ = run(stores, tmp_path / named.name, [named])
-        company = {"seconds": None, "together_with": None}
-        assert row | company == alone | company
+        may_differ = {"seconds": None, "together_with": None}
+        assert row | may_differ == alone | may_differ
 
 
 def test_the_store_is_read_once_for_all(
@@ -119,7 +122,7 @@ def place(cache: TokenCache, probes: Sequence[ProbeSpec], memory_bytes: int) -> 
 
 
 @pytest.mark.parametrize("memory_bytes", [TIGHT, 2 * TIGHT, 4 * TIGHT, ROOMY])
-def test_rides_keep_within_the_memory_and_change_nothing_for_anybody(
+def test_groups_keep_within_the_memory_and_change_nothing_for_any_probe(
     stores: tuple[Store, Store], memory_bytes: int
 ) -> None:
     groups = groups_of(stores, ALL, memory_bytes)
@@ -134,15 +137,15 @@ def test_rides_keep_within_the_memory_and_change_nothing_for_anybody(
         assert group.read_bytes <= sum(own.read_bytes for own in alone)
 
 
-def test_where_company_would_read_the_store_more_often_probes_go_alone(stores: tuple[Store, Store]) -> None:
-    """In little memory every bank has a pass to itself, and in company that pass would read what nobody in it needs."""
+def test_where_a_group_would_read_the_store_more_often_probes_train_alone(stores: tuple[Store, Store]) -> None:
+    """In little memory every bank has a pass of its own, and in a group that pass would read what its probe does not need."""
     assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], ROOMY)] == [2]
     assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], TIGHT)] == [1, 1]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
-def test_memory_of_a_ride_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path) -> None:
+def test_memory_of_a_group_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path) -> None:
     budget_bytes = 125_000_000
     answer = starved.train(tmp_path, ["linear", "simpool"], budget_bytes, 10 * budget_bytes // starved.ROW_BYTES)
     assert answer["tokens"] == ["streamed"] * 2

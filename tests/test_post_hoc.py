@@ -1,4 +1,4 @@
-"""What is made of a finished probe: the smallest set of its levels, the ensemble of its best settings, the best level."""
+"""Post-hoc probes: the smallest set of the levels of a finished probe, the ensemble of its best settings; the best level."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_probe import PROTOCOL, REQUEST, run, stores_of
+from probe_runs import FEW, REQUEST, run, stores_of
 
 from layerbank.cache import CacheError
 from layerbank.data.sources import open_source
@@ -24,11 +24,9 @@ from layerbank.probes import Setting, StepCost, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import Store, probe, row_folder
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
-from layerbank.probing.results import read_rows
-from layerbank.probing.results_table import results_table, summarize
+from layerbank.probing.results import read_rows, results_table, summarize
 from layerbank.report.saved import SavedHead
 
-FEW = replace(PROTOCOL, lrs=(1e-2, 1e-3, 3e-4), weight_decays=(1e-4, 1e-1), min_steps=40)
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")
 
 
@@ -163,7 +161,7 @@ def test_an_ensemble_is_the_k_best_settings_of_the_base_averaged_in_probability(
     assert row["num_parameters"] == 3 * base["num_parameters"]
 
 
-def test_what_was_made_keeps_the_curves_of_its_final_training_and_where_it_looks(
+def test_a_post_hoc_probe_keeps_the_curves_of_its_final_training_and_its_attention_map(
     stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, rows = made
@@ -188,7 +186,7 @@ def test_what_was_made_keeps_the_curves_of_its_final_training_and_where_it_looks
     assert (top["attention"], [*row_folder(folder, top).glob("attention.*")]) == (None, [])
 
 
-def test_what_was_made_classifies_images(made: tuple[Path, dict[str, Any]], dim: Path) -> None:
+def test_a_post_hoc_probe_classifies_images(made: tuple[Path, dict[str, Any]], dim: Path) -> None:
     folder, rows = made
     for name in NAMES[1:]:
         saved = SavedProbe(row_folder(folder, rows[name]))
@@ -206,7 +204,7 @@ def test_the_best_level_is_the_deepest_of_the_best_on_validation(made: tuple[Pat
     assert row["levels"] == [f"block.{row['candidate'].removeprefix('linear@')}".replace("block.final", "final")]
 
 
-def test_every_row_says_what_it_took(made: tuple[Path, dict[str, Any]]) -> None:
+def test_every_row_has_its_cost(made: tuple[Path, dict[str, Any]]) -> None:
     _, rows = made
     steps = {name: row["selection"]["num_steps"] for name, row in rows.items()}
     again = {name: row["refit"]["num_steps"] for name, row in rows.items()}
@@ -263,7 +261,7 @@ def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_no
     assert not (tmp_path / ".sweeps").exists()
 
 
-def test_what_was_made_is_reused_and_never_for_another_setting(
+def test_a_post_hoc_probe_is_reused_and_never_for_another_setting(
     stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs"
@@ -303,7 +301,7 @@ def test_the_test_images_are_not_opened_before_everything_is_chosen_and_trained(
         assert last.step == last.num_steps
 
 
-def test_what_is_made_of_a_probe_that_diverged_has_diverged(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_a_post_hoc_probe_of_a_base_that_diverged_has_diverged(stores: tuple[Store, Store], tmp_path: Path) -> None:
     wild = replace(FEW, lrs=(1e30,), weight_decays=(1e-4,))
     rows, _ = run(stores, tmp_path, NAMES[1:3], wild)
     for row in rows:
