@@ -23,10 +23,8 @@ from .heads.attention import FusionHead
 
 SHARE = 0.8  # of mass-80
 ROUNDING = 1e-6  # of a float32 softmax: five tokens of 0.2 each have 80 % in four
-BATCH, KEY_FLOATS = (
-    256,
-    1 << 19,
-)  # the plain module makes keys [B, T, I]: 2 MiB of them at most, and as much in temporaries
+BATCH = 256
+KEY_FLOATS = 1 << 19  # of the keys [B, T, I] of the plain module: at most 2 MiB, and as much in temporaries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -85,22 +85,15 @@ def load_probe(folder: str | os.PathLike[str]) -> tuple[HeadModule | Ensemble, d
     return probe.eval(), config
 
 
-def _restore(description: dict[str, Any], weights: dict[str, Tensor]) -> HeadModule | Ensemble:
-    """A probe of the described head, in the dtype of the weights."""
+def _restore(description: dict[str, Any], weights: dict[str, Tensor], prefix: str = "") -> HeadModule | Ensemble:
+    """A probe of the described head, in the dtype of the weights, whose names begin with a prefix."""
     sizes = dict(description)
     kind = sizes.pop("kind")
     if kind == Ensemble.kind:
-        return Ensemble([_restore_member(*pair, weights) for pair in enumerate(sizes["members"])])
-    dtype = weights.get("classifier.weight", torch.zeros(0)).dtype
-    return HEADS.require(kind).module.restore(sizes, weights).to(dtype)
-
-
-def _restore_member(number: int, description: dict[str, Any], weights: dict[str, Tensor]) -> HeadModule:
-    prefix = f"members.{number}."
+        return Ensemble([_restore(one, weights, f"members.{number}.") for number, one in enumerate(sizes["members"])])
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    member = _restore(description, own)
-    assert isinstance(member, HeadModule)
-    return member
+    dtype = own.get("classifier.weight", torch.zeros(0)).dtype
+    return HEADS.require(kind).module.restore(sizes, own).to(dtype)
 
 
 def _check_shapes(file: Path, probe: HeadModule | Ensemble, weights: dict[str, Tensor]) -> None:

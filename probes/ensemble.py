@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadModule
-
 
 class Ensemble(nn.Module):
     """The log of the mean of the members' probabilities, as class scores.
@@ -21,7 +19,7 @@ class Ensemble(nn.Module):
 
     kind: ClassVar[str] = "ensemble"
 
-    def __init__(self, members: Sequence[HeadModule]) -> None:
+    def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 

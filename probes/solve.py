@@ -55,14 +55,13 @@ def run_solvers(
 
     Args:
         head: a solved head, such as ridge, logreg or knn.
-        candidates: each opens the training images with some of their tokens, in the order in which they win ties. They are opened
-            one at a time, and the winner once more.
+        candidates: open the training images, each with some of their tokens, in the order in which they win ties.
         open_test: opens the test images with the tokens of a candidate, by number; called once, after everything else.
         protocol: the grid of the head, validation share and seed; the rest does not matter here.
         on_event: called with `Progress`.
 
     Returns:
-        SweepResult without batches: `selection`, `refit` and `memory` are None, `rungs` is empty, and nothing can diverge.
+        A result without batches, rungs and memory plan; nothing can diverge.
 
     Raises:
         SettingError: the head is trained, or the tokens are not concatenated.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
 
 import click
+
+from . import options as shared
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
@@ -31,7 +32,7 @@ def models(pattern: str | None, as_json: bool) -> None:
         _list_groups(as_json)
     else:
         _list_models(pattern, as_json)
-    _warn_of_plugins("model family", MODEL_FAMILIES.broken)
+    shared.warn_of_plugins("model family", MODEL_FAMILIES.broken)
 
 
 def _list_groups(as_json: bool) -> None:
@@ -154,10 +155,4 @@ def datasets(as_json: bool) -> None:
             ],
             num_left=3,
         )
-    _warn_of_plugins("data source", SOURCES.broken)
-
-
-def _warn_of_plugins(noun: str, broken: Mapping[str, str]) -> None:
-    """Name the plug-ins that cannot be loaded, on standard error."""
-    for name, reason in broken.items():
-        click.echo(f"warning: the {noun} {name} cannot be loaded: {reason}", err=True)
+    shared.warn_of_plugins("data source", SOURCES.broken)

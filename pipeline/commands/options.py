@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +146,9 @@ extraction_options = combine(
     workers,
     on_bad_image,
 )
+
+
+def warn_of_plugins(noun: str, broken: Mapping[str, str]) -> None:
+    """Name the plug-ins that cannot be loaded, on standard error."""
+    for name, reason in broken.items():
+        click.echo(f"warning: the {noun} {name} cannot be loaded: {reason}", err=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from . import options as shared
+
 
 @click.command()
 @click.argument("pattern", default="*")
@@ -36,8 +38,7 @@ def probes(
     """
     from layerbank.probes import HEADS
 
-    from ..console import print_error, print_json, print_table
-    from ..errors import RequestError
+    from ..console import print_json, print_table
     from ..probing.probe_sizes import SIZE_COLUMNS, describe_probes, size_table
 
     described = describe_probes(
@@ -53,9 +54,7 @@ def probes(
     else:
         title = f"depth {depth}, width {embed_dim}, {num_patches} patches, {num_classes} classes"
         print_table(SIZE_COLUMNS, size_table(described), title=title)
-    for name, reason in HEADS.broken.items():
-        broken = RequestError("layerbank.broken_plugin", noun=HEADS.noun, name=name, reason=reason)
-        print_error(broken.where, {"expected": broken.expected, "got": broken.got, "do": broken.todo})
+    shared.warn_of_plugins("head", HEADS.broken)
 
 
 @click.command()

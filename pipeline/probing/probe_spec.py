@@ -245,32 +245,26 @@ def _match(form: Form, words: Sequence[str]) -> dict[str, str] | None:
 
 def _read(name: str, head_type: HeadType, form: Form, found: Mapping[str, str], depth: int, quirks: bool) -> ProbeSpec:
     """The probe of a name of a form."""
-    if found.get("level") == BEST:
-        stem = name.partition("@")[0]
-        levels = [level.removeprefix("block.") for level in reversed(level_names(depth))]
+    known, stem, number = level_names(depth), name.partition("@")[0], found.get("level")
+    if number == BEST:
+        levels = [level.removeprefix("block.") for level in reversed(known)]
         return _family(name, [f"{stem}@{level}" for level in levels], depth, quirks)
+    if number is None:
+        levels = layer_set(found.get("layers", form.layers), depth, reference_quirks=quirks)
+    else:
+        levels = [FINAL if number == FINAL else f"block.{int(number)}"]
+    if not set(levels) <= set(known):
+        raise RequestError("probing.no_such_level", name=name, stem=stem, level=number, last=depth - 1)
     num_heads = form.num_heads or head_type.num_heads
     return ProbeSpec(
         name=name,
         head=head_type.name,
-        levels=(
-            (_one_level(name, found["level"], depth),)
-            if "level" in found
-            else tuple(layer_set(found.get("layers", form.layers), depth, reference_quirks=quirks))
-        ),
+        levels=tuple(levels),
         kinds=(*form.kinds, *(found[slot] for slot in ("kind", "grid") if slot in found)),
         num_heads=num_heads[depth >= DEEP] if isinstance(num_heads, tuple) else None,
         depth=depth,
         protocol=dict(form.protocol),
     )
-
-
-def _one_level(name: str, number: str, depth: int) -> str:
-    level = FINAL if number == FINAL else f"block.{int(number)}"
-    if level not in level_names(depth):
-        stem = name.partition("@")[0]
-        raise RequestError("probing.no_such_level", name=name, stem=stem, level=number, last=depth - 1)
-    return level
 
 
 def _family(name: str, candidates: Iterable[str], depth: int, quirks: bool) -> ProbeSpec:
