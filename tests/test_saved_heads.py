@@ -144,7 +144,6 @@ def test_the_spread_of_a_uniform_map_is_the_largest_and_of_a_single_cell_none() 
     assert uniform.late_third == pytest.approx(0.4)  # two of five levels
     single = spread_of(map_of([[0, 0, 1.0], [0, 0, 0]]))
     assert (single.entropy, single.mass80, single.late_third) == (0, 1, 1)
-    assert single.of_kind == {"cls": 1, "ap": 0}
 
 
 def test_maps_of_one_form_have_a_mean() -> None:

@@ -44,7 +44,7 @@ def _values(data: ReportData, case: Case, row: Row) -> list[Any]:
     """Plain values under COLUMNS; None is unknown."""
     base = (row.get("derived") or {}).get("base")
     cost = row.get("cost") or {}
-    mine, of_base = (_percent(one) for one in (row, data.of_case(case).get(base or "")))
+    mine, of_base = (_percent(one) for one in (row, data.rows_of[case].get(base or "")))
     return [
         row["probe"],
         case.dataset,
