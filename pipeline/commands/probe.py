@@ -114,7 +114,7 @@ def probe(
 
     from ..console import Listener, print_json, print_table
     from ..data.sources import open_source
-    from ..jobs.extract import open_extraction, settle_within_room, split_names, with_views
+    from ..jobs.extract import open_extraction, settle_and_check_disk, split_names, with_views
     from ..memory import memory_for_probes
     from ..models.request import choose_device
     from ..probing.probe import check_classes, check_train_views, run_folder, verify_arrays
@@ -151,13 +151,11 @@ def probe(
         )
         named = leave_out_unfit(named, work.backbone.row_shape)
         check_heads(named, work.backbone.row_shape)
-        arrays = list(dict.fromkeys(array for one in named for array in one.arrays))
+        arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
+        work = replace(work, arrays=arrays)
         sources = [train_source, test_source]
-        if may_extract:
-            (work,) = settle_within_room([work], sources, [arrays])
-        else:
-            work = work.settled(sources, arrays)
-        train, test = (work.extract(source, arrays) if may_extract else work.store(source) for source in sources)
+        (work,) = settle_and_check_disk([work], sources) if may_extract else [work.settled(sources)]
+        train, test = (work.extract(source) if may_extract else work.store(source) for source in sources)
         if train_views is not None and train_views < options["views"]:
             train = train._replace(num_views=train_views)
         if may_verify:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..jobs.recipe import Recipe
+    from ..jobs.units import StudyOptions
 
 _DIR = click.Path(file_okay=False, path_type=Path)
 
@@ -75,30 +81,19 @@ def study(
     \b
     layerbank study demo --dry-run
     """
-    from dataclasses import asdict
-
-    from ..console import Listener, print_json, print_table
-    from ..event_text import part_of_study
-    from ..executors.studies import on_ray, one_process, run_study, several_processes
-    from ..extraction.ranks import choose_processes
+    from ..console import print_json, print_table
     from ..jobs.recipe import open_recipe
-    from ..jobs.study_table import STUDY_COLUMNS, study_table
-    from ..jobs.units import Place
+    from ..jobs.units import StudyOptions
     from ..quantities import parse_size
 
     if calibrate and not dry_run:
         from ..errors import RequestError
 
-        raise RequestError(
-            where="--calibrate",
-            expected="--dry-run beside it",
-            got="a study to be done",
-            todo="Leave it out, or plan first.",
-        )
+        raise RequestError("jobs.calibrate_without_dry_run")
     opened = open_recipe(recipe)
     if memory is not None:
         parse_size(memory)
-    place = Place(
+    options = StudyOptions(
         cache_root=cache_root,
         runs_root=runs_root,
         data_root=data_root,
@@ -110,25 +105,33 @@ def study(
     if dry_run:
         from ..jobs.study_plan import PLAN_COLUMNS, plan_study, plan_table, plan_title
 
-        planned = plan_study(opened, place, calibrate=calibrate)
+        planned = plan_study(opened, options, calibrate=calibrate)
         if as_json:
             print_json([asdict(unit) for unit in planned])
         else:
             print_table(PLAN_COLUMNS, plan_table(planned), title=plan_title(planned))
         return
-    if engine == "ray":
-        does_units = on_ray(processes)
-    else:
-        num_processes = choose_processes(processes, device, None)
-        does_units = one_process if num_processes == 1 else several_processes(num_processes)
-    with Listener(quiet=as_json) as listener:
-        rows, failures = run_study(opened, place, engine=does_units, on_event=listener.show)
+    if not _run(opened, options, processes, on_ray=engine == "ray", as_json=as_json):
+        raise SystemExit(1)
+
+
+def _run(recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray: bool, as_json: bool) -> bool:
+    """Run a study and show its results; return whether all of it was done."""
+    from ..console import Listener, print_json, print_table
+    from ..event_text import part_of_study
+    from ..executors.studies import executor_of_study, run_study
+    from ..jobs.study_table import STUDY_COLUMNS, study_table
+
+    with (
+        Listener(quiet=as_json) as listener,
+        executor_of_study(recipe, options, processes, on_ray=on_ray, on_event=listener.show) as executor,
+    ):
+        rows, failures = run_study(recipe, options, executor=executor, on_event=listener.show)
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:
-        print_table(STUDY_COLUMNS, study_table(rows), title=f"balanced accuracy in percent; {runs_root}")
+        print_table(STUDY_COLUMNS, study_table(rows), title=f"balanced accuracy in percent; {options.runs_root}")
         for failure in failures:
             part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
             click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)
-    if failures:
-        raise SystemExit(1)
+    return not failures
