@@ -124,14 +124,6 @@ def _(event: events.PrecisionFellBack) -> str:
 
 
 @text_of.register
-def _(event: events.PrecisionFollowed) -> str:
-    return (
-        f"extract: warning: {event.backbone} runs in {event.used}, not {event.asked}, on {', '.join(event.splits)}: "
-        f"another split has its store in {event.used}, {event.store}. For {event.asked} extract them together"
-    )
-
-
-@text_of.register
 def _(event: events.TokensOutOfRange) -> str:
     return (
         f"extract: warning: {event.array}: {event.num_saturated:,} values beyond {event.storage_dtype} "

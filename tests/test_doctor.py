@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from own_mounts import in_own_mounts
 from photos import write_photos
 from plugins import install_plugin
-from test_cache_disk import in_own_mounts
 from token_stores import write_store
 
 from layerbank.cache import TokenCache
 from layerbank.cache.locking import worker_file
-from layerbank.data import ViewedSource
 from layerbank.data.sources import BadImage
+from layerbank.data.views import ViewedSource
 from layerbank.doctor import OK, PROBLEM, WARNING, Finding, disk, guarded
 from layerbank.doctor.device import check_gpu
 from layerbank.doctor.packages import check_imports, check_operators, check_plugins, check_versions

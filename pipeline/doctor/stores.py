@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 def check_stores(cache_root: Path) -> list[Finding]:
     """List every store that needs attention, and count those that do not."""
-    from layerbank.cache import TRIAL_PREFIX, find_garbage, list_stores
+    from layerbank.cache import BENCHMARK_PREFIX, find_garbage, list_stores
 
     stores = list_stores(cache_root)
     findings = [finding for store in stores if (finding := _look_at(store, cache_root)) is not None]
     todo = f"layerbank cache gc --cache {shlex.quote(str(cache_root))} --delete"
     findings += [Finding("leftover", WARNING, f"{one.path}: {one.reason}", todo) for one in find_garbage(cache_root)]
     # left by a `layerbank plan` that was killed, perhaps beside a folder that did not exist
-    trials = [path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{TRIAL_PREFIX}*")]
+    trials = [
+        path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{BENCHMARK_PREFIX}*")
+    ]
     findings += [
         Finding("leftover", WARNING, f"{path}: left by a plan that was killed", "Delete it.") for path in trials
     ]

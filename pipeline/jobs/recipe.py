@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.catalogue import find_entry, require_entry
-from ..data.sources import SCHEMES
+from ..data.sources import SOURCES
 from ..errors import RequestError
 from ..probing.probe_names import resolve_probes
 from ..probing.protocols import open_protocol
@@ -121,8 +121,8 @@ def _texts(key: str, value: Any, problem_of: Callable[[str], str] = lambda text:
 
 def _problem_of_data(name: str) -> str:
     scheme, colon, address = name.partition(":")
-    if colon and (scheme not in SCHEMES or not address):
-        return f"data {name!r} (a scheme among {', '.join(SCHEMES)}, then an address)"
+    if colon and (scheme not in SOURCES or not address):
+        return f"data {name!r} (a scheme among {', '.join(SOURCES)}, then an address)"
     return f"data {name!r}" + _reason(require_entry, name) if not colon and find_entry(name) is None else ""
 
 

@@ -17,8 +17,7 @@ from typing import Any
 
 from layerbank.probes import resolve_compute
 
-from ..data.catalogue import SPLITS, check_size, find_entry
-from ..data.hub import locate_data
+from ..data.catalogue import SPLITS, check_size, find_entry, locate_data
 from ..data.sources import ImageSource, open_source
 from ..errors import LayerbankError, WorkError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore

@@ -24,7 +24,7 @@ from layerbank.probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_
 from ..data.sources import ImageSource
 from ..errors import RequestError
 from ..events import OnEvent, ProbeFinished, ignore
-from ..extraction.siblings import model_differences
+from ..extraction.extract import model_differences
 from ..memory import memory_for_probes
 from .derived import derive
 from .failing import Fail, Failures
