@@ -39,7 +39,7 @@ from layerbank.events import (
     ignore,
 )
 from layerbank.executors.executor import Done, Lost
-from layerbank.executors.ray_actor import enter_shared_folders, retry_while_locked
+from layerbank.executors.ray_actor import enter_shared_folders, run_in_shared_folders
 from layerbank.executors.ray_connection import HeadCheck, check_address
 from layerbank.executors.ray_executor import RayExecutor
 from layerbank.executors.ray_placement import place_actors
@@ -283,16 +283,16 @@ def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch
     monkeypatch.setattr("layerbank.executors.ray_actor.LOCK_RETRY_S", 0.01)
     tries: list[int] = []
 
-    def locked_twice(on_event: OnEvent) -> str:
+    def locked_twice(worker: int, on_event: OnEvent) -> str:
         tries.append(0)
         if len(tries) < 3:
             raise StoreLockedError(Message(where="a", expected="b", got="c", todo="D."))
         return "done"
 
-    assert retry_while_locked(locked_twice, 1, ignore) == "done"
+    assert run_in_shared_folders(locked_twice, 1, [], ".", 0, ignore) == "done"
     tries.clear()
     with pytest.raises(StoreLockedError):
-        retry_while_locked(locked_twice, 0, ignore)
+        run_in_shared_folders(locked_twice, 0, [], ".", 0, ignore)
 
 
 def test_a_study_spreads_its_units_over_a_cluster_and_leaves_the_rows_of_one_process(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ import click
 if TYPE_CHECKING:
     from ..jobs.recipe import Recipe
     from ..jobs.units import StudyOptions
+    from ..probing.results import Row
+
+STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
 
 _DIR = click.Path(file_okay=False, path_type=Path)
 
@@ -117,21 +121,45 @@ def study(
 
 def _run(recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray: bool, as_json: bool) -> bool:
     """Run a study and show its results; return whether all of it was done."""
+    from contextlib import ExitStack
+
     from ..console import Listener, print_json, print_table
     from ..event_text import part_of_study
-    from ..executors.studies import executor_of_study, run_study
-    from ..jobs.study_table import STUDY_COLUMNS, study_table
+    from ..executors.executor import Executor
+    from ..executors.local import LocalExecutor
+    from ..executors.ray_executor import RayExecutor
+    from ..executors.studies import run_study
+    from ..extraction.ranks import choose_processes
+    from ..jobs.units import units_of
+    from ..models.request import choose_device
 
-    with (
-        Listener(quiet=as_json) as listener,
-        executor_of_study(recipe, options, processes, on_ray=on_ray, on_event=listener.show) as executor,
-    ):
+    with ExitStack() as stack:
+        listener = stack.enter_context(Listener(quiet=as_json))
+        executor: Executor | None = None
+        if on_ray:
+            folders = (options.cache_root, options.runs_root)
+            executor = stack.enter_context(RayExecutor(folders, processes, options.device, listener.show))
+        elif (num_processes := choose_processes(processes, options.device, None)) > 1:
+            num_processes = min(num_processes, len(units_of(recipe)))
+            executor = LocalExecutor(num_processes, choose_device(options.device))
         rows, failures = run_study(recipe, options, executor=executor, on_event=listener.show)
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:
-        print_table(STUDY_COLUMNS, study_table(rows), title=f"balanced accuracy in percent; {options.runs_root}")
+        print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {options.runs_root}")
         for failure in failures:
             part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
             click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)
     return not failures
+
+
+def study_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Return a line for each model, data set and probe, averaged over seeds; a dash if all settings diverged."""
+    from ..probing.results_table import summarize
+
+    lines = []
+    for one in summarize(rows):
+        numbers = ((one.validation, ".1f"), (one.test, ".1f"), (one.gain, "+.1f"))
+        shown = ["-" if value is None else f"{value.mean:{form}}" for value, form in numbers]
+        lines.append([one.rows[0]["backbone"], one.rows[0]["dataset"], one.probe, *shown])
+    return lines

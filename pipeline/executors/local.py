@@ -63,7 +63,7 @@ class LocalExecutor(Executor):
             try:
                 message = pipe.recv()
             except (EOFError, ConnectionResetError):
-                message = Died(_how_it_ended(self._join(pipe)))
+                message = Died(self._join(pipe))
             yield pipe, message
 
     def _keep(self, worker: Any, *, is_needed: bool) -> None:
@@ -73,10 +73,13 @@ class LocalExecutor(Executor):
             worker.close()  # the process ends
             self._join(worker)
 
-    def _join(self, pipe: Any) -> int:
+    def _join(self, pipe: Any) -> str:
+        """Wait for the end of a process, and return how it ended."""
         process = self._processes.pop(pipe)
         process.join()
-        return int(process.exitcode)
+        if process.exitcode < 0:
+            return f"killed by {signal.Signals(-process.exitcode).name}"
+        return f"ended with exit code {process.exitcode}"
 
     def _end(self, workers: Collection[Any]) -> None:
         processes = [self._processes.pop(pipe) for pipe in [*workers, *self._idle]]
@@ -88,12 +91,6 @@ class LocalExecutor(Executor):
             if process.is_alive():
                 process.kill()
                 process.join()
-
-
-def _how_it_ended(exit_code: int) -> str:
-    if exit_code < 0:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    return f"ended with exit code {exit_code}"
 
 
 @contextmanager

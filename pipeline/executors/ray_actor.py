@@ -55,11 +55,21 @@ def run_in_shared_folders(
 ) -> Any:
     """Check the folders, change to the working folder, and run the task.
 
+    Where an actor has died before, its locks may outlive it for `LOCK_LEASE_S`; they are waited for.
+
     Raises:
         RequestError: this node has another file system.
+        StoreLockedError: a store is still locked then, or the task is begun for the first time.
     """
     enter_shared_folders(probes, folder)
-    return retry_while_locked(partial(task, worker), attempt, on_event)
+    deadline = time.monotonic() + LOCK_LEASE_S
+    while True:
+        try:
+            return task(worker, on_event)
+        except StoreLockedError:
+            if attempt == 0 or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_RETRY_S)
 
 
 def enter_shared_folders(probes: Sequence[Path], folder: str) -> None:
@@ -79,19 +89,3 @@ def enter_shared_folders(probes: Sequence[Path], folder: str) -> None:
         raise RequestError(
             "executors.working_folder_missing", folder=folder, node=node, reason=error.strerror
         ) from None
-
-
-def retry_while_locked(task: Any, attempt: int, on_event: OnEvent) -> Any:
-    """Run a task; where an actor has died before, its locks may outlive it for `LOCK_LEASE_S`.
-
-    Raises:
-        StoreLockedError: a store is still locked then, or the task is begun for the first time.
-    """
-    deadline = time.monotonic() + LOCK_LEASE_S
-    while True:
-        try:
-            return task(on_event)
-        except StoreLockedError:
-            if attempt == 0 or time.monotonic() > deadline:
-                raise
-            time.sleep(LOCK_RETRY_S)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..events import (
     UploadFailed,
     ignore,
 )
-from ..extraction.ranks import choose_processes, device_of_worker
+from ..extraction.ranks import device_of_worker
 from ..jobs.recipe import Recipe
 from ..jobs.study_disk_space import report_disk_space
 from ..jobs.units import (
@@ -49,8 +48,6 @@ from ..jobs.units import (
 from ..models.request import choose_device
 from ..probing.results import Row
 from .executor import Done, Executor
-from .local import LocalExecutor
-from .ray_executor import RayExecutor
 
 FAILURES = "failures.jsonl"
 
@@ -66,26 +63,6 @@ _SHOWN_OF_PARALLEL_UNITS = (
     UploadFailed,
 )
 _MODELS = OpenModels()  # of a worker process, from one unit to the next
-
-
-def executor_of_study(
-    recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray: bool, on_event: OnEvent
-) -> AbstractContextManager[Executor | None]:
-    """Return the executor that `layerbank study` asks for, as a context manager; None is this process.
-
-    Args:
-        recipe: the recipe of the study.
-        options: folders and device.
-        processes: number of units that run at a time; None chooses it.
-        on_ray: whether they run on a Ray cluster.
-        on_event: called when the cluster is joined.
-    """
-    if on_ray:
-        return RayExecutor((options.cache_root, options.runs_root), processes, options.device, on_event)
-    num_processes = choose_processes(processes, options.device, None)
-    if num_processes == 1:
-        return nullcontext()
-    return nullcontext(LocalExecutor(min(num_processes, len(units_of(recipe))), choose_device(options.device)))
 
 
 def run_study(
