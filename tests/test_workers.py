@@ -200,14 +200,14 @@ def test_an_error_keeps_its_class_and_parts_and_ends_the_others() -> None:
 
 
 @pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0"])
-def test_a_shard_that_is_none_is_refused(text: str) -> None:
+def test_a_malformed_shard_is_refused(text: str) -> None:
     with pytest.raises(
         RequestError, match=r"--shard: expected i/n with 0 <= i < n, such as 0/4, got .*Number shards from 0"
     ):
         parse_shard(text)
 
 
-def test_a_rank_that_does_not_fit_is_refused_and_a_world_of_one_is_no_crew() -> None:
+def test_a_rank_that_does_not_fit_is_refused_and_a_world_of_one_has_no_workers() -> None:
     assert worker_of_launcher({}) is None
     assert worker_of_launcher({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}) is None
     with pytest.raises(RequestError, match="expected RANK below WORLD_SIZE, got RANK=2, WORLD_SIZE=2"):

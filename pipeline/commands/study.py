@@ -21,7 +21,7 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("recipe")
-@click.option("--dry-run", is_flag=True, help="Say what there is to do: units, trainings, images, bytes; do nothing.")
+@click.option("--dry-run", is_flag=True, help="Only count units, trainings, images and bytes.")
 @click.option(
     "--calibrate",
     is_flag=True,
@@ -32,14 +32,14 @@ _DIR = click.Path(file_okay=False, path_type=Path)
     "--data-root", type=_DIR, default="data", show_default=True, help="Folder of the data sets of the catalogue."
 )
 @click.option(
-    "--fetch/--no-fetch", default=True, show_default=True, help="Fetch a data set that is not there from the hub."
+    "--fetch/--no-fetch", default=True, show_default=True, help="Fetch missing data sets from the hub."
 )
 @click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
 @click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option(
     "--memory",
-    help="What the whole program may take of the host's memory, such as 4GB. [default: 80 % of what is free]",
+    help="Host memory of the whole program, such as 4GB. [default: 80 % of the free memory]",
 )
 @click.option(
     "--workers",
@@ -76,11 +76,11 @@ def study(
     engine: str,
     as_json: bool,
 ) -> None:
-    """Do a whole study: every model on every data set of a recipe, every probe, every seed.
+    """Run a whole study: every model on every data set of a recipe, every probe, every seed.
 
-    RECIPE is smoke, demo, layers, ablations, paper-base, paper-full, or a TOML file with models, data, probes and, if they are to
-    differ, seeds, protocol, num_heads, weights, image_size, tap. Run it again after a crash and it goes on where it was. What
-    fails is told, kept in RUNS/failures.jsonl, and the rest goes on; the exit code is then 1.
+    RECIPE is smoke, demo, layers, ablations, paper-base, paper-full, or a TOML file with models, data, probes and optionally seeds,
+    protocol, num_heads, weights, image_size, tap. Run it again after a crash and it continues where it stopped. Parts that fail are
+    reported and listed in RUNS/failures.jsonl, the rest goes on, and the exit code is 1.
 
     \b
     layerbank study demo --dry-run

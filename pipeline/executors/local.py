@@ -127,7 +127,7 @@ def _work(number: int, num_processes: int, pipe: Connection) -> None:
     def send(message: object) -> None:
         try:
             pipe.send(message)
-        except BrokenPipeError:  # nobody waits for the result any more
+        except BrokenPipeError:  # the parent has ended
             sys.exit(1)
 
     try:

@@ -52,13 +52,13 @@ def connected() -> Iterator[Any]:
 
 
 def check_address(address: str) -> None:
-    """Ask the head before Ray does, which takes minutes to say that nobody answers.
+    """Ask the head before Ray does, which takes minutes to give up.
 
     Args:
         address: `host:port` of the head, or `auto`.
 
     Raises:
-        RequestError: nobody answers there, or it is the address of Ray's client server.
+        RequestError: there is no answer, or it is the address of Ray's client server.
     """
     if address in ("auto", "local"):
         return

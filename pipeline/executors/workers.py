@@ -1,6 +1,6 @@
 """Several workers of the same stores: each is one of n, and their events are shown as if they came from one process.
 
-The decision taken here: workers are told nothing of each other and get no rows from here. The stores say who computes what; so a
+The decision taken here: workers know nothing of each other and get no rows from here. The stores say who computes what, so a
 worker that is killed is a warning, not an end, as long as another one lives.
 """
 
