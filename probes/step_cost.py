@@ -20,7 +20,8 @@ from .banks.bank import GROUP_SIZE
 from .data.token_source import ArraySource
 from .fit import fit_banks
 from .group_plan import Candidate, plan_group
-from .protocol import Head, Setting, TrainingProtocol
+from .heads import Head
+from .protocol import Setting, TrainingProtocol
 from .trainable_heads import prepare
 
 FEW, MANY = 16, 96  # images of a step

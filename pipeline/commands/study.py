@@ -31,9 +31,7 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--data-root", type=_DIR, default="data", show_default=True, help="Folder of the data sets of the catalogue."
 )
-@click.option(
-    "--fetch/--no-fetch", default=True, show_default=True, help="Fetch missing data sets from the hub."
-)
+@click.option("--fetch/--no-fetch", default=True, show_default=True, help="Fetch missing data sets from the hub.")
 @click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
 @click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -155,7 +153,7 @@ def _run(recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray
 
 def study_lines(rows: Sequence[Row]) -> list[list[str]]:
     """Return a line for each model, data set and probe, averaged over seeds; a dash if all settings diverged."""
-    from ..probing.results_table import summarize
+    from ..probing.results import summarize
 
     lines = []
     for one in summarize(rows):

@@ -15,6 +15,7 @@ IMPORTED = ("numpy", "torch", "torchvision", "timm", "open_clip", "zarr", "numco
 REGISTRIES = (
     "layerbank.data.sources:SOURCES",
     "layerbank.models.families:MODEL_FAMILIES",
+    "layerbank.probes.heads.registry:HEADS",
     "layerbank.report.figures:FIGURES",
 )
 BROKEN = (ImportError, RuntimeError, OSError, AttributeError)  # raised by packages that were built for other versions

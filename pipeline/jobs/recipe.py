@@ -17,7 +17,7 @@ from typing import Any
 from ..data.catalogue import find_entry, require_entry
 from ..data.sources import SOURCES
 from ..errors import RequestError
-from ..probing.probe_names import resolve_probes
+from ..probing.probe_spec import parse_probes
 from ..probing.protocols import open_protocol
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -127,7 +127,7 @@ def _problem_of_data(name: str) -> str:
 
 
 def _problem_of_probe(name: str) -> str:
-    reason = _reason(resolve_probes, [name], ANY_DEPTH)
+    reason = _reason(parse_probes, [name], ANY_DEPTH)
     return f"probe {name!r}{reason}" if reason and "@" not in name else ""  # the levels after @ depend on the model
 
 

@@ -25,8 +25,8 @@ from ..memory import memory_for_probes
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_workers
 from ..probing.probe import check_classes, probe, run_folder, verify_arrays
-from ..probing.probe_names import NamedProbe, resolve_probes
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
+from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
 from .extract import RequestedExtraction, settle_and_check_disk
@@ -222,12 +222,12 @@ def open_data(name: str, options: StudyOptions) -> tuple[str, list[ImageSource]]
 
 def probes_that_fit(
     recipe: Recipe, depth: int, row_shape: RowShape, fail: Callable[[str | None, Exception], None]
-) -> list[NamedProbe]:
+) -> list[ProbeSpec]:
     """The probes that a backbone can have; the others fail one by one, such as `linear-cls` of a model without CLS."""
-    fitting: dict[str, NamedProbe] = {}
+    fitting: dict[str, ProbeSpec] = {}
     for name in recipe.probes:
         try:
-            found = resolve_probes([name], depth, num_heads=recipe.num_heads)
+            found = parse_probes([name], depth, num_heads=recipe.num_heads)
             found = leave_out_unfit(found, row_shape)
             for level, kind in (array for one in found for array in one.arrays):
                 row_shape(level, kind)
