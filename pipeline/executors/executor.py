@@ -118,10 +118,10 @@ class Executor(ABC):
                         again = num_lost < self.max_attempts and not (share and is_done)
                         if again:
                             waiting.append((one.index, num_lost))
-                        many = (
-                            "" if again or num_lost == 1 else f"{num_lost} workers died one after the other, the last: "
-                        )
-                        yield Lost(one.index, f"{many}{message.reason}", len(running), again)
+                        reason = message.reason
+                        if not again and num_lost > 1:
+                            reason = f"{num_lost} workers died one after the other, the last: {reason}"
+                        yield Lost(one.index, reason, len(running), again)
                         continue
                     one.has_begun = True
                     if isinstance(message, BaseException):
@@ -144,7 +144,7 @@ class Executor(ABC):
 
     @abstractmethod
     def _begin(self, task: Task, attempt: int, running: dict[Any, Running], one: Running) -> None:
-        """Hand a task to an idle worker or a new one, and enter it under a key that names the worker."""
+        """Hand a task to an idle worker or a new one, and add it to `running` under a key for that worker."""
 
     @abstractmethod
     def _messages(self, running: Mapping[Any, Running]) -> Iterable[tuple[Any, Any]]:
@@ -152,11 +152,11 @@ class Executor(ABC):
 
     @abstractmethod
     def _keep(self, worker: Any, *, is_needed: bool) -> None:
-        """The task of a worker has returned; more tasks are waiting, or not."""
+        """Keep a worker whose task has returned for the next task, if there is one."""
 
     @abstractmethod
     def _end(self, workers: Collection[Any]) -> None:
-        """End workers whatever they do."""
+        """End workers, even in the middle of a task; those that have ended are ignored."""
 
 
 def run_task(task: Task, worker: int, send: Callable[[object], None]) -> None:

@@ -75,14 +75,16 @@ class LocalExecutor(Executor):
 
     def _join(self, pipe: Any) -> str:
         """Wait for the end of a process, and return how it ended."""
-        process = self._processes.pop(pipe)
+        process = self._processes[pipe]
         process.join()
+        del self._processes[pipe]
         if process.exitcode < 0:
             return f"killed by {signal.Signals(-process.exitcode).name}"
         return f"ended with exit code {process.exitcode}"
 
     def _end(self, workers: Collection[Any]) -> None:
-        processes = [self._processes.pop(pipe) for pipe in [*workers, *self._idle]]
+        pipes = [pipe for pipe in [*workers, *self._idle] if pipe in self._processes]
+        processes = [self._processes.pop(pipe) for pipe in pipes]
         self._idle.clear()
         for process in processes:
             process.terminate()

@@ -124,7 +124,7 @@ class RayExecutor(Executor):
         self._idle.append(self._actor_of.pop(worker))
 
     def _end(self, workers: Collection[Any]) -> None:
-        self._kill([self._actor_of.pop(stream) for stream in workers])
+        self._kill([self._actor_of.pop(stream) for stream in workers if stream in self._actor_of])
 
     def _kill_idle(self) -> None:
         self._kill(self._idle)
