@@ -17,7 +17,7 @@ from layerbank import console
 from layerbank.cache import CacheWriter
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ExtractionFinished, ExtractionProgress
-from layerbank.executors.relay import Relay
+from layerbank.executors.workers import Relay
 from layerbank.extraction import meter
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.meter import find_limit, limit_of
@@ -69,7 +69,7 @@ def test_events_of_several_processes_keep_their_workers() -> None:
     told: list[Event] = []
     relay = Relay(told.append)
     for worker in range(2):
-        relay.tell(worker, replace(PROGRESS, num_workers=3))
+        relay.add(worker, replace(PROGRESS, num_workers=3))
     assert isinstance(told[-1], ExtractionProgress)
     assert told[-1].num_workers == 3
 

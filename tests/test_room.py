@@ -21,12 +21,12 @@ from layerbank import RequestError
 from layerbank.data.catalogue import require_entry
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.doctor.disk import check_disk
-from layerbank.events import Event, StudyShortOfRoom, ignore
-from layerbank.jobs.extract import RequestedExtraction, settle_within_room
+from layerbank.events import Event, StudyShortOfRoom
+from layerbank.jobs.extract import RequestedExtraction, settle_and_check_disk
 from layerbank.jobs.recipe import Recipe
 from layerbank.jobs.study_disk_space import report_disk_space
 from layerbank.jobs.study_plan import look_for
-from layerbank.jobs.units import Place
+from layerbank.jobs.units import StudyOptions
 from layerbank.quantities import size
 
 ROOT = Path(__file__).parent.parent
@@ -103,22 +103,20 @@ def test_a_float16_model_is_judged_by_the_store_that_it_comes_to(
     photos: Path, tmp_path: Path, full_disk: Any, loads: list[int]
 ) -> None:
     """It overflows and becomes a bfloat16 model, whose store is complete: a full disk is no hindrance."""
-    source, arrays = open_source(f"folder:{photos}", "test"), [("final", "cls")]
-    options: dict[str, Any] = {"storage_dtype": "float16", "cache_root": tmp_path, "data": f"folder:{photos}"}
-    options |= dict.fromkeys(("batch_size", "compile_model", "parity_threshold"))
-    options |= {"workers": 0, "on_bad_image": "stop"}
+    data, arrays, settings = f"folder:{photos}", (("final", "cls"),), {"num_workers": 0}
+    source = open_source(data, "test")
 
     def work(kind: type[Planted], precision: str) -> RequestedExtraction:
         request = kind(model=TINY_MODEL, tap="block", precision=precision)
-        return RequestedExtraction(request.open("cpu"), request, options, ignore)
+        return RequestedExtraction(request.open("cpu"), request, data, tmp_path, "float16", arrays, settings)
 
-    work(Massive, "bfloat16").extract(source, arrays)
+    work(Massive, "bfloat16").extract(source)
     full_disk(0)
-    (settled,) = settle_within_room([work(Massive, "float16")], [source], [arrays])
+    (settled,) = settle_and_check_disk([work(Massive, "float16")], [source])
     assert settled.backbone.precision == "bfloat16"
     loads.clear()
     with pytest.raises(RequestError, match="0 B free on the disk"):
-        settle_within_room([work(Massive, "float32")], [source], [arrays])
+        settle_and_check_disk([work(Massive, "float32")], [source])
     assert loads == []
 
 
@@ -187,7 +185,7 @@ def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
     data = ("folder:nowhere", "dtd", f"folder:{photos}")
     recipe = Recipe(models=("timm/vit_nonsense", TINY_MODEL), data=data, probes=("linear-cls",), image_size=32)
     told: list[Event] = []
-    report_disk_space(recipe, Place(cache_root=tmp_path / "caches", data_root=tmp_path), told.append)
+    report_disk_space(recipe, StudyOptions(cache_root=tmp_path / "caches", data_root=tmp_path), told.append)
     (event,) = told
     assert isinstance(event, StudyShortOfRoom)
     num_photos = sum(len(open_source(f"folder:{photos}", split)) for split in ("train", "test"))

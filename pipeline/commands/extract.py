@@ -79,26 +79,27 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
         _plan(options, as_json)
         return
     from ..console import Listener, print_json
-    from ..executors.processes import run_processes
+    from ..executors.local import LocalExecutor
+    from ..executors.workers import run_in_worker, run_workers
     from ..extraction.cpu_precision import advise_on_precision
     from ..extraction.extract import extract_together
     from ..extraction.ranks import refuse_shards
-    from ..jobs.extract import extract_share, prepare, prepare_shares
+    from ..jobs.extract import extract_share, prepare, prepare_shares, stores_of
     from ..models.request import choose_device
 
     if engine == "ray":
-        from ..executors.ray_engine import RayEngine, run_on_ray
+        from ..executors.ray_executor import RayExecutor
 
         request, processes, worker = _request_of(options)
         refuse_shards(worker)
         with (
             Listener(quiet=as_json) as listener,
-            RayEngine([request["cache_root"]], processes, request["device"], listener.show) as cluster,
+            RayExecutor([request["cache_root"]], processes, request["device"], listener.show) as cluster,
         ):
-            request["device"] = cluster.placement.device
+            request["device"] = cluster.device
             # there, because the device that settles the precision is there
-            share, stores = cluster.do_one(partial(prepare_shares, request), listener.show)
-            run_on_ray(partial(extract_share, share), cluster, listener.show)
+            share, stores = run_in_worker(partial(prepare_shares, request), cluster, listener.show)
+            run_workers(partial(extract_share, share), cluster, listener.show)
     else:
         request, num_processes, worker = _local_request_of(options)
         with Listener(quiet=as_json) as listener:
@@ -106,10 +107,10 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
                 advise_on_precision(listener.show)
             if num_processes > 1:
                 share, stores = prepare_shares(request, listener.show)
-                run_processes(partial(extract_share, share), num_processes, listener.show)
+                run_workers(partial(extract_share, share), LocalExecutor(num_processes), listener.show)
             else:
                 prepared = prepare(request, listener.show, worker)
-                stores = [one.store for _, extractions in prepared for one in extractions]
+                stores = stores_of(prepared)
                 for source, extractions in prepared:
                     extract_together(extractions, source, on_event=listener.show)
     if as_json:

@@ -18,13 +18,13 @@ from layerbank.cache import CacheSpec, free_bytes, list_specs, read_store_info
 from ..events import OnEvent, StudyShortOfRoom
 from .recipe import Recipe
 from .study_plan import BYTES, Split, look_at, look_for
-from .units import FAILS, STORAGE_DTYPE, Place
+from .units import STORAGE_DTYPE, UNIT_ERRORS, StudyOptions
 
 Arrays = Mapping[tuple[str, str], int]
 """(level, kind) -> bytes of an image's tokens"""
 
 
-def report_disk_space(recipe: Recipe, place: Place, on_event: OnEvent) -> None:
+def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) -> None:
     """Tell if what the units of a study lack is more than the disk takes; a study of one unit leaves it to that.
 
     Args:
@@ -37,11 +37,11 @@ def report_disk_space(recipe: Recipe, place: Place, on_event: OnEvent) -> None:
     stores = list_specs(place.cache_root)
     splits: list[tuple[Split, ...]] = []
     for dataset in recipe.data:
-        with suppress(*FAILS):  # its unit will say so
+        with suppress(*UNIT_ERRORS):  # its unit will say so
             splits.append(look_for(dataset, place).splits)
     missing: list[int] = []
     for model in recipe.models:
-        with suppress(*FAILS):
+        with suppress(*UNIT_ERRORS):
             probes, row_shape = look_at(model, recipe, [])
             if row_shape is not None:
                 arrays = {array: BYTES * prod(row_shape(*array)) for one in probes for array in one.arrays}

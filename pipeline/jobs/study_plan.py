@@ -28,7 +28,7 @@ from ..probing.probe_sizes import RowShape, head_of, token_shape
 from ..probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from ..probing.protocols import open_protocol
 from .recipe import Recipe
-from .units import Place, open_data, probes_that_fit, request_of
+from .units import StudyOptions, open_data, probes_that_fit, request_of
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "time", "remark")
 BYTES = 2  # of a value of float16
@@ -83,7 +83,7 @@ class Data:
         return self.splits[1].num_images if len(self.splits) > 1 else None
 
 
-def plan_study(recipe: Recipe, place: Place, *, calibrate: bool = False) -> list[PlannedUnit]:
+def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) -> list[PlannedUnit]:
     """Every unit of a recipe, in its order; nothing is fetched, trained for real or written.
 
     Args:
@@ -173,7 +173,7 @@ def _seconds(unit: PlannedUnit) -> float | None:
     return None if unit.forward_s is None or unit.training_s is None else unit.forward_s + unit.training_s
 
 
-def look_for(dataset: str, place: Place) -> Data:
+def look_for(dataset: str, place: StudyOptions) -> Data:
     """A data set of a recipe, where it lies; nothing is fetched."""
     try:
         _, sources = open_data(dataset, replace(place, fetch=False))
