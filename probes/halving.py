@@ -4,13 +4,11 @@
     rung 1    the best ceil(P / 3)         ceil(S / 3) steps
     rung 2    the best ceil(P / 9)         S steps, the whole schedule
 
-A rung starts again from the same initial weights and goes down a whole cosine of its own length, on the first batches,
-jitter and noise of the full training. So every rung is an ordinary training, only shorter; what it ranks are finished
-probes, not probes in the middle of a schedule; and the settings of the last rung are trained exactly as the full grid
-trains them (float32 sums in another order apart). S is the protocol's number of steps, min_steps included: the minimum
-holds for the last rung only. The choice is made among the last rung, then trained on all images as ever. 63 settings
-cost a third of the grid, 21 a little more, 4 a half.
-It knows nothing of banks or tokens.
+Every rung starts from the same initial weights and runs a whole cosine of its own length, on the first batches, jitter and
+noise of the full training. So a rung ranks finished probes, and the settings of the last rung are trained exactly as the full
+grid trains them, up to the order of float32 sums. S is the number of steps of the protocol; `min_steps` holds for the last rung.
+The setting is chosen among the last rung, then trained on all images. 63 settings cost a third of the full grid, 21 a little
+more, 4 a half. This module knows nothing of banks or tokens.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHRINK = 3  # each rung trains a third of the settings for three times the steps: every rung costs the same
+SHRINK = 3  # each rung trains a third of the settings for three times the steps, at equal cost
 NUM_RUNGS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One round of a sweep: so many settings, each trained for so many optimiser steps."""
+    """One round of a sweep: the number of settings, and of optimiser steps for each."""
 
     num_settings: int
     num_steps: int
@@ -35,12 +33,12 @@ class Rung:
 
 
 def plan_rungs(sweep: str, num_settings: int, num_steps: int) -> tuple[Rung, ...]:
-    """The rounds of a sweep.
+    """Plan the rounds of a sweep.
 
     Args:
-        sweep: "full", one round of everything, or "halving".
-        num_settings: P of the grid.
-        num_steps: S of the whole schedule.
+        sweep: "full" for one round of all settings, or "halving".
+        num_settings: P, size of the grid.
+        num_steps: S, length of the full schedule.
 
     >>> [(rung.num_settings, rung.num_steps) for rung in plan_rungs("halving", 63, 1000)]
     [(63, 112), (21, 334), (7, 1000)]
@@ -57,7 +55,7 @@ def plan_rungs(sweep: str, num_settings: int, num_steps: int) -> tuple[Rung, ...
 
 
 def keep_best(candidates: Sequence[int], accuracies: Sequence[float | None], count: int) -> list[int]:
-    """The best of the candidates in their own order, the first of equals; those that diverged (None) never go on.
+    """Keep the `count` best candidates, in their order and the first among equals; diverged ones (None) are never kept.
 
     >>> keep_best([4, 5, 6, 7], [0.5, 0.9, None, 0.5], 2)
     [4, 5]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import raises
 
 from layerbank.probes import ArraySource, Head, Rung, Setting, SettingError, TrainingProtocol, run_sweep, stack_tokens
 from layerbank.probes.banks.bank import AttentiveBank
@@ -121,8 +122,5 @@ def test_settings_that_diverge_do_not_go_on_and_a_rung_without_settings_ends_the
 
 
 def test_an_unknown_sweep_is_refused() -> None:
-    with pytest.raises(SettingError) as error:
+    with raises("probes.wrong_protocol", SettingError, rules="sweep 'full' or 'halving'", values="sweep racing"):
         replace(FULL, sweep="racing")
-    assert str(error.value) == (
-        "TrainingProtocol: expected sweep 'full' or 'halving', got sweep racing. Correct the protocol."
-    )

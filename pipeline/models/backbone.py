@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbank.probes import quick_products
+from layerbank.probes import fast_exact_matmul
 
 from ..errors import RequestError
 from .layers import FINAL, level_names, unknown_level
@@ -224,7 +224,7 @@ class TokenFunction:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Within, `forward` keeps nothing for gradients, and a CPU multiplies by its faster library."""
-        with torch.inference_mode(), quick_products(self._device):
+        with torch.inference_mode(), fast_exact_matmul(self._device):
             yield
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -51,9 +51,9 @@ class ProbeGroup:
         """Of each image, what is gathered in an epoch of all passes that train the grids."""
         return self.placement.plan.num_passes * self.tokens.stored_row_bytes
 
-    def memory_of(self, candidate: Candidate) -> MemoryPlan | None:
-        """How a candidate is trained; None for heads that are not planned."""
-        return self.placement.plan.memory[_each_once(self.sweeps).index(candidate)]
+    def memory_of(self, candidate: Candidate) -> MemoryPlan:
+        """The memory plan of a candidate."""
+        return self.placement.plan.heads[candidate].memory
 
     def describe(self, candidate: Candidate) -> dict[str, Any]:
         """What could change the bits of a candidate: see `Placement.describe`."""

@@ -153,8 +153,6 @@ def solve_probe(
 
 def _tell_plan(named: NamedProbe, group: ProbeGroup, candidate: Candidate, on_event: OnEvent) -> None:
     plan = group.memory_of(candidate)
-    if plan is None:
-        return
     on_event(
         MemoryPlanned(
             probe=named.name,

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.split import split_rows
 from ..data.token_source import TokenSource, l2_normalize
 from ..errors import DataError, SettingError
-from ..evaluate import score_test
+from ..evaluate import check_test, measure
 from ..events import OnEvent, Reporter
 from ..fit import class_weights
 from ..heads.knn import KnnProbe
@@ -99,7 +99,9 @@ def run_solvers(
         (probe,) = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
     with timed(seconds, "test"):
         test = open_test(candidate)
-        logits, metrics = score_test(train, test, lambda: _logits(probe, test, torch.arange(len(test.labels))))
+        check_test(train, test)
+        logits = _logits(probe, test, torch.arange(len(test.labels)))
+        metrics = measure(logits, test)
     num_parameters = sum(parameter.numel() for parameter in probe.parameters())
     return SweepResult(
         head=head,
