@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from . import __version__
 from .commands.cache import cache
 from .commands.doctor import doctor
 from .commands.extract import extract, plan
@@ -19,6 +20,7 @@ from .commands.probe import probe
 from .commands.probes import attention, probes
 from .commands.report import report
 from .commands.study import study
+from .errors import LayerbankError
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -28,40 +30,36 @@ CONTEXT = {
 
 
 class _Layerbank(click.Group):
-    """Turns our errors into four lines and an exit code; everything else is a bug and keeps its traceback."""
+    """Shows our errors in four lines and sets the exit code; any other exception is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from .console import print_error
+
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
         except KeyboardInterrupt:
-            from .console import print_error
-
-            todo = "What was committed is kept: run the same command again to go on."
-            print_error("interrupted", {"do": todo})
+            print_error(
+                "interrupted", {"do": "Run the same command again: it continues after the last committed rows."}
+            )
             ctx.exit(130)
-        except Exception as error:  # judged below: ours and the system's are shown, any other is raised again
-            from .console import print_error
-
-            shown: Any = error
-            if all(hasattr(error, part) for part in ("where", "expected", "got", "todo")):
-                print_error(shown.where, {"expected": shown.expected, "got": shown.got, "do": shown.todo})
-                ctx.exit(_exit_code(error))
-            if not isinstance(error, OSError) or isinstance(error, BrokenPipeError) or error.filename is None:
+        except LayerbankError as error:
+            print_error(error.where, {"expected": error.expected, "got": error.got, "do": error.todo})
+            ctx.exit(_exit_code(error))
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or error.filename is None:
                 raise
-            todo = "Check the path, its permissions and the space left; what was committed is kept."
+            todo = "Check the path, its permissions and the free space. Everything committed is kept."
             print_error(str(error.filename), {"got": error.strerror or str(error), "do": todo})
             ctx.exit(1)
 
 
-def _exit_code(error: Exception) -> int:
+def _exit_code(error: LayerbankError) -> int:
     """1 when the work failed, 2 when the request was wrong."""
     return 1 if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, FileNotFoundError) else 2
 
 
 @click.group(cls=_Layerbank, context_settings=CONTEXT)
-@click.version_option(package_name="layerbank", prog_name="layerbank")
+@click.version_option(__version__, prog_name="layerbank")
 def main() -> None:
     """Run a vision foundation model once, keep every layer's tokens, train attentive probes by the hundred.
 

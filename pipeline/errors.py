@@ -13,10 +13,8 @@ one table a message, and code names a message by its key: `RequestError("data.un
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,9 @@ def messages_of(package: str) -> dict[str, Message]:
     Args:
         package: `data` for `layerbank.data`, `layerbank` for the root package.
     """
+    import tomllib  # slow imports, for the rare case of an error
+    from importlib.resources import files
+
     module = "layerbank" if package == "layerbank" else f"layerbank.{package}"
     text = files(module).joinpath("messages.toml").read_text(encoding="utf-8")
     return {name: Message(**parts) for name, parts in tomllib.loads(text).items()}

@@ -11,7 +11,12 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionStarted:
+class Event:
+    """Something that happened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionStarted(Event):
     """Stage one begins, or goes on with, a store."""
 
     store: Path
@@ -29,7 +34,7 @@ class ExtractionStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionAdvice:
+class PrecisionAdvice(Event):
     """Another precision would be faster on this machine; it was not chosen, because it names another store."""
 
     precision: str
@@ -37,7 +42,7 @@ class PrecisionAdvice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompileFailed:
+class CompileFailed(Event):
     """The compiler could not make a graph of the model; it runs without."""
 
     backbone: str
@@ -45,7 +50,7 @@ class CompileFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchHalved:
+class BatchHalved(Event):
     """Memory ran out: from now on so many images go through the model at a time; the store's batches stay as they are."""
 
     backbone: str
@@ -54,7 +59,7 @@ class BatchHalved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionProgress:
+class ExtractionProgress(Event):
     """One batch is on its way to the disk."""
 
     num_done: int
@@ -68,7 +73,7 @@ class ExtractionProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSkipped:
+class ImageSkipped(Event):
     """An image could not be read and `--on-bad-image skip` was given; its id is recorded in the store."""
 
     sample_id: str
@@ -77,7 +82,7 @@ class ImageSkipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensOutOfRange:
+class TokensOutOfRange(Event):
     """Values that the storage dtype could not hold, or that were not finite, in one array so far."""
 
     array: str
@@ -87,7 +92,7 @@ class TokensOutOfRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParityMeasured:
+class ParityMeasured(Event):
     """How far the tokens of a split's first images are from a float32 run; details are in the store."""
 
     backbone: str
@@ -104,7 +109,7 @@ class ParityMeasured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionFellBack:
+class PrecisionFellBack(Event):
     """A half-precision model overflowed on a split's first images, so another dtype is used; no store was made yet."""
 
     backbone: str
@@ -116,7 +121,7 @@ class PrecisionFellBack:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionFollowed:
+class PrecisionFollowed(Event):
     """Another split of the data has a store in another half precision, so these splits are computed in it too."""
 
     backbone: str
@@ -127,7 +132,7 @@ class PrecisionFollowed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionFinished:
+class ExtractionFinished(Event):
     """The store is complete."""
 
     store: Path
@@ -142,7 +147,7 @@ class ExtractionFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShareFinished:
+class ShareFinished(Event):
     """One of several workers has computed what it was to; the store still lacks rows of others."""
 
     store: Path
@@ -151,7 +156,7 @@ class ShareFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerLost:
+class WorkerLost(Event):
     """A worker process was killed; those that are left take over its rows."""
 
     worker: str  # index/count
@@ -161,7 +166,7 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterJoined:
+class ClusterJoined(Event):
     """The workers will run on a Ray cluster."""
 
     num_nodes: int
@@ -171,7 +176,7 @@ class ClusterJoined:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterBusy:
+class ClusterBusy(Event):
     """The cluster has not begun with any worker yet: it has no room now."""
 
     waited_s: float
@@ -179,7 +184,7 @@ class ClusterBusy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheReused:
+class CacheReused(Event):
     """Everything asked for was in the store already."""
 
     store: Path
@@ -187,7 +192,7 @@ class CacheReused:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeStarted:
+class ProbeStarted(Event):
     """The sweep of one probe begins."""
 
     probe: str
@@ -197,7 +202,7 @@ class ProbeStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingStarted:
+class TrainingStarted(Event):
     """Probes begin to train together, or one to be solved."""
 
     probes: tuple[str, ...]
@@ -206,7 +211,7 @@ class TrainingStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPlanned:
+class MemoryPlanned(Event):
     """How the sweep of one probe will use the memory, that of the probes it trains together with included."""
 
     probe: str
@@ -222,7 +227,7 @@ class MemoryPlanned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UploadFailed:
+class UploadFailed(Event):
     """Another program took the memory that tokens were to lie in; they are streamed."""
 
     probes: tuple[str, ...]
@@ -231,7 +236,7 @@ class UploadFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeProgress:
+class ProbeProgress(Event):
     """Steps of a phase (`select`, `validate`, `refit` or `test`) of probes that train together."""
 
     probes: tuple[str, ...]
@@ -244,7 +249,7 @@ class ProbeProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeFinished:
+class ProbeFinished(Event):
     """One row of results."""
 
     probe: str
@@ -253,7 +258,7 @@ class ProbeFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyShortOfRoom:
+class StudyShortOfRoom(Event):
     """The disk does not take all the tokens that a study still lacks; it begins all the same, with what fits."""
 
     cache_root: Path
@@ -263,7 +268,7 @@ class StudyShortOfRoom:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyUnit:
+class StudyUnit(Event):
     """A study turns to one model on one data set."""
 
     model: str
@@ -271,7 +276,7 @@ class StudyUnit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyUnitFinished:
+class StudyUnitFinished(Event):
     """A study has done what could be done of one model on one data set."""
 
     model: str
@@ -283,7 +288,7 @@ class StudyUnitFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyUnitAgain:
+class StudyUnitAgain(Event):
     """The worker of a unit was lost; another goes on with it."""
 
     model: str
@@ -292,7 +297,7 @@ class StudyUnitAgain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyFailed:
+class StudyFailed(Event):
     """A part of a study could not be done; the rest goes on."""
 
     model: str
@@ -306,7 +311,7 @@ class StudyFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportStep:
+class ReportStep(Event):
     """A report turns to something that reads tokens and takes long."""
 
     what: str
@@ -314,36 +319,6 @@ class ReportStep:
     total: int
 
 
-Event = (
-    ExtractionStarted
-    | PrecisionAdvice
-    | CompileFailed
-    | BatchHalved
-    | ExtractionProgress
-    | ImageSkipped
-    | TokensOutOfRange
-    | ParityMeasured
-    | PrecisionFellBack
-    | PrecisionFollowed
-    | ExtractionFinished
-    | ShareFinished
-    | WorkerLost
-    | ClusterJoined
-    | ClusterBusy
-    | CacheReused
-    | ProbeStarted
-    | TrainingStarted
-    | MemoryPlanned
-    | UploadFailed
-    | ProbeProgress
-    | ProbeFinished
-    | StudyShortOfRoom
-    | StudyUnit
-    | StudyUnitFinished
-    | StudyUnitAgain
-    | StudyFailed
-    | ReportStep
-)
 OnEvent = Callable[[Event], None]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import MODEL, run
 from photos import write_photos
 
 
@@ -27,3 +28,31 @@ def _hears_ctrl_c() -> None:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes; 40 images a class to train on, 20 to test on."""
     return write_photos(tmp_path_factory.mktemp("photos"), {"train": 40, "test": 20})
+
+
+@pytest.fixture(scope="session")
+def two_sets(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The URIs of two data sets."""
+    more = write_photos(tmp_path_factory.mktemp("more") / "other", {"train": 20, "test": 10})
+    return [f"folder:{photos}", f"folder:{more}"]
+
+
+@pytest.fixture(scope="session")
+def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 images: three blocks of rows."""
+    return write_photos(tmp_path_factory.mktemp("many"), {"train": 200})
+
+
+@pytest.fixture(scope="session")
+def extract_arguments(many_photos: Path) -> tuple[str, ...]:
+    """`layerbank extract` of these images."""
+    return ("extract", *MODEL, "--data", f"folder:{many_photos}", "--split", "train", "--levels", "last")
+
+
+@pytest.fixture(scope="session")
+def extracted_store(extract_arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store that one process leaves after `extract_arguments`."""
+    root = tmp_path_factory.mktemp("alone")
+    assert run(*extract_arguments, "--cache", root).exit_code == 0
+    (store,) = root.rglob("*.zarr")
+    return store

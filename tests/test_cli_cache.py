@@ -178,9 +178,9 @@ def test_a_killed_extraction_goes_on_where_it_was_and_leaves_the_same_bytes(
     process.wait()
     (store,) = tmp_path.rglob("*.zarr")
     assert "writing" in run("cache", "ls", "--cache", tmp_path).stdout
-    told = run("cache", "gc", "--delete", "--cache", tmp_path).stdout
-    assert f"kept: {store}" in told
-    assert "never finished" in told
+    listed = run("cache", "gc", "--delete", "--cache", tmp_path).stdout
+    assert f"kept: {store}" in listed
+    assert "unfinished" in listed
     again = run(*extract(many_photos, tmp_path))
     assert again.exit_code == 0, again.output
     started = re.search(r"extract: (\d+) of ", again.stderr)
@@ -201,9 +201,9 @@ def test_a_store_whose_next_shard_is_still_in_the_queue_is_kept_and_what_gc_name
     said = run("cache", "gc", "--cache", tmp_path, "--unfinished", "1h", "--delete").stdout
     assert said.splitlines() == [
         "0 B freed",
-        f"kept: {store} ({said.split('(')[1].split(')')[0]}): never finished, 1 of 2 blocks are done, last written to 0 min ago",
+        f"kept: {store} ({said.split('(')[1].split(')')[0]}): unfinished, 1 of 2 blocks are done, last written 0 min ago",
         f"  to finish it: the same `layerbank extract` again, or: layerbank cache repair {store}",
-        "to delete those too: --unfinished AGE, such as 7d",
+        "delete those too with --unfinished AGE, such as 7d",
     ]
     shutil.copytree(tmp_path, tmp_path / "copy")
     assert run("cache", "repair", store, "--workers", "0").exit_code == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from layerbank import console
-from layerbank.console import Listener, print_error, print_table, size
+from layerbank.console import Listener, print_error, print_table
 from layerbank.events import (
     BatchHalved,
     CacheReused,
@@ -33,6 +33,7 @@ from layerbank.events import (
     UploadFailed,
     WorkerLost,
 )
+from layerbank.quantities import size
 
 STORE = Path("caches/photos/train/model-1a2b3c4d.zarr")
 STARTED = ExtractionStarted(
@@ -148,16 +149,16 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
     )
     assert lines == [
         f"extract: nothing to do, 1,000 rows are in {STORE}",
-        "extract: this CPU multiplies 2.0 times as fast in bfloat16: --precision bfloat16 is worth a try",
-        "extract: warning: timm/vit could not be compiled and runs without: InductorError: no compiler",
+        "extract: this CPU multiplies 2.0 times as fast in bfloat16: try --precision bfloat16",
+        "extract: warning: timm/vit could not be compiled and runs eagerly: InductorError: no compiler",
         "extract: warning: timm/vit: CUDA out of memory; from here on 32 images at a time",
         "extract: skipped image 'a/1' in photos/a/1.png: truncated",
         "extract: warning: worker 1/2 was lost (killed by SIGKILL); 1 left to take over its rows",
-        "extract: warning: worker 0/4 was lost (its node has died); 3 left to take over its rows, and another begins",
+        "extract: warning: worker 0/4 was lost (its node has died); 3 left to take over its rows, and another starts",
         "ray: 2 machines, 8 workers at a time with 1 GPU and 4 cores each",
         "ray: 1 machine, 1 worker at a time with 1 core each",
-        "ray: warning: after 20 s none of 8 workers has begun: the cluster has no room now; waiting",
-        "study: warning: the worker of timm/vit on photos was lost (its node has died); another goes on",
+        "ray: warning: none of 8 workers has started after 20 s: the cluster is full; waiting",
+        "study: warning: the worker of timm/vit on photos was lost (its node has died); another takes over",
         "probe alf, linear: warning: CUDA out of memory: 1.7 GB of tokens do not fit into memory any more and are "
         "streamed from the store",
         "probe alf: 63 settings on 1,000 rows of 24 x 384",
@@ -182,7 +183,7 @@ def test_the_plan_of_the_memory_says_where_tokens_lie(capsys: pytest.CaptureFixt
     plans = [plan, replace(plan, tokens="streamed"), replace(plan, on_gpu=False)]
     bank = "probe alf: one bank of 63 probes in groups of 7, 256 images at a time; 1.7 GB of tokens"
     assert shown(capsys, *plans, replace(plan, on_gpu=False, tokens="streamed")) == [
-        f"{bank} in the GPU's memory; at most 9.0 GB of 60.0 GB there",
+        f"{bank} in GPU memory; at most 9.0 GB of 60.0 GB there",
         f"{bank} streamed from the store; at most 9.0 GB of 60.0 GB there",
         f"{bank} in memory; at most 9.0 GB of 60.0 GB",
         f"{bank} streamed from the store; at most 9.0 GB of 60.0 GB",

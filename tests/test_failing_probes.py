@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from commands import run as run_command
+from study_recipes import arguments, results, write_recipe
 from test_resident import ALF, GRID, LINEAR, PROTOCOL, write
-from test_studies import arguments, results, write_recipe
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.jobs.units

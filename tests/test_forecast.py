@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from commands import run
+from study_recipes import arguments, write_recipe
 from test_derived import FEW
-from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 
 from layerbank.models.request import ModelRequest
 from layerbank.planning import forecast_training
@@ -122,7 +122,7 @@ def test_a_forward_pass_is_timed_without_weights(request_: ModelRequest) -> None
     assert 0 < image_seconds(request_, [("block.3", "cls"), ("final", "ap")], "cpu") < 60
 
 
-def test_a_calibrated_plan_says_how_long_and_leaves_no_file(two_sets: list[str], tmp_path: Any) -> None:  # noqa: F811
+def test_a_calibrated_plan_says_how_long_and_leaves_no_file(two_sets: list[str], tmp_path: Any) -> None:
     recipe = write_recipe(tmp_path, two_sets, ["linear-cls", "alf"])
     before = sorted(tmp_path.rglob("*"))
     result = run(*arguments(recipe, tmp_path), "--dry-run", "--calibrate")
@@ -133,7 +133,7 @@ def test_a_calibrated_plan_says_how_long_and_leaves_no_file(two_sets: list[str],
     assert "; hours: --calibrate" in run(*arguments(recipe, tmp_path), "--dry-run").stdout
 
 
-def test_hours_are_of_a_plan_and_of_nothing_else(two_sets: list[str], tmp_path: Any) -> None:  # noqa: F811
+def test_hours_are_of_a_plan_and_of_nothing_else(two_sets: list[str], tmp_path: Any) -> None:
     recipe = write_recipe(tmp_path, two_sets, ["linear-cls"])
     result = run(*arguments(recipe, tmp_path), "--calibrate")
     assert result.exit_code == 2

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from commands import MODEL, run, start, wait_until_at_work
 from groups import has_ended
-from photos import TINY_MODEL, write_photos
+from photos import TINY_MODEL
+from ray_nodes import options
 from token_stores import tree
 
 from layerbank import RequestError, WorkError
@@ -64,44 +65,14 @@ def cluster() -> Iterator[Any]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 images: two blocks of rows."""
-    return write_photos(tmp_path_factory.mktemp("many"), {"train": 200})
-
-
-def options(many: Path, cache_root: Path) -> dict[str, Any]:
-    """What `layerbank extract` makes of `arguments`."""
-    return {
-        "pairs": [(MODEL[1], "random")], "weights_seed": 0, "data": f"folder:{many}", "tap": None, "tap_module": None,
-        "image_size": 32, "precision": "auto", "storage_dtype": "float16", "parity_threshold": None, "views": 0,
-        "view_scale": 0.08, "view_flip": True, "cache_root": cache_root, "device": "cpu", "batch_size": 16,
-        "compile_model": None, "workers": 0, "on_bad_image": "stop", "splits": ("train",), "views_split": "train",
-        "levels": "last", "kinds": "cls,ap", "overwrite": False,
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def arguments(many: Path) -> tuple[str, ...]:
-    return ("extract", *MODEL, "--data", f"folder:{many}", "--split", "train", "--levels", "last")
-
-
-@pytest.fixture(scope="module")
-def finished(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("alone")
-    assert run(*arguments, "--cache", root).exit_code == 0
-    (store,) = root.rglob("*.zarr")
-    return store
-
-
 def test_a_cluster_leaves_the_bytes_of_one_process_and_json_alone_on_stdout(
-    cluster: Any, arguments: tuple[str, ...], finished: Path, tmp_path: Path
+    cluster: Any, extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    done = run(*arguments, "--engine", "ray", "--processes", "2", "--cache", tmp_path, "--json")
+    done = run(*extract_arguments, "--engine", "ray", "--processes", "2", "--cache", tmp_path, "--json")
     assert done.exit_code == 0, done.stderr
-    store = tmp_path / finished.relative_to(finished.parents[2])
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
     assert json.loads(done.stdout) == {"stores": [str(store)]}
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)
     assert not is_locked(store)
     assert list(tmp_path.glob(f"{PROBE_PREFIX}*")) == []
 
@@ -128,18 +99,18 @@ def wait_for(file: Path) -> None:
 
 
 def test_one_of_two_workers_is_killed_and_the_others_leave_the_bytes_of_one_process(
-    cluster: Any, many: Path, finished: Path, tmp_path: Path
+    cluster: Any, many_photos: Path, extracted_store: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "caches"
-    store = root / finished.relative_to(finished.parents[2])
+    store = root / extracted_store.relative_to(extracted_store.parents[2])
     events: list[Event] = []
     with RayEngine([root], 2, "auto", events.append) as engine:
-        share, stores = engine.do_one(partial(prepare_shares, options(many, root)), ignore)
+        share, stores = engine.do_one(partial(prepare_shares, options(many_photos, root)), ignore)
         assert stores == [store]
         run_on_ray(partial(extract_or_die, share, tmp_path / "dead"), engine, events.append)
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
     assert lost == WorkerLost(worker="1/2", reason="its worker process has died", num_left=1, is_replaced=True)
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)
     assert not is_locked(store)
 
 
@@ -201,9 +172,11 @@ def test_an_error_of_a_task_keeps_its_four_parts_and_ends_the_others(cluster: An
         list(engine.do([wait_long, refuse], lambda number, event: None, lambda lost: None))
 
 
-def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, many: Path, tmp_path: Path) -> None:
+def test_more_workers_than_the_cluster_has_room_for_are_refused(
+    cluster: Any, many_photos: Path, tmp_path: Path
+) -> None:
     refused = run(
-        "extract", *MODEL, "--data", f"folder:{many}", "--engine", "ray", "--processes", "3", "--cache", tmp_path
+        "extract", *MODEL, "--data", f"folder:{many_photos}", "--engine", "ray", "--processes", "3", "--cache", tmp_path
     )
     assert refused.exit_code == 2
     assert "a cluster with 2 cores" in refused.stderr
@@ -236,17 +209,17 @@ class _Nothing:
 
 
 def test_ray_that_is_not_installed_is_said_with_the_extra_that_brings_it(
-    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    extract_arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    refused = run(*arguments, "--engine", "ray", "--cache", tmp_path)
+    refused = run(*extract_arguments, "--engine", "ray", "--cache", tmp_path)
     assert refused.exit_code == 2
     assert "layerbank: --engine ray" in refused.stderr
     assert "pip install 'layerbank[ray]'" in refused.stderr
 
 
-def test_a_shard_on_a_cluster_is_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    refused = run(*arguments, "--engine", "ray", "--shard", "0/2", "--cache", tmp_path)
+def test_a_shard_on_a_cluster_is_refused(extract_arguments: tuple[str, ...], tmp_path: Path) -> None:
+    refused = run(*extract_arguments, "--engine", "ray", "--shard", "0/2", "--cache", tmp_path)
     assert refused.exit_code == 2
     assert "worker 0/2 of --shard or torchrun" in refused.stderr
 
@@ -334,12 +307,12 @@ def test_a_study_spreads_its_units_over_a_cluster_and_leaves_the_rows_of_one_pro
 
 
 def test_ctrl_c_ends_the_workers_of_a_cluster_and_the_next_run_goes_on_to_the_same_bytes(
-    cluster: Any, arguments: tuple[str, ...], finished: Path, tmp_path: Path
+    cluster: Any, extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / finished.relative_to(finished.parents[2])
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
     address = cluster.get_runtime_context().gcs_address
     command = start(
-        *arguments,
+        *extract_arguments,
         "--engine",
         "ray",
         "--processes",
@@ -360,6 +333,6 @@ def test_ctrl_c_ends_the_workers_of_a_cluster_and_the_next_run_goes_on_to_the_sa
     while not owner.is_gone or is_locked(store):  # Ray kills the workers a moment later
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    again = run(*arguments, "--cache", tmp_path)
+    again = run(*extract_arguments, "--cache", tmp_path)
     assert again.exit_code == 0, again.stderr
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from commands import run, start, wait_until_at_work
 from photos import write_photos
-from ray_nodes import kill_node, nodes, processes_of, wait_until
-from test_ray import arguments, finished, many, options  # noqa: F401
-from test_studies import TIMES, results, write_recipe
+from ray_nodes import kill_node, nodes, options, processes_of, wait_until
+from study_recipes import TIMES, results, write_recipe
 from token_stores import tree
 
 from layerbank.cache import Worker
@@ -127,13 +126,13 @@ def extract_on_both(share: dict[str, Any], folder: Path, doomed: str, worker: Wo
 
 @pytest.mark.slow
 def test_a_node_is_lost_in_the_middle_of_a_block_and_the_store_has_the_bytes_of_one_process(
-    many: Path,  # noqa: F811
-    finished: Path,  # noqa: F811
+    many_photos: Path,
+    extracted_store: Path,
     tmp_path: Path,
 ) -> None:
     """When the other node has done everything else."""
     root = tmp_path / "caches"
-    store = root / finished.relative_to(finished.parents[2])
+    store = root / extracted_store.relative_to(extracted_store.parents[2])
     events: list[Event] = []
     with nodes((1, 1)) as cluster, driver_of(cluster):
         _, second = cluster.list_all_nodes()
@@ -141,13 +140,13 @@ def test_a_node_is_lost_in_the_middle_of_a_block_and_the_store_has_the_bytes_of_
             lambda: any(isinstance(one, ExtractionProgress) and one.num_done >= 312 for one in events), second
         )
         with RayEngine([root], None, "auto", events.append) as engine:
-            share, _ = engine.do_one(partial(prepare_shares, options(many, root)), ignore)
+            share, _ = engine.do_one(partial(prepare_shares, options(many_photos, root)), ignore)
             run_on_ray(partial(extract_on_both, share, tmp_path, second.node_id), engine, events.append)
         killer.join()
     assert events[0] == ClusterJoined(num_nodes=2, num_workers=2, num_gpus=0, num_cpus=1)
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
     assert lost.worker in ("0/2", "1/2")
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)
     assert not is_locked(store)
 
 
@@ -197,15 +196,15 @@ def without_times(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["gcs_server", "everything"])
 def test_the_head_is_lost_and_the_command_ends_with_a_message_and_the_next_one_goes_on(
-    arguments: tuple[str, ...],  # noqa: F811
-    finished: Path,  # noqa: F811
+    extract_arguments: tuple[str, ...],
+    extracted_store: Path,
     tmp_path: Path,
     what: str,
 ) -> None:
-    store = tmp_path / finished.relative_to(finished.parents[2])
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
     with nodes((1, 1)) as cluster:
         address = cluster.address
-        command = start(*arguments, "--engine", "ray", "--cache", tmp_path, RAY_ADDRESS=address)
+        command = start(*extract_arguments, "--engine", "ray", "--cache", tmp_path, RAY_ADDRESS=address)
         try:
             wait_until_at_work(command, store)
             for owner in [read_owner(worker_file(store, index)) for index in range(2)]:
@@ -228,6 +227,6 @@ def test_the_head_is_lost_and_the_command_ends_with_a_message_and_the_next_one_g
         assert "What was committed is kept: start the cluster again, then run the same command again" in shown
         assert "Traceback" not in said
     wait_until(lambda: not is_locked(store), patience_s=120)
-    again = run(*arguments, "--cache", tmp_path)
+    again = run(*extract_arguments, "--cache", tmp_path)
     assert again.exit_code == 0, again.stderr
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)

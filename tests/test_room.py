@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from commands import MODEL, run
 from photos import TINY_MODEL
+from study_recipes import arguments, write_recipe
 from test_cache_disk import in_own_mounts
 from test_parity import Massive, Planted
-from test_studies import arguments, two_sets, write_recipe  # noqa: F401
 from token_stores import tree
 
 import layerbank.jobs.study_disk_space
@@ -143,7 +143,7 @@ def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_di
 
 def test_a_study_whose_units_do_not_fit_together_says_so_first_and_begins_all_the_same(
     photos: Path,
-    two_sets: list[str],  # noqa: F811
+    two_sets: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from commands import MODEL, run
 from photos import write_photos
-from ray_nodes import nodes, wait_until
-from test_ray import options
+from ray_nodes import nodes, options, wait_until
 
 from layerbank import RequestError
 from layerbank.cache import Worker, offer_probe

@@ -36,48 +36,30 @@ ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 images: three blocks of rows."""
-    return write_photos(tmp_path_factory.mktemp("many"), {"train": 200})
-
-
-@pytest.fixture(scope="module")
-def arguments(many: Path) -> tuple[str, ...]:
-    return ("extract", *MODEL, "--data", f"folder:{many}", "--split", "train", "--levels", "last")
-
-
-@pytest.fixture(scope="module")
-def finished(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("alone")
-    assert run(*arguments, "--cache", root).exit_code == 0
-    return store_in(root)
-
-
 def store_in(root: Path) -> Path:
     (store,) = root.rglob("*.zarr")
     return store
 
 
 def test_one_of_two_processes_is_killed_and_the_other_leaves_the_bytes_of_one_alone(
-    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+    extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    command = start(*arguments, "--processes", "2", "--cache", tmp_path)
-    store = tmp_path / finished.relative_to(finished.parents[2])
+    command = start(*extract_arguments, "--processes", "2", "--cache", tmp_path)
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
     owner = wait_until_at_work(command, store)
     os.kill(owner.pid, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 0, said
     assert f"warning: worker {owner.worker} was lost (killed by SIGKILL); 1 left to take over its rows" in said
     assert "600 of 600 images" in said
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)
 
 
 def test_ctrl_c_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
-    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+    extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / finished.relative_to(finished.parents[2])
-    command = start(*arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
+    command = start(*extract_arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
     wait_until_at_work(command, store)
     began = time.monotonic()
     os.killpg(command.pid, signal.SIGINT)
@@ -90,13 +72,13 @@ def test_ctrl_c_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
     assert "Traceback" not in said
     assert has_ended(command.pid)
     assert not is_locked(store)
-    again = run(*arguments, "--cache", tmp_path)
+    again = run(*extract_arguments, "--cache", tmp_path)
     assert again.exit_code == 0, again.stderr
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)
 
 
-def test_ctrl_c_while_processes_start_ends_them_too(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    command = start(*arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
+def test_ctrl_c_while_processes_start_ends_them_too(extract_arguments: tuple[str, ...], tmp_path: Path) -> None:
+    command = start(*extract_arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
     assert command.stderr is not None
     line = command.stderr.readline()
     while "what storing" not in line:  # the last that is told before they start
@@ -130,45 +112,48 @@ def test_an_interrupt_that_another_thread_hears_waits_too() -> None:
 
 @pytest.mark.slow
 def test_two_ranks_of_torchrun_leave_the_bytes_of_one_process(
-    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+    extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    ranks = [start(*arguments, "--cache", tmp_path, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2") for rank in ("0", "1")]
+    ranks = [
+        start(*extract_arguments, "--cache", tmp_path, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2")
+        for rank in ("0", "1")
+    ]
     for rank in ranks:
         _, said = rank.communicate(timeout=120)
         assert rank.returncode == 0, said
-    assert tree(store_in(tmp_path)) == tree(finished)
+    assert tree(store_in(tmp_path)) == tree(extracted_store)
 
 
 def test_a_shard_alone_says_what_is_missing_and_the_next_completes_the_store(
-    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+    extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    first = run(*arguments, "--cache", tmp_path, "--shard", "0/2")
+    first = run(*extract_arguments, "--cache", tmp_path, "--shard", "0/2")
     assert first.exit_code == 0
     store = store_in(tmp_path)
     said = " ".join(first.stderr.split())
-    assert f"worker 0/2 has done its share; {store} is not complete: 296 rows of other workers are missing" in said
+    assert f"worker 0/2 has finished its share; {store} is not complete: 296 rows of other workers are missing" in said
     info = run("cache", "info", store).stdout
     assert "state: writing" in info
     assert "missing_rows: 304 to 599" in info
-    second = run(*arguments, "--cache", tmp_path, "--shard", "1/2")
+    second = run(*extract_arguments, "--cache", tmp_path, "--shard", "1/2")
     assert second.exit_code == 0
-    assert tree(store) == tree(finished)
+    assert tree(store) == tree(extracted_store)
 
 
 @pytest.mark.slow
 def test_processes_may_begin_anew_but_shards_may_not(
-    arguments: tuple[str, ...], finished: Path, tmp_path: Path
+    extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    assert run(*arguments, "--cache", tmp_path).exit_code == 0
-    refused = run(*arguments, "--cache", tmp_path, "--shard", "0/2", "--overwrite")
+    assert run(*extract_arguments, "--cache", tmp_path).exit_code == 0
+    refused = run(*extract_arguments, "--cache", tmp_path, "--shard", "0/2", "--overwrite")
     assert refused.exit_code == 2
     assert "Delete the store first, then start the workers without --overwrite." in refused.stderr
-    again = run(*arguments, "--cache", tmp_path, "--processes", "2", "--overwrite")
+    again = run(*extract_arguments, "--cache", tmp_path, "--processes", "2", "--overwrite")
     assert again.exit_code == 0, again.stderr
     assert "600 of 600 images" in again.stderr
-    assert tree(store_in(tmp_path)) == tree(finished)
+    assert tree(store_in(tmp_path)) == tree(extracted_store)
     assert not is_locked(store_in(tmp_path))
-    reused = run(*arguments, "--cache", tmp_path, "--processes", "2")
+    reused = run(*extract_arguments, "--cache", tmp_path, "--processes", "2")
     assert reused.stderr.count("nothing to do") == 1
 
 

@@ -1,4 +1,4 @@
-"""`layerbank cache`: look after stores. A part of the command line; parses, calls, shows."""
+"""`layerbank cache`: list, inspect, verify, repair, export and clean up stores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _store = click.argument("store", type=_DIR)
 
 @click.group()
 def cache() -> None:
-    """Look after stores of tokens.
+    """List, inspect, verify, repair, export and clean up token stores.
 
     \b
     layerbank cache ls
@@ -41,7 +41,8 @@ def ls(root: Path, as_json: bool) -> None:
     """
     from layerbank.cache import list_stores
 
-    from ..console import print_json, print_lines, print_table, size
+    from ..console import print_json, print_lines, print_table
+    from ..quantities import size
 
     stores = list_stores(root)
     if as_json:
@@ -57,7 +58,7 @@ def ls(root: Path, as_json: bool) -> None:
 @_store
 @_json
 def info(store: Path, as_json: bool) -> None:
-    """Say what a store holds and where it comes from.
+    """Show what a store holds: model, data, arrays, precision, skipped images.
 
     \b
     layerbank cache info caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
@@ -95,7 +96,7 @@ def info(store: Path, as_json: bool) -> None:
 @click.argument("stores", type=_DIR, nargs=-1, required=True)
 @_json
 def verify(stores: tuple[Path, ...], as_json: bool) -> None:
-    """Read whole stores and name every file that is not as it was written; exit code 1 if there is one.
+    """Read stores completely and list every damaged file; exit code 1 if there is one.
 
     \b
     layerbank cache verify caches/photos/train/*.zarr
@@ -112,7 +113,7 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
             print_lines([f"{store}: {'sound' if not found else f'{len(found)} damaged'}"])
             print_lines(f"  {one}" for one in found)
             if found:
-                print_lines([f"  to mend it: layerbank cache repair {store}"])
+                print_lines([f"  to repair it: layerbank cache repair {store}"])
     if any(damages.values()):
         click.get_current_context().exit(1)
 
@@ -123,10 +124,10 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes. [default: as for extract]")
 @click.option("--remove-foreign", is_flag=True, help="Also delete files that do not belong to the store.")
 def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) -> None:
-    """Drop what is damaged and compute those rows again, and no others.
+    """Drop damaged rows and compute them again, and no others.
 
-    The model and the data set are those the store was made from; if they are no longer where they were, it says so and the store
-    keeps what is sound: run the same `layerbank extract` again to fill it.
+    Model and data set are those the store was made from. If they are no longer there, the store keeps its sound rows; the
+    same `layerbank extract` fills it later.
 
     \b
     layerbank cache repair caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
@@ -158,14 +159,14 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
 @click.option(
     "--unfinished",
     metavar="AGE",
-    help="Also list stores that were never finished and that nobody has written to for so long: 7d, 12h, 30min, 0d for all. "
-    "[default: keep them]",
+    help="Also list unfinished stores without a write for this long: 7d, 12h, 30min, 0d for all. [default: keep them]",
 )
 @_json
 def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
-    """List what nobody needs any more, such as what killed writers left behind. Delete it on request.
+    """List files that are no longer needed, such as leftovers of killed writers; delete them on request.
 
-    Stores that were never finished are kept, for the next shard may still be in a queue: they are told, with what finishes them.
+    Unfinished stores are kept, since the next shard may still wait in a queue. They are listed with the command that finishes
+    them.
 
     \b
     layerbank cache gc --delete
@@ -175,8 +176,8 @@ def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
 
     from layerbank.cache import find_garbage, find_unfinished, remove_garbage
 
-    from ..console import print_json, print_lines, size
-    from ..quantities import age_text, parse_age
+    from ..console import print_json, print_lines
+    from ..quantities import age_text, parse_age, size
 
     unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
     found = find_garbage(root, unfinished_for_s=unfinished_for_s)
@@ -205,19 +206,19 @@ def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
         done = f"{one.num_blocks_done} of {one.num_blocks} blocks are done"
         print_lines(
             [
-                f"kept: {one.path} ({size(one.size_bytes)}): never finished, {done}, last written to {age_text(one.age_s)} ago",
+                f"kept: {one.path} ({size(one.size_bytes)}): unfinished, {done}, last written {age_text(one.age_s)} ago",
                 f"  to finish it: the same `layerbank extract` again, or: layerbank cache repair {shlex.quote(str(one.path))}",
             ]
         )
     if kept:
-        print_lines(["to delete those too: --unfinished AGE, such as 7d"])
+        print_lines(["delete those too with --unfinished AGE, such as 7d"])
 
 
 @cache.command()
 @_store
 @click.argument("file", type=_FILE)
 def export(store: Path, file: Path) -> None:
-    """Write a store into one HDF5 file, for another machine or another tool.
+    """Write a store as one HDF5 file.
 
     \b
     layerbank cache export caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr photos.h5
@@ -231,7 +232,7 @@ def export(store: Path, file: Path) -> None:
 @click.argument("file", type=_FILE)
 @_root
 def import_(file: Path, root: Path) -> None:
-    """Make a store from an exported file, byte for byte the one it came from.
+    """Make a store from an exported file, byte for byte equal to the original.
 
     \b
     layerbank cache import photos.h5 --cache caches
@@ -287,14 +288,14 @@ _PARITY_COLUMNS = ("cosine_min", "cosine_mean", "max_relative_error", "saturated
 
 
 def _parity(cache: TokenCache) -> dict[str, Any] | None:
-    """What was measured of the first images, by level and by array; None where nobody measured."""
+    """The parity of the first images by level and by array; None if it was not measured."""
     from ..extraction.parity import parity_by_level
 
     if not cache.parity:
         return None
     num_images = max(one["num_images"] for one in cache.parity.values())
     what = (
-        "rounding to the storage dtype alone (the model ran in float32)"
+        "storage rounding error alone (the model ran in float32)"
         if cache.spec.compute_dtype == "float32"
         else f"{cache.spec.compute_dtype} and the storage dtype against a float32 run"
     )

@@ -26,34 +26,35 @@ device = click.option("--device", default="auto", show_default=True, help="auto,
 
 
 def batch_size(more: str = "") -> Callable[[Command], Command]:
-    """How many images go through a model at once; `more` is said of the default."""
+    """Images per forward pass; `more` is appended to the description of the default."""
     return click.option(
         "--batch-size",
         type=click.IntRange(1),
-        help="Images a forward pass. [default: on a CPU up to 64, of 1,600 tokens together (8 of 224 pixels in patches of 16); on "
-        f"a GPU the power of two that fits its free memory, up to 512{more}]",
+        help="Images per forward pass. [default: on a CPU up to 64 images and 1,600 tokens (8 images of 224 pixels in patches of "
+        f"16); on a GPU the largest power of two up to 512 that fits into its free memory{more}]",
     )
 
 
 workers = click.option(
     "--workers",
     type=click.IntRange(0),
-    help="Decoding processes; 0 decodes in this one. [default: a CPU one for each 16 cores (0 below), a GPU every core but one]",
+    help="Number of decoding processes; 0 decodes in the main process. [default: with a GPU all cores but one, without one per 16 "
+    "cores]",
 )
 on_bad_image = click.option(
     "--on-bad-image",
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="What to do with an image that cannot be read; skipped ids are recorded.",
+    help="Stop at an image that cannot be read, or skip it and record its id.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 _MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
 one_model = combine(
     click.option("--model", required=True, help=_MODELS),
-    click.option("--weights", metavar="FILE", help="A file of weights, or `random`. [default: the pretrained ones]"),
+    click.option("--weights", metavar="FILE", help="A checkpoint file, or `random`. [default: pretrained weights]"),
 )
 several_models = combine(
     click.option(
@@ -61,19 +62,19 @@ several_models = combine(
         "models",
         required=True,
         multiple=True,
-        help=f"{_MODELS} Given several times, each image is decoded once for all of them.",
+        help=f"{_MODELS} May be given several times: each image is then decoded once for all models.",
     ),
     click.option(
         "--weights",
         "several_weights",
         metavar="FILE",
         multiple=True,
-        help="A file of weights, `random` or `pretrained`; one for each --model, in their order. "
-        "[default: the pretrained ones]",
+        help="A checkpoint file, `random` or `pretrained`; one for each --model, in the same order. "
+        "[default: pretrained weights]",
     ),
 )
 extraction_options = combine(
-    click.option("--weights-seed", type=int, default=0, show_default=True, help="Of random weights."),
+    click.option("--weights-seed", type=int, default=0, show_default=True, help="Seed for random initial weights."),
     click.option(
         "--data",
         required=True,
@@ -82,65 +83,65 @@ extraction_options = combine(
     click.option(
         "--tap",
         type=click.Choice(["norm2", "block"]),
-        help="Where a block is read: the norm before its MLP, or what leaves it. [default: norm2]",
+        help="Where a transformer block is read: output of the norm before its MLP, or output of the block. [default: norm2]",
     ),
     click.option(
         "--tap-module",
         metavar="PATTERN",
-        help="In place of --tap, for a model of other names: a module's name with {i} for the number of the block, such as "
-        "'layers.{i}.ffn_norm'. [default: none]",
+        help="Instead of --tap, for a model with other module names: the name of a module with {i} for the block index, such as "
+        "'layers.{i}.ffn_norm'.",
     ),
     click.option(
         "--image-size",
         type=click.IntRange(1),
-        help="Side of the square input in pixels. [default: the model's own]",
+        help="Side of the square input in pixels. [default: that of the model]",
     ),
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
         default="auto",
         show_default=True,
-        help="Of weights and activations; auto is float16 on a GPU, float32 on a CPU.",
+        help="Dtype of weights and activations; auto is float16 on a GPU and float32 on a CPU.",
     ),
     click.option(
         "--storage-dtype",
         metavar="DTYPES",
         default="float16",
         show_default=True,
-        help="Of tokens on disk: float16, float32 or bfloat16, or by kind: cls=float32,ap=float16.",
+        help="Dtype of tokens on disk: float16, float32 or bfloat16, or one a kind: cls=float32,ap=float16.",
     ),
     click.option(
         "--parity-threshold",
         type=float,
-        help="Stop before anything is written if a token of the first 32 images of a split has a smaller cosine than this to the "
-        "one of a float32 run, or a value that is saturated or not finite; 0 to 1. [default: none]",
+        help="Stop before anything is written if a token of the first 32 images of a split has a cosine similarity below this "
+        "value (0 to 1) to a float32 run, or a saturated or non-finite value. [default: no check]",
     ),
     click.option(
         "--views",
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Augmented views to store of each training image beside its centre view: random crops, mirrored at random.",
+        help="Number of augmented views (random crops, randomly mirrored) stored for each training image beside its centre view.",
     ),
     click.option(
         "--view-scale",
         type=click.FloatRange(0, 1, min_open=True),
         default=0.08,
         show_default=True,
-        help="Smallest share of an image's area that a view keeps.",
+        help="Smallest fraction of the image area that a view keeps.",
     ),
     click.option("--view-flip/--no-view-flip", default=True, show_default=True, help="Mirror half of the views."),
     click.option(
-        "--cache", "cache_root", type=FOLDER, default="caches", show_default=True, help="Folder of all stores."
+        "--cache", "cache_root", type=FOLDER, default="caches", show_default=True, help="Folder of the stores."
     ),
     device,
-    batch_size("; a store keeps the size it was begun with"),
+    batch_size("; a store keeps the batch size it was started with"),
     click.option(
         "--compile/--no-compile",
         "compile_model",
         default=None,
-        help="Make one graph of the model with torch.compile. [default: compile on a GPU; on a CPU it takes a C++ compiler and ten "
-        "seconds to a minute, and passes are up to a third faster]",
+        help="Compile the model with torch.compile. [default: compile on a GPU; on a CPU it needs a C++ compiler and ten seconds "
+        "to a minute, and makes passes up to a third faster]",
     ),
     workers,
     on_bad_image,

@@ -77,7 +77,8 @@ def study(
     """
     from dataclasses import asdict
 
-    from ..console import Listener, part_of_study, print_json, print_table
+    from ..console import Listener, print_json, print_table
+    from ..event_text import part_of_study
     from ..executors.studies import on_ray, one_process, run_study, several_processes
     from ..extraction.ranks import choose_processes
     from ..jobs.recipe import open_recipe

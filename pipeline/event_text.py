@@ -1,0 +1,257 @@
+"""Events as lines for people: one function an event; an event without one has nothing to say in a log."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+from . import events
+from .extraction.meter import limit_of
+from .probing.results import found
+from .quantities import size
+
+
+@singledispatch
+def text_of(event: events.Event) -> str:
+    """What an event says, in one line; empty where it says nothing."""
+    return ""
+
+
+@text_of.register
+def _(event: events.ExtractionStarted) -> str:
+    return (
+        f"extract: {event.num_pending:,} of {event.num_rows:,} images of {event.dataset}/{event.split} through "
+        f"{event.backbone} ({event.precision} on {event.device}{', compiled' * event.compiled}, "
+        f"batches of {event.batch_size}, {event.num_arrays} arrays) -> {event.store}"
+    )
+
+
+@text_of.register
+def _(event: events.PrecisionAdvice) -> str:
+    return (
+        f"extract: this CPU multiplies {event.speedup:.1f} times as fast in {event.precision}: "
+        f"try --precision {event.precision}"
+    )
+
+
+@text_of.register
+def _(event: events.CompileFailed) -> str:
+    return f"extract: warning: {event.backbone} could not be compiled and runs eagerly: {event.reason}"
+
+
+@text_of.register
+def _(event: events.BatchHalved) -> str:
+    return f"extract: warning: {event.backbone}: {event.reason}; from here on {event.num_images} images at a time"
+
+
+@text_of.register
+def _(event: events.ExtractionProgress) -> str:
+    rate = event.num_done / max(event.elapsed_s, 1e-9)
+    return f"{event.num_done:,}/{event.num_pending:,}, {rate:.1f} images/s; {_time_shares(event)}"
+
+
+@text_of.register
+def _(event: events.ExtractionFinished) -> str:
+    rate = event.num_computed / event.elapsed_s if event.elapsed_s else 0.0
+    return (
+        f"extract: done, {event.num_computed:,} images in {event.elapsed_s:.1f} s ({rate:.1f} images/s; "
+        f"{_time_shares(event)}), {size(event.size_bytes)} of tokens"
+    )
+
+
+@text_of.register
+def _(event: events.ShareFinished) -> str:
+    return (
+        f"extract: worker {event.worker} has finished its share; {event.store} is not complete: "
+        f"{event.num_missing:,} rows of other workers are missing. Run the other shards, or the same command without "
+        "--shard for the rest"
+    )
+
+
+@text_of.register
+def _(event: events.WorkerLost) -> str:
+    return (
+        f"extract: warning: worker {event.worker} was lost ({event.reason}); "
+        f"{event.num_left} left to take over its rows{', and another starts' * event.is_replaced}"
+    )
+
+
+@text_of.register
+def _(event: events.ClusterJoined) -> str:
+    gpus = f"{_count(event.num_gpus, 'GPU')} and " * bool(event.num_gpus)
+    return (
+        f"ray: {_count(event.num_nodes, 'machine')}, {_count(event.num_workers, 'worker')} at a time with "
+        f"{gpus}{_count(event.num_cpus, 'core')} each"
+    )
+
+
+@text_of.register
+def _(event: events.ClusterBusy) -> str:
+    workers = _count(event.num_workers, "worker")
+    return f"ray: warning: none of {workers} has started after {event.waited_s:.0f} s: the cluster is full; waiting"
+
+
+@text_of.register
+def _(event: events.CacheReused) -> str:
+    return f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}"
+
+
+@text_of.register
+def _(event: events.ImageSkipped) -> str:
+    return f"extract: skipped image {event.sample_id!r} in {event.file}: {event.reason}"
+
+
+@text_of.register
+def _(event: events.ParityMeasured) -> str:
+    compared = (
+        f"storage rounding error of {event.storage_dtype}"
+        if event.compute_dtype == "float32"
+        else f"{event.compute_dtype}, stored as {event.storage_dtype}, against float32"
+    )
+    return (
+        f"extract: {event.split}: {compared}, on {event.num_images} images: minimum cosine similarity "
+        f"{event.cosine_min:.6g} at {event.cosine_level}, largest relative error {event.max_relative_error:.2g} at "
+        f"{event.error_level}; {event.num_saturated:,} values saturated, {event.num_nonfinite:,} not finite"
+    )
+
+
+@text_of.register
+def _(event: events.PrecisionFellBack) -> str:
+    return (
+        f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
+        f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
+    )
+
+
+@text_of.register
+def _(event: events.PrecisionFollowed) -> str:
+    return (
+        f"extract: warning: {event.backbone} runs in {event.used}, not {event.asked}, on {', '.join(event.splits)}: "
+        f"another split has its store in {event.used}, {event.store}. For {event.asked} extract them together"
+    )
+
+
+@text_of.register
+def _(event: events.TokensOutOfRange) -> str:
+    return (
+        f"extract: warning: {event.array}: {event.num_saturated:,} values beyond {event.storage_dtype} "
+        f"(stored as its largest number), {event.num_nonfinite:,} not finite"
+    )
+
+
+@text_of.register
+def _(event: events.ProbeStarted) -> str:
+    shape = " x ".join(map(str, event.token_shape))
+    return f"probe {event.probe}: {event.num_settings} settings on {event.num_rows:,} rows of {shape}"
+
+
+@text_of.register
+def _(event: events.TrainingStarted) -> str:
+    if len(event.probes) == 1:
+        return ""
+    passes = "" if event.num_passes == 1 else f" in {event.num_passes} passes"
+    return f"probes {', '.join(event.probes)}: {event.num_settings} settings train together{passes}"
+
+
+@text_of.register
+def _(event: events.MemoryPlanned) -> str:
+    banks = "one bank" if event.num_banks == 1 else f"{event.num_banks} banks, one after the other,"
+    groups = f" in groups of {event.group_size}, {event.chunk_size} images at a time" if event.group_size else ""
+    memory = "GPU memory" if event.on_gpu else "memory"
+    where = "streamed from the store" if event.tokens == "streamed" else f"in {memory}"
+    return (
+        f"probe {event.probe}: {banks} of {event.probes_at_once} probes{groups}; {size(event.tokens_bytes)} of tokens "
+        f"{where}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}{' there' if event.on_gpu else ''}"
+    )
+
+
+@text_of.register
+def _(event: events.UploadFailed) -> str:
+    return (
+        f"probe {', '.join(event.probes)}: warning: {event.reason}: {size(event.tokens_bytes)} of tokens do not fit "
+        "into memory any more and are streamed from the store"
+    )
+
+
+@text_of.register
+def _(event: events.ProbeProgress) -> str:
+    rate = "" if event.probe_steps_per_s is None else f", {event.probe_steps_per_s:,.0f} probe steps/s"
+    best = "" if event.best is None else f", best validation {100 * event.best:.1f} %"
+    return f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes{rate}{best}"
+
+
+@text_of.register
+def _(event: events.ProbeFinished) -> str:
+    row: Any = event.row
+    reused = " (from results.jsonl, not trained again)" if event.reused else ""
+    if row["test"] is None:
+        return f"probe {event.probe}: every setting diverged{reused}"
+    validation, test = row["validation"], row["test"]["balanced_accuracy"]
+    chosen = f" ({found(row)})" if found(row) else ""
+    return (
+        f"probe {event.probe}{chosen}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced "
+        f"accuracy{reused}"
+    )
+
+
+@text_of.register
+def _(event: events.StudyShortOfRoom) -> str:
+    return (
+        f"study: warning: {_count(event.num_units, 'unit')} still to extract: at least {size(event.needed_bytes)} of "
+        f"tokens, {size(event.free_bytes)} free on the disk of {event.cache_root}: free "
+        f"{size(event.needed_bytes - event.free_bytes)} before the last ones, or give another disk with --cache"
+    )
+
+
+@text_of.register
+def _(event: events.StudyUnit) -> str:
+    return f"study: {event.model} on {event.dataset}"
+
+
+@text_of.register
+def _(event: events.StudyUnitFinished) -> str:
+    failures = f", {event.num_failures} failed" if event.num_failures else ""
+    return (
+        f"study: {event.num_done} of {event.num_units} done: {event.model} on {event.dataset}, "
+        f"{event.num_rows} rows{failures}"
+    )
+
+
+@text_of.register
+def _(event: events.StudyUnitAgain) -> str:
+    return (
+        f"study: warning: the worker of {event.model} on {event.dataset} was lost ({event.reason}); another takes over"
+    )
+
+
+@text_of.register
+def _(event: events.StudyFailed) -> str:
+    part = part_of_study(event.model, event.dataset, event.probe, event.seed)
+    return f"study: failed, {part}: {event.where}: expected {event.expected}, got {event.got}. {event.todo}"
+
+
+@text_of.register
+def _(event: events.ReportStep) -> str:
+    return f"report: {event.what} ({event.done + 1} of {event.total})"
+
+
+def part_of_study(model: str, dataset: str, probe: str | None, seed: int | None) -> str:
+    """
+    >>> part_of_study("vit", "cars", "alf", 1), part_of_study("vit", "cars", None, None)
+    ('vit on cars, alf, seed 1', 'vit on cars')
+    """
+    return f"{model} on {dataset}" + (f", {probe}" if probe else "") + ("" if seed is None else f", seed {seed}")
+
+
+def _time_shares(event: events.ExtractionProgress | events.ExtractionFinished) -> str:
+    total = max(event.elapsed_s, 1e-9)
+    parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts) + f"; {limit_of(event)}"
+
+
+def _count(number: int, name: str) -> str:
+    """
+    >>> _count(1, "core"), _count(2, "core")
+    ('1 core', '2 cores')
+    """
+    return f"{number} {name}{'s' * (number != 1)}"
