@@ -40,22 +40,18 @@ class MemoryPlan:
     """Number and shape of the banks that train a grid, and the memory that they need.
 
     Attributes:
-        budget_bytes: memory for training; None is no limit.
         num_banks: number of banks that train the grid, one after the other.
         probes_at_once: probes of the largest bank.
         group_size: probes of a bank computed together; 0 for heads without this choice.
         chunk_size: samples of a full group computed together; 0 for the whole batch.
         total_bytes: upper bound of the memory for training.
-        state_bytes: the part of it for weights, gradients and moments of a bank.
     """
 
-    budget_bytes: int | None
     num_banks: int
     probes_at_once: int
     group_size: int
     chunk_size: int
     total_bytes: int
-    state_bytes: int
 
     def banks(self, num_probes: int) -> list[list[int]]:
         """The probes of each bank, distributed evenly."""
@@ -110,7 +106,7 @@ def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
         SettingError: the budget is too small for one probe at a time.
     """
     needed_bytes: float = math.inf
-    for plan in _plans(sizes, budget_bytes):
+    for plan in _plans(sizes):
         if budget_bytes is None or plan.total_bytes <= budget_bytes:
             return plan
         needed_bytes = min(needed_bytes, plan.total_bytes)
@@ -122,7 +118,7 @@ def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
     )
 
 
-def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
+def _plans(sizes: Sizes) -> Iterator[MemoryPlan]:
     """All plans, the fastest first."""
     shapes = [(0, 0)]
     if sizes.head.kind in FOLDED_KINDS:
@@ -133,20 +129,16 @@ def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
         shapes = [(0, chunk) for chunk in CHUNK_SIZES]
     smaller = sorted({-(-sizes.num_probes // banks) for banks in range(1, sizes.num_probes + 1)}, reverse=True)
     for probes_at_once in smaller:
-        state_bytes = FLOAT_BYTES * COPIES * probes_at_once * _num_parameters(sizes)
+        state = COPIES * probes_at_once * _num_parameters(sizes) + _shared_floats(sizes, probes_at_once)
         for group_size, chunk_size in shapes:
-            scratch = _scratch_floats(sizes, probes_at_once, group_size, chunk_size)
-            total_bytes = state_bytes + FLOAT_BYTES * (scratch + _shared_floats(sizes, probes_at_once))
-            if FLOAT_BYTES * _largest_product(sizes, probes_at_once, group_size, chunk_size) >= ONE_DNN_FROM_BYTES:
-                total_bytes += LINEAR_CODE_BYTES if sizes.head.kind == "linear" else CODE_BYTES
+            total_bytes = FLOAT_BYTES * (state + _scratch_floats(sizes, probes_at_once, group_size, chunk_size))
+            total_bytes += _code_bytes(sizes, probes_at_once, group_size, chunk_size)
             yield MemoryPlan(
-                budget_bytes=budget_bytes,
                 num_banks=len(split_evenly(range(sizes.num_probes), probes_at_once)),
                 probes_at_once=probes_at_once,
                 group_size=group_size,
                 chunk_size=chunk_size,
                 total_bytes=int(MARGIN * total_bytes) + MARGIN_BYTES,
-                state_bytes=state_bytes,
             )
 
 
@@ -197,20 +189,23 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     return whole_batch + one_chunk + weights + classifier + places + rounded
 
 
-def _largest_product(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
-    """Floats of the largest product of a step, factors and result together, as far as oneDNN may compute it."""
-    batch, tokens = sizes.batch_size, math.prod(sizes.token_shape)
+def _code_bytes(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
+    """Allowance for code that oneDNN compiles, if the largest product of a step is large enough for it: see `matmul.py`."""
+    batch, tokens, allowance = sizes.batch_size, math.prod(sizes.token_shape), CODE_BYTES
     if sizes.head.kind == "linear":
         columns = probes * sizes.num_classes
-        return batch * (tokens + columns) + columns * tokens
-    if sizes.head.kind not in FOLDED_KINDS:
-        return batch * tokens // 8  # as `ModuleBank` estimates it
-    num_tokens, embed_dim = sizes.token_shape
-    inner, group = _inner_dim(sizes), min(group_size, probes)
-    width, chunk = group * sizes.head.num_heads, min(chunk_size * group_size // group, batch)
-    pooling = chunk * (num_tokens * (embed_dim + width) + width * embed_dim)
-    mapping = chunk * (width * embed_dim + group * inner) + group * inner * embed_dim
-    return max(pooling, mapping, batch * group * (inner + embed_dim) + group * inner * embed_dim)
+        largest, allowance = batch * (tokens + columns) + columns * tokens, LINEAR_CODE_BYTES
+    elif sizes.head.kind in FOLDED_KINDS:
+        num_tokens, embed_dim = sizes.token_shape
+        group = min(group_size, probes)
+        width, inner = group * sizes.head.num_heads, group * _inner_dim(sizes)
+        chunk = min(chunk_size * group_size // group, batch)
+        pooling = chunk * (num_tokens * (embed_dim + width) + width * embed_dim)
+        mapping = chunk * (width * embed_dim + inner) + inner * embed_dim
+        largest = max(pooling, mapping, batch * (inner + group * embed_dim) + inner * embed_dim)
+    else:
+        largest = batch * tokens // 8  # as `ModuleBank` estimates it
+    return allowance if FLOAT_BYTES * largest >= ONE_DNN_FROM_BYTES else 0
 
 
 def _shared_floats(sizes: Sizes, probes: int) -> int:
