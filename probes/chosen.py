@@ -20,8 +20,9 @@ from .ensemble import Ensemble, mean_of_members
 from .evaluate import check_test, compute_all_logits, measure
 from .events import OnEvent
 from .fit import FitResult, attribute_time, fit_banks
+from .heads import HeadModule
 from .outcome import LearningCurves, Metrics, join_curves
-from .plan import Candidate, GroupPlan, TrainableHead, TrainedProbe, plan_group, plan_passes
+from .plan import Candidate, GroupPlan, TrainableHead, plan_group, plan_passes
 from .protocol import Setting, TrainingProtocol
 
 
@@ -48,7 +49,7 @@ class Refit:
 
     plan: BatchPlan
     curves: LearningCurves
-    probe: TrainedProbe | Ensemble | None
+    probe: HeadModule | Ensemble | None
     test_logits: Tensor | None
     test: Metrics | None
     seconds: dict[str, float]
@@ -157,7 +158,7 @@ def refit(
     passes = [[choices[place] for place in places] for places in plan_passes(sizes, memory_bytes)]
     seconds: dict[Choice, dict[str, float]] = {choice: {} for choice in choices}
     fitted: dict[Choice, FitResult] = {}
-    probes: dict[Choice, TrainedProbe] = {}
+    probes: dict[Choice, HeadModule] = {}
     for of_pass in passes:
         runs = [heads[one.candidate].make_run([one.setting], device, seconds[one]) for one in of_pass]
         with attribute_time("refit", runs):
@@ -166,7 +167,7 @@ def refit(
             trained = [run.bank.probe(0) for run in runs]
         del runs  # before the next banks take their memory
         for choice, probe, result in zip(of_pass, trained, results, strict=True):
-            assert isinstance(probe, TrainedProbe)
+            assert isinstance(probe, HeadModule)
             fitted[choice] = result
             if not bool(result.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
                 probes[choice] = probe

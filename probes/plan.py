@@ -19,13 +19,8 @@ from .data.rows import Reading
 from .data.token_source import TokenSource, blocks_of, has_blocks
 from .errors import SettingError
 from .fit import BankRun
-from .heads import ZooProbe
-from .heads.attentive import AttentiveProbe
-from .heads.linear import LinearProbe
-from .heads.make import make_probe
-from .protocol import HEAD_KINDS, Head, Setting, TrainingProtocol
-
-TrainedProbe = AttentiveProbe | LinearProbe | ZooProbe
+from .heads import HEADS, Head, HeadModule, make_probe
+from .protocol import Setting, TrainingProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +57,7 @@ class TrainableHead:
     refit_bytes: int
 
     @cached_property
-    def initial(self) -> TrainedProbe:
+    def initial(self) -> HeadModule:
         """The probe with the initial weights of every setting."""
         seed = self.protocol.seed
         return make_probe(self.candidate.head, self.reading.token_shape, self.num_classes, seed=seed)
@@ -72,7 +67,7 @@ class TrainableHead:
         settings: Sequence[Setting],
         device: torch.device | str,
         seconds: dict[str, float],
-        probe: TrainedProbe | None = None,
+        probe: HeadModule | None = None,
     ) -> BankRun:
         """A bank with one probe for each setting, with the initial weights or those of `probe`; `seconds` receives its time."""
         bank = make_bank(probe or self.initial, settings, self.memory, device=device, compute=self.protocol.compute)
@@ -170,9 +165,9 @@ def reading_of(candidate: Candidate, source: TokenSource) -> Reading:
         SettingError: the head needs tokens of another shape, or the source lacks blocks.
     """
     head, shape = candidate.head, source.token_shape
-    flat = HEAD_KINDS[head.kind].flat
+    flat = HEADS[head.kind].flat
     if not has_blocks(source) and len(shape) != (1 if flat else 2):
         if flat:
-            raise SettingError("probes.needs_flat_tokens", kind=head.kind, token_shape=shape)
-        raise SettingError("probes.needs_stacked_tokens", kind=head.kind, token_shape=shape)
+            raise SettingError("probes.tokens_not_flat", head=head.kind, shape=shape)
+        raise SettingError("probes.tokens_not_stacked", head=head.kind, shape=shape)
     return Reading(blocks_of(source), candidate.blocks, flat=flat)

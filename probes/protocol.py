@@ -11,72 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from .errors import SettingError
+from .heads import HEADS, Head
 from .matmul import COMPUTES
 
 NO_DECAY = 2.0**-25  # half the distance between 1 and the float32 number below it
-SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `solve/run.py`: no optimiser, no steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadKind:
-    """Properties of a kind of head.
-
-    Attributes:
-        flat: it reads concatenated tokens (F,); all others read stacked tokens (T, D).
-        heads: it has attention heads, or queries that act as heads (`ep`).
-        levels: it has parameters for each level of the tokens.
-        dropout: it has attention dropout, so its grid has dropout rates.
-    """
-
-    flat: bool = False
-    heads: bool = False
-    levels: bool = False
-    dropout: bool = False
-
-
-HEAD_KINDS = {
-    "linear": HeadKind(flat=True),
-    "ridge": HeadKind(flat=True),
-    "logreg": HeadKind(flat=True),
-    "knn": HeadKind(flat=True),
-    "attentive": HeadKind(heads=True, dropout=True),
-    "cae": HeadKind(heads=True, dropout=True),
-    "alf-embed": HeadKind(heads=True, levels=True, dropout=True),
-    "aim": HeadKind(heads=True),
-    "ep": HeadKind(heads=True),
-    "abmilp": HeadKind(),
-    "simpool": HeadKind(),
-    "vjepa": HeadKind(heads=True),
-    "map": HeadKind(heads=True),
-    "scalar-mix": HeadKind(levels=True),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """A kind of `HEAD_KINDS`, with the number of attention heads and of levels if the kind has them.
-
-    Raises:
-        SettingError: the kind is unknown, or a number is missing or given although the kind has none.
-    """
-
-    kind: str
-    num_heads: int = 0
-    num_levels: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in HEAD_KINDS:
-            raise SettingError("probes.unknown_head_kind", kind=self.kind, kinds=", ".join(HEAD_KINDS))
-        kind = HEAD_KINDS[self.kind]
-        if (kind.heads, kind.levels) != (self.num_heads >= 1, self.num_levels >= 1):
-            raise SettingError(
-                "probes.wrong_head_sizes",
-                kind=self.kind,
-                expected_heads=">= 1" if kind.heads else "0",
-                expected_levels=">= 1" if kind.levels else "0",
-                num_heads=self.num_heads,
-                num_levels=self.num_levels,
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +126,7 @@ class TrainingProtocol:
         >>> [len(PAPER.settings(head)) for head in (Head(kind="attentive", num_heads=24), Head(kind="linear"))]
         [63, 21]
         """
-        dropouts = self.dropouts if HEAD_KINDS[head.kind].dropout else (0.0,)
+        dropouts = self.dropouts if HEADS[head.kind].has_dropout else (0.0,)
         return tuple(
             Setting(lr=lr, weight_decay=weight_decay, dropout=dropout)
             for lr, weight_decay, dropout in product(self.lrs, self.weight_decays, dropouts)
@@ -200,12 +138,13 @@ class TrainingProtocol:
         Raises:
             SettingError: the head is trained.
 
-        >>> [len(PAPER.solved_settings(Head(kind=kind))) for kind in SOLVED_KINDS]
+        >>> [len(PAPER.solved_settings(Head(kind=kind))) for kind in ("ridge", "logreg", "knn")]
         [11, 11, 5]
         """
-        if head.kind not in SOLVED_KINDS:
-            raise SettingError("probes.not_solved", kind=head.kind, kinds=", ".join(SOLVED_KINDS))
-        if head.kind == "knn":
+        if not HEADS[head.kind].is_solved:
+            kinds = ", ".join(name for name in HEADS if HEADS[name].is_solved)
+            raise SettingError("probes.not_solved", kind=head.kind, kinds=kinds)
+        if HEADS[head.kind].grid == "num_neighbors":
             return tuple(NeighborSetting(num_neighbors=count) for count in self.num_neighbors)
         return tuple(PenaltySetting(penalty=penalty) for penalty in self.penalties)
 

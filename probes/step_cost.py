@@ -19,8 +19,9 @@ import torch
 from .banks.bank import GROUP_SIZE
 from .data.token_source import ArraySource
 from .fit import fit_banks
+from .heads import Head
 from .plan import Candidate, plan_group
-from .protocol import Head, TrainingProtocol
+from .protocol import TrainingProtocol
 
 FEW, MANY = 16, 96  # images of a step
 SLOW_S = 0.4  # a step of one probe on FEW images from which on smaller sizes have to do

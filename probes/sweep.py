@@ -20,9 +20,10 @@ from .chosen import Choice, Refit, refit
 from .data.token_source import TokenSource
 from .events import OnEvent
 from .halving import Rung
+from .heads import Head
 from .outcome import SweepResult, choose
 from .plan import Candidate, TrainableHead, plan_group
-from .protocol import Head, Setting, TrainingProtocol
+from .protocol import Setting, TrainingProtocol
 from .select import Journal, Selection, select
 
 

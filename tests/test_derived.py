@@ -23,7 +23,7 @@ from layerbank.planning.forecast_training import TrainingForecast
 from layerbank.probes import Setting, StepCost, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import Store, probe, row_folder
-from layerbank.probing.probe_names import NamedProbe, resolve_probe
+from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.results import read_rows
 from layerbank.probing.results_table import results_table, summarize
 from layerbank.report.saved import SavedHead
@@ -124,7 +124,7 @@ def test_the_smallest_set_is_the_probe_trained_on_those_levels_alone_to_the_last
 ) -> None:
     folder, rows = made
     row = rows["attn-quarterly-smallest"]
-    alone = NamedProbe(
+    alone = ProbeSpec(
         name="alone", head="attentive", levels=tuple(row["levels"]), kinds=("cls", "ap"), num_heads=row["num_heads"]
     )
     setting = Setting(**row["chosen"])
@@ -172,7 +172,7 @@ def test_what_was_made_keeps_the_curves_of_its_final_training_and_where_it_looks
         replace(FEW, lrs=(one["lr"],), weight_decays=(one["weight_decay"],), dropouts=(one["dropout"],))
         for one in top["derived"]["members"]
     ]
-    named = resolve_probe("attn-quarterly", 12)
+    named = parse_probe("attn-quarterly", 12)
     alone = [row_folder(tmp_path, probe(*stores, [named], one, tmp_path)[0]) for one in protocols]
     of_members = [dict(np.load(place / "curves.npz")) for place in alone]
     kept = dict(np.load(row_folder(folder, top) / "curves.npz"))
@@ -244,7 +244,7 @@ def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_no
             if len(num_trainings) == 3 and event.num_probes == 2:
                 raise Killed
 
-    named = [resolve_probe(one, 12) for one in NAMES]
+    named = [parse_probe(one, 12) for one in NAMES]
     more: dict[str, Any] = {"config": {"model": REQUEST.to_dict()}, "on_event": listen}
     with pytest.raises(Killed):
         probe(*stores, named, FEW, tmp_path, **more)
@@ -296,7 +296,7 @@ def test_the_test_images_are_not_opened_before_everything_is_chosen_and_trained(
     for name in NAMES[1:3]:
         events.clear()
         with pytest.raises(CacheError):
-            probe(stores[0], gone, [resolve_probe(name, 12)], FEW, tmp_path, on_event=events.append)
+            probe(stores[0], gone, [parse_probe(name, 12)], FEW, tmp_path, on_event=events.append)
         phases = [event.phase for event in events if isinstance(event, ProbeProgress)]
         assert list(dict.fromkeys(phases)) == ["select", "validate", "refit"]
         last = [event for event in events if isinstance(event, ProbeProgress)][-1]
@@ -362,7 +362,7 @@ def test_the_probe_steps_of_a_forecast_are_those_of_the_study(
     def row_shape(level: str, kind: str) -> tuple[int, ...]:
         return (192,)
 
-    def seconds(probes: list[NamedProbe]) -> float:
+    def seconds(probes: list[ProbeSpec]) -> float:
         return forecast.seconds(probes, row_shape, FEW, num_images=200, num_classes=2)
 
     own = {
@@ -370,5 +370,5 @@ def test_the_probe_steps_of_a_forecast_are_those_of_the_study(
         - (rows[row["derived"]["base"]]["cost"]["probe_steps"] if row["derived"] else 0)
         for name, row in rows.items()
     }
-    assert {name: seconds([resolve_probe(name, 12)]) for name in rows} == own
-    assert seconds(with_bases([resolve_probe(name, 12) for name in NAMES])) == sum(own.values())
+    assert {name: seconds([parse_probe(name, 12)]) for name in rows} == own
+    assert seconds(with_bases([parse_probe(name, 12) for name in NAMES])) == sum(own.values())

@@ -21,11 +21,11 @@ from layerbank import RequestError
 from layerbank.events import Event, ProbeProgress, TrainingStarted
 from layerbank.probes import DataError, Head, SettingError
 from layerbank.probing.probe import Store, probe
-from layerbank.probing.probe_names import NamedProbe, SmallestLevels, TopSettings
+from layerbank.probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from layerbank.probing.results import read_rows
 
-UNFIT = NamedProbe(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels
-RIDGE = NamedProbe(name="ridge", head="ridge", levels=("final",), kinds=("cls",))
+UNFIT = ProbeSpec(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels
+RIDGE = ProbeSpec(name="ridge", head="ridge", levels=("final",), kinds=("cls",))
 HUGE = replace(ALF, name="huge", num_heads=24)
 Failed = list[tuple[str, Exception]]
 
@@ -52,12 +52,12 @@ def started(events: Sequence[Event]) -> list[tuple[str, ...]]:
     return [event.probes for event in events if isinstance(event, TrainingStarted)]
 
 
-def top(base: NamedProbe) -> NamedProbe:
+def top(base: ProbeSpec) -> ProbeSpec:
     return replace(base, name=f"{base.name}-top2", derived=TopSettings(base=base, num_members=2))
 
 
 def run(
-    stores: tuple[Store, Store], runs: Path, probes: Sequence[NamedProbe], **more: Any
+    stores: tuple[Store, Store], runs: Path, probes: Sequence[ProbeSpec], **more: Any
 ) -> tuple[list[dict[str, Any]], Failed, list[Event]]:
     failed: Failed = []
     events: list[Event] = []

@@ -15,7 +15,7 @@ from layerbank.planning import forecast_training
 from layerbank.planning.forecast_forward import image_seconds
 from layerbank.planning.forecast_training import TrainingForecast, num_trained
 from layerbank.probes import Head, StepCost, TrainingProtocol, fit_banks, measure_step
-from layerbank.probing.probe_names import resolve_probe, resolve_probes
+from layerbank.probing.probe_spec import parse_probe, parse_probes
 
 
 def row_shape(level: str, kind: str) -> tuple[int, ...]:
@@ -38,7 +38,7 @@ def test_each_head_and_shape_is_timed_once_at_the_fewest_and_the_most_classes(mo
     timed = Timed(StepCost(step_s=1.0, row_s=0.0, probe_s=0.0, image_s=0.0))
     monkeypatch.setattr(forecast_training, "measure_step", timed)
     forecast = TrainingForecast([10, 47, 1000], "cpu")
-    probes = resolve_probes(["linear@every", "linear-cls", "ridge-cls", "alf", "alf-top2"], 12)
+    probes = parse_probes(["linear@every", "linear-cls", "ridge-cls", "alf", "alf-top2"], 12)
     for num_classes in (10, 47, 1000):
         forecast.seconds(probes, row_shape, FEW, num_images=500, num_classes=num_classes)
     assert len(timed.asked) == len(set(timed.asked)) == 4
@@ -52,7 +52,7 @@ def test_what_lies_between_the_fewest_and_the_most_classes_is_on_a_line(monkeypa
         return StepCost(step_s=0.0, row_s=0.0, probe_s=float(num_classes), image_s=0.0)
 
     monkeypatch.setattr(forecast_training, "measure_step", cost)
-    forecast, alf = TrainingForecast([10, 110], "cpu"), [resolve_probe("alf", 12)]
+    forecast, alf = TrainingForecast([10, 110], "cpu"), [parse_probe("alf", 12)]
     few, between, many = (
         forecast.seconds(alf, row_shape, FEW, num_images=500, num_classes=count) for count in (10, 60, 110)
     )
@@ -67,7 +67,7 @@ def test_settings_that_are_the_same_bits_are_counted_once(monkeypatch: pytest.Mo
     duplicates = replace(
         FEW, lrs=(1e-2, 1e-3), weight_decays=(1e-6, 1e-5, 1e-2)
     )  # 1e-3 by 1e-6 and 1e-5: no decay at all
-    alf = resolve_probe("alf", 12)
+    alf = parse_probe("alf", 12)
     assert num_trained(Head(kind="linear"), duplicates) == 5
     assert num_trained(Head(kind="attentive", num_heads=4), duplicates) == 5 * len(FEW.dropouts)
     forecast = TrainingForecast([10], "cpu")

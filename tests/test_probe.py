@@ -26,8 +26,8 @@ from layerbank.probes import QUICK, ArraySource, TrainingProtocol, concat_tokens
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import Store, check_classes, probe, row_folder, run_folder
 from layerbank.probing.probe_groups import candidates_of
-from layerbank.probing.probe_names import resolve_probe
 from layerbank.probing.probe_sizes import leave_out_unfit
+from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.results import read_rows
 from layerbank.probing.results_table import results_table
 from layerbank.probing.tokens.token_source import CachedTokens, join_tokens
@@ -69,7 +69,7 @@ def run(
     **more: Any,
 ) -> tuple[list[dict[str, Any]], list[Event]]:
     events: list[Event] = []
-    named = [resolve_probe(name, 12) for name in names]
+    named = [parse_probe(name, 12) for name in names]
     config = {"model": REQUEST.to_dict()}
     rows = probe(*stores, named, protocol, runs, config=config, on_event=events.append, **more)
     return rows, events
@@ -81,7 +81,7 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
     backbone: Backbone, photos: Path, tmp_path: Path, name: str, storage_dtype: str
 ) -> None:
     train, _ = stores_of(backbone, photos, tmp_path, storage_dtype)
-    named = resolve_probe(name, backbone.depth)
+    named = parse_probe(name, backbone.depth)
     source = open_source(f"folder:{photos}", "train")
     forward = backbone.compile(named.levels, named.kinds)
     pieces, cache = [], TokenCache.open(train.path, train.spec)
@@ -294,12 +294,12 @@ def test_best_keeps_the_candidate_that_validation_chose_and_the_scores_of_all(
     stores: tuple[Store, Store], photos: Path, tmp_path: Path
 ) -> None:
     """Alone, or beside a candidate of its own: both are then trained once."""
-    named = leave_out_unfit([resolve_probe("best", 12)], REQUEST.open("cpu").row_shape)
+    named = leave_out_unfit([parse_probe("best", 12)], REQUEST.open("cpu").row_shape)
     names = [one.name for one in named[0].candidates]
     assert not any("grid4" in name for name in names)  # there are 2 x 2 patches
     assert len(names) == 8
     config = {"model": REQUEST.to_dict()}
-    (best, alf) = probe(*stores, [*named, resolve_probe("alf", 12)], PROTOCOL, tmp_path, config=config)
+    (best, alf) = probe(*stores, [*named, parse_probe("alf", 12)], PROTOCOL, tmp_path, config=config)
     assert (best["probe"], best["together_with"], alf["together_with"]) == ("best", ["alf"], ["best"])
     assert [one["probe"] for one in best["candidates"]] == names
     scores = [max(score["validation"] for score in one["settings"]) for one in best["candidates"]]
@@ -308,7 +308,7 @@ def test_best_keeps_the_candidate_that_validation_chose_and_the_scores_of_all(
     assert (alf["candidate"], alf["candidates"]) == (None, [])
     as_alf = next(one for one in best["candidates"] if one["probe"] == "attn-all")
     assert as_alf["settings"] == alf["settings"]
-    winner = resolve_probe(best["candidate"], 12)
+    winner = parse_probe(best["candidate"], 12)
     assert (tuple(best["levels"]), tuple(best["kinds"])) == (winner.levels, winner.kinds)
     saved = SavedProbe(row_folder(tmp_path, best))
     predictions = list(saved.predict(open_source(f"folder:{photos}", "test"), batch_size=BATCH, num_workers=0))
@@ -386,8 +386,8 @@ def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
 def test_quirks_normalise_the_patches_of_a_level_over_its_tokens_and_a_saved_probe_predicts_so_too(
     stores: tuple[Store, Store], photos: Path, tmp_path: Path
 ) -> None:
-    named = resolve_probe("cae-mid", 12, reference_quirks=True)
-    plain = resolve_probe("cae-mid", 12)
+    named = parse_probe("cae-mid", 12, reference_quirks=True)
+    plain = parse_probe("cae-mid", 12)
     cache = TokenCache.open(stores[0].path, stores[0].spec)
     tokens = CachedTokens(cache, named).take(torch.arange(3))  # [3, 2 levels x (cls + 4 patches), D]
     for number, level in enumerate(named.levels):

@@ -35,7 +35,7 @@ from layerbank.probes import (
 )
 from layerbank.probing.probe import Store, probe
 from layerbank.probing.probe_groups import candidates_of, open_group, plan_groups
-from layerbank.probing.probe_names import TOKEN_AXIS, NamedProbe, TopSettings
+from layerbank.probing.probe_spec import TOKEN_AXIS, ProbeSpec, TopSettings
 from layerbank.probing.tokens.placement import Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
@@ -45,9 +45,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 NUM_ROWS = 600
 LEVELS = ("block.0", "final")
 WIDTHS = {"block.0": 24, "final": 16}  # as CLIP has them
-LINEAR = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("cls",))
-ALF = NamedProbe(name="alf", head="attentive", levels=LEVELS, kinds=("cls", "grid2"), num_heads=4)
-GRID = NamedProbe(name="grid", head="attentive", levels=("block.0",), kinds=("grid2",), num_heads=2)
+LINEAR = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("cls",))
+ALF = ProbeSpec(name="alf", head="attentive", levels=LEVELS, kinds=("cls", "grid2"), num_heads=4)
+GRID = ProbeSpec(name="grid", head="attentive", levels=("block.0",), kinds=("grid2",), num_heads=2)
 QUIRK = replace(ALF, name="quirk", normalize=TOKEN_AXIS)
 PROTOCOL = TrainingProtocol(
     lrs=(1e-2, 1e-3), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=6, batch_size=100
@@ -96,14 +96,14 @@ def some_rows(count: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1))[:300]
 
 
-def names_of(probes: Sequence[NamedProbe]) -> str:
+def names_of(probes: Sequence[ProbeSpec]) -> str:
     return "+".join(probe.name for probe in probes)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float16,cls=float32"])
 @pytest.mark.parametrize("probes", [(LINEAR,), (GRID, LINEAR, ALF), (ALF, QUIRK)], ids=names_of)
 def test_rows_are_those_of_the_map_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[NamedProbe]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[ProbeSpec]
 ) -> None:
     """Of every storage dtype, also where kinds differ in it."""
     monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 20_000)  # several on the way
@@ -299,7 +299,7 @@ def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_th
         raise error
 
     train, test = (Store(path, TokenCache.open(path).spec) for path in starved.write_stores(tmp_path, 300))
-    base = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
+    base = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",))
     wanted = [base, replace(base, name="top", derived=TopSettings(base=base, num_members=2))]
     events: list[Event] = []
     with monkeypatch.context() as patch:

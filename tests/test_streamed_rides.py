@@ -19,7 +19,7 @@ from layerbank.events import Event, MemoryPlanned, TrainingStarted
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe import Store, probe
 from layerbank.probing.probe_groups import ProbeGroup, candidates_of, plan_groups
-from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.tokens.placement import place_tokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
@@ -31,7 +31,7 @@ PROTOCOL = TrainingProtocol(
     lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=3, batch_size=350
 )
 OF_THE_ZOO = [
-    NamedProbe(name=kind, head=kind, levels=("block.0",), kinds=("cls", "grid2"), num_heads=2)
+    ProbeSpec(name=kind, head=kind, levels=("block.0",), kinds=("cls", "grid2"), num_heads=2)
     for kind in ("cae", "aim", "simpool", "map")  # by hand, with BatchNorm, in chunks, with an MLP
 ]
 ALL = [LINEAR, ALF, GRID, QUIRK, *OF_THE_ZOO]
@@ -52,14 +52,14 @@ def a_store_that_fits_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    stores: tuple[Store, Store], runs: Path, probes: Sequence[NamedProbe], memory_bytes: int = ROOMY
+    stores: tuple[Store, Store], runs: Path, probes: Sequence[ProbeSpec], memory_bytes: int = ROOMY
 ) -> tuple[list[dict[str, Any]], list[Event]]:
     events: list[Event] = []
     rows = probe(*stores, probes, PROTOCOL, runs, memory_bytes=memory_bytes, on_event=events.append)
     return rows, events
 
 
-def groups_of(stores: tuple[Store, Store], probes: Sequence[NamedProbe], memory_bytes: int) -> list[ProbeGroup]:
+def groups_of(stores: tuple[Store, Store], probes: Sequence[ProbeSpec], memory_bytes: int) -> list[ProbeGroup]:
     return list(plan_groups(stores[0].open(), [(one, PROTOCOL) for one in probes], memory_bytes, CPU))
 
 
@@ -113,7 +113,7 @@ def test_the_order_does_not_depend_on_what_is_read_of_a_row(stores: tuple[Store,
     assert torch.equal(orders[0], orders[2])
 
 
-def place(cache: TokenCache, probes: Sequence[NamedProbe], memory_bytes: int) -> Any:
+def place(cache: TokenCache, probes: Sequence[ProbeSpec], memory_bytes: int) -> Any:
     candidates = [one for named in probes for one in candidates_of(cache, named)]
     return place_tokens(CachedTokens(cache, probes), candidates, PROTOCOL, memory_bytes, CPU)
 

@@ -193,9 +193,9 @@ def test_too_few_images_to_hold_some_out_are_refused() -> None:
 
 
 def test_tokens_of_the_wrong_shape_are_refused() -> None:
-    with raises("probes.needs_flat_tokens", SettingError, kind="linear", token_shape=(4, 16)):
+    with raises("probes.tokens_not_flat", SettingError, head="linear", shape=(4, 16)):
         run_sweep(LINEAR, make_source(ATTENTIVE, 30, 0), never_open, SMALL)
-    with raises("probes.needs_stacked_tokens", SettingError, kind="attentive", token_shape=(64,)):
+    with raises("probes.tokens_not_stacked", SettingError, head="attentive", shape=(64,)):
         run_sweep(ATTENTIVE, make_source(LINEAR, 30, 0), never_open, SMALL)
 
 
@@ -229,7 +229,7 @@ def test_a_protocol_with_several_wrong_values_is_refused_with_all_of_them() -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "num_heads", "num_levels", "expected_heads", "expected_levels"),
+    ("kind", "num_heads", "num_levels", "heads_rule", "levels_rule"),
     [
         ("attentive", 0, 0, ">= 1", "0"),
         ("attentive", 4, 3, ">= 1", "0"),
@@ -237,24 +237,18 @@ def test_a_protocol_with_several_wrong_values_is_refused_with_all_of_them() -> N
         ("scalar-mix", 0, 0, "0", ">= 1"),
     ],
 )
-def test_a_head_with_wrong_sizes_is_refused(
-    kind: str, num_heads: int, num_levels: int, expected_heads: str, expected_levels: str
+def test_a_head_with_wrong_numbers_is_refused(
+    kind: str, num_heads: int, num_levels: int, heads_rule: str, levels_rule: str
 ) -> None:
-    with raises(
-        "probes.wrong_head_sizes",
-        SettingError,
-        kind=kind,
-        num_heads=num_heads,
-        num_levels=num_levels,
-        expected_heads=expected_heads,
-        expected_levels=expected_levels,
-    ):
-        Head(kind=kind, num_heads=num_heads, num_levels=num_levels)
+    numbers = {"num_heads": num_heads, "num_levels": num_levels}
+    rules = {"heads_rule": heads_rule, "levels_rule": levels_rule}
+    with raises("probes.head_numbers", SettingError, **numbers, **rules):
+        Head(kind=kind, **numbers)
 
 
 def test_a_head_of_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    kinds = "linear, ridge, logreg, knn, attentive, cae, alf-embed, aim, ep, abmilp, simpool, vjepa, map, scalar-mix"
-    with raises("probes.unknown_head_kind", SettingError, kind="conv", kinds=kinds):
+    names = "linear, ridge, logreg, knn, attentive, cae, aim, ep, vjepa, map, abmilp, simpool, alf-embed, scalar-mix"
+    with raises("layerbank.unknown_part", name="conv", names=names):
         Head(kind="conv", num_heads=1)
 
 

@@ -119,8 +119,8 @@ def probe(
     from ..models.request import choose_device
     from ..probing.probe import check_classes, check_train_views, run_folder, verify_arrays
     from ..probing.probe import probe as train_probes
-    from ..probing.probe_names import DEMO_PROBES, resolve_probes
     from ..probing.probe_sizes import check_heads, leave_out_unfit
+    from ..probing.probe_spec import DEMO_PROBES, parse_probes
     from ..probing.protocols import open_protocol
     from ..probing.results_table import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers, parse_size
@@ -143,7 +143,7 @@ def probe(
         check_classes(train_source, test_source)
         train_source = with_views(train_source, options)
         work = open_extraction(options, listener.show)
-        named = resolve_probes(
+        named = parse_probes(
             split_names(probes) if probes else DEMO_PROBES,
             work.backbone.depth,
             num_heads=head_counts,

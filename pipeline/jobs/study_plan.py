@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from layerbank.cache import CacheError
-from layerbank.probes import SOLVED_KINDS, TrainingProtocol
+from layerbank.probes import HEADS, TrainingProtocol
 
 from ..data.catalogue import find_data, find_entry
 from ..errors import LayerbankError, RequestError, WorkError
@@ -24,8 +24,8 @@ from ..models.taps import kind_shape
 from ..models.tower import measure_widths
 from ..planning.forecast_forward import image_seconds
 from ..planning.forecast_training import TrainingForecast, num_trained
-from ..probing.probe_names import NamedProbe, SmallestLevels, TopSettings
 from ..probing.probe_sizes import RowShape, head_of, token_shape
+from ..probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from ..probing.protocols import open_protocol
 from .recipe import Recipe
 from .units import Place, open_data, probes_that_fit, request_of
@@ -190,7 +190,7 @@ def look_for(dataset: str, place: Place) -> Data:
     return Data(splits=splits, num_classes=len(sources[0].class_names), problems=())
 
 
-def look_at(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[NamedProbe], RowShape | None]:
+def look_at(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:
     """The probes that are trained on a model, what they are made of included, and the shapes of its tokens; what does not fit is
     added to the problems."""
     try:
@@ -202,15 +202,15 @@ def look_at(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[Named
     return with_bases(named), row_shape
 
 
-def with_bases(named: Sequence[NamedProbe]) -> list[NamedProbe]:
+def with_bases(named: Sequence[ProbeSpec]) -> list[ProbeSpec]:
     """The probes that are trained for some: themselves, each once, and what they are made of."""
     all_of_them = [one for probe in named for one in ((probe.derived.base, probe) if probe.derived else (probe,))]
     return [one for number, one in enumerate(all_of_them) if one not in all_of_them[:number]]
 
 
-def _num_trainings(named: NamedProbe, protocol: TrainingProtocol, row_shape: RowShape) -> int:
+def _num_trainings(named: ProbeSpec, protocol: TrainingProtocol, row_shape: RowShape) -> int:
     """Of one seed: the grid, or what is trained instead, and the final training."""
-    if named.head in SOLVED_KINDS:
+    if HEADS[named.head].is_solved:
         return 0  # nothing is trained
     changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
     grid = sum(num_trained(head_of(one, token_shape(one, row_shape)[0]), changed) for one in named.family)

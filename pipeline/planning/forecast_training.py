@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from layerbank.probes import (
-    SOLVED_KINDS,
+    HEADS,
     Head,
     StepCost,
     TrainingProtocol,
@@ -24,8 +24,8 @@ from layerbank.probes import (
     resolve_compute,
 )
 
-from ..probing.probe_names import NamedProbe, SmallestLevels, TopSettings
 from ..probing.probe_sizes import RowShape, head_of, token_shape
+from ..probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 
 
 class TrainingForecast:
@@ -44,7 +44,7 @@ class TrainingForecast:
 
     def seconds(
         self,
-        probes: Sequence[NamedProbe],
+        probes: Sequence[ProbeSpec],
         row_shape: RowShape,
         protocol: TrainingProtocol,
         *,
@@ -63,11 +63,11 @@ class TrainingForecast:
         return sum(
             self._of_probe(named, row_shape, protocol, num_images, num_classes)
             for named in probes
-            if named.head not in SOLVED_KINDS
+            if not HEADS[named.head].is_solved
         )
 
     def _of_probe(
-        self, named: NamedProbe, row_shape: RowShape, protocol: TrainingProtocol, num_images: int, num_classes: int
+        self, named: ProbeSpec, row_shape: RowShape, protocol: TrainingProtocol, num_images: int, num_classes: int
     ) -> float:
         changed = replace(
             protocol,
@@ -80,7 +80,7 @@ class TrainingForecast:
             for count in (num_kept, max(num_images, 2))
         )
 
-        def train(one: NamedProbe, num_selected: int, num_refits: int) -> float:
+        def train(one: ProbeSpec, num_selected: int, num_refits: int) -> float:
             shape = token_shape(one, row_shape)
             head = head_of(one, shape[0])
             selected, refits = (
@@ -89,7 +89,7 @@ class TrainingForecast:
             )
             return selected + refits
 
-        def grid(one: NamedProbe) -> int:
+        def grid(one: ProbeSpec) -> int:
             return num_trained(head_of(one, token_shape(one, row_shape)[0]), changed)
 
         match named.derived:
@@ -135,6 +135,6 @@ def num_trained(head: Head, protocol: TrainingProtocol) -> int:
     return len(set(first_duplicates(protocol.settings(head))))
 
 
-def _heads(named: NamedProbe, row_shape: RowShape) -> int | None:
+def _heads(named: ProbeSpec, row_shape: RowShape) -> int | None:
     """As many as the probe on all levels has."""
     return head_of(named, token_shape(named, row_shape)[0]).num_heads or None

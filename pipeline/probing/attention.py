@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerbank.probes import AttentionProbe, AttentionStatistics, TokenSource, attention_statistics
+from layerbank.probes import AttentionStatistics, FusionHead, TokenSource, attention_statistics
 
 from ..models.layers import FINAL
 from .figures import draw_attention_map
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 
 THIRDS = ("early", "middle", "late")
 FORMAT = 1
 
 
 def keep_attention(
-    probe: AttentionProbe,
+    probe: FusionHead,
     test: TokenSource,
-    named: NamedProbe,
+    named: ProbeSpec,
     tokens_per_kind: Sequence[int],
     sample_ids: Sequence[str],
     folder: Path,
@@ -66,7 +66,7 @@ def keep_attention(
     return summary
 
 
-def summarize(found: AttentionStatistics, named: NamedProbe) -> dict[str, Any]:
+def summarize(found: AttentionStatistics, named: ProbeSpec) -> dict[str, Any]:
     """The key numbers: each {"mean", "std"} over images.
 
     Returns:
@@ -95,7 +95,7 @@ def third_of_depth(level: str, depth: int) -> str:
     return THIRDS[max(-(-3 * number // depth), 1) - 1]
 
 
-def _thirds(of_level: torch.Tensor, named: NamedProbe) -> dict[str, Any] | None:
+def _thirds(of_level: torch.Tensor, named: ProbeSpec) -> dict[str, Any] | None:
     if named.depth is None:
         return None
     places = [third_of_depth(level, named.depth) for level in named.levels]
@@ -104,7 +104,7 @@ def _thirds(of_level: torch.Tensor, named: NamedProbe) -> dict[str, Any] | None:
     }  # a third without levels has 0
 
 
-def _header(named: NamedProbe, found: AttentionStatistics) -> dict[str, Any]:
+def _header(named: ProbeSpec, found: AttentionStatistics) -> dict[str, Any]:
     num_heads, num_tokens = found.mass_of_token.shape
     return {
         "levels": list(named.levels),
@@ -116,7 +116,7 @@ def _header(named: NamedProbe, found: AttentionStatistics) -> dict[str, Any]:
     }
 
 
-def _heads(found: AttentionStatistics, named: NamedProbe) -> dict[str, Any]:
+def _heads(found: AttentionStatistics, named: ProbeSpec) -> dict[str, Any]:
     """One record a head; `mass` is [L][K]."""
     mass = found.mass_of_head.view(-1, len(named.levels), len(named.kinds))
     return {

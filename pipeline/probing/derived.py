@@ -41,7 +41,7 @@ from layerbank.probes import (
 from ..events import OnEvent, ProbeStarted, TrainingStarted
 from .bootstrap import LEVEL
 from .probe_groups import ProbeGroup, open_group
-from .probe_names import NamedProbe, TopSettings
+from .probe_spec import ProbeSpec, TopSettings
 from .results import Row
 from .selection import Levels, Validated, best_members, smallest_levels
 from .sweep_journal import SweepJournal
@@ -62,7 +62,7 @@ class _Found:
         held_out: for a file beside it, name -> array.
     """
 
-    named: NamedProbe
+    named: ProbeSpec
     members: tuple[SettingScore, ...]
     validation: float
     num_trained: int
@@ -71,7 +71,7 @@ class _Found:
 
 
 def derive(
-    named: NamedProbe,
+    named: ProbeSpec,
     base: Row,
     group: ProbeGroup,
     open_test: Callable[[], TokenCache],
@@ -108,7 +108,7 @@ def derive(
 class _Work:
     """What the steps share: the arguments of `derive`."""
 
-    named: NamedProbe
+    named: ProbeSpec
     base: Row
     group: ProbeGroup
     device: torch.device
@@ -267,7 +267,7 @@ class _Work:
 
     def _trained(
         self,
-        named: NamedProbe,
+        named: ProbeSpec,
         result: SweepResult,
         told: dict[str, Any],
         num_refits: int,
@@ -288,7 +288,7 @@ class _Work:
     def _about(self) -> dict[str, Any]:
         return {"base": self.base["probe"], "base_key": self.base["key"]}
 
-    def _candidate(self, named: NamedProbe) -> Candidate:
+    def _candidate(self, named: ProbeSpec) -> Candidate:
         """The base's head, on the levels of `named`."""
         return Candidate(head=self.group.sweeps[0][0].head, blocks=block_names(named))
 

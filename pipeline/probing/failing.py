@@ -14,7 +14,7 @@ from layerbank.probes import ProbeError
 
 from ..errors import RequestError, WorkError
 from ..memory import shortage_of
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 
 Fail = Callable[[str, Exception], None]
 """Told the name of a probe, and why there is no row of it."""
@@ -28,14 +28,14 @@ class Failures:
         fail: told of each; None raises the first one's error.
     """
 
-    def __init__(self, key: Callable[[NamedProbe], str], fail: Fail | None) -> None:
+    def __init__(self, key: Callable[[ProbeSpec], str], fail: Fail | None) -> None:
         self._key, self._fail = key, fail
         self._errors: dict[str, RequestError | WorkError | ProbeError] = {}
 
-    def __contains__(self, named: NamedProbe) -> bool:
+    def __contains__(self, named: ProbeSpec) -> bool:
         return self._key(named) in self._errors
 
-    def add(self, named: NamedProbe, error: RequestError | WorkError | ProbeError) -> None:
+    def add(self, named: ProbeSpec, error: RequestError | WorkError | ProbeError) -> None:
         """A probe failed, which is told."""
         if self._fail is None:
             raise error
@@ -43,7 +43,7 @@ class Failures:
         self._fail(named.name, error)
 
     @contextmanager
-    def of(self, named: NamedProbe) -> Iterator[None]:
+    def of(self, named: ProbeSpec) -> Iterator[None]:
         """Work for one probe."""
         error: RequestError | WorkError | ProbeError
         try:
@@ -60,7 +60,7 @@ class Failures:
             error = _too_large(named, shortage)
         self.add(named, error)
 
-    def together(self, probes: Sequence[NamedProbe], work: Callable[[], None]) -> bool:
+    def together(self, probes: Sequence[ProbeSpec], work: Callable[[], None]) -> bool:
         """Do the work of some probes.
 
         Returns:
@@ -80,7 +80,7 @@ class Failures:
             return False
         return True
 
-    def check_base(self, named: NamedProbe, base: NamedProbe) -> None:
+    def check_base(self, named: ProbeSpec, base: ProbeSpec) -> None:
         """Raise WorkError if what a probe is made of has failed."""
         error = self._errors.get(self._key(base))
         if error is not None:
@@ -92,7 +92,7 @@ class Failures:
             )
 
 
-def _too_large(named: NamedProbe, shortage: str) -> WorkError:
+def _too_large(named: ProbeSpec, shortage: str) -> WorkError:
     return WorkError(
         where=f"probe {named.name}",
         expected="memory for its training",

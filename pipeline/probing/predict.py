@@ -28,7 +28,7 @@ from ..extraction.decoding import Rows, decode_batches
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 from .tokens.token_source import join_tokens
 
 BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
@@ -128,8 +128,8 @@ class SavedProbe:
         return float_tokens(round_tokens(tokens, dtype).values, dtype)
 
 
-def _named(values: dict[str, Any]) -> NamedProbe:
-    return NamedProbe(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
+def _named(values: dict[str, Any]) -> ProbeSpec:
+    return ProbeSpec(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
 
 
 def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:

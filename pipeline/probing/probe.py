@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from layerbank.probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
+from layerbank.probes import HEADS, Candidate, TrainingProtocol, resolve_compute
 
 from ..data.sources import ImageSource
 from ..errors import RequestError
@@ -30,7 +30,7 @@ from .derived import derive
 from .failing import Fail, Failures
 from .malloc_trim import KEPT_BYTES, large_blocks_returned
 from .probe_groups import ProbeGroup, group_of_one, plan_groups
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 from .results import Row, append_row, key_of, read_rows
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
@@ -120,7 +120,7 @@ def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) ->
 def probe(
     train: Store,
     test: Store,
-    named_probes: Sequence[NamedProbe],
+    named_probes: Sequence[ProbeSpec],
     protocol: TrainingProtocol,
     folder: Path,
     *,
@@ -157,9 +157,9 @@ def probe(
     cache = train.open()
     setting = _setting(train, test, protocol)
 
-    def key(named: NamedProbe) -> str:
+    def key(named: ProbeSpec) -> str:
         # what is solved is float64 in any case
-        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol
+        decisive = replace(protocol, compute="float32") if HEADS[named.head].is_solved else protocol
         return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
 
     failures = Failures(key, fail)
@@ -168,7 +168,7 @@ def probe(
             require_arrays(list(cache.arrays), named, train.path)
     known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
     clear_finished(folder / ".sweeps", known.keys())  # a run may have been killed just after its last row
-    wanted: list[NamedProbe] = []
+    wanted: list[ProbeSpec] = []
     for named in (one for one in named_probes if one not in failures):
         if key(named) in known and not retrain:
             on_event(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
@@ -194,7 +194,7 @@ def probe(
         on_event(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
 
     def make_journal(
-        group: ProbeGroup, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
+        group: ProbeGroup, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[ProbeSpec]
     ) -> SweepJournal:
         decisive = {**_setting(train, test, group.protocol), "device": device.type}
         del decisive["test"]  # nothing is chosen on it
@@ -203,7 +203,7 @@ def probe(
     def journal_of(group: ProbeGroup) -> SweepJournal:
         return make_journal(group, group.describe, group.probes)
 
-    def journal_of_search(named: NamedProbe, group: ProbeGroup) -> SweepJournal:
+    def journal_of_search(named: ProbeSpec, group: ProbeGroup) -> SweepJournal:
         return make_journal(group, group.describe_choice, [named])
 
     def train_together(group: ProbeGroup) -> None:
@@ -214,10 +214,10 @@ def probe(
 
     each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
     for named, changed in each:
-        if named.head in SOLVED_KINDS:
+        if HEADS[named.head].is_solved:
             with failures.of(named):
                 keep(solve_probe(named, changed, cache, open_test, on_event))
-    to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
+    to_train = [(named, of_one) for named, of_one in each if not HEADS[named.head].is_solved and not named.derived]
     for group in plan_groups(cache, to_train, memory_bytes, device, refuse=failures.add):
         if not failures.together(group.probes, partial(train_together, group)):
             for named in group.probes:  # what the banks of the others have scored is in the journal
@@ -244,7 +244,7 @@ def _is_short(group: ProbeGroup) -> bool:
     return group.placement.planned_bytes + KEPT_BYTES > group.placement.budget_bytes
 
 
-def _changed(protocol: TrainingProtocol, named: NamedProbe) -> TrainingProtocol:
+def _changed(protocol: TrainingProtocol, named: ProbeSpec) -> TrainingProtocol:
     return replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
 
 

@@ -19,8 +19,8 @@ from layerbank.probes import Candidate, MemoryPlan, SettingError, TokenSource, T
 
 from ..events import OnEvent, UploadFailed
 from ..memory import shortage_of
-from .probe_names import NamedProbe
 from .probe_sizes import head_of, token_shape
+from .probe_spec import ProbeSpec
 from .tokens.placement import Placement, place_tokens
 from .tokens.token_rows import block_names
 from .tokens.token_source import CachedTokens
@@ -40,7 +40,7 @@ class ProbeGroup:
     """
 
     cache: TokenCache
-    probes: tuple[NamedProbe, ...]
+    probes: tuple[ProbeSpec, ...]
     protocol: TrainingProtocol
     tokens: CachedTokens
     sweeps: tuple[tuple[Candidate, ...], ...]
@@ -67,11 +67,11 @@ class ProbeGroup:
 
 def plan_groups(
     cache: TokenCache,
-    wanted: Sequence[tuple[NamedProbe, TrainingProtocol]],
+    wanted: Sequence[tuple[ProbeSpec, TrainingProtocol]],
     memory_bytes: int,
     device: torch.device,
     *,
-    refuse: Callable[[NamedProbe, SettingError], None] | None = None,
+    refuse: Callable[[ProbeSpec, SettingError], None] | None = None,
 ) -> Iterator[ProbeGroup]:
     """Rides one after the other: each protocol's probes in their own order.
 
@@ -132,13 +132,13 @@ def open_group(group: ProbeGroup, on_event: OnEvent) -> tuple[ProbeGroup, TokenS
 
 
 def group_of_one(
-    cache: TokenCache, named: NamedProbe, protocol: TrainingProtocol, memory_bytes: int, device: torch.device
+    cache: TokenCache, named: ProbeSpec, protocol: TrainingProtocol, memory_bytes: int, device: torch.device
 ) -> ProbeGroup:
     """A probe without company; arguments and errors as `plan_groups`."""
     return _make_group(cache, [named], protocol, memory_bytes, device)
 
 
-def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]:
+def candidates_of(cache: TokenCache, named: ProbeSpec) -> tuple[Candidate, ...]:
     """What a probe chooses among: itself, or the family that its name stands for."""
 
     def row_shape(level: str, kind: str) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ def _join(
 
 def _make_group(
     cache: TokenCache,
-    probes: Sequence[NamedProbe],
+    probes: Sequence[ProbeSpec],
     protocol: TrainingProtocol,
     memory_bytes: int,
     device: torch.device,

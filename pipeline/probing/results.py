@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..models.layers import short_levels
-from .probe_names import REFERENCE
+from .probe_spec import REFERENCE
 
 Row = dict[str, Any]
 

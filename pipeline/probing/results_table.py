@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from layerbank.probes import HEAD_KINDS
+from layerbank.probes import HEADS
 
 from .results import Row, found, gains, key_of
 
@@ -140,7 +140,7 @@ def _settings(summary: Summary) -> str:
     if beside and beside[0][0]:
         parts.append(" or ".join(f"{what} ({count})" if len(beside) > 1 else what for what, count in beside))
     for name in finished[0]["chosen"] if finished else ():
-        if name != "dropout" or HEAD_KINDS[finished[0]["head"]].dropout:
+        if name != "dropout" or HEADS[finished[0]["head"]].has_dropout:
             values = Counter(_number(row["chosen"].get(name)) for row in finished).most_common()
             shown = " ".join(f"{value} ({count})" for value, count in values) if len(values) > 1 else values[0][0]
             parts.append(f"{SHORT.get(name, name)} {shown}")

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerbank.cache import CacheSpec, TokenCache
-from layerbank.probes import SOLVED_KINDS, AttentionProbe, BatchPlan, SettingScore, SweepResult, save_probe
+from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
 from .attention import keep_attention
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 from .results import Row
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.streaming import StreamedTokens
@@ -80,7 +80,7 @@ def keep_probe(
             labels=tokens.labels.numpy(),
             logits=result.test_logits.numpy(),
         )
-        if isinstance(result.probe, AttentionProbe):
+        if isinstance(result.probe, FusionHead):
             tokens_per_kind = [
                 train.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
                 for kind in named.kinds
@@ -146,7 +146,7 @@ def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
         "derived": trained.derived,
         "refit": _plan(result.refit),
         "protocol": asdict(trained.protocol),
-        "compute": None if named.head in SOLVED_KINDS else trained.protocol.compute,
+        "compute": None if HEADS[named.head].is_solved else trained.protocol.compute,
         "cost": _cost(trained, store),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "together_with": list(trained.together_with),
@@ -175,8 +175,8 @@ def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
     return None if plan is None else asdict(plan) | {"num_steps": plan.num_steps}
 
 
-def _plain(named: NamedProbe) -> dict[str, Any]:
-    """A probe as `NamedProbe(**...)` takes it back: no family, it is what it says."""
+def _plain(named: ProbeSpec) -> dict[str, Any]:
+    """A probe as `ProbeSpec(**...)` takes it back: no family, it is what it says."""
     values = asdict(named)
     del values["candidates"], values["derived"]
     return values

@@ -14,8 +14,8 @@ from layerbank.probes import Candidate, Journal, Progress, SweepResult, Training
 
 from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, TrainingStarted
 from .probe_groups import ProbeGroup, open_group
-from .probe_names import NamedProbe
 from .probe_sizes import head_of
+from .probe_spec import ProbeSpec
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
@@ -37,8 +37,8 @@ class Trained:
         held_out: what a search chose by, for a file beside it: name -> array.
     """
 
-    named: NamedProbe
-    candidate: NamedProbe
+    named: ProbeSpec
+    candidate: ProbeSpec
     result: SweepResult
     protocol: TrainingProtocol
     memory: dict[str, Any]
@@ -108,14 +108,14 @@ def train_group(
     ]
 
 
-def open_tokens(test: TokenCache, probes: Sequence[NamedProbe], device: torch.device) -> StreamedTokens:
+def open_tokens(test: TokenCache, probes: Sequence[ProbeSpec], device: torch.device) -> StreamedTokens:
     """The test images, with what the probes of a ride read of them."""
     tokens = CachedTokens(test, [one for named in probes for one in named.family])
     return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=device.type == "cuda")
 
 
 def solve_probe(
-    named: NamedProbe,
+    named: ProbeSpec,
     protocol: TrainingProtocol,
     cache: TokenCache,
     open_test: Callable[[], TokenCache],
@@ -151,7 +151,7 @@ def solve_probe(
     )
 
 
-def _tell_plan(named: NamedProbe, group: ProbeGroup, candidate: Candidate, on_event: OnEvent) -> None:
+def _tell_plan(named: ProbeSpec, group: ProbeGroup, candidate: Candidate, on_event: OnEvent) -> None:
     plan = group.memory_of(candidate)
     on_event(
         MemoryPlanned(

@@ -20,7 +20,7 @@ from ..data.views import evaluation_transform
 from ..errors import RequestError
 from ..probing.figures import attention_map
 from ..probing.predict import BACKBONE_FIELDS
-from ..probing.probe_names import NamedProbe
+from ..probing.probe_spec import ProbeSpec
 from ..probing.tokens.token_source import CachedTokens, require_arrays
 from ..statistics.predictions import Predictions, accuracies
 
@@ -58,7 +58,7 @@ class SavedHead:
     def __init__(self, folder: Path, store: Path) -> None:
         self.probe, config = load_probe(folder)
         named = config["probe"]
-        self.named = NamedProbe(**{**named, "levels": tuple(named["levels"]), "kinds": tuple(named["kinds"])})
+        self.named = ProbeSpec(**{**named, "levels": tuple(named["levels"]), "kinds": tuple(named["kinds"])})
         self.cache = TokenCache.open(store, num_views=0)
         _check_backbone(folder, CacheSpec.from_dict(config["cache"]), store, self.cache.spec)
         require_arrays(list(self.cache.arrays), self.named, store)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..probing.probe_names import REFERENCE
+from ..probing.probe_spec import REFERENCE
 from ..probing.results import Row, key_of
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, WorkError
 from ..probing.bootstrap import Interval, intervals
-from ..probing.probe_names import REFERENCE
+from ..probing.probe_spec import REFERENCE
 from .examples import Answers, answers_of
 from .predictions import Accuracies, Predictions, accuracies, read_predictions, require_same_images
 from .scores import Case

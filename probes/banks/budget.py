@@ -17,14 +17,13 @@ from dataclasses import dataclass
 
 from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
-from ..heads.make import make_probe
+from ..heads import HEADS, Head, make_probe
+from ..heads.fusion import FusionHead
 from ..matmul import ONE_DNN_FROM_BYTES
-from ..protocol import HEAD_KINDS, SOLVED_KINDS, Head, TrainingProtocol
+from ..protocol import TrainingProtocol
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .memory_trace import chunks_are_possible, step_bytes
 
-PLANNED_KINDS = tuple(kind for kind in HEAD_KINDS if kind not in SOLVED_KINDS)
-FOLDED_KINDS = ("attentive", "cae", "alf-embed")  # trained by `AttentiveBank`
 CHUNK_SIZES = (CHUNK_SIZE, 128, 64, 32)
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
@@ -121,11 +120,11 @@ def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
 def _plans(sizes: Sizes) -> Iterator[MemoryPlan]:
     """All plans, the fastest first."""
     shapes = [(0, 0)]
-    if sizes.head.kind in FOLDED_KINDS:
+    if _bank(sizes) == "folded":
         groups, whole = (GROUP_SIZE, 4, 2, 1), sizes.batch_size  # a batch in chunks computes z twice
         shapes = [(group, whole) for group in groups]
         shapes += [(group, chunk) for group in groups for chunk in CHUNK_SIZES if chunk < whole]
-    elif sizes.head.kind != "linear" and chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes):
+    elif _bank(sizes) == "module" and chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes):
         shapes = [(0, chunk) for chunk in CHUNK_SIZES]
     smaller = sorted({-(-sizes.num_probes // banks) for banks in range(1, sizes.num_probes + 1)}, reverse=True)
     for probes_at_once in smaller:
@@ -142,10 +141,14 @@ def _plans(sizes: Sizes) -> Iterator[MemoryPlan]:
             )
 
 
+def _bank(sizes: Sizes) -> str:
+    return HEADS[sizes.head.kind].bank
+
+
 def _num_parameters(sizes: Sizes) -> int:
     width = sizes.token_shape[-1]
     classifier = (width + 1) * sizes.num_classes
-    if sizes.head.kind == "linear":
+    if HEADS[sizes.head.kind].bank == "linear":
         return classifier
     if sizes.head.kind != "attentive":
         probe = make_probe(sizes.head, sizes.token_shape, sizes.num_classes)
@@ -154,19 +157,20 @@ def _num_parameters(sizes: Sizes) -> int:
 
 
 def _inner_dim(sizes: Sizes) -> int:
-    width = 1 if sizes.head.kind == "cae" else 2
-    return sizes.head.num_heads * width * (sizes.token_shape[-1] // sizes.head.num_heads)
+    module = HEADS[sizes.head.kind].module
+    assert issubclass(module, FusionHead)
+    return sizes.head.num_heads * module.head_width * (sizes.token_shape[-1] // sizes.head.num_heads)
 
 
 def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
     """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`, with their names there; or the memory trace."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     scores = batch * sizes.num_classes
-    if sizes.head.kind == "linear":
+    if HEADS[sizes.head.kind].bank == "linear":
         rounded = 2 * (probes * scores + (batch + probes * sizes.num_classes) * sizes.token_shape[0])
         # logits twice, their gradient, log probabilities, one temporary
         return 5 * probes * scores + (rounded if sizes.compute == "bfloat16" else 0)
-    if sizes.head.kind not in FOLDED_KINDS:
+    if _bank(sizes) == "module":
         traced = step_bytes(sizes.head, sizes.token_shape, sizes.num_classes, batch, chunk_size)
         return traced // FLOAT_BYTES + 2 * probes * scores
     num_tokens, embed_dim = sizes.token_shape
@@ -178,7 +182,7 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
     classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
     places = 0
-    if sizes.head.kind == "alf-embed":
+    if sizes.head.num_levels:
         places = 3 * group * num_tokens * (embed_dim + heads)  # and their gradients
     rounded = 0
     if sizes.compute == "bfloat16":
@@ -192,10 +196,10 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
 def _code_bytes(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
     """Allowance for code that oneDNN compiles, if the largest product of a step is large enough for it: see `matmul.py`."""
     batch, tokens, allowance = sizes.batch_size, math.prod(sizes.token_shape), CODE_BYTES
-    if sizes.head.kind == "linear":
+    if _bank(sizes) == "linear":
         columns = probes * sizes.num_classes
         largest, allowance = batch * (tokens + columns) + columns * tokens, LINEAR_CODE_BYTES
-    elif sizes.head.kind in FOLDED_KINDS:
+    elif _bank(sizes) == "folded":
         num_tokens, embed_dim = sizes.token_shape
         group = min(group_size, probes)
         width, inner = group * sizes.head.num_heads, group * _inner_dim(sizes)
@@ -212,7 +216,7 @@ def _shared_floats(sizes: Sizes, probes: int) -> int:
     """Memory that all probes of a bank share: one batch, its noise, the scores of an evaluation, and one probe as a module."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     copies = batch * 3 * math.prod(sizes.token_shape)  # as read, jitter, normalised
-    noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEAD_KINDS[sizes.head.kind].dropout else 0
+    noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEADS[sizes.head.kind].has_dropout else 0
     evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
     predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
     return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)

@@ -6,7 +6,7 @@ into the `Stack` that the trainer uses.
 
 BatchNorm writes its running statistics in place, which grad does not allow: in the bank a BatchNorm without writes replaces
 it, and the statistics of the batch are returned beside the loss. Autograd also gives rounding noise for gradients that are
-zero by algebra; AdamW would turn it into steps of size lr, so gradients of the parameters in `still` are not written.
+zero by algebra; AdamW would turn it into steps of size lr, so gradients of the parameters in `zero_gradient` are not written.
 
 The loss is a sum over the samples, so a batch may be processed in chunks whose gradients are added. With a BatchNorm each
 sample depends on all others, and the whole batch is processed at once.
@@ -23,7 +23,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from ..errors import SettingError
-from ..heads import ZooProbe
+from ..heads import HeadModule
 from ..matmul import Matmul
 from .bank import split_evenly
 from .folded import chunks
@@ -54,7 +54,7 @@ class ModuleBank:
 
     def __init__(
         self,
-        probes: Sequence[ZooProbe],
+        probes: Sequence[HeadModule],
         dropouts: Sequence[float] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -148,13 +148,13 @@ class ModuleBank:
         rates = self._rates_on_device.index_select(0, stack.index)
         gradients, (losses, seen) = of_all(stack.values, stack.statistics, rates)
         for name, gradient in gradients.items():
-            if name in self._head.still:
+            if name in self._head.zero_gradient:
                 continue
             if first:
                 stack.grads[name].copy_(gradient)
             else:
                 stack.grads[name].add_(gradient)
-            if name in self._head.still_without_dropout:
+            if name in self._head.zero_gradient_without_dropout:
                 stack.grads[name].masked_fill_((rates == 0).view(-1, *(1,) * (gradient.dim() - 1)), 0)
         for name, statistic in seen.items():
             stack.statistics[name].lerp_(statistic, _MOMENTUM)
@@ -176,12 +176,12 @@ class _BatchNorm(nn.BatchNorm1d):
         return out
 
 
-def allows_chunks(probe: ZooProbe) -> bool:
+def allows_chunks(probe: HeadModule) -> bool:
     """Whether the scores of a sample are independent of the other samples of the batch."""
     return not any(isinstance(module, nn.BatchNorm1d) for module in probe.modules())
 
 
-def _without_writes(probe: ZooProbe) -> ZooProbe:
+def _without_writes(probe: HeadModule) -> HeadModule:
     """The module without weights, which come with each call, and with BatchNorms that write nothing."""
     skeleton = copy.deepcopy(probe).to("meta")
     for parent in list(skeleton.modules()):
@@ -203,7 +203,7 @@ def _take_statistics(skeleton: nn.Module) -> dict[str, Tensor]:
     return taken
 
 
-def _check(probes: Sequence[ZooProbe], rates: Sequence[float]) -> None:
+def _check(probes: Sequence[HeadModule], rates: Sequence[float]) -> None:
     heads = {(probe.kind, *probe.sizes.items()) for probe in probes}
     if len(heads) != 1:
         kinds = sorted({(probe.kind, *probe.sizes.values()) for probe in probes}, key=str)

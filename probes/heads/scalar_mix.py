@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from ..seeds import make_generator
+from .head_module import HeadModule
+from .head_type import HeadType
 from .linear import make_linear
-from .zoo_probe import ZooProbe
 
 
-class ScalarMixProbe(ZooProbe):
+class ScalarMixProbe(HeadModule):
     """The scalar mix of ELMo, arXiv 1802.05365, equation 1.
 
         logits = (g sum_l softmax(w)_l x_l) Wc + bc
@@ -24,13 +23,13 @@ class ScalarMixProbe(ZooProbe):
         num_levels: L.
         num_tokens: T, a multiple of L.
         num_classes: C.
-        seed: of the classifier, PyTorch's default for Linear; w = 0 and g = 1 at first: the mean.
+        seed: for the classifier, PyTorch's default for Linear; w = 0 and g = 1 at first: the mean.
 
     Raises:
         SettingError: a size is not positive, or L does not divide T.
     """
 
-    kind: ClassVar[str] = "scalar-mix"
+    kind = "scalar-mix"
 
     def __init__(self, embed_dim: int, num_levels: int, num_tokens: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__(embed_dim=embed_dim, num_levels=num_levels, num_tokens=num_tokens, num_classes=num_classes)
@@ -46,3 +45,6 @@ class ScalarMixProbe(ZooProbe):
         mixed = (self.weights.softmax(0) @ levels) * self.scale  # [B, T/L D]
         logits: Tensor = self.classifier(mixed)
         return logits
+
+
+HEAD = HeadType(name="scalar-mix", module=ScalarMixProbe, layers="all", kinds=("cls", "ap"), has_levels=True)

@@ -15,7 +15,7 @@ import torch
 
 from layerbank.probes import Block, l2_normalize_
 
-from ..probe_names import TOKEN_AXIS, NamedProbe
+from ...probe_spec import TOKEN_AXIS, ProbeSpec
 
 Array = tuple[str, str]
 """(level, kind)"""
@@ -36,7 +36,7 @@ class TokenRows:
         size: F, numbers in a row.
     """
 
-    def __init__(self, probes: Iterable[NamedProbe], row_shape: Callable[[str, str], tuple[int, ...]]) -> None:
+    def __init__(self, probes: Iterable[ProbeSpec], row_shape: Callable[[str, str], tuple[int, ...]]) -> None:
         read = {name: arrays for probe in probes for name, arrays in _arrays_of_blocks(probe).items()}
         self.arrays: list[Array] = [array for arrays in read.values() for array in arrays]
         shapes = {array: _tokens_and_width(row_shape(*array)) for array in self.arrays}
@@ -86,17 +86,17 @@ class TokenRows:
             yield slice(start, stop), num_tokens, width, number >= 0
 
 
-def block_names(probe: NamedProbe) -> tuple[str, ...]:
+def block_names(probe: ProbeSpec) -> tuple[str, ...]:
     """The blocks that a probe reads of a row of several probes, in its order.
 
-    >>> from .probe_names import resolve_probe
-    >>> block_names(resolve_probe("attn-mid", 12))
+    >>> from .probe_spec import parse_probe
+    >>> block_names(parse_probe("attn-mid", 12))
     ('block.6/cls', 'block.6/ap', 'final/cls', 'final/ap')
     """
     return tuple(_arrays_of_blocks(probe))
 
 
-def _arrays_of_blocks(probe: NamedProbe) -> dict[str, list[Array]]:
+def _arrays_of_blocks(probe: ProbeSpec) -> dict[str, list[Array]]:
     """Name of a block -> its arrays."""
     if probe.normalize == TOKEN_AXIS and len(probe.kinds) > 1:
         return {

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from layerbank.cache import TokenCache
-from layerbank.probes import HEAD_KINDS, ArraySource, Reading
+from layerbank.probes import HEADS, ArraySource, Reading
 from layerbank.probes.workspace import Workspace
 
 from ...errors import RequestError
 from ...models.rounding import STORAGE_DTYPES, float_tokens
-from ..probe_names import NamedProbe
+from ...probe_spec import ProbeSpec
 from .token_rows import TokenRows
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
@@ -45,10 +45,10 @@ class CachedTokens:
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe]) -> None:
+    def __init__(self, cache: TokenCache, probes: ProbeSpec | Sequence[ProbeSpec]) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
-        several = [probes] if isinstance(probes, NamedProbe) else probes
+        several = [probes] if isinstance(probes, ProbeSpec) else probes
         self.rows = TokenRows(several, lambda level, kind: cache.arrays[level, kind].row_shape)
         self._arrays = [cache.tokens(*array) for array in self.rows.arrays]
         self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
@@ -56,8 +56,8 @@ class CachedTokens:
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
         self.num_classes = len(class_names)
-        self.blocks = None if isinstance(probes, NamedProbe) else self.rows.blocks
-        flat = HEAD_KINDS[probes.head].flat if isinstance(probes, NamedProbe) else True
+        self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
+        flat = HEADS[probes.head].flat if isinstance(probes, ProbeSpec) else True
         self._reading = Reading(self.rows.blocks, flat=flat)
         self.token_shape = self._reading.token_shape
 
@@ -119,7 +119,7 @@ class CachedTokens:
         return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
 
 
-def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def join_tokens(probe: ProbeSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """What `CachedTokens.take` does to tokens that come straight from a model.
 
     Args:
@@ -132,13 +132,13 @@ def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tenso
     arrays = [(level, kind) for level in probe.levels for kind in probe.kinds]
     shapes = {array: tuple(part.shape[1:]) for array, part in zip(arrays, parts, strict=True)}
     rows = TokenRows([probe], lambda level, kind: shapes[level, kind])
-    reading = Reading(rows.blocks, flat=HEAD_KINDS[probe.head].flat)
+    reading = Reading(rows.blocks, flat=HEADS[probe.head].flat)
     out = torch.empty(len(parts[0]), *reading.token_shape)
     _fill(out, rows, reading, parts)
     return out
 
 
-def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, store: Path) -> None:
+def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: ProbeSpec, store: Path) -> None:
     """Refuse a store that lacks a level or kind of the probe.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.scores import Table, gains_of
 from ...statistics.significance import compare_gains
 from ...statistics.summaries import summarize

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import RequestError
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.paper import find_model
 from ...statistics.scores import Table, gains_of
 from ...statistics.summaries import summarize

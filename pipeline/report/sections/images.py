@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError, WorkError
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.examples import DISPUTED, PER_RULE, SURE_MISSES, UNSURE_HITS, Answers, choose_examples
 from ...statistics.scores import Case
 from ..page.blocks import Block, Card, Cards, Fold, Said, Section, Strip, Words

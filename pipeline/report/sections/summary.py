@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.findings import sentence
 from ...statistics.scores import Table, gains_of
 from ...statistics.significance import Comparison, compare_gains

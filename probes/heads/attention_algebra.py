@@ -14,6 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BATCH_NORM_EPS = 1e-6  # as in the code of AIM and of Efficient Probing
+MLP_RATIO = 4  # width of the hidden layer of an MLP, in units of D
+
 
 def fold_query(query: Tensor, weight: Tensor, num_heads: int) -> Tensor:
     """u_h = Wk_h^T q_h / sqrt(h).

@@ -2,10 +2,10 @@
 
     minimise  sum_i w_i CE(W x_i + b, y_i) + penalty / 2 ||W||^2        sum_i w_i = 1, b is free
 
-Convex, so there is nothing to seed or schedule. Two exact changes of variables make it cheap: features are centred (b
-takes the mean back), and where there are more features than images, W is looked for in the span of the images, where the
-optimum lies: N numbers a class in place of F. Penalties are solved in the order given, each from the solution before it,
-so give the largest first.
+The problem is convex, so there is nothing to seed or schedule. Two exact changes of variables make it cheap: features
+are centred (b absorbs the mean), and with more features than images, W is optimised in the span of the images, which
+contains the optimum: N numbers a class instead of F. Penalties are solved in the order given, each from the solution
+before it, so give the largest first.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..banks.classifier import cross_entropy
+from ..losses import cross_entropy
+from .head_type import HeadType
+from .linear import LinearProbe
 
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-7  # largest element of the gradient, of a loss whose weights sum to 1
 HISTORY = 20
-ABSENT_BIAS = -1e4  # of a class without images: its free bias would go to minus infinity
+ABSENT_BIAS = -1e4  # for a class without images, whose free bias would go to minus infinity
 
 
 def solve_logreg(
@@ -36,7 +38,7 @@ def solve_logreg(
         penalties: each > 0.
 
     Returns:
-        (weight [C, F], bias [C]) of each penalty, float64.
+        (weight [C, F], bias [C]) for each penalty, float64.
     """
     classes, targets = torch.unique(labels, return_inverse=True)
     mean = weights @ features
@@ -76,3 +78,13 @@ def _minimize(x: Tensor, labels: Tensor, weights: Tensor, penalty: float, weight
         return loss[0] + 0.5 * penalty * weight.square().sum()
 
     optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+
+
+def _solve(
+    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, penalties: Sequence[float]
+) -> list[LinearProbe]:
+    solutions = solve_logreg(features.double(), labels, weights, num_classes, penalties)
+    return [LinearProbe.of_weights(weight, bias) for weight, bias in solutions]
+
+
+HEAD = HeadType(name="logreg", module=LinearProbe, flat=True, solver=_solve)
