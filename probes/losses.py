@@ -1,9 +1,21 @@
-"""The loss of a classifier with its gradient, for one probe or many at once."""
+"""Class labels: their check, and the weighted cross entropy with its gradient."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .errors import DataError
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise DataError unless the labels are int64 class numbers."""
+    if labels.dtype != torch.int64:
+        raise DataError("probes.labels_not_int64", dtype=labels.dtype)
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        raise DataError(
+            "probes.labels_out_of_range", last=num_classes - 1, least=int(labels.min()), largest=int(labels.max())
+        )
 
 
 def cross_entropy(

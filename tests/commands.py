@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from click.testing import CliRunner, Result
 from photos import TINY_MODEL
 
+from layerbank import cli
 from layerbank.cache.locking import LockOwner, read_owner, worker_file
-from layerbank.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,8 +21,19 @@ MODEL = ("--model", TINY_MODEL, "--weights", "random", "--image-size", "32", "--
 
 
 def run(*arguments: object) -> Result:
-    """`layerbank ARGUMENTS...`; anything that is no refusal of ours is raised."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    """`layerbank ARGUMENTS...`; any error that is not ours is raised. Ours is the context of the result's exception."""
+    refused: list[Exception] = []
+    exit_code_of = cli._exit_code
+
+    def remember(error: Exception) -> int:
+        refused.append(error)
+        return exit_code_of(error)
+
+    with patch.object(cli, "_exit_code", remember):  # click drops what a SystemExit came from
+        result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments], catch_exceptions=False)
+    if refused and result.exception is not None:
+        result.exception.__context__ = refused[-1]
+    return result
 
 
 def start(*arguments: object, in_a_group_of_its_own: bool = False, **environment: str) -> subprocess.Popen[str]:

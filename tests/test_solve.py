@@ -243,5 +243,5 @@ def test_a_bank_that_cannot_vote_is_refused() -> None:
     values = {"bank": [0, 4], "labels": [0], "num_neighbors": 0, "temperature": 0.07}
     with raises("probes.knn_bank", SettingError, **values):
         KnnProbe(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3, num_neighbors=0)
-    with raises("probes.labels_out_of_range", DataError, last=2, lowest=3, highest=3):
+    with raises("probes.labels_out_of_range", DataError, last=2, least=3, largest=3):
         KnnProbe(torch.zeros(1, 4), torch.tensor([3]), 3, num_neighbors=1)

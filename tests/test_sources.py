@@ -67,7 +67,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     tokens = torch.zeros(3, 2)
     with raises("probes.labels_do_not_match", DataError, tokens=[3, 2], labels=[2]):
         ArraySource(tokens, torch.tensor([0, 1]), 2)
-    with raises("probes.labels_out_of_range", DataError, last=1, lowest=0, highest=2):
+    with raises("probes.labels_out_of_range", DataError, last=1, least=0, largest=2):
         ArraySource(tokens, torch.tensor([0, 1, 2]), 2)
     with raises("probes.labels_not_int64", DataError, dtype=torch.float32):
         ArraySource(tokens, torch.tensor([0.0, 1.0, 1.0]), 2)

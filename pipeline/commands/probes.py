@@ -40,10 +40,6 @@ def probes(
     from ..errors import RequestError
     from ..probing.probe_sizes import SIZE_COLUMNS, describe_probes, size_table
 
-    for name, reason in HEADS.broken.items():
-        broken = RequestError("layerbank.broken_plugin", noun=HEADS.noun, name=name, reason=reason)
-        print_error(broken.where, {"expected": broken.expected, "got": broken.got, "do": broken.todo})
-
     described = describe_probes(
         pattern,
         depth=depth,
@@ -57,6 +53,9 @@ def probes(
     else:
         title = f"depth {depth}, width {embed_dim}, {num_patches} patches, {num_classes} classes"
         print_table(SIZE_COLUMNS, size_table(described), title=title)
+    for name, reason in HEADS.broken.items():
+        broken = RequestError("layerbank.broken_plugin", noun=HEADS.noun, name=name, reason=reason)
+        print_error(broken.where, {"expected": broken.expected, "got": broken.got, "do": broken.todo})
 
 
 @click.command()

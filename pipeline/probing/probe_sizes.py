@@ -103,8 +103,9 @@ def describe_probes(
         reference_quirks: as in `parse_probe`.
 
     Returns:
-        One record a name: its shortest alias, levels, kinds, head, num_heads, token_shape and numbers of parameters, null where the head does not fit
-        the width, and for kNN, which keeps its training tokens. A probe that is made by -smallest has at most these.
+        One record a name: its shortest alias, levels, kinds, head, num_heads, token_shape and numbers of parameters, null where
+        the head does not fit the width, and for kNN, which keeps its training tokens. A probe that is made by -smallest has at
+        most these.
 
     Raises:
         RequestError: nothing matches.

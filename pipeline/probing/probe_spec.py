@@ -113,8 +113,8 @@ class ProbeSpec:
         ['alf', 'aat', 'linear-cls', 'cae']
         """
         if self.derived is not None:
-            smallest = isinstance(self.derived, SmallestLevels)
-            return f"{self.derived.base.short_name}-{'smallest' if smallest else f'top{self.derived.num_members}'}"
+            ending = f"top{self.derived.num_members}" if isinstance(self.derived, TopSettings) else "smallest"
+            return f"{self.derived.base.short_name}-{ending}"
         if self.candidates or self.depth is None:
             return self.name
         levels = [self.levels[0].removeprefix("block.")]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..losses import check_labels
 from ..workspace import Workspace
 from .rows import Block, upload, whole_row
 
@@ -144,16 +145,6 @@ class ArraySource:
         """Tokens float32 [B, *token_shape] of rows [B] int64, in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
         return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise DataError unless the labels are int64 class numbers."""
-    if labels.dtype != torch.int64:
-        raise DataError("probes.labels_not_int64", dtype=labels.dtype)
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
-        raise DataError(
-            "probes.labels_out_of_range", last=num_classes - 1, lowest=int(labels.min()), highest=int(labels.max())
-        )
 
 
 def l2_normalize(x: Tensor) -> Tensor:

@@ -82,11 +82,12 @@ class FusionHead(HeadModule):
 
     def _pool(self, tokens: Tensor, attention: Tensor) -> Tensor:
         """concat_heads(A V): [B, T, D], [B, H, T] -> [B, I]."""
-        pooled = attention @ layer_norm(tokens, tokens.shape[-1:])  # [B, H, D]
+        z = attention @ layer_norm(tokens, tokens.shape[-1:])  # [B, H, D]
         # LN_v's affine part goes into the matrix: on z it would cost B H D instead of I D
-        values = project_heads(pooled, self.to_v.weight * self.norm_v.weight)  # [B, I]
+        values = project_heads(z, self.to_v.weight * self.norm_v.weight)  # [B, I]
         shift = self.to_v(self.norm_v.bias).view(self.num_heads, -1)  # [H, h]
-        return values + (attention.sum(2, keepdim=True) * shift).flatten(1)
+        pooled: Tensor = values + (attention.sum(2, keepdim=True) * shift).flatten(1)
+        return pooled
 
     def _offset(self, u: Tensor) -> Tensor | None:
         """The scores [T, H] that the position of a token adds, from u [H, D]."""

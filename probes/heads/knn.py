@@ -14,9 +14,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from ..data.token_source import check_labels, l2_normalize
 from ..errors import SettingError
+from ..losses import check_labels
 from .head_module import HeadModule
 from .head_type import HeadType
 
@@ -81,7 +82,7 @@ class KnnProbe(HeadModule):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]: the logarithm of each class's share of the vote."""
-        cosines = l2_normalize(features) @ self.bank.T  # [B, N]
+        cosines = normalize(features, dim=-1) @ self.bank.T  # [B, N]
         nearest = cosines.topk(min(self.num_neighbors, len(self.bank)), dim=1)
         shares = (nearest.values / self.temperature).softmax(1)  # [B, k]
         votes = shares.new_zeros(len(features), self.num_classes)
@@ -92,7 +93,7 @@ class KnnProbe(HeadModule):
 def _solve(
     features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, numbers: Sequence[float]
 ) -> list[KnnProbe]:
-    bank = l2_normalize(features)
+    bank = normalize(features, dim=-1)
     return [KnnProbe(bank, labels, num_classes, num_neighbors=int(number)) for number in numbers]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from layerbank.probes import Block, l2_normalize_
 
-from ...probe_spec import TOKEN_AXIS, ProbeSpec
+from ..probe_spec import TOKEN_AXIS, ProbeSpec
 
 Array = tuple[str, str]
 """(level, kind)"""

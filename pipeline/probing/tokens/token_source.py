@@ -19,7 +19,7 @@ from layerbank.probes.workspace import Workspace
 
 from ...errors import RequestError
 from ...models.rounding import STORAGE_DTYPES, float_tokens
-from ...probe_spec import ProbeSpec
+from ..probe_spec import ProbeSpec
 from .token_rows import TokenRows
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
