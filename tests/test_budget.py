@@ -28,6 +28,7 @@ from layerbank.probes import (
 )
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
 from layerbank.probes.banks.budget import (
+    CODE_BYTES,
     FLOAT_BYTES,
     _code_bytes,
     _num_parameters,
@@ -41,7 +42,6 @@ from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.protocol import PAPER
 
 MULTIPLY = ("mm", "bmm", "addmm", "baddbmm")
-ONE_DNN_CODE_BYTES = 640_000  # measured: at most so much for one kind of product
 PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), 47, 5000, PAPER)
 
 
@@ -213,5 +213,5 @@ def test_the_plan_includes_the_code_that_one_dnn_compiles_for_each_kind_of_produ
             for num_images in batches:
                 tokens, weights = (torch.empty(num_images, *of, device="meta") for of in (shape, ()))
                 bank.compute_gradients(tokens, torch.empty(num_images, dtype=torch.int64, device="meta"), weights, {})
-    kept_bytes = ONE_DNN_CODE_BYTES * len(listener.kinds)
+    kept_bytes = CODE_BYTES * len(listener.kinds)
     assert 0 < kept_bytes <= _code_bytes(sizes, num_probes, group_size, chunk_size)

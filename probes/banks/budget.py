@@ -28,10 +28,8 @@ CHUNK_SIZES = (CHUNK_SIZE, 128, 64, 32)
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
 MARGIN, MARGIN_BYTES = 1.05, 8 << 20  # small tensors, and memory that the allocator keeps
-LINEAR_CODE_BYTES, CODE_BYTES = (
-    6 << 20,
-    80 << 20,
-)  # compiled by oneDNN for the large products of a linear or another head
+CODE_BYTES = 640_000  # compiled by oneDNN for one size of a product
+PRODUCTS_OF_A_MODULE = 24  # of a head that autograd differentiates, forward and backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,22 +192,30 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
 
 
 def _code_bytes(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
-    """Allowance for code that oneDNN compiles, if the largest product of a step is large enough for it: see `matmul.py`."""
-    batch, tokens, allowance = sizes.batch_size, math.prod(sizes.token_shape), CODE_BYTES
+    """Memory of the code that oneDNN compiles for the large products of the grid and of the final training: see `matmul.py`."""
+    batch, tokens = sizes.batch_size, math.prod(sizes.token_shape)
+    kinds: list[tuple[int, int]] = []  # size of a product in floats, and the number of products of this size
     if _bank(sizes) == "linear":
-        columns = probes * sizes.num_classes
-        largest, allowance = batch * (tokens + columns) + columns * tokens, LINEAR_CODE_BYTES
-    elif _bank(sizes) == "folded":
-        num_tokens, embed_dim = sizes.token_shape
-        group = min(group_size, probes)
-        width, inner = group * sizes.head.num_heads, group * _inner_dim(sizes)
-        chunk = min(chunk_size * group_size // group, batch)
-        pooling = chunk * (num_tokens * (embed_dim + width) + width * embed_dim)
-        mapping = chunk * (width * embed_dim + inner) + inner * embed_dim
-        largest = max(pooling, mapping, batch * (inner + group * embed_dim) + inner * embed_dim)
+        widths = probes * sizes.num_classes, sizes.num_classes
+        kinds = [(batch * tokens + width * (tokens + batch), 2) for width in widths]
+    elif _bank(sizes) == "module":
+        kinds = [(batch * tokens // 8, 2 * PRODUCTS_OF_A_MODULE)]
     else:
-        largest = batch * tokens // 8  # as `ModuleBank` estimates it
-    return allowance if FLOAT_BYTES * largest >= ONE_DNN_FROM_BYTES else 0
+        num_tokens, embed_dim = sizes.token_shape
+        for group, num_groups in ((min(group_size, probes), 1 if probes <= group_size else 2), (1, 1)):
+            width, inner = group * sizes.head.num_heads, group * _inner_dim(sizes)
+            chunk = min(chunk_size * group_size // group, batch)
+            of_chunk = num_groups if chunk == batch else 2 * num_groups
+            tokens_and_scores = chunk * num_tokens * (embed_dim + width)
+            kinds += [
+                (tokens_and_scores + width * embed_dim, 2 * of_chunk),  # scores, du
+                (tokens_and_scores + chunk * width * embed_dim, of_chunk),  # z
+                (chunk * (width * embed_dim + inner) + inner * embed_dim, 3 * of_chunk),  # v and back
+                (batch * (inner + group * embed_dim) + inner * embed_dim, 3 * num_groups),  # y and back
+                (batch * group * embed_dim, 5 * num_groups),  # classifier
+            ]
+    num_kinds = sum(number for floats, number in kinds if FLOAT_BYTES * floats >= ONE_DNN_FROM_BYTES)
+    return 2 * CODE_BYTES * num_kinds  # full batches, and the last one
 
 
 def _shared_floats(sizes: Sizes, probes: int) -> int:
