@@ -121,17 +121,6 @@ class PrecisionFellBack(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionFollowed(Event):
-    """Another split of the data has a store in another half precision, so these splits are computed in it too."""
-
-    backbone: str
-    splits: tuple[str, ...]
-    asked: str
-    used: str
-    store: Path  # of the other split
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExtractionFinished(Event):
     """The store is complete."""
 

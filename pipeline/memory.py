@@ -1,6 +1,6 @@
-"""How much memory probes may use: what was asked for, or what the system has to give.
+"""How much memory probes may use: as much as was asked for, or what the system has available.
 
-On a GPU probes are trained in its own memory, where their tokens lie too if they fit; the host's holds buffers alone.
+On a GPU probes are trained in its own memory, where their tokens lie too if they fit; the host's memory holds buffers only.
 """
 
 from __future__ import annotations
@@ -15,37 +15,33 @@ from .quantities import parse_size
 if TYPE_CHECKING:
     import torch
 
-HEADROOM = 0.8  # of what is free: other programs want some too
-UNKNOWN_BYTES = 4 << 30  # where a system reports nothing
+HEADROOM = 0.8  # share of the free memory; other programs need some too
+UNKNOWN_BYTES = 4 << 30  # if the system reports nothing
 
 _SHORTAGE = re.compile(r"(?:(?:\w+ )?out of memory|can't allocate memory)[^.\n]*")
 
 
 def memory_for_probes(asked: str | None, num_sharers: int = 1) -> int:
-    """What probes may take of the host's memory beside the program as it is now.
+    """Return how many bytes of the host's memory probes may use beside what the program uses now.
 
     Args:
-        asked: what the whole program may take, as on the command line; None is what is free, less headroom.
-        num_sharers: processes that the program consists of; each may take as much as another.
+        asked: size of the whole program, as on the command line; None is the available memory, less headroom.
+        num_sharers: processes of the program; they share equally.
 
     Raises:
-        RequestError: not a size, or the program alone is larger.
+        RequestError: not a size, or the program uses more already.
     """
     if asked is None:
         return int(HEADROOM * available_memory_bytes()) // num_sharers
     asked_bytes, used_bytes = parse_size(asked) // num_sharers, anonymous_memory_bytes()
     if asked_bytes <= used_bytes:
-        raise RequestError(
-            where="--memory",
-            expected=f"more than {num_sharers * used_bytes / 1e6:,.0f} MB, which the program with its model takes already",
-            got=asked,
-            todo="Give more memory.",
-        )
+        used = f"{num_sharers * used_bytes / 1e6:,.0f} MB"
+        raise RequestError("layerbank.memory_in_use_already", used=used, asked=asked)
     return asked_bytes - used_bytes
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What may be taken of a GPU's own memory: what nobody has, and what torch keeps of tensors that are gone."""
+    """Return how many bytes of a GPU's memory may be used: the free ones, and those that torch keeps of deleted tensors."""
     import torch
 
     free_bytes, _ = torch.cuda.mem_get_info(device)
@@ -54,7 +50,7 @@ def free_device_bytes(device: torch.device) -> int:
 
 
 def shortage_of(error: BaseException) -> str | None:
-    """What an error says of memory that ran out, on a GPU or here; None if it is another error.
+    """Return what an error says about memory that ran out, on a GPU or the host; None for any other error.
 
     >>> shortage_of(RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error 12"))
     "can't allocate memory: you tried to allocate 8 bytes"
@@ -72,24 +68,24 @@ def shortage_of(error: BaseException) -> str | None:
 
 
 def anonymous_memory_bytes(proc: Path = Path("/proc")) -> int:
-    """Memory of this process that is no file's; 0 where the system does not say."""
+    """Return the memory of this process without mapped files, in bytes; 0 if the system does not report it."""
     return _kilobytes(proc / "self" / "status", "RssAnon:") or 0
 
 
 def peak_memory_bytes(proc: Path = Path("/proc")) -> int:
-    """The most that this process ever had in memory, pages of mapped files included; 0 where the system does not say."""
+    """Return the peak memory of this process, mapped files included, in bytes; 0 if the system does not report it."""
     return _kilobytes(proc / "self" / "status", "VmHWM:") or 0
 
 
 def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can be had without swapping: of the machine, or of the control groups this process is in, whichever is less."""
+    """Return the memory available without swapping, in bytes: of the machine, or of this process's control groups if less."""
     of_machine = _kilobytes(proc / "meminfo", "MemAvailable:")
     limits = [UNKNOWN_BYTES if of_machine is None else of_machine, *_left_in_groups(proc, cgroups)]
     return max(min(limits), 0)
 
 
 def _left_in_groups(proc: Path, cgroups: Path) -> list[int]:
-    """Limit less use, files that can be dropped not counted as used, of every group from ours up to the root."""
+    """Return limit minus use of every control group from ours up to the root; cached files do not count as used."""
     left = []
     for line in _lines(proc / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)

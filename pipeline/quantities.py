@@ -12,10 +12,10 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNOR
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size with a unit.
+    """Read a size with a unit, in bytes.
 
     Raises:
-        RequestError: it is none, or zero.
+        RequestError: it is not a size, or zero.
 
     >>> parse_size("4GB"), parse_size("1.5 GiB"), parse_size("512m")
     (4000000000, 1610612736, 512000000)
@@ -24,17 +24,12 @@ def parse_size(text: str) -> int:
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     size_bytes = int(float(match[1]) * units[(match[2] or "").lower()]) if match else 0
     if size_bytes == 0:
-        raise RequestError(
-            where="--memory",
-            expected="a size above zero with a unit: kB, MB, GB, TB (or KiB, MiB, GiB, TiB)",
-            got=repr(text),
-            todo="Write for example --memory 4GB, or leave it out to use what is free.",
-        )
+        raise RequestError("layerbank.not_a_size", text=text)
     return size_bytes
 
 
 def size(num_bytes: float) -> str:
-    """A size for people.
+    """Write a size for people.
 
     >>> size(1_234_567)
     '1.2 MB'
@@ -47,22 +42,17 @@ def size(num_bytes: float) -> str:
 
 
 def parse_age(text: str, where: str) -> float:
-    """Seconds of a length of time such as 7d, 12h or 30min.
+    """Read a length of time such as 7d, 12h or 30min, in seconds.
 
     >>> parse_age("1.5h", "--unfinished"), parse_age("0d", "--unfinished")
     (5400.0, 0.0)
 
     Raises:
-        RequestError: no such length.
+        RequestError: it is not a length of time.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(d|h|min)", text.strip())
     if match is None:
-        raise RequestError(
-            where=where,
-            expected="days, hours or minutes, such as 7d, 12h or 30min",
-            got=repr(text),
-            todo="Give a number and one of the three units.",
-        )
+        raise RequestError("layerbank.not_an_age", option=where, text=text)
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -76,12 +66,12 @@ def age_text(seconds: float) -> str:
 
 
 def parse_numbers(text: str, *, where: str, at_least: int) -> tuple[int, ...]:
-    """Whole numbers with commas between, each once, in the order given.
+    """Read whole numbers with commas between them, each once, in the order given.
 
     Args:
         text: such as "4,8,24".
         where: the option, for the message.
-        at_least: the smallest that will do.
+        at_least: the smallest number allowed.
 
     Raises:
         RequestError: something else, a number that is too small, or nothing at all.
@@ -93,10 +83,7 @@ def parse_numbers(text: str, *, where: str, at_least: int) -> tuple[int, ...]:
     for part in (part.strip() for part in text.split(",")):
         if not (part.isascii() and part.isdigit() and int(part) >= at_least):
             raise RequestError(
-                where=where,
-                expected=f"whole numbers from {at_least}, with commas between",
-                got=repr(text),
-                todo=f"Write for example {where} {at_least},{at_least + 1}.",
+                "layerbank.not_whole_numbers", option=where, least=at_least, next=at_least + 1, text=text
             )
         numbers.append(int(part))
     return tuple(dict.fromkeys(numbers))

@@ -33,10 +33,10 @@ from .heads import HEADS, Form, Head, HeadModule, HeadType, make_probe
 from .heads.abmilp import AbmilpProbe
 from .heads.aim import AimProbe
 from .heads.alf_embed import AlfEmbedProbe
+from .heads.attention import FusionHead
 from .heads.attentive import AttentiveProbe
 from .heads.cae import CaeProbe
 from .heads.ep import EpProbe
-from .heads.fusion import FusionHead
 from .heads.knn import KnnProbe
 from .heads.linear import LinearProbe
 from .heads.map import MapProbe

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .data.token_source import TokenSource, read_batches
 from .errors import DataError
-from .heads.fusion import FusionHead
+from .heads.attention import FusionHead
 
 SHARE = 0.8  # of mass-80
 ROUNDING = 1e-6  # of a float32 softmax: five tokens of 0.2 each have 80 % in four

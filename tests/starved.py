@@ -23,7 +23,7 @@ from token_stores import make_spec
 from layerbank.cache import ArraySpec, CacheWriter, TokenCache
 from layerbank.events import Event, MemoryPlanned
 from layerbank.probes import QUICK, ModuleBank, SimPoolProbe
-from layerbank.probing.figures import draw_attention_map
+from layerbank.probing.attention import draw_attention_map
 from layerbank.probing.probe import Store, probe
 from layerbank.probing.probe_spec import ProbeSpec
 
@@ -126,7 +126,7 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
 def warm_up() -> None:
     """Load what the first matrix product, optimiser, picture and vmapped probe load."""
     with tempfile.TemporaryDirectory() as folder:
-        draw_attention_map(Path(folder) / "map.png", np.ones((1, 1)), ["final"], ["grid4"], "nothing")
+        draw_attention_map(Path(folder) / "map.png", np.ones((1, 1)), np.ones((1, 1)), ["final"], ["grid4"], "nothing")
     weight = torch.ones(64, 64, requires_grad=True)
     (torch.ones(64, 64) @ weight).sum().backward()
     torch.optim.AdamW([weight], fused=True).step()

@@ -74,15 +74,11 @@ def test_heads_are_drawn_on_demand_in_the_order_of_the_depth_they_look_at(folder
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
 
 
-def test_a_folder_without_attention_is_refused_in_four_parts(folder: Path, tmp_path: Path) -> None:
-    for place, got in ((tmp_path, "no such file"), (tmp_path / "none", "no such file")):
-        result = run("attention", place)
-        assert result.exit_code == 2
-        assert f"{place / 'attention.json'}" in result.stderr
-        assert got in result.stderr
-        said = " ".join(result.stderr.split())
-        assert "an attentive probe (alf, attn-*, aat, cae; no ensemble), or train it again with --retrain." in said
+def test_a_folder_without_an_attention_map_is_refused(folder: Path, tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none"):
+        refuses(run("attention", place), "probing.no_attention_map", path=place / "attention.json")
     (folder / "attention.json").write_text('{"format": 99}')
-    assert "format 99" in run("attention", folder).stderr
-    (folder / "attention.json").write_text("[")
-    assert "something else" in run("attention", folder).stderr
+    refuses(run("attention", folder), "probing.attention_map_format", format=99, known=1)
+    for text in ("[", "[]", "{}"):
+        (folder / "attention.json").write_text(text)
+        refuses(run("attention", folder), "probing.unreadable_attention_map")

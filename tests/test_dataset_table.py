@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from layerbank.statistics.dataset_table import dataset_table, mcnemar_between, table_latex, table_markdown
-from layerbank.statistics.paper import published_scores, with_paper_names
+from layerbank.statistics import tested
+from layerbank.statistics.dataset_table import dataset_table, table_latex, table_markdown
+from layerbank.statistics.paper import published_scores
 from layerbank.statistics.predictions import Predictions
 from layerbank.statistics.scores import Score, Table, gains_of, table_of
 from layerbank.statistics.significance import adjust, compare_gains, mcnemar
@@ -34,8 +35,8 @@ def test_the_best_is_bold_and_what_is_not_significantly_below_it_underlined() ->
 
 
 def test_every_mark_of_the_published_table_is_found_by_scipy() -> None:
-    made = dataset_table(table_of(with_paper_names(published_scores())), FIVE)
-    values = {(s.dataset, s.probe, s.model): s.percent for s in with_paper_names(published_scores())}
+    made = dataset_table(table_of(published_scores()), FIVE)
+    values = {(s.dataset, s.probe, s.model): s.percent for s in published_scores()}
     models = sorted({model for _, _, model in values})
     for dataset, cells in made.lines.items():
         columns = {probe: np.array([values[dataset, probe, model] for model in models]) for probe in FIVE}
@@ -80,15 +81,14 @@ def test_predictions_decide_by_mcnemar_and_without_them_nothing_is_underlined() 
         mine[rows, 0] = 2
         return Predictions(sample_ids=ids, labels=labels, logits=mine)
 
-    predictions = {
-        ("pets", "alf"): right_on(range(40)),
-        ("pets", "aat"): right_on(range(36)),
-        ("pets", "low"): right_on(range(9)),
-    }
-    compare = mcnemar_between(predictions)
-    assert (
-        compare("pets", "alf", "aat") == mcnemar(predictions["pets", "alf"].hits, predictions["pets", "aat"].hits).exact
-    )
+    predictions = {"alf": right_on(range(40)), "aat": right_on(range(36)), "low": right_on(range(9))}
+    hits = {probe: one.hits for probe, one in predictions.items()}
+    case = tested.Tested(sample_ids=ids, labels=labels, hits=hits, accuracies={}, answers={})
+
+    def compare(dataset: str, best: str, other: str) -> float:
+        return {"pets": case}[dataset].mcnemar(best, other)
+
+    assert compare("pets", "alf", "aat") == mcnemar(hits["alf"], hits["aat"]).exact
     assert np.isnan(compare("pets", "alf", "nothing"))
     made = dataset_table(table(1, alf=100, aat=90, low=22, unknown=21), compare=compare)
     assert [cell.tied for cell in made.lines["pets"]] == [False, True, False, False]

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from messages import raises
 from photos import TINY_MODEL, write_photos
 from stores import tree
 
 from layerbank import LayerbankError, RequestError
-from layerbank.cache import TokenCache
+from layerbank.cache import TokenCache, Worker
 from layerbank.cache.errors import StoreLockedError
 from layerbank.data.sources import BadImage, ImageSource, open_source
 from layerbank.events import (
@@ -170,18 +171,17 @@ def test_a_store_held_by_another_process_is_refused(
         run(backbone, source, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"arrays": ()}, "--levels, --kinds: expected at least one of each, got none"),
-        ({"batch_size": 0}, "--batch-size: expected 1 or more, got 0"),
-        ({"num_workers": -1}, "--workers: expected 0 or more, got -1"),
-        ({"on_bad_image": "ignore"}, "--on-bad-image: expected stop or skip, got ignore"),
-    ],
-)
-def test_wrong_settings_are_refused_by_name(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        ExtractConfig(**({"arrays": ARRAYS} | config))
+def test_wrong_settings_are_refused_by_name() -> None:
+    with raises("extraction.no_arrays", RequestError):
+        ExtractConfig(arrays=())
+    with raises("extraction.number_too_small", RequestError, option="--batch-size", least=1, value=0):
+        ExtractConfig(arrays=ARRAYS, batch_size=0)
+    with raises("extraction.number_too_small", RequestError, option="--workers", least=0, value=-1):
+        ExtractConfig(arrays=ARRAYS, num_workers=-1)
+    with raises("extraction.unknown_bad_image_rule", RequestError, value="ignore"):
+        ExtractConfig(arrays=ARRAYS, on_bad_image="ignore")
+    with raises("extraction.worker_overwrites", RequestError, worker="0/2"):
+        ExtractConfig(arrays=ARRAYS, worker=Worker(0, 2), overwrite=True)
 
 
 def test_a_level_the_model_lacks_is_refused_before_anything_is_written(

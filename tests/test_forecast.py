@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from commands import run
+from probe_runs import FEW
 from study_recipes import arguments, write_recipe
-from test_derived import FEW
 
 from layerbank.models.request import ModelRequest
 from layerbank.planning import forecast_training

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from messages import raises
 from token_stores import make_spec, without_fsync, write_store  # noqa: F401
 
 from layerbank import RequestError
@@ -44,12 +45,8 @@ def system(folder: Path, **files: str) -> dict[str, Path]:
 
 @pytest.mark.parametrize("text", ["", "four GB", "-1GB", "0GB", "4 XB", "1e3MB", "4GB or so"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(RequestError) as error:
+    with raises("layerbank.not_a_size", RequestError, text=text):
         parse_size(text)
-    assert str(error.value) == (
-        "--memory: expected a size above zero with a unit: kB, MB, GB, TB (or KiB, MiB, GiB, TiB), "
-        f"got {text!r}. Write for example --memory 4GB, or leave it out to use what is free."
-    )
 
 
 def test_what_is_free_is_what_the_machine_says_without_groups(tmp_path: Path) -> None:
@@ -92,14 +89,13 @@ def test_the_memory_asked_for_is_that_of_the_whole_program() -> None:
     used_bytes = anonymous_memory_bytes()
     assert memory_for_probes("1TB") == pytest.approx(10**12 - used_bytes, abs=1e8)
     assert memory_for_probes(None) == pytest.approx(HEADROOM * available_memory_bytes(), rel=0.2)
-    with pytest.raises(
-        RequestError, match=r"--memory: expected more than [\d,]+ MB, which the program .*, got 1MB\. Give"
-    ):
+    with raises("layerbank.memory_in_use_already", RequestError, asked="1MB") as refused:
         memory_for_probes("1MB")
+    assert refused.error.values["used"].endswith(" MB")
 
 
 def test_of_a_gpu_what_torch_keeps_of_tensors_that_are_gone_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the tokens of the second ride would find less room than those of the first."""
+    """Else the tokens of the second probe group would find less memory than those of the first."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 * GB, 80 * GB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 45 * GB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * GB)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from layerbank.cache.errors import NotWritableError, StoreMissingError
+from layerbank.cache.errors import CacheError, FieldDifference, SpecMismatchError
 from layerbank.errors import LayerbankError, Message, RequestError, find_message, messages_of
 from layerbank.probes.errors import CheckpointMissing
 
@@ -72,12 +72,22 @@ def test_every_message_is_provoked_by_a_test_that_names_it() -> None:
     assert sorted(set(KEYS) - named) == []
 
 
-@pytest.mark.parametrize("kind", [RequestError, StoreMissingError, NotWritableError, CheckpointMissing])
+@pytest.mark.parametrize(
+    "kind", [RequestError, *sorted({*CacheError.__subclasses__()} - {SpecMismatchError}, key=str), CheckpointMissing]
+)
 def test_an_error_survives_the_way_from_another_process(kind: type[LayerbankError]) -> None:
     error = kind("layerbank.unknown_part", noun="head", name="alff", names="alf", nearest="alf")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert (str(again), again.key, again.values) == (str(error), "layerbank.unknown_part", error.values)
+
+
+def test_the_differences_of_two_specs_survive_it_too() -> None:
+    differences = [FieldDifference("tap", "block", "norm2")]
+    error = SpecMismatchError("cache.other_identity", store="a.zarr", differences=differences)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is SpecMismatchError
+    assert (str(again), again.differences) == (str(error), tuple(differences))
 
 
 def test_a_message_of_another_package_needs_no_table() -> None:

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from own_mounts import in_own_mounts
 from photos import TINY_MODEL
 from study_recipes import arguments, write_recipe
-from test_cache_disk import in_own_mounts
 from test_parity import Massive, Planted
 from token_stores import tree
 
 import layerbank.jobs.study_disk_space
 from layerbank import RequestError
-from layerbank.data import ImageSource
 from layerbank.data.catalogue import require_entry
-from layerbank.data.sources import open_source
+from layerbank.data.sources import ImageSource, open_source
 from layerbank.doctor.disk import check_disk
 from layerbank.events import Event, StudyShortOfRoom, ignore
 from layerbank.jobs.extract import RequestedExtraction, settle_within_room

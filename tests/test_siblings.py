@@ -1,4 +1,4 @@
-"""What is trained on and tested on comes from one model in one precision, also where splits are extracted on different days."""
+"""A probe trains and tests on tokens of one model in one precision, also if splits are extracted on different days."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from messages import raises
 from photos import TINY_MODEL, write_photos
-from test_parity import Large, Massive, Planted, look
+from planted import Large, Massive, Planted, look
 from token_stores import make_spec
 
 from layerbank import RequestError
-from layerbank.console import Listener
-from layerbank.data import ViewedSource, ViewRule
 from layerbank.data.sources import ImageSource, open_source
-from layerbank.events import ParityMeasured, PrecisionFellBack, PrecisionFollowed
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
-from layerbank.extraction.siblings import model_differences, other_splits
+from layerbank.data.views import ViewedSource, ViewRule
+from layerbank.events import ParityMeasured, PrecisionFellBack
+from layerbank.extraction.extract import ExtractConfig, extract, model_differences, spec_of
+from layerbank.extraction.overflow import stores_of_other_splits
 from layerbank.models.request import ModelRequest
 from layerbank.probing.probe import Store, check_one_model
 
@@ -38,24 +38,20 @@ def float16(kind: type[Planted]) -> Planted:
     return kind(model=TINY_MODEL, tap="block", precision="float16")
 
 
-def test_a_split_extracted_alone_follows_the_bfloat16_of_the_others(
-    splits: tuple[ImageSource, ImageSource], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_float16_split_is_refused_where_the_others_are_in_bfloat16(
+    splits: tuple[ImageSource, ImageSource], tmp_path: Path
 ) -> None:
     """Its own images overflow nowhere, those of the training split did."""
     train, test = splits
     request = float16(Large)
     store = make_store(replace(request, precision="bfloat16"), train, tmp_path)
-    settled, events = look(test, tmp_path, request)
-    assert settled.backbone.precision == settled.request.precision == "bfloat16"
-    followed = events[0]
-    assert isinstance(followed, PrecisionFollowed)
-    assert (followed.splits, followed.asked, followed.used, followed.store) == (("test",), "float16", "bfloat16", store)
-    assert [type(event) for event in events[1:]] == [ParityMeasured]
-    with Listener() as listener:
-        listener.show(followed)
-    shown = capsys.readouterr().err
-    assert "runs in bfloat16, not float16, on test: another split has its store in bfloat16, " in shown
-    assert shown.rstrip().endswith("For float16 extract them together")
+    with raises("extraction.other_splits_in_bfloat16", RequestError, splits="test", store=store) as refused:
+        look(test, tmp_path, request)
+    assert "--precision bfloat16" in refused.error.todo
+    assert not (tmp_path / "photos0" / "test").exists()
+    settled, events = look(test, tmp_path, replace(request, precision="bfloat16"))
+    assert settled.backbone.precision == "bfloat16"
+    assert [type(event) for event in events] == [ParityMeasured]
 
 
 def test_splits_that_are_asked_for_together_decide_for_themselves(
@@ -73,18 +69,19 @@ def test_a_split_that_overflows_beside_a_float16_store_of_another_is_refused(
     train, test = splits
     request = float16(Massive)
     store = make_store(request, train, tmp_path)
-    with pytest.raises(RequestError) as refused:
+    with raises(
+        "extraction.overflow_beside_float16", RequestError, split="test", store=store, level="block.2"
+    ) as refused:
         look(test, tmp_path, request)
-    message = str(refused.value)
-    assert f"photos0/test: expected a model that holds in float16, as the one of {store}, got " in message
-    assert "values of the first images that are not finite at block.2. Extract its splits again together" in message
+    assert "--precision bfloat16" in refused.error.todo
+    assert int(refused.error.values["num_nonfinite"]) > 0
     assert not (tmp_path / "photos0" / "test").exists()
     together, events = look(test, tmp_path, request, sources=[train, test])
     assert together.backbone.precision == "bfloat16"
     assert isinstance(events[0], PrecisionFellBack)
 
 
-def test_where_other_splits_have_both_precisions_either_has_company(
+def test_where_other_splits_have_both_precisions_float16_goes_on(
     splits: tuple[ImageSource, ImageSource], tmp_path: Path
 ) -> None:
     request = float16(Large)
@@ -94,7 +91,7 @@ def test_where_other_splits_have_both_precisions_either_has_company(
     assert settled.backbone.precision == "float16"
 
 
-def test_stores_of_another_model_tap_or_storage_are_no_company(
+def test_stores_of_another_model_tap_or_storage_do_not_count(
     splits: tuple[ImageSource, ImageSource], tmp_path: Path
 ) -> None:
     spec = make_spec(split="test", compute_dtype="float16")
@@ -103,26 +100,25 @@ def test_stores_of_another_model_tap_or_storage_are_no_company(
     make_store(replace(request, precision="bfloat16"), splits[0], tmp_path)
     of_test = spec_of(backbone, splits[1], "float16")
     open_split = {"train": splits[0], "test": splits[1]}.__getitem__
-    assert list(other_splits(of_test, ["test"], tmp_path, open_split)) == ["bfloat16"]
+    assert list(stores_of_other_splits(of_test, ["test"], tmp_path, open_split)) == ["bfloat16"]
     for changes in ({"weights": "0" * 16}, {"tap": "norm2"}, {"storage_dtype": "float32"}):
-        assert other_splits(replace(of_test, **changes), ["test"], tmp_path, open_split) == {}  # type: ignore[arg-type]
-    assert other_splits(spec, ["test"], tmp_path, open_split) == {}
+        assert stores_of_other_splits(replace(of_test, **changes), ["test"], tmp_path, open_split) == {}  # type: ignore[arg-type]
+    assert stores_of_other_splits(spec, ["test"], tmp_path, open_split) == {}
 
 
 @pytest.mark.parametrize("planted", [Large, Massive])
-def test_another_data_set_of_the_same_name_is_no_company(
+def test_another_data_set_of_the_same_name_does_not_count(
     splits: tuple[ImageSource, ImageSource], tmp_path: Path, planted: type[Planted]
 ) -> None:
-    """Its bfloat16 would be followed, its float16 would refuse a split that overflows."""
+    """Its bfloat16 would refuse a float16 split, its float16 a split that overflows."""
     photos = write_photos(tmp_path / "photos0", {"train": 3, "test": 4})
     source = open_source(f"folder:{photos}", "train")
     assert source.name == splits[1].name
     request = float16(planted)
     theirs = make_store(replace(request, precision="bfloat16" if planted is Large else "float16"), splits[1], tmp_path)
-    settled, events = look(source, tmp_path, request)
+    settled, _ = look(source, tmp_path, request)
     assert theirs.parent.parent == spec_of(settled.backbone, source, "float16").store_path(tmp_path).parent.parent
     assert settled.backbone.precision == ("float16" if planted is Large else "bfloat16")
-    assert not any(isinstance(event, PrecisionFollowed) for event in events)
 
 
 def test_data_that_lack_the_split_of_a_store_are_others(
@@ -144,11 +140,7 @@ def test_a_probe_refuses_stores_of_two_precisions(tmp_path: Path) -> None:
         Store(tmp_path / f"{split}.zarr", make_spec(split=split, compute_dtype=dtype))
         for split, dtype in (("train", "bfloat16"), ("test", "float16"))
     )
-    with pytest.raises(RequestError) as refused:
+    models = {"train_model": "compute_dtype = bfloat16", "test_model": "compute_dtype = float16"}
+    with raises("probing.different_models", RequestError, train=train.path, test=test.path, **models):
         check_one_model(train, test)
-    assert str(refused.value) == (
-        f"{test.path}: expected tokens of the model that {train.path} was made with: compute_dtype = bfloat16, "
-        "got compute_dtype = float16. Extract both splits in one command, so that what is trained on and what is tested on "
-        "come from one model."
-    )
     check_one_model(train, test._replace(spec=make_spec(split="test", compute_dtype="bfloat16", num_rows=7)))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 from token_stores import make_arrays, make_spec, write_store
 
-from layerbank import RequestError
 from layerbank.cache import MissingArrayError, TokenCache
 from layerbank.statistics import similarity
 from layerbank.statistics.similarity import Read, levels_of, linear_similarity, rbf_similarity
@@ -64,11 +64,11 @@ def test_linear_cka_is_the_naive_one(num_images: int, seed: int) -> None:
 def test_batches_and_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = {name: reader(x) for name, x in example(500).items()}
     whole = linear_similarity(levels, np.arange(500))
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     monkeypatch.setattr(similarity, "ROWS_AT_ONCE", 37)
-    parts = linear_similarity(levels, np.arange(500), memory_bytes=1, progress=lambda *counts: told.append(counts))
+    parts = linear_similarity(levels, np.arange(500), memory_bytes=1, progress=lambda *counts: calls.append(counts))
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-10)
-    assert told == [(done, 10) for done in range(1, 11)]  # one pair at a time
+    assert calls == [(done, 10) for done in range(1, 11)]  # one pair at a time
 
 
 def test_memory_does_not_grow_with_the_number_of_images() -> None:
@@ -128,9 +128,8 @@ def test_where_all_tokens_are_alike_there_is_no_alignment() -> None:
 
 
 def test_three_images_are_too_few() -> None:
-    message = r"similarity of levels: expected at least 4 images, got 3\. Extract more images"
     for function in (linear_similarity, rbf_similarity):
-        with pytest.raises(RequestError, match=message):
+        with raises("statistics.too_few_images", num_images=3):
             function({"a": reader(np.ones((3, 2)))}, np.arange(3))  # type: ignore[operator]
 
 

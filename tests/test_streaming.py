@@ -20,7 +20,7 @@ from layerbank.cache import ArraySpec, CacheWriter, TokenCache
 from layerbank.probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
 from layerbank.probes.data.token_source import OrderedSource
 from layerbank.probing.probe_spec import ProbeSpec
-from layerbank.probing.tokens.streaming import StreamedTokens
+from layerbank.probing.tokens.streaming import READER_NAME, StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
 NUM_ROWS = 1200
@@ -90,7 +90,7 @@ def streamed_from(tokens: CachedTokens) -> StreamedTokens:
 
 
 def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "layerbank token reader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(READER_NAME)]
 
 
 def test_streamed_training_equals_resident_training_in_the_same_order_bit_for_bit(tokens: CachedTokens) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import run
+from commands import run, start
 from matplotlib.figure import Figure
-from report_page import ReadPage
+from messages import refuses, shows
+from plugins import install_plugin
+from report_page import ReadPage, require_computed_again
 from study_runs import balanced, write_study
-from test_report_numbers import require_computed_again
 
 from layerbank.probing.results import read_rows
 from layerbank.statistics.paper import MODELS, published_scores
@@ -62,6 +64,7 @@ def test_the_page_says_in_words_who_wins_and_where_alf_does_not(tmp_path: Path) 
     assert "alf does not win here" in nasty
     assert answer["num_rows"] == 6
     duplicates, *images = answer["left_out"]
+    assert all(shows(one, "report.data_not_recorded") for one in images)
     assert duplicates.startswith(f"{NOT_LOOKED_FOR}pets, {NASTY}: no stores of these results under caches.")
     assert [one.partition(", only")[0] for one in images] == ["No images of pets", f"No images of {NASTY}"]
 
@@ -92,7 +95,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert "95 %" not in answer["findings"][1]
 
 
-def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path: Path) -> None:
+def test_models_that_were_given_other_images_under_one_name_are_named(tmp_path: Path) -> None:
     """By what each probe keeps of its stores; two on the same images, one whose probes are gone."""
     runs = write_study(
         tmp_path,
@@ -110,18 +113,16 @@ def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path
         file.write_text(json.dumps(saved), encoding="utf-8")
         if row["backbone"] == "timm/d":
             file.unlink()
-    (told,) = [one for one in json.loads(run("report", runs, "--json").stdout)["left_out"] if "same images" in one]
-    assert told == (
+    (note,) = [one for one in json.loads(run("report", runs, "--json").stdout)["left_out"] if "same images" in one]
+    assert note == (
         "pets is not the same images for all models (the same for: timm/a, timm/c; timm/b): probes of one model compare, models do "
-        "not. Extract it anew for all of them from one copy of the images."
+        "not. Extract it again for all of them from one copy of the images."
     )
 
 
-def test_a_folder_without_results_is_refused_in_four_parts(tmp_path: Path) -> None:
-    refused = run("report", tmp_path)
-    assert refused.exit_code == 2
-    for part in ("expected", "a folder with results.jsonl somewhere in it", "none", "its default is runs"):
-        assert part in refused.stderr
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    refuses(run("report", tmp_path), "report.no_results", runs=tmp_path)
+    refuses(run("report", tmp_path / "gone"), "report.runs_missing", runs=tmp_path / "gone")
 
 
 def test_a_report_takes_no_torch(tmp_path: Path) -> None:
@@ -135,9 +136,7 @@ def test_a_report_takes_no_torch(tmp_path: Path) -> None:
 
 def test_results_that_no_line_can_be_read_of_fail(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("{}\n", encoding="utf-8")
-    failed = run("report", tmp_path)
-    assert failed.exit_code == 1
-    assert "Train the probes again with this version" in failed.stderr
+    refuses(run("report", tmp_path), "report.no_readable_results", exit_code=1, runs=tmp_path)
 
 
 def test_markdown_and_latex_have_the_same_means(tmp_path: Path) -> None:
@@ -153,7 +152,7 @@ def test_results_the_paper_lacks_are_said_to_have_no_counterpart(tmp_path: Path)
 
 
 def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -> None:
-    models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "a set of nobody"]
+    models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "an unpublished set"]
     runs = write_study(tmp_path / "runs", models=models, datasets=datasets, probes=("linear-cls", "alf", "linear-all"))
     run("report", runs, "--compare", "paper")
     page = ReadPage(runs / "report" / "index.html")
@@ -245,7 +244,7 @@ def test_the_page_stays_short_where_a_study_is_large(tmp_path: Path) -> None:
 
 
 def test_heat_maps_on_the_page_are_few_and_files_have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerbank.report.sections.attention.MAX_PICTURES", 2)
+    monkeypatch.setattr("layerbank.report.figures.attention.MAX_PICTURES", 2)
     models = [one.model for one in MODELS[:3]]
     runs = write_study(tmp_path / "runs", models=models, probes=("linear-cls", "alf"), num_images=30)
     more = "1 heat map more: layerbank report RUNS --figures FOLDER. The table has all."
@@ -297,10 +296,7 @@ def test_parquet_without_its_package_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused = run("report", write_study(tmp_path / "runs"), "--parquet", tmp_path / "a.parquet")
-    assert refused.exit_code == 2
-    for part in ("--parquet", "the package pyarrow", "it is not installed", "pip install 'layerbank[parquet]'"):
-        assert part in refused.stderr
+    refuses(run("report", write_study(tmp_path / "runs"), "--parquet", tmp_path / "a.parquet"), "report.no_pyarrow")
     assert not (tmp_path / "runs" / "report").exists()
 
 
@@ -312,6 +308,7 @@ def test_attention_that_is_damaged_or_of_other_images_is_said(tmp_path: Path) ->
     with np.load(third / "attention.npz") as saved:
         np.savez(third / "attention.npz", sample_ids=saved["sample_ids"][::-1], mass=saved["mass"])
     left_out = "\n".join(json.loads(run("report", runs, "--json").stdout)["left_out"])
+    assert shows(left_out, "statistics.bad_attention_map")
     assert "No attention to single images of one: " in left_out
     assert "cannot be read" in left_out
     assert "No attention map of alf on two: " in left_out
@@ -355,3 +352,58 @@ def test_the_best_level_of_a_case_stands_with_the_others_and_given_levels_have_a
     page = ReadPage(runs / "report" / "index.html")
     assert [one["probe"] for one in page.tables["probes"].records()] == ["linear-cls", "alf", "linear@best"]
     assert any("levels" in (image.get("alt") or image.get("aria-label") or "") for image in page.images)
+
+
+def test_data_that_cannot_be_opened_are_named_with_the_reason_of_the_system(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs")
+    uri = "folder:/" + 300 * "x"  # longer than a name may be
+    for file in runs.rglob("probe.json"):
+        file.write_text(file.read_text(encoding="utf-8").replace("folder:/nowhere/at all", uri))
+    *_, note = json.loads(run("report", runs, "--json").stdout)["left_out"]
+    assert note.startswith("No images of pets, only their ids: ")
+    assert shows(note, "report.data_unreachable")
+    assert "File name too long" in note
+
+
+PLUGIN = """
+from layerbank.report.page.blocks import Note
+from layerbank.report.report_data import ReportFigure
+from layerbank.report.style import drawing, save
+
+
+def draw(stem):
+    with drawing(2, 1) as figure:
+        figure.add_subplot().plot([0, 1])
+        return save(figure, stem, ("x",), [(0,), (1,)])
+
+
+def make(data):
+    picture = data.draw("rising", draw, alt="A rising line.", caption="A figure of zippy.")
+    return [Note(f"zippy counts {len(data.rows)} rows"), picture]
+
+
+ROWS = ReportFigure(section=("zippy", "From a plug-in"), make=make)
+LACKING = ReportFigure(section=("zippy", "From a plug-in"), make=lambda data: None, title="Zips", needs="zip it")
+"""
+POINTS = "[layerbank.figures]\nrows = zippy:ROWS\nzips = zippy:LACKING\ngone = zippy:GONE\nsummary = zippy:ROWS\n"
+
+
+def test_a_plug_in_adds_a_figure_and_a_broken_one_is_named_while_everything_else_is_made(tmp_path: Path) -> None:
+    install_plugin(tmp_path, POINTS, PLUGIN)
+    runs = write_study(tmp_path / "runs", probes=("linear-cls", "alf"))
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    process = start("report", runs, "--figures", tmp_path / "figures", PYTHONPATH=path)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    page = ReadPage(runs / "report" / "index.html")
+    assert {"zippy", "results", "settings"} <= set(page.ids)
+    assert {"zippy counts 2 rows", "From a plug-in", "Zips: zip it"} <= set(page.texts)
+    assert "A rising line." in [image.get("alt") for image in page.images]
+    assert page.csvs["rising.csv"] == [{"x": "0"}, {"x": "1"}]
+    assert {"rising.svg", "rising.png", "rising.csv", "gains.svg"} <= {
+        one.name for one in (tmp_path / "figures").iterdir()
+    }
+    for name, reason in (("gone", "AttributeError"), ("summary", "the name summary is taken")):
+        (note,) = [text for text in page.texts if text.startswith(f"The figure {name} of a plug-in: zippy (zippy:")]
+        assert reason in note
+        assert f"left out: {note}"[:60] in output

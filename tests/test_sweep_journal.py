@@ -194,7 +194,7 @@ def enough_for_two_banks(train: Path, _: Path) -> int:
 
 
 def main(train: str, test: str, runs: str, memory: str) -> None:
-    """Kill this process, as nobody can prevent, in the second of several banks."""
+    """Kill this process in the second of several banks."""
 
     def kill(event: Event) -> None:
         if isinstance(event, ProbeProgress) and event.phase == "select" and 2 * event.step > event.num_steps:

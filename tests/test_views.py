@@ -16,15 +16,15 @@ import torchvision.transforms.functional as tvf
 from commands import MODEL, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 from photos import TINY_MODEL, write_photos
 from PIL import Image
 from stores import tree
 
 from layerbank import RequestError
 from layerbank.cache import SpecMismatchError, TokenCache, export_hdf5, import_hdf5, verify_store
-from layerbank.data import BadImage, ImageSource, ViewedSource, ViewRule
-from layerbank.data.sources import open_source
-from layerbank.data.views import ATTEMPTS, VIEW_SEED, draw_view
+from layerbank.data.sources import BadImage, ImageSource, open_source
+from layerbank.data.views import ATTEMPTS, VIEW_SEED, ViewedSource, ViewRule, draw_view
 from layerbank.events import Event, ImageSkipped, OnEvent, ignore
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.repair import repair_and_fill
@@ -177,22 +177,21 @@ def test_an_image_is_decoded_once_for_the_views_of_a_batch(images: ImageSource) 
 
 def test_views_of_a_model_whose_transform_cannot_be_split_are_refused(backbone: Backbone, images: ImageSource) -> None:
     whole = replace(backbone, tower=replace(backbone.tower, transform=lambda image: tvf.to_tensor(image)))
-    with pytest.raises(RequestError) as caught:
+    expected = {"model": TINY_MODEL, "transform": whole.transform_id}
+    with raises("extraction.views_need_normalisation", RequestError, **expected):
         view_geometry(whole, ViewedSource(images, RULE))
-    assert str(caught.value) == (
-        f"--views with {TINY_MODEL}: expected a transform that ends in ToTensor and Normalize, so that views can be cut before "
-        f"it, got {backbone.transform_id}. Leave --views out for this model."
-    )
 
 
 @pytest.mark.parametrize(("views", "scale"), [(0, 0.5), (2, 0.0), (2, 1.5)])
 def test_rules_that_make_no_sense_are_refused(views: int, scale: float) -> None:
-    with pytest.raises(RequestError) as caught:
+    with raises("data.bad_views", RequestError, num_views=views, min_scale=f"{scale:g}"):
         ViewRule(num_views=views, min_scale=scale)
-    assert str(caught.value) == (
-        "--views, --view-scale: expected at least one view, and a share of the area above 0 and at most 1, got "
-        f"{views} views, {scale:g}. Leave --views out for the centre view alone."
-    )
+
+
+def test_a_rule_of_another_version_is_refused_by_the_keys_it_has() -> None:
+    assert ViewRule.from_dict(RULE.to_dict()) == RULE
+    with raises("data.unknown_view_keys", RequestError, keys="rotate", known="num_views, min_scale, flip"):
+        ViewRule.from_dict(RULE.to_dict() | {"rotate": True})
 
 
 # ---- stores
@@ -264,7 +263,7 @@ def test_an_unreadable_image_is_skipped_with_all_its_views(backbone: Backbone, f
     damaged = tmp_path / "photos/train/green/001.png"
     damaged.write_bytes(b"no image")
     source = ViewedSource(open_source(f"folder:{tmp_path}/photos", "train"), RULE)
-    with pytest.raises(BadImage, match=r"image train/green/001\.png in "):
+    with raises("data.bad_image", BadImage, id="train/green/001.png"):
         _extract(backbone, source, tmp_path / "caches")
     told: list[Event] = []
     cache = _extract(
@@ -319,10 +318,9 @@ def test_a_store_with_views_is_tested_on_its_centre_views_and_predict_takes_plai
 def test_more_views_to_train_on_than_there_are_are_refused() -> None:
     check_train_views(None, 0)
     check_train_views(2, 2)
-    with pytest.raises(RequestError) as caught:
+    with raises("probing.too_few_views", RequestError, train_views=3, num_views=2):
         check_train_views(3, 2)
-    assert str(caught.value) == "--train-views: expected at most the 2 of --views, got 3. Ask for them: --views 3."
-    with pytest.raises(RequestError, match="expected --views with a number, so that there are some, got 1"):
+    with raises("probing.no_views", RequestError, train_views=1):
         check_train_views(1, 0)
 
 

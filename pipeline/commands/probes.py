@@ -71,7 +71,7 @@ def attention(folder: Path, heads: bool, as_json: bool) -> None:
     layerbank attention runs/photos/STORE/alf-1a2b3c4d --heads
     """
     from ..console import print_json, print_table
-    from ..probing.attention_report import draw_heads, head_table, number_table, read_attention
+    from ..probing.attention import draw_heads, head_table, number_table, read_attention
 
     kept = read_attention(folder)
     picture = draw_heads(folder, kept) if heads else None

@@ -1,8 +1,8 @@
-"""How many images go through a model at once, where nobody says.
+"""Choose how many images go through a model at once.
 
-On a CPU so many that the activations of a layer are a few megabytes: they stay in its caches, and the allocator has the memory
-at hand, where it takes larger ones from the system page by page, every time. On a GPU as many as its free memory holds, found by
-running two small batches and drawing a line through what they took.
+On a CPU the activations of a layer should be a few megabytes: they stay in its caches, and the allocator keeps memory of that
+size, where it takes larger pieces from the system page by page, every time. On a GPU the batch is as large as its free memory
+holds, extrapolated from two small batches.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ..memory import free_device_bytes
 from ..models.backbone import Backbone, TokenFunction
 from .transfer import NUM_BUFFERS
 
-TOKENS_ON_A_CPU = 1600  # of all images of a batch
+TOKENS_ON_A_CPU = 1600  # in a batch
 LARGEST_ON_A_CPU = 64
-LARGEST = 512  # a B model is at its best long before; more only makes blocks and buffers large
+LARGEST = 512  # a ViT-B is at its best long before; more only makes row blocks and buffers large
 TRIED = (4, 8)  # images of the two small batches
 
 
 def choose_batch_size(backbone: Backbone, function: TokenFunction) -> int:
-    """Images a forward pass, for a store that is made now; an existing one keeps the size it was begun with.
+    """Return the number of images in a forward pass, for a new store; an existing one keeps its own.
 
     Args:
         backbone: the model, on its device.
-        function: its forward pass to the tokens that are wanted.
+        function: its forward pass to the requested tokens.
     """
     if backbone.device.type != "cuda":
         return batch_size_on_a_cpu(backbone)
@@ -46,18 +46,18 @@ def choose_batch_size(backbone: Backbone, function: TokenFunction) -> int:
 
 
 def batch_size_on_a_cpu(backbone: Backbone) -> int:
-    """The largest power of two, 1 to LARGEST_ON_A_CPU, whose images are no more tokens than TOKENS_ON_A_CPU."""
-    height, width = backbone.grid_size
-    fitting = TOKENS_ON_A_CPU // (backbone.num_prefix_tokens + height * width)
+    """Return the largest power of two, 1 to LARGEST_ON_A_CPU, whose images have at most TOKENS_ON_A_CPU tokens."""
+    height, width = backbone.layout.grid_size
+    fitting = TOKENS_ON_A_CPU // (backbone.layout.num_prefix_tokens + height * width)
     return 1 << min(max(fitting, 1), LARGEST_ON_A_CPU).bit_length() - 1
 
 
 def fitting_batch_size(peak_bytes: Callable[[int], int], free_bytes: int) -> int:
-    """The largest power of two, 1 to LARGEST, whose forward pass fits.
+    """Return the largest power of two, 1 to LARGEST, whose forward pass fits into the memory.
 
     Args:
-        peak_bytes: number of images -> bytes that their forward pass takes at most at a time.
-        free_bytes: what may be taken.
+        peak_bytes: number of images -> peak memory of their forward pass.
+        free_bytes: the memory that may be used.
 
     >>> fitting_batch_size(lambda num_images: 100 + 10 * num_images, 1500)
     128

@@ -1,7 +1,7 @@
-"""Whether this CPU multiplies faster in bfloat16 than in float32: measured, because what it claims to support says little.
+"""Measure whether this CPU multiplies faster in bfloat16 than in float32; its list of instructions says little about that.
 
-`auto` stays float32 on a CPU even so: the precision is part of a store's identity, and a choice by stopwatch would one day look for
-another store than it made the day before. The user is told instead, and decides.
+`auto` stays float32 on a CPU even so: the precision is part of a store's identity, and a choice by measurement could look for
+another store each day. The user gets a hint instead.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ REPEATS = 3
 
 
 def advise_on_precision(on_event: OnEvent) -> None:
-    """Tell whoever left the choice to us if bfloat16 would be faster here."""
+    """Report if bfloat16 would be faster on this CPU."""
     speedup = bfloat16_speedup()
     if speedup >= WORTHWHILE:
         on_event(PrecisionAdvice(precision="bfloat16", speedup=speedup))
 
 
 def bfloat16_speedup() -> float:
-    """Time of a matrix product in float32, as models make it, over its time in bfloat16, with torch's threads as they are."""
+    """Return the time of a matrix product in float32 over its time in bfloat16, with the current number of threads."""
     with fast_exact_matmul(torch.device("cpu")):
         return _product_s(torch.float32) / _product_s(torch.bfloat16)
 

@@ -1,9 +1,10 @@
 """Decode images in worker processes: row ranges in, batches of tensors out, in order, each image once for all its transforms.
 
-Processes, because transforms hold the interpreter lock much of the time. They come from a forkserver: a fork
-of this process would copy locks that its other threads hold (torch's pool, the writer, the display) and hang
-now and then, and spawn would import torch and timm again in every worker and for every split. It knows
-sources and transforms, not models or caches.
+Processes, because transforms hold the interpreter lock much of the time. They come from a forkserver: a fork of this process would
+copy locks that its other threads hold (torch's pool, the writer, the display) and hang now and then, and spawn would import torch
+and timm again in every worker and for every split.
+
+Knows sources and transforms, not models or caches.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import BadImage, ImageSource
+from ..data.sources import BadImage, ImageSource
 from ..errors import WorkError
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
-PREFETCHED_BATCHES = 2  # a worker: one done, one in the making; the model is the slow part, more is only memory
+PREFETCHED_BATCHES = 2  # for each worker: one done, one in progress; the model is the slow part, more only takes memory
 
 
 class Rows(NamedTuple):
-    """Rows start..stop-1 of a source, to be decoded together, and the transforms that are to see them, by number."""
+    """Rows start..stop-1 of a source, to be decoded together, and the indices of the transforms to apply."""
 
     start: int
     stop: int
@@ -44,9 +45,9 @@ class DecodedBatch:
     """Rows start..stop-1 of a source.
 
     Attributes:
-        images: number of a transform -> [B, 3, H, W] in the dtype it gives; rows of bad images are zeros.
+        images: index of a transform -> [B, 3, H, W] in the dtype it gives; rows of bad images are zeros.
         content_hashes: [B] uint64, xxh3_64 of each encoded image; 0 for bad ones.
-        bad: row -> why it could not be decoded. Whether that ends the work is the caller's decision.
+        bad: row -> why it could not be decoded. The caller decides whether that ends the work.
         decode_seconds: time that one process took to read, decode and transform the batch.
     """
 
@@ -69,9 +70,9 @@ def decode_batches(
     The first batch is decoded in this process, so that the model need not wait until the workers have started.
 
     Args:
-        source: where the images come from.
+        source: the images.
         transforms: each an RGB image -> [3, H, W], with the same H, W and dtype for every image; they must pickle.
-        batches: which rows, and for which of the transforms.
+        batches: which rows, and which of the transforms to apply.
         num_workers: processes; 0 decodes in this one.
 
     Raises:
@@ -106,23 +107,18 @@ def decode_batches(
 
 
 def _watched(workers: Iterator[DecodedBatch]) -> Generator[DecodedBatch]:
-    """What the workers decode; a worker that dies is an error of ours."""
+    """Yield what the workers decode; raise WorkError if one dies."""
     try:
         yield from workers
     except (RuntimeError, EOFError, OSError) as error:
-        got = _death_of_a_worker(error)
-        if got is None:
+        reason = _death_of_a_worker(error)
+        if reason is None:
             raise
-        raise WorkError(
-            where="decoding images",
-            expected="worker processes that live until the last batch",
-            got=got,
-            todo="Most often memory ran out: use fewer workers or smaller batches. Without workers its own error shows.",
-        ) from error
+        raise WorkError("extraction.decoding_process_died", reason=reason) from error
 
 
 def start_worker_server() -> None:
-    """Let the forkserver begin its imports (seconds) while the caller opens its model. Returns at once."""
+    """Let the forkserver start its imports (seconds) while the caller opens its model; returns at once."""
     if _worker_context().get_start_method() == "forkserver":
         from multiprocessing.forkserver import ensure_running
 
@@ -130,10 +126,10 @@ def start_worker_server() -> None:
 
 
 def _death_of_a_worker(error: Exception) -> str | None:
-    """What an error of the loader says of a worker that died, None for any other error.
+    """Return what an error of the loader says about a worker that died, None for any other error.
 
-    The loader's watchdog tells with a RuntimeError. Where a batch was just being handed over, the parent finds the worker's socket
-    closed or gone instead. An error of the worker's own code carries the loader's words that it was caught there.
+    The loader's watchdog raises a RuntimeError. If a batch was just being handed over, the parent finds the worker's socket closed
+    or gone instead. An error of the worker's own code says that it was caught in the worker.
     """
     if isinstance(error, RuntimeError):
         return str(error) if "DataLoader worker (pid" in str(error) else None
@@ -143,7 +139,7 @@ def _death_of_a_worker(error: Exception) -> str | None:
 
 
 class _Decoding(Dataset[DecodedBatch]):
-    """What a worker holds: indexed by `Rows`, it gives the decoded batch."""
+    """The data set that a worker holds: indexed by `Rows`, it returns the decoded batch."""
 
     def __init__(self, source: ImageSource, transforms: Sequence[Transform]) -> None:
         self.source, self.transforms = source, transforms
@@ -183,7 +179,7 @@ def _worker_context() -> BaseContext:
 
 
 def _leave_interrupts_to_the_parent(_: int) -> None:
-    """Ctrl-C reaches the whole process group: the parent ends its workers, they need not print tracebacks."""
+    """Ignore Ctrl-C, which reaches the whole process group: the parent ends its workers, without their tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -1,8 +1,7 @@
-"""Stage one: bring the store of a backbone and a data set to hold every asked-for token, computing only what it lacks.
+"""Stage one: bring the store of a backbone and a data set to hold every requested token, computing only what it lacks.
 
-The order of things is fixed by the store, not by this program: `CacheWriter.claim()` says which rows are missing, cut into
-batches at row numbers that never change, so a row has the same neighbours, and hence the same bits, in every run. What is to be
-done is decided here; `loop` does it.
+`CacheWriter.claim()` returns the missing rows, cut into batches at row numbers that never change: a row has the same neighbours,
+and so the same bits, in every run. This module decides what is computed; `loop` computes it.
 
 Knows nothing of Zarr's files, of terminals, or of how a model finds its taps.
 """
@@ -17,6 +16,7 @@ from typing import Any
 
 from layerbank.cache import (
     ArraySpec,
+    Batch,
     CacheError,
     CacheSpec,
     CacheWriter,
@@ -26,14 +26,17 @@ from layerbank.cache import (
     forecast_store,
 )
 
-from ..data import ViewedSource
 from ..data.sources import ImageSource
+from ..data.views import MARK, ViewedSource
 from ..errors import RequestError
 from ..events import CacheReused, OnEvent, ShareFinished, ignore
 from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
 from .loop import ExtractionTask, run_tasks
 from .views import transform_of
+from .write_behind import BatchWriter
+
+_MODEL_FIELDS = ("architecture", "weights", "tap", "token_rule", "compute_dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,12 @@ class ExtractConfig:
     Args:
         arrays: the (level, kind) pairs to store.
         storage_dtype: float16, float32 or bfloat16, then kinds that differ: `float16,cls=float32`.
-        batch_size: images a forward pass, None to choose it; a store that exists keeps the size it was begun with.
-        num_workers: decoding processes; 0 decodes in this one.
+        batch_size: images in a forward pass, None to choose it; an existing store keeps the size it was begun with.
+        num_workers: decoding processes; 0 decodes in this process.
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
         overwrite: begin anew, even if the store is complete.
-        compile: make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it pays for large jobs.
-        worker: which of several workers of the store this process is; None has it alone.
+        compile: whether to make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it pays for large jobs.
+        worker: which of several workers of the store this process is; None if it is the only one.
     """
 
     arrays: tuple[tuple[str, str], ...]
@@ -62,41 +65,61 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         if not self.arrays:
-            raise RequestError(
-                where="--levels, --kinds",
-                expected="at least one of each",
-                got="none",
-                todo="Name levels such as all or block.3,final and kinds such as cls,ap.",
-            )
-        for option, value, least in (
-            ("--batch-size", self.batch_size, 1),
-            ("--workers", self.num_workers, 0),
-        ):
+            raise RequestError("extraction.no_arrays")
+        for option, value, least in (("--batch-size", self.batch_size, 1), ("--workers", self.num_workers, 0)):
             if value is not None and value < least:
-                raise RequestError(
-                    where=option,
-                    expected=f"{least} or more",
-                    got=str(value),
-                    todo="Leave it out for the default.",
-                )
+                raise RequestError("extraction.number_too_small", option=option, least=least, value=value)
         if self.on_bad_image not in ("stop", "skip"):
-            raise RequestError(
-                where="--on-bad-image",
-                expected="stop or skip",
-                got=self.on_bad_image,
-                todo="Choose one of the two.",
-            )
+            raise RequestError("extraction.unknown_bad_image_rule", value=self.on_bad_image)
         if self.worker is not None and self.overwrite:
-            raise RequestError(
-                where="--overwrite",
-                expected="a run that has the store alone",
-                got=f"worker {self.worker}, which would delete what the others have written",
-                todo="Delete the store first, then start the workers without --overwrite.",
-            )
+            raise RequestError("extraction.worker_overwrites", worker=self.worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """One model to extract with.
+
+    Attributes:
+        backbone: the frozen model.
+        config: what to store and how.
+        store: path of the store, usually `spec_of(...).store_path(cache_root)`.
+        request: kept in the store's attributes, so that `cache repair` can do the same work again.
+        parity: what `parity.settle` measured, kept in the store: array name -> parity.
+    """
+
+    backbone: Backbone
+    config: ExtractConfig
+    store: Path
+    request: dict[str, Any] | None = None
+    parity: Mapping[str, Mapping[str, Any]] | None = None
+
+    @property
+    def arrays(self) -> list[ArraySpec]:
+        """The arrays to store.
+
+        Raises:
+            RequestError: the backbone lacks a level or kind.
+        """
+        row_shape = self.backbone.row_shape
+        return [
+            ArraySpec(level=level, kind=kind, row_shape=row_shape(level, kind)) for level, kind in self.config.arrays
+        ]
+
+    def task(self, writer: BatchWriter, pending: Sequence[Batch]) -> ExtractionTask:
+        """Return the task of computing some batches for a writer."""
+        compiled = self.backbone.device.type == "cuda" if self.config.compile is None else self.config.compile
+        return ExtractionTask(
+            backbone=self.backbone,
+            writer=writer,
+            pending=pending,
+            storage_dtype=self.config.storage_dtype,
+            store=self.store,
+            backend="inductor" if compiled else None,
+        )
 
 
 def spec_of(backbone: Backbone, source: ImageSource, storage_dtype: str) -> CacheSpec:
-    """The identity of the store that holds this backbone's tokens of this data set."""
+    """Return the identity of the store that holds this backbone's tokens of this data set."""
     return CacheSpec(
         architecture=backbone.architecture,
         weights=backbone.weights_digest,
@@ -113,6 +136,13 @@ def spec_of(backbone: Backbone, source: ImageSource, storage_dtype: str) -> Cach
     )
 
 
+def model_differences(one: CacheSpec, other: CacheSpec) -> list[str]:
+    """Return the identity fields in which the models of two stores differ, whatever their data, views and storage."""
+    different = [name for name in _MODEL_FIELDS if getattr(one, name) != getattr(other, name)]
+    same_transform = one.transform.partition(MARK)[0] == other.transform.partition(MARK)[0]
+    return different if same_transform else [*different, "transform"]
+
+
 def extract(
     backbone: Backbone,
     source: ImageSource,
@@ -122,44 +152,29 @@ def extract(
     request: dict[str, Any] | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
-    """Bring a store to hold the asked-for tokens, computing only what it lacks.
+    """Bring a store to hold the requested tokens, computing only what it lacks.
 
     Args:
-        backbone: the frozen model.
+        backbone, config, store, request: see `Extraction`.
         source: the labelled images, N of them.
-        config: what to store and how.
-        store: its path, usually `spec_of(...).store_path(cache_root)`.
-        request: kept in the store's attributes, so that `cache repair` can do the same work again.
-        emit: told what happens.
+        on_event: callback for progress.
 
     Raises:
         RequestError: the backbone has no such level or kind.
         BadImage: an image could not be read and `on_bad_image` is `stop`.
         CacheError: the store is held by another process, holds something else, or cannot be written.
     """
-    extract_together(
-        [Extraction(backbone=backbone, config=config, store=store, request=request)], source, on_event=on_event
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extraction:
-    """The arguments of `extract` that belong to one model, and what `parity.settle` measured of it, which the store keeps."""
-
-    backbone: Backbone
-    config: ExtractConfig
-    store: Path
-    request: dict[str, Any] | None = None
-    parity: Mapping[str, Mapping[str, Any]] | None = None
+    extraction = Extraction(backbone=backbone, config=config, store=store, request=request)
+    extract_together([extraction], source, on_event=on_event)
 
 
 def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, on_event: OnEvent = ignore) -> None:
-    """`extract` for several models, decoding each image once.
+    """Do what `extract` does for several models, decoding each image once.
 
     Args:
-        extractions: one a store. How to decode, and what to do with a bad image, is taken from the first.
+        extractions: one for each store. How to decode, and what to do with a bad image, is taken from the first.
         source: the labelled images, N of them.
-        emit: told what happens.
+        on_event: callback for progress.
 
     Raises:
         As `extract`; what was committed to any of the stores is kept.
@@ -167,51 +182,43 @@ def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, 
     """
     _refuse_one_store_twice(extractions)
     with ExitStack() as stack:
-        tasks = [task for one in extractions if (task := _open_task(one, source, stack, on_event)) is not None]
+        opened = [_open_writer(one, source, stack, on_event) for one in extractions]
+        writers = [(one, writer) for one, writer in zip(extractions, opened, strict=True) if writer is not None]
+        tasks = [one.task(writer, writer.claim()) for one, writer in writers]
         first = extractions[0].config
-        under_way = tasks
-        while any(task.pending for task in under_way):  # several workers take rows several times
-            run_tasks(
-                under_way, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, on_event=on_event
-            )
-            under_way = [replace(task, pending=task.writer.claim()) for task in under_way]
-        for task in tasks:
-            if not task.writer.complete():
-                on_event(
-                    ShareFinished(store=task.store, worker=str(first.worker), num_missing=task.writer.num_missing_rows)
-                )
+        while any(task.pending for task in tasks):
+            run_tasks(tasks, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, on_event=on_event)
+            # one of several workers may claim more rows
+            tasks = [replace(task, pending=writer.claim()) for task, (_, writer) in zip(tasks, writers, strict=True)]
+        for one, writer in writers:
+            if not writer.complete():
+                num_missing = writer.num_missing_rows
+                on_event(ShareFinished(store=one.store, worker=str(first.worker), num_missing=num_missing))
 
 
 def begin(extractions: Sequence[Extraction], source: ImageSource, *, on_event: OnEvent = ignore) -> None:
-    """Make the stores of `extract_together`, or make them anew, without a row; the rest is for workers.
+    """Create the stores of `extract_together`, or create them anew, without a row; workers fill them.
 
     Raises:
         As `extract_together`.
     """
     with ExitStack() as stack:
         for one in extractions:
-            _open_task(one, source, stack, on_event)
+            _open_writer(one, source, stack, on_event)
 
 
 def forecast(extraction: Extraction, source: ImageSource) -> StoreForecast:
-    """What `extract_together` would leave on the disk for one model; nothing is touched.
+    """Return what `extract_together` would leave on the disk for one model; nothing is touched.
 
     Raises:
         RequestError: the backbone has no such level or kind.
         CacheError: the store holds something else, or cannot be read.
     """
-    config = extraction.config
+    # on a GPU the chosen batch size may have more digits in the header, nothing else
+    batch_size = extraction.config.batch_size or batch_size_on_a_cpu(extraction.backbone)
+    spec = spec_of(extraction.backbone, source, extraction.config.storage_dtype)
     return forecast_store(
-        extraction.store,
-        spec_of(extraction.backbone, source, config.storage_dtype),
-        _arrays_of(extraction),
-        labels=source.labels,
-        sample_ids=source.ids,
-        batch_size=config.batch_size or batch_size_on_a_cpu(extraction.backbone),  # on a GPU only its digits may differ
-        attributes=_attributes_of(source, extraction.request),
-        parity=extraction.parity,
-        overwrite=config.overwrite,
-        worker=config.worker,
+        extraction.store, spec, extraction.arrays, batch_size=batch_size, **_writer_options(extraction, source)
     )
 
 
@@ -219,74 +226,59 @@ def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
     """`timm/x` and `x`, say: the second would wait for the first one's lock and blame another process."""
     known: dict[Path, str] = {}
     for one in extractions:
+        model = one.backbone.model_id
         if one.store in known:
-            raise RequestError(
-                where=f"--model {one.backbone.model_id}",
-                expected="a store for each model",
-                got=f"that of {known[one.store]}: their weights are the same",
-                todo="Name each model once: all of its layers come from one pass.",
-            )
-        known[one.store] = one.backbone.model_id
+            raise RequestError("extraction.two_models_one_store", model=model, other=known[one.store])
+        known[one.store] = model
 
 
-def _open_task(
+def _open_writer(
     extraction: Extraction, source: ImageSource, stack: ExitStack, on_event: OnEvent
-) -> ExtractionTask | None:
-    """What is to be computed for one store; None where it has everything."""
-    backbone, config, store = extraction.backbone, extraction.config, extraction.store
-    spec = spec_of(backbone, source, config.storage_dtype)
-    arrays = _arrays_of(extraction)
-    if not config.overwrite and _is_complete(store, spec, arrays):  # so that a store on a read-only disk can be used
-        on_event(CacheReused(store=store, num_rows=len(source)))
+) -> CacheWriter | None:
+    """Open the writer of a store; None if the store has everything, which works on a read-only disk too."""
+    spec = spec_of(extraction.backbone, source, extraction.config.storage_dtype)
+    arrays = extraction.arrays
+    if not extraction.config.overwrite and _is_complete(extraction.store, spec, arrays):
+        on_event(CacheReused(store=extraction.store, num_rows=len(source)))
         return None
-    writer = CacheWriter.open(
-        store,
-        spec,
-        arrays,
-        labels=source.labels,
-        sample_ids=source.ids,
-        batch_size=_batch_size(backbone, config, store),
-        attributes=_attributes_of(source, extraction.request),
-        parity=extraction.parity,
-        overwrite=config.overwrite,
-        worker=config.worker,
-    )
-    stack.enter_context(writer)
-    compiled = backbone.device.type == "cuda" if config.compile is None else config.compile
-    return ExtractionTask(
-        backbone=backbone,
-        writer=writer,
-        pending=writer.claim(),
-        storage_dtype=config.storage_dtype,
-        store=store,
-        backend="inductor" if compiled else None,
+    return stack.enter_context(
+        CacheWriter.open(
+            extraction.store,
+            spec,
+            arrays,
+            batch_size=_batch_size(extraction),
+            **_writer_options(extraction, source),
+        )
     )
 
 
-def _arrays_of(extraction: Extraction) -> list[ArraySpec]:
-    row_shape = extraction.backbone.row_shape
-    return [
-        ArraySpec(level=level, kind=kind, row_shape=row_shape(level, kind)) for level, kind in extraction.config.arrays
-    ]
+def _writer_options(extraction: Extraction, source: ImageSource) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"class_names": list(source.class_names), "request": extraction.request or {}}
+    if isinstance(source, ViewedSource):
+        attributes["num_views"] = source.rule.num_views
+    return {
+        "labels": source.labels,
+        "sample_ids": source.ids,
+        "attributes": attributes,
+        "parity": extraction.parity,
+        "overwrite": extraction.config.overwrite,
+        "worker": extraction.config.worker,
+    }
 
 
-def _batch_size(backbone: Backbone, config: ExtractConfig, store: Path) -> int:
-    """Of a store that is made now; a store that is taken up keeps its own, so nothing is tried out for it."""
+def _batch_size(extraction: Extraction) -> int:
+    """Choose the batch size of a new store; an existing one keeps its own, so nothing is tried out for it."""
+    backbone, config = extraction.backbone, extraction.config
     if config.batch_size is not None:
         return config.batch_size
-    if store.exists() and not config.overwrite:
+    if extraction.store.exists() and not config.overwrite:
         return batch_size_on_a_cpu(backbone)
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*config.arrays, strict=True))
     return choose_batch_size(backbone, backbone.compile(levels, kinds))
 
 
-def _attributes_of(source: ImageSource, request: dict[str, Any] | None) -> dict[str, Any]:
-    attributes = {"class_names": list(source.class_names), "request": request or {}}
-    return attributes | ({"num_views": source.rule.num_views} if isinstance(source, ViewedSource) else {})
-
-
 def _is_complete(store: Path, spec: CacheSpec, arrays: Sequence[ArraySpec]) -> bool:
-    """Whether the store holds everything already. Whatever is wrong with it is for the writer to say or to mend."""
+    """Whether the store holds everything already. The writer reports or repairs whatever is wrong with it."""
     try:
         cache = TokenCache.open(store, spec)
     except CacheError:

@@ -1,8 +1,8 @@
-"""A model's forward pass that holds on: compiled where that works, batches of one shape, in parts where memory is short.
+"""A forward pass that survives a compiler that fails and memory that runs out: compiled if possible, batches of one shape.
 
-The decision taken here: no row is lost and none changes its place. A compiler that fails is replaced by the plain pass, a batch
-that does not fit is run in halves, and both are told. Rows may then differ in their last bits from those of other runs, as they
-do between devices: products of another shape are summed in another order.
+No row is lost and none changes its place. If the compiler fails, the plain pass runs; a batch that does not fit into the memory is
+run in halves; both are reported as events. Rows may then differ in their last bits from those of other runs, as they do between
+devices: matrix products of another shape are summed in another order.
 
 Knows tensors only.
 """
@@ -27,9 +27,9 @@ class SteadyForward:
     Args:
         function: the forward pass.
         batch_size: the largest n.
-        model_id: for messages.
-        backend: of `torch.compile`; None runs the plain pass.
-        emit: told what did not work.
+        model_id: the model's name in events and errors.
+        backend: backend of `torch.compile`; None runs the plain pass.
+        on_event: callback for a failed compiler and for batches that were halved.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class SteadyForward:
             self._compiled = torch.compile(function.forward, backend=backend, fullgraph=True, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tokens:
-        """Tokens of a batch.
+        """Return the tokens of a batch.
 
         Raises:
-            WorkError: one image alone does not fit the memory.
+            WorkError: one image alone does not fit into the memory.
         """
         while True:
             try:
                 with self._function.inference():
-                    return self._joined([self._part(part) for part in torch.split(images, self._part_size)])
+                    return _joined([self._part(part) for part in torch.split(images, self._part_size)])
             except RuntimeError as error:
                 reason = shortage_of(error)
                 if reason is None:
@@ -76,44 +76,40 @@ class SteadyForward:
                 raise
             self._compiled = None
             self._on_event(CompileFailed(backbone=self._model_id, reason=_what_failed(error)))
-            with self._function.inference():  # anew: torch 2.6's compiler leaves another precision behind
+            with self._function.inference():  # again: torch 2.6's compiler leaves another precision behind
                 return self._function.forward(ready)
         self._known.add(self._part_size)
         return {
             level: {kind: values[: len(ready)] for kind, values in kinds.items()} for level, kinds in tokens.items()
         }
 
-    def _joined(self, parts: list[Tokens]) -> Tokens:
-        if len(parts) == 1:
-            return parts[0]
-        return {
-            level: {kind: torch.cat([part[level][kind] for part in parts]) for kind in kinds}
-            for level, kinds in parts[0].items()
-        }
-
     def _halve(self, images: Tensor, reason: str) -> None:
         tried = min(self._part_size, len(images))
         if tried == 1:
-            raise WorkError(
-                where=self._model_id,
-                expected="memory for one image",
-                got=reason,
-                todo="Use a smaller model or image size, --precision float16, or another device.",
-            )
+            raise WorkError("extraction.image_too_large_for_memory", model=self._model_id, reason=reason)
         self._part_size = -(-tried // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # pieces of the size that did not fit
         self._on_event(BatchHalved(backbone=self._model_id, num_images=self._part_size, reason=reason))
 
 
+def _joined(parts: list[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        level: {kind: torch.cat([part[level][kind] for part in parts]) for kind in kinds}
+        for level, kinds in parts[0].items()
+    }
+
+
 def _padded(images: Tensor, batch_size: int) -> Tensor:
-    """As many images as a graph was made for; the last ones black."""
+    """Append black images up to the batch size that the graph was made for."""
     if len(images) == batch_size:
         return images
     return torch.cat([images, images.new_zeros(batch_size - len(images), *images.shape[1:])])
 
 
 def _what_failed(error: Exception) -> str:
-    """Two lines of an error as one: a compiler names the part that failed in the first, and why in the second."""
+    """Join the first two lines of an error: a compiler names the part that failed in the first, and why in the second."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join([f"{type(error).__name__}:", *lines[:2]])

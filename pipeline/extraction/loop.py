@@ -1,16 +1,17 @@
-"""The loop of stage one: decode -> device -> model -> host -> store, each beside the others, for one model or for several.
+"""The loop of stage one: decode -> device -> model -> host -> store, all running at the same time, for one model or several.
 
-Every image is decoded once, however many models want it: the batches of all stores are cut where any of them begins or ends, each
-piece is decoded for those that lack it, and a store's batch goes to its model when its last piece is there. With one model, or
-several whose batches have the same size, a piece is a batch.
+Every image is decoded once, however many models need it: the batches of all stores are cut where any of them begins or ends, each
+piece is decoded once, and a store's batch goes to its model when its last piece is decoded. With one model, or several whose
+batches have the same size, a piece is a batch.
 
-Knows neither how images are decoded, nor how a model is run, nor how tokens are written: those are `images`, `transfer` and
+Knows neither how images are decoded, nor how a model is run, nor how tokens are written: see `decoding`, `transfer` and
 `write_behind`.
 """
 
 from __future__ import annotations
 
 import pickle
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,36 +23,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerbank.cache import Batch, CacheWriter, storage_dtype_of
+from layerbank.cache import Batch, storage_dtype_of
 
 from ..data.sources import ImageSource
 from ..events import ExtractionFinished, ExtractionProgress, ExtractionStarted, ImageSkipped, OnEvent, TokensOutOfRange
 from ..models.backbone import Backbone
 from ..models.transform import Geometry
-from .clock import Clock
 from .decoding import DecodedBatch, Rows, decode_batches
 from .forward import SteadyForward
 from .transfer import Transfer, open_transfer
 from .views import view_geometry
-from .write_behind import PendingBatch, WriterThread
+from .write_behind import BatchWriter, PendingBatch, WriterThread
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionTask:
-    """One model and the store that is being filled with its tokens.
+    """One model, and the store that is being filled with its tokens.
 
     Attributes:
         backbone: the model.
-        writer: of its store.
-        pending: the batches to compute, of `writer.claim()`.
-        storage_dtype: of its tokens.
-        store: its path, for messages.
-        backend: of `torch.compile`; None runs the plain pass.
-        forwards: those made before, by levels and kinds: a worker takes rows several times and compiles once.
+        writer: takes the batches of tokens.
+        pending: the batches to compute.
+        storage_dtype: dtype of the stored tokens, as in a store's spec.
+        store: path of the store, for messages.
+        backend: backend of `torch.compile`; None runs the plain forward pass.
+        forwards: (levels, kinds) -> the forward pass made before: a worker that claims rows several times compiles once.
     """
 
     backbone: Backbone
-    writer: CacheWriter
+    writer: BatchWriter
     pending: Sequence[Batch]
     storage_dtype: str
     store: Path
@@ -70,11 +70,11 @@ def run_tasks(
     """Compute and append every pending batch of every task.
 
     Args:
-        tasks: one a model; those with nothing pending cost nothing.
+        tasks: one for each model; those with nothing pending cost nothing.
         source: the images.
         num_workers: decoding processes.
         on_bad_image: `stop` or `skip`.
-        emit: told what happens.
+        on_event: callback for progress.
 
     Raises:
         BadImage: an image could not be read and `on_bad_image` is `stop`.
@@ -82,7 +82,7 @@ def run_tasks(
         CacheError: a store cannot be written.
     """
     tasks = [task for task in tasks if task.pending]
-    clock = Clock("decode", "compute", "write")
+    clock = _Clock()
     geometries, geometry_of = distinct_geometries([view_geometry(task.backbone, source) for task in tasks])
     pieces = cut_pieces([[(batch.start, batch.stop) for batch in task.pending] for task in tasks])
     wanted = [
@@ -92,46 +92,41 @@ def run_tasks(
         on_event(_started(task, source))
     num_pending = sum(task.num_pending for task in tasks)
     num_done = num_batches = 0
-    decoded_pieces = decode_batches(source, geometries, wanted, num_workers=num_workers)
     with ExitStack() as stack:
-        stack.enter_context(closing(decoded_pieces))
-        flows = [_Flow(task, stack.enter_context(WriterThread(task.writer)), on_event) for task in tasks]
-        decoded_iterator = iter(decoded_pieces)
+        decoded_pieces = stack.enter_context(
+            closing(decode_batches(source, geometries, wanted, num_workers=num_workers))
+        )
+        runs = [_TaskRun(task, stack.enter_context(WriterThread(task.writer)), clock, on_event) for task in tasks]
         for _, _, numbers in pieces:
-            with clock("decode"):
-                decoded = next(decoded_iterator)
-            _judge(decoded, on_bad_image, on_event)
+            with clock("decode_s"):
+                decoded = next(decoded_pieces)
+            _check_images(decoded, on_bad_image, on_event)
             for number in numbers:
-                flow = flows[number]
-                if not flow.take(decoded, geometry_of[number]):
+                if (num_rows := runs[number].take(decoded, geometry_of[number])) == 0:
                     continue
-                with _behind(clock, flow.sink):
-                    flow.transfer.reserve()
-                with clock("compute"):
-                    pending = flow.compute()
-                with _behind(clock, flow.sink):
-                    flow.sink.put(pending)
-                flow.tell_out_of_range()
-                num_done += len(pending.batch)
-                num_batches += 1
+                num_done, num_batches = num_done + num_rows, num_batches + 1
                 on_event(
                     ExtractionProgress(
                         num_done=num_done,
                         num_pending=num_pending,
                         num_batches=num_batches,
-                        elapsed_s=clock.elapsed(),
-                        decode_s=clock.spent["decode"],
-                        compute_s=clock.spent["compute"],
-                        write_s=clock.spent["write"],
                         num_workers=num_workers,
+                        **clock.times(),
                     )
                 )
-        for flow in flows:
-            with _behind(clock, flow.sink):
-                flow.sink.finish()
-        for flow in flows:
-            flow.tell_out_of_range()
-            on_event(_finished(flow, source, clock, num_workers))
+        for run in runs:
+            run.finish()
+        for run in runs:
+            on_event(
+                ExtractionFinished(
+                    store=run.task.store,
+                    num_rows=len(source),
+                    num_computed=run.task.num_pending,
+                    size_bytes=run.writer_thread.size_bytes,
+                    num_workers=num_workers,
+                    **clock.times(),
+                )
+            )
 
 
 def cut_pieces(batches: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -155,59 +150,103 @@ def cut_pieces(batches: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, 
     return [(borders[index], borders[index + 1], tuple(numbers)) for index, numbers in sorted(holders.items())]
 
 
-@dataclass
-class _Flow:
-    """What is under way of one lane."""
+class _Clock:
+    """Seconds since it was made, and how many of them were spent on each part of the loop."""
 
-    task: ExtractionTask
-    sink: WriterThread
-    on_event: OnEvent
-    transfer: Transfer = field(init=False)
-    _batches: list[Batch] = field(init=False)  # still to come, the next one last
-    _parts: list[tuple[DecodedBatch, torch.Tensor]] = field(default_factory=list)
-    _told: dict[str, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.spent = {"decode_s": 0.0, "compute_s": 0.0, "write_s": 0.0}
 
-    def __post_init__(self) -> None:
-        task = self.task
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[part] += time.perf_counter() - since
+
+    @contextmanager
+    def waiting_for(self, writer_thread: WriterThread) -> Iterator[None]:
+        """Wait for the writer's thread; while that waits for the device, the time is the model's."""
+        before, waited_s = self.spent["write_s"], writer_thread.device_wait_s
+        with self("write_s"):
+            yield
+        device_s = min(self.spent["write_s"] - before, writer_thread.device_wait_s - waited_s)
+        self.spent["write_s"] -= device_s
+        self.spent["compute_s"] += device_s
+
+    def times(self) -> dict[str, float]:
+        """The seconds of each part and in all, as events name them."""
+        return {"elapsed_s": time.perf_counter() - self._started, **self.spent}
+
+
+class _TaskRun:
+    """A task that is running: its forward pass, its transfer to and from the device, its writer's thread."""
+
+    def __init__(self, task: ExtractionTask, writer_thread: WriterThread, clock: _Clock, on_event: OnEvent) -> None:
+        self.task, self.writer_thread = task, writer_thread
+        self._clock, self._on_event = clock, on_event
+        self._batches = sorted(task.pending, key=lambda batch: batch.start, reverse=True)  # the next one last
+        self._parts: list[tuple[DecodedBatch, torch.Tensor]] = []  # decoded pieces of the next batch
+        self._reported: dict[str, tuple[int, int]] = {}
+        self._transfer = self._open_transfer()
+
+    def _open_transfer(self) -> Transfer:
+        task, batch_size = self.task, self.task.writer.batch_size
         arrays = dict.fromkeys(array for batch in task.pending for array in batch.arrays)
         levels = tuple(dict.fromkeys(array.level for array in arrays))
         kinds = tuple(dict.fromkeys(array.kind for array in arrays))
-        batch_size = task.writer.batch_size
         if (levels, kinds) not in task.forwards:
             task.forwards[levels, kinds] = SteadyForward(
                 task.backbone.compile(list(levels), list(kinds)),
                 batch_size=batch_size,
                 model_id=task.backbone.model_id,
                 backend=task.backend,
-                on_event=self.on_event,
+                on_event=self._on_event,
             )
-        forward = task.forwards[levels, kinds]
-        self.transfer = open_transfer(forward, task.backbone.device, task.storage_dtype, batch_size)
-        self._batches = sorted(self.task.pending, key=lambda batch: batch.start, reverse=True)
+        return open_transfer(task.forwards[levels, kinds], task.backbone.device, task.storage_dtype, batch_size)
 
-    def take(self, decoded: DecodedBatch, geometry: int) -> bool:
-        """Keep a piece; whether the batch it belongs to is whole now."""
+    def take(self, decoded: DecodedBatch, geometry: int) -> int:
+        """Take a decoded piece, and compute its batch if this was the last piece.
+
+        Returns:
+            the number of rows computed.
+        """
         self._parts.append((decoded, decoded.images[geometry]))
-        return decoded.stop == self._batches[-1].stop
-
-    def compute(self) -> PendingBatch:
-        """Run the model on the batch that is whole."""
+        if decoded.stop != self._batches[-1].stop:
+            return 0
         batch = self._batches.pop()
+        with self._clock.waiting_for(self.writer_thread):
+            self._transfer.reserve()
+        with self._clock("compute_s"):
+            pending = self._compute(batch)
+        with self._clock.waiting_for(self.writer_thread):
+            self.writer_thread.put(pending)
+        self._report_out_of_range()
+        return len(batch)
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        with self._clock.waiting_for(self.writer_thread):
+            self.writer_thread.finish()
+        self._report_out_of_range()
+
+    def _compute(self, batch: Batch) -> PendingBatch:
         parts, self._parts = self._parts, []
         images = parts[0][1] if len(parts) == 1 else torch.cat([images for _, images in parts])
         bad = {row: error.reason for decoded, _ in parts for row, error in decoded.bad.items()}
         return PendingBatch(
             batch,
-            self.transfer(images, batch.arrays, [row - batch.start for row in bad]),
+            self._transfer(images, batch.arrays, [row - batch.start for row in bad]),
             np.concatenate([decoded.content_hashes for decoded, _ in parts]),
             bad,
         )
 
-    def tell_out_of_range(self) -> None:
-        for name, counts in list(self.sink.out_of_range.items()):
-            if self._told.get(name) != counts:
-                self._told[name] = counts
-                self.on_event(
+    def _report_out_of_range(self) -> None:
+        for name, counts in list(self.writer_thread.out_of_range.items()):
+            if self._reported.get(name) != counts:
+                self._reported[name] = counts
+                self._on_event(
                     TokensOutOfRange(
                         array=name,
                         num_saturated=counts[0],
@@ -217,25 +256,16 @@ class _Flow:
                 )
 
 
-@contextmanager
-def _behind(clock: Clock, sink: WriterThread) -> Iterator[None]:
-    """Waiting for the writer's thread; what that thread itself waited for the device meanwhile is the model's time."""
-    before, waited = clock.spent["write"], sink.device_wait_s
-    with clock("write"):
-        yield
-    clock.move(min(clock.spent["write"] - before, sink.device_wait_s - waited), "write", "compute")
-
-
 def distinct_geometries(geometries: Sequence[Geometry]) -> tuple[list[Geometry], list[int]]:
-    """Geometries without repetition, and the number of each one in there: models that crop alike share their images."""
+    """Return the distinct geometries, and the index of each given one: models that crop alike share their images."""
     pickled = [pickle.dumps(geometry) for geometry in geometries]
     known = list(dict.fromkeys(pickled))
     return [geometries[pickled.index(one)] for one in known], [known.index(one) for one in pickled]
 
 
-def _judge(decoded: DecodedBatch, on_bad_image: str, on_event: OnEvent) -> None:
-    """Stop at the first unreadable image, or say which are skipped."""
-    for bad in {bad.id: bad for bad in decoded.bad.values()}.values():  # views of an image have its id: told once
+def _check_images(decoded: DecodedBatch, on_bad_image: str, on_event: OnEvent) -> None:
+    """Stop at the first unreadable image, or report which are skipped; the views of an image have one id and are reported once."""
+    for bad in {bad.id: bad for bad in decoded.bad.values()}.values():
         if on_bad_image == "stop":
             raise bad
         on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
@@ -255,18 +285,4 @@ def _started(task: ExtractionTask, source: ImageSource) -> ExtractionStarted:
         precision=task.backbone.precision,
         batch_size=task.writer.batch_size,
         compiled=task.backend is not None,
-    )
-
-
-def _finished(flow: _Flow, source: ImageSource, clock: Clock, num_workers: int) -> ExtractionFinished:
-    return ExtractionFinished(
-        store=flow.task.store,
-        num_rows=len(source),
-        num_computed=flow.task.num_pending,
-        size_bytes=flow.sink.size_bytes,
-        elapsed_s=clock.elapsed(),
-        decode_s=clock.spent["decode"],
-        compute_s=clock.spent["compute"],
-        write_s=clock.spent["write"],
-        num_workers=num_workers,
     )

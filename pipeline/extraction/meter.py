@@ -1,7 +1,6 @@
-"""What a run of stage one waits for, in words: decoding, the device, or the disk, and what to do about it.
+"""What limits the speed of an extraction: decoding, the device, or the disk, and what to do about it.
 
-The decision taken here: whatever the loop spends most of its time on is the limit. The device is what should be; for the others
-there is advice.
+The limit is whatever the loop spends most of its time on. It should be the device; for the others there is advice.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from ..events import ExtractionFinished, ExtractionProgress
 
 @dataclass(frozen=True)
 class Limit:
-    """What bounds the speed.
+    """What limits the speed.
 
     Attributes:
         what: `decoding`, `the device` or `the disk`.
-        advice: what to do, a command to give; empty where there is nothing to gain.
+        advice: what to do; empty if there is nothing to gain.
     """
 
     what: str
@@ -30,14 +29,14 @@ class Limit:
 
 
 def find_limit(decode_s: float, compute_s: float, write_s: float, *, num_workers: int, num_cores: int) -> Limit:
-    """The limit of a loop, from where its time goes.
+    """Find the limit of a loop from the time that it spent on each part.
 
     Args:
-        decode_s: waiting for decoded images; with 0 workers, decoding them.
-        compute_s: in the model.
-        write_s: waiting for the writer.
+        decode_s: seconds of waiting for decoded images; with 0 workers, of decoding them.
+        compute_s: seconds in the model.
+        write_s: seconds of waiting for the writer.
         num_workers: decoding processes of the run.
-        num_cores: that they may use.
+        num_cores: cores that they may use.
 
     >>> str(find_limit(7.1, 2.0, 0.1, num_workers=0, num_cores=8)), str(find_limit(1, 8, 1, num_workers=4, num_cores=8))
     ('limit: decoding, try --workers 4', 'limit: the device')
@@ -55,14 +54,14 @@ def find_limit(decode_s: float, compute_s: float, write_s: float, *, num_workers
 
 
 def limit_of(event: ExtractionProgress | ExtractionFinished) -> Limit:
-    """The limit of a run so far, on this machine."""
+    """Find the limit of a run so far, on this machine."""
     return find_limit(
         event.decode_s, event.compute_s, event.write_s, num_workers=event.num_workers, num_cores=num_cores()
     )
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,12 +1,12 @@
-"""Whether a float16 model holds on the first images, and whether another split of the data has decided that already.
+"""Whether a float16 model overflows on the first images of a data set.
 
-What is trained on and what is tested on come from one model in one precision: that is decided here, before there is a store,
-because the compute dtype is part of a store's identity.
+All splits of a data set are computed in one precision, so that a probe is trained and tested on the tokens of one model. This is
+decided before a store is made, because the compute dtype is part of a store's identity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,45 +14,48 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from layerbank.cache import CacheSpec, list_specs
+
 from ..data.sources import ImageSource
-from ..errors import RequestError
-from ..events import OnEvent, PrecisionFellBack, PrecisionFollowed
+from ..errors import LayerbankError, RequestError
+from ..events import OnEvent, PrecisionFellBack
 from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest
 from .decoding import Rows, decode_batches
-from .extract import spec_of
+from .extract import model_differences, spec_of
 from .forward import SteadyForward
 
 NUM_IMAGES = 32  # compared; a fixed number, so that the report does not depend on the batch size
+OpenSplit = Callable[[str], ImageSource]
 
 
 def needs_bfloat16(
     backbone: Backbone,
     reference: Reference,
     sources: Sequence[ImageSource],
+    *,
     storage_dtype: str,
     cache_root: Path,
-    siblings: Mapping[str, Path],
+    open_split: OpenSplit,
     overwrite: bool,
     on_event: OnEvent,
 ) -> bool:
-    """Whether a float16 model is to be replaced, and told why.
+    """Return whether a float16 model overflows on the first images of a split that has no store yet.
 
     Raises:
-        RequestError: it overflows, and a split that is not asked for has a store in float16 only.
+        RequestError: the other splits have stores in bfloat16 only, or in float16 only while this one overflows.
     """
-    only = next(iter(siblings.values())) if len(siblings) == 1 else None  # with several, every choice has company
-    if only is not None and "bfloat16" in siblings:
-        on_event(
-            PrecisionFollowed(
-                backbone=backbone.model_id,
-                splits=tuple(source.split for source in sources),
-                asked="float16",
-                used="bfloat16",
-                store=only,
-            )
+    spec = spec_of(backbone, sources[0], storage_dtype)
+    others = stores_of_other_splits(spec, [source.split for source in sources], cache_root, open_split)
+    precisions = set(others)
+    if precisions == {"bfloat16"}:
+        raise RequestError(
+            "extraction.other_splits_in_bfloat16",
+            model=backbone.model_id,
+            dataset=sources[0].name,
+            splits=", ".join(source.split for source in sources),
+            store=others["bfloat16"],
         )
-        return True
     for source in sources:
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
         if store.exists() and not overwrite:
@@ -60,13 +63,15 @@ def needs_bfloat16(
         if (found := find_overflow(backbone, reference, source, on_event)) is None:
             continue
         level, num_nonfinite = found
-        if only is not None and "float16" in siblings:
+        if precisions == {"float16"}:
             raise RequestError(
-                where=f"{backbone.model_id} on {source.name}/{source.split}",
-                expected=f"a model that holds in float16, as the one of {only}",
-                got=f"{num_nonfinite:,} values of the first images that are not finite at {level}",
-                todo="Extract its splits again together, with --split for each, which moves all of them to bfloat16; or give "
-                "--precision bfloat16 here and where they are probed; nothing was written.",
+                "extraction.overflow_beside_float16",
+                model=backbone.model_id,
+                dataset=source.name,
+                split=source.split,
+                store=others["float16"],
+                num_nonfinite=num_nonfinite,
+                level=level,
             )
         on_event(
             PrecisionFellBack(
@@ -82,6 +87,39 @@ def needs_bfloat16(
     return False
 
 
+def stores_of_other_splits(
+    spec: CacheSpec, splits: Sequence[str], cache_root: Path, open_split: OpenSplit
+) -> dict[str, Path]:
+    """Find the stores of the same model and data that hold another split.
+
+    Data sets of the same name share a folder of the cache, so a store counts only if its manifest is that of the split here.
+
+    Args:
+        spec: the identity of a store of these data, in any precision.
+        splits: the splits to leave out.
+        cache_root: the folder of all stores.
+        open_split: opens a split of these data by its name.
+
+    Returns:
+        Compute dtype -> one of the stores.
+    """
+    return {
+        other.compute_dtype: path
+        for path, other in list_specs(spec.store_path(cache_root).parent.parent)
+        if other.split not in splits
+        and other.storage_dtype == spec.storage_dtype
+        and set(model_differences(spec, other)) <= {"compute_dtype"}
+        and other.manifest == _manifest(other.split, open_split)
+    }
+
+
+def _manifest(split: str, open_split: OpenSplit) -> str | None:
+    try:
+        return open_split(split).manifest_digest
+    except (LayerbankError, OSError):  # these data have no such split
+        return None
+
+
 class Reference:
     """The same model in float32, opened when it is first needed."""
 
@@ -90,6 +128,7 @@ class Reference:
         self._opened: Backbone | None = backbone if backbone.precision == "float32" else None
 
     def open(self) -> Backbone:
+        """Return the model, on the device of the other one."""
         if self._opened is None:
             self._opened = self._request.open(str(self._backbone.device))
         return self._opened
@@ -98,17 +137,16 @@ class Reference:
 def find_overflow(
     backbone: Backbone, reference: Reference, source: ImageSource, on_event: OnEvent
 ) -> tuple[str, int] | None:
-    """The first level with values that are finite in float32 only, and how many; of all levels, whichever are wanted."""
+    """Return the first level with values that are finite in float32 only, and their number; all levels are checked."""
     images = first_images(backbone, source)
     if images is None:
         return None
-    seen = run_model(
-        backbone, images, backbone.levels, ["ap"], on_event
-    )  # a mean shows whatever is not finite in any patch
-    if all(bool(torch.isfinite(kinds["ap"]).all()) for kinds in seen.values()):
+    # the mean over patches is not finite if any patch is not
+    tokens = run_model(backbone, images, backbone.levels, ["ap"], on_event)
+    if all(bool(torch.isfinite(kinds["ap"]).all()) for kinds in tokens.values()):
         return None
     exact = run_model(reference.open(), images, backbone.levels, ["ap"], on_event)
-    for level, kinds in seen.items():
+    for level, kinds in tokens.items():
         num_nonfinite = int((~torch.isfinite(kinds["ap"]) & torch.isfinite(exact[level]["ap"])).sum())
         if num_nonfinite:
             return level, num_nonfinite
@@ -116,7 +154,7 @@ def find_overflow(
 
 
 def first_images(backbone: Backbone, source: ImageSource) -> Tensor | None:
-    """[n, 3, H, W] as the backbone's geometry makes them; None where none can be read."""
+    """Return the first images [n, 3, H, W] as the backbone's geometry makes them; None if none can be read."""
     rows = Rows(0, min(NUM_IMAGES, len(source)))
     with closing(decode_batches(source, [backbone.geometry], [rows], num_workers=0)) as batches:
         decoded = next(batches)
@@ -125,6 +163,7 @@ def first_images(backbone: Backbone, source: ImageSource) -> Tensor | None:
 
 
 def run_model(backbone: Backbone, images: Tensor, levels: list[str], kinds: list[str], on_event: OnEvent) -> Tokens:
+    """Run the plain forward pass on one batch."""
     forward = SteadyForward(
         backbone.compile(levels, kinds),
         batch_size=len(images),

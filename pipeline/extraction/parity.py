@@ -1,15 +1,15 @@
-"""How far tokens are from a float32 run of the same images, told before a store is made.
+"""Parity: how far the stored tokens are from those of a float32 run of the same images, measured before a store is made.
 
-The decision taken here: the first images of a split are run twice, as asked for and in float32, and what would be stored of them is
-compared token by token. A float16 model that overflows there is replaced by a bfloat16 one while there is no store yet, because
-the compute dtype is part of a store's identity. Where the model runs in float32 already, what remains is the rounding of storage.
+The first images of a split are run twice, as asked for and in float32, and what would be stored of them is compared token by token.
+A float16 model that overflows is replaced by a bfloat16 one. Where the model runs in float32 anyway, what is measured is the
+storage rounding error.
 
 Knows nothing of terminals or of how stores are written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,17 @@ from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
 from .extract import spec_of
-from .overflow import Reference, first_images, needs_bfloat16, run_model
-from .siblings import other_splits
+from .overflow import OpenSplit, Reference, first_images, needs_bfloat16, run_model
 
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this
 
 Parity = dict[str, Any]
-"""Of one array, as the store keeps it; the keys are those of the table in cache/README.md."""
+"""The parity of one array, as its store keeps it; cache/README.md lists the keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """The model that is to run, and what was measured of it.
+    """The model to run, and its parity.
 
     Attributes:
         request, backbone: as asked for, or in bfloat16.
@@ -57,66 +56,64 @@ def settle(
     *,
     storage_dtype: str,
     cache_root: Path,
-    open_split: Callable[[str], ImageSource],
+    open_split: OpenSplit,
     overwrite: bool = False,
     threshold: float | None = None,
     on_event: OnEvent = ignore,
 ) -> Settled:
     """Compare the first images of each split with a float32 run, and choose bfloat16 where float16 overflows.
 
-    Splits whose float16 store exists stay in float16: what overflows there later is counted and told. If any other split overflows,
-    all of them move, so that what is trained on and what is tested on come from one model. A split that is not asked for and has a
-    store already counts too: its bfloat16 is followed, its float16 refuses one that overflows.
+    Splits whose float16 store exists stay in float16: what overflows there later is counted and reported. If any other split
+    overflows, all of them are computed in bfloat16.
 
     Args:
         request: the model as it was asked for.
-        backbone: what it opened.
-        sources: the splits that are wanted.
-        arrays: the (level, kind) pairs that are wanted.
-        storage_dtype: of the stores.
+        backbone: the model, opened.
+        sources: the splits to extract.
+        arrays: the (level, kind) pairs to extract.
+        storage_dtype: dtype of the stored tokens, as in a store's spec.
         cache_root: folder of all stores.
         open_split: opens another split of the same data.
-        overwrite: whatever is there will be made anew.
-        threshold: least cosine of a token, 0 to 1; with it a value that is saturated or not finite is an error too.
-        emit: told what was found.
+        overwrite: whether existing stores will be made anew.
+        threshold: minimum cosine similarity of a token, 0 to 1; with it saturated and non-finite values are errors too.
+        on_event: callback for what was measured.
 
     Raises:
         WorkError: below the threshold.
-        RequestError: a threshold that is none, or one split overflows and another one has a float16 store.
+        RequestError: the threshold is out of range, or the precision differs from that of the stores of other splits.
     """
     if threshold is not None and not 0 <= threshold <= 1:
-        raise RequestError(
-            where="--parity-threshold",
-            expected="a cosine from 0 to 1",
-            got=str(threshold),
-            todo="Give 0.999, say, or leave it out.",
-        )
+        raise RequestError("extraction.threshold_not_a_cosine", value=threshold)
     reference = Reference(request, backbone)
-    if backbone.precision == "float16":
-        siblings = other_splits(
-            spec_of(backbone, sources[0], storage_dtype), [source.split for source in sources], cache_root, open_split
-        )
-        if needs_bfloat16(backbone, reference, sources, storage_dtype, cache_root, siblings, overwrite, on_event):
-            request = replace(request, precision="bfloat16")
-            backbone = request.open(str(backbone.device))
+    if backbone.precision == "float16" and needs_bfloat16(
+        backbone,
+        reference,
+        sources,
+        storage_dtype=storage_dtype,
+        cache_root=cache_root,
+        open_split=open_split,
+        overwrite=overwrite,
+        on_event=on_event,
+    ):
+        request = replace(request, precision="bfloat16")
+        backbone = request.open(str(backbone.device))
     parity: dict[str, Mapping[str, Parity]] = {}
     for source in sources:
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
-        known = {} if overwrite else _known(store)
-        new = [pair for pair in arrays if _name(*pair) not in known]
+        recorded = {} if overwrite else _recorded(store)
+        new = [pair for pair in arrays if _name(*pair) not in recorded]
         measured = _measure(backbone, reference, source, new, storage_dtype, on_event) if new else {}
         if measured:
-            on_event(_told(backbone, source, storage_dtype, measured))
+            on_event(_measured_event(backbone, source, storage_dtype, measured))
         if threshold is not None:
-            _refuse_below(
-                threshold, backbone, source, {**{name: one for name, one in known.items() if one}, **measured}
-            )
+            known = {name: one for name, one in recorded.items() if one}
+            _refuse_below(threshold, backbone, source, known | measured)
         parity[source.split] = measured
     return Settled(request=request, backbone=backbone, parity=parity)
 
 
 def compare_tokens(stored: Tensor, reference: Tensor) -> Parity:
-    """Cosines and errors of tokens against the same tokens of a float32 run.
+    """Compare tokens with those of a float32 run: cosine similarities and relative errors.
 
         cosine of a token t = <x_t, r_t> / (|x_t| |r_t|)
         relative error of its channel c = |x_tc - r_tc| / max(|r_tc|, sqrt(mean_t r_tc^2))
@@ -154,7 +151,7 @@ def compare_tokens(stored: Tensor, reference: Tensor) -> Parity:
 
 
 def parity_by_level(parity: Mapping[str, Parity]) -> dict[str, Parity]:
-    """One record a level of what was measured of its arrays: the worst, the mean of the means, the sums.
+    """Summarise the parity of the arrays of each level: the worst value, the mean of the means, the sums.
 
     Args:
         parity: array name -> parity.
@@ -181,7 +178,7 @@ def _measure(
     storage_dtype: str,
     on_event: OnEvent,
 ) -> dict[str, Parity]:
-    """Array name -> parity; empty where none of the first images can be read."""
+    """Return array name -> parity; empty if none of the first images can be read."""
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*arrays, strict=True))
     for level, kind in arrays:
         backbone.row_shape(level, kind)  # refuses what the backbone lacks
@@ -199,15 +196,15 @@ def _measure(
     return parity
 
 
-def _known(store: Path) -> dict[str, Parity | None]:
-    """Array name -> what its store has of it; arrays from before anybody measured have None."""
+def _recorded(store: Path) -> dict[str, Parity | None]:
+    """Return array name -> the parity that its store records, None for arrays without a record."""
     if not store.exists():
         return {}
     info = read_store_info(store)
-    if info.header is None:  # for the writer to say
+    if info.header is None:  # the writer reports why
         return {}
-    header = info.header
-    return {name: dict(header.parity[name]) if name in header.parity else None for name in header.arrays}
+    parity = info.header.parity
+    return {name: dict(parity[name]) if name in parity else None for name in info.header.arrays}
 
 
 def _refuse_below(threshold: float, backbone: Backbone, source: ImageSource, parity: Mapping[str, Parity]) -> None:
@@ -219,15 +216,23 @@ def _refuse_below(threshold: float, backbone: Backbone, source: ImageSource, par
     if wrong:
         name, one = min(wrong, key=lambda pair: float(pair[1]["cosine_min"]))
         raise WorkError(
-            where=f"{backbone.model_id} on {source.name}/{source.split}, --parity-threshold {threshold:g}",
-            expected=f"tokens of cosine {threshold:g} or more to those of a float32 run, all finite and none saturated",
-            got=f"{len(wrong)} of {len(parity)} arrays that are not; the worst is {name}: cosine {one['cosine_min']:.6g}, "
-            f"{one['saturated']} values saturated, {one['nonfinite']} not finite",
-            todo="Use --precision bfloat16 or float32, or --storage-dtype float32; nothing was written.",
+            "extraction.below_parity_threshold",
+            model=backbone.model_id,
+            dataset=source.name,
+            split=source.split,
+            threshold=threshold,
+            num_wrong=len(wrong),
+            num_arrays=len(parity),
+            array=name,
+            cosine=one["cosine_min"],
+            num_saturated=one["saturated"],
+            num_nonfinite=one["nonfinite"],
         )
 
 
-def _told(backbone: Backbone, source: ImageSource, storage_dtype: str, parity: Mapping[str, Parity]) -> ParityMeasured:
+def _measured_event(
+    backbone: Backbone, source: ImageSource, storage_dtype: str, parity: Mapping[str, Parity]
+) -> ParityMeasured:
     levels = parity_by_level(parity)
     farthest = min(levels, key=lambda level: float(levels[level]["cosine_min"]))
     largest = max(levels, key=lambda level: float(levels[level]["max_relative_error"]))
@@ -251,7 +256,7 @@ def _name(level: str, kind: str) -> str:
 
 
 def _short(value: float) -> float:
-    """Three digits: what comes after is the machine's rounding, and a store's bytes should not hang on it."""
+    """Round to three digits: further ones depend on the machine, and a store's bytes should not."""
     return float(f"{value:.3g}")
 
 

@@ -1,6 +1,6 @@
 """Which of several workers this process is: by `--shard i/n`, or by the environment that torchrun sets.
 
-Knows nothing of stores: what a worker may write is for `cache` to say.
+Knows nothing of stores: `cache` decides what a worker may write.
 """
 
 from __future__ import annotations
@@ -12,15 +12,11 @@ from layerbank.cache import Worker
 
 from ..errors import RequestError
 
-_LAUNCHER = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-)  # all three, so that a stray RANK of something else is not taken for it
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # all three: a stray RANK alone is not torchrun's
 
 
 def parse_shard(text: str) -> Worker:
-    """The worker that `--shard` names: it keeps to its share.
+    """Return the worker that `--shard` names; it computes its own share only.
 
     >>> parse_shard("1/4")
     Worker(index=1, count=4, helps=False)
@@ -31,42 +27,33 @@ def parse_shard(text: str) -> Worker:
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not index < count:
-        raise RequestError(
-            where="--shard",
-            expected="i/n with 0 <= i < n, such as 0/4",
-            got=repr(text),
-            todo="Number shards from 0. In a Slurm array of tasks 0-7: --shard $SLURM_ARRAY_TASK_ID/8.",
-        )
+        raise RequestError("extraction.malformed_shard", text=text)
     return Worker(index, count, helps=False)
 
 
 def worker_of_launcher(environment: Mapping[str, str]) -> Worker | None:
-    """The worker that torchrun has made this process; None where it did not, or for a world of one.
+    """Return the worker that this process is in torchrun; None without torchrun, or if there is one process only.
 
     >>> worker_of_launcher({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
     Worker(index=1, count=2, helps=True)
 
     Raises:
-        RequestError: its variables are no numbers that fit.
+        RequestError: its variables are not numbers that fit together.
     """
-    if any(name not in environment for name in _LAUNCHER):
+    if any(name not in environment for name in _TORCHRUN):
         return None
     try:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         if not 0 <= rank < size:
             raise ValueError
     except ValueError:
-        raise RequestError(
-            where="the environment of torchrun",
-            expected="RANK below WORLD_SIZE",
-            got=", ".join(f"{name}={environment[name]}" for name in _LAUNCHER),
-            todo="Unset them, or start this with torchrun.",
-        ) from None
+        variables = ", ".join(f"{name}={environment[name]}" for name in _TORCHRUN)
+        raise RequestError("extraction.bad_torchrun_environment", variables=variables) from None
     return Worker(rank, size) if size > 1 else None
 
 
 def device_of_worker(device: str, index: int, num_gpus: int | None = None) -> str:
-    """One GPU a worker, taken in turn; a device that was named with its number is kept.
+    """Choose the GPU of a worker, in turn; a device named with its number is kept.
 
     >>> device_of_worker("auto", 3, 2), device_of_worker("cuda:1", 3, 2), device_of_worker("auto", 3, 0)
     ('cuda:1', 'cuda:1', 'auto')
@@ -76,22 +63,17 @@ def device_of_worker(device: str, index: int, num_gpus: int | None = None) -> st
 
 
 def choose_processes(processes: int | None, device: str, worker: Worker | None, num_gpus: int | None = None) -> int:
-    """How many processes run the model: what was asked for, else one a GPU that is there, else one.
+    """Choose how many processes run the model: as asked for, else one for each GPU, else one.
 
     >>> choose_processes(None, "auto", None, 4), choose_processes(None, "cuda:1", None, 4), choose_processes(None, "auto", None, 0)
     (4, 1, 1)
 
     Raises:
-        RequestError: several processes of what is one of several workers itself.
+        RequestError: several processes, where this process is one of several workers itself.
     """
     if worker is not None:
         if processes not in (None, 1):
-            raise RequestError(
-                where="--processes",
-                expected="one process a shard, or a rank of torchrun",
-                got=f"{processes} for worker {worker}",
-                todo="Leave --processes out, or let it share the rows by itself.",
-            )
+            raise RequestError("extraction.processes_of_a_worker", processes=processes, worker=worker)
         return 1
     if processes is not None:
         return processes
@@ -99,18 +81,13 @@ def choose_processes(processes: int | None, device: str, worker: Worker | None, 
 
 
 def refuse_shards(worker: Worker | None) -> None:
-    """A cluster's workers are its own.
+    """Refuse --shard and torchrun together with a Ray cluster, which has workers of its own.
 
     Raises:
-        RequestError: this process is one of several workers already.
+        RequestError: this process is one of several workers.
     """
     if worker is not None:
-        raise RequestError(
-            where="--engine ray",
-            expected="one command for the whole cluster",
-            got=f"worker {worker} of --shard or torchrun",
-            todo="Leave --shard and torchrun out: the workers of the cluster share the rows by themselves.",
-        )
+        raise RequestError("extraction.ray_with_shards", worker=worker)
 
 
 def _num_gpus() -> int:

@@ -1,14 +1,14 @@
-"""Repair a store: forget what is damaged, then extract exactly those rows again with the model and data it was made from."""
+"""Repair a store: drop what is damaged, then extract exactly those rows again with the model and data it was made from."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from layerbank.cache import Repair, SpecMismatchError, read_store_info, repair_store
+from layerbank.cache import CacheSpec, Repair, SpecMismatchError, StoreInfo, read_store_info, repair_store
 
-from ..data import ViewedSource, ViewRule
-from ..data.sources import open_source
+from ..data.sources import ImageSource, open_source
+from ..data.views import ViewedSource, ViewRule
 from ..errors import RequestError
 from ..events import OnEvent, ignore
 from ..models.request import ModelRequest
@@ -24,56 +24,52 @@ def repair_and_fill(
     remove_foreign: bool = False,
     on_event: OnEvent = ignore,
 ) -> Repair:
-    """Mend a store in place.
+    """Repair a store in place.
 
-    The model and the data are opened and compared with the store's identity, and the disk is asked for room, before anything is
-    dropped.
+    Before anything is dropped, the model and the data are opened and compared with the store's identity, and the disk space is
+    checked.
 
     Args:
         store: its path.
         device: where the model runs.
         num_workers: decoding processes.
         remove_foreign: also delete files that do not belong to the store.
-        emit: told what happens.
+        on_event: callback for progress.
 
     Raises:
-        RequestError: the store does not say what it was made from, the model or data cannot be opened, or the disk does not take
-            what is missing.
-        SpecMismatchError: they are no longer what they were.
+        RequestError: the store does not record its model and data, they cannot be opened, or the disk is too small.
+        SpecMismatchError: the model or the data have changed.
         CacheError: no such store, held by another process, or damaged beyond repair.
     """
     info = read_store_info(store)
     if info.problem is not None:
         raise info.problem
     assert info.spec is not None
-    request = info.attributes.get("request") or {}
-    if "model" not in request or "data" not in request:
-        raise RequestError(
-            where=str(store),
-            expected="a store that says which model and data it was made from",
-            got="none recorded",
-            todo="Verify it, then make it anew from Python: CacheWriter.open(..., overwrite=True).",
-        )
-    source = open_source(request["data"], info.spec.split)
-    if "views" in request:
-        source = ViewedSource(source, ViewRule.from_dict(request["views"]))
-    model = replace(ModelRequest.from_dict(request["model"]), precision=info.spec.compute_dtype)
-    backbone = model.open(device)
-    if differences := info.spec.difference(spec_of(backbone, source, info.spec.storage_dtype)):
-        raise SpecMismatchError(
-            where=str(store),
-            differences=differences,
-            todo="Bring back the model and data it was made from; nothing was dropped.",
-        )
-    config = ExtractConfig(
-        arrays=tuple((array.level, array.kind) for array in info.arrays),
-        storage_dtype=info.spec.storage_dtype,
-        num_workers=num_workers,
-        on_bad_image="skip",  # what was skipped when it was made is skipped again, so that the rows come out the same
-    )
-    extraction = Extraction(backbone=backbone, config=config, store=store, request=request)
-    # a damaged file of the right size frees what the new one takes
-    check_disk_space(store.parent, [forecast(extraction, source)], mended=store)
+    extraction, source = _open_again(store, info, info.spec, device, num_workers)
+    # a damaged file of the right size frees the space that the new one takes
+    check_disk_space(store.parent, [forecast(extraction, source)], repaired=store)
     repaired = repair_store(store, remove_foreign=remove_foreign)
     extract_together([extraction], source, on_event=on_event)
     return repaired
+
+
+def _open_again(
+    store: Path, info: StoreInfo, spec: CacheSpec, device: str, num_workers: int
+) -> tuple[Extraction, ImageSource]:
+    """Open the model and the data that a store was made from."""
+    request = info.attributes.get("request") or {}
+    if "model" not in request or "data" not in request:
+        raise RequestError("extraction.unknown_origin", store=store)
+    source = open_source(request["data"], spec.split)
+    if "views" in request:
+        source = ViewedSource(source, ViewRule.from_dict(request["views"]))
+    backbone = replace(ModelRequest.from_dict(request["model"]), precision=spec.compute_dtype).open(device)
+    if differences := spec.difference(spec_of(backbone, source, spec.storage_dtype)):
+        raise SpecMismatchError("cache.other_identity_to_repair", store=store, differences=differences)
+    config = ExtractConfig(
+        arrays=tuple((array.level, array.kind) for array in info.arrays),
+        storage_dtype=spec.storage_dtype,
+        num_workers=num_workers,
+        on_bad_image="skip",  # what was skipped when it was made is skipped again, so that the rows come out the same
+    )
+    return Extraction(backbone=backbone, config=config, store=store, request=request), source

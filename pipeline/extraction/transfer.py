@@ -1,8 +1,9 @@
 """To the device, through the model, back to the host: decoded images in, tokens in the storage dtype on their way out.
 
 On a CPU the three are one call. On a GPU they are three queues, and the host waits for none of them: images are copied into a
-page-locked buffer and from there on a stream of their own, the model follows on the main stream, and tokens come back on a third
-into page-locked buffers, where the writer's thread waits for them. Events are waited for only where a buffer is used again.
+page-locked buffer and sent from there on a stream of their own, the model follows on the main stream, and tokens come back on a
+third stream into page-locked buffers, where the writer's thread waits for them. The host waits for an event only before it uses a
+buffer again.
 
 Knows neither stores nor sources.
 """
@@ -26,33 +27,31 @@ NUM_BUFFERS = 2  # of each kind: one is filled while the other is emptied
 
 
 class Transfer(Protocol):
-    """One way through a device."""
+    """The path of a batch through a device."""
 
     def reserve(self) -> None:
-        """Wait until there is room for the tokens of one more batch."""
-        ...
+        """Wait until a buffer is free for the tokens of one more batch."""
 
     def __call__(self, images: Tensor, arrays: Sequence[ArraySpec], bad: Sequence[int]) -> Arriving:
-        """Begin with a batch, after `reserve`.
+        """Start to compute a batch, after `reserve`.
 
         Args:
             images: [n, 3, H, W] on the host, as the backbone's geometry makes them.
             arrays: the tokens to keep.
             bad: indices of images that could not be read: their tokens are zeros.
         """
-        ...
 
 
 def open_transfer(
     forward: Callable[[Tensor], Tokens], device: torch.device, storage_dtype: str, batch_size: int
 ) -> Transfer:
-    """The way through a device.
+    """Return the transfer for a device.
 
     Args:
-        forward: images on the device, uint8 or float32 -> tokens there.
-        device: where.
-        storage_dtype: what tokens are rounded to before they leave it, as a store's spec has it.
-        batch_size: the largest number of images a call.
+        forward: images on the device, uint8 or float32 -> tokens on the device.
+        device: the device of the model.
+        storage_dtype: dtype that tokens are rounded to before they leave the device, as in a store's spec.
+        batch_size: the largest number of images in a call.
     """
     if device.type == "cuda":
         return GpuTransfer(forward, device, storage_dtype, batch_size)
@@ -60,7 +59,7 @@ def open_transfer(
 
 
 class HostTransfer:
-    """A model on this machine's CPU."""
+    """The transfer of a model on the CPU: nothing is copied."""
 
     def __init__(self, forward: Callable[[Tensor], Tokens], storage_dtype: str) -> None:
         self._forward, self._storage_dtype = forward, storage_dtype
@@ -74,7 +73,7 @@ class HostTransfer:
 
 
 class Arrived:
-    """Tokens that are there."""
+    """Tokens that have arrived."""
 
     def __init__(self, tokens: dict[str, Rounded]) -> None:
         self._tokens = tokens
@@ -89,7 +88,7 @@ class Arrived:
 def rounded_tokens(
     tokens: Tokens, arrays: Sequence[ArraySpec], bad: Sequence[int], storage_dtype: str
 ) -> dict[str, DeviceRounded]:
-    """Array name -> what is stored of it, where the model runs."""
+    """Round tokens to what is stored, on the device of the model: array name -> values and counts."""
     rounded = {}
     for array in arrays:
         values = tokens[array.level][array.kind]
@@ -101,11 +100,11 @@ def rounded_tokens(
 
 
 class GpuTransfer:
-    """A model on a GPU.
+    """The transfer of a model on a GPU.
 
     Args:
-        forward, device, storage_dtype, batch_size: as for `open_transfer`.
-        cuda: where streams and events come from; the tests put a recorder here.
+        forward, device, storage_dtype, batch_size: see `open_transfer`.
+        cuda: the module that makes streams and events; the tests pass a recorder.
         pin: whether host buffers are page-locked.
     """
 

@@ -1,4 +1,4 @@
-"""Cuts the views that `sources.views` draws, at the size of a model: what decoding processes hold of it.
+"""Cut the views that `data.views` draws, at the size of a model. Decoding processes hold this.
 
 Knows images and pixels, neither sources nor models, so that those processes need not import a model's library.
 """
@@ -20,10 +20,10 @@ class ViewGeometry:
     """RGB image -> uint8 [3, H, W]: the model's own geometry, or the view whose seed the image carries.
 
     Attributes:
-        evaluation: the model's own.
+        evaluation: the model's own geometry.
         size: height and width in pixels.
-        resample: Pillow's filter, the model's own.
-        rule: how views are made.
+        resample: the Pillow filter that the model's own geometry uses.
+        rule: how views are drawn.
     """
 
     evaluation: Callable[[Any], torch.Tensor]

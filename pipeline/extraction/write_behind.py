@@ -1,6 +1,6 @@
-"""The writer's thread: it waits for tokens to arrive from the device and appends them, while the loop goes on with the next batch.
+"""The writer's thread: waits for tokens to arrive from the device and appends them, while the loop goes on with the next batch.
 
-The decision taken here: only this thread ever waits for the device. Knows the store, not the model or the images.
+Only this thread ever waits for the device. It knows the store, not the model or the images.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
@@ -15,23 +16,38 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbank.cache import Batch, BatchNotes, CacheWriter
+from layerbank.cache import Batch, BatchNotes
 
 from ..models.rounding import Rounded
 
-QUEUED_BATCHES = 4  # waiting for the disk; the device's own buffers may be fewer
+QUEUED_BATCHES = 4  # waiting for the disk; the device may have fewer buffers
+
+
+class BatchWriter(Protocol):
+    """Takes batches of tokens, as a `CacheWriter` does."""
+
+    batch_size: int
+    num_missing_rows: int
+
+    def append(
+        self,
+        batch: Batch,
+        tokens: Mapping[str, NDArray[Any]],
+        *,
+        content_hashes: NDArray[np.uint64],
+        notes: BatchNotes | None = None,
+    ) -> None:
+        """Take the tokens of one batch."""
 
 
 class Arriving(Protocol):
-    """Tokens on their way to the host."""
+    """Tokens on their way from the device to the host."""
 
     def wait(self) -> dict[str, Rounded]:
-        """Array name -> tokens [n, *row_shape], once they are there; valid until `release`."""
-        ...
+        """Wait for the tokens and return array name -> [n, *row_shape]; valid until `release`."""
 
     def release(self) -> None:
-        """Their memory may be used again."""
-        ...
+        """Allow their memory to be used again."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +56,8 @@ class PendingBatch:
 
     Attributes:
         batch: its rows and arrays.
-        tokens: of those arrays.
-        content_hashes: [n] uint64.
+        tokens: the tokens of those arrays.
+        content_hashes: [n] uint64, one for each image.
         skipped: row -> why its image could not be read.
     """
 
@@ -52,15 +68,15 @@ class PendingBatch:
 
 
 class WriterThread:
-    """Appends parcels to a store in their order. Its error is raised at the next `put` or at `finish`.
+    """Appends batches to a store in their order. An error is raised at the next `put`, or at `finish`.
 
     Attributes:
-        size_bytes: of tokens appended so far.
+        size_bytes: size of the tokens appended so far.
         device_wait_s: time spent waiting for tokens to arrive.
-        out_of_range: array name -> saturated and non-finite values appended so far, of arrays that have any.
+        out_of_range: array name -> numbers of saturated and of non-finite values so far, for arrays that have any.
     """
 
-    def __init__(self, writer: CacheWriter) -> None:
+    def __init__(self, writer: BatchWriter) -> None:
         self.size_bytes = 0
         self.device_wait_s = 0.0
         self.out_of_range: dict[str, tuple[int, int]] = {}
@@ -80,7 +96,7 @@ class WriterThread:
         self._queue.put(pending)
 
     def finish(self) -> None:
-        """Wait for everything that was put, and raise what went wrong."""
+        """Wait until every batch is written, and raise the error of the thread if there is one."""
         self._stop()
         if self._error is not None:
             raise self._error

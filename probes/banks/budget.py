@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
 from ..heads import HEADS, Head, make_probe
-from ..heads.fusion import FusionHead
+from ..heads.attention import FusionHead
 from ..matmul import ONE_DNN_FROM_BYTES
 from ..protocol import TrainingProtocol
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly

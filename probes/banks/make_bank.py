@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..heads import HEADS, HeadModule
-from ..heads.fusion import FusionHead
+from ..heads.attention import FusionHead
 from ..heads.linear import LinearProbe
 from ..protocol import Setting
 from .bank import AttentiveBank, Bank

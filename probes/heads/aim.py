@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..seeds import make_generator
-from .attention_algebra import BATCH_NORM_EPS, attend, fold_query, project_heads
-from .head_module import HeadModule
-from .head_type import HeadType
-from .linear import make_linear
+from .attention import BATCH_NORM_EPS, attend, fold_query, project_heads
+from .head import HeadModule, HeadType, initial_weights, make_linear
 
 
 class AimProbe(HeadModule):
@@ -22,15 +19,7 @@ class AimProbe(HeadModule):
 
     The queries are parameters, without Wq. H = 12 (16 where D is 1024, which 12 does not divide), M = 1.
 
-    Args:
-        embed_dim: D.
-        num_heads: H, a divisor of D.
-        num_classes: C.
-        num_queries: M.
-        seed: for the initial weights; q ~ N(0, 0.02^2), the rest is PyTorch's default for Linear.
-
-    Raises:
-        SettingError: a size is not positive, or H does not divide D.
+    Sizes: H divides D. Initial weights: q ~ N(0, 0.02^2).
     """
 
     kind = "aim"
@@ -40,21 +29,19 @@ class AimProbe(HeadModule):
     ) -> None:
         super().__init__(embed_dim=embed_dim, num_heads=num_heads, num_classes=num_classes, num_queries=num_queries)
         self.check_divides("num_heads", "embed_dim")
-        generator = make_generator(seed, "initial weights")
+        generator = initial_weights(seed)
         self.queries = nn.Parameter(torch.empty(num_queries, embed_dim).normal_(std=0.02, generator=generator))
         self.bn = nn.BatchNorm1d(embed_dim, affine=False, eps=BATCH_NORM_EPS)
         self.to_k, self.to_v = (make_linear(embed_dim, embed_dim, generator, bias=False) for _ in range(2))
         self.classifier = make_linear(embed_dim, num_classes, generator)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D], L2-normalised and padded -> logits [B, C]."""
+    def pool(self, tokens: Tensor) -> Tensor:
         num_heads = self.sizes["num_heads"]
         tokens = self.bn(tokens.flatten(0, 1)).view(tokens.shape)
         u = [fold_query(query, self.to_k.weight, num_heads) for query in self.queries]
         attention = attend(tokens, torch.cat(u))  # [B, M H, T]
         attention = attention.reshape(len(tokens), -1, num_heads, tokens.shape[1]).mean(1)  # values do not know M
-        logits: Tensor = self.classifier(project_heads(attention @ tokens, self.to_v.weight))
-        return logits
+        return project_heads(attention @ tokens, self.to_v.weight)
 
 
 HEAD = HeadType(name="aim", module=AimProbe, num_heads=(12, 16))

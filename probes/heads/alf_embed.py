@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .fusion import FusionHead
-from .head_type import HeadType
+from .attention import FusionHead
+from .head import HeadType
 
 
 class AlfEmbedProbe(FusionHead):
@@ -17,16 +17,7 @@ class AlfEmbedProbe(FusionHead):
     and all else as in `AttentiveProbe`. Tokens come level by level, T/L of each; a type is a place among them (cls and
     ap: two types). Both embeddings start at zero: the first step is that of `alf`.
 
-    Args:
-        embed_dim: D.
-        num_heads: H, from 1 to D.
-        num_levels: L.
-        num_tokens: T, a multiple of L.
-        num_classes: C.
-        seed: for the initial weights, which are those of `AttentiveProbe`.
-
-    Raises:
-        SettingError: a size is not positive, there are more heads than channels, or L does not divide T.
+    Sizes: H is at most D, L divides T. Initial weights: those of `AttentiveProbe` of the same seed.
     """
 
     kind = "alf-embed"

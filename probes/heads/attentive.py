@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from .fusion import FusionHead
-from .head_type import Form, HeadType
+from .attention import FusionHead
+from .head import Form, HeadType
 
 
 class AttentiveProbe(FusionHead):
@@ -28,15 +28,13 @@ class AttentiveProbe(FusionHead):
     with h = 2 floor(D/H) and I = H h: attentive layer fusion, arXiv 2601.09322, section 3. No residual, no
     MLP, no layer or position embedding.
 
+    Sizes: H is at most D. Initial weights: q ~ N(0, 0.02^2).
+
     Args:
-        embed_dim: D, the width of a token.
-        num_heads: H, from 1 to D.
-        num_classes: C.
-        seed: for the initial weights; q ~ N(0, 0.02^2), the rest is PyTorch's default for Linear.
         token_mask: [T] bool, the tokens that the probe may attend to; None for all.
 
     Raises:
-        SettingError: a size is not positive, there are more heads than channels, or the mask is empty.
+        SettingError: the mask is not a bool vector with at least one True.
     """
 
     kind = "attentive"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .fusion import FusionHead
-from .head_type import HeadType
+from .attention import FusionHead
+from .head import HeadType
 
 
 class CaeProbe(FusionHead):
@@ -15,14 +15,7 @@ class CaeProbe(FusionHead):
 
     with H = 8 and q = 0 at first, so that it starts as the mean. Attention dropout as in `AttentiveProbe`.
 
-    Args:
-        embed_dim: D.
-        num_heads: H, a divisor of D.
-        num_classes: C.
-        seed: for the initial weights, PyTorch's default for Linear.
-
-    Raises:
-        SettingError: a size is not positive, or H does not divide D.
+    Sizes: H divides D.
     """
 
     kind = "cae"

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..seeds import make_generator
-from .attention_algebra import BATCH_NORM_EPS, attend, project_heads
-from .head_module import HeadModule
-from .head_type import HeadType
-from .linear import make_linear
+from .attention import BATCH_NORM_EPS, attend, project_heads
+from .head import HeadModule, HeadType, initial_weights, make_linear
 
 
 class EpProbe(HeadModule):
@@ -21,17 +18,9 @@ class EpProbe(HeadModule):
         Y = concat_j(A_j V_j)
         logits = BatchNorm0(Y) Wc + bc
 
-    A query is a head here: num_heads is M, 32 in the paper; d_o is 1.
+    A query is a head here: num_heads is M, 32 in the paper; `reduction` is d_o.
 
-    Args:
-        embed_dim: D.
-        num_heads: M, a divisor of D/d_o.
-        num_classes: C.
-        reduction: d_o, a divisor of D.
-        seed: for the initial weights; q ~ N(0, 0.02^2), the rest is PyTorch's default for Linear.
-
-    Raises:
-        SettingError: a size is not positive, d_o does not divide D, or M does not divide D.
+    Sizes: d_o, 1 by default, divides D; M divides D/d_o. Initial weights: q ~ N(0, 0.02^2).
     """
 
     kind = "ep"
@@ -41,17 +30,16 @@ class EpProbe(HeadModule):
         width = embed_dim // reduction
         if width * reduction != embed_dim or width % num_heads:
             raise SettingError("probes.ep_slices", embed_dim=embed_dim, num_heads=num_heads, reduction=reduction)
-        generator = make_generator(seed, "initial weights")
+        generator = initial_weights(seed)
         self.queries = nn.Parameter(torch.empty(num_heads, embed_dim).normal_(std=0.02, generator=generator))
         self.to_v = make_linear(embed_dim, width, generator, bias=False)
         self.bn = nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS)
         self.classifier = make_linear(width, num_classes, generator)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D], L2-normalised and padded -> logits [B, C]."""
+    def pool(self, tokens: Tensor) -> Tensor:
         attention = attend(tokens, self.queries * tokens.shape[2] ** -0.5)
-        logits: Tensor = self.classifier(self.bn(project_heads(attention @ tokens, self.to_v.weight)))
-        return logits
+        pooled: Tensor = self.bn(project_heads(attention @ tokens, self.to_v.weight))
+        return pooled
 
 
 HEAD = HeadType(name="ep", module=EpProbe, num_heads=(32, 32))

@@ -18,8 +18,7 @@ from torch.nn.functional import normalize
 
 from ..errors import SettingError
 from ..losses import check_labels
-from .head_module import HeadModule
-from .head_type import HeadType
+from .head import HeadModule, HeadType
 
 TEMPERATURE = 0.07
 SMALLEST_SHARE = 1e-12  # for a class without votes, whose logarithm must be finite

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Sequence
 
-from ..seeds import make_generator
-from .head_module import HeadModule
-from .head_type import HeadType
+import torch
+from torch import Tensor
+
+from .head import HeadModule, HeadType, Solver, initial_weights, make_linear
 
 
 class LinearProbe(HeadModule):
-    """logits = X W + b on the concatenated tokens of an image.
-
-    Args:
-        num_features: F, the width of the concatenation.
-        num_classes: C.
-        seed: for the initial weights, PyTorch's default for Linear.
-
-    Raises:
-        SettingError: a size is not positive.
-    """
+    """logits = X W + b on the concatenated tokens of an image."""
 
     kind = "linear"
 
     def __init__(self, num_features: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__(num_features=num_features, num_classes=num_classes)
         self.num_features, self.num_classes = num_features, num_classes
-        self.classifier = make_linear(num_features, num_classes, make_generator(seed, "initial weights"))
+        self.classifier = make_linear(num_features, num_classes, initial_weights(seed))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, F] L2-normalised and concatenated -> logits [B, C]."""
-        logits: Tensor = self.classifier(features)
-        return logits
+    def pool(self, tokens: Tensor) -> Tensor:
+        return tokens
 
-    @classmethod
+
+def linear_solver(
+    solve: Callable[[Tensor, Tensor, Tensor, int, Sequence[float]], list[tuple[Tensor, Tensor]]],
+) -> Solver:
+    """A solver of float64 (weight [C, F], bias [C]) as one of probes, which are float32 as saved ones are."""
+
     @torch.no_grad()
-    def of_weights(cls, weight: Tensor, bias: Tensor) -> LinearProbe:
-        """A probe in float32 from weight [C, F] and bias [C] of any dtype."""
-        probe = cls(weight.shape[1], weight.shape[0])
-        probe.classifier.weight.copy_(weight)
-        probe.classifier.bias.copy_(bias)
-        return probe
+    def solve_probes(
+        features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, values: Sequence[float]
+    ) -> list[HeadModule]:
+        probes = [LinearProbe(features.shape[1], num_classes) for _ in values]
+        for probe, parts in zip(probes, solve(features.double(), labels, weights, num_classes, values), strict=True):
+            for parameter, part in zip((probe.classifier.weight, probe.classifier.bias), parts, strict=True):
+                parameter.copy_(part)
+        return list(probes)
 
-
-def make_linear(in_features: int, out_features: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
-    """PyTorch's default for Linear, U(-1/sqrt(in), 1/sqrt(in)), from an explicit generator."""
-    linear = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device="cpu")
-    for parameter in linear.parameters():
-        nn.init.uniform_(parameter, -(in_features**-0.5), in_features**-0.5, generator=generator)
-    return linear
+    return solve_probes
 
 
 HEAD = HeadType(name="linear", module=LinearProbe, flat=True, removable_levels=True, bank="linear")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..losses import cross_entropy
-from .head_type import HeadType
-from .linear import LinearProbe
+from .head import HeadType
+from .linear import LinearProbe, linear_solver
 
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-7  # largest element of the gradient, of a loss whose weights sum to 1
@@ -28,17 +28,9 @@ ABSENT_BIAS = -1e4  # for a class without images, whose free bias would go to mi
 def solve_logreg(
     features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Weights of a linear classifier for each penalty.
+    """Weights of a linear classifier for each penalty: arguments and result as in `solve_ridge`.
 
-    Args:
-        features: [N, F] float64.
-        labels: [N] int64.
-        weights: [N] float64 of the samples, summing to 1.
-        num_classes: C; a class that does not occur gets zero weights and a bias that never wins.
-        penalties: each > 0.
-
-    Returns:
-        (weight [C, F], bias [C]) for each penalty, float64.
+    A class that does not occur gets zero weights and a bias that never wins.
     """
     classes, targets = torch.unique(labels, return_inverse=True)
     mean = weights @ features
@@ -80,11 +72,4 @@ def _minimize(x: Tensor, labels: Tensor, weights: Tensor, penalty: float, weight
     optimizer.step(evaluate)  # type: ignore[no-untyped-call]
 
 
-def _solve(
-    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, penalties: Sequence[float]
-) -> list[LinearProbe]:
-    solutions = solve_logreg(features.double(), labels, weights, num_classes, penalties)
-    return [LinearProbe.of_weights(weight, bias) for weight, bias in solutions]
-
-
-HEAD = HeadType(name="logreg", module=LinearProbe, flat=True, solver=_solve)
+HEAD = HeadType(name="logreg", module=LinearProbe, flat=True, solver=linear_solver(solve_logreg))

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from ..seeds import make_generator
-from .attention_algebra import MLP_RATIO, attend, fold_query, project_heads
-from .head_module import HeadModule
-from .head_type import HeadType
-from .linear import make_linear
+from .attention import MLP_RATIO, attend, fold_query, project_heads
+from .head import HeadModule, HeadType, initial_weights, make_linear
 
 
 class MapProbe(HeadModule):
@@ -22,15 +19,8 @@ class MapProbe(HeadModule):
 
     H = 12, 16 where D is 1024; gelu by its tanh formula. bk falls out of the softmax: its gradient is zero exactly.
 
-    Args:
-        embed_dim: D.
-        num_heads: H, a divisor of D.
-        num_classes: C.
-        seed: for the initial weights: Xavier uniform, biases 0 but those of the MLP, N(0, 1e-6^2), as in its code; the
-            classifier is PyTorch's default for Linear, as of every head here.
-
-    Raises:
-        SettingError: a size is not positive, or H does not divide D.
+    Sizes: H divides D. Initial weights, as in its code: Xavier uniform, biases 0 except those of the MLP, N(0, 1e-6^2); the
+    classifier is PyTorch's default for Linear, as in every head here.
     """
 
     kind = "map"
@@ -38,7 +28,7 @@ class MapProbe(HeadModule):
     def __init__(self, embed_dim: int, num_heads: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__(embed_dim=embed_dim, num_heads=num_heads, num_classes=num_classes)
         self.check_divides("num_heads", "embed_dim")
-        generator = make_generator(seed, "initial weights")
+        generator = initial_weights(seed)
         self.query = nn.Parameter(torch.zeros(1, embed_dim))
         self.to_q, self.to_k, self.to_v, self.proj = (make_linear(embed_dim, embed_dim, generator) for _ in range(4))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -53,14 +43,12 @@ class MapProbe(HeadModule):
         for layer in mlp:
             nn.init.normal_(layer.bias, std=1e-6, generator=generator)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D], L2-normalised and padded -> logits [B, C]."""
+    def pool(self, tokens: Tensor) -> Tensor:
         u = fold_query(self.to_q(self.query)[0], self.to_k.weight, self.sizes["num_heads"])
         pooled = attend(tokens, u) @ tokens  # [B, H, D]
-        x = self.proj(project_heads(pooled, self.to_v.weight) + self.to_v.bias)
-        x = x + self.fc2(gelu(self.fc1(self.norm(x)), approximate="tanh"))
-        logits: Tensor = self.classifier(x)
-        return logits
+        x: Tensor = self.proj(project_heads(pooled, self.to_v.weight) + self.to_v.bias)
+        update: Tensor = self.fc2(gelu(self.fc1(self.norm(x)), approximate="tanh"))
+        return x + update
 
 
 HEAD = HeadType(name="map", module=MapProbe, num_heads=(12, 16))

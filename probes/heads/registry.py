@@ -1,4 +1,4 @@
-"""All heads by name, and how one is made. Adding a head takes one file with a `HEAD`, and one line here."""
+"""All heads by name, and how one is made. Adding a head takes one file with a `HEAD`, and its name here."""
 
 from __future__ import annotations
 
@@ -7,30 +7,18 @@ from dataclasses import dataclass
 from layerbank.registry import Registry
 
 from ..errors import SettingError
-from .head_module import HeadModule
-from .head_type import HeadType
+from .head import HeadModule, HeadType
 
-_PACKAGE = "layerbank.probes.heads"
+_NAMES = (
+    *("linear", "ridge", "logreg", "knn"),
+    *("attentive", "cae", "aim", "ep", "vjepa", "map", "abmilp", "simpool"),
+    *("alf-embed", "scalar-mix"),
+)
 HEADS = Registry(
     "layerbank.heads",
     "head",
     HeadType,
-    {
-        "linear": f"{_PACKAGE}.linear:HEAD",
-        "ridge": f"{_PACKAGE}.ridge:HEAD",
-        "logreg": f"{_PACKAGE}.logreg:HEAD",
-        "knn": f"{_PACKAGE}.knn:HEAD",
-        "attentive": f"{_PACKAGE}.attentive:HEAD",
-        "cae": f"{_PACKAGE}.cae:HEAD",
-        "aim": f"{_PACKAGE}.aim:HEAD",
-        "ep": f"{_PACKAGE}.ep:HEAD",
-        "vjepa": f"{_PACKAGE}.vjepa:HEAD",
-        "map": f"{_PACKAGE}.map:HEAD",
-        "abmilp": f"{_PACKAGE}.abmilp:HEAD",
-        "simpool": f"{_PACKAGE}.simpool:HEAD",
-        "alf-embed": f"{_PACKAGE}.alf_embed:HEAD",
-        "scalar-mix": f"{_PACKAGE}.scalar_mix:HEAD",
-    },
+    {name: f"layerbank.probes.heads.{name.replace('-', '_')}:HEAD" for name in _NAMES},
 )
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .head_type import HeadType
-from .linear import LinearProbe
+from .head import HeadType
+from .linear import LinearProbe, linear_solver
 
 
 def solve_ridge(
@@ -47,11 +47,4 @@ def solve_ridge(
     return solutions
 
 
-def _solve(
-    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, penalties: Sequence[float]
-) -> list[LinearProbe]:
-    solutions = solve_ridge(features.double(), labels, weights, num_classes, penalties)
-    return [LinearProbe.of_weights(weight, bias) for weight, bias in solutions]
-
-
-HEAD = HeadType(name="ridge", module=LinearProbe, flat=True, solver=_solve)
+HEAD = HeadType(name="ridge", module=LinearProbe, flat=True, solver=linear_solver(solve_ridge))

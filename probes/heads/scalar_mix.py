@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..seeds import make_generator
-from .head_module import HeadModule
-from .head_type import HeadType
-from .linear import make_linear
+from .head import HeadModule, HeadType, initial_weights, make_linear
 
 
 class ScalarMixProbe(HeadModule):
@@ -18,15 +15,7 @@ class ScalarMixProbe(HeadModule):
 
     x_l [T/L D] are the tokens of level l side by side (cls and ap: 2D); tokens come level by level.
 
-    Args:
-        embed_dim: D.
-        num_levels: L.
-        num_tokens: T, a multiple of L.
-        num_classes: C.
-        seed: for the classifier, PyTorch's default for Linear; w = 0 and g = 1 at first: the mean.
-
-    Raises:
-        SettingError: a size is not positive, or L does not divide T.
+    Sizes: L divides T. Initial weights: w = 0 and g = 1, the mean.
     """
 
     kind = "scalar-mix"
@@ -37,14 +26,11 @@ class ScalarMixProbe(HeadModule):
         self.weights = nn.Parameter(torch.zeros(num_levels))
         self.scale = nn.Parameter(torch.ones(1))
         num_features = num_tokens // num_levels * embed_dim
-        self.classifier = make_linear(num_features, num_classes, make_generator(seed, "initial weights"))
+        self.classifier = make_linear(num_features, num_classes, initial_weights(seed))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D], L2-normalised and padded -> logits [B, C]."""
+    def pool(self, tokens: Tensor) -> Tensor:
         levels = tokens.reshape(len(tokens), self.sizes["num_levels"], -1)  # [B, L, T/L D]
-        mixed = (self.weights.softmax(0) @ levels) * self.scale  # [B, T/L D]
-        logits: Tensor = self.classifier(mixed)
-        return logits
+        return (self.weights.softmax(0) @ levels) * self.scale  # [B, T/L D]
 
 
 HEAD = HeadType(name="scalar-mix", module=ScalarMixProbe, layers="all", kinds=("cls", "ap"), has_levels=True)

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
-from ..seeds import make_generator
-from .attention_algebra import MLP_RATIO, attend, fold_query, project_heads
-from .head_module import HeadModule
-from .head_type import HeadType
-from .linear import make_linear
+from .attention import MLP_RATIO, attend, fold_query, project_heads
+from .head import HeadModule, HeadType, initial_weights, make_linear
 
 
 class VJepaProbe(HeadModule):
@@ -22,15 +19,8 @@ class VJepaProbe(HeadModule):
 
     H = 12, 16 where D is 1024. bk falls out of the softmax: its gradient is zero exactly.
 
-    Args:
-        embed_dim: D.
-        num_heads: H, a divisor of D.
-        num_classes: C.
-        seed: for the initial weights: all N(0, 0.02^2) within two deviations, Wo and W2 over sqrt(2), biases 0, as in its
-            code; the classifier is PyTorch's default for Linear, as of every head here.
-
-    Raises:
-        SettingError: a size is not positive, or H does not divide D.
+    Sizes: H divides D. Initial weights, as in its code: all N(0, 0.02^2) within two deviations, Wo and W2 over sqrt(2),
+    biases 0; the classifier is PyTorch's default for Linear, as in every head here.
     """
 
     kind = "vjepa"
@@ -38,7 +28,7 @@ class VJepaProbe(HeadModule):
     def __init__(self, embed_dim: int, num_heads: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__(embed_dim=embed_dim, num_heads=num_heads, num_classes=num_classes)
         self.check_divides("num_heads", "embed_dim")
-        generator = make_generator(seed, "initial weights")
+        generator = initial_weights(seed)
         self.query = nn.Parameter(torch.zeros(1, embed_dim))
         self.norm1, self.norm2 = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
         self.to_q, self.to_k, self.to_v, self.proj = (make_linear(embed_dim, embed_dim, generator) for _ in range(4))
@@ -54,16 +44,14 @@ class VJepaProbe(HeadModule):
             self.proj.weight.div_(2**0.5)
             self.fc2.weight.div_(2**0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D], L2-normalised and padded -> logits [B, C]."""
+    def pool(self, tokens: Tensor) -> Tensor:
         xhat = layer_norm(tokens, tokens.shape[-1:])
         u = fold_query(self.to_q(self.query)[0], self.to_k.weight, self.sizes["num_heads"]) * self.norm1.weight
         # LN_1's affine part goes into the matrix: on what is pooled it would cost B H D where this costs D^2
         values = project_heads(attend(xhat, u) @ xhat, self.to_v.weight * self.norm1.weight)  # [B, D]
-        x = self.query + self.proj(values + self.to_v(self.norm1.bias))
-        x = x + self.fc2(gelu(self.fc1(self.norm2(x))))
-        logits: Tensor = self.classifier(x)
-        return logits
+        x: Tensor = self.query + self.proj(values + self.to_v(self.norm1.bias))
+        update: Tensor = self.fc2(gelu(self.fc1(self.norm2(x))))
+        return x + update
 
 
 HEAD = HeadType(name="vjepa", module=VJepaProbe, num_heads=(12, 16))
