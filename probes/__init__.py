@@ -28,7 +28,6 @@ from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, S
 from .evaluate import compute_logits
 from .events import Progress
 from .fit import BankRun, FitResult, fit_bank, fit_banks
-from .halving import Rung
 from .heads import HEADS, Form, Head, HeadModule, HeadType, make_probe
 from .heads.abmilp import AbmilpProbe
 from .heads.aim import AimProbe
@@ -45,7 +44,7 @@ from .heads.simpool import SimPoolProbe
 from .heads.vjepa import VJepaProbe
 from .matmul import COMPUTES, fast_exact_matmul, resolve_compute
 from .metrics import balanced_accuracy, top_k_accuracy
-from .outcome import LearningCurves, Metrics, SettingScore, SweepResult
+from .outcome import LearningCurves, Metrics, Rung, SettingScore, SweepResult
 from .plan import Candidate, GroupPlan, plan_group
 from .protocol import (
     PAPER,

@@ -13,7 +13,6 @@ from torch import Tensor
 from .banks.budget import MemoryPlan
 from .data.batches import BatchPlan
 from .ensemble import Ensemble
-from .halving import Rung
 from .heads import Head, HeadModule
 from .protocol import Setting, SolvedSetting
 
@@ -71,6 +70,18 @@ def join_curves(parts: Iterable[tuple[Sequence[int], LearningCurves]], num_probe
                 whole[member] = torch.nan
                 whole[member, columns] = part[row]
     return LearningCurves(steps=steps, losses=losses, lrs=lrs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One round of a sweep: the number of settings, and of optimiser steps for each."""
+
+    num_settings: int
+    num_steps: int
+
+    @property
+    def probe_steps(self) -> int:
+        return self.num_settings * self.num_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ class TrainingProtocol:
         min_lr: learning rate at the end of the cosine.
         penalties: of ridge and logistic regression, in the order in which they win ties; largest first is the fastest.
         num_neighbors: of kNN, in the order in which they win ties.
-        sweep: "full" trains every setting to the end, "halving" drops the worse ones on the way, see `halving.py`.
+        sweep: "full" trains every setting to the end, "halving" drops the worse ones on the way, see `select.py`.
         compute: matmul precision, see `matmul.py`; "auto" is the default of the device.
         seed: seed of split, initial weights, order, jitter and dropout.
 

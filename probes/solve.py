@@ -53,6 +53,8 @@ def run_solvers(
 ) -> SweepResult:
     """Choose a candidate and a setting on held-out training images, solve it on all of them, test it once.
 
+    In the result `selection`, `refit` and `memory` are None, `rungs` is empty, and nothing can diverge.
+
     Args:
         head: a solved head, such as ridge, logreg or knn.
         candidates: each opens the training images with some of their tokens, in the order in which they win ties. They are opened
@@ -60,9 +62,6 @@ def run_solvers(
         open_test: opens the test images with the tokens of a candidate, by number; called once, after everything else.
         protocol: the grid of the head, validation share and seed; the rest does not matter here.
         on_event: called with `Progress`.
-
-    Returns:
-        SweepResult without batches: `selection`, `refit` and `memory` are None, `rungs` is empty, and nothing can diverge.
 
     Raises:
         SettingError: the head is trained, or the tokens are not concatenated.
@@ -87,8 +86,7 @@ def run_solvers(
         train = candidates[candidate]()
         (probe,) = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
     with timed(seconds, "test"):
-        test = open_test(candidate)
-        check_test(train, test)
+        check_test(train, test := open_test(candidate))
         logits = _logits(probe, test, torch.arange(len(test.labels)))
     return SweepResult(
         head=head,

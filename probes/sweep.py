@@ -19,9 +19,8 @@ import torch
 from .chosen import Choice, Refit, refit
 from .data.token_source import TokenSource
 from .events import OnEvent
-from .halving import Rung
 from .heads import Head
-from .outcome import SweepResult, choose
+from .outcome import Rung, SweepResult, choose
 from .plan import Candidate, TrainableHead, plan_group
 from .protocol import Setting, TrainingProtocol
 from .select import Journal, Selection, select

@@ -16,9 +16,9 @@ from layerbank.probes.banks.bank import AttentiveBank
 from layerbank.probes.data.split import split_stratified
 from layerbank.probes.evaluate import compute_logits
 from layerbank.probes.fit import cosine_lr, fit_bank
-from layerbank.probes.halving import keep_best, plan_rungs
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.metrics import balanced_accuracy
+from layerbank.probes.select import keep_best, plan_rungs
 
 HEAD = Head(kind="attentive", num_heads=2)
 FULL = TrainingProtocol(
