@@ -19,10 +19,9 @@ import torch
 from .banks.bank import GROUP_SIZE
 from .data.token_source import ArraySource
 from .fit import fit_banks
-from .group_plan import Candidate, plan_group
 from .heads import Head
-from .protocol import Setting, TrainingProtocol
-from .trainable_heads import prepare
+from .plan import Candidate, plan_group
+from .protocol import TrainingProtocol
 
 FEW, MANY = 16, 96  # images of a step
 SLOW_S = 0.4  # a step of one probe on FEW images from which on smaller sizes have to do
@@ -117,10 +116,8 @@ def _time_steps(
         batch_size=num_images,
     )
     candidate = Candidate(head=head)
-    plan = plan_group([candidate], source, small, None)
-    trainable = prepare(candidate, source, small, plan.memory[0], plan.refit_bytes[0])
-    settings: list[Setting] = list(trainable.settings)
-    bank_run = trainable.group(settings, device)
+    trainable = plan_group([candidate], source, small, None).heads[candidate]
+    bank_run = trainable.make_run(small.settings(head), device, {})
 
     def train(num_steps: int) -> float:
         began_s = time.perf_counter()
