@@ -68,7 +68,6 @@ from .protocol import (
 from .refit import Refit
 from .select import BankKey, BankScores, Journal
 from .solve.run import run_solver, run_solvers
-from .step_cost import StepCost, measure_step
 from .sweep import run_sweep, run_sweeps
 
 __all__ = [
@@ -159,8 +158,6 @@ __all__ = [
     "MemoryPlan",
     "PLANNED_KINDS",
     "plan_memory",
-    "StepCost",
-    "measure_step",
     "SweepResult",
     "SettingScore",
     "Rung",

@@ -26,6 +26,7 @@ from layerbank.events import (
     TokensOutOfRange,
 )
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.repair import repair_and_fill
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.rounding import round_tokens
 
@@ -190,3 +191,10 @@ def test_a_level_the_model_lacks_is_refused_before_anything_is_written(
     with pytest.raises(LayerbankError, match=r"block\.12"):
         run(backbone, source, tmp_path, arrays=(("block.12", "cls"),))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_does_not_record_its_model_and_data_is_not_repaired(finished: Path) -> None:
+    before = tree(finished)
+    with raises("extraction.unknown_origin", RequestError, store=finished):
+        repair_and_fill(finished)
+    assert tree(finished) == before

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from photos import TINY_MODEL
-from test_console import FINISHED, PROGRESS, STARTED, shown
+from shown_events import FINISHED, PROGRESS, STARTED, shown
 
 from layerbank import console
 from layerbank.cache import CacheWriter

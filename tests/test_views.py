@@ -27,9 +27,9 @@ from layerbank.data import BadImage, ImageSource, ViewedSource, ViewRule
 from layerbank.data.sources import open_source
 from layerbank.data.views import ATTEMPTS, VIEW_SEED, draw_view
 from layerbank.events import Event, ImageSkipped, OnEvent, ignore
+from layerbank.extraction.decoding import ViewGeometry
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.repair import repair_and_fill
-from layerbank.extraction.view_geometry import ViewGeometry
 from layerbank.extraction.views import resample_of, view_geometry
 from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest

@@ -4,7 +4,7 @@ Row `image * (1 + k) + view`; all rows of an image share its id, label and conte
 it, view v > 0 a random crop of it, perhaps mirrored. What is random about a view comes from the sample's id and the view's number
 alone: not from the order of work, nor from k, so the first views of a larger k are those of a smaller one.
 
-A source hands out images, not pixels at the model's size, so here a view is only drawn; `extraction/view_geometry.py` cuts
+A source hands out images, not pixels at the model's size, so here a view is only drawn; `extraction/decoding.py` cuts
 it.
 """
 

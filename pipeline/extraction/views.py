@@ -12,7 +12,7 @@ from ..data import ImageSource, ViewedSource
 from ..errors import RequestError
 from ..models.backbone import Backbone
 from ..models.transform import Geometry
-from .view_geometry import ViewGeometry
+from .decoding import ViewGeometry
 
 
 def view_geometry(backbone: Backbone, source: ImageSource) -> Geometry:
