@@ -1,12 +1,33 @@
-"""The token store: every layer's tokens of a data set, written once, read many times. The format is in README.md.
+"""The token store: the tokens of every layer of a data set, written once, read many times. The format is in README.md.
 
-Knows nothing of torch, images, models or terminals.
+Belongs here: the files of a store and everything that reads, writes, checks or forecasts them. Independent of torch,
+images, models and terminals.
 """
 
-from .batch import Batch
-from .catalog import StoreInfo, list_specs, list_stores, read_store_info
-from .disk_benchmark import TRIAL_PREFIX, BlockTime, time_block
-from .disk_space import check_writable, free_bytes, free_files, nearest_folder, needed_bytes
+from .catalog import (
+    Garbage,
+    StoreInfo,
+    Unfinished,
+    find_garbage,
+    find_unfinished,
+    list_specs,
+    list_stores,
+    read_store_info,
+    remove_garbage,
+)
+from .disk_space import (
+    BENCHMARK_PREFIX,
+    ArrayForecast,
+    BlockTime,
+    StoreForecast,
+    check_writable,
+    forecast_store,
+    free_bytes,
+    free_files,
+    nearest_folder,
+    needed_bytes,
+    time_block,
+)
 from .errors import (
     BatchError,
     CacheError,
@@ -23,19 +44,14 @@ from .errors import (
     StoreLockedError,
     StoreMissingError,
 )
-from .forecast import ArrayForecast, StoreForecast, forecast_store
-from .garbage import Garbage, Unfinished, find_garbage, find_unfinished, remove_garbage
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
-from .reader import TokenCache
-from .repair import Repair, repair_store
+from .reader import SampleIds, TokenArray, TokenCache, open_array
 from .row_order import chunk_shuffle, cut, exact_shuffle, sequential
-from .shared_folder import offer_probe, see_probe
-from .spec import ArraySpec, CacheSpec
-from .storage_dtypes import kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
-from .token_array import SampleIds, TokenArray, open_array
-from .verify import Damage, verify_store
-from .worker import Worker
+from .spec import ArraySpec, CacheSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
+from .staging import Batch
+from .verify import Damage, Repair, repair_store, verify_store
+from .workers import Worker, offer_probe, see_probe
 from .writer import CacheWriter
 
 __all__ = [
@@ -60,7 +76,7 @@ __all__ = [
     "check_writable",
     "time_block",
     "BlockTime",
-    "TRIAL_PREFIX",
+    "BENCHMARK_PREFIX",
     # reading
     "TokenCache",
     "TokenArray",

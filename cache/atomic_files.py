@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and what the disk says when it refuses.
+"""Files that appear whole or not at all.
 
-A file is written aside, fsynced and renamed, then its folder is fsynced: after a crash either the old content
-is there or the new.
+A file is written under a staging name, fsynced and renamed, then its folder is fsynced: after a crash either the old
+content is there or the new.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write every byte of `data` at the file's position; a nearly full disk takes a part first and refuses then."""
+    """Write every byte of `data` at the file's position; a nearly full disk accepts a part first and refuses then."""
     view = memoryview(data).cast("B")
     while len(view):
         view = view[os.write(fd, view) :]
 
 
 def replace_file(path: Path, data: bytes, staging: Path) -> None:
-    """Put `data` at `path` in one step, by way of `aside` on the same file system."""
+    """Replace the content of `path` in one step, by way of `staging` on the same file system."""
     fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         write_all(fd, data)
@@ -37,10 +37,8 @@ def replace_file(path: Path, data: bytes, staging: Path) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make names that were created, renamed or removed in this folder survive a crash."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
+def sync_file(path: Path) -> None:
+    """fsync a file that was written before."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -48,20 +46,22 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def sync_folder(path: Path) -> None:
+    """Make names that were created, renamed or removed in this folder survive a crash."""
+    if os.name != "nt":  # folders cannot be opened there
+        sync_file(path)
+
+
 def sync_tree(path: Path) -> None:
     """fsync every file and folder below `path`; zarr itself never does."""
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
-            fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_file(Path(folder, name))
         sync_folder(Path(folder))
 
 
 @contextmanager
-def storage_errors(where: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write into an error of ours.
 
     Raises:
@@ -71,19 +71,9 @@ def storage_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        got = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         if error.errno in _FULL:
-            raise StorageFullError(
-                where=str(where),
-                expected="room for the next block",
-                got=got,
-                todo="Everything committed so far is kept: free some space, then run the same `layerbank extract` again.",
-            ) from error
+            raise StorageFullError("cache.storage_full", path=path, reason=reason) from error
         if error.errno in _REFUSED:
-            raise NotWritableError(
-                where=str(where),
-                expected="a folder that this process may write",
-                got=got,
-                todo="Change the permissions, or choose another folder with `--cache DIR`.",
-            ) from error
+            raise NotWritableError("cache.not_writable", path=path, reason=reason) from error
         raise

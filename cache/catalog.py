@@ -1,18 +1,28 @@
-"""What stores there are under a folder, and what each of them holds, without reading tokens."""
+"""The stores under a cache folder: what each of them holds, without reading tokens, and what may be deleted.
+
+Garbage is found first and deleted only on request. Complete stores are never listed, nor is anything that a living
+process holds. An unfinished store is not garbage either: its committed row blocks have cost a model's time, and between
+two shards of an array of jobs no process holds it. It becomes garbage by age, and only if the caller gives one.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .atomic_files import storage_errors
 from .errors import CacheError
 from .header import HEADER_FILE, Header, read_header
-from .journal import Journal, read_journal
-from .locking import LockOwner, owners_of
+from .journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
+from .locking import LockOwner, StoreLock, is_locked, lock_file, owners_of, worker_files
+from .resume import new_folder, old_folder
 from .spec import ArraySpec, CacheSpec
 
 STORE_SUFFIX = ".zarr"
@@ -23,13 +33,13 @@ class StoreInfo:
     """One store.
 
     Args:
-        path: where it is.
-        size_bytes: of all its files.
-        modified: when its header was last written, seconds since the epoch.
-        owners: who writes it now: nobody, one alone, or several workers.
-        problem: why it cannot be read, None if it can; the fields below are then empty.
-        header: identity, geometry, state.
-        journal: committed blocks.
+        path: the store.
+        size_bytes: the size of all its files.
+        modified: when its header was last written, in seconds since the epoch.
+        owners: the processes that write it now: none, its only writer, or several workers.
+        problem: why it cannot be read, None if it can.
+        header: identity, geometry, state; None if it cannot be read.
+        journal: committed row blocks.
     """
 
     path: Path
@@ -38,7 +48,7 @@ class StoreInfo:
     owners: tuple[LockOwner, ...]
     problem: CacheError | None
     header: Header | None
-    journal: Journal | None
+    journal: Journal
 
     @property
     def spec(self) -> CacheSpec | None:
@@ -46,17 +56,16 @@ class StoreInfo:
 
     @property
     def state(self) -> str:
-        """``complete``, ``writing`` (by somebody now, or interrupted) or ``unreadable``."""
+        """``complete``, ``writing`` (in progress or interrupted) or ``unreadable``."""
         return self.header.state if self.header else "unreadable"
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What the caller of the writer recorded at creation."""
         return dict(self.header.attributes) if self.header else {}
 
     @property
     def arrays(self) -> list[ArraySpec]:
-        """Every array the store has or is to have, by level and kind."""
+        """Every array of the store, complete or not, by level and kind."""
         return [entry.spec for entry in self.header.arrays.values()] if self.header else []
 
     @property
@@ -69,23 +78,21 @@ class StoreInfo:
 
     @property
     def num_blocks_done(self) -> int:
-        """Blocks in which every array is committed."""
+        """Row blocks in which every array is committed."""
         return self.num_blocks - len(self.missing_blocks)
 
     @property
     def missing_blocks(self) -> list[int]:
-        """Blocks in which an array is not committed."""
-        if self.header is None or self.journal is None:
-            return []
-        journal, names = self.journal, list(self.header.arrays)
-        return [b for b in range(self.num_blocks) if not all(journal.holds(b, name) for name in names)]
+        """Row blocks in which an array is not committed."""
+        names = list(self.header.arrays) if self.header else []
+        return [b for b in range(self.num_blocks) if not all(self.journal.holds(b, name) for name in names)]
 
     @property
     def missing_rows(self) -> list[range]:
-        """The rows of those blocks; neighbours are joined."""
+        """The rows of the missing row blocks; adjacent ones are joined."""
         joined: list[range] = []
         for block in self.missing_blocks:
-            assert self.header is not None, "a store without one has no blocks"
+            assert self.header is not None, "a store without a header has no row blocks"
             rows = self.header.hash_grid.block(block)
             if joined and joined[-1].stop == rows.start:
                 rows = range(joined.pop().start, rows.stop)
@@ -94,23 +101,24 @@ class StoreInfo:
 
 
 def list_stores(root: str | Path) -> list[StoreInfo]:
-    """Every store under a folder, sorted by path; broken ones too, with their problem. An absent folder has none."""
+    """Every store under a folder, sorted by path; unreadable ones with their problem. An absent folder has none."""
     return [read_store_info(path) for path in find_stores(Path(root))]
 
 
 def read_store_info(path: str | Path) -> StoreInfo:
-    """One store."""
+    """Read header and journal of one store."""
     store = Path(path)
-    header, journal, problem = None, None, None
+    header, journal, problem = None, Journal(), None
     try:
         header = read_header(store)
         journal = read_journal(store)
     except CacheError as error:
         problem = error
+    newest = next((path for path in (store / HEADER_FILE, store) if path.exists()), None)
     return StoreInfo(
         path=store,
         size_bytes=size_of(store),
-        modified=_modified(store),
+        modified=newest.stat().st_mtime if newest else 0.0,
         owners=tuple(owners_of(store)),
         problem=problem,
         header=header,
@@ -119,7 +127,7 @@ def read_store_info(path: str | Path) -> StoreInfo:
 
 
 def find_stores(root: Path) -> Iterator[Path]:
-    """Folders that are named like stores; not those inside a store."""
+    """Folders that are named like stores, but not those inside a store."""
     for folder, names, _ in os.walk(root):
         names.sort()
         for name in [name for name in names if name.endswith(STORE_SUFFIX)]:
@@ -128,14 +136,13 @@ def find_stores(root: Path) -> Iterator[Path]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
     if not path.is_dir():
         return path.stat().st_size if path.exists() else 0
     return measure_files(path)[0]
 
 
 def measure_files(folder: Path) -> tuple[int, int]:
-    """Bytes and number of all files in a folder; those that a writer renames meanwhile may be left out."""
+    """Size and number of all files in a folder; those that a writer renames meanwhile may be missing."""
     size_bytes = num_files = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -146,7 +153,7 @@ def measure_files(folder: Path) -> tuple[int, int]:
 
 
 def list_specs(root: str | Path) -> list[tuple[Path, CacheSpec]]:
-    """Path and identity of every store under a folder, complete or not; those that cannot be read are left out."""
+    """Path and spec of every readable store under a folder, complete or not."""
     found = []
     for path in find_stores(Path(root)):
         with suppress(CacheError):
@@ -154,6 +161,126 @@ def list_specs(root: str | Path) -> list[tuple[Path, CacheSpec]]:
     return found
 
 
-def _modified(store: Path) -> float:
-    newest = next((path for path in (store / HEADER_FILE, store) if path.exists()), None)
-    return newest.stat().st_mtime if newest else 0.0
+@dataclass(frozen=True, kw_only=True)
+class Garbage:
+    """Something that may be deleted.
+
+    Args:
+        path: file or folder.
+        store: the store whose lock protects it.
+        size_bytes: what deleting it frees.
+        reason: why it is not needed.
+    """
+
+    path: Path
+    store: Path
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """An unfinished store that no process writes now.
+
+    Args:
+        path: the store.
+        size_bytes: the size of all its files.
+        num_blocks: its row blocks.
+        num_blocks_done: those in which every array is committed.
+        age_s: seconds since a process last wrote to it or opened it for writing.
+    """
+
+    path: Path
+    size_bytes: int
+    num_blocks: int
+    num_blocks_done: int
+    age_s: float
+
+
+def find_garbage(root: str | Path, *, unfinished_for_s: float = math.inf) -> list[Garbage]:
+    """Everything under a folder that may be deleted, sorted by path.
+
+    Args:
+        root: the folder.
+        unfinished_for_s: unfinished stores that no process has written to for so long are garbage too; none by default.
+    """
+    root = Path(root)
+    guards = {file.with_name(file.name.removesuffix(".lock")) for file in root.rglob(f"*{STORE_SUFFIX}.lock")}
+    stores = sorted({*find_stores(root), *guards})
+    found = [
+        garbage for store in stores if not is_locked(store) for garbage in _find_garbage_of(store, unfinished_for_s)
+    ]
+    return sorted(found, key=lambda garbage: garbage.path)
+
+
+def find_unfinished(root: str | Path) -> list[Unfinished]:
+    """The unfinished stores under a folder that no process writes now, sorted by path."""
+    free = (store for store in find_stores(Path(root)) if not is_locked(store))
+    return [unfinished for store in free if (unfinished := _find_unfinished(read_store_info(store)))]
+
+
+def remove_garbage(items: Iterable[Garbage]) -> int:
+    """Delete what `find_garbage` found.
+
+    Returns:
+        Bytes freed.
+
+    Raises:
+        StoreLockedError: a process has started to write one of the stores meanwhile.
+        NotWritableError: the disk refuses.
+    """
+    freed_bytes = 0
+    for item in items:
+        lock = StoreLock(item.store)
+        lock.acquire()
+        try:
+            with storage_errors(item.path):
+                if item.path.is_dir():
+                    shutil.rmtree(item.path)
+                else:
+                    item.path.unlink(missing_ok=True)
+                if not item.store.exists():
+                    lock.file.unlink(missing_ok=True)
+            freed_bytes += item.size_bytes
+        finally:
+            lock.release()
+    return freed_bytes
+
+
+def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
+    for folder in (new_folder(store), old_folder(store)):
+        if folder.exists():
+            yield _garbage(folder, store, "left behind when a store was made or deleted")
+    if not store.exists():
+        yield _garbage(lock_file(store), store, "the lock of a store that is gone")
+        return
+    unfinished = _find_unfinished(read_store_info(store))
+    if unfinished and unfinished.age_s >= unfinished_for_s:
+        done = f"{unfinished.num_blocks_done} of {unfinished.num_blocks} blocks"
+        yield _garbage(
+            store, store, f"never finished ({done}), and not written to since; the same extraction would go on with it"
+        )
+        return
+    for file in worker_files(store):
+        yield _garbage(file, store, "the lock of a worker that was killed")
+    for file in staging_files(store):
+        yield _garbage(file, store, "a chunk that a killed writer left behind")
+
+
+def _garbage(path: Path, store: Path, reason: str) -> Garbage:
+    return Garbage(path=path, store=store, size_bytes=size_of(path), reason=reason)
+
+
+def _find_unfinished(info: StoreInfo) -> Unfinished | None:
+    """The store, if no array is complete: a store whose new arrays are in progress has complete ones to lose."""
+    if info.header is None or info.complete_arrays:
+        return None
+    files = [lock_file(info.path), info.path / HEADER_FILE, *(info.path / JOURNAL_FOLDER).glob("*")]
+    written = max(file.stat().st_mtime for file in files if file.exists())
+    return Unfinished(
+        path=info.path,
+        size_bytes=info.size_bytes,
+        num_blocks=info.num_blocks,
+        num_blocks_done=info.num_blocks_done,
+        age_s=max(0.0, time.time() - written),
+    )

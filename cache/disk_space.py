@@ -1,77 +1,305 @@
-"""Whether a disk takes what is to be written: free space and permission, asked before any work.
+"""What a writer would leave on the disk, and whether the disk has room for it, before anything is written.
 
-Quotas and disks that others fill meanwhile show only when a write is refused (`StorageFullError`).
+The decision taken here: nothing is estimated. Chunk files have a size that the format fixes, and metadata, header and
+journal are made in memory as the writer makes them, with placeholders for checksums, which all have eight digits. So a
+forecast equals the size of the finished store to the byte, as long as no row is skipped and no value is out of range:
+those notes are not known yet.
+
+Reads the header and the journal of an existing store; the writer checks its chunks. Quotas, and disks that others fill
+meanwhile, show only when a write is refused (`StorageFullError`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .atomic_files import storage_errors
+from .catalog import measure_files
 from .errors import NotWritableError
-from .forecast import StoreForecast
+from .format import (
+    CHECKSUM_BYTES,
+    CONTENT_HASHES,
+    block_arrays,
+    measure_skeleton,
+    static_array,
+    storage_dtype,
+    token_array,
+)
+from .geometry import rows_per_block
+from .header import Header, read_header
+from .journal import Entry, Journal, read_journal
+from .resume import Request, check_request, check_same
+from .spec import ArraySpec, CacheSpec
+from .workers import Worker
+from .writer import CacheWriter
 
-HEADROOM_BYTES = 1 << 20  # journal and header are written anew beside the old ones; folders
-UNKNOWN_BLOCK_BYTES = 4096  # of file systems that do not tell theirs
+HEADROOM_BYTES = 1 << 20  # folders; new journal and header are written beside the old ones
+UNKNOWN_BLOCK_BYTES = 4096  # for file systems that do not report their block size
+BENCHMARK_BYTES = 64 << 20  # half a second of a slow disk
+BENCHMARK_PREFIX = ".layerbank-trial-"
+
+_CHECKSUM = "0" * (2 * CHECKSUM_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayForecast:
+    """One requested token array.
+
+    Attributes:
+        spec: its level, kind and row shape.
+        storage_dtype: float16, float32 or bfloat16.
+        size_bytes: size of its chunk files when it is complete.
+        missing_bytes: size of those that are not committed.
+    """
+
+    spec: ArraySpec
+    storage_dtype: str
+    size_bytes: int
+    missing_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreForecast:
+    """The size of a store when everything requested is in it, or when one of several shards has done its share.
+
+    Attributes:
+        path: the store.
+        num_rows: N.
+        batch_size: rows per batch; an existing store keeps its own.
+        missing_rows: the rows of each row block that lacks anything requested.
+        size_bytes, num_files: all its files then; folders count nothing, the lock lies beside the store.
+        present_bytes, present_files: all its files now.
+        frees_first: whether what is there is deleted before anything is written (`overwrite`).
+        arrays: the requested arrays, by level and kind.
+    """
+
+    path: Path
+    num_rows: int
+    batch_size: int
+    missing_rows: tuple[range, ...]
+    size_bytes: int
+    num_files: int
+    present_bytes: int
+    present_files: int
+    frees_first: bool
+    arrays: tuple[ArrayForecast, ...]
+
+    @property
+    def num_missing_rows(self) -> int:
+        return sum(map(len, self.missing_rows))
+
+    @property
+    def written_bytes(self) -> int:
+        """Size of the files that are still to be written."""
+        return self.size_bytes if self.frees_first else max(self.size_bytes - self.present_bytes, 0)
+
+    @property
+    def written_files(self) -> int:
+        return self.num_files if self.frees_first else max(self.num_files - self.present_files, 0)
+
+
+def forecast_store(
+    path: str | Path,
+    spec: CacheSpec,
+    arrays: Sequence[ArraySpec],
+    *,
+    labels: NDArray[Any],
+    sample_ids: Sequence[str],
+    batch_size: int,
+    attributes: Mapping[str, Any] | None = None,
+    parity: Mapping[str, Mapping[str, Any]] | None = None,
+    overwrite: bool = False,
+    worker: Worker | None = None,
+) -> StoreForecast:
+    """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave; nothing is changed.
+
+    Raises:
+        SpecError, SpecMismatchError, ChangedDataError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
+    """
+    store = Path(path)
+    request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {}, parity or {})
+    starts_empty = overwrite or not store.exists()
+    header = request.blank_header() if starts_empty else read_header(store)
+    journal = Journal() if starts_empty else read_journal(store)
+    check_same(store, header, request)
+    header, metadata_bytes = _with_new_arrays(header, request)
+    missing = {
+        block: names
+        for block in range(header.hash_grid.num_blocks)
+        if (names := [a.name for a in request.arrays if not journal.holds(block, a.name)])
+        and (worker is None or worker.helps or worker.owns(block))
+    }
+    finished = _finished_journal(header, journal, missing)
+    entries = finished.entries.values()
+    chunks = [
+        array.file_bytes
+        for array in block_arrays(header)
+        for entry in entries
+        for _ in entry.checksums.get(array.name, ())
+    ]
+    static = [static_array(header, name).file_bytes for name in header.static]
+    complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
+    done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
+    sizes = [*chunks, *static, *metadata_bytes, len(done.render()), len(finished.render())]
+    present_bytes, present_files = measure_files(store)
+    return StoreForecast(
+        path=store,
+        num_rows=spec.num_rows,
+        batch_size=header.batch_size,
+        missing_rows=tuple(header.hash_grid.block(block) for block in missing),
+        size_bytes=sum(sizes),
+        num_files=len(sizes),
+        present_bytes=present_bytes,
+        present_files=present_files,
+        frees_first=overwrite and store.exists(),
+        arrays=tuple(_forecast_array(array, header, missing) for array in request.arrays),
+    )
+
+
+def _with_new_arrays(header: Header, request: Request) -> tuple[Header, list[int]]:
+    """The header with the requested arrays, and the size of each ``zarr.json`` below the root."""
+    arrays = {array.name: array for array in (*(entry.spec for entry in header.arrays.values()), *request.arrays)}
+    entries, metadata_bytes = measure_skeleton(request.spec, list(arrays.values()), request.static)
+    header = replace(
+        header,
+        arrays={**entries, **header.arrays},
+        metadata=dict.fromkeys(metadata_bytes, _CHECKSUM),
+        parity={**request.parity, **header.parity},
+    )
+    return header, list(metadata_bytes.values())
+
+
+def _finished_journal(header: Header, journal: Journal, missing: Mapping[int, Sequence[str]]) -> Journal:
+    """The journal with the missing row blocks, their checksums made up."""
+    arrays = {array.name: array for array in block_arrays(header)}
+    finished = Journal(entries=dict(journal.entries))
+    for block, names in missing.items():
+        sums = {name: (_CHECKSUM,) * len(arrays[name].grid.chunks_of(block)) for name in (*names, CONTENT_HASHES)}
+        finished.add(Entry(block=block, checksums=sums))
+    return finished
+
+
+def _forecast_array(spec: ArraySpec, header: Header, missing: Mapping[int, Sequence[str]]) -> ArrayForecast:
+    array = token_array(header, spec.name)
+    num_missing = sum(len(array.grid.chunks_of(block)) for block, names in missing.items() if spec.name in names)
+    return ArrayForecast(
+        spec=spec,
+        storage_dtype=header.spec.dtype_of(spec.kind),
+        size_bytes=array.grid.num_chunks * array.file_bytes,
+        missing_bytes=num_missing * array.file_bytes,
+    )
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists: where it would be made."""
+    """The folder itself, or the nearest existing one above it."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def free_bytes(root: Path) -> int:
-    """What this user may still write on the disk that a folder lies on, or would lie on."""
+    """Free bytes, for this user, on the disk of a folder; the folder need not exist."""
     return shutil.disk_usage(nearest_folder(root)).free
 
 
 def free_files(root: Path) -> int | None:
-    """How many more files the disk of a folder takes; None for one that sets no number."""
+    """The number of files that can still be made on the disk of a folder; None for a disk without a limit."""
     if not hasattr(os, "statvfs"):  # Windows
         return None
-    told = os.statvfs(nearest_folder(root))
-    return told.f_favail if told.f_files else None
+    disk = os.statvfs(nearest_folder(root))
+    return disk.f_favail if disk.f_files else None
 
 
 def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
-    """What stores under a folder will take of its disk: whole blocks a file, some headroom, less what is deleted first.
+    """The disk space that stores under a folder will take: files in whole disk blocks, some headroom, less what is deleted first.
 
-    Nothing where nothing is to be written.
+    0 if nothing is to be written.
     """
     writing = [one for one in forecasts if one.written_files or one.written_bytes]
     if not writing:
         return 0
-    block_bytes = _block_bytes(nearest_folder(root))
+    has_statvfs = hasattr(os, "statvfs")  # not on Windows
+    block_bytes = (has_statvfs and os.statvfs(nearest_folder(root)).f_frsize) or UNKNOWN_BLOCK_BYTES
     files = sum(one.written_bytes + block_bytes * one.written_files for one in writing)
     freed = sum(one.present_bytes for one in writing if one.frees_first)
     return max(files - freed, 0) + HEADROOM_BYTES
 
 
 def check_writable(folder: Path) -> None:
-    """Make a file where the folder is, or would be made, and take it away again.
+    """Make a temporary file in the folder, or in the nearest existing one above it.
 
     Raises:
-        NotWritableError: read-only, not ours to write, or a file is in the way.
-        StorageFullError: not even that fits.
+        NotWritableError: read-only, no permission, or a file has the name of a folder.
+        StorageFullError: the disk is full.
     """
     place = folder.absolute()
     if files := [path for path in (place, *place.parents) if path.is_file()]:
-        raise NotWritableError(
-            where=str(folder),
-            expected="a folder that this process may write",
-            got=f"a file, {files[0]}",
-            todo="Move it away, or choose another folder with `--cache DIR`.",
-        )
+        raise NotWritableError("cache.file_in_the_way", folder=folder, file=files[0])
     with storage_errors(folder), tempfile.TemporaryFile(dir=nearest_folder(folder)) as file:
         file.write(b"layerbank")
 
 
-def _block_bytes(folder: Path) -> int:
-    if not hasattr(os, "statvfs"):  # Windows
-        return UNKNOWN_BLOCK_BYTES
-    return os.statvfs(folder).f_frsize or UNKNOWN_BLOCK_BYTES
+@dataclass(frozen=True)
+class BlockTime:
+    """The size of a written row block, and the seconds until it was committed."""
+
+    size_bytes: int
+    num_files: int
+    seconds: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.size_bytes / max(self.seconds, 1e-9)
+
+
+def time_block(root: str | Path, spec: CacheSpec, arrays: Sequence[ArraySpec], *, batch_size: int) -> BlockTime:
+    """Let `CacheWriter` write a row block of these arrays in the folder, or in the nearest existing one above it, and remove it.
+
+    A row block of more than 64 MiB, or a quarter of the free space, is cut to fewer rows.
+
+    Args:
+        root: the folder of all stores.
+        spec: the store that the row block would belong to.
+        arrays: the arrays of the row block.
+        batch_size: rows per batch.
+
+    Raises:
+        StorageFullError, NotWritableError: the disk refuses.
+    """
+    shapes = {array.name: (array.row_shape, storage_dtype(spec, array.kind)) for array in arrays}
+    row_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+    limit_bytes = min(BENCHMARK_BYTES, free_bytes(Path(root)) // 4)
+    num_rows = max(1, min(rows_per_block(spec.num_rows), limit_bytes // row_bytes))
+    batch_size = min(batch_size, num_rows)
+    rng = np.random.default_rng(0)  # noise, for file systems that compress or share what is equal
+    noise = {
+        name: np.frombuffer(rng.bytes(batch_size * math.prod(shape) * dtype.itemsize), dtype).reshape(-1, *shape)
+        for name, (shape, dtype) in shapes.items()
+    }
+    hashes = np.zeros(batch_size, dtype=np.uint64)
+    labels, ids = np.zeros(num_rows, dtype=np.int64), ["0"] * num_rows
+    with storage_errors(Path(root)):
+        folder = Path(tempfile.mkdtemp(prefix=BENCHMARK_PREFIX, dir=nearest_folder(Path(root))))
+    try:
+        store, spec = folder / "trial.zarr", replace(spec, num_rows=num_rows)
+        with CacheWriter.open(store, spec, arrays, labels=labels, sample_ids=ids, batch_size=batch_size) as writer:
+            pending = writer.pending()
+            began = time.perf_counter()
+            for batch in pending:
+                tokens = {array.name: noise[array.name][: len(batch)] for array in batch.arrays}
+                writer.append(batch, tokens, content_hashes=hashes[: len(batch)])
+            seconds = time.perf_counter() - began
+        sizes = [file.stat().st_size for file in store.glob("tokens/*/*/c.*")]
+        return BlockTime(sum(sizes), len(sizes), seconds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,17 +1,17 @@
-"""The exceptions of the cache.
+"""The exceptions of the store; their messages are in messages.toml.
 
 CacheError
-|-- SpecError            (ValueError)         a CacheSpec, an ArraySpec or an argument makes no sense
+|-- SpecError            (ValueError)         a CacheSpec, an ArraySpec or an argument is invalid
 |-- StoreMissingError    (FileNotFoundError)  there is no store at this path
 |-- NotAStoreError       (ValueError)         something else lies there, or another format version
-|-- SpecMismatchError    (ValueError)         a store of something else; `.differences` says field by field
+|-- SpecMismatchError    (ValueError)         the store has another identity; `differences` lists the fields
 |-- ChangedDataError     (ValueError)         the images are no longer those the store was made from
 |-- IncompleteStoreError (RuntimeError)       rows are missing
 |-- DamagedStoreError    (RuntimeError)       files are missing, cut off or altered
 |-- MissingArrayError    (LookupError)        the store has no such level or kind
 |-- BatchError           (ValueError)         a batch of the wrong shape, dtype or position
 |-- StoreLockedError     (RuntimeError)       another process writes this store
-|-- StorageFullError     (OSError)            disk or quota full
+|-- StorageFullError     (OSError)            disk or quota full; every committed block is kept
 `-- NotWritableError     (OSError)            no permission to write
 """
 
@@ -25,75 +25,61 @@ from layerbank.errors import LayerbankError
 
 @dataclass(frozen=True)
 class FieldDifference:
-    """One field in which two specs differ."""
+    """One identity field in which two specs differ."""
 
     field: str
     expected: object
     got: object
 
-
-class CacheError(LayerbankError):
-    """The cache cannot go on."""
-
-
-class SpecError(CacheError, ValueError):
-    """A spec or an argument makes no sense; nothing was touched."""
+    def __str__(self) -> str:
+        return f"{self.field} = {self.got!r} instead of {self.expected!r}"
 
 
-class StoreMissingError(CacheError, FileNotFoundError):
-    """There is no store at this path."""
+class CacheError(LayerbankError): ...
 
 
-class NotAStoreError(CacheError, ValueError):
-    """What lies at this path is not a token store that this version reads."""
+class SpecError(CacheError, ValueError): ...
+
+
+class StoreMissingError(CacheError, FileNotFoundError): ...
+
+
+class NotAStoreError(CacheError, ValueError): ...
 
 
 class SpecMismatchError(CacheError, ValueError):
-    """The store holds tokens of something else.
+    """The store has another identity.
 
     Args:
-        where: the store.
+        message: the key of a message that names `{differences}`.
         differences: the identity fields that differ, expected and got.
-        todo: what to do next.
+        values: what else the message names.
     """
 
-    def __init__(self, *, where: str, differences: Sequence[FieldDifference], todo: str) -> None:
-        super().__init__(
-            where=where,
-            expected="; ".join(f"{d.field} = {d.expected!r}" for d in differences),
-            got="; ".join(f"{d.field} = {d.got!r}" for d in differences),
-            todo=todo,
-        )
+    def __init__(self, message: str, /, *, differences: Sequence[FieldDifference], **values: object) -> None:
+        super().__init__(message, differences="; ".join(map(str, differences)), **values)
         self.differences = tuple(differences)
 
 
-class ChangedDataError(CacheError, ValueError):
-    """The images are no longer those the store was made from."""
+class ChangedDataError(CacheError, ValueError): ...
 
 
-class IncompleteStoreError(CacheError, RuntimeError):
-    """Not every row is there yet."""
+class IncompleteStoreError(CacheError, RuntimeError): ...
 
 
-class DamagedStoreError(CacheError, RuntimeError):
-    """Files of the store are missing, cut off or altered."""
+class DamagedStoreError(CacheError, RuntimeError): ...
 
 
-class MissingArrayError(CacheError, LookupError):
-    """The store has no complete array of this level and kind."""
+class MissingArrayError(CacheError, LookupError): ...
 
 
-class BatchError(CacheError, ValueError):
-    """A batch that the writer cannot take; nothing of it was written."""
+class BatchError(CacheError, ValueError): ...
 
 
-class StoreLockedError(CacheError, RuntimeError):
-    """Another process writes this store."""
+class StoreLockedError(CacheError, RuntimeError): ...
 
 
-class StorageFullError(CacheError, OSError):
-    """Disk or quota full; every committed block is kept."""
+class StorageFullError(CacheError, OSError): ...
 
 
-class NotWritableError(CacheError, OSError):
-    """The folder is read-only, or not ours to write."""
+class NotWritableError(CacheError, OSError): ...

@@ -1,8 +1,8 @@
-"""How N rows are cut into blocks, and an array's rows into chunks: pure arithmetic, part of the format.
+"""How N rows are cut into row blocks, and an array's rows into chunks: pure arithmetic, part of the format.
 
-A *block* is R consecutive rows: the unit of ownership, of the journal and of resume. R depends on N only, so
-arrays added later share the borders of those that are there. A *chunk* is r rows of one array in one file; r
-divides R, unless the store has one block only.
+A *row block* is R consecutive rows: the unit of ownership, of the journal and of resume. R depends on N only, so arrays
+added later share the borders of the existing ones. A *chunk* is r rows of one array in one file; r divides R, unless
+the store has one row block.
 
 Changing a number here changes what a resumed run finds on disk: it would be format version 2.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SINGLE_BLOCK_ROWS = 512  # up to here the whole store is one block
-BLOCKS_AIM = 16  # a killed run loses at most about one block's work, 1/16
+SINGLE_BLOCK_ROWS = 512  # up to here the whole store is one row block
+BLOCKS_AIM = 16  # a killed run loses at most about one row block's work, 1/16
 MIN_AIM_ROWS, MAX_AIM_ROWS = 256, 8192
 GRANULES = (64, 16)  # rows; of the widths of real models 64 rows fill 16 KiB pages, and 16 rows 4 KiB pages
-PADDING_LIMIT = 100  # padding of the last block, at most N / 100
+PADDING_LIMIT = 100  # padding of the last row block, at most N / 100
 MAX_CHUNK_BYTES = 16 * 1024 * 1024
 PAGE_BYTES = 4096  # nearly everywhere
 LARGE_PAGE_BYTES = 16384  # macOS on ARM
@@ -51,7 +51,7 @@ def rows_per_block(num_rows: int) -> int:
 def rows_per_chunk(num_rows: int, row_bytes: int) -> int:
     """r for an array of N rows of `row_bytes` bytes: R where a chunk of R rows has at most 16 MiB.
 
-    Else, among the divisors of R (with a single block: among all numbers) from an eighth of the limit to the
+    Else, among the divisors of R (with a single row block: among all numbers) from an eighth of the limit to the
     limit, the best by: data a multiple of 4 KiB, then the least padding beyond N / 100, then data a multiple
     of 16 KiB, then the largest.
 
@@ -75,7 +75,7 @@ def rows_per_chunk(num_rows: int, row_bytes: int) -> int:
 
 
 def padding(num_rows: int, rows: int) -> int:
-    """Rows that pieces of `rows` rows hold beyond N."""
+    """Padding rows beyond N in pieces of `rows` rows."""
     return -num_rows % rows
 
 
@@ -85,7 +85,7 @@ def _multiples(granule: int, low: int, high: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Grid:
-    """Blocks of a store and chunks of one of its arrays.
+    """The row blocks of a store and the chunks of one of its arrays.
 
     Args:
         num_rows: N.
@@ -106,23 +106,22 @@ class Grid:
         return -(-self.num_rows // self.chunk_rows)
 
     def block(self, block: int) -> range:
-        """Rows of a block."""
         start = block * self.block_rows
         return range(start, min(start + self.block_rows, self.num_rows))
 
     def chunk(self, chunk: int) -> range:
-        """Rows of a chunk, padding not counted."""
+        """The rows of a chunk, without padding."""
         start = chunk * self.chunk_rows
         return range(start, min(start + self.chunk_rows, self.num_rows))
 
     def chunks_of(self, block: int) -> range:
-        """Chunks that hold the rows of a block."""
+        """The chunks that hold the rows of a row block."""
         rows = self.block(block)
         return range(rows.start // self.chunk_rows, -(-rows.stop // self.chunk_rows))
 
 
 def cut_batches(rows: range, batch_size: int) -> list[range]:
-    """The batches of one block: cut at fixed row numbers, so that no row's neighbours ever depend on the history of a run.
+    """The batches of one row block: cut at fixed row numbers, so that a row's neighbours never depend on the history of a run.
 
     >>> cut_batches(range(304, 520), 100)
     [range(304, 404), range(404, 504), range(504, 520)]

@@ -1,8 +1,8 @@
 """A store as one HDF5 file, and back.
 
-The file holds each array as a dataset under its name in the store, the header as JSON and the journal, so
-that an import is a round trip: every file of the store comes back with the same bytes, and every chunk is
-compared with its CRC-32C on the way. Arrays that are not complete are left out.
+The file holds each array as a dataset under its name in the store, the header as JSON and the journal, so that an
+import is a round trip: every file of the store comes back with the same bytes, and every chunk is compared with its
+CRC-32C on the way. Arrays that are not complete are left out.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
-from .atomic_files import storage_errors, sync_folder
-from .batch import Batch
+from .atomic_files import storage_errors, sync_file, sync_folder
 from .errors import DamagedStoreError, NotAStoreError, SpecError
+from .format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, STATIC_ARRAYS, metadata_paths
 from .header import Header, parse_header, read_header
 from .journal import BatchNotes, Journal, parse_line, read_journal
-from .layout import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, STATIC_ARRAYS, metadata_paths
 from .mapping import open_rows
-from .reader import TokenCache
-from .request import Request
+from .reader import SampleIds, TokenCache
+from .resume import Request
 from .spec import CacheSpec
-from .token_array import SampleIds
+from .staging import Batch
 from .writer import CacheWriter
 
 HEADER_ATTRIBUTE = "layerbank_header"
@@ -65,11 +64,7 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
                     for start in range(0, cache.num_rows, cache.block_rows):
                         stop = min(start + cache.block_rows, cache.num_rows)
                         dataset[start:stop] = tokens.read(start, stop)
-            fd = os.open(staging, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_file(staging)
             os.replace(staging, file)
             sync_folder(file.parent)
     finally:
@@ -77,14 +72,13 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
 
 
 def read_hdf5_spec(file: str | Path) -> CacheSpec:
-    """What an exported file holds, without reading tokens.
+    """The spec of an exported file, without reading tokens.
 
     Raises:
-        NotAStoreError: the file is not one of ours.
+        NotAStoreError: the file is not an exported store.
     """
-    file = Path(file)
-    with _opened(file) as source:
-        return parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file).spec
+    with _open_exported(Path(file)) as source:
+        return _read_header(source, Path(file)).spec
 
 
 def import_hdf5(file: str | Path, store: str | Path) -> None:
@@ -96,15 +90,15 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
 
     Raises:
         SpecError: the store exists.
-        NotAStoreError: the file is not one of ours.
+        NotAStoreError: the file is not an exported store.
         DamagedStoreError: its data do not have the checksums in its journal; no store is left.
         CacheError: the disk refuses.
     """
     file, store = Path(file), Path(store)
     _require_absent(store)
-    with _opened(file) as source:
-        header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
-        journal = _journal_of(source, file)
+    with _open_exported(file) as source:
+        header = _read_header(source, file)
+        journal = _read_journal(source, file)
         static = {name: source[name][...] for name in STATIC_ARRAYS}
         request = Request(
             spec=header.spec,
@@ -124,7 +118,7 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
                 writer.append(batch, tokens, content_hashes=source[CONTENT_HASHES][rows], notes=notes)
             if read_journal(store).entries != journal.entries or read_header(store).static != header.static:
                 shutil.rmtree(store)
-                raise _damaged(file)
+                raise DamagedStoreError("cache.hdf5_damaged", file=file)
             writer.complete()
 
 
@@ -137,15 +131,19 @@ def _only_complete(header: Header, journal: Journal) -> tuple[Header, Journal]:
     return replace(header, arrays=complete, metadata=metadata), Journal(entries=entries)
 
 
-def _journal_of(source: Mapping[str, Any], file: Path) -> Journal:
+def _read_header(source: Any, file: Path) -> Header:
+    return parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
+
+
+def _read_journal(source: Mapping[str, Any], file: Path) -> Journal:
     entries = [parse_line(line) for line in source[JOURNAL_DATASET][...].tobytes().splitlines(keepends=True)]
     if None in entries:
-        raise _damaged(file)
+        raise DamagedStoreError("cache.hdf5_damaged", file=file)
     return Journal(entries={entry.block: entry for entry in entries if entry is not None})
 
 
 def _notes_of(batch: Batch, journal: Journal, block_rows: int) -> BatchNotes:
-    """The notes of a block, given out again: rows where they lie, counts with the first batch."""
+    """The part of a row block's notes that belongs to a batch: its rows, and with the first batch all counts."""
     notes = journal.entries[batch.block].notes
     is_first = batch.start == batch.block * block_rows
     return BatchNotes(
@@ -155,37 +153,19 @@ def _notes_of(batch: Batch, journal: Journal, block_rows: int) -> BatchNotes:
     )
 
 
-def _opened(file: Path) -> Any:
+def _open_exported(file: Path) -> Any:
+    if not file.exists():
+        raise NotAStoreError("cache.hdf5_missing", file=file)
     try:
         source = h5py.File(file, "r")
-        if HEADER_ATTRIBUTE in source.attrs:
-            return source
-        got = "another kind of HDF5 file"
-        source.close()
     except OSError as error:
-        got = "nothing" if not file.exists() else f"no HDF5 file ({error})"
-    raise NotAStoreError(
-        where=str(file),
-        expected="an HDF5 file that `layerbank cache export` wrote",
-        got=got,
-        todo="Name the exported file.",
-    )
+        raise NotAStoreError("cache.hdf5_unreadable", file=file, reason=error) from None
+    if HEADER_ATTRIBUTE not in source.attrs:
+        source.close()
+        raise NotAStoreError("cache.other_hdf5", file=file)
+    return source
 
 
 def _require_absent(path: Path) -> None:
     if path.exists():
-        raise SpecError(
-            where=str(path),
-            expected="a path where nothing is yet",
-            got="a folder" if path.is_dir() else "a file",
-            todo="Choose another name, or move it away first.",
-        )
-
-
-def _damaged(file: Path) -> DamagedStoreError:
-    return DamagedStoreError(
-        where=str(file),
-        expected="the data that were exported",
-        got="data of another CRC-32C",
-        todo="Copy the file again, or export the original store again with `layerbank cache export`.",
-    )
+        raise SpecError("cache.path_taken", path=path)

@@ -1,15 +1,15 @@
-"""The header of a store: the attributes of its root group, where identity, geometry and state are recorded.
+"""The header of a store: the attributes of its root group, which record identity, geometry and state.
 
-The decision taken here: the header is one file (``zarr.json`` of the root) that is only ever replaced whole,
-rendered in one way and carrying its own checksum, so that `state` turns ``complete`` in one step and any
-altered byte is noticed.
+The decision taken here: the header is one file (``zarr.json`` of the root) that is only ever replaced whole, has one
+canonical rendering and carries its own checksum, so that `state` turns ``complete`` in one step and any altered byte is
+noticed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import google_crc32c
 from .atomic_files import replace_file
 from .errors import CacheError, DamagedStoreError, NotAStoreError, StoreMissingError
 from .geometry import Grid
+from .journal import JOURNAL_FOLDER, STAGING_PREFIX
 from .spec import ArraySpec, CacheSpec, array_order
 
 FORMAT = "layerbank token store"
@@ -28,8 +29,6 @@ WRITING, COMPLETE = "writing", "complete"
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayEntry:
-    """What the header says of one token array."""
-
     spec: ArraySpec
     chunk_rows: int
     complete: bool
@@ -37,7 +36,7 @@ class ArrayEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class StaticEntry:
-    """What the header says of an array that is written once, in one chunk: labels, sample ids."""
+    """An array that is written once, in one chunk: labels, sample ids."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -58,7 +57,7 @@ class Header:
         static: name -> entry of the arrays that are written once.
         metadata: path -> CRC-32C of every ``zarr.json`` below the root.
         notes: totals over the complete arrays, see `journal.BatchNotes`.
-        parity: array name -> how far its first rows are from a float32 run, as the caller measured it; empty if nobody did.
+        parity: array name -> how far its first rows are from a float32 run, as the caller measured it; may be empty.
     """
 
     spec: CacheSpec
@@ -86,12 +85,11 @@ class Header:
         return [entry.spec for entry in self.arrays.values() if entry.complete]
 
     def grid(self, name: str) -> Grid:
-        """Geometry of a token array."""
         return Grid(self.spec.num_rows, self.block_rows, self.arrays[name].chunk_rows)
 
     @property
     def hash_grid(self) -> Grid:
-        """Geometry of the content hashes: a chunk a block."""
+        """Geometry of the content hashes: one chunk per row block."""
         return Grid(self.spec.num_rows, self.block_rows, self.block_rows)
 
     def render(self) -> bytes:
@@ -118,10 +116,7 @@ class Header:
             "notes": dict(self.notes),
             **({"parity": {name: dict(one) for name, one in self.parity.items()}} if self.parity else {}),
             "attributes": dict(self.attributes),
-            "static": {
-                name: {"shape": list(entry.shape), "dtype": entry.dtype, "crc32c": entry.crc32c}
-                for name, entry in sorted(self.static.items())
-            },
+            "static": {name: asdict(entry) for name, entry in sorted(self.static.items())},
             "metadata": dict(sorted(self.metadata.items())),
         }
         attributes["header_crc32c"] = _checksum(attributes)
@@ -140,9 +135,11 @@ def read_header(path: Path) -> Header:
     try:
         raw = file.read_bytes()
     except FileNotFoundError:
-        raise _absent(path) from None
+        if path.is_dir():
+            raise NotAStoreError("cache.no_header", store=path) from None
+        raise StoreMissingError("cache.store_missing", store=path) from None
     except NotADirectoryError:
-        raise _foreign(path, "a file") from None
+        raise NotAStoreError("cache.store_is_a_file", store=path) from None
     return parse_header(raw, path)
 
 
@@ -158,36 +155,27 @@ def parse_header(raw: bytes, path: Path) -> Header:
         name, version = attributes["format"], attributes["format_version"]
     except (ValueError, KeyError, TypeError):
         if FORMAT.encode() in raw:
-            raise header_damaged(path) from None
-        raise _foreign(path, "another kind of Zarr group") from None
+            raise DamagedStoreError("cache.header_damaged", file=path / HEADER_FILE) from None
+        raise NotAStoreError("cache.other_group", store=path) from None
     if name != FORMAT:
-        raise _foreign(path, f"format {name!r}")
+        raise NotAStoreError("cache.other_format", store=path, expected=FORMAT, got=name)
     if version != FORMAT_VERSION:
-        raise _foreign(path, f"format version {version!r}")
+        raise NotAStoreError("cache.other_format_version", store=path, expected=FORMAT_VERSION, got=version)
     checksum = attributes.pop("header_crc32c", None)
     try:
         header = _header_from(attributes)
+        # rendering again catches every altered byte, those that mean nothing to JSON too
+        is_sound = checksum == _checksum(attributes) and header.render() == raw
     except (CacheError, KeyError, TypeError, ValueError, AttributeError):
-        raise header_damaged(path) from None
-    # rendering again catches every altered byte, those that mean nothing to JSON too
-    if checksum != _checksum(attributes) or header.render() != raw:
-        raise header_damaged(path)
+        is_sound = False
+    if not is_sound:
+        raise DamagedStoreError("cache.header_damaged", file=path / HEADER_FILE)
     return header
 
 
-def write_header(path: Path, header: Header, staging: Path) -> None:
+def write_header(path: Path, header: Header) -> None:
     """Replace the header of the store at `path` in one step."""
-    replace_file(path / HEADER_FILE, header.render(), staging)
-
-
-def header_damaged(path: Path) -> DamagedStoreError:
-    """The error for a header that cannot be trusted."""
-    return DamagedStoreError(
-        where=str(path / HEADER_FILE),
-        expected="the header of a token store, with its own checksum",
-        got="an altered file",
-        todo="Restore it from a backup, or make the store anew with `layerbank extract --overwrite`.",
-    )
+    replace_file(path / HEADER_FILE, header.render(), path / JOURNAL_FOLDER / f"{STAGING_PREFIX}{HEADER_FILE}")
 
 
 def _header_from(attributes: Mapping[str, Any]) -> Header:
@@ -206,7 +194,7 @@ def _header_from(attributes: Mapping[str, Any]) -> Header:
             for name, entry in attributes["arrays"].items()
         },
         static={
-            name: StaticEntry(shape=tuple(entry["shape"]), dtype=entry["dtype"], crc32c=entry["crc32c"])
+            name: StaticEntry(**entry | {"shape": tuple(entry["shape"])})
             for name, entry in attributes["static"].items()
         },
         metadata=attributes["metadata"],
@@ -221,23 +209,3 @@ def _render(document: Mapping[str, Any]) -> bytes:
 
 def _checksum(attributes: Mapping[str, Any]) -> str:
     return f"{google_crc32c.value(_render(attributes)):08x}"
-
-
-def _absent(path: Path) -> CacheError:
-    if path.is_dir():
-        return _foreign(path, "a folder without a header (zarr.json)")
-    return StoreMissingError(
-        where=str(path),
-        expected="a token store",
-        got="nothing",
-        todo="Make it with `layerbank extract`; `layerbank cache ls` lists the stores there are.",
-    )
-
-
-def _foreign(path: Path, got: str) -> NotAStoreError:
-    return NotAStoreError(
-        where=str(path),
-        expected=f"a token store of format version {FORMAT_VERSION}",
-        got=got,
-        todo="Choose another folder with `--cache DIR`, or the layerbank that wrote it.",
-    )

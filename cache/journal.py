@@ -1,21 +1,23 @@
-"""The journal: which blocks of which arrays are committed, with the CRC-32C of every chunk.
+"""The journal: which row blocks of which arrays are committed, with the CRC-32C of every chunk.
 
-One append-only file of JSON lines a worker; a line a committed block, appended and fsynced after the chunk
-files are in place. Several lines may speak of one block (arrays added later); together they are its record. A
-line carries its own checksum: a torn last line is what a killed writer leaves, any other bad line is damage.
-When everything asked for is there, the journal is rewritten as one sorted file without times or process ids,
-so that a store has the same bytes whatever its history.
+Each worker appends to a file of JSON lines of its own; one line per committed row block, appended and fsynced after the
+chunk files are in place. Several lines may concern one row block (arrays added later); together they are its record. A
+line carries its own checksum: a killed writer leaves a torn last line, any other bad line is damage. When everything
+requested is there, the journal is rewritten as one sorted file without times or process ids, so that a store has the
+same bytes whatever its history.
 
-The journal lies inside the folder of `content_hashes`, because Zarr never lists the folder of an array; at
-the root, zarr would warn of an unknown object at every listing.
+The journal lies inside the folder of `content_hashes`, because Zarr never lists the folder of an array; at the root,
+zarr would warn of an unknown object at every listing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,13 @@ from .atomic_files import replace_file, sync_folder, write_all
 from .geometry import Grid
 
 JOURNAL_FOLDER = "content_hashes/.journal"
-WORKER_FILE = "worker-0.jsonl"  # of a writer that has the store alone, and of a store that is complete
-ASIDE_PREFIX = "aside~"  # files being written; whoever holds the lock may remove them
+WORKER_FILE = "worker-0.jsonl"  # written by the only writer of a store; the only one in a complete store
+STAGING_PREFIX = "aside~"  # files being written; the owner of the lock may remove them
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNotes:
-    """What is to be remembered of some rows beside their tokens.
+    """Notes on some rows, stored beside their tokens.
 
     Args:
         skipped: row -> reason, rows without usable tokens.
@@ -44,15 +46,15 @@ class BatchNotes:
     nonfinite: Mapping[str, int] = field(default_factory=dict)
 
     def merged(self, other: BatchNotes) -> BatchNotes:
-        """Both together: counts add up, the first reason for a row stays."""
+        """The notes of both: counts add up, the first reason for a row stays."""
         return BatchNotes(
             skipped=dict(sorted({**other.skipped, **self.skipped}.items())),
-            saturated=_added(self.saturated, other.saturated),
-            nonfinite=_added(self.nonfinite, other.nonfinite),
+            saturated=dict(sorted((Counter(self.saturated) + Counter(other.saturated)).items())),
+            nonfinite=dict(sorted((Counter(self.nonfinite) + Counter(other.nonfinite)).items())),
         )
 
     def of_arrays(self, names: Iterable[str]) -> BatchNotes:
-        """Without the counts of other arrays."""
+        """These notes without the counts of other arrays."""
         names = set(names)
         return BatchNotes(
             skipped=self.skipped,
@@ -61,7 +63,7 @@ class BatchNotes:
         )
 
     def totals(self) -> dict[str, Any]:
-        """For the header: how many rows were skipped, and the counts."""
+        """The header's summary: the number of skipped rows, and the counts."""
         return {
             "num_skipped": len(self.skipped),
             "saturated": dict(self.saturated),
@@ -69,14 +71,9 @@ class BatchNotes:
         }
 
 
-def _added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    total = {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
-    return {name: count for name, count in total.items() if count}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """The record of one block: array name -> CRC-32C of each of its chunks there, and notes."""
+    """The record of one row block: array name -> CRC-32C of each of its chunks there, and notes."""
 
     block: int
     checksums: Mapping[str, tuple[str, ...]]
@@ -89,14 +86,12 @@ class Entry:
             notes=self.notes.merged(other.notes),
         )
 
-    def without(self, names: Iterable[str]) -> Entry:
+    def without(self, names: Collection[str]) -> Entry:
         """The entry without these arrays and their counts."""
-        names = set(names)
         kept = {name: sums for name, sums in self.checksums.items() if name not in names}
         return Entry(block=self.block, checksums=kept, notes=self.notes.of_arrays(kept))
 
     def render(self) -> bytes:
-        """The line of this entry, with its newline."""
         entry = {
             "block": self.block,
             "checksums": {name: list(sums) for name, sums in self.checksums.items()},
@@ -127,24 +122,28 @@ def parse_line(line: bytes) -> Entry | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """Everything the journal files of a store say.
+    """The content of all journal files of a store.
 
     Args:
-        entries: block -> its record.
-        bad_lines: (file name, line number from 1) of lines that are no entries.
-        torn: the bad lines among them that end their file without a newline, as a killed writer leaves one.
+        entries: row block -> its record.
+        bad_lines: lines that are not entries: file name, line number from 1, and whether the line ends its file without a
+            newline, as a killed writer leaves one.
     """
 
-    entries: dict[int, Entry]
-    bad_lines: tuple[tuple[str, int], ...] = ()
-    torn: tuple[tuple[str, int], ...] = ()
+    entries: dict[int, Entry] = field(default_factory=dict)
+    bad_lines: tuple[tuple[str, int, bool], ...] = ()
+
+    def add(self, entry: Entry) -> None:
+        """Merge an entry with what is known of its row block."""
+        known = self.entries.get(entry.block)
+        self.entries[entry.block] = entry if known is None else known.merged(entry)
 
     def holds(self, block: int, name: str) -> bool:
         entry = self.entries.get(block)
         return entry is not None and name in entry.checksums
 
     def checksum(self, name: str, chunk: int, grid: Grid) -> str | None:
-        """The CRC-32C of one chunk, None where it is not committed."""
+        """The CRC-32C of a chunk, None if it is not committed."""
         block = grid.chunk(chunk).start // grid.block_rows
         chunks = grid.chunks_of(block)
         entry = self.entries.get(block)
@@ -152,11 +151,9 @@ class Journal:
         return sums[chunk - chunks.start] if len(sums) == len(chunks) else None
 
     def notes(self, names: Iterable[str]) -> BatchNotes:
-        """Totals over all blocks, counts of these arrays only."""
-        total = BatchNotes()
-        for block in sorted(self.entries):
-            total = total.merged(self.entries[block].notes)
-        return total.of_arrays(names)
+        """The notes of all row blocks, with the counts of these arrays only."""
+        notes = (self.entries[block].notes for block in sorted(self.entries))
+        return reduce(BatchNotes.merged, notes, BatchNotes()).of_arrays(names)
 
     def render(self) -> bytes:
         """All entries as one sorted file."""
@@ -164,35 +161,27 @@ class Journal:
 
 
 def read_journal(store: Path) -> Journal:
-    """Read every journal file of the store."""
-    entries: dict[int, Entry] = {}
-    bad: list[tuple[str, int]] = []
-    torn: list[tuple[str, int]] = []
+    journal = Journal()
+    bad_lines: list[tuple[str, int, bool]] = []
     for file in sorted((store / JOURNAL_FOLDER).glob("worker-*.jsonl")):
         try:
             raw = file.read_bytes()
-        except FileNotFoundError:  # put together by a writer meanwhile: there are fewer now
+        except FileNotFoundError:  # a writer has merged the files meanwhile: there are fewer now
             return read_journal(store)
         for number, line in enumerate(raw.splitlines(keepends=True), start=1):
-            entry = parse_line(line)
-            if entry is None:
-                bad.append((file.name, number))
-                if not line.endswith(b"\n"):
-                    torn.append((file.name, number))
-            elif entry.block in entries:
-                entries[entry.block] = entries[entry.block].merged(entry)
+            if entry := parse_line(line):
+                journal.add(entry)
             else:
-                entries[entry.block] = entry
-    return Journal(entries=entries, bad_lines=tuple(bad), torn=tuple(torn))
+                bad_lines.append((file.name, number, not line.endswith(b"\n")))
+    return replace(journal, bad_lines=tuple(bad_lines))
 
 
 def journal_file(store: Path, worker: int) -> Path:
-    """The file that one of several workers appends to."""
     return store / JOURNAL_FOLDER / f"worker-{worker}.jsonl"
 
 
 def append_entry(store: Path, entry: Entry, worker: int = 0) -> None:
-    """Commit a block: one line, fsynced."""
+    """Commit a row block: append one line and fsync."""
     file = journal_file(store, worker)
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     size_bytes = os.fstat(fd).st_size
@@ -200,14 +189,14 @@ def append_entry(store: Path, entry: Entry, worker: int = 0) -> None:
         write_all(fd, entry.render())
         os.fsync(fd)
     except OSError:
-        os.ftruncate(fd, size_bytes)  # or the next line would be glued to a torn one
+        os.ftruncate(fd, size_bytes)  # or the next line would be joined to a torn one
         raise
     finally:
         os.close(fd)
 
 
 def cut_torn_line(store: Path, worker: int) -> None:
-    """Take away the half line that a killed worker of this number left, or the next line would be glued to it."""
+    """Remove the partial line that a killed worker with this index left, or the next line would be joined to it."""
     file = journal_file(store, worker)
     raw = file.read_bytes() if file.exists() else b""
     if raw and not raw.endswith(b"\n"):
@@ -215,9 +204,9 @@ def cut_torn_line(store: Path, worker: int) -> None:
 
 
 def rewrite_journal(store: Path, journal: Journal) -> None:
-    """Put the sorted journal in place of all journal files, in one step."""
+    """Replace all journal files by the sorted journal, in one step."""
     folder = store / JOURNAL_FOLDER
-    replace_file(folder / WORKER_FILE, journal.render(), folder / f"{ASIDE_PREFIX}{WORKER_FILE}")
+    replace_file(folder / WORKER_FILE, journal.render(), folder / f"{STAGING_PREFIX}{WORKER_FILE}")
     for file in folder.glob("worker-*.jsonl"):
         if file.name != WORKER_FILE:
             file.unlink()
@@ -225,8 +214,7 @@ def rewrite_journal(store: Path, journal: Journal) -> None:
 
 
 def staging_files(store: Path) -> list[Path]:
-    """Files that a writer has under way, or left behind when it was killed."""
-    return sorted((store / JOURNAL_FOLDER).glob(f"{ASIDE_PREFIX}*"))
+    return sorted((store / JOURNAL_FOLDER).glob(f"{STAGING_PREFIX}*"))
 
 
 def _dump(value: object) -> bytes:

@@ -1,8 +1,8 @@
-"""One writer a store: a lock file beside it, and the owner's name in it.
+"""One writer per store: a lock file beside the store, with the owner's name in it.
 
-`filelock` uses flock where there is one, so a killed owner frees the lock. Children that were forked while it
-was held (decode workers) may live a few seconds longer and hold it meanwhile: if the named owner is dead, we
-wait for them. Several workers of one store each hold a lock of their own instead (`crew`), and this one only for moments.
+`filelock` uses flock where it exists, so a killed owner frees the lock. Children that were forked while it was held
+(decode workers) may live a few seconds longer and hold it meanwhile: if the named owner is dead, `acquire` waits for
+them. Several workers of one store each hold a lock of their own (workers.py), and this one only for moments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,21 +23,21 @@ from filelock import FileLock, Timeout
 from .atomic_files import storage_errors
 from .errors import StoreLockedError
 
-ORPHANS_TIMEOUT_S = 15.0  # torch's decode workers look every 5 s whether their parent lives
-GLANCE_TIMEOUT_S = 0.5  # `is_held` of another process holds a lock for a moment
+ORPHANS_TIMEOUT_S = 15.0  # torch's decode workers check every 5 s whether their parent lives
+IS_HELD_TIMEOUT_S = 0.5  # `is_held` of another process holds a lock for a moment
 
 
 @dataclass(frozen=True)
 class LockOwner:
-    """Who holds, or held, a lock.
+    """The process that holds, or held, a lock.
 
     Args:
         pid: process id on `host`.
         host: name of the machine.
         since: seconds since the epoch.
         command: its command line.
-        worker: its number as ``index/count`` if it is one of several workers, else empty.
-        blocks: the blocks that such a worker has taken.
+        worker: ``index/count`` if it is one of several workers, else empty.
+        blocks: the row blocks that such a worker has claimed.
     """
 
     pid: int
@@ -49,20 +49,17 @@ class LockOwner:
 
     @classmethod
     def this_process(cls, worker: str = "") -> LockOwner:
-        """The calling process, from now."""
         return cls(os.getpid(), socket.gethostname(), time.time(), " ".join(sys.argv)[:500], worker)
 
     @property
     def is_gone(self) -> bool:
-        """True if it ran on this machine and runs no more."""
+        """Whether it ran on this machine and has ended."""
         if os.name == "nt" or self.host != socket.gethostname():  # there, signal 0 is Ctrl-C
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
     def __str__(self) -> str:
@@ -72,7 +69,7 @@ class LockOwner:
 
 
 class StoreLock:
-    """The right to write a store alone, from `acquire` to `release`.
+    """The right to be the only writer of a store, from `acquire` to `release`.
 
     Args:
         store: the store; the lock file is ``<store>.lock`` beside it.
@@ -86,19 +83,14 @@ class StoreLock:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Nobody else changes the store within: true all the time for one that has it alone."""
+        """No other process changes the store within: always true for its only writer."""
         yield
-
-    @property
-    def has_company(self) -> bool:
-        """Whether other workers are at this store: never."""
-        return False
 
     def acquire(self) -> None:
         """Take the lock now.
 
         Raises:
-            StoreLockedError: another process has it, or is one of several workers of the store; says which, and since when.
+            StoreLockedError: another process has it, or is one of several workers of the store.
             NotWritableError: the folder cannot be written.
         """
         with storage_errors(self.store):
@@ -107,22 +99,15 @@ class StoreLock:
             try:
                 if living := living_workers(self.store):
                     raise locked_error(self.store, living[min(living)])
-                for file in worker_files(self.store):  # of dead ones; no worker begins while this lock is held
+                for file in worker_files(self.store):  # of dead workers; none starts while this lock is held
                     file.unlink()
             except BaseException:
                 self._lock.release()
                 raise
             write_owner(self.file, LockOwner.this_process())
 
-    def taken_by_others(self) -> set[int]:
-        """Blocks that other workers have taken: none."""
-        return set()
-
-    def take(self, blocks: Collection[int]) -> None:
-        """Have these blocks: all of them are, anyway."""
-
     def release(self) -> None:
-        """Give it back. The file stays: removing it would let two processes hold two files of one name."""
+        """Release the lock. The file stays: removing it would let two processes lock two files of the same name."""
         if self._lock.is_locked:
             if self.file.exists():
                 os.truncate(self.file, 0)
@@ -130,50 +115,42 @@ class StoreLock:
 
 
 def lock_file(store: Path) -> Path:
-    """The lock file of a store."""
     return store.with_name(f"{store.name}.lock")
 
 
 def worker_file(store: Path, index: int) -> Path:
-    """The lock file of one of several workers."""
     return store.with_name(f"{store.name}.worker-{index}.lock")
 
 
 def worker_files(store: Path) -> list[Path]:
-    """The lock files of all workers, living and dead."""
     return sorted(store.parent.glob(f"{glob.escape(store.name)}.worker-*.lock"))
 
 
 def take_lock(lock: FileLock, store: Path) -> None:
-    """Acquire a lock whose holder writes its name into the file.
+    """Acquire a lock whose owner writes its name into the file.
 
     Raises:
-        StoreLockedError: somebody else has it.
+        StoreLockedError: another process has it.
     """
     owner = read_owner(Path(lock.lock_file))
     try:
-        lock.acquire(timeout=ORPHANS_TIMEOUT_S if owner and owner.is_gone else GLANCE_TIMEOUT_S)
+        lock.acquire(timeout=ORPHANS_TIMEOUT_S if owner and owner.is_gone else IS_HELD_TIMEOUT_S)
     except Timeout:
         raise locked_error(store, owner) from None
 
 
 def locked_error(store: Path, owner: LockOwner | None) -> StoreLockedError:
-    """The error for a store that is somebody else's."""
-    return StoreLockedError(
-        where=str(store),
-        expected="nobody else to be writing this store",
-        got=str(owner) if owner is not None else "a process that left no name",
-        todo="Wait until it is done or end it, then run the same command again; what it committed is kept.",
-    )
+    if owner is None:
+        return StoreLockedError("cache.store_locked_by_unknown", store=store)
+    return StoreLockedError("cache.store_locked", store=store, owner=owner)
 
 
 def write_owner(file: Path, owner: LockOwner) -> None:
-    """Write the holder's name into its lock file."""
     file.write_text(json.dumps(asdict(owner)))
 
 
 def read_owner(file: Path) -> LockOwner | None:
-    """Who wrote his name into a lock file last; None if nobody did, or he has given it back."""
+    """The owner named in a lock file; None if there is none, or it has released the lock."""
     try:
         values = json.loads(file.read_text())
         return LockOwner(**values | {"blocks": tuple(values.get("blocks", ()))})
@@ -182,38 +159,39 @@ def read_owner(file: Path) -> LockOwner | None:
 
 
 def living_workers(store: Path) -> dict[int, LockOwner | None]:
-    """The workers that hold their lock now, by number; None for one that left no name."""
+    """The workers that hold their lock now: index -> owner, None for one that left no name."""
     numbers = {int(file.name.rsplit("-", 1)[1].removesuffix(".lock")): file for file in worker_files(store)}
     return {number: read_owner(file) for number, file in numbers.items() if is_held(file)}
 
 
 def owners_of(store: Path) -> list[LockOwner]:
-    """Who writes this store now, as far as they left a name: one alone, or several workers."""
-    alone = read_owner(lock_file(store)) if is_held(lock_file(store)) else None
-    return [owner for owner in (alone, *living_workers(store).values()) if owner is not None]
+    """The processes that write this store now, as far as they left a name: its only writer, or several workers."""
+    single = read_owner(lock_file(store)) if is_held(lock_file(store)) else None
+    return [owner for owner in (single, *living_workers(store).values()) if owner is not None]
 
 
 def is_locked(store: Path) -> bool:
-    """Whether some process writes this store now."""
+    """Whether a process writes this store now."""
     return is_held(lock_file(store)) or bool(living_workers(store))
 
 
 def is_held(file: Path) -> bool:
-    """Whether some process holds this lock file.
+    """Whether a process holds this lock file.
 
-    Asking leaves its times, which tell when the store was last taken up, as they were: older filelocks empty a file they take.
+    The check leaves the file's times, which record when a writer last opened the store, as they were: older filelocks empty a
+    file that they acquire.
     """
     if not file.exists():
         return False
-    probe = FileLock(file, thread_local=False)
+    lock = FileLock(file, thread_local=False)
     try:
         times = file.stat()
-        probe.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         return True
     except OSError:
         return False
     with suppress(OSError):  # a file of another user
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    probe.release()
+    lock.release()
     return False

@@ -1,16 +1,14 @@
 """Rows of a Zarr array without zarr in between: its chunk files mapped into memory.
 
-Three ways to the same rows, tried in this order:
+Three ways to the same rows, tried in this order; the classes have the same methods:
 
-    contiguous  an address range is reserved and every chunk file mapped over its part of it (MAP_FIXED): one
-                ndarray, whatever the number of files. Needs Linux or macOS, and chunks whose data fill whole
-                pages (or one single chunk).
-    by chunk    one map a chunk, rows gathered in sorted order. Works everywhere.
-    by zarr     any other codec, sharding, missing chunks: whatever zarr can read.
+    ContiguousRows  an address range is reserved and every chunk file mapped over its part of it (MAP_FIXED): one ndarray,
+                    whatever the number of files. Needs Linux or macOS, and chunks whose data fill whole pages (or one chunk).
+    ChunkRows       one map per chunk, rows gathered in sorted order. Works everywhere.
+    ZarrRows        any other codec, sharding, missing chunks: whatever zarr can read.
 
-Maps are private and writable: torch warns of read-only memory, and a stray write then changes this process's
-copy, never the file. A file that is cut off *while* it is mapped kills the reader (SIGBUS); the writer only
-ever replaces files whole.
+Maps are private and writable: torch warns of read-only memory, and a stray write then changes this process's copy, never the
+file. A file that is cut off *while* it is mapped kills the reader (SIGBUS); the writer only ever replaces files whole.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import sys
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -35,8 +33,8 @@ from numpy.typing import NDArray
 _MAP_PRIVATE, _MAP_FIXED = 0x02, 0x10
 _MAP_ANONYMOUS, _MAP_NORESERVE = {"linux": (0x20, 0x4000), "darwin": (0x1000, 0x40)}.get(sys.platform, (0, 0))
 _FAILED = ctypes.c_void_p(-1).value
-_WILL_NEED, _DONT_NEED = 3, 4  # madvise, the same numbers on Linux and macOS
-_FOLIO_BYTES = 2 << 20  # one page fault may map so much: what is given back must be as coarse, or the rest stays
+WILL_NEED, DONT_NEED = 3, 4  # madvise, the same numbers on Linux and macOS: read ahead, free the memory
+_FOLIO_BYTES = 2 << 20  # one page fault may map so much: memory must be freed in pieces as large, or the rest stays
 TOUCH_ROWS = 512  # rows of 1.5 KB that the second-level cache holds
 _PLAIN_DTYPES = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))} | {
     "float16",
@@ -45,40 +43,14 @@ _PLAIN_DTYPES = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits 
 }
 
 
-class Rows(Protocol):
-    """Rows of one array, in whichever way they are reached."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    @property
-    def contiguous(self) -> NDArray[Any] | None:
-        """The whole array as one ndarray, if it is one."""
-
-    def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Put these rows, in this order, into `out`. Rows are within range; repeats are allowed."""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start to stop; a view where there is one."""
-
-    def will_need(self, start: int, stop: int) -> None:
-        """Have the system read these rows ahead, without waiting for them."""
-
-    def release(self, start: int, stop: int) -> None:
-        """Give back the memory of these rows; they can be read again."""
-
-
 @dataclass(frozen=True)
 class ChunkFiles:
     """An array whose chunk files are its memory, split along the rows only.
 
     Args:
-        files: one file a chunk, data first.
-        shape: of the array; the last chunk is padded beyond it.
-        chunk_rows: rows a chunk.
+        files: one file per chunk, data first.
+        shape: shape of the array; the last chunk is padded beyond it.
+        chunk_rows: rows per chunk.
         dtype: native byte order.
     """
 
@@ -93,17 +65,17 @@ class ChunkFiles:
 
 
 def open_rows(path: Path) -> Rows:
-    """The rows of any Zarr array, in the fastest way its layout allows."""
+    """The rows of any Zarr array, in the fastest way that its layout allows."""
     files = find_chunk_files(path)
     return ZarrRows(path) if files is None else map_rows(files)
 
 
 def map_rows(files: ChunkFiles) -> Rows:
-    """Contiguous if it can be, else by chunk."""
+    """Contiguous rows if the system can map them, else rows by chunk."""
     if can_be_contiguous(files):
         try:
             return ContiguousRows(files)
-        except OSError:  # address space or overcommit: the other way asks for a chunk at a time
+        except OSError:  # address space or overcommit: the other way maps a chunk at a time
             pass
     return ChunkRows(files)
 
@@ -117,6 +89,9 @@ def can_be_contiguous(files: ChunkFiles) -> bool:
 class ContiguousRows:
     """All chunk files side by side in one address range.
 
+    Attributes:
+        contiguous: the whole array as one ndarray.
+
     Raises:
         OSError: the system refused a map, or a file is shorter than its chunk.
     """
@@ -127,44 +102,38 @@ class ContiguousRows:
         for index, file in enumerate(files.files):
             region.map_file(file, index * files.chunk_bytes, files.chunk_bytes)
         values = region.as_array(files.dtype).reshape(padded_rows, *files.shape[1:])
-        self._array = values[: files.shape[0]]
-        self._firsts = self._array.reshape(files.shape[0], -1)[:, 0]
+        self.contiguous = values[: files.shape[0]]
+        self._firsts = self.contiguous.reshape(files.shape[0], -1)[:, 0]
         self.shape = files.shape
         self.dtype = files.dtype
 
-    @property
-    def contiguous(self) -> NDArray[Any]:
-        return self._array
-
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Put these rows, in this order, into `out`. Rows are within range; repeats are allowed."""
         for start in range(0, len(rows), TOUCH_ROWS):
             part = rows[start : start + TOUCH_ROWS]
             self._firsts[part]  # loads that do not wait for each other: their page walks overlap, 15 % of the gather
             # without mode="clip" numpy gathers into a buffer first: 3.7 times slower
-            np.take(self._array, part, axis=0, out=out[start : start + TOUCH_ROWS], mode="clip")
+            np.take(self.contiguous, part, axis=0, out=out[start : start + TOUCH_ROWS], mode="clip")
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        return self._array[start:stop]
+        """Rows start to stop; a view."""
+        return self.contiguous[start:stop]
 
-    def will_need(self, start: int, stop: int) -> None:
-        _advise(self._array, start, stop, _WILL_NEED)
-
-    def release(self, start: int, stop: int) -> None:
-        _advise(self._array, start, stop, _DONT_NEED)
+    def advise(self, start: int, stop: int, advice: int) -> None:
+        """Pass advice about these rows to the system: WILL_NEED reads them ahead, DONT_NEED frees their memory."""
+        _advise(self.contiguous, start, stop, advice)
 
 
 class ChunkRows:
-    """One map a chunk, made when the chunk is first read and kept; rows are gathered chunk after chunk."""
+    """One map per chunk, made when the chunk is first read and kept; rows are gathered chunk after chunk."""
+
+    contiguous = None
 
     def __init__(self, files: ChunkFiles) -> None:
         self._files = files
         self._chunks: dict[int, NDArray[Any]] = {}
         self.shape = files.shape
         self.dtype = files.dtype
-
-    @property
-    def contiguous(self) -> None:
-        return None
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         order = np.argsort(rows, kind="stable")
@@ -182,16 +151,10 @@ class ChunkRows:
             out[low - start : high - start] = self._chunk(chunk)[low - first : high - first]
         return out
 
-    def will_need(self, start: int, stop: int) -> None:
-        self._advise(start, stop, _WILL_NEED)
-
-    def release(self, start: int, stop: int) -> None:
-        self._advise(start, stop, _DONT_NEED)
-
-    def _advise(self, start: int, stop: int, advice: int) -> None:
+    def advise(self, start: int, stop: int, advice: int) -> None:
         size = self._files.chunk_rows
         for chunk in range(start // size, -(-stop // size)):
-            if advice == _WILL_NEED or chunk in self._chunks:
+            if advice == WILL_NEED or chunk in self._chunks:
                 _advise(self._chunk(chunk), max(start - chunk * size, 0), min(stop - chunk * size, size), advice)
 
     def _chunk(self, chunk: int) -> NDArray[Any]:
@@ -207,7 +170,9 @@ class ChunkRows:
 
 
 class ZarrRows:
-    """Through zarr: any codec, about a hundred times slower for random rows."""
+    """Rows read by zarr: any codec, about a hundred times slower for random rows."""
+
+    contiguous = None
 
     def __init__(self, path: Path) -> None:
         array = zarr.open_array(path, mode="r")
@@ -216,10 +181,6 @@ class ZarrRows:
         self.shape = tuple(array.shape)
         self.dtype = np.dtype(array.dtype)
 
-    @property
-    def contiguous(self) -> None:
-        return None
-
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         if len(rows):
             out[...] = self._array.oindex[rows]
@@ -227,11 +188,11 @@ class ZarrRows:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return np.asarray(self._array[start:stop])
 
-    def will_need(self, start: int, stop: int) -> None:
-        """Nothing: zarr reads with ordinary calls."""
+    def advise(self, start: int, stop: int, advice: int) -> None:
+        """Does nothing: zarr reads with ordinary calls and keeps nothing."""
 
-    def release(self, start: int, stop: int) -> None:
-        """Nothing: zarr keeps nothing."""
+
+Rows: TypeAlias = ContiguousRows | ChunkRows | ZarrRows
 
 
 def find_chunk_files(path: Path) -> ChunkFiles | None:
@@ -265,7 +226,7 @@ def find_chunk_files(path: Path) -> ChunkFiles | None:
 
 
 class _Region:
-    """A reserved address range, given back when the last array over it is gone."""
+    """A reserved address range, released with the last array over it."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
@@ -295,16 +256,16 @@ def _map_chunk(file: Path, num_bytes: int, dtype: np.dtype[Any]) -> NDArray[Any]
         region = _Region(num_bytes)
         region.map_file(file, 0, num_bytes)
         return region.as_array(dtype)
-    with open(file, "rb") as opened:  # keeps a handle of the file, as ours does not
+    with open(file, "rb") as opened:  # this map keeps a handle of the file, the other does not
         return np.frombuffer(mmap.mmap(opened.fileno(), num_bytes, access=mmap.ACCESS_READ), dtype=dtype)
 
 
 def _advise(values: NDArray[Any], start: int, stop: int, advice: int) -> None:
-    """Advice about the pages of some rows of a map; a system that cannot take it changes nothing but the speed."""
+    """Advise the system about the pages of some rows of a map; without effect, only the speed differs."""
     if not _MAP_ANONYMOUS or stop <= start:
         return
     base, row_bytes = values.ctypes.data, values.nbytes // len(values)
-    coarse = _FOLIO_BYTES if advice == _DONT_NEED else mmap.PAGESIZE
+    coarse = _FOLIO_BYTES if advice == DONT_NEED else mmap.PAGESIZE
     first = max((base + start * row_bytes) // coarse * coarse, base)
     last = min(-(-(base + stop * row_bytes) // coarse) * coarse, base + values.nbytes)
     _libc().madvise(first, last - first, advice)

@@ -1,41 +1,140 @@
-"""What is done before a writer writes: make a store, or find out what one that exists still lacks.
+"""The preparation of a writer: check what is requested, then make the store, or find out what an existing one still
+lacks.
 
-The decision taken here: a store appears whole (made beside its place, then renamed), and nothing in the
-journal is believed until the files agree with it. Arrays under way are read again and compared with their
-checksums; complete ones are only measured, because reading 50 GB at each start would cost more than it finds
-(`verify` reads them).
+The decision taken here: a store appears whole (made beside its place, then renamed), and the journal counts only where
+the files agree with it. Arrays in progress are read again and compared with their checksums; of complete ones only the
+sizes are checked, because reading 50 GB at each start would cost more than it finds (`verify` reads them). Labels and
+sample ids are kept in the form in which they are stored, so that "the same as before" is a comparison of checksums.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
 
 from .atomic_files import sync_folder
 from .errors import ChangedDataError, NotAStoreError, SpecError, SpecMismatchError
-from .geometry import rows_per_block
-from .header import FORMAT, HEADER_FILE, Header, read_header, write_header
-from .journal import ASIDE_PREFIX, JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
-from .layout import (
+from .format import (
     CONTENT_HASHES,
     ChunkedArray,
     content_hash_array,
     create_skeleton,
+    metadata_problem,
     static_array,
+    static_arrays,
     static_entry,
     token_array,
 )
-from .request import Request
-from .verify import chunk_problem, metadata_problem
+from .geometry import rows_per_block
+from .header import FORMAT, HEADER_FILE, Header, read_header, write_header
+from .journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
+from .spec import ArraySpec, CacheSpec, array_order
 
-ANEW = "Choose another folder with `--cache DIR`, or make the store anew with `layerbank extract --overwrite`."
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The checked arguments of `CacheWriter.open`.
+
+    Args:
+        spec: identity and labels of the store.
+        arrays: the requested arrays, sorted by level and kind.
+        static: labels and sample ids as they are stored, see `format.static_arrays`.
+        sample_ids: N texts, for messages.
+        batch_size: rows per batch, for a store that is made now.
+        attributes: what the caller records, as JSON.
+        parity: array name -> what the caller measured, as JSON, for arrays that are new to the store.
+        versions: library -> version, for a store that is made now.
+    """
+
+    spec: CacheSpec
+    arrays: tuple[ArraySpec, ...]
+    static: Mapping[str, NDArray[Any]]
+    sample_ids: Sequence[str]
+    batch_size: int
+    attributes: Mapping[str, Any]
+    parity: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, str] = field(
+        default_factory=lambda: {"numpy": np.__version__, "python": platform.python_version(), "zarr": zarr.__version__}
+    )
+
+    def blank_header(self) -> Header:
+        """The header of a new store, before its arrays are made."""
+        return Header(
+            spec=self.spec,
+            block_rows=rows_per_block(self.spec.num_rows),
+            batch_size=self.batch_size,
+            versions=self.versions,
+            attributes=self.attributes,
+            static={name: static_entry(values) for name, values in self.static.items()},
+        )
+
+
+def check_request(
+    spec: CacheSpec,
+    arrays: Sequence[ArraySpec],
+    labels: NDArray[Any],
+    sample_ids: Sequence[str],
+    batch_size: int,
+    attributes: Mapping[str, Any],
+    parity: Mapping[str, Mapping[str, Any]],
+) -> Request:
+    """Check the arguments of `CacheWriter.open`.
+
+    Raises:
+        SpecError: names every invalid argument.
+    """
+    names = [array.name for array in arrays]
+    num_empty = sum(not name for name in sample_ids)
+    is_number = labels.dtype.kind in "iub" or labels.dtype.name in ("float32", "float64")
+    is_shape = labels.ndim in (1, 2) and len(labels) == spec.num_rows and 0 not in labels.shape
+    checks = [
+        (names and len(set(names)) == len(names), "arrays", "at least one, each once", names),
+        (is_number, "labels", "integers, float32 or float64", labels.dtype),
+        (is_shape, "labels", f"shape ({spec.num_rows},) or ({spec.num_rows}, K)", labels.shape),
+        (
+            len(sample_ids) == spec.num_rows and not num_empty,
+            "sample_ids",
+            f"{spec.num_rows} texts",
+            f"{len(sample_ids)}, {num_empty} of them empty",
+        ),
+        (batch_size >= 1, "batch_size", "at least 1", batch_size),
+        (set(parity) <= set(names), "parity", "parity of requested arrays", sorted(set(parity) - set(names))),
+    ]
+    wrong = [(name, rule, str(got)) for is_right, name, rule, got in checks if not is_right]
+    as_json: dict[str, Any] = {}
+    for name, value, allow_nan in (("attributes", attributes, True), ("parity", parity, False)):
+        try:
+            as_json[name] = json.loads(json.dumps(value, allow_nan=allow_nan))
+        except (TypeError, ValueError) as error:
+            wrong.append((name, "values that JSON can hold", str(error)))
+    if wrong:
+        raise SpecError(
+            "cache.invalid_arguments",
+            expected="; ".join(f"{name}: {rule}" for name, rule, _ in wrong),
+            got="; ".join(f"{name}: {got}" for name, _, got in wrong),
+        )
+    return Request(
+        spec=spec,
+        arrays=tuple(sorted(arrays, key=array_order)),
+        static=static_arrays(labels, sample_ids),
+        sample_ids=sample_ids,
+        batch_size=batch_size,
+        **as_json,
+    )
 
 
 def new_folder(store: Path) -> Path:
-    """Where a store is made before it takes its place."""
+    """Where a store is made before it is renamed."""
     return store.with_name(f"{store.name}.new")
 
 
@@ -44,68 +143,48 @@ def old_folder(store: Path) -> Path:
     return store.with_name(f"{store.name}.old")
 
 
-def header_staging(store: Path) -> Path:
-    """Where a header is written before it takes its place."""
-    return store / JOURNAL_FOLDER / f"{ASIDE_PREFIX}{HEADER_FILE}"
-
-
 def clear_leftovers(store: Path) -> None:
-    """Remove what a killed owner of the lock left beside the store."""
+    """Remove the folders that a killed owner of the lock left beside the store."""
     for folder in (new_folder(store), old_folder(store)):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_store(store: Path) -> None:
-    """Delete a store: it disappears in one step, the bytes follow.
+    """Delete a store: it is renamed in one step, then deleted.
 
     Raises:
-        NotAStoreError: what is there is not ours to delete.
+        NotAStoreError: what lies there was not written by layerbank.
     """
     if not store.exists():
         return
     header = store / HEADER_FILE
     is_ours = header.is_file() and FORMAT.encode() in header.read_bytes()
     if not is_ours and not (store / JOURNAL_FOLDER).is_dir():
-        raise NotAStoreError(
-            where=str(store),
-            expected="a token store that may be overwritten",
-            got="something that layerbank did not write",
-            todo="Move it away yourself, or choose another folder with `--cache DIR`.",
-        )
+        raise NotAStoreError("cache.foreign_folder", store=store)
     os.replace(store, old_folder(store))
     sync_folder(store.parent)
     shutil.rmtree(old_folder(store))
 
 
 def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
-    """Make a store without a single block."""
+    """Make a store without a single row block."""
     folder = new_folder(store)
-    skeleton = create_skeleton(folder, request.spec, request.arrays, request.static)
-    header = Header(
-        spec=request.spec,
-        block_rows=rows_per_block(request.spec.num_rows),
-        batch_size=request.batch_size,
-        versions=request.versions,
-        attributes=request.attributes,
-        parity=request.parity,
-        arrays=skeleton.arrays,
-        static=skeleton.static,
-        metadata=skeleton.metadata,
-    )
-    write_header(folder, header, header_staging(folder))
+    arrays, metadata = create_skeleton(folder, request.spec, request.arrays, request.static)
+    header = replace(request.blank_header(), parity=request.parity, arrays=arrays, metadata=metadata)
+    write_header(folder, header)
     os.replace(folder, store)
     for parent in [*store.parents][:3]:  # split, data set, root: any of them may be new
         sync_folder(parent)
-    return header, Journal(entries={})
+    return header, Journal()
 
 
 def resume_store(store: Path, request: Request, *, has_company: bool = False) -> tuple[Header, Journal]:
-    """Take up a store: check that it is the one asked for, add what is new to it, forget what is damaged.
+    """Resume a store: check that it is the requested one, add what is new to it, drop what is damaged.
 
     Args:
         store: the store.
-        request: what is wanted.
-        has_company: other workers are writing it: the first of them has looked for damage, and files aside are theirs.
+        request: what is requested.
+        has_company: other workers are writing it: the first of them has looked for damage, and staging files are theirs.
     """
     header = read_header(store)
     check_same(store, header, request)
@@ -115,62 +194,6 @@ def resume_store(store: Path, request: Request, *, has_company: bool = False) ->
     for file in staging_files(store):
         file.unlink()
     header = _with_skeleton(store, header, request)
-    return _with_checked_journal(store, header, request)
-
-
-def check_same(store: Path, header: Header, request: Request) -> None:
-    """Raise unless the store is the one asked for: same identity, same labels and ids, same shapes of tokens."""
-    if differences := request.spec.difference(header.spec):
-        raise SpecMismatchError(where=str(store), differences=differences, todo=ANEW)
-    for name, values in request.static.items():
-        if static_entry(values) != header.static[name]:
-            raise ChangedDataError(
-                where=f"{store} {name}",
-                expected=f"the data that the store was made with ({header.static[name]})",
-                got=f"other data under the same manifest digest ({static_entry(values)})",
-                todo=ANEW,
-            )
-    for array in request.arrays:
-        known = header.arrays.get(array.name)
-        if known is not None and known.spec != array:
-            raise SpecError(
-                where=f"{store} {array.name}",
-                expected=f"the row shape {known.spec.row_shape} that the store was made with",
-                got=str(array.row_shape),
-                todo=ANEW,
-            )
-
-
-def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
-    """Add the arrays that are new, and put back whatever is written once and is no longer as it was."""
-    new = [array for array in request.arrays if array.name not in header.arrays]
-    static = [static_array(header, name) for name in header.static]
-    altered_metadata = {path for path, crc in header.metadata.items() if metadata_problem(store, path, crc)}
-    altered_static = [a for a in static if chunk_problem(store, a, 0, header.static[a.name].crc32c)]
-    if not new and not altered_metadata and not altered_static and request.parity.keys() <= header.parity.keys():
-        return header
-    folder = new_folder(store)
-    known = [entry.spec for entry in header.arrays.values()]
-    skeleton = create_skeleton(folder, header.spec, [*known, *new], request.static)
-    added = altered_metadata | (skeleton.metadata.keys() - header.metadata.keys())
-    for file in [*sorted(added), *(a.file(Path(), 0).as_posix() for a in altered_static)]:
-        (store / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(folder / file, store / file)
-        for parent in Path(file).parents:
-            sync_folder(store / parent)
-    shutil.rmtree(folder)
-    header = replace(
-        header,
-        arrays={**skeleton.arrays, **header.arrays},
-        metadata={**header.metadata, **{path: skeleton.metadata[path] for path in added}},
-        parity={**request.parity, **header.parity},
-    )
-    write_header(store, header, header_staging(store))
-    return header
-
-
-def _with_checked_journal(store: Path, header: Header, request: Request) -> tuple[Header, Journal]:
-    """Forget the chunks that are not on the disk as the journal has them, among those the request is about."""
     journal = read_journal(store)
     arrays = [content_hash_array(header), *(token_array(header, array.name) for array in request.arrays)]
     damaged = {
@@ -180,13 +203,65 @@ def _with_checked_journal(store: Path, header: Header, request: Request) -> tupl
     return forget(store, header, journal, damaged)
 
 
+def check_same(store: Path, header: Header, request: Request) -> None:
+    """Raise unless the store is the requested one: same identity, same labels and ids, same row shapes."""
+    if differences := request.spec.difference(header.spec):
+        raise SpecMismatchError("cache.other_identity", store=store, differences=differences)
+    for name, entry in request.blank_header().static.items():
+        if entry != header.static[name]:
+            raise ChangedDataError(
+                "cache.changed_labels", store=store, array=name, expected=header.static[name], got=entry
+            )
+    for array in request.arrays:
+        known = header.arrays.get(array.name)
+        if known is not None and known.spec != array:
+            raise SpecError(
+                "cache.changed_row_shape",
+                store=store,
+                array=array.name,
+                expected=known.spec.row_shape,
+                got=array.row_shape,
+            )
+
+
+def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
+    """Add the new arrays, and restore every file that is written once and was altered."""
+    new = [array for array in request.arrays if array.name not in header.arrays]
+    altered_metadata = {path for path, crc in header.metadata.items() if metadata_problem(store, path, crc)}
+    altered_static = [
+        array.file(Path(), 0).as_posix()
+        for array in (static_array(header, name) for name in header.static)
+        if array.problem(store, 0, header.static[array.name].crc32c)
+    ]
+    if not new and not altered_metadata and not altered_static and request.parity.keys() <= header.parity.keys():
+        return header
+    folder = new_folder(store)
+    known = [entry.spec for entry in header.arrays.values()]
+    arrays, metadata = create_skeleton(folder, header.spec, [*known, *new], request.static)
+    added = altered_metadata | (metadata.keys() - header.metadata.keys())
+    for file in [*sorted(added), *altered_static]:
+        (store / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / file, store / file)
+        for parent in Path(file).parents:
+            sync_folder(store / parent)
+    shutil.rmtree(folder)
+    header = replace(
+        header,
+        arrays={**arrays, **header.arrays},
+        metadata={**header.metadata, **{path: metadata[path] for path in added}},
+        parity={**request.parity, **header.parity},
+    )
+    write_header(store, header)
+    return header
+
+
 def _is_sound(store: Path, header: Header, array: ChunkedArray, entry: Entry) -> bool:
     known = header.arrays.get(array.name)
     measure_only = known is not None and known.complete
     chunks = array.grid.chunks_of(entry.block)
     sums = entry.checksums[array.name]
     return len(sums) == len(chunks) and not any(
-        chunk_problem(store, array, chunk, checksum, read=not measure_only)
+        array.problem(store, chunk, checksum, read=not measure_only)
         for chunk, checksum in zip(chunks, sums, strict=True)
     )
 
@@ -194,34 +269,30 @@ def _is_sound(store: Path, header: Header, array: ChunkedArray, entry: Entry) ->
 def forget(
     store: Path, header: Header, journal: Journal, damaged: Mapping[int, Collection[str]]
 ) -> tuple[Header, Journal]:
-    """Drop damaged arrays of blocks from the journal, so that a writer computes them again.
+    """Drop damaged arrays of row blocks from the journal, so that a writer computes them again.
 
     Args:
-        store: the store; its lock is held.
+        store: the store; the caller holds its lock.
         header: its header.
-        journal: its journal, bad lines and all.
-        damaged: block -> names of arrays; without its content hashes a whole block goes, because nothing shows
-            any more that its tokens belong to these images.
+        journal: its journal, with bad lines.
+        damaged: row block -> names of arrays. Without its content hashes a whole row block is dropped, because nothing shows any
+            more that its tokens belong to these images.
 
     Returns:
         Header and journal as they are on the disk now.
     """
-    entries: dict[int, Entry] = {}
-    for block, entry in journal.entries.items():
-        kept = entry.without(damaged.get(block, ()))
-        if CONTENT_HASHES in kept.checksums:
-            entries[block] = kept
-    checked = Journal(entries=entries)
+    kept = {block: entry.without(damaged.get(block, ())) for block, entry in journal.entries.items()}
+    checked = Journal(entries={block: entry for block, entry in kept.items() if CONTENT_HASHES in entry.checksums})
     blocks = range(header.hash_grid.num_blocks)
     arrays = {
         name: replace(entry, complete=entry.complete and all(checked.holds(block, name) for block in blocks))
         for name, entry in header.arrays.items()
     }
     if arrays != header.arrays:
-        # the header first: between the two steps it may promise less than the journal has, never more
+        # the header first: between the two steps it may claim less than the journal has, never more
         header = replace(header, arrays=arrays)
         header = replace(header, notes=checked.notes(a.name for a in header.complete_arrays).totals())
-        write_header(store, header, header_staging(store))
-    if entries != journal.entries or journal.bad_lines:
+        write_header(store, header)
+    if checked.entries != journal.entries or journal.bad_lines:
         rewrite_journal(store, checked)
     return header, checked

@@ -1,7 +1,8 @@
-"""Orders in which to read rows: each is a permutation of the rows given, the same for the same seed on every run and machine.
+"""Orders in which to read rows: each is a permutation of the given rows, the same for the same seed on every run and
+machine.
 
-The decision taken here: a shuffle sorts rows by raw 64-bit draws of PCG64. numpy promises that stream for
-ever, and promises nothing about `Generator.permutation`.
+The decision taken here: a shuffle sorts rows by raw 64-bit draws of PCG64. numpy guarantees that stream for ever, and
+guarantees nothing about `Generator.permutation`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Rows = NDArray[np.int64]
 
 
 def sequential(rows: Rows) -> Rows:
-    """Rows as they lie on the disk.
+    """The rows in the order of the disk.
 
     >>> sequential(np.array([5, 2, 9]))
     array([2, 5, 9])
@@ -24,12 +25,12 @@ def sequential(rows: Rows) -> Rows:
 
 
 def exact_shuffle(rows: Rows, *, seed: int, epoch: int = 0) -> Rows:
-    """Every permutation equally likely; reads touch the whole store.
+    """Shuffle uniformly; reads touch the whole store.
 
     Args:
         rows: ``[n]`` row numbers.
         seed: at least 0.
-        epoch: another order of the same seed.
+        epoch: changes the order for the same seed.
 
     Returns:
         ``[n]`` the same rows in another order.
@@ -37,22 +38,22 @@ def exact_shuffle(rows: Rows, *, seed: int, epoch: int = 0) -> Rows:
     >>> exact_shuffle(np.arange(8), seed=0)
     array([3, 2, 1, 6, 0, 7, 4, 5])
     """
-    rows = np.sort(rows)  # the order must not depend on how the caller came by the rows
+    rows = np.sort(rows)  # the order must not depend on the order of the argument
     return rows[_permutation(len(rows), seed, epoch)]
 
 
 def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int, epoch: int = 0) -> Rows:
-    """Shuffle for stores larger than memory: blocks in random order, rows shuffled within a buffer of some blocks.
+    """Shuffle for stores larger than memory: row blocks in random order, rows shuffled within a buffer of some row blocks.
 
-    While a buffer is read, `buffer_blocks` blocks are touched and no others. With a buffer of all blocks it
-    is an exact shuffle.
+    While a buffer is read, `buffer_blocks` row blocks are touched and no others. With a buffer of all row blocks it is an exact
+    shuffle.
 
     Args:
         rows: ``[n]`` row numbers.
         block_rows: R of the store, see `TokenCache.block_rows`.
-        buffer_blocks: blocks that fit in memory together, at least 1.
+        buffer_blocks: row blocks that fit in memory together, at least 1.
         seed: at least 0.
-        epoch: another order of the same seed.
+        epoch: changes the order for the same seed.
 
     Returns:
         ``[n]`` the same rows in another order.
@@ -68,7 +69,7 @@ def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int,
 
 
 def cut(order: Rows, batch_size: int, *, drop_last: bool = False) -> Iterator[Rows]:
-    """An order in batches.
+    """Cut an order into batches.
 
     >>> [batch.tolist() for batch in cut(np.arange(5), 2)]
     [[0, 1], [2, 3], [4]]

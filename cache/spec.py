@@ -1,10 +1,11 @@
-"""Which tokens a store holds: its identity, and the arrays in it.
+"""Which tokens a store holds: its identity, and the arrays in it with their dtypes.
 
-The decision taken here: identity is a digest of what determines the bits of a token (weights, architecture,
-tap, definitions of the kinds, transform, precisions, data). Names are for people: they choose the folder,
-never the identity.
+The decision taken here: identity is a digest of what determines the bits of a token (weights, architecture, tap,
+definitions of the kinds, transform, precisions, data). Names are for people: they choose the folder, never the
+identity. One text gives the storage dtypes of all kinds, `float16` or `float16,cls=float32`; it has one canonical form,
+because it is part of the identity.
 
-Knows nothing of files.
+Does not touch files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FieldDifference, SpecError
-from .storage_dtypes import STORAGE_DTYPES, storage_dtype_of, storage_dtypes_text
 
 IDENTITY_FIELDS = (
     "architecture",
@@ -35,6 +35,9 @@ LABEL_FIELDS = ("backbone", "dataset", "split")
 TAPS = ("norm2", "block")
 MODULE_TAP = "module:"  # then a pattern of module names, such as module:blocks.{i}.norm2
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+# logical dtype -> dtype on disk; Zarr v3 has no bfloat16, so its bits are kept as uint16
+STORAGE_DTYPES = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
+DEFAULT_STORAGE_DTYPE = "float16"
 
 _HEX = re.compile(r"[0-9a-f]{8,128}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -42,7 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """The identity of a store, and the names people know it by.
+    """The identity of a store, and the names that people know it by.
 
     Args:
         architecture: the network and its input size, e.g. ``"timm/vit_small_patch14_dinov2 img_size=98"``.
@@ -76,16 +79,15 @@ class CacheSpec:
     split: str
 
     def __post_init__(self) -> None:
-        wrong: list[tuple[str, str]] = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "num_rows":
-                if type(value) is not int or value < 1:
-                    wrong.append((field.name, "an int >= 1"))
-            elif not isinstance(value, str) or not value.strip():
-                wrong.append((field.name, "a text that is not empty"))
-            elif field.name in ("weights", "manifest") and not _HEX.fullmatch(value):
-                wrong.append((field.name, "8 to 128 lower-case hex digits"))
+        values = asdict(self)
+        num_rows = values.pop("num_rows")
+        empty = [name for name, value in values.items() if not isinstance(value, str) or not value.strip()]
+        wrong = [(name, "a text that is not empty") for name in empty]
+        for name in ("weights", "manifest"):
+            if name not in empty and not _HEX.fullmatch(values[name]):
+                wrong.append((name, "8 to 128 lower-case hex digits"))
+        if type(num_rows) is not int or num_rows < 1:
+            wrong.append(("num_rows", "an int >= 1"))
         if self.tap not in TAPS and not (isinstance(self.tap, str) and self.tap.startswith(MODULE_TAP)):
             wrong.append(("tap", f"one of {', '.join(TAPS)}, or {MODULE_TAP} and a pattern"))
         if self.compute_dtype not in COMPUTE_DTYPES:
@@ -95,12 +97,9 @@ class CacheSpec:
                 ("storage_dtype", f"one of {', '.join(STORAGE_DTYPES)}, then kinds that differ: float16,cls=float32")
             )
         if wrong:
-            raise SpecError(
-                where="CacheSpec",
-                expected="; ".join(f"{name} to be {rule}" for name, rule in wrong),
-                got="; ".join(f"{name} = {getattr(self, name)!r}" for name, _ in wrong),
-                todo="Correct these fields.",
-            )
+            expected = "; ".join(f"{name} to be {rule}" for name, rule in wrong)
+            got = "; ".join(f"{name} = {getattr(self, name)!r}" for name, _ in wrong)
+            raise SpecError("cache.invalid_spec", expected=expected, got=got)
 
     @property
     def fingerprint(self) -> str:
@@ -115,7 +114,6 @@ class CacheSpec:
         return [FieldDifference(name, expected, got) for name, expected, got in pairs if expected != got]
 
     def dtype_of(self, kind: str) -> str:
-        """The logical dtype in which a kind is stored."""
         return storage_dtype_of(self.storage_dtype, kind)
 
     def store_path(self, root: str | Path) -> Path:
@@ -124,7 +122,6 @@ class CacheSpec:
         return Path(root) / path_name(self.dataset) / path_name(self.split) / name
 
     def to_dict(self) -> dict[str, Any]:
-        """Field name -> value, in the order of the class."""
         return asdict(self)
 
     @classmethod
@@ -137,10 +134,10 @@ class CacheSpec:
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise SpecError(
-                where="CacheSpec",
-                expected=f"the fields {', '.join(sorted(names))}",
-                got=f"missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}",
-                todo="Was it written by another version of layerbank?",
+                "cache.wrong_spec_fields",
+                names=", ".join(sorted(names)),
+                missing=sorted(names - set(values)),
+                unknown=sorted(set(values) - names),
             )
         return cls(**values)
 
@@ -167,19 +164,9 @@ class ArraySpec:
         object.__setattr__(self, "row_shape", shape)
         for field, name in (("level", self.level), ("kind", self.kind)):
             if not _NAME.fullmatch(name):
-                raise SpecError(
-                    where="ArraySpec",
-                    expected=f"a {field} of letters, digits, '_', '.' and '-'",
-                    got=repr(name),
-                    todo="Levels are block.0, block.1, ..., final; kinds are cls, ap, grid2, patch, register.",
-                )
+                raise SpecError("cache.invalid_array_name", field=field, name=name)
         if len(shape) not in (1, 2) or min(shape) < 1:
-            raise SpecError(
-                where=self.name,
-                expected="a row shape (D,) or (T, D)",
-                got=str(shape),
-                todo="Pass the shape of one sample's tokens, without the batch axis.",
-            )
+            raise SpecError("cache.invalid_row_shape", array=self.name, shape=shape)
 
     @property
     def name(self) -> str:
@@ -198,13 +185,6 @@ def array_order(spec: ArraySpec) -> tuple[list[Any], list[Any]]:
     return natural_order(spec.level), natural_order(spec.kind)
 
 
-def _is_canonical(storage_dtype: str) -> bool:
-    try:
-        return storage_dtypes_text(storage_dtype) == storage_dtype
-    except SpecError:
-        return False
-
-
 def natural_order(name: str) -> list[Any]:
     """Sort key that takes digits as numbers."""
     # re.split with a group alternates text and digits, so equal positions always hold equal types
@@ -218,3 +198,54 @@ def path_name(text: str) -> str:
     ('timm-vit_small_patch14_dinov2', 'x-y', 'unnamed')
     """
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:100] or "unnamed"
+
+
+def storage_dtypes_text(text: str) -> str:
+    """The canonical form of a storage dtype text: kinds may come in any order, and the dtype of the others may be left out.
+
+    Raises:
+        SpecError: an unknown dtype, or a kind that is named twice.
+
+    >>> storage_dtypes_text("cls=float32,ap=float16"), storage_dtypes_text(" bfloat16 ")
+    ('float16,cls=float32', 'bfloat16')
+    """
+    default: str | None = None
+    by_kind: dict[str, str] = {}
+    for part in (part.strip() for part in text.split(",")):
+        kind, equals, dtype = part.rpartition("=")
+        if dtype not in STORAGE_DTYPES or (equals and not re.fullmatch(r"[A-Za-z0-9_.-]+", kind)):
+            raise SpecError("cache.invalid_storage_dtype", dtypes=", ".join(STORAGE_DTYPES), text=text)
+        if kind in by_kind or (not equals and default is not None):
+            raise SpecError("cache.repeated_storage_dtype", part=part)
+        if equals:
+            by_kind[kind] = dtype
+        else:
+            default = dtype
+    default = default or DEFAULT_STORAGE_DTYPE
+    return ",".join([default, *(f"{kind}={by_kind[kind]}" for kind in sorted(by_kind) if by_kind[kind] != default)])
+
+
+def storage_dtype_of(text: str, kind: str) -> str:
+    """The logical dtype in which a kind is stored.
+
+    >>> storage_dtype_of("float16,cls=float32", "cls"), storage_dtype_of("float16,cls=float32", "ap")
+    ('float32', 'float16')
+    """
+    default, *others = text.split(",")
+    return dict(other.split("=") for other in others).get(kind, default)
+
+
+def kinds_with_own_dtype(text: str) -> list[str]:
+    """The kinds whose dtype a text gives separately.
+
+    >>> kinds_with_own_dtype("float16,cls=float32")
+    ['cls']
+    """
+    return [part.partition("=")[0] for part in text.split(",")[1:]]
+
+
+def _is_canonical(storage_dtype: str) -> bool:
+    try:
+        return storage_dtypes_text(storage_dtype) == storage_dtype
+    except SpecError:
+        return False

@@ -1,13 +1,14 @@
-"""The block that is being written: its chunk files, aside.
+"""The row block that is being written: the batches it is made of, and its chunk files under staging names.
 
-Rows arrive in order and are checksummed as they arrive, so nothing is ever read back. Files stay aside, in
-the journal's folder, until `put_in_place` renames them; nothing counts until the journal says so.
+Rows arrive in order and are checksummed as they arrive, so nothing is ever read back. Staging files lie in the
+journal's folder until `put_in_place` renames them; nothing counts until the journal has it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,85 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .atomic_files import sync_folder, write_all
+from .errors import BatchError
+from .format import CHECKSUM_BYTES, CONTENT_HASHES, ChunkedArray, content_hash_array, storage_dtype, token_array
 from .header import Header
-from .journal import ASIDE_PREFIX, JOURNAL_FOLDER, BatchNotes, Entry, Journal
-from .layout import CHECKSUM_BYTES, CONTENT_HASHES, ChunkedArray, content_hash_array, token_array
-from .spec import ArraySpec
+from .journal import JOURNAL_FOLDER, STAGING_PREFIX, BatchNotes, Entry, Journal
+from .spec import ArraySpec, CacheSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to be computed together.
+
+    Args:
+        block: the row block that they lie in.
+        start: first row.
+        stop: one past the last row.
+        arrays: the arrays that are missing there, sorted by level and kind.
+    """
+
+    block: int
+    start: int
+    stop: int
+    arrays: tuple[ArraySpec, ...]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def check_batch(
+    store: Path,
+    batch: Batch,
+    tokens: Mapping[str, NDArray[Any]],
+    content_hashes: NDArray[np.uint64],
+    notes: BatchNotes,
+    spec: CacheSpec,
+) -> None:
+    """Compare what arrived for a batch with what the batch lists.
+
+    Raises:
+        BatchError: lists all arrays with other names, shapes or dtypes, and notes on other rows or arrays.
+    """
+    names = {array.name for array in batch.arrays}
+    wrong: list[tuple[str, str, str]] = []
+    if set(tokens) != names:
+        missing, unknown = sorted(names - set(tokens)), sorted(set(tokens) - names)
+        wrong.append(("arrays", str(sorted(names)), f"missing {missing}, unknown {unknown}"))
+    expected = {array.name: ((len(batch), *array.row_shape), storage_dtype(spec, array.kind)) for array in batch.arrays}
+    expected[CONTENT_HASHES] = ((len(batch),), np.dtype("<u8"))
+    for name, values in {**tokens, CONTENT_HASHES: content_hashes}.items():
+        shape, dtype = expected.get(name, (values.shape, values.dtype))
+        if values.shape != shape or values.dtype != dtype:
+            wrong.append((name, f"{dtype} {shape}", f"{values.dtype} {values.shape}"))
+    if not all(batch.start <= row < batch.stop for row in notes.skipped):
+        wrong.append(("notes.skipped", "rows of the batch", str(sorted(notes.skipped))))
+    if not {*notes.saturated, *notes.nonfinite} <= names:
+        wrong.append(("notes", "arrays of the batch", str(sorted({*notes.saturated, *notes.nonfinite}))))
+    if wrong:
+        raise BatchError(
+            "cache.invalid_batch",
+            store=store,
+            start=batch.start,
+            stop=batch.stop,
+            expected="; ".join(f"{name}: {rule}" for name, rule, _ in wrong),
+            got="; ".join(f"{name}: {got}" for name, _, got in wrong),
+        )
 
 
 class OpenBlock:
-    """The block that is being written.
+    """The row block that is being written.
 
     Args:
         store: the store.
         header: its header.
-        journal: says whether the block's content hashes are there already.
-        block: the block.
+        journal: whether the content hashes of the row block are committed already.
+        block: its number.
         missing: the token arrays to be written.
 
     Attributes:
         next_row: the row that comes next.
-        stored_hashes: content hashes of the block if they are there, else None: then they are written too.
+        stored_hashes: committed content hashes of the row block, or None: then they are written too.
     """
 
     def __init__(self, store: Path, header: Header, journal: Journal, block: int, missing: Sequence[ArraySpec]) -> None:
@@ -44,53 +105,46 @@ class OpenBlock:
         self._notes = BatchNotes()
         arrays = [token_array(header, array.name) for array in missing]
         hashes = content_hash_array(header)
-        if journal.holds(self.block, CONTENT_HASHES):
-            file = hashes.file(store, self.block)
-            self.stored_hashes = np.fromfile(file, dtype=hashes.dtype, count=len(hashes.grid.block(self.block)))
+        if journal.holds(block, CONTENT_HASHES):
+            file = hashes.file(store, block)
+            self.stored_hashes = np.fromfile(file, dtype=hashes.dtype, count=len(hashes.grid.block(block)))
         else:
             arrays.append(hashes)
-        self._files = {array.name: BlockFiles(store, array, self.block) for array in arrays}
+        self._files = {array.name: BlockFiles(store, array, block) for array in arrays}
 
     def write(self, values: Mapping[str, NDArray[Any]], notes: BatchNotes) -> None:
-        """Append the next rows of every array that is written, ``[n, *row_shape]`` by name."""
+        """Append the next rows of every array that is written: name -> ``[n, *row_shape]``."""
         for name, files in self._files.items():
             files.write(values[name])
         self._notes = self._notes.merged(notes)
         self.next_row += len(values[CONTENT_HASHES])
 
     def put_in_place(self) -> Entry:
-        """Finish every file, then rename every file; returns what the journal is to say."""
+        """Finish every file, then rename every file; return the entry for the journal."""
         checksums = {name: files.finish() for name, files in self._files.items()}
         for files in self._files.values():
             files.put_in_place()
         return Entry(block=self.block, checksums=checksums, notes=self._notes)
 
     def discard(self) -> None:
-        """Remove everything that is still aside."""
         for files in self._files.values():
             files.discard()
 
 
 class BlockFiles:
-    """Writes the rows of one array in one block.
-
-    Args:
-        store: the store.
-        array: the array.
-        block: the block.
-    """
+    """The chunk files of one array in one row block."""
 
     def __init__(self, store: Path, array: ChunkedArray, block: int) -> None:
         self._array = array
         self._store = store
         self._chunks = array.grid.chunks_of(block)
-        self._checksums: list[str] = []  # of the chunks that are whole
+        self._checksums: list[str] = []  # of finished chunks
         self._fd: int | None = None
         self._crc = 0
         self._bytes = 0  # data written to the open chunk
 
     def write(self, rows: NDArray[Any]) -> None:
-        """Append rows ``[n, *row_shape]`` of the array's dtype; they may run over the end of a chunk."""
+        """Append rows ``[n, *row_shape]`` of the array's dtype; they may cross the end of a chunk."""
         data = np.ascontiguousarray(rows, dtype=self._array.dtype).reshape(-1).view(np.uint8)
         while len(data):
             if self._fd is None:
@@ -102,7 +156,7 @@ class BlockFiles:
                 self._close_chunk()
 
     def finish(self) -> tuple[str, ...]:
-        """Pad the last chunk with zeros; every file is on the disk afterwards.
+        """Pad the last chunk with zeros; every file is fsynced afterwards.
 
         Returns:
             The CRC-32C of each chunk's data, 8 hex digits.
@@ -114,13 +168,11 @@ class BlockFiles:
         return tuple(self._checksums)
 
     def put_in_place(self) -> None:
-        """Rename every file to where the array has it."""
         for chunk in self._chunks:
             os.replace(self._staging(chunk), self._array.file(self._store, chunk))
         sync_folder(self._store / self._array.name)
 
     def discard(self) -> None:
-        """Close and remove what is still aside."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -129,7 +181,7 @@ class BlockFiles:
 
     def _staging(self, chunk: int) -> Path:
         name = self._array.name.replace("/", "~")
-        return self._store / JOURNAL_FOLDER / f"{ASIDE_PREFIX}{name}~{self._array.file_name(chunk)}"
+        return self._store / JOURNAL_FOLDER / f"{STAGING_PREFIX}{name}~{self._array.file_name(chunk)}"
 
     def _open_chunk(self) -> None:
         chunk = self._chunks[len(self._checksums)]

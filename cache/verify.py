@@ -1,24 +1,33 @@
-"""Find every file of a store that is not as it was written, and name the rows it holds.
+"""Find every file of a store that is not as it was written, name the rows it holds, and forget what is damaged.
 
-Everything is read: a store is verified when each of its bytes is covered by a checksum that still holds (the
-header's own, the header's of other metadata, labels and ids, the journal's of chunks, a journal line's own),
-and no file is there that does not belong.
+`verify_store` reads everything: each byte of a sound store is covered by a checksum that still holds (the header's own,
+the header's of other metadata, labels and ids, the journal's of chunks, a journal line's own), and no foreign file is
+there. `repair_store` drops damaged chunks from the journal, so that the same extraction computes those rows again and
+no others.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-import numpy as np
-
+from .atomic_files import storage_errors
 from .errors import DamagedStoreError, NotAStoreError
+from .format import (
+    CHECKSUM_BYTES,
+    ChunkedArray,
+    block_arrays,
+    content_hash_array,
+    metadata_problem,
+    static_array,
+    token_array,
+)
 from .header import COMPLETE, HEADER_FILE, Header, read_header
 from .journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
-from .layout import CHECKSUM_BYTES, ChunkedArray, block_arrays, file_checksum, static_array
+from .locking import StoreLock
+from .resume import forget
 
 FOREIGN = "does not belong to the store"
 
@@ -29,9 +38,9 @@ class Damage:
 
     Args:
         file: path inside the store.
-        problem: what is wrong with it, in words.
-        array: name of the array that it is a chunk of; None for other files.
-        rows: the rows it holds (of `sample_ids/bytes`, bytes); None for other files.
+        problem: a description.
+        array: the array that it is a chunk of; None for other files.
+        rows: the rows it holds (for `sample_ids/bytes`, bytes); None for other files.
     """
 
     file: str
@@ -41,12 +50,10 @@ class Damage:
 
     @property
     def level(self) -> str | None:
-        """The level, for a chunk of a token array."""
         return self.array.split("/")[1] if self.array and self.array.startswith("tokens/") else None
 
     @property
     def kind(self) -> str | None:
-        """The kind, for a chunk of a token array."""
         return self.array.split("/")[2] if self.array and self.array.startswith("tokens/") else None
 
     def __str__(self) -> str:
@@ -60,14 +67,14 @@ def verify_store(
     only: Collection[tuple[str, str]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Damage]:
-    """Read a whole store and list what is wrong with it; an empty list is a sound store.
+    """Read a whole store and list its damage; an empty list means a sound store.
 
-    Blocks that are not committed yet are no damage. Nothing is changed, and no lock is needed.
+    Row blocks that are not committed yet are not damage. Nothing is changed, and no lock is needed.
 
     Args:
         path: the store.
-        only: the (level, kind) of the token arrays to read; None reads all. Everything else is checked in any case.
-        progress: called with (chunks read, chunks in all) after each chunk.
+        only: the (level, kind) of the token arrays to read; None reads all. Everything else is always checked.
+        progress: called with (chunks read, number of chunks) after each chunk.
 
     Raises:
         StoreMissingError, NotAStoreError: there is no store.
@@ -78,82 +85,124 @@ def verify_store(
     except (DamagedStoreError, NotAStoreError):
         if not (store / JOURNAL_FOLDER).is_dir():
             raise
-        problem = "altered" if (store / HEADER_FILE).is_file() else "missing"
-        return [Damage(file=HEADER_FILE, problem=f"{problem}; without it nothing else can be checked")]
+        found = "altered" if (store / HEADER_FILE).is_file() else "missing"
+        return [Damage(file=HEADER_FILE, problem=f"{found}; without it nothing else can be checked")]
     journal = read_journal(store)
-    return [
-        *_metadata_damage(store, header),
-        *_journal_damage(header, journal),
-        *_static_damage(store, header),
-        *_block_damage(store, header, journal, only, progress),
-        *_foreign_files(store, header),
+    metadata = [
+        Damage(file=path, problem=problem)
+        for path, checksum in header.metadata.items()
+        if (problem := metadata_problem(store, path, checksum))
     ]
+    bad_lines = [
+        Damage(file=f"{JOURNAL_FOLDER}/{name}", problem=f"line {line} was altered")
+        for name, line, is_torn in journal.bad_lines
+        if not is_torn or header.state == COMPLETE
+    ]
+    chunks = _block_damage(store, header, journal, only, progress)
+    return [*metadata, *bad_lines, *_static_damage(store, header), *chunks, *_foreign_files(store, header)]
 
 
-def chunk_problem(
-    store: Path, array: ChunkedArray, chunk: int, checksum: str | None, *, read: bool = True
-) -> str | None:
-    """What is wrong with one chunk file, or None.
+def quick_damage(store: Path, header: Header, journal: Journal) -> Iterator[Damage]:
+    """Damage of complete arrays that shows without reading tokens: one listing per folder."""
+    yield from _static_damage(store, header)
+    for array in (content_hash_array(header), *(token_array(header, a.name) for a in header.complete_arrays)):
+        sizes = _file_sizes(store / array.name)
+        for chunk in range(array.grid.num_chunks):
+            size_bytes = sizes.get(array.file_name(chunk))
+            problem = "missing" if size_bytes is None else array.size_problem(size_bytes)
+            if problem is None and journal.checksum(array.name, chunk, array.grid) is None:
+                problem = "not in the journal"
+            if problem is not None:
+                yield _chunk_damage(array, chunk, problem)
+
+
+def swapped_chunks(store: Path, array: ChunkedArray, journal: Journal) -> Iterator[Damage]:
+    """Chunk files whose own checksum is not the journal's: without reading the data, this finds files of another store."""
+    for chunk in range(array.grid.num_chunks):
+        with open(array.file(store, chunk), "rb") as file:
+            file.seek(array.chunk_data_bytes)
+            stored = int.from_bytes(file.read(CHECKSUM_BYTES), "little")
+        if f"{stored:08x}" != journal.checksum(array.name, chunk, array.grid):
+            yield _chunk_damage(array, chunk, "altered")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """The result of a repair.
 
     Args:
-        store: the store.
-        array: the array.
-        chunk: which chunk.
-        checksum: the CRC-32C of its data by journal or header, None where they have none.
-        read: read it, or only measure it.
+        dropped: chunks that are no longer in the journal; the same extraction computes them again.
+        restored_later: labels, sample ids and metadata, which the same extraction restores.
+        foreign: files that do not belong to the store.
+        num_rows: rows that have to be computed again, for at least one array.
     """
-    file = array.file(store, chunk)
-    if not file.is_file():
-        return "missing"
-    if problem := size_problem(array, os.stat(file).st_size):
-        return problem
-    if checksum is None:
-        return "not in the journal"
-    if read:
-        data = np.fromfile(file, dtype=np.uint8)
-        kept = int.from_bytes(data[-CHECKSUM_BYTES:].tobytes(), "little")
-        if f"{kept:08x}" != checksum or google_crc32c.value(data[:-CHECKSUM_BYTES]) != kept:
-            return "altered"
-    return None
+
+    dropped: tuple[Damage, ...]
+    restored_later: tuple[Damage, ...]
+    foreign: tuple[Damage, ...]
+    num_rows: int
 
 
-def size_problem(array: ChunkedArray, size_bytes: int) -> str | None:
-    """What is wrong with the size of a chunk file, or None."""
-    if size_bytes == array.file_bytes:
-        return None
-    return f"{size_bytes} bytes instead of {array.file_bytes}"
+def repair_store(path: str | Path, damages: list[Damage] | None = None, *, remove_foreign: bool = False) -> Repair:
+    """Drop damaged chunks from the journal and from the disk. A writer opened afterwards lists their rows as pending.
+
+    Args:
+        path: the store.
+        damages: the result of `verify_store`; None verifies first.
+        remove_foreign: also delete files that do not belong to the store.
+
+    Raises:
+        StoreMissingError, NotAStoreError: there is no store.
+        DamagedStoreError: its header is damaged; such a store has to be made anew.
+        StoreLockedError: another process writes it.
+        StorageFullError, NotWritableError: the disk refuses.
+    """
+    store = Path(path)
+    header = read_header(store)
+    lock = StoreLock(store)
+    lock.acquire()
+    try:
+        with storage_errors(store):
+            damages = verify_store(store) if damages is None else damages
+            names = {array.name for array in block_arrays(header)}
+            dropped = [damage for damage in damages if damage.array in names]
+            foreign = [damage for damage in damages if damage.problem == FOREIGN]
+            by_block: dict[int, set[str]] = {}
+            for damage in dropped:
+                assert damage.array is not None, "chosen above"
+                assert damage.rows is not None, "a chunk has rows"
+                by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
+            forget(store, header, read_journal(store), by_block)
+            for damage in [*dropped, *(foreign if remove_foreign else [])]:
+                (store / damage.file).unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return Repair(
+        dropped=tuple(dropped),
+        restored_later=tuple(d for d in damages if d not in dropped and d not in foreign),
+        foreign=tuple(foreign),
+        num_rows=sum(len(header.hash_grid.block(block)) for block in by_block),
+    )
 
 
-def metadata_problem(store: Path, path: str, checksum: str) -> str | None:
-    """What is wrong with one ``zarr.json``, or None."""
-    if not (store / path).is_file():
-        return "missing"
-    return None if file_checksum(store / path) == checksum else "altered"
-
-
-def chunk_damage(array: ChunkedArray, chunk: int, problem: str) -> Damage:
-    """The damage of one chunk."""
+def _chunk_damage(array: ChunkedArray, chunk: int, problem: str) -> Damage:
     file = f"{array.name}/{array.file_name(chunk)}"
     return Damage(file=file, problem=problem, array=array.name, rows=array.grid.chunk(chunk))
 
 
-def _metadata_damage(store: Path, header: Header) -> Iterator[Damage]:
-    for path, checksum in header.metadata.items():
-        if problem := metadata_problem(store, path, checksum):
-            yield Damage(file=path, problem=problem)
-
-
-def _journal_damage(header: Header, journal: Journal) -> Iterator[Damage]:
-    for name, line in journal.bad_lines:
-        if (name, line) not in journal.torn or header.state == COMPLETE:
-            yield Damage(file=f"{JOURNAL_FOLDER}/{name}", problem=f"line {line} was altered")
+def _file_sizes(folder: Path) -> Mapping[str, int]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries}
+    except OSError:
+        return {}
 
 
 def _static_damage(store: Path, header: Header) -> Iterator[Damage]:
     for name, entry in header.static.items():
         array = static_array(header, name)
-        if problem := chunk_problem(store, array, 0, entry.crc32c):
-            yield chunk_damage(array, 0, problem)
+        if problem := array.problem(store, 0, entry.crc32c):
+            yield _chunk_damage(array, 0, problem)
 
 
 def _block_damage(
@@ -165,32 +214,22 @@ def _block_damage(
 ) -> Iterator[Damage]:
     unread = set() if only is None else {a.name for a in header.complete_arrays if (a.level, a.kind) not in only}
     arrays = [array for array in block_arrays(header) if array.name not in unread]
-    num_chunks = sum(array.grid.num_chunks for array in arrays)
-    num_done = 0
-    for array in arrays:
+    chunks = [(array, chunk) for array in arrays for chunk in range(array.grid.num_chunks)]
+    for num_done, (array, chunk) in enumerate(chunks, start=1):
         must_be_there = array.name not in header.arrays or header.arrays[array.name].complete
         must_be_there &= bool(header.complete_arrays)
-        for chunk in range(array.grid.num_chunks):
-            checksum = journal.checksum(array.name, chunk, array.grid)
-            if must_be_there or checksum is not None:
-                problem = chunk_problem(store, array, chunk, checksum)
-                if problem:
-                    yield chunk_damage(array, chunk, problem)
-            num_done += 1
-            if progress is not None:
-                progress(num_done, num_chunks)
+        checksum = journal.checksum(array.name, chunk, array.grid)
+        if (must_be_there or checksum is not None) and (problem := array.problem(store, chunk, checksum)):
+            yield _chunk_damage(array, chunk, problem)
+        if progress is not None:
+            progress(num_done, len(chunks))
 
 
 def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
-    known = {HEADER_FILE, *header.metadata}
-    known.update(f"{name}/{static_array(header, name).file_name(0)}" for name in header.static)
-    known.update(
-        f"{array.name}/{array.file_name(chunk)}"
-        for array in block_arrays(header)
-        for chunk in range(array.grid.num_chunks)
-    )
-    known.update(file.relative_to(store).as_posix() for file in staging_files(store))
-    known.update(file.relative_to(store).as_posix() for file in (store / JOURNAL_FOLDER).glob("worker-*.jsonl"))
+    arrays = [*block_arrays(header), *(static_array(header, name) for name in header.static)]
+    known = {HEADER_FILE, *header.metadata, *(file.as_posix() for array in arrays for file in array.files(Path()))}
+    in_progress = [*(store / JOURNAL_FOLDER).glob("worker-*.jsonl"), *staging_files(store)]
+    known.update(file.relative_to(store).as_posix() for file in in_progress)
     found = {
         (Path(folder) / name).relative_to(store).as_posix() for folder, _, names in os.walk(store) for name in names
     }

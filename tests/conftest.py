@@ -13,7 +13,7 @@ import torch
 from commands import MODEL, run
 from photos import write_photos
 
-from layerbank.data import ImageSource
+from layerbank.data.sources import ImageSource
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -1,10 +1,12 @@
-"""Reads a report's page back, with nothing but an HTML parser: its tables, figures, links and headings."""
+"""Reads a report's page back, with only an HTML parser: tables, figures, links and headings; and which test computes each again."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -104,3 +106,93 @@ class ReadPage(HTMLParser):
                 self._table.lines[-1][-1] = (self._table.lines[-1][-1] + data).strip()
         elif TEXTS & set(self._open):
             self.texts[-1] += data
+
+
+COMPUTED_AGAIN = {  # table or figure -> the columns that a test computes again, and which test; a pattern, for numbered ones
+    "probes": ("test_one_line_a_probe", "probe,cases,mean accuracy,mean gain,median,min,max,mean rank,best on,p,q"),
+    "by-dataset": ("test_the_table_by_data_set_and_its_marks", "data set,*probes"),
+    "results": (
+        "test_every_result",
+        "probe,model,data set,seed,balanced accuracy,95 %,gain,95 % of gain,top-1,top-5,macro F1,parameters,seconds,key",
+    ),
+    "pairs": ("test_every_two_probes", "probe,other,model,data set,seed,only probe right,only other right,p,q"),
+    "alf": ("test_every_two_probes", "other,data sets,median gain of alf,p,q"),
+    "attention-spread": (
+        "test_attention",
+        "probe,model,data set,entropy,80 % in,late third in %,most on,its share in %",
+    ),
+    "over-seeds": ("test_seeds", "probe,model,data set,seeds,mean,std,95 % of the mean"),
+    r"classes-\d+": ("test_every_class", "class,test images,*probes"),
+    "settings": (
+        "test_every_setting",
+        "probe,model,data set,seed,lr,weight decay,dropout,validation,settings,diverged,heads,levels,kinds,compute,"
+        "train store,test store",
+    ),
+    "duplicates-of-splits": (
+        "test_images_in_both_splits_are_counted_marked_and_judged_without",
+        "data set,test images,also in training,share in %,with another label",
+    ),
+    "without-duplicates": (
+        "test_images_in_both_splits_are_counted_marked_and_judged_without",
+        "probe,model,data set,seed,accuracy,without them,difference",
+    ),
+    r"pairs-of-\d+": (
+        "test_images_in_both_splits_are_counted_marked_and_judged_without",
+        "test image,training image",
+    ),
+    "gains.csv": ("test_the_csv_beside_each_figure", "probe,model,dataset,seed,gain,p,q"),
+    "gains-by-size.csv": (
+        "test_the_csv_beside_each_figure",
+        "family,size,probe,mean_gain,standard_error,num_cases",
+    ),
+    "seeds.csv": ("test_the_csv_beside_each_figure", "probe,model,dataset,seed,percent,deviation"),
+    r"attention-\d+-.*.csv": ("test_attention", "line,kind,level,share,entropy,mass80"),
+    r"levels-\d+.csv": (
+        "test_figures_of_rows_hold_the_accuracies_of_their_rows",
+        "model,dataset,probe,level,percent",
+    ),
+    r"kinds-.*.csv": ("test_figures_of_rows_hold_the_accuracies_of_their_rows", "case,tokens_of_alf,percent,drawn"),
+    r"heads-\d+.csv": ("test_figures_of_rows_hold_the_accuracies_of_their_rows", "case,heads,percent,drawn"),
+    r"cka-\d+.csv": ("test_similarity_of_levels_is_the_unbiased_estimate", "level,other,cka"),
+    r"cka-to-final-\d+.csv": (
+        "test_similarity_to_the_last_level_is_that_of_both_kernels_on_the_images_it_states",
+        "line,kernel,num_images,seed,level,cka",
+    ),
+    "train-test.csv": (
+        "test_training_accuracy_is_that_of_a_plain_loop_over_the_training_images",
+        "probe,case,train_percent,test_percent",
+    ),
+    "few-tokens.csv": (
+        "test_accuracy_with_few_tokens_is_that_of_a_plain_loop_over_the_images",
+        "case,tokens_kept,percent,drawn",
+    ),
+    "choices": (
+        "test_what_validation_chose_is_a_line_with_its_cost_beside_what_it_is_made_of",
+        "probe,data set,model,seed,chosen,balanced accuracy,made of,difference to it,tokens read,trainings,probe steps,seconds",
+    ),
+    "paper": (
+        "test_results_of_the_papers_models_stand_beside_its_numbers",
+        "probe,model,data set,seed,ours,paper,difference,our gain,paper's gain",
+    ),
+    "paper-means": (
+        "test_results_of_the_papers_models_stand_beside_its_numbers",
+        "probe,results,mean difference,mean of our gains,mean of the paper's gains",
+    ),
+}
+
+
+def require_computed_again(page: ReadPage, probes: Sequence[str]) -> set[str]:
+    """Refuse a table, figure or column that no test computes again; returns the patterns that were met."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*report*.py"))
+    shown = {name: table.columns for name, table in page.tables.items()}
+    of_tables = {f"{name}.csv" for name in shown}
+    shown |= {name: list(lines[0]) for name, lines in page.csvs.items() if name not in of_tables}
+    met = set()
+    for name, columns in shown.items():
+        patterns = [one for one in COMPUTED_AGAIN if re.fullmatch(one, name)]
+        assert len(patterns) == 1, f"no test computes {name} again"
+        test, computed = COMPUTED_AGAIN[patterns[0]]
+        assert columns == computed.replace("*probes", ",".join(probes)).split(","), name
+        assert f"def {test}(" in tests
+        met.add(patterns[0])
+    return met

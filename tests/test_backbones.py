@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,18 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from hub_server import serve_dataset
+from messages import raises
+from model_errors import refuses_model
 from PIL import Image
 from timm.models import register_model
 from torch import Tensor, nn
 
 from layerbank import RequestError, WorkError
 from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.request import ModelRequest
 from layerbank.models.timm_models import tower_from_timm
+from layerbank.models.vit_parts import layout_of
 
 SIZE, DEPTH = 48, 3  # 3 x 3 patches of 16
 
@@ -126,8 +134,12 @@ def test_tokens_equal_those_of_an_independent_hook_on_the_raw_model(name: str, t
     model, path = raw_models(name)
     prefix, images = FAMILIES[name], _images()
     backbone = open_backbone(name, weights=path, tap=tap, image_size=SIZE)
-    assert (backbone.depth, backbone.grid_size, backbone.num_prefix_tokens) == (DEPTH, (3, 3), sum(prefix))
-    assert (backbone.has_cls, backbone.num_register_tokens) == (bool(prefix[0]), prefix[2])
+    assert (backbone.depth, backbone.layout.grid_size, backbone.layout.num_prefix_tokens) == (
+        DEPTH,
+        (3, 3),
+        sum(prefix),
+    )
+    assert (backbone.layout.has_cls, backbone.layout.num_register_tokens) == (bool(prefix[0]), prefix[2])
     leaf = ".norm2" if tap == "norm2" else ""
     kinds = list(_kinds_by_loops(torch.zeros(1, sum(prefix) + 9, 4), prefix, 3))
     tokens = backbone.compile(backbone.levels, kinds)(images)
@@ -297,63 +309,56 @@ def test_the_transform_is_timms_own_and_travels_to_worker_processes() -> None:
 # ---- what is refused
 
 
-def _message(model_id: str, **options: Any) -> str:
-    with pytest.raises(RequestError) as caught:
-        open_backbone(model_id, **{"weights": "random", "image_size": SIZE} | options)
-    return str(caught.value)
+RANDOM: dict[str, Any] = {"weights": "random", "image_size": SIZE}
 
 
 def test_a_wrong_name_is_answered_with_the_nearest_names() -> None:
-    assert _message("timm/vit_smal_patch16_224") == (
-        "--model timm/vit_smal_patch16_224: expected the name of a timm model, got 'vit_smal_patch16_224', which timm "
-        "does not know. Nearest: vit_small_patch16_224, deit_small_patch16_224, vit_small_patch8_224, "
-        "deit3_small_patch16_224."
-    )
-    assert _message("zzzzzzzzzzzz").endswith("Nearest: none.")
+    nearest = "vit_small_patch16_224, deit_small_patch16_224, vit_small_patch8_224, deit3_small_patch16_224"
+    values = {"model": "timm/vit_smal_patch16_224", "library": "timm", "name": "vit_smal_patch16_224"}
+    refuses_model("models.unknown_model", "timm/vit_smal_patch16_224", RANDOM, nearest=nearest, **values)
+    refuses_model("models.unknown_model", "zzzzzzzzzzzz", RANDOM, model="timm/zzzzzzzzzzzz", nearest="none")
+
+
+def test_a_wrong_family_is_answered_with_the_nearest_one() -> None:
+    for wrong, nearest in (("tim/vit_small_patch16_224", "timm"), ("openclip/ViT-B-32/openai", "open_clip")):
+        values = {"noun": "model family", "name": wrong.partition("/")[0], "nearest": nearest}
+        refuses_model("layerbank.unknown_part", wrong, RANDOM, **values)
 
 
 def test_a_wrong_tag_is_answered_with_the_tags_there_are() -> None:
-    assert _message("vit_large_patch16_224.may") == (
-        "--model timm/vit_large_patch16_224.may: expected weights that timm has for vit_large_patch16_224, got tag 'may'. "
-        "Tags: augreg_in21k, augreg_in21k_ft_in1k, mae, orig_in21k."
-    )
+    tags = "augreg_in21k, augreg_in21k_ft_in1k, mae, orig_in21k"
+    values = {"model": "timm/vit_large_patch16_224.may", "tag": "may", "tags": tags}
+    refuses_model("models.unknown_tag", "vit_large_patch16_224.may", RANDOM, **values)
 
 
 def test_pretrained_weights_that_do_not_exist_are_refused() -> None:
-    assert _message(PLAIN, weights=None) == (
-        f"--model timm/{PLAIN}: expected a model that timm has weights for, got {PLAIN}, which has none. "
-        'Give --weights FILE, or --weights "random".'
-    )
+    refuses_model("models.no_pretrained_weights", PLAIN, RANDOM | {"weights": None}, model=f"timm/{PLAIN}")
 
 
 def test_openai_clip_weights_of_timm_are_refused_with_gelu() -> None:
-    assert _message("vit_base_patch16_clip_224.openai") == (
-        "--model timm/vit_base_patch16_clip_224.openai: expected OpenAI's CLIP weights with the QuickGELU they were "
-        "trained with, got vit_base_patch16_clip_224, which runs GELU. "
-        "Use timm/vit_base_patch16_clip_quickgelu_224.openai."
-    )
+    values = {"model": "timm/vit_base_patch16_clip_224.openai", "sibling": "vit_base_patch16_clip_quickgelu_224"}
+    refuses_model("models.openai_clip_with_gelu", "vit_base_patch16_clip_224.openai", RANDOM, **values)
 
 
 def test_a_model_without_blocks_is_refused_with_what_it_has() -> None:
-    assert _message("resnet18", image_size=None) == (
-        "timm/resnet18: expected a vision transformer with a list of blocks over one sequence of tokens, got ResNet with "
-        "conv1, bn1, act1, maxpool, layer1, layer2, layer3, layer4, global_pool, fc. "
-        "Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m."
-    )
-    assert _message("resnet18").startswith(
-        "--model timm/resnet18: expected a vision transformer whose image size can be chosen, got "
-    )
-    assert "got TinyVit with patch_embed, stages, norm_head" in _message("tiny_vit_5m_224", image_size=None).replace(
-        "stages, head", "stages, norm_head"
-    )
+    children = "conv1, bn1, act1, maxpool, layer1, layer2, layer3, layer4, global_pool, fc"
+    values = {"model": "timm/resnet18", "type": "ResNet", "children": children}
+    refuses_model("models.no_blocks", "resnet18", {"weights": "random"}, **values)
+    refuses_model("models.image_size_is_fixed", "resnet18", RANDOM, model="timm/resnet18")
+    error = refuses_model("models.no_blocks", "tiny_vit_5m_224", {"weights": "random"}, type="TinyVit")
+    assert error.values["children"] in ("patch_embed, stages, norm_head", "patch_embed, stages, head")
+
+
+def test_a_model_without_a_patch_embedding_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    with raises("models.no_patch_embedding", RequestError, model="mine", type="Sequential"):
+        layout_of(model, "mine", (SIZE, SIZE), chosen=False)
 
 
 def test_blocks_that_do_not_carry_the_class_token_are_refused() -> None:
     name = _shrunk("cait_xxs24_224", embed_dim=32, depth=1, num_heads=2)
-    assert _message(name) == (
-        f"timm/{name}, level block.0: expected tokens [1, 1 + 3 x 3, D], got shape [1, 9, 32]. "
-        "Choose a plain ViT: this one does not keep CLS, registers and patches in one sequence."
-    )
+    values = {"model": f"timm/{name}", "level": "block.0", "prefix": 1, "rows": 3, "columns": 3}
+    refuses_model("models.other_tokens", name, RANDOM, found="shape [1, 9, 32]", **values)
 
 
 @pytest.mark.parametrize(
@@ -387,95 +392,99 @@ def test_blocks_without_a_norm_between_attention_and_mlp_are_refused_for_tap_nor
         assert open_backbone(tiny, weights="random", image_size=SIZE).depth == DEPTH
         return
     candidates = ", ".join(f"blocks.{{i}}.{module}".rstrip(".") for module in named.split(", "))
-    assert _message(tiny) == (
-        f"timm/{tiny}, --tap norm2: expected blocks with a LayerNorm `norm2` between attention and MLP, got {got}. "
-        f"Use --tap block, which every vision transformer has, or --tap-module with one of {candidates}."
-    )
+    values = {"model": f"timm/{tiny}", "norm": "norm2", "found": got, "candidates": candidates}
+    refuses_model("models.no_second_norm", tiny, RANDOM, **values)
 
 
 def test_image_sizes_that_do_not_fit_the_patches_are_refused() -> None:
-    assert _message(PLAIN, image_size=50) == (
-        f"timm/{PLAIN}, --image-size: expected a multiple of the patch size 16, got 50. Use 48 or 64."
-    )
-    assert _message(PLAIN, image_size=9).endswith("got 9. Use 16 or more.")
+    for size, one, other in ((50, 48, 64), (9, 16, 32)):
+        values = {"model": f"timm/{PLAIN}", "size": size, "patch": 16, "one": one, "other": other}
+        refuses_model("models.image_size_of_no_patches", PLAIN, RANDOM | {"image_size": size}, **values)
 
 
 def test_a_models_own_size_is_taken_as_its_authors_evaluate_it_even_if_patches_leave_a_border() -> None:
     name = _shrunk("vit_so400m_patch14_siglip_384", **_vit())
     backbone = open_backbone(name, weights="random")
-    assert (backbone.image_size, backbone.grid_size) == ((384, 384), (27, 27))
-    assert _message(name, image_size=384).endswith("a multiple of the patch size 14, got 384. Use 378 or 392.")
+    assert (backbone.image_size, backbone.layout.grid_size) == ((384, 384), (27, 27))
+    options = RANDOM | {"image_size": 384}
+    refuses_model("models.image_size_of_no_patches", name, options, size=384, patch=14, one=378, other=392)
 
 
 def test_levels_kinds_taps_devices_and_precisions_that_do_not_exist_are_refused() -> None:
     backbone = open_backbone("shrunk_vit_base_patch16_siglip_224", weights="random", image_size=SIZE)
-    with pytest.raises(RequestError) as caught:
+    with raises("models.no_class_token", RequestError):
         backbone.compile(["final"], ["ap", "cls"])
-    assert str(caught.value) == (
-        "token kind cls: expected a backbone with a class token, got one without. Ask for ap instead."
-    )
-    with pytest.raises(RequestError) as caught:
+    with raises("models.unknown_level", RequestError, name="block.3", last="block.2", nearest="block.2"):
         backbone.row_shape("block.3", "ap")
-    assert str(caught.value) == (
-        "level: expected block.0 .. block.2, final, or a layer set (last, mid, quarterly, all), got 'block.3'. "
-        "The nearest name is block.2."
-    )
-    assert _message(PLAIN, tap="norm1") == (
-        "--tap: expected norm2 or block, got 'norm1'. `final` is a level of either tap."
-    )
-    assert _message(PLAIN, precision="float64") == (
-        "--precision: expected float32, float16, bfloat16, got 'float64'. Name one of these."
-    )
-    assert _message(PLAIN, device="gpu").startswith("--device: expected a device that torch can use here, got 'gpu' (")
+    refuses_model("models.unknown_tap", PLAIN, RANDOM | {"tap": "norm1"}, tap="norm1", taps="norm2 or block")
+    options = RANDOM | {"precision": "float64"}
+    refuses_model("models.unknown_precision", PLAIN, options, precisions="float32, float16, bfloat16")
+    refuses_model("models.unusable_device", PLAIN, RANDOM | {"device": "gpu"}, device="gpu")
 
 
 def test_weights_files_that_do_not_fit_are_refused_with_the_first_keys(tmp_path: Path, raw_models: Any) -> None:
     model, _ = raw_models(PLAIN)
     state = dict(model.state_dict())
     path = str(tmp_path / "wrong.safetensors")
-    todo = "Give the model id (and image size) that these weights were made for."
-    where = f"--weights {path}: expected exactly the weights of timm/{PLAIN}, got "
 
-    def refused(state: dict[str, Tensor]) -> str:
+    def complaints(state: dict[str, Tensor]) -> str:
         safetensors.torch.save_file(state, path)
-        return _message(PLAIN, weights=path)
+        values = {"source": f"--weights {path}", "model": f"timm/{PLAIN}"}
+        return refuses_model("models.weights_mismatch", PLAIN, RANDOM | {"weights": path}, **values).values[
+            "complaints"
+        ]
 
     gone = [key for key in state if key.startswith("blocks.2.")]
-    assert refused({key: state[key] for key in state if key not in gone} | {"decoder.bias": torch.zeros(1)}) == (
-        f"{where}missing {', '.join(gone[:3])} and {len(gone) - 3} more; unexpected decoder.bias. {todo}"
+    assert complaints({key: state[key] for key in state if key not in gone} | {"decoder.bias": torch.zeros(1)}) == (
+        f"missing {', '.join(gone[:3])} and {len(gone) - 3} more; unexpected decoder.bias"
     )
-    wide = refused(state | {"norm.bias": torch.zeros(33)})
-    assert wide.startswith(f"{where}size mismatch for norm.bias: copying a param with shape torch.Size([33])")
+    wide = complaints(state | {"norm.bias": torch.zeros(33)})
+    assert wide.startswith("size mismatch for norm.bias: copying a param with shape torch.Size([33])")
 
 
 def test_weights_files_that_are_none_are_refused(tmp_path: Path) -> None:
     gone = tmp_path / "gone.pt"
-    assert _message(PLAIN, weights=str(gone)) == (
-        f'--weights {gone}: expected a file, or "random", got no such file. Give the path of a safetensors or torch file.'
-    )
+    refuses_model("models.no_weights_file", PLAIN, RANDOM | {"weights": str(gone)}, path=gone)
     for name, content in (
         ("text.safetensors", b"hello, world, this is text"),
         ("text.pt", b"hello"),
         ("empty.pt", b""),
     ):
         (tmp_path / name).write_bytes(content)
-        message = _message(PLAIN, weights=str(tmp_path / name))
-        assert "expected a safetensors file, or a torch file that holds tensors only, got " in message
-        assert message.endswith("Save the model's state_dict() with safetensors.torch.save_file and give that file.")
+        options = RANDOM | {"weights": str(tmp_path / name)}
+        refuses_model("models.unreadable_weights", PLAIN, options, path=tmp_path / name)
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")  # a pickled module would run code
-    assert "that holds tensors only, got Weights only load failed" in _message(
-        PLAIN, weights=str(tmp_path / "module.pt")
-    )
+    options = RANDOM | {"weights": str(tmp_path / "module.pt")}
+    error = refuses_model("models.unreadable_weights", PLAIN, options, path=tmp_path / "module.pt")
+    assert error.values["reason"].startswith("Weights only load failed")
     torch.save({"epoch": 3}, tmp_path / "none.pt")
-    assert _message(PLAIN, weights=str(tmp_path / "none.pt")).endswith(
-        "expected a state dict: names and tensors, got dict without tensors. Save the model's state_dict() and give that file."
-    )
+    refuses_model("models.no_tensors", PLAIN, RANDOM | {"weights": str(tmp_path / "none.pt")}, type="dict")
 
 
 def test_a_hub_out_of_reach_is_said_with_the_way_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no network is asked, the error is the hub's
     for model_id in ("timm/vit_tiny_patch16_224", "hf-hub:nobody/nothing"):
-        with pytest.raises(WorkError) as caught:
-            open_backbone(model_id)
-        assert str(caught.value).startswith(f"{model_id}: expected weights from the hub, got ")
-        assert str(caught.value).endswith('Give --weights FILE with a local checkpoint, or --weights "random".')
+        refuses_model("models.hub_unreachable", model_id, kind=WorkError, model=model_id)
+
+
+def test_a_repository_that_the_hub_does_not_have_is_a_wrong_request(tmp_path: Path) -> None:
+    """From a real server that speaks the hub's protocol; its library reads the address when it is imported."""
+    code = (
+        "from layerbank.models.backbone import open_backbone\n"
+        "from layerbank.errors import RequestError\n"
+        "try: open_backbone('hf-hub:nobody/nothing')\n"
+        "except RequestError as error: print(error.key, error.values['model'])\n"
+    )
+    with serve_dataset("someone/else", {}, []) as address:
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+        )
+    assert result.stdout.split() == ["models.not_on_the_hub", "hf-hub:nobody/nothing"], result.stderr
+
+
+def test_a_request_of_another_version_is_refused_by_the_keys_it_has() -> None:
+    request = ModelRequest(model=PLAIN, weights="random")
+    assert ModelRequest.from_dict(request.to_dict()) == request
+    with raises("models.unknown_request_keys", RequestError, keys="colour"):
+        ModelRequest.from_dict(request.to_dict() | {"colour": "red"})

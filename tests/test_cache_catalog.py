@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
+from messages import raises
 from token_stores import (
     append,
     make_arrays,
@@ -66,7 +66,7 @@ def test_a_store_inside_a_store_is_not_looked_for(tmp_path: Path) -> None:
     assert [info.path for info in list_stores(tmp_path)] == [tmp_path / "a.zarr"]
 
 
-def test_the_owner_of_a_store_that_is_being_written_is_told(tmp_path: Path) -> None:
+def test_the_owner_of_a_store_that_is_being_written_is_named(tmp_path: Path) -> None:
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()):
         (owner,) = read_store_info(tmp_path / "a.zarr").owners
     assert owner.pid == os.getpid()
@@ -91,7 +91,7 @@ def test_garbage_is_found_first_and_deleted_on_request(tmp_path: Path) -> None:
         (
             "half.zarr",
             True,
-            "never finished (1 of 5 blocks), and nobody has written to it since; extracting again would go on",
+            "never finished (1 of 5 blocks), and not written to since; the same extraction would go on with it",
         ),
         ("kept.zarr.old", True, "left behind when a store was made or deleted"),
     ]
@@ -135,6 +135,6 @@ def test_what_a_living_writer_holds_is_no_garbage(tmp_path: Path) -> None:
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
         append(writer, writer.pending()[0])
         assert find_garbage(tmp_path, unfinished_for_s=0.0) == find_unfinished(tmp_path) == []
-        with pytest.raises(StoreLockedError):
+        with raises("cache.store_locked", StoreLockedError):
             remove_garbage(found)
     assert (tmp_path / "a.zarr").exists()

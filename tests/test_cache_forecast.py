@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from messages import raises
 from token_stores import (
     BATCH_SIZE,
     append,
@@ -83,12 +84,12 @@ def test_the_forecast_is_the_size_of_the_finished_store(
     storage_dtype = storage_dtypes_text(storage_dtype)
     spec, arrays, store = make_spec(num_rows, storage_dtype=storage_dtype), arrays_of(*kinds), tmp_path / "a.zarr"
     parity = {array.name: {"cosine_min": 0.99987} for array in arrays}
-    told = forecast(store, spec, arrays, parity=parity)
+    planned = forecast(store, spec, arrays, parity=parity)
     assert not store.exists()
     fill(store, spec, arrays, parity=parity)
-    assert (told.size_bytes, told.num_files) == on_disk(store)
-    assert (told.written_bytes, told.written_files, told.num_missing_rows) == (*on_disk(store), num_rows)
-    assert sum(array.size_bytes for array in told.arrays) == sum(
+    assert (planned.size_bytes, planned.num_files) == on_disk(store)
+    assert (planned.written_bytes, planned.written_files, planned.num_missing_rows) == (*on_disk(store), num_rows)
+    assert sum(array.size_bytes for array in planned.arrays) == sum(
         len(raw) for path, raw in tree(store).items() if path.startswith("tokens/") and "/c." in path
     )
 
@@ -97,70 +98,74 @@ def test_what_an_interrupted_store_holds_is_not_written_again(tmp_path: Path) ->
     spec, arrays, store = make_spec(1797), arrays_of("cls", "grid2"), tmp_path / "a.zarr"
     fill(store, spec, arrays, num_blocks=2)
     before = on_disk(store)
-    told = forecast(store, spec, arrays)
-    assert told.missing_rows[0].start == 2 * len(told.missing_rows[0])
+    planned = forecast(store, spec, arrays)
+    assert planned.missing_rows[0].start == 2 * len(planned.missing_rows[0])
     fill(store, spec, arrays)
     after = on_disk(store)
-    assert (told.size_bytes, told.num_files) == after
-    assert (told.written_bytes, told.written_files) == (after[0] - before[0], after[1] - before[1])
-    assert all(0 < array.missing_bytes < array.size_bytes for array in told.arrays)
+    assert (planned.size_bytes, planned.num_files) == after
+    assert (planned.written_bytes, planned.written_files) == (after[0] - before[0], after[1] - before[1])
+    assert all(0 < array.missing_bytes < array.size_bytes for array in planned.arrays)
 
 
 def test_kinds_and_levels_that_are_added_are_all_that_is_written(tmp_path: Path) -> None:
     spec, store = make_spec(1797), tmp_path / "a.zarr"
     fill(store, spec, arrays_of("cls"))
     more = arrays_of("cls", "ap", levels=("block.0", "block.5"))
-    told = forecast(store, spec, more)
-    assert {array.spec.name for array in told.arrays if array.missing_bytes} == {
+    planned = forecast(store, spec, more)
+    assert {array.spec.name for array in planned.arrays if array.missing_bytes} == {
         "tokens/block.0/ap",
         "tokens/block.5/cls",
         "tokens/block.5/ap",
     }
     before = on_disk(store)
     fill(store, spec, more)
-    assert (told.size_bytes, told.num_files) == on_disk(store)
-    assert told.written_bytes == on_disk(store)[0] - before[0]
+    assert (planned.size_bytes, planned.num_files) == on_disk(store)
+    assert planned.written_bytes == on_disk(store)[0] - before[0]
 
 
-def test_of_a_complete_store_nothing_is_missing(tmp_path: Path) -> None:
+def test_a_complete_store_lacks_nothing(tmp_path: Path) -> None:
     spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
     fill(store, spec, arrays)
-    told = forecast(store, spec, arrays)
-    assert (told.written_bytes, told.written_files, told.missing_rows) == (0, 0, ())
-    assert (told.size_bytes, told.num_files) == on_disk(store)
+    planned = forecast(store, spec, arrays)
+    assert (planned.written_bytes, planned.written_files, planned.missing_rows) == (0, 0, ())
+    assert (planned.size_bytes, planned.num_files) == on_disk(store)
 
 
-def test_a_store_that_is_made_anew_is_written_whole_and_what_was_there_is_freed_first(tmp_path: Path) -> None:
+def test_a_store_that_is_made_anew_is_written_whole_and_the_old_one_is_freed_first(tmp_path: Path) -> None:
     spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
     fill(store, spec, arrays)
-    told = forecast(store, spec, arrays, overwrite=True)
-    assert told.frees_first
-    assert told.written_bytes == told.present_bytes == told.size_bytes == on_disk(store)[0]
+    planned = forecast(store, spec, arrays, overwrite=True)
+    assert planned.frees_first
+    assert planned.written_bytes == planned.present_bytes == planned.size_bytes == on_disk(store)[0]
 
 
-def test_a_shard_is_told_its_own_share(tmp_path: Path) -> None:
+def test_the_forecast_of_a_shard_is_its_own_share(tmp_path: Path) -> None:
     spec, arrays, store = make_spec(1797), arrays_of("cls", "ap"), tmp_path / "a.zarr"
     worker = Worker(1, 3, helps=False)
-    told = forecast(store, spec, arrays, worker=worker)
+    planned = forecast(store, spec, arrays, worker=worker)
     whole = forecast(store, spec, arrays)
-    assert 0 < told.num_missing_rows < whole.num_missing_rows == 1797
+    assert 0 < planned.num_missing_rows < whole.num_missing_rows == 1797
     fill(store, spec, arrays, worker=worker)
-    assert told.size_bytes == pytest.approx(on_disk(store)[0], rel=0.001)  # complete is as long as writing, nearly
-    assert told.num_files == on_disk(store)[1] - 1  # its journal beside that of the first, until the store is complete
+    assert planned.size_bytes == pytest.approx(on_disk(store)[0], rel=0.001)  # complete is as long as writing, nearly
+    assert (
+        planned.num_files == on_disk(store)[1] - 1
+    )  # its journal beside that of the first, until the store is complete
 
 
-def test_rows_that_are_skipped_and_values_out_of_range_cost_a_few_bytes_more_than_was_foreseen(tmp_path: Path) -> None:
+def test_rows_that_are_skipped_and_values_out_of_range_cost_a_few_bytes_more_than_forecast(tmp_path: Path) -> None:
     spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
-    told = forecast(store, spec, arrays)
+    planned = forecast(store, spec, arrays)
     write_store(store, spec, arrays)  # one row in a hundred is skipped, with a reason
-    assert told.size_bytes < on_disk(store)[0] < 1.002 * told.size_bytes
+    assert planned.size_bytes < on_disk(store)[0] < 1.002 * planned.size_bytes
 
 
 def test_a_forecast_refuses_what_the_writer_would_refuse(tmp_path: Path) -> None:
     spec, arrays, store = make_spec(), make_arrays(), tmp_path / "a.zarr"
     with open_writer(store, spec, arrays) as writer:
         append(writer, writer.pending()[0])
-    with pytest.raises(SpecMismatchError, match="weights = '0123456789abcdef'"):
+    with raises(
+        "cache.other_identity", SpecMismatchError, differences="weights = '0123456789abcdef' instead of 'ffffffff'"
+    ):
         forecast(store, make_spec(weights="ffffffff"), arrays)
-    with pytest.raises(ChangedDataError, match="labels"):
+    with raises("cache.changed_labels", ChangedDataError, array="labels"):
         forecast(store, spec, arrays, labels=np.zeros(spec.num_rows, dtype=np.int64))

@@ -1,9 +1,8 @@
-"""A reader believes the journal: what is not whole is refused, with what to run next."""
+"""A reader trusts the journal: a store that is not whole is refused, with what to run next."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from messages import raises
 from token_stores import (
     NUM_ROWS,
     hashes_of,
@@ -97,32 +97,22 @@ def test_usable_rows_are_all_but_the_skipped_ones(sound: Path) -> None:
 
 
 def test_a_store_of_another_spec_is_refused_field_by_field(sound: Path) -> None:
-    with pytest.raises(SpecMismatchError) as refusal:
+    differences = "transform = 'resize 32' instead of 'resize 64'"
+    with raises("cache.other_identity_to_read", SpecMismatchError, store=sound, differences=differences):
         TokenCache.open(sound, make_spec(transform="resize 64", split="test"))
-    assert str(refusal.value) == (
-        f"{sound}: expected transform = 'resize 64', got transform = 'resize 32'. "
-        "Run `layerbank extract` for what you want, or open the store without a spec to take what it has."
-    )
 
 
 def test_a_missing_store_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(StoreMissingError) as refusal:
+    with raises("cache.store_missing", StoreMissingError, store=tmp_path / "a.zarr") as refused:
         TokenCache.open(tmp_path / "a.zarr")
-    assert str(refusal.value) == (
-        f"{tmp_path / 'a.zarr'}: expected a token store, got nothing. "
-        "Make it with `layerbank extract`; `layerbank cache ls` lists the stores there are."
-    )
-    assert isinstance(refusal.value, FileNotFoundError)
+    assert isinstance(refused.error, FileNotFoundError)
 
 
 def test_a_missing_array_says_what_there_is_and_how_to_add_it(sound: Path) -> None:
-    with pytest.raises(MissingArrayError) as refusal:
+    has = {"levels": "block.0, block.2, block.10, final", "kinds": "cls, grid2"}
+    with raises("cache.array_missing", MissingArrayError, store=sound, level="block.5", **has) as refused:
         TokenCache.open(sound).tokens("block.5", "ap")
-    assert str(refusal.value) == (
-        f"{sound}: expected tokens of level 'block.5' and kind 'ap', "
-        "got levels block.0, block.2, block.10, final and kinds cls, grid2. "
-        "Add it with `layerbank extract --levels block.5 --kinds ap`; what is there is kept."
-    )
+    assert "`layerbank extract --levels block.5 --kinds ap`" in refused.error.todo
 
 
 def a_file(path: Path) -> None:
@@ -144,27 +134,26 @@ def another_format(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "got"),
+    ("make", "key", "values"),
     [
-        (a_file, "a file"),
-        (an_empty_folder, "a folder without a header (zarr.json)"),
-        (another_group, "another kind of Zarr group"),
-        (another_format, "format 'tokens'"),
+        (a_file, "cache.store_is_a_file", {}),
+        (an_empty_folder, "cache.no_header", {}),
+        (another_group, "cache.other_group", {}),
+        (another_format, "cache.other_format", {"expected": "layerbank token store", "got": "tokens"}),
     ],
 )
-def test_what_is_no_store_is_told(tmp_path: Path, make: Callable[[Path], None], got: str) -> None:
+def test_what_is_not_a_store_is_refused(
+    tmp_path: Path, make: Callable[[Path], None], key: str, values: dict[str, str]
+) -> None:
     make(tmp_path / "a.zarr")
-    message = f"expected a token store of format version 1, got {got}. Choose another folder with `--cache DIR`"
-    with pytest.raises(NotAStoreError, match=re.escape(message)):
+    with raises(key, NotAStoreError, store=tmp_path / "a.zarr", **values):
         TokenCache.open(tmp_path / "a.zarr")
 
 
 def test_another_format_version_is_refused(store: Path) -> None:
     header = store / "zarr.json"
     header.write_text(header.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(
-        NotAStoreError, match=r"got format version 2\. Choose another folder .* or the layerbank that wrote it"
-    ):
+    with raises("cache.other_format_version", NotAStoreError, store=store, expected=1, got=2):
         TokenCache.open(store)
 
 
@@ -181,12 +170,8 @@ def test_another_format_version_is_refused(store: Path) -> None:
 def test_a_header_that_was_altered_is_refused(store: Path, alter: Callable[[str], str]) -> None:
     header = store / "zarr.json"
     header.write_text(alter(header.read_text()))
-    with pytest.raises(DamagedStoreError) as refusal:
+    with raises("cache.header_damaged", DamagedStoreError, file=header):
         TokenCache.open(store)
-    assert str(refusal.value) == (
-        f"{header}: expected the header of a token store, with its own checksum, got an altered file. "
-        "Restore it from a backup, or make the store anew with `layerbank extract --overwrite`."
-    )
 
 
 def missing(file: Path) -> None:
@@ -198,7 +183,7 @@ def cut_off(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "told"),
+    ("file", "damage", "damages"),
     [
         ("tokens/final/cls/c.1.0", missing, "tokens/final/cls/c.1.0 (rows 240 to 480): missing"),
         ("tokens/final/cls/c.4.0", cut_off, "tokens/final/cls/c.4.0 (rows 960 to 1200): 3837 bytes instead of 3844"),
@@ -208,46 +193,45 @@ def cut_off(file: Path) -> None:
     ],
 )
 def test_a_damaged_store_is_refused_with_rows_and_what_to_run(
-    store: Path, file: str, damage: Callable[[Path], None], told: str
+    store: Path, file: str, damage: Callable[[Path], None], damages: str
 ) -> None:
     damage(store / file)
-    with pytest.raises(DamagedStoreError) as refusal:
+    with raises("cache.store_damaged", DamagedStoreError, store=store, damages=damages) as refused:
         TokenCache.open(store)
-    assert str(refusal.value) == (
-        f"{store}: expected every chunk as it was written, got {told}. "
-        f"`layerbank cache verify {store}` reads and names everything damaged, `layerbank cache repair {store}` drops it, "
-        "and the same `layerbank extract` again computes those rows anew."
-    )
+    assert f"`layerbank cache repair {store}`" in refused.error.todo
 
 
 def test_many_damages_are_counted_not_listed(store: Path) -> None:
     for chunk in (store / "tokens/final/cls").glob("c.*"):
         chunk.unlink()
-    with pytest.raises(DamagedStoreError, match=r"rows 480 to 720\): missing and 2 more\. "):
+    with raises("cache.store_damaged", DamagedStoreError) as refused:
         TokenCache.open(store)
+    assert refused.error.values["damages"].endswith("(rows 480 to 720): missing and 2 more")
 
 
 def test_altered_labels_are_noticed_at_once(store: Path) -> None:
     raw = bytearray((store / "labels/c.0").read_bytes())
     raw[800] ^= 1
     (store / "labels/c.0").write_bytes(raw)
-    with pytest.raises(DamagedStoreError, match=r"labels/c.0 \(rows 0 to 1200\): altered"):
+    with raises("cache.store_damaged", DamagedStoreError, damages="labels/c.0 (rows 0 to 1200): altered"):
         TokenCache.open(store)
 
 
-def test_a_block_that_is_not_in_the_journal_is_not_believed(store: Path) -> None:
+def test_a_row_block_that_is_not_in_the_journal_is_refused(store: Path) -> None:
     journal = store / JOURNAL_FOLDER / WORKER_FILE
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:2] + lines[3:]))
-    with pytest.raises(DamagedStoreError, match=r"\(rows 480 to 720\): not in the journal"):
+    with raises("cache.store_damaged", DamagedStoreError) as refused:
         TokenCache.open(store)
+    assert "(rows 480 to 720): not in the journal" in refused.error.values["damages"]
 
 
 def test_a_chunk_of_another_store_is_noticed_when_its_array_is_opened(store: Path) -> None:
     shutil.copy(store / "tokens/block.0/cls/c.3.0", store / "tokens/final/cls/c.3.0")
     cache = TokenCache.open(store)
     cache.tokens("block.0", "cls")
-    with pytest.raises(DamagedStoreError, match=r"tokens/final/cls/c.3.0 \(rows 720 to 960\): altered"):
+    damages = "tokens/final/cls/c.3.0 (rows 720 to 960): altered"
+    with raises("cache.store_damaged", DamagedStoreError, damages=damages):
         cache.tokens("final", "cls")
 
 

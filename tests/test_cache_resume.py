@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from messages import raises
 from token_stores import (
     NUM_ROWS,
     append,
@@ -119,8 +120,8 @@ def run_killer(folder: Path, *arguments: str) -> dict[str, object]:
     command = [sys.executable, "-c", program, str(folder), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    told: dict[str, object] = json.loads(result.stdout)
-    return told
+    report: dict[str, object] = json.loads(result.stdout)
+    return report
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +134,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_processes_killed_at_random_moments_leave_the_same_bytes_in_the_end(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    told = run_killer(tmp_path, "random")
-    assert isinstance(told["kills"], int)
-    assert isinstance(told["stores"], list)
-    assert told["kills"] >= 20
-    for store in told["stores"]:
-        assert tree(tmp_path / store) == tree(uninterrupted), told
+    report = run_killer(tmp_path, "random")
+    assert isinstance(report["kills"], int)
+    assert isinstance(report["stores"], list)
+    assert report["kills"] >= 20
+    for store in report["stores"]:
+        assert tree(tmp_path / store) == tree(uninterrupted), report
         assert folders_of(tmp_path / store) == folders_of(uninterrupted)
     leftovers = {path.name for path in tmp_path.iterdir() if not path.name.endswith((".zarr", ".zarr.lock"))}
     assert leftovers == set()
@@ -147,12 +148,12 @@ def test_processes_killed_at_random_moments_leave_the_same_bytes_in_the_end(
 def test_a_process_killed_before_any_call_that_changes_the_disk_leaves_the_same_bytes_in_the_end(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    told = run_killer(tmp_path, "calls", "0", "7")
-    assert isinstance(told["kills"], int)
-    assert isinstance(told["stores"], list)
-    assert told["kills"] >= 20
-    for store in told["stores"]:
-        assert tree(tmp_path / store) == tree(uninterrupted), (store, told)
+    report = run_killer(tmp_path, "calls", "0", "7")
+    assert isinstance(report["kills"], int)
+    assert isinstance(report["stores"], list)
+    assert report["kills"] >= 20
+    for store in report["stores"]:
+        assert tree(tmp_path / store) == tree(uninterrupted), (store, report)
         assert folders_of(tmp_path / store) == folders_of(uninterrupted)
 
 
@@ -250,12 +251,8 @@ def test_the_journal_of_a_complete_store_is_sorted_and_only_grows_before(tmp_pat
 
 def test_a_store_without_one_complete_array_cannot_be_read_and_says_what_to_do(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", num_batches=9)
-    with pytest.raises(IncompleteStoreError) as refusal:
+    with raises("cache.store_incomplete", IncompleteStoreError, store=tmp_path / "a.zarr", num_done=2, num_blocks=5):
         TokenCache.open(tmp_path / "a.zarr")
-    assert str(refusal.value) == (
-        f"{tmp_path / 'a.zarr'}: expected a complete store, got 2 of 5 blocks. "
-        "Run the same `layerbank extract` again: it goes on where it stopped."
-    )
 
 
 def test_resuming_reads_what_is_under_way_but_only_measures_what_is_complete(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from messages import raises
 from token_stores import (
     append,
     files_of,
@@ -55,9 +56,9 @@ def flip(file: Path, offset: int, bit: int = 0) -> None:
 
 
 def test_a_sound_store_has_no_damage(sound: Path) -> None:
-    told: list[tuple[int, int]] = []
-    assert verify_store(sound, progress=lambda done, total: told.append((done, total))) == []
-    assert told == [(done, 25) for done in range(1, 26)]
+    seen: list[tuple[int, int]] = []
+    assert verify_store(sound, progress=lambda done, total: seen.append((done, total))) == []
+    assert seen == [(done, 25) for done in range(1, 26)]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -127,14 +128,14 @@ def test_a_damaged_header_is_named_and_nothing_else_is_claimed(store: Path) -> N
     assert [str(d) for d in verify_store(store)] == ["zarr.json: altered; without it nothing else can be checked"]
     (store / "zarr.json").unlink()
     assert [str(d) for d in verify_store(store)] == ["zarr.json: missing; without it nothing else can be checked"]
-    with pytest.raises(NotAStoreError):
+    with raises("cache.no_header", NotAStoreError):
         repair_store(store)
 
 
-def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreMissingError):
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with raises("cache.store_missing", StoreMissingError):
         verify_store(tmp_path / "a.zarr")
-    with pytest.raises(NotAStoreError):
+    with raises("cache.no_header", NotAStoreError):
         verify_store(tmp_path)
 
 
@@ -173,7 +174,7 @@ def test_between_repair_and_extraction_the_sound_arrays_are_readable(store: Path
 def test_damaged_content_hashes_cost_their_block(store: Path, sound: Path) -> None:
     flip(store / "content_hashes/c.2", 5)
     assert repair_store(store).num_rows == 240
-    with pytest.raises(IncompleteStoreError):
+    with raises("cache.store_incomplete", IncompleteStoreError):
         TokenCache.open(store)
     assert {(batch.block, len(batch.arrays)) for batch in write_store(store)} == {(2, 4)}
     assert tree(store) == tree(sound)
@@ -211,12 +212,12 @@ def test_repairing_a_sound_store_changes_nothing(store: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in files_of(store)} == before
 
 
-def test_a_store_that_somebody_writes_is_not_repaired(store: Path) -> None:
-    with open_writer(store, make_spec(), make_arrays()), pytest.raises(StoreLockedError):
+def test_a_store_that_is_being_written_is_not_repaired(store: Path) -> None:
+    with open_writer(store, make_spec(), make_arrays()), raises("cache.store_locked", StoreLockedError):
         repair_store(store)
 
 
 def test_a_damaged_header_is_beyond_repair_and_says_so(store: Path) -> None:
     flip(store / "zarr.json", 400)
-    with pytest.raises(DamagedStoreError, match="make the store anew with `layerbank extract --overwrite`"):
+    with raises("cache.header_damaged", DamagedStoreError, file=store / "zarr.json"):
         repair_store(store)

@@ -1,8 +1,9 @@
-"""Several workers, one store: the same bytes for any number of them, whoever dies, whoever takes over."""
+"""Several workers, one store: the same bytes for any number of them, whichever of them dies."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from messages import raises
 from token_stores import (
     append,
     files_of,
@@ -38,7 +40,7 @@ from layerbank.cache import (
 )
 from layerbank.cache.journal import JOURNAL_FOLDER
 from layerbank.cache.locking import is_locked, worker_file, worker_files
-from layerbank.cache.worker_lock import WorkerLock
+from layerbank.cache.workers import WorkerLock
 
 ROOT = Path(__file__).parent.parent
 # one worker in a process of its own: store, index, count, seconds before each batch
@@ -90,8 +92,8 @@ def write_share(store: Path, worker: Worker, **changes: object) -> tuple[list[in
         return blocks, writer.complete()
 
 
-def alone(worker: int, count: int) -> Worker:
-    """A worker that keeps to its share, as `--shard` asks for."""
+def without_help(worker: int, count: int) -> Worker:
+    """A worker that keeps to its share, as with `--shard`."""
     return Worker(worker, count, helps=False)
 
 
@@ -144,45 +146,45 @@ def test_what_killed_workers_leave_is_finished_by_another_number_of_them(tmp_pat
 
 def test_shards_one_after_the_other_make_one_store_and_each_keeps_to_its_own(tmp_path: Path, finished: Path) -> None:
     store = tmp_path / "a.zarr"
-    assert write_share(store, alone(0, 2)) == ([0, 2, 4], False)
+    assert write_share(store, without_help(0, 2)) == ([0, 2, 4], False)
     info = read_store_info(store)
     assert (info.state, info.num_blocks_done, info.num_blocks) == ("writing", 3, 5)
     assert info.missing_rows == [range(240, 480), range(720, 960)]
-    with pytest.raises(IncompleteStoreError, match="got 3 of 5 blocks"):
+    with raises("cache.store_incomplete", IncompleteStoreError, num_done=3, num_blocks=5):
         TokenCache.open(store)
-    assert write_share(store, alone(0, 2)) == ([], False)
-    assert write_share(store, alone(1, 2)) == ([1, 3], True)
+    assert write_share(store, without_help(0, 2)) == ([], False)
+    assert write_share(store, without_help(1, 2)) == ([1, 3], True)
     assert_same(store, finished)
 
 
 def test_a_shard_that_another_run_has_finished_is_not_computed_again(tmp_path: Path, finished: Path) -> None:
     store = tmp_path / "a.zarr"
     write_store(store, num_batches=8)  # alone, blocks 0 and 1
-    assert write_share(store, alone(0, 2)) == ([2, 4], False)
+    assert write_share(store, without_help(0, 2)) == ([2, 4], False)
     assert [batch.block for batch in write_store(store)] == [3] * 4
     assert_same(store, finished)
 
 
 def test_each_worker_writes_a_journal_of_its_own_until_one_completes_the_store(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    write_share(store, alone(0, 3))
-    write_share(store, alone(1, 3))
+    write_share(store, without_help(0, 3))
+    write_share(store, without_help(1, 3))
     assert {file.name for file in (store / JOURNAL_FOLDER).iterdir()} == {"worker-0.jsonl", "worker-1.jsonl"}
-    write_share(store, alone(2, 3))
+    write_share(store, without_help(2, 3))
     assert {file.name for file in (store / JOURNAL_FOLDER).iterdir()} == {"worker-0.jsonl"}
 
 
 def test_two_workers_that_finish_at_once_complete_the_store_once(tmp_path: Path, finished: Path) -> None:
     store = tmp_path / "a.zarr"
-    writers = [open_writer(store, make_spec(), make_arrays(), worker=alone(index, 2)) for index in range(2)]
+    writers = [open_writer(store, make_spec(), make_arrays(), worker=without_help(index, 2)) for index in range(2)]
     for writer in writers:
         for batch in writer.claim():
             append(writer, batch)
-    barrier, told = threading.Barrier(2), []
+    barrier, results = threading.Barrier(2), []
 
     def complete(index: int) -> None:
         barrier.wait()
-        told.append(writers[index].complete())
+        results.append(writers[index].complete())
 
     threads = [threading.Thread(target=complete, args=(index,)) for index in range(2)]
     for thread in threads:
@@ -191,23 +193,24 @@ def test_two_workers_that_finish_at_once_complete_the_store_once(tmp_path: Path,
         thread.join()
     for writer in writers:
         writer.close()
-    assert told == [True, True]
+    assert results == [True, True]
     assert_same(store, finished)
 
 
-def test_a_worker_is_refused_beside_one_that_has_the_store_alone(tmp_path: Path) -> None:
+def test_a_worker_is_refused_beside_a_single_writer(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    with open_writer(store, make_spec(), make_arrays()), pytest.raises(StoreLockedError, match="Wait until it is done"):
+    with open_writer(store, make_spec(), make_arrays()), raises("cache.store_locked", StoreLockedError, store=store):
         write_share(store, Worker(0, 2))
 
 
-def test_a_lone_writer_is_refused_beside_workers_and_told_which(tmp_path: Path) -> None:
+def test_a_single_writer_is_refused_beside_workers_and_the_error_names_one(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     with open_writer(store, make_spec(), make_arrays(), worker=Worker(1, 2)) as writer:
         writer.claim()
-        with pytest.raises(StoreLockedError, match=rf"got process {os.getpid()} on .* as worker 1/2: "):
+        with raises("cache.store_locked", StoreLockedError) as refused:
             write_store(store)
-        with pytest.raises(StoreLockedError):
+        assert re.match(rf"process {os.getpid()} on .* as worker 1/2: ", refused.error.values["owner"])
+        with raises("cache.store_locked", StoreLockedError):
             repair_store(store)
         assert find_garbage(tmp_path) == []
         assert [owner.worker for owner in read_store_info(store).owners] == ["1/2"]
@@ -220,20 +223,21 @@ def test_the_same_worker_twice_and_workers_of_another_number_are_refused(tmp_pat
     store = tmp_path / "a.zarr"
     with (
         open_writer(store, make_spec(), make_arrays(), worker=Worker(0, 2)),
-        pytest.raises(StoreLockedError, match=r"as worker 0/2: .*Wait until it is done"),
+        raises("cache.store_locked", StoreLockedError) as refused,
     ):
         write_share(store, other)
+    assert " as worker 0/2: " in refused.error.values["owner"]
 
 
 def test_a_worker_may_not_overwrite(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"got overwrite by worker 0/2, .*Delete the store first"):
+    with raises("cache.overwrite_by_worker", SpecError, worker="0/2"):
         write_share(tmp_path / "a.zarr", Worker(0, 2), overwrite=True)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, 0)])
 def test_a_worker_has_a_number_below_their_count(index: int, count: int) -> None:
-    with pytest.raises(SpecError, match=f"got index {index} of {count}. Number the workers from 0"):
+    with raises("cache.invalid_worker", SpecError, index=index, count=count):
         Worker(index, count)
 
 
@@ -243,7 +247,7 @@ def test_workers_of_different_arrays_do_not_lose_each_others_lines(tmp_path: Pat
     with open_writer(store, make_spec(), arrays, worker=Worker(1, 2)) as slow:
         (first, *_) = slow.claim()
         append(slow, first)  # block 1 is under way while the other completes its arrays
-        blocks, complete = write_share(store, alone(0, 2), arrays=arrays[:2])
+        blocks, complete = write_share(store, without_help(0, 2), arrays=arrays[:2])
         assert (blocks, complete) == ([0, 2, 4], False)
         for batch in slow.pending():
             append(slow, batch)
@@ -263,13 +267,15 @@ def test_arrays_are_added_by_workers_to_a_store_that_one_made(tmp_path: Path, fi
 
 def test_a_torn_line_of_a_worker_that_was_killed_costs_that_block_only(tmp_path: Path, finished: Path) -> None:
     store = tmp_path / "a.zarr"
-    write_share(store, alone(0, 3))
-    write_share(store, alone(1, 3))
+    write_share(store, without_help(0, 3))
+    write_share(store, without_help(1, 3))
     journal = store / JOURNAL_FOLDER / "worker-1.jsonl"
     journal.write_bytes(journal.read_bytes()[:-20])
-    with open_writer(store, make_spec(), make_arrays(), worker=alone(0, 3)):  # one that lives: nobody looks for damage
-        assert write_share(store, alone(1, 3)) == ([4], False)
-        assert write_share(store, alone(2, 3)) == ([2], True)
+    with open_writer(
+        store, make_spec(), make_arrays(), worker=without_help(0, 3)
+    ):  # one that lives: no worker looks for damage
+        assert write_share(store, without_help(1, 3)) == ([4], False)
+        assert write_share(store, without_help(2, 3)) == ([2], True)
     assert_same(store, finished)
 
 
@@ -286,15 +292,15 @@ def test_the_lock_of_a_killed_worker_is_garbage_and_goes_with_the_next_writer(tm
         assert worker_files(store) == []
 
 
-def test_leaving_frees_the_blocks_that_were_taken(tmp_path: Path) -> None:
+def test_leaving_frees_the_claimed_row_blocks(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     first, second = WorkerLock(store, Worker(0, 2)), WorkerLock(store, Worker(1, 2))
     first.acquire()
     second.acquire()
-    first.take([0, 2])
-    assert (first.taken_by_others(), second.taken_by_others()) == (set(), {0, 2})
+    first.claim([0, 2])
+    assert (first.claimed_by_others(), second.claimed_by_others()) == (set(), {0, 2})
     first.release()
-    assert second.taken_by_others() == set()
-    assert not second.has_company
+    assert second.claimed_by_others() == set()
+    assert second.others() == {}
     second.release()
     assert list(files_of(tmp_path)) == [tmp_path / "a.zarr.lock"]

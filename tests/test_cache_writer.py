@@ -1,8 +1,7 @@
-"""What a writer takes, what it leaves on the disk, and what it refuses."""
+"""What a writer accepts, what it leaves on the disk, and what it refuses."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from messages import raises
 from token_stores import (
     BATCH_SIZE,
     NUM_ROWS,
@@ -163,7 +163,7 @@ def test_levels_and_kinds_added_later_give_the_store_written_at_once(tmp_path: P
 
 def test_what_was_measured_of_an_array_is_kept_and_never_replaced(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    assert TokenCache.open(tmp_path / "a.zarr").parity == {}  # nobody measured
+    assert TokenCache.open(tmp_path / "a.zarr").parity == {}  # not measured
     assert b'"parity"' not in (tmp_path / "a.zarr/zarr.json").read_bytes()
     write_store(tmp_path / "a.zarr", parity=PARITY)  # measured later, when nothing is pending
     assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
@@ -229,7 +229,7 @@ def test_attributes_are_those_of_the_first_call(tmp_path: Path) -> None:
     assert TokenCache.open(tmp_path / "a.zarr").attributes == {"class_names": ["a", "b"]}
 
 
-def test_overwrite_begins_anew(tmp_path: Path) -> None:
+def test_overwrite_starts_anew(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", attributes={"run": 1})
     assert len(write_store(tmp_path / "a.zarr", attributes={"run": 2}, overwrite=True)) > 0
     assert TokenCache.open(tmp_path / "a.zarr").attributes == {"run": 2}
@@ -244,12 +244,13 @@ def test_overwrite_takes_a_store_with_a_damaged_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_no_store_is_neither_resumed_nor_deleted(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_that_is_not_a_store_is_neither_resumed_nor_deleted(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr/thesis.txt").write_text("years of work")
-    with pytest.raises(NotAStoreError, match=re.escape(str(tmp_path / "a.zarr"))) as refusal:
+    key = "cache.foreign_folder" if overwrite else "cache.no_header"
+    with raises(key, NotAStoreError, store=tmp_path / "a.zarr") as refused:
         write_store(tmp_path / "a.zarr", overwrite=overwrite)
-    assert "--cache DIR" in refusal.value.todo
+    assert "--cache DIR" in refused.error.todo
     assert (tmp_path / "a.zarr/thesis.txt").read_text() == "years of work"
 
 
@@ -278,30 +279,29 @@ def test_labels_are_classes_or_targets(tmp_path: Path, labels: np.ndarray[Any, A
     np.testing.assert_array_equal(read, labels)
 
 
-def test_a_store_of_something_else_is_refused_field_by_field(tmp_path: Path) -> None:
+def test_a_store_with_another_identity_is_refused_field_by_field(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    with pytest.raises(SpecMismatchError) as refusal:
+    differences = "weights = '0123456789abcdef' instead of 'ffffffff'; tap = 'norm2' instead of 'block'"
+    with raises("cache.other_identity", SpecMismatchError, differences=differences) as refused:
         write_store(tmp_path / "a.zarr", make_spec(tap="block", weights="ffffffff", backbone="another name"))
-    assert [(d.field, d.expected, d.got) for d in refusal.value.differences] == [
+    assert isinstance(refused.error, SpecMismatchError)
+    assert [(d.field, d.expected, d.got) for d in refused.error.differences] == [
         ("weights", "ffffffff", "0123456789abcdef"),
         ("tap", "block", "norm2"),
     ]
-    assert "expected weights = 'ffffffff'; tap = 'block', got weights = '0123456789abcdef'; tap = 'norm2'" in str(
-        refusal.value
-    )
-    assert "`layerbank extract --overwrite`" in refusal.value.todo
+    assert "`layerbank extract --overwrite`" in refused.error.todo
 
 
 def test_other_labels_under_the_same_manifest_are_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    with pytest.raises(ChangedDataError, match=r"a\.zarr labels: expected the data .* under the same manifest"):
+    with raises("cache.changed_labels", ChangedDataError, store=tmp_path / "a.zarr", array="labels"):
         write_store(tmp_path / "a.zarr", labels=np.zeros(NUM_ROWS, np.int64))
 
 
 def test_another_row_shape_of_a_known_array_is_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
     wider = [ArraySpec(level="final", kind="cls", row_shape=(16,))]
-    with pytest.raises(SpecError, match=r"tokens/final/cls: expected the row shape \(8,\) .*, got \(16,\)"):
+    with raises("cache.changed_row_shape", SpecError, array="tokens/final/cls", expected=(8,), got=(16,)):
         write_store(tmp_path / "a.zarr", arrays=wider)
 
 
@@ -314,16 +314,12 @@ def test_images_that_changed_are_refused_with_row_and_id(tmp_path: Path) -> None
             hashes = hashes_of(np.arange(batch.start, batch.stop))
             if batch.start <= 700 < batch.stop:
                 hashes[700 - batch.start] += np.uint64(1)
-                with pytest.raises(ChangedDataError) as refusal:
+                with raises("cache.changed_image", ChangedDataError, row=700, sample_id="image 700") as refused:
                     append(writer, batch, content_hashes=hashes)
                 break
             append(writer, batch)
     stored = int(hashes_of(np.array([700]))[0])
-    assert str(refusal.value) == (
-        f"{tmp_path / 'a.zarr'} row 700 (image 700): expected the image the store was made with (content hash {stored:016x}), "
-        f"got another one (content hash {stored + 1:016x}). The data set has changed: restore it. "
-        "Choose another folder with `--cache DIR`, or make the store anew with `layerbank extract --overwrite`."
-    )
+    assert (refused.error.values["expected"], refused.error.values["got"]) == (f"{stored:016x}", f"{stored + 1:016x}")
     after = tree(tmp_path / "a.zarr")
     assert {name: after[name] for name in before if "c." in name} == {n: before[n] for n in before if "c." in n}
     TokenCache.open(tmp_path / "a.zarr")
@@ -337,10 +333,6 @@ def test_notes_are_kept_with_their_rows_and_counted(tmp_path: Path) -> None:
     assert cache.notes.nonfinite == {}
     totals = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["notes"]
     assert totals["num_skipped"] == 12  # type: ignore[index, call-overload]
-
-
-def other_batch(batch: Batch) -> dict[str, Any]:
-    return {"batch": Batch(batch.block, batch.start + 1, batch.stop, batch.arrays)}
 
 
 def fewer_arrays(batch: Batch) -> dict[str, Any]:
@@ -367,23 +359,23 @@ def arrays_elsewhere(batch: Batch) -> dict[str, Any]:
     return {"notes": BatchNotes(nonfinite={"tokens/block.7/cls": 3})}
 
 
+FLOAT16 = "float16 (60, 8)"
+INVALID = "cache.invalid_batch"
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key", "expected", "got"),
     [
-        (
-            other_batch,
-            r"expected rows 0 to 60 of block 0, with the arrays that `pending` lists, got rows 1 to 60 of block 0",
-        ),
-        (fewer_arrays, r"expected the arrays: those of the batch, got the arrays: missing \['tokens/block.0/cls'"),
-        (wider, r"expected tokens/block.0/cls: float16 \(60, 8\).*, got tokens/block.0/cls: float16 \(60, 9\)"),
-        (doubles, r"expected tokens/block.0/cls: float16 \(60, 8\).*, got tokens/block.0/cls: float64 \(60, 8\)"),
-        (signed_hashes, r"expected content_hashes: uint64 \(60,\), got content_hashes: int64 \(60,\)"),
-        (rows_elsewhere, r"expected notes.skipped: rows of this batch, got notes.skipped: \[1100\]"),
-        (arrays_elsewhere, r"expected notes: arrays of this batch, got notes: \['tokens/block.7/cls'\]"),
+        (fewer_arrays, INVALID, "arrays: ['tokens/block.0/cls'", "arrays: missing ['tokens/block.0/cls'"),
+        (wider, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float16 (60, 9)"),
+        (doubles, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float64 (60, 8)"),
+        (signed_hashes, INVALID, "content_hashes: uint64 (60,)", "content_hashes: int64 (60,)"),
+        (rows_elsewhere, INVALID, "notes.skipped: rows of the batch", "notes.skipped: [1100]"),
+        (arrays_elsewhere, INVALID, "notes: arrays of the batch", "notes: ['tokens/block.7/cls']"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_refused_and_the_right_one_taken(
-    tmp_path: Path, change: Callable[[Batch], dict[str, Any]], message: str
+def test_a_batch_that_does_not_fit_is_refused_and_the_right_one_written(
+    tmp_path: Path, change: Callable[[Batch], dict[str, Any]], key: str, expected: str, got: str
 ) -> None:
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
         batch = writer.pending()[0]
@@ -393,23 +385,32 @@ def test_a_batch_that_does_not_fit_is_refused_and_the_right_one_taken(
             "tokens": {array.name: tokens_of(array, rows) for array in batch.arrays},
             "content_hashes": hashes_of(rows),
         } | change(batch)
-        with pytest.raises(BatchError, match=message):
+        with raises(key, BatchError, start=0, stop=60) as refused:
             writer.append(arguments.pop("batch"), arguments.pop("tokens"), **arguments)
+        assert refused.error.values["expected"].startswith(expected)
+        assert refused.error.values["got"].startswith(got)
         append(writer, batch)
 
 
-def test_a_batch_out_of_turn_or_of_a_committed_block_is_refused(tmp_path: Path) -> None:
+def test_a_batch_with_other_rows_is_refused_and_the_right_one_written(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
+        batch = writer.pending()[0]
+        expected = {"expected_start": 0, "expected_stop": 60, "expected_block": 0}
+        with raises("cache.batch_out_of_order", BatchError, start=1, stop=60, block=0, **expected):
+            append(writer, Batch(batch.block, batch.start + 1, batch.stop, batch.arrays))
+        append(writer, batch)
+
+
+def test_a_batch_out_of_order_or_of_a_committed_block_is_refused(tmp_path: Path) -> None:
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
         pending = writer.pending()
         append(writer, pending[0])
-        with pytest.raises(
-            BatchError, match=r"expected rows 60 to 120 of block 0.*Append the batches of `pending` in their"
-        ):
+        with raises("cache.batch_out_of_order", BatchError, expected_start=60, expected_stop=120, expected_block=0):
             append(writer, pending[2])
         for batch in pending[1:]:
             if batch.block == 0:
                 append(writer, batch)
-        with pytest.raises(BatchError, match="expected a block that is pending"):
+        with raises("cache.batch_not_pending", BatchError, block=0):
             append(writer, pending[0])
 
 
@@ -417,34 +418,40 @@ def test_complete_is_refused_while_batches_are_pending(tmp_path: Path) -> None:
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
         for batch in writer.pending()[:8]:
             append(writer, batch)
-        with pytest.raises(IncompleteStoreError, match=r"expected all 5 blocks, got 2 of them\. Append the batches"):
+        with raises("cache.batches_pending", IncompleteStoreError, num_blocks=5, num_done=2):
             writer.complete()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "expected", "got"),
     [
-        ({"labels": np.arange(5)}, r"labels: shape \(1200,\) or \(1200, K\).*got labels: \(5,\)"),
-        ({"labels": np.array(["a"] * NUM_ROWS)}, "labels: integers, float32 or float64.*got labels: <U1"),
-        ({"sample_ids": ["a"]}, "sample_ids: 1200 texts.*got sample_ids: 1, 0 of them empty"),
-        ({"sample_ids": [""] * NUM_ROWS}, "got sample_ids: 1200, 1200 of them empty"),
-        ({"batch_size": 0}, "batch_size: at least 1, got batch_size: 0"),
-        ({"attributes": {"when": object()}}, "attributes: values that JSON can hold.*not JSON serializable"),
-        ({"parity": {"tokens/final/cls": {"cosine_min": float("nan")}}}, "parity: values that JSON can hold.*not JSON"),
-        ({"parity": {"tokens/final/ap": {}}}, r"parity: of arrays that are asked for.*\['tokens/final/ap'\]"),
+        ({"labels": np.arange(5)}, "labels: shape (1200,) or (1200, K)", "labels: (5,)"),
+        ({"labels": np.array(["a"] * NUM_ROWS)}, "labels: integers, float32 or float64", "labels: <U1"),
+        ({"sample_ids": ["a"]}, "sample_ids: 1200 texts", "sample_ids: 1, 0 of them empty"),
+        ({"sample_ids": [""] * NUM_ROWS}, "sample_ids: 1200 texts", "sample_ids: 1200, 1200 of them empty"),
+        ({"batch_size": 0}, "batch_size: at least 1", "batch_size: 0"),
+        ({"attributes": {"when": object()}}, "attributes: values that JSON can hold", "not JSON serializable"),
+        (
+            {"parity": {"tokens/final/cls": {"cosine_min": float("nan")}}},
+            "parity: values that JSON can hold",
+            "not JSON compliant",
+        ),
+        ({"parity": {"tokens/final/ap": {}}}, "parity: parity of requested arrays", "parity: ['tokens/final/ap']"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(
-    tmp_path: Path, changes: dict[str, Any], message: str
+def test_invalid_arguments_are_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], expected: str, got: str
 ) -> None:
-    with pytest.raises(SpecError, match=message):
+    with raises("cache.invalid_arguments", SpecError) as refused:
         open_writer(tmp_path / "a.zarr", make_spec(), make_arrays(), **changes)
+    assert expected in refused.error.values["expected"]
+    assert got in refused.error.values["got"]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arrays", [[], make_arrays() * 2])
-def test_no_array_or_one_twice_is_refused(tmp_path: Path, arrays: list[ArraySpec]) -> None:
-    with pytest.raises(SpecError, match="arrays: at least one, each once"):
+def test_no_array_or_a_repeated_one_is_refused(tmp_path: Path, arrays: list[ArraySpec]) -> None:
+    with raises("cache.invalid_arguments", SpecError, expected="arrays: at least one, each once"):
         open_writer(tmp_path / "a.zarr", make_spec(), arrays)
 
 
@@ -459,11 +466,10 @@ def test_a_second_writer_is_refused_with_owner_and_age(tmp_path: Path) -> None:
     try:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"open\n"
-        with pytest.raises(StoreLockedError) as refusal:
+        with raises("cache.store_locked", StoreLockedError, store=tmp_path / "a.zarr") as refused:
             write_store(tmp_path / "a.zarr")
-        assert f"nobody else to be writing this store, got process {owner.pid} on " in str(refusal.value)
-        assert "which began 0 min ago: -c " in str(refusal.value)
-        assert "Wait until it is done or end it, then run the same command again" in refusal.value.todo
+        assert refused.error.values["owner"].startswith(f"process {owner.pid} on ")
+        assert "which began 0 min ago: -c " in refused.error.values["owner"]
     finally:
         owner.kill()
         owner.communicate()
@@ -471,7 +477,7 @@ def test_a_second_writer_is_refused_with_owner_and_age(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()), pytest.raises(StoreLockedError):
+    with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()), raises("cache.store_locked"):
         write_store(tmp_path / "a.zarr")
     write_store(tmp_path / "a.zarr")
 

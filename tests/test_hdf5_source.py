@@ -6,10 +6,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from data_errors import refuses_data
+from messages import raises
 from xxhash import xxh3_64_intdigest
 
 from layerbank.data.sources import BadImage, open_source
-from layerbank.errors import RequestError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 0, 2, 1], dtype=np.uint8)
@@ -30,12 +31,6 @@ def pcam(tmp_path: Path) -> str:
         write(tmp_path / f"pcam_{split}_x.h5", x=PIXELS[rows])
         write(tmp_path / f"pcam_{split}_y.h5", y=LABELS[rows].reshape(-1, 1, 1, 1))
     return f"hdf5:{tmp_path}/pcam_{{split}}_x.h5?labels=pcam_{{split}}_y.h5::y"
-
-
-def message_of(uri: str, split: str = "train") -> str:
-    with pytest.raises(RequestError) as error:
-        open_source(uri, split)
-    return str(error.value)
 
 
 def test_pixels_and_labels_lie_in_two_files_as_patchcamelyon_ships_them(pcam):
@@ -116,103 +111,81 @@ def test_a_moved_copy_has_the_same_digest(pcam, tmp_path):
 def test_a_file_that_vanished_is_a_bad_image(pcam, tmp_path):
     source = open_source(pcam, "train")
     (tmp_path / "pcam_train_x.h5").unlink()
-    with pytest.raises(BadImage) as caught:
+    with raises("data.bad_image", BadImage, id="pcam_train_x.h5[1]", file=f"{tmp_path}/pcam_train_x.h5::/x"):
         source.load(1)
-    assert caught.value.id == "pcam_train_x.h5[1]"
-    assert caught.value.file == f"{tmp_path}/pcam_train_x.h5::/x"
 
 
 # --- requests that cannot be met ---
 
 
 def test_an_address_without_a_split_is_refused(tmp_path):
-    assert "expected {split} where the split's name stands" in message_of(f"hdf5:{tmp_path}/a.h5")
+    refuses_data("data.pattern_without_split", f"hdf5:{tmp_path}/a.h5")
 
 
 def test_no_such_split_lists_those_there_are(pcam, tmp_path):
-    assert message_of(pcam, "valid") == (
-        f"{pcam}, split valid: expected the file {tmp_path}/pcam_valid_x.h5, got the splits test, train. "
-        "Choose one of them with --split."
-    )
+    values = {"data": pcam, "place": f"{tmp_path}/pcam_valid_x.h5", "splits": "test, train"}
+    refuses_data("data.no_such_split", pcam, "valid", **values)
 
 
 def test_a_missing_labels_file(pcam, tmp_path):
     (tmp_path / "pcam_train_y.h5").unlink()
-    assert message_of(pcam) == (
-        f"{tmp_path}/pcam_train_y.h5: expected an HDF5 file, got nothing there. "
-        "Check the path; copy or download the file again if it was cut."
-    )
+    refuses_data("data.no_hdf5_file", pcam, path=tmp_path / "pcam_train_y.h5")
 
 
 def test_a_file_that_is_not_hdf5(pcam, tmp_path):
     (tmp_path / "pcam_train_x.h5").write_bytes(b"no")
-    assert f"{tmp_path}/pcam_train_x.h5: expected an HDF5 file, got a file that HDF5 cannot open" in message_of(pcam)
+    refuses_data("data.not_hdf5", pcam, path=tmp_path / "pcam_train_x.h5")
 
 
 def test_an_unknown_option_is_refused_with_the_nearest(pcam):
-    assert message_of(pcam + "&image=x").endswith(
-        "expected no options but images and labels, got image. Did you mean images?"
-    )
+    refuses_data("data.unknown_hdf5_option", pcam + "&image=x", option="image", nearest="images")
 
 
 def test_a_dataset_that_is_not_there_lists_those_that_are(pcam, tmp_path):
-    assert message_of(pcam + "&images=pictures") == (
-        f"{tmp_path}/pcam_train_x.h5: expected the dataset pictures, got the datasets x. Name it: ?images=NAME."
-    )
+    values = {"file": tmp_path / "pcam_train_x.h5", "names": "pictures", "present": "x", "option": "images"}
+    refuses_data("data.no_hdf5_dataset", pcam + "&images=pictures", **values)
 
 
 def test_a_file_without_labels_says_how_to_name_another(pcam, tmp_path):
-    assert message_of(pcam.partition("?")[0]) == (
-        f"{tmp_path}/pcam_train_x.h5: expected a dataset called labels or label or y, got the datasets x. "
-        "Name it: ?labels=NAME, or ?labels=OTHERFILE::NAME for a file beside it."
-    )
+    values = {"names": "labels or label or y", "present": "x", "option": "labels"}
+    refuses_data("data.no_hdf5_dataset", pcam.partition("?")[0], **values)
 
 
 @pytest.mark.parametrize(
-    ("pixels", "got"),
+    ("pixels", "dtype", "shape"),
     [
-        (PIXELS.astype(np.float32), "float32 [6, 5, 4, 3]"),
-        (np.moveaxis(PIXELS, 3, 1), "uint8 [6, 3, 5, 4]"),
-        (PIXELS[:0], "uint8 [0, 5, 4, 3]"),
-        (PIXELS.reshape(6, -1), "uint8 [6, 60]"),
+        (PIXELS.astype(np.float32), "float32", [6, 5, 4, 3]),
+        (np.moveaxis(PIXELS, 3, 1), "uint8", [6, 3, 5, 4]),
+        (PIXELS[:0], "uint8", [0, 5, 4, 3]),
+        (PIXELS.reshape(6, -1), "uint8", [6, 60]),
     ],
 )
-def test_pixels_of_another_layout_are_refused(tmp_path, pixels, got):
+def test_pixels_of_another_layout_are_refused(tmp_path, pixels, dtype, shape):
     path = write(tmp_path / "a_train.h5", x=pixels, y=LABELS)
-    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
-        f"{path}::/x: expected images as uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], got {got}. "
-        "Name another dataset with ?images=NAME, or convert this one."
-    )
+    uri = f"hdf5:{tmp_path}/a_{{split}}.h5"
+    refuses_data("data.not_pixels", uri, dataset=f"{path}::/x", dtype=dtype, shape=shape)
 
 
 @pytest.mark.parametrize(
-    ("labels", "got"),
+    ("labels", "key", "values"),
     [
-        (LABELS.astype(np.float32), "float32 [6]"),
-        (np.eye(6, 3, dtype=np.int64), "int64 [6, 3]"),
-        (np.array([0, 1, -1, 0, 2, 1]), "int64 [6] with -1"),
-        (np.int64(3), "int64 []"),
+        (LABELS.astype(np.float32), "data.not_labels", {"dtype": "float32", "shape": [6]}),
+        (np.eye(6, 3, dtype=np.int64), "data.not_labels", {"dtype": "int64", "shape": [6, 3]}),
+        (np.array([0, 1, -1, 0, 2, 1]), "data.negative_label", {"label": -1}),
+        (np.int64(3), "data.not_labels", {"dtype": "int64", "shape": []}),
     ],
 )
-def test_labels_that_are_no_class_indices_are_refused(tmp_path, labels, got):
+def test_labels_that_are_no_class_indices_are_refused(tmp_path, labels, key, values):
     path = write(tmp_path / "a_train.h5", x=PIXELS, y=labels)
-    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
-        f"{path}::/y: expected one class index an image: integers [N], none negative, got {got}. "
-        "Name another dataset with ?labels=NAME."
-    )
+    refuses_data(key, f"hdf5:{tmp_path}/a_{{split}}.h5", dataset=f"{path}::/y", **values)
 
 
 def test_as_many_labels_as_images(tmp_path):
     write(tmp_path / "a_train.h5", x=PIXELS, y=LABELS[:5])
-    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
-        f"hdf5:{tmp_path}/a_{{split}}.h5, split train: expected 6 labels, one an image, got 5. "
-        "Check that both datasets belong to the same split."
-    )
+    refuses_data("data.label_count", f"hdf5:{tmp_path}/a_{{split}}.h5", images=6, labels=5, split="train")
 
 
 def test_a_class_beyond_the_names(tmp_path):
     write(tmp_path / "a_train.h5", attributes={"classes": ["a", "b"]}, x=PIXELS, y=LABELS)
-    assert message_of(f"hdf5:{tmp_path}/a_{{split}}.h5") == (
-        f"labels of hdf5:{tmp_path}/a_{{split}}.h5, split train: expected classes from 0 to 1, as many as there are "
-        "class names, got 2. Correct the labels or the class names."
-    )
+    uri = f"hdf5:{tmp_path}/a_{{split}}.h5"
+    refuses_data("data.class_without_name", uri, place=f"{uri}, split train", count=2, label=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from messages import raises
 
 from layerbank import RequestError
 from layerbank.models.layers import LAYER_SETS, choose_levels, layer_set, level_names
@@ -64,17 +65,11 @@ def test_an_option_names_a_set_or_levels_and_ranges_in_any_order() -> None:
     ],
 )
 def test_an_unknown_level_is_answered_with_the_nearest_name(text: str, got: str, near: str) -> None:
-    with pytest.raises(RequestError) as caught:
+    sets = "last, mid, quarterly, all"
+    with raises("models.unknown_level", name=got, first="block.0", last="block.11", sets=sets, nearest=near):
         choose_levels(text, 12)
-    assert str(caught.value) == (
-        f"level: expected block.0 .. block.11, final, or a layer set (last, mid, quarterly, all), got {got!r}. "
-        f"The nearest name is {near}."
-    )
 
 
 def test_an_unknown_set_is_refused() -> None:
-    with pytest.raises(RequestError) as caught:
+    with raises("models.unknown_layer_set", RequestError, name="middle", names="last, mid, quarterly, all"):
         layer_set("middle", 12)
-    assert str(caught.value) == (
-        "layer set: expected one of last, mid, quarterly, all, got 'middle'. Name one of these sets."
-    )

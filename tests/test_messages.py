@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from layerbank.cache.errors import NotWritableError, StoreMissingError
+from layerbank.cache.errors import FieldDifference, NotWritableError, SpecMismatchError, StoreMissingError
 from layerbank.errors import LayerbankError, Message, RequestError, find_message, messages_of
 from layerbank.probes.errors import CheckpointMissing
 
@@ -78,6 +78,14 @@ def test_an_error_survives_the_way_from_another_process(kind: type[LayerbankErro
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert (str(again), again.key, again.values) == (str(error), "layerbank.unknown_part", error.values)
+
+
+def test_the_differences_of_two_specs_survive_it_too() -> None:
+    differences = [FieldDifference("tap", "block", "norm2")]
+    error = SpecMismatchError("cache.other_identity", store="a.zarr", differences=differences)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is SpecMismatchError
+    assert (str(again), again.differences) == (str(error), tuple(differences))
 
 
 def test_a_message_of_another_package_needs_no_table() -> None:

@@ -9,12 +9,17 @@ import pytest
 import timm
 import torch
 from commands import run
+from messages import raises, refuses
 
 from layerbank import RequestError
 from layerbank.data.demo_sets import DEMOS
-from layerbank.data.sources import SCHEMES, open_source
+from layerbank.data.sources import SOURCES, open_source
 from layerbank.models.backbone import open_backbone
-from layerbank.models.listing import FAMILIES, TIMM_MODULES, Family, describe, family_of, match_models, model_names
+from layerbank.models.families import ModelGroup
+from layerbank.models.listing import describe, group_of, match_models, model_groups, model_names
+from layerbank.models.timm_models import TIMM_MODULES
+
+GROUPS = model_groups()
 
 
 @pytest.fixture(autouse=True)
@@ -22,22 +27,22 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_example_of_a_family_belongs_to_it_and_names_weights_that_exist(family: Family) -> None:
-    assert family_of(family.example) is family
-    facts = describe(family.example)
-    assert facts.family == family.name
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_the_example_of_a_group_belongs_to_it_and_names_weights_that_exist(group: ModelGroup) -> None:
+    assert group_of(group.example) is group
+    facts = describe(group.example)
+    assert facts.family == group.name
     assert facts.depth >= 12
-    if family.name != "demo":
-        tag = family.example.removeprefix(facts.model)[1:]
+    if group.name != "demo":
+        tag = group.example.removeprefix(facts.model)[1:]
         assert tag in facts.weights
     assert facts.taps == ("norm2", "block")
 
 
-def test_every_listed_model_has_a_family_and_every_family_has_models() -> None:
+def test_every_listed_model_has_a_group_and_every_group_has_models() -> None:
     names = model_names()
     assert len(names) == len(set(names)) > 300
-    assert {family_of(name).name for name in names} == {family.name for family in FAMILIES}
+    assert {group_of(name).name for name in names} == {group.name for group in GROUPS}
 
 
 @pytest.mark.parametrize(
@@ -48,13 +53,13 @@ def test_what_is_listed_is_what_an_opened_model_has(model_id: str) -> None:
     assert (facts.depth, facts.image_size, facts.grid_size) == (
         backbone.depth,
         backbone.image_size,
-        backbone.grid_size,
+        backbone.layout.grid_size,
     )
     assert (facts.embed_dim, facts.final_dim) == (backbone.embed_dim["block.0"], backbone.embed_dim["final"])
     assert (facts.has_cls, facts.num_register_tokens, facts.num_prefix_tokens) == (
-        backbone.has_cls,
-        backbone.num_register_tokens,
-        backbone.num_prefix_tokens,
+        backbone.layout.has_cls,
+        backbone.layout.num_register_tokens,
+        backbone.layout.num_prefix_tokens,
     )
     assert facts.num_parameters == sum(parameter.numel() for parameter in backbone.tower.model.parameters())
 
@@ -76,15 +81,9 @@ def test_a_pattern_is_a_part_of_a_name_or_has_wildcards_and_an_exact_name_is_alo
     assert match_models("DEIT_TINY") == ["timm/deit_tiny_distilled_patch16_224", "timm/deit_tiny_patch16_224"]
     assert match_models("vit_*_dinov3") == [name for name in model_names() if name.endswith("_dinov3")]
     assert match_models("open_clip/*quickgelu*/")[0].startswith("open_clip/ViT-")
-    with pytest.raises(RequestError) as caught:
+    with raises("models.no_match", RequestError, pattern="deit_tinny_patch16_224") as refused:
         match_models("deit_tinny_patch16_224")
-    assert str(caught.value).startswith(
-        "models deit_tinny_patch16_224: expected a part of the name of a vision transformer of timm or open_clip, or a pattern "
-        "with * and ?, got one that no name matches. Nearest: timm/deit_tiny_patch16_224, "
-    )
-    assert str(caught.value).endswith(
-        ". Hierarchical, windowed and convolutional models are not listed: they are refused."
-    )
+    assert refused.error.values["nearest"].startswith("timm/deit_tiny_patch16_224, ")
 
 
 @pytest.mark.slow
@@ -112,13 +111,9 @@ def test_a_model_that_torch_cannot_build_without_weights_is_refused(monkeypatch:
     def not_there(*arguments: Any, **more: Any) -> Any:
         raise NotImplementedError("aten::_unique2: attempted to run this operator with Meta tensors")
 
-    monkeypatch.setattr("layerbank.models.listing.open_tower", not_there)
-    with pytest.raises(RequestError) as refused:
+    monkeypatch.setattr("layerbank.models.timm_models.timm.create_model", not_there)
+    with raises("models.not_built_without_weights", model="timm/regnetv_040", reason="aten::_unique2"):
         describe.__wrapped__("timm/regnetv_040")
-    assert str(refused.value) == (
-        "timm/regnetv_040: expected a plain vision transformer, got a model that this torch cannot build without its "
-        "weights (aten::_unique2). Name one of `layerbank models`."
-    )
 
 
 # ---- the commands
@@ -127,16 +122,15 @@ def test_a_model_that_torch_cannot_build_without_weights_is_refused(monkeypatch:
 def test_models_lists_families_and_with_a_pattern_models() -> None:
     families = run("models")
     assert families.exit_code == 0
-    for family in FAMILIES:
-        assert family.example in families.stdout
+    for group in GROUPS:
+        assert group.example in families.stdout
     models = run("models", "deit_tiny")
     assert models.exit_code == 0
     assert "timm/deit_tiny_distilled_patch16_224" in models.stdout
     assert "1 CLS + 1 dist + 14 x 14" in models.stdout
     assert "fb_in1k" in models.stdout
     wrong = run("models", "zzzzzz")
-    assert wrong.exit_code == 2
-    assert "Nearest: none." in wrong.stderr
+    refuses(wrong, "models.no_match", nearest="none")
 
 
 def test_models_as_json_for_a_program() -> None:
@@ -145,7 +139,7 @@ def test_models_as_json_for_a_program() -> None:
     assert (facts["depth"], facts["embed_dim"], facts["has_cls"], facts["grid_size"]) == (12, 192, True, [14, 14])
     assert facts["weights"] == ["fb_in1k"]
     families = json.loads(run("models", "--json").stdout)
-    assert [family["family"] for family in families] == [family.name for family in FAMILIES]
+    assert [family["family"] for family in families] == [group.name for group in GROUPS]
     assert sum(family["num_models"] for family in families) == len(model_names())
 
 
@@ -161,13 +155,13 @@ def test_a_model_that_matches_but_cannot_be_opened_is_named_with_the_reason() ->
 def test_datasets_lists_every_scheme_and_every_set_of_the_demo() -> None:
     result = run("datasets")
     assert result.exit_code == 0
-    for scheme in SCHEMES.values():
-        assert scheme.form in result.stdout
+    for source in SOURCES.values():
+        assert source.form in result.stdout
     for name, demo in DEMOS.items():
         assert f"demo:{name} " in result.stdout
         assert demo.package in result.stdout
     answer = json.loads(run("datasets", "--json").stdout)
-    assert [one["scheme"] for one in answer["schemes"]] == list(SCHEMES)
+    assert [one["scheme"] for one in answer["schemes"]] == list(SOURCES)
     assert len(open_source("demo:digits", "train")) == next(
         one["sizes"]["train"] for one in answer["demo"] if one["data"] == "demo:digits"
     )

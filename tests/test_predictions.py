@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 from token_stores import make_spec, write_store
 
@@ -66,7 +67,7 @@ def test_a_class_that_does_not_occur_counts_nowhere_and_is_nan() -> None:
 
 
 def test_without_images_there_is_no_accuracy() -> None:
-    with pytest.raises(RequestError, match="predictions: expected at least one image, got none"):
+    with raises("statistics.no_images", RequestError):
         accuracies(predictions(0))
 
 
@@ -82,22 +83,23 @@ def test_saved_predictions_come_back(tmp_path: Path) -> None:
 def test_missing_or_damaged_predictions_are_named(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "test.npz").write_bytes(content)
-    with pytest.raises(WorkError, match=r"test\.npz: expected the predictions .* Train this probe again: .* --retrain"):
+    with raises("statistics.bad_predictions", WorkError, path=tmp_path / "test.npz"):
         read_predictions(tmp_path)
 
 
 def test_an_archive_without_logits_is_damaged(tmp_path: Path) -> None:
     np.savez(tmp_path / "test.npz", sample_ids=np.array(["a"]), labels=np.array([0]))
-    with pytest.raises(WorkError, match="logits"):
+    with raises("statistics.bad_predictions", WorkError) as refused:
         read_predictions(tmp_path)
+    assert "logits" in refused.error.got
 
 
 def test_other_images_are_not_paired() -> None:
     one = predictions()
     other = Predictions(sample_ids=one.sample_ids[::-1], labels=one.labels, logits=one.logits)
-    with pytest.raises(RequestError, match=r"image 59 of class \d in place of image 0 of class \d\. Compare probes"):
+    with raises("statistics.other_images", RequestError, row=0, sample_id="image 0", other_id="image 59"):
         require_same_images(one, other)
-    with pytest.raises(RequestError, match=r"expected the same 60 images .* got 59 images"):
+    with raises("statistics.other_number_of_images", RequestError, num_images=60, got=59):
         require_same_images(one, predictions(59))
 
 

@@ -24,7 +24,7 @@ from token_stores import tree
 from layerbank import RequestError, WorkError
 from layerbank.cache import SpecError, StoreLockedError, Worker, offer_probe, see_probe
 from layerbank.cache.locking import is_locked
-from layerbank.cache.shared_folder import PROBE_PREFIX
+from layerbank.cache.workers import PROBE_PREFIX
 from layerbank.events import (
     CacheReused,
     ClusterBusy,
@@ -246,7 +246,7 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
     with offer_probe(tmp_path) as probe:
         assert see_probe(probe) is None
         elsewhere = tmp_path / "elsewhere" / probe.name
-        assert see_probe(elsewhere, patience_s=0.0) == "another folder of that name, or none"
+        assert see_probe(elsewhere, timeout_s=0.0) == "another folder of that name, or none"
         elsewhere.parent.mkdir()
         elsewhere.touch()
         assert see_probe(elsewhere) == "the same folder, without the locks that others hold in it"

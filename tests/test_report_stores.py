@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 from commands import MODEL, run
+from messages import shows
 from photos import write_photos
 from PIL import Image
-from report_page import ReadPage
+from report_page import ReadPage, require_computed_again
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
-from test_report_numbers import require_computed_again
 
 from layerbank.cache import TokenCache
 from layerbank.probes import AttentiveProbe, load_probe
-from layerbank.report import from_tokens
 from layerbank.report.saved import prune_tokens
+from layerbank.statistics import similarity
 
 FAST = "epochs = 2\nmin_steps = 20\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 CLASSES = ("blue", "<i>green", "red")
@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--json",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(from_tokens, "SUBSET", SUBSET)
+        patch.setattr(similarity, "SUBSET", SUBSET)
         result = run("report", folder / "runs", "--cache", folder / "caches", *more)
     assert result.exit_code == 0, result.output
     (rows_file,) = (folder / "runs").rglob("results.jsonl")
@@ -218,8 +218,7 @@ def test_without_images_and_without_their_data_only_ids_are_shown(place: dict[st
         shutil.rmtree(photos, ignore_errors=True)
         (tmp_path / "moved").rename(photos)
     assert gone.startswith("No images of photos, only their ids: ")
-    assert changed.endswith("expected the images that were tested on, got other ids, labels or sizes. "
-                            "Bring the data back as they were to see them here.")  # fmt: skip
+    assert shows(changed, "report.data_changed")
     assert {card["picture"] for card in cards_of(ReadPage(page))} == {None}
     assert all(card["id"] for card in cards_of(ReadPage(page)))
 
@@ -246,7 +245,7 @@ def naive_cka(one: np.ndarray, two: np.ndarray) -> float:
     return hsic(one, two) / np.sqrt(hsic(one, one) * hsic(two, two))
 
 
-def test_likeness_of_levels_is_the_unbiased_estimate(place: dict[str, Any]) -> None:
+def test_similarity_of_levels_is_the_unbiased_estimate(place: dict[str, Any]) -> None:
     levels = [*(f"block.{block}" for block in range(12)), "final"]
     tokens = dict(zip(levels, unit_tokens(place, "test", levels, ["cls"]).transpose(1, 0, 2), strict=True))
     lines = place["page"].csvs["cka-0.csv"]
@@ -256,7 +255,7 @@ def test_likeness_of_levels_is_the_unbiased_estimate(place: dict[str, Any]) -> N
         assert float(line["cka"]) == pytest.approx(naive_cka(one, two), abs=1e-5)
 
 
-def test_likeness_to_the_last_level_is_that_of_both_kernels_on_the_images_it_states(place: dict[str, Any]) -> None:
+def test_similarity_to_the_last_level_is_that_of_both_kernels_on_the_images_it_states(place: dict[str, Any]) -> None:
     """The Gaussian kernel's subset is drawn again from the number and the seed in the CSV."""
     lines = place["page"].csvs["cka-to-final-0.csv"]
     levels = [*(f"block.{block}" for block in range(12)), "final"]
@@ -276,7 +275,7 @@ def test_likeness_to_the_last_level_is_that_of_both_kernels_on_the_images_it_sta
         else:
             one, two = one @ one.T, two @ two.T
         assert float(line["cka"]) == pytest.approx(naive_cka(one, two), abs=1e-5)
-    (caption,) = re.findall(r"<figcaption>(Likeness of every level of .*?) <a", place["page"].source)
+    (caption,) = re.findall(r"<figcaption>(Similarity of every level of .*?) <a", place["page"].source)
     assert f"rbf: sigma 0.2, at most {SUBSET} images, drawn with the seed in the CSV" in caption
 
 

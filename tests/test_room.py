@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from commands import MODEL, run
 from messages import raises, refuses, shows
+from own_mounts import in_own_mounts
 from photos import TINY_MODEL
 from planted import Massive, Planted
 from study_recipes import arguments, write_recipe
-from test_cache_disk import in_own_mounts
 from token_stores import tree
 
 import layerbank.jobs.study_disk_space

@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 
 from layerbank import RequestError
-from layerbank.statistics.scores import Case, Score, gains_of, group_by_protocol, scores_of_rows, table_of
-from layerbank.statistics.summaries import mean_ranks, summarize
+from layerbank.statistics.scores import (
+    Case,
+    Score,
+    gains_of,
+    group_by_protocol,
+    mean_ranks,
+    scores_of_rows,
+    summarize,
+    table_of,
+)
 
 
 def score(probe: str, percent: float, dataset: str = "pets", **changes: Any) -> Score:
@@ -53,22 +62,17 @@ def test_a_table_sets_the_probes_of_a_case_side_by_side_with_nan_where_there_is_
 
 def test_two_protocols_in_one_line_are_refused_and_named() -> None:
     rows = [row("a", "linear-cls", 0.5, "quick-00x"), row("b", "alf", 0.6, "paper-00x")]
-    with pytest.raises(RequestError) as error:
+    case = {"model": "timm/vit", "dataset": "pets", "seed": 0}
+    settings = {"first_probe": "linear-cls", "first_setting": "quick-00", "probe": "alf", "setting": "paper-00"}
+    with raises("statistics.two_settings", RequestError, **case, **settings):
         table_of(scores_of_rows(rows))
-    assert str(error.value) == (
-        "timm/vit on pets, seed 0: expected results of one setting (same stores, same protocol), "
-        "got linear-cls of setting quick-00 and alf of setting paper-00. "
-        "Give the rows of one protocol only; two protocols belong in two reports."
-    )
 
 
 def test_two_scores_of_one_probe_are_refused_and_named() -> None:
-    with pytest.raises(RequestError) as error:
+    case = {"probe": "alf", "model": "vit", "dataset": "pets", "seed": 0}
+    with raises("statistics.two_results", RequestError, **case, first_key="01234567", second_key="-") as refused:
         table_of([score("alf", 1, key="0123456789"), score("alf", 2)])
-    assert str(error.value) == (
-        "alf of vit on pets, seed 0: expected one result, got 1.00 (row 01234567) and 2.00 (row -). "
-        "Give the rows of one protocol and one version only."
-    )
+    assert refused.error.got == "1.00 (row 01234567) and 2.00 (row -)"
 
 
 def test_rows_are_grouped_by_all_of_the_protocol_but_the_seed() -> None:
@@ -93,7 +97,7 @@ def test_a_mean_over_something_diverged_or_missing_is_nan() -> None:
 
 
 def test_gains_need_the_reference_and_say_so() -> None:
-    with pytest.raises(RequestError, match=r"probe 'linear-cls': expected one of alf, got no result of it\. Train it"):
+    with raises("statistics.no_such_probe", RequestError, probe="linear-cls", probes="alf"):
         gains_of(table_of([score("alf", 1)]))
 
 
@@ -143,10 +147,11 @@ def test_without_a_complete_case_there_is_no_rank() -> None:
 
 
 def test_reading_results_and_drawing_them_takes_no_torch() -> None:
-    modules = "predictions, scores, summaries, significance, bootstrap, dataset_table, attention, selection, catalogue, hub, paper"
-    figures = "gains, sizes, tables, heatmaps, levels, ablations"
+    modules = "predictions, scores, significance, tested, findings, duplicates, dataset_table, attention, paper"
+    figures = "gains, by_dataset, attention, tokens, levels, ablations"
     code = (
-        f"import sys; from layerbank.report import {modules}; from layerbank.report.figures import {figures}; "
+        f"import sys; from layerbank.statistics import {modules}; from layerbank.report.figures import {figures}; "
+        "from layerbank.probing import bootstrap, selection; from layerbank.data import catalogue, hub; "
         "print([name for name in ('torch', 'zarr', 'timm', 'matplotlib', 'click') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,8 +12,8 @@ from planted import Large, Massive, Planted, look
 from token_stores import make_spec
 
 from layerbank import RequestError
-from layerbank.data import ViewedSource, ViewRule
 from layerbank.data.sources import ImageSource, open_source
+from layerbank.data.views import ViewedSource, ViewRule
 from layerbank.events import ParityMeasured, PrecisionFellBack
 from layerbank.extraction.extract import ExtractConfig, extract, model_differences, spec_of
 from layerbank.extraction.overflow import stores_of_other_splits

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 from token_stores import make_arrays, make_spec, write_store
 
-from layerbank import RequestError
 from layerbank.cache import MissingArrayError, TokenCache
 from layerbank.statistics import similarity
 from layerbank.statistics.similarity import Read, levels_of, linear_similarity, rbf_similarity
@@ -128,9 +128,8 @@ def test_where_all_tokens_are_alike_there_is_no_alignment() -> None:
 
 
 def test_three_images_are_too_few() -> None:
-    message = r"similarity of levels: expected at least 4 images, got 3\. Extract more images"
     for function in (linear_similarity, rbf_similarity):
-        with pytest.raises(RequestError, match=message):
+        with raises("statistics.too_few_images", num_images=3):
             function({"a": reader(np.ones((3, 2)))}, np.arange(3))  # type: ignore[operator]
 
 

@@ -13,29 +13,21 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from messages import raises
 from PIL import Image
 
-from layerbank import RequestError
-from layerbank.report.figures.ablations import (
-    draw_seeds,
-    draw_series,
-    draw_train_test,
-    heads_series,
-    kinds_series,
-    pruning_series,
-)
-from layerbank.report.figures.gains import draw_gains
-from layerbank.report.figures.heatmaps import draw_attention, draw_similarity, draw_similarity_to_final
+from layerbank.report.figures.ablations import draw_seeds, draw_series, heads_series, kinds_series, pruning_series
+from layerbank.report.figures.attention import draw_attention
+from layerbank.report.figures.by_dataset import draw_table
+from layerbank.report.figures.gains import draw_gains, draw_gains_by_size, size_of
 from layerbank.report.figures.levels import draw_levels
-from layerbank.report.figures.sizes import draw_gains_by_size, size_of
-from layerbank.report.figures.style import COLUMN, DPI
-from layerbank.report.figures.tables import draw_table
+from layerbank.report.figures.tokens import draw_similarity, draw_similarity_to_final, draw_train_test
+from layerbank.report.style import COLUMN, DPI
 from layerbank.statistics.attention import AttentionMap, spread_of
 from layerbank.statistics.dataset_table import dataset_table
 from layerbank.statistics.paper import published_scores, with_paper_names
-from layerbank.statistics.scores import Score, Table, gains_of, table_of
+from layerbank.statistics.scores import Score, Table, gains_of, summarize, table_of
 from layerbank.statistics.similarity import Similarity
-from layerbank.statistics.summaries import summarize
 
 PAPER = table_of(published_scores())
 FIVE = ("linear-last", "linear-all", "attn-last", "aat", "alf")
@@ -225,9 +217,7 @@ def test_kinds_are_shown_relative_to_both(tmp_path: Path) -> None:
 def test_seeds_are_shown_as_distances_from_their_mean(tmp_path: Path) -> None:
     lines = lines_of(FIGURES["seeds"](tmp_path / "seeds"))
     assert [line["deviation"] for line in lines[:3]] == ["-1", "0", "1"]
-    with pytest.raises(
-        RequestError, match="spread over seeds: expected two seeds of a model and data set, got one each"
-    ):
+    with raises("report.one_seed"):
         draw_seeds(PAPER, tmp_path / "none")
 
 
@@ -242,30 +232,23 @@ def test_heads_are_rows_on_the_same_tokens_that_differ_in_heads() -> None:
     series = heads_series(rows, ["final"], ["cls", "ap"])
     assert (series.steps, series.cases) == (("4", "8", "24"), ("pets (vit)", "cars (vit)"))
     np.testing.assert_array_equal(series.values, [[np.nan, 50, 75], [np.nan, np.nan, np.nan]])
-    with pytest.raises(RequestError, match=r"accuracy by heads: expected attentive probes on ap of final, got none"):
+    with raises("report.no_head_counts", kinds="ap", levels="final"):
         heads_series(rows, ["final"], ["ap"])
 
 
 def test_figures_without_their_probes_say_what_is_missing(tmp_path: Path) -> None:
     alone = table_of([score("alf", 1.0)])
-    with pytest.raises(RequestError, match="probe 'linear-cls': expected one of alf"):
+    with raises("statistics.no_such_probe", probe="linear-cls", probes="alf"):
         draw_gains(alone, tmp_path / "x")
-    with pytest.raises(
-        RequestError, match=r"accuracy by level: expected probes such as linear@every or aat@every, got alf"
-    ):
+    with raises("report.no_single_level", probes="alf"):
         draw_levels(alone, tmp_path / "x")
     other = AttentionMap(levels=("final",), kinds=("cls", "ap"), shares=np.array([[0.5], [0.5]]))
-    forms = (
-        r"attention maps: expected maps of the same levels and kinds, got 2 forms: 12 levels of cls, ap; 1 levels of"
-    )
-    with pytest.raises(RequestError, match=forms):
+    with raises("report.unequal_maps", num_forms=2, forms="12 levels of cls, ap; 1 levels of cls, ap"):
         draw_attention({**ATTENTION, "other": other}, tmp_path / "x")
-    with pytest.raises(RequestError, match="probe 'alf-cls': expected one of alf"):
+    with raises("statistics.no_such_probe", probe="alf-cls", probes="alf"):
         kinds_series(alone)
     unknown = table_of([Score(model="timm/resnet50", dataset="pets", probe="linear-cls", percent=1.0)])
-    with pytest.raises(
-        RequestError, match=r"gains by model size: expected models whose size is known .* got timm/resnet50"
-    ):
+    with raises("report.unknown_sizes", models="timm/resnet50"):
         draw_gains_by_size(unknown, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 

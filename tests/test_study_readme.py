@@ -11,8 +11,7 @@ import pytest
 
 import layerbank
 from layerbank.statistics.paper import published_scores
-from layerbank.statistics.scores import gains_of, table_of
-from layerbank.statistics.summaries import mean_ranks, summarize
+from layerbank.statistics.scores import gains_of, mean_ranks, summarize, table_of
 
 FOLDER = Path(layerbank.__file__).parent / "report"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")

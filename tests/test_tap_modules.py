@@ -1,4 +1,4 @@
-"""Taps by module names: a model that names its parts otherwise gives the tokens of those modules, or is refused with them."""
+"""Taps by module names: tokens of the named modules, and the lists of modules that wrong names are refused with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from commands import run
+from messages import refuses
+from model_errors import refuses_model
 from photos import write_photos
 from timm.models import register_model
 from torch import Tensor, nn
 
-from layerbank import RequestError
 from layerbank.cache import CacheSpec, SpecMismatchError, TokenCache
 from layerbank.data.sources import open_source
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
@@ -72,12 +73,6 @@ def _open(**options: Any) -> Backbone:
     return open_backbone("own_vit", **{"weights": "random", "tap": f"module:{PATTERN}"} | options)
 
 
-def _message(model_id: str = "own_vit", **options: Any) -> str:
-    with pytest.raises(RequestError) as caught:
-        open_backbone(model_id, **{"weights": "random"} | options)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("pattern", "module"), [(PATTERN, "ffn_norm"), ("layers.{i}", ""), ("layers.{i}.ffn.2", "ffn.2")]
 )
@@ -87,7 +82,11 @@ def test_tokens_are_those_of_the_named_modules_and_of_the_last_norm(pattern: str
         ["block.0", "block.1", "block.2", "final"],
         dict.fromkeys(["block.0", "block.1", "block.2", "final"], 32),
     )
-    assert (backbone.has_cls, backbone.num_register_tokens, backbone.grid_size) == (True, 2, (3, 3))
+    assert (backbone.layout.has_cls, backbone.layout.num_register_tokens, backbone.layout.grid_size) == (
+        True,
+        2,
+        (3, 3),
+    )
     model: Any = backbone.tower.model
     seen: list[Tensor] = []
     modules = [layer.get_submodule(module) for layer in model.layers] + [model.ln_f]
@@ -116,48 +115,36 @@ def test_on_a_plain_vit_the_pattern_of_its_norm_gives_the_tokens_of_norm2() -> N
     assert named.architecture == usual.architecture
 
 
-def test_a_model_whose_blocks_cannot_be_found_is_refused_with_what_could_be_listened_to() -> None:
-    assert _message() == (
-        "timm/own_vit: expected a vision transformer with a list of blocks over one sequence of tokens, got OwnVit with embed, "
-        "layers, ln_f. Say where to listen with --tap-module: 'layers.{i}.attn_norm', 'layers.{i}.ffn_norm', 'layers.{i}', "
-        "'layers.{i}.ffn', 'layers.{i}.ffn.0', 'layers.{i}.ffn.1', 'layers.{i}.ffn.2'."
-    )
+RANDOM = {"weights": "random"}
+CANDIDATES = [f"layers.{{i}}{leaf}" for leaf in (".attn_norm", ".ffn_norm", "", ".ffn", ".ffn.0", ".ffn.1", ".ffn.2")]
+
+
+def test_a_model_whose_blocks_cannot_be_found_is_refused_with_the_modules_to_read() -> None:
+    error = refuses_model("models.blocks_of_other_names", "own_vit", RANDOM, model="timm/own_vit", type="OwnVit")
+    assert error.values["children"] == "embed, layers, ln_f"
+    assert error.values["candidates"] == ", ".join(f"'{pattern}'" for pattern in CANDIDATES)
 
 
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "swin_tiny_patch4_window7_224", "samvit_base_patch16"])
 def test_hierarchical_and_windowed_models_have_no_module_to_propose(name: str) -> None:
     with torch.device("meta"):
-        message = _message(name)
-    assert (
-        f"timm/{name}: expected a vision transformer with a list of blocks over one sequence of tokens, got " in message
-    )
-    assert message.endswith("Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m.")
+        refuses_model("models.no_blocks", name, RANDOM, model=f"timm/{name}")
 
 
 def test_patterns_that_name_nothing_are_refused_with_those_that_do() -> None:
-    todo = (
-        "Modules that put out tokens at every depth: layers.{i}.attn_norm, layers.{i}.ffn_norm, layers.{i}, layers.{i}.ffn, "
-        "layers.{i}.ffn.0, layers.{i}.ffn.1, layers.{i}.ffn.2."
-    )
-    assert _message(tap="module:layers.{i}.norm2") == (
-        "timm/own_vit, --tap-module layers.{i}.norm2: expected a module of that name in every block, got no layers.0.norm2 and 2 "
-        f"more. {todo}"
-    )
-    assert _message(tap="module:blocks.{i}.norm2").startswith(
-        "timm/own_vit, --tap-module blocks.{i}.norm2: expected a module of that name in every block, got no blocks.0.norm2. "
-    )
+    candidates = ", ".join(CANDIDATES)
+    values = {"model": "timm/own_vit", "missing": "layers.0.norm2", "count": 3, "candidates": candidates}
+    refuses_model("models.no_such_module", "own_vit", RANDOM | {"tap": "module:layers.{i}.norm2"}, **values)
+    values |= {"missing": "blocks.0.norm2", "count": 1}
+    refuses_model("models.no_such_module", "own_vit", RANDOM | {"tap": "module:blocks.{i}.norm2"}, **values)
     for pattern in ("layers.norm", "layers{i}.norm", "{i}.{i}"):
-        assert _message(tap=f"module:{pattern}") == (
-            f"--tap-module {pattern}: expected a module's name with {{i}} for the number of the block, such as "
-            f"blocks.{{i}}.norm2, got '{pattern}'. {todo}"
-        )
+        options = RANDOM | {"tap": f"module:{pattern}"}
+        refuses_model("models.bad_tap_module", "own_vit", options, pattern=pattern, candidates=candidates)
 
 
 def test_modules_without_tokens_are_refused() -> None:
-    assert _message(tap="module:layers.{i}.attn") == (
-        "timm/own_vit, level block.0: expected tokens [1, 3 + 3 x 3, D], got tuple. "
-        "Choose a plain ViT: this one does not keep CLS, registers and patches in one sequence."
-    )
+    values = {"model": "timm/own_vit", "level": "block.0", "prefix": 3, "rows": 3, "columns": 3, "found": "tuple"}
+    refuses_model("models.other_tokens", "own_vit", RANDOM | {"tap": "module:layers.{i}.attn"}, **values)
 
 
 # ---- identity
@@ -194,8 +181,7 @@ def test_the_command_line_takes_a_pattern_in_place_of_a_tap(tmp_path: Path) -> N
     (store,) = tmp_path.glob("caches/photos/train/*.zarr")
     assert TokenCache.open(store).spec.tap == f"module:{PATTERN}"
     both = run("extract", *model, *data, "--tap-module", PATTERN, "--tap", "block")
-    assert both.exit_code == 2
-    assert "expected  one of the two" in both.stderr
+    refuses(both, "models.tap_and_module", tap="block", module=PATTERN)
     none = run("extract", *model, *data)
-    assert none.exit_code == 2
+    refuses(none, "models.blocks_of_other_names")
     assert "--tap-module: 'layers.{i}.attn_norm'" in none.stderr

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 from torch import Tensor
 
 from layerbank import RequestError
@@ -101,33 +102,18 @@ def test_large_activations_do_not_overflow_in_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "key"),
     [
-        (
-            "cls",
-            "token kind cls: expected a backbone with a class token, got one without. Ask for ap instead.",
-        ),
-        (
-            "register",
-            "token kind register: expected a backbone with register tokens, got one without. Leave the kind out.",
-        ),
-        (
-            "grid4",
-            "token kind grid4: expected a grid of at most 3 x 3, got 4 cells a side for 3 x 5 patches. "
-            "Ask for fewer cells, or for patch.",
-        ),
-        (
-            "grid0",
-            "token kind grid0: expected cls, ap, grid1, grid2, ..., patch or register, got 'grid0'. Name one of these.",
-        ),
-        (
-            "CLS",
-            "token kind CLS: expected cls, ap, grid1, grid2, ..., patch or register, got 'CLS'. Name one of these.",
-        ),
+        ("cls", "models.no_class_token"),
+        ("register", "models.no_register_tokens"),
+        ("grid4", "models.grid_too_fine"),
+        ("grid0", "models.unknown_kind"),
+        ("CLS", "models.unknown_kind"),
     ],
 )
-def test_kinds_that_a_backbone_lacks_are_refused(kind: str, message: str) -> None:
-    layout = TokenLayout(grid_size=(3, 5), has_cls=False)
-    with pytest.raises(RequestError) as caught:
-        kind_shape(kind, layout)
-    assert str(caught.value) == message
+def test_kinds_that_a_backbone_lacks_are_refused(kind: str, key: str) -> None:
+    with raises(key, RequestError) as refused:
+        kind_shape(kind, TokenLayout(grid_size=(3, 5), has_cls=False))
+    assert refused.error.where == f"token kind {kind}"
+    if kind == "grid4":
+        assert refused.error.values == {"kind": kind, "cells": "4", "most": "3", "rows": "3", "columns": "5"}

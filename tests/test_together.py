@@ -136,16 +136,18 @@ def test_the_command_takes_several_models(photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "weights", "message"),
+    ("models", "weights", "key", "values"),
     [
-        (["a", "b"], ["random"], "--weights: expected one for each of the 2 models, in their order, or none, got 1"),
-        (["a"], ["random", "x.pt"], "--weights: expected one, got 2"),
-        (["a", "a"], [], "--model a: expected different models, or different weights, got the same twice"),
-        (["a", "a"], ["random", "random"], "--model a: expected different models"),
+        (["a", "b"], ["random"], "models.weights_count", {"models": 2, "weights": 1}),
+        (["a"], ["random", "x.pt"], "models.weights_count", {"models": 1, "weights": 2}),
+        (["a", "a"], [], "models.repeated_model", {"model": "a"}),
+        (["a", "a"], ["random", "random"], "models.repeated_model", {"model": "a"}),
     ],
 )
-def test_models_and_weights_that_do_not_pair_are_refused(models: list[str], weights: list[str], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
+def test_models_and_weights_that_do_not_pair_are_refused(
+    models: list[str], weights: list[str], key: str, values: dict[str, Any]
+) -> None:
+    with raises(key, RequestError, **values):
         pair_models_with_weights(models, weights)
 
 

@@ -1,4 +1,4 @@
-"""Models of a torch hub repository: built by its own code, listened to as any other, refused in words."""
+"""Models of a torch hub repository: built by its own code, read as any other, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from model_errors import refuses_model
 from torch import Tensor
 
-from layerbank import RequestError, WorkError
+from layerbank import WorkError
 from layerbank.models.backbone import open_backbone
 from layerbank.models.request import ModelRequest
 
@@ -95,16 +96,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _message(model_id: str, kind: type[Exception] = RequestError, **options: Any) -> str:
-    with pytest.raises(kind) as caught:
-        open_backbone(model_id, **{"image_size": SIZE} | options)
-    return str(caught.value)
-
-
 def test_tokens_equal_those_of_a_hook_on_the_repositorys_model(repository: Path) -> None:
     backbone = open_backbone(f"torchhub:{repository}:tiny", weights="random", image_size=SIZE, seed=3)
     assert backbone.levels == ["block.0", "block.1", "final"]
-    assert (backbone.has_cls, backbone.num_register_tokens, backbone.grid_size) == (True, 4, (2, 2))
+    assert (backbone.layout.has_cls, backbone.layout.num_register_tokens, backbone.layout.grid_size) == (
+        True,
+        4,
+        (2, 2),
+    )
     model: Any = backbone.tower.model
     seen: list[Tensor] = []
     for module in (model.blocks[0].norm2, model.blocks[1].norm2, model.norm):
@@ -126,11 +125,9 @@ def test_weights_are_the_entrys_own_random_by_seed_or_those_of_a_file(repository
     safetensors.torch.save_file(other.tower.model.state_dict(), tmp_path / "other.safetensors")
     filed = open_backbone(model_id, weights=str(tmp_path / "other.safetensors"), image_size=SIZE)
     assert filed.weights_digest == other.weights_digest
-    assert open_backbone(f"torchhub:{repository}:fixed", image_size=SIZE).num_prefix_tokens == 1
-    assert _message(f"torchhub:{repository}:fixed", weights="random") == (
-        f"--model torchhub:{repository}:fixed: expected an entry that takes `pretrained`, for --weights random, got fixed, "
-        "which does not. Leave --weights out, or give a file."
-    )
+    assert open_backbone(f"torchhub:{repository}:fixed", image_size=SIZE).layout.num_prefix_tokens == 1
+    options = {"weights": "random", "image_size": SIZE}
+    refuses_model("models.entry_without_pretrained", f"torchhub:{repository}:fixed", options, entry="fixed")
 
 
 def test_the_identity_names_folder_entry_and_code_but_not_where_the_folder_lies(
@@ -150,37 +147,26 @@ def test_the_identity_names_folder_entry_and_code_but_not_where_the_folder_lies(
 
 
 def test_wrong_ids_folders_and_entries_are_refused(repository: Path, tmp_path: Path) -> None:
-    assert _message("torchhub:dinov2") == (
-        "--model torchhub:dinov2: expected torchhub:OWNER/NAME:ENTRY or torchhub:/FOLDER:ENTRY, got 'torchhub:dinov2'. "
-        "For example torchhub:facebookresearch/dinov2:dinov2_vits14."
-    )
-    assert _message(f"torchhub:{tmp_path}/gone:tiny").endswith(
-        "expected a folder with a hubconf.py, got no such folder. Give the folder of a clone of the repository."
-    )
-    assert "got a folder without. " in _message(f"torchhub:{tmp_path}:tiny")
-    assert _message(f"torchhub:{repository}:large") == (
-        f"--model torchhub:{repository}:large: expected the entry large of its hubconf.py, with all that it imports, got Cannot "
-        "find callable large in hubconf. Choose an entry that hubconf.py defines, or install what is missing."
-    )
-    assert "got No module named 'a_package_nobody_has'. " in _message(f"torchhub:{repository}:forgetful")
-    assert "expected an entry that gives a torch module, got int. " in _message(f"torchhub:{repository}:not_a_module")
+    refuses_model("models.bad_torchhub_id", "torchhub:dinov2", model="torchhub:dinov2")
+    refuses_model("models.no_hubconf", f"torchhub:{tmp_path}/gone:tiny", folder=tmp_path / "gone")
+    refuses_model("models.no_hubconf", f"torchhub:{tmp_path}:tiny", folder=tmp_path)
+    reason = "Cannot find callable large in hubconf"
+    refuses_model("models.entry_not_loaded", f"torchhub:{repository}:large", entry="large", reason=reason)
+    reason = "No module named 'a_package_nobody_has'"
+    refuses_model("models.entry_not_loaded", f"torchhub:{repository}:forgetful", reason=reason)
+    refuses_model("models.entry_is_no_module", f"torchhub:{repository}:not_a_module", type="int")
 
 
 def test_a_size_the_model_does_not_take_is_refused_with_what_it_says(repository: Path) -> None:
-    assert _message(f"torchhub:{repository}:tiny", image_size=None) == (
-        "torchhub:tinyhub:tiny at 224 pixels: expected a model that takes images [B, 3, H, W] of this size, got made for 28 "
-        "pixels, got 224. Give the size it was built for with --image-size."
-    )
-    assert "--image-size: expected a multiple of the patch size 14, got 30. Use 28 or 42." in _message(
-        f"torchhub:{repository}:tiny", image_size=30
-    )
+    values = {"model": "torchhub:tinyhub:tiny", "size": 224, "reason": "made for 28 pixels, got 224"}
+    refuses_model("models.does_not_run", f"torchhub:{repository}:tiny", **values)
+    values = {"size": 30, "patch": 14, "one": 28, "other": 42}
+    refuses_model("models.image_size_of_no_patches", f"torchhub:{repository}:tiny", {"image_size": 30}, **values)
 
 
 def test_a_network_out_of_reach_is_failed_work(repository: Path) -> None:
-    assert _message(f"torchhub:{repository}:far_away", WorkError) == (
-        f"--model torchhub:{repository}:far_away: expected the repository and the weights from the network, got no route to "
-        "host. Clone it where there is one and name the folder: torchhub:/FOLDER:ENTRY, with --weights FILE."
-    )
+    model_id = f"torchhub:{repository}:far_away"
+    refuses_model("models.torchhub_unreachable", model_id, kind=WorkError, model=model_id, reason="no route to host")
 
 
 def test_code_from_github_runs_only_if_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,13 +178,10 @@ def test_code_from_github_runs_only_if_it_is_trusted(tmp_path: Path, monkeypatch
         raise OSError("no network in a test")
 
     monkeypatch.setattr("torch.hub.load", no_network)
-    assert _message("torchhub:somebody/vits:main:tiny") == (
-        "--model torchhub:somebody/vits:main:tiny: expected a repository whose code you have said to trust, because it will run "
-        "here, got somebody/vits, which torch's hub does not know. Read it, then run once: python -c \"import torch; "
-        "torch.hub.list('somebody/vits:main', trust_repo=True)\""
-    )
+    values = {"name": "somebody/vits", "repository": "somebody/vits:main"}
+    refuses_model("models.untrusted_repository", "torchhub:somebody/vits:main:tiny", **values)
     assert asked == []
     (tmp_path / "trusted_list").write_text("somebody_vits\n")
-    assert "got no network in a test" in _message("torchhub:somebody/vits:main:tiny", WorkError)
-    assert "got no network in a test" in _message("torchhub:facebookresearch/dinov2:dinov2_vits14", WorkError)
+    for model_id in ("torchhub:somebody/vits:main:tiny", "torchhub:facebookresearch/dinov2:dinov2_vits14"):
+        refuses_model("models.torchhub_unreachable", model_id, kind=WorkError, reason="no network in a test")
     assert asked == ["somebody/vits:main", "facebookresearch/dinov2"]

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_errors import refuses_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
 from layerbank.data.sources import BadImage, open_source
 from layerbank.data.tar_index import DamagedTar, walk_tar
-from layerbank.errors import RequestError
 
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "wds_cifar10_subset"
 
@@ -56,12 +57,6 @@ def dataset(tmp_path: Path) -> Path:
     (root / "test" / "nshards.txt").write_text("1")
     (root / "classnames.txt").write_text("oak\nÖlbaum\nfir\n", encoding="utf-8")
     return root
-
-
-def message_of(uri: str, split: str = "train") -> str:
-    with pytest.raises(RequestError) as error:
-        open_source(uri, split)
-    return str(error.value)
 
 
 # --- the layout of the CLIP benchmark ---
@@ -151,129 +146,102 @@ def test_a_pattern_with_the_split_in_the_file_name(tmp_path, monkeypatch):
 
 
 def test_a_pattern_without_a_split_is_refused(dataset):
-    assert message_of(f"wds:{dataset}/train/{{0..1}}.tar") == (
-        f"wds:{dataset}/train/{{0..1}}.tar: expected {{split}} where the split's name stands, so that training and "
-        "test data differ, got no {split}. Put it into the path."
-    )
+    uri = f"wds:{dataset}/train/{{0..1}}.tar"
+    refuses_data("data.pattern_without_split", uri, uri=uri)
 
 
 @pytest.mark.parametrize("braces", ["{1..0}", "{}", "{a..c}", "{x}"])
 def test_braces_that_mean_nothing_are_refused(dataset, braces):
-    assert message_of(f"wds:{dataset}/{{split}}/{braces}.tar") == (
-        f"the pattern {dataset}/train/{braces}.tar: expected {{split}}, a range like {{000..010}} or a list like {{a,b}}, "
-        f"got {braces}. Correct the braces."
-    )
+    pattern = f"{dataset}/train/{braces}.tar"
+    refuses_data("data.bad_braces", f"wds:{dataset}/{{split}}/{braces}.tar", pattern=pattern, part=braces)
 
 
 def test_a_shard_named_twice_repeats_its_ids(dataset):
-    assert message_of(f"wds:{dataset}/{{split}}/{{0,0}}.tar") == (
-        "split train of trees: expected distinct sample ids, got 'train/0.tar/s0000' more than once, "
-        "one of 4 such ids. Rename or remove the repeated samples."
-    )
+    values = {"data": "trees, split train", "id": "train/0.tar/s0000", "count": 4}
+    refuses_data("data.repeated_ids", f"wds:{dataset}/{{split}}/{{0,0}}.tar", **values)
 
 
 # --- what is not there ---
 
 
-def test_no_such_folder(tmp_path):
-    assert message_of(f"wds:{tmp_path}/none") == (
-        f"wds:{tmp_path}/none: expected a folder, got nothing there. "
-        "Give the folder above the splits, or a pattern such as wds:DIR/{split}/{000..010}.tar."
-    )
-
-
-def test_a_single_tar_in_place_of_the_folder(dataset):
-    assert "expected a folder, got a file." in message_of(f"wds:{dataset}/train/0.tar")
-
-
-@pytest.mark.parametrize("form", ["{dataset}", "{dataset}/{{split}}/{{0..1}}.tar"])
-def test_no_such_split_lists_those_there_are(dataset, form):
-    message = message_of("wds:" + form.format(dataset=dataset), "val")
-    assert message.endswith("got the splits test, train. Choose one of them with --split.")
-    assert f"expected {'tars in ' if form == '{dataset}' else ''}{dataset}/val" in message
+@pytest.mark.parametrize(("form", "shards"), [("", "*.tar"), ("/{split}/{0..1}.tar", "0.tar")])
+def test_no_such_split_lists_those_there_are(dataset, form, shards):
+    place = f"{dataset}/val/{shards}"
+    refuses_data("data.no_such_split", f"wds:{dataset}{form}", "val", place=place, splits="test, train")
 
 
 def test_no_split_at_all(tmp_path):
-    assert message_of(f"wds:{tmp_path}") == (
-        f"wds:{tmp_path}, split train: expected tars in {tmp_path}/train, got no split at all. Check the path."
-    )
+    refuses_data("data.no_splits", f"wds:{tmp_path}", data=f"wds:{tmp_path}", place=f"{tmp_path}/train/*.tar")
 
 
 def test_a_missing_shard_is_named(dataset):
     (dataset / "train" / "1.tar").unlink()
-    assert message_of(f"wds:{dataset}") == (
-        f"{dataset}/train: expected 2 shards (nshards.txt says 2), got 1 missing: 1.tar. "
-        "Copy or download the missing shards."
-    )
-    assert message_of(f"wds:{dataset}/{{split}}/{{0..8}}.tar") == (
-        f"{dataset}/train: expected 9 shards (so many names has the pattern), got 8 missing: "
-        "1.tar, 2.tar, 3.tar, 4.tar, 5.tar, .... Copy or download the missing shards."
-    )
+    refuses_data("data.missing_shards", f"wds:{dataset}", folder=dataset / "train", count=2, missing=1, names="1.tar")
+    names = "1.tar, 2.tar, 3.tar, 4.tar, 5.tar, ..."
+    refuses_data("data.missing_shards", f"wds:{dataset}/{{split}}/{{0..8}}.tar", count=9, missing=8, names=names)
 
 
 def test_an_nshards_file_that_holds_no_number(dataset):
     (dataset / "train" / "nshards.txt").write_text("two")
-    assert message_of(f"wds:{dataset}") == (
-        f"{dataset}/train/nshards.txt: expected the number of shards, got 'two'. Correct the file."
-    )
+    refuses_data("data.bad_shard_count", f"wds:{dataset}", file=dataset / "train" / "nshards.txt", content="'two'")
 
 
 def test_a_tar_without_samples(tmp_path):
     write_tar(tmp_path / "train" / "0.tar", [])
-    assert message_of(f"wds:{tmp_path}") == (
-        f"wds:{tmp_path}, split train: expected samples with an image and a class, got 1 tars without samples. "
-        "Check how the shards were written."
-    )
+    refuses_data("data.no_samples", f"wds:{tmp_path}", data=f"wds:{tmp_path}", split="train", count=1)
 
 
 # --- bad samples ---
 
 
 @pytest.mark.parametrize(
-    ("members", "expected"),
+    ("members", "key", "values"),
     [
-        ([("a.png", b"x"), ("a.json", b"{}")], "expected a class (cls), got only json, png."),
+        ([("a.png", b"x"), ("a.json", b"{}")], "data.sample_without_class", {"found": "json, png"}),
         (
             [("a.cls", b"1"), ("a.txt", b"oak")],
-            "expected an image (jpg, jpeg, png, webp), got only cls, txt.",
+            "data.sample_without_image",
+            {"extensions": "jpg, jpeg, png, webp", "found": "cls, txt"},
         ),
-        ([("a.png", b"x"), ("a.cls", b"oak")], "expected a class index in cls, got b'oak'."),
-        ([("a.png", b"x"), ("a.cls", b"-1")], "expected a class index in cls, got b'-1'."),
-        ([("a.png", b"x"), ("a.cls", b"")], "expected a class index in cls, got b''."),
+        ([("a.png", b"x"), ("a.cls", b"oak")], "data.bad_class_index", {"content": "b'oak'"}),
+        ([("a.png", b"x"), ("a.cls", b"-1")], "data.bad_class_index", {"content": "b'-1'"}),
+        ([("a.png", b"x"), ("a.cls", b"")], "data.bad_class_index", {"content": "b''"}),
         (
             [("a.png", b"x"), ("a.cls", b"1"), ("a.png", b"x")],
-            "expected one png, got a second one at byte 4608.",
+            "data.repeated_member",
+            {"extension": "png", "offset": 4608},
         ),
     ],
 )
-def test_an_incomplete_sample_is_named(dataset, members, expected):
+def test_an_incomplete_sample_is_named(dataset, members, key, values):
     shard = write_tar(dataset / "train" / "1.tar", [*samples(0, 1), *members])
-    assert message_of(f"wds:{dataset}") == f"sample a in {shard}: {expected} Write this shard again."
+    refuses_data(key, f"wds:{dataset}", **({"key": "a", "shard": shard} | values))
 
 
 def test_a_class_beyond_the_names_is_named(dataset):
     (dataset / "classnames.txt").write_text("oak\nash\n")
-    assert message_of(f"wds:{dataset}") == (
-        f"sample train/0.tar/s0002 in {dataset}: expected a class from 0 to 1 ({dataset}/classnames.txt has 2 names), "
-        "got 2. Correct classnames.txt or the sample's cls."
-    )
+    place = f"{dataset}, sample train/0.tar/s0002"
+    refuses_data("data.class_without_name", f"wds:{dataset}", place=place, count=2, label=2)
 
 
 def test_a_corrupt_image_is_named_with_its_place_in_the_tar(dataset):
     write_tar(dataset / "train" / "1.tar", [("a.jpg", b"not a jpeg"), ("a.cls", b"1")])
     source = open_source(f"wds:{dataset}", "train")
-    with pytest.raises(BadImage) as caught:
+    with raises(
+        "data.bad_image",
+        BadImage,
+        id="train/1.tar/a",
+        file=f"{dataset}/train/1.tar at byte 512",
+        reason="bytes in no image format that Pillow knows",
+    ):
         source.load(4)
-    assert caught.value.id == "train/1.tar/a"
-    assert caught.value.file == f"{dataset}/train/1.tar at byte 512"
-    assert caught.value.reason == "bytes in no image format that Pillow knows"
 
 
 def test_a_tar_cut_after_opening_is_a_bad_image(dataset):
     source = open_source(f"wds:{dataset}", "train")
     with (dataset / "train" / "0.tar").open("r+b") as file:
         file.truncate(600)
-    with pytest.raises(BadImage, match="the tar ends after 88 of"):
+    with raises("data.bad_image", reason=f"the tar ends after 88 of {len(encoded_image(0))} bytes"):
         source.load(0)
 
 
@@ -288,9 +256,7 @@ def test_a_truncated_tar_is_reported_wherever_it_was_cut(dataset):
     end_of_data = -(-ends[-1] // 512) * 512
     for cut in range(0, end_of_data, 128):
         shard.write_bytes(content[:cut])
-        message = message_of(f"wds:{dataset}")
-        assert message.startswith(f"{shard} at byte ")
-        assert f"; {sum(end <= cut for end in ends)} whole samples lie before. Copy or download" in message
+        refuses_data("data.damaged_tar", f"wds:{dataset}", shard=shard, count=sum(end <= cut for end in ends))
     shard.write_bytes(content[: end_of_data + 512])  # a lone zero block ends a tar, as tarfile reads it
     assert len(open_source(f"wds:{dataset}", "train")) == 7
 
@@ -298,35 +264,29 @@ def test_a_truncated_tar_is_reported_wherever_it_was_cut(dataset):
 def test_the_message_for_a_truncated_tar(dataset):
     shard = dataset / "train" / "1.tar"
     shard.write_bytes(shard.read_bytes()[:2600])
-    assert message_of(f"wds:{dataset}") == (
-        f"{shard} at byte 2560: expected a whole, uncompressed tar, got the file ends SIZE bytes before the end of "
-        "s0005.png; 1 whole samples lie before. Copy or download this shard again.".replace(
-            "SIZE", str(2560 + len(encoded_image(5)) - 2600)
-        )
-    )
+    problem = f"the file ends {2560 + len(encoded_image(5)) - 2600} bytes before the end of s0005.png"
+    refuses_data("data.damaged_tar", f"wds:{dataset}", offset=2560, problem=problem, count=1)
 
 
 def test_a_tar_cut_between_two_samples_is_not_taken_for_a_whole_one(dataset):
     shard = dataset / "train" / "1.tar"
     shard.write_bytes(shard.read_bytes()[:2048])
-    assert "the file ends before the tar's end mark; 1 whole samples lie before" in message_of(f"wds:{dataset}")
+    problem = "the file ends before the tar's end mark"
+    refuses_data("data.damaged_tar", f"wds:{dataset}", problem=problem, count=1)
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (
-            b"\x1f\x8b" + bytes(2000),
-            "at byte 0: expected a whole, uncompressed tar, got the file is compressed;",
-        ),
-        (b"PK" + b"x" * 2000, "at byte 0: expected a whole, uncompressed tar, got the file is not a tar;"),
-        (b"", "at byte 0: expected a whole, uncompressed tar, got the file ends before the tar's end mark;"),
+        (b"\x1f\x8b" + bytes(2000), "the file is compressed"),
+        (b"PK" + b"x" * 2000, "the file is not a tar"),
+        (b"", "the file ends before the tar's end mark"),
     ],
 )
 def test_a_file_that_is_no_tar(dataset, content, problem):
     shard = dataset / "train" / "1.tar"
     shard.write_bytes(content)
-    assert message_of(f"wds:{dataset}").startswith(f"{shard} {problem} 0 whole samples")
+    refuses_data("data.damaged_tar", f"wds:{dataset}", shard=shard, offset=0, problem=problem, count=0)
 
 
 def test_a_flipped_byte_in_a_header_is_found(dataset):
@@ -334,9 +294,7 @@ def test_a_flipped_byte_in_a_header_is_found(dataset):
     content = bytearray(shard.read_bytes())
     content[1024 + 2] ^= 1
     shard.write_bytes(content)
-    assert f"{shard} at byte 1024: expected a whole, uncompressed tar, got a header fails its checksum" in message_of(
-        f"wds:{dataset}"
-    )
+    refuses_data("data.damaged_tar", f"wds:{dataset}", offset=1024, problem="a header fails its checksum")
 
 
 def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:

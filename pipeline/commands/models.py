@@ -1,10 +1,16 @@
-"""`layerbank models` and `layerbank datasets`: what can be given to --model and --data."""
+"""`layerbank models` and `layerbank datasets`: the values of --model and --data."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..models.listing import ModelFacts
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
@@ -13,64 +19,67 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the answer a
 @click.argument("pattern", required=False)
 @_json
 def models(pattern: str | None, as_json: bool) -> None:
-    """List what --model takes: families, or with PATTERN each model whose name contains or matches it.
+    """List the values of --model: groups of models, or with PATTERN each model whose name contains or matches it.
 
-    Nothing is downloaded: models are built without memory for their weights and looked at. Weights are chosen by a tag,
-    timm/NAME.TAG or open_clip/NAME/TAG.
+    Nothing is downloaded: models are built without memory for their weights. Weights are chosen by a tag, timm/NAME.TAG or
+    open_clip/NAME/TAG.
 
     \b
     layerbank models
     layerbank models 'vit_*_dinov3'
     layerbank models open_clip/ViT-B-16-quickgelu --json
     """
-    from ..console import print_json, print_lines, print_table
-    from ..errors import RequestError
-    from ..models.listing import FAMILIES, describe, family_of, match_models, model_names
+    from ..models.families import MODEL_FAMILIES
 
     if pattern is None:
-        count: dict[str, int] = {}
-        for name in model_names():
-            count[family_of(name).name] = count.get(family_of(name).name, 0) + 1
-        families = [(family, describe(family.example)) for family in FAMILIES]
-        if as_json:
-            print_json(
-                [
-                    {
-                        "family": family.name,
-                        "num_models": count[family.name],
-                        "example": family.example,
-                        "note": family.note,
-                    }
-                    | {"facts": asdict(facts)}
-                    for family, facts in families
-                ]
-            )
-            return
-        print_table(
-            ("family", "example", "tokens", "note", "models", "levels", "width"),
+        _list_groups(as_json)
+    else:
+        _list_models(pattern, as_json)
+    _warn_of_plugins("model family", MODEL_FAMILIES.broken)
+
+
+def _list_groups(as_json: bool) -> None:
+    from ..console import print_json, print_lines, print_table
+    from ..models.families import MODEL_FAMILIES
+    from ..models.listing import describe, group_of, model_groups, model_names
+
+    count = Counter(group_of(name).name for name in model_names())
+    groups = [(group, describe(group.example)) for group in model_groups()]
+    if as_json:
+        print_json(
             [
-                (
-                    family.name,
-                    family.example,
-                    facts.tokens,
-                    family.note,
-                    str(count[family.name]),
-                    str(facts.depth + 1),
-                    facts.widths,
-                )
-                for family, facts in families
-            ],
-            num_left=4,
-        )
-        print_lines(
-            [
-                "",
-                "Also hf-hub:ORG/REPO (of timm or open_clip), torchhub:REPO:ENTRY, and --weights FILE for any of these.",
-                "Hierarchical, windowed and convolutional models (Swin, Hiera, SAM, ConvNeXt, ...) are refused: they have no "
-                "sequence of tokens that goes through all blocks.",
+                {
+                    "family": group.name,
+                    "num_models": count[group.name],
+                    "example": group.example,
+                    "note": group.note,
+                    "facts": asdict(facts),
+                }
+                for group, facts in groups
             ]
         )
         return
+    rows = [
+        (group.name, group.example, facts.tokens, group.note, str(count[group.name]), *_sizes(facts))
+        for group, facts in groups
+    ]
+    print_table(("family", "example", "tokens", "note", "models", "levels", "width"), rows, num_left=4)
+    others = ", ".join(family.form for family in MODEL_FAMILIES.values() if not family.groups)
+    print_lines(
+        [
+            "",
+            f"Also {others}, and --weights FILE for any of these.",
+            "Hierarchical, windowed and convolutional models (Swin, Hiera, SAM, ConvNeXt, ...) are refused: they have no "
+            "sequence of tokens that goes through all blocks.",
+        ]
+    )
+
+
+def _list_models(pattern: str, as_json: bool) -> None:
+    from ..console import print_json, print_lines, print_table
+    from ..errors import RequestError
+    from ..models.listing import describe, match_models
+
     found, refused = [], {}
     for name in match_models(pattern):
         try:
@@ -80,65 +89,67 @@ def models(pattern: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"models": [asdict(facts) | {"tokens": facts.tokens} for facts in found], "refused": refused})
         return
-    print_table(
-        ("model", "family", "tokens", "taps", "weights", "pixels", "levels", "width", "parameters"),
-        [
-            (
-                facts.model,
-                facts.family,
-                facts.tokens,
-                ", ".join(facts.taps),
-                ", ".join(facts.weights[:3])
-                + (f" and {len(facts.weights) - 3} more" if len(facts.weights) > 3 else ""),
-                "x".join(map(str, facts.image_size)),
-                str(facts.depth + 1),
-                facts.widths,
-                f"{facts.num_parameters / 1e6:,.1f} M",
-            )
-            for facts in found
-        ],
-        num_left=5,
-    )
+    rows = []
+    for facts in found:
+        more = f" and {len(facts.weights) - 3} more" if len(facts.weights) > 3 else ""
+        weights, pixels = ", ".join(facts.weights[:3]) + more, "x".join(map(str, facts.image_size))
+        parameters = f"{facts.num_parameters / 1e6:,.1f} M"
+        taps = ", ".join(facts.taps)
+        rows.append((facts.model, facts.family, facts.tokens, taps, weights, pixels, *_sizes(facts), parameters))
+    columns = ("model", "family", "tokens", "taps", "weights", "pixels", "levels", "width", "parameters")
+    print_table(columns, rows, num_left=5)
     print_lines(f"refused: {text}" for text in refused.values())
+
+
+def _sizes(facts: ModelFacts) -> tuple[str, str]:
+    """Columns of levels and widths."""
+    return str(facts.depth + 1), facts.widths
 
 
 @click.command()
 @_json
 def datasets(as_json: bool) -> None:
-    """List what --data takes: kinds of address with an example each, and the data sets that come inside packages.
+    """List the values of --data: kinds of address with an example each, and the data sets that come inside packages.
 
     \b
     layerbank datasets
     """
     from ..console import print_json, print_lines, print_table
     from ..data.demo_sets import DEMOS
-    from ..data.sources import SCHEMES
+    from ..data.sources import SOURCES
 
-    schemes = [
-        {"scheme": name, "form": scheme.form, "meaning": scheme.meaning, "example": scheme.example}
-        for name, scheme in SCHEMES.items()
-    ]
-    demos = [
-        {
-            "data": f"demo:{name}",
-            "meaning": demo.meaning,
-            "package": demo.package,
-            "num_classes": len(demo.class_names),
-            "sizes": dict(demo.sizes),
-        }
-        for name, demo in DEMOS.items()
-    ]
     if as_json:
-        print_json({"schemes": schemes, "demo": demos})
-        return
-    rows = [(one["form"], one["example"], one["meaning"]) for one in schemes]
-    print_table(("form", "example", "what"), rows, num_left=3)
-    print_lines([""])
-    print_table(
-        ("data", "what", "package", "train", "test"),
-        [
-            (f"demo:{name}", demo.meaning, demo.package, *(f"{demo.sizes[split]:,}" for split in ("train", "test")))
+        schemes = [
+            {"scheme": name, "form": source.form, "meaning": source.meaning, "example": source.example}
+            for name, source in SOURCES.items()
+        ]
+        demos = [
+            {
+                "data": f"demo:{name}",
+                "meaning": demo.meaning,
+                "package": demo.package,
+                "num_classes": len(demo.class_names),
+                "sizes": dict(demo.sizes),
+            }
             for name, demo in DEMOS.items()
-        ],
-        num_left=3,
-    )
+        ]
+        print_json({"schemes": schemes, "demo": demos})
+    else:
+        rows = [(source.form, source.example, source.meaning) for source in SOURCES.values()]
+        print_table(("form", "example", "what"), rows, num_left=3)
+        print_lines([""])
+        print_table(
+            ("data", "what", "package", "train", "test"),
+            [
+                (f"demo:{name}", demo.meaning, demo.package, *(f"{demo.sizes[split]:,}" for split in ("train", "test")))
+                for name, demo in DEMOS.items()
+            ],
+            num_left=3,
+        )
+    _warn_of_plugins("data source", SOURCES.broken)
+
+
+def _warn_of_plugins(noun: str, broken: Mapping[str, str]) -> None:
+    """Name the plug-ins that cannot be loaded, on standard error."""
+    for name, reason in broken.items():
+        click.echo(f"warning: the {noun} {name} cannot be loaded: {reason}", err=True)

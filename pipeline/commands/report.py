@@ -1,4 +1,4 @@
-"""The command that makes a page of results."""
+"""The command `layerbank report`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--tokens",
     is_flag=True,
-    help="Read the stores' tokens too: likeness of levels, training accuracy, accuracy with few tokens. Takes minutes.",
+    help="Also read tokens: similarity of levels, training accuracy, accuracy with few tokens. Takes minutes.",
 )
 @click.option(
     "--images/--no-images", default=True, show_default=True, help="Put small copies of a few test images on the page."
@@ -60,8 +60,9 @@ def report(
     layerbank report runs --compare paper --figures figures --csv results.csv
     """
     from ..console import Listener, print_json, print_lines
-    from ..report.records import require_parquet, write_parquet
-    from ..report.report import ReportOptions, make_report, write_figures, write_file
+    from ..report.figures.results import require_parquet, write_parquet
+    from ..report.report import ReportOptions, make_report, write_figures
+    from ..report.style import write_file
 
     if parquet is not None:
         require_parquet()
@@ -76,27 +77,26 @@ def report(
         )
         made = make_report(runs, options)
     page = html or runs / "report" / "index.html"
-    wanted = [(page, made.html), (markdown, made.markdown), (csv, made.csv), (latex, made.latex)]
-    written = [path for path, text in wanted if path is not None]
-    for path, text in wanted:
-        if path is not None:
-            write_file(path, text)
+    texts = {page: made.html, markdown: made.markdown, csv: made.csv, latex: made.latex}
+    written = [path for path in texts if path is not None]
+    for path in written:
+        write_file(path, texts[path].encode())
     if parquet is not None:
         write_parquet(parquet, made.records)
         written.append(parquet)
     drawn = [] if figures is None else write_figures(figures, made.figures)
     if as_json:
-        said = {"summary": made.headlines, "findings": made.sentences, "left_out": made.notes}
+        lists = {"summary": made.headlines, "findings": made.findings, "left_out": made.notes}
         files = [str(path) for path in (*written, *drawn)]
-        print_json({"num_rows": len(made.records), **{name: list(one) for name, one in said.items()}, "files": files})
-    else:
-        left_out = [f"left out: {note}" for note in made.notes]
-        print_lines([*made.headlines, *_few(made.sentences), *_few(left_out), *(f"wrote {path}" for path in written)])
-        if figures is not None:
-            print_lines([f"wrote {len(made.figures)} figures, each as SVG, PNG and CSV, to {figures}"])
+        print_json({"num_rows": len(made.records), **{name: list(one) for name, one in lists.items()}, "files": files})
+        return
+    left_out = [f"left out: {note}" for note in made.notes]
+    print_lines([*made.headlines, *_few(made.findings), *_few(left_out), *(f"wrote {path}" for path in written)])
+    if figures is not None:
+        print_lines([f"wrote {len(made.figures)} figures, each as SVG, PNG and CSV, to {figures}"])
 
 
 def _few(lines: Sequence[str]) -> list[str]:
-    """As many as a terminal shows; all are on the page."""
+    """The first lines, for a terminal; all are on the page."""
     more = len(lines) - FEW
     return [*lines[:FEW], f"... and {more} more, on the page"] if more > 1 else list(lines)

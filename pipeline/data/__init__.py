@@ -1,21 +1,4 @@
-"""The kinds of data source, a file each. `layerbank.data.sources.open_source` chooses one by a URI's scheme."""
+"""Image sources, one file each, with what they share: decoding, manifests, augmented views, and the data sets of the study.
 
-from .demo import DemoSource
-from .folder import FolderSource
-from .hdf5 import Hdf5Source
-from .image_source import BadImage, ImageSource
-from .unlabelled import UnlabelledSource
-from .views import ViewedSource, ViewRule
-from .wds import WdsSource
-
-__all__ = [
-    "ImageSource",
-    "BadImage",
-    "FolderSource",
-    "WdsSource",
-    "Hdf5Source",
-    "DemoSource",
-    "UnlabelledSource",
-    "ViewedSource",
-    "ViewRule",
-]
+`sources.open_source` opens a source by the scheme of its URI.
+"""

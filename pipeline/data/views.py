@@ -13,14 +13,16 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
-from PIL import Image
 from xxhash import xxh3_64_intdigest
 
 from ..errors import RequestError
 from .image_source import BadImage, ImageSource
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 VIEW_RULE = "1"
 """Version of how a view is drawn and cut, part of a cache's identity: raise it when any view changes."""
@@ -53,12 +55,7 @@ class ViewRule:
 
     def __post_init__(self) -> None:
         if self.num_views < 1 or not 0 < self.min_scale <= 1:
-            raise RequestError(
-                where="--views, --view-scale",
-                expected="at least one view, and a share of the area above 0 and at most 1",
-                got=f"{self.num_views} views, {self.min_scale:g}",
-                todo="Leave --views out for the centre view alone.",
-            )
+            raise RequestError("data.bad_views", num_views=self.num_views, min_scale=f"{self.min_scale:g}")
 
     def describe(self) -> str:
         """Canonical text, for a cache's identity.
@@ -82,12 +79,8 @@ class ViewRule:
         """
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise RequestError(
-                where="views of the request",
-                expected="the keys " + ", ".join(field.name for field in fields(cls)),
-                got=", ".join(unknown),
-                todo="It was written by another version of layerbank: use that one, or extract again.",
-            )
+            known = ", ".join(field.name for field in fields(cls))
+            raise RequestError("data.unknown_view_keys", keys=", ".join(unknown), known=known)
         return cls(**values)
 
 
@@ -116,9 +109,9 @@ class ViewedSource(ImageSource):
         self.manifest_digest = images.manifest_digest
         self.ids = [id for id in images.ids for _ in range(rows_an_image)]
         self.labels = images.labels.repeat(rows_an_image)
-        self._last: tuple[int, Image.Image, int] | None = None
+        self._last: tuple[int, Image, int] | None = None
 
-    def load(self, row: int) -> tuple[Image.Image, int]:
+    def load(self, row: int) -> tuple[Image, int]:
         """An image that carries the seed of its view, and the hash of the encoded image; decodes once for views in a row."""
         number, view = divmod(row, 1 + self.rule.num_views)
         if self._last is None or self._last[0] != number:

@@ -1,8 +1,8 @@
 """`wds:`: WebDataset tars on a local disk, read by row through an index of their headers.
 
-A sample is the members of a tar with one key (the name up to its first dot): an image (`jpg`, `jpeg`, `png`,
-`webp`; the first of these if there are several) and `cls`, the class index as text. Nothing is extracted: an
-image is one read at its offset. `classnames.txt` above the splits names the classes.
+A sample is the members of a tar with one key (the name up to its first dot): an image (`jpg`, `jpeg`, `png`, `webp`; the first of
+these if there are several) and `cls`, the class index as text. Nothing is extracted: an image is one read at its offset.
+`classnames.txt` above the splits names the classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 
 from ..errors import RequestError
 from .image_source import ImageSource
-from .shards import ShardFolder, ShardPattern, shards_at
+from .patterns import ShardFolder, ShardPattern
+from .sources import DataSource
 from .tar_index import DamagedTar, Member, walk_tar
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
@@ -26,24 +27,19 @@ class WdsSource(ImageSource):
     """The samples of one split in the order of shards and of members; ids are `<shard>/<key>`, relative."""
 
     def __init__(self, address: str, split: str) -> None:
-        layout = shards_at(address)
-        self._shards = layout.of(split)
+        layout = ShardPattern(address) if "{" in address else ShardFolder(address)
+        self._shards = layout.shards(split)
         names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
         samples = [
             (number, sample) for number, shard in enumerate(self._shards) for sample in _samples(shard, names[number])
         ]
         if not samples:
-            raise RequestError(
-                where=f"wds:{address}, split {split}",
-                expected="samples with an image and a class",
-                got=f"{len(self._shards)} tars without samples",
-                todo="Check how the shards were written.",
-            )
-        class_names = _class_names(layout, split, samples)
+            raise RequestError("data.no_samples", data=f"wds:{address}", split=split, count=len(self._shards))
+        class_names = _class_names(layout, split, [sample for _, sample in samples])
         self._shard_of = np.array([number for number, _ in samples], dtype=np.int32)
         self._offsets = np.array([sample.image.offset for _, sample in samples], dtype=np.int64)
         self._sizes = np.array([sample.image.size for _, sample in samples], dtype=np.int64)
-        self._last: _OpenShard | None = None
+        self._open: tuple[int, _OpenFile] | None = None  # the shard read last
         super().__init__(
             name=layout.name,
             split=split,
@@ -56,10 +52,10 @@ class WdsSource(ImageSource):
 
     def read(self, row: int) -> bytes:
         number = int(self._shard_of[row])
-        shard = self._last  # kept in a local name: another thread may put its own shard there meanwhile
-        if shard is None or shard.number != number:
-            shard = self._last = _OpenShard(number, self._shards[number])
-        encoded = os.pread(shard.descriptor, int(self._sizes[row]), int(self._offsets[row]))
+        shard = self._open  # kept in a local name: another thread may put its own shard there meanwhile
+        if shard is None or shard[0] != number:
+            shard = self._open = (number, _OpenFile(self._shards[number]))
+        encoded = os.pread(shard[1].descriptor, int(self._sizes[row]), int(self._offsets[row]))
         if len(encoded) != self._sizes[row]:
             raise OSError(f"the tar ends after {len(encoded)} of {self._sizes[row]} bytes")
         return encoded
@@ -68,15 +64,15 @@ class WdsSource(ImageSource):
         return f"{self._shards[self._shard_of[row]]} at byte {self._offsets[row]}"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_last": None}  # a descriptor means nothing in another process
+        return {**self.__dict__, "_open": None}  # a descriptor means nothing in another process
 
 
-class _OpenShard:
-    """The shard read last. Rows come in order, so one is enough; a thousand would use up the descriptors."""
+class _OpenFile:
+    """A file for positioned reads. Rows come in order, so one is open at a time; a thousand would use up the descriptors."""
 
-    def __init__(self, number: int, path: Path) -> None:
-        self.number = number
-        self.descriptor = -1
+    descriptor = -1
+
+    def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -105,27 +101,27 @@ def _samples(shard: Path, name: str) -> Iterator[_Sample]:
                 key, extension = folder + slash + stem, extension.lower()
                 members = by_key.setdefault(key, {})
                 if extension in members:
-                    raise _bad_sample(shard, key, f"one {extension}", f"a second one at byte {member.offset}")
+                    raise RequestError(
+                        "data.repeated_member", key=key, shard=shard, extension=extension, offset=member.offset
+                    )
                 members[extension] = member
                 if extension == "cls":
                     file.seek(member.offset)
                     classes[key] = file.read(member.size)
         except DamagedTar as error:
             whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
-            raise RequestError(
-                where=f"{shard} at byte {error.offset}",
-                expected="a whole, uncompressed tar",
-                got=f"{error.problem}; {whole} whole samples lie before",
-                todo="Copy or download this shard again.",
-            ) from error
+            values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
+            raise RequestError("data.damaged_tar", **values) from error
     for key, members in by_key.items():
-        image = _image_of(members)
+        image, found = _image_of(members), ", ".join(sorted(members))
         if image is None:
-            raise _bad_sample(shard, key, f"an image ({', '.join(IMAGE_KEYS)})", f"only {', '.join(sorted(members))}")
+            raise RequestError(
+                "data.sample_without_image", key=key, shard=shard, extensions=", ".join(IMAGE_KEYS), found=found
+            )
         if key not in classes:
-            raise _bad_sample(shard, key, "a class (cls)", f"only {', '.join(sorted(members))}")
+            raise RequestError("data.sample_without_class", key=key, shard=shard, found=found)
         if not classes[key].strip().isdigit():
-            raise _bad_sample(shard, key, "a class index in cls", repr(classes[key][:20]))
+            raise RequestError("data.bad_class_index", key=key, shard=shard, content=repr(classes[key][:20]))
         yield _Sample(f"{name}/{key}", int(classes[key]), image)
 
 
@@ -133,25 +129,25 @@ def _image_of(members: dict[str, Member]) -> Member | None:
     return next((members[key] for key in IMAGE_KEYS if key in members), None)
 
 
-def _bad_sample(shard: Path, key: str, expected: str, got: str) -> RequestError:
-    return RequestError(where=f"sample {key} in {shard}", expected=expected, got=got, todo="Write this shard again.")
-
-
-def _class_names(layout: ShardFolder | ShardPattern, split: str, samples: list[tuple[int, _Sample]]) -> list[str]:
+def _class_names(layout: ShardFolder | ShardPattern, split: str, samples: list[_Sample]) -> list[str]:
     """The lines of classnames.txt; without that file the numbers up to the highest class of any split."""
-    _, highest = max(samples, key=lambda sample: sample[1].label)
+    highest = max(samples, key=lambda sample: sample.label)
     file = layout.root / "classnames.txt"
     if not file.is_file():
         labels = {highest.label}
         for other in set(layout.splits()) - {split}:
-            labels.update(sample.label for shard in layout.of(other) for sample in _samples(shard, ""))
+            labels.update(sample.label for shard in layout.shards(other) for sample in _samples(shard, ""))
         return [str(label) for label in range(max(labels) + 1)]
     names = [line.strip() for line in file.read_text(encoding="utf-8").strip().split("\n")]
     if highest.label >= len(names):
-        raise RequestError(
-            where=f"sample {highest.id} in {layout.root}",
-            expected=f"a class from 0 to {len(names) - 1} ({file} has {len(names)} names)",
-            got=str(highest.label),
-            todo="Correct classnames.txt or the sample's cls.",
-        )
+        place = f"{layout.root}, sample {highest.id}"
+        raise RequestError("data.class_without_name", place=place, count=len(names), label=highest.label)
     return names
+
+
+WDS = DataSource(
+    form="wds:DIR | wds:DIR/{split}/{000..010}.tar",
+    meaning="WebDataset tars: jpg, png or webp, and cls",
+    example="wds:wds_cifar10/{split}/{000..010}.tar",
+    open=WdsSource,
+)

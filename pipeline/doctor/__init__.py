@@ -1,7 +1,7 @@
-"""What is wrong with an installation, a machine or a cache folder, when something is off.
+"""Checks of an installation: Python and its packages, accelerators, the folder of stores, the stores.
 
-The decision taken here: every check stands alone and imports what it looks at itself, so that a broken torch, say, hides nothing
-else. A check gives findings; it never raises.
+The decision taken here: each check stands alone and imports what it looks at itself, so that a broken torch, say, hides nothing
+else. A check returns findings; it never raises.
 """
 
 from __future__ import annotations
@@ -10,46 +10,39 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .device import check_gpu
 from .disk import check_disk
 from .finding import OK, PROBLEM, WARNING, Finding, first_line
-from .hub import check_hub
-from .libraries import check_imports, check_operators, check_python, check_versions
-from .machine import check_cores, check_gpu, check_memory, check_open_files, check_shared_memory, check_threads
+from .packages import check_imports, check_operators, check_plugins, check_versions
 from .stores import check_stores
 
 __all__ = ["examine", "Finding", "OK", "WARNING", "PROBLEM"]
 
-Check = Callable[[], list[Finding]]
-
 
 def examine(cache_root: Path) -> list[Finding]:
-    """Every finding, in the order in which one would look.
+    """Run every check, in the order in which one would look.
 
     Args:
-        cache_root: folder of all stores; a small file is written there and removed.
+        cache_root: folder of all stores; small files are written there and removed.
     """
-    checks: dict[str, Check] = {
-        "python": check_python,
-        "libraries": check_versions,
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "versions": check_versions,
         "imports": check_imports,
         "torch with torchvision": check_operators,
+        "plug-ins": check_plugins,
         "GPU": check_gpu,
-        "cores": check_cores,
-        "threads": check_threads,
-        "memory": check_memory,
-        "shared memory": check_shared_memory,
-        "open files": check_open_files,
         "cache folder": partial(check_disk, cache_root),
         "stores": partial(check_stores, cache_root),
-        "hub": check_hub,
     }
     return [finding for name, check in checks.items() for finding in guarded(name, check)]
 
 
-def guarded(name: str, check: Check) -> list[Finding]:
-    """The findings of a check; of one that failed, that it did."""
+def guarded(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """Run a check; if it fails itself, that is the finding."""
     try:
         return check()
-    except Exception as error:  # a broken library raises anything, and the next check is to be made all the same
+    except ImportError as error:
+        return [Finding(name, WARNING, f"not checked: {first_line(error)}", "Repair the imports first.")]
+    except Exception as error:  # a broken package raises anything, and the next check is to run all the same
         todo = "This check itself failed: what it looks at is broken, or layerbank is."
         return [Finding(name, PROBLEM, f"{type(error).__name__}: {first_line(error)}", todo)]

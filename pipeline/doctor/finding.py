@@ -1,4 +1,4 @@
-"""What one check found."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Finding(NamedTuple):
     """One line of the doctor's table.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         state: ok, warning (it works, not as well as it could) or problem (something cannot work).
-        found: what is there.
-        todo: what to do, a full sentence; empty where all is well.
+        found: what was found.
+        todo: what to do, a full sentence; empty if nothing.
     """
 
     name: str
@@ -24,5 +24,5 @@ class Finding(NamedTuple):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first."""
+    """Return the first line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

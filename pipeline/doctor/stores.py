@@ -1,4 +1,4 @@
-"""What lies in the folder of all stores: unfinished ones with the command that goes on, leftovers, what cannot be read."""
+"""The stores: unfinished ones with the command that continues them, leftovers, unreadable ones."""
 
 from __future__ import annotations
 
@@ -6,51 +6,59 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .finding import OK, PROBLEM, WARNING, Finding, first_line
-from .libraries import BROKEN
+from .finding import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
     from layerbank.cache import StoreInfo
 
 
 def check_stores(cache_root: Path) -> list[Finding]:
-    """Every store that needs attention, and a count of those that do not."""
-    try:
-        from layerbank.cache import TRIAL_PREFIX, find_garbage, list_stores
-    except BROKEN as error:
-        return [Finding("stores", WARNING, f"not looked at: {first_line(error)}", "Mend the imports first.")]
+    """List every store that needs attention, and count those that do not."""
+    from layerbank.cache import BENCHMARK_PREFIX, find_garbage, list_stores
+
     stores = list_stores(cache_root)
     findings = [finding for store in stores if (finding := _look_at(store, cache_root)) is not None]
     todo = f"layerbank cache gc --cache {shlex.quote(str(cache_root))} --delete"
     findings += [Finding("leftover", WARNING, f"{one.path}: {one.reason}", todo) for one in find_garbage(cache_root)]
-    # of a `layerbank plan` that was killed; it may have been made beside a folder that was not there
-    trials = [path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{TRIAL_PREFIX}*")]
-    findings += [Finding("leftover", WARNING, f"{path}: of a plan that was killed", "Delete it.") for path in trials]
+    # left by a `layerbank plan` that was killed, perhaps beside a folder that did not exist
+    trials = [
+        path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{BENCHMARK_PREFIX}*")
+    ]
+    findings += [
+        Finding("leftover", WARNING, f"{path}: left by a plan that was killed", "Delete it.") for path in trials
+    ]
     num_complete = sum(store.state == "complete" for store in stores)
     return [*findings, Finding("stores", OK, f"{num_complete} complete under {cache_root}")]
 
 
 def resume_command(store: StoreInfo, cache_root: Path) -> str | None:
-    """The `layerbank extract` that completes a store; None for one that does not say what it was made from."""
+    """Return the `layerbank extract` that completes a store; None if the store does not record what it was made from."""
     request = store.attributes.get("request") or {}
     if store.header is None or "model" not in request or "data" not in request:
         return None
     model, views, spec = request["model"], request.get("views"), store.header.spec
     missing = [entry.spec for entry in store.header.arrays.values() if not entry.complete]
-    words = ["layerbank", "extract", "--model", model["model"], "--data", request["data"], "--split", spec.split]
-    words += ["--levels", ",".join(dict.fromkeys(array.level for array in missing))]
-    words += ["--kinds", ",".join(dict.fromkeys(array.kind for array in missing))]
-    words += ["--precision", spec.compute_dtype, "--storage-dtype", spec.storage_dtype, "--cache", str(cache_root)]
-    if model["weights"] is not None:
-        words += ["--weights", model["weights"], "--weights-seed", str(model["seed"])]
-    if model["image_size"] is not None:
-        words += ["--image-size", str(model["image_size"])]
-    tap = model["tap"]
-    words += ["--tap-module", tap.removeprefix("module:")] if tap.startswith("module:") else ["--tap", tap]
+    custom = model["tap"].startswith("module:")
+    options = {
+        "--model": model["model"],
+        "--data": request["data"],
+        "--split": spec.split,
+        "--levels": ",".join(dict.fromkeys(array.level for array in missing)),
+        "--kinds": ",".join(dict.fromkeys(array.kind for array in missing)),
+        "--precision": spec.compute_dtype,
+        "--storage-dtype": spec.storage_dtype,
+        "--cache": cache_root,
+        "--weights": model["weights"],
+        "--weights-seed": None if model["weights"] is None else model["seed"],
+        "--image-size": model["image_size"],
+        "--tap-module" if custom else "--tap": model["tap"].removeprefix("module:"),
+    }
+    flags = []
     if views is not None:
-        words += ["--views", str(views["num_views"]), "--view-scale", str(views["min_scale"])]
-        words += ["--view-flip" if views["flip"] else "--no-view-flip", "--views-split", spec.split]
-    return shlex.join(words)
+        options |= {"--views": views["num_views"], "--view-scale": views["min_scale"], "--views-split": spec.split}
+        flags = ["--view-flip" if views["flip"] else "--no-view-flip"]
+    words = [str(word) for option in options.items() if option[1] is not None for word in option]
+    return shlex.join(["layerbank", "extract", *words, *flags])
 
 
 def _look_at(store: StoreInfo, cache_root: Path) -> Finding | None:
@@ -61,6 +69,6 @@ def _look_at(store: StoreInfo, cache_root: Path) -> Finding | None:
     if store.state == "complete":
         return None
     command = resume_command(store, cache_root)
-    done = f"unfinished, {store.num_blocks_done} of {store.num_blocks} blocks, and nobody writes it"
+    done = f"unfinished, {store.num_blocks_done} of {store.num_blocks} row blocks, and no process writes it"
     todo = "Run the command that made it once more." if command is None else command
     return Finding("store", WARNING, f"{store.path}: {done}", todo)

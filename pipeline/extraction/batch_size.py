@@ -47,8 +47,8 @@ def choose_batch_size(backbone: Backbone, function: TokenFunction) -> int:
 
 def batch_size_on_a_cpu(backbone: Backbone) -> int:
     """Return the largest power of two, 1 to LARGEST_ON_A_CPU, whose images have at most TOKENS_ON_A_CPU tokens."""
-    height, width = backbone.grid_size
-    fitting = TOKENS_ON_A_CPU // (backbone.num_prefix_tokens + height * width)
+    height, width = backbone.layout.grid_size
+    fitting = TOKENS_ON_A_CPU // (backbone.layout.num_prefix_tokens + height * width)
     return 1 << min(max(fitting, 1), LARGEST_ON_A_CPU).bit_length() - 1
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import BadImage, ImageSource
+from ..data.sources import BadImage, ImageSource
 from ..data.views import VIEW_SEED, ViewRule, draw_view
 from ..errors import WorkError
 

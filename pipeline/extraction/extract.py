@@ -26,9 +26,8 @@ from layerbank.cache import (
     forecast_store,
 )
 
-from ..data import ViewedSource
 from ..data.sources import ImageSource
-from ..data.views import MARK
+from ..data.views import MARK, ViewedSource
 from ..errors import RequestError
 from ..events import CacheReused, OnEvent, ShareFinished, ignore
 from ..models.backbone import Backbone

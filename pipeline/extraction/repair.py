@@ -7,8 +7,8 @@ from pathlib import Path
 
 from layerbank.cache import CacheSpec, Repair, SpecMismatchError, StoreInfo, read_store_info, repair_store
 
-from ..data import ViewedSource, ViewRule
 from ..data.sources import ImageSource, open_source
+from ..data.views import ViewedSource, ViewRule
 from ..errors import RequestError
 from ..events import OnEvent, ignore
 from ..models.request import ModelRequest
@@ -65,11 +65,7 @@ def _open_again(
         source = ViewedSource(source, ViewRule.from_dict(request["views"]))
     backbone = replace(ModelRequest.from_dict(request["model"]), precision=spec.compute_dtype).open(device)
     if differences := spec.difference(spec_of(backbone, source, spec.storage_dtype)):
-        raise SpecMismatchError(
-            where=str(store),
-            differences=differences,
-            todo="Bring back the model and data it was made from; nothing was dropped.",
-        )
+        raise SpecMismatchError("cache.other_identity_to_repair", store=store, differences=differences)
     config = ExtractConfig(
         arrays=tuple((array.level, array.kind) for array in info.arrays),
         storage_dtype=spec.storage_dtype,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from PIL import Image
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 
-from ..data import ImageSource, ViewedSource
+from ..data.sources import ImageSource
+from ..data.views import ViewedSource
 from ..errors import RequestError
 from ..models.backbone import Backbone
 from ..models.transform import Geometry

@@ -15,8 +15,8 @@ from typing import Any
 
 from layerbank.cache import Worker
 
-from ..data import ViewedSource, ViewRule
 from ..data.sources import ImageSource, open_source
+from ..data.views import ViewedSource, ViewRule
 from ..errors import RequestError
 from ..events import OnEvent
 from ..extraction.decoding import start_worker_server

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.catalogue import find_entry, require_entry
-from ..data.sources import SCHEMES
+from ..data.sources import SOURCES
 from ..errors import RequestError
 from ..probing.probe_names import resolve_probes
 from ..probing.protocols import open_protocol
@@ -128,8 +128,8 @@ def _data(key: str, value: Any) -> list[str]:
     problems = _texts(key, value)
     for one in [] if problems else value:
         scheme, colon, address = one.partition(":")
-        if colon and (scheme not in SCHEMES or not address):
-            problems.append(f"data {one!r} (a scheme among {', '.join(SCHEMES)}, then an address)")
+        if colon and (scheme not in SOURCES or not address):
+            problems.append(f"data {one!r} (a scheme among {', '.join(SOURCES)}, then an address)")
         elif not colon and find_entry(one) is None:
             problems.append(f"data {one!r}" + _told(require_entry, one))
     return problems

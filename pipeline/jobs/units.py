@@ -18,8 +18,7 @@ from typing import Any, Protocol
 from layerbank.cache import CacheError
 from layerbank.probes import ProbeError, resolve_compute
 
-from ..data.catalogue import SPLITS, check_size, find_entry
-from ..data.hub import locate_data
+from ..data.catalogue import SPLITS, check_size, find_entry, locate_data
 from ..data.sources import ImageSource, open_source
 from ..errors import LayerbankError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore

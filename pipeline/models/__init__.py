@@ -1,1 +1,1 @@
-"""A model id becomes one function from images to tokens: families of models, taps, weights, levels."""
+"""Vision transformers: a model id becomes a function from images to tokens. One file a family, with taps, weights and levels."""

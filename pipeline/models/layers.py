@@ -1,7 +1,7 @@
 """Names of levels, and the layer sets that probes attend over.
 
-A level is the tap of one depth: `block.0` .. `block.{depth-1}`, then `final`. This module is arithmetic on
-names; it knows neither models nor stores.
+A level is the tap of one depth: `block.0` .. `block.{depth-1}`, then `final`. This module computes with names; it knows neither
+models nor stores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LAYER_SETS = ("last", "mid", "quarterly", "all")
 
 
 def level_names(depth: int) -> list[str]:
-    """All levels of a backbone, in order of depth: what a cache can hold.
+    """All levels of a backbone, in order of depth.
 
     >>> level_names(2)
     ['block.0', 'block.1', 'final']
@@ -32,7 +32,7 @@ def layer_set(name: str, depth: int, *, reference_quirks: bool = False) -> list[
 
     Args:
         name: last, mid, quarterly or all.
-        depth: number of blocks of the backbone, >= 1.
+        depth: number of transformer blocks, >= 1.
         reference_quirks: `quarterly` is blocks 3, 6 and 9 whatever the depth, as in the authors' code.
 
     Raises:
@@ -52,21 +52,16 @@ def layer_set(name: str, depth: int, *, reference_quirks: bool = False) -> list[
     elif name == "all":
         indices = list(range(1, depth))
     else:
-        raise RequestError(
-            where="layer set",
-            expected="one of " + ", ".join(LAYER_SETS),
-            got=repr(name),
-            todo="Name one of these sets.",
-        )
+        raise RequestError("models.unknown_layer_set", name=name, names=", ".join(LAYER_SETS))
     return [f"block.{index}" for index in indices] + [FINAL]
 
 
 def choose_levels(text: str, depth: int) -> list[str]:
-    """Levels that an option asks for: a layer set, or names and ranges of levels between commas.
+    """Levels of an option's text: a layer set, or names and ranges of levels between commas.
 
     Args:
         text: `all`, `quarterly`, ..., or for example `block.3,block.6-8,final`.
-        depth: number of blocks of the backbone.
+        depth: number of transformer blocks.
 
     Returns:
         Level names without repetition, in order of depth.
@@ -97,16 +92,12 @@ def unknown_level(name: str, known: list[str]) -> RequestError:
     near = difflib.get_close_matches(name, [*known, *LAYER_SETS], n=1, cutoff=0.0)[0]
     if re.fullmatch(r"block\.\d+", name):  # too deep: by its digits, block.12 would be nearest to block.2
         near = known[-2]
-    return RequestError(
-        where="level",
-        expected=f"{known[0]} .. {known[-2]}, {FINAL}, or a layer set ({', '.join(LAYER_SETS)})",
-        got=repr(name),
-        todo=f"The nearest name is {near}.",
-    )
+    sets = ", ".join(LAYER_SETS)
+    return RequestError("models.unknown_level", name=name, first=known[0], last=known[-2], sets=sets, nearest=near)
 
 
 def short_levels(levels: Sequence[str]) -> str:
-    """Names of levels, runs of them shortened.
+    """Names of levels as a text, with ranges for consecutive ones.
 
     >>> short_levels(["block.1", "block.2", "block.3", "block.6", "final"])
     '1-3, 6, final'

@@ -1,19 +1,16 @@
 """open_clip's vision towers by `open_clip/<arch>/<pretrained>`: its own transformer, or a timm trunk.
 
-`final` is where CLIP's two halves meet: the last norm, then the projection, on **every** token, although
-CLIP itself pools in between. With timm trunks the projection is applied where it is linear and follows the
-pooling of tokens; SigLIP's attention pooling comes after the tokens, so there `final` is the trunk's norm.
+`final` is the output of the last norm and of the projection, on **every** token, although CLIP itself pools in between. With timm
+trunks the projection is applied where it is linear and follows the pooling of tokens; SigLIP's attention pooling comes after the
+tokens, so there `final` is the trunk's norm.
 
-OpenAI's weights, and others that were trained so, run QuickGELU (x sigmoid(1.702 x)) whatever the
-architecture's name says. The text tower takes no part.
+OpenAI's weights, and others that were trained so, run QuickGELU (x sigmoid(1.702 x)) whatever the architecture's name says. The
+text tower takes no part.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,12 +23,13 @@ from open_clip.transformer import VisionTransformer  # type: ignore[import-untyp
 from torch import Tensor, nn
 
 from ..errors import RequestError
+from .families import ModelFamily, ModelGroup
 from .tap_modules import named_blocks, tap_candidates, tap_pattern
 from .taps import TokenLayout
-from .timm_models import POSITIONS
+from .timm_models import POSITIONS, timm_names, unknown_model
 from .tower import Tower
 from .vit_parts import check_image_size, final_norm, find_blocks, layout_of, no_blocks
-from .weights import RANDOM, from_the_hub, load_strictly, read_state_dict
+from .weights import RANDOM, from_the_hub, load_strictly, quiet_libraries, read_state_dict
 
 _NO_TEXT = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "layers": 1}
 """A text tower as small as possible, where its weights are not needed."""
@@ -49,7 +47,7 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
             tower.
         tap: norm2, block or `module:PATTERN`, whose names begin inside the vision tower.
         image_size: pixels a side; None for the model's own.
-        seed: of random weights.
+        seed: seed for random weights.
 
     Raises:
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
@@ -69,7 +67,7 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
             options["force_preprocess_cfg"]["size"] = image_size  # the trunk follows once it has its weights
         else:
             options["force_image_size"] = image_size
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(seed)
         if weights is None:
             with from_the_hub(model_id):
@@ -215,21 +213,14 @@ def _split(model_id: str, *, pretrained: bool) -> tuple[str, str | None]:
     arch, _, tag = model_id.removeprefix("open_clip/").partition("/")
     known = open_clip.list_models()
     if arch not in known:
-        near = difflib.get_close_matches(arch, known, n=4, cutoff=0.4)
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected="open_clip/<arch>/<pretrained> with an architecture of open_clip",
-            got=f"{arch!r}",
-            todo="Nearest: " + (", ".join(near) or "none") + ".",
-        )
+        raise unknown_model(model_id, "open_clip", arch, known)
     tags = open_clip.list_pretrained_tags_by_model(arch)
-    if (tag and tag not in tags) or (pretrained and not tag):
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected=f"weights that open_clip has for {arch}",
-            got=repr(tag) if tag else "no tag after the architecture",
-            todo=f"Tags: {', '.join(tags)}." if tags else 'Give --weights FILE, or --weights "random".',
-        )
+    if not tags and (tag or pretrained):
+        raise RequestError("models.no_pretrained_weights", model=model_id)
+    if tag and tag not in tags:
+        raise RequestError("models.unknown_tag", model=model_id, tag=tag, tags=", ".join(tags))
+    if pretrained and not tag:
+        raise RequestError("models.no_tag", model=model_id, tags=", ".join(tags))
     return arch, tag or None
 
 
@@ -239,12 +230,41 @@ def _first_described(arch: str) -> dict[str, Any]:
     return open_clip.get_pretrained_cfg(arch, tags[0]) if tags else {}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back open_clip's warnings to the root logger that a model without pretrained weights has none."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _names() -> list[str]:
+    """Ids of the models whose vision tower is a plain vision transformer."""
+    plain, found = set(timm_names()), []
+    for name in open_clip.list_models():
+        vision = open_clip.get_model_config(name)["vision_cfg"]
+        trunk = vision.get("timm_model_name")
+        if trunk in plain if trunk else isinstance(vision.get("layers"), int):  # a ResNet has a list of layers
+            found.append(f"open_clip/{name}")
+    return found
+
+
+OPEN_CLIP = ModelFamily(
+    form="open_clip/ARCH/PRETRAINED",
+    open=open_open_clip,
+    names=_names,
+    groups=(
+        ModelGroup(
+            name="CoCa",
+            example="open_clip/coca_ViT-B-32/laion2b_s13b_b90k",
+            matches="^open_clip/coca",
+            note="final is the norm in its pooler",
+        ),
+        ModelGroup(
+            name="SigLIP (open_clip)",
+            example="open_clip/ViT-B-16-SigLIP/webli",
+            matches="^open_clip/.*siglip",
+            note="no CLS",
+        ),
+        ModelGroup(
+            name="EVA-CLIP (open_clip)", example="open_clip/EVA02-B-16/merged2b_s8b_b131k", matches="^open_clip/EVA"
+        ),
+        ModelGroup(
+            name="CLIP (open_clip)", example="open_clip/ViT-B-16-quickgelu/openai", note="final is projected: narrower"
+        ),
+    ),
+    without_tag=lambda model_id: "/".join(model_id.split("/")[:2]),
+    tags=lambda model_id: open_clip.list_pretrained_tags_by_model(model_id.removeprefix("open_clip/")),
+)

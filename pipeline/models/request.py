@@ -1,4 +1,4 @@
-"""Which model to open: what the user asked for, as it is kept beside every result so that it can be asked for again."""
+"""A request for a model, which is stored beside every result, and defaults of the options that belong to it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ModelRequest:
     Args:
         model: its id, such as `timm/vit_small_patch16_224` or `open_clip/ViT-B-32/openai`.
         weights: None for the pretrained ones, `random`, or a file.
-        tap: `norm2`, `block` or `module:PATTERN`: where a block is read.
+        tap: `norm2`, `block` or `module:PATTERN`: the output that is read in each transformer block.
         image_size: side of the square input in pixels; None for the model's own.
         precision: dtype of weights and activations.
-        seed: of random weights.
+        seed: seed for random weights.
     """
 
     model: str
@@ -52,19 +52,15 @@ class ModelRequest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelRequest:
-        """The request that `to_dict` wrote; keys this version does not know are refused.
+        """The request that `to_dict` wrote.
 
         Raises:
-            RequestError: an unknown key.
+            RequestError: a key that this version does not know.
         """
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise RequestError(
-                where="model request",
-                expected="the keys " + ", ".join(field.name for field in fields(cls)),
-                got=", ".join(unknown),
-                todo="It was written by another version of layerbank: use that one, or extract again.",
-            )
+            known = ", ".join(field.name for field in fields(cls))
+            raise RequestError("models.unknown_request_keys", keys=", ".join(unknown), known=known)
         return cls(**values)
 
 
@@ -78,22 +74,12 @@ def pair_models_with_weights(models: Sequence[str], weights: Sequence[str]) -> l
     [('timm/a', None), ('timm/b', 'b.safetensors')]
     """
     if weights and len(weights) != len(models):
-        raise RequestError(
-            where="--weights",
-            expected=f"one for each of the {len(models)} models, in their order, or none" if len(models) > 1 else "one",
-            got=str(len(weights)),
-            todo="Say `pretrained` for a model that keeps its own.",
-        )
+        raise RequestError("models.weights_count", models=len(models), weights=len(weights))
     named = [None if one == "pretrained" else one for one in weights] or [None] * len(models)
     pairs = list(zip(models, named, strict=True))
     repeated = next((model for number, (model, one) in enumerate(pairs) if (model, one) in pairs[:number]), None)
     if repeated is not None:
-        raise RequestError(
-            where=f"--model {repeated}",
-            expected="different models, or different weights",
-            got="the same twice",
-            todo="Name each once: all of its layers come from one pass.",
-        )
+        raise RequestError("models.repeated_model", model=repeated)
     return pairs
 
 
@@ -107,7 +93,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_tap(tap: str | None, module: str | None) -> str:
-    """The tap of two options: norm2 unless another was asked for, or a pattern of module names.
+    """The tap that --tap and --tap-module name; norm2 without either.
 
     Raises:
         RequestError: both were given.
@@ -118,12 +104,7 @@ def choose_tap(tap: str | None, module: str | None) -> str:
     if module is None:
         return tap or "norm2"
     if tap is not None:
-        raise RequestError(
-            where="--tap, --tap-module",
-            expected="one of the two",
-            got=f"--tap {tap} --tap-module {module}",
-            todo="Leave --tap out: the pattern says where blocks are read.",
-        )
+        raise RequestError("models.tap_and_module", tap=tap, module=module)
     return f"module:{module}"
 
 
@@ -135,11 +116,11 @@ def choose_precision(precision: str, device: str) -> str:
 
 
 def choose_storage_dtype(text: str) -> str:
-    """The one form of what `--storage-dtype` says: `float16`, or `cls=float32,ap=float16`.
+    """The canonical form of `--storage-dtype`: `float16`, or `cls=float32,ap=float16`.
 
     Raises:
-        SpecError: a dtype that is none, or a kind named twice.
-        RequestError: a kind that is none.
+        SpecError: an unknown dtype, or a kind named twice.
+        RequestError: an unknown kind.
     """
     from layerbank.cache import kinds_with_own_dtype, storage_dtypes_text
 
@@ -148,20 +129,16 @@ def choose_storage_dtype(text: str) -> str:
     chosen = storage_dtypes_text(text)
     for kind in kinds_with_own_dtype(chosen):
         if kind not in ("cls", "ap", "patch", "register") and grid_cells(kind) is None:
-            raise RequestError(
-                where=f"--storage-dtype {text}",
-                expected="kinds among cls, ap, grid1, grid2, ..., patch, register",
-                got=repr(kind),
-                todo="Name one of these, such as cls=float32.",
-            )
+            raise RequestError("models.unknown_kind_to_store", text=text, kind=kind)
     return chosen
 
 
 def choose_workers(num_workers: int | None, device: str) -> int:
-    """How many processes decode: what was asked for, else by the number of cores.
+    """Number of decoding processes: the requested one, else by the number of cores.
 
-    On a CPU one for each 16 cores, hence none on a small machine: decoding is 1 to 3 % of what a ViT-S takes there, and a process
-    beside the model's threads costs more than it saves (`tests/benchmarks/extraction.py`). For a GPU every core but one, up to 16.
+    On a CPU one for each 16 cores, hence none on a small machine: decoding takes 1 to 3 % of the time of a ViT-S there, and a
+    process beside the model's threads costs more than it saves (`tests/benchmarks/extraction.py`). For a GPU every core but one,
+    up to 16.
     """
     if num_workers is not None:
         return num_workers

@@ -29,7 +29,7 @@ class Rounded(NamedTuple):
 
 
 class DeviceRounded(NamedTuple):
-    """The same where the model runs, before it is copied to the host.
+    """Rounded tokens on the model's device.
 
     Attributes:
         values: [n, *row_shape] in the storage dtype.
@@ -40,7 +40,7 @@ class DeviceRounded(NamedTuple):
     counts: torch.Tensor
 
     def on_host(self) -> Rounded:
-        """As arrays; waits for the device."""
+        """Copy to arrays; waits for the device."""
         return as_rounded(self.values.cpu(), self.counts.cpu())
 
 
@@ -55,13 +55,13 @@ def round_tokens(tokens: torch.Tensor, storage_dtype: str) -> Rounded:
 
 
 def round_on_device(tokens: torch.Tensor, storage_dtype: str, *, look_first: bool | None = None) -> DeviceRounded:
-    """Round where the tokens are.
+    """Round on the device of the tokens.
 
     Args:
         tokens: [n, *row_shape] of any float dtype.
         storage_dtype: one of STORAGE_DTYPES.
-        look_first: count only after a look whether there is anything to count. On a CPU a look is cheaper than the count; on any
-            other device it would wait for everything queued there. None decides by the device.
+        look_first: count only if a first check finds a value that is not finite. On a CPU the check is cheaper than the count; on
+            any other device it would wait for everything queued there. None decides by the device.
     """
     dtype = STORAGE_DTYPES[storage_dtype]
     rounded = tokens.to(dtype)
@@ -76,7 +76,7 @@ def round_on_device(tokens: torch.Tensor, storage_dtype: str, *, look_first: boo
 
 
 def as_rounded(values: torch.Tensor, counts: torch.Tensor) -> Rounded:
-    """Tensors on the host as the arrays that are written; shares their memory."""
+    """Tensors on the host as arrays to write; shares their memory."""
     values = values.contiguous()
     if values.dtype is torch.bfloat16:
         values = values.view(torch.uint16)
@@ -84,7 +84,7 @@ def as_rounded(values: torch.Tensor, counts: torch.Tensor) -> Rounded:
 
 
 def float_tokens(values: np.ndarray[Any, Any], logical_dtype: str) -> torch.Tensor:
-    """What `round_tokens` wrote, as a tensor that shares the array's memory, in the logical dtype.
+    """Values of `round_tokens` as a tensor in the logical dtype; shares their memory.
 
     >>> float_tokens(round_tokens(torch.tensor([1.5]), "bfloat16").values, "bfloat16")
     tensor([1.5000], dtype=torch.bfloat16)

@@ -1,8 +1,8 @@
-"""`--tap-module blocks.{i}.norm2`: listening to modules by name, where a model does not follow the names of its family.
+"""`--tap-module blocks.{i}.norm2`: hooks on modules by name, for models that do not follow the names of their family.
 
-A pattern is a module's name with `{i}` in place of the number of its block. The blocks are what the pattern names up to and
-including `{i}`. It is part of a cache's identity as the tap `module:PATTERN`. What a wrong pattern could have been is found by
-running one blank image and looking at which modules put out one sequence of tokens at every depth.
+A pattern is a module's name with `{i}` in place of the number of its transformer block. The blocks are the modules that the pattern
+names up to and including `{i}`. It is part of a cache's identity as the tap `module:PATTERN`. For a wrong pattern, one blank image
+is run to find the modules that output one sequence of tokens at every depth.
 """
 
 from __future__ import annotations
@@ -38,21 +38,16 @@ def named_blocks(model: nn.Module, pattern: str, name: str, candidates: Callable
     """The blocks of a model, by a pattern.
 
     Args:
-        model: whose module names the pattern speaks of.
+        model: the module that names are relative to.
         pattern: such as `layers.{i}.ffn_norm`.
         name: the model's, for messages.
-        candidates: patterns that would do; asked only where this one does not.
+        candidates: returns patterns that would work; called only if this one does not.
 
     Raises:
         RequestError: the pattern has not exactly one `{i}` as a part of its own, or a block lacks the module.
     """
     if pattern.split(".").count("{i}") != 1 or pattern.count("{") != 1:
-        raise RequestError(
-            where=f"--tap-module {pattern}",
-            expected="a module's name with {i} for the number of the block, such as blocks.{i}.norm2",
-            got=repr(pattern),
-            todo=_name_one_of(candidates()),
-        )
+        raise RequestError("models.bad_tap_module", pattern=pattern, candidates=", ".join(candidates()) or "none")
     modules = dict(model.named_modules())
     stem, _, leaf = pattern.partition("{i}")
     blocks: list[nn.Module] = []
@@ -60,17 +55,13 @@ def named_blocks(model: nn.Module, pattern: str, name: str, candidates: Callable
         blocks.append(modules[f"{stem}{len(blocks)}"])
     missing = [f"{stem}{index}{leaf}" for index in range(max(len(blocks), 1)) if f"{stem}{index}{leaf}" not in modules]
     if missing:
-        raise RequestError(
-            where=f"{name}, --tap-module {pattern}",
-            expected="a module of that name in every block",
-            got=f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            todo=_name_one_of(candidates()),
-        )
+        found = {"missing": missing[0], "count": len(missing), "candidates": ", ".join(candidates()) or "none"}
+        raise RequestError("models.no_such_module", model=name, pattern=pattern, **found)
     return blocks
 
 
 def tap_candidates(model: nn.Module, forward: Callable[[Tensor], Any], image_size: tuple[int, int]) -> list[str]:
-    """Patterns whose modules put out [1, T, D] with one T at every depth; norms first.
+    """Patterns whose modules output [1, T, D] with one T at every depth; norms first.
 
     Args:
         model: in evaluation mode.
@@ -121,11 +112,5 @@ def _is_one_sequence(shapes: dict[int, Any]) -> bool:
 
 
 def _is_map(shapes: dict[int, Any]) -> bool:
-    """Whether blocks put out maps [B, H, W, D]: SAM's do, and there the tokens inside a block lead nowhere."""
+    """Whether blocks output maps [B, H, W, D]: SAM's do, and there the tokens inside a block lead nowhere."""
     return any(shape and len(shape) == 4 for shape in shapes.values())
-
-
-def _name_one_of(candidates: list[str]) -> str:
-    if not candidates:
-        return "Choose a plain ViT: this model keeps no sequence of tokens through its blocks."
-    return "Modules that put out tokens at every depth: " + ", ".join(candidates) + "."

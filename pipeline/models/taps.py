@@ -1,8 +1,7 @@
-"""Kinds of tokens: what `cls`, `ap`, `grid{g}`, `patch` and `register` are of a tensor `[B, T, D]`.
+"""Kinds of tokens: `cls`, `ap`, `grid{g}`, `patch` and `register` are computed from an activation `[B, T, D]`.
 
-Means are accumulated in float32 whatever the compute dtype. What comes out owns its memory, so that keeping
-a `cls` token does not keep the whole activation alive. This module knows nothing of models: a `TokenLayout`
-tells it where in the sequence things lie.
+Means are accumulated in float32 whatever the compute dtype. Results own their memory, so that keeping a `cls` token does not keep
+the whole activation alive. This module knows no models: a `TokenLayout` describes the order of tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TOKEN_RULE = "1"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """Where tokens lie in the sequence: CLS, other prefix tokens, registers, then patches row-major.
+    """Order of tokens in the sequence: CLS, other prefix tokens, registers, then patches row-major.
 
     Attributes:
         grid_size: rows and columns of patches.
@@ -53,7 +52,7 @@ def kind_shape(kind: str, layout: TokenLayout) -> tuple[int, ...]:
     rows, columns = layout.grid_size
     if kind == "cls":
         if not layout.has_cls:
-            raise _missing(kind, "a backbone with a class token", "one without", "Ask for ap instead.")
+            raise RequestError("models.no_class_token", kind=kind)
         return ()
     if kind == "ap":
         return ()
@@ -61,14 +60,12 @@ def kind_shape(kind: str, layout: TokenLayout) -> tuple[int, ...]:
         return (rows * columns,)
     if kind == "register":
         if not layout.num_register_tokens:
-            raise _missing(kind, "a backbone with register tokens", "one without", "Leave the kind out.")
+            raise RequestError("models.no_register_tokens", kind=kind)
         return (layout.num_register_tokens,)
     if (cells := grid_cells(kind)) is None:
-        raise _missing(kind, "cls, ap, grid1, grid2, ..., patch or register", repr(kind), "Name one of these.")
-    if cells > min(rows, columns):
-        most = min(rows, columns)
-        got = f"{cells} cells a side for {rows} x {columns} patches"
-        raise _missing(kind, f"a grid of at most {most} x {most}", got, "Ask for fewer cells, or for patch.")
+        raise RequestError("models.unknown_kind", kind=kind)
+    if cells > (most := min(rows, columns)):
+        raise RequestError("models.grid_too_fine", kind=kind, cells=cells, most=most, rows=rows, columns=columns)
     return (cells * cells,)
 
 
@@ -95,8 +92,7 @@ def pool_tokens(tokens: Tensor, kind: str, layout: TokenLayout) -> Tensor:
         layout: where CLS, registers and patches lie.
 
     Returns:
-        [B, D] for cls and ap, else [B, t, D]; contiguous, in the dtype of `tokens`, sharing no memory with
-        it.
+        [B, D] for cls and ap, else [B, t, D]; contiguous, in the dtype of `tokens`, sharing no memory with it.
     """
     prefix = layout.num_prefix_tokens
     if kind == "cls":
@@ -139,7 +135,3 @@ def _cell_spans(patches: int, cells: int) -> list[tuple[int, int]]:
 
 def _own(tokens: Tensor) -> Tensor:
     return tokens.clone(memory_format=torch.contiguous_format)
-
-
-def _missing(kind: str, expected: str, got: str, todo: str) -> RequestError:
-    return RequestError(where=f"token kind {kind}", expected=expected, got=got, todo=todo)

@@ -1,8 +1,8 @@
-"""timm's vision transformers by name: built, given weights, and opened up as a `Tower`.
+"""timm's vision transformers by `timm/<name>` or a bare name.
 
-Any model is welcome that has `blocks` over one sequence of tokens: plain ViT, DeiT, BEiT, EVA02, DINOv2,
-DINOv3, SigLIP, MAE, CLIP towers, NaFlexViT at one size. The classifier takes no part and is left out, so two checkpoints that
-differ in it alone are the same backbone.
+Supported are all models with `blocks` over one sequence of tokens: plain ViT, DeiT, BEiT, EVA02, DINOv2, DINOv3, SigLIP, MAE,
+CLIP towers, NaFlexViT at one size. The classifier takes no part and is left out, so two checkpoints that differ in it alone are
+the same backbone.
 
 `final` is the model's `norm`, or its `fc_norm` on every token: see `vit_parts.final_norm`.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -21,6 +22,7 @@ from timm.models import load_model_config_from_hf
 from torch import nn
 
 from ..errors import RequestError
+from .families import ModelFamily, ModelGroup
 from .tower import Tower
 from .vit_parts import final_norm, find_blocks, layout_of
 from .weights import RANDOM, from_the_hub, read_state_dict, weights_mismatch
@@ -30,33 +32,30 @@ POSITIONS = "bicubic antialiased"
 
 _WIDE_CROP = 0.875  # 224 / 256
 
-_CLASSIFIER = (
-    "head.weight",
-    "head.bias",
-    "head_dist.weight",
-    "head_dist.bias",
-)  # in all of timm's ViT families
+_CLASSIFIER = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")  # in all of timm's ViT families
 
 
-def open_timm(name: str, *, model_id: str, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
+def open_timm(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     """Build a timm model.
 
     Args:
-        name: timm's name with or without a pretrained tag, or `hf-hub:<org>/<repo>`.
-        model_id: what the user wrote, for messages.
+        model_id: timm's name with or without `timm/` and a pretrained tag, or `hf-hub:<org>/<repo>`.
         weights: None for pretrained, "random", or a file.
         tap: norm2, block or `module:PATTERN`.
         image_size: pixels a side; None for the size of the model's own evaluation.
-        seed: of random weights.
+        seed: seed for random weights.
 
     Raises:
         RequestError: unknown name, no such weights, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
+    name = model_id.removeprefix("timm/")
     if name.startswith("hf-hub:"):
+        model_id = name
         with from_the_hub(model_id):  # it stays in the hub's cache: what fails after this is not the hub
             load_model_config_from_hf(name.removeprefix("hf-hub:"))
     else:
+        model_id = f"timm/{name}"
         _check_name(name, model_id, pretrained=weights is None)
     options: dict[str, Any] = {"num_classes": 0} | ({} if image_size is None else {"img_size": image_size})
     with torch.random.fork_rng(devices=[]):
@@ -86,7 +85,7 @@ def tower_from_timm(
         model: in evaluation mode, without a classifier.
         model_id: for messages and for the architecture's text.
         image_size: pixels a side it was built for; None for the size in its data configuration.
-        tap: norm2, block or `module:PATTERN`, which says where the blocks are.
+        tap: norm2, block or `module:PATTERN`.
         crop_pct: share of the resized image that is kept; None for the model's own.
         positions: how its position embeddings were fitted to the image size, for the architecture's text.
 
@@ -149,47 +148,34 @@ def transform_text(config: dict[str, Any]) -> str:
 def _check_name(name: str, model_id: str, *, pretrained: bool) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=4, cutoff=0.4)
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected="the name of a timm model",
-            got=f"{architecture!r}, which timm does not know",
-            todo="Nearest: " + (", ".join(near) or "none") + ".",
-        )
-    known = [
-        full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}*") if _is_tag_of(full, architecture)
-    ]
-    if (tag and tag not in known) or (pretrained and not known):
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected=f"weights that timm has for {architecture}" if known else "a model that timm has weights for",
-            got=f"tag {tag!r}" if tag else f"{architecture}, which has none",
-            todo=f"Tags: {', '.join(known)}." if known else 'Give --weights FILE, or --weights "random".',
-        )
+        raise unknown_model(model_id, "timm", architecture, timm.list_models())
+    known = pretrained_tags(architecture)
+    if not known and (tag or pretrained):
+        raise RequestError("models.no_pretrained_weights", model=model_id)
+    if tag and tag not in known:
+        raise RequestError("models.unknown_tag", model=model_id, tag=tag, tags=", ".join(known))
     if "_clip_" in architecture and "quickgelu" not in architecture and (tag or (known[:1] or [""])[0]) == "openai":
         sibling = architecture.replace("_clip_", "_clip_quickgelu_")
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected="OpenAI's CLIP weights with the QuickGELU they were trained with",
-            got=f"{architecture}, which runs GELU",
-            todo=f"Use timm/{sibling}.openai.",
-        )
+        raise RequestError("models.openai_clip_with_gelu", model=model_id, sibling=sibling)
 
 
-def _is_tag_of(full: str, architecture: str) -> bool:
-    return full.partition(".")[0] == architecture
+def pretrained_tags(architecture: str) -> list[str]:
+    """Tags of the weights that timm has for an architecture, the default ones first."""
+    parts = (name.partition(".") for name in timm.list_pretrained(f"{architecture}*"))
+    return [tag for name, _, tag in parts if name == architecture]
+
+
+def unknown_model(model_id: str, library: str, name: str, known: Sequence[str]) -> RequestError:
+    """The error for a name that a library does not know; lists the nearest ones."""
+    nearest = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.4)) or "none"
+    return RequestError("models.unknown_model", model=model_id, library=library, name=name, nearest=nearest)
 
 
 def _create(name: str, model_id: str, options: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, **options)
     except TypeError as error:
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected="a vision transformer whose image size can be chosen",
-            got=str(error),
-            todo="Choose a plain ViT, or leave --image-size out.",
-        ) from error
+        raise RequestError("models.image_size_is_fixed", model=model_id, reason=error) from error
 
 
 def _create_from_file(name: str, model_id: str, options: dict[str, Any], path: str) -> Any:
@@ -205,3 +191,91 @@ def _create_from_file(name: str, model_id: str, options: dict[str, Any], path: s
         raise weights_mismatch(f"--weights {path}", model_id, error) from error
     model.pretrained_cfg["state_dict"] = None  # timm keeps the overlay, and with it a second copy of the weights
     return model
+
+
+TIMM_MODULES = (
+    "vision_transformer",
+    "deit",
+    "beit",
+    "eva",
+    "vision_transformer_relpos",
+    "vision_transformer_hybrid",
+    "vitamin",
+    "naflexvit",
+    "deepseek_vit",
+)
+"""timm's modules of plain vision transformers; the models of all others are refused (hierarchical, windowed, convolutional)."""
+
+
+def timm_names() -> list[str]:
+    """timm's plain vision transformers."""
+    return [name for module in TIMM_MODULES for name in timm.list_models(module=module)]
+
+
+TIMM = ModelFamily(
+    form="timm/NAME[.TAG]",
+    open=open_timm,
+    names=lambda: [f"timm/{name}" for name in timm_names()],
+    groups=(
+        ModelGroup(
+            name="DINOv3", example="timm/vit_base_patch16_dinov3.lvd1689m", matches="dinov3", note="CLS and 4 registers"
+        ),
+        ModelGroup(
+            name="DINOv2", example="timm/vit_base_patch14_dinov2.lvd142m", matches="dinov2", note="_reg4_: 4 registers"
+        ),
+        ModelGroup(name="SigLIP", example="timm/vit_base_patch16_siglip_224.webli", matches="siglip", note="no CLS"),
+        ModelGroup(
+            name="EVA02",
+            example="timm/eva02_base_patch14_224.mim_in22k",
+            matches="^timm/eva02",
+            note="enormous: --tap block",
+        ),
+        ModelGroup(
+            name="CLIP",
+            example="timm/vit_base_patch16_clip_quickgelu_224.openai",
+            matches="_clip_",
+            note="final: not projected",
+        ),
+        ModelGroup(name="EVA", example="timm/eva_giant_patch14_224.clip_ft_in1k", matches="^timm/eva_"),
+        ModelGroup(name="BEiT", example="timm/beitv2_base_patch16_224.in1k_ft_in22k", matches="^timm/beit"),
+        ModelGroup(
+            name="DeiT",
+            example="timm/deit_base_distilled_patch16_224.fb_in1k",
+            matches="^timm/deit",
+            note="distilled: a second prefix token, in no kind",
+        ),
+        ModelGroup(name="Perception Encoder", example="timm/vit_pe_core_base_patch16_224.fb", matches="_pe_"),
+        ModelGroup(name="AIMv2", example="timm/aimv2_large_patch14_224.apple_pt", matches="^timm/aimv2", note="no CLS"),
+        ModelGroup(name="FlexiViT", example="timm/flexivit_base.1200ep_in1k", matches="flexivit"),
+        ModelGroup(
+            name="NaFlexViT",
+            example="timm/naflexvit_base_patch16_gap.e300_s576_in1k",
+            matches="naflexvit",
+            note="at one size",
+        ),
+        ModelGroup(
+            name="ViTamin",
+            example="timm/vitamin_base_224.datacomp1b_clip",
+            matches="vitamin",
+            note="convolutions below the blocks",
+        ),
+        ModelGroup(
+            name="relative positions",
+            example="timm/vit_relpos_base_patch16_224.sw_in1k",
+            matches="relpos",
+            note="_rpn_: --tap block",
+        ),
+        ModelGroup(
+            name="hybrid",
+            example="timm/vit_base_r50_s16_224.orig_in21k",
+            matches=r"_r\d+_|_r_|_r26|resnet|_mci_|hybrid",
+        ),
+        ModelGroup(
+            name="ViT, MAE",
+            example="timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
+            note="MAE: vit_base_patch16_224.mae",
+        ),
+    ),
+    without_tag=lambda model_id: f"timm/{model_id.removeprefix('timm/').partition('.')[0]}",
+    tags=lambda model_id: pretrained_tags(model_id.removeprefix("timm/")),
+)

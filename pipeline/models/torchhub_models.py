@@ -1,8 +1,8 @@
-"""Models by `torchhub:<repo>:<entry>`: what a repository's `hubconf.py` builds, DINOv2's own code say, opened up as a `Tower`.
+"""Models that a repository's `hubconf.py` builds, by `torchhub:<repo>:<entry>`: for example DINOv2's own code.
 
-The repository is `owner/name[:ref]` on GitHub or a folder. **Its code runs here**, so one on GitHub is taken only if torch's hub
-trusts it already or it belongs to those whom torch trusts. The transform is the one DINO, DINOv2 and MAE are evaluated with
-(PROTOCOL section 4), at 224 pixels unless `--image-size` says otherwise: a hub entry does not bring one.
+The repository is `owner/name[:ref]` on GitHub or a folder. **Its code runs here**, so one on GitHub is opened only if torch's hub
+trusts it already or torch trusts its owner. The transform is the one DINO, DINOv2 and MAE are evaluated with (PROTOCOL section 4),
+at 224 pixels unless `--image-size` says otherwise: a hub entry has none.
 
 The architecture's text holds a digest of the file that defines the model's class, because the entry's name says nothing of what
 the code does today. It covers no file imported from there.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from xxhash import xxh3_64_hexdigest
 
 from ..errors import RequestError, WorkError
+from .families import ModelFamily
 from .timm_models import transform_text
 from .tower import Tower
 from .vit_parts import final_norm, find_blocks, layout_of
@@ -45,7 +46,7 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
         weights: None for those of the entry, "random", or a file.
         tap: norm2, block or `module:PATTERN`.
         image_size: pixels a side; None for 224.
-        seed: of random weights.
+        seed: seed for random weights.
 
     Raises:
         RequestError: no such repository or entry, code that is not trusted, weights that do not fit, no vision transformer, or one
@@ -56,7 +57,8 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
     local = repo.startswith((".", "/", "~"))
     if local:
         repo = str(Path(repo).expanduser().resolve())
-        _check_folder(model_id, Path(repo))
+        if not (Path(repo) / "hubconf.py").is_file():
+            raise RequestError("models.no_hubconf", model=model_id, folder=repo)
     else:
         _check_trust(model_id, repo)
     with torch.random.fork_rng(devices=[]):
@@ -68,9 +70,15 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
     name = f"torchhub:{Path(repo).name}:{entry}" if local else model_id
     forward: Callable[[Tensor], Any] = getattr(model, "forward_features", model)
     layout = layout_of(model, name, (size, size), chosen=True)
-    _check_that_it_runs(model, forward, name, size)
+    try:
+        with torch.inference_mode():
+            forward(torch.zeros(1, 3, size, size, dtype=next(model.parameters()).dtype))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RequestError("models.does_not_run", model=name, size=size, reason=reason) from error
     blocks = find_blocks(model, name, tap, forward, (size, size))
     last, final, how = final_norm(model, blocks)
+    code_digest = xxh3_64_hexdigest(Path(inspect.getfile(type(model))).read_bytes())
     config: dict[str, Any] = _EVALUATION | {"input_size": (3, size, size)}
     return Tower(
         name=name,
@@ -84,7 +92,7 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
         image_size=(size, size),
         transform=create_transform(**config, is_training=False),
         transform_id=transform_text(config),
-        architecture=f"{name} image={size}x{size} final={how} positions=own code={_code_digest(model)}",
+        architecture=f"{name} image={size}x{size} final={how} positions=own code={code_digest}",
     )
 
 
@@ -96,23 +104,8 @@ def _split(model_id: str) -> tuple[str, str]:
     """
     repo, _, entry = model_id.removeprefix("torchhub:").rpartition(":")
     if not repo or not entry or ("/" not in repo and not repo.startswith(".")):
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected="torchhub:OWNER/NAME:ENTRY or torchhub:/FOLDER:ENTRY",
-            got=repr(model_id),
-            todo="For example torchhub:facebookresearch/dinov2:dinov2_vits14.",
-        )
+        raise RequestError("models.bad_torchhub_id", model=model_id)
     return repo, entry
-
-
-def _check_folder(model_id: str, folder: Path) -> None:
-    if not (folder / "hubconf.py").is_file():
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected="a folder with a hubconf.py",
-            got="a folder without" if folder.is_dir() else "no such folder",
-            todo="Give the folder of a clone of the repository.",
-        )
 
 
 def _check_trust(model_id: str, repo: str) -> None:
@@ -121,12 +114,7 @@ def _check_trust(model_id: str, repo: str) -> None:
     hub = Path(torch.hub.get_dir())
     listed = (hub / "trusted_list").read_text().split() if (hub / "trusted_list").is_file() else []
     if owner not in TRUSTED_OWNERS and f"{owner}_{name}" not in listed and not any(hub.glob(f"{owner}_{name}_*")):
-        raise RequestError(
-            where=f"--model {model_id}",
-            expected="a repository whose code you have said to trust, because it will run here",
-            got=f"{owner}/{name}, which torch's hub does not know",
-            todo=f"Read it, then run once: python -c \"import torch; torch.hub.list('{repo}', trust_repo=True)\"",
-        )
+        raise RequestError("models.untrusted_repository", model=model_id, name=f"{owner}/{name}", repository=repo)
 
 
 def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: bool) -> nn.Module:
@@ -137,7 +125,6 @@ def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: 
             return torch.hub.load(repo, entry, source="local", **options)  # type: ignore[no-untyped-call]
         return torch.hub.load(repo, entry, trust_repo=True, verbose=False, **options)  # type: ignore[no-untyped-call]
 
-    where = f"--model {model_id}"
     try:
         try:
             model = load(pretrained=weights is None)
@@ -145,52 +132,18 @@ def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: 
             if "pretrained" not in str(error):
                 raise
             if weights == RANDOM:
-                raise RequestError(
-                    where=where,
-                    expected="an entry that takes `pretrained`, for --weights random",
-                    got=f"{entry}, which does not",
-                    todo="Leave --weights out, or give a file.",
-                ) from error
+                raise RequestError("models.entry_without_pretrained", model=model_id, entry=entry) from error
             model = load()
     except (RuntimeError, ModuleNotFoundError) as error:
         if not isinstance(error, ModuleNotFoundError) and not str(error).startswith(("Cannot find", "Missing dep")):
             raise
-        raise RequestError(
-            where=where,
-            expected=f"the entry {entry} of its hubconf.py, with all that it imports",
-            got=str(error),
-            todo="Choose an entry that hubconf.py defines, or install what is missing.",
-        ) from error
+        raise RequestError("models.entry_not_loaded", model=model_id, entry=entry, reason=error) from error
     except OSError as error:
-        raise WorkError(
-            where=where,
-            expected="the repository and the weights from the network",
-            got=str(error).splitlines()[0][:200],
-            todo="Clone it where there is one and name the folder: torchhub:/FOLDER:ENTRY, with --weights FILE.",
-        ) from error
+        reason = str(error).splitlines()[0][:200]
+        raise WorkError("models.torchhub_unreachable", model=model_id, reason=reason) from error
     if not isinstance(model, nn.Module):
-        raise RequestError(
-            where=where,
-            expected="an entry that gives a torch module",
-            got=type(model).__name__,
-            todo="Choose another entry.",
-        )
+        raise RequestError("models.entry_is_no_module", model=model_id, entry=entry, type=type(model).__name__)
     return model
 
 
-def _check_that_it_runs(model: nn.Module, forward: Callable[[Tensor], Any], model_id: str, size: int) -> None:
-    try:
-        with torch.inference_mode():
-            forward(torch.zeros(1, 3, size, size, dtype=next(model.parameters()).dtype))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise RequestError(
-            where=f"{model_id} at {size} pixels",
-            expected="a model that takes images [B, 3, H, W] of this size",
-            got=(str(error) or type(error).__name__).splitlines()[0],
-            todo="Give the size it was built for with --image-size.",
-        ) from error
-
-
-def _code_digest(model: nn.Module) -> str:
-    """xxh3 of the file that defines the model's class."""
-    return xxh3_64_hexdigest(Path(inspect.getfile(type(model))).read_bytes())
+TORCHHUB = ModelFamily(form="torchhub:REPO:ENTRY", open=open_torchhub)

@@ -1,9 +1,7 @@
-"""A vision transformer opened up: what to run, where to listen, and what its tokens mean.
+"""The common form of all vision transformers: how to run one, which modules to hook, and the order of its tokens.
 
-`timm_models`, `open_clip_models`, `torchhub_models` and `demo_weights` each end in a `Tower`; everything after them treats all
-families alike. What a model claims about itself is checked against one forward pass over a blank image,
-because attributes differ between families and between versions of their libraries, while the order in which
-modules run is the model.
+Every model family returns a `Tower`; all other code treats the families alike. The attributes of a model are checked against one
+forward pass over a blank image, because they differ between families and between versions of their libraries.
 """
 
 from __future__ import annotations
@@ -31,12 +29,12 @@ class Tower:
     Attributes:
         name: model id, for messages.
         model: holds every weight that takes part; its state dict is the identity of the weights.
-        forward: runs it as far as `last`; what it returns is not looked at.
+        forward: runs it as far as `last`; its result is ignored.
         blocks: the transformer blocks, in order.
         second_norm: name, inside a block, of the LayerNorm between attention and MLP.
-        last: module whose output [B, T, D] is what `final` starts from.
+        last: module whose output [B, T, D] is the input of `final`.
         final: [B, T, D] -> [B, T, D'], the model's last norm (and CLIP's projection) on every token.
-        layout: where CLS, registers and patches lie.
+        layout: order of CLS, registers and patches.
         image_size: height and width in pixels.
         transform: PIL image -> float32 tensor [3, H, W]; picklable.
         transform_id: canonical text of the transform.
@@ -58,10 +56,10 @@ class Tower:
 
 
 def tapped_modules(tower: Tower, tap: str) -> dict[str, nn.Module]:
-    """The module to listen to at each level.
+    """The module to hook at each level.
 
     Args:
-        tower: one whose blocks were found by this tap.
+        tower: a model that was opened with this tap.
         tap: norm2, block or `module:PATTERN`.
 
     Raises:
@@ -70,12 +68,10 @@ def tapped_modules(tower: Tower, tap: str) -> dict[str, nn.Module]:
     levels = level_names(len(tower.blocks))
     if (pattern := tap_pattern(tap)) is not None:
         named = dict(tower.model.named_modules())
-        listened = [named[pattern.replace("{i}", str(index))] for index in range(len(tower.blocks))]
-        return dict(zip(levels, (*listened, tower.last), strict=True))
+        hooked = [named[pattern.replace("{i}", str(index))] for index in range(len(tower.blocks))]
+        return dict(zip(levels, (*hooked, tower.last), strict=True))
     if tap not in TAPS:
-        raise RequestError(
-            where="--tap", expected=" or ".join(TAPS), got=repr(tap), todo="`final` is a level of either tap."
-        )
+        raise RequestError("models.unknown_tap", tap=tap, taps=" or ".join(TAPS))
     modules = tower.blocks
     if tap == "norm2":
         missing = [block for block in tower.blocks if not hasattr(block, tower.second_norm)]
@@ -88,9 +84,8 @@ def tapped_modules(tower: Tower, tap: str) -> dict[str, nn.Module]:
 def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
     """Run one blank image; check that every level carries the layout's tokens, and measure its width D.
 
-    For `norm2` it also checks the place of the norm in its block, because some families use the name for a
-    norm elsewhere: what it reads is not the block's own input (a parallel block), and what it puts out is
-    what the MLP reads (not a norm after the MLP).
+    For `norm2` it also checks the place of the norm in its block, because some families use the name for a norm elsewhere: its
+    input is not the block's own input (a parallel block), and its output is the MLP's input (not a norm after the MLP).
 
     Raises:
         RequestError: another number of tokens than the layout says, or a norm in another place.
@@ -126,7 +121,7 @@ def _keep(seen: dict[str, Any], level: str, _module: nn.Module, _inputs: Any, ou
 
 
 def _watch(block: nn.Module, norm: nn.Module, place: dict[str, Any]) -> list[RemovableHandle]:
-    """Note what enters the block, what its second norm reads and writes, and what its MLP is fed."""
+    """Record the input of the block, input and output of its second norm, and the input of its MLP."""
 
     def entered(_module: nn.Module, inputs: Any) -> None:
         place["entered"] = inputs[0]
@@ -144,25 +139,17 @@ def _watch(block: nn.Module, norm: nn.Module, place: dict[str, Any]) -> list[Rem
 
 
 def _check_tokens(tower: Tower, level: str, tokens: Any) -> None:
-    if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == tower.layout.num_tokens:
+    layout = tower.layout
+    if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == layout.num_tokens:
         return
-    rows, columns = tower.layout.grid_size
-    got = f"shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
-    raise RequestError(
-        where=f"{tower.name}, level {level}",
-        expected=f"tokens [1, {tower.layout.num_prefix_tokens} + {rows} x {columns}, D]",
-        got=got,
-        todo="Choose a plain ViT: this one does not keep CLS, registers and patches in one sequence.",
-    )
+    found = f"shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+    rows, columns = layout.grid_size
+    values = {"model": tower.name, "level": level, "prefix": layout.num_prefix_tokens, "rows": rows, "columns": columns}
+    raise RequestError("models.other_tokens", found=found, **values)
 
 
-def _no_second_norm(tower: Tower, got: str) -> RequestError:
-    todo = "Use --tap block, which every vision transformer has"
-    if candidates := tap_candidates(tower.model, tower.forward, tower.image_size):
-        todo += ", or --tap-module with one of " + ", ".join(candidates)
+def _no_second_norm(tower: Tower, found: str) -> RequestError:
+    candidates = ", ".join(tap_candidates(tower.model, tower.forward, tower.image_size)) or "none"
     return RequestError(
-        where=f"{tower.name}, --tap norm2",
-        expected=f"blocks with a LayerNorm `{tower.second_norm}` between attention and MLP",
-        got=got,
-        todo=f"{todo}.",
+        "models.no_second_norm", model=tower.name, norm=tower.second_norm, found=found, candidates=candidates
     )

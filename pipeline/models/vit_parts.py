@@ -1,4 +1,4 @@
-"""The parts of a vision transformer, by the names that timm gave them and most others took over: blocks, last norm, layout.
+"""Finds the blocks, the last norm and the token layout of a vision transformer by timm's names, which most others use too.
 
 Prefix tokens are counted from the parameters that hold them, not from attributes such as `num_prefix_tokens`, which several
 families lack or mean otherwise. Where names differ, `--tap-module` says where the blocks are. One forward pass checks all of it
@@ -29,18 +29,18 @@ def find_blocks(
     *,
     root: nn.Module | None = None,
 ) -> tuple[nn.Module, ...]:
-    """The blocks of a model: what the tap's pattern names, else its list `blocks`.
+    """The transformer blocks of a model: the ones that the tap's pattern names, else its list `blocks`.
 
     Args:
         model: in evaluation mode.
         name: the model's, for messages.
         tap: norm2, block or `module:PATTERN`.
-        forward: runs the model, to say which patterns would do where none is found.
+        forward: runs the model, to find patterns that would work if no blocks are found.
         image_size: height and width in pixels, for that run.
-        root: where the names of a pattern begin; None for the model itself.
+        root: the module that names of a pattern are relative to; None for the model itself.
 
     Raises:
-        RequestError: no such modules; names the patterns that would do.
+        RequestError: no such modules; names the patterns that would work.
     """
 
     def candidates() -> list[str]:
@@ -57,7 +57,7 @@ def find_blocks(
 
 
 def final_norm(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
-    """Module to listen to for `final`, what is still to be done to each token there, and a word for it.
+    """Module to hook for `final`, the function to apply to each token there, and a word for the architecture's text.
 
     That is `norm`. Models that normalise after pooling have an empty `norm` and a `fc_norm`, which is applied to every token, as
     CLIP's last norm is. Where names differ it is the last norm beside the blocks, and without any the residual stream itself.
@@ -80,20 +80,16 @@ def unchanged(tokens: Tensor) -> Tensor:
 
 
 def no_blocks(name: str, model: nn.Module, candidates: Sequence[str] = ()) -> RequestError:
-    """The refusal of a model whose blocks cannot be found; says what it has instead, and what could be listened to."""
-    todo = "Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m."
+    """The error for a model whose blocks cannot be found; names its modules, and patterns that would work."""
+    values = {"model": name, "type": type(model).__name__, "children": child_names(model)}
     if candidates:
-        todo = "Say where to listen with --tap-module: " + ", ".join(f"'{one}'" for one in candidates) + "."
-    return RequestError(
-        where=name,
-        expected="a vision transformer with a list of blocks over one sequence of tokens",
-        got=f"{type(model).__name__} with {child_names(model)}",
-        todo=todo,
-    )
+        patterns = ", ".join(f"'{one}'" for one in candidates)
+        return RequestError("models.blocks_of_other_names", candidates=patterns, **values)
+    return RequestError("models.no_blocks", **values)
 
 
 def child_names(module: nn.Module) -> str:
-    """Names of a module's children, for messages: what was there instead of what was looked for."""
+    """Names of a module's children, for messages."""
     names = [name for name, _ in module.named_children()]
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "no parts"
 
@@ -114,12 +110,7 @@ def layout_of(model: nn.Module, name: str, image_size: tuple[int, int], *, chose
     embed: Any = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
     patch_size = _pair(getattr(embed, "patch_size", None)) or _first_stride(embed if embed is not None else model)
     if patch_size is None:
-        raise RequestError(
-            where=name,
-            expected="a patch embedding: a convolution with as wide a stride as its kernel",
-            got=f"{type(model).__name__} without one",
-            todo="Choose a plain ViT, for example timm/vit_small_patch14_dinov2.lvd142m.",
-        )
+        raise RequestError("models.no_patch_embedding", model=name, type=type(model).__name__)
     if chosen:
         check_image_size(name, image_size, patch_size)
     grid_size = _pair(getattr(embed, "grid_size", None))
@@ -143,12 +134,9 @@ def check_image_size(name: str, image_size: tuple[int, int], patch_size: tuple[i
     """Refuse an image size that leaves pixels over at the border: patch embeddings drop them silently."""
     for size, patch in zip(image_size, patch_size, strict=True):
         if size % patch or size <= 0:
-            below = size // patch * patch
+            below = max(size // patch * patch, patch)
             raise RequestError(
-                where=f"{name}, --image-size",
-                expected=f"a multiple of the patch size {patch}",
-                got=str(size),
-                todo=f"Use {below} or {below + patch}." if below > 0 else f"Use {patch} or more.",
+                "models.image_size_of_no_patches", model=name, size=size, patch=patch, one=below, other=below + patch
             )
 
 

@@ -1,12 +1,14 @@
-"""Weights of a backbone: read from a file, loaded strictly, named by a digest; and how fetching fails.
+"""Weights of a backbone: reading a file, loading strictly, the digest, and errors of downloads.
 
-It knows nothing of families: `timm_models` and `open_clip_models` say which keys belong where.
+This module knows no model families.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,7 @@ from torch import Tensor, nn
 from ..errors import RequestError, WorkError
 
 RANDOM = "random"
-_WRAPPERS = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-)  # where training scripts put the weights inside a checkpoint
+_WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights inside a checkpoint
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
@@ -36,26 +34,16 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     Raises:
         RequestError: no such file, another format, or no tensors in it.
     """
-    where = f"--weights {path}"
     if not Path(path).is_file():
-        raise RequestError(
-            where=where,
-            expected='a file, or "random"',
-            got="no such file",
-            todo="Give the path of a safetensors or torch file.",
-        )
+        raise RequestError("models.no_weights_file", path=path)
     try:
         if Path(path).suffix == ".safetensors":
             content: object = safetensors.torch.load_file(path)
         else:
             content = _load_torch_file(path)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise RequestError(
-            where=where,
-            expected="a safetensors file, or a torch file that holds tensors only",
-            got=(str(error).strip() or type(error).__name__).splitlines()[0],
-            todo="Save the model's state_dict() with safetensors.torch.save_file and give that file.",
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RequestError("models.unreadable_weights", path=path, reason=reason) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -63,12 +51,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     tensors = content if isinstance(content, dict) else {}
     state = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not state:
-        raise RequestError(
-            where=where,
-            expected="a state dict: names and tensors",
-            got=type(content).__name__ + " without tensors",
-            todo="Save the model's state_dict() and give that file.",
-        )
+        raise RequestError("models.no_tensors", path=path, type=type(content).__name__)
     return state
 
 
@@ -81,8 +64,8 @@ def _load_torch_file(path: str) -> object:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load every tensor of `state` into `model`.
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load every tensor of `state`, which comes from `source`, into `model`.
 
     Raises:
         RequestError: a key is missing, unexpected or of another shape; names the first of each.
@@ -90,18 +73,13 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise weights_mismatch(where, type(model).__name__, error) from error
+        raise weights_mismatch(source, type(model).__name__, error) from error
 
 
-def weights_mismatch(where: str, model: str, error: Exception) -> RequestError:
+def weights_mismatch(source: str, model: str, error: Exception) -> RequestError:
     """Torch's complaint about a strict load, which lists every key, cut to the first of each kind."""
     complaints = [_first_keys(line.strip()) for line in str(error).splitlines()[1:]] or [f"{error!r}"]
-    return RequestError(
-        where=where,
-        expected=f"exactly the weights of {model}",
-        got="; ".join(complaints[:4]),
-        todo="Give the model id (and image size) that these weights were made for.",
-    )
+    return RequestError("models.weights_mismatch", source=source, model=model, complaints="; ".join(complaints[:4]))
 
 
 def _first_keys(complaint: str, limit: int = 3) -> str:
@@ -130,7 +108,7 @@ def weights_digest(model: nn.Module) -> str:
 
 @contextmanager
 def from_the_hub(model_id: str) -> Iterator[None]:
-    """Turn a failed download inside the block into an error that says how to go on without the hub.
+    """Turn a failed download inside the block into an error that says how to continue without the hub.
 
     Raises:
         RequestError: the hub has no such repository or file, or there are no weights of that name.
@@ -138,19 +116,24 @@ def from_the_hub(model_id: str) -> Iterator[None]:
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    todo = 'Give --weights FILE with a local checkpoint, or --weights "random".'
     try:
         yield
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(model_id, error, todo) from error
-    except (RepositoryNotFoundError, EntryNotFoundError) as error:
-        raise RequestError(
-            where=model_id, expected="weights on the hub", got=str(error).splitlines()[0], todo=todo
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise _unreachable(model_id, error, todo) from error
+    except (OSError, RuntimeError, RepositoryNotFoundError, EntryNotFoundError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        absent = isinstance(error, RepositoryNotFoundError | EntryNotFoundError)
+        if absent and not isinstance(error, LocalEntryNotFoundError):
+            raise RequestError("models.not_on_the_hub", model=model_id, reason=reason) from error
+        raise WorkError("models.hub_unreachable", model=model_id, reason=reason[:200]) from error
 
 
-def _unreachable(model_id: str, error: Exception, todo: str) -> WorkError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return WorkError(where=model_id, expected="weights from the hub", got=lines[0][:200], todo=todo)
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hold back what timm and open_clip say of models without pretrained weights."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,8 +1,7 @@
-"""Everything that lies under a folder of runs, as rows: what a report is made of.
+"""Every row under a folder of runs.
 
-The decision taken here: one bad line or file does not hide the good ones. What cannot be read is left out and said, once and with
-its place; only a folder with no usable row at all is an error. Rows are not judged: whether they may stand side by side is for
-`scores.table_of` to say.
+The decision taken here: one bad line or file does not hide the good ones. What cannot be read is left out and named with its place;
+only a folder without any usable row is an error. `scores.table_of` decides which rows may be compared.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Gathered:
     """Rows of many runs.
 
     Attributes:
-        rows: in the order of their files' paths; of rows with one key in a file the last.
+        rows: in the order of the paths of their files; of rows with one key in a file the last.
         folders: key -> the folder of the row, which may be gone.
         notes: what was left out and why, a sentence each.
     """
@@ -37,20 +36,17 @@ def gather(runs: Path) -> Gathered:
     """Read every results.jsonl under a folder.
 
     Args:
-        runs: what `layerbank probe --runs` was given, or a folder within it.
+        runs: the `--runs` of `layerbank probe`, or a folder in it.
 
     Raises:
         RequestError: there is no results.jsonl.
-        WorkError: there are, and no line of them can be used.
+        WorkError: no line can be used.
     """
+    if not runs.is_dir():
+        raise RequestError("report.runs_missing", runs=runs)
     paths = sorted(runs.rglob(RESULTS))
     if not paths:
-        raise RequestError(
-            where=f"RUNS {runs}",
-            expected=f"a folder with {RESULTS} somewhere in it",
-            got="none" if runs.is_dir() else "no such folder",
-            todo="Give the --runs of `layerbank probe`; its default is runs.",
-        )
+        raise RequestError("report.no_results", runs=runs)
     found: dict[str, Row] = {}
     folders: dict[str, Path] = {}
     notes: list[str] = []
@@ -62,12 +58,7 @@ def gather(runs: Path) -> Gathered:
             found[row["key"]] = row
             folders[row["key"]] = path.parent / f"{row['probe']}-{row['key'][:8]}"
     if not found:
-        raise WorkError(
-            where=f"RUNS {runs}",
-            expected="at least one line that this version can read",
-            got=" ".join(notes) or "empty files",
-            todo="Train the probes again with this version: layerbank probe ...",
-        )
+        raise WorkError("report.no_readable_results", runs=runs, reasons=" ".join(notes) or "empty files")
     return Gathered(rows=tuple(found.values()), folders=folders, notes=tuple(notes))
 
 

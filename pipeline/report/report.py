@@ -1,46 +1,43 @@
 """A report of a folder of runs: one HTML page, its figures as files, its tables as Markdown, CSV, LaTeX and Parquet.
 
-Rows of different protocols are never set side by side: each protocol is a group of sections of its own (`sections/`). Nothing is
-trained; what is read beside results.jsonl and the saved predictions is the content hashes of the stores, small copies of a few
-test images, and the tokens if asked.
+Rows of different protocols are never compared: each protocol is a group of sections of its own, made by the figures of the registry
+(`figures`). Nothing is trained. Beside results.jsonl and the saved predictions, a report reads the content hashes of the stores,
+a few test images, and the tokens if asked.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from layerbank.cache.atomic_files import replace_file
-
 from ..probing.results import Row
 from ..statistics.dataset_table import table_latex, table_markdown
-from ..statistics.findings import sentence
 from ..statistics.scores import group_by_protocol
+from .figures import FIGURES
+from .figures.results import Record, csv_of, records_of
 from .gather import gather
 from .page import render_page
-from .page.blocks import Group, Page, Picture
+from .page.blocks import Block, Bullets, Gallery, Group, Picture, Section
 from .page.numbers import counted
-from .records import Record, csv_of, records_of
 from .report_data import ReportData, ReportOptions
-from .sections import SECTIONS
+from .style import write_file
 
-__all__ = ["Report", "ReportOptions", "make_report", "write_figures", "write_file"]
+__all__ = ["Report", "ReportOptions", "make_report", "write_figures"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything a report says, not yet written.
+    """A report in memory.
 
     Attributes:
-        html, markdown, csv, latex: whole files.
+        html, markdown, csv, latex: contents of whole files.
         records: every result.
-        figures: folder-safe name -> figure.
+        figures: file name without a suffix -> figure.
         headlines: the answer in a few sentences.
-        sentences: who wins each case.
+        findings: the winner of each case, a sentence each.
         notes: what was left out.
     """
 
@@ -51,83 +48,92 @@ class Report:
     records: tuple[Record, ...]
     figures: dict[str, Picture]
     headlines: tuple[str, ...]
-    sentences: tuple[str, ...]
+    findings: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def make_report(runs: Path, options: ReportOptions) -> Report:
-    """Read a folder of runs and say what is in it.
+    """Read a folder of runs and make its report.
 
     Args:
-        runs: what `layerbank probe --runs` was given, or a folder within it.
-        wishes: what else to read, and what to add.
+        runs: the `--runs` of `layerbank probe`, or a folder in it.
+        options: what to add, and where the stores are.
 
     Raises:
-        RequestError: no results, or two results that claim one place.
-        WorkError: no result that can be read.
+        RequestError: no results, or two results for one probe in one case.
+        WorkError: no result can be read.
     """
     gathered = gather(runs)
-    notes = list(gathered.notes)
-    groups: list[Group] = []
-    report_datas: list[ReportData] = []
-    figures: dict[str, Picture] = {}
+    notes = [*gathered.notes, *(f"The figure {name} of a plug-in: {reason}" for name, reason in FIGURES.broken.items())]
     by_protocol = list(group_by_protocol(gathered.rows).values())
-    titles = _titles(by_protocol)
-    for number, (title, rows) in enumerate(zip(titles, by_protocol, strict=True), 1):
+    groups: list[Group] = []
+    protocols: list[ReportData] = []
+    figures: dict[str, Picture] = {}
+    for number, (title, rows) in enumerate(zip(_titles(by_protocol), by_protocol, strict=True), 1):
         prefix = f"p{number}-" if title else ""
-        report_data = ReportData(rows, gathered.folders, options)
-        sections = [made for section in SECTIONS if (made := section(report_data)) is not None]
-        groups.append(Group(title=title, prefix=prefix, sections=sections))
-        figures |= {prefix + picture.name: picture for picture in report_data.pictures}
-        notes += report_data.notes
-        report_datas.append(report_data)
-    records = [record for report_data in report_datas for record in records_of(report_data)]
-    page = Page(
-        title=f"Probes of {runs.resolve().name}",
-        lead=_lead(records),
-        groups=groups,
-        notes=tuple(dict.fromkeys(notes)),
-        versions=[(name, version(name)) for name in ("layerbank", "numpy", "scipy", "scikit-learn", "matplotlib")],
-    )
+        data = ReportData(rows, gathered.folders, options)
+        groups.append(Group(title=title, prefix=prefix, sections=_sections(data)))
+        figures |= {prefix + picture.name: picture for picture in data.pictures}
+        notes += data.notes
+        protocols.append(data)
+    records = [record for data in protocols for record in records_of(data)]
+    once = tuple(dict.fromkeys(notes))
+    versions = [(name, version(name)) for name in ("layerbank", "numpy", "scipy", "scikit-learn", "matplotlib")]
     return Report(
-        html=render_page(page),
+        html=render_page(f"Probes of {runs.resolve().name}", _lead(records), groups, once, versions),
         markdown="\n".join(
-            _markdown(group.title or "Results", one) for group, one in zip(groups, report_datas, strict=True)
+            _markdown(group.title or "Results", data) for group, data in zip(groups, protocols, strict=True)
         ),
         csv=csv_of(records),
-        latex="\n".join(table_latex(report_data.dataset_table) for report_data in report_datas),
+        latex="\n".join(table_latex(data.dataset_table) for data in protocols),
         records=tuple(records),
         figures=figures,
-        headlines=tuple(text for report_data in report_datas for text in report_data.headlines),
-        sentences=tuple(sentence(one) for report_data in report_datas for one in report_data.findings),
-        notes=tuple(page.notes),
+        headlines=tuple(text for data in protocols for text in data.headlines),
+        findings=tuple(str(finding) for data in protocols for finding in data.findings),
+        notes=once,
     )
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    _write(path, text.encode())
-
-
-def write_figures(folder: Path, figures: dict[str, Picture]) -> list[Path]:
-    """Write every figure as SVG, as PNG if it was wished, and its numbers as CSV; returns the paths."""
+def write_figures(folder: Path, figures: Mapping[str, Picture]) -> list[Path]:
+    """Write every figure as SVG and PNG, and its numbers as CSV; returns the paths."""
     written = []
     for name, picture in figures.items():
         for suffix, content in (("svg", picture.svg), ("png", picture.png), ("csv", picture.csv)):
-            if not content:
-                continue
-            written.append(folder / f"{name}.{suffix}")
-            _write(written[-1], content)
+            if content:
+                written.append(folder / f"{name}.{suffix}")
+                write_file(written[-1], content)
     return written
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content, path.with_name(f".{path.name}.{os.getpid()}"))
+def _sections(data: ReportData) -> list[Section]:
+    """Every figure of the registry in its section, and the figures without data."""
+    blocks: dict[tuple[str, str], list[Block]] = {}
+    lacking = []
+    for figure in FIGURES.values():
+        made = figure.make(data)
+        if made is None:
+            lacking.append(f"{figure.title}: {figure.needs}")
+        blocks.setdefault(figure.section, []).extend(made or ())
+    if lacking:
+        blocks["not-here", "Not here yet"] = [Bullets(lacking)]
+    return [
+        Section(anchor=anchor, title=title, blocks=_in_one_gallery(of_section))
+        for (anchor, title), of_section in blocks.items()
+        if of_section
+    ]
+
+
+def _in_one_gallery(blocks: list[Block]) -> list[Block]:
+    """The pictures of a section beside each other, at the place of the first."""
+    pictures = [one for one in blocks if isinstance(one, Picture)]
+    others: list[Block] = [one for one in blocks if not isinstance(one, Picture)]
+    if pictures:
+        others.insert(blocks.index(pictures[0]), Gallery(pictures))
+    return others
 
 
 def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
-    """What each protocol has that others have not; "" where there is only one."""
+    """The fields in which each protocol differs from the others; "" if there is only one protocol."""
     if len(by_protocol) == 1:
         return [""]
     protocols = [
@@ -143,14 +149,11 @@ def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def _lead(records: Sequence[Record]) -> str:
-    models, datasets, probes, seeds = (
-        len({getattr(one, name) for one in records}) for name in ("model", "dataset", "probe", "seed")
-    )
-    parts = [counted(models, "model"), counted(datasets, "data set"), counted(probes, "probe"), counted(seeds, "seed")]
+    nouns = {"model": "model", "dataset": "data set", "probe": "probe", "seed": "seed"}
+    parts = [counted(len({getattr(one, field) for one in records}), noun) for field, noun in nouns.items()]
     return f"{counted(len(records), 'result')}: {', '.join(parts)}. Accuracy is balanced test accuracy."
 
 
-def _markdown(title: str, report_data: ReportData) -> str:
-    said = [*report_data.headlines, *(sentence(one) for one in report_data.findings)]
-    findings = "".join(f"- {text}\n" for text in said)
-    return f"## {title}\n\n{findings}\n{table_markdown(report_data.dataset_table)}"
+def _markdown(title: str, data: ReportData) -> str:
+    findings = "".join(f"- {text}\n" for text in (*data.headlines, *data.findings))
+    return f"## {title}\n\n{findings}\n{table_markdown(data.dataset_table)}"

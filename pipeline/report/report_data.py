@@ -1,50 +1,67 @@
-"""What a section of the report is made of: the rows of one protocol, and all that can be read for them.
+"""The data of a report: the rows of one protocol, and everything that is read for them; what a figure of the report is.
 
-Sections ask here for tables, predictions, saved settings and stores, draw their figures here, and say here what is not there:
-`leave_out` for what should have been, `lack` for a figure whose data nobody has made. Nothing is trained.
+Figures read tables, predictions, saved settings and stores from here, and draw here. What should be there and cannot be read
+becomes a note. Nothing is trained.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbank.cache import CacheError, TokenCache
-
+from ..errors import LayerbankError
 from ..events import OnEvent, ignore
 from ..probing.results import Row
 from ..statistics.dataset_table import DatasetTable, dataset_table
+from ..statistics.duplicates import Duplicates, accuracies_without, duplicates_of
 from ..statistics.findings import Finding, find
-from ..statistics.repeated import Repeated, find_repeated
-from ..statistics.scores import Case, Table, scores_of_rows, table_of
+from ..statistics.scores import GIVEN_LEVEL, Case, Table, scores_of_rows, table_of
 from ..statistics.tested import Tested, read_tested
-from .figures.style import drawn_as
-from .page.blocks import Picture
+from .page.blocks import Block, Picture
+from .style import drawn_as
+
+if TYPE_CHECKING:
+    from layerbank.cache import TokenCache
 
 NUM_SHOWN = 12  # cases of which images are shown; with 24 of 4 KB each they come to 1.5 MB of the page
-GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # and not linear@best, which is one probe a case as any other
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFigure:
+    """A figure or table of the report, or several that belong together: an entry of the registry `layerbank.figures`.
+
+    Attributes:
+        section: anchor and heading of its section; all figures with the same section share it, and their pictures share a gallery.
+        make: from the data of one protocol to the blocks of the page; [] shows nothing, and None says that its data do not exist.
+        title: its name under "Not here yet", where `make` returns None.
+        needs: what would make it: a command, or data.
+    """
+
+    section: tuple[str, str]
+    make: Callable[[ReportData], Sequence[Block] | None]
+    title: str = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What was asked of a report.
+    """Options of a report.
 
     Attributes:
-        cache_root: folder of all stores, where content hashes and tokens are read if they are there.
+        cache_root: folder of all stores, for content hashes and tokens; it need not exist.
         images: show small copies of test images.
-        tokens: read tokens too: similarity of levels, accuracy on training images, and with few tokens.
+        tokens: also read tokens: similarity of levels, accuracy on training images, accuracy with few tokens.
         against_paper: add the published numbers.
-        png: draw figures as PNG too, which takes twice as long and which the page has no use for.
-        emit: told what takes long.
+        png: draw figures as PNG too, which takes twice as long and which the page does not need.
+        on_event: callback for progress.
     """
 
     cache_root: Path = Path("caches")
@@ -61,20 +78,19 @@ class ReportData:
     Args:
         rows: of one protocol.
         folders: key -> folder of a row.
-        wishes: what was asked.
+        options: of the report.
 
     Attributes:
         scores, table: of the rows.
         cases: in the order of the rows.
         row: (case, probe) -> its row.
-        tested: case -> what its probes said of the test images.
-        headlines: the answer in sentences, for the terminal too; the section of the summary writes them.
-        notes: what was left out, extended by sections.
-        lacking: figures without data, and what would make them.
+        tested: case -> the predictions of its probes.
+        headlines: the answer in sentences, for the terminal too; the summary writes them.
+        notes: what was left out.
         pictures: every figure that was drawn, in order.
 
     Raises:
-        RequestError: two rows that claim one place.
+        RequestError: two rows for one probe in one case.
     """
 
     def __init__(self, rows: Sequence[Row], folders: dict[str, Path], options: ReportOptions) -> None:
@@ -88,7 +104,6 @@ class ReportData:
             self._of_case.setdefault(case, {})[probe] = row
         self.headlines: list[str] = []
         self.notes: list[str] = []
-        self.lacking: list[str] = []
         self.pictures: list[Picture] = []
         self._folders = folders
         self.tested: dict[Case, Tested] = {}
@@ -108,13 +123,13 @@ class ReportData:
         """Probe -> row of one case."""
         return self._of_case[case]
 
-    def words(self, case: Case) -> str:
-        """A case in as few words as tell it from the others."""
+    def label(self, case: Case) -> str:
+        """The shortest text that distinguishes a case from the others."""
         several = [len({getattr(one, name) for one in self.cases}) > 1 for name in ("model", "seed")]
         return ", ".join([case.dataset] + [case.model] * several[0] + [f"seed {case.seed}"] * several[1])
 
     def folder(self, case: Case, probe: str) -> Path:
-        """Where the row keeps its probe and predictions."""
+        """The folder of a row, with its probe and predictions."""
         return self._folders[self.row[case, probe]["key"]]
 
     @cached_property
@@ -125,44 +140,45 @@ class ReportData:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """Who wins each case."""
+        """The winner of each case."""
         return find([score for score in self.scores if score.probe in self.main.probes], self.tested)
 
     @cached_property
     def dataset_table(self) -> DatasetTable:
-        """Means by data set, with marks by test and warnings of repeated images."""
+        """Means by data set, with marks by test and warnings of duplicate images."""
         by_dataset = {case.dataset: case for case in self.cases}
         alone = len(by_dataset) == len(self.cases)  # one model, one seed: McNemar can decide
 
         def compare(dataset: str, best: str, other: str) -> float:
             return self.tested[by_dataset[dataset]].mcnemar(best, other)
 
-        warnings = {dataset: one.warning for dataset, one in self.repeated.items()}
+        warnings = {dataset: found.warning for dataset, (found, _) in self.duplicates.items()}
         means = self.main.mean_over("model", "seed")
         shown = [probe for probe in means.probes if np.isfinite(means.column(probe)).any()]
         return dataset_table(self.main, shown, compare=compare if alone else None, warnings=warnings)
 
     @cached_property
-    def repeated(self) -> dict[str, Repeated]:
-        """Data set -> its test images that are training images; without data sets whose stores are not there."""
+    def duplicates(self) -> dict[str, tuple[Duplicates, dict[tuple[Case, str], tuple[float, float]]]]:
+        """Data set -> test images that are training images, and accuracies without them; only data sets whose stores exist."""
         found = {}
         for dataset in dict.fromkeys(case.dataset for case in self.cases):
             cases = [case for case in self.cases if case.dataset == dataset]
             for case in cases:
-                train, test = self.store(case, "train"), self.store(case, "test")
-                if train is None or test is None:
+                stores = [store for split in ("train", "test") if (store := self.store(case, split))]
+                if len(stores) < 2:
                     continue
                 # another model may have been given other images under the same name
-                alike = [one for one in cases if self._manifests(one) == self._manifests(case)]
+                alike = {one: self.tested[one] for one in cases if self._manifests(one) == self._manifests(case)}
                 try:
-                    found[dataset] = find_repeated(train, test, {one: self.tested[one] for one in alike})
-                except CacheError as error:
+                    of_splits = duplicates_of(*map(_open_store, stores))
+                    found[dataset] = of_splits, accuracies_without(of_splits, alike)
+                except LayerbankError as error:
                     self.notes.append(f"Images of {dataset} in both splits were not looked for: {error}")
                 break
         return found
 
-    def about(self, case: Case, probe: str) -> dict[str, Any]:
-        """What a row keeps of how it was made (`config` of probe.json); {} where that is gone."""
+    def config(self, case: Case, probe: str) -> dict[str, Any]:
+        """`config` in a row's probe.json: data, classes, stores, model and versions; {} if the file is gone."""
         try:
             saved = json.loads((self.folder(case, probe) / "probe.json").read_text(encoding="utf-8"))
             config: dict[str, Any] = saved["config"]
@@ -170,17 +186,17 @@ class ReportData:
             return {}
         return config
 
-    def about_case(self, case: Case) -> dict[str, Any]:
-        """The same of the first probe of a case that has it: data, classes and stores are common to all."""
-        return next((found for probe in self.of_case(case) if (found := self.about(case, probe))), {})
+    def config_of_case(self, case: Case) -> dict[str, Any]:
+        """The config of the first probe of a case that has one: data, classes and stores are common to all."""
+        return next((found for probe in self.of_case(case) if (found := self.config(case, probe))), {})
 
     def class_names(self, case: Case, num_classes: int) -> list[str]:
-        """Of one case; numbers where the names are gone."""
-        names = self.about_case(case).get("class_names", [])
+        """Class names of one case; numbers if the names are gone."""
+        names = self.config_of_case(case).get("class_names", [])
         return [str(names[label]) if label < len(names) else str(label) for label in range(num_classes)]
 
     def store(self, case: Case, split: str) -> Path | None:
-        """The store of a case's `train` or `test` split under the folder of stores, None if it is not there whole."""
+        """The store of a case's `train` or `test` split under the folder of stores, None without a finished one."""
         return next(
             (self._stores.get(row.get(f"{split}_fingerprint", "")) for row in self.of_case(case).values()), None
         )
@@ -190,7 +206,7 @@ class ReportData:
 
         Args:
             name: of its files, without a suffix.
-            draw: writes STEM.svg, STEM.png and STEM.csv, the second only if it was wished.
+            draw: writes STEM.svg, STEM.csv and, if figures are written as files, STEM.png.
             alt: what it shows, with its numbers.
             caption: under it.
         """
@@ -202,15 +218,6 @@ class ReportData:
         self.pictures.append(Picture(name=name, svg=svg, png=png, csv=csv, alt=alt, caption=caption))
         return self.pictures[-1]
 
-    def lack(self, what: str, how: str) -> None:
-        """Say what is not on the page, and the command that would make it."""
-        self.lacking.append(f"{what}: {how}")
-
-    @cached_property
-    def complete(self) -> list[str]:
-        """Probes of the main table that have a result in every case: only their means and ranks compare."""
-        return [probe for probe in self.main.probes if np.isfinite(self.main.column(probe)).all()]
-
     @cached_property
     def _stores(self) -> dict[str, Path]:
         """Fingerprint -> store, of all rows."""
@@ -219,13 +226,13 @@ class ReportData:
         for path in sorted(self.options.cache_root.glob("*/*/*.zarr")):
             if any(path.stem.endswith(f"-{fingerprint[:8]}") for fingerprint in wanted):
                 try:
-                    found[TokenCache.open(path, num_views=0).spec.fingerprint] = path
-                except CacheError as error:
+                    found[_open_store(path).spec.fingerprint] = path
+                except LayerbankError as error:
                     self.notes.append(f"A store was not read: {error}")
         return found
 
     def _other_images(self) -> Iterator[str]:
-        """Of data sets whose name stood for other images when, or where, another model was extracted."""
+        """Notes on data sets that have different images for different models."""
         given: dict[str, dict[tuple[str, ...], list[str]]] = {}  # data set -> manifests -> models
         for case in self.cases:
             digests = tuple(self._manifests(case))
@@ -233,13 +240,19 @@ class ReportData:
                 given.setdefault(case.dataset, {}).setdefault(digests, []).append(case.model)
         for dataset, models in given.items():
             if len(models) > 1:
-                told = "; ".join(", ".join(dict.fromkeys(names)) for names in models.values())
+                groups = "; ".join(", ".join(dict.fromkeys(names)) for names in models.values())
                 yield (
-                    f"{dataset} is not the same images for all models (the same for: {told}): probes of one model compare, models "
-                    "do not. Extract it anew for all of them from one copy of the images."
+                    f"{dataset} is not the same images for all models (the same for: {groups}): probes of one model compare, "
+                    "models do not. Extract it again for all of them from one copy of the images."
                 )
 
     def _manifests(self, case: Case) -> list[str]:
-        """Digests of the images of both splits; the model's name where they are gone, so that it is like no other's."""
-        about = self.about_case(case)
-        return [about.get(name, {}).get("manifest", case.model) for name in ("cache", "test_cache")]
+        """Digests of the images of both splits; the model's name if they are gone, so that it equals no other's."""
+        config = self.config_of_case(case)
+        return [config.get(name, {}).get("manifest", case.model) for name in ("cache", "test_cache")]
+
+
+def _open_store(path: Path) -> TokenCache:
+    from layerbank.cache import TokenCache  # and with it zarr, which a report without stores does without
+
+    return TokenCache.open(path, num_views=0)

@@ -1,4 +1,4 @@
-"""A saved probe read again on a store: its accuracy on any split, its attention head by head, and what is left without some tokens.
+"""A saved probe on a store: its accuracy on any split, its attention head by head, and its accuracy without some tokens.
 
 Nothing is trained. The store must be of the backbone that the probe was trained on.
 """
@@ -28,12 +28,12 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """A probe that sees only some of its tokens.
+class PrunedAccuracy:
+    """Accuracy of a probe that reads only some of its tokens.
 
     Attributes:
-        num_tokens: k, how many it sees.
-        tokens: which, by falling attention.
+        num_tokens: k, their number.
+        tokens: their places, by falling attention.
         balanced_accuracy: in [0, 1].
     """
 
@@ -68,13 +68,13 @@ class SavedHead:
         """Class scores of every image of the store, in its order.
 
         Args:
-            kept: the tokens the probe may look at; None is all. Attention is shared anew among those that are left.
+            kept: places of the tokens to read; None reads all. The softmax runs over these tokens only.
 
         Raises:
-            RequestError: `kept` is given for a head to which a token is more than a place to look.
+            RequestError: `kept` is given for a head that needs all of its tokens.
         """
-        if kept is not None:
-            self._require_plain_attention()
+        if kept is not None and not isinstance(self.probe, AttentiveProbe):
+            raise RequestError("report.not_prunable", probe=self.named.name, head=self.named.head)
         chosen = slice(None) if kept is None else list(kept)
         rows = torch.arange(len(self.tokens.labels))
         with torch.inference_mode():
@@ -92,60 +92,44 @@ class SavedHead:
             RequestError: the head does not attend.
         """
         row_shapes = [self.cache.arrays[self.named.levels[0], kind].row_shape for kind in self.named.kinds]
-        counts = [shape[0] if len(shape) > 1 else 1 for shape in row_shapes]  # tokens a kind
+        counts = [shape[0] if len(shape) > 1 else 1 for shape in row_shapes]  # tokens of each kind
         heads = self.attention().numpy()  # [H, T]
         return np.stack([attention_map(mass, self.named.levels, self.named.kinds, counts) for mass in heads])
 
     def attention(self) -> torch.Tensor:
-        """[H, T] float64 attention a head and token, averaged over the images of the store.
+        """[H, T] float64 attention of each head and token, averaged over the images of the store.
 
         Raises:
             RequestError: the head does not attend.
         """
         if not isinstance(self.probe, AttentiveProbe | AlfEmbedProbe | CaeProbe):
-            raise self._unfit("an attentive head (alf, aat, attn-*, cae, alf-embed)")
+            raise RequestError("report.no_attention", probe=self.named.name, head=self.named.head)
         return attention_mass(self.probe, self.tokens)
 
-    def _require_plain_attention(self) -> None:
-        if not isinstance(self.probe, AttentiveProbe):
-            raise self._unfit(
-                "the attentive head of alf, aat and attn-*, to which a token is a place to look and no more"
-            )
 
-    def _unfit(self, expected: str) -> RequestError:
-        return RequestError(
-            where=f"probe {self.named.name}", expected=expected, got=self.named.head, todo="Choose another row."
-        )
-
-
-def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequence[int]) -> list[Kept]:
+def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequence[int]) -> list[PrunedAccuracy]:
     """Test accuracy of a probe with only the k tokens that it attends to most, without training it again.
 
-    Tokens are ordered by their attention on the training images, averaged over heads, so no test image has a say in what is kept;
+    Tokens are ordered by their attention on the training images, averaged over heads, so test images do not decide which are kept;
     equals keep their order.
 
     Args:
         folder: of the row.
         train_store, test_store: of its two splits.
-        counts: the k's, each from 1 to T.
+        counts: values of k, each from 1 to T.
 
     Raises:
         RequestError: a count out of range, or a head that cannot be pruned.
     """
     train, test = SavedHead(folder, train_store), SavedHead(folder, test_store)
     order = torch.argsort(-train.attention().mean(0), stable=True).tolist()
-    wrong = [count for count in counts if not 1 <= count <= len(order)]
+    wrong = [str(count) for count in counts if not 1 <= count <= len(order)]
     if wrong:
-        raise RequestError(
-            where="tokens to keep",
-            expected=f"from 1 to {len(order)}",
-            got=", ".join(map(str, wrong)),
-            todo="Ask for as many as the probe has, or fewer.",
-        )
+        raise RequestError("report.wrong_token_count", num_tokens=len(order), counts=", ".join(wrong))
     results = []
     for count in counts:
         balanced = accuracies(test.predict(order[:count])).balanced
-        results.append(Kept(num_tokens=count, tokens=tuple(order[:count]), balanced_accuracy=balanced))
+        results.append(PrunedAccuracy(num_tokens=count, tokens=tuple(order[:count]), balanced_accuracy=balanced))
     return results
 
 
@@ -153,10 +137,7 @@ def _check_backbone(folder: Path, trained: CacheSpec, store: Path, found: CacheS
     trained, found = (replace(one, transform=evaluation_transform(one.transform)) for one in (trained, found))
     differing = [name for name in BACKBONE_FIELDS if getattr(trained, name) != getattr(found, name)]
     if differing:
-        raise RequestError(
-            where=f"probe {folder} on {store}",
-            expected="tokens of the backbone it was trained on: "
-            + "; ".join(f"{name} = {getattr(trained, name)!r}" for name in differing),
-            got="; ".join(f"{name} = {getattr(found, name)!r}" for name in differing),
-            todo="Give the store of the same model.",
+        expected, got = (
+            "; ".join(f"{name} = {getattr(one, name)!r}" for name in differing) for one in (trained, found)
         )
+        raise RequestError("report.other_backbone", probe=folder, store=store, expected=expected, got=got)

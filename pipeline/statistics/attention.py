@@ -1,6 +1,7 @@
-"""Where attentive probes look: `attention.csv` of a row's folder, and what a map comes to in a few numbers.
+"""Attention maps: `attention.csv` in the folder of a row, and a map in a few numbers.
 
-A map is the attention a (kind, level), summed over the kind's cells and averaged over test images and heads; it sums to 1.
+A map holds the attention for each (kind, level), summed over the tokens of the kind and averaged over test images and heads. It
+sums to 1.
 """
 
 from __future__ import annotations
@@ -31,13 +32,19 @@ class AttentionMap:
     kinds: tuple[str, ...]
     shares: NDArray[np.float64]
 
+    @property
+    def largest(self) -> tuple[str, float]:
+        """The cell with the largest share, as "LEVEL KIND", and that share."""
+        kind, level = divmod(int(self.shares.argmax()), len(self.levels))
+        return f"{self.levels[level]} {self.kinds[kind]}", float(self.shares.max())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
     """How widely attention is spread over the K L cells of a map.
 
     Attributes:
-        entropy: in nats; 0 where one cell has all, ln(K L) where all have the same.
+        entropy: in nats; 0 where one cell has everything, ln(K L) where all have the same.
         mass80: the fewest cells that together have 80 % of the attention.
         late_third: share of the deepest third of the levels (rounded up).
         of_kind: share of each kind.
@@ -50,10 +57,10 @@ class Spread:
 
 
 def read_attention(folder: Path) -> AttentionMap:
-    """Read `attention.csv` of a row's folder.
+    """Read `attention.csv` in the folder of a row.
 
     Raises:
-        WorkError: there is none (the probe does not attend), or it is damaged.
+        WorkError: the file is missing (the probe does not attend), empty or damaged.
     """
     path = folder / "attention.csv"
     try:
@@ -61,17 +68,11 @@ def read_attention(folder: Path) -> AttentionMap:
             cells = {(row["level"], row["kind"]): float(row["share"]) for row in csv.DictReader(file)}
         levels, kinds = (tuple(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
         shares = np.array([[cells[level, kind] for level in levels] for kind in kinds])
+        if not cells:
+            raise ValueError("the file has no lines")
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise WorkError(
-            where=str(path),
-            expected="the attention map of an attentive probe: lines of level, kind, share",
-            got=str(error) or type(error).__name__,
-            todo="Train this probe again: layerbank probe ... --retrain; ensembles and linear probes have no map.",
-        ) from error
-    if not len(levels):
-        raise WorkError(
-            where=str(path), expected="at least one line", got="none", todo="Train this probe again with --retrain."
-        )
+        reason = str(error) or type(error).__name__
+        raise WorkError("statistics.bad_attention_map", path=path, reason=reason) from error
     return AttentionMap(levels=levels, kinds=kinds, shares=shares)
 
 
@@ -95,9 +96,8 @@ def spread_of(map_: AttentionMap) -> Spread:
 
 
 def mean_map(maps: Sequence[AttentionMap]) -> AttentionMap:
-    """The mean of maps of the same levels and kinds, of seeds or of models of one depth; raises ValueError for others."""
+    """The mean of maps of the same levels and kinds (seeds, say); raises ValueError for others."""
     if len({(one.levels, one.kinds) for one in maps}) != 1:
         raise ValueError("maps of different levels or kinds have no mean")
-    return AttentionMap(
-        levels=maps[0].levels, kinds=maps[0].kinds, shares=np.mean([one.shares for one in maps], axis=0)
-    )
+    shares = np.mean([one.shares for one in maps], axis=0)
+    return AttentionMap(levels=maps[0].levels, kinds=maps[0].kinds, shares=shares)

@@ -1,9 +1,9 @@
-"""The table of a study: a line a data set, a column a probe, mean and spread over models and seeds; as Markdown and as LaTeX.
+"""The table by data set: a line for each data set, a column for each probe, mean and spread over models and seeds.
 
-Bold is the best mean. Underlined is what is not significantly below it: the best is tested against every other probe of the line,
-and the p-values of the line are corrected together (FDR 5 %). The test is Wilcoxon's over the line's models and seeds where these
-are enough to decide (five), or what the caller passes: McNemar's on the predictions, for one model. Where neither can decide,
-nothing is underlined: an underline is a finding, not the lack of one.
+The best mean is bold. A mean that is not significantly below it is underlined: the best is tested against every other probe of the
+line, and the p-values of the line are corrected together (FDR 5 %). The test is Wilcoxon's over the models and seeds of the line if
+these are enough to decide (five), else the caller's: McNemar's on the predictions, for one model. Where neither can decide, nothing
+is underlined: an underline is a finding, not the lack of one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .predictions import Predictions, require_same_images
-from .scores import Table
-from .significance import ALPHA, adjust, compare_with, mcnemar
-from .summaries import mean_ranks, rankable, summarize
+from .scores import Table, mean_ranks, rankable, summarize
+from .significance import ALPHA, adjust, compare_with
 
 ENOUGH_PAIRS = 5  # a one-sided test of fewer cannot come below 5 %
 
-CompareProbes = Callable[
-    [str, str, str], float
-]  # data set, best probe, other probe -> p of no difference, NaN for no answer
+# data set, best probe, other probe -> p of no difference, NaN for no answer
+CompareProbes = Callable[[str, str, str], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +41,15 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetTable:
-    """What is printed.
+    """The table and its marks.
 
     Attributes:
         probes: columns.
-        lines: data set -> a cell a probe.
+        lines: data set -> one cell for each probe.
         means: of the columns over data sets.
         ranks: mean rank of the columns that have at least half of the lines, on lines that have them all.
-        note: what the marks say, and how they were found.
-        warnings: data set -> what to beware of, such as test images that are training images.
+        note: what the marks mean, and which test they are from.
+        warnings: data set -> a warning, such as test images that are training images.
     """
 
     probes: tuple[str, ...]
@@ -75,44 +72,28 @@ def dataset_table(
     Args:
         table: of all models and seeds.
         probes: columns; None takes all.
-        compare: two-sided p of a probe against the best, where Wilcoxon has too few pairs, such as `mcnemar_between`; None: then
-            nothing is underlined.
-        warnings: data set -> a line to be shown under the table; empty ones are left out.
+        compare: two-sided p of a probe against the best, for lines where Wilcoxon has too few pairs; without it nothing is
+            underlined there.
+        warnings: data set -> a line under the table; empty ones are left out.
     """
     shown = table if probes is None else table.only(probes)
     lines: dict[str, tuple[Cell, ...]] = {}
     tested_by: set[str] = set()
     for dataset in dict.fromkeys(case.dataset for case in shown.cases):
-        kept = [line for line, case in enumerate(shown.cases) if case.dataset == dataset]
-        part = Table(cases=tuple(shown.cases[line] for line in kept), probes=shown.probes, values=shown.values[kept])
+        part = shown.lines([line for line, case in enumerate(shown.cases) if case.dataset == dataset])
         lines[dataset] = _line(dataset, part, compare, tested_by)
     means = shown.mean_over("model", "seed")
     ranks = mean_ranks(means, rankable(means))
+    marked = f"not significantly below it ({' or '.join(sorted(tested_by))}, FDR 5 %)."
+    untested = "Nothing is underlined: too few models and seeds to test."
     return DatasetTable(
         probes=shown.probes,
         lines=lines,
         means=tuple(summarize(column).mean if np.isfinite(column).all() else float("nan") for column in means.values.T),
         ranks=tuple(ranks.get(probe, float("nan")) for probe in shown.probes),
-        note="Bold: best mean. " + _what_is_underlined(tested_by),
+        note="Bold: best mean. " + (f"Underlined: {marked}" if tested_by else untested),
         warnings={dataset: text for dataset, text in (warnings or {}).items() if text and dataset in lines},
     )
-
-
-def mcnemar_between(predictions: Mapping[tuple[str, str], Predictions]) -> CompareProbes:
-    """What decides a line of one model: McNemar's exact test on the saved predictions.
-
-    Args:
-        predictions: (data set, probe) -> its predictions of the test images.
-    """
-
-    def compare(dataset: str, best: str, other: str) -> float:
-        if (dataset, best) not in predictions or (dataset, other) not in predictions:
-            return float("nan")
-        one, two = predictions[dataset, best], predictions[dataset, other]
-        require_same_images(one, two)
-        return mcnemar(one.hits, two.hits).exact
-
-    return compare
 
 
 def _line(dataset: str, part: Table, compare: CompareProbes | None, tested_by: set[str]) -> tuple[Cell, ...]:
@@ -177,12 +158,6 @@ def table_latex(table: DatasetTable) -> str:
         *(f"% {name}: {text}" for name, text in table.warnings.items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _what_is_underlined(tested_by: set[str]) -> str:
-    if not tested_by:
-        return "Nothing is underlined: too few models and seeds to test."
-    return f"Underlined: not significantly below it ({' or '.join(sorted(tested_by))}, FDR 5 %)."
 
 
 def _number(cell: Cell, before: str = " ±", after: str = "") -> str:

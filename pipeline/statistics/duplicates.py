@@ -1,27 +1,33 @@
-"""Test images that are also training images, byte for byte, by the content hashes that every store keeps.
+"""Test images that are also training images, by the content hashes that every store keeps, and accuracies without them.
 
 A hash is of the encoded file: the same picture saved twice with different compression is not found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbank.cache import TokenCache
+from ..probing.bootstrap import class_mean
+from .scores import Case
+from .tested import Tested
+
+if TYPE_CHECKING:
+    from layerbank.cache import TokenCache  # and with it zarr, which statistics of rows do without
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """What two splits share.
+    """Images that two splits share.
 
     Attributes:
         num_test: test images that were compared.
         pairs: (test id, id of the first training image with the same bytes), in the order of the test split.
-        num_relabelled: pairs whose two labels differ.
+        num_relabelled: pairs with two different labels.
     """
 
     num_test: int
@@ -30,7 +36,7 @@ class Duplicates:
 
     @property
     def warning(self) -> str:
-        """One line for the table, "" if there is nothing to warn of."""
+        """One line for the table, "" without pairs."""
         if not self.pairs:
             return ""
         share = 100 * len(self.pairs) / self.num_test
@@ -39,7 +45,7 @@ class Duplicates:
 
 
 def image_rows(cache: TokenCache) -> NDArray[np.int64]:
-    """The rows of a store that show an image as it is: usable ones, without augmented views."""
+    """The usable rows of a store without augmented views."""
     rows = cache.rows
     centre: NDArray[np.int64] = rows[rows % (1 + int(cache.attributes.get("num_views", 0))) == 0]
     return centre
@@ -49,7 +55,7 @@ def duplicates_of(train: TokenCache, test: TokenCache) -> Duplicates:
     """Compare the usable images of two stores.
 
     Raises:
-        DamagedStoreError: the hashes are not as they were written.
+        DamagedStoreError: a store's content hashes are damaged.
     """
     return find_duplicates(*_usable(train), *_usable(test))
 
@@ -71,6 +77,28 @@ def find_duplicates(
         pairs=tuple((test_ids[row], train_ids[one]) for row, one in zip(rows.tolist(), partners.tolist(), strict=True)),
         num_relabelled=int((train_labels[partners] != test_labels[rows]).sum()),
     )
+
+
+def accuracies_without(
+    duplicates: Duplicates, tested: Mapping[Case, Tested]
+) -> dict[tuple[Case, str], tuple[float, float]]:
+    """Balanced accuracies with and without the images that two splits share.
+
+    Args:
+        duplicates: of the two stores of the cases.
+        tested: the cases.
+
+    Returns:
+        (case, probe) -> percent with and without those images; empty without pairs, NaN where no image is left.
+    """
+    shared = [test_id for test_id, _ in duplicates.pairs]
+    found = {}
+    for case, one in tested.items() if shared else ():
+        kept = ~np.isin(one.sample_ids, shared)
+        for probe, hits in one.hits.items():
+            left = 100 * class_mean(hits[kept], one.labels[kept]) if kept.any() else float("nan")
+            found[case, probe] = (100 * one.accuracies[probe].balanced, left)
+    return found
 
 
 def _usable(cache: TokenCache) -> tuple[NDArray[np.uint64], list[str], NDArray[np.int64]]:

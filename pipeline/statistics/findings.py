@@ -1,7 +1,7 @@
-"""What a study found, in numbers that can be said in a sentence: who wins each case, by how much, and whether that is certain.
+"""Findings: which probe wins each case, by how much, and whether that is certain.
 
-A case is a model on a data set with a seed. Intervals and p-values come from the saved predictions; where those are missing there
-is no interval.
+A case is a model on a data set with a seed. Intervals and p-values come from the saved predictions; without them there is no
+interval.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Finding:
     """The winner of a case.
 
     Attributes:
-        case: which.
-        probe: of the highest balanced accuracy; the first of equals.
+        case: the case.
+        probe: the probe with the highest balanced accuracy; the first of equals.
         percent: its balanced accuracy.
         gain: points over `linear-cls`, with 95 % over test images; None without that reference.
         q_value: McNemar's exact test of the two on all images alike, after Benjamini and Hochberg over all cases; NaN without
@@ -39,13 +39,29 @@ class Finding:
     q_value: float
     alf: float
 
+    def __str__(self) -> str:
+        """The finding in a sentence."""
+        case, gain = self.case, self.gain
+        text = f"{case.model} on {case.dataset}, seed {case.seed}: {self.probe} is best with {self.percent:.1f} %"
+        if gain is None:
+            text += f"; there is no {REFERENCE} to compare it with"
+        elif self.probe == REFERENCE:
+            text += "; no other probe gains anything"
+        else:
+            text += f", {gain.value:+.1f} points over {REFERENCE}"
+            if np.isfinite(gain.low):
+                text += f" (95 % over test images: {gain.low:+.1f} to {gain.high:+.1f}; McNemar q = {self.q_value:.2g})"
+        if np.isfinite(self.alf) and self.probe != "alf":
+            text += f". alf does not win here: {self.alf:.1f} %" if self.alf < self.percent else ". alf ties"
+        return text + "."
+
 
 def find(scores: Sequence[Score], tested: Mapping[Case, Tested]) -> list[Finding]:
     """The finding of every case, in the order of the scores, which are of one protocol."""
     cases: dict[Case, dict[str, float]] = {}
     for score in scores:
         if np.isfinite(score.percent):
-            cases.setdefault(Case(score.model, score.dataset, score.seed), {})[score.probe] = score.percent
+            cases.setdefault(score.case, {})[score.probe] = score.percent
     winners = {case: max(probes, key=probes.__getitem__) for case, probes in cases.items()}
     p_values = [
         float("nan") if best == REFERENCE else tested[case].mcnemar(best, REFERENCE) for case, best in winners.items()
@@ -68,20 +84,3 @@ def _gain(probes: Mapping[str, float], best: str, tested: Tested) -> Interval | 
         return None
     nan = float("nan")
     return tested.gains.get(best, Interval(value=probes[best] - probes[REFERENCE], low=nan, high=nan))
-
-
-def sentence(finding: Finding) -> str:
-    """A finding in words."""
-    case, gain = finding.case, finding.gain
-    text = f"{case.model} on {case.dataset}, seed {case.seed}: {finding.probe} is best with {finding.percent:.1f} %"
-    if gain is None:
-        text += f"; there is no {REFERENCE} to compare it with"
-    elif finding.probe == REFERENCE:
-        text += "; no other probe gains anything"
-    else:
-        text += f", {gain.value:+.1f} points over {REFERENCE}"
-        if np.isfinite(gain.low):
-            text += f" (95 % over test images: {gain.low:+.1f} to {gain.high:+.1f}; McNemar q = {finding.q_value:.2g})"
-    if np.isfinite(finding.alf) and finding.probe != "alf":
-        text += f". alf does not win here: {finding.alf:.1f} %" if finding.alf < finding.percent else ". alf ties"
-    return text + "."

@@ -1,7 +1,7 @@
 """The published numbers, and ours beside them for the same model, data set and probe.
 
-The paper's tables are package data (`published/README.md` says where they come from). This module knows which of our names is
-which of theirs and nothing else; a name that has no counterpart is left out, never matched by likeness.
+The paper's tables are package data (`published/README.md` says where they come from). This module maps our names to theirs; a name
+without a counterpart is left out, never matched by similarity.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class PaperModel:
     """A backbone of the paper.
 
     Attributes:
-        name: as the tables call it.
-        label: as a figure does.
-        family: what it was trained as: ViT, DINOv2 or CLIP.
+        name: in the paper's tables.
+        label: in figures.
+        family: ViT, DINOv2 or CLIP.
         size: S, B or L.
         model: our id of the same weights.
     """
@@ -68,7 +68,7 @@ MODELS = (
 
 
 def find_model(model: str) -> PaperModel | None:
-    """The backbone of the paper with the weights of one of our ids, None if it is not in the paper."""
+    """The backbone of the paper with the weights of a model id, None if it is not in the paper."""
     return next((one for one in MODELS if model in (one.model, one.model.removeprefix("timm/"))), None)
 
 
@@ -101,7 +101,7 @@ class BesidePaper:
 
     Attributes:
         ours: our score.
-        published: the paper's balanced accuracy of the same model, data set and probe, in percent.
+        published: the paper's balanced accuracy for the same model, data set and probe, in percent.
         published_gain: the paper's points over its own `linear-cls`.
     """
 
@@ -116,10 +116,10 @@ class BesidePaper:
 
 
 def beside_paper(scores: Iterable[Score]) -> list[BesidePaper]:
-    """Our scores that have a counterpart in the paper, each with it, in the order given.
+    """Our scores with a counterpart in the paper, in the order given.
 
-    Small differences either way are to be expected: the authors validated with jitter, ran CLIP's weights with GELU and normalised
-    the tokens of aat over the token axis; we do none of these, and either has one seed.
+    Small differences in both directions are expected: the authors validated with jitter, ran CLIP's weights with GELU and
+    normalised the tokens of aat over the token axis; layerbank does none of these, and both have one seed.
     """
     known = {(score.model, score.dataset, score.probe): score.percent for score in published_scores()}
     found = []
@@ -135,15 +135,10 @@ def beside_paper(scores: Iterable[Score]) -> list[BesidePaper]:
 
 
 def with_paper_names(scores: Iterable[Score]) -> list[Score]:
-    """Scores under the paper's names of models and data sets where they have one: for figures that show both."""
+    """Scores under the paper's names of models and data sets, as far as it has one: for figures that show both."""
     renamed = []
     for score in scores:
         model, entry = find_model(score.model), find_entry(score.dataset)
-        renamed.append(
-            replace(
-                score,
-                model=model.label if model else score.model,
-                dataset=entry.title if entry else score.dataset,
-            )
-        )
+        dataset = entry.title if entry else score.dataset
+        renamed.append(replace(score, model=model.label if model else score.model, dataset=dataset))
     return renamed

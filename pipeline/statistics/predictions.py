@@ -1,6 +1,6 @@
-"""What a probe said of the test images: `test.npz` of a row's folder, and every accuracy that follows from it.
+"""Saved predictions: `test.npz` in the folder of a row, and the accuracies that follow from it.
 
-Knows nothing of models or stores. Accuracies agree with those that `layerbank probe` wrote into the row (tests hold them together).
+Knows nothing of models or stores. The accuracies agree with those that `layerbank probe` wrote into the row (tests compare them).
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """[N] the class of the highest score, the first of equals."""
+        """[N] the class with the highest score, the first of equals."""
         best: NDArray[np.int64] = self.logits.argmax(1)
         return best
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        """[N] which images it got right."""
+        """[N] whether each image was classified correctly."""
         right: NDArray[np.bool_] = self.predicted == self.labels
         return right
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Accuracies:
-    """Of one set of predictions, in [0, 1].
+    """Accuracies of one set of predictions, in [0, 1].
 
     Attributes:
-        balanced: mean over the classes that occur of the share of their images that were recognised.
+        balanced: mean recall of the classes that occur.
         top1, top5: share of images whose class is the best, or among the best five.
-        macro_f1: mean over the classes that occur of the harmonic mean of precision and recall.
-        of_class: [C] share of each class that was recognised, NaN where it does not occur.
+        macro_f1: mean F1 score of the classes that occur.
+        of_class: [C] recall of each class, NaN where it does not occur.
     """
 
     balanced: float
@@ -63,35 +63,29 @@ class Accuracies:
 
 
 def read_predictions(folder: Path) -> Predictions:
-    """Read `test.npz` of a row's folder.
+    """Read `test.npz` in the folder of a row.
 
     Raises:
-        WorkError: there is none, or it is damaged.
+        WorkError: the file is missing or damaged.
     """
     path = folder / "test.npz"
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return Predictions(sample_ids=file["sample_ids"], labels=file["labels"], logits=file["logits"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise WorkError(
-            where=str(path),
-            expected="the predictions that `layerbank probe` saved",
-            got=str(error) or type(error).__name__,
-            todo="Train this probe again: layerbank probe ... --retrain.",
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise WorkError("statistics.bad_predictions", path=path, reason=reason) from error
 
 
 def accuracies(predictions: Predictions) -> Accuracies:
-    """Every accuracy of some predictions.
+    """All accuracies of some predictions.
 
     Raises:
         RequestError: there are no images.
     """
     labels, predicted = predictions.labels, predictions.predicted
     if not len(labels):
-        raise RequestError(
-            where="predictions", expected="at least one image", got="none", todo="Test the probe on images."
-        )
+        raise RequestError("statistics.no_images")
     occurring = np.unique(labels)
     _, recalls, f1_scores, _ = precision_recall_fscore_support(
         labels, predicted, labels=occurring, average=None, zero_division=0
@@ -107,37 +101,31 @@ def accuracies(predictions: Predictions) -> Accuracies:
     )
 
 
-def require_same_images(*several: Predictions) -> None:
-    """Refuse predictions that are not of the same images in the same order with the same labels.
+def require_same_images(first: Predictions, other: Predictions) -> None:
+    """Refuse predictions of other images, in another order or with other labels.
 
     Raises:
         RequestError: names the first image that differs.
     """
-    first = several[0]
-    for other in several[1:]:
-        same = len(first.labels) == len(other.labels) and bool(
-            (first.sample_ids == other.sample_ids).all() and (first.labels == other.labels).all()
+    if len(first.labels) != len(other.labels):
+        raise RequestError("statistics.other_number_of_images", num_images=len(first.labels), got=len(other.labels))
+    differing = np.flatnonzero((first.sample_ids != other.sample_ids) | (first.labels != other.labels))
+    if len(differing):
+        row = int(differing[0])
+        raise RequestError(
+            "statistics.other_images",
+            row=row,
+            sample_id=first.sample_ids[row],
+            label=first.labels[row],
+            other_id=other.sample_ids[row],
+            other_label=other.labels[row],
         )
-        if not same:
-            raise RequestError(
-                where="paired predictions",
-                expected=f"the same {len(first.labels)} images with the same labels, in the same order",
-                got=_first_difference(first, other),
-                todo="Compare probes that were tested on one store.",
-            )
 
 
 def _top_k(predictions: Predictions, k: int) -> float:
-    """By the place of the true class among the scores: cheaper than to sort them. The first of equals goes first; NaN is last."""
+    """By the rank of the true class, which is cheaper than a sort. The first of equals goes first; NaN is last."""
     logits, labels = predictions.logits, predictions.labels
     truth = logits[np.arange(len(labels)), labels][:, None]
     before = np.arange(logits.shape[1]) < labels[:, None]
-    place = ((logits > truth) | ((logits == truth) & before)).sum(1)
-    return float(((place < k) & ~np.isnan(truth[:, 0])).mean())
-
-
-def _first_difference(first: Predictions, other: Predictions) -> str:
-    if len(first.labels) != len(other.labels):
-        return f"{len(other.labels)} images"
-    row = int(np.flatnonzero((first.sample_ids != other.sample_ids) | (first.labels != other.labels))[0])
-    return f"{other.sample_ids[row]} of class {other.labels[row]} in place of {first.sample_ids[row]} of class {first.labels[row]}"
+    rank = ((logits > truth) | ((logits == truth) & before)).sum(1)
+    return float(((rank < k) & ~np.isnan(truth[:, 0])).mean())

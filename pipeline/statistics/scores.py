@@ -1,22 +1,34 @@
-"""Scores: the one shape in which statistics and figures see results, ours or the paper's.
+"""Scores: the one shape in which statistics and figures see results, ours or the paper's; gains, means and ranks.
 
-A score is one test accuracy of one probe; a table sets the probes of the same case side by side. The decision taken here: what
-cannot be compared is refused, never averaged. Two scores that fall into one cell (one probe under two protocols, say) are an error
-that names both; a probe that diverged is NaN and stays visible.
+A score is one test accuracy of one probe; a table puts the probes of each case side by side. The decision taken here: results that
+cannot be compared are refused, never averaged. Two scores for one cell (one probe under two protocols, say) are an error that names
+both. A probe that diverged is NaN and stays visible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from ..errors import RequestError
 from ..probing.probe_names import REFERENCE
 from ..probing.results import Row, key_of
+
+GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # not linear@best, which is one probe in each case
+
+
+class Case(NamedTuple):
+    """What the scores in one line of a table have in common: a model on a data set with a seed."""
+
+    model: str
+    dataset: str
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +41,7 @@ class Score:
         probe: name of the probe.
         seed: of its training.
         percent: test balanced accuracy, 0 to 100; NaN where every setting diverged.
-        setting: digest of everything but the probe; scores of two settings are not compared with each other.
+        setting: digest of everything but the probe; scores of two settings are not compared.
         key: of the row in results.jsonl, "" for a score that has none.
     """
 
@@ -41,13 +53,10 @@ class Score:
     setting: str = ""
     key: str = ""
 
-
-class Case(NamedTuple):
-    """What the scores of one line of a table have in common."""
-
-    model: str
-    dataset: str
-    seed: int
+    @property
+    def case(self) -> Case:
+        """Its line in a table."""
+        return Case(self.model, self.dataset, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,36 +80,37 @@ class Table:
             RequestError: the table has no such probe.
         """
         if probe not in self.probes:
-            raise RequestError(
-                where=f"probe {probe!r}",
-                expected="one of " + ", ".join(self.probes),
-                got="no result of it",
-                todo="Train it on the same stores, or ask for one that was.",
-            )
+            raise RequestError("statistics.no_such_probe", probe=probe, probes=", ".join(self.probes))
         return self.values[:, self.probes.index(probe)]
 
     def only(self, probes: Sequence[str]) -> Table:
-        """Some of the columns, in the order asked for; those that do not exist are left out."""
+        """Some of the columns, in the order asked for; names without a column are left out."""
         kept = tuple(probe for probe in probes if probe in self.probes)
         return replace(self, probes=kept, values=self.values[:, [self.probes.index(probe) for probe in kept]])
 
-    def mean_over(self, *fields: str) -> Table:
-        """Average the cases that differ in nothing but these fields ("model", "dataset", "seed").
+    def lines(self, kept: Sequence[int]) -> Table:
+        """Some of the lines, by number."""
+        return replace(self, cases=tuple(self.cases[line] for line in kept), values=self.values[kept])
 
-        A mean is NaN unless all that exist in the group are finite: a probe must not look better because it diverged somewhere, nor
+    def group_seeds(self) -> dict[tuple[str, str], list[int]]:
+        """(model, data set) -> its lines, one for each seed."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for line, case in enumerate(self.cases):
+            groups.setdefault((case.model, case.dataset), []).append(line)
+        return groups
+
+    def mean_over(self, *fields: str) -> Table:
+        """Average the cases that differ only in these fields ("model", "dataset", "seed").
+
+        A mean is NaN unless all values of the group are finite: a probe must not look better because it diverged somewhere, nor
         because it was trained on the easy half.
         """
-        key = _blank(fields)
+        blank: dict[str, Any] = {field: 0 if field == "seed" else "" for field in fields}
         groups: dict[Case, list[int]] = {}
         for line, case in enumerate(self.cases):
-            groups.setdefault(key(case), []).append(line)
+            groups.setdefault(case._replace(**blank), []).append(line)
         values = [self.values[lines].mean(0) for lines in groups.values()]
         return replace(self, cases=tuple(groups), values=np.array(values).reshape(len(groups), len(self.probes)))
-
-
-def _blank(fields: tuple[str, ...]) -> Callable[[Case], Case]:
-    changes = {field: 0 if field == "seed" else "" for field in fields}
-    return lambda case: case._replace(**changes)  # type: ignore[arg-type]  # a name that is no field raises here
 
 
 def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
@@ -121,10 +131,7 @@ def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
 
 
 def group_by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows that were trained alike but for the seed: digest of the protocol -> rows, in the order in which they first occurred.
-
-    A report is made of one group: what another protocol found is another study.
-    """
+    """Group rows by everything in the protocol but the seed: digest -> rows, in the order in which they first occurred."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         protocol = {name: value for name, value in row["protocol"].items() if name != "seed"}
@@ -133,23 +140,37 @@ def group_by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def table_of(scores: Iterable[Score]) -> Table:
-    """Set scores side by side.
+    """Put scores side by side.
 
     Raises:
-        RequestError: two scores of one probe, model, data set and seed; or scores of one line from different settings.
+        RequestError: two scores of one probe, model, data set and seed; or scores in one line from different settings.
     """
     scores = list(scores)
     probes = tuple(dict.fromkeys(score.probe for score in scores))
     lines: dict[Case, dict[str, Score]] = {}
     for score in scores:
-        cells = lines.setdefault(Case(score.model, score.dataset, score.seed), {})
-        if score.probe in cells:
-            raise _repeated(cells[score.probe], score)
-        if other := next((one for one in cells.values() if one.setting != score.setting), None):
-            raise _conflict(other, score)
+        cells = lines.setdefault(score.case, {})
+        if first := cells.get(score.probe):
+            raise RequestError(
+                "statistics.two_results",
+                **score.case._asdict(),
+                probe=score.probe,
+                first_percent=first.percent,
+                first_key=first.key[:8] or "-",
+                second_percent=score.percent,
+                second_key=score.key[:8] or "-",
+            )
+        if first := next((one for one in cells.values() if one.setting != score.setting), None):
+            raise RequestError(
+                "statistics.two_settings",
+                **score.case._asdict(),
+                first_probe=first.probe,
+                first_setting=first.setting[:8] or "-",
+                probe=score.probe,
+                setting=score.setting[:8] or "-",
+            )
         cells[score.probe] = score
-    missing = float("nan")
-    values = [[cells[probe].percent if probe in cells else missing for probe in probes] for cells in lines.values()]
+    values = [[cells[probe].percent if probe in cells else np.nan for probe in probes] for cells in lines.values()]
     return Table(cases=tuple(lines), probes=probes, values=np.array(values).reshape(len(lines), len(probes)))
 
 
@@ -162,19 +183,65 @@ def gains_of(table: Table, reference: str = REFERENCE) -> Table:
     return replace(table, values=table.values - table.column(reference)[:, None])
 
 
-def _repeated(one: Score, two: Score) -> RequestError:
-    return RequestError(
-        where=f"{two.probe} of {two.model} on {two.dataset}, seed {two.seed}",
-        expected="one result",
-        got=f"{one.percent:.2f} (row {one.key[:8] or '-'}) and {two.percent:.2f} (row {two.key[:8] or '-'})",
-        todo="Give the rows of one protocol and one version only.",
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Summary of the finite values of a column; all NaN without any.
+
+    Attributes:
+        count: number of finite values.
+        num_missing: number of others: not trained, or diverged.
+        mean, median, min, max: in the unit of the table.
+        std: with n - 1 in the denominator, as in the paper's tables; NaN for one value.
+    """
+
+    count: int
+    num_missing: int
+    mean: float
+    median: float
+    min: float
+    max: float
+    std: float
+
+
+def summarize(values: NDArray[np.float64]) -> Summary:
+    """Summary of [n] values.
+
+    >>> summary = summarize(np.array([1.0, 4.0, np.nan, 1.0]))
+    >>> summary.count, summary.num_missing, summary.mean, summary.median, summary.max
+    (3, 1, 2.0, 1.0, 4.0)
+    """
+    finite = values[np.isfinite(values)]
+    shown = finite if len(finite) else np.array([np.nan])
+    return Summary(
+        count=len(finite),
+        num_missing=len(values) - len(finite),
+        mean=float(shown.mean()),
+        median=float(np.median(shown)),
+        min=float(shown.min()),
+        max=float(shown.max()),
+        std=float(finite.std(ddof=1)) if len(finite) > 1 else float("nan"),
     )
 
 
-def _conflict(one: Score, two: Score) -> RequestError:
-    return RequestError(
-        where=f"{two.model} on {two.dataset}, seed {two.seed}",
-        expected="results of one setting (same stores, same protocol)",
-        got=f"{one.probe} of setting {one.setting[:8] or '-'} and {two.probe} of setting {two.setting[:8] or '-'}",
-        todo="Give the rows of one protocol only; two protocols belong in two reports.",
-    )
+def mean_ranks(table: Table, probes: Sequence[str] | None = None) -> dict[str, float]:
+    """Mean over the cases of the rank of each probe among the probes; 1 is best, equals share the mean of their ranks.
+
+    Only cases in which every one of the probes has a value count: a rank among fewer would be better for no reason. The paper's
+    mean rank is this of the table averaged over models.
+
+    Args:
+        table: accuracies or gains; the reference shifts a line and changes no rank.
+        probes: to rank; None takes all of the table.
+
+    Returns:
+        Probe -> mean rank, NaN if no case has them all.
+    """
+    chosen = table if probes is None else table.only(probes)
+    whole = chosen.values[np.isfinite(chosen.values).all(1)]
+    ranks = rankdata(-whole, axis=1).mean(0) if len(whole) else np.full(len(chosen.probes), np.nan)
+    return dict(zip(chosen.probes, ranks.tolist(), strict=True))
+
+
+def rankable(table: Table) -> list[str]:
+    """Probes with a value in at least half of the cases: one that was tried on a few must not leave all others without a rank."""
+    return [probe for probe in table.probes if 2 * np.isfinite(table.column(probe)).sum() >= len(table.cases)]

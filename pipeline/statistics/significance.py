@@ -1,4 +1,4 @@
-"""Is one probe better than another, or does it only look so: Wilcoxon over cases, McNemar over the images of one test set.
+"""Significance tests: Wilcoxon's over cases, McNemar's over the images of one test set, and the false discovery rate.
 
 scipy does the arithmetic. The decisions taken here: pairs with a missing or diverged probe are left out and counted; pairs
 without a difference are left out of Wilcoxon's ranks, as Wilcoxon did; where no difference is left there is no evidence, p = 1.
@@ -27,11 +27,11 @@ class Comparison:
     """Wilcoxon's signed-rank test of one probe against another, over the same cases.
 
     Attributes:
-        probe, other: which two.
+        probe, other: names of the two.
         num_pairs: cases in which both have a value.
-        num_ties: of these, cases without a difference.
+        num_ties: cases among them without a difference.
         median: of the differences, in the unit of the table; NaN without pairs.
-        p_value: one-sided unless asked otherwise; NaN without pairs.
+        p_value: one-sided by default; NaN without pairs.
         q_value: after Benjamini and Hochberg over all comparisons made together.
     """
 
@@ -59,12 +59,12 @@ def compare_with(
 ) -> list[Comparison]:
     """Test every probe against one, paired over the cases of a table.
 
-    Cases should be as independent as the claim needs: to speak of data sets, average over seeds and models first
+    Cases must be as independent as the claim needs: for a claim on data sets, average over seeds and models first
     (`Table.mean_over`).
 
     Args:
         table: accuracies; gains give the same.
-        other: what the probes are compared with.
+        other: the probe to compare with.
         probes: None takes all but `other`.
         alternative: `greater` asks whether a probe beats `other`.
 
@@ -73,17 +73,14 @@ def compare_with(
     """
     base = table.column(other)
     names = [name for name in (probes or table.probes) if name != other]
-    found = [_wilcoxon(name, other, table.column(name) - base, alternative) for name in names]
-    q_values = adjust([one.p_value for one in found])
-    return [replace(one, q_value=q_value) for one, q_value in zip(found, q_values, strict=True)]
+    return _with_q_values([_wilcoxon(name, other, table.column(name) - base, alternative) for name in names])
 
 
 def compare_gains(gains: Table, probes: Sequence[str] | None = None) -> list[Comparison]:
     """Test over data sets whether gains are above zero, each probe on the models and seeds that it has.
 
     Gains of one data set are averaged first, over the cases in which the probe and the reference both have a result: cases of one
-    data set are not independent, and a gain, being a difference within a case, does not profit from which cases those are as an
-    accuracy would.
+    data set are not independent, and a difference within a case does not depend on which cases those are as an accuracy would.
 
     Args:
         gains: points over a reference.
@@ -96,8 +93,7 @@ def compare_gains(gains: Table, probes: Sequence[str] | None = None) -> list[Com
         column = gains.column(name)
         means = [column[(datasets == one) & np.isfinite(column)] for one in dict.fromkeys(datasets.tolist())]
         found.append(_wilcoxon(name, "", np.array([group.mean() for group in means if len(group)]), "greater"))
-    q_values = adjust([one.p_value for one in found])
-    return [replace(one, q_value=q_value) for one, q_value in zip(found, q_values, strict=True)]
+    return _with_q_values(found)
 
 
 def adjust(p_values: Sequence[float]) -> list[float]:
@@ -112,6 +108,11 @@ def adjust(p_values: Sequence[float]) -> list[float]:
         values[finite] = false_discovery_control(values[finite], method="bh")
     adjusted: list[float] = values.tolist()
     return adjusted
+
+
+def _with_q_values(found: Sequence[Comparison]) -> list[Comparison]:
+    q_values = adjust([one.p_value for one in found])
+    return [replace(one, q_value=q_value) for one, q_value in zip(found, q_values, strict=True)]
 
 
 def _wilcoxon(probe: str, other: str, differences: NDArray[np.float64], alternative: Alternative) -> Comparison:
@@ -136,8 +137,8 @@ class McNemar:
     """McNemar's test of two probes on the images of one test set; two-sided.
 
     Attributes:
-        only_first: images that the first alone got right.
-        only_second: images that the second alone got right.
+        only_first: images that only the first probe got right.
+        only_second: images that only the second probe got right.
         exact: p of the binomial test that both are equally many; 1 if there are none.
         corrected: p of chi^2 = (|b - c| - 1)^2 / (b + c) with one degree of freedom; 1 if there are none.
     """
@@ -149,12 +150,10 @@ class McNemar:
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """Test whether two probes are right equally often.
-
-    It speaks of top-1 accuracy, every image alike; for balanced accuracy use the paired bootstrap.
+    """Test whether two probes have the same top-1 accuracy; for balanced accuracy use the paired bootstrap.
 
     Args:
-        first, second: [N] which images each got right, in the same order.
+        first, second: [N] which images each probe got right, in the same order.
 
     >>> found = mcnemar(np.array([True] * 9 + [False]), np.array([False] * 8 + [True] * 2))
     >>> found.only_first, found.only_second, found.exact, round(found.corrected, 4)

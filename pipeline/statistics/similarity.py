@@ -1,4 +1,4 @@
-"""How alike the levels of a backbone are: centred kernel alignment (CKA) of their tokens.
+"""Similarity of the levels of a backbone: centred kernel alignment (CKA) of their tokens.
 
 Unbiased: HSIC is the U-statistic of Song et al. 2012 (JMLR 13, eq. 5), so CKA does not grow with the width of the tokens. The
 linear kernel is exact over all images in one pass, in feature space: only [D, D] products are kept, so memory does not grow with
@@ -45,7 +45,7 @@ class Similarity:
         levels: L names.
         values: [L, L] symmetric, 1 on the diagonal; at most 1, and may be a little below 0.
         kernel: `linear` or `rbf`.
-        num_images: that were used.
+        num_images: number of images used.
         seed: of the subset, None where all images were used.
     """
 
@@ -66,10 +66,10 @@ def linear_similarity(
     """Unbiased linear CKA between all levels, exact over all rows.
 
     Args:
-        levels: name -> what reads its tokens; see `levels_of`.
+        levels: name -> function that reads its tokens; see `levels_of`.
         rows: [N] which images, N >= 4; `duplicates.image_rows` are all of a store, without augmented views.
-        memory_bytes: for the products [D, D] of pairs of levels; fewer at once take more passes over the tokens and give the same.
-        progress: told pairs done and pairs in all.
+        memory_bytes: for the products [D, D] of pairs of levels; with less memory there are more passes over the tokens.
+        progress: called with pairs done and pairs in all.
 
     Raises:
         RequestError: fewer than four images.
@@ -104,10 +104,10 @@ def rbf_similarity(
     """Unbiased CKA with the kernel exp(-|x - y|^2 / (2 sigma^2)) between all levels, on a subset of the images.
 
     Args:
-        levels: name -> what reads its tokens.
+        levels: name -> function that reads its tokens.
         rows: [N] which images to draw from.
         sigma: a distance between tokens of unit length, > 0.
-        num_images: n, how many to draw; all if there are no more. It takes 8 n^2 bytes a level.
+        num_images: n, how many to draw; all if there are no more. It takes 8 n^2 bytes for each level.
         seed: of the draw.
 
     Raises:
@@ -117,7 +117,10 @@ def rbf_similarity(
     if num_images < len(rows):
         chosen = np.sort(np.random.default_rng(seed).choice(rows, num_images, replace=False))
     _require_images(len(chosen))
-    grams = [_without_diagonal(np.exp(_squared_distances(read(chosen)) / (-2 * sigma**2))) for read in levels.values()]
+    grams = []
+    for read in levels.values():
+        grams.append(np.exp(squareform(pdist(_unit(read(chosen)), "sqeuclidean")) / (-2 * sigma**2)))
+        np.fill_diagonal(grams[-1], 0)
     pairs = combinations_with_replacement(range(len(grams)), 2)
     hsic = {(one, two): hsic_of_grams(grams[one], grams[two]) for one, two in pairs}
     return Similarity(
@@ -130,7 +133,7 @@ def rbf_similarity(
 
 
 def levels_of(cache: TokenCache, kind: str, levels: Sequence[str] | None = None) -> dict[str, Read]:
-    """What reads the tokens of one kind, level by level; tokens of several cells are laid one after the other.
+    """Functions that read the tokens of one kind, level by level; several tokens of an image are concatenated.
 
     Raises:
         MissingArrayError: the store has no such kind at a level.
@@ -140,8 +143,7 @@ def levels_of(cache: TokenCache, kind: str, levels: Sequence[str] | None = None)
         array = cache.tokens(level, kind)
 
         def read(rows: NDArray[np.int64]) -> NDArray[Any]:
-            values: NDArray[Any] = float_tokens(array.take(rows), array.logical_dtype).float().numpy()
-            return values.reshape(len(rows), -1)
+            return float_tokens(array.take(rows), array.logical_dtype).float().numpy().reshape(len(rows), -1)
 
         return read
 
@@ -156,10 +158,10 @@ def hsic_of_grams(one: FloatArray, two: FloatArray) -> float:
 
 
 class _Sums(NamedTuple):
-    """Of one level over all images: sum x, sum |x|^2."""
+    """Sums over all images at one level."""
 
-    vector: FloatArray  # [D]
-    square: float
+    vector: FloatArray  # [D], sum x
+    square: float  # sum |x|^2
 
 
 def _linear_hsic(
@@ -209,35 +211,18 @@ def _hsic(n: int, trace: float, sum_one: float, sum_two: float, through: float) 
 def _cka(hsic: Mapping[tuple[int, int], float], num_levels: int) -> FloatArray:
     values = np.full((num_levels, num_levels), np.nan)
     for (one, two), value in hsic.items():
-        scale = hsic[one, one] * hsic[two, two]
         if hsic[one, one] > 0 and hsic[two, two] > 0:
-            values[one, two] = values[two, one] = value / np.sqrt(scale)
+            values[one, two] = values[two, one] = value / np.sqrt(hsic[one, one] * hsic[two, two])
     return values
 
 
 def _unit(tokens: NDArray[Any]) -> FloatArray:
-    """Each token at unit length, zeros as they are: what `probes` does before any head."""
-    wide: FloatArray = tokens.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    scaled: FloatArray = wide / np.maximum(lengths, 1e-12)
+    """Tokens scaled to unit length, zeros unchanged, as `probes` does before any head."""
+    wide = tokens.astype(np.float64)
+    scaled: FloatArray = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
     return scaled
-
-
-def _squared_distances(tokens: NDArray[Any]) -> FloatArray:
-    distances: FloatArray = squareform(pdist(_unit(tokens), "sqeuclidean"))
-    return distances
-
-
-def _without_diagonal(gram: FloatArray) -> FloatArray:
-    np.fill_diagonal(gram, 0)
-    return gram
 
 
 def _require_images(count: int) -> None:
     if count < 4:
-        raise RequestError(
-            where="similarity of levels",
-            expected="at least 4 images",
-            got=str(count),
-            todo="Extract more images: the unbiased estimate divides by n - 3.",
-        )
+        raise RequestError("statistics.too_few_images", num_images=count)

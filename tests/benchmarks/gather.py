@@ -26,7 +26,7 @@ import torch
 import zarr
 
 from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache, export_hdf5
-from layerbank.cache.layout import token_array
+from layerbank.cache.format import token_array
 from layerbank.cache.mapping import ChunkRows
 from layerbank.cache.reader import _chunk_files
 

@@ -1,27 +1,46 @@
-"""Ablations: CLS against AP against both, heads, tokens kept, seeds, and training against test accuracy."""
+"""Ablations: CLS against AP against both, number of heads, tokens kept, seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError
+from ...probing.bootstrap import seed_interval
 from ...probing.results import Row
 from ...statistics.scores import Table
-from ...statistics.summaries import summarize
-from .style import BLACK, COLUMN, CYCLE, GREY, MARKERS, color_of, drawing, drawn_name, grid, save
+from ..page.blocks import Block, DataTable, Note, Picture, csv_text
+from ..page.numbers import percent2, span
+from ..report_data import ReportData, ReportFigure
+from ..style import (
+    BLACK,
+    COLUMN,
+    CYCLE,
+    GREY,
+    MARKERS,
+    beside,
+    color_of,
+    dots,
+    drawing,
+    drawn_name,
+    grid,
+    one_line_each,
+    save,
+)
+
+SEED_COLUMNS = ("probe", "model", "data set", "seeds", "mean", "std", "95 % of the mean")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Series:
-    """One accuracy a case and step of something that was varied.
+    """Accuracy of each case at each value of something that was varied.
 
     Attributes:
-        varied: what, as the axis calls it.
+        varied: label of the axis.
         steps: S names of its values, in order.
         cases: C names.
         values: [C, S] balanced accuracy in percent, NaN where there is none.
@@ -34,7 +53,7 @@ class Series:
 
 
 def kinds_series(table: Table, probe: str = "alf") -> Series:
-    """CLS only, AP only and both, of `alf` or a `linear-{set}` or `attn-{set}`.
+    """CLS only, AP only and both, for `alf`, `linear-{set}` or `attn-{set}`.
 
     Raises:
         RequestError: one of the three is not in the table.
@@ -45,7 +64,7 @@ def kinds_series(table: Table, probe: str = "alf") -> Series:
 
 
 def heads_series(rows: Sequence[Row], levels: Sequence[str], kinds: Sequence[str]) -> Series:
-    """Attentive probes on the same tokens with different numbers of heads; the mean over seeds where there are several.
+    """Attentive probes on the same tokens with different numbers of heads, averaged over seeds.
 
     Raises:
         RequestError: no such row.
@@ -57,12 +76,7 @@ def heads_series(rows: Sequence[Row], levels: Sequence[str], kinds: Sequence[str
             by_heads = found.setdefault(f"{row['dataset']} ({row['backbone']})", {})
             by_heads.setdefault(row["num_heads"], []).append(percent)
     if not found:
-        raise RequestError(
-            where="accuracy by heads",
-            expected=f"attentive probes on {', '.join(kinds)} of {', '.join(levels)}",
-            got="none",
-            todo="Train them with several numbers of heads.",
-        )
+        raise RequestError("report.no_head_counts", kinds=", ".join(kinds), levels=", ".join(levels))
     steps = sorted({heads for by_heads in found.values() for heads in by_heads})
     nan = [float("nan")]
     values = np.array([[np.mean(by_heads.get(heads, nan)) for heads in steps] for by_heads in found.values()])
@@ -70,7 +84,7 @@ def heads_series(rows: Sequence[Row], levels: Sequence[str], kinds: Sequence[str
 
 
 def pruning_series(kept: Mapping[str, Sequence[tuple[int, float]]]) -> Series:
-    """Accuracy with only the k tokens that are looked at most: case -> (k, balanced accuracy in [0, 1]); see `study.saved`."""
+    """Accuracy with only the k tokens that get most attention: case -> (k, balanced accuracy in [0, 1]); see `report.saved`."""
     steps = sorted({count for points in kept.values() for count, _ in points})
     by_count = [dict(points) for points in kept.values()]
     values = np.array([[100 * points.get(step, float("nan")) for step in steps] for points in by_count])
@@ -78,12 +92,12 @@ def pruning_series(kept: Mapping[str, Sequence[tuple[int, float]]]) -> Series:
 
 
 def draw_series(series: Series, stem: Path, *, relative_to: str | None = None) -> Path:
-    """Draw a thin line a case and a thick one for the mean of the cases that have every step.
+    """Draw a thin line for each case and a thick one for the mean of the cases that have every step.
 
     Args:
-        series: what was varied.
+        series: accuracies.
         stem: of the files to write.
-        relative_to: a step that every case is shown relative to, in points; None shows percent.
+        relative_to: a step that is subtracted from every case; None shows percent.
     """
     values = series.values
     if relative_to is not None:
@@ -127,19 +141,14 @@ def draw_series(series: Series, stem: Path, *, relative_to: str | None = None) -
 
 
 def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None) -> Path:
-    """Draw how far each seed lies from the mean of its model and data set, a line a probe, with the standard deviation within.
+    """Draw the distance of each seed from the mean of its model and data set, a line for each probe, with the pooled deviation.
 
     Raises:
         RequestError: no model and data set has two seeds.
     """
     several = _of_several_seeds(table)
     if not several:
-        raise RequestError(
-            where="spread over seeds",
-            expected="two seeds of a model and data set",
-            got="one each",
-            todo="Train another seed.",
-        )
+        raise RequestError("report.one_seed")
     names = [name for name in (probes or table.probes) if name in table.probes]
     lines = []
     with drawing(COLUMN, 0.62 + 0.23 * len(names)) as figure:
@@ -147,35 +156,24 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
         for place, name in enumerate(names):
             column = table.column(name)
             deviations = np.concatenate([column[group] - column[group].mean() for group in several])
-            drawn = deviations[np.isfinite(deviations)]
-            offsets = (np.arange(len(drawn)) * 0.618034 % 1 - 0.5) * 0.5
-            axes.plot(drawn, offsets - place, ".", color=color_of(name), markersize=4, alpha=0.7, markeredgewidth=0)
-            axes.annotate(
-                f"{std_within(table, name):.2f}",
-                (1.01, -place),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=6.5,
-            )
+            finite = deviations[np.isfinite(deviations)]
+            dots(axes, finite, -place, 0.5, color=color_of(name), markersize=4, alpha=0.7)
+            beside(axes, -place, f"{std_within(table, name):.2f}")
             lines += [
                 (name, *table.cases[line], float(column[line]), float(column[line] - column[group].mean()))
                 for group in several
                 for line in group
             ]
-        axes.axvline(0, color=GREY, linewidth=0.7)
-        axes.set_yticks(-np.arange(len(names)), [drawn_name(name) for name in names])
-        axes.set_ylim(-len(names) + 0.4, 0.6)
-        axes.tick_params(axis="y", length=0)
         axes.set_xlabel("points from the mean over seeds")
         axes.set_title("std", loc="right", fontsize=6.5, x=1.1, pad=2)
-        grid(axes, "x")
+        one_line_each(axes, names)
         return save(figure, stem, ("probe", "model", "dataset", "seed", "percent", "deviation"), lines)
 
 
 def std_within(table: Table, probe: str) -> float:
-    """How far seeds lie apart: the standard deviation of a probe within its models and data sets, pooled; NaN without two seeds.
+    """Standard deviation of a probe over seeds, pooled over models and data sets; NaN without two seeds.
 
-    Of n seeds there are n - 1 deviations. A model and data set of which a seed diverged is left out.
+    n seeds have n - 1 degrees of freedom. A model and data set with a diverged seed is left out.
     """
     column = table.column(probe)
     finite = [column[group] for group in _of_several_seeds(table) if np.isfinite(column[group]).all()]
@@ -186,42 +184,111 @@ def std_within(table: Table, probe: str) -> float:
 
 def _of_several_seeds(table: Table) -> list[list[int]]:
     """The lines of each model and data set that has several."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for line, case in enumerate(table.cases):
-        groups.setdefault((case.model, case.dataset), []).append(line)
-    return [lines for lines in groups.values() if len(lines) > 1]
-
-
-def draw_train_test(points: Mapping[str, Sequence[tuple[str, float, float]]], stem: Path) -> Path:
-    """Draw test against training accuracy: what lies far under the diagonal has learnt its training images by heart.
-
-    Args:
-        points: probe -> (case, balanced accuracy on the training images, on the test images), in [0, 1].
-        stem: of the files to write.
-    """
-    values = [value for cases in points.values() for _, *pair in cases for value in pair if np.isfinite(value)]
-    low = 100 * min(values, default=0.0) - 2
-    lines = []
-    with drawing(COLUMN, 2.5) as figure:
-        axes = figure.add_subplot()
-        axes.plot([low, 101], [low, 101], color=GREY, linewidth=0.7)
-        for number, (name, cases) in enumerate(points.items()):
-            train, test = (np.array([100 * case[at] for case in cases]) for at in (1, 2))
-            gap = summarize(train - test).mean
-            axes.plot(
-                train, test, linestyle="", marker=MARKERS[number % len(MARKERS)], color=CYCLE[number % len(CYCLE)],
-                markersize=4, markerfacecolor="none", markeredgewidth=0.9, label=f"{name} (gap {gap:.1f})",
-            )  # fmt: skip
-            lines += [(name, case, 100 * one, 100 * two) for case, one, two in cases]
-        axes.set_xlim(low, 101)
-        axes.set_ylim(low, 101)
-        axes.set_xlabel("balanced accuracy on training images (%)")
-        axes.set_ylabel("on test images (%)")
-        grid(axes, "both")
-        figure.legend(loc="outside lower center", ncols=2)
-        return save(figure, stem, ("probe", "case", "train_percent", "test_percent"), lines)
+    return [lines for lines in table.group_seeds().values() if len(lines) > 1]
 
 
 def _names(table: Table) -> tuple[str, ...]:
     models = {case.model for case in table.cases}
     return tuple(case.dataset if len(models) == 1 else f"{case.dataset} ({case.model})" for case in table.cases)
+
+
+SECTION = ("ablations", "Kinds, heads, seeds")
+
+
+def _kinds(data: ReportData) -> list[Picture] | None:
+    table = data.table
+    bases = [base for base in table.probes if {f"{base}-cls", f"{base}-ap"} <= set(table.probes)]
+    pictures = []
+    for base in bases:
+        part = _complete_cases(table.only([base, f"{base}-cls", f"{base}-ap"]))
+        if len(part.cases):
+            caption = f"Tokens of {base}: CLS, mean patch, or both."
+            pictures.append(_draw(data, f"kinds-{base}", kinds_series(part, base), caption))
+    return pictures if bases else None
+
+
+def _complete_cases(table: Table) -> Table:
+    return table.lines(np.flatnonzero(np.isfinite(table.values).all(1)).tolist())
+
+
+def _heads(data: ReportData) -> list[Picture] | None:
+    attentive = [row for row in data.rows if row.get("head") == "attentive"]
+    probes: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[int, str]] = {}
+    for row in attentive:
+        if row.get("num_heads"):
+            probes.setdefault((tuple(row["levels"]), tuple(row["kinds"])), {})[row["num_heads"]] = row["probe"]
+    several = {tokens: by_heads for tokens, by_heads in probes.items() if len(by_heads) > 1}
+    pictures = []
+    for number, ((levels, kinds), by_heads) in enumerate(several.items()):
+        series = heads_series(attentive, levels, kinds)
+        whole = np.isfinite(series.values).sum(1) > 1  # a case with one number of heads says nothing about them
+        cases = tuple(case for case, kept in zip(series.cases, whole, strict=True) if kept)
+        series = replace(series, cases=cases, values=series.values[whole])
+        if len(series.cases):
+            pictures.append(_draw(data, f"heads-{number}", series, f"Heads of {min(by_heads.values(), key=len)}."))
+    return pictures if several else None
+
+
+def _draw(data: ReportData, name: str, series: Series, caption: str) -> Picture:
+    means = [f"{step}: {np.nanmean(column):.1f} %" for step, column in zip(series.steps, series.values.T, strict=True)]
+    over = f"over {len(series.cases)} cases, by {series.varied}"
+    return data.draw(
+        name,
+        lambda stem: draw_series(series, stem),
+        alt=f"{caption} Mean balanced accuracy {over}: {', '.join(means)}.",
+        caption=caption,
+    )
+
+
+def _seeds(data: ReportData) -> list[Block] | None:
+    table = data.main
+    numbers, lines = [], []
+    for (model, dataset), group in table.group_seeds().items():
+        for probe in table.probes:
+            values = table.column(probe)[group]
+            finite = values[np.isfinite(values)]
+            if len(finite) < 2:
+                continue
+            one, std, count = seed_interval(values), float(np.std(finite, ddof=1)), len(finite)
+            numbers.append((probe, model, dataset, count, one.value, std, one.low, one.high))
+            shown = (percent2(one.value), percent2(std), span(one.low, one.high))
+            lines.append((probe, model, dataset, str(count), *shown))
+    if not lines:
+        return None
+    probes = list(dict.fromkeys(line[0] for line in lines))
+    stds = ", ".join(f"{probe} std {percent2(std_within(table, probe))}" for probe in probes)
+    picture = data.draw(
+        "seeds",
+        lambda stem: draw_seeds(table, stem, probes=probes),
+        alt=f"How far each seed lies from the mean of its model and data set, a line a probe: {stds}.",
+        caption="Every seed against the mean over seeds of its model and data set; std pooled within.",
+    )
+    shown_table = DataTable(
+        id="over-seeds",
+        caption="Balanced accuracy in percent over seeds; the interval is a bootstrap over seeds",
+        columns=SEED_COLUMNS,
+        lines=lines,
+        csv=csv_text((*SEED_COLUMNS[:-1], "low", "high"), numbers),
+    )
+    note = "An interval over so few seeds is too narrow: read it as a spread of training, not of test sets."
+    return [picture, shown_table, Note(note)]
+
+
+KINDS = ReportFigure(
+    section=SECTION,
+    make=_kinds,
+    title="CLS against AP against both",
+    needs="layerbank probe ... --probe alf,alf-cls,alf-ap",
+)
+HEADS = ReportFigure(
+    section=SECTION,
+    make=_heads,
+    title="Accuracy by heads",
+    needs="layerbank probe ... --probe alf --num-heads 4,8,24",
+)
+SEEDS = ReportFigure(
+    section=SECTION,
+    make=_seeds,
+    title="Spread over seeds",
+    needs="layerbank probe ... --seed 0,1,2",
+)

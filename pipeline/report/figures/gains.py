@@ -1,30 +1,55 @@
-"""Box plot of gains by probe: what each probe adds to the reference, and on how many data sets."""
+"""Gains of each probe over the reference: as a box plot, and by model size, since a larger backbone may leave less to gain."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ...errors import RequestError
 from ...probing.probe_names import REFERENCE
-from ...statistics.scores import Table, gains_of
+from ...statistics.paper import find_model
+from ...statistics.scores import Table, gains_of, summarize
 from ...statistics.significance import compare_gains
-from ...statistics.summaries import summarize
-from .style import BLACK, COLUMN, GREY, color_of, drawing, drawn_name, grid, save
+from ..page.blocks import Picture
+from ..page.numbers import points2
+from ..report_data import ReportData, ReportFigure
+from ..style import (
+    BLACK,
+    COLUMN,
+    GREY,
+    MARKERS,
+    PAGE,
+    beside,
+    color_of,
+    dots,
+    drawing,
+    drawn_name,
+    grid,
+    legend_of,
+    one_line_each,
+    save,
+)
+
+SIZES = ("Ti", "S", "B", "L", "H", "g")
+OF_SIZE = ("linear-last", "linear-all", "aat", "alf")  # more lines than these cannot be distinguished
+_WORDS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
+_LETTER = re.compile(r"(?<![a-z])vit[-_]?(ti|s|b|l|h|g)(?![a-z])", re.IGNORECASE)
 
 
 def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None, reference: str = REFERENCE) -> Path:
     """Draw the gains of every probe over all cases.
 
-    A box has the quartiles, with whiskers to 1.5 times their distance; every case is a dot, the mean a diamond and a number; a star
-    stands where the gain is significant over data sets (`compare_gains`: Wilcoxon, one-sided, FDR 5 %).
+    A box shows the quartiles, with whiskers to 1.5 times their distance. Every case is a dot, the mean a diamond and a number. A
+    star marks a gain that is significant over data sets (`compare_gains`: Wilcoxon, one-sided, FDR 5 %).
 
     Args:
         table: accuracies in percent.
         stem: of the files to write.
         probes: from top to bottom; None takes those of the table.
-        reference: what gains are over; it has no box.
+        reference: the probe that gains are over; it has no box.
 
     Raises:
         RequestError: no result of the reference.
@@ -32,15 +57,10 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
     gains = gains_of(table, reference)
     names = [name for name in (probes or table.probes) if name in table.probes and name != reference]
     tests = {one.probe: one for one in compare_gains(gains, names)}
-    lines = [
-        (name, *case, float(value), tests[name].p_value, tests[name].q_value)
-        for name in names
-        for case, value in zip(gains.cases, gains.column(name), strict=True)
-    ]
     with drawing(COLUMN, 0.62 + 0.23 * max(len(names), 1)) as figure:
         axes = figure.add_subplot()
         columns = [gains.column(name)[np.isfinite(gains.column(name))] for name in names]
-        places = -np.arange(len(names))
+        places = range(0, -len(names), -1)
         boxes = axes.boxplot(
             columns,
             positions=places,
@@ -55,26 +75,149 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
         )
         for name, place, box, column in zip(names, places, boxes["boxes"], columns, strict=True):
             box.set(facecolor=color_of(name), alpha=0.35, linewidth=0.6)
-            offsets = (
-                np.arange(len(column)) * 0.618034 % 1 - 0.5
-            ) * 0.44  # golden ratio: spread, and the same every time
             size = 2 if len(column) > 40 else 4
-            axes.plot(column, place + offsets, ".", color=color_of(name), markersize=size, alpha=0.8, markeredgewidth=0)
+            dots(axes, column, place, 0.44, color=color_of(name), markersize=size, alpha=0.8)
             mean = summarize(column).mean
             axes.plot([mean], [place], "D", color="white", markeredgecolor=BLACK, markeredgewidth=0.7, markersize=3.4)
             star = " *" if tests[name].significant else ""
-            axes.annotate(
-                f"{mean:+.2f}{star}" if len(column) else "no result",
-                (1.01, place),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=6.5,
-            )
-        axes.axvline(0, color=GREY, linewidth=0.7)
-        axes.set_yticks(places, [drawn_name(name) for name in names])
-        axes.set_ylim(-len(names) + 0.4, 0.6)
-        axes.tick_params(axis="y", length=0)
+            beside(axes, place, f"{mean:+.2f}{star}" if len(column) else "no result")
         axes.set_xlabel(f"gain over {reference} (points of balanced accuracy)")
         axes.set_title("mean", loc="right", fontsize=6.5, x=1.13, pad=2)
-        grid(axes, "x")
+        one_line_each(axes, names)
+        lines = [
+            (name, *case, float(value), tests[name].p_value, tests[name].q_value)
+            for name in names
+            for case, value in zip(gains.cases, gains.column(name), strict=True)
+        ]
         return save(figure, stem, ("probe", "model", "dataset", "seed", "gain", "p", "q"), lines)
+
+
+def size_of(model: str) -> tuple[str, str] | None:
+    """Family and size of a model, by the paper's list or by its name; None if the name has no size.
+
+    >>> size_of("timm/vit_small_patch14_dinov2.lvd142m"), size_of("timm/eva02_large_patch14_224.mim_in22k")
+    (('DINOv2', 'S'), ('eva02_patch14_224.mim_in22k', 'L'))
+    >>> size_of("demo/vit-s-focus"), size_of("timm/resnet50")
+    (('vit-focus', 'S'), None)
+    """
+    if known := find_model(model):
+        return known.family, known.size
+    name = model.removeprefix("timm/").removeprefix("demo/")
+    for word, size in _WORDS.items():
+        if match := re.search(rf"[-_]?{word}", name):
+            return name.replace(match[0], "", 1), size
+    if match := _LETTER.search(name):
+        size = next(one for one in SIZES if one.lower() == match[1].lower())
+        return name[: match.start(1)].rstrip("-_") + name[match.end(1) :], size
+    return None
+
+
+def draw_gains_by_size(
+    table: Table, stem: Path, *, probes: Sequence[str] | None = None, reference: str = REFERENCE
+) -> Path:
+    """Draw the mean gain over data sets against the size of the model, a panel for each family, with the standard error.
+
+    Args:
+        table: accuracies in percent.
+        stem: of the files to write.
+        probes: a line for each; None takes those of the table.
+        reference: the probe that gains are over.
+
+    Raises:
+        RequestError: no result of the reference, or no model of known size.
+    """
+    gains = gains_of(table, reference).mean_over("seed")
+    names = [name for name in (probes or table.probes) if name in table.probes and name != reference]
+    families: dict[str, dict[str, list[int]]] = {}
+    for line, case in enumerate(gains.cases):
+        if found := size_of(case.model):
+            families.setdefault(found[0], {}).setdefault(found[1], []).append(line)
+    if not families:
+        models = ", ".join(sorted({case.model for case in gains.cases}))
+        raise RequestError("report.unknown_sizes", models=models or "none")
+    lines = []
+    with drawing(COLUMN if len(families) <= 3 else PAGE, 1.9) as figure:
+        panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
+        for axes, (family, by_size) in zip(panels, families.items(), strict=True):
+            sizes = [size for size in SIZES if size in by_size]
+            for place, name in enumerate(names):
+                summaries = [summarize(gains.column(name)[by_size[size]]) for size in sizes]
+                errors = [one.std / np.sqrt(one.count) if one.count > 1 else 0.0 for one in summaries]
+                axes.errorbar(
+                    np.arange(len(sizes)) + 0.06 * (place - (len(names) - 1) / 2),
+                    [one.mean for one in summaries],
+                    yerr=errors,
+                    color=color_of(name),
+                    marker=MARKERS[place % len(MARKERS)],
+                    linestyle="-" if name in ("alf", "aat") else "--",
+                    elinewidth=0.6,
+                    label=name,
+                )
+                lines += [
+                    (family, size, name, one.mean, error, one.count)
+                    for size, one, error in zip(sizes, summaries, errors, strict=True)
+                ]
+            axes.axhline(0, color=GREY, linewidth=0.7)
+            axes.set_xticks(range(len(sizes)), sizes)
+            axes.set(xlim=(-0.4, len(sizes) - 0.6), title=drawn_name(family))
+            grid(axes)
+        panels[0].set_ylabel(f"gain over {reference} (points)")
+        legend_of(panels[0], ncols=4)
+        return save(figure, stem, ("family", "size", "probe", "mean_gain", "standard_error", "num_cases"), lines)
+
+
+def _mean_gains(table: Table) -> dict[str, float]:
+    """Probe -> mean gain over all cases; empty without the reference, or if no probe has a gain."""
+    if REFERENCE not in table.probes:
+        return {}
+    gains = gains_of(table)
+    means = {name: summarize(gains.column(name)).mean for name in table.probes if name != REFERENCE}
+    return means if np.isfinite(list(means.values())).any() else {}
+
+
+def _gains(data: ReportData) -> list[Picture] | None:
+    if REFERENCE not in data.main.probes or len(data.main.probes) == 1:
+        return None
+    means = _mean_gains(data.main)
+    if not means:
+        return []
+    numbers = ", ".join(f"{name} {points2(mean)}" for name, mean in means.items())
+    picture = data.draw(
+        "gains",
+        lambda stem: draw_gains(data.main, stem),
+        alt=f"Box plot. Mean gain in points over {REFERENCE}: {numbers}.",
+        caption=f"Gain over {REFERENCE}, a dot a case; a star is significant over data sets (Wilcoxon, FDR 5 %).",
+    )
+    return [picture]
+
+
+def _gains_by_size(data: ReportData) -> list[Picture] | None:
+    table = data.main
+    if not _mean_gains(table):
+        return []
+    sizes = {found for case in table.cases if (found := size_of(case.model))}
+    if len({size for _, size in sizes}) < 2:
+        return None
+    probes = [name for name in OF_SIZE if name in table.probes] or list(table.probes[:4])
+    drawn = sorted(f"{family} {size}" for family, size in sizes)
+    picture = data.draw(
+        "gains-by-size",
+        lambda stem: draw_gains_by_size(table, stem, probes=probes),
+        alt=f"Mean gain over {REFERENCE} against the size of the model: {', '.join(drawn)}. The numbers are in the CSV.",
+        caption="Mean gain over data sets by size of the model, with the standard error of the mean.",
+    )
+    return [picture]
+
+
+GAINS = ReportFigure(
+    section=("summary", "Summary"),
+    make=_gains,
+    title="Gains",
+    needs=f"train {REFERENCE} beside another probe: layerbank probe ... --probe {REFERENCE},alf",
+)
+GAINS_BY_SIZE = ReportFigure(
+    section=("summary", "Summary"),
+    make=_gains_by_size,
+    title="Gains by model size",
+    needs="needs models of several sizes: layerbank study RECIPE with models = [...]",
+)

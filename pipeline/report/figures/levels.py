@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +9,30 @@ import numpy as np
 
 from ...errors import RequestError
 from ...models.layers import FINAL
-from ...statistics.scores import Case, Table
-from .style import BLUE, COLUMN, GREEN, MARKERS, ORANGE, PURPLE, VERMILION, drawing, drawn_name, grid, save
+from ...statistics.scores import GIVEN_LEVEL, Table
+from ..page.blocks import Picture
+from ..report_data import ReportData, ReportFigure
+from ..style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    drawing,
+    drawn_name,
+    grid,
+    legend_of,
+    save,
+)
 
 STEMS = {"linear": ("linear, cls", BLUE), "linear-ap": ("linear, ap", ORANGE), "aat": ("aat, all tokens", GREEN)}
 FUSED = {"alf": (VERMILION, "--"), "aat-quarterly": (PURPLE, ":"), "linear-all": (BLUE, "-.")}
-_LEVEL = re.compile(r"(.+)@(\d+|final)")
 
 
 def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat-quarterly")) -> Path:
-    """Draw a panel a case (model and data set), two beside each other.
+    """Draw a panel for each case (model and data set), two beside each other.
 
     Args:
         table: accuracies in percent of probes `linear@k`, `linear-ap@k`, `aat@k`, and of those on many levels.
@@ -29,52 +42,80 @@ def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat
     Raises:
         RequestError: the table has no probe on a single level.
     """
-    found = [(match[1], match[2], name) for name in table.probes if (match := _LEVEL.fullmatch(name))]
+    found = [(match[1], match[2], name) for name in table.probes if (match := GIVEN_LEVEL.fullmatch(name))]
     if not found:
-        raise RequestError(
-            where="accuracy by level",
-            expected="probes such as linear@every or aat@every",
-            got=", ".join(table.probes) or "none",
-            todo="Train them on the same stores.",
-        )
+        raise RequestError("report.no_single_level", probes=", ".join(table.probes) or "none")
     depth = max((int(level) for _, level, _ in found if level != FINAL), default=0) + 1
     curves: dict[str, list[tuple[int, str]]] = {}
     for name, level, probe in found:
         curves.setdefault(name, []).append((depth if level == FINAL else int(level), probe))
     averaged = table.mean_over("seed")
+    one_model = len({case.model for case in averaged.cases}) == 1
     columns = min(2, len(averaged.cases))
     rows = -(-len(averaged.cases) // columns)
     lines: list[tuple[object, ...]] = []
     with drawing(COLUMN, 0.95 + 1.35 * rows) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False)
-        blocks = range(0, depth, 3 if depth <= 12 else 6)
-        for number, case in enumerate(averaged.cases):
-            axes = panels[number // columns][number % columns]
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        ticks = range(0, depth, 3 if depth <= 12 else 6)
+        for number, (axes, case) in enumerate(zip(panels, averaged.cases, strict=False)):
             for place, (name, points) in enumerate(curves.items()):
-                points = sorted(points)
-                x = [depth_of for depth_of, _ in points]
-                y = [float(averaged.column(probe)[number]) for _, probe in points]
-                what, color = STEMS.get(name, (name, VERMILION))
-                axes.plot(x, y, color=color, marker=MARKERS[place % len(MARKERS)], markersize=2.6, label=what)
-                lines += [(*case[:2], probe, x_, y_) for (_, probe), x_, y_ in zip(points, x, y, strict=True)]
+                x, probes = zip(*sorted(points), strict=True)
+                y = [float(averaged.column(probe)[number]) for probe in probes]
+                label, color = STEMS.get(name, (name, VERMILION))
+                axes.plot(x, y, color=color, marker=MARKERS[place % len(MARKERS)], markersize=2.6, label=label)
+                lines += [(*case[:2], *point) for point in zip(probes, x, y, strict=True)]
             for name in fused:
                 if name in averaged.probes and np.isfinite(value := float(averaged.column(name)[number])):
                     color, style = FUSED.get(name, (VERMILION, "--"))
                     axes.axhline(value, color=color, linestyle=style, label=name)
                     lines.append((*case[:2], name, "", value))
-            axes.set_title(_title(case, averaged.cases))
+            dataset = drawn_name(case.dataset)
+            axes.set_title(dataset if one_model else f"{dataset}\n{drawn_name(case.model)}")
             lowest = number + columns >= len(averaged.cases)  # of its column
-            axes.set_xticks([*blocks, depth], [*map(str, blocks), FINAL] if lowest else [])
+            axes.set_xticks([*ticks, depth], [*map(str, ticks), FINAL] if lowest else [])
             axes.set_xlabel("level" if lowest else "")
             grid(axes)
-        for empty in range(len(averaged.cases), rows * columns):
-            panels[empty // columns][empty % columns].set_axis_off()
+        for empty in panels[len(averaged.cases) :]:
+            empty.set_axis_off()
         figure.supylabel("balanced accuracy (%)", fontsize=7)
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        legend_of(panels[0], ncols=3)
         return save(figure, stem, ("model", "dataset", "probe", "level", "percent"), lines)
 
 
-def _title(case: Case, cases: Sequence[Case]) -> str:
-    one_model = len({one.model for one in cases}) == 1
-    return drawn_name(case.dataset) if one_model else f"{drawn_name(case.dataset)}\n{drawn_name(case.model)}"
+def _make(data: ReportData) -> list[Picture] | None:
+    """One figure for each model."""
+    table = data.table
+    single = [name for name in table.probes if GIVEN_LEVEL.fullmatch(name)]
+    if not single:
+        return None
+    has_level = [bool(line.any()) for line in np.isfinite(table.only(single).values)]
+    pictures = []
+    for number, model in enumerate(dict.fromkeys(case.model for case in table.cases)):
+        kept = [line for line, case in enumerate(table.cases) if case.model == model and has_level[line]]
+        if kept:
+            pictures.append(_draw(data, table.lines(kept), number, model, single))
+    return pictures
+
+
+def _draw(data: ReportData, part: Table, number: int, model: str, single: list[str]) -> Picture:
+    averaged = part.mean_over("seed").only(single)
+    best = []
+    for case, values in zip(averaged.cases, averaged.values, strict=True):
+        if np.isfinite(values).any():
+            place = int(np.nanargmax(values))
+            best.append(f"{case.dataset}: best {averaged.probes[place]} with {values[place]:.1f} %")
+    stems = dict.fromkeys(name.rpartition("@")[0] for name in single)
+    return data.draw(
+        f"levels-{number}",
+        lambda stem: draw_levels(part, stem),
+        alt=f"Balanced accuracy of {', '.join(stems)} at each level of {model}. {'; '.join(best)}.",
+        caption=f"Probes on one level of {model}; horizontal lines are probes on many.",
+    )
+
+
+LEVELS = ReportFigure(
+    section=("levels", "Level by level"),
+    make=_make,
+    title="Accuracy by level",
+    needs="train probes on one level each: layerbank probe ... --probe linear@every,aat@every",
+)

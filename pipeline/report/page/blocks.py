@@ -1,8 +1,8 @@
-"""What a page is made of: sections of words, tables, pictures and images. Text is text; the template escapes it.
+"""The parts of a page: notes, tables, pictures and images. Text is text; the template escapes it.
 
-    Page -> Group (a protocol) -> Section (a heading, an entry of the contents) -> blocks
+    Group (a protocol) -> Section (a heading, an entry of the contents) -> blocks
 
-A block names its own `kind`, by which the template knows how to set it. Nothing here knows rows, probes or files.
+The template chooses how to show a block by the name of its class. Nothing here knows rows, probes or files.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import base64
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 MAX_LINES = 2000  # of a table on the page; its CSV has them all
+WIDE_POINTS = 300  # width of an SVG from which it takes both columns of a paper, and the whole width of the page
+Columns = Mapping[str, Callable[[Any], str]]  # heading -> function that writes a value of this column
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e-\d+)?( (±|to|of) .*)?")
 _NO_NUMBER = ("", "-", "diverged")
-WIDE_POINTS = 300  # of an SVG: more takes both columns of a paper, and the whole width of the page
 
 
-def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """CSV as every file of a report has it; None and NaN are nothing, floats have all their digits."""
+def csv_text(header: Iterable[str], lines: Iterable[Sequence[Any]]) -> str:
+    """CSV as in every file of a report: None and NaN are empty, floats have all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -31,19 +32,41 @@ def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def data_uri(content: bytes, media_type: str) -> str:
-    """Bytes as an address that needs no network."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+def data_uri(content: bytes | str, media_type: str) -> str:
+    """Content as an address that needs no network."""
+    encoded = content.encode() if isinstance(content, str) else content
+    return f"data:{media_type};base64,{base64.b64encode(encoded).decode()}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph of explanation."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list."""
+
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Names and values."""
+
+    pairs: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell of a table that is more than its text.
+    """A table cell with a mark.
 
     Attributes:
-        text: what stands in it.
+        text: shown in the cell.
         mark: `best` is set bold, `tied` underlined, `warned` has a link to `target`.
-        target: id of what explains the warning.
+        target: id of the part of the page that explains the warning.
     """
 
     text: str
@@ -55,54 +78,23 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
-    """Paragraphs.
-
-    Attributes:
-        texts: one a paragraph.
-        quiet: whether they only explain.
-    """
-
-    kind: ClassVar[str] = "words"
-    texts: Sequence[str]
-    quiet: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bullets:
-    """A list."""
-
-    kind: ClassVar[str] = "bullets"
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Names and values."""
-
-    kind: ClassVar[str] = "pairs"
-    pairs: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataTable:
-    """A table that sorts and, where it is long, filters.
+    """A table that sorts and, if it is long, filters.
 
     Attributes:
         id: unique in its section's group.
-        caption: what it holds, in which unit.
-        columns: their heads.
-        lines: cells, text or `Cell`; the first is the head of its line.
-        csv: its numbers with all their digits; None makes it of the cells.
-        foot: how many of the last lines are sums, and stay below.
+        caption: contents and unit.
+        columns: headings.
+        lines: cells, text or `Cell`; the first is the heading of its line.
+        csv: its numbers with all their digits.
+        foot: number of lines at the end that are sums and stay below.
     """
 
-    kind: ClassVar[str] = "table"
     id: str
     caption: str
     columns: Sequence[str]
     lines: Sequence[Sequence[str | Cell]]
-    csv: str | None = None
+    csv: str
     foot: int = 0
 
     @cached_property
@@ -117,12 +109,12 @@ class DataTable:
 
     @property
     def num_hidden(self) -> int:
-        """Lines that only the CSV has."""
+        """Number of lines that only the CSV has."""
         return len(self.lines) - self.foot - len(self.body)
 
     @cached_property
     def numeric(self) -> Sequence[bool]:
-        """Which columns hold numbers: set to the right, sorted as numbers."""
+        """Which columns hold numbers: aligned to the right, sorted as numbers."""
         columns = [[str(line[place]) for line in self.body] for place in range(len(self.columns))]
         return [
             any(_NUMBER.fullmatch(text) for text in texts)
@@ -130,26 +122,31 @@ class DataTable:
             for texts in columns
         ]
 
-    @property
-    def uri(self) -> str:
-        """Its CSV."""
-        text = csv_text(self.columns, [[str(cell) for cell in line] for line in self.lines])
-        return data_uri((text if self.csv is None else self.csv).encode(), "text/csv;charset=utf-8")
+
+def table_of_values(id: str, caption: str, columns: Columns, values: Sequence[Sequence[Any]]) -> DataTable:
+    """A table of plain values, and its CSV with all their digits.
+
+    Args:
+        id, caption: see `DataTable`.
+        columns: headings and how their values are written.
+        values: lines, one value for each column.
+    """
+    lines = [[write(value) for write, value in zip(columns.values(), line, strict=True)] for line in values]
+    return DataTable(id=id, caption=caption, columns=tuple(columns), lines=lines, csv=csv_text(columns, values))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure with the sentence that stands for it and the numbers that are drawn.
+    """A figure with a text alternative and its numbers.
 
     Attributes:
         name: of its files, without a suffix.
-        svg, png: the figure; the second empty unless it was wished.
+        svg, png: the figure; `png` is empty unless figures are written as files.
         csv: its numbers.
         alt: what it shows, with its numbers.
         caption: under it.
     """
 
-    kind: ClassVar[str] = "picture"
     name: str
     svg: bytes
     png: bytes
@@ -158,49 +155,35 @@ class Picture:
     caption: str
 
     @property
-    def uri(self) -> str:
-        """The SVG."""
-        return data_uri(self.svg, "image/svg+xml")
-
-    @property
-    def csv_uri(self) -> str:
-        """The numbers."""
-        return data_uri(self.csv, "text/csv;charset=utf-8")
-
-    @property
     def wide(self) -> bool:
         """Whether it was drawn over both columns of a paper."""
         found = re.search(rb'<svg[^>]* width="([\d.]+)pt"', self.svg)
         return found is not None and float(found[1]) > WIDE_POINTS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Gallery:
     """Figures beside each other where there is room."""
 
-    kind: ClassVar[str] = "gallery"
     pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strip:
-    """Attention to one image: a line a kind, a cell a level.
+class AttentionStrip:
+    """Attention to one image: a line for each of K kinds, a cell for each of L levels.
 
     Attributes:
-        kinds, levels: names, K and L.
-        opacities: [K][L] in 0..1, of the largest share.
-        words: the same for who cannot see it.
+        opacities: [K][L] in 0..1, relative to the largest share.
+        alt: the same as text.
     """
 
-    kinds: Sequence[str]
-    levels: Sequence[str]
     opacities: Sequence[Sequence[float]]
-    words: str
+    alt: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """What one probe said of an image."""
+class Answer:
+    """The answer of one probe to an image."""
 
     probe: str
     answer: str
@@ -214,29 +197,23 @@ class Card:
 
     Attributes:
         sample_id: its name.
-        image: data URI of a small copy, None where there is none.
+        image: data URI of a small copy, None without one.
         truth: its class.
-        said: what each probe said.
-        strip: where it was looked at, None where that is not known.
+        answers: one for each probe.
+        strip: attention to it, None where that is unknown.
     """
 
     sample_id: str
     image: str | None
     truth: str
-    said: Sequence[Said]
-    strip: Strip | None
+    answers: Sequence[Answer]
+    strip: AttentionStrip | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cards:
-    """Images that were chosen by one rule.
+    """Images that were chosen by one rule, which is the title; the page says so if there are none."""
 
-    Attributes:
-        title: the rule in a few words.
-        cards: the images; none says so.
-    """
-
-    kind: ClassVar[str] = "cards"
     title: str
     cards: Sequence[Card]
 
@@ -245,12 +222,11 @@ class Cards:
 class Fold:
     """Blocks that open on demand."""
 
-    kind: ClassVar[str] = "fold"
     title: str
     blocks: Sequence[Block]
 
 
-Block = Words | Bullets | Pairs | DataTable | Picture | Gallery | Cards | Fold
+Block = Note | Bullets | Pairs | DataTable | Picture | Gallery | Cards | Fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +236,7 @@ class Section:
     Attributes:
         anchor: its id, a word.
         title: heading, and entry of the contents.
-        blocks: what stands in it.
+        blocks: its parts, in order.
     """
 
     anchor: str
@@ -273,7 +249,7 @@ class Group:
     """The sections of one protocol.
 
     Attributes:
-        title: "" where there is only one.
+        title: "" if there is only one.
         prefix: of all ids in it, so that two groups can have the same sections.
         sections: in order.
     """
@@ -281,22 +257,3 @@ class Group:
     title: str
     prefix: str
     sections: Sequence[Section]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """Everything.
-
-    Attributes:
-        title: of the page.
-        lead: one sentence under it.
-        groups: one a protocol.
-        notes: what was left out.
-        versions: name and version of what made it.
-    """
-
-    title: str
-    lead: str
-    groups: Sequence[Group]
-    notes: Sequence[str] = ()
-    versions: Sequence[tuple[str, str]] = field(default=())

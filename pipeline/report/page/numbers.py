@@ -1,40 +1,37 @@
-"""How numbers are written on the page: the same everywhere, a dash for what is not there."""
+"""How numbers are written on the page: the same everywhere, a dash for None and NaN."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from ...probing.bootstrap import Interval
 
-
-def percent(value: float, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """An accuracy in percent, or any other number without a sign.
 
     >>> percent(95.04), percent(float("nan"))
     ('95.0', '-')
     """
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "-"
 
 
-def points(value: float, digits: int = 1) -> str:
+def percent2(value: float | None) -> str:
+    """The same with two digits."""
+    return percent(value, 2)
+
+
+def points(value: float | None, digits: int = 1) -> str:
     """A difference in points, with its sign.
 
     >>> points(7.06), points(-0.04), points(float("nan"))
     ('+7.1', '-0.0', '-')
     """
-    return f"{value:+.{digits}f}" if math.isfinite(value) else "-"
+    return f"{value:+.{digits}f}" if value is not None and math.isfinite(value) else "-"
 
 
-def span(interval: Interval | None, *, signed: bool = False) -> str:
-    """The ends of an interval.
-
-    >>> span(Interval(value=3.0, low=1.0, high=5.0), signed=True)
-    '+1.0 to +5.0'
-    """
-    if interval is None or not math.isfinite(interval.low):
-        return "-"
-    write = points if signed else percent
-    return f"{write(interval.low)} to {write(interval.high)}"
+def points2(value: float | None) -> str:
+    """The same with two digits."""
+    return points(value, 2)
 
 
 def chance(value: float) -> str:
@@ -48,10 +45,35 @@ def chance(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
-def counted(number: int, one: str, many: str = "") -> str:
+def span(low: float | None, high: float | None, write: Callable[[float], str] = percent) -> str:
+    """The ends of an interval.
+
+    >>> span(1.0, 5.0, points)
+    '+1.0 to +5.0'
+    """
+    if low is None or high is None or not math.isfinite(low):
+        return "-"
+    return f"{write(low)} to {write(high)}"
+
+
+def integer(value: int | None) -> str:
+    """A count.
+
+    >>> integer(1234), integer(None)
+    ('1,234', '-')
+    """
+    return "-" if value is None else f"{value:,}"
+
+
+def accuracy(value: float | None) -> str:
+    """An accuracy in percent, or that every setting diverged."""
+    return "diverged" if value is None else f"{value:.2f}"
+
+
+def counted(number: int, noun: str) -> str:
     """A number with its noun.
 
-    >>> counted(1, "model"), counted(1200, "image"), counted(2, "class", "classes")
-    ('1 model', '1,200 images', '2 classes')
+    >>> counted(1, "model"), counted(1200, "image")
+    ('1 model', '1,200 images')
     """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,31 @@
+"""`images:DIR`: every image below a folder, without labels and splits: the usual input of `predict`."""
+
+from __future__ import annotations
+
+from ..errors import RequestError
+from .folder import EXTENSIONS, FileSource, find_images
+from .patterns import require_folder
+from .sources import DataSource
+
+NO_LABEL = -1
+
+
+def open_images(address: str, split: str) -> FileSource:
+    """All images below a folder, sorted by path; ids are paths relative to it, labels are -1 and there are no classes.
+
+    Raises:
+        RequestError: no such folder, or no image in it.
+    """
+    root = require_folder("images", address)
+    entries = [(id, NO_LABEL, size) for id, size in find_images(root)]
+    if not entries:
+        raise RequestError("data.no_images", folder=root, extensions=" ".join(sorted(EXTENSIONS)))
+    return FileSource(root, split, entries, [])
+
+
+IMAGES = DataSource(
+    form="images:DIR",
+    meaning="images at any depth, without labels: to predict",
+    example="images:holiday",
+    open=open_images,
+)

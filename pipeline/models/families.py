@@ -1,0 +1,95 @@
+"""Model families: how the models of one library are opened and listed. The families are a registry that plug-ins can extend.
+
+The name of a family begins the ids of its models, before the first slash or colon: `open_clip/ViT-B-32/openai` and
+`torchhub:OWNER/REPO:ENTRY` belong to `open_clip` and `torchhub`. An id without either is a timm name. Importing this module imports
+none of the libraries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from .tower import Tower
+
+
+class OpenModel(Protocol):
+    def __call__(self, model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
+        """Build a model in float32 on torch's default device.
+
+        Args:
+            model_id: with the name of its family.
+            weights: None for the pretrained ones, "random", or a file.
+            tap: norm2, block or `module:PATTERN`.
+            image_size: pixels a side; None for the model's own.
+            seed: seed for random weights.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGroup:
+    """Models of a family that are listed together.
+
+    Attributes:
+        name: its name in `layerbank models`.
+        example: a model id.
+        matches: a regular expression on model ids; a model belongs to the first group of its family that matches.
+        note: a remark on its tokens or taps.
+    """
+
+    name: str
+    example: str
+    matches: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFamily:
+    """The models of one library; a plug-in registers one under the entry point group `layerbank.models`.
+
+    Attributes:
+        form: what its ids look like.
+        open: opens a model.
+        names: ids of its models, without tags of weights; () where they cannot be listed.
+        groups: groups of the listed models; the last one should match all of them.
+        without_tag: model id -> the id without a tag of weights.
+        tags: model id without a tag -> tags of its pretrained weights.
+        open_blank: opens a model of the same shape with random weights, for `layerbank models`; None if `open` does.
+    """
+
+    form: str
+    open: OpenModel
+    names: Callable[[], Sequence[str]] = tuple
+    groups: tuple[ModelGroup, ...] = ()
+    without_tag: Callable[[str], str] = str
+    tags: Callable[[str], Sequence[str]] = lambda model_id: ()
+    open_blank: OpenModel | None = None
+
+
+MODEL_FAMILIES = Registry(
+    "layerbank.models",
+    "model family",
+    ModelFamily,
+    {
+        "demo": "layerbank.models.demo_weights:DEMO",
+        "open_clip": "layerbank.models.open_clip_models:OPEN_CLIP",
+        "timm": "layerbank.models.timm_models:TIMM",
+        "hf-hub": "layerbank.models.hf_hub_models:HF_HUB",
+        "torchhub": "layerbank.models.torchhub_models:TORCHHUB",
+    },
+)
+
+
+def find_family(model_id: str) -> ModelFamily:
+    """The family of a model id.
+
+    Raises:
+        RequestError: the id begins with the name of no family, or with that of a plug-in that cannot be loaded.
+    """
+    prefix = re.match(r"([^/:]+)[/:]", model_id)
+    return MODEL_FAMILIES.require(prefix[1] if prefix else "timm")
