@@ -131,18 +131,18 @@ def test_a_study_whose_units_do_not_fit_together_says_so_first_and_begins_all_th
     shutil.rmtree(tmp_path / "caches")
     assert study(of_cls, ["linear-cls"], two_sets) == []
     shutil.rmtree(tmp_path / "caches")
-    (told,) = study(of_cls - 1, ["linear-cls"], two_sets)
-    assert told == (
+    (warning,) = study(of_cls - 1, ["linear-cls"], two_sets)
+    assert warning == (
         f"study: warning: 2 units still to extract: at least {size(of_cls)} of tokens, {size(of_cls - 1)} free on the disk of "
         f"{tmp_path / 'caches'}: free 1 B before the last ones, or give another disk with --cache"
     )
     assert study(0, ["linear-cls"], two_sets) == [], "stores that are there need nothing"
-    (told,) = study(0, ["linear-cls", "linear-last"], two_sets)
-    assert f"2 units still to extract: at least {size(of_cls)} of tokens" in told, "only ap is missing"
+    (warning,) = study(0, ["linear-cls", "linear-last"], two_sets)
+    assert f"2 units still to extract: at least {size(of_cls)} of tokens" in warning, "only ap is missing"
     for store in (tmp_path / "caches").glob("other/*/*.zarr"):
         shutil.rmtree(store)
-    (told,) = study(0, ["linear-cls"], two_sets)
-    assert f"1 unit still to extract: at least {size(2 * 192 * sum(num_images[2:]))} of tokens" in told
+    (warning,) = study(0, ["linear-cls"], two_sets)
+    assert f"1 unit still to extract: at least {size(2 * 192 * sum(num_images[2:]))} of tokens" in warning
 
 
 def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
@@ -158,9 +158,9 @@ def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
     monkeypatch.setattr(layerbank.jobs.study_disk_space, "find_splits", refused)
     data = ("folder:nowhere", "dtd", f"folder:{photos}")
     recipe = Recipe(models=("timm/vit_nonsense", TINY_MODEL), data=data, probes=("linear-cls",), image_size=32)
-    told: list[Event] = []
-    report_disk_space(recipe, Place(cache_root=tmp_path / "caches", data_root=tmp_path), told.append)
-    (event,) = told
+    events: list[Event] = []
+    report_disk_space(recipe, Place(cache_root=tmp_path / "caches", data_root=tmp_path), events.append)
+    (event,) = events
     assert isinstance(event, StudyShortOfDiskSpace)
     num_photos = sum(len(open_source(f"folder:{photos}", split)) for split in ("train", "test"))
     dtd = require_entry("dtd").num_train  # to be fetched; nobody knows its test images yet

@@ -152,10 +152,10 @@ def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(sourc
         backbone.tower.blocks[3].norm2.bias[7] = 1e6  # type: ignore[union-attr, index]
     arrays = (("block.2", "cls"), ("block.3", "cls"))
     store, events = run(backbone, source, tmp_path, arrays=arrays)
-    told = [event for event in events if isinstance(event, TokensOutOfRange)]
-    assert {event.array for event in told} == {"tokens/block.3/cls"}
-    assert told[-1].num_saturated == len(source)
-    assert told[-1].num_nonfinite == 0
+    out_of_range = [event for event in events if isinstance(event, TokensOutOfRange)]
+    assert {event.array for event in out_of_range} == {"tokens/block.3/cls"}
+    assert out_of_range[-1].num_saturated == len(source)
+    assert out_of_range[-1].num_nonfinite == 0
     assert TokenCache.open(store).notes.saturated == {"tokens/block.3/cls": len(source)}
 
 

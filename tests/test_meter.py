@@ -66,12 +66,12 @@ def test_the_console_names_it_while_it_goes_on_and_at_the_end(
 
 
 def test_events_of_several_processes_keep_their_workers() -> None:
-    told: list[Event] = []
-    relay = Relay(told.append)
+    events: list[Event] = []
+    relay = Relay(events.append)
     for worker in range(2):
         relay.tell(worker, replace(PROGRESS, num_workers=3))
-    assert isinstance(told[-1], ExtractionProgress)
-    assert told[-1].num_workers == 3
+    assert isinstance(events[-1], ExtractionProgress)
+    assert events[-1].num_workers == 3
 
 
 @pytest.fixture(scope="module")

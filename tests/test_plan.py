@@ -55,28 +55,28 @@ def on_disk(root: Path) -> tuple[int, int]:
     ids=lambda options: " ".join(options[1:4]),
 )
 def test_bytes_and_files_are_those_that_are_written(photos: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    told = plan(photos, tmp_path / "caches", *options)
+    planned = plan(photos, tmp_path / "caches", *options)
     assert list(tmp_path.iterdir()) == []
     extract(photos, tmp_path / "caches", *options)
     size_bytes, num_files = on_disk(tmp_path / "caches")
-    assert told["written_files"] == num_files
-    assert told["written_bytes"] == pytest.approx(size_bytes, rel=0.02)  # what was promised
-    assert told["written_bytes"] == size_bytes  # what it is
-    assert told["needed_bytes"] > size_bytes
-    assert told["fits"]
+    assert planned["written_files"] == num_files
+    assert planned["written_bytes"] == pytest.approx(size_bytes, rel=0.02)  # what was promised
+    assert planned["written_bytes"] == size_bytes  # what it is
+    assert planned["needed_bytes"] > size_bytes
+    assert planned["fits"]
 
 
 def test_only_what_the_stores_lack_is_planned(photos: Path, tmp_path: Path) -> None:
     extract(photos, tmp_path, "--split", "train", "--levels", "last")
     before, _ = on_disk(tmp_path)
-    told = plan(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
-    assert [store["num_missing"] for store in told["stores"]] == [120, 60]
-    assert [store["num_rows"] for store in told["stores"]] == [120, 60]
-    missing = {(one["level"], one["kind"]): one["written_bytes"] / one["size_bytes"] for one in told["tokens"]}
+    planned = plan(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
+    assert [store["num_missing"] for store in planned["stores"]] == [120, 60]
+    assert [store["num_rows"] for store in planned["stores"]] == [120, 60]
+    missing = {(one["level"], one["kind"]): one["written_bytes"] / one["size_bytes"] for one in planned["tokens"]}
     assert missing["block.5", "cls"] == 1
     assert missing["final", "cls"] == pytest.approx(1 / 3, abs=0.01)  # of the test images
     extract(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
-    assert told["written_bytes"] == on_disk(tmp_path)[0] - before
+    assert planned["written_bytes"] == on_disk(tmp_path)[0] - before
     nothing = plan(photos, tmp_path, "--kinds", "cls", "--levels", "last")
     assert (nothing["num_images"], nothing["written_bytes"], nothing["forecast"]) == (0, 0, None)
     shown = run("plan", *MODEL, "--data", f"folder:{photos}", "--cache", tmp_path, "--levels", "last", "--kinds", "cls")
@@ -86,22 +86,22 @@ def test_only_what_the_stores_lack_is_planned(photos: Path, tmp_path: Path) -> N
 def test_several_models_share_the_decoding(photos: Path, tmp_path: Path) -> None:
     extract(photos, tmp_path, "--split", "test", "--levels", "last")
     second = ("--model", "timm/deit_tiny_patch16_224", "--weights", "random")
-    told = plan(photos, tmp_path, *second, "--levels", "last")
-    assert [(one["split"], one["num_missing"]) for one in told["stores"]] == [
+    planned = plan(photos, tmp_path, *second, "--levels", "last")
+    assert [(one["split"], one["num_missing"]) for one in planned["stores"]] == [
         ("train", 120),
         ("train", 120),
         ("test", 0),
         ("test", 60),
     ]
-    assert (told["num_images"], told["num_passes"]) == (180, 300)
+    assert (planned["num_images"], planned["num_passes"]) == (180, 300)
 
 
 def test_a_dry_run_of_extract_is_a_plan(photos: Path, tmp_path: Path) -> None:
-    told = [plan(photos, tmp_path / "caches", *more) for more in ((), ())]
+    planned = [plan(photos, tmp_path / "caches", *more) for more in ((), ())]
     dry = plan(photos, tmp_path / "caches", "--dry-run", command="extract")
     measured = ("forecast", "free_bytes", "host_free_bytes")
     assert {name: dry[name] for name in dry if name not in measured} == {
-        name: told[0][name] for name in told[0] if name not in measured
+        name: planned[0][name] for name in planned[0] if name not in measured
     }
     assert list(tmp_path.iterdir()) == []
 
@@ -112,8 +112,8 @@ def test_a_plan_that_does_not_fit_is_shown_and_refused(
     full_disk: Any,
 ) -> None:
     full_disk(1_500_000)
-    told = plan(photos, tmp_path, code=2)
-    assert (told["fits"], told["forecast"], told["free_bytes"]) == (False, None, 1_500_000)
+    planned = plan(photos, tmp_path, code=2)
+    assert (planned["fits"], planned["forecast"], planned["free_bytes"]) == (False, None, 1_500_000)
     result = run("plan", *MODEL, "--data", f"folder:{photos}", "--cache", tmp_path)
     refuses(result, "extraction.disk_too_small", cache_root=tmp_path, free="1.5 MB")
     assert "MB too little" in result.stdout
@@ -218,7 +218,7 @@ def test_the_peak_of_memory_is_foreseen(photos: Path, tmp_path: Path, kinds: str
     options = ["--model", TINY_MODEL, "--weights", "random", "--data", f"folder:{photos}", "--kinds", kinds, "--json"]
     options += ["--cache", str(tmp_path / "caches")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    told = subprocess.run([*command, "plan", *options], env=environment, capture_output=True, text=True, check=True)
-    forecast_bytes = json.loads(told.stdout)["forecast"]["host_peak_bytes"]
+    planned = subprocess.run([*command, "plan", *options], env=environment, capture_output=True, text=True, check=True)
+    forecast_bytes = json.loads(planned.stdout)["forecast"]["host_peak_bytes"]
     subprocess.run([*command, "extract", *options], env=environment, stdout=subprocess.DEVNULL, check=True)
     assert 1 <= forecast_bytes / int((tmp_path / "peak").read_text()) < 1.5

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from layerbank.cache import Batch, BatchNotes, StoreForecast, time_block
 
 from ..data.sources import ImageSource
-from ..events import BatchHalved, CompileFailed, Event, ExtractionProgress, OnEvent
+from ..events import BatchHalved, CompileFailed, Event, ExtractionFinished, ExtractionProgress, OnEvent
 from ..extraction.decoding import PREFETCHED_BATCHES
 from ..extraction.extract import Extraction, batch_size_of, spec_of
 from ..extraction.loop import run_tasks
@@ -187,18 +187,23 @@ def run_sample(models: Sequence[tuple[Extraction, int]], source: ImageSource, on
         on_event: callback for a failed compiler and for batches that did not fit into the memory.
     """
     progress: list[ExtractionProgress] = []
+    finished: list[ExtractionFinished] = []
 
     def listen(event: Event) -> None:
-        if isinstance(event, CompileFailed | BatchHalved):
-            on_event(event)
-        if isinstance(event, ExtractionProgress):
-            progress.append(event)
-            if event.elapsed_s > BUDGET_S and len(progress) > len(models):
-                raise _Enough
+        match event:
+            case CompileFailed() | BatchHalved():
+                on_event(event)
+            case ExtractionFinished():
+                finished.append(event)
+            case ExtractionProgress():
+                progress.append(event)
+                if event.elapsed_s > BUDGET_S and len(progress) > len(models):
+                    raise _Enough
 
     largest = max(size for _, size in models)
+    least = 4 if models[0][0].backbone.device.type == "cuda" else 1  # a GPU computes behind the loop
     all_starts = range(0, len(source), largest)
-    count = min(1 + ceil(SAMPLE_SIZE / largest), len(all_starts))
+    count = min(1 + max(ceil(SAMPLE_SIZE / largest), least), len(all_starts))
     starts = [all_starts[number * len(all_starts) // count] for number in range(count)]
     tasks = []
     for one, size in models:
@@ -206,18 +211,18 @@ def run_sample(models: Sequence[tuple[Extraction, int]], source: ImageSource, on
         tasks.append(one.task(DiscardingWriter(size), pending))
     with suppress(_Enough):
         run_tasks(tasks, source, num_workers=0, on_bad_image="skip", on_event=listen)
-    first, last = progress[len(models) - 1], progress[-1]
-    num_passes = last.num_done - first.num_done
+    first, end = progress[len(models) - 1], finished[-1] if finished else progress[-1]
+    num_passes = progress[-1].num_done - first.num_done
     if num_passes == 0:  # there is one batch only
         num_images = first.num_done // len(models)
-        times = {"decode_s": first.decode_s, "compute_s": first.compute_s}
+        times = {"decode_s": end.decode_s, "compute_s": end.compute_s}
         return Sample(num_images=num_images, num_passes=first.num_done, **times)
     return Sample(
         num_images=num_passes // len(models),
         num_passes=num_passes,
-        decode_s=last.decode_s - first.decode_s,
-        compute_s=last.compute_s - first.compute_s,
-        startup_s=max(first.elapsed_s - (last.elapsed_s - first.elapsed_s) * first.num_done / num_passes, 0.0),
+        decode_s=end.decode_s - first.decode_s,
+        compute_s=end.compute_s - first.compute_s,
+        startup_s=max(first.elapsed_s - (end.elapsed_s - first.elapsed_s) * first.num_done / num_passes, 0.0),
     )
 
 
