@@ -1,4 +1,4 @@
-"""The cost of half precision is measured on the first images, reported, kept in the store, and not hidden by a massive activation."""
+"""The cost of half precision is measured on the first images, reported, kept in the store, and not hidden by large activations."""
 
 from __future__ import annotations
 
