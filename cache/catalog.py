@@ -22,7 +22,7 @@ from .errors import CacheError
 from .header import HEADER_FILE, Header, read_header
 from .journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from .locking import LockOwner, StoreLock, is_locked, lock_file, owners_of, worker_files
-from .resume import new_folder, old_folder
+from .resume import temporary_folders
 from .spec import ArraySpec, CacheSpec
 
 STORE_SUFFIX = ".zarr"
@@ -136,9 +136,7 @@ def find_stores(root: Path) -> Iterator[Path]:
 
 
 def size_of(path: Path) -> int:
-    if not path.is_dir():
-        return path.stat().st_size if path.exists() else 0
-    return measure_files(path)[0]
+    return path.stat().st_size if path.is_file() else measure_files(path)[0]
 
 
 def measure_files(folder: Path) -> tuple[int, int]:
@@ -248,7 +246,7 @@ def remove_garbage(items: Iterable[Garbage]) -> int:
 
 
 def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
-    for folder in (new_folder(store), old_folder(store)):
+    for folder in temporary_folders(store):
         if folder.exists():
             yield _garbage(folder, store, "left behind when a store was made or deleted")
     if not store.exists():

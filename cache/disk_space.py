@@ -101,7 +101,6 @@ class StoreForecast:
 
     @property
     def written_bytes(self) -> int:
-        """Size of the files that are still to be written."""
         return self.size_bytes if self.frees_first else max(self.size_bytes - self.present_bytes, 0)
 
     @property

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,8 @@ def read_hdf5_spec(file: str | Path) -> CacheSpec:
     Raises:
         NotAStoreError: the file is not an exported store.
     """
-    with _open_exported(Path(file)) as source:
-        return _read_header(source, Path(file)).spec
+    with _open_exported(Path(file)) as (_, header):
+        return header.spec
 
 
 def import_hdf5(file: str | Path, store: str | Path) -> None:
@@ -96,8 +97,7 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
     """
     file, store = Path(file), Path(store)
     _require_absent(store)
-    with _open_exported(file) as source:
-        header = _read_header(source, file)
+    with _open_exported(file) as (source, header):
         journal = _read_journal(source, file)
         static = {name: source[name][...] for name in STATIC_ARRAYS}
         request = Request(
@@ -131,10 +131,6 @@ def _only_complete(header: Header, journal: Journal) -> tuple[Header, Journal]:
     return replace(header, arrays=complete, metadata=metadata), Journal(entries=entries)
 
 
-def _read_header(source: Any, file: Path) -> Header:
-    return parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
-
-
 def _read_journal(source: Mapping[str, Any], file: Path) -> Journal:
     entries = [parse_line(line) for line in source[JOURNAL_DATASET][...].tobytes().splitlines(keepends=True)]
     if None in entries:
@@ -153,17 +149,18 @@ def _notes_of(batch: Batch, journal: Journal, block_rows: int) -> BatchNotes:
     )
 
 
-def _open_exported(file: Path) -> Any:
+@contextmanager
+def _open_exported(file: Path) -> Iterator[tuple[Any, Header]]:
     if not file.exists():
         raise NotAStoreError("cache.hdf5_missing", file=file)
     try:
         source = h5py.File(file, "r")
     except OSError as error:
         raise NotAStoreError("cache.hdf5_unreadable", file=file, reason=error) from None
-    if HEADER_ATTRIBUTE not in source.attrs:
-        source.close()
-        raise NotAStoreError("cache.other_hdf5", file=file)
-    return source
+    with source:
+        if HEADER_ATTRIBUTE not in source.attrs:
+            raise NotAStoreError("cache.other_hdf5", file=file)
+        yield source, parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
 
 
 def _require_absent(path: Path) -> None:

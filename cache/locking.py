@@ -69,11 +69,7 @@ class LockOwner:
 
 
 class StoreLock:
-    """The right to be the only writer of a store, from `acquire` to `release`.
-
-    Args:
-        store: the store; the lock file is ``<store>.lock`` beside it.
-    """
+    """The right to be the only writer of a store, from `acquire` to `release`; the lock file is ``<store>.lock`` beside it."""
 
     def __init__(self, store: Path) -> None:
         self.store = store

@@ -133,20 +133,9 @@ def check_request(
     )
 
 
-def new_folder(store: Path) -> Path:
-    """Where a store is made before it is renamed."""
-    return store.with_name(f"{store.name}.new")
-
-
-def old_folder(store: Path) -> Path:
-    """Where a store goes before it is deleted."""
-    return store.with_name(f"{store.name}.old")
-
-
-def clear_leftovers(store: Path) -> None:
-    """Remove the folders that a killed owner of the lock left beside the store."""
-    for folder in (new_folder(store), old_folder(store)):
-        shutil.rmtree(folder, ignore_errors=True)
+def temporary_folders(store: Path) -> tuple[Path, Path]:
+    """Where a store is made before it gets its name, and where it goes before it is deleted."""
+    return store.with_name(f"{store.name}.new"), store.with_name(f"{store.name}.old")
 
 
 def remove_store(store: Path) -> None:
@@ -161,14 +150,15 @@ def remove_store(store: Path) -> None:
     is_ours = header.is_file() and FORMAT.encode() in header.read_bytes()
     if not is_ours and not (store / JOURNAL_FOLDER).is_dir():
         raise NotAStoreError("cache.foreign_folder", store=store)
-    os.replace(store, old_folder(store))
+    _, old = temporary_folders(store)
+    os.replace(store, old)
     sync_folder(store.parent)
-    shutil.rmtree(old_folder(store))
+    shutil.rmtree(old)
 
 
 def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
     """Make a store without a single row block."""
-    folder = new_folder(store)
+    folder, _ = temporary_folders(store)
     arrays, metadata = create_skeleton(folder, request.spec, request.arrays, request.static)
     header = replace(request.blank_header(), parity=request.parity, arrays=arrays, metadata=metadata)
     write_header(folder, header)
@@ -181,10 +171,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
 def resume_store(store: Path, request: Request, *, has_company: bool = False) -> tuple[Header, Journal]:
     """Resume a store: check that it is the requested one, add what is new to it, drop what is damaged.
 
-    Args:
-        store: the store.
-        request: what is requested.
-        has_company: other workers are writing it: the first of them has looked for damage, and staging files are theirs.
+    With `has_company`, other workers are writing it: the first of them has looked for damage, and staging files are theirs.
     """
     header = read_header(store)
     check_same(store, header, request)
@@ -235,7 +222,7 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
     ]
     if not new and not altered_metadata and not altered_static and request.parity.keys() <= header.parity.keys():
         return header
-    folder = new_folder(store)
+    folder, _ = temporary_folders(store)
     known = [entry.spec for entry in header.arrays.values()]
     arrays, metadata = create_skeleton(folder, header.spec, [*known, *new], request.static)
     added = altered_metadata | (metadata.keys() - header.metadata.keys())
@@ -269,14 +256,9 @@ def _is_sound(store: Path, header: Header, array: ChunkedArray, entry: Entry) ->
 def forget(
     store: Path, header: Header, journal: Journal, damaged: Mapping[int, Collection[str]]
 ) -> tuple[Header, Journal]:
-    """Drop damaged arrays of row blocks from the journal, so that a writer computes them again.
+    """Drop damaged arrays (row block -> names) from the journal, so that a writer computes them again; the caller holds the lock.
 
-    Args:
-        store: the store; the caller holds its lock.
-        header: its header.
-        journal: its journal, with bad lines.
-        damaged: row block -> names of arrays. Without its content hashes a whole row block is dropped, because nothing shows any
-            more that its tokens belong to these images.
+    Without its content hashes a whole row block is dropped, because nothing shows any more that its tokens belong to these images.
 
     Returns:
         Header and journal as they are on the disk now.

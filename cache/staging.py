@@ -57,21 +57,20 @@ def check_batch(
     Raises:
         BatchError: lists all arrays with other names, shapes or dtypes, and notes on other rows or arrays.
     """
-    names = {array.name for array in batch.arrays}
-    wrong: list[tuple[str, str, str]] = []
-    if set(tokens) != names:
-        missing, unknown = sorted(names - set(tokens)), sorted(set(tokens) - names)
-        wrong.append(("arrays", str(sorted(names)), f"missing {missing}, unknown {unknown}"))
-    expected = {array.name: ((len(batch), *array.row_shape), storage_dtype(spec, array.kind)) for array in batch.arrays}
-    expected[CONTENT_HASHES] = ((len(batch),), np.dtype("<u8"))
-    for name, values in {**tokens, CONTENT_HASHES: content_hashes}.items():
-        shape, dtype = expected.get(name, (values.shape, values.dtype))
-        if values.shape != shape or values.dtype != dtype:
-            wrong.append((name, f"{dtype} {shape}", f"{values.dtype} {values.shape}"))
+    expected = {a.name: f"{storage_dtype(spec, a.kind)} {(len(batch), *a.row_shape)}" for a in batch.arrays}
+    expected[CONTENT_HASHES] = f"uint64 {(len(batch),)}"
+    got = {
+        name: f"{values.dtype} {values.shape}" for name, values in {**tokens, CONTENT_HASHES: content_hashes}.items()
+    }
+    wrong = [
+        (name, expected.get(name, "no such array"), got.get(name, "nothing"))
+        for name in {**expected, **got}
+        if expected.get(name) != got.get(name)
+    ]
     if not all(batch.start <= row < batch.stop for row in notes.skipped):
         wrong.append(("notes.skipped", "rows of the batch", str(sorted(notes.skipped))))
-    if not {*notes.saturated, *notes.nonfinite} <= names:
-        wrong.append(("notes", "arrays of the batch", str(sorted({*notes.saturated, *notes.nonfinite}))))
+    if unknown := {*notes.saturated, *notes.nonfinite} - {array.name for array in batch.arrays}:
+        wrong.append(("notes", "arrays of the batch", str(sorted(unknown))))
     if wrong:
         raise BatchError(
             "cache.invalid_batch",
@@ -84,18 +83,11 @@ def check_batch(
 
 
 class OpenBlock:
-    """The row block that is being written.
-
-    Args:
-        store: the store.
-        header: its header.
-        journal: whether the content hashes of the row block are committed already.
-        block: its number.
-        missing: the token arrays to be written.
+    """The row block that is being written: its missing token arrays, and the content hashes if they are not committed yet.
 
     Attributes:
         next_row: the row that comes next.
-        stored_hashes: committed content hashes of the row block, or None: then they are written too.
+        stored_hashes: committed content hashes of the row block, or None.
     """
 
     def __init__(self, store: Path, header: Header, journal: Journal, block: int, missing: Sequence[ArraySpec]) -> None:

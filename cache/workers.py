@@ -89,12 +89,7 @@ class Worker:
 
 
 class WorkerLock:
-    """The right to write a store as one of several workers, from `acquire` to `release`.
-
-    Args:
-        store: the store.
-        worker: its index and the number of workers.
-    """
+    """The right to write a store as one of several workers, from `acquire` to `release`."""
 
     def __init__(self, store: Path, worker: Worker) -> None:
         self.store = store

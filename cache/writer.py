@@ -10,6 +10,7 @@ Independent of images and models; used by one thread at a time.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from .geometry import cut_batches
 from .header import Header, read_header, write_header
 from .journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
 from .locking import StoreLock
-from .resume import Request, check_request, clear_leftovers, create_store, remove_store, resume_store
+from .resume import Request, check_request, create_store, remove_store, resume_store, temporary_folders
 from .spec import ArraySpec, CacheSpec
 from .staging import Batch, OpenBlock, check_batch
 from .workers import Worker, WorkerLock
@@ -110,7 +111,8 @@ class CacheWriter:
             with storage_errors(store), lock.exclusive():  # the first worker makes the store, the next ones find it
                 lock.acquire()
                 has_company = isinstance(lock, WorkerLock) and bool(lock.others())
-                clear_leftovers(store)
+                for left_behind in temporary_folders(store):
+                    shutil.rmtree(left_behind, ignore_errors=True)
                 if overwrite:
                     remove_store(store)
                 if store.exists():

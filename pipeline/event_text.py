@@ -7,7 +7,7 @@ from typing import Any
 
 from . import events
 from .extraction.meter import limit_of
-from .probing.results import found
+from .probing.results import describe_choice
 from .quantities import size
 
 
@@ -179,7 +179,7 @@ def _(event: events.ProbeFinished) -> str:
     if row["test"] is None:
         return f"probe {event.probe}: every setting diverged{reused}"
     validation, test = row["validation"], row["test"]["balanced_accuracy"]
-    chosen = f" ({found(row)})" if found(row) else ""
+    chosen = f" ({choice})" if (choice := describe_choice(row)) else ""
     return (
         f"probe {event.probe}{chosen}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced "
         f"accuracy{reused}"

@@ -1,8 +1,8 @@
 """Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
 
-from .attention import AttentionProbe, AttentionStatistics, attention_mass, attention_statistics
+from .attention import AttentionStatistics, attention_mass, attention_statistics
 from .banks.bank import AttentiveBank, Bank
-from .banks.budget import PLANNED_KINDS, MemoryPlan, Sizes, plan_memory, sizes_of
+from .banks.budget import MemoryPlan, Sizes, plan_memory, sizes_of
 from .banks.linear_bank import LinearBank
 from .banks.module_bank import ModuleBank
 from .checkpoint import load_probe, save_probe
@@ -33,32 +33,26 @@ from .events import Progress
 from .fit import BankRun, FitResult, fit_bank, fit_banks
 from .group_plan import Candidate, GroupPlan, plan_group
 from .halving import Rung
-from .heads import (
-    ZOO,
-    AbmilpProbe,
-    AimProbe,
-    AlfEmbedProbe,
-    CaeProbe,
-    EpProbe,
-    MapProbe,
-    ScalarMixProbe,
-    SimPoolProbe,
-    VJepaProbe,
-    ZooProbe,
-)
+from .heads import HEADS, Form, Head, HeadModule, HeadType, make_probe
+from .heads.abmilp import AbmilpProbe
+from .heads.aim import AimProbe
+from .heads.alf_embed import AlfEmbedProbe
+from .heads.attention import FusionHead
 from .heads.attentive import AttentiveProbe
+from .heads.cae import CaeProbe
+from .heads.ep import EpProbe
 from .heads.knn import KnnProbe
 from .heads.linear import LinearProbe
-from .heads.make import make_probe
+from .heads.map import MapProbe
+from .heads.scalar_mix import ScalarMixProbe
+from .heads.simpool import SimPoolProbe
+from .heads.vjepa import VJepaProbe
 from .matmul import COMPUTES, quick_products, resolve_compute
 from .metrics import balanced_accuracy, top_k_accuracy
 from .outcome import Metrics, SettingScore, SweepResult
 from .protocol import (
-    HEAD_KINDS,
     PAPER,
     QUICK,
-    SOLVED_KINDS,
-    Head,
     NeighborSetting,
     PenaltySetting,
     Setting,
@@ -67,7 +61,7 @@ from .protocol import (
 )
 from .refit import Refit
 from .select import BankKey, BankScores, Journal
-from .solve.run import run_solver, run_solvers
+from .solve import run_solver, run_solvers
 from .sweep import run_sweep, run_sweeps
 
 __all__ = [
@@ -91,9 +85,12 @@ __all__ = [
     "LinearProbe",
     "KnnProbe",
     "make_probe",
-    # heads of other studies, by their kind and by name
-    "ZOO",
-    "ZooProbe",
+    "HEADS",
+    "HeadType",
+    "HeadModule",
+    "FusionHead",
+    "Form",
+    # heads of other studies
     "CaeProbe",
     "AlfEmbedProbe",
     "AimProbe",
@@ -120,12 +117,10 @@ __all__ = [
     "choose_batch_size",
     # the protocol
     "Head",
-    "HEAD_KINDS",
     "Setting",
     "SolvedSetting",
     "PenaltySetting",
     "NeighborSetting",
-    "SOLVED_KINDS",
     "TrainingProtocol",
     "PAPER",
     "QUICK",
@@ -156,7 +151,6 @@ __all__ = [
     "Sizes",
     "sizes_of",
     "MemoryPlan",
-    "PLANNED_KINDS",
     "plan_memory",
     "SweepResult",
     "SettingScore",
@@ -169,7 +163,6 @@ __all__ = [
     "attention_mass",
     "attention_statistics",
     "AttentionStatistics",
-    "AttentionProbe",
     "save_probe",
     "load_probe",
     # errors

@@ -1,12 +1,12 @@
-"""Where an attentive probe looks, and how widely.
+"""Statistics of the attention of a probe.
 
-Of one image, A [H, T] is the attention a head and token, each row summing to 1, and a = mean_h A its mean over the heads.
+For one image, A [H, T] is the attention by head and token, each row summing to 1, and a = mean_h A its mean over the heads.
 
     entropy     -sum_t p_t ln p_t, in nats; exp(entropy) is the effective number of tokens, 1 to T
     mass-80     the fewest tokens that together hold 80 % of p
 
-with p = a of the image as a whole, or p = A_h of one head. Heads that each look at one token of their own have little entropy while
-their mean has much, so both are kept. Nothing here depends on the labels.
+with p = a for the image as a whole, or p = A_h for one head. Heads that each attend to one token of their own have little
+entropy while their mean has much, so both are kept. Nothing here depends on the labels.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch import Tensor
 
 from .data.token_source import TokenSource, read_batches
 from .errors import DataError
-from .heads import AlfEmbedProbe, CaeProbe
-from .heads.attentive import AttentiveProbe
-
-AttentionProbe = AttentiveProbe | AlfEmbedProbe | CaeProbe
+from .heads.attention import FusionHead
 
 SHARE = 0.8  # of mass-80
 ROUNDING = 1e-6  # of a float32 softmax: five tokens of 0.2 each have 80 % in four
-BATCH, KEY_FLOATS = 256, 1 << 19  # the plain module makes keys [B, T, I]: 2 MiB of them at most, and as much on the way
+BATCH, KEY_FLOATS = (
+    256,
+    1 << 19,
+)  # the plain module makes keys [B, T, I]: 2 MiB of them at most, and as much in temporaries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionStatistics:
-    """What the attention of N images comes to; G groups of tokens, each token in one.
+    """The attention of N images; G groups of tokens, each token in one.
 
     Attributes:
         mass: [N, G] share of a on each group.
@@ -53,12 +53,12 @@ class AttentionStatistics:
 
 
 @torch.no_grad()
-def attention_statistics(probe: AttentionProbe, source: TokenSource, groups: Tensor) -> AttentionStatistics:
-    """Attention of every image of a source, in its order, in float64.
+def attention_statistics(probe: FusionHead, source: TokenSource, groups: Tensor) -> AttentionStatistics:
+    """Attention statistics of every image of a source, in its order, in float64.
 
     Args:
         probe: trained; not changed.
-        source: N >= 1 images with tokens as the probe knows them.
+        source: N >= 1 images with the tokens that the probe was trained on.
         groups: [T] int64, from 0 to G - 1: the group of each token.
 
     Raises:
@@ -66,8 +66,8 @@ def attention_statistics(probe: AttentionProbe, source: TokenSource, groups: Ten
     """
     num_samples, num_groups = len(source.labels), int(groups.max()) + 1
     if num_samples == 0:
-        raise DataError(where="attention", expected="at least one image", got="none", todo="Give images to look at.")
-    of_group = torch.nn.functional.one_hot(groups, num_groups).double()  # [T, G]
+        raise DataError("probes.no_images_for_attention")
+    groups_of_tokens = torch.nn.functional.one_hot(groups, num_groups).double()  # [T, G]
     total = torch.zeros(probe.num_heads, len(groups), dtype=torch.float64)
     parts: dict[str, list[Tensor]] = {
         name: [] for name in ("mass", *_SPREADS, *(f"{name}_of_head" for name in _SPREADS))
@@ -78,24 +78,24 @@ def attention_statistics(probe: AttentionProbe, source: TokenSource, groups: Ten
             attention = probe.attention(tokens.to(probe.query)).double().cpu()  # [B, H, T]
             of_image = attention.mean(1)  # [B, T]
             total += attention.sum(0)
-            parts["mass"].append(of_image @ of_group)
+            parts["mass"].append(of_image @ groups_of_tokens)
             for name, spread in _SPREADS.items():
                 parts[name].append(spread(of_image))
                 parts[f"{name}_of_head"].append(spread(attention))
     mass_of_token = total / num_samples
     return AttentionStatistics(
         **{name: torch.cat(values) for name, values in parts.items()},
-        mass_of_head=mass_of_token @ of_group,
+        mass_of_head=mass_of_token @ groups_of_tokens,
         mass_of_token=mass_of_token,
     )
 
 
-def attention_mass(probe: AttentionProbe, source: TokenSource) -> Tensor:
+def attention_mass(probe: FusionHead, source: TokenSource) -> Tensor:
     """Attention over the tokens, averaged over the images.
 
     Args:
         probe: trained; not changed.
-        source: N >= 1 images with tokens as the probe knows them.
+        source: N >= 1 images with the tokens that the probe was trained on.
 
     Returns:
         [H, T] float64; each head's row sums to 1.
@@ -112,8 +112,8 @@ def entropy(shares: Tensor) -> Tensor:
     >>> entropy(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])).tolist()
     [0.6931471824645996, 0.0]
     """
-    of_all: Tensor = torch.special.entr(shares).sum(-1)
-    return of_all
+    total: Tensor = torch.special.entr(shares).sum(-1)
+    return total
 
 
 def mass_80(shares: Tensor) -> Tensor:

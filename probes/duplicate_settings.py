@@ -17,7 +17,8 @@ NO_DECAY = 2.0**-25  # of float32, in which sweeps train
 def first_duplicates(settings: Sequence[Setting]) -> list[int]:
     """Of each setting the first one that trains to the same bits, often itself.
 
-    >>> from .protocol import PAPER, Head
+    >>> from .heads import Head
+    >>> from .protocol import PAPER
     >>> settings = PAPER.settings(Head(kind="linear"))
     >>> [index for index, first in enumerate(first_twins(settings)) if first != index], settings[15]
     ([15], Setting(lr=0.001, weight_decay=1e-05, dropout=0.0))

@@ -1,9 +1,9 @@
 """The exceptions of the probes.
 
     ProbeError
-    |-- SettingError      (ValueError)         a head, a setting or a protocol that makes no sense
-    |-- DataError         (ValueError)         tokens, labels or splits that do not fit the work
-    `-- CheckpointError   (ValueError)         a saved probe that is not what it should be
+    |-- SettingError      (ValueError)         an invalid head, setting or protocol
+    |-- DataError         (ValueError)         tokens, labels or splits that cannot be used
+    `-- CheckpointError   (ValueError)         an unreadable saved probe
         `-- CheckpointMissing  (FileNotFoundError)
 
 A probe that diverges is a result, not an error: see `sweep.py`.
@@ -15,19 +15,19 @@ from layerbank.errors import LayerbankError
 
 
 class ProbeError(LayerbankError):
-    """Training or loading probes cannot go on."""
+    """Probes cannot be trained or loaded."""
 
 
 class SettingError(ProbeError, ValueError):
-    """A head, a setting or a protocol that makes no sense."""
+    """A head, a setting or a protocol is invalid."""
 
 
 class DataError(ProbeError, ValueError):
-    """Tokens, labels or splits that do not fit the work."""
+    """Tokens, labels or splits cannot be used."""
 
 
 class CheckpointError(ProbeError, ValueError):
-    """A saved probe that is not what it should be."""
+    """A saved probe cannot be read."""
 
 
 class CheckpointMissing(CheckpointError, FileNotFoundError):

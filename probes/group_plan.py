@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from .banks.budget import FLOAT_BYTES, PLANNED_KINDS, MemoryPlan, plan_memory, sizes_of
+from .banks.budget import FLOAT_BYTES, MemoryPlan, plan_memory, sizes_of
 from .data.reading import Reading
 from .data.token_source import TokenSource, blocks_of, has_blocks
 from .errors import SettingError
+from .heads import HEADS, Head
 from .passes import plan_passes
-from .protocol import HEAD_KINDS, Head, TrainingProtocol
+from .protocol import TrainingProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def plan_group(
     alone = len(candidates) == 1 and readings[0].whole
     shared_bytes = 0 if alone else FLOAT_BYTES * sizes[0].batch_size * prod(source.token_shape)
     banks_bytes = None if memory_bytes is None else max(memory_bytes - shared_bytes, 0)
-    planned = [one.head.kind in PLANNED_KINDS for one in candidates]
+    planned = [not HEADS[one.head.kind].is_solved for one in candidates]
     memory = [plan_memory(of_one, banks_bytes) if known else None for of_one, known in zip(sizes, planned, strict=True)]
     refits = [
         plan_memory(replace(of_one, num_probes=1)).total_bytes if known else None
@@ -96,7 +97,7 @@ def reading_of(candidate: Candidate, source: TokenSource) -> Reading:
         SettingError: the tokens are not as its head wants them.
     """
     head = candidate.head
-    flat = HEAD_KINDS[head.kind].flat
+    flat = HEADS[head.kind].flat
     if not has_blocks(source) and len(source.token_shape) != (1 if flat else 2):
         raise SettingError(
             where=f"tokens of a {head.kind} head",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def balanced_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean over the classes that occur of the share of their samples that were recognised.
+    """Mean recall over the classes that occur.
 
     Args:
         predictions: [..., N] int64 class numbers.
@@ -23,10 +23,10 @@ def balanced_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> 
     """
     counts = torch.bincount(labels, minlength=num_classes)
     hits = (predictions == labels).double()
-    hits_of_class = torch.zeros(*hits.shape[:-1], num_classes, dtype=torch.float64, device=hits.device)
-    hits_of_class.scatter_add_(-1, labels.expand(hits.shape), hits)
+    class_hits = torch.zeros(*hits.shape[:-1], num_classes, dtype=torch.float64, device=hits.device)
+    class_hits.scatter_add_(-1, labels.expand(hits.shape), hits)
     occurs = counts > 0
-    return (hits_of_class[..., occurs] / counts[occurs]).mean(-1)
+    return (class_hits[..., occurs] / counts[occurs]).mean(-1)
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:

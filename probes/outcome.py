@@ -14,13 +14,10 @@ from .curves import LearningCurves
 from .data.batches import BatchPlan
 from .ensemble import Ensemble
 from .halving import Rung
-from .heads import ZooProbe
-from .heads.attentive import AttentiveProbe
-from .heads.knn import KnnProbe
-from .heads.linear import LinearProbe
-from .protocol import Head, Setting, SolvedSetting
+from .heads import Head, HeadModule
+from .protocol import Setting, SolvedSetting
 
-Probe = AttentiveProbe | LinearProbe | KnnProbe | ZooProbe | Ensemble
+Probe = HeadModule | Ensemble
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,71 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from .errors import SettingError
+from .heads import HEADS, Head
 from .matmul import COMPUTES
-
-SOLVED_KINDS = ("ridge", "logreg", "knn")  # heads of `run.py`: no optimiser, no steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadKind:
-    """What a kind of head is made of.
-
-    Attributes:
-        flat: it reads concatenated tokens (F,); all others stacked ones (T, D).
-        heads: it has heads, or queries that are heads (`ep`).
-        levels: it knows which level a token is of.
-        dropout: it has attention dropout, so that the grid has dropout rates.
-    """
-
-    flat: bool = False
-    heads: bool = False
-    levels: bool = False
-    dropout: bool = False
-
-
-HEAD_KINDS = {
-    "linear": HeadKind(flat=True),
-    "ridge": HeadKind(flat=True),
-    "logreg": HeadKind(flat=True),
-    "knn": HeadKind(flat=True),
-    "attentive": HeadKind(heads=True, dropout=True),
-    "cae": HeadKind(heads=True, dropout=True),
-    "alf-embed": HeadKind(heads=True, levels=True, dropout=True),
-    "aim": HeadKind(heads=True),
-    "ep": HeadKind(heads=True),
-    "abmilp": HeadKind(),
-    "simpool": HeadKind(),
-    "vjepa": HeadKind(heads=True),
-    "map": HeadKind(heads=True),
-    "scalar-mix": HeadKind(levels=True),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """Which probe: a kind of `HEAD_KINDS`, with its number of heads and of levels where it has some.
-
-    Raises:
-        SettingError: the kind is unknown, or it lacks heads or levels, or has too many.
-    """
-
-    kind: str
-    num_heads: int = 0
-    num_levels: int = 0
-
-    def __post_init__(self) -> None:
-        kind = HEAD_KINDS.get(self.kind)
-        if kind is None or (kind.heads, kind.levels) != (self.num_heads >= 1, self.num_levels >= 1):
-            if kind is None:
-                expected = f"a kind among {', '.join(HEAD_KINDS)}"
-            else:
-                expected = f"num_heads {'>= 1' if kind.heads else '0'}, num_levels {'>= 1' if kind.levels else '0'}"
-            raise SettingError(
-                where="Head",
-                expected=expected,
-                got=f"kind {self.kind!r}, num_heads {self.num_heads}, num_levels {self.num_levels}",
-                todo="Correct the head.",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +138,7 @@ class TrainingProtocol:
         >>> [len(PAPER.settings(head)) for head in (Head(kind="attentive", num_heads=24), Head(kind="linear"))]
         [63, 21]
         """
-        dropouts = self.dropouts if HEAD_KINDS[head.kind].dropout else (0.0,)
+        dropouts = self.dropouts if HEADS[head.kind].has_dropout else (0.0,)
         return tuple(
             Setting(lr=lr, weight_decay=weight_decay, dropout=dropout)
             for lr, weight_decay, dropout in product(self.lrs, self.weight_decays, dropouts)
@@ -213,17 +150,17 @@ class TrainingProtocol:
         Raises:
             SettingError: the head is trained.
 
-        >>> [len(PAPER.solved_settings(Head(kind=kind))) for kind in SOLVED_KINDS]
+        >>> [len(PAPER.solved_settings(Head(kind=kind))) for kind in ("ridge", "logreg", "knn")]
         [11, 11, 5]
         """
-        if head.kind not in SOLVED_KINDS:
+        if not HEADS[head.kind].is_solved:
             raise SettingError(
                 where="head to solve",
-                expected="one of " + ", ".join(SOLVED_KINDS),
+                expected="one of " + ", ".join(name for name in HEADS if HEADS[name].is_solved),
                 got=repr(head.kind),
                 todo="Train it with run_sweep.",
             )
-        if head.kind == "knn":
+        if HEADS[head.kind].grid == "num_neighbors":
             return tuple(NeighborSetting(num_neighbors=count) for count in self.num_neighbors)
         return tuple(PenaltySetting(penalty=penalty) for penalty in self.penalties)
 

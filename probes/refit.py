@@ -15,9 +15,7 @@ from .ensemble import Ensemble
 from .evaluate import check_test, compute_all_logits, measure
 from .events import OnEvent
 from .fit import fit_banks
-from .heads import ZooProbe
-from .heads.attentive import AttentiveProbe
-from .heads.linear import LinearProbe
+from .heads import HeadModule
 from .outcome import Metrics
 from .passes import plan_passes
 from .protocol import Setting, TrainingProtocol
@@ -48,7 +46,7 @@ class Refit:
 
     plan: BatchPlan
     curves: LearningCurves
-    probe: AttentiveProbe | LinearProbe | ZooProbe | Ensemble | None
+    probe: HeadModule | Ensemble | None
     test_logits: Tensor | None
     test: Metrics | None
     seconds: dict[str, float]
@@ -85,7 +83,7 @@ def refit(
     sizes = [trainables[winner.trainable].refit_bytes for winner in winners]
     passes = [[winners[place] for place in places] for places in plan_passes(sizes, memory_bytes)]
     everything = torch.arange(len(train.labels))
-    trained: dict[Winner, AttentiveProbe | LinearProbe | ZooProbe] = {}
+    trained: dict[Winner, HeadModule] = {}
     left: dict[Winner, tuple[BatchPlan, LearningCurves]] = {}
     seconds: dict[Winner, dict[str, float]] = {winner: {} for winner in winners}
     for of_pass in passes:
@@ -97,7 +95,7 @@ def refit(
             probes = [bank_run.bank.probe(0) for bank_run in bank_runs]
         del bank_runs  # before the next ones take their memory
         for winner, probe, outcome in zip(of_pass, probes, fitted, strict=True):
-            assert isinstance(probe, AttentiveProbe | LinearProbe | ZooProbe)
+            assert isinstance(probe, HeadModule)
             left[winner] = outcome.plan, outcome.curves
             if not bool(outcome.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
                 trained[winner] = probe

@@ -22,8 +22,9 @@ from .data.token_source import TokenSource
 from .events import OnEvent
 from .group_plan import Candidate, plan_group
 from .halving import Rung
+from .heads import Head
 from .outcome import SettingScore, SweepResult, choose
-from .protocol import Head, Setting, TrainingProtocol
+from .protocol import Setting, TrainingProtocol
 from .refit import Refit, Winner, refit
 from .select import Journal, Selection, select
 from .trainable_heads import TrainableHead, prepare

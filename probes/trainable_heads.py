@@ -14,10 +14,7 @@ from .data.reading import Reading
 from .data.token_source import TokenSource
 from .fit import BankRun
 from .group_plan import Candidate, reading_of
-from .heads import ZooProbe
-from .heads.attentive import AttentiveProbe
-from .heads.linear import LinearProbe
-from .heads.make import make_probe
+from .heads import HeadModule, make_probe
 from .protocol import Setting, TrainingProtocol
 
 
@@ -37,7 +34,7 @@ class TrainableHead:
 
     candidate: Candidate
     reading: Reading
-    initial: AttentiveProbe | LinearProbe | ZooProbe
+    initial: HeadModule
     settings: tuple[Setting, ...]
     memory: MemoryPlan | None
     refit_bytes: int | None
@@ -52,13 +49,13 @@ class TrainableHead:
         """A fresh bank, a probe a setting."""
         return BankRun(bank=self._bank(self.initial, settings, device), reading=self.reading, settings=settings)
 
-    def run_again(self, probe: AttentiveProbe | LinearProbe | ZooProbe, device: torch.device | str) -> BankRun:
+    def run_again(self, probe: HeadModule, device: torch.device | str) -> BankRun:
         """A trained probe, to be evaluated."""
         return BankRun(bank=self._bank(probe, [Setting(lr=0.0, weight_decay=0.0)], device), reading=self.reading)
 
     def _bank(
         self,
-        probe: AttentiveProbe | LinearProbe | ZooProbe,
+        probe: HeadModule,
         settings: Sequence[Setting],
         device: torch.device | str,
     ) -> Bank:

@@ -10,7 +10,7 @@ import click
 
 import layerbank
 from layerbank.cli import main
-from layerbank.probing import probe_names
+from layerbank.probing import probe_spec
 
 README = Path(layerbank.__file__).parent / "README.md"
 MARK = "<!-- reference -->\n"
@@ -32,8 +32,8 @@ def with_reference(text: str) -> str:
 
 
 def names() -> str:
-    """The tables of `probe_names.py`, without its first line."""
-    return (probe_names.__doc__ or "").partition("\n")[2].strip("\n") + "\n"
+    """The tables of `probe_spec.py`, without its first line."""
+    return (probe_spec.__doc__ or "").partition("\n")[2].strip("\n") + "\n"
 
 
 def _helps(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:

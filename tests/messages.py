@@ -19,7 +19,7 @@ class Refused:
 
 
 @contextmanager
-def raises(key: str, kind: type[LayerbankError] = LayerbankError, **values: object) -> Iterator[Refused]:
+def raises(key: str, kind: type[LayerbankError] = LayerbankError, /, **values: object) -> Iterator[Refused]:
     """The block ends with the message of this key, with these of its values among others."""
     refused = Refused()
     with pytest.raises(kind) as caught:

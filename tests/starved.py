@@ -23,16 +23,16 @@ from token_stores import make_spec
 from layerbank.cache import ArraySpec, CacheWriter, TokenCache
 from layerbank.events import Event, MemoryPlanned
 from layerbank.probes import QUICK, ModuleBank, SimPoolProbe
-from layerbank.probing.figures import draw_attention_map
+from layerbank.probing.attention import draw_attention_map
 from layerbank.probing.probe import Store, probe
-from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.probe_spec import ProbeSpec
 
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256, jitter_std=0.0)
 PROBES = {
-    "attentive": NamedProbe(name="attentive", head="attentive", levels=("final",), kinds=("grid4",), num_heads=2),
-    "cae": NamedProbe(name="cae", head="cae", levels=("final",), kinds=("grid4",), num_heads=2),
-    "simpool": NamedProbe(name="simpool", head="simpool", levels=("final",), kinds=("grid4",)),
-    "linear": NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",)),
+    "attentive": ProbeSpec(name="attentive", head="attentive", levels=("final",), kinds=("grid4",), num_heads=2),
+    "cae": ProbeSpec(name="cae", head="cae", levels=("final",), kinds=("grid4",), num_heads=2),
+    "simpool": ProbeSpec(name="simpool", head="simpool", levels=("final",), kinds=("grid4",)),
+    "linear": ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",)),
 }
 WIDTH, NUM_CLASSES = 128, 10
 ROW_BYTES = 16 * WIDTH * 2
@@ -126,7 +126,7 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
 def warm_up() -> None:
     """Load what the first matrix product, optimiser, picture and vmapped probe load."""
     with tempfile.TemporaryDirectory() as folder:
-        draw_attention_map(Path(folder) / "map.png", np.ones((1, 1)), ["final"], ["grid4"], "nothing")
+        draw_attention_map(Path(folder) / "map.png", np.ones((1, 1)), np.ones((1, 1)), ["final"], ["grid4"], "nothing")
     weight = torch.ones(64, 64, requires_grad=True)
     (torch.ones(64, 64) @ weight).sum().backward()
     torch.optim.AdamW([weight], fused=True).step()

@@ -20,7 +20,7 @@ def test_the_import_contracts_hold() -> None:
     assert ", 0 broken" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["layerbank", "layerbank.cli", "layerbank.events", "layerbank.probing.probe_names"])
+@pytest.mark.parametrize("module", ["layerbank", "layerbank.cli", "layerbank.events", "layerbank.probing.probe_spec"])
 def test_importing_the_command_line_imports_neither_torch_nor_zarr(module: str) -> None:
     code = (
         f"import sys, {module}; print([m for m in ('torch', 'zarr', 'timm', 'matplotlib', 'h5py') if m in sys.modules])"

@@ -11,9 +11,9 @@ import torch
 from layerbank.probes import (
     AlfEmbedProbe,
     ArraySource,
-    AttentionProbe,
     AttentiveProbe,
     CaeProbe,
+    FusionHead,
     attention_mass,
     attention_statistics,
     stack_tokens,
@@ -23,7 +23,7 @@ from layerbank.probes.attention import entropy, mass_80
 N, T, D, H = 37, 6, 12, 4
 GROUPS = torch.tensor([0, 1, 1, 2, 3, 3])  # two levels, of which each has a cls and two cells
 
-MAKERS: dict[str, Callable[[], AttentionProbe]] = {
+MAKERS: dict[str, Callable[[], FusionHead]] = {
     "attentive": lambda: AttentiveProbe(D, H, 3, seed=1),
     "cae": lambda: CaeProbe(D, H, 3, seed=1),
     "alf-embed": lambda: AlfEmbedProbe(D, H, 2, T, 3, seed=1),
@@ -35,7 +35,7 @@ def make_source(num_samples: int = N) -> ArraySource:
     return ArraySource(stack_tokens([tokens]), torch.zeros(num_samples, dtype=torch.int64), 3)
 
 
-def make_probe(kind: str) -> AttentionProbe:
+def make_probe(kind: str) -> FusionHead:
     """With a query large enough that attention is far from even."""
     probe = MAKERS[kind]()
     with torch.no_grad():

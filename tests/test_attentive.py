@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from messages import raises
 from torch.nn.functional import layer_norm
 
 from layerbank.probes.attention import attention_mass
@@ -75,38 +76,27 @@ def test_attention_mass_is_the_mean_over_images_and_sums_to_one() -> None:
 
 def test_attention_of_no_images_is_refused() -> None:
     source = ArraySource(torch.zeros(0, 5, 12), torch.zeros(0, dtype=torch.int64), 4)
-    with pytest.raises(DataError) as error:
+    with raises("probes.no_images_for_attention", DataError):
         attention_mass(AttentiveProbe(12, 3, 4), source)
-    assert str(error.value) == "attention: expected at least one image, got none. Give images to look at."
 
 
 def test_sizes_that_make_no_probe_are_refused() -> None:
-    with pytest.raises(SettingError) as error:
+    with raises("probes.more_heads_than_channels", SettingError, head="AttentiveProbe", num_heads=9, embed_dim=8):
         AttentiveProbe(8, 9, 3)
-    assert str(error.value) == (
-        "AttentiveProbe: expected 1 <= num_heads <= embed_dim and num_classes >= 1, "
-        "got embed_dim 8, num_heads 9, num_classes 3. Choose fewer heads or wider tokens."
-    )
-    with pytest.raises(SettingError) as error:
+    with raises("probes.sizes_not_positive", SettingError, sizes="embed_dim 8, num_heads 2, num_classes 0"):
+        AttentiveProbe(8, 2, 0)
+    with raises("probes.sizes_not_positive", SettingError, sizes="num_features 0, num_classes 3"):
         LinearProbe(0, 3)
-    assert str(error.value) == (
-        "LinearProbe: expected num_features >= 1 and num_classes >= 1, got num_features 0, num_classes 3. "
-        "Check that the tokens are not empty."
-    )
 
 
 @pytest.mark.parametrize(
-    ("mask", "got"),
+    ("mask", "dtype", "shape", "num_tokens"),
     [
-        (torch.zeros(3, dtype=torch.bool), "torch.bool [3] with 0 set"),
-        (torch.ones(3), "torch.float32 [3] with 3 set"),
-        (torch.ones(1, 3, dtype=torch.bool), "torch.bool [1, 3] with 3 set"),
+        (torch.zeros(3, dtype=torch.bool), "torch.bool", "[3]", 0),
+        (torch.ones(3), "torch.float32", "[3]", 3),
+        (torch.ones(1, 3, dtype=torch.bool), "torch.bool", "[1, 3]", 3),
     ],
 )
-def test_a_mask_without_tokens_is_refused(mask: torch.Tensor, got: str) -> None:
-    with pytest.raises(SettingError) as error:
+def test_a_mask_without_tokens_is_refused(mask: torch.Tensor, dtype: str, shape: str, num_tokens: int) -> None:
+    with raises("probes.token_mask", SettingError, dtype=dtype, shape=shape, num_tokens=num_tokens):
         AttentiveProbe(8, 2, 3, token_mask=mask)
-    assert str(error.value) == (
-        f"AttentiveProbe token_mask: expected a bool vector with at least one True, got {got}. "
-        "Leave the probe at least one token to look at."
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from messages import raises
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
@@ -122,7 +123,7 @@ def test_the_same_seed_gives_the_same_draws() -> None:
 
 
 def test_without_images_there_is_nothing_to_resample() -> None:
-    with pytest.raises(RequestError, match=r"bootstrap: expected at least one image, got none\. Test the probes"):
+    with raises("probing.no_images_to_resample", RequestError):
         intervals(np.zeros((1, 0)), np.zeros(0, dtype=np.int64))
 
 

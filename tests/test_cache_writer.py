@@ -339,6 +339,11 @@ def fewer_arrays(batch: Batch) -> dict[str, Any]:
     return {"tokens": {}}
 
 
+def unknown_array(batch: Batch) -> dict[str, Any]:
+    tokens = {array.name: tokens_of(array, np.arange(batch.start, batch.stop)) for array in batch.arrays}
+    return {"tokens": tokens | {"tokens/final/ap": np.zeros((len(batch), 8), np.float16)}}
+
+
 def wider(batch: Batch) -> dict[str, Any]:
     return {"tokens": {array.name: np.zeros((len(batch), 9), np.float16) for array in batch.arrays}}
 
@@ -366,7 +371,8 @@ INVALID = "cache.invalid_batch"
 @pytest.mark.parametrize(
     ("change", "key", "expected", "got"),
     [
-        (fewer_arrays, INVALID, "arrays: ['tokens/block.0/cls'", "arrays: missing ['tokens/block.0/cls'"),
+        (fewer_arrays, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: nothing"),
+        (unknown_array, INVALID, "tokens/final/ap: no such array", "tokens/final/ap: float16 (60, 8)"),
         (wider, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float16 (60, 9)"),
         (doubles, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float64 (60, 8)"),
         (signed_hashes, INVALID, "content_hashes: uint64 (60,)", "content_hashes: int64 (60,)"),

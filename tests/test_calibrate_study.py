@@ -13,7 +13,7 @@ from layerbank.jobs.study_plan import num_trainings
 from layerbank.models.request import ModelRequest
 from layerbank.planning.calibrate_study import image_seconds, step_seconds
 from layerbank.probes import QUICK, Head
-from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.probe_spec import parse_probe
 
 FEW = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), dropouts=(0.0, 0.5), batch_size=32, compute="float32")
 
@@ -22,7 +22,7 @@ def test_duplicate_settings_are_counted_once() -> None:
     duplicates = replace(FEW, weight_decays=(1e-6, 1e-5, 1e-2))  # 1e-3 by 1e-6 and 1e-5: no decay at all
 
     def count(name: str) -> int:
-        return num_trainings(resolve_probe(name, 12), duplicates, lambda level, kind: (192,))
+        return num_trainings(parse_probe(name, 12), duplicates, lambda level, kind: (192,))
 
     assert count("linear-cls") == 5 + 1
     assert count("alf") == 5 * 2 + 1

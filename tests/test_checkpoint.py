@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from messages import raises
 from safetensors.torch import load_file, save_file
 
 from layerbank.probes.checkpoint import load_probe, save_probe
@@ -69,9 +70,8 @@ def test_a_save_that_is_cut_short_leaves_no_probe(tmp_path: Path, monkeypatch: p
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     save_probe(tmp_path, LinearProbe(7, 3), {})
     (tmp_path / name).unlink()
-    with pytest.raises(CheckpointMissing) as error:
+    with raises("probes.no_saved_probe", CheckpointMissing, folder=tmp_path, name=name):
         load_probe(tmp_path)
-    assert str(error.value) == (f"{tmp_path}: expected the file {name}, got none. Train and save the probe again.")
 
 
 def test_weights_of_another_head_are_refused_tensor_by_tensor(tmp_path: Path) -> None:
@@ -80,50 +80,42 @@ def test_weights_of_another_head_are_refused_tensor_by_tensor(tmp_path: Path) ->
     weights["classifier.weight"] = torch.zeros(3, 8)
     weights["extra"] = weights.pop("classifier.bias")
     save_file(weights, tmp_path / "probe.safetensors")
-    with pytest.raises(CheckpointError) as error:
+    expected = "classifier.bias [3], classifier.weight [3, 7], extra absent"
+    found = "classifier.bias absent, classifier.weight [3, 8], extra [3]"
+    file = tmp_path / "probe.safetensors"
+    with raises("probes.foreign_weights", CheckpointError, file=file, expected=expected, found=found):
         load_probe(tmp_path)
-    assert str(error.value) == (
-        f"{tmp_path / 'probe.safetensors'}: expected classifier.bias [3], classifier.weight [3, 7], "
-        "extra absent, got classifier.bias absent, classifier.weight [3, 8], extra [3]. "
-        "The weights do not belong to probe.json; save the probe again."
-    )
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "key"),
     [
-        ("{", "JSON with format, head and config"),
-        ("[]", "JSON with format, head and config"),
-        ('{"format": 1}', "JSON with format, head and config"),
-        ('{"format": 1, "config": {}, "head": {"kind": "conv"}}', "a head this version knows"),
-        ('{"format": 1, "config": {}, "head": {"kind": "linear", "depth": 3}}', "a head this version knows"),
-        ('{"format": 1, "config": {}, "head": 3}', "a head this version knows"),
-        ('{"format": 1, "config": {}, "head": {"kind": "knn", "num_samples": 0}}', "a head this version knows"),
+        ("{", "probes.damaged_description"),
+        ("[]", "probes.damaged_description"),
+        ('{"format": 1}', "probes.damaged_description"),
+        ('{"format": 1, "config": {}, "head": {"kind": "conv"}}', "probes.unknown_saved_head"),
+        ('{"format": 1, "config": {}, "head": {"kind": "linear", "depth": 3}}', "probes.unknown_saved_head"),
+        ('{"format": 1, "config": {}, "head": 3}', "probes.unknown_saved_head"),
+        ('{"format": 1, "config": {}, "head": {"kind": "knn", "num_samples": 0}}', "probes.unknown_saved_head"),
     ],
 )
-def test_a_damaged_description_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_damaged_description_is_refused(tmp_path: Path, text: str, key: str) -> None:
     save_probe(tmp_path, LinearProbe(7, 3), {})
     (tmp_path / "probe.json").write_text(text)
-    with pytest.raises(CheckpointError) as error:
+    with raises(key, CheckpointError, file=tmp_path / "probe.json"):
         load_probe(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path / 'probe.json'}: expected {expected} (")
-    assert str(error.value).endswith("got something else. The file is damaged; save the probe again.")
 
 
 def test_a_description_of_another_format_is_refused(tmp_path: Path) -> None:
     save_probe(tmp_path, LinearProbe(7, 3), {})
     description = json.loads((tmp_path / "probe.json").read_text())
     (tmp_path / "probe.json").write_text(json.dumps(description | {"format": 2}))
-    with pytest.raises(CheckpointError) as error:
+    with raises("probes.checkpoint_format", CheckpointError, file=tmp_path / "probe.json", expected=1, found=2):
         load_probe(tmp_path)
-    assert str(error.value) == (
-        f"{tmp_path / 'probe.json'}: expected format 1, got format 2. Load it with the version that wrote it."
-    )
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     save_probe(tmp_path, LinearProbe(7, 3), {})
     (tmp_path / "probe.safetensors").write_bytes(b"\x00" * 40)
-    with pytest.raises(CheckpointError) as error:
+    with raises("probes.damaged_weights", CheckpointError, file=tmp_path / "probe.safetensors"):
         load_probe(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path / 'probe.safetensors'}: expected a safetensors file (")

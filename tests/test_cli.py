@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from commands import MODEL, run
+from messages import refuses
 
 from layerbank.models.request import choose_precision, choose_workers
 
@@ -77,7 +78,7 @@ def test_json_is_one_document_without_progress(place: dict[str, Any]) -> None:
     assert result.stderr == ""
 
 
-def test_a_halving_sweep_is_asked_for_by_an_option(place: dict[str, Any], tmp_path: Path) -> None:
+def test_a_halving_sweep_is_an_option(place: dict[str, Any], tmp_path: Path) -> None:
     more = ("--probe", "linear-cls", "--sweep", "halving", "--runs", str(tmp_path), "--json")
     result = run("probe", *place["arguments"], *more)
     (row,) = json.loads(result.stdout)["rows"]
@@ -85,7 +86,7 @@ def test_a_halving_sweep_is_asked_for_by_an_option(place: dict[str, Any], tmp_pa
     assert len(row["rungs"]) == 3
 
 
-def test_the_numbers_of_products_are_asked_for_by_an_option(place: dict[str, Any], tmp_path: Path) -> None:
+def test_the_compute_precision_is_an_option(place: dict[str, Any], tmp_path: Path) -> None:
     more = ("--probe", "linear-cls", "--compute", "bfloat16", "--runs", str(tmp_path), "--json")
     (row,) = json.loads(run("probe", *place["arguments"], *more).stdout)["rows"]
     assert row["compute"] == "bfloat16"
@@ -214,9 +215,8 @@ def test_predict_refuses_a_folder_without_a_probe(tmp_path: Path) -> None:
 
 
 def test_images_without_labels_are_no_data_to_probe(place: dict[str, Any], photos: Path) -> None:
-    shown = refusal("probe", *place["arguments"], "--data", f"images:{photos}")
-    assert "images with labels" in shown
-    assert "Give labelled data" in shown
+    result = run("probe", *place["arguments"], "--data", f"images:{photos}")
+    refuses(result, "probing.unlabelled_images", data=f"{photos.name}/train")
 
 
 def test_wrong_data_are_refused_before_the_model_is_looked_for() -> None:
@@ -275,7 +275,7 @@ def test_auto_is_half_precision_on_a_gpu_only() -> None:
     assert choose_precision("bfloat16", "cpu") == "bfloat16"
 
 
-def test_a_memory_budget_is_told_and_changes_no_result(place: dict[str, Any], tmp_path: Path) -> None:
+def test_a_memory_budget_is_shown_and_changes_no_result(place: dict[str, Any], tmp_path: Path) -> None:
     result = run("probe", *place["arguments"], "--runs", str(tmp_path), "--memory", "3GB")
     assert result.exit_code == 0, result.output
     assert "of tokens in memory; at most" in result.stderr

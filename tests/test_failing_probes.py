@@ -1,4 +1,4 @@
-"""One probe that cannot be trained: it fails by name, and every other one of its ride, seed and unit comes out as ever."""
+"""One probe that cannot be trained: it fails by name, and every other one of its group, seed and unit gives the usual row."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from typing import Any
 import pytest
 import torch
 from commands import run as run_command
+from messages import check, raises
+from small_stores import ALF, GRID, LINEAR, PROTOCOL, write_small_store
 from study_recipes import arguments, results, write_recipe
-from test_resident import ALF, GRID, LINEAR, PROTOCOL, write
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.jobs.units
 import layerbank.probing.training
-from layerbank import RequestError
+from layerbank import RequestError, WorkError
+from layerbank.errors import Message
 from layerbank.events import Event, ProbeProgress, TrainingStarted
 from layerbank.probes import DataError, Head, SettingError
 from layerbank.probing.probe import Store, probe
-from layerbank.probing.probe_names import NamedProbe, SmallestLevels, TopSettings
+from layerbank.probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from layerbank.probing.results import read_rows
 
-UNFIT = NamedProbe(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels
-RIDGE = NamedProbe(name="ridge", head="ridge", levels=("final",), kinds=("cls",))
+UNFIT = ProbeSpec(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels
+RIDGE = ProbeSpec(name="ridge", head="ridge", levels=("final",), kinds=("cls",))
 HUGE = replace(ALF, name="huge", num_heads=24)
 Failed = list[tuple[str, Exception]]
 
@@ -33,7 +35,9 @@ Failed = list[tuple[str, Exception]]
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     folder = tmp_path_factory.mktemp("stores")
-    caches = [write(folder / f"{name}.zarr", num_rows=count) for name, count in (("train", 400), ("test", 120))]
+    caches = [
+        write_small_store(folder / f"{name}.zarr", num_rows=count) for name, count in (("train", 400), ("test", 120))
+    ]
     return Store(caches[0].path, caches[0].spec), Store(caches[1].path, caches[1].spec)
 
 
@@ -52,12 +56,12 @@ def started(events: Sequence[Event]) -> list[tuple[str, ...]]:
     return [event.probes for event in events if isinstance(event, TrainingStarted)]
 
 
-def top(base: NamedProbe) -> NamedProbe:
+def top(base: ProbeSpec) -> ProbeSpec:
     return replace(base, name=f"{base.name}-top2", derived=TopSettings(base=base, num_members=2))
 
 
 def run(
-    stores: tuple[Store, Store], runs: Path, probes: Sequence[NamedProbe], **more: Any
+    stores: tuple[Store, Store], runs: Path, probes: Sequence[ProbeSpec], **more: Any
 ) -> tuple[list[dict[str, Any]], Failed, list[Event]]:
     failed: Failed = []
     events: list[Event] = []
@@ -86,10 +90,10 @@ def test_a_head_that_does_not_fit_its_tokens_fails_before_the_others_train_and_t
     assert "7" in str(error)
 
 
-def test_a_ride_that_fails_because_of_one_probe_is_taken_up_probe_by_probe(
+def test_a_group_that_fails_because_of_one_probe_is_repeated_probe_by_probe(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = DataError(where="tokens", expected="other ones", got="these", todo="Mend them.")
+    refused = DataError(Message(where="tokens", expected="other tokens", got="these", todo="Repair them."))
     original = layerbank.probing.training.run_sweeps
 
     def run_sweeps(sweeps: Any, *rest: Any, **more: Any) -> Any:
@@ -110,10 +114,10 @@ def test_a_ride_that_fails_because_of_one_probe_is_taken_up_probe_by_probe(
     assert not (tmp_path / ".sweeps").exists()
 
 
-def test_without_a_listener_the_first_failure_is_raised(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_without_a_callback_the_first_failure_is_raised(stores: tuple[Store, Store], tmp_path: Path) -> None:
     with pytest.raises(SettingError):
         probe(*stores, [LINEAR, UNFIT], PROTOCOL, tmp_path)
-    with pytest.raises(RequestError, match=r"block\.7/cls"):
+    with raises("probing.missing_arrays", RequestError, arrays="block.7/cls"):
         probe(*stores, [replace(LINEAR, levels=("block.7",))], PROTOCOL, tmp_path)
     assert not (tmp_path / "results.jsonl").exists()
 
@@ -142,10 +146,10 @@ def test_a_store_that_lacks_what_one_probe_reads_is_that_probes_failure(
     assert [name for name, _ in failed] == ["lost", "lost-top2"]
 
 
-def test_what_is_solved_fails_alone(
+def test_a_solved_probe_fails_alone(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = DataError(where="tokens", expected="finite values", got="others", todo="Mend them.")
+    refused = DataError(Message(where="tokens", expected="finite values", got="others", todo="Repair them."))
     original = layerbank.probing.training.run_solvers
 
     def solve(head: Any, *rest: Any, **more: Any) -> Any:
@@ -159,20 +163,19 @@ def test_what_is_solved_fails_alone(
     assert by_name(rows) == {name: wanted[name] for name in ("ridge", "linear")}
 
 
-def test_what_is_made_of_a_probe_that_failed_says_so(
+def test_a_post_hoc_probe_of_a_base_that_failed_names_the_base(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     smallest = replace(UNFIT, name="unfit-smallest", derived=SmallestLevels(base=UNFIT))
     rows, failed, _ = run(stores, tmp_path, [top(UNFIT), smallest, top(ALF)])
     assert by_name(rows) == {"alf-top2": wanted["alf-top2"]}
     assert [name for name, _ in failed] == ["unfit", "unfit-top2", "unfit-smallest"]
-    assert str(failed[1][1]).startswith(
-        "probe unfit-top2: expected a finished unfit, of which it is made, got one that failed: "
-    )
-    assert str(failed[1][1]).endswith("See what unfit says; when that is mended, run this again.")
+    error = failed[1][1]
+    assert isinstance(error, WorkError)
+    check(error, "probing.base_failed", {"probe": "unfit-top2", "base": "unfit"})
 
 
-def test_what_a_ride_had_chosen_before_it_failed_is_not_trained_again(
+def test_what_a_group_had_chosen_before_it_failed_is_not_trained_again(
     stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = layerbank.probing.training.run_sweeps
@@ -180,7 +183,7 @@ def test_what_a_ride_had_chosen_before_it_failed_is_not_trained_again(
     def only_alone(sweeps: Any, *rest: Any, **more: Any) -> Any:
         results = original(sweeps, *rest, **more)
         if len(sweeps) > 1:
-            raise SettingError(where="company", expected="none", got="some", todo="Go alone.")
+            raise SettingError(Message(where="group", expected="one probe", got="several", todo="Train it alone."))
         return results
 
     monkeypatch.setattr(layerbank.probing.training, "run_sweeps", only_alone)
@@ -195,7 +198,7 @@ def test_what_a_ride_had_chosen_before_it_failed_is_not_trained_again(
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()]
 )
-def test_memory_that_runs_out_is_a_failure_and_company_that_is_too_much_goes_alone(
+def test_memory_that_runs_out_is_a_failure_and_a_group_that_is_too_large_trains_alone(
     stores: tuple[Store, Store],
     wanted: dict[str, dict[str, Any]],
     tmp_path: Path,
@@ -212,12 +215,10 @@ def test_memory_that_runs_out_is_a_failure_and_company_that_is_too_much_goes_alo
     monkeypatch.setattr(layerbank.probing.training, "run_sweeps", run_sweeps)
     rows, failed, _ = run(stores, tmp_path, [LINEAR, ALF])
     assert by_name(rows) == {"linear": wanted["linear"]}
-    ((name, told),) = failed
+    ((name, failure),) = failed
     assert name == "alf"
-    assert str(told).startswith("probe alf: expected memory for its training, got ")
-    assert str(told).endswith(
-        "Give less with --memory, so that fewer probes train at a time, or end what else takes the memory."
-    )
+    assert isinstance(failure, WorkError)
+    check(failure, "probing.out_of_memory", {"probe": "alf"})
     with pytest.raises(type(error)):
         probe(*stores, [ALF], PROTOCOL, tmp_path)
 
@@ -252,7 +253,7 @@ def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_w
         *(("alf", 0), ("alf-top2", 0), ("alf", 3), ("alf-top2", 3))
     ]
     assert "failed: timm/vit_tiny_patch16_224 on folder:" in result.stderr
-    assert ", alf-top2, seed 3: probe alf-top2: one that failed: " in result.stderr
+    assert ", alf-top2, seed 3: probe alf-top2: a base that failed: " in result.stderr
     again = run_command(*arguments(recipe, tmp_path))
     assert again.exit_code == 0, again.output
     assert again.stderr.count("not trained again") == 4

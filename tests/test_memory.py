@@ -23,7 +23,7 @@ from layerbank.memory import (
     parse_size,
 )
 from layerbank.probes import QUICK, Candidate, Head, SettingError
-from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.tokens.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
@@ -108,7 +108,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> CachedTokens:
     path = tmp_path_factory.mktemp("store") / "train.zarr"
     arrays = [ArraySpec(level="final", kind="cls", row_shape=(1024,))]
     write_store(path, make_spec(12_000), arrays, attributes={"class_names": [*"0123456789"]})
-    probe = NamedProbe(name="linear-cls", head="linear", levels=("final",), kinds=("cls",))
+    probe = ProbeSpec(name="linear-cls", head="linear", levels=("final",), kinds=("cls",))
     return CachedTokens(TokenCache.open(path), [probe])
 
 

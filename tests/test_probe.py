@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from photos import TINY_MODEL, write_photos
+from messages import raises
+from photos import write_photos
+from probe_runs import BATCH, PROTOCOL, REQUEST, run, stores_of
 
 import layerbank
 from layerbank import RequestError
-from layerbank.cache import TokenCache
+from layerbank.cache import DamagedStoreError, TokenCache
 from layerbank.data.sources import open_source
 from layerbank.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.models.backbone import Backbone
-from layerbank.models.request import ModelRequest
 from layerbank.models.rounding import float_tokens, round_tokens
-from layerbank.probes import QUICK, ArraySource, TrainingProtocol, concat_tokens, run_sweeps
+from layerbank.probes import ArraySource, concat_tokens, run_sweeps
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import Store, check_classes, probe, row_folder, run_folder
+from layerbank.probing.probe import Store, check_classes, probe, row_folder, run_folder, verify_arrays
 from layerbank.probing.probe_groups import candidates_of
-from layerbank.probing.probe_names import resolve_probe
 from layerbank.probing.probe_sizes import leave_out_unfit
-from layerbank.probing.results import read_rows
-from layerbank.probing.results_table import results_table
+from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.results import read_rows, results_table
 from layerbank.probing.tokens.token_source import CachedTokens, join_tokens
-
-BATCH = 16
-PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
-KINDS = ("cls", "ap", "grid2", "patch")
-REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -43,36 +38,9 @@ def backbone() -> Backbone:
     return REQUEST.open("cpu")
 
 
-def stores_of(backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16") -> tuple[Store, Store]:
-    stores = []
-    for split in ("train", "test"):
-        source = open_source(f"folder:{photos}", split)
-        spec = spec_of(backbone, source, storage_dtype)
-        store = Store(spec.store_path(root), spec)
-        arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS)
-        config = ExtractConfig(arrays=arrays, storage_dtype=storage_dtype, batch_size=BATCH, num_workers=0)
-        extract(backbone, source, config, store.path)
-        stores.append(store)
-    return stores[0], stores[1]
-
-
 @pytest.fixture(scope="module")
 def stores(backbone: Backbone, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     return stores_of(backbone, photos, tmp_path_factory.mktemp("caches"))
-
-
-def run(
-    stores: tuple[Store, Store],
-    runs: Path,
-    names: tuple[str, ...],
-    protocol: TrainingProtocol = PROTOCOL,
-    **more: Any,
-) -> tuple[list[dict[str, Any]], list[Event]]:
-    events: list[Event] = []
-    named = [resolve_probe(name, 12) for name in names]
-    config = {"model": REQUEST.to_dict()}
-    rows = probe(*stores, named, protocol, runs, config=config, on_event=events.append, **more)
-    return rows, events
 
 
 @pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
@@ -81,7 +49,7 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
     backbone: Backbone, photos: Path, tmp_path: Path, name: str, storage_dtype: str
 ) -> None:
     train, _ = stores_of(backbone, photos, tmp_path, storage_dtype)
-    named = resolve_probe(name, backbone.depth)
+    named = parse_probe(name, backbone.depth)
     source = open_source(f"folder:{photos}", "train")
     forward = backbone.compile(named.levels, named.kinds)
     pieces, cache = [], TokenCache.open(train.path, train.spec)
@@ -111,7 +79,7 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
         assert torch.equal(other.test_logits, one.test_logits)  # type: ignore[arg-type]
 
 
-def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_a_picture(
+def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_an_attention_map(
     stores: tuple[Store, Store], tmp_path: Path
 ) -> None:
     names = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
@@ -278,7 +246,7 @@ def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Sto
     assert len(read_rows(tmp_path / "results.jsonl")) == 2
 
 
-def test_the_numbers_of_products_belong_to_the_key_of_what_is_trained_and_not_of_what_is_solved(
+def test_the_compute_precision_belongs_to_the_key_of_trained_probes_and_not_of_solved_ones(
     stores: tuple[Store, Store], tmp_path: Path
 ) -> None:
     names = ("linear-cls", "ridge-cls")
@@ -294,12 +262,12 @@ def test_best_keeps_the_candidate_that_validation_chose_and_the_scores_of_all(
     stores: tuple[Store, Store], photos: Path, tmp_path: Path
 ) -> None:
     """Alone, or beside a candidate of its own: both are then trained once."""
-    named = leave_out_unfit([resolve_probe("best", 12)], REQUEST.open("cpu").row_shape)
+    named = leave_out_unfit([parse_probe("best", 12)], REQUEST.open("cpu").row_shape)
     names = [one.name for one in named[0].candidates]
     assert not any("grid4" in name for name in names)  # there are 2 x 2 patches
     assert len(names) == 8
     config = {"model": REQUEST.to_dict()}
-    (best, alf) = probe(*stores, [*named, resolve_probe("alf", 12)], PROTOCOL, tmp_path, config=config)
+    (best, alf) = probe(*stores, [*named, parse_probe("alf", 12)], PROTOCOL, tmp_path, config=config)
     assert (best["probe"], best["together_with"], alf["together_with"]) == ("best", ["alf"], ["best"])
     assert [one["probe"] for one in best["candidates"]] == names
     scores = [max(score["validation"] for score in one["settings"]) for one in best["candidates"]]
@@ -308,7 +276,7 @@ def test_best_keeps_the_candidate_that_validation_chose_and_the_scores_of_all(
     assert (alf["candidate"], alf["candidates"]) == (None, [])
     as_alf = next(one for one in best["candidates"] if one["probe"] == "attn-all")
     assert as_alf["settings"] == alf["settings"]
-    winner = resolve_probe(best["candidate"], 12)
+    winner = parse_probe(best["candidate"], 12)
     assert (tuple(best["levels"]), tuple(best["kinds"])) == (winner.levels, winner.kinds)
     saved = SavedProbe(row_folder(tmp_path, best))
     predictions = list(saved.predict(open_source(f"folder:{photos}", "test"), batch_size=BATCH, num_workers=0))
@@ -323,8 +291,8 @@ def test_a_row_is_the_same_whatever_its_probe_trained_together_with(
     assert {name for row in together for name in row["together_with"]} >= {"linear-cls", "alf"}
     for name, row in zip(names, together, strict=True):
         (alone,), _ = run(stores, tmp_path / name, (name,))
-        company = {"seconds": None, "together_with": None}
-        assert row | company == alone | company
+        may_differ = {"seconds": None, "together_with": None}
+        assert row | may_differ == alone | may_differ
 
 
 def test_retraining_writes_the_row_again(stores: tuple[Store, Store], tmp_path: Path) -> None:
@@ -350,16 +318,29 @@ def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
 def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_adds_them(
     stores: tuple[Store, Store], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        RequestError, match=r"'alf-grid3'.*tokens|block\.1/grid3.*layerbank extract .* --kinds cls,grid3"
-    ):
+    with raises("probing.missing_arrays", RequestError, probe="alf-grid3", kinds="cls,grid3") as refused:
         run(stores, tmp_path, ("alf-grid3",))
+    assert "block.1/grid3" in refused.error.values["arrays"]
+    assert "layerbank extract ... --kinds cls,grid3" in refused.error.todo
+
+
+def test_a_damaged_store_is_refused_with_the_command_that_repairs_it(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    train = stores[0]._replace(path=tmp_path / "train.zarr")
+    shutil.copytree(stores[0].path, train.path)
+    verify_arrays([train], [("final", "cls")])
+    (train.path / "tokens/final/cls/c.0.0").write_bytes(b"short")
+    with raises("probing.damaged_store", DamagedStoreError, store=train.path) as refused:
+        verify_arrays([train], [("final", "cls")])
+    assert "final/cls" in refused.error.got
 
 
 def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     one = write_photos(tmp_path / "one", {"train": 2})
     two = write_photos(tmp_path / "two", {"test": 2}, ("blue", "green", "violet"))
-    with pytest.raises(RequestError, match=r"classes of two/test: .*3: blue, green, red, got 3: blue, green, violet"):
+    classes = {"train_classes": "3: blue, green, red", "test_classes": "3: blue, green, violet"}
+    with raises("probing.different_classes", RequestError, test="two/test", **classes):
         check_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
 
 
@@ -386,8 +367,8 @@ def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
 def test_quirks_normalise_the_patches_of_a_level_over_its_tokens_and_a_saved_probe_predicts_so_too(
     stores: tuple[Store, Store], photos: Path, tmp_path: Path
 ) -> None:
-    named = resolve_probe("cae-mid", 12, reference_quirks=True)
-    plain = resolve_probe("cae-mid", 12)
+    named = parse_probe("cae-mid", 12, reference_quirks=True)
+    plain = parse_probe("cae-mid", 12)
     cache = TokenCache.open(stores[0].path, stores[0].spec)
     tokens = CachedTokens(cache, named).take(torch.arange(3))  # [3, 2 levels x (cls + 4 patches), D]
     for number, level in enumerate(named.levels):
@@ -442,5 +423,7 @@ def test_a_probe_of_another_backbone_is_refused_with_what_differs(stores: tuple[
     description = json.loads((folder / "probe.json").read_text())
     description["config"]["model"]["seed"] = 5
     (folder / "probe.json").write_text(json.dumps(description))
-    with pytest.raises(RequestError, match=r"its own backbone: weights = '[0-9a-f]+', got weights = '[0-9a-f]+'"):
+    with raises("probing.other_backbone", RequestError, folder=folder) as refused:
         SavedProbe(folder)
+    for side in ("trained_on", "found"):
+        assert re.fullmatch("weights = '[0-9a-f]+'", refused.error.values[side])

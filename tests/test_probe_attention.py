@@ -15,15 +15,15 @@ import torch
 from layerbank.models.layers import layer_set
 from layerbank.probes import ArraySource, AttentiveProbe, stack_tokens
 from layerbank.probing.attention import THIRDS, keep_attention, third_of_depth
-from layerbank.probing.probe_names import NamedProbe, resolve_probe
+from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 
 N, D, H = 23, 16, 3
 IDS = [f"häuser/{number}.png" for number in range(N)]
 
 
 @pytest.fixture(scope="module")
-def named() -> NamedProbe:
-    return resolve_probe("alf-grid2-quarterly", 12)  # block.3, block.6, block.9, final x cls, grid2
+def named() -> ProbeSpec:
+    return parse_probe("alf-grid2-quarterly", 12)  # block.3, block.6, block.9, final x cls, grid2
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def attention() -> np.ndarray[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def kept(named: NamedProbe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def kept(named: ProbeSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("row")
     return folder, keep_attention(*make(), named, [1, 4], IDS, folder, "alf-grid2-quarterly on nothing")
 
@@ -74,7 +74,7 @@ def test_the_key_numbers_are_those_of_naive_lines(
 
 
 def test_the_files_hold_every_head_and_every_image(
-    kept: tuple[Path, dict[str, Any]], attention: np.ndarray[Any, Any], named: NamedProbe
+    kept: tuple[Path, dict[str, Any]], attention: np.ndarray[Any, Any], named: ProbeSpec
 ) -> None:
     folder, found = kept
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -113,5 +113,5 @@ def test_the_set_of_all_levels_falls_into_three_equal_thirds(depth: int) -> None
 
 
 def test_without_a_depth_there_are_no_thirds(tmp_path: Path) -> None:
-    named = NamedProbe(name="mine", head="attentive", levels=("final",), kinds=("patch",))
+    named = ProbeSpec(name="mine", head="attentive", levels=("final",), kinds=("patch",))
     assert keep_attention(*make(), named, [20], IDS, tmp_path, "mine")["share_of_third"] is None

@@ -1,4 +1,4 @@
-"""Tokens that lie on the device as they are stored: the bits of the map, read once in order, and nobody waits for a batch."""
+"""Tokens that lie on the device as they are stored: the bits of the map, read once in order, and no batch waits for the GPU."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import starved
 import torch
 from absent_gpu import absent_gpu
+from small_stores import ALF, GRID, LINEAR, NUM_ROWS, PROTOCOL, QUIRK, write_small_store
 from token_stores import make_spec, without_fsync  # noqa: F401
 
 import layerbank.probing.probe_groups
 import layerbank.probing.tokens.placement
 import layerbank.probing.tokens.resident
-from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
+from layerbank.cache import TokenCache
 from layerbank.events import Event, MemoryPlanned, UploadFailed
-from layerbank.models.rounding import round_tokens
 from layerbank.probes import (
     AttentiveBank,
     AttentiveProbe,
@@ -29,85 +28,41 @@ from layerbank.probes import (
     Reading,
     Setting,
     SweepResult,
-    TrainingProtocol,
     fit_banks,
     run_sweeps,
 )
 from layerbank.probing.probe import Store, probe
 from layerbank.probing.probe_groups import candidates_of, open_group, plan_groups
-from layerbank.probing.probe_names import TOKEN_AXIS, NamedProbe, TopSettings
+from layerbank.probing.probe_spec import ProbeSpec, TopSettings
 from layerbank.probing.tokens.placement import Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-NUM_ROWS = 600
-LEVELS = ("block.0", "final")
-WIDTHS = {"block.0": 24, "final": 16}  # as CLIP has them
-LINEAR = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("cls",))
-ALF = NamedProbe(name="alf", head="attentive", levels=LEVELS, kinds=("cls", "grid2"), num_heads=4)
-GRID = NamedProbe(name="grid", head="attentive", levels=("block.0",), kinds=("grid2",), num_heads=2)
-QUIRK = replace(ALF, name="quirk", normalize=TOKEN_AXIS)
-PROTOCOL = TrainingProtocol(
-    lrs=(1e-2, 1e-3), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=6, batch_size=100
-)
-
-
-def write(path: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0) -> TokenCache:
-    """Rows of three classes, sorted, every hundredth unreadable."""
-    arrays = [
-        ArraySpec(level=level, kind=kind, row_shape=(width,) if kind == "cls" else (4, width))
-        for level, width in WIDTHS.items()
-        for kind in ("cls", "grid2")
-    ]
-    labels = np.arange(num_rows) * 3 // num_rows
-    generator = torch.Generator().manual_seed(0)
-    writer = CacheWriter.open(
-        path,
-        make_spec(num_rows, storage_dtype=storage_dtype),
-        arrays,
-        labels=labels,
-        sample_ids=[f"image {row}" for row in range(num_rows)],
-        batch_size=60,
-        attributes={"class_names": ["circle", "square", "star"], "num_views": num_views},
-    )
-    with writer:
-        for batch in writer.pending():
-            rows = np.arange(batch.start, batch.stop)
-            tokens = {}
-            for array in batch.arrays:
-                values = torch.randn(len(rows), *array.row_shape, generator=generator)
-                values[..., :3] += torch.eye(3)[labels[rows]].view(len(rows), *[1] * (values.dim() - 2), 3)
-                tokens[array.name] = round_tokens(values, storage_dtype_of(storage_dtype, array.kind)).values
-            skipped = {int(row): "cut off" for row in rows if row % 100 == 99}
-            notes = BatchNotes(skipped=skipped)
-            writer.append(batch, tokens, content_hashes=rows.astype(np.uint64), notes=notes)
-        writer.complete()
-    return TokenCache.open(path)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
-    return write(tmp_path_factory.mktemp("store") / "train.zarr")
+    return write_small_store(tmp_path_factory.mktemp("store") / "train.zarr")
 
 
 def some_rows(count: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1))[:300]
 
 
-def names_of(probes: Sequence[NamedProbe]) -> str:
+def names_of(probes: Sequence[ProbeSpec]) -> str:
     return "+".join(probe.name for probe in probes)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float16,cls=float32"])
 @pytest.mark.parametrize("probes", [(LINEAR,), (GRID, LINEAR, ALF), (ALF, QUIRK)], ids=names_of)
 def test_rows_are_those_of_the_map_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[NamedProbe]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, probes: Sequence[ProbeSpec]
 ) -> None:
     """Of every storage dtype, also where kinds differ in it."""
     monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 20_000)  # several on the way
-    tokens = CachedTokens(write(tmp_path / "train.zarr", dtype), probes)
+    tokens = CachedTokens(write_small_store(tmp_path / "train.zarr", dtype), probes)
     held = ResidentTokens(tokens, CPU)
     assert held.size_bytes == tokens.stored_bytes
     assert (held.token_shape, held.blocks, held.num_classes) == (tokens.token_shape, tokens.blocks, 3)
@@ -132,7 +87,7 @@ def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: TokenCac
 
 
 def test_views_are_held_beside_their_images(tmp_path: Path) -> None:
-    write(tmp_path / "train.zarr", num_views=2)
+    write_small_store(tmp_path / "train.zarr", num_views=2)
     cache = TokenCache.open(tmp_path / "train.zarr", num_views=1)
     tokens = CachedTokens(cache, [ALF])
     held = ResidentTokens(tokens, CPU)
@@ -246,7 +201,7 @@ def no_room(*arguments: object, **more: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB free.")
 
 
-def test_tokens_that_the_gpu_has_no_room_for_any_more_are_streamed_and_what_was_there_is_dropped_before(
+def test_tokens_that_no_longer_fit_the_gpu_are_streamed_and_those_that_were_there_are_dropped_before(
     cache: TokenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_bytes, uploading, events = 10**9, [], []
@@ -290,7 +245,7 @@ NO_MEMORY_HERE = (
         (MemoryError(), "no memory left"),
     ],
 )
-def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_that_streams(
+def test_a_run_without_memory_for_its_tokens_goes_on_and_leaves_the_rows_of_one_that_streams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     """A probe, and one that is made of it."""
@@ -299,24 +254,24 @@ def test_a_run_without_room_for_its_tokens_goes_on_and_leaves_the_rows_of_one_th
         raise error
 
     train, test = (Store(path, TokenCache.open(path).spec) for path in starved.write_stores(tmp_path, 300))
-    base = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
+    base = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",))
     wanted = [base, replace(base, name="top", derived=TopSettings(base=base, num_members=2))]
     events: list[Event] = []
     with monkeypatch.context() as patch:
         patch.setattr(ResidentTokens, "_read", no_room)
         rows = probe(train, test, wanted, PROTOCOL, tmp_path / "runs", memory_bytes=10**9, on_event=events.append)
     assert [row["memory"]["tokens"] for row in rows] == ["streamed"] * 2
-    told = [
-        event.tokens if isinstance(event, MemoryPlanned) else event.probes for event in events if type(event) in TOLD
+    planned = [
+        event.tokens if isinstance(event, MemoryPlanned) else event.probes for event in events if type(event) in PLANS
     ]
-    assert told == ["resident", ("linear",), "streamed", ("linear",)]
+    assert planned == ["resident", ("linear",), "streamed", ("linear",)]
     assert [event.reason for event in events if isinstance(event, UploadFailed)] == [reason] * 2
     monkeypatch.setattr(layerbank.probing.probe_groups, "place_tokens", partial(place_tokens, may_stay=False))
     streamed = probe(train, test, wanted, PROTOCOL, tmp_path / "streamed", memory_bytes=10**9)
     assert [row | {"seconds": None} for row in rows] == [row | {"seconds": None} for row in streamed]
 
 
-def test_a_bug_is_not_taken_for_a_lack_of_room(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_taken_for_a_lack_of_memory(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
@@ -329,7 +284,7 @@ def test_a_bug_is_not_taken_for_a_lack_of_room(cache: TokenCache, monkeypatch: p
     assert events == []
 
 
-def test_tokens_that_have_no_room_even_as_they_are_streamed_are_not_streamed_once_more(
+def test_streamed_tokens_that_do_not_fit_are_not_streamed_once_more(
     cache: TokenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (planned,) = plan_groups(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
@@ -342,7 +297,7 @@ def test_tokens_that_have_no_room_even_as_they_are_streamed_are_not_streamed_onc
     assert events == []
 
 
-TOLD = (MemoryPlanned, UploadFailed)
+PLANS = (MemoryPlanned, UploadFailed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
@@ -354,7 +309,7 @@ def test_memory_stays_under_the_budget_while_tokens_are_read_and_trained_on(tmp_
 
 
 def test_a_budget_that_float32_tokens_exceed_and_stored_ones_do_not_keeps_them_in_memory(tmp_path: Path) -> None:
-    cache = write(tmp_path / "train.zarr", num_rows=2400)
+    cache = write_small_store(tmp_path / "train.zarr", num_rows=2400)
     tokens, (candidate,) = CachedTokens(cache, [ALF]), candidates_of(cache, ALF)
     training = place_tokens(tokens, [candidate], PROTOCOL, 10**9, CPU).plan.total_bytes
     placed = place_tokens(tokens, [candidate], PROTOCOL, training + 2 * tokens.stored_bytes - 1, CPU)

@@ -18,7 +18,7 @@ from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, AttentiveProbe
 from layerbank.probing.probe import Store, probe, row_folder
-from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.probe_spec import parse_probe
 from layerbank.report.saved import SavedHead, prune_tokens
 from layerbank.statistics.attention import AttentionMap, mean_map, read_attention, spread_of
 from layerbank.statistics.predictions import accuracies, read_predictions, require_same_images
@@ -35,7 +35,7 @@ class Study:
         self.train, self.test = (self.store(photos, split, seed=0) for split in ("train", "test"))
         self.foreign = self.store(photos, "test", seed=1)
         names = ("alf", "linear-all", "alf-grid2", "alf-embed")
-        named = [resolve_probe(name, 12) for name in names]
+        named = [parse_probe(name, 12) for name in names]
         rows = probe(self.train, self.test, named, PROTOCOL, root / "runs")
         self.rows: dict[str, dict[str, Any]] = dict(zip(names, rows, strict=True))
 
@@ -144,7 +144,6 @@ def test_the_spread_of_a_uniform_map_is_the_largest_and_of_a_single_cell_none() 
     assert uniform.late_third == pytest.approx(0.4)  # two of five levels
     single = spread_of(map_of([[0, 0, 1.0], [0, 0, 0]]))
     assert (single.entropy, single.mass80, single.late_third) == (0, 1, 1)
-    assert single.of_kind == {"cls": 1, "ap": 0}
 
 
 def test_maps_of_one_form_have_a_mean() -> None:

@@ -64,11 +64,11 @@ def test_linear_cka_is_the_naive_one(num_images: int, seed: int) -> None:
 def test_batches_and_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = {name: reader(x) for name, x in example(500).items()}
     whole = linear_similarity(levels, np.arange(500))
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     monkeypatch.setattr(similarity, "ROWS_AT_ONCE", 37)
-    parts = linear_similarity(levels, np.arange(500), memory_bytes=1, progress=lambda *counts: told.append(counts))
+    parts = linear_similarity(levels, np.arange(500), memory_bytes=1, progress=lambda *counts: calls.append(counts))
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-10)
-    assert told == [(done, 10) for done in range(1, 11)]  # one pair at a time
+    assert calls == [(done, 10) for done in range(1, 11)]  # one pair at a time
 
 
 def test_memory_does_not_grow_with_the_number_of_images() -> None:

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from messages import raises
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
@@ -30,8 +31,8 @@ from layerbank.probes import (
 )
 from layerbank.probes.data.split import split_stratified
 from layerbank.probes.fit import class_weights
-from layerbank.probes.solve.logreg import ABSENT_BIAS, solve_logreg
-from layerbank.probes.solve.ridge import solve_ridge
+from layerbank.probes.heads.logreg import ABSENT_BIAS, solve_logreg
+from layerbank.probes.heads.ridge import solve_ridge
 
 PENALTIES = (1e-1, 1e-3, 1e-5)
 PROTOCOL = TrainingProtocol(penalties=PENALTIES, num_neighbors=(5, 20))
@@ -225,11 +226,8 @@ def test_the_grids_are_those_of_the_protocol() -> None:
 
 def test_tokens_that_are_stacked_are_refused() -> None:
     source = ArraySource(torch.zeros(6, 2, 4), torch.arange(6) % 3, 3)
-    with pytest.raises(SettingError) as error:
+    with raises("probes.tokens_not_flat", SettingError, head="ridge", shape=(2, 4)):
         run_solver(Head(kind="ridge"), source, lambda: source, PROTOCOL)
-    assert str(error.value) == (
-        "tokens of a ridge head: expected token_shape (F,), got (2, 4). Concatenate the tokens."
-    )
 
 
 def test_test_images_unlike_the_training_images_are_refused() -> None:
@@ -241,16 +239,13 @@ def test_test_images_unlike_the_training_images_are_refused() -> None:
 def test_tokens_that_are_not_finite_are_refused(kind: str) -> None:
     source = make_source(60, 24)
     source.tokens[7, 3] = torch.nan
-    with pytest.raises(DataError, match=f"tokens of a {kind} head: expected finite values, got others in 1 of "):
+    with raises("probes.tokens_not_finite", DataError, head=kind, num_broken=1):
         run_solver(Head(kind=kind), source, lambda: source, PROTOCOL)
 
 
 def test_a_bank_that_cannot_vote_is_refused() -> None:
-    with pytest.raises(SettingError) as error:
+    values = {"bank": [0, 4], "labels": [0], "num_neighbors": 0, "temperature": 0.07}
+    with raises("probes.knn_bank", SettingError, **values):
         KnnProbe(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3, num_neighbors=0)
-    assert str(error.value) == (
-        "KnnProbe: expected bank [N, F] and bank_labels [N] with N >= 1, num_neighbors >= 1 and temperature > 0, "
-        "got bank [0, 4], bank_labels [0], num_neighbors 0, temperature 0.07. Give at least one image with its label."
-    )
-    with pytest.raises(DataError, match="labels: expected numbers from 0 to 2, got 3 to 3"):
+    with raises("probes.labels_out_of_range", DataError, last=2, least=3, largest=3):
         KnnProbe(torch.zeros(1, 4), torch.tensor([3]), 3, num_neighbors=1)

@@ -19,8 +19,8 @@ from token_stores import make_spec, without_fsync  # noqa: F401
 from layerbank.cache import ArraySpec, CacheWriter, TokenCache
 from layerbank.probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
 from layerbank.probes.data.token_source import OrderedSource
-from layerbank.probing.probe_names import NamedProbe
-from layerbank.probing.tokens.streaming import StreamedTokens
+from layerbank.probing.probe_spec import ProbeSpec
+from layerbank.probing.tokens.streaming import READER_NAME, StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
 NUM_ROWS = 1200
@@ -75,7 +75,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
 
 def tokens_of(cache: TokenCache, head: str) -> CachedTokens:
     return CachedTokens(
-        cache, NamedProbe(name=head, head=head, levels=("block.1", "final"), kinds=("cls", "grid2"), num_heads=3)
+        cache, ProbeSpec(name=head, head=head, levels=("block.1", "final"), kinds=("cls", "grid2"), num_heads=3)
     )
 
 
@@ -90,7 +90,7 @@ def streamed_from(tokens: CachedTokens) -> StreamedTokens:
 
 
 def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "layerbank token reader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(READER_NAME)]
 
 
 def test_streamed_training_equals_resident_training_in_the_same_order_bit_for_bit(tokens: CachedTokens) -> None:

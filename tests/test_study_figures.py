@@ -25,7 +25,7 @@ from layerbank.report.figures.tokens import draw_similarity, draw_similarity_to_
 from layerbank.report.style import COLUMN, DPI
 from layerbank.statistics.attention import AttentionMap, spread_of
 from layerbank.statistics.dataset_table import dataset_table
-from layerbank.statistics.paper import published_scores, with_paper_names
+from layerbank.statistics.paper import published_scores
 from layerbank.statistics.scores import Score, Table, gains_of, summarize, table_of
 from layerbank.statistics.similarity import Similarity
 
@@ -79,12 +79,10 @@ FIGURES: dict[str, Draw] = {
     "gains": lambda stem: draw_gains(PAPER, stem, probes=FIVE),
     "sizes": lambda stem: draw_gains_by_size(PAPER, stem, probes=("linear-all", "aat", "alf")),
     "table": lambda stem: draw_table(
-        dataset_table(
-            table_of(with_paper_names(published_scores())), FIVE, warnings={"Pets": "3 of 3669 test images " * 4}
-        ),
+        dataset_table(table_of(published_scores()), FIVE, warnings={"Pets": "3 of 3669 test images " * 4}),
         stem,
     ),
-    "attention": lambda stem: draw_attention(ATTENTION, stem, title="alf"),
+    "attention": lambda stem: draw_attention(ATTENTION, stem),
     "similarity": lambda stem: draw_similarity(SIMILARITY, stem),
     "to final": lambda stem: draw_similarity_to_final({"linear": SIMILARITY, "rbf": similarity("rbf", 0)}, stem),
     "levels": lambda stem: draw_levels(BY_LEVEL, stem),

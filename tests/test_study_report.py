@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import run
+from commands import run, start
 from matplotlib.figure import Figure
 from messages import refuses, shows
+from plugins import install_plugin
 from report_page import ReadPage, require_computed_again
 from study_runs import balanced, write_study
 
@@ -93,7 +95,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert "95 %" not in answer["findings"][1]
 
 
-def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path: Path) -> None:
+def test_models_that_were_given_other_images_under_one_name_are_named(tmp_path: Path) -> None:
     """By what each probe keeps of its stores; two on the same images, one whose probes are gone."""
     runs = write_study(
         tmp_path,
@@ -111,8 +113,8 @@ def test_models_that_were_given_other_images_under_one_name_are_told_of(tmp_path
         file.write_text(json.dumps(saved), encoding="utf-8")
         if row["backbone"] == "timm/d":
             file.unlink()
-    (told,) = [one for one in json.loads(run("report", runs, "--json").stdout)["left_out"] if "same images" in one]
-    assert told == (
+    (note,) = [one for one in json.loads(run("report", runs, "--json").stdout)["left_out"] if "same images" in one]
+    assert note == (
         "pets is not the same images for all models (the same for: timm/a, timm/c; timm/b): probes of one model compare, models do "
         "not. Extract it again for all of them from one copy of the images."
     )
@@ -150,7 +152,7 @@ def test_results_the_paper_lacks_are_said_to_have_no_counterpart(tmp_path: Path)
 
 
 def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -> None:
-    models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "a set of nobody"]
+    models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "an unpublished set"]
     runs = write_study(tmp_path / "runs", models=models, datasets=datasets, probes=("linear-cls", "alf", "linear-all"))
     run("report", runs, "--compare", "paper")
     page = ReadPage(runs / "report" / "index.html")
@@ -350,3 +352,58 @@ def test_the_best_level_of_a_case_stands_with_the_others_and_given_levels_have_a
     page = ReadPage(runs / "report" / "index.html")
     assert [one["probe"] for one in page.tables["probes"].records()] == ["linear-cls", "alf", "linear@best"]
     assert any("levels" in (image.get("alt") or image.get("aria-label") or "") for image in page.images)
+
+
+def test_data_that_cannot_be_opened_are_named_with_the_reason_of_the_system(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs")
+    uri = "folder:/" + 300 * "x"  # longer than a name may be
+    for file in runs.rglob("probe.json"):
+        file.write_text(file.read_text(encoding="utf-8").replace("folder:/nowhere/at all", uri))
+    *_, note = json.loads(run("report", runs, "--json").stdout)["left_out"]
+    assert note.startswith("No images of pets, only their ids: ")
+    assert shows(note, "report.data_unreachable")
+    assert "File name too long" in note
+
+
+PLUGIN = """
+from layerbank.report.page.blocks import Note
+from layerbank.report.report_data import ReportFigure
+from layerbank.report.style import drawing, save
+
+
+def draw(stem):
+    with drawing(2, 1) as figure:
+        figure.add_subplot().plot([0, 1])
+        return save(figure, stem, ("x",), [(0,), (1,)])
+
+
+def make(data):
+    picture = data.draw("rising", draw, alt="A rising line.", caption="A figure of zippy.")
+    return [Note(f"zippy counts {len(data.rows)} rows"), picture]
+
+
+ROWS = ReportFigure(section=("zippy", "From a plug-in"), make=make)
+LACKING = ReportFigure(section=("zippy", "From a plug-in"), make=lambda data: None, title="Zips", needs="zip it")
+"""
+POINTS = "[layerbank.figures]\nrows = zippy:ROWS\nzips = zippy:LACKING\ngone = zippy:GONE\nsummary = zippy:ROWS\n"
+
+
+def test_a_plug_in_adds_a_figure_and_a_broken_one_is_named_while_everything_else_is_made(tmp_path: Path) -> None:
+    install_plugin(tmp_path, POINTS, PLUGIN)
+    runs = write_study(tmp_path / "runs", probes=("linear-cls", "alf"))
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    process = start("report", runs, "--figures", tmp_path / "figures", PYTHONPATH=path)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    page = ReadPage(runs / "report" / "index.html")
+    assert {"zippy", "results", "settings"} <= set(page.ids)
+    assert {"zippy counts 2 rows", "From a plug-in", "Zips: zip it"} <= set(page.texts)
+    assert "A rising line." in [image.get("alt") for image in page.images]
+    assert page.csvs["rising.csv"] == [{"x": "0"}, {"x": "1"}]
+    assert {"rising.svg", "rising.png", "rising.csv", "gains.svg"} <= {
+        one.name for one in (tmp_path / "figures").iterdir()
+    }
+    for name, reason in (("gone", "AttributeError"), ("summary", "the name summary is taken")):
+        (note,) = [text for text in page.texts if text.startswith(f"The figure {name} of a plug-in: zippy (zippy:")]
+        assert reason in note
+        assert f"left out: {note}"[:60] in output

@@ -36,12 +36,12 @@ from layerbank.probes import (
 from layerbank.probing import sweep_journal
 from layerbank.probing.probe import Store, probe, row_folder
 from layerbank.probing.probe_groups import plan_groups
-from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.results import read_rows
 from layerbank.probing.sweep_journal import SweepJournal, clear_finished
 
 PROTOCOL = replace(starved.PROTOCOL, lrs=(1e-2, 1e-3), weight_decays=(1e-4, 1e-2), jitter_std=0.05, batch_size=64)
-NAMED = NamedProbe(name="linear", head="linear", levels=("final",), kinds=("grid4",))
+NAMED = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",))
 SWEPT = [HEADS["alf"], HEADS["linear-all"]]
 
 
@@ -195,7 +195,7 @@ def enough_for_two_banks(train: Path, _: Path) -> int:
 
 
 def main(train: str, test: str, runs: str, memory: str) -> None:
-    """Kill this process, as nobody can prevent, in the second of several banks."""
+    """Kill this process in the second of several banks."""
 
     def kill(event: Event) -> None:
         if isinstance(event, ProbeProgress) and event.phase == "select" and 2 * event.step > event.num_steps:

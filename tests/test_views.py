@@ -35,7 +35,7 @@ from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, split_rows
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import Store, check_train_views, probe, row_folder
-from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.tokens.token_source import CachedTokens
 
 RULE = ViewRule(num_views=2, min_scale=0.3)
@@ -284,7 +284,7 @@ def test_probes_train_on_views_and_are_validated_and_tested_on_centre_views(
     viewed: Store, backbone: Backbone, folder: Path, tmp_path: Path
 ) -> None:
     test = _extract(backbone, open_source(f"folder:{folder}", "test"), tmp_path)
-    named = [resolve_probe("linear-cls", 12)]
+    named = [parse_probe("linear-cls", 12)]
     config = {"model": REQUEST.to_dict()}
     (all_views,) = probe(viewed, test, named, PROTOCOL, tmp_path, config=config)
     (one_view,) = probe(viewed._replace(num_views=1), test, named, PROTOCOL, tmp_path, config=config)
@@ -306,7 +306,7 @@ def test_a_store_with_views_is_tested_on_its_centre_views_and_predict_takes_plai
     viewed: Store, backbone: Backbone, images: ImageSource, tmp_path: Path
 ) -> None:
     (row,) = probe(
-        viewed, viewed, [resolve_probe("linear-cls", 12)], PROTOCOL, tmp_path, config={"model": REQUEST.to_dict()}
+        viewed, viewed, [parse_probe("linear-cls", 12)], PROTOCOL, tmp_path, config={"model": REQUEST.to_dict()}
     )
     kept = np.load(row_folder(tmp_path, row) / "test.npz")
     assert kept["sample_ids"].tolist() == images.ids
@@ -318,10 +318,9 @@ def test_a_store_with_views_is_tested_on_its_centre_views_and_predict_takes_plai
 def test_more_views_to_train_on_than_there_are_are_refused() -> None:
     check_train_views(None, 0)
     check_train_views(2, 2)
-    with pytest.raises(RequestError) as caught:
+    with raises("probing.too_few_views", RequestError, train_views=3, num_views=2):
         check_train_views(3, 2)
-    assert str(caught.value) == "--train-views: expected at most the 2 of --views, got 3. Ask for them: --views 3."
-    with pytest.raises(RequestError, match="expected --views with a number, so that there are some, got 1"):
+    with raises("probing.no_views", RequestError, train_views=1):
         check_train_views(1, 0)
 
 

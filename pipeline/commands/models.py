@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from ..models.listing import ModelFacts
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
@@ -60,7 +56,15 @@ def _list_groups(as_json: bool) -> None:
         )
         return
     rows = [
-        (group.name, group.example, facts.tokens, group.note, str(count[group.name]), *_sizes(facts))
+        (
+            group.name,
+            group.example,
+            facts.tokens,
+            group.note,
+            str(count[group.name]),
+            str(facts.depth + 1),
+            facts.widths,
+        )
         for group, facts in groups
     ]
     print_table(("family", "example", "tokens", "note", "models", "levels", "width"), rows, num_left=4)
@@ -92,18 +96,22 @@ def _list_models(pattern: str, as_json: bool) -> None:
     rows = []
     for facts in found:
         more = f" and {len(facts.weights) - 3} more" if len(facts.weights) > 3 else ""
-        weights, pixels = ", ".join(facts.weights[:3]) + more, "x".join(map(str, facts.image_size))
-        parameters = f"{facts.num_parameters / 1e6:,.1f} M"
-        taps = ", ".join(facts.taps)
-        rows.append((facts.model, facts.family, facts.tokens, taps, weights, pixels, *_sizes(facts), parameters))
+        rows.append(
+            (
+                facts.model,
+                facts.family,
+                facts.tokens,
+                ", ".join(facts.taps),
+                ", ".join(facts.weights[:3]) + more,
+                "x".join(map(str, facts.image_size)),
+                str(facts.depth + 1),
+                facts.widths,
+                f"{facts.num_parameters / 1e6:,.1f} M",
+            )
+        )
     columns = ("model", "family", "tokens", "taps", "weights", "pixels", "levels", "width", "parameters")
     print_table(columns, rows, num_left=5)
     print_lines(f"refused: {text}" for text in refused.values())
-
-
-def _sizes(facts: ModelFacts) -> tuple[str, str]:
-    """Columns of levels and widths."""
-    return str(facts.depth + 1), facts.widths
 
 
 @click.command()

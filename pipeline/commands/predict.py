@@ -1,4 +1,4 @@
-"""The command that classifies images with a trained probe."""
+"""`layerbank predict`: classify images with a trained probe."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from . import options as shared
 
 @click.command()
 @click.option(
-    "--probe", "folder", type=shared.FOLDER, required=True, help="What `layerbank probe` saved: RUNS/.../NAME-KEY."
+    "--probe",
+    "folder",
+    type=shared.FOLDER,
+    required=True,
+    help="Folder that `layerbank probe` saved: RUNS/.../NAME-KEY.",
 )
 @click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
-@click.option("--split", default="test", show_default=True, help="Where the data has splits.")
-@click.option("--weights", metavar="FILE", help="Where the backbone's weights lie now. [default: where they were]")
+@click.option("--split", default="test", show_default=True, help="Split to classify, where the data has splits.")
+@click.option(
+    "--weights", metavar="FILE", help="The backbone's weights, if they have moved. [default: where they were]"
+)
 @shared.device
 @shared.combine(shared.batch_size(), shared.workers, shared.on_bad_image, shared.as_json)
 def predict(

@@ -1,4 +1,4 @@
-"""The commands that tell of probes without training any: their names, and where a trained one looks."""
+"""The commands that list probes and show the attention of a trained one; neither trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 @click.option("--embed-dim", type=click.IntRange(1), default=768, show_default=True, help="Width of a token.")
 @click.option("--num-patches", type=click.IntRange(1), default=196, show_default=True, help="Patches of an image.")
 @click.option("--num-classes", type=click.IntRange(1), default=10, show_default=True, help="Classes of the data.")
-@click.option("--reference-quirks", is_flag=True, help="As `layerbank probe` with this option reads them.")
+@click.option("--reference-quirks", is_flag=True, help="List them as `layerbank probe` reads them with this option.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def probes(
     pattern: str,
@@ -24,16 +24,20 @@ def probes(
     reference_quirks: bool,
     as_json: bool,
 ) -> None:
-    """Names for `layerbank probe --probe`: what each reads, with which head, and how large it is.
+    """List the names for `layerbank probe --probe`: tokens, head and number of parameters of each.
 
-    PATTERN is a name, with * for anything. Where a grid stands as 2, any number may; every means one probe a level, best the level
-    that is best on validation. A name of a head with heads may end with -h8 for 8 of them. Any trained probe has its -top5, for as
-    many of its settings as the number says, and any of several levels its -smallest: what stands here is then the most it may read.
+    PATTERN is a name, with * for anything. Any number may replace the 2 of a grid; every means one probe a level, best the level
+    that is best on validation. The name of a head with attention heads may end with -h8 for 8 of them. Every trained probe has an
+    ensemble of its best settings, -top5 or another number, and every linear or attentive probe of several levels a -smallest, for
+    which the numbers are upper bounds. Heads of plug-ins are listed too; those that cannot be imported are named on standard error.
 
     \b
     layerbank probes 'alf*' --depth 24 --embed-dim 1024 --num-patches 256
     """
-    from ..console import print_json, print_table
+    from layerbank.probes import HEADS
+
+    from ..console import print_error, print_json, print_table
+    from ..errors import RequestError
     from ..probing.probe_sizes import SIZE_COLUMNS, describe_probes, size_table
 
     described = describe_probes(
@@ -49,22 +53,25 @@ def probes(
     else:
         title = f"depth {depth}, width {embed_dim}, {num_patches} patches, {num_classes} classes"
         print_table(SIZE_COLUMNS, size_table(described), title=title)
+    for name, reason in HEADS.broken.items():
+        broken = RequestError("layerbank.broken_plugin", noun=HEADS.noun, name=name, reason=reason)
+        print_error(broken.where, {"expected": broken.expected, "got": broken.got, "do": broken.todo})
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--heads", is_flag=True, help="One line a head, and a picture of them: FOLDER/attention-heads.png.")
+@click.option("--heads", is_flag=True, help="Show one line a head, and draw FOLDER/attention-heads.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def attention(folder: Path, heads: bool, as_json: bool) -> None:
-    """Say where a trained probe looks on the test images: shares of attention, entropy, mass-80.
+    """Show the attention of a trained probe on the test images: shares by kind and depth, entropy, mass-80.
 
-    FOLDER is what `layerbank probe` saved for an attentive probe: RUNS/.../NAME-KEY. Nothing is computed again.
+    FOLDER is the folder that `layerbank probe` saved for an attentive probe: RUNS/.../NAME-KEY. Nothing is computed again.
 
     \b
     layerbank attention runs/photos/STORE/alf-1a2b3c4d --heads
     """
     from ..console import print_json, print_table
-    from ..probing.attention_report import draw_heads, head_table, number_table, read_attention
+    from ..probing.attention import draw_heads, head_table, number_table, read_attention
 
     kept = read_attention(folder)
     picture = draw_heads(folder, kept) if heads else None
@@ -74,4 +81,4 @@ def attention(folder: Path, heads: bool, as_json: bool) -> None:
     title = f"{kept['num_samples']:,} images, {kept['num_heads']} heads, {kept['num_tokens']} tokens; {folder}"
     print_table(*number_table(kept), title=title)
     if picture is not None:
-        print_table(*head_table(kept), title=f"heads, by the depth they look at; {picture}")
+        print_table(*head_table(kept), title=f"heads, by the depth they attend to; {picture}")

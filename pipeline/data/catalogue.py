@@ -50,11 +50,6 @@ class Entry:
         """Its repository on the hub."""
         return f"{HUB_OWNER}/{self.folder}"
 
-    @property
-    def reduced(self) -> bool:
-        """Whether VTAB's splits are used, which may keep less for training than the original ones."""
-        return self.name.startswith("vtab/")
-
 
 CATALOGUE = tuple(
     Entry(*row)

@@ -1,8 +1,7 @@
-"""Where each member of a tar lies, from one walk over its headers; nothing is extracted.
+"""Offsets of the members of a tar, from one walk over its headers; nothing is extracted.
 
-Python's tarfile does the same three times slower, and takes a file that was cut between two members for a
-whole one. This walk reads what a data set needs (names, offsets, sizes; ustar, GNU long names, pax) and
-reports a tar without its end mark. It knows nothing of images or samples.
+Python's tarfile is three times slower, and accepts a file that was cut between two members as complete. This walk reads names,
+offsets and sizes (ustar, GNU long names, pax) and reports a tar without its end mark. It does not know images or samples.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _END = bytes(BLOCK)
 
 
 class DamagedTar(Exception):
-    """The walk met bytes that are no tar: `offset` is where, `problem` what."""
+    """Bytes that are no tar. `offset` is their position, `problem` a description."""
 
     def __init__(self, offset: int, problem: str) -> None:
         super().__init__(offset, problem)
@@ -39,7 +38,7 @@ def walk_tar(file: BinaryIO) -> Iterator[Member]:
     """Yield the regular files of an uncompressed tar, in order. The caller may seek in the file between two.
 
     Raises:
-        DamagedTar: the file is cut, is not a tar, or a header fails its checksum; whole members came before.
+        DamagedTar: the file is cut, is not a tar, or a header fails its checksum; complete members were yielded before.
     """
     length = os.fstat(file.fileno()).st_size
     offset = 0

@@ -1,11 +1,11 @@
 """Augmented views of the images of another source, a row each: image by image, the centre view first.
 
 Row `image * (1 + k) + view`; all rows of an image share its id, label and content hash. View 0 is the image as the model evaluates
-it, view v > 0 a random crop of it, perhaps mirrored. What is random about a view comes from the sample's id and the view's number
-alone: not from the order of work, nor from k, so the first views of a larger k are those of a smaller one.
+it, view v > 0 a random crop of it, mirrored at random. The seed of a view depends on the sample's id and the view's number alone,
+not on the order of work or on k, so the first views of a larger k equal those of a smaller one.
 
-A source hands out images, not pixels at the model's size, so here a view is only drawn; `extraction/decoding.py` cuts
-it.
+A source returns images, not pixels at the model's size, so this module only draws the box of a view;
+`extraction/decoding.py` crops it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VIEW_RULE = "1"
-"""Version of how a view is drawn and cut, part of a cache's identity: raise it when any view changes."""
+"""Version of drawing and cropping a view, part of a cache's identity: raise it when any view changes."""
 
 MARK = "; views "
-"""What begins the part of a cache's transform that speaks of views."""
+"""Begins the part of a cache's transform text that describes views."""
 
 RATIOS = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 VIEW_SEED = "layerbank.view"
-"""Key of an image's `info` under which it carries the seed of its view."""
+"""Key of an image's `info` for the seed of its view."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRule:
-    """How views are made: torchvision's RandomResizedCrop to the model's size, then a mirror image half of the time.
+    """Parameters of views: torchvision's RandomResizedCrop to the model's size, then a mirror image half of the time.
 
     Args:
         num_views: k, augmented views an image beside the centre one, at least 1.
@@ -85,7 +85,7 @@ class ViewRule:
 
 
 def evaluation_transform(transform_id: str) -> str:
-    """The part of a cache's transform that says how the centre view is made.
+    """The part of a cache's transform text that describes the centre view.
 
     >>> evaluation_transform("resize 256" + ViewRule(num_views=2).describe())
     'resize 256'
@@ -98,11 +98,11 @@ class ViewedSource(ImageSource):
 
     Args:
         images: the source of the images.
-        rule: how many views, and how they are made.
+        rule: number and parameters of the views.
     """
 
     def __init__(self, images: ImageSource, rule: ViewRule) -> None:
-        # what a base class would check or digest, the source of the images has: the same images have the same manifest
+        # the base class is not initialised: names are checked and digested already, and the same images have the same manifest
         rows_an_image = 1 + rule.num_views
         self.images, self.rule = images, rule
         self.name, self.split, self.class_names = images.name, images.split, images.class_names
@@ -112,7 +112,7 @@ class ViewedSource(ImageSource):
         self._last: tuple[int, Image, int] | None = None
 
     def load(self, row: int) -> tuple[Image, int]:
-        """An image that carries the seed of its view, and the hash of the encoded image; decodes once for views in a row."""
+        """An image with the seed of its view, and the hash of the encoded image; decodes once for consecutive views."""
         number, view = divmod(row, 1 + self.rule.num_views)
         if self._last is None or self._last[0] != number:
             try:
@@ -137,7 +137,7 @@ class ViewedSource(ImageSource):
 
 
 def draw_view(size: tuple[int, int], rule: ViewRule, seed: int) -> tuple[tuple[int, int, int, int], bool]:
-    """Where a view lies and whether it is mirrored.
+    """Draw the box of a view and whether it is mirrored.
 
     The area is uniform in [min_scale, 1] of the image's, the ratio of width to height log-uniform in [3/4, 4/3]; a box that does
     not fit is drawn again, up to ten times, then the middle of the image is taken at the nearest ratio: torchvision's
@@ -145,8 +145,8 @@ def draw_view(size: tuple[int, int], rule: ViewRule, seed: int) -> tuple[tuple[i
 
     Args:
         size: width and height of the image in pixels.
-        rule: of the views.
-        seed: of this view.
+        rule: parameters of the views.
+        seed: seed of this view.
 
     Returns:
         left, top, right, bottom in pixels, and whether to mirror.

@@ -16,7 +16,7 @@ from typing import Any
 from ..data.catalogue import find_entry, require_entry
 from ..data.sources import SOURCES
 from ..errors import RequestError
-from ..probing.probe_names import resolve_probes
+from ..probing.probe_spec import parse_probes
 from ..probing.protocols import open_protocol
 
 SHIPPED = Path(__file__).parent
@@ -138,7 +138,7 @@ def _data(key: str, value: Any) -> list[str]:
 def _probes(key: str, value: Any) -> list[str]:
     problems = _texts(key, value)
     for one in [] if problems else value:
-        told = _told(resolve_probes, [one], ANY_DEPTH)
+        told = _told(parse_probes, [one], ANY_DEPTH)
         if told and "@" not in one:  # which levels there are is the model's to say
             problems.append(f"probe {one!r}{told}")
     return problems

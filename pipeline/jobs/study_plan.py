@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from layerbank.cache import CacheError
-from layerbank.probes import SOLVED_KINDS, TrainingProtocol, first_duplicates, plan_batches, resolve_compute
+from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_batches, resolve_compute
 
 from ..data.catalogue import find_data, find_entry
 from ..errors import LayerbankError, RequestError, WorkError
@@ -23,8 +23,8 @@ from ..models.request import choose_device
 from ..models.taps import kind_shape
 from ..models.tower import measure_widths
 from ..planning.calibrate_study import image_seconds, step_seconds
-from ..probing.probe_names import NamedProbe, SmallestLevels, TopSettings
 from ..probing.probe_sizes import RowShape, head_of, token_shape
+from ..probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from ..probing.protocols import open_protocol
 from ..quantities import duration
 from .recipe import Recipe
@@ -173,7 +173,7 @@ def find_splits(dataset: str, place: Place) -> Data:
     return Data(splits=splits, num_classes=len(sources[0].class_names))
 
 
-def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[NamedProbe], RowShape | None]:
+def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:
     """Return the probes that are trained on a model, with those they are derived from, and the shapes of its tokens.
 
     Whatever does not fit is added to the problems.
@@ -197,14 +197,14 @@ def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[N
     return [one for number, one in enumerate(with_bases) if one not in with_bases[:number]], row_shape
 
 
-def bytes_of_arrays(probes: Sequence[NamedProbe], row_shape: RowShape) -> dict[tuple[str, str], int]:
+def bytes_of_arrays(probes: Sequence[ProbeSpec], row_shape: RowShape) -> dict[tuple[str, str], int]:
     """Return the (level, kind) pairs that probes read -> bytes of the tokens of an image."""
     return {array: BYTES * prod(row_shape(*array)) for one in probes for array in one.arrays}
 
 
-def num_trainings(named: NamedProbe, protocol: TrainingProtocol, row_shape: RowShape) -> int:
+def num_trainings(named: ProbeSpec, protocol: TrainingProtocol, row_shape: RowShape) -> int:
     """Count the trainings of one seed: the grid without duplicate settings, or what a derived probe trains, and the final one."""
-    if named.head in SOLVED_KINDS:
+    if HEADS[named.head].is_solved:
         return 0  # nothing is trained
     changed = _protocol_of(named, protocol)
     grid = sum(
@@ -221,10 +221,10 @@ def num_trainings(named: NamedProbe, protocol: TrainingProtocol, row_shape: RowS
 
 
 def training_seconds(
-    named: NamedProbe, row_shape: RowShape, protocol: TrainingProtocol, num_train: int, num_classes: int, device: str
+    named: ProbeSpec, row_shape: RowShape, protocol: TrainingProtocol, num_train: int, num_classes: int, device: str
 ) -> float:
     """Return the seconds of one training among those of the grid."""
-    if named.head in SOLVED_KINDS:
+    if HEADS[named.head].is_solved:
         return 0.0
     changed = _protocol_of(named, protocol)
     num_kept = max(round((1 - changed.validation_fraction) * num_train), 2)
@@ -236,5 +236,5 @@ def training_seconds(
     return batches.num_steps * step_s / len(changed.settings(head))
 
 
-def _protocol_of(named: NamedProbe, protocol: TrainingProtocol) -> TrainingProtocol:
+def _protocol_of(named: ProbeSpec, protocol: TrainingProtocol) -> TrainingProtocol:
     return replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol

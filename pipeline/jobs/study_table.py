@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..probing.results import Row
-from ..probing.results_table import summarize
+from ..probing.results import Row, summarize
 
 STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
 

@@ -29,8 +29,8 @@ from ..memory import memory_for_probes
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_workers
 from ..probing.probe import Store, check_classes, probe, run_folder, verify_arrays
-from ..probing.probe_names import NamedProbe, resolve_probes
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
+from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
 from .recipe import Recipe
@@ -238,12 +238,12 @@ def open_data(name: str, place: Place) -> tuple[str, list[ImageSource]]:
     return uri, [train, test]
 
 
-def probes_that_fit(recipe: Recipe, depth: int, row_shape: RowShape, fail: Fail) -> list[NamedProbe]:
+def probes_that_fit(recipe: Recipe, depth: int, row_shape: RowShape, fail: Fail) -> list[ProbeSpec]:
     """The probes that a backbone can have; the others fail, each for itself: `linear-cls` of a model without CLS, say."""
-    fitting: dict[str, NamedProbe] = {}
+    fitting: dict[str, ProbeSpec] = {}
     for name in recipe.probes:
         try:
-            found = resolve_probes([name], depth, num_heads=recipe.num_heads)
+            found = parse_probes([name], depth, num_heads=recipe.num_heads)
             found = leave_out_unfit(found, row_shape)
             for level, kind in (array for one in found for array in one.arrays):
                 row_shape(level, kind)

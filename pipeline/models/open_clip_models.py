@@ -38,16 +38,12 @@ _TRANSFORM_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 
 
 def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
-    """Build the vision tower of an open_clip model.
+    """Build the vision tower of an open_clip model; for the arguments see `families.OpenModel`.
 
     Args:
-        model_id: `open_clip/<arch>/<pretrained>`; `<pretrained>` may be left out with other weights. Or
-            `hf-hub:<org>/<repo>`.
-        weights: None for the pretrained ones, "random", or a file of a whole CLIP model or of its vision
-            tower.
-        tap: norm2, block or `module:PATTERN`, whose names begin inside the vision tower.
-        image_size: pixels a side; None for the model's own.
-        seed: seed for random weights.
+        model_id: `open_clip/<arch>/<pretrained>`; `<pretrained>` may be left out with other weights. Or `hf-hub:<org>/<repo>`.
+        weights: a file may hold a whole CLIP model or its vision tower.
+        tap: names in a pattern are relative to the vision tower.
 
     Raises:
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
@@ -85,7 +81,7 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
 
 
 def _native_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
-    """Open up open_clip's own VisionTransformer."""
+    """The tower of open_clip's own VisionTransformer."""
     if image_size is not None:
         check_image_size(model_id, visual.image_size, visual.patch_size)
     poolers = visual.attn_pool is not None
@@ -116,7 +112,7 @@ def _native_tower(visual: Any, model_id: str, tap: str, image_size: int | None) 
 
 
 def _trunk_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
-    """Open up a timm model that serves as vision tower."""
+    """The tower of a timm model that serves as vision tower."""
     trunk = visual.trunk
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or _size_of(visual)
     blocks = find_blocks(trunk, model_id, tap, trunk.forward_features, size, root=visual)
@@ -247,23 +243,11 @@ OPEN_CLIP = ModelFamily(
     names=_names,
     groups=(
         ModelGroup(
-            name="CoCa",
-            example="open_clip/coca_ViT-B-32/laion2b_s13b_b90k",
-            matches="^open_clip/coca",
-            note="final is the norm in its pooler",
+            "CoCa", "open_clip/coca_ViT-B-32/laion2b_s13b_b90k", "^open_clip/coca", "final is the norm in its pooler"
         ),
-        ModelGroup(
-            name="SigLIP (open_clip)",
-            example="open_clip/ViT-B-16-SigLIP/webli",
-            matches="^open_clip/.*siglip",
-            note="no CLS",
-        ),
-        ModelGroup(
-            name="EVA-CLIP (open_clip)", example="open_clip/EVA02-B-16/merged2b_s8b_b131k", matches="^open_clip/EVA"
-        ),
-        ModelGroup(
-            name="CLIP (open_clip)", example="open_clip/ViT-B-16-quickgelu/openai", note="final is projected: narrower"
-        ),
+        ModelGroup("SigLIP (open_clip)", "open_clip/ViT-B-16-SigLIP/webli", "^open_clip/.*siglip", "no CLS"),
+        ModelGroup("EVA-CLIP (open_clip)", "open_clip/EVA02-B-16/merged2b_s8b_b131k", "^open_clip/EVA"),
+        ModelGroup("CLIP (open_clip)", "open_clip/ViT-B-16-quickgelu/openai", note="final is projected: narrower"),
     ),
     without_tag=lambda model_id: "/".join(model_id.split("/")[:2]),
     tags=lambda model_id: open_clip.list_pretrained_tags_by_model(model_id.removeprefix("open_clip/")),

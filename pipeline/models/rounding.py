@@ -39,10 +39,6 @@ class DeviceRounded(NamedTuple):
     values: torch.Tensor
     counts: torch.Tensor
 
-    def on_host(self) -> Rounded:
-        """Copy to arrays; waits for the device."""
-        return as_rounded(self.values.cpu(), self.counts.cpu())
-
 
 def round_tokens(tokens: torch.Tensor, storage_dtype: str) -> Rounded:
     """Round tokens [n, *row_shape] of any float dtype and device to the storage dtype.
@@ -51,7 +47,8 @@ def round_tokens(tokens: torch.Tensor, storage_dtype: str) -> Rounded:
     >>> values.tolist(), num_saturated, num_nonfinite
     ([[1.0, 65504.0, nan]], 1, 1)
     """
-    return round_on_device(tokens, storage_dtype).on_host()
+    rounded = round_on_device(tokens, storage_dtype)
+    return as_rounded(rounded.values.cpu(), rounded.counts.cpu())
 
 
 def round_on_device(tokens: torch.Tensor, storage_dtype: str, *, look_first: bool | None = None) -> DeviceRounded:

@@ -89,7 +89,7 @@ def pool_tokens(tokens: Tensor, kind: str, layout: TokenLayout) -> Tensor:
     Args:
         tokens: [B, T, D] with T = layout.num_tokens, any floating dtype.
         kind: one that `kind_shape` accepts for this layout.
-        layout: where CLS, registers and patches lie.
+        layout: order of CLS, registers and patches.
 
     Returns:
         [B, D] for cls and ap, else [B, t, D]; contiguous, in the dtype of `tokens`, sharing no memory with it.

@@ -36,14 +36,10 @@ _CLASSIFIER = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
 
 def open_timm(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
-    """Build a timm model.
+    """Build a timm model; for the arguments see `families.OpenModel`.
 
     Args:
         model_id: timm's name with or without `timm/` and a pretrained tag, or `hf-hub:<org>/<repo>`.
-        weights: None for pretrained, "random", or a file.
-        tap: norm2, block or `module:PATTERN`.
-        image_size: pixels a side; None for the size of the model's own evaluation.
-        seed: seed for random weights.
 
     Raises:
         RequestError: unknown name, no such weights, or no vision transformer.
@@ -79,7 +75,7 @@ def tower_from_timm(
     crop_pct: float | None = None,
     positions: str = POSITIONS,
 ) -> Tower:
-    """Open up a timm model that is already built.
+    """The tower of a timm model that is already built.
 
     Args:
         model: in evaluation mode, without a classifier.
@@ -117,7 +113,7 @@ def tower_from_timm(
 
 
 def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
-    """timm's evaluation settings of a model, at another size where one is asked for.
+    """timm's evaluation settings of a model, at another image size if one is given.
 
     DINOv2 and MAE are cropped as their authors evaluate them (256 -> 224); timm has 1.0 and 0.9 for them.
     """
@@ -217,64 +213,27 @@ TIMM = ModelFamily(
     open=open_timm,
     names=lambda: [f"timm/{name}" for name in timm_names()],
     groups=(
+        ModelGroup("DINOv3", "timm/vit_base_patch16_dinov3.lvd1689m", "dinov3", "CLS and 4 registers"),
+        ModelGroup("DINOv2", "timm/vit_base_patch14_dinov2.lvd142m", "dinov2", "_reg4_: 4 registers"),
+        ModelGroup("SigLIP", "timm/vit_base_patch16_siglip_224.webli", "siglip", "no CLS"),
+        ModelGroup("EVA02", "timm/eva02_base_patch14_224.mim_in22k", "^timm/eva02", "enormous: --tap block"),
+        ModelGroup("CLIP", "timm/vit_base_patch16_clip_quickgelu_224.openai", "_clip_", "final: not projected"),
+        ModelGroup("EVA", "timm/eva_giant_patch14_224.clip_ft_in1k", "^timm/eva_"),
+        ModelGroup("BEiT", "timm/beitv2_base_patch16_224.in1k_ft_in22k", "^timm/beit"),
         ModelGroup(
-            name="DINOv3", example="timm/vit_base_patch16_dinov3.lvd1689m", matches="dinov3", note="CLS and 4 registers"
+            "DeiT",
+            "timm/deit_base_distilled_patch16_224.fb_in1k",
+            "^timm/deit",
+            "distilled: a second prefix token, in no kind",
         ),
-        ModelGroup(
-            name="DINOv2", example="timm/vit_base_patch14_dinov2.lvd142m", matches="dinov2", note="_reg4_: 4 registers"
-        ),
-        ModelGroup(name="SigLIP", example="timm/vit_base_patch16_siglip_224.webli", matches="siglip", note="no CLS"),
-        ModelGroup(
-            name="EVA02",
-            example="timm/eva02_base_patch14_224.mim_in22k",
-            matches="^timm/eva02",
-            note="enormous: --tap block",
-        ),
-        ModelGroup(
-            name="CLIP",
-            example="timm/vit_base_patch16_clip_quickgelu_224.openai",
-            matches="_clip_",
-            note="final: not projected",
-        ),
-        ModelGroup(name="EVA", example="timm/eva_giant_patch14_224.clip_ft_in1k", matches="^timm/eva_"),
-        ModelGroup(name="BEiT", example="timm/beitv2_base_patch16_224.in1k_ft_in22k", matches="^timm/beit"),
-        ModelGroup(
-            name="DeiT",
-            example="timm/deit_base_distilled_patch16_224.fb_in1k",
-            matches="^timm/deit",
-            note="distilled: a second prefix token, in no kind",
-        ),
-        ModelGroup(name="Perception Encoder", example="timm/vit_pe_core_base_patch16_224.fb", matches="_pe_"),
-        ModelGroup(name="AIMv2", example="timm/aimv2_large_patch14_224.apple_pt", matches="^timm/aimv2", note="no CLS"),
-        ModelGroup(name="FlexiViT", example="timm/flexivit_base.1200ep_in1k", matches="flexivit"),
-        ModelGroup(
-            name="NaFlexViT",
-            example="timm/naflexvit_base_patch16_gap.e300_s576_in1k",
-            matches="naflexvit",
-            note="at one size",
-        ),
-        ModelGroup(
-            name="ViTamin",
-            example="timm/vitamin_base_224.datacomp1b_clip",
-            matches="vitamin",
-            note="convolutions below the blocks",
-        ),
-        ModelGroup(
-            name="relative positions",
-            example="timm/vit_relpos_base_patch16_224.sw_in1k",
-            matches="relpos",
-            note="_rpn_: --tap block",
-        ),
-        ModelGroup(
-            name="hybrid",
-            example="timm/vit_base_r50_s16_224.orig_in21k",
-            matches=r"_r\d+_|_r_|_r26|resnet|_mci_|hybrid",
-        ),
-        ModelGroup(
-            name="ViT, MAE",
-            example="timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
-            note="MAE: vit_base_patch16_224.mae",
-        ),
+        ModelGroup("Perception Encoder", "timm/vit_pe_core_base_patch16_224.fb", "_pe_"),
+        ModelGroup("AIMv2", "timm/aimv2_large_patch14_224.apple_pt", "^timm/aimv2", "no CLS"),
+        ModelGroup("FlexiViT", "timm/flexivit_base.1200ep_in1k", "flexivit"),
+        ModelGroup("NaFlexViT", "timm/naflexvit_base_patch16_gap.e300_s576_in1k", "naflexvit", "at one size"),
+        ModelGroup("ViTamin", "timm/vitamin_base_224.datacomp1b_clip", "vitamin", "convolutions below the blocks"),
+        ModelGroup("relative positions", "timm/vit_relpos_base_patch16_224.sw_in1k", "relpos", "_rpn_: --tap block"),
+        ModelGroup("hybrid", "timm/vit_base_r50_s16_224.orig_in21k", r"_r\d+_|_r_|_r26|resnet|_mci_|hybrid"),
+        ModelGroup("ViT, MAE", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", note="MAE: vit_base_patch16_224.mae"),
     ),
     without_tag=lambda model_id: f"timm/{model_id.removeprefix('timm/').partition('.')[0]}",
     tags=lambda model_id: pretrained_tags(model_id.removeprefix("timm/")),

@@ -39,14 +39,7 @@ _EVALUATION = {
 
 
 def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
-    """Build a model of a torch hub repository.
-
-    Args:
-        model_id: `torchhub:<repo>:<entry>`.
-        weights: None for those of the entry, "random", or a file.
-        tap: norm2, block or `module:PATTERN`.
-        image_size: pixels a side; None for 224.
-        seed: seed for random weights.
+    """Build a model of a torch hub repository, by default at 224 pixels; for the arguments see `families.OpenModel`.
 
     Raises:
         RequestError: no such repository or entry, code that is not trusted, weights that do not fit, no vision transformer, or one

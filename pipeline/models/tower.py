@@ -116,25 +116,18 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
     return {level: tokens.shape[-1] for level, tokens in seen.items()}
 
 
-def _keep(seen: dict[str, Any], level: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-    seen[level] = output
+def _keep(seen: dict[str, Any], name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    seen[name] = output
 
 
 def _watch(block: nn.Module, norm: nn.Module, place: dict[str, Any]) -> list[RemovableHandle]:
     """Record the input of the block, input and output of its second norm, and the input of its MLP."""
-
-    def entered(_module: nn.Module, inputs: Any) -> None:
-        place["entered"] = inputs[0]
-
-    def normed(_module: nn.Module, inputs: Any, output: Any) -> None:
-        place.update(read=inputs[0], written=output)
-
-    def fed(_module: nn.Module, inputs: Any) -> None:
-        place["fed"] = inputs[0]
-
-    hooks = [block.register_forward_pre_hook(entered), norm.register_forward_hook(normed)]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, inputs: place.update(entered=inputs[0])),
+        norm.register_forward_hook(lambda _, inputs, output: place.update(read=inputs[0], written=output)),
+    ]
     if isinstance(mlp := getattr(block, "mlp", None), nn.Module):
-        hooks.append(mlp.register_forward_pre_hook(fed))
+        hooks.append(mlp.register_forward_pre_hook(lambda _, inputs: place.update(fed=inputs[0])))
     return hooks
 
 

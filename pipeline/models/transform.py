@@ -1,8 +1,8 @@
 """A model's evaluation transform in two halves: geometry, which needs the image, and normalisation, which needs only its pixels.
 
-The half that resizes and crops ends in bytes, so a decoding process hands over a quarter of what float32 takes, and the bytes are
-what crosses to the device. The other half is there done by the same float32 operations in the same order as in torchvision, so
-both halves together give the bits of the whole and a cache's `transform` text says the same of both.
+The first half resizes and crops and ends in bytes, so a decoding process transfers a quarter of the bytes of float32. The second
+half runs on the device, with the same float32 operations in the same order as in torchvision, so both halves together give the bits
+of the whole transform and a cache's `transform` text is the same.
 """
 
 from __future__ import annotations

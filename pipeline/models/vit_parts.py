@@ -65,18 +65,14 @@ def final_norm(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[nn.Module
     norm, after_pooling = getattr(model, "norm", None), getattr(model, "fc_norm", None)
     if isinstance(norm, nn.Module):
         if not isinstance(norm, nn.Identity):
-            return norm, unchanged, "norm"
+            return norm, nn.Identity(), "norm"
         if isinstance(after_pooling, nn.Module) and not isinstance(after_pooling, nn.Identity):
             return norm, after_pooling, "fc_norm"
-        return norm, unchanged, "none"
+        return norm, nn.Identity(), "none"
     named = [(name, child) for name, child in model.named_children() if "Norm" in type(child).__name__]
     if named:
-        return named[-1][1], unchanged, named[-1][0]
-    return blocks[-1], unchanged, "none"
-
-
-def unchanged(tokens: Tensor) -> Tensor:
-    return tokens
+        return named[-1][1], nn.Identity(), named[-1][0]
+    return blocks[-1], nn.Identity(), "none"
 
 
 def no_blocks(name: str, model: nn.Module, candidates: Sequence[str] = ()) -> RequestError:
@@ -101,8 +97,8 @@ def layout_of(model: nn.Module, name: str, image_size: tuple[int, int], *, chose
         model: has its patch embedding as `patch_embed` or `embeds`, else as its first convolution without overlap.
         name: the model's, for messages.
         image_size: height and width in pixels.
-        chosen: the size was asked for: refused if it leaves pixels over. A model's own size is left alone (SigLIP's So400m/14
-            is evaluated at 384 pixels, 27 patches and a border).
+        chosen: the user chose the size, so it must be a multiple of the patch size. A model's own size need not be (SigLIP's
+            So400m/14 is evaluated at 384 pixels, 27 patches and a border).
 
     Raises:
         RequestError: no patch embedding, or a chosen size that is no multiple of the patch size.

@@ -1,1 +1,1 @@
-"""Stage two: from a store to trained probes, rows of results, and what they say of new images."""
+"""Stage two: train probes on stored tokens, keep them with their results, and classify new images with them."""

@@ -24,12 +24,7 @@ DRAWN_AT_ONCE = 1 << 18  # images: what is counted then stays in the cache of a 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value, and where it lies with the stated confidence.
-
-    Attributes:
-        value: as measured.
-        low, high: ends of the interval, NaN where it cannot be had.
-    """
+    """A measured value and its confidence interval, NaN where none is available."""
 
     value: float
     low: float
@@ -49,14 +44,14 @@ def intervals(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> list[Interval]:
-    """Means over classes of M numbers that images have, and their intervals over test images, all on the same resamples.
+    """Class means of M values per image, and their intervals over test images, all on the same resamples.
 
     Args:
         values: [M, N]; hits as 0 and 1 give balanced accuracies, differences of hits give differences of them.
         labels: [N] int64.
-        level: of confidence.
+        level: confidence level, in (0, 1).
         num_resamples: R.
-        seed: of the draws.
+        seed: seed for the draws.
 
     Raises:
         RequestError: there are no images.
@@ -88,7 +83,7 @@ def difference_interval(
 def seed_interval(
     values: NDArray[np.float64], *, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Mean over S seeds and its interval; it says how training varies, not how test sets do.
+    """Mean over S seeds and its interval: the variation of the training, not of the test set.
 
     With few seeds a percentile interval is too narrow (for 3 there are only 10 different resamples): read it as a spread.
 
@@ -112,7 +107,7 @@ def seed_interval(
 
 
 def class_mean(values: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Mean over the classes that occur of the mean over their images: of hits, the balanced accuracy.
+    """Mean over the classes that occur of the mean over their images; for hits, the balanced accuracy.
 
     Args:
         values, labels: [N], N >= 1.
@@ -125,13 +120,13 @@ def class_mean(values: NDArray[Any], labels: NDArray[np.int64]) -> float:
 def resampled_means(
     values: NDArray[np.float64], labels: NDArray[np.int64], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Means over classes of numbers that images have, on images drawn anew within each class.
+    """Class means of values per image, on images resampled within each class.
 
     Args:
         values: [M, N].
         labels: [N] int64.
         num_resamples: R.
-        seed: of the draws.
+        seed: seed for the draws.
 
     Returns:
         [R, M].
@@ -141,9 +136,7 @@ def resampled_means(
     """
     generator, num_images = np.random.default_rng(seed), len(labels)
     if not num_images:
-        raise RequestError(
-            where="bootstrap", expected="at least one image", got="none", todo="Test the probes on images."
-        )
+        raise RequestError("probing.no_images_to_resample")
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     size_of, start_of = np.repeat(sizes, sizes), np.repeat(starts, sizes)  # [N]

@@ -1,8 +1,8 @@
-"""Probes that cannot be trained: whose fault it was, and that the others go on all the same.
+"""Probes that cannot be trained: which probe failed, and how the others go on.
 
-The decision taken here: what a probe is refused with (too little memory, a head that does not fit its tokens, tokens that are not
-finite) is that probe's alone. A store that cannot be read and a disk that is full are everybody's and go on as exceptions: to train
-the next probe would only take longer to say the same. So do bugs.
+An error that concerns one probe (too little memory, a head that does not fit its tokens, tokens that are not finite) fails that
+probe alone. A store that cannot be read and a disk that is full concern all of them, and bugs do: these errors are raised, since
+training the next probe would only take longer to end in the same way.
 """
 
 from __future__ import annotations
@@ -14,57 +14,51 @@ from layerbank.probes import ProbeError
 
 from ..errors import RequestError, WorkError
 from ..memory import shortage_of
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 
 Fail = Callable[[str, Exception], None]
-"""Told the name of a probe, and why there is no row of it."""
+"""Called with the name of a probe that failed, and the error."""
+
+ProbeFailure = RequestError | WorkError | ProbeError
+_CAUGHT = (RequestError, WorkError, ProbeError, MemoryError, RuntimeError)
 
 
 class Failures:
     """The probes of one run that failed.
 
     Args:
-        key: of a probe's row.
-        fail: told of each; None raises the first one's error.
+        key: returns the key of a probe's row.
+        fail: called with each; None raises the first one's error.
     """
 
-    def __init__(self, key: Callable[[NamedProbe], str], fail: Fail | None) -> None:
+    def __init__(self, key: Callable[[ProbeSpec], str], fail: Fail | None) -> None:
         self._key, self._fail = key, fail
-        self._errors: dict[str, RequestError | WorkError | ProbeError] = {}
+        self._errors: dict[str, ProbeFailure] = {}
 
-    def __contains__(self, named: NamedProbe) -> bool:
+    def __contains__(self, named: ProbeSpec) -> bool:
         return self._key(named) in self._errors
 
-    def add(self, named: NamedProbe, error: RequestError | WorkError | ProbeError) -> None:
-        """A probe failed, which is told."""
-        if self._fail is None:
+    def add(self, named: ProbeSpec, error: Exception) -> None:
+        """Record the error as this probe's; raise one that does not concern one probe."""
+        failure = _failure(named, error) if self._fail else None
+        if self._fail is None or failure is None:
             raise error
-        self._errors[self._key(named)] = error
-        self._fail(named.name, error)
+        self._errors[self._key(named)] = failure
+        self._fail(named.name, failure)
 
     @contextmanager
-    def of(self, named: NamedProbe) -> Iterator[None]:
-        """Work for one probe."""
-        error: RequestError | WorkError | ProbeError
+    def of(self, named: ProbeSpec) -> Iterator[None]:
+        """Within, an error that concerns one probe is recorded as this probe's."""
         try:
             yield
-            return
-        except (RequestError, WorkError, ProbeError) as refused:
-            if self._fail is None:
-                raise
-            error = refused.with_traceback(None)  # its frames hold the tokens and banks of the training
-        except (MemoryError, RuntimeError) as broken:
-            shortage = shortage_of(broken)
-            if self._fail is None or shortage is None:
-                raise
-            error = _too_large(named, shortage)
-        self.add(named, error)
+        except _CAUGHT as error:
+            self.add(named, error)
 
-    def together(self, probes: Sequence[NamedProbe], work: Callable[[], None]) -> bool:
+    def together(self, probes: Sequence[ProbeSpec], work: Callable[[], None]) -> bool:
         """Do the work of some probes.
 
         Returns:
-            Whether it can be left at that: False if it failed and nobody knows because of which of several probes.
+            False if it failed and any of several probes may be the cause.
         """
         if len(probes) == 1 or self._fail is None:
             with self.of(probes[0]):
@@ -72,30 +66,23 @@ class Failures:
             return True
         try:
             work()
-        except (RequestError, WorkError, ProbeError):
-            return False
-        except (MemoryError, RuntimeError) as broken:
-            if not shortage_of(broken):
+        except _CAUGHT as error:
+            if _failure(probes[0], error) is None:
                 raise
             return False
         return True
 
-    def check_base(self, named: NamedProbe, base: NamedProbe) -> None:
-        """Raise WorkError if what a probe is made of has failed."""
-        error = self._errors.get(self._key(base))
-        if error is not None:
+    def check_base(self, named: ProbeSpec, base: ProbeSpec) -> None:
+        """Raise WorkError if the base of a post-hoc probe has failed."""
+        if error := self._errors.get(self._key(base)):
             raise WorkError(
-                where=f"probe {named.name}",
-                expected=f"a finished {base.name}, of which it is made",
-                got=f"one that failed: {error.where}: {error.got}",
-                todo=f"See what {base.name} says; when that is mended, run this again.",
+                "probing.base_failed", probe=named.name, base=base.name, base_where=error.where, base_got=error.got
             )
 
 
-def _too_large(named: NamedProbe, shortage: str) -> WorkError:
-    return WorkError(
-        where=f"probe {named.name}",
-        expected="memory for its training",
-        got=shortage,
-        todo="Give less with --memory, so that fewer probes train at a time, or end what else takes the memory.",
-    )
+def _failure(named: ProbeSpec, error: Exception) -> ProbeFailure | None:
+    """The error to record for a probe; None for an error that does not concern one probe."""
+    if isinstance(error, RequestError | WorkError | ProbeError):
+        return error.with_traceback(None)  # its frames hold the tokens and banks of the training
+    shortage = shortage_of(error)
+    return WorkError("probing.out_of_memory", probe=named.name, shortage=shortage) if shortage else None

@@ -1,14 +1,14 @@
-"""Classify new images with a saved probe: the whole way from an image file to class probabilities, without a store.
+"""Classify new images with a saved probe: from image files to class probabilities, without a store.
 
-The tokens are made exactly as stage one makes them (same weights, transform, tap, rounding to the storage dtype), so that a
-prediction here is the prediction the probe was tested with. A backbone that is not the one the probe was trained on is refused.
+Tokens are computed exactly as stage one computes them (same weights, transform, tap, rounding to the storage dtype), so a test
+image gets the prediction that the probe was tested with. A backbone other than the one the probe was trained on is refused.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..extraction.decoding import Rows, decode_batches
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
-from .probe_names import NamedProbe
+from .probe_spec import ProbeSpec
 from .tokens.token_source import join_tokens
 
 BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
@@ -36,13 +36,13 @@ BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a probe says of one image.
+    """The prediction for one image.
 
     Attributes:
         sample_id: as the source names it.
-        label: name of the class it is said to be; its most probable one.
+        label: name of the most probable class.
         probability: of that class, in [0, 1].
-        target: name of its true class, None where the source knows none.
+        target: name of the true class, None where the source has no labels.
     """
 
     sample_id: str
@@ -90,7 +90,7 @@ class SavedProbe:
             batch_size: images a forward pass; None is what an extraction would choose.
             num_workers: decoding processes; 0 decodes in this one.
             on_bad_image: stop or skip.
-            emit: told of images that are skipped.
+            on_event: called with images that are skipped.
 
         Raises:
             BadImage: an image could not be read and `on_bad_image` is `stop`.
@@ -128,8 +128,8 @@ class SavedProbe:
         return float_tokens(round_tokens(tokens, dtype).values, dtype)
 
 
-def _named(values: dict[str, Any]) -> NamedProbe:
-    return NamedProbe(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
+def _named(values: dict[str, Any]) -> ProbeSpec:
+    return ProbeSpec(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
 
 
 def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
@@ -144,25 +144,21 @@ def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
     differing = [name for name in BACKBONE_FIELDS if getattr(spec, name) != here[name]]
     if differing:
         raise RequestError(
-            where=f"probe {folder}",
-            expected="its own backbone: " + "; ".join(f"{name} = {getattr(spec, name)!r}" for name in differing),
-            got="; ".join(f"{name} = {here[name]!r}" for name in differing),
-            todo="Give the weights it was trained on with --weights FILE, or train the probe again on these.",
+            "probing.other_backbone",
+            folder=folder,
+            trained_on="; ".join(f"{name} = {getattr(spec, name)!r}" for name in differing),
+            found="; ".join(f"{name} = {here[name]!r}" for name in differing),
         )
 
 
 def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[str]:
     """Lines of a CSV file: a header, then one line an image, as they come."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="")
-    for values in _with_header(predictions):
-        buffer.seek(0)
-        buffer.truncate()
-        writer.writerow(values)
-        yield buffer.getvalue()
-
-
-def _with_header(predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-    yield ("id", "predicted", "probability", "target")
+    yield _csv_line("id", "predicted", "probability", "target")
     for one in predictions:
-        yield (one.sample_id, one.label, f"{one.probability:.6f}", one.target or "")
+        yield _csv_line(one.sample_id, one.label, f"{one.probability:.6f}", one.target or "")
+
+
+def _csv_line(*values: str) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()

@@ -4,13 +4,13 @@ Probes that can share passes over the tokens are trained together (`probe_groups
 the protocol: split, grid, choice on validation, refit, one test. Each probe leaves a folder and one row (`row_folder.py`). The
 test store is opened by the sweep in its last step. A row that results.jsonl holds under the same key is not computed again, and an
 interrupted sweep continues with the missing banks (`sweep_journal.py`). Neither the key nor the result of a probe depends on the
-probes it is trained with, so a group that fails because of one probe is repeated probe by probe (`failing.py`). Probes derived
-from a finished one (`derived.py`) come last, after their base.
+probes it is trained with, so a group that fails because of one probe is repeated probe by probe (`failing.py`). Post-hoc probes
+(`post_hoc.py`) come last, after their base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,23 +19,22 @@ from typing import Any, NamedTuple
 import torch
 
 from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
-from layerbank.probes import SOLVED_KINDS, Candidate, TrainingProtocol, resolve_compute
+from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
 from ..data.sources import ImageSource
 from ..errors import RequestError
 from ..events import OnEvent, ProbeFinished, ignore
 from ..extraction.extract import model_differences
 from ..memory import memory_for_probes
-from .derived import derive
 from .failing import Fail, Failures
-from .malloc_trim import KEPT_BYTES, large_blocks_returned
-from .probe_groups import ProbeGroup, group_of_one, plan_groups
-from .probe_names import NamedProbe
+from .post_hoc import train_post_hoc
+from .probe_groups import ProbeGroup, make_group, plan_groups
+from .probe_spec import ProbeSpec
 from .results import Row, append_row, key_of, read_rows
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.token_source import require_arrays
-from .training import Trained, solve_probe, train_group
+from .training import Trained, large_blocks_returned, solve_probe, train_group
 
 
 class Store(NamedTuple):
@@ -51,39 +50,40 @@ class Store(NamedTuple):
 
 
 def run_folder(runs_root: Path, train: Store) -> Path:
-    """The folder of everything learnt from a train store: RUNS/<data set>/<name of the store>."""
+    """The folder of all results of a train store: RUNS/<data set>/<name of the store>."""
     return runs_root / train.spec.dataset / train.path.stem
+
+
+def row_folder(folder: Path, row: Row) -> Path:
+    """The folder of a row's probe, predictions and picture: two settings of one probe never share it."""
+    return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
 def check_classes(train: ImageSource, test: ImageSource) -> None:
     """Raise RequestError unless the splits have labels, and both name the same classes in the same order."""
+    names = f"{train.name}/{train.split}", f"{test.name}/{test.split}"
     if not train.class_names:
-        raise RequestError(
-            where=f"data {train.name}/{train.split}",
-            expected="images with labels, to train probes on",
-            got="images without",
-            todo="Give labelled data: folder:DIR, wds:DIR or hdf5:FILE.",
-        )
+        raise RequestError("probing.unlabelled_images", data=names[0])
     if list(train.class_names) != list(test.class_names):
         raise RequestError(
-            where=f"classes of {test.name}/{test.split}",
-            expected=f"those of {train.name}/{train.split}, in order: {_few(train.class_names)}",
-            got=_few(test.class_names),
-            todo="Give both splits the same class folders or classnames.txt.",
+            "probing.different_classes",
+            train=names[0],
+            test=names[1],
+            train_classes=_few(train.class_names),
+            test_classes=_few(test.class_names),
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)}: " + ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def check_train_views(train_views: int | None, num_views: int) -> None:
     """Raise RequestError where more views are to be trained on than there are."""
     if train_views is not None and train_views > num_views:
-        raise RequestError(
-            where="--train-views",
-            expected=f"at most the {num_views} of --views"
-            if num_views
-            else "--views with a number, so that there are some",
-            got=str(train_views),
-            todo=f"Ask for them: --views {train_views}.",
-        )
+        if not num_views:
+            raise RequestError("probing.no_views", train_views=train_views)
+        raise RequestError("probing.too_few_views", train_views=train_views, num_views=num_views)
 
 
 def check_one_model(train: Store, test: Store) -> None:
@@ -93,10 +93,7 @@ def check_one_model(train: Store, test: Store) -> None:
             ", ".join(f"{name} = {getattr(store.spec, name)}" for name in different) for store in (train, test)
         )
         raise RequestError(
-            where=str(test.path),
-            expected=f"tokens of the model that {train.path} was made with: {of_train}",
-            got=of_test,
-            todo="Extract both splits in one command, so that what is trained on and what is tested on come from one model.",
+            "probing.different_models", test=test.path, train=train.path, train_model=of_train, test_model=of_test
         )
 
 
@@ -104,23 +101,19 @@ def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) ->
     """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
 
     Raises:
-        DamagedStoreError: a file is not as it was written; says which rows of which level and kind.
+        DamagedStoreError: a file is not as it was written; names the rows of each level and kind.
     """
     for path in (store.path for store in stores):
         damages = verify_store(path, only=arrays)
         if damages:
-            raise DamagedStoreError(
-                where=str(path),
-                expected="every file as it was written",
-                got="; ".join(map(str, damages[:3])) + (f" and {len(damages) - 3} more" if len(damages) > 3 else ""),
-                todo=f"Mend it: layerbank cache repair {path} (only those rows are computed again).",
-            )
+            shown = "; ".join(map(str, damages[:3])) + (f" and {len(damages) - 3} more" if len(damages) > 3 else "")
+            raise DamagedStoreError("probing.damaged_store", store=path, damages=shown)
 
 
 def probe(
     train: Store,
     test: Store,
-    named_probes: Sequence[NamedProbe],
+    named_probes: Sequence[ProbeSpec],
     protocol: TrainingProtocol,
     folder: Path,
     *,
@@ -142,8 +135,8 @@ def probe(
         retrain: compute rows again even if they are there.
         memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
         device: where probes are trained.
-        fail: told of a probe that cannot be trained, which then has no row, while the others go on; None raises its error.
-        emit: told what happens.
+        fail: called with a probe that cannot be trained, which then has no row, while the others go on; None raises its error.
+        on_event: called with what happens.
 
     Raises:
         RequestError: a store lacks a level or kind, or the two are of different models.
@@ -153,106 +146,142 @@ def probe(
     check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
-    device = torch.device(device)
-    cache = train.open()
-    setting = _setting(train, test, protocol)
-
-    def key(named: NamedProbe) -> str:
-        # what is solved is float64 in any case
-        decisive = replace(protocol, compute="float32") if named.head in SOLVED_KINDS else protocol
-        return key_of({**_setting(train, test, decisive), "probe": asdict(named)})
-
-    failures = Failures(key, fail)
-    for named in named_probes:
-        with failures.of(named):
-            require_arrays(list(cache.arrays), named, train.path)
-    known = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
-    clear_finished(folder / ".sweeps", known.keys())  # a run may have been killed just after its last row
-    wanted: list[NamedProbe] = []
-    for named in (one for one in named_probes if one not in failures):
-        if key(named) in known and not retrain:
-            on_event(ProbeFinished(probe=named.name, row=known[key(named)], reused=True))
+    run = _Run(train, test, protocol, folder, config or {}, fail, on_event)
+    missing = run.find_missing(named_probes, retrain=retrain)
+    trained, post_hoc = [], []
+    for named in missing:
+        if HEADS[named.head].is_solved:
+            with run.failures.of(named):
+                run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
+        elif named.derived is not None:
+            post_hoc.append(named)
         else:
-            if named.derived is not None and key(named.derived.base) not in known:
-                wanted.append(named.derived.base)  # it is made of a row
-            wanted.append(named)
+            trained.append((named, run.protocol_of(named)))
+    for group in plan_groups(run.cache, trained, memory_bytes, torch.device(device), refuse=run.failures.add):
+        run.train(group)
+    for named in post_hoc:
+        with run.failures.of(named):
+            run.train_post_hoc(named, memory_bytes, torch.device(device))
+    return [run.rows[run.key(named)] for named in named_probes if named not in run.failures]
 
-    def open_test() -> TokenCache:
-        return test._replace(num_views=0).open()  # nothing is tested on a view
 
-    def keep(trained: Trained) -> None:
+class _Run:
+    """One call of `probe`.
+
+    Attributes:
+        cache: the open train store.
+        rows: of results.jsonl, by key; a probe that is finished adds its own.
+        failures: probes that have failed.
+    """
+
+    def __init__(
+        self,
+        train: Store,
+        test: Store,
+        protocol: TrainingProtocol,
+        folder: Path,
+        config: dict[str, Any],
+        fail: Fail | None,
+        on_event: OnEvent,
+    ) -> None:
+        self._train, self._test, self._protocol, self._folder = train, test, protocol, folder
+        self._config, self._on_event = config, on_event
+        self.cache = train.open()
+        self.failures = Failures(self.key, fail)
+        self.rows = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
+        self._clear_journal()  # a run may have been killed just after its last row
+
+    def key(self, named: ProbeSpec) -> str:
+        """The key of a probe's row."""
+        # solved heads compute in float64 by any protocol
+        protocol = replace(self._protocol, compute="float32") if HEADS[named.head].is_solved else self._protocol
+        return key_of({**self._setting(protocol), "probe": asdict(named)})
+
+    def protocol_of(self, named: ProbeSpec) -> TrainingProtocol:
+        """The protocol with what a probe changes of it."""
+        return replace(self._protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
+
+    def open_test(self) -> TokenCache:
+        """The test store, the centre view of each image alone."""
+        return self._test._replace(num_views=0).open()
+
+    def find_missing(self, probes: Sequence[ProbeSpec], *, retrain: bool) -> list[ProbeSpec]:
+        """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
+        missing: dict[str, ProbeSpec] = {}
+        for named in probes:
+            with self.failures.of(named):
+                require_arrays(list(self.cache.arrays), named, self._train.path)
+        for named in probes:
+            key = self.key(named)
+            if named in self.failures:
+                continue
+            if key in self.rows and not retrain:
+                self._on_event(ProbeFinished(probe=named.name, row=self.rows[key], reused=True))
+                continue
+            if named.derived is not None and (base_key := self.key(named.derived.base)) not in self.rows:
+                missing.setdefault(base_key, named.derived.base)
+            missing.setdefault(key, named)
+        return list(missing.values())
+
+    def train(self, group: ProbeGroup) -> None:
+        """Train a group; if it fails because of one of its probes, each by itself."""
+        if self.failures.together(group.probes, partial(self._train_together, group)):
+            return
+        placed = group.placement
+        for named in group.probes:  # scores of finished banks are in the journal
+            with self.failures.of(named):
+                self._train_together(
+                    make_group(self.cache, [named], group.protocol, placed.memory_bytes, placed.device)
+                )
+
+    def _train_together(self, group: ProbeGroup) -> None:
+        with large_blocks_returned(group.placement.spare_bytes):
+            for trained in train_group(group, self.open_test, self._journal, self._on_event):
+                with self.failures.of(trained.named):
+                    self.keep(trained)
+
+    def train_post_hoc(self, named: ProbeSpec, memory_bytes: int, device: torch.device) -> None:
+        """Make a post-hoc probe of its base, which has been trained."""
+        assert named.derived is not None
+        base = named.derived.base
+        self.failures.check_base(named, base)
+        group = make_group(self.cache, [base], self.protocol_of(named), memory_bytes, device)
+        with large_blocks_returned(group.placement.spare_bytes):
+            journal_of = partial(self._journal, search=named)
+            self.keep(
+                train_post_hoc(named, self.rows[self.key(base)], group, self.open_test, journal_of, self._on_event)
+            )
+
+    def keep(self, trained: Trained) -> None:
+        """Write the folder and the row of a probe."""
         named = trained.named
-        row: Row = {"key": key(named), "setting_of_study": key_of(setting), "probe": named.name}
-        if cache.num_views:
-            row["train_views"] = cache.num_views if train.num_views is None else train.num_views
-        row |= keep_probe(trained, cache, test.spec, open_test, row_folder(folder, row), config or {})
-        if named.derived is not None:  # what it is made of had to be trained, too
-            of_base = known[key(named.derived.base)]["cost"]
+        row: Row = {"key": self.key(named), "setting_of_study": key_of(self._setting(self._protocol))}
+        row["probe"] = named.name
+        if self.cache.num_views:
+            row["train_views"] = self.cache.num_views if self._train.num_views is None else self._train.num_views
+        folder = row_folder(self._folder, row)
+        row |= keep_probe(trained, self.cache, self._test.spec, self.open_test, folder, self._config)
+        if named.derived is not None:  # its base had to be trained, too
+            of_base = self.rows[self.key(named.derived.base)]["cost"]
             row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
-        known[row["key"]] = append_row(folder / "results.jsonl", row)
-        clear_finished(folder / ".sweeps", known.keys())
-        on_event(ProbeFinished(probe=named.name, row=known[row["key"]], reused=False))
+        row = append_row(self._folder / "results.jsonl", row)
+        self.rows[row["key"]] = row
+        self._clear_journal()
+        self._on_event(ProbeFinished(probe=named.name, row=row, reused=False))
 
-    def make_journal(
-        group: ProbeGroup, describe: Callable[[Candidate], dict[str, Any]], made: Sequence[NamedProbe]
-    ) -> SweepJournal:
-        decisive = {**_setting(train, test, group.protocol), "device": device.type}
+    def _journal(self, group: ProbeGroup, search: ProbeSpec | None = None) -> SweepJournal:
+        """The journal of a group's sweeps, or of the search of a post-hoc probe by the group of its base."""
+        decisive = {**self._setting(group.protocol), "device": group.placement.device.type}
         del decisive["test"]  # nothing is chosen on it
-        return SweepJournal(folder / ".sweeps", decisive, describe, [key(one) for one in made])
+        describe = group.describe_choice if search else group.describe
+        rows = [self.key(named) for named in ([search] if search else group.probes)]
+        return SweepJournal(self._folder / ".sweeps", decisive, describe, rows)
 
-    def journal_of(group: ProbeGroup) -> SweepJournal:
-        return make_journal(group, group.describe, group.probes)
+    def _clear_journal(self) -> None:
+        clear_finished(self._folder / ".sweeps", self.rows.keys())
 
-    def journal_of_search(named: NamedProbe, group: ProbeGroup) -> SweepJournal:
-        return make_journal(group, group.describe_choice, [named])
-
-    def train_together(group: ProbeGroup) -> None:
-        with large_blocks_returned(when=_is_short(group)):
-            for trained in train_group(group, open_test, device, journal_of, on_event):
-                with failures.of(trained.named):
-                    keep(trained)
-
-    each = [(named, _changed(protocol, named)) for named in {key(one): one for one in wanted}.values()]
-    for named, changed in each:
-        if named.head in SOLVED_KINDS:
-            with failures.of(named):
-                keep(solve_probe(named, changed, cache, open_test, on_event))
-    to_train = [(named, of_one) for named, of_one in each if named.head not in SOLVED_KINDS and not named.derived]
-    for group in plan_groups(cache, to_train, memory_bytes, device, refuse=failures.add):
-        if not failures.together(group.probes, partial(train_together, group)):
-            for named in group.probes:  # what the banks of the others have scored is in the journal
-                with failures.of(named):
-                    train_together(group_of_one(cache, named, group.protocol, memory_bytes, device))
-    for named, changed in each:
-        if named.derived is not None:
-            with failures.of(named):
-                failures.check_base(named, named.derived.base)
-                base = known[key(named.derived.base)]
-                group = group_of_one(cache, named.derived.base, changed, memory_bytes, device)
-                with large_blocks_returned(when=_is_short(group)):
-                    keep(derive(named, base, group, open_test, device, partial(journal_of_search, named), on_event))
-    return [known[key(named)] for named in named_probes if named not in failures]
-
-
-def row_folder(folder: Path, row: Row) -> Path:
-    """Where the probe, the predictions and the picture of a row lie: two settings of one probe never share it."""
-    return folder / f"{row['probe']}-{row['key'][:8]}"
-
-
-def _is_short(group: ProbeGroup) -> bool:
-    """Whether what the C library may keep of dropped memory matters."""
-    return group.placement.planned_bytes + KEPT_BYTES > group.placement.budget_bytes
-
-
-def _changed(protocol: TrainingProtocol, named: NamedProbe) -> TrainingProtocol:
-    return replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-
-
-def _setting(train: Store, test: Store, protocol: TrainingProtocol) -> dict[str, Any]:
-    """Everything but the probe that decides a result."""
-    views = {} if train.num_views is None else {"train_views": train.num_views}
-    return {"train": train.spec.fingerprint, "test": test.spec.fingerprint, "protocol": asdict(protocol)} | views
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)}: " + ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    def _setting(self, protocol: TrainingProtocol) -> dict[str, Any]:
+        """Everything but the probe that decides a result."""
+        views = {} if self._train.num_views is None else {"train_views": self._train.num_views}
+        stores = {"train": self._train.spec.fingerprint, "test": self._test.spec.fingerprint}
+        return {**stores, "protocol": asdict(protocol), **views}

@@ -1,15 +1,16 @@
-"""Which probes train together: those of one protocol, as many as change nothing for each other.
+"""Groups of probes that train together: of one protocol, as many as change nothing for each other.
 
-Probes ride together where the tokens of all of them stay in memory, or all of them are streamed in the same order, and each is
-trained in the same banks, groups and chunks as it would be alone; then every one of them comes out as it would alone, to the last
-bit on the CPU. A store that is streamed is then read once for all of them. Where memory is so short that company needs more
-passes, and so reads more tokens than everybody would alone, they go alone.
+Probes share a group where the tokens of all of them stay in memory, or all of them are streamed in the same order, and each is
+trained in the same banks and chunks as it would be alone; then each gives the same bits as alone (on the CPU). A store that is
+streamed is then read once for all of them. Where memory is so short that a group would need more passes, and so read more tokens
+than its probes would one by one, they train alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,11 +20,10 @@ from layerbank.probes import Candidate, MemoryPlan, SettingError, TokenSource, T
 
 from ..events import OnEvent, UploadFailed
 from ..memory import shortage_of
-from .probe_names import NamedProbe
 from .probe_sizes import head_of, token_shape
+from .probe_spec import ProbeSpec
 from .tokens.placement import Placement, place_tokens
-from .tokens.token_rows import block_names
-from .tokens.token_source import CachedTokens
+from .tokens.token_source import CachedTokens, block_names
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,52 +35,61 @@ class ProbeGroup:
         probes: by name.
         protocol: of all of them.
         tokens: of the training split, the blocks of all.
-        sweeps: the candidates of each probe, as `layerbank.probes.run_sweeps` wants them.
+        sweeps: the candidates of each probe, as `layerbank.probes.run_sweeps` takes them.
         placement: where the tokens lie, and how training fits beside them.
     """
 
     cache: TokenCache
-    probes: tuple[NamedProbe, ...]
+    probes: tuple[ProbeSpec, ...]
     protocol: TrainingProtocol
     tokens: CachedTokens
     sweeps: tuple[tuple[Candidate, ...], ...]
     placement: Placement
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(named.name for named in self.probes)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Of all sweeps, each once."""
+        return list(dict.fromkeys(chain.from_iterable(self.sweeps)))
+
+    @property
     def read_bytes(self) -> int:
-        """Of each image, what is gathered in an epoch of all passes that train the grids."""
+        """Bytes an image that an epoch of all passes over the grids gathers."""
         return self.placement.plan.num_passes * self.tokens.stored_row_bytes
 
     def memory_of(self, candidate: Candidate) -> MemoryPlan | None:
         """How a candidate is trained; None for heads that are not planned."""
-        return self.placement.plan.memory[_each_once(self.sweeps).index(candidate)]
+        return self.placement.plan.memory[self.candidates.index(candidate)]
 
     def describe(self, candidate: Candidate) -> dict[str, Any]:
         """What could change the bits of a candidate: see `Placement.describe`."""
         return self.placement.describe(self.memory_of(candidate))
 
     def describe_choice(self, candidate: Candidate) -> dict[str, Any]:
-        """The same of a head on some of these tokens that is trained by itself, with one setting."""
+        """The same for a head on some of these tokens that is trained by itself, with one setting."""
         memory = plan_choice(candidate, self.tokens, self.protocol, self.placement.training_bytes)
         return self.placement.describe(memory)
 
 
 def plan_groups(
     cache: TokenCache,
-    wanted: Sequence[tuple[NamedProbe, TrainingProtocol]],
+    wanted: Sequence[tuple[ProbeSpec, TrainingProtocol]],
     memory_bytes: int,
     device: torch.device,
     *,
-    refuse: Callable[[NamedProbe, SettingError], None] | None = None,
+    refuse: Callable[[ProbeSpec, SettingError], None] | None = None,
 ) -> Iterator[ProbeGroup]:
-    """Rides one after the other: each protocol's probes in their own order.
+    """Yield groups one after the other: each protocol's probes in their own order.
 
     Args:
         cache: the train store, which holds the levels and kinds of all.
         wanted: probes that are trained, not solved, and the protocol of each.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
-        refuse: told of a probe that has no ride, and why; None raises the error.
+        refuse: called with a probe that fits no group, and the error; None raises the error.
 
     Raises:
         SettingError: not even one probe at a time fits into the memory.
@@ -89,56 +98,40 @@ def plan_groups(
         group: ProbeGroup | None = None
         for named in (named for named, own in wanted if own == protocol):
             try:
-                alone = group_of_one(cache, named, protocol, memory_bytes, device)
+                alone = make_group(cache, [named], protocol, memory_bytes, device)
             except SettingError as error:
                 if refuse is None:
                     raise
                 refuse(named, error)
                 continue
-            larger = None if group is None else _join(cache, group, alone, memory_bytes, device)
-            if group is not None and larger is None:
+            larger = _join(group, alone) if group else None
+            if group and not larger:
                 yield group
-            group = alone if larger is None else larger
-        if group is not None:
+            group = larger or alone
+        if group:
             yield group
 
 
-def open_group(group: ProbeGroup, on_event: OnEvent) -> tuple[ProbeGroup, TokenSource]:
-    """A ride and its tokens; a ride that streams them where the room is gone that was there when it was planned.
-
-    Raises:
-        SettingError: beside what others take, not even one probe at a time fits.
-    """
-    try:
-        return group, group.placement.open(group.tokens)
-    except (MemoryError, RuntimeError) as error:
-        reason = shortage_of(error)
-        if reason is None or group.placement.tokens == "streamed":
-            raise
-    # outside of the handler, whose traceback holds what was there already
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    on_event(
-        UploadFailed(
-            probes=tuple(named.name for named in group.probes), tokens_bytes=group.tokens.stored_bytes, reason=reason
-        )
-    )
-    before = group.placement
-    placement = place_tokens(
-        group.tokens, _each_once(group.sweeps), group.protocol, before.memory_bytes, before.device, may_stay=False
-    )
-    group = replace(group, placement=placement)
-    return group, placement.open(group.tokens)
-
-
-def group_of_one(
-    cache: TokenCache, named: NamedProbe, protocol: TrainingProtocol, memory_bytes: int, device: torch.device
+def make_group(
+    cache: TokenCache,
+    probes: Sequence[ProbeSpec],
+    protocol: TrainingProtocol,
+    memory_bytes: int,
+    device: torch.device,
+    *,
+    buffer_rows: int | None = None,
 ) -> ProbeGroup:
-    """A probe without company; arguments and errors as `plan_groups`."""
-    return _make_group(cache, [named], protocol, memory_bytes, device)
+    """A group of these probes, whatever it costs them; `buffer_rows` as in `place_tokens`, the rest as in `plan_groups`."""
+    tokens = CachedTokens(cache, [one for named in probes for one in named.family])
+    sweeps = tuple(candidates_of(cache, named) for named in probes)
+    each = list(dict.fromkeys(chain.from_iterable(sweeps)))
+    placement = place_tokens(tokens, each, protocol, memory_bytes, device, buffer_rows=buffer_rows)
+    return ProbeGroup(
+        cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement
+    )
 
 
-def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]:
+def candidates_of(cache: TokenCache, named: ProbeSpec) -> tuple[Candidate, ...]:
     """What a probe chooses among: itself, or the family that its name stands for."""
 
     def row_shape(level: str, kind: str) -> tuple[int, ...]:
@@ -149,43 +142,51 @@ def candidates_of(cache: TokenCache, named: NamedProbe) -> tuple[Candidate, ...]
     )
 
 
-def _join(
-    cache: TokenCache, group: ProbeGroup, alone: ProbeGroup, memory_bytes: int, device: torch.device
-) -> ProbeGroup | None:
-    """A ride with one probe more; None where company would change something for someone."""
-    probes = [*group.probes, *alone.probes]
+def _join(group: ProbeGroup, alone: ProbeGroup) -> ProbeGroup | None:
+    """A group with one probe more; None where that would change something for one of them."""
+    placed = group.placement
     try:
-        larger = _make_group(
-            cache, probes, group.protocol, memory_bytes, device, buffer_rows=group.placement.buffer_rows
+        larger = make_group(
+            group.cache,
+            [*group.probes, *alone.probes],
+            group.protocol,
+            placed.memory_bytes,
+            placed.device,
+            buffer_rows=placed.buffer_rows,
         )
     except SettingError:  # beside so many tokens not one probe is trained at a time
         return None
-    if larger.placement.host_bytes > memory_bytes or larger.read_bytes > group.read_bytes + alone.read_bytes:
+    if larger.placement.host_bytes > placed.memory_bytes or larger.read_bytes > group.read_bytes + alone.read_bytes:
         return None
     unchanged = all(
         larger.describe(candidate) == before.describe(candidate)
         for before in (group, alone)
-        for candidate in _each_once(before.sweeps)
+        for candidate in before.candidates
     )
     return larger if unchanged else None
 
 
-def _make_group(
-    cache: TokenCache,
-    probes: Sequence[NamedProbe],
-    protocol: TrainingProtocol,
-    memory_bytes: int,
-    device: torch.device,
-    *,
-    buffer_rows: int | None = None,
-) -> ProbeGroup:
-    tokens = CachedTokens(cache, [one for named in probes for one in named.family])
-    sweeps = tuple(candidates_of(cache, named) for named in probes)
-    placement = place_tokens(tokens, _each_once(sweeps), protocol, memory_bytes, device, buffer_rows=buffer_rows)
-    return ProbeGroup(
-        cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement
+def open_group(group: ProbeGroup, on_event: OnEvent) -> tuple[ProbeGroup, TokenSource]:
+    """Open the tokens of a group, and stream them if the memory that was free when it was planned is taken by now.
+
+    Returns:
+        The group, with another placement in that case, and its tokens.
+
+    Raises:
+        SettingError: in the memory that is left, not even one probe at a time fits.
+    """
+    try:
+        return group, group.placement.open(group.tokens)
+    except (MemoryError, RuntimeError) as error:
+        reason = shortage_of(error)
+        if reason is None or group.placement.tokens == "streamed":
+            raise
+    # outside of the handler, whose traceback holds the tokens that were read already
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    on_event(UploadFailed(probes=group.names, tokens_bytes=group.tokens.stored_bytes, reason=reason))
+    before = group.placement
+    placement = place_tokens(
+        group.tokens, group.candidates, group.protocol, before.memory_bytes, before.device, may_stay=False
     )
-
-
-def _each_once(sweeps: Sequence[Sequence[Candidate]]) -> list[Candidate]:
-    return list(dict.fromkeys(one for sweep in sweeps for one in sweep))
+    return replace(group, placement=placement), placement.open(group.tokens)

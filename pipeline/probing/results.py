@@ -1,7 +1,10 @@
-"""The results of probing: one JSON line a probe, keyed by everything that could change it.
+"""The results of probing: rows of results.jsonl, and the table that a terminal shows of them.
 
-A row's `key` digests the probe, the whole training protocol and the identity of both stores. A row with the same key is the same
-result, so it is reused; with any other key it is never touched. Times are the only part of a row that differs between two runs.
+A row is one JSON line. Its `key` digests the probe, the whole training protocol and the identity of both stores: a row with the
+same key is the same result and is reused; a row with any other key is never touched. Two runs of one key differ in times only.
+
+In a table, rows that differ in nothing but their seed become one line: the mean and the standard deviation (of n - 1) over the
+seeds, and how often each value was chosen. Seeds that diverged are counted, and are part of no mean.
 """
 
 from __future__ import annotations
@@ -9,16 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from filelock import FileLock
 
 from ..models.layers import short_levels
-from .probe_names import REFERENCE
+from .probe_spec import REFERENCE
 
 Row = dict[str, Any]
+COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
+_SHORT = {"weight_decay": "wd", "num_neighbors": "k"}
 
 
 def key_of(setting: dict[str, Any]) -> str:
@@ -42,27 +50,20 @@ def read_rows(path: Path) -> list[Row]:
 def append_row(path: Path, row: Row) -> Row:
     """Append one line and wait until it is on the disk; a torn last line is cut off first.
 
-    Processes that append to one file wait for each other: no line is written into another.
+    A lock file keeps processes that append to one file from writing into each other's lines.
 
     Returns:
         The row as `read_rows` will give it: JSON has no tuples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(row, ensure_ascii=False)
     with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
-        _cut_torn_line(file.fileno(), path)
-        line = json.dumps(row, ensure_ascii=False)
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)
         file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     again: Row = json.loads(line)
     return again
-
-
-def _cut_torn_line(descriptor: int, path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.ftruncate(descriptor, whole)
 
 
 def gains(rows: Iterable[Row]) -> dict[str, float]:
@@ -76,10 +77,10 @@ def gains(rows: Iterable[Row]) -> dict[str, float]:
     }
 
 
-def found(row: Row) -> str:
-    """What validation chose beside a setting: a probe of a family, levels, how many settings; "" where there was no such choice.
+def describe_choice(row: Row) -> str:
+    """What validation chose beside a setting: a probe of a family, levels, a number of settings; "" where it chose nothing else.
 
-    >>> found({"candidate": None, "derived": {"rounds": []}, "levels": ["block.3", "block.4", "final"]})
+    >>> describe_choice({"candidate": None, "derived": {"rounds": []}, "levels": ["block.3", "block.4", "final"]})
     'levels 3-4, final'
     """
     derived = row.get("derived") or {}
@@ -90,3 +91,150 @@ def found(row: Row) -> str:
     if "members" in derived:
         return f"{sum(not one['diverged'] for one in derived['members'])} settings"
     return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A number over seeds: its mean, and the standard deviation between seeds, of n - 1, None for one seed."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A probe over the seeds it was trained with.
+
+    Attributes:
+        rows: one a seed, in the order given.
+        validation, test: balanced accuracy in percent; None if every seed diverged.
+        gain: points over `linear-cls` of the same seed; None where there is none to compare with.
+    """
+
+    rows: tuple[Row, ...]
+    validation: Spread | None
+    test: Spread | None
+    gain: Spread | None
+
+    @property
+    def probe(self) -> str:
+        return str(self.rows[0]["probe"])
+
+    @property
+    def seeds(self) -> list[int]:
+        return [row["protocol"]["seed"] for row in self.rows]
+
+    @property
+    def num_diverged(self) -> int:
+        return sum(row["test"] is None for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases and seeds."""
+        return sum(sum(row["seconds"].values()) for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        numbers = {"validation": self.validation, "test": self.test, "gain": self.gain}
+        return {
+            "probe": self.probe,
+            "seeds": self.seeds,
+            "num_diverged": self.num_diverged,
+            **{name: spread and asdict(spread) for name, spread in numbers.items()},
+            "num_parameters": self.rows[0]["num_parameters"],
+            "seconds": self.seconds,
+            "keys": [row["key"] for row in self.rows],
+        }
+
+
+def summarize(rows: Sequence[Row]) -> list[Summary]:
+    """Join rows that differ in nothing but their seed; in the order of their first ones."""
+    gain_of = gains(rows)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        protocol = {name: value for name, value in row["protocol"].items() if name != "seed"}
+        stores = [row["train_fingerprint"], row["test_fingerprint"]]
+        # what validation chose may differ from seed to seed
+        chosen = row.get("candidate") is not None or row.get("derived") is not None
+        names = ("probe",) if chosen else ("probe", "head", "levels", "kinds", "num_heads", "normalize")
+        same = {name: row[name] for name in names}
+        groups.setdefault(key_of({**same, "protocol": protocol, "stores": stores}), []).append(row)
+    return [
+        Summary(
+            rows=tuple(group),
+            validation=_spread(100 * row["validation"] for row in group if row["test"] is not None),
+            test=_spread(100 * row["test"]["balanced_accuracy"] for row in group if row["test"] is not None),
+            gain=_spread(gain_of[row["key"]] for row in group if row["key"] in gain_of),
+        )
+        for group in groups.values()
+    ]
+
+
+def results_table(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a probe, under COLUMNS: balanced accuracy in percent, gain in points over `linear-cls`, seconds of all phases.
+
+    A probe all of whose settings diverged has dashes in place of numbers.
+    """
+    return [
+        [
+            summary.probe,
+            _settings(summary),
+            _show(summary.validation, ".1f"),
+            _show(summary.test, ".1f"),
+            _show(summary.gain, "+.1f"),
+            f"{summary.rows[0]['num_parameters']:,}",
+            f"{summary.seconds:.1f}",
+            " ".join(row["key"][:8] for row in summary.rows),
+        ]
+        for summary in summarize(rows)
+    ]
+
+
+def results_title(rows: Sequence[Row], folder: Path) -> str:
+    """The title of the table: backbone, data set, seeds and folder."""
+    seeds = list(dict.fromkeys(row["protocol"]["seed"] for row in rows))
+    over = f", mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
+    quirks = ", with the reference's quirks" if any(row["protocol"]["jitter_validation"] for row in rows) else ""
+    return f"{rows[0]['backbone']} on {rows[0]['dataset']}: balanced accuracy in percent{over}{quirks}; {folder}"
+
+
+def _settings(summary: Summary) -> str:
+    """`lr 0.1, wd 1e-06` where all seeds chose the same, `lr 0.1 (2) 0.01 (1), ...` where they did not."""
+    from layerbank.probes import HEADS  # imports torch, which readers of rows can do without
+
+    finished = [row for row in summary.rows if row["test"] is not None]
+    parts = []
+    if summary.num_diverged:
+        seeds = f" of {summary.num_diverged} of {len(summary.rows)} seeds" if len(summary.rows) > 1 else ""
+        parts.append(f"every setting{seeds} diverged")
+    if any(choices := Counter(map(describe_choice, finished))):
+        parts.append(_counted(choices, " or "))
+    for name in finished[0]["chosen"] if finished else ():
+        if name != "dropout" or HEADS[finished[0]["head"]].has_dropout:
+            values = Counter(_number(row["chosen"].get(name)) for row in finished)
+            parts.append(f"{_SHORT.get(name, name)} {_counted(values, ' ')}")
+    return ", ".join(parts)
+
+
+def _counted(values: Counter[str], between: str) -> str:
+    """The most common first, each with its number; a single one without.
+
+    >>> _counted(Counter(["0.1", "0.01", "0.1"]), " "), _counted(Counter(["0.1"]), " ")
+    ('0.1 (2) 0.01 (1)', '0.1')
+    """
+    return between.join(f"{value} ({count})" if len(values) > 1 else value for value, count in values.most_common())
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _spread(values: Iterable[float]) -> Spread | None:
+    known = list(values)
+    return Spread(mean=fmean(known), std=stdev(known) if len(known) > 1 else None) if known else None
+
+
+def _show(spread: Spread | None, format_: str) -> str:
+    if spread is None:
+        return "-"
+    return f"{spread.mean:{format_}}" + ("" if spread.std is None else f" ± {spread.std:.1f}")

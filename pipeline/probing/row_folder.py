@@ -1,11 +1,11 @@
-"""What a probe leaves: a folder with its weights, predictions, learning curves and where it looks, and one row of results.
+"""The files of a probe: a folder with its weights, predictions, learning curves and attention map, and one row of results.
 
     probe.safetensors, probe.json   the probe, and what is needed to run it again
     test.npz                        sample_ids [N] text, labels [N] int64, logits [N, C] float32
     curves.npz                      of the P settings in row order: steps [K] int64, loss [P, K] and lr [P, K] float32, of the batch
                                     before the step; NaN where a halving sweep has no such point; of the final training refit_steps,
-                                    refit_loss [1, K], refit_lr, and of an ensemble [k, K], a line a member; what is made of another
-                                    row has these alone, its grid is that row's
+                                    refit_loss [1, K], refit_lr, and of an ensemble [k, K], a line a member; a post-hoc probe has
+                                    these alone, its grid is that of its base
     levels.npz                      of a search for levels, what it was chosen by: labels [N] int64 of the held-out images, hits
                                     [L, N] bool, which of them the best set of each size got right
     attention.*                     see `attention.py`
@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from layerbank.cache import CacheSpec, TokenCache
-from layerbank.probes import SOLVED_KINDS, AttentionProbe, BatchPlan, SettingScore, SweepResult, save_probe
+from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
-from .attention import keep_attention
-from .probe_names import NamedProbe
+from .attention import keep_attention, save_arrays
+from .probe_spec import ProbeSpec
 from .results import Row
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.streaming import StreamedTokens
@@ -51,16 +50,16 @@ def keep_probe(
     """Write the folder of a row and return the row, without its keys.
 
     Args:
-        trained: what was found.
+        trained: the result of the probe.
         train: the train store.
-        test: what the test store is.
-        open_test: opens it; called if there is a probe to look at its images.
+        test: the identity of the test store.
+        open_test: opens it; called if there is a probe to run on its images.
         folder: of the row.
         config: what is needed to run the backbone again, kept with the probe.
     """
     result, named = trained.result, trained.candidate
     folder.mkdir(parents=True, exist_ok=True)
-    attention = None  # where an attentive probe looks
+    attention = None  # the key numbers of an attentive probe's attention map
     if result.probe is not None:
         about = {
             **config,
@@ -74,22 +73,22 @@ def keep_probe(
         tokens = CachedTokens(open_test(), named)
         sample_ids = tokens.sample_ids
         assert result.test_logits is not None
-        _save_arrays(
+        save_arrays(
             folder / "test.npz",
             sample_ids=np.array(sample_ids),
             labels=tokens.labels.numpy(),
             logits=result.test_logits.numpy(),
         )
-        if isinstance(result.probe, AttentionProbe):
+        if isinstance(result.probe, FusionHead):
             tokens_per_kind = [
                 train.arrays[named.levels[0], kind].row_shape[0] if kind not in ("cls", "ap") else 1
                 for kind in named.kinds
             ]
             source = StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS)
-            title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): where the test images are looked at"
+            title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): attention on the test images"
             attention = keep_attention(result.probe, source, named, tokens_per_kind, sample_ids, folder, title)
     if trained.held_out:
-        _save_arrays(folder / "levels.npz", **trained.held_out)
+        save_arrays(folder / "levels.npz", **trained.held_out)
     curves = _save_curves(result, folder)
     return _row(trained, train, test) | {"attention": attention, "curves": curves}
 
@@ -104,19 +103,12 @@ def _save_curves(result: SweepResult, folder: Path) -> str | None:
         arrays |= {"refit_steps": again.steps, "refit_loss": again.losses, "refit_lr": again.lrs}
     if not arrays:
         return None
-    _save_arrays(folder / CURVES, **{name: values.numpy() for name, values in arrays.items()})
+    save_arrays(folder / CURVES, **{name: values.numpy() for name, values in arrays.items()})
     return CURVES
 
 
-def _save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    staging = path.with_name(f".{path.name}")
-    with staging.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the flag allow_pickle for one of them
-    staging.replace(path)
-
-
 def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
-    """What results.jsonl keeps; accuracies in [0, 1], null where every setting diverged."""
+    """A line of results.jsonl without its keys; accuracies in [0, 1], null where every setting diverged."""
     result, named, train = trained.result, trained.candidate, store.spec
     return {
         "backbone": train.backbone,
@@ -146,7 +138,7 @@ def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
         "derived": trained.derived,
         "refit": _plan(result.refit),
         "protocol": asdict(trained.protocol),
-        "compute": None if named.head in SOLVED_KINDS else trained.protocol.compute,
+        "compute": None if HEADS[named.head].is_solved else trained.protocol.compute,
         "cost": _cost(trained, store),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "together_with": list(trained.together_with),
@@ -155,7 +147,7 @@ def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
 
 
 def _cost(trained: Trained, train: TokenCache) -> dict[str, int]:
-    """What the row took, and what its probe takes for an image."""
+    """The cost of the training, and the number of tokens that the probe reads of an image."""
     result = trained.result
     num_refits = 0 if result.refit is None else trained.num_refits
     refit_steps = 0 if result.refit is None else num_refits * result.refit.num_steps
@@ -175,8 +167,8 @@ def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
     return None if plan is None else asdict(plan) | {"num_steps": plan.num_steps}
 
 
-def _plain(named: NamedProbe) -> dict[str, Any]:
-    """A probe as `NamedProbe(**...)` takes it back: no family, it is what it says."""
+def _plain(named: ProbeSpec) -> dict[str, Any]:
+    """A probe as `ProbeSpec(**...)` takes it back, without its family."""
     values = asdict(named)
     del values["candidates"], values["derived"]
     return values

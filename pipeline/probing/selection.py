@@ -1,8 +1,7 @@
-"""What a bank makes cheap: the smallest set of levels that is good enough, the best k settings.
+"""The choices of post-hoc probes: the smallest set of levels that is good enough, the best k settings.
 
-Pure arithmetic on what probes said of the validation images; test images have no say in any choice. How probes of a
-subset of levels are trained is the caller's business (`pipeline/probing/derived.py`): it passes `train`, a function that is handed
-all candidates of a round at once, so that they can train in one pass.
+Pure arithmetic on predictions of the validation images; the test images are not used. How probes of a subset of levels are trained
+is left to the caller (`post_hoc.py`): `train` gets all candidates of a round at once, so that they can train in one pass.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def smallest_levels(
         RequestError: no levels.
     """
     if not levels:
-        raise RequestError(where="levels to choose from", expected="at least one", got="none", todo="Name some levels.")
+        raise RequestError("probing.no_levels")
     path: list[Validated] = []
     num_trained = 0
     for size in range(1, min(len(levels), max_levels or len(levels)) + 1):
@@ -114,11 +113,8 @@ def best_members(validation: Sequence[float | None], k: int) -> list[int]:
     [2, 3]
     """
     finished = [index for index, accuracy in enumerate(validation) if accuracy is not None]
-    if k < 1 or not finished:
-        raise RequestError(
-            where="ensemble",
-            expected="k of at least 1 and a setting that did not diverge",
-            got=f"k = {k}, {len(finished)} of {len(validation)} settings finished",
-            todo="Train the bank with smaller learning rates.",
-        )
+    if k < 1:
+        raise RequestError("probing.too_few_members", k=k)
+    if not finished:
+        raise RequestError("probing.no_finished_setting", num_settings=len(validation))
     return sorted(finished, key=lambda index: -(validation[index] or 0.0))[:k]

@@ -1,29 +1,34 @@
-"""From a ride, or a probe that is solved, to what it found: opens the test store last, and passes on progress."""
+"""Train a group of probes, or solve one, and test it: opens the test store last, and passes on progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from layerbank.cache import TokenCache
-from layerbank.probes import Candidate, Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
+from layerbank.probes import Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
 
 from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, TrainingStarted
 from .probe_groups import ProbeGroup, open_group
-from .probe_names import NamedProbe
 from .probe_sizes import head_of
+from .probe_spec import ProbeSpec
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
 
+LARGE_BYTES = 1 << 20
+LARGEST_THRESHOLD_BYTES = 32 << 20  # glibc raises its own threshold no further on a 64-bit system
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt in malloc.h
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
-    """What was found for one probe.
+    """The result of one probe.
 
     Attributes:
         named: as it was asked for.
@@ -33,16 +38,16 @@ class Trained:
         memory: where tokens lay and how training fitted beside them: everything that could change the result's bits.
         together_with: names of the probes that shared the passes.
         num_refits: final trainings.
-        derived: how it was made of another probe, for its row.
+        derived: how a post-hoc probe was made of its base, for its row.
         held_out: what a search chose by, for a file beside it: name -> array.
     """
 
-    named: NamedProbe
-    candidate: NamedProbe
+    named: ProbeSpec
+    candidate: ProbeSpec
     result: SweepResult
     protocol: TrainingProtocol
     memory: dict[str, Any]
-    together_with: tuple[str, ...]
+    together_with: tuple[str, ...] = ()
     num_refits: int = 1
     derived: dict[str, Any] | None = None
     held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -51,49 +56,37 @@ class Trained:
 def train_group(
     group: ProbeGroup,
     open_test: Callable[[], TokenCache],
-    device: torch.device,
     journal_of: Callable[[ProbeGroup], Journal | None],
     on_event: OnEvent,
 ) -> list[Trained]:
-    """Train the probes of a ride together, and test them.
+    """Train the probes of a group together, and test them.
 
     Args:
-        ride: which probes, on which tokens.
+        group: which probes, on which tokens.
         open_test: opens the test store; called once, after the last training step.
-        device: where probes are trained.
-        journal_of: of finished banks, of the ride as it is in the end.
-        emit: told what happens.
+        journal_of: returns the journal of finished banks; called with the group as it is trained.
+        on_event: called with what happens.
     """
-    names = tuple(named.name for named in group.probes)
-    num_settings = []
-    for named, sweep in zip(group.probes, group.sweeps, strict=True):
-        num_settings.append(sum(len(group.protocol.settings(one.head)) for one in sweep))
-        shapes = {CachedTokens(group.cache, one).token_shape for one in named.family}
-        on_event(
-            ProbeStarted(
-                probe=named.name,
-                num_settings=num_settings[-1],
-                num_rows=len(group.tokens.labels),
-                token_shape=shapes.pop() if len(shapes) == 1 else group.tokens.token_shape,
-            )
-        )
-        _tell_plan(named, group, sweep[0], on_event)
-    planned = group
-    group, source = open_group(group, on_event)
+    _announce(group, on_event)
+    planned, (group, source) = group, open_group(group, on_event)
     if group is not planned:
-        for named, sweep in zip(group.probes, group.sweeps, strict=True):
-            _tell_plan(named, group, sweep[0], on_event)
-    on_event(TrainingStarted(probes=names, num_settings=sum(num_settings), num_passes=group.placement.plan.num_passes))
-
+        _announce(group, on_event, again=True)
+    on_event(
+        TrainingStarted(
+            probes=group.names,
+            num_settings=sum(len(group.protocol.settings(one.head)) for sweep in group.sweeps for one in sweep),
+            num_passes=group.placement.plan.num_passes,
+        )
+    )
     results = run_sweeps(
         group.sweeps,
         source,
-        lambda: open_tokens(open_test(), group.probes, device),
+        lambda: open_tokens(open_test(), group),
         group.protocol,
         memory_bytes=group.placement.training_bytes,
-        device=device,
+        device=group.placement.device,
         journal=journal_of(group),
-        on_event=relay(names, on_event),
+        on_event=relay(group.names, on_event),
     )
     return [
         Trained(
@@ -102,20 +95,51 @@ def train_group(
             result=result,
             protocol=group.protocol,
             memory=group.describe(sweep[result.candidate]),
-            together_with=tuple(other for other in names if other != named.name),
+            together_with=tuple(other for other in group.names if other != named.name),
         )
         for named, sweep, result in zip(group.probes, group.sweeps, results, strict=True)
     ]
 
 
-def open_tokens(test: TokenCache, probes: Sequence[NamedProbe], device: torch.device) -> StreamedTokens:
-    """The test images, with what the probes of a ride read of them."""
-    tokens = CachedTokens(test, [one for named in probes for one in named.family])
-    return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=device.type == "cuda")
+def _announce(group: ProbeGroup, on_event: OnEvent, *, again: bool = False) -> None:
+    """Report what each probe of a group trains, and how it uses the memory; `again`, with a new placement, only the latter."""
+    placed = group.placement
+    for named, sweep in zip(group.probes, group.sweeps, strict=True):
+        if not again:
+            shapes = {CachedTokens(group.cache, one).token_shape for one in named.family}
+            on_event(
+                ProbeStarted(
+                    probe=named.name,
+                    num_settings=sum(len(group.protocol.settings(one.head)) for one in sweep),
+                    num_rows=len(group.tokens.labels),
+                    token_shape=shapes.pop() if len(shapes) == 1 else group.tokens.token_shape,
+                )
+            )
+        if plan := group.memory_of(sweep[0]):
+            on_event(
+                MemoryPlanned(
+                    probe=named.name,
+                    budget_bytes=placed.budget_bytes,
+                    planned_bytes=placed.planned_bytes,
+                    tokens=placed.tokens,
+                    on_gpu=placed.device.type == "cuda",
+                    tokens_bytes=group.tokens.stored_bytes,
+                    num_banks=plan.num_banks,
+                    probes_at_once=plan.probes_at_once,
+                    group_size=plan.group_size,
+                    chunk_size=plan.chunk_size,
+                )
+            )
+
+
+def open_tokens(test: TokenCache, group: ProbeGroup) -> StreamedTokens:
+    """The test images, with all that the probes of a group read of them."""
+    tokens = CachedTokens(test, [one for named in group.probes for one in named.family])
+    return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=group.placement.device.type == "cuda")
 
 
 def solve_probe(
-    named: NamedProbe,
+    named: ProbeSpec,
     protocol: TrainingProtocol,
     cache: TokenCache,
     open_test: Callable[[], TokenCache],
@@ -147,44 +171,48 @@ def solve_probe(
         result=result,
         protocol=protocol,
         memory={"tokens": "resident"},
-        together_with=(),
-    )
-
-
-def _tell_plan(named: NamedProbe, group: ProbeGroup, candidate: Candidate, on_event: OnEvent) -> None:
-    plan = group.memory_of(candidate)
-    if plan is None:
-        return
-    on_event(
-        MemoryPlanned(
-            probe=named.name,
-            budget_bytes=group.placement.budget_bytes,
-            planned_bytes=group.placement.planned_bytes,
-            tokens=group.placement.tokens,
-            on_gpu=group.placement.device.type == "cuda",
-            tokens_bytes=group.tokens.stored_bytes,
-            num_banks=plan.num_banks,
-            probes_at_once=plan.probes_at_once,
-            group_size=plan.group_size,
-            chunk_size=plan.chunk_size,
-        )
     )
 
 
 def relay(names: tuple[str, ...], on_event: OnEvent) -> Callable[[Progress], None]:
     """Progress of a training as events of the probes that train."""
-
-    def show(event: Progress) -> None:
-        on_event(
-            ProbeProgress(
-                probes=names,
-                phase=event.phase,
-                step=event.step,
-                num_steps=event.num_steps,
-                num_probes=event.num_probes,
-                probe_steps_per_s=event.probe_steps_per_s,
-                best=event.best,
-            )
+    return lambda event: on_event(
+        ProbeProgress(
+            probes=names,
+            phase=event.phase,
+            step=event.step,
+            num_steps=event.num_steps,
+            num_probes=event.num_probes,
+            probe_steps_per_s=event.probe_steps_per_s,
+            best=event.best,
         )
+    )
 
-    return show
+
+@contextmanager
+def large_blocks_returned(spare_bytes: int) -> Iterator[None]:
+    """Within, glibc returns dropped memory blocks of a MiB and more to the system at once, if little memory is to spare.
+
+    glibc maps large blocks and returns them at once, but raises its threshold for large to the largest block ever returned, up to
+    32 MiB, and keeps up to twice that at the end of each thread's heap: after a few imports a program of 40 MB of tensors, made and
+    dropped, takes 60 (`tests/starved.py`). Mapping memory again and again costs page faults, so the threshold is lowered only where
+    that much memory is not to spare. Other C libraries are left alone.
+    """
+    lowered = spare_bytes < 2 * LARGEST_THRESHOLD_BYTES and _set_malloc_thresholds(LARGE_BYTES)
+    try:
+        yield
+    finally:
+        if lowered:
+            _set_malloc_thresholds(LARGEST_THRESHOLD_BYTES)  # where glibc's own ends up
+
+
+def _set_malloc_thresholds(size_bytes: int) -> bool:
+    """Set glibc's thresholds and return what was kept so far; False where this is another C library."""
+    try:
+        library = ctypes.CDLL(None)
+        trim, set_option = library.malloc_trim, library.mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc; no library of that name, on Windows
+        return False
+    done = bool(set_option(_MMAP_THRESHOLD, size_bytes)) and bool(set_option(_TRIM_THRESHOLD, 2 * size_bytes))
+    trim(0)
+    return done

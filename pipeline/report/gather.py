@@ -7,7 +7,6 @@ only a folder without any usable row is an error. `scores.table_of` decides whic
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RequestError, WorkError
@@ -17,26 +16,15 @@ RESULTS = "results.jsonl"
 NEEDED = ("key", "probe", "backbone", "dataset", "test", "protocol", "setting_of_study")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """Rows of many runs.
-
-    Attributes:
-        rows: in the order of the paths of their files; of rows with one key in a file the last.
-        folders: key -> the folder of the row, which may be gone.
-        notes: what was left out and why, a sentence each.
-    """
-
-    rows: tuple[Row, ...]
-    folders: dict[str, Path]
-    notes: tuple[str, ...]
-
-
-def gather(runs: Path) -> Gathered:
+def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
     """Read every results.jsonl under a folder.
 
     Args:
         runs: the `--runs` of `layerbank probe`, or a folder in it.
+
+    Returns:
+        The rows in the order of the paths of their files, of rows with one key in a file the last; key -> the folder of the row,
+        which may be gone; what was left out and why, a sentence each.
 
     Raises:
         RequestError: there is no results.jsonl.
@@ -59,7 +47,7 @@ def gather(runs: Path) -> Gathered:
             folders[row["key"]] = path.parent / f"{row['probe']}-{row['key'][:8]}"
     if not found:
         raise WorkError("report.no_readable_results", runs=runs, reasons=" ".join(notes) or "empty files")
-    return Gathered(rows=tuple(found.values()), folders=folders, notes=tuple(notes))
+    return list(found.values()), folders, notes
 
 
 def _rows_of(path: Path, notes: list[str]) -> list[Row]:

@@ -63,15 +63,15 @@ def make_report(runs: Path, options: ReportOptions) -> Report:
         RequestError: no results, or two results for one probe in one case.
         WorkError: no result can be read.
     """
-    gathered = gather(runs)
-    notes = [*gathered.notes, *(f"The figure {name} of a plug-in: {reason}" for name, reason in FIGURES.broken.items())]
-    by_protocol = list(group_by_protocol(gathered.rows).values())
+    every_row, folders, notes = gather(runs)
+    notes += [f"The figure {name} of a plug-in: {reason}" for name, reason in FIGURES.broken.items()]
+    by_protocol = list(group_by_protocol(every_row).values())
     groups: list[Group] = []
     protocols: list[ReportData] = []
     figures: dict[str, Picture] = {}
     for number, (title, rows) in enumerate(zip(_titles(by_protocol), by_protocol, strict=True), 1):
         prefix = f"p{number}-" if title else ""
-        data = ReportData(rows, gathered.folders, options)
+        data = ReportData(rows, folders, options)
         groups.append(Group(title=title, prefix=prefix, sections=_sections(data)))
         figures |= {prefix + picture.name: picture for picture in data.pictures}
         notes += data.notes

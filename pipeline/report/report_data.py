@@ -25,7 +25,8 @@ from ..statistics.duplicates import Duplicates, accuracies_without, duplicates_o
 from ..statistics.findings import Finding, find
 from ..statistics.scores import GIVEN_LEVEL, Case, Table, scores_of_rows, table_of
 from ..statistics.tested import Tested, read_tested
-from .page.blocks import Block, Picture
+from .page.blocks import Block, Note, Picture
+from .page.numbers import counted
 from .style import drawn_as
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class ReportData:
     Attributes:
         scores, table: of the rows.
         cases: in the order of the rows.
-        row: (case, probe) -> its row.
+        row, rows_of: (case, probe) -> its row; case -> probe -> its row.
         tested: case -> the predictions of its probes.
         headlines: the answer in sentences, for the terminal too; the summary writes them.
         notes: what was left out.
@@ -99,9 +100,9 @@ class ReportData:
         self.table = table_of(self.scores)
         self.cases = self.table.cases
         self.row = {(Case(row["backbone"], row["dataset"], row["protocol"]["seed"]), row["probe"]): row for row in rows}
-        self._of_case: dict[Case, dict[str, Row]] = {}
+        self.rows_of: dict[Case, dict[str, Row]] = {}
         for (case, probe), row in self.row.items():
-            self._of_case.setdefault(case, {})[probe] = row
+            self.rows_of.setdefault(case, {})[probe] = row
         self.headlines: list[str] = []
         self.notes: list[str] = []
         self.pictures: list[Picture] = []
@@ -110,7 +111,7 @@ class ReportData:
         ids_of: dict[str, NDArray[np.str_]] = {}  # of a data set: every model has the same, which take memory once
         for case in self.cases:
             finished = {
-                name: folders[row["key"]] for name, row in self.of_case(case).items() if row["test"] is not None
+                name: folders[row["key"]] for name, row in self.rows_of[case].items() if row["test"] is not None
             }
             keep = sum(bool(one.hits) for one in self.tested.values()) < NUM_SHOWN
             tested = read_tested(case, finished, self.notes, keep_answers=keep)
@@ -119,14 +120,17 @@ class ReportData:
             self.tested[case] = tested
         self.notes.extend(self._other_images())
 
-    def of_case(self, case: Case) -> dict[str, Row]:
-        """Probe -> row of one case."""
-        return self._of_case[case]
-
     def label(self, case: Case) -> str:
         """The shortest text that distinguishes a case from the others."""
         several = [len({getattr(one, name) for one in self.cases}) > 1 for name in ("model", "seed")]
         return ", ".join([case.dataset] + [case.model] * several[0] + [f"seed {case.seed}"] * several[1])
+
+    def shown_cases(self, most: int) -> tuple[list[Case], list[Block]]:
+        """The first cases with predictions, and a note on how many more there are."""
+        cases = [case for case in self.cases if self.tested[case].hits]
+        rest = counted(len(cases) - most, "case")
+        note = Note(f"{rest} more: layerbank report RUNS/DATASET/STORE shows one store's.")
+        return cases[:most], [note] if len(cases) > most else []
 
     def folder(self, case: Case, probe: str) -> Path:
         """The folder of a row, with its probe and predictions."""
@@ -188,7 +192,7 @@ class ReportData:
 
     def config_of_case(self, case: Case) -> dict[str, Any]:
         """The config of the first probe of a case that has one: data, classes and stores are common to all."""
-        return next((found for probe in self.of_case(case) if (found := self.config(case, probe))), {})
+        return next((found for probe in self.rows_of[case] if (found := self.config(case, probe))), {})
 
     def class_names(self, case: Case, num_classes: int) -> list[str]:
         """Class names of one case; numbers if the names are gone."""
@@ -198,7 +202,7 @@ class ReportData:
     def store(self, case: Case, split: str) -> Path | None:
         """The store of a case's `train` or `test` split under the folder of stores, None without a finished one."""
         return next(
-            (self._stores.get(row.get(f"{split}_fingerprint", "")) for row in self.of_case(case).values()), None
+            (self._stores.get(row.get(f"{split}_fingerprint", "")) for row in self.rows_of[case].values()), None
         )
 
     def draw(self, name: str, draw: Callable[[Path], object], *, alt: str, caption: str) -> Picture:

@@ -18,9 +18,9 @@ from layerbank.probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_
 
 from ..data.views import evaluation_transform
 from ..errors import RequestError
-from ..probing.figures import attention_map
+from ..probing.attention import attention_map
 from ..probing.predict import BACKBONE_FIELDS
-from ..probing.probe_names import NamedProbe
+from ..probing.probe_spec import ProbeSpec
 from ..probing.tokens.token_source import CachedTokens, require_arrays
 from ..statistics.predictions import Predictions, accuracies
 
@@ -32,12 +32,10 @@ class PrunedAccuracy:
     """Accuracy of a probe that reads only some of its tokens.
 
     Attributes:
-        num_tokens: k, their number.
-        tokens: their places, by falling attention.
+        tokens: places of the k tokens, by falling attention.
         balanced_accuracy: in [0, 1].
     """
 
-    num_tokens: int
     tokens: tuple[int, ...]
     balanced_accuracy: float
 
@@ -58,7 +56,7 @@ class SavedHead:
     def __init__(self, folder: Path, store: Path) -> None:
         self.probe, config = load_probe(folder)
         named = config["probe"]
-        self.named = NamedProbe(**{**named, "levels": tuple(named["levels"]), "kinds": tuple(named["kinds"])})
+        self.named = ProbeSpec(**{**named, "levels": tuple(named["levels"]), "kinds": tuple(named["kinds"])})
         self.cache = TokenCache.open(store, num_views=0)
         _check_backbone(folder, CacheSpec.from_dict(config["cache"]), store, self.cache.spec)
         require_arrays(list(self.cache.arrays), self.named, store)
@@ -126,11 +124,11 @@ def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequ
     wrong = [str(count) for count in counts if not 1 <= count <= len(order)]
     if wrong:
         raise RequestError("report.wrong_token_count", num_tokens=len(order), counts=", ".join(wrong))
-    results = []
-    for count in counts:
-        balanced = accuracies(test.predict(order[:count])).balanced
-        results.append(PrunedAccuracy(num_tokens=count, tokens=tuple(order[:count]), balanced_accuracy=balanced))
-    return results
+    kept = [order[:count] for count in counts]
+    return [
+        PrunedAccuracy(tokens=tuple(tokens), balanced_accuracy=accuracies(test.predict(tokens)).balanced)
+        for tokens in kept
+    ]
 
 
 def _check_backbone(folder: Path, trained: CacheSpec, store: Path, found: CacheSpec) -> None:

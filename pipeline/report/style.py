@@ -6,7 +6,6 @@ are those of Okabe and Ito; no two probes differ by colour alone. matplotlib's g
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .page.blocks import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,11 +94,8 @@ def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequ
     Returns:
         The path of the PNG.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in line] for line in lines)
-    write_file(stem.with_name(stem.name + ".csv"), text.getvalue().encode())
+    rounded = [[f"{one:.6g}" if isinstance(one, float) and one == one else one for one in line] for line in lines]
+    write_file(stem.with_name(stem.name + ".csv"), csv_text(header, rounded).encode())
     # without the date and the version of matplotlib
     metadata: dict[str, Any] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     for suffix in _FORMATS.get():
@@ -161,12 +159,6 @@ def one_line_each(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(-len(names) + 0.4, 0.6)
     axes.tick_params(axis="y", length=0)
     grid(axes, "x")
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.6g}"
-    return value
 
 
 def write_file(path: Path, content: bytes) -> None:

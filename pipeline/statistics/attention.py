@@ -47,13 +47,11 @@ class Spread:
         entropy: in nats; 0 where one cell has everything, ln(K L) where all have the same.
         mass80: the fewest cells that together have 80 % of the attention.
         late_third: share of the deepest third of the levels (rounded up).
-        of_kind: share of each kind.
     """
 
     entropy: float
     mass80: int
     late_third: float
-    of_kind: dict[str, float]
 
 
 def read_attention(folder: Path) -> AttentionMap:
@@ -77,7 +75,7 @@ def read_attention(folder: Path) -> AttentionMap:
 
 
 def spread_of(map_: AttentionMap) -> Spread:
-    """Entropy, mass-80, late third and kinds of a map.
+    """Entropy, mass-80 and late third of a map.
 
     >>> spread = spread_of(AttentionMap(levels=("block.1", "final"), kinds=("ap",), shares=np.array([[0.1, 0.9]])))
     >>> spread.mass80, spread.late_third, round(spread.entropy, 3)
@@ -91,7 +89,6 @@ def spread_of(map_: AttentionMap) -> Spread:
         # the CSV has six digits: without the allowance four cells of 0.2 would not be 80 %
         mass80=int(np.searchsorted(falling.cumsum(), 0.8 - 1e-5)) + 1,
         late_third=float(shares[:, -late:].sum()),
-        of_kind=dict(zip(map_.kinds, shares.sum(1).tolist(), strict=True)),
     )
 
 

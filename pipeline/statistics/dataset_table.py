@@ -8,6 +8,7 @@ is underlined: an underline is a finding, not the lack of one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -171,9 +172,7 @@ def _plain(value: float, digits: int = 1) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    for character in "\\`*_<>|[]":
-        text = text.replace(character, "\\" + character)
-    return text
+    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text)
 
 
 def _escape_latex(text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..probing.bootstrap import Interval
-from ..probing.probe_names import REFERENCE
+from ..probing.probe_spec import REFERENCE
 from .scores import Case, Score
 from .significance import adjust
 from .tested import Tested

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -31,39 +31,33 @@ PROBES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PaperModel:
     """A backbone of the paper.
 
     Attributes:
-        name: in the paper's tables.
-        label: in figures.
         family: ViT, DINOv2 or CLIP.
         size: S, B or L.
+        name: in the paper's tables.
         model: our id of the same weights.
     """
 
-    name: str
-    label: str
     family: str
     size: str
+    name: str
     model: str
 
 
-def _model(family: str, size: str, name: str, model: str) -> PaperModel:
-    return PaperModel(name=name, label=f"{family}-{size}", family=family.split("-")[0], size=size[0], model=model)
-
-
 MODELS = (
-    _model("ViT", "S-16", "vit_small_patch16_224", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
-    _model("ViT", "B-16", "vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
-    _model("ViT", "L-16", "vit_large_patch16_224", "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
-    _model("DINOv2", "S-14", "dinov2-vit-small-p14", "timm/vit_small_patch14_dinov2.lvd142m"),
-    _model("DINOv2", "B-14", "dinov2-vit-base-p14", "timm/vit_base_patch14_dinov2.lvd142m"),
-    _model("DINOv2", "L-14", "dinov2-vit-large-p14", "timm/vit_large_patch14_dinov2.lvd142m"),
-    _model("CLIP", "B-32", "OpenCLIP_ViT-B-32_openai", "open_clip/ViT-B-32-quickgelu/openai"),
-    _model("CLIP", "B-16", "OpenCLIP_ViT-B-16_openai", "open_clip/ViT-B-16-quickgelu/openai"),
-    _model("CLIP", "L-14", "OpenCLIP_ViT-L-14_openai", "open_clip/ViT-L-14-quickgelu/openai"),
+    PaperModel("ViT", "S", "vit_small_patch16_224", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    PaperModel("ViT", "B", "vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    PaperModel("ViT", "L", "vit_large_patch16_224", "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
+    PaperModel("DINOv2", "S", "dinov2-vit-small-p14", "timm/vit_small_patch14_dinov2.lvd142m"),
+    PaperModel("DINOv2", "B", "dinov2-vit-base-p14", "timm/vit_base_patch14_dinov2.lvd142m"),
+    PaperModel("DINOv2", "L", "dinov2-vit-large-p14", "timm/vit_large_patch14_dinov2.lvd142m"),
+    PaperModel("CLIP", "B", "OpenCLIP_ViT-B-32_openai", "open_clip/ViT-B-32-quickgelu/openai"),
+    PaperModel("CLIP", "B", "OpenCLIP_ViT-B-16_openai", "open_clip/ViT-B-16-quickgelu/openai"),
+    PaperModel("CLIP", "L", "OpenCLIP_ViT-L-14_openai", "open_clip/ViT-L-14-quickgelu/openai"),
 )
 
 
@@ -132,13 +126,3 @@ def beside_paper(scores: Iterable[Score]) -> list[BesidePaper]:
         if published is not None and reference is not None:
             found.append(BesidePaper(ours=score, published=published, published_gain=published - reference))
     return found
-
-
-def with_paper_names(scores: Iterable[Score]) -> list[Score]:
-    """Scores under the paper's names of models and data sets, as far as it has one: for figures that show both."""
-    renamed = []
-    for score in scores:
-        model, entry = find_model(score.model), find_entry(score.dataset)
-        dataset = entry.title if entry else score.dataset
-        renamed.append(replace(score, model=model.label if model else score.model, dataset=dataset))
-    return renamed

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from ..errors import RequestError
-from ..probing.probe_names import REFERENCE
+from ..probing.probe_spec import REFERENCE
 from ..probing.results import Row, key_of
 
 GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # not linear@best, which is one probe in each case

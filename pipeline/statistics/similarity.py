@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,13 +157,6 @@ def hsic_of_grams(one: FloatArray, two: FloatArray) -> float:
     return _hsic(n, float((one * two).sum()), float(first.sum()), float(second.sum()), float(first @ second))
 
 
-class _Sums(NamedTuple):
-    """Sums over all images at one level."""
-
-    vector: FloatArray  # [D], sum x
-    square: float  # sum |x|^2
-
-
 def _linear_hsic(
     levels: Sequence[Read], rows: NDArray[np.int64], pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], float]:
@@ -176,30 +169,29 @@ def _linear_hsic(
     needed = sorted({level for pair in pairs for level in pair})
     cross: dict[tuple[int, int], FloatArray] = {}
     weighted: dict[tuple[int, int], FloatArray] = {}  # (level, other): sum over images of |other|^2 x
-    squares = dict.fromkeys(pairs, 0.0)
-    sums: dict[int, _Sums] = {}
+    both = dict.fromkeys(pairs, 0.0)  # sum over images of |x|^2 |y|^2
+    sums: dict[int, FloatArray] = {}  # sum x
+    squares = dict.fromkeys(needed, 0.0)  # sum |x|^2
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         tokens = {level: _unit(levels[level](part)) for level in needed}
         norms = {level: np.einsum("nd,nd->n", batch, batch) for level, batch in tokens.items()}
         for level, batch in tokens.items():
-            before = sums.get(level, _Sums(np.zeros(batch.shape[1]), 0.0))
-            sums[level] = _Sums(before.vector + batch.sum(0), before.square + float(norms[level].sum()))
+            sums[level] = sums.get(level, np.zeros(batch.shape[1])) + batch.sum(0)
+            squares[level] += float(norms[level].sum())
         for one, two in pairs:
             product = tokens[one].T @ tokens[two]
             cross[one, two] = cross[one, two] + product if (one, two) in cross else product
-            squares[one, two] += float(norms[one] @ norms[two])
+            both[one, two] += float(norms[one] @ norms[two])
             for level, other in {(one, two), (two, one)}:
                 added = norms[other] @ tokens[level]
                 weighted[level, other] = weighted[level, other] + added if (level, other) in weighted else added
     hsic = {}
     for one, two in pairs:
-        x, y, both = sums[one], sums[two], squares[one, two]
-        trace = float((cross[one, two] ** 2).sum()) - both
-        through = float(
-            x.vector @ cross[one, two] @ y.vector - x.vector @ weighted[one, two] - weighted[two, one] @ y.vector + both
-        )
-        sum_x, sum_y = (float(s.vector @ s.vector) - s.square for s in (x, y))
+        x, y, xy = sums[one], sums[two], cross[one, two]
+        trace = float((xy**2).sum()) - both[one, two]
+        through = float(x @ xy @ y - x @ weighted[one, two] - weighted[two, one] @ y + both[one, two])
+        sum_x, sum_y = (float(sums[level] @ sums[level]) - squares[level] for level in (one, two))
         hsic[one, two] = _hsic(len(rows), trace, sum_x, sum_y, through)
     return hsic
 

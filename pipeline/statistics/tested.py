@@ -20,7 +20,7 @@ from scipy.special import softmax
 
 from ..errors import RequestError, WorkError
 from ..probing.bootstrap import Interval, intervals
-from ..probing.probe_names import REFERENCE
+from ..probing.probe_spec import REFERENCE
 from .predictions import Accuracies, Predictions, accuracies, read_predictions, require_same_images
 from .scores import Case
 from .significance import McNemar, mcnemar

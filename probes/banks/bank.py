@@ -15,14 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..heads import AlfEmbedProbe, CaeProbe
-from ..heads.attentive import AttentiveProbe
+from ..heads.attention import FusionHead
 from ..matmul import Products
 from ..workspace import Workspace
 from .folded import LAYER_NORM_EPS, FoldedGroup
 from .stack import Stack, check_one_shape, extract_module
-
-FoldedProbe = AttentiveProbe | CaeProbe | AlfEmbedProbe
 
 # Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
 GROUP_SIZE = 7  # probes that go through together
@@ -87,7 +84,7 @@ class AttentiveBank:
 
     def __init__(
         self,
-        probes: Sequence[FoldedProbe],
+        probes: Sequence[FusionHead],
         dropouts: Sequence[float] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -181,12 +178,12 @@ def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
     return [list(items[start:stop]) for start, stop in pairwise(borders)]
 
 
-def _shapes(probe: FoldedProbe) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _shapes(probe: FusionHead) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """What can be stacked: parameters of the same names and shapes."""
     return tuple((name, tuple(parameter.shape)) for name, parameter in probe.named_parameters())
 
 
-def _stack_masks(probes: Sequence[FoldedProbe]) -> Tensor | None:
+def _stack_masks(probes: Sequence[FusionHead]) -> Tensor | None:
     masks = [probe.token_mask for probe in probes]
     given = [mask for mask in masks if mask is not None]
     if not given:

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 
 from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
-from ..heads.make import make_probe
+from ..heads import HEADS, Head, make_probe
+from ..heads.attention import FusionHead
 from ..matmul import CODE_BYTES, ONE_DNN_FROM_BYTES
-from ..protocol import HEAD_KINDS, SOLVED_KINDS, Head, TrainingProtocol
+from ..protocol import TrainingProtocol
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .memory_trace import chunks_are_possible, step_bytes
 
-PLANNED_KINDS = tuple(kind for kind in HEAD_KINDS if kind not in SOLVED_KINDS)
-FOLDED_KINDS = ("attentive", "cae", "alf-embed")  # what `AttentiveBank` trains
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
 MARGIN, MARGIN_BYTES = 1.05, 8 << 20  # small tensors, and what the allocator keeps for itself
@@ -125,10 +124,10 @@ def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
 def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
     """All plans, the fastest first."""
     shapes = [(0, 0)]
-    if sizes.head.kind not in ("linear", *FOLDED_KINDS):
+    if HEADS[sizes.head.kind].bank == "module":
         possible = chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes)
         shapes = [(0, chunk) for chunk in ((CHUNK_SIZE, 128, 64, 32) if possible else (0,))]
-    if sizes.head.kind in FOLDED_KINDS:
+    if HEADS[sizes.head.kind].bank == "folded":
         groups, whole = (GROUP_SIZE, 4, 2, 1), sizes.batch_size  # a batch in chunks makes z twice
         shapes = [(group, whole) for group in groups]
         shapes += [(group, chunk) for group in groups for chunk in (CHUNK_SIZE, 128, 64, 32) if chunk < whole]
@@ -153,7 +152,7 @@ def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
 def _num_parameters(sizes: Sizes) -> int:
     width = sizes.token_shape[-1]
     classifier = (width + 1) * sizes.num_classes
-    if sizes.head.kind == "linear":
+    if HEADS[sizes.head.kind].bank == "linear":
         return classifier
     if sizes.head.kind != "attentive":
         probe = make_probe(sizes.head, sizes.token_shape, sizes.num_classes)
@@ -162,19 +161,20 @@ def _num_parameters(sizes: Sizes) -> int:
 
 
 def _inner_dim(sizes: Sizes) -> int:
-    width = 1 if sizes.head.kind == "cae" else 2
-    return sizes.head.num_heads * width * (sizes.token_shape[-1] // sizes.head.num_heads)
+    module = HEADS[sizes.head.kind].module
+    assert issubclass(module, FusionHead)
+    return sizes.head.num_heads * module.head_width * (sizes.token_shape[-1] // sizes.head.num_heads)
 
 
 def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
     """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`, names as there; or what was rehearsed."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     scores = batch * sizes.num_classes
-    if sizes.head.kind == "linear":
+    if HEADS[sizes.head.kind].bank == "linear":
         rounded = 2 * (probes * scores + (batch + probes * sizes.num_classes) * sizes.token_shape[0])
         # logits twice, their gradient, log probabilities, one more on the way
         return 5 * probes * scores + (rounded if sizes.compute == "bfloat16" else 0)
-    if sizes.head.kind not in FOLDED_KINDS:
+    if HEADS[sizes.head.kind].bank == "module":
         taken = step_bytes(sizes.head, sizes.token_shape, sizes.num_classes, batch, chunk_size)
         return taken // FLOAT_BYTES + 2 * probes * scores
     num_tokens, embed_dim = sizes.token_shape
@@ -185,9 +185,7 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     one_chunk = chunk * (width * embed_dim + group * inner + 3 * num_tokens * width)  # z v da kept and a product
     weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
     classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
-    places = (
-        3 * group * num_tokens * (embed_dim + heads) if sizes.head.kind == "alf-embed" else 0
-    )  # and their gradients
+    places = 3 * group * num_tokens * (embed_dim + heads) if sizes.head.num_levels else 0  # and their gradients
     rounded = 0
     if (
         sizes.compute == "bfloat16"
@@ -201,12 +199,12 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
 def _num_product_kinds(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
     """Products of the grid and of the final training that oneDNN compiles code for: see `matmul.py`. It stays until the end."""
     batch, largest = sizes.batch_size, ONE_DNN_FROM_BYTES // FLOAT_BYTES
-    if sizes.head.kind == "linear":
+    if HEADS[sizes.head.kind].bank == "linear":
         columns, features = sizes.num_classes, sizes.token_shape[0]
         factors = [batch * features + width * columns * (features + batch) for width in (probes, 1)]
         return 2 * 2 * sum(floats >= largest for floats in factors)  # two products; full batches and the last one
     num_tokens, embed_dim = sizes.token_shape
-    if sizes.head.kind not in FOLDED_KINDS:
+    if HEADS[sizes.head.kind].bank == "module":
         tokens = batch * num_tokens * embed_dim
         return 2 * 2 * PRODUCTS_OF_A_MODULE * (tokens >= 8 * largest)
     kinds, inner, heads = 0, _inner_dim(sizes), sizes.head.num_heads
@@ -231,7 +229,7 @@ def _shared_floats(sizes: Sizes, probes: int) -> int:
     for size in sizes.token_shape:
         tokens *= size
     copies = batch * 3 * tokens  # as read, jitter, normalised
-    noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEAD_KINDS[sizes.head.kind].dropout else 0
+    noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEADS[sizes.head.kind].has_dropout else 0
     evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
     predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
     return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..heads.linear import LinearProbe
+from ..losses import cross_entropy
 from ..matmul import Products
 from ..workspace import Workspace
-from .classifier import cross_entropy
 from .stack import Stack, check_one_shape, extract_module
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from ..heads import ZooProbe
+from ..heads import HEADS, HeadModule
+from ..heads.attention import FusionHead
 from ..heads.linear import LinearProbe
 from ..protocol import Setting
-from .bank import AttentiveBank, Bank, FoldedProbe
+from .bank import AttentiveBank, Bank
 from .budget import MemoryPlan
 from .linear_bank import LinearBank
 from .module_bank import ModuleBank
 
 
 def make_bank(
-    probe: nn.Module,
+    probe: HeadModule,
     settings: Sequence[Setting],
     memory: MemoryPlan,
     *,
@@ -37,9 +37,12 @@ def make_bank(
         SettingError: the device cannot compute so.
     """
     dropouts = [setting.dropout for setting in settings]
-    if isinstance(probe, LinearProbe):
+    kind = HEADS[probe.kind].bank
+    if kind == "linear":
+        assert isinstance(probe, LinearProbe)
         return LinearBank([probe] * len(settings), device=device, compute=compute)
-    if isinstance(probe, FoldedProbe):
+    if kind == "folded":
+        assert isinstance(probe, FusionHead)
         return AttentiveBank(
             [probe] * len(settings),
             dropouts,
@@ -48,7 +51,6 @@ def make_bank(
             group_size=memory.group_size,
             chunk_size=memory.chunk_size,
         )
-    assert isinstance(probe, ZooProbe)
     return ModuleBank(
         [probe] * len(settings), dropouts, device=device, compute=compute, chunk_size=memory.chunk_size or None
     )

@@ -17,9 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..heads import ZooProbe
-from ..heads.make import make_probe
-from ..protocol import Head
+from ..heads import Head, HeadModule, make_probe
 from .module_bank import ModuleBank, allows_chunks
 
 
@@ -47,10 +45,8 @@ def chunks_are_possible(head: Head, token_shape: tuple[int, ...], num_classes: i
 
 
 @lru_cache(maxsize=16)
-def _probe(head: Head, token_shape: tuple[int, ...], num_classes: int) -> ZooProbe:
-    probe = make_probe(head, token_shape, num_classes)
-    assert isinstance(probe, ZooProbe)
-    return probe
+def _probe(head: Head, token_shape: tuple[int, ...], num_classes: int) -> HeadModule:
+    return make_probe(head, token_shape, num_classes)
 
 
 def count_bytes(step: Callable[[], object]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ runs all rows, grad differentiates. Gradients land in the `Stack` that the train
 
 BatchNorm writes its running statistics in place, which grad does not allow: inside the bank a BatchNorm without
 writes takes its place, and the batch's statistics come out beside the loss. Autograd also gives rounding noise where
-a gradient is zero by algebra; AdamW would make steps of size lr of it, so what a head declares `still` is not written.
+a gradient is zero by algebra; AdamW would make steps of size lr of it, so what a head declares `zero_gradient` is not written.
 
 The loss is a sum over the samples, so a batch may go through in chunks whose gradients are added; where a head has a
 BatchNorm each sample depends on all others, and the whole batch goes through at once.
@@ -23,7 +23,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from ..errors import SettingError
-from ..heads import ZooProbe
+from ..heads import HeadModule
 from ..matmul import Products
 from .bank import split_evenly
 from .folded import chunks
@@ -56,7 +56,7 @@ class ModuleBank:
 
     def __init__(
         self,
-        probes: Sequence[ZooProbe],
+        probes: Sequence[HeadModule],
         dropouts: Sequence[float] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -150,13 +150,13 @@ class ModuleBank:
         rates = self._rates_on_device.index_select(0, stack.index)
         gradients, (losses, seen) = of_all(stack.values, stack.statistics, rates)
         for name, gradient in gradients.items():
-            if name in self._head.still:
+            if name in self._head.zero_gradient:
                 continue
             if first:
                 stack.grads[name].copy_(gradient)
             else:
                 stack.grads[name].add_(gradient)
-            if name in self._head.still_without_dropout:
+            if name in self._head.zero_gradient_without_dropout:
                 stack.grads[name].masked_fill_((rates == 0).view(-1, *(1,) * (gradient.dim() - 1)), 0)
         for name, statistic in seen.items():
             stack.statistics[name].lerp_(statistic, _MOMENTUM)
@@ -181,12 +181,12 @@ class _BatchNorm(nn.BatchNorm1d):
         return out
 
 
-def allows_chunks(probe: ZooProbe) -> bool:
+def allows_chunks(probe: HeadModule) -> bool:
     """Whether a sample's scores are the same whichever others are in its batch."""
     return not any(isinstance(module, nn.BatchNorm1d) for module in probe.modules())
 
 
-def _without_writes(probe: ZooProbe) -> ZooProbe:
+def _without_writes(probe: HeadModule) -> HeadModule:
     """The module as a program: its weights come with each call, and BatchNorm writes nothing."""
     skeleton = copy.deepcopy(probe).to("meta")
     for parent in list(skeleton.modules()):
@@ -208,7 +208,7 @@ def _take_statistics(skeleton: nn.Module) -> dict[str, Tensor]:
     return taken
 
 
-def _check(probes: Sequence[ZooProbe], rates: Sequence[float]) -> None:
+def _check(probes: Sequence[HeadModule], rates: Sequence[float]) -> None:
     heads = {(probe.kind, *probe.sizes.items()) for probe in probes}
     if len(heads) != 1:
         raise SettingError(

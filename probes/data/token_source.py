@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..losses import check_labels
 from ..workspace import Workspace
 from .blocks import Block, whole_row
 
@@ -155,24 +156,6 @@ class ArraySource:
         """[B] int64 -> float32 [B, *token_shape], in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
         return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise DataError unless the labels are int64 class numbers."""
-    if labels.dtype != torch.int64:
-        raise DataError(
-            where="labels",
-            expected="int64",
-            got=str(labels.dtype),
-            todo="Convert the labels to class numbers.",
-        )
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
-        raise DataError(
-            where="labels",
-            expected=f"numbers from 0 to {num_classes - 1}",
-            got=f"{int(labels.min())} to {int(labels.max())}",
-            todo="Check the number of classes.",
-        )
 
 
 def l2_normalize(x: Tensor) -> Tensor:

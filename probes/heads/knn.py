@@ -3,22 +3,28 @@
     votes_c = sum over the k nearest training images of class c of exp(cosine / temperature)
     logits  = log(votes / sum of votes)
 
-DINO's evaluation (arXiv 2104.14294, appendix A): temperature 0.07, k among 10, 20, 50, 100, 200. Softmax of the logits gives the
-shares of the vote back. It knows nothing of validation or grids.
+DINO's evaluation (arXiv 2104.14294, appendix A): temperature 0.07, k among 10, 20, 50, 100, 200, no class weights.
+The softmax of the logits is the shares of the vote.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from ..data.token_source import check_labels, l2_normalize
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
 from ..errors import SettingError
+from ..losses import check_labels
+from .head import HeadModule, HeadType
 
 TEMPERATURE = 0.07
-SMALLEST_SHARE = 1e-12  # of a class without votes, whose logarithm must be a number
+SMALLEST_SHARE = 1e-12  # for a class without votes, whose logarithm must be finite
 
 
-class KnnProbe(nn.Module):
+class KnnProbe(HeadModule):
     """Classify by the labels of the nearest training images.
 
     Args:
@@ -30,9 +36,10 @@ class KnnProbe(nn.Module):
 
     Raises:
         SettingError: no images, labels that do not fit them, or a number that is not positive.
-        DataError: a label that is no class.
+        DataError: a label is not a class number.
     """
 
+    kind = "knn"
     bank: Tensor
     bank_labels: Tensor
 
@@ -45,27 +52,48 @@ class KnnProbe(nn.Module):
         num_neighbors: int,
         temperature: float = TEMPERATURE,
     ) -> None:
-        super().__init__()
         fits = bank.dim() == 2 and len(bank) >= 1 and bank_labels.shape == bank.shape[:1]
         if not (fits and num_neighbors >= 1 and temperature > 0):
             raise SettingError(
-                where="KnnProbe",
-                expected="bank [N, F] and bank_labels [N] with N >= 1, num_neighbors >= 1 and temperature > 0",
-                got=f"bank {list(bank.shape)}, bank_labels {list(bank_labels.shape)}, "
-                f"num_neighbors {num_neighbors}, temperature {temperature}",
-                todo="Give at least one image with its label.",
+                "probes.knn_bank",
+                bank=list(bank.shape),
+                labels=list(bank_labels.shape),
+                num_neighbors=num_neighbors,
+                temperature=temperature,
             )
         check_labels(bank_labels, num_classes)
+        super().__init__(
+            num_samples=len(bank), num_features=bank.shape[1], num_classes=num_classes, num_neighbors=num_neighbors
+        )
         self.num_features, self.num_classes = bank.shape[1], num_classes
         self.num_neighbors, self.temperature = num_neighbors, temperature
         self.register_buffer("bank", bank)
         self.register_buffer("bank_labels", bank_labels)
 
+    @classmethod
+    def restore(cls, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Self:
+        others = dict(sizes)
+        bank = torch.zeros(others.pop("num_samples"), others.pop("num_features"))
+        return cls(bank, torch.zeros(len(bank), dtype=torch.int64), **others)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "temperature": self.temperature}
+
     def forward(self, features: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]: the logarithm of each class's share of the vote."""
-        cosines = l2_normalize(features) @ self.bank.T  # [B, N]
+        cosines = normalize(features, dim=-1) @ self.bank.T  # [B, N]
         nearest = cosines.topk(min(self.num_neighbors, len(self.bank)), dim=1)
         shares = (nearest.values / self.temperature).softmax(1)  # [B, k]
         votes = shares.new_zeros(len(features), self.num_classes)
         votes.scatter_add_(1, self.bank_labels[nearest.indices], shares)
         return votes.clamp_(min=SMALLEST_SHARE).log_()
+
+
+def _solve(
+    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, numbers: Sequence[float]
+) -> list[KnnProbe]:
+    bank = normalize(features, dim=-1)
+    return [KnnProbe(bank, labels, num_classes, num_neighbors=int(number)) for number in numbers]
+
+
+HEAD = HeadType(name="knn", module=KnnProbe, flat=True, solver=_solve, has_parameters=False, grid="num_neighbors")

@@ -1,47 +1,45 @@
-"""The linear probe: the reading copy, the export format, and what the tests compare `LinearBank` with."""
+"""The linear probe: for reading, for export, and as the oracle of `LinearBank`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import SettingError
-from ..seeds import make_generator
+from .head import HeadModule, HeadType, Solver, initial_weights, make_linear
 
 
-class LinearProbe(nn.Module):
-    """logits = X W + b on the concatenated tokens of an image.
+class LinearProbe(HeadModule):
+    """logits = X W + b on the concatenated tokens of an image."""
 
-    Args:
-        num_features: F, the width of the concatenation.
-        num_classes: C.
-        seed: of the initial weights, PyTorch's default for Linear.
-
-    Raises:
-        SettingError: a size is not positive.
-    """
+    kind = "linear"
 
     def __init__(self, num_features: int, num_classes: int, *, seed: int = 0) -> None:
-        super().__init__()
-        if num_features < 1 or num_classes < 1:
-            raise SettingError(
-                where="LinearProbe",
-                expected="num_features >= 1 and num_classes >= 1",
-                got=f"num_features {num_features}, num_classes {num_classes}",
-                todo="Check that the tokens are not empty.",
-            )
+        super().__init__(num_features=num_features, num_classes=num_classes)
         self.num_features, self.num_classes = num_features, num_classes
-        self.classifier = make_linear(num_features, num_classes, make_generator(seed, "initial weights"))
+        self.classifier = make_linear(num_features, num_classes, initial_weights(seed))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, F] L2-normalised and concatenated -> logits [B, C]."""
-        logits: Tensor = self.classifier(features)
-        return logits
+    def pool(self, tokens: Tensor) -> Tensor:
+        return tokens
 
 
-def make_linear(in_features: int, out_features: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
-    """PyTorch's default for Linear, U(-1/sqrt(in), 1/sqrt(in)), from an explicit generator."""
-    linear = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device="cpu")
-    for parameter in linear.parameters():
-        nn.init.uniform_(parameter, -(in_features**-0.5), in_features**-0.5, generator=generator)
-    return linear
+def linear_solver(
+    solve: Callable[[Tensor, Tensor, Tensor, int, Sequence[float]], list[tuple[Tensor, Tensor]]],
+) -> Solver:
+    """A solver of float64 (weight [C, F], bias [C]) as one of probes, which are float32 as saved ones are."""
+
+    @torch.no_grad()
+    def solve_probes(
+        features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, values: Sequence[float]
+    ) -> list[HeadModule]:
+        probes = [LinearProbe(features.shape[1], num_classes) for _ in values]
+        for probe, parts in zip(probes, solve(features.double(), labels, weights, num_classes, values), strict=True):
+            for parameter, part in zip((probe.classifier.weight, probe.classifier.bias), parts, strict=True):
+                parameter.copy_(part)
+        return list(probes)
+
+    return solve_probes
+
+
+HEAD = HeadType(name="linear", module=LinearProbe, flat=True, removable_levels=True, bank="linear")

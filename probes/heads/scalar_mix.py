@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
-from ..seeds import make_generator
-from .linear import make_linear
-from .zoo_probe import ZooProbe
+from .head import HeadModule, HeadType, initial_weights, make_linear
 
 
-class ScalarMixProbe(ZooProbe):
+class ScalarMixProbe(HeadModule):
     """The scalar mix of ELMo, arXiv 1802.05365, equation 1.
 
         logits = (g sum_l softmax(w)_l x_l) Wc + bc
 
     x_l [T/L D] are the tokens of level l side by side (cls and ap: 2D); tokens come level by level.
 
-    Args:
-        embed_dim: D.
-        num_levels: L.
-        num_tokens: T, a multiple of L.
-        num_classes: C.
-        seed: of the classifier, PyTorch's default for Linear; w = 0 and g = 1 at first: the mean.
-
-    Raises:
-        SettingError: a size is not positive, or L does not divide T.
+    Sizes: L divides T. Initial weights: w = 0 and g = 1, the mean.
     """
 
-    kind: ClassVar[str] = "scalar-mix"
+    kind = "scalar-mix"
 
     def __init__(self, embed_dim: int, num_levels: int, num_tokens: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__(embed_dim=embed_dim, num_levels=num_levels, num_tokens=num_tokens, num_classes=num_classes)
@@ -38,11 +26,11 @@ class ScalarMixProbe(ZooProbe):
         self.weights = nn.Parameter(torch.zeros(num_levels))
         self.scale = nn.Parameter(torch.ones(1))
         num_features = num_tokens // num_levels * embed_dim
-        self.classifier = make_linear(num_features, num_classes, make_generator(seed, "initial weights"))
+        self.classifier = make_linear(num_features, num_classes, initial_weights(seed))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D], L2-normalised and padded -> logits [B, C]."""
+    def pool(self, tokens: Tensor) -> Tensor:
         levels = tokens.reshape(len(tokens), self.sizes["num_levels"], -1)  # [B, L, T/L D]
-        mixed = (self.weights.softmax(0) @ levels) * self.scale  # [B, T/L D]
-        logits: Tensor = self.classifier(mixed)
-        return logits
+        return (self.weights.softmax(0) @ levels) * self.scale  # [B, T/L D]
+
+
+HEAD = HeadType(name="scalar-mix", module=ScalarMixProbe, layers="all", kinds=("cls", "ap"), has_levels=True)

@@ -28,7 +28,7 @@ from layerbank.probes import (
 )
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE
 from layerbank.probes.matmul import Products
-from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.tokens.placement import MOST_BUFFER_ROWS
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
@@ -126,7 +126,7 @@ def tokens(measured: Measured) -> Figures:
     """Tokens of a store, as `layerbank probe` has them: in the device's memory, or streamed."""
     with tempfile.TemporaryDirectory() as folder:
         cache = write_store(Path(folder) / "train.zarr", measured)
-        stored = CachedTokens(cache, [resolve_probe("alf", measured.sizes.depth)])
+        stored = CachedTokens(cache, [parse_probe("alf", measured.sizes.depth)])
         held: list[ResidentTokens] = []
         upload_s = measured.once(lambda: held.append(ResidentTokens(stored, measured.device)))
         yield {"what": "upload", "bytes": held[0].size_bytes, "bytes_per_s": held[0].size_bytes / upload_s}

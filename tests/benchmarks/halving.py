@@ -23,7 +23,7 @@ from machine import describe_machine
 
 from layerbank.cache import TokenCache
 from layerbank.probes import PAPER, Head, SweepResult, TrainingProtocol, run_sweep
-from layerbank.probing.probe_names import resolve_probe
+from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.tokens.token_source import CachedTokens
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(describe_machine(), flush=True)
     for name in options.probes:
-        named = resolve_probe(name, options.depth)
+        named = parse_probe(name, options.depth)
         train, test = (CachedTokens(TokenCache.open(path), named).in_memory() for path in (options.train, options.test))
         heads = named.num_heads or train.token_shape[0] if named.head == "attentive" else 0
         pairs = []

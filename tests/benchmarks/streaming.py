@@ -44,7 +44,7 @@ from layerbank.probes import (
     read_batches,
 )
 from layerbank.probing.probe_groups import candidates_of
-from layerbank.probing.probe_names import NamedProbe, resolve_probe
+from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
@@ -77,11 +77,11 @@ def main() -> None:
         cache = TokenCache.open(path)
         print(f"{describe_machine()}, {options.rows:,} rows, {options.device}, medians of {options.repeats}")
         for name in ("linear-all", "alf"):
-            compare_places(cache, resolve_probe(name, DEPTH), options)
+            compare_places(cache, parse_probe(name, DEPTH), options)
         compare_company(cache, options)
 
 
-def compare_places(cache: TokenCache, named: NamedProbe, options: argparse.Namespace) -> None:
+def compare_places(cache: TokenCache, named: ProbeSpec, options: argparse.Namespace) -> None:
     tokens, device = CachedTokens(cache, [named]), torch.device(options.device)
     streamed = StreamedTokens(tokens, buffer_rows=BUFFER_ROWS, pin=device.type == "cuda")
     stored = InOrder(tokens, device, streamed)
@@ -103,12 +103,12 @@ def compare_places(cache: TokenCache, named: NamedProbe, options: argparse.Names
 
 
 def compare_company(cache: TokenCache, options: argparse.Namespace) -> None:
-    probes = [resolve_probe(name, DEPTH) for name in TOGETHER]
+    probes = [parse_probe(name, DEPTH) for name in TOGETHER]
 
-    def source_of(read: list[NamedProbe]) -> StreamedTokens:
+    def source_of(read: list[ProbeSpec]) -> StreamedTokens:
         return StreamedTokens(CachedTokens(cache, read), buffer_rows=BUFFER_ROWS, pin=options.device != "cpu")
 
-    def train(groups: list[list[NamedProbe]]) -> None:
+    def train(groups: list[list[ProbeSpec]]) -> None:
         for group in groups:
             fit(cache, group, source_of(group), options)
 
@@ -132,7 +132,7 @@ def compare(what: str, work: Callable[[Any], None], one: Any, other: Any, option
     )
 
 
-def fit(cache: TokenCache, probes: list[NamedProbe], source: TokenSource, options: argparse.Namespace) -> None:
+def fit(cache: TokenCache, probes: list[ProbeSpec], source: TokenSource, options: argparse.Namespace) -> None:
     """An epoch of a bank of each probe."""
     settings = [Setting(lr=1e-3, weight_decay=1e-4)] * options.probes
     blocks = source.blocks  # type: ignore[attr-defined]

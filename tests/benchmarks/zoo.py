@@ -20,16 +20,15 @@ import torch
 from machine import describe_machine
 
 from layerbank.probes import (
-    HEAD_KINDS,
-    ZOO,
+    HEADS,
     AlfEmbedProbe,
     ArraySource,
     AttentiveBank,
     CaeProbe,
+    HeadModule,
     ModuleBank,
     Setting,
     TrainingProtocol,
-    ZooProbe,
     fit_bank,
     stack_tokens,
 )
@@ -44,7 +43,7 @@ PROTOCOL = TrainingProtocol(batch_size=BATCH, epochs=1, min_steps=1000)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", default=list(ZOO))
+    parser.add_argument("--kinds", nargs="+", default=[*NUM_HEADS, "abmilp", "simpool", "scalar-mix"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="training steps of one measurement")
     parser.add_argument("--embed-dim", type=int, default=384)
@@ -64,10 +63,10 @@ def main() -> None:
 
 
 def measure(kind: str, options: argparse.Namespace) -> None:
-    num_tokens = 2 * NUM_LEVELS if HEAD_KINDS[kind].levels else 197
-    heads = {"num_heads": NUM_HEADS[kind]} if HEAD_KINDS[kind].heads else {}
-    levels = {"num_levels": NUM_LEVELS, "num_tokens": num_tokens} if HEAD_KINDS[kind].levels else {}
-    probe = ZOO[kind](embed_dim=options.embed_dim, **heads, **levels, num_classes=NUM_CLASSES)
+    num_tokens = 2 * NUM_LEVELS if HEADS[kind].has_levels else 197
+    heads = {"num_heads": NUM_HEADS[kind]} if HEADS[kind].has_heads else {}
+    levels = {"num_levels": NUM_LEVELS, "num_tokens": num_tokens} if HEADS[kind].has_levels else {}
+    probe = HEADS[kind].module(embed_dim=options.embed_dim, **heads, **levels, num_classes=NUM_CLASSES)
     generator = torch.Generator().manual_seed(0)
     tokens = stack_tokens([torch.randn(5 * BATCH, num_tokens, options.embed_dim, generator=generator)])
     source = ArraySource(tokens, torch.arange(5 * BATCH) % NUM_CLASSES, NUM_CLASSES)
@@ -91,7 +90,7 @@ def measure(kind: str, options: argparse.Namespace) -> None:
     )
 
 
-def train_plainly(probe: ZooProbe, source: ArraySource, num_steps: int) -> None:
+def train_plainly(probe: HeadModule, source: ArraySource, num_steps: int) -> None:
     probe.train()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
     loss_of = torch.nn.CrossEntropyLoss(weight=class_weights(source.labels, NUM_CLASSES).float())

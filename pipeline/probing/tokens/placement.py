@@ -1,8 +1,8 @@
 """Where the tokens of probes that train together lie: in the memory they are trained in if they fit, else streamed.
 
-Resident tokens keep their storage dtype (`resident.py`). The buffer of streamed tokens is a number of rows, the same for all
-probes but those of very large rows, and a power of two: so the order in which a store is read hangs neither on a little memory
-more or less, nor on what is read of a row, and probes of different tokens can share a pass.
+Resident tokens keep their storage dtype (`resident.py`). The buffer of streamed tokens is a power of two of rows, the same for all
+probes but those of very large rows: so the order in which a store is read depends neither on a little memory more or less nor on
+what is read of a row, and probes of different tokens can share a pass.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .token_source import CachedTokens
 
 FEWEST_BUFFER_ROWS = 1 << 8
 MOST_BUFFER_ROWS = 1 << 13  # four of the largest batches; 302 MB of 24 tokens of 768 channels in float16
-USUAL_ROW_BYTES = 1 << 16  # a row of no more gets the buffer of a row of so much
+USUAL_ROW_BYTES = 1 << 16  # smaller rows get the buffer of a row of this size
 EVALUATION_ROWS = 256  # rows a batch where nothing is trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What was decided.
+    """Where tokens lie, and how training fits beside them.
 
     Attributes:
         tokens: "resident" or "streamed".
         device: where probes are trained, and resident tokens lie.
-        buffer_rows: of the store that are shuffled together where tokens are streamed.
+        buffer_rows: rows of the store that are shuffled together where tokens are streamed; 0 where they are resident.
         host_bytes: an upper bound of what tokens and their buffers take of the host's memory.
         memory_bytes: what they may take of it.
         budget_bytes: of the memory that probes are trained in.
@@ -52,11 +52,16 @@ class Placement:
     planned_bytes: int
     plan: GroupPlan
 
+    @property
+    def spare_bytes(self) -> int:
+        """The part of the budget that nothing is planned to take."""
+        return self.budget_bytes - self.planned_bytes
+
     def open(self, tokens: CachedTokens) -> TokenSource:
-        """The tokens as decided; reads all of them if they are to be resident.
+        """The tokens as placed; reads all of them if they are to be resident.
 
         Raises:
-            MemoryError, RuntimeError: there is no longer the room that there was when this was decided.
+            MemoryError, RuntimeError: the memory that was free when this was planned is taken.
         """
         if self.tokens == "resident":
             return ResidentTokens(tokens, self.device)
@@ -64,12 +69,10 @@ class Placement:
 
     def describe(self, memory: MemoryPlan | None) -> dict[str, Any]:
         """What a row of results keeps of it and of the memory of its probe: everything that could change the result's bits."""
-        described = {"tokens": self.tokens} | {
-            name: value for name, value in (asdict(memory) if memory else {}).items() if not name.endswith("_bytes")
-        }
-        if self.tokens == "streamed":
-            described["buffer_rows"] = self.buffer_rows  # with the seed, it decides the order
-        return described
+        plan = asdict(memory) if memory else {}
+        described = {"tokens": self.tokens} | {name: plan[name] for name in plan if not name.endswith("_bytes")}
+        # with the seed, the buffer decides the order
+        return described | ({"buffer_rows": self.buffer_rows} if self.tokens == "streamed" else {})
 
 
 def place_tokens(
@@ -82,14 +85,14 @@ def place_tokens(
     buffer_rows: int | None = None,
     may_stay: bool = True,
 ) -> Placement:
-    """Decide, for the training tokens of probes that train together.
+    """Place the training tokens of probes that train together.
 
     Args:
         tokens: of the training split.
         candidates, protocol: what is trained, each once.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
-        buffer_rows: that streamed tokens must be shuffled in; None takes what the memory allows.
+        buffer_rows: in which streamed tokens must be shuffled; None takes what the memory allows.
         may_stay: whether tokens that fit become resident.
 
     Raises:

@@ -1,14 +1,15 @@
-"""Tokens in the memory of the device that trains, a GPU's or the host's, in the numbers in which they are stored.
+"""Tokens in the memory of the device that trains, a GPU's or the host's, in their storage dtype.
 
 Read once, sequentially, from the map. A batch is gathered where the tokens lie, then widened and normalised by the lines
-of `token_rows.py`: half the memory of float32 tokens, and the same bits as from the map. Taking a batch makes nobody wait:
-row numbers go to a GPU as any small tensor does, and nothing comes back.
+of `token_source.py`: half the memory of float32 tokens, and the same bits as from the map. Taking a batch does not synchronise
+with a GPU: row numbers are copied to it as any small tensor is, and nothing is copied back.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ class ResidentTokens:
 
     Args:
         tokens: of several probes, side by side; all of them are read.
-        device: where they are to lie.
+        device: of the memory.
     """
 
     def __init__(self, tokens: CachedTokens, device: torch.device) -> None:
@@ -50,7 +51,7 @@ class ResidentTokens:
 
     @property
     def size_bytes(self) -> int:
-        """Of the tokens that are held."""
+        """Size of the tokens that are held."""
         return sum(values.nbytes for values in self._values.values())
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
@@ -102,12 +103,12 @@ class _Place(NamedTuple):
 
 def _joined(places: Iterable[_Place]) -> list[_Place]:
     """Places with neighbours of the same dtype made one."""
-    joined: list[_Place] = []
-    for place in places:
-        if joined and joined[-1].dtype == place.dtype:
-            before = joined.pop()
-            place = _Place(
-                place.dtype, slice(before.here.start, place.here.stop), slice(before.in_row.start, place.in_row.stop)
-            )
-        joined.append(place)
-    return joined
+    runs = [list(run) for _, run in groupby(places, lambda place: place.dtype)]
+    return [
+        _Place(
+            run[0].dtype,
+            slice(run[0].here.start, run[-1].here.stop),
+            slice(run[0].in_row.start, run[-1].in_row.stop),
+        )
+        for run in runs
+    ]

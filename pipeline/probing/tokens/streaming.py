@@ -1,22 +1,20 @@
 """Tokens of a store that is larger than the memory: read ahead by one thread, in an order that the disk can follow.
 
 An epoch's order is `layerbank.cache.chunk_shuffle`: stretches of rows in random order, rows shuffled within a buffer of some
-stretches. Of the map, only what the next few batches need is resident: the system is told to read it ahead, and to
-drop it afterwards. One thread gathers and normalises into buffers that are used again and again, while the trainer
-works on the batch before.
+stretches. Only the pages of the map that the next few batches need are resident: the system is asked to read them ahead, and to
+drop them afterwards. One thread gathers and normalises into one of two buffers, while the trainer works on the batch in the other.
 
-It changes no bit: a row is the same row however it was reached, and the order depends on seed, epoch and buffer alone. Buffer
-and stretches are counted in rows, whatever a row holds: so probes that read different tokens can share a pass.
+Streaming changes no bit: a row has the same values however it is read, and the order depends on seed, epoch and buffer alone.
+Buffer and stretches are counted in rows, whatever a row holds: so probes that read different tokens can share a pass.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import groupby
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import cycle, groupby
 
 import numpy as np
 import torch
@@ -26,7 +24,8 @@ from layerbank.cache import chunk_shuffle
 from .token_source import ROWS_AT_ONCE, CachedTokens
 
 NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
-BATCHES_AHEAD = 2  # batches of which the system is told before they are gathered
+READER_NAME = "layerbank token reader"
+BATCHES_AHEAD = 2  # batches that the system is asked to read before they are gathered
 STRETCHES = 16  # in a buffer, at least: in a store sorted by class, neighbours in the buffer must not be of one class
 STRETCH_ROWS = 64  # at most: 98 kB of an array of width 768; the largest buffer mixes 128 stretches
 INDEX_BYTES = 128  # a row: label, place, and orders while they are made
@@ -71,20 +70,27 @@ class StreamedTokens:
     def stream(self, batches: Iterable[torch.Tensor]) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Rows [B] and tokens [B, *token_shape] of each batch; the tokens may be written into, and last until the next batch.
 
-        What goes wrong in the reading thread is raised here. Closing the generator ends the thread.
+        An error of the reading thread is raised here. Closing the generator ends the thread.
         """
-        thread = _Reader(self._tokens, self._announced(batches), pin=self._pin)
-        thread.start()
-        try:
-            while (batch := thread.ready.get()) is not None:
-                if isinstance(batch, BaseException):
-                    raise batch
+        announced = self._announced(batches)
+        buffers = cycle([_Buffer(pin=self._pin) for _ in range(NUM_BUFFERS)])
+
+        def read() -> tuple[torch.Tensor, _Buffer] | None:
+            rows = next(announced, None)
+            if rows is None:
+                return None
+            buffer = next(buffers)
+            buffer.wait()
+            self._tokens.take(rows, out=buffer.tokens(len(rows), self.token_shape))
+            return rows, buffer
+
+        with closing(announced), ThreadPoolExecutor(1, thread_name_prefix=READER_NAME) as thread:
+            reading = thread.submit(read)
+            while (batch := reading.result()) is not None:
+                reading = thread.submit(read)  # into the buffer that the trainer does not read
                 rows, buffer = batch
                 yield rows, buffer.tokens(len(rows), self.token_shape)
                 buffer.give_back()
-                thread.free.put(buffer)
-        finally:
-            thread.stop()
 
     def _announced(self, batches: Iterable[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
         """The batches, each asked for some batches ahead; what none of those ahead needs is given back."""
@@ -119,7 +125,7 @@ class StreamedTokens:
 
 
 def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int:
-    """What streaming takes at most: pages of the map, buffers, one gather, and lists as long as the split."""
+    """An upper bound of what streaming takes: pages of the map, buffers, one gather, and lists as long as the split."""
     of_batch = 4 * int(np.prod(tokens.token_shape))
     pages = (2 * buffer_rows + (BATCHES_AHEAD + 2) * batch_rows) * tokens.stored_row_bytes
     gather = ROWS_AT_ONCE * (tokens.stored_row_bytes + 3 * of_batch)
@@ -127,7 +133,7 @@ def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int
 
 
 class _Buffer:
-    """Memory for one batch; on a GPU's behalf it is page-locked, and not used again before the copy out of it is over."""
+    """Memory for one batch; for a GPU it is page-locked, and not used again before the copy out of it is over."""
 
     def __init__(self, *, pin: bool) -> None:
         self._pin = pin
@@ -135,55 +141,22 @@ class _Buffer:
         self._copied: torch.cuda.Event | None = None
 
     def tokens(self, num_rows: int, token_shape: tuple[int, ...]) -> torch.Tensor:
-        """[num_rows, *token_shape] float32 with whatever lies there."""
+        """[num_rows, *token_shape] float32, not initialised."""
         size = num_rows * int(np.prod(token_shape))
         if self._values.numel() < size:
             self._values = torch.empty(size, pin_memory=self._pin)
         return self._values[:size].view(num_rows, *token_shape)
 
     def give_back(self) -> None:
-        """Called by the reader of the batch, when it has asked for all copies."""
+        """To be called by the trainer, when it has asked for all copies."""
         if self._pin:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def wait(self) -> None:
-        """Called before the memory is filled again."""
+        """Wait until the memory may be filled again."""
         if self._copied is not None:
             self._copied.synchronize()
-
-
-class _Reader(threading.Thread):
-    """Fills free buffers with batches. `ready` ends with None, or with the error that ended it."""
-
-    def __init__(self, tokens: CachedTokens, batches: Generator[torch.Tensor, None, None], *, pin: bool) -> None:
-        super().__init__(name="layerbank token reader", daemon=True)
-        self._tokens, self._batches = tokens, batches
-        self._stopped = False
-        self.ready: queue.SimpleQueue[tuple[torch.Tensor, _Buffer] | BaseException | None] = queue.SimpleQueue()
-        self.free: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
-        for _ in range(NUM_BUFFERS):
-            self.free.put(_Buffer(pin=pin))
-
-    def run(self) -> None:
-        try:
-            with contextlib.closing(self._batches):
-                for rows in self._batches:
-                    buffer = self.free.get()
-                    if buffer is None or self._stopped:
-                        return
-                    buffer.wait()
-                    self._tokens.take(rows, out=buffer.tokens(len(rows), self._tokens.token_shape))
-                    self.ready.put((rows, buffer))
-            self.ready.put(None)
-        except BaseException as error:  # raised again where the batch was wanted
-            self.ready.put(error)
-
-    def stop(self) -> None:
-        """End the thread, whatever it is at, and wait for it."""
-        self._stopped = True
-        self.free.put(None)
-        self.join()
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -1,29 +1,112 @@
-"""From a store on disk to what a probe trains on, without a copy of the store in between.
+"""Tokens of a store as probes read them: where each level and kind lies in a row, and how it is widened and normalised.
 
 `CachedTokens` gathers rows straight from the memory map. `resident.py` reads a store once into the memory of a device where that
-fits, which a sweep of many epochs prefers; `streaming.py` reads it ahead where it does not. All give the same bits: every token
-is widened, normalised and padded by the same lines (`token_rows.py`).
+fits, which a sweep of many epochs prefers; `streaming.py` reads it ahead where it does not; `predict.py` has tokens of a model that
+has just run. All give the same bits, because `TokenRows` alone handles a token between its storage dtype and a probe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, groupby, pairwise
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from layerbank.cache import TokenCache
-from layerbank.probes import HEAD_KINDS, ArraySource, Reading
+from layerbank.probes import HEADS, ArraySource, Block, Reading, l2_normalize_
 from layerbank.probes.workspace import Workspace
 
 from ...errors import RequestError
 from ...models.rounding import STORAGE_DTYPES, float_tokens
-from ..probe_names import NamedProbe
-from .token_rows import TokenRows
+from ..probe_spec import TOKEN_AXIS, ProbeSpec
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
 ROWS_AT_ONCE = 128  # rows of all arrays that are gathered, widened and normalised together
+
+
+class TokenRows:
+    """The rows that some probes read: their blocks side by side, each once.
+
+    Args:
+        probes: by name; members of a family count as probes.
+        row_shape: shape of an image's tokens at a level and kind: (D,) or (t, D).
+
+    Attributes:
+        arrays: (level, kind) pairs that a row is made of, in order.
+        columns: where each array lies in a row.
+        blocks: the parts of a row as probes read them: an array, or, where a probe normalises over the tokens of a level, all
+            arrays of the level.
+        size: F, numbers in a row.
+    """
+
+    def __init__(self, probes: Iterable[ProbeSpec], row_shape: Callable[[str, str], tuple[int, ...]]) -> None:
+        read = {name: arrays for probe in probes for name, arrays in _arrays_of_blocks(probe).items()}
+        self.arrays = [array for arrays in read.values() for array in arrays]
+        shapes = {array: row_shape(*array) for array in self.arrays}
+        self.blocks = tuple(
+            Block(
+                name=name,
+                num_tokens=sum(prod(shapes[array][:-1]) for array in arrays),
+                width=max(shapes[array][-1] for array in arrays),
+            )
+            for name, arrays in read.items()
+        )
+        borders = list(accumulate((prod(shapes[array]) for array in self.arrays), initial=0))
+        self.columns = [slice(*pair) for pair in pairwise(borders)]
+        self.size = borders[-1]
+        self._joint = {name for name, arrays in read.items() if len(arrays) > 1}
+
+    def fill(self, rows: torch.Tensor, parts: Iterable[torch.Tensor]) -> None:
+        """Fill rows with the tokens of their arrays, widened and normalised.
+
+        Args:
+            rows: [b, F] float32, filled.
+            parts: of each array [b, D] or [b, t, D], in the storage dtype or wider.
+        """
+        for columns, part in zip(self.columns, parts, strict=True):
+            rows[:, columns].copy_(part.flatten(1))
+        self.normalize(rows)
+
+    def normalize(self, rows: torch.Tensor) -> None:
+        """Widened rows [b, F] float32, normalised in place: each token over its channels, or a joint block over its tokens."""
+        for columns, num_tokens, width, joint in self._runs():
+            l2_normalize_(rows[:, columns].view(len(rows), num_tokens, width), dim=1 if joint else 2)
+
+    def _runs(self) -> Iterator[tuple[slice, int, int, bool]]:
+        """Columns, tokens and width of neighbouring blocks that are normalised at once, and whether over their tokens."""
+        stop, numbered = 0, list(enumerate(self.blocks))
+
+        def alike(item: tuple[int, Block]) -> tuple[int, int]:
+            number, block = item
+            return block.width, number if block.name in self._joint else -1
+
+        for (width, number), run in groupby(numbered, alike):
+            num_tokens = sum(block.num_tokens for _, block in run)
+            start, stop = stop, stop + num_tokens * width
+            yield slice(start, stop), num_tokens, width, number >= 0
+
+
+def block_names(probe: ProbeSpec) -> tuple[str, ...]:
+    """The blocks that a probe reads of a row of several probes, in its order.
+
+    >>> from .probe_spec import parse_probe
+    >>> block_names(parse_probe("attn-mid", 12))
+    ('block.6/cls', 'block.6/ap', 'final/cls', 'final/ap')
+    """
+    return tuple(_arrays_of_blocks(probe))
+
+
+def _arrays_of_blocks(probe: ProbeSpec) -> dict[str, list[tuple[str, str]]]:
+    """Name of a block -> its arrays."""
+    if probe.normalize == TOKEN_AXIS and len(probe.kinds) > 1:
+        return {
+            f"{level}/{'+'.join(probe.kinds)} over tokens": [(level, kind) for kind in probe.kinds]
+            for level in probe.levels
+        }
+    return {f"{level}/{kind}": [(level, kind)] for level in probe.levels for kind in probe.kinds}
 
 
 class CachedTokens:
@@ -45,10 +128,10 @@ class CachedTokens:
         stored_row_bytes: of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probes: NamedProbe | Sequence[NamedProbe]) -> None:
+    def __init__(self, cache: TokenCache, probes: ProbeSpec | Sequence[ProbeSpec]) -> None:
         class_names = cache.attributes["class_names"]
         self._ids = cache.sample_ids
-        several = [probes] if isinstance(probes, NamedProbe) else probes
+        several = [probes] if isinstance(probes, ProbeSpec) else probes
         self.rows = TokenRows(several, lambda level, kind: cache.arrays[level, kind].row_shape)
         self._arrays = [cache.tokens(*array) for array in self.rows.arrays]
         self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
@@ -56,14 +139,14 @@ class CachedTokens:
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
         self.num_classes = len(class_names)
-        self.blocks = None if isinstance(probes, NamedProbe) else self.rows.blocks
-        flat = HEAD_KINDS[probes.head].flat if isinstance(probes, NamedProbe) else True
+        self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
+        flat = HEADS[probes.head].flat if isinstance(probes, ProbeSpec) else True
         self._reading = Reading(self.rows.blocks, flat=flat)
         self.token_shape = self._reading.token_shape
 
     @property
     def stored_bytes(self) -> int:
-        """Of all rows that are read."""
+        """Size of all rows that are read, as they are stored."""
         return len(self.labels) * self.stored_row_bytes
 
     @property
@@ -79,7 +162,7 @@ class CachedTokens:
             out: [B, *token_shape] float32 to fill; None makes it.
 
         Returns:
-            [B, *token_shape] float32, normalised as the probes say.
+            [B, *token_shape] float32, normalised as the probes need them.
         """
         if out is None:
             out = torch.empty(len(rows), *self.token_shape)
@@ -89,18 +172,18 @@ class CachedTokens:
         return out
 
     def gather(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Of each array the tokens [B, t D] of some rows, as they are stored."""
+        """The tokens [B, t D] of some rows, as they are stored, array by array."""
         stored = self.stored_rows[rows].numpy()
         for array in self._arrays:
             yield float_tokens(array.take(stored), array.logical_dtype).flatten(1)
 
     @property
     def storage_dtypes(self) -> list[torch.dtype]:
-        """Of each array."""
+        """The storage dtype of each array."""
         return [STORAGE_DTYPES[array.logical_dtype] for array in self._arrays]
 
     def will_need(self, start: int, stop: int) -> None:
-        """Have the system read rows start to stop of the store ahead."""
+        """Ask the system to read rows start to stop of the store ahead."""
         for array in self._arrays:
             array.will_need(start, min(stop, array.shape[0]))
 
@@ -119,11 +202,11 @@ class CachedTokens:
         return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
 
 
-def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What `CachedTokens.take` does to tokens that come straight from a model.
+def join_tokens(probe: ProbeSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join tokens that come straight from a model, as `CachedTokens.take` joins those of a store.
 
     Args:
-        probe: says how to join.
+        probe: whose head is to read them.
         parts: one [B, D] or [B, t, D] a (level, kind), levels first, already rounded to the storage dtype.
 
     Returns:
@@ -132,13 +215,13 @@ def join_tokens(probe: NamedProbe, parts: Sequence[torch.Tensor]) -> torch.Tenso
     arrays = [(level, kind) for level in probe.levels for kind in probe.kinds]
     shapes = {array: tuple(part.shape[1:]) for array, part in zip(arrays, parts, strict=True)}
     rows = TokenRows([probe], lambda level, kind: shapes[level, kind])
-    reading = Reading(rows.blocks, flat=HEAD_KINDS[probe.head].flat)
+    reading = Reading(rows.blocks, flat=HEADS[probe.head].flat)
     out = torch.empty(len(parts[0]), *reading.token_shape)
     _fill(out, rows, reading, parts)
     return out
 
 
-def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, store: Path) -> None:
+def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: ProbeSpec, store: Path) -> None:
     """Refuse a store that lacks a level or kind of the probe.
 
     Raises:
@@ -148,15 +231,17 @@ def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: NamedProbe, s
     if missing:
         kinds = dict.fromkeys(kind for _, kind in probe.arrays)
         raise RequestError(
-            where=f"probe {probe.name!r} on {store}",
-            expected="a store with " + ", ".join(missing),
-            got=f"{len(cache_arrays)} other arrays",
-            todo=f"Add them: layerbank extract ... --kinds {','.join(kinds)} (only what is missing is computed).",
+            "probing.missing_arrays",
+            probe=probe.name,
+            store=store,
+            arrays=", ".join(missing),
+            num_arrays=len(cache_arrays),
+            kinds=",".join(kinds),
         )
 
 
 def _fill(out: torch.Tensor, rows: TokenRows, reading: Reading, parts: Iterable[torch.Tensor]) -> None:
-    """Joined tokens [b, *token_shape] from those of each array, without a copy in between where a row is read as it lies."""
+    """Join the tokens of each array into [b, *token_shape], without a copy in between where a head reads rows as they lie."""
     if reading.whole:
         rows.fill(out.flatten(1), parts)
         return

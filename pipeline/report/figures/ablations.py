@@ -32,6 +32,7 @@ from ..style import (
     save,
 )
 
+SECTION = ("ablations", "Kinds, heads, seeds")
 SEED_COLUMNS = ("probe", "model", "data set", "seeds", "mean", "std", "95 % of the mean")
 
 
@@ -60,7 +61,9 @@ def kinds_series(table: Table, probe: str = "alf") -> Series:
     """
     averaged = table.mean_over("seed")
     values = np.stack([averaged.column(name) for name in (f"{probe}-cls", f"{probe}-ap", probe)], axis=1)
-    return Series(varied=f"tokens of {probe}", steps=("cls", "ap", "cls+ap"), cases=_names(averaged), values=values)
+    one_model = len({case.model for case in averaged.cases}) == 1
+    names = tuple(case.dataset if one_model else f"{case.dataset} ({case.model})" for case in averaged.cases)
+    return Series(varied=f"tokens of {probe}", steps=("cls", "ap", "cls+ap"), cases=names, values=values)
 
 
 def heads_series(rows: Sequence[Row], levels: Sequence[str], kinds: Sequence[str]) -> Series:
@@ -126,9 +129,8 @@ def draw_series(series: Series, stem: Path, *, relative_to: str | None = None) -
             axes.axhline(0, color=GREY, linewidth=0.7)
         step = max(1, len(x) // 12)
         axes.set_xticks(x[::step], series.steps[::step])
-        axes.set_xlim(-0.3, len(x) - 0.7)
-        axes.set_xlabel(series.varied)
-        axes.set_ylabel(f"points over {relative_to}" if relative_to is not None else "balanced accuracy (%)")
+        ylabel = f"points over {relative_to}" if relative_to is not None else "balanced accuracy (%)"
+        axes.set(xlim=(-0.3, len(x) - 0.7), xlabel=series.varied, ylabel=ylabel)
         grid(axes)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2 if few else 1)
@@ -146,7 +148,7 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
     Raises:
         RequestError: no model and data set has two seeds.
     """
-    several = _of_several_seeds(table)
+    several = [lines for lines in table.group_seeds().values() if len(lines) > 1]
     if not several:
         raise RequestError("report.one_seed")
     names = [name for name in (probes or table.probes) if name in table.probes]
@@ -176,23 +178,10 @@ def std_within(table: Table, probe: str) -> float:
     n seeds have n - 1 degrees of freedom. A model and data set with a diverged seed is left out.
     """
     column = table.column(probe)
-    finite = [column[group] for group in _of_several_seeds(table) if np.isfinite(column[group]).all()]
+    finite = [column[group] for group in table.group_seeds().values() if np.isfinite(column[group]).all()]
     freedom = sum(len(group) - 1 for group in finite)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in finite)
     return float(np.sqrt(squares / freedom)) if freedom else float("nan")
-
-
-def _of_several_seeds(table: Table) -> list[list[int]]:
-    """The lines of each model and data set that has several."""
-    return [lines for lines in table.group_seeds().values() if len(lines) > 1]
-
-
-def _names(table: Table) -> tuple[str, ...]:
-    models = {case.model for case in table.cases}
-    return tuple(case.dataset if len(models) == 1 else f"{case.dataset} ({case.model})" for case in table.cases)
-
-
-SECTION = ("ablations", "Kinds, heads, seeds")
 
 
 def _kinds(data: ReportData) -> list[Picture] | None:
@@ -200,15 +189,12 @@ def _kinds(data: ReportData) -> list[Picture] | None:
     bases = [base for base in table.probes if {f"{base}-cls", f"{base}-ap"} <= set(table.probes)]
     pictures = []
     for base in bases:
-        part = _complete_cases(table.only([base, f"{base}-cls", f"{base}-ap"]))
+        three = table.only([base, f"{base}-cls", f"{base}-ap"])
+        part = three.lines(np.flatnonzero(np.isfinite(three.values).all(1)).tolist())
         if len(part.cases):
             caption = f"Tokens of {base}: CLS, mean patch, or both."
             pictures.append(_draw(data, f"kinds-{base}", kinds_series(part, base), caption))
     return pictures if bases else None
-
-
-def _complete_cases(table: Table) -> Table:
-    return table.lines(np.flatnonzero(np.isfinite(table.values).all(1)).tolist())
 
 
 def _heads(data: ReportData) -> list[Picture] | None:

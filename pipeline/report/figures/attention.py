@@ -33,7 +33,7 @@ MAX_PICTURES = 24  # heat maps on a page; of 11 models with 10 attentive probes 
 WIDE = 16  # levels from which a heat map takes both columns
 
 
-def draw_attention(maps: Mapping[str, AttentionMap], stem: Path, *, title: str = "") -> Path:
+def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> Path:
     """Draw a line for each map (data sets, models or heads), a panel for each kind, a cell for each level.
 
     At the right are the entropy in nats and the fewest cells with 80 % of the attention.
@@ -41,7 +41,6 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path, *, title: str =
     Args:
         maps: name of the line -> map; all of the same levels and kinds.
         stem: of the files to write.
-        title: one line, optional.
 
     Raises:
         RequestError: no maps, or maps of different levels or kinds.
@@ -51,8 +50,7 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path, *, title: str =
         described = "; ".join(f"{len(levels)} levels of {', '.join(kinds)}" for levels, kinds in sorted(forms))
         raise RequestError("report.unequal_maps", num_forms=len(forms), forms=described)
     first = next(iter(maps.values()))
-    names = list(maps)
-    num_levels = len(first.levels)
+    names, num_levels = list(maps), len(first.levels)
     shares = np.stack([maps[name].shares for name in names])  # [lines, kinds, levels]
     width = COLUMN if num_levels * len(first.kinds) <= 2 * WIDE else PAGE
     with drawing(width, 0.95 + 0.15 * len(names)) as figure:
@@ -69,8 +67,6 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path, *, title: str =
         figure.colorbar(
             image, ax=list(panels), label="share of attention (%)", location="bottom", aspect=40, pad=0.02, shrink=0.9
         )
-        if title:
-            figure.suptitle(title, fontsize=7)
         lines = [
             (name, kind, level, float(shares[line, k, i]), spreads[line].entropy, spreads[line].mass80)
             for line, name in enumerate(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...probing.results import Row, found
+from ...probing.results import Row, describe_choice
 from ...statistics.scores import Case
 from ..page.blocks import Block, Columns, csv_text, table_of_values
 from ..page.numbers import accuracy, integer, percent, points2
@@ -29,7 +29,7 @@ COLUMNS: Columns = {
 
 def _make(data: ReportData) -> list[Block] | None:
     """A line for each row with such a choice."""
-    values = [_values(data, case, row) for (case, _), row in data.row.items() if found(row)]
+    values = [_values(data, case, row) for (case, _), row in data.row.items() if describe_choice(row)]
     if not values:
         return None
     caption = (
@@ -44,13 +44,13 @@ def _values(data: ReportData, case: Case, row: Row) -> list[Any]:
     """Plain values under COLUMNS; None is unknown."""
     base = (row.get("derived") or {}).get("base")
     cost = row.get("cost") or {}
-    mine, of_base = (_percent(one) for one in (row, data.of_case(case).get(base or "")))
+    mine, of_base = (_percent(one) for one in (row, data.rows_of[case].get(base or "")))
     return [
         row["probe"],
         case.dataset,
         case.model,
         case.seed,
-        found(row),
+        describe_choice(row),
         mine,
         base,
         None if mine is None or of_base is None else mine - of_base,

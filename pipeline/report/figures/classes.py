@@ -5,23 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from ...statistics.scores import Case
-from ..page.blocks import Block, DataTable, Fold, Note, csv_text
-from ..page.numbers import counted, percent
+from ..page.blocks import Block, DataTable, Fold, csv_text
+from ..page.numbers import percent
 from ..report_data import ReportData, ReportFigure
 
 MAX_CASES = 24  # a larger study would be mostly these; a report of a part of it shows them
 
 
 def _make(data: ReportData) -> list[Block]:
-    cases = [case for case in data.cases if data.tested[case].hits]
-    blocks: list[Block] = [
-        Fold(title=data.label(case), blocks=[_table(data, case, number)])
-        for number, case in enumerate(cases[:MAX_CASES])
-    ]
-    if len(cases) > MAX_CASES:
-        rest = counted(len(cases) - MAX_CASES, "case")
-        blocks.append(Note(f"{rest} more: layerbank report RUNS/DATASET/STORE shows one store's."))
-    return blocks
+    cases, more = data.shown_cases(MAX_CASES)
+    folds = [Fold(title=data.label(case), blocks=[_table(data, case, n)]) for n, case in enumerate(cases)]
+    return [*folds, *more]
 
 
 def _table(data: ReportData, case: Case, number: int) -> DataTable:

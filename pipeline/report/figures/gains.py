@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import RequestError
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.paper import find_model
 from ...statistics.scores import Table, gains_of, summarize
 from ...statistics.significance import compare_gains
@@ -182,13 +182,14 @@ def _gains(data: ReportData) -> list[Picture] | None:
     if not means:
         return []
     numbers = ", ".join(f"{name} {points2(mean)}" for name, mean in means.items())
-    picture = data.draw(
-        "gains",
-        lambda stem: draw_gains(data.main, stem),
-        alt=f"Box plot. Mean gain in points over {REFERENCE}: {numbers}.",
-        caption=f"Gain over {REFERENCE}, a dot a case; a star is significant over data sets (Wilcoxon, FDR 5 %).",
-    )
-    return [picture]
+    return [
+        data.draw(
+            "gains",
+            lambda stem: draw_gains(data.main, stem),
+            alt=f"Box plot. Mean gain in points over {REFERENCE}: {numbers}.",
+            caption=f"Gain over {REFERENCE}, a dot a case; a star is significant over data sets (Wilcoxon, FDR 5 %).",
+        )
+    ]
 
 
 def _gains_by_size(data: ReportData) -> list[Picture] | None:
@@ -200,13 +201,14 @@ def _gains_by_size(data: ReportData) -> list[Picture] | None:
         return None
     probes = [name for name in OF_SIZE if name in table.probes] or list(table.probes[:4])
     drawn = sorted(f"{family} {size}" for family, size in sizes)
-    picture = data.draw(
-        "gains-by-size",
-        lambda stem: draw_gains_by_size(table, stem, probes=probes),
-        alt=f"Mean gain over {REFERENCE} against the size of the model: {', '.join(drawn)}. The numbers are in the CSV.",
-        caption="Mean gain over data sets by size of the model, with the standard error of the mean.",
-    )
-    return [picture]
+    return [
+        data.draw(
+            "gains-by-size",
+            lambda stem: draw_gains_by_size(table, stem, probes=probes),
+            alt=f"Mean gain over {REFERENCE} against the size of the model: {', '.join(drawn)}. The numbers are in the CSV.",
+            caption="Mean gain over data sets by size of the model, with the standard error of the mean.",
+        )
+    ]
 
 
 GAINS = ReportFigure(

@@ -16,12 +16,11 @@ import numpy as np
 
 from ...data.sources import BadImage, open_source
 from ...errors import RequestError, WorkError
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.attention import AttentionMap
 from ...statistics.scores import Case
 from ...statistics.tested import CONFIDENT_MISSES, DISPUTED, PER_RULE, UNSURE_HITS, choose_examples
 from ..page.blocks import Answer, AttentionStrip, Block, Card, Cards, Fold, Note, data_uri
-from ..page.numbers import counted
 from ..report_data import NUM_SHOWN, ReportData, ReportFigure
 
 SIDE = 96  # pixels at most
@@ -37,26 +36,26 @@ RULES = (
 
 def _make(data: ReportData) -> list[Block]:
     """At most 24 images for each case, and at most 12 cases."""
-    cases = [case for case in data.cases if data.tested[case].hits]
-    if not cases:
-        return []
-    folds = [Fold(title=data.label(case), blocks=_case(data, case)) for case in cases[:NUM_SHOWN]]
-    blocks: list[Block] = [Note(RULES), *folds]
-    if len(cases) > NUM_SHOWN:
-        rest = counted(len(cases) - NUM_SHOWN, "case")
-        blocks.append(Note(f"{rest} more: layerbank report RUNS/DATASET/STORE shows one store's."))
-    return blocks
+    cases, more = data.shown_cases(NUM_SHOWN)
+    folds = [Fold(title=data.label(case), blocks=_case(data, case)) for case in cases]
+    return [Note(RULES), *folds, *more] if cases else []
 
 
 def _case(data: ReportData, case: Case) -> list[Block]:
     tested = data.tested[case]
     names = [name for name in tested.hits if name in data.main.probes] or list(tested.hits)
     probe = "alf" if "alf" in names else max(names, key=lambda name: tested.accuracies[name].balanced)
-    reference = tested.answers[REFERENCE] if probe != REFERENCE and REFERENCE in names else None
-    chosen = choose_examples(tested.answers[probe], reference, seed=SEED)
+    answers = {name: tested.answers[name] for name in names}
+    reference = answers.get(REFERENCE) if probe != REFERENCE else None
+    chosen = choose_examples(answers[probe], reference, seed=SEED)
     ids = tested.sample_ids
     rows = [row for of_rule in chosen.values() for row in of_rule]
-    copies = _copies(data, case, probe, [str(ids[row]) for row in rows])
+    copies: dict[str, str] = {}
+    if data.options.images:
+        try:
+            copies = thumbnails(data.config(case, probe), [str(ids[row]) for row in rows])
+        except (RequestError, WorkError) as error:
+            data.notes.append(f"No images of {case.dataset}, only their ids: {error}")
     attention = _attention(data, case, probe, rows)
     classes = data.class_names(case, len(tested.accuracies[probe].of_class))
     titles = {
@@ -66,20 +65,20 @@ def _case(data: ReportData, case: Case) -> list[Block]:
     }
 
     def card(row: int) -> Card:
-        answers = [
+        of_row = [
             Answer(
                 probe=name,
                 answer=classes[int(one.predicted[row])],
                 confidence=f"{100 * one.confidence[row]:.0f} %",
                 hit=bool(one.hits[row]),
             )
-            for name, one in ((name, tested.answers[name]) for name in names)
+            for name, one in answers.items()
         ]
         return Card(
             sample_id=str(ids[row]),
             image=copies.get(str(ids[row])),
             truth=classes[int(tested.labels[row])],
-            answers=answers,
+            answers=of_row,
             strip=_strip(attention[row]) if attention else None,
         )
 
@@ -92,16 +91,6 @@ def _case(data: ReportData, case: Case) -> list[Block]:
         if rule != DISPUTED or reference is not None:
             blocks.append(Cards(title=titles[rule], cards=[card(row) for row in of_rule]))
     return blocks
-
-
-def _copies(data: ReportData, case: Case, probe: str, sample_ids: list[str]) -> dict[str, str]:
-    if not data.options.images:
-        return {}
-    try:
-        return thumbnails(data.config(case, probe), sample_ids)
-    except (RequestError, WorkError) as error:
-        data.notes.append(f"No images of {case.dataset}, only their ids: {error}")
-        return {}
 
 
 def thumbnails(config: dict[str, Any], sample_ids: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ...errors import RequestError
-from ...probing.results import found, gains
+from ...probing.results import describe_choice, gains
 from ..page.blocks import DataTable, csv_text
 from ..page.numbers import accuracy, integer, percent, points, points2, span
 from ..report_data import ReportData, ReportFigure
@@ -81,7 +81,7 @@ def records_of(data: ReportData) -> list[Record]:
                 top5=100 * accuracies.top5 if accuracies else None,
                 macro_f1=100 * accuracies.macro_f1 if accuracies else None,
                 validation=None if row.get("validation") is None else 100 * row["validation"],
-                found=found(row),
+                found=describe_choice(row),
                 num_parameters=row.get("num_parameters"),
                 tokens_read=row.get("cost", {}).get("tokens_read"),
                 trainings=row.get("cost", {}).get("trainings"),

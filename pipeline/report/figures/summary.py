@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...probing.probe_names import REFERENCE
+from ...probing.probe_spec import REFERENCE
 from ...statistics.scores import Table, gains_of, mean_ranks, rankable, summarize
 from ...statistics.significance import Comparison, compare_gains
 from ..page.blocks import Block, Bullets, Columns, DataTable, Fold, Note, table_of_values

@@ -20,11 +20,12 @@ from .ablations import draw_series, pruning_series
 if TYPE_CHECKING:  # it takes torch, which a report without tokens does without
     from ...statistics.similarity import Similarity
 
+Stores = dict[Case, tuple[Path, Path]]  # of the training and of the test images
 KIND = "cls"
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # numbers of tokens to keep, up to all
 
 
-def draw_similarity(similarity: Similarity, stem: Path, *, title: str = "") -> Path:
+def draw_similarity(similarity: Similarity, stem: Path) -> Path:
     """Draw CKA between all levels of a backbone; cells without a value stay grey."""
     names = [short_level(level) for level in similarity.levels]
     count = len(names)
@@ -38,8 +39,7 @@ def draw_similarity(similarity: Similarity, stem: Path, *, title: str = "") -> P
         axes.set_yticks(ticks, [names[tick] for tick in ticks])
         no_frame(axes)
         subset = "" if similarity.seed is None else f" (a subset, seed {similarity.seed})"
-        images = f"{similarity.kernel} CKA over {similarity.num_images:,} images{subset}"
-        axes.set(xlabel="level", title=title or images)
+        axes.set(xlabel="level", title=f"{similarity.kernel} CKA over {similarity.num_images:,} images{subset}")
         figure.colorbar(image, ax=axes, label=f"{similarity.kernel} CKA", shrink=0.85)
         lines = [
             (similarity.levels[i], similarity.levels[j], float(similarity.values[i, j]))
@@ -110,16 +110,19 @@ def _make(data: ReportData) -> list[Picture] | None:
     """The three figures, for the cases whose stores exist."""
     if not data.options.tokens:
         return None
-    cases = [case for case in data.cases if data.store(case, "train") and data.store(case, "test")]
-    if not cases:
+    stores: Stores = {}
+    for case in data.cases:
+        if (train := data.store(case, "train")) and (test := data.store(case, "test")):
+            stores[case] = train, test
+    if not stores:
         data.notes.append(
             f"Nothing of --tokens: no stores of these results under {data.options.cache_root}. Give their folder with --cache."
         )
         return []
-    return [*_similarity(data, cases), *_train_test(data, cases), *_few_tokens(data, cases)]
+    return [*_similarity(data, stores), *_train_test(data, stores), *_few_tokens(data, stores)]
 
 
-def _similarity(data: ReportData, cases: list[Case]) -> list[Picture]:
+def _similarity(data: ReportData, stores: Stores) -> list[Picture]:
     from layerbank.cache import TokenCache
 
     from ...statistics.duplicates import image_rows
@@ -127,11 +130,11 @@ def _similarity(data: ReportData, cases: list[Case]) -> list[Picture]:
 
     by_model: dict[str, dict[str, Similarity]] = {}
     pictures = []
-    unseeded = list({(one.model, one.dataset): one for one in cases}.values())
+    unseeded = list({(one.model, one.dataset): one for one in stores}.values())
     for number, case in enumerate(unseeded):
         _progress(data, f"similarity of levels, {case.dataset}", number, len(unseeded))
         try:
-            cache = TokenCache.open(_store(data, case, "test"), num_views=0)
+            cache = TokenCache.open(stores[case][1], num_views=0)
             levels = levels_of(cache, KIND, [level for level in cache.levels if (level, KIND) in cache.arrays])
             rows = image_rows(cache)
             linear, gaussian = linear_similarity(levels, rows), rbf_similarity(levels, rows, num_images=SUBSET)
@@ -170,16 +173,15 @@ def _draw_to_final(data: ReportData, model: str, lines: dict[str, Similarity], n
     )
 
 
-def _train_test(data: ReportData, cases: list[Case]) -> list[Picture]:
+def _train_test(data: ReportData, stores: Stores) -> list[Picture]:
     from ..saved import SavedHead
 
     points: dict[str, list[tuple[str, float, float]]] = {}
-    for number, case in enumerate(cases):
-        _progress(data, f"training accuracy, {case.dataset}", number, len(cases))
+    for number, (case, (train_store, _)) in enumerate(stores.items()):
+        _progress(data, f"training accuracy, {case.dataset}", number, len(stores))
         for probe in [name for name in data.tested[case].hits if name in data.main.probes]:
             try:
-                head = SavedHead(data.folder(case, probe), _store(data, case, "train"))
-                train = accuracies(head.predict()).balanced
+                train = accuracies(SavedHead(data.folder(case, probe), train_store).predict()).balanced
             except LayerbankError as error:
                 data.notes.append(f"No training accuracy of {probe} on {case.dataset}: {error}")
                 continue
@@ -189,33 +191,33 @@ def _train_test(data: ReportData, cases: list[Case]) -> list[Picture]:
         return []
     gaps = {probe: [100 * (train - test) for _, train, test in found] for probe, found in points.items()}
     means = ", ".join(f"{probe} {sum(of_probe) / len(of_probe):.1f}" for probe, of_probe in gaps.items())
-    picture = data.draw(
-        "train-test",
-        lambda stem: draw_train_test(points, stem),
-        alt=f"Balanced accuracy on test images against that on training images. Mean gap in points: {means}.",
-        caption="A probe far under the diagonal has overfitted its training images.",
-    )
-    return [picture]
+    return [
+        data.draw(
+            "train-test",
+            lambda stem: draw_train_test(points, stem),
+            alt=f"Balanced accuracy on test images against that on training images. Mean gap in points: {means}.",
+            caption="A probe far under the diagonal has overfitted its training images.",
+        )
+    ]
 
 
-def _few_tokens(data: ReportData, cases: list[Case]) -> list[Picture]:
+def _few_tokens(data: ReportData, stores: Stores) -> list[Picture]:
     from ..saved import prune_tokens
 
     kept: dict[str, list[tuple[int, float]]] = {}
-    for number, case in enumerate(cases):
+    for number, case in enumerate(stores):
         if "alf" not in data.tested[case].hits:
             continue
-        _progress(data, f"alf with few tokens, {case.dataset}", number, len(cases))
+        _progress(data, f"alf with few tokens, {case.dataset}", number, len(stores))
         row = data.row[case, "alf"]
         num_tokens = len(row["levels"]) * len(row["kinds"])
         counts = [*(count for count in COUNTS if count < num_tokens), num_tokens]
-        train, test = (_store(data, case, split) for split in ("train", "test"))
         try:
-            found = prune_tokens(data.folder(case, "alf"), train, test, counts)
+            found = prune_tokens(data.folder(case, "alf"), *stores[case], counts)
         except LayerbankError as error:
             data.notes.append(f"No accuracy of alf with few tokens on {case.dataset}: {error}")
             continue
-        kept[data.label(case)] = [(one.num_tokens, one.balanced_accuracy) for one in found]
+        kept[data.label(case)] = [(len(one.tokens), one.balanced_accuracy) for one in found]
     if not kept:
         return []
     series = pruning_series(kept)
@@ -223,19 +225,14 @@ def _few_tokens(data: ReportData, cases: list[Case]) -> list[Picture]:
         f"{name}: {100 * points[0][1]:.1f} % with {points[0][0]}, {100 * points[-1][1]:.1f} % with all {points[-1][0]}"
         for name, points in kept.items()
     )
-    picture = data.draw(
-        "few-tokens",
-        lambda stem: draw_series(series, stem),
-        alt=f"Balanced accuracy of alf with only the tokens it attends to most. {ends}.",
-        caption="alf with only the k tokens that it attends to most on training images, not trained again.",
-    )
-    return [picture]
-
-
-def _store(data: ReportData, case: Case, split: str) -> Path:
-    store = data.store(case, split)
-    assert store is not None, "only cases with stores come here"
-    return store
+    return [
+        data.draw(
+            "few-tokens",
+            lambda stem: draw_series(series, stem),
+            alt=f"Balanced accuracy of alf with only the tokens it attends to most. {ends}.",
+            caption="alf with only the k tokens that it attends to most on training images, not trained again.",
+        )
+    ]
 
 
 def _progress(data: ReportData, what: str, done: int, total: int) -> None:

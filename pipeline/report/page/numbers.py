@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -15,11 +16,6 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "-"
 
 
-def percent2(value: float | None) -> str:
-    """The same with two digits."""
-    return percent(value, 2)
-
-
 def points(value: float | None, digits: int = 1) -> str:
     """A difference in points, with its sign.
 
@@ -29,9 +25,7 @@ def points(value: float | None, digits: int = 1) -> str:
     return f"{value:+.{digits}f}" if value is not None and math.isfinite(value) else "-"
 
 
-def points2(value: float | None) -> str:
-    """The same with two digits."""
-    return points(value, 2)
+percent2, points2 = partial(percent, digits=2), partial(points, digits=2)
 
 
 def chance(value: float) -> str:

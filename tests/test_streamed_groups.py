@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import starved
 import torch
-from test_resident import ALF, GRID, LINEAR, QUIRK, write
+from small_stores import ALF, GRID, LINEAR, QUIRK, write_small_store
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.probing.tokens.placement
@@ -19,7 +19,7 @@ from layerbank.events import Event, MemoryPlanned, TrainingStarted
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe import Store, probe
 from layerbank.probing.probe_groups import ProbeGroup, candidates_of, plan_groups
-from layerbank.probing.probe_names import NamedProbe
+from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.tokens.placement import place_tokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
@@ -31,7 +31,7 @@ PROTOCOL = TrainingProtocol(
     lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=1, min_steps=3, batch_size=350
 )
 OF_THE_ZOO = [
-    NamedProbe(name=kind, head=kind, levels=("block.0",), kinds=("cls", "grid2"), num_heads=2)
+    ProbeSpec(name=kind, head=kind, levels=("block.0",), kinds=("cls", "grid2"), num_heads=2)
     for kind in ("cae", "aim", "simpool", "map")  # by hand, with BatchNorm, in chunks, with an MLP
 ]
 ALL = [LINEAR, ALF, GRID, QUIRK, *OF_THE_ZOO]
@@ -40,7 +40,10 @@ ALL = [LINEAR, ALF, GRID, QUIRK, *OF_THE_ZOO]
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     folder = tmp_path_factory.mktemp("stores")
-    caches = [write(folder / f"{name}.zarr", num_rows=count) for name, count in (("train", NUM_ROWS), ("test", 120))]
+    caches = [
+        write_small_store(folder / f"{name}.zarr", num_rows=count)
+        for name, count in (("train", NUM_ROWS), ("test", 120))
+    ]
     return Store(caches[0].path, caches[0].spec), Store(caches[1].path, caches[1].spec)
 
 
@@ -52,14 +55,14 @@ def a_store_that_fits_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    stores: tuple[Store, Store], runs: Path, probes: Sequence[NamedProbe], memory_bytes: int = ROOMY
+    stores: tuple[Store, Store], runs: Path, probes: Sequence[ProbeSpec], memory_bytes: int = ROOMY
 ) -> tuple[list[dict[str, Any]], list[Event]]:
     events: list[Event] = []
     rows = probe(*stores, probes, PROTOCOL, runs, memory_bytes=memory_bytes, on_event=events.append)
     return rows, events
 
 
-def groups_of(stores: tuple[Store, Store], probes: Sequence[NamedProbe], memory_bytes: int) -> list[ProbeGroup]:
+def groups_of(stores: tuple[Store, Store], probes: Sequence[ProbeSpec], memory_bytes: int) -> list[ProbeGroup]:
     return list(plan_groups(stores[0].open(), [(one, PROTOCOL) for one in probes], memory_bytes, CPU))
 
 
@@ -73,8 +76,8 @@ def test_a_row_is_the_same_whatever_its_probe_was_streamed_together_with(
     assert {row["memory"]["buffer_rows"] for row in together} == {256}
     for named, row in zip(ALL, together, strict=True):
         (alone,), _ = run(stores, tmp_path / named.name, [named])
-        company = {"seconds": None, "together_with": None}
-        assert row | company == alone | company
+        may_differ = {"seconds": None, "together_with": None}
+        assert row | may_differ == alone | may_differ
 
 
 def test_the_store_is_read_once_for_all(
@@ -113,13 +116,13 @@ def test_the_order_does_not_depend_on_what_is_read_of_a_row(stores: tuple[Store,
     assert torch.equal(orders[0], orders[2])
 
 
-def place(cache: TokenCache, probes: Sequence[NamedProbe], memory_bytes: int) -> Any:
+def place(cache: TokenCache, probes: Sequence[ProbeSpec], memory_bytes: int) -> Any:
     candidates = [one for named in probes for one in candidates_of(cache, named)]
     return place_tokens(CachedTokens(cache, probes), candidates, PROTOCOL, memory_bytes, CPU)
 
 
 @pytest.mark.parametrize("memory_bytes", [TIGHT, 2 * TIGHT, 4 * TIGHT, ROOMY])
-def test_rides_keep_within_the_memory_and_change_nothing_for_anybody(
+def test_groups_keep_within_the_memory_and_change_nothing_for_any_probe(
     stores: tuple[Store, Store], memory_bytes: int
 ) -> None:
     groups = groups_of(stores, ALL, memory_bytes)
@@ -134,15 +137,15 @@ def test_rides_keep_within_the_memory_and_change_nothing_for_anybody(
         assert group.read_bytes <= sum(own.read_bytes for own in alone)
 
 
-def test_where_company_would_read_the_store_more_often_probes_go_alone(stores: tuple[Store, Store]) -> None:
-    """In little memory every bank has a pass to itself, and in company that pass would read what nobody in it needs."""
+def test_where_a_group_would_read_the_store_more_often_probes_train_alone(stores: tuple[Store, Store]) -> None:
+    """In little memory every bank has a pass of its own, and in a group that pass would read what its probe does not need."""
     assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], ROOMY)] == [2]
     assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], TIGHT)] == [1, 1]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
-def test_memory_of_a_ride_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path) -> None:
+def test_memory_of_a_group_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path) -> None:
     budget_bytes = 125_000_000
     answer = starved.train(tmp_path, ["linear", "simpool"], budget_bytes, 10 * budget_bytes // starved.ROW_BYTES)
     assert answer["tokens"] == ["streamed"] * 2

@@ -1,4 +1,4 @@
-"""What the C library keeps of memory that was given back."""
+"""glibc returns dropped memory to the system where memory is short."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from layerbank.probing import malloc_trim as heap
-from layerbank.probing.malloc_trim import HIGHEST_BAR_BYTES, large_blocks_returned
+from layerbank.probing import training
+from layerbank.probing.training import LARGE_BYTES, LARGEST_THRESHOLD_BYTES, large_blocks_returned
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[1]
 LARGE_BLOCKS = """
 from pathlib import Path
 import torch
-from layerbank.probing.malloc_trim import large_blocks_returned
+from layerbank.probing.training import large_blocks_returned
 
 def resident_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 torch.ones(30 << 18)  # 30 MiB: from now on glibc calls no less a large block
-with large_blocks_returned(when=True):
+with large_blocks_returned(0):
     blocks = [torch.ones(4 << 18) for _ in range(8)]
     above, before = torch.ones(1000), resident_bytes()
     del blocks
@@ -43,19 +43,19 @@ def test_large_blocks_go_back_at_once_though_larger_ones_were_dropped_before() -
     assert int(done.stdout) > 7 * (4 << 20)
 
 
-def test_the_bars_are_set_only_where_memory_is_short_and_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[int] = []
+def test_the_thresholds_are_set_only_where_memory_is_short_and_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    thresholds: list[int] = []
 
-    def set_bars(size_bytes: int) -> bool:
-        bars.append(size_bytes)
+    def set_thresholds(size_bytes: int) -> bool:
+        thresholds.append(size_bytes)
         return True
 
-    monkeypatch.setattr(heap, "_set_bars", set_bars)
-    with large_blocks_returned(when=False):
-        assert bars == []
-    with pytest.raises(KeyError), large_blocks_returned(when=True):
+    monkeypatch.setattr(training, "_set_malloc_thresholds", set_thresholds)
+    with large_blocks_returned(2 * LARGEST_THRESHOLD_BYTES):
+        assert thresholds == []
+    with pytest.raises(KeyError), large_blocks_returned(2 * LARGEST_THRESHOLD_BYTES - 1):
         raise KeyError
-    assert bars == [heap.LARGE_BYTES, HIGHEST_BAR_BYTES]
+    assert thresholds == [LARGE_BYTES, LARGEST_THRESHOLD_BYTES]
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,5 +63,5 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         return object()
 
     monkeypatch.setattr(ctypes, "CDLL", without_mallopt)
-    with large_blocks_returned(when=True):
+    with large_blocks_returned(0):
         pass

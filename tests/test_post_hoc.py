@@ -1,4 +1,4 @@
-"""What is made of a finished probe: the smallest set of its levels, the ensemble of its best settings, the best level."""
+"""Post-hoc probes: the smallest set of the levels of a finished probe, the ensemble of its best settings; the best level."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_probe import PROTOCOL, REQUEST, run, stores_of
+from probe_runs import FEW, REQUEST, run, stores_of
 
 from layerbank.cache import CacheError
 from layerbank.data.sources import open_source
@@ -21,12 +21,10 @@ from layerbank.jobs.study_plan import num_trainings
 from layerbank.probes import Setting, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import Store, probe, row_folder
-from layerbank.probing.probe_names import NamedProbe, resolve_probe
-from layerbank.probing.results import read_rows
-from layerbank.probing.results_table import results_table, summarize
+from layerbank.probing.probe_spec import ProbeSpec, parse_probe
+from layerbank.probing.results import read_rows, results_table, summarize
 from layerbank.report.saved import SavedHead
 
-FEW = replace(PROTOCOL, lrs=(1e-2, 1e-3, 3e-4), weight_decays=(1e-4, 1e-1), min_steps=40)
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")
 
 
@@ -122,7 +120,7 @@ def test_the_smallest_set_is_the_probe_trained_on_those_levels_alone_to_the_last
 ) -> None:
     folder, rows = made
     row = rows["attn-quarterly-smallest"]
-    alone = NamedProbe(
+    alone = ProbeSpec(
         name="alone", head="attentive", levels=tuple(row["levels"]), kinds=("cls", "ap"), num_heads=row["num_heads"]
     )
     setting = Setting(**row["chosen"])
@@ -161,7 +159,7 @@ def test_an_ensemble_is_the_k_best_settings_of_the_base_averaged_in_probability(
     assert row["num_parameters"] == 3 * base["num_parameters"]
 
 
-def test_what_was_made_keeps_the_curves_of_its_final_training_and_where_it_looks(
+def test_a_post_hoc_probe_keeps_the_curves_of_its_final_training_and_its_attention_map(
     stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, rows = made
@@ -170,7 +168,7 @@ def test_what_was_made_keeps_the_curves_of_its_final_training_and_where_it_looks
         replace(FEW, lrs=(one["lr"],), weight_decays=(one["weight_decay"],), dropouts=(one["dropout"],))
         for one in top["derived"]["members"]
     ]
-    named = resolve_probe("attn-quarterly", 12)
+    named = parse_probe("attn-quarterly", 12)
     alone = [row_folder(tmp_path, probe(*stores, [named], one, tmp_path)[0]) for one in protocols]
     of_members = [dict(np.load(place / "curves.npz")) for place in alone]
     kept = dict(np.load(row_folder(folder, top) / "curves.npz"))
@@ -186,7 +184,7 @@ def test_what_was_made_keeps_the_curves_of_its_final_training_and_where_it_looks
     assert (top["attention"], [*row_folder(folder, top).glob("attention.*")]) == (None, [])
 
 
-def test_what_was_made_classifies_images(made: tuple[Path, dict[str, Any]], dim: Path) -> None:
+def test_a_post_hoc_probe_classifies_images(made: tuple[Path, dict[str, Any]], dim: Path) -> None:
     folder, rows = made
     for name in NAMES[1:]:
         saved = SavedProbe(row_folder(folder, rows[name]))
@@ -204,7 +202,7 @@ def test_the_best_level_is_the_deepest_of_the_best_on_validation(made: tuple[Pat
     assert row["levels"] == [f"block.{row['candidate'].removeprefix('linear@')}".replace("block.final", "final")]
 
 
-def test_every_row_says_what_it_took(made: tuple[Path, dict[str, Any]]) -> None:
+def test_every_row_has_its_cost(made: tuple[Path, dict[str, Any]]) -> None:
     _, rows = made
     steps = {name: row["selection"]["num_steps"] for name, row in rows.items()}
     again = {name: row["refit"]["num_steps"] for name, row in rows.items()}
@@ -242,7 +240,7 @@ def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_no
             if len(num_trainings) == 3 and event.num_probes == 2:
                 raise Killed
 
-    named = [resolve_probe(one, 12) for one in NAMES]
+    named = [parse_probe(one, 12) for one in NAMES]
     more: dict[str, Any] = {"config": {"model": REQUEST.to_dict()}, "on_event": listen}
     with pytest.raises(Killed):
         probe(*stores, named, FEW, tmp_path, **more)
@@ -261,7 +259,7 @@ def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_no
     assert not (tmp_path / ".sweeps").exists()
 
 
-def test_what_was_made_is_reused_and_never_for_another_setting(
+def test_a_post_hoc_probe_is_reused_and_never_for_another_setting(
     stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs"
@@ -294,14 +292,14 @@ def test_the_test_images_are_not_opened_before_everything_is_chosen_and_trained(
     for name in NAMES[1:3]:
         events.clear()
         with pytest.raises(CacheError):
-            probe(stores[0], gone, [resolve_probe(name, 12)], FEW, tmp_path, on_event=events.append)
+            probe(stores[0], gone, [parse_probe(name, 12)], FEW, tmp_path, on_event=events.append)
         phases = [event.phase for event in events if isinstance(event, ProbeProgress)]
         assert list(dict.fromkeys(phases)) == ["select", "validate", "refit"]
         last = [event for event in events if isinstance(event, ProbeProgress)][-1]
         assert last.step == last.num_steps
 
 
-def test_what_is_made_of_a_probe_that_diverged_has_diverged(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_a_post_hoc_probe_of_a_base_that_diverged_has_diverged(stores: tuple[Store, Store], tmp_path: Path) -> None:
     wild = replace(FEW, lrs=(1e30,), weight_decays=(1e-4,))
     rows, _ = run(stores, tmp_path, NAMES[1:3], wild)
     for row in rows:
@@ -358,4 +356,4 @@ def test_the_trainings_of_a_plan_are_those_of_the_study(made: tuple[Path, dict[s
         name: row["cost"]["trainings"] - (rows[row["derived"]["base"]]["cost"]["trainings"] if row["derived"] else 0)
         for name, row in rows.items()
     }
-    assert {name: num_trainings(resolve_probe(name, 12), FEW, row_shape) for name in rows} == own
+    assert {name: num_trainings(parse_probe(name, 12), FEW, row_shape) for name in rows} == own

@@ -2,10 +2,10 @@
 
     minimise  sum_i w_i CE(W x_i + b, y_i) + penalty / 2 ||W||^2        sum_i w_i = 1, b is free
 
-Convex, so there is nothing to seed or schedule. Two exact changes of variables make it cheap: features are centred (b
-takes the mean back), and where there are more features than images, W is looked for in the span of the images, where the
-optimum lies: N numbers a class in place of F. Penalties are solved in the order given, each from the solution before it,
-so give the largest first.
+The problem is convex, so there is nothing to seed or schedule. Two exact changes of variables make it cheap: features
+are centred (b absorbs the mean), and with more features than images, W is optimised in the span of the images, which
+contains the optimum: N numbers a class instead of F. Penalties are solved in the order given, each from the solution
+before it, so give the largest first.
 """
 
 from __future__ import annotations
@@ -15,28 +15,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..banks.classifier import cross_entropy
+from ..losses import cross_entropy
+from .head import HeadType
+from .linear import LinearProbe, linear_solver
 
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-7  # largest element of the gradient, of a loss whose weights sum to 1
 HISTORY = 20
-ABSENT_BIAS = -1e4  # of a class without images: its free bias would go to minus infinity
+ABSENT_BIAS = -1e4  # for a class without images, whose free bias would go to minus infinity
 
 
 def solve_logreg(
     features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Weights of a linear classifier for each penalty.
+    """Weights of a linear classifier for each penalty: arguments and result as in `solve_ridge`.
 
-    Args:
-        features: [N, F] float64.
-        labels: [N] int64.
-        weights: [N] float64 of the samples, summing to 1.
-        num_classes: C; a class that does not occur gets zero weights and a bias that never wins.
-        penalties: each > 0.
-
-    Returns:
-        (weight [C, F], bias [C]) of each penalty, float64.
+    A class that does not occur gets zero weights and a bias that never wins.
     """
     classes, targets = torch.unique(labels, return_inverse=True)
     mean = weights @ features
@@ -76,3 +70,6 @@ def _minimize(x: Tensor, labels: Tensor, weights: Tensor, penalty: float, weight
         return loss[0] + 0.5 * penalty * weight.square().sum()
 
     optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+
+
+HEAD = HeadType(name="logreg", module=LinearProbe, flat=True, solver=linear_solver(solve_logreg))

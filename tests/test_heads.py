@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from messages import raises
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy, gelu, layer_norm
 
@@ -19,27 +20,25 @@ from layerbank.probes.data.jitter import add_jitter
 from layerbank.probes.data.token_source import ArraySource, concat_tokens, stack_tokens
 from layerbank.probes.errors import SettingError
 from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
-from layerbank.probes.heads import (
-    ZOO,
-    AbmilpProbe,
-    AimProbe,
-    AlfEmbedProbe,
-    CaeProbe,
-    EpProbe,
-    MapProbe,
-    ScalarMixProbe,
-    SimPoolProbe,
-    VJepaProbe,
-    ZooProbe,
-)
+from layerbank.probes.heads import HEADS, Head, HeadModule
+from layerbank.probes.heads import make_probe as make_untrained
+from layerbank.probes.heads.abmilp import AbmilpProbe
+from layerbank.probes.heads.aim import AimProbe
+from layerbank.probes.heads.alf_embed import AlfEmbedProbe
 from layerbank.probes.heads.attentive import AttentiveProbe
+from layerbank.probes.heads.cae import CaeProbe
+from layerbank.probes.heads.ep import EpProbe
 from layerbank.probes.heads.linear import LinearProbe
-from layerbank.probes.protocol import HEAD_KINDS, PAPER, SOLVED_KINDS, Head, Setting, TrainingProtocol
+from layerbank.probes.heads.map import MapProbe
+from layerbank.probes.heads.scalar_mix import ScalarMixProbe
+from layerbank.probes.heads.simpool import SimPoolProbe
+from layerbank.probes.heads.vjepa import VJepaProbe
+from layerbank.probes.protocol import PAPER, Setting, TrainingProtocol
 from layerbank.probes.seeds import make_generator
 from layerbank.probes.sweep import run_sweep
 
 D, T, C, L = 12, 6, 3, 3
-HEADS: dict[str, Callable[[int], ZooProbe]] = {
+MAKERS: dict[str, Callable[[int], HeadModule]] = {
     "cae": lambda seed: CaeProbe(D, 4, C, seed=seed),
     "alf-embed": lambda seed: AlfEmbedProbe(D, 5, L, T, C, seed=seed),
     "aim": lambda seed: AimProbe(D, 3, C, seed=seed),
@@ -60,12 +59,12 @@ NEVER_MOVES = {
     "map": {"to_k.bias"},
     "abmilp": {"score.bias"},
 }
-every_head = pytest.mark.parametrize("name", HEADS)
+every_head = pytest.mark.parametrize("name", MAKERS)
 BY_HAND = ("cae", "alf-embed")  # folded; the others are differentiated
 
 
 def bank_of(
-    probes: list[ZooProbe], rates: list[float], *, dtype: torch.dtype = torch.float32, group_size: int = 3
+    probes: list[HeadModule], rates: list[float], *, dtype: torch.dtype = torch.float32, group_size: int = 3
 ) -> AttentiveBank | ModuleBank:
     """Probes in the bank that trains their kind, by samples in several chunks."""
     if probes[0].kind in BY_HAND:
@@ -77,9 +76,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def make_probe(name: str, seed: int) -> ZooProbe:
+def make_probe(name: str, seed: int) -> HeadModule:
     """A probe whose every parameter is far from its initial value, so that no term of a gradient vanishes."""
-    probe = HEADS[name](seed).double()
+    probe = MAKERS[name](seed).double()
     with torch.no_grad():
         for number, parameter in enumerate(probe.parameters()):
             parameter.add_(draw(*parameter.shape, seed=1000 * seed + number), alpha=0.3)
@@ -94,8 +93,8 @@ def keep_mask(noise: Tensor, rate: float) -> Tensor | None:
     return None if rate == 0 else ((noise >= rate).double() / (1 - rate)).transpose(1, 2)
 
 
-def still(probe: ZooProbe, rate: float) -> set[str]:
-    return {*probe.still, *(() if rate else probe.still_without_dropout)}
+def zero_gradient(probe: HeadModule, rate: float) -> set[str]:
+    return {*probe.zero_gradient, *(() if rate else probe.zero_gradient_without_dropout)}
 
 
 # -- the equations ---------------------------------------------------------------------------------------------------
@@ -214,7 +213,7 @@ def test_the_embedding_starts_as_the_fusion_head() -> None:
 
 
 def test_cae_starts_as_the_mean_of_the_tokens() -> None:
-    attention = HEADS["cae"](0)
+    attention = MAKERS["cae"](0)
     assert isinstance(attention, CaeProbe)
     torch.testing.assert_close(attention.attention(draw(2, T, D).float()), torch.full((2, 4, T), 1 / T))
 
@@ -222,7 +221,7 @@ def test_cae_starts_as_the_mean_of_the_tokens() -> None:
 @every_head
 def test_initial_weights_depend_on_the_seed_alone(name: str) -> None:
     before = torch.get_rng_state()
-    one, again, other = (HEADS[name](seed) for seed in (0, 0, 1))
+    one, again, other = (MAKERS[name](seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
@@ -336,7 +335,7 @@ def make_source(num_samples: int = 200, seed: int = 1) -> ArraySource:
 def make_bank(
     name: str, settings: list[Setting], dtype: torch.dtype, seeds: list[int], group_size: int
 ) -> AttentiveBank | ModuleBank:
-    probes = [HEADS[name](seed) for seed in seeds]
+    probes = [MAKERS[name](seed) for seed in seeds]
     rates = [setting.dropout if probes[0].has_dropout else 0.0 for setting in settings]
     return bank_of(probes, rates, dtype=dtype, group_size=group_size)
 
@@ -368,7 +367,7 @@ def test_training_a_bank_is_training_the_plain_module(name: str) -> None:
     source, setting = make_source(), GRID[1]
     bank = make_bank(name, GRID, torch.float64, [0] * 4, group_size=3)
     plan = fit_bank(bank, source, ROWS, GRID, PROTOCOL).plan
-    probe = HEADS[name](0).double().train()
+    probe = MAKERS[name](0).double().train()
     rate = setting.dropout if probe.has_dropout else 0.0
     optimizer = torch.optim.AdamW(probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay)
     loss_of = nn.CrossEntropyLoss(weight=class_weights(source.labels, C))
@@ -385,7 +384,7 @@ def test_training_a_bank_is_training_the_plain_module(name: str) -> None:
         for parameter in probe.parameters():
             parameter.grad = torch.zeros_like(parameter)  # one that is not used is decayed all the same
         loss_of(probe(*inputs), source.labels[batch]).backward()
-        for parameter in still(probe, rate):
+        for parameter in zero_gradient(probe, rate):
             gradient = probe.get_parameter(parameter).grad
             assert gradient is not None
             gradient.zero_()  # rounding noise, of which AdamW would make steps of size lr
@@ -411,20 +410,23 @@ def test_a_probe_that_diverges_changes_no_bit_of_its_neighbours(name: str) -> No
         assert all(torch.equal(untouched[tensor], beside[tensor]) for tensor in untouched)
 
 
-@pytest.mark.parametrize("kind", ZOO)
+@pytest.mark.parametrize(
+    "kind",
+    [name for name in HEADS if name in MAKERS],
+)
 def test_a_sweep_chooses_refits_tests_and_saves(kind: str, tmp_path: Path) -> None:
-    needs = HEAD_KINDS[kind]
-    head = Head(kind=kind, num_heads=4 if needs.heads else 0, num_levels=L if needs.levels else 0)
+    head_type = HEADS[kind]
+    head = Head(kind=kind, num_heads=4 if head_type.has_heads else 0, num_levels=L if head_type.has_levels else 0)
     protocol = TrainingProtocol(
         lrs=(1e-1, 1e-2), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=4, min_steps=40, batch_size=32
     )
     test = make_source(60, seed=2)
     result = run_sweep(head, make_source(150), lambda: test, protocol)
-    assert len(result.scores) == (4 if needs.dropout else 2)
+    assert len(result.scores) == (4 if head_type.has_dropout else 2)
     assert not result.diverged
     assert result.test is not None
     assert result.test.balanced_accuracy > 0.8
-    assert isinstance(result.probe, ZOO[kind])
+    assert isinstance(result.probe, head_type.module)
     assert result.test_logits is not None
     torch.testing.assert_close(result.probe(test.tokens), result.test_logits, rtol=1e-4, atol=1e-4)
     save_probe(tmp_path, result.probe, {})
@@ -434,7 +436,7 @@ def test_a_sweep_chooses_refits_tests_and_saves(kind: str, tmp_path: Path) -> No
 
 @every_head
 def test_a_saved_head_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
-    for probe in (HEADS[name](5), make_probe(name, 5)):
+    for probe in (MAKERS[name](5), make_probe(name, 5)):
         save_probe(tmp_path, probe, {"number": 1})
         loaded, config = load_probe(tmp_path)
         assert config == {"number": 1}
@@ -472,15 +474,11 @@ def test_the_dinov2_linear_suite_is_a_linear_bank_for_each_of_its_inputs() -> No
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_the_kinds_of_the_zoo_are_those_of_the_protocol() -> None:
-    assert set(ZOO) | {"attentive", "linear", *SOLVED_KINDS} == set(HEAD_KINDS)
-
-
 def test_only_heads_with_attention_dropout_have_dropout_rates_in_their_grid() -> None:
-    for kind, needs in HEAD_KINDS.items():
-        if kind in SOLVED_KINDS:
+    for kind, head_type in HEADS.items():
+        if head_type.is_solved:
             continue  # a grid of its own
-        head = Head(kind=kind, num_heads=int(needs.heads), num_levels=int(needs.levels))
+        head = Head(kind=kind, num_heads=int(head_type.has_heads), num_levels=int(head_type.has_levels))
         assert len(PAPER.settings(head)) == (63 if kind in ("attentive", "cae", "alf-embed") else 21)
 
 
@@ -506,36 +504,51 @@ def test_dropout_rates_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "key", "values"),
     [
         (
             lambda: CaeProbe(12, 5, 3),
-            "CaeProbe: expected num_heads that divides embed_dim, got num_heads 5, embed_dim 12. "
-            "Choose another num_heads.",
+            "probes.size_not_divisible",
+            {"head": "CaeProbe", "divisor": "num_heads", "divisor_value": 5, "size": "embed_dim", "size_value": 12},
         ),
         (
             lambda: ScalarMixProbe(12, 4, 6, 3),
-            "ScalarMixProbe: expected num_levels that divides num_tokens, got num_levels 4, num_tokens 6. "
-            "Choose another num_levels.",
+            "probes.size_not_divisible",
+            {"divisor": "num_levels", "divisor_value": 4, "size": "num_tokens", "size_value": 6},
         ),
         (
             lambda: AbmilpProbe(0, 3),
-            "AbmilpProbe: expected embed_dim >= 1, num_classes >= 1, got embed_dim 0, num_classes 3. "
-            "Correct the sizes.",
+            "probes.sizes_not_positive",
+            {"head": "AbmilpProbe", "sizes": "embed_dim 0, num_classes 3"},
         ),
         (
             lambda: EpProbe(12, 4, 3, reduction=2),
-            "EpProbe: expected a reduction that divides embed_dim, and num_heads that divides the quotient, "
-            "got embed_dim 12, num_heads 4, reduction 2. Choose another number of heads, which are the queries here.",
+            "probes.ep_slices",
+            {"embed_dim": 12, "num_heads": 4, "reduction": 2},
         ),
         (
             lambda: AlfEmbedProbe(4, 5, 3, 6, 3),
-            "AlfEmbedProbe: expected num_heads <= embed_dim, got embed_dim 4, num_heads 5. "
-            "Choose fewer heads or wider tokens.",
+            "probes.more_heads_than_channels",
+            {"head": "AlfEmbedProbe", "embed_dim": 4, "num_heads": 5},
         ),
     ],
 )
-def test_sizes_that_make_no_head_are_refused(make: Callable[[], ZooProbe], message: str) -> None:
-    with pytest.raises(SettingError) as error:
+def test_sizes_that_make_no_head_are_refused(
+    make: Callable[[], HeadModule], key: str, values: dict[str, object]
+) -> None:
+    with raises(key, SettingError, **values):
         make()
-    assert str(error.value) == message
+
+
+def test_a_head_has_the_numbers_that_its_kind_needs() -> None:
+    with raises("layerbank.unknown_part", noun="head", name="alff", nearest="alf-embed"):
+        Head(kind="alff")
+    with raises("probes.head_numbers", SettingError, head="cae", heads_rule=">= 1", levels_rule="0", num_heads=0):
+        Head(kind="cae")
+    with raises("probes.head_numbers", SettingError, heads_rule="0", levels_rule=">= 1", num_heads=2, num_levels=3):
+        Head(kind="scalar-mix", num_heads=2, num_levels=3)
+
+
+def test_knn_cannot_be_made_without_its_training_tokens() -> None:
+    with pytest.raises(ValueError, match="knn keeps its training tokens"):
+        make_untrained(Head(kind="knn"), (12,), 3)

@@ -2,7 +2,7 @@
 
     minimise  sum_i w_i || y_i - W x_i - b ||^2 + penalty ||W||^2        sum_i w_i = 1, b is free
 
-With weighted centring (which takes b away) and rows scaled by sqrt(w_i) the solution is (X^T X + penalty)^-1 X^T Y. The smaller of
+With weighted centring (which removes b) and rows scaled by sqrt(w_i) the solution is (X^T X + penalty)^-1 X^T Y. The smaller of
 X^T X [F, F] and X X^T [N, N] is decomposed, once; a penalty is then a division. float64 throughout: the small penalties need it.
 """
 
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .head import HeadType
+from .linear import LinearProbe, linear_solver
 
 
 def solve_ridge(
@@ -27,7 +30,7 @@ def solve_ridge(
         penalties: each > 0.
 
     Returns:
-        (weight [C, F], bias [C]) of each penalty, float64.
+        (weight [C, F], bias [C]) for each penalty, float64.
     """
     targets = torch.nn.functional.one_hot(labels, num_classes).double()
     mean_x, mean_y = weights @ features, weights @ targets
@@ -42,3 +45,6 @@ def solve_ridge(
         weight = (x.T @ solution if dual else solution).T.contiguous()  # [C, F]
         solutions.append((weight, mean_y - weight @ mean_x))
     return solutions
+
+
+HEAD = HeadType(name="ridge", module=LinearProbe, flat=True, solver=linear_solver(solve_ridge))

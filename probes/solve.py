@@ -1,0 +1,146 @@
+"""Probes that are solved, not trained: ridge, logistic regression and kNN on the tokens of the linear probes.
+
+The protocol of a sweep applies: the same stratified images are held out, each setting is solved on the rest and scored on them by
+balanced accuracy, the best (first of equals) is solved again on all training images, and the test images are opened once, last.
+Every class has the same weight (kNN has no weights). There is no jitter, batch or step; a solution depends on the seed through the
+split alone. Several candidates are one head on several sets of tokens, whose settings form one grid. The features of one candidate
+at a time are held in memory: 4 N F bytes for kNN, about 30 N F for ridge and logistic regression (float32, float64, and the
+solver's own). CPU only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+
+import torch
+from torch import Tensor
+
+from .data.split import split_rows
+from .data.token_source import TokenSource
+from .errors import DataError, SettingError
+from .evaluate import score_test
+from .events import OnEvent, Reporter
+from .fit import class_weights
+from .heads import HEADS, Head, HeadModule
+from .metrics import balanced_accuracy
+from .outcome import SettingScore, SweepResult, choose, timed
+from .protocol import Setting, SolvedSetting, TrainingProtocol
+
+BATCH = 1024
+
+
+def run_solver(
+    head: Head,
+    train: TokenSource,
+    open_test: Callable[[], TokenSource],
+    protocol: TrainingProtocol,
+    *,
+    on_event: OnEvent | None = None,
+) -> SweepResult:
+    """`run_solvers` with one candidate, the images of `train`; `open_test` is called once, after everything else."""
+    return run_solvers(head, [lambda: train], lambda candidate: open_test(), protocol, on_event=on_event)
+
+
+@torch.no_grad()
+def run_solvers(
+    head: Head,
+    candidates: Sequence[Callable[[], TokenSource]],
+    open_test: Callable[[int], TokenSource],
+    protocol: TrainingProtocol,
+    *,
+    on_event: OnEvent | None = None,
+) -> SweepResult:
+    """Choose a candidate and a setting on held-out training images, solve it on all of them, test it once.
+
+    Args:
+        head: a solved head, such as ridge, logreg or knn.
+        candidates: each opens the training images with some of their tokens, in the order in which they win ties. They are opened
+            one at a time, and the winner once more.
+        open_test: opens the test images with the tokens of a candidate, by number; called once, after everything else.
+        protocol: the grid of the head, validation share and seed; the rest does not matter here.
+        on_event: called with `Progress`.
+
+    Returns:
+        SweepResult without batches: `selection`, `refit` and `memory` are None, `rungs` is empty, and nothing can diverge.
+
+    Raises:
+        SettingError: the head is trained, or the tokens are not concatenated.
+        DataError: too few images to hold some out, tokens that are not finite, or test tokens unlike the training tokens.
+    """
+    settings = protocol.solved_settings(head)
+    seconds: dict[str, float] = {}
+    reporter = Reporter(on_event, "select", len(candidates) * len(settings), 1)
+    reporter.report(0)
+    scores: list[tuple[SettingScore, ...]] = []
+    for open_train in candidates:
+        found: list[SettingScore] = []
+        for score in _score(head, open_train, settings, protocol, seconds):
+            found.append(score)
+            reporter.report(len(scores) * len(settings) + len(found))
+        scores.append(tuple(found))
+    best = choose([score for found in scores for score in found])
+    assert best is not None
+    assert not isinstance(best.setting, Setting)
+    candidate = next(number for number, found in enumerate(scores) if any(score is best for score in found))
+    with timed(seconds, "refit"):
+        train = candidates[candidate]()
+        (probe,) = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
+    with timed(seconds, "test"):
+        test = open_test(candidate)
+        logits, metrics = score_test(train, test, lambda: _logits(probe, test, torch.arange(len(test.labels))))
+    return SweepResult(
+        head=head,
+        candidate=candidate,
+        candidate_scores=tuple(scores),
+        scores=scores[candidate],
+        chosen=best.setting,
+        validation=best.validation,
+        diverged=False,
+        test=metrics,
+        test_logits=logits,
+        probe=probe,
+        num_parameters=sum(parameter.numel() for parameter in probe.parameters()),
+        num_parameters_before_classifier=0,
+        seconds=seconds,
+    )
+
+
+def _score(
+    head: Head,
+    open_train: Callable[[], TokenSource],
+    settings: Sequence[SolvedSetting],
+    protocol: TrainingProtocol,
+    seconds: dict[str, float],
+) -> Iterator[SettingScore]:
+    """Solve every setting of a candidate on the kept images, score it on those held out."""
+    with timed(seconds, "select"):
+        train = open_train()
+        if len(train.token_shape) != 1:
+            raise SettingError("probes.tokens_not_flat", head=head.kind, shape=train.token_shape)
+        kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
+        probes = _solve(head, train, kept, settings)
+    for setting, probe in zip(settings, probes, strict=True):
+        with timed(seconds, "validate"):
+            logits = _logits(probe, train, held_out)
+            accuracy = balanced_accuracy(logits.argmax(1), train.labels[held_out], train.num_classes).item()
+        yield SettingScore(setting=setting, validation=accuracy, num_steps=0)
+
+
+def _solve(head: Head, source: TokenSource, rows: Tensor, settings: Sequence[SolvedSetting]) -> Sequence[HeadModule]:
+    """One probe a setting, solved on some rows."""
+    features = torch.cat([source.take(part).cpu().clone() for part in torch.split(rows, BATCH)])
+    num_broken = int((~features.isfinite()).any(1).sum())
+    if num_broken:
+        raise DataError("probes.tokens_not_finite", head=head.kind, num_broken=num_broken, num_samples=len(features))
+    labels, solver = source.labels[rows], HEADS[head.kind].solver
+    assert solver is not None
+    weights = class_weights(labels, source.num_classes)[labels]
+    values = [astuple(setting)[0] for setting in settings]
+    probes = solver(features, labels, weights / weights.sum(), source.num_classes, values)
+    return [probe.eval() for probe in probes]
+
+
+def _logits(probe: HeadModule, source: TokenSource, rows: Tensor) -> Tensor:
+    """[N, C] float32 on the CPU, in the order of the rows."""
+    return torch.cat([probe(source.take(part).cpu()) for part in torch.split(rows, BATCH)])

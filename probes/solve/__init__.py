@@ -1,1 +1,0 @@
-"""Probes that are solved, not trained: ridge, logistic regression, nearest neighbours."""
