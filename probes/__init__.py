@@ -58,7 +58,6 @@ from .protocol import (
 )
 from .select import BankKey, BankScores, Journal
 from .solve import run_solver, run_solvers
-from .step_cost import StepCost, measure_step
 from .sweep import run_sweep, run_sweeps
 
 __all__ = [
@@ -149,8 +148,6 @@ __all__ = [
     "sizes_of",
     "MemoryPlan",
     "plan_memory",
-    "StepCost",
-    "measure_step",
     "SweepResult",
     "SettingScore",
     "Rung",

@@ -121,6 +121,6 @@ def test_a_plan_knows_the_training_images_of_a_data_set_that_is_not_here(tmp_pat
         write(tmp_path, GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace("demo:digits", "dtd"))
     )
     (unit,) = plan_study(recipe, StudyOptions(data_root=tmp_path))
-    assert (unit.num_train, unit.num_test, unit.problems) == (1880, None, ("to be fetched",))
+    assert (unit.num_train, unit.num_test, unit.problems) == (1880, None, ("to be downloaded",))
     (offline,) = plan_study(recipe, StudyOptions(data_root=tmp_path, fetch=False))
     assert "no such folder" in offline.problems[0]

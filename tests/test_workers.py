@@ -17,7 +17,7 @@ from token_stores import tree
 
 from layerbank.cache import SpecError, Worker
 from layerbank.cache.locking import is_locked
-from layerbank.errors import Message, RequestError, WorkError
+from layerbank.errors import Message, WorkError
 from layerbank.events import (
     CacheReused,
     Event,
@@ -31,7 +31,6 @@ from layerbank.events import (
 )
 from layerbank.executors.local import LocalExecutor, interrupts_wait
 from layerbank.executors.workers import Relay, run_workers
-from layerbank.extraction.ranks import choose_processes, parse_shard, worker_of_launcher
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")
@@ -197,26 +196,6 @@ def test_an_error_keeps_its_class_and_parts_and_ends_the_others() -> None:
     with pytest.raises(SpecError, match=r"a.zarr: expected this, got that. Do it."):
         run_workers(refuse, LocalExecutor(2), print)
     assert time.monotonic() - started < 50
-
-
-@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0"])
-def test_a_malformed_shard_is_refused(text: str) -> None:
-    with pytest.raises(
-        RequestError, match=r"--shard: expected i/n with 0 <= i < n, such as 0/4, got .*Number shards from 0"
-    ):
-        parse_shard(text)
-
-
-def test_a_rank_that_does_not_fit_is_refused_and_a_world_of_one_has_no_workers() -> None:
-    assert worker_of_launcher({}) is None
-    assert worker_of_launcher({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}) is None
-    with pytest.raises(RequestError, match="expected RANK below WORLD_SIZE, got RANK=2, WORLD_SIZE=2"):
-        worker_of_launcher({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
-
-
-def test_a_shard_in_several_processes_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"got 2 for worker 0/4\. Leave --processes out"):
-        choose_processes(2, "cpu", Worker(0, 4))
 
 
 def test_events_of_two_workers_tell_one_story() -> None:

@@ -1,4 +1,4 @@
-"""The commands of stage one: do it, or say what it would take."""
+"""The commands of stage one: extract, or say what that would take."""
 
 from __future__ import annotations
 
@@ -123,8 +123,9 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
 def plan(as_json: bool, **options: Any) -> None:
     """What `layerbank extract` with the same options would take: images, bytes, files, minutes, memory.
 
-    Opens data and models, looks at the first images, tries a few batches and one block on the disk of the cache, and leaves
-    nothing. What the stores hold already is not counted. The exit code is 2 where the disk is too small.
+    Opens data and models, compares the first images with float32, runs a sample of the images and writes one row block to
+    the disk of the cache; nothing is kept. What the stores hold already is not counted. The exit code is 2 if the disk is
+    too small.
 
     \b
     layerbank plan --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
@@ -133,7 +134,7 @@ def plan(as_json: bool, **options: Any) -> None:
 
 
 def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
-    """The options as `requested.prepare` takes them, how many processes were asked for, and which of several workers this is."""
+    """Return the options for `jobs.extract.prepare`, the number of processes asked for, and the worker that this process is."""
     from ..extraction.ranks import parse_shard, worker_of_launcher
     from ..models.request import pair_models_with_weights
 
@@ -145,7 +146,7 @@ def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Wo
 
 
 def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Worker | None]:
-    """The same for this machine: how many processes to start, and a launcher's worker on a GPU of its own."""
+    """Do the same for this machine: choose the number of processes, and give each worker of torchrun a GPU of its own."""
     from ..extraction.ranks import choose_processes, device_of_worker
 
     launched = options["shard"] is None

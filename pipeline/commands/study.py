@@ -25,7 +25,7 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="With --dry-run: forecast the hours, from passes of each model and steps of each head on this machine; takes a minute or "
+    help="With --dry-run: estimate the hours from passes of each model and steps of each head on this machine; takes a minute or "
     "several, without weights or data.",
 )
 @click.option(
