@@ -47,11 +47,11 @@ from .errors import (
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
 from .reader import SampleIds, TokenArray, TokenCache, open_array
-from .row_order import chunk_shuffle, cut, exact_shuffle, sequential
+from .row_order import chunk_shuffle, exact_shuffle
 from .spec import ArraySpec, CacheSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .staging import Batch
 from .verify import Damage, Repair, repair_store, verify_store
-from .workers import Worker, offer_probe, see_probe
+from .workers import Worker, check_test_lock, offer_test_lock
 from .writer import CacheWriter
 
 __all__ = [
@@ -82,10 +82,8 @@ __all__ = [
     "TokenArray",
     "SampleIds",
     "open_array",
-    "sequential",
     "exact_shuffle",
     "chunk_shuffle",
-    "cut",
     # looking after stores
     "list_stores",
     "list_specs",
@@ -100,8 +98,8 @@ __all__ = [
     "remove_garbage",
     "Garbage",
     "Unfinished",
-    "offer_probe",
-    "see_probe",
+    "offer_test_lock",
+    "check_test_lock",
     "export_hdf5",
     "import_hdf5",
     "read_hdf5_spec",

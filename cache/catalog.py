@@ -1,4 +1,4 @@
-"""The stores under a cache folder: what each of them holds, without reading tokens, and what may be deleted.
+"""List the stores under a cache folder and their content, without reading tokens; find and delete what nobody needs.
 
 Garbage is found first and deleted only on request. Complete stores are never listed, nor is anything that a living
 process holds. An unfinished store is not garbage either: its committed row blocks have cost a model's time, and between
@@ -35,7 +35,6 @@ class StoreInfo:
     Args:
         path: the store.
         size_bytes: the size of all its files.
-        modified: when its header was last written, in seconds since the epoch.
         owners: the processes that write it now: none, its only writer, or several workers.
         problem: why it cannot be read, None if it can.
         header: identity, geometry, state; None if it cannot be read.
@@ -44,7 +43,6 @@ class StoreInfo:
 
     path: Path
     size_bytes: int
-    modified: float
     owners: tuple[LockOwner, ...]
     problem: CacheError | None
     header: Header | None
@@ -114,11 +112,9 @@ def read_store_info(path: str | Path) -> StoreInfo:
         journal = read_journal(store)
     except CacheError as error:
         problem = error
-    newest = next((path for path in (store / HEADER_FILE, store) if path.exists()), None)
     return StoreInfo(
         path=store,
         size_bytes=size_of(store),
-        modified=newest.stat().st_mtime if newest else 0.0,
         owners=tuple(owners_of(store)),
         problem=problem,
         header=header,
@@ -254,9 +250,9 @@ def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
         return
     unfinished = _find_unfinished(read_store_info(store))
     if unfinished and unfinished.age_s >= unfinished_for_s:
-        done = f"{unfinished.num_blocks_done} of {unfinished.num_blocks} blocks"
+        done = f"{unfinished.num_blocks_done} of {unfinished.num_blocks} row blocks"
         yield _garbage(
-            store, store, f"never finished ({done}), and not written to since; the same extraction would go on with it"
+            store, store, f"never finished ({done}) and no longer written; the same extraction would continue it"
         )
         return
     for file in worker_files(store):

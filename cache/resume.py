@@ -168,14 +168,14 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
     return header, Journal()
 
 
-def resume_store(store: Path, request: Request, *, has_company: bool = False) -> tuple[Header, Journal]:
+def resume_store(store: Path, request: Request, *, has_others: bool = False) -> tuple[Header, Journal]:
     """Resume a store: check that it is the requested one, add what is new to it, drop what is damaged.
 
-    With `has_company`, other workers are writing it: the first of them has looked for damage, and staging files are theirs.
+    With `has_others`, other workers are writing the store: damage is not checked again, and their staging files are kept.
     """
     header = read_header(store)
     check_same(store, header, request)
-    if has_company:
+    if has_others:
         return _with_skeleton(store, header, request), read_journal(store)
     (store / JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
     for file in staging_files(store):
@@ -187,7 +187,7 @@ def resume_store(store: Path, request: Request, *, has_company: bool = False) ->
         block: {a.name for a in arrays if a.name in entry.checksums and not _is_sound(store, header, a, entry)}
         for block, entry in journal.entries.items()
     }
-    return forget(store, header, journal, damaged)
+    return drop_damaged(store, header, journal, damaged)
 
 
 def check_same(store: Path, header: Header, request: Request) -> None:
@@ -253,7 +253,7 @@ def _is_sound(store: Path, header: Header, array: ChunkedArray, entry: Entry) ->
     )
 
 
-def forget(
+def drop_damaged(
     store: Path, header: Header, journal: Journal, damaged: Mapping[int, Collection[str]]
 ) -> tuple[Header, Journal]:
     """Drop damaged arrays (row block -> names) from the journal, so that a writer computes them again; the caller holds the lock.

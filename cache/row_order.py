@@ -1,5 +1,4 @@
-"""Orders in which to read rows: each is a permutation of the given rows, the same for the same seed on every run and
-machine.
+"""Shuffled orders in which to read rows: the same for the same seed on every run and machine.
 
 The decision taken here: a shuffle sorts rows by raw 64-bit draws of PCG64. numpy guarantees that stream for ever, and
 guarantees nothing about `Generator.permutation`.
@@ -7,21 +6,10 @@ guarantees nothing about `Generator.permutation`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
-
-
-def sequential(rows: Rows) -> Rows:
-    """The rows in the order of the disk.
-
-    >>> sequential(np.array([5, 2, 9]))
-    array([2, 5, 9])
-    """
-    return np.sort(rows)
 
 
 def exact_shuffle(rows: Rows, *, seed: int, epoch: int = 0) -> Rows:
@@ -66,17 +54,6 @@ def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int,
     buffers = rank[blocks] // buffer_blocks
     shuffled = _permutation(len(rows), seed, epoch)
     return rows[shuffled[np.argsort(buffers[shuffled], kind="stable")]]
-
-
-def cut(order: Rows, batch_size: int, *, drop_last: bool = False) -> Iterator[Rows]:
-    """Cut an order into batches.
-
-    >>> [batch.tolist() for batch in cut(np.arange(5), 2)]
-    [[0, 1], [2, 3], [4]]
-    """
-    stop = len(order) - len(order) % batch_size if drop_last else len(order)
-    for start in range(0, stop, batch_size):
-        yield order[start : min(start + batch_size, stop)]
 
 
 def _permutation(size: int, seed: int, epoch: int, stream: int = 0) -> Rows:

@@ -1,4 +1,4 @@
-"""Find every file of a store that is not as it was written, name the rows it holds, and forget what is damaged.
+"""Verify and repair a store: find every altered or missing file, list its rows, and drop what is damaged.
 
 `verify_store` reads everything: each byte of a sound store is covered by a checksum that still holds (the header's own,
 the header's of other metadata, labels and ids, the journal's of chunks, a journal line's own), and no foreign file is
@@ -27,7 +27,7 @@ from .format import (
 from .header import COMPLETE, HEADER_FILE, Header, read_header
 from .journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from .locking import StoreLock
-from .resume import forget
+from .resume import drop_damaged
 
 FOREIGN = "does not belong to the store"
 
@@ -172,7 +172,7 @@ def repair_store(path: str | Path, damages: list[Damage] | None = None, *, remov
                 assert damage.array is not None, "chosen above"
                 assert damage.rows is not None, "a chunk has rows"
                 by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
-            forget(store, header, read_journal(store), by_block)
+            drop_damaged(store, header, read_journal(store), by_block)
             for damage in [*dropped, *(foreign if remove_foreign else [])]:
                 (store / damage.file).unlink(missing_ok=True)
     finally:

@@ -1,4 +1,4 @@
-"""Several writers of one store: which row blocks each writes first, who is there, and who has claimed which row block.
+"""Several writers of one store: their shares of the row blocks, their lock files, and their claims.
 
 The decision taken here: row block b is the share of worker b mod count. Shares are disjoint by arithmetic, and whatever
 an interrupted run has left, each share has about the same part of it. Each worker holds a lock file of its own while it
@@ -8,7 +8,7 @@ members has to be kept up to date, and no row block is computed twice. The lock 
 under the store's lock, so removing one never lets two processes lock two files of the same name.
 
 As good as flock is on the file system: between machines on NFS since version 4; where there is no flock, not at all.
-`offer_probe` and `see_probe` find out whether a folder and its locks are the same for processes on several machines.
+`offer_test_lock` and `check_test_lock` check that processes on several machines share a folder and its locks.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from .locking import (
 )
 
 JOIN_TIMEOUT_S = 900.0  # the first worker reads what an interrupted run left before it lets the others in
-PROBE_PREFIX = ".shared-"
-PROBE_MAX_AGE_S = 3600.0  # a younger file that no process holds may be one that is just being locked
-PROBE_TIMEOUT_S = 10.0  # NFS shows a new file to other machines after a few seconds
+TEST_LOCK_PREFIX = ".shared-"
+TEST_LOCK_MAX_AGE_S = 3600.0  # a younger file that no process holds may be one that is just being locked
+TEST_LOCK_TIMEOUT_S = 10.0  # NFS shows a new file to other machines after a few seconds
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,10 @@ class WorkerLock:
 
 
 @contextmanager
-def offer_probe(root: str | Path) -> Iterator[Path]:
-    """Hold a locked file in a folder, for `see_probe` elsewhere; remove it at the end, with those that killed processes left.
+def offer_test_lock(root: str | Path) -> Iterator[Path]:
+    """Hold a locked file in a folder for `check_test_lock` on other machines, and remove it at the end.
+
+    Files that killed processes left are removed first.
 
     Raises:
         NotWritableError: the folder cannot be written.
@@ -187,29 +189,32 @@ def offer_probe(root: str | Path) -> Iterator[Path]:
     root = Path(root).absolute()
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(f"{PROBE_PREFIX}*.lock"):
-            if time.time() - left.stat().st_mtime > PROBE_MAX_AGE_S and not is_held(left):
+        for left in root.glob(f"{TEST_LOCK_PREFIX}*.lock"):
+            if time.time() - left.stat().st_mtime > TEST_LOCK_MAX_AGE_S and not is_held(left):
                 left.unlink(missing_ok=True)
-        probe = root / f"{PROBE_PREFIX}{uuid.uuid4().hex}.lock"
-        lock = FileLock(probe, thread_local=False)
+        file = root / f"{TEST_LOCK_PREFIX}{uuid.uuid4().hex}.lock"
+        lock = FileLock(file, thread_local=False)
         lock.acquire()
     try:
-        yield probe
+        yield file
     finally:
-        probe.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         lock.release()
 
 
-def see_probe(probe: Path, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
-    """What is wrong with the folder of a probe as this process sees it, or None.
+def check_test_lock(file: Path, timeout_s: float = TEST_LOCK_TIMEOUT_S) -> str | None:
+    """Check that this process shares the folder of a test lock, and the locks in it.
 
     Args:
-        probe: the path from `offer_probe` in another process.
+        file: the path from `offer_test_lock` in another process.
         timeout_s: how long to wait for the file to appear, in seconds.
+
+    Returns:
+        The problem, or None.
     """
     deadline = time.monotonic() + timeout_s
-    while not probe.exists():
+    while not file.exists():
         if time.monotonic() > deadline:
             return "another folder of that name, or none"
         time.sleep(0.2)
-    return None if is_held(probe) else "the same folder, without the locks that others hold in it"
+    return None if is_held(file) else "the same folder, without the locks that others hold in it"

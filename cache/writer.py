@@ -110,13 +110,13 @@ class CacheWriter:
         try:
             with storage_errors(store), lock.exclusive():  # the first worker makes the store, the next ones find it
                 lock.acquire()
-                has_company = isinstance(lock, WorkerLock) and bool(lock.others())
+                has_others = isinstance(lock, WorkerLock) and bool(lock.others())
                 for left_behind in temporary_folders(store):
                     shutil.rmtree(left_behind, ignore_errors=True)
                 if overwrite:
                     remove_store(store)
                 if store.exists():
-                    header, journal = resume_store(store, request, has_company=has_company)
+                    header, journal = resume_store(store, request, has_others=has_others)
                 else:
                     header, journal = create_store(store, request)
                 if worker is not None:

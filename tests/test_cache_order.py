@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerbank.cache import chunk_shuffle, cut, exact_shuffle, sequential
+from layerbank.cache import chunk_shuffle, exact_shuffle
 
 subsets = st.sets(st.integers(0, 500)).map(lambda rows: np.array(sorted(rows), dtype=np.int64))
 seeds = st.integers(0, 2**63)
@@ -21,7 +21,6 @@ def test_every_order_is_a_permutation_of_its_rows(
     rows: np.ndarray, seed: int, epoch: int, block_rows: int, buffer_blocks: int
 ) -> None:
     for order in (
-        sequential(rows),
         exact_shuffle(rows, seed=seed, epoch=epoch),
         chunk_shuffle(rows, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=seed, epoch=epoch),
     ):
@@ -78,9 +77,3 @@ def test_an_exact_shuffle_prefers_no_place() -> None:
     firsts = np.array([exact_shuffle(np.arange(10), seed=seed)[0] for seed in range(4000)])
     counts = np.bincount(firsts, minlength=10)
     assert abs(counts - 400).max() < 5 * np.sqrt(400)
-
-
-def test_the_last_short_batch_may_be_dropped() -> None:
-    batches = list(cut(np.arange(7), 3, drop_last=True))
-    assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
-    assert sum(len(batch) for batch in cut(np.arange(7), 3)) == 7

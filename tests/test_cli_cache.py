@@ -207,7 +207,7 @@ def test_a_store_whose_next_shard_is_still_in_the_queue_is_kept_and_what_gc_name
     assert run("cache", "repair", store, "--workers", "0").exit_code == 0
     assert tree(store) == tree(sound)
     gone = run("cache", "gc", "--cache", tmp_path / "copy", "--unfinished", "0d", "--delete").stdout
-    assert "never finished (1 of 2 blocks)" in gone
+    assert "never finished (1 of 2 row blocks)" in gone
     assert list((tmp_path / "copy").rglob("*.zarr")) == []
 
 

@@ -23,9 +23,9 @@ from ray_nodes import options
 from study_recipes import TIMES, write_recipe
 from token_stores import tree
 
-from layerbank.cache import NotWritableError, StoreLockedError, Worker, offer_probe, see_probe
+from layerbank.cache import NotWritableError, StoreLockedError, Worker, check_test_lock, offer_test_lock
 from layerbank.cache.locking import is_locked
-from layerbank.cache.workers import PROBE_PREFIX
+from layerbank.cache.workers import TEST_LOCK_PREFIX
 from layerbank.errors import Message, RequestError, WorkError
 from layerbank.events import (
     CacheReused,
@@ -78,7 +78,7 @@ def test_a_cluster_leaves_the_bytes_of_one_process_and_json_alone_on_stdout(
     assert json.loads(done.stdout) == {"stores": [str(store)]}
     assert tree(store) == tree(extracted_store)
     assert not is_locked(store)
-    assert list(tmp_path.glob(f"{PROBE_PREFIX}*")) == []
+    assert list(tmp_path.glob(f"{TEST_LOCK_PREFIX}*")) == []
 
 
 def extract_or_die(share: dict[str, Any], dead: Path, worker: Worker, on_event: OnEvent) -> None:
@@ -261,22 +261,22 @@ def test_a_cluster_without_gpus_cannot_run_cuda() -> None:
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
-    with offer_probe(tmp_path) as probe:
-        assert see_probe(probe) is None
-        elsewhere = tmp_path / "elsewhere" / probe.name
-        assert see_probe(elsewhere, timeout_s=0.0) == "another folder of that name, or none"
+    with offer_test_lock(tmp_path) as file:
+        assert check_test_lock(file) is None
+        elsewhere = tmp_path / "elsewhere" / file.name
+        assert check_test_lock(elsewhere, timeout_s=0.0) == "another folder of that name, or none"
         elsewhere.parent.mkdir()
         elsewhere.touch()
-        assert see_probe(elsewhere) == "the same folder, without the locks that others hold in it"
-    assert not probe.exists()
+        assert check_test_lock(elsewhere) == "the same folder, without the locks that others hold in it"
+    assert not file.exists()
     with raises("executors.folder_not_shared", RequestError, folder=elsewhere.parent):
         enter_shared_folders([elsewhere], str(tmp_path))
 
 
 def test_a_working_folder_that_a_node_lacks_is_refused(tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
-    with offer_probe(tmp_path) as probe, raises("executors.working_folder_missing", RequestError, folder=missing):
-        enter_shared_folders([probe], missing)
+    with offer_test_lock(tmp_path) as file, raises("executors.working_folder_missing", RequestError, folder=missing):
+        enter_shared_folders([file], missing)
 
 
 def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from messages import raises, refuses
 from photos import write_photos
 from ray_nodes import nodes, options, wait_until
 
-from layerbank.cache import Worker, offer_probe
+from layerbank.cache import Worker, offer_test_lock
 from layerbank.errors import RequestError
 from layerbank.events import ignore
 from layerbank.jobs.extract import extract_share, prepare_shares
@@ -52,7 +52,12 @@ def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
     return made
 
 
-SEE = "import sys; from pathlib import Path; from layerbank.cache import see_probe; print(see_probe(Path(sys.argv[1]), 0.2))"
+SEE = """
+import sys
+from pathlib import Path
+from layerbank.cache import check_test_lock
+print(check_test_lock(Path(sys.argv[1]), 0.2))
+"""
 
 
 @pytest.mark.parametrize(
@@ -66,8 +71,8 @@ SEE = "import sys; from pathlib import Path; from layerbank.cache import see_pro
     ids=["shared", "empty", "without locks"],
 )
 def test_a_node_says_whether_it_sees_the_folder_and_the_locks_in_it(machine: Machine, said: str) -> None:
-    with offer_probe(machine.folder) as probe:
-        command = machine.command(sys.executable, "-c", SEE, probe)
+    with offer_test_lock(machine.folder) as file:
+        command = machine.command(sys.executable, "-c", SEE, file)
         answer = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert answer.stdout.strip() == said, answer.stderr
 

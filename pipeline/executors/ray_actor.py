@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerbank.cache import StoreLockedError, see_probe
+from layerbank.cache import StoreLockedError, check_test_lock
 
 from ..errors import RequestError
 from ..events import OnEvent
@@ -31,17 +31,17 @@ class Actor:
             asked = os.environ.get("OMP_NUM_THREADS", "")
             os.environ["OMP_NUM_THREADS"] = str(min(num_cpus, int(asked)) if asked.isdigit() else num_cpus)
 
-    def run(self, task: Task, attempt: int, probes: Sequence[Path], folder: str) -> Iterator[object]:
+    def run(self, task: Task, attempt: int, test_locks: Sequence[Path], folder: str) -> Iterator[object]:
         """Yield the events of a task as they come, then `Returned` or the error.
 
         Args:
             task: the task.
             attempt: 0, or the number of actors that died with this task.
-            probes: files of `offer_probe` in the folders that all nodes must share.
+            test_locks: files of `offer_test_lock` in the folders that all nodes must share.
             folder: the driver's working folder.
         """
         messages: queue.SimpleQueue[object] = queue.SimpleQueue()
-        checked = partial(run_in_shared_folders, task, attempt, probes, folder)
+        checked = partial(run_in_shared_folders, task, attempt, test_locks, folder)
         threading.Thread(target=run_task, args=(checked, 0, messages.put), daemon=True).start()
         while True:
             message = messages.get()
@@ -51,7 +51,7 @@ class Actor:
 
 
 def run_in_shared_folders(
-    task: Task, attempt: int, probes: Sequence[Path], folder: str, worker: int, on_event: OnEvent
+    task: Task, attempt: int, test_locks: Sequence[Path], folder: str, worker: int, on_event: OnEvent
 ) -> Any:
     """Check the folders, change to the working folder, and run the task.
 
@@ -61,7 +61,7 @@ def run_in_shared_folders(
         RequestError: this node has another file system.
         StoreLockedError: a store is still locked then, or the task is begun for the first time.
     """
-    enter_shared_folders(probes, folder)
+    enter_shared_folders(test_locks, folder)
     deadline = time.monotonic() + LOCK_LEASE_S
     while True:
         try:
@@ -72,17 +72,17 @@ def run_in_shared_folders(
             time.sleep(LOCK_RETRY_S)
 
 
-def enter_shared_folders(probes: Sequence[Path], folder: str) -> None:
+def enter_shared_folders(test_locks: Sequence[Path], folder: str) -> None:
     """Check that this node sees the driver's folders, and change to its working folder.
 
     Raises:
         RequestError: this node has another file system.
     """
     node = socket.gethostname()
-    for probe in probes:
-        problem = see_probe(probe)
+    for file in test_locks:
+        problem = check_test_lock(file)
         if problem is not None:
-            raise RequestError("executors.folder_not_shared", folder=probe.parent, node=node, problem=problem)
+            raise RequestError("executors.folder_not_shared", folder=file.parent, node=node, problem=problem)
     try:
         os.chdir(folder)
     except OSError as error:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerbank.cache import offer_probe
+from layerbank.cache import offer_test_lock
 
 from ..errors import RequestError
 from ..events import ClusterBusy, ClusterJoined, OnEvent
@@ -66,7 +66,7 @@ class RayExecutor(Executor):
             self._head = HeadCheck(self._ray.get_runtime_context().gcs_address)
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
             placement = place_actors(nodes, self._count, self.device)
-            self._probes = [stack.enter_context(offer_probe(folder)) for folder in self._folders]
+            self._test_locks = [stack.enter_context(offer_test_lock(folder)) for folder in self._folders]
             stack.callback(lambda: self._kill(self._actors))
             self._closing = stack.pop_all()
         self.num_workers, self.num_per_machine = placement.count, placement.num_per_machine
@@ -85,7 +85,7 @@ class RayExecutor(Executor):
             self._idle.append(self._actors[-1])
         actor = self._idle.pop()
         method = actor.run.options(num_returns="streaming", max_task_retries=0)
-        stream = method.remote(task, attempt, self._probes, os.getcwd())
+        stream = method.remote(task, attempt, self._test_locks, os.getcwd())
         self._actor_of[stream], running[stream] = actor, one
 
     def _messages(self, running: Mapping[Any, Running]) -> Iterator[tuple[Any, Any]]:
