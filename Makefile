@@ -91,8 +91,8 @@ bench: links
 	$(BIN)/python tests/benchmarks/gather.py
 	$(BIN)/python tests/benchmarks/bank.py
 	$(BIN)/python tests/benchmarks/peers.py
-	$(BIN)/python tests/benchmarks/rides.py
-	$(BIN)/python tests/benchmarks/zoo.py
+	$(BIN)/python tests/benchmarks/groups.py
+	$(BIN)/python tests/benchmarks/heads.py
 	$(BIN)/python tests/benchmarks/streaming.py --rows 4000 --repeats 3
 	$(BIN)/python tests/benchmarks/halving.py --probes linear-cls linear-last --num-seeds 2
 	$(BIN)/python tests/benchmarks/passes.py --repeats 2

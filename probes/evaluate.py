@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .banks.bank import Bank
 from .data.batches import EVALUATION_BATCH
-from .data.rows import Reading, draw_jitter, jitter_blocks
-from .data.token_source import TokenSource, blocks_of, read_batches
+from .data.rows import draw_jitter, jitter_blocks
+from .data.token_source import TokenSource, blocks_of, read_batches, read_whole
 from .errors import DataError
 from .events import OnEvent, Reporter
 from .fit import BankRun
@@ -25,7 +25,7 @@ def compute_logits(
     bank: Bank, source: TokenSource, rows: Tensor, *, jitter: TrainingProtocol | None = None
 ) -> Iterator[Tensor]:
     """Class scores [P, b, C] on the CPU of a bank that reads whole rows; arguments as in `compute_all_logits`."""
-    run = BankRun(bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1))
+    run = BankRun(bank=bank, reading=read_whole(source))
     for (logits,) in compute_all_logits([run], source, rows, jitter=jitter):
         yield logits
 

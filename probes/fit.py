@@ -24,7 +24,7 @@ from .banks.bank import Bank
 from .banks.stack import AdamW
 from .data.batches import BatchPlan, plan_batches
 from .data.rows import Reading, draw_jitter, jitter_blocks, upload
-from .data.token_source import OrderedSource, TokenSource, blocks_of, read_batches
+from .data.token_source import OrderedSource, TokenSource, blocks_of, read_batches, read_whole
 from .errors import SettingError
 from .events import OnEvent, Reporter
 from .outcome import LearningCurves, sampled_steps
@@ -104,8 +104,7 @@ def fit_bank(
     on_event: OnEvent | None = None,
 ) -> FitResult:
     """Train the probes of one bank, which reads whole rows, in place; arguments and errors as in `fit_banks`."""
-    reading = Reading(blocks_of(source), flat=len(source.token_shape) == 1)
-    runs = [BankRun(bank=bank, reading=reading, settings=settings)]
+    runs = [BankRun(bank=bank, reading=read_whole(source), settings=settings)]
     steps = {"schedule_steps": schedule_steps, "max_steps": max_steps}
     return fit_banks(runs, source, rows, protocol, **steps, phase=phase, on_event=on_event)[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from layerbank.probes import ArraySource, Block, Candidate, Head, TrainingProtocol, columns_of, stack_tokens
+from layerbank.probes import ArraySource, Candidate, ColumnBlock, Head, TrainingProtocol, columns_of, stack_tokens
 
 ATTENTIVE, LINEAR = Head(kind="attentive", num_heads=4), Head(kind="linear")
 SMALL = TrainingProtocol(
@@ -13,11 +13,11 @@ SMALL = TrainingProtocol(
 
 WIDE, NARROW = 16, 12  # the last level is narrower, as CLIP's is
 BLOCKS = (
-    Block(name="block.1/cls", num_tokens=1, width=WIDE),
-    Block(name="block.1/ap", num_tokens=1, width=WIDE),
-    Block(name="block.1/grid2", num_tokens=4, width=WIDE),
-    Block(name="final/cls", num_tokens=1, width=NARROW),
-    Block(name="final/ap", num_tokens=1, width=NARROW),
+    ColumnBlock(name="block.1/cls", num_tokens=1, width=WIDE),
+    ColumnBlock(name="block.1/ap", num_tokens=1, width=WIDE),
+    ColumnBlock(name="block.1/grid2", num_tokens=4, width=WIDE),
+    ColumnBlock(name="final/cls", num_tokens=1, width=NARROW),
+    ColumnBlock(name="final/ap", num_tokens=1, width=NARROW),
 )
 HEADS = {
     "linear-cls": Candidate(head=LINEAR, blocks=("final/cls",)),

@@ -1,1 +1,1 @@
-"""Banks: many probes of one shape that train as one program."""
+"""Banks, which train many probes of one shape as one program, and the plan of their memory."""

@@ -7,7 +7,6 @@ and every random number belong to `fit.py`. Law: a bank of P probes equals P pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -17,8 +16,8 @@ from ..errors import SettingError
 from ..heads.attention import FusionHead
 from ..matmul import Matmul
 from ..workspace import Workspace
-from .folded import LAYER_NORM_EPS, FoldedGroup
-from .stack import Stack, check_one_shape, extract_module
+from .folded import LAYER_NORM_EPS, FoldedGroup, chunks
+from .stack import Stack, check_dropouts, check_one_shape, extract_module
 
 # Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
 GROUP_SIZE = 7  # probes computed together
@@ -92,10 +91,8 @@ class AttentiveBank:
         group_size: int = GROUP_SIZE,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
-        rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
         check_one_shape("AttentiveBank", [(probe.embed_dim, probe.num_classes) for probe in probes])
-        if len(rates) != len(probes) or not all(0 <= rate < 1 for rate in rates):
-            raise SettingError("probes.wrong_dropouts", bank="AttentiveBank", num_probes=len(probes), rates=rates)
+        rates = check_dropouts("AttentiveBank", len(probes), dropouts)
         self._probes = tuple(probes)
         self._workspace = Workspace(dtype, torch.device(device))
         self._matmul = Matmul(compute, dtype, torch.device(device))
@@ -167,9 +164,7 @@ def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
     >>> split_evenly(range(8), 7)
     [[0, 1, 2, 3], [4, 5, 6, 7]]
     """
-    num_parts = -(-len(items) // largest)
-    borders = [len(items) * part // num_parts for part in range(num_parts + 1)]
-    return [list(items[start:stop]) for start, stop in pairwise(borders)]
+    return [list(items[part]) for part in chunks(len(items), largest)]
 
 
 def _shapes(probe: FusionHead) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -1,4 +1,4 @@
-"""Memory plan of a sweep: probes of a bank, probes computed together, samples computed together.
+"""Memory plan of a sweep: the number of probes in a bank, and of probes and samples computed together.
 
 A plan is computed from shapes, and for heads that autograd differentiates from a memory trace (`memory_trace.py`): the same
 sizes and the same budget give the same plan on every machine. It is an upper bound, which the tests compare with training. It
@@ -146,7 +146,7 @@ def _bank(sizes: Sizes) -> str:
 def _num_parameters(sizes: Sizes) -> int:
     width = sizes.token_shape[-1]
     classifier = (width + 1) * sizes.num_classes
-    if HEADS[sizes.head.kind].bank == "linear":
+    if _bank(sizes) == "linear":
         return classifier
     if sizes.head.kind != "attentive":
         probe = make_probe(sizes.head, sizes.token_shape, sizes.num_classes)
@@ -164,7 +164,7 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`, with their names there; or the memory trace."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     scores = batch * sizes.num_classes
-    if HEADS[sizes.head.kind].bank == "linear":
+    if _bank(sizes) == "linear":
         rounded = 2 * (probes * scores + (batch + probes * sizes.num_classes) * sizes.token_shape[0])
         # logits twice, their gradient, log probabilities, one temporary
         return 5 * probes * scores + (rounded if sizes.compute == "bfloat16" else 0)

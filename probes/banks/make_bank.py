@@ -1,4 +1,4 @@
-"""Which bank trains a probe: by hand where the algebra is written out, by `torch.func` where it is not."""
+"""Choose the bank for a head: with hand-written gradients where there are some, else by `torch.func`."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def make_bank(
     """A bank of one probe for each setting, all of which start from the same weights.
 
     Args:
-        probe: what `make_probe` made.
+        probe: the initial or trained weights.
         settings: [P]; the bank needs their dropout rates.
-        memory: how many probes and samples go through together.
+        memory: number of probes and samples computed together.
         device: of the arithmetic.
-        compute: numbers of the matrix products: see `matmul.py`.
+        compute: matmul precision, see `matmul.py`.
 
     Raises:
-        SettingError: the device cannot compute so.
+        SettingError: the device does not support the precision.
     """
     dropouts = [setting.dropout for setting in settings]
-    kind = HEADS[probe.kind].bank
-    if kind == "linear":
+    bank = HEADS[probe.kind].bank
+    if bank == "linear":
         assert isinstance(probe, LinearProbe)
         return LinearBank([probe] * len(settings), device=device, compute=compute)
-    if kind == "folded":
+    if bank == "folded":
         assert isinstance(probe, FusionHead)
         return AttentiveBank(
             [probe] * len(settings),

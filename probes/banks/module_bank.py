@@ -27,10 +27,10 @@ from ..heads import HeadModule
 from ..matmul import Matmul
 from .bank import split_evenly
 from .folded import chunks
-from .stack import Stack, extract_module
+from .stack import Stack, check_dropouts, extract_module
 
 # Probes computed together. On a CPU one at a time is the fastest: vmap copies the tokens for every probe of a
-# group (tests/benchmarks/zoo.py); probes/README.md has the figures.
+# group (tests/benchmarks/heads.py); probes/README.md has the figures.
 GROUP_SIZE = 1
 _PRODUCT_SHARE = 8  # a product of a head has roughly 1/8 of the size of the tokens; decides whether oneDNN is used
 _MOMENTUM = 0.1  # of torch's BatchNorm
@@ -63,8 +63,7 @@ class ModuleBank:
         group_size: int = GROUP_SIZE,
         chunk_size: int | None = None,
     ) -> None:
-        rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
-        _check(probes, rates)
+        rates = _check(probes, dropouts)
         self._head, self._rates = probes[0], tuple(rates)
         self._dtype, self._device = dtype, torch.device(device)
         self._matmul = Matmul(compute, dtype, self._device)
@@ -203,12 +202,13 @@ def _take_statistics(skeleton: nn.Module) -> dict[str, Tensor]:
     return taken
 
 
-def _check(probes: Sequence[HeadModule], rates: Sequence[float]) -> None:
+def _check(probes: Sequence[HeadModule], dropouts: Sequence[float] | None) -> list[float]:
+    """The dropout rates [P]."""
     heads = {(probe.kind, *probe.sizes.items()) for probe in probes}
     if len(heads) != 1:
         kinds = sorted({(probe.kind, *probe.sizes.values()) for probe in probes}, key=str)
         raise SettingError("probes.mixed_heads", heads=kinds)
-    if len(rates) != len(probes) or not all(0 <= rate < 1 for rate in rates):
-        raise SettingError("probes.wrong_dropouts", bank="ModuleBank", num_probes=len(probes), rates=list(rates))
+    rates = check_dropouts("ModuleBank", len(probes), dropouts)
     if any(rates) and not probes[0].has_dropout:
-        raise SettingError("probes.no_dropout", kind=probes[0].kind, rates=list(rates))
+        raise SettingError("probes.no_dropout", kind=probes[0].kind, rates=rates)
+    return rates

@@ -125,6 +125,14 @@ def extract_module(stacks: Sequence[Stack], index: int) -> nn.Module:
     return next(stack.module(stack.members.index(index)) for stack in stacks if index in stack.members)
 
 
+def check_dropouts(bank: str, num_probes: int, dropouts: Sequence[float] | None) -> list[float]:
+    """The dropout rates [P], 0 by default; raise SettingError unless each probe has one in [0, 1)."""
+    rates = [0.0] * num_probes if dropouts is None else list(dropouts)
+    if len(rates) != num_probes or not all(0 <= rate < 1 for rate in rates):
+        raise SettingError("probes.wrong_dropouts", bank=bank, num_probes=num_probes, rates=rates)
+    return rates
+
+
 def check_one_shape(bank: str, shapes: Sequence[tuple[int, int]]) -> None:
     """Raise SettingError unless there are probes and all have the same (width, number of classes)."""
     if len(set(shapes)) != 1:

@@ -1,1 +1,1 @@
-"""What a trainer reads: rows of tokens in blocks, batches, jitter, and the split."""
+"""Input of the trainers: token sources, rows of column blocks, batches, jitter, and the validation split."""

@@ -1,8 +1,10 @@
-"""Rows of blocks, one for each level and kind, side by side: their jitter while training, and the blocks that each head reads.
+"""Rows of column blocks, one for each level and kind: their jitter while training, and the blocks that each head reads.
 
 A source with the blocks of several heads lets them train in one pass over the batches. Each head copies its blocks out of the
 shared rows, so its arithmetic is the same whether or not other heads read the rows. Every block has its own noise, a function of
-(seed, step, name), and so has the padding of narrow tokens: so the noise of a head does not depend on the other blocks either.
+(seed, step, name), and so has the padding of narrow tokens: the noise of a head does not depend on the other blocks either.
+
+In this folder, a block is a column block.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from ..workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Tokens of one level and kind in a row.
+class ColumnBlock:
+    """Columns of a row that hold the tokens of one level and kind.
 
     Attributes:
         name: such as `block.3/cls`.
@@ -39,20 +41,20 @@ class Block:
         return self.num_tokens * self.width
 
 
-def whole_row(token_shape: tuple[int, ...]) -> tuple[Block, ...]:
+def whole_row(token_shape: tuple[int, ...]) -> tuple[ColumnBlock, ...]:
     """A row without blocks, as a single block without a name.
 
     >>> whole_row((4, 16))
-    (Block(name='', num_tokens=4, width=16),)
+    (ColumnBlock(name='', num_tokens=4, width=16),)
     """
     num_tokens, width = token_shape if len(token_shape) == 2 else (1, *token_shape)
-    return (Block(name="", num_tokens=num_tokens, width=width),)
+    return (ColumnBlock(name="", num_tokens=num_tokens, width=width),)
 
 
-def columns_of(blocks: Sequence[Block]) -> dict[str, slice]:
+def columns_of(blocks: Sequence[ColumnBlock]) -> dict[str, slice]:
     """The columns of each block in a row.
 
-    >>> columns_of([Block(name="a", num_tokens=1, width=4), Block(name="b", num_tokens=2, width=3)])
+    >>> columns_of([ColumnBlock(name="a", num_tokens=1, width=4), ColumnBlock(name="b", num_tokens=2, width=3)])
     {'a': slice(0, 4, None), 'b': slice(4, 10, None)}
     """
     stops = list(accumulate(block.size for block in blocks))
@@ -75,7 +77,7 @@ class Reading:
         SettingError: the row lacks a block.
     """
 
-    def __init__(self, blocks: Sequence[Block], names: Sequence[str] | None = None, *, flat: bool) -> None:
+    def __init__(self, blocks: Sequence[ColumnBlock], names: Sequence[str] | None = None, *, flat: bool) -> None:
         by_name, columns = {block.name: block for block in blocks}, columns_of(blocks)
         missing = [name for name in names or () if name not in by_name]
         if missing:
@@ -150,7 +152,7 @@ def draw_jitter(
     )
 
 
-def jitter_blocks(jitter: Jitter, rows: Tensor, blocks: Sequence[Block]) -> None:
+def jitter_blocks(jitter: Jitter, rows: Tensor, blocks: Sequence[ColumnBlock]) -> None:
     """Jitter every block of rows [B, F] in place."""
     for name, columns in columns_of(blocks).items():
         jitter.add_to(rows[:, columns], name)
@@ -160,7 +162,7 @@ def add_jitter(
     tokens: Tensor,
     protocol: TrainingProtocol,
     step: int,
-    blocks: Sequence[Block] | None = None,
+    blocks: Sequence[ColumnBlock] | None = None,
     *,
     purpose: str = "jitter",
 ) -> None:

@@ -1,4 +1,4 @@
-"""Token sources: rows of normalised tokens by number, from memory or from anywhere else.
+"""Token sources: rows of normalised tokens by number, from memory or from elsewhere.
 
 Tokens reach a probe L2-normalised over D, then stacked (attentive heads) or concatenated (linear heads).
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..losses import check_labels
 from ..workspace import Workspace
-from .rows import Block, upload, whole_row
+from .rows import ColumnBlock, Reading, upload, whole_row
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class BlockSource(TokenSource, Protocol):
     """
 
     @property
-    def blocks(self) -> tuple[Block, ...] | None: ...
+    def blocks(self) -> tuple[ColumnBlock, ...] | None: ...
 
 
 def has_blocks(source: TokenSource) -> bool:
@@ -72,10 +72,15 @@ def has_blocks(source: TokenSource) -> bool:
     return isinstance(source, BlockSource) and source.blocks is not None
 
 
-def blocks_of(source: TokenSource) -> tuple[Block, ...]:
+def blocks_of(source: TokenSource) -> tuple[ColumnBlock, ...]:
     """The blocks of a source's rows; a single block without a name if the source declares none."""
     blocks = source.blocks if isinstance(source, BlockSource) else None
     return whole_row(source.token_shape) if blocks is None else blocks
+
+
+def read_whole(source: TokenSource) -> Reading:
+    """The reading of all blocks of a source."""
+    return Reading(blocks_of(source), flat=len(source.token_shape) == 1)
 
 
 @runtime_checkable
@@ -131,7 +136,7 @@ class ArraySource:
         labels: Tensor,
         num_classes: int,
         images: Tensor | None = None,
-        blocks: tuple[Block, ...] | None = None,
+        blocks: tuple[ColumnBlock, ...] | None = None,
     ) -> None:
         if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
             raise DataError("probes.labels_do_not_match", tokens=list(tokens.shape), labels=list(labels.shape))

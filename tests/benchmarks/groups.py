@@ -21,8 +21,8 @@ from machine import describe_machine
 from layerbank.probes import (
     QUICK,
     ArraySource,
-    Block,
     Candidate,
+    ColumnBlock,
     Head,
     SweepResult,
     TrainingProtocol,
@@ -91,7 +91,7 @@ def main() -> None:
 def make_source(num_images: int, embed_dim: int) -> ArraySource:
     """Random tokens of every level and kind, and ten classes that they say nothing about."""
     blocks = tuple(
-        Block(name=f"{level}/{kind}", num_tokens=count, width=embed_dim)
+        ColumnBlock(name=f"{level}/{kind}", num_tokens=count, width=embed_dim)
         for level in LEVELS
         for kind, count in KINDS.items()
     )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from layerbank.cache import TokenCache
-from layerbank.probes import HEADS, ArraySource, Block, Reading, l2_normalize_
+from layerbank.probes import HEADS, ArraySource, ColumnBlock, Reading, l2_normalize_
 from layerbank.probes.workspace import Workspace
 
 from ...errors import RequestError
@@ -47,7 +47,7 @@ class TokenRows:
         self.arrays = [array for arrays in read.values() for array in arrays]
         shapes = {array: row_shape(*array) for array in self.arrays}
         self.blocks = tuple(
-            Block(
+            ColumnBlock(
                 name=name,
                 num_tokens=sum(prod(shapes[array][:-1]) for array in arrays),
                 width=max(shapes[array][-1] for array in arrays),
@@ -79,7 +79,7 @@ class TokenRows:
         """Columns, tokens and width of neighbouring blocks that are normalised at once, and whether over their tokens."""
         stop, numbered = 0, list(enumerate(self.blocks))
 
-        def alike(item: tuple[int, Block]) -> tuple[int, int]:
+        def alike(item: tuple[int, ColumnBlock]) -> tuple[int, int]:
             number, block = item
             return block.width, number if block.name in self._joint else -1
 

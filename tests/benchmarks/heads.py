@@ -1,7 +1,7 @@
-"""A bank of 8 heads of each kind of the zoo against the same heads trained one at a time, on the same tokens.
+"""A bank of 8 heads of each kind against the same heads trained one at a time, on the same tokens.
 
-    python tests/benchmarks/zoo.py                                 # D 384, T 197, batch 200, medians of 3
-    python tests/benchmarks/zoo.py --kinds map ep --group-size 1   # tuning
+    python tests/benchmarks/heads.py                                 # D 384, T 197, batch 200, medians of 3
+    python tests/benchmarks/heads.py --kinds map ep --group-size 1   # tuning
 
 One at a time is the same plain module under autograd, with torch's AdamW and clip. So the ratio is what training
 together brings, not what the folded attention inside the modules brings. Each kind is measured in a process of its own.
