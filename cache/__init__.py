@@ -1,7 +1,7 @@
-"""The token store: the tokens of every layer of a data set, written once, read many times. The format is in README.md.
+"""The token store: the tokens of every layer of a data set, written once and read many times.
 
-Belongs here: the files of a store and everything that reads, writes, checks or forecasts them. Independent of torch,
-images, models and terminals.
+This package has the code that reads, writes, verifies and forecasts the files of a store; README.md specifies the format. It is
+independent of torch, images, models and terminals.
 """
 
 from .catalog import (
@@ -55,7 +55,7 @@ from .workers import Worker, check_test_lock, offer_test_lock
 from .writer import CacheWriter
 
 __all__ = [
-    # what is stored
+    # identity and arrays
     "CacheSpec",
     "ArraySpec",
     "storage_dtypes_text",
@@ -84,7 +84,7 @@ __all__ = [
     "open_array",
     "exact_shuffle",
     "chunk_shuffle",
-    # looking after stores
+    # maintenance
     "list_stores",
     "list_specs",
     "read_store_info",

@@ -1,4 +1,4 @@
-"""What a writer would leave on the disk, and whether the disk has room for it, before anything is written.
+"""Forecast the size of a store, and measure the space and the speed of its disk, before anything is written.
 
 The decision taken here: nothing is estimated. Chunk files have a size that the format fixes, and metadata, header and
 journal are made in memory as the writer makes them, with placeholders for checksums, which all have eight digits. So a
@@ -80,7 +80,7 @@ class StoreForecast:
         missing_rows: the rows of each row block that lacks anything requested.
         size_bytes, num_files: all its files then; folders count nothing, the lock lies beside the store.
         present_bytes, present_files: all its files now.
-        frees_first: whether what is there is deleted before anything is written (`overwrite`).
+        frees_first: whether the existing store is deleted before anything is written (`overwrite`).
         arrays: the requested arrays, by level and kind.
     """
 
@@ -220,9 +220,9 @@ def free_files(root: Path) -> int | None:
 
 
 def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
-    """The disk space that stores under a folder will take: files in whole disk blocks, some headroom, less what is deleted first.
+    """The disk space that stores under a folder will take; 0 if nothing is to be written.
 
-    0 if nothing is to be written.
+    Files take whole disk blocks, with some headroom; stores that are deleted first are subtracted.
     """
     writing = [one for one in forecasts if one.written_files or one.written_bytes]
     if not writing:

@@ -1,4 +1,4 @@
-"""Where things lie inside a store, and the Zarr arrays themselves, made by zarr.
+"""The files of a store, and its Zarr arrays, which zarr creates.
 
 The decision taken here: a chunk file is the array's memory followed by a CRC-32C of four bytes (codecs ``bytes``
 little-endian, ``crc32c``), and the chunk files of an array lie flat in its folder (``c.3.0``). So they can be mapped,
@@ -78,11 +78,11 @@ class ChunkedArray:
         return None if size_bytes == self.file_bytes else f"{size_bytes} bytes instead of {self.file_bytes}"
 
     def problem(self, store: Path, chunk: int, checksum: str | None, *, read: bool = True) -> str | None:
-        """What is wrong with a chunk file, or None.
+        """The problem of a chunk file; None if it is sound.
 
         Args:
             store: the store.
-            chunk: which chunk.
+            chunk: number of the chunk.
             checksum: the CRC-32C of its data by journal or header, None where they have none.
             read: read it, or only check its size.
         """

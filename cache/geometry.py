@@ -1,4 +1,4 @@
-"""How N rows are cut into row blocks, and an array's rows into chunks: pure arithmetic, part of the format.
+"""Cut N rows into row blocks, and the rows of an array into chunks: pure arithmetic, part of the format.
 
 A *row block* is R consecutive rows: the unit of ownership, of the journal and of resume. R depends on N only, so arrays
 added later share the borders of the existing ones. A *chunk* is r rows of one array in one file; r divides R, unless

@@ -1,4 +1,4 @@
-"""A store as one HDF5 file, and back.
+"""Export a store to one HDF5 file, and import it again.
 
 The file holds each array as a dataset under its name in the store, the header as JSON and the journal, so that an
 import is a round trip: every file of the store comes back with the same bytes, and every chunk is compared with its

@@ -134,7 +134,7 @@ class Journal:
     bad_lines: tuple[tuple[str, int, bool], ...] = ()
 
     def add(self, entry: Entry) -> None:
-        """Merge an entry with what is known of its row block."""
+        """Merge an entry with the record of its row block."""
         known = self.entries.get(entry.block)
         self.entries[entry.block] = entry if known is None else known.merged(entry)
 

@@ -109,7 +109,7 @@ class TokenCache:
             raise IncompleteStoreError(
                 "cache.store_incomplete", store=store, num_blocks=num_blocks, num_done=len(journal.entries)
             )
-        _refuse(store, list(quick_damage(store, header, journal)))
+        _require_sound(store, list(quick_damage(store, header, journal)))
         return cls(store, header, journal, mapped=mapped, num_views=num_views)
 
     @property
@@ -161,7 +161,7 @@ class TokenCache:
         if (level, kind) not in self._tokens:
             name = self.arrays[level, kind].name
             array = token_array(self._header, name)
-            _refuse(self.path, list(swapped_chunks(self.path, array, self._journal)))
+            _require_sound(self.path, list(swapped_chunks(self.path, array, self._journal)))
             rows = map_rows(_chunk_files(self.path, array)) if self._mapped else ZarrRows(self.path / name)
             self._tokens[level, kind] = TokenArray(name, rows, self.spec.dtype_of(kind))
         return self._tokens[level, kind]
@@ -176,7 +176,7 @@ def _chunk_files(store: Path, array: ChunkedArray) -> ChunkFiles:
     return ChunkFiles(tuple(array.files(store)), shape, array.grid.chunk_rows, array.dtype)
 
 
-def _refuse(store: Path, damages: list[Damage]) -> None:
+def _require_sound(store: Path, damages: list[Damage]) -> None:
     if damages:
         more = f" and {len(damages) - 3} more" if len(damages) > 3 else ""
         raise DamagedStoreError("cache.store_damaged", store=store, damages="; ".join(map(str, damages[:3])) + more)

@@ -1,5 +1,4 @@
-"""The preparation of a writer: check what is requested, then make the store, or find out what an existing one still
-lacks.
+"""Prepare a writer: check its arguments, then create the store or find what an existing one lacks.
 
 The decision taken here: a store appears whole (made beside its place, then renamed), and the journal counts only where
 the files agree with it. Arrays in progress are read again and compared with their checksums; of complete ones only the
@@ -169,7 +168,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
 
 
 def resume_store(store: Path, request: Request, *, has_others: bool = False) -> tuple[Header, Journal]:
-    """Resume a store: check that it is the requested one, add what is new to it, drop what is damaged.
+    """Resume a store: check that it is the requested one, add new arrays, drop damaged chunks.
 
     With `has_others`, other workers are writing the store: damage is not checked again, and their staging files are kept.
     """

@@ -1,4 +1,4 @@
-"""Which tokens a store holds: its identity, and the arrays in it with their dtypes.
+"""The identity of a store, and the arrays in it with their dtypes.
 
 The decision taken here: identity is a digest of what determines the bits of a token (weights, architecture, tap,
 definitions of the kinds, transform, precisions, data). Names are for people: they choose the folder, never the

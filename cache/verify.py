@@ -153,7 +153,7 @@ def repair_store(path: str | Path, damages: list[Damage] | None = None, *, remov
 
     Raises:
         StoreMissingError, NotAStoreError: there is no store.
-        DamagedStoreError: its header is damaged; such a store has to be made anew.
+        DamagedStoreError: its header is damaged; such a store has to be recreated.
         StoreLockedError: another process writes it.
         StorageFullError, NotWritableError: the disk refuses.
     """

@@ -75,7 +75,7 @@ class Worker:
     def choose(self, free: Collection[int]) -> list[int]:
         """The row blocks to claim next among the missing ones that no other worker has claimed.
 
-        A worker that does not help takes its whole share. One that helps takes half of an even split of what is free, its own
+        A worker that does not help takes its whole share. One that helps takes half of an even split of the free ones, its own
         share first, so that pieces get smaller and all workers end at about the same time.
 
         >>> Worker(0, 2).choose(range(16)), Worker(0, 2).choose([3, 5]), Worker(0, 2, helps=False).choose(range(6))

@@ -74,7 +74,7 @@ class CacheWriter:
         overwrite: bool = False,
         worker: Worker | None = None,
     ) -> CacheWriter:
-        """Make the store, or resume an existing one: continue what was interrupted, add what is new.
+        """Create the store, or resume an existing one and add new arrays to it.
 
         Args:
             path: the store; `CacheSpec.store_path` gives its place.
@@ -92,7 +92,7 @@ class CacheWriter:
             SpecError: arguments that contradict the spec or the store.
             SpecMismatchError: the store has another identity.
             ChangedDataError: other labels or sample ids.
-            NotAStoreError, DamagedStoreError: what is there cannot be resumed.
+            NotAStoreError, DamagedStoreError: something at this path cannot be resumed.
             StoreLockedError: another process writes it: a single writer, this worker, or one of another number of workers.
             StorageFullError, NotWritableError: the disk refuses.
         """

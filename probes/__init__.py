@@ -1,4 +1,7 @@
-"""Probes on stored tokens: many at once, at the price of a few. README.md has one row a head."""
+"""Probes: heads, and the training of many of them at once on tokens; README.md has a table of the heads.
+
+This package is independent of stores, images, models and terminals.
+"""
 
 from .attention import AttentionStatistics, attention_mass, attention_statistics
 from .banks.bank import AttentiveBank, Bank
@@ -8,7 +11,7 @@ from .banks.module_bank import ModuleBank
 from .checkpoint import load_probe, save_probe
 from .chosen import Choice, Refit, join_members, plan_choice, score_held_out, train_chosen
 from .data.batches import BatchPlan, choose_batch_size, plan_batches
-from .data.rows import Block, Reading, columns_of
+from .data.rows import ColumnBlock, Reading, columns_of
 from .data.split import centre_rows, split_rows
 from .data.token_source import (
     ArraySource,
@@ -61,13 +64,13 @@ from .solve import run_solver, run_solvers
 from .sweep import run_sweep, run_sweeps
 
 __all__ = [
-    # what a trainer reads
+    # tokens
     "TokenSource",
     "OrderedSource",
     "StreamedSource",
     "ViewedSource",
     "BlockSource",
-    "Block",
+    "ColumnBlock",
     "Reading",
     "columns_of",
     "ArraySource",

@@ -1,7 +1,7 @@
 """Train given settings of given heads, without a grid and without a choice: the end of a sweep, ensembles, searches.
 
-Each choice is trained as the protocol trains it alone: in a bank of its own, in passes that other banks may share. Whatever
-decides about choices uses the held-out images of the protocol; the test images are opened once, after the last training.
+Each choice is trained as the protocol trains it alone: in a bank of its own, in passes that other banks may share. Choices are
+made on the held-out images of the protocol; the test images are opened once, after the last training.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def make_generator(seed: int, purpose: str, *numbers: int, device: torch.device 
 
     Args:
         seed: seed of the run, not negative.
-        purpose: what is drawn, for example "jitter".
+        purpose: name of the draws, for example "jitter".
         numbers: distinguish the draws of a purpose, for example by the step; not negative.
         device: device of the generator; CPU and GPU draw different bits.
 

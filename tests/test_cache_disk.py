@@ -39,7 +39,7 @@ except CacheError as error:
 """
 
 
-def test_a_real_full_disk_keeps_what_was_committed_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_real_full_disk_keeps_what_was_committed_and_goes_on_when_there_is_space(tmp_path: Path) -> None:
     disk, copy, program = tmp_path / "disk", tmp_path / "copy", tmp_path / "program.py"
     disk.mkdir()
     program.write_text(WRITE_AND_TELL)
@@ -115,7 +115,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
     [("write", 0), ("write", 3), ("write", 17), ("replace", 1), ("fsync", 2), ("fsync", 8)],
 )
 def test_a_block_refused_halfway_is_sent_again_to_the_same_writer(tmp_path: Path, call: str, number: int) -> None:
-    """The disk takes a part of a write, then refuses; later there is room again, and the writer is still open."""
+    """The disk takes a part of a write, then refuses; later there is space again, and the writer is still open."""
     write_store(tmp_path / "b.zarr")
     original = getattr(os, call)
     calls = iter(range(10**9))

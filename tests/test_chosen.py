@@ -12,9 +12,9 @@ import torch
 from layerbank.probes import (
     QUICK,
     ArraySource,
-    Block,
     Candidate,
     Choice,
+    ColumnBlock,
     Ensemble,
     Head,
     LinearProbe,
@@ -42,7 +42,9 @@ def source(seed: int = 0, num_images: int = 200) -> ArraySource:
     labels = torch.randint(3, (num_images,), generator=generator)
     tokens = torch.randn(num_images, 6, 8, generator=generator)
     tokens[:, 2:4, :3] += 1.5 * torch.nn.functional.one_hot(labels, 3)[:, None]
-    blocks = tuple(Block(name=f"{level}/{kind}", num_tokens=1, width=8) for level in LEVELS for kind in ("cls", "ap"))
+    blocks = tuple(
+        ColumnBlock(name=f"{level}/{kind}", num_tokens=1, width=8) for level in LEVELS for kind in ("cls", "ap")
+    )
     tokens = torch.nn.functional.normalize(tokens, dim=-1)
     return ArraySource(tokens.flatten(1), labels, 3, blocks=blocks)
 
@@ -122,8 +124,8 @@ def test_a_choice_that_diverges_is_not_shown_and_no_member() -> None:
     def forbidden() -> ArraySource:
         raise AssertionError("there is nothing to test")
 
-    nobody = train_chosen(choices[:1], train, forbidden, PROTOCOL)
-    assert join_members(nobody, forbidden).probe is None
+    diverged = train_chosen(choices[:1], train, forbidden, PROTOCOL)
+    assert join_members(diverged, forbidden).probe is None
 
 
 def test_an_ensemble_is_the_mean_of_the_probabilities_and_is_saved_as_such(tmp_path: Path) -> None:

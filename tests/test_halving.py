@@ -94,17 +94,17 @@ def next_alive(alive: list[int], accuracies: list[float]) -> list[int]:
 
 
 def test_a_shorter_schedule_is_a_whole_cosine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    reported = []
 
     def remember(step: int, num_steps: int, peak_lr: float, min_lr: float) -> float:
-        asked.append((step, num_steps))
+        reported.append((step, num_steps))
         return cosine_lr(step, num_steps, peak_lr, min_lr)
 
     monkeypatch.setattr("layerbank.probes.fit.cosine_lr", remember)
     bank = AttentiveBank([AttentiveProbe(12, 2, 3)])
     setting = Setting(lr=1e-2, weight_decay=0.0)
     fitted = fit_bank(bank, make_source(150, 0), torch.arange(150), [setting], FULL, schedule_steps=7)
-    assert asked == [(step, 7) for step in range(7)]
+    assert reported == [(step, 7) for step in range(7)]
     assert fitted.plan.num_steps >= 45
 
 

@@ -1,4 +1,4 @@
-"""What probes/README.md says is so."""
+"""probes/README.md describes the package as it is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from layerbank import probes
 from layerbank.probes.protocol import PAPER, QUICK
 
-ROOM = Path(probes.__file__).parent
-README = (ROOM / "README.md").read_text(encoding="utf-8")
+PACKAGE = Path(probes.__file__).parent
+README = (PACKAGE / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,10 +22,10 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names["config"] == {"classes": ["a", "b", "c"]}
 
 
-def test_every_file_of_the_room_is_in_the_reading_order_and_no_other() -> None:
+def test_the_reading_order_names_every_file_of_the_package_and_no_other() -> None:
     order = README[README.index("## Files") : README.index("## Laws")]
     named = set(re.findall(r"\b(\w+\.py)\b", order))
-    assert named == {path.name for path in ROOM.rglob("*.py")} - {"__init__.py"}
+    assert named == {path.name for path in PACKAGE.rglob("*.py")} - {"__init__.py"}
 
 
 def test_the_quick_protocol_is_the_one_described() -> None:

@@ -69,7 +69,7 @@ def groups_of(stores: tuple[Store, Store], probes: Sequence[ProbeSpec], memory_b
 def test_a_row_is_the_same_whatever_its_probe_was_streamed_together_with(
     stores: tuple[Store, Store], tmp_path: Path
 ) -> None:
-    """Linear, attentive, padded, normalised over tokens, heads of the zoo."""
+    """Linear, attentive, padded, normalised over tokens, and heads of other studies."""
     together, events = run(stores, tmp_path / "together", ALL)
     assert [len(row["together_with"]) for row in together] == [len(ALL) - 1] * len(ALL)
     assert {event.tokens for event in events if isinstance(event, MemoryPlanned)} == {"streamed"}

@@ -10,7 +10,7 @@ from .head import HeadType
 
 
 class AlfEmbedProbe(FusionHead):
-    """Attentive layer fusion whose keys know their level and their place in it.
+    """Attentive layer fusion whose keys have embeddings of their level and of their place in it.
 
         K = (LN_k(X) + e_level + e_type) Wk
 

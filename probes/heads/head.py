@@ -1,4 +1,4 @@
-"""What a head is: a plain module (`HeadModule`), and what the rest of the code knows about it (`HeadType`)."""
+"""The interface of a head: a plain module (`HeadModule`), and a description of it for the rest of the code (`HeadType`)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ Solver = Callable[[Tensor, Tensor, Tensor, int, Sequence[float]], Sequence[HeadM
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One form of the names of probes, and what such a probe reads.
+    """One form of the names of probes, and the tokens that such a probe reads.
 
     Attributes:
         text: words joined by - and @. A word in braces stands for one of several: {layers} for a layer set, {kind} for cls or ap,

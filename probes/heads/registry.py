@@ -1,4 +1,4 @@
-"""All heads by name, and how one is made. Adding a head takes one file with a `HEAD`, and its name here."""
+"""The registry of heads. Adding a head takes one file with a `HEAD`, and its name here."""
 
 from __future__ import annotations
 

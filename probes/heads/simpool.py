@@ -12,7 +12,7 @@ LAYER_NORM_EPS = 1e-6  # as in the code of SimPool
 
 
 class SimPoolProbe(HeadModule):
-    """SimPool, arXiv 2309.06891, without its power mean: the mean token asks, the tokens themselves are the values.
+    """SimPool, arXiv 2309.06891, without its power mean: the mean token is the query, the tokens are the values.
 
     q = mean_t(x_t) Wq    K = LN(X) Wk    V = LN(X)          D -> D, no bias, one head
     logits = (softmax(q K^T / sqrt(D)) V) Wc + bc
