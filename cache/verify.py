@@ -9,7 +9,7 @@ no others.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +61,7 @@ class Damage:
         return f"{self.file}{rows}: {self.problem}"
 
 
-def verify_store(
-    path: str | Path,
-    *,
-    only: Collection[tuple[str, str]] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Damage]:
+def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None = None) -> list[Damage]:
     """Read a whole store and list its damage; an empty list means a sound store.
 
     Row blocks that are not committed yet are not damage. Nothing is changed, and no lock is needed.
@@ -74,7 +69,6 @@ def verify_store(
     Args:
         path: the store.
         only: the (level, kind) of the token arrays to read; None reads all. Everything else is always checked.
-        progress: called with (chunks read, number of chunks) after each chunk.
 
     Raises:
         StoreMissingError, NotAStoreError: there is no store.
@@ -98,7 +92,7 @@ def verify_store(
         for name, line, is_torn in journal.bad_lines
         if not is_torn or header.state == COMPLETE
     ]
-    chunks = _block_damage(store, header, journal, only, progress)
+    chunks = _block_damage(store, header, journal, only)
     return [*metadata, *bad_lines, *_static_damage(store, header), *chunks, *_foreign_files(store, header)]
 
 
@@ -143,12 +137,11 @@ class Repair:
     num_rows: int
 
 
-def repair_store(path: str | Path, damages: list[Damage] | None = None, *, remove_foreign: bool = False) -> Repair:
-    """Drop damaged chunks from the journal and from the disk. A writer opened afterwards lists their rows as pending.
+def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
+    """Verify a store, and drop damaged chunks from the journal and from the disk; a writer then lists their rows as pending.
 
     Args:
         path: the store.
-        damages: the result of `verify_store`; None verifies first.
         remove_foreign: also delete files that do not belong to the store.
 
     Raises:
@@ -163,7 +156,7 @@ def repair_store(path: str | Path, damages: list[Damage] | None = None, *, remov
     lock.acquire()
     try:
         with storage_errors(store):
-            damages = verify_store(store) if damages is None else damages
+            damages = verify_store(store)
             names = {array.name for array in block_arrays(header)}
             dropped = [damage for damage in damages if damage.array in names]
             foreign = [damage for damage in damages if damage.problem == FOREIGN]
@@ -206,23 +199,16 @@ def _static_damage(store: Path, header: Header) -> Iterator[Damage]:
 
 
 def _block_damage(
-    store: Path,
-    header: Header,
-    journal: Journal,
-    only: Collection[tuple[str, str]] | None,
-    progress: Callable[[int, int], None] | None,
+    store: Path, header: Header, journal: Journal, only: Collection[tuple[str, str]] | None
 ) -> Iterator[Damage]:
     unread = set() if only is None else {a.name for a in header.complete_arrays if (a.level, a.kind) not in only}
-    arrays = [array for array in block_arrays(header) if array.name not in unread]
-    chunks = [(array, chunk) for array in arrays for chunk in range(array.grid.num_chunks)]
-    for num_done, (array, chunk) in enumerate(chunks, start=1):
+    for array in (array for array in block_arrays(header) if array.name not in unread):
         must_be_there = array.name not in header.arrays or header.arrays[array.name].complete
         must_be_there &= bool(header.complete_arrays)
-        checksum = journal.checksum(array.name, chunk, array.grid)
-        if (must_be_there or checksum is not None) and (problem := array.problem(store, chunk, checksum)):
-            yield _chunk_damage(array, chunk, problem)
-        if progress is not None:
-            progress(num_done, len(chunks))
+        for chunk in range(array.grid.num_chunks):
+            checksum = journal.checksum(array.name, chunk, array.grid)
+            if (must_be_there or checksum is not None) and (problem := array.problem(store, chunk, checksum)):
+                yield _chunk_damage(array, chunk, problem)
 
 
 def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:

@@ -64,7 +64,6 @@ def score_held_out(
     *,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
-    phase: str = "select",
     on_event: OnEvent | None = None,
 ) -> list[FitResult]:
     """Train choices on the kept images and compute their class scores of the held-out images, split as the protocol says.
@@ -77,7 +76,6 @@ def score_held_out(
             CPU; not called for a choice that diverged in training.
         memory_bytes: memory for training; None is no limit.
         device: of the arithmetic.
-        phase: phase of the progress events.
         on_event: called with `Progress`.
 
     Returns:
@@ -92,7 +90,7 @@ def score_held_out(
     heads = [plan.heads[choice.candidate] for choice in choices]
     for places in plan_passes([head.memory.total_bytes for head in heads], plan.banks_bytes):
         runs = {place: heads[place].make_run([choices[place].setting], device, {}) for place in places}
-        results = fit_banks(list(runs.values()), train, kept, protocol, phase=phase, on_event=on_event)
+        results = fit_banks(list(runs.values()), train, kept, protocol, phase="select", on_event=on_event)
         fitted |= dict(zip(places, results, strict=True))
         for place in places:
             if fitted[place].diverged[0]:

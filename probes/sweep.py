@@ -34,20 +34,12 @@ def run_sweep(
     *,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
-    journal: Journal | None = None,
     on_event: OnEvent | None = None,
 ) -> SweepResult:
     """The sweep of one head that reads whole rows; other arguments and errors as in `run_sweeps`."""
     sweeps = [[Candidate(head=head)]]
     (result,) = run_sweeps(
-        sweeps,
-        train,
-        open_test,
-        protocol,
-        memory_bytes=memory_bytes,
-        device=device,
-        journal=journal,
-        on_event=on_event,
+        sweeps, train, open_test, protocol, memory_bytes=memory_bytes, device=device, on_event=on_event
     )
     return result
 

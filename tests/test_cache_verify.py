@@ -56,9 +56,7 @@ def flip(file: Path, offset: int, bit: int = 0) -> None:
 
 
 def test_a_sound_store_has_no_damage(sound: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    assert verify_store(sound, progress=lambda done, total: seen.append((done, total))) == []
-    assert seen == [(done, 25) for done in range(1, 26)]
+    assert verify_store(sound) == []
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

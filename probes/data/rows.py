@@ -163,8 +163,6 @@ def add_jitter(
     protocol: TrainingProtocol,
     step: int,
     blocks: Sequence[ColumnBlock] | None = None,
-    *,
-    purpose: str = "jitter",
 ) -> None:
     """Jitter tokens in place, each sample with jitter_probability.
 
@@ -173,10 +171,9 @@ def add_jitter(
         protocol: deviation, probability and seed.
         step: of the schedule.
         blocks: of a row; None for a single block without a name.
-        purpose: with seed, step and the name of a block, it decides the noise.
     """
     workspace = Workspace(torch.float32, tokens.device)
-    jitter = draw_jitter(protocol, step, len(tokens), workspace, purpose=purpose)
+    jitter = draw_jitter(protocol, step, len(tokens), workspace)
     if jitter is not None:
         jitter_blocks(jitter, tokens.flatten(1), whole_row((tokens[0].numel(),)) if blocks is None else blocks)
 

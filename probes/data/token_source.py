@@ -170,12 +170,11 @@ def l2_normalize_(x: Tensor, dim: int = -1) -> Tensor:
     return x.div_(torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min_(1e-12))
 
 
-def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_axis: bool = False) -> Tensor:
+def stack_tokens(parts: Sequence[Tensor], *, token_axis: bool = False) -> Tensor:
     """Stack tokens for an attentive head: normalised, then padded on the right to the widest.
 
     Args:
         parts: [B, t_i, D_i] each; widths may differ (CLIP's final level is narrower than its blocks).
-        out: float32 memory for the result; None allocates it.
         token_axis: normalise each channel over the t_i tokens of a part, as the authors' code does with all tokens of a level,
             instead of each token over its channels.
 
@@ -190,9 +189,7 @@ def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_ax
     """
     _check_parts(parts)
     num_tokens, embed_dim = sum(part.shape[1] for part in parts), max(part.shape[2] for part in parts)
-    stacked = torch.empty(len(parts[0]), num_tokens, embed_dim, device=parts[0].device) if out is None else out
-    if any(part.shape[2] < embed_dim for part in parts):
-        stacked.zero_()
+    stacked = torch.zeros(len(parts[0]), num_tokens, embed_dim, device=parts[0].device)
     start = 0
     for part in parts:
         normalized = torch.nn.functional.normalize(part.float(), dim=1) if token_axis else l2_normalize(part.float())
@@ -201,12 +198,11 @@ def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_ax
     return stacked
 
 
-def concat_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate tokens for a linear head: each normalised, then all side by side, without padding.
 
     Args:
         parts: [B, t_i, D_i] each.
-        out: float32 memory for the result; None allocates it.
 
     Returns:
         [B, sum of t_i D_i] float32.
@@ -218,7 +214,7 @@ def concat_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     [[1.0, 0.0, 1.0, 0.0]]
     """
     _check_parts(parts)
-    return torch.cat([l2_normalize(part.float()).flatten(1) for part in parts], 1, out=out)
+    return torch.cat([l2_normalize(part.float()).flatten(1) for part in parts], 1)
 
 
 def _check_parts(parts: Sequence[Tensor]) -> None:
