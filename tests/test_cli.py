@@ -165,7 +165,7 @@ def refusal(*arguments: str) -> str:
         (("--num-heads", ""), ("--num-heads", "whole numbers from 1", "''")),
         (("--seed", "-1"), ("--seed", "whole numbers from 0", "'-1'")),
         (("--num-heads", "500"), ("--probe alf-h500", "num_heads <= embed_dim", "num_heads 500")),
-        (("--probe", "linear-all-h4"), ("--probe linear-all-h4", "has none", "Name it linear-all.")),
+        (("--probe", "linear-all-h4"), ("--probe linear-all-h4", "has none", "Use the name linear-all.")),
         (("--probe", "alff"), ("--probe", "'alff'", "Did you mean 'alf'?")),
         (("--probe", "alf-grid9-last"), ("grid9",)),
         (("--protocol", "papier"), ("--protocol", "paper, quick, or a TOML file", "'papier'")),
