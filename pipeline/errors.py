@@ -7,8 +7,8 @@
     `-- ProbeError                     see `layerbank.probes.errors`
 
 A message has four parts: where, expected, got, what to do. Each package keeps its messages in a file `messages.toml` of its own,
-one table a message, and code names a message by its key: `RequestError("data.unknown_scheme", uri=uri)` takes the table
-`unknown_scheme` of `layerbank.data` and fills in `{uri}`. The tables are read when the first error occurs.
+one table a message, and code names a message by its key: `RequestError("data.no_address", uri=uri)` takes the table
+`no_address` of `layerbank.data` and fills in `{uri}`. The tables are read when the first error occurs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def messages_of(package: str) -> dict[str, Message]:
 
 
 def find_message(key: str) -> Message:
-    """The message of a key such as `data.unknown_scheme`."""
+    """The message of a key such as `data.no_address`."""
     package, _, name = key.partition(".")
     return messages_of(package)[name]
 

@@ -187,7 +187,7 @@ def _(event: events.ProbeFinished) -> str:
 
 
 @text_of.register
-def _(event: events.StudyShortOfRoom) -> str:
+def _(event: events.StudyShortOfDiskSpace) -> str:
     return (
         f"study: warning: {_count(event.num_units, 'unit')} still to extract: at least {size(event.needed_bytes)} of "
         f"tokens, {size(event.free_bytes)} free on the disk of {event.cache_root}: free "

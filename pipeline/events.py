@@ -247,7 +247,7 @@ class ProbeFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyShortOfRoom(Event):
+class StudyShortOfDiskSpace(Event):
     """The disk does not take all the tokens that a study still lacks; it begins all the same, with what fits."""
 
     cache_root: Path

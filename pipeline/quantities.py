@@ -41,6 +41,18 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """Write a time for people.
+
+    >>> duration(0.4), duration(50), duration(2000), duration(50_000), duration(5e7)
+    ('0.4 s', '50 s', '33 min', '13.9 h', '13,889 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    hours = seconds / 3600
+    return f"{seconds / 60:.0f} min" if hours < 1.5 else f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"
+
+
 def parse_age(text: str, where: str) -> float:
     """Read a length of time such as 7d, 12h or 30min, in seconds.
 

@@ -6,11 +6,9 @@ from .banks.budget import MemoryPlan, Sizes, plan_memory, sizes_of
 from .banks.linear_bank import LinearBank
 from .banks.module_bank import ModuleBank
 from .checkpoint import load_probe, save_probe
-from .chosen import Choice, join_members, plan_choice, score_held_out, train_chosen
-from .curves import LearningCurves
+from .chosen import Choice, Refit, join_members, plan_choice, score_held_out, train_chosen
 from .data.batches import BatchPlan, choose_batch_size, plan_batches
-from .data.blocks import Block, columns_of
-from .data.reading import Reading
+from .data.rows import Block, Reading, columns_of
 from .data.split import centre_rows, split_rows
 from .data.token_source import (
     ArraySource,
@@ -25,14 +23,11 @@ from .data.token_source import (
     read_batches,
     stack_tokens,
 )
-from .duplicate_settings import first_duplicates
 from .ensemble import Ensemble, mean_of_members
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
 from .evaluate import compute_logits
 from .events import Progress
 from .fit import BankRun, FitResult, fit_bank, fit_banks
-from .group_plan import Candidate, GroupPlan, plan_group
-from .halving import Rung
 from .heads import HEADS, Form, Head, HeadModule, HeadType, make_probe
 from .heads.abmilp import AbmilpProbe
 from .heads.aim import AimProbe
@@ -47,9 +42,10 @@ from .heads.map import MapProbe
 from .heads.scalar_mix import ScalarMixProbe
 from .heads.simpool import SimPoolProbe
 from .heads.vjepa import VJepaProbe
-from .matmul import COMPUTES, quick_products, resolve_compute
+from .matmul import COMPUTES, fast_exact_matmul, resolve_compute
 from .metrics import balanced_accuracy, top_k_accuracy
-from .outcome import Metrics, SettingScore, SweepResult
+from .outcome import LearningCurves, Metrics, Rung, SettingScore, SweepResult
+from .plan import Candidate, GroupPlan, plan_group
 from .protocol import (
     PAPER,
     QUICK,
@@ -58,11 +54,10 @@ from .protocol import (
     Setting,
     SolvedSetting,
     TrainingProtocol,
+    first_duplicates,
 )
-from .refit import Refit
 from .select import BankKey, BankScores, Journal
 from .solve import run_solver, run_solvers
-from .step_cost import StepCost, measure_step
 from .sweep import run_sweep, run_sweeps
 
 __all__ = [
@@ -127,7 +122,7 @@ __all__ = [
     "QUICK",
     "COMPUTES",
     "resolve_compute",
-    "quick_products",
+    "fast_exact_matmul",
     "split_rows",
     "centre_rows",
     "run_sweep",
@@ -153,8 +148,6 @@ __all__ = [
     "sizes_of",
     "MemoryPlan",
     "plan_memory",
-    "StepCost",
-    "measure_step",
     "SweepResult",
     "SettingScore",
     "Rung",

@@ -1,38 +1,58 @@
-"""Train what is chosen already: given settings of given heads, no grid and no choice. Ensembles and searches are built of it.
+"""Train given settings of given heads, without a grid and without a choice: the end of a sweep, ensembles, searches.
 
-Each comes out as the protocol would train it alone: a bank of its own, in passes that others may share. What is to be learnt about
-the choice is learnt on the held-out images of the protocol; the test images are opened after the last training, once.
+Each choice is trained as the protocol trains it alone: in a bank of its own, in passes that other banks may share. Whatever
+decides about choices uses the held-out images of the protocol; the test images are opened once, after the last training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .banks.budget import MemoryPlan
-from .curves import join_curves
+from .data.batches import BatchPlan
 from .data.split import split_rows
 from .data.token_source import TokenSource
 from .ensemble import Ensemble, mean_of_members
-from .evaluate import compute_all_logits, measure
+from .evaluate import check_test, compute_all_logits, measure
 from .events import OnEvent
-from .fit import FitResult, fit_banks
-from .group_plan import Candidate, GroupPlan, plan_group
-from .passes import plan_passes
+from .fit import FitResult, attribute_time, fit_banks
+from .heads import HeadModule
+from .outcome import LearningCurves, Metrics, join_curves
+from .plan import Candidate, GroupPlan, TrainableHead, plan_group, plan_passes
 from .protocol import Setting, TrainingProtocol
-from .refit import Refit, Winner, refit
-from .trainable_heads import TrainableHead, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One training: a head on its tokens, and a setting."""
+    """A head on its tokens, and one setting."""
 
     candidate: Candidate
     setting: Setting
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Refit:
+    """A choice, trained on all training images.
+
+    Attributes:
+        plan: batch plan of the training.
+        curves: [1, K]; [k, K] for an ensemble.
+        probe: None if it diverged.
+        test_logits: [N, C] float32; None if it diverged.
+        test: metrics; None if it diverged.
+        seconds: its share of the wall time of refit and test.
+    """
+
+    plan: BatchPlan
+    curves: LearningCurves
+    probe: HeadModule | Ensemble | None
+    test_logits: Tensor | None
+    test: Metrics | None
+    seconds: dict[str, float]
 
 
 @torch.no_grad()
@@ -40,52 +60,51 @@ def score_held_out(
     choices: Sequence[Choice],
     train: TokenSource,
     protocol: TrainingProtocol,
-    see: Callable[[int, slice, Tensor], None],
+    on_logits: Callable[[int, slice, Tensor], None],
     *,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
     phase: str = "select",
     on_event: OnEvent | None = None,
 ) -> list[FitResult]:
-    """Train choices on the kept images and show what each says of the held-out ones: the split is that of the protocol.
+    """Train choices on the kept images and compute their class scores of the held-out images, split as the protocol says.
 
     Args:
         choices: what to train.
         train: the training images.
         protocol: split, batches, schedule, seed; its grid does not matter.
-        see: called with the number of a choice, a stretch of the held-out images in their order, and its class scores [b, C] of
-            them, on the CPU. A choice that diverged in training is not shown.
-        memory_bytes: what training may take; None is no limit.
+        on_logits: called with the index of a choice, a slice of the held-out images, and its class scores [b, C] of them, on the
+            CPU; not called for a choice that diverged in training.
+        memory_bytes: memory for training; None is no limit.
         device: of the arithmetic.
-        phase: named in the progress.
-        emit: called with `Progress`.
+        phase: phase of the progress events.
+        on_event: called with `Progress`.
 
     Returns:
-        what each training left beside its probe.
+        the result of each training.
 
     Raises:
-        SettingError: head and tokens do not fit each other, or not even one probe fits into the memory.
+        SettingError: head and tokens do not fit each other, or the memory is too small for one probe.
     """
-    plan, trainables = _prepare(choices, train, protocol, memory_bytes)
+    plan = _plan(choices, train, protocol, memory_bytes)
     kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
-    left: dict[int, FitResult] = {}
-    for places in plan_passes([trainables[choice.candidate].bank_bytes for choice in choices], plan.banks_bytes):
-        bank_runs = [trainables[choices[place].candidate].group([choices[place].setting], device) for place in places]
-        fitted = fit_banks(bank_runs, train, kept, protocol, phase=phase, on_event=on_event)
-        left |= dict(zip(places, fitted, strict=True))
-        sound = [
-            (place, bank_run) for place, bank_run in zip(places, bank_runs, strict=True) if not left[place].diverged[0]
-        ]
-        done = 0
-        if sound:
-            asked = [bank_run for _, bank_run in sound]
-            for parts in compute_all_logits(asked, train, held_out, phase="validate", on_event=on_event):
-                stretch = slice(done, done + parts[0].shape[1])
-                for (place, _), logits in zip(sound, parts, strict=True):
-                    see(place, stretch, logits[0])
-                done = stretch.stop
-        del bank_runs, sound  # before the next ones take their memory
-    return [left[place] for place in range(len(choices))]
+    fitted: dict[int, FitResult] = {}
+    heads = [plan.heads[choice.candidate] for choice in choices]
+    for places in plan_passes([head.memory.total_bytes for head in heads], plan.banks_bytes):
+        runs = {place: heads[place].make_run([choices[place].setting], device, {}) for place in places}
+        results = fit_banks(list(runs.values()), train, kept, protocol, phase=phase, on_event=on_event)
+        fitted |= dict(zip(places, results, strict=True))
+        for place in places:
+            if fitted[place].diverged[0]:
+                del runs[place]
+        scored = slice(0, 0)
+        if runs:
+            for parts in compute_all_logits(list(runs.values()), train, held_out, phase="validate", on_event=on_event):
+                scored = slice(scored.stop, scored.stop + parts[0].shape[1])
+                for place, logits in zip(runs, parts, strict=True):
+                    on_logits(place, scored, logits[0])
+        del runs  # before the next banks take their memory
+    return [fitted[place] for place in range(len(choices))]
 
 
 def train_chosen(
@@ -103,69 +122,114 @@ def train_chosen(
     Args:
         choices: what to train, each once.
         open_test: not called if every training diverges.
-        train, protocol, memory_bytes, device, emit: as in `score_held_out`.
+        train, protocol, memory_bytes, device, on_event: as in `score_held_out`.
 
     Raises:
         SettingError: as there.
-        DataError: test tokens unlike the training tokens.
+        DataError: the test tokens differ from the training tokens in shape or classes.
     """
-    plan, trainables = _prepare(choices, train, protocol, memory_bytes)
-    each = list(trainables)
-    winners = [Winner(trainable=each.index(choice.candidate), setting=choice.setting) for choice in choices]
-    trained = refit(
-        winners,
-        list(trainables.values()),
-        train,
-        open_test,
-        protocol,
-        memory_bytes=plan.banks_bytes,
-        device=device,
-        best=None,
-        on_event=on_event,
+    plan = _plan(choices, train, protocol, memory_bytes)
+    refits = refit(
+        choices, plan.heads, train, open_test, protocol, memory_bytes=plan.banks_bytes, device=device, on_event=on_event
     )
-    return [trained[winner] for winner in winners]
+    return [refits[choice] for choice in choices]
+
+
+def refit(
+    choices: Sequence[Choice],
+    heads: Mapping[Candidate, TrainableHead],
+    train: TokenSource,
+    open_test: Callable[[], TokenSource],
+    protocol: TrainingProtocol,
+    *,
+    memory_bytes: int | None,
+    device: torch.device | str,
+    best: float | None = None,
+    on_event: OnEvent | None,
+) -> dict[Choice, Refit]:
+    """`train_chosen` for heads that are prepared already.
+
+    Args:
+        heads: the head of each candidate.
+        memory_bytes: memory for the probes of a pass; None is no limit.
+        best: highest validation score among the choices, for the progress events.
+    """
+    sizes = [heads[choice.candidate].refit_bytes for choice in choices]
+    passes = [[choices[place] for place in places] for places in plan_passes(sizes, memory_bytes)]
+    seconds: dict[Choice, dict[str, float]] = {choice: {} for choice in choices}
+    fitted: dict[Choice, FitResult] = {}
+    probes: dict[Choice, HeadModule] = {}
+    for of_pass in passes:
+        runs = [heads[one.candidate].make_run([one.setting], device, seconds[one]) for one in of_pass]
+        with attribute_time("refit", runs):
+            rows = torch.arange(len(train.labels))
+            results = fit_banks(runs, train, rows, protocol, phase="refit", best=best, on_event=on_event)
+            trained = [run.bank.probe(0) for run in runs]
+        del runs  # before the next banks take their memory
+        for choice, probe, result in zip(of_pass, trained, results, strict=True):
+            assert isinstance(probe, HeadModule)
+            fitted[choice] = result
+            if not bool(result.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
+                probes[choice] = probe
+    logits: dict[Choice, Tensor] = {}
+    test: TokenSource | None = None
+    for of_pass in filter(None, [[one for one in of_pass if one in probes] for of_pass in passes]):
+        runs = [heads[one.candidate].make_run([one.setting], device, seconds[one], probes[one]) for one in of_pass]
+        with attribute_time("test", runs):
+            if test is None:
+                test = open_test()
+                check_test(train, test)
+            rows = torch.arange(len(test.labels))
+            parts = list(compute_all_logits(runs, test, rows, phase="test", best=best, on_event=on_event))
+            logits |= {one: torch.cat([part[place][0] for part in parts]) for place, one in enumerate(of_pass)}
+        del runs
+    return {
+        choice: Refit(
+            plan=result.plan,
+            curves=result.curves,
+            probe=probes.get(choice),
+            test_logits=logits.get(choice),
+            test=None if test is None or choice not in logits else measure(logits[choice], test),
+            seconds=seconds[choice],
+        )
+        for choice, result in fitted.items()
+    }
 
 
 def plan_choice(
     candidate: Candidate, source: TokenSource, protocol: TrainingProtocol, memory_bytes: int | None
-) -> MemoryPlan | None:
-    """How a choice of this candidate is trained: all that could change its bits; arguments and errors as in `score_held_out`."""
-    return plan_group([candidate], source, _of_one_setting(protocol), memory_bytes).memory[0]
+) -> MemoryPlan:
+    """The memory plan of a choice of this candidate; arguments and errors as in `score_held_out`."""
+    return plan_group([candidate], source, _one_setting(protocol), memory_bytes).heads[candidate].memory
 
 
 def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource]) -> Refit:
-    """The ensemble of trained and tested probes, without those that diverged; their curves are [k, K], of all in their order.
+    """The ensemble of trained and tested probes, without those that diverged; its curves are [k, K], of all members.
 
     Args:
         members: of `train_chosen`, at least one.
         open_test: for the labels of the test images.
     """
     seconds = {phase: sum(one.seconds.get(phase, 0.0) for one in members) for phase in members[0].seconds}
-    sound = [(one.probe, one.test_logits) for one in members if one.probe is not None and one.test_logits is not None]
     curves = join_curves((([place], one.curves) for place, one in enumerate(members)), len(members))
+    sound = [(one.probe, one.test_logits) for one in members if one.probe is not None and one.test_logits is not None]
     if not sound:
         return replace(members[0], curves=curves, seconds=seconds)
-    logits = mean_of_members(torch.stack([of_one for _, of_one in sound]))
+    logits = mean_of_members(torch.stack([logits for _, logits in sound]))
     probe = Ensemble([probe for probe, _ in sound if not isinstance(probe, Ensemble)])
     test = measure(logits, open_test())
     return replace(members[0], curves=curves, probe=probe, test_logits=logits, test=test, seconds=seconds)
 
 
-def _prepare(
+def _plan(
     choices: Sequence[Choice], train: TokenSource, protocol: TrainingProtocol, memory_bytes: int | None
-) -> tuple[GroupPlan, dict[Candidate, TrainableHead]]:
-    """Each candidate once, planned for one probe at a time."""
+) -> GroupPlan:
+    """Plan the heads of choices, each once, for banks of one probe."""
     candidates = list(dict.fromkeys(choice.candidate for choice in choices))
-    alone = _of_one_setting(protocol)
-    plan = plan_group(candidates, train, alone, memory_bytes)
-    trainables = {
-        candidate: prepare(candidate, train, alone, memory, refit_bytes)
-        for candidate, memory, refit_bytes in zip(candidates, plan.memory, plan.refit_bytes, strict=True)
-    }
-    return plan, trainables
+    return plan_group(candidates, train, _one_setting(protocol), memory_bytes)
 
 
-def _of_one_setting(protocol: TrainingProtocol) -> TrainingProtocol:
+def _one_setting(protocol: TrainingProtocol) -> TrainingProtocol:
     return replace(
         protocol, lrs=protocol.lrs[:1], weight_decays=protocol.weight_decays[:1], dropouts=protocol.dropouts[:1]
     )

@@ -1,17 +1,16 @@
-"""Scores without dropout, and what they are worth: on the images held out, and on the test images."""
+"""Class scores of banks without dropout, and their accuracy on the held-out images and on the test images."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .banks.bank import Bank
 from .data.batches import EVALUATION_BATCH
-from .data.jitter import draw_jitter, jitter_blocks
-from .data.reading import Reading
+from .data.rows import Reading, draw_jitter, jitter_blocks
 from .data.token_source import TokenSource, blocks_of, read_batches
 from .errors import DataError
 from .events import OnEvent, Reporter
@@ -22,28 +21,12 @@ from .protocol import TrainingProtocol
 from .workspace import Workspace
 
 
-@torch.no_grad()
 def compute_logits(
-    bank: Bank,
-    source: TokenSource,
-    rows: Tensor,
-    *,
-    jitter: TrainingProtocol | None = None,
-    phase: str = "predict",
-    on_event: OnEvent | None = None,
+    bank: Bank, source: TokenSource, rows: Tensor, *, jitter: TrainingProtocol | None = None
 ) -> Iterator[Tensor]:
-    """Class scores of a bank that reads whole rows: [P, b, C] on the CPU for one stretch of rows after the other.
-
-    Args:
-        bank: P probes.
-        source: tokens.
-        rows: [N] int64, the images, in the order of the result.
-        jitter: jitter the tokens as this protocol says, by draws of their own; None leaves them as they are.
-        phase: named in the progress.
-        emit: called with `Progress`.
-    """
-    bank_run = BankRun(bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1))
-    for (logits,) in compute_all_logits([bank_run], source, rows, jitter=jitter, phase=phase, on_event=on_event):
+    """Class scores [P, b, C] on the CPU of a bank that reads whole rows; arguments as in `compute_all_logits`."""
+    run = BankRun(bank=bank, reading=Reading(blocks_of(source), flat=len(source.token_shape) == 1))
+    for (logits,) in compute_all_logits([run], source, rows, jitter=jitter):
         yield logits
 
 
@@ -58,13 +41,23 @@ def compute_all_logits(
     best: float | None = None,
     on_event: OnEvent | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Class scores of several banks that read the same rows: of each rider [P, b, C] on the CPU, stretch by stretch."""
-    stretches = torch.split(rows, EVALUATION_BATCH)
+    """Class scores of several banks that read the same rows: [P, b, C] on the CPU for each bank, one batch of rows at a time.
+
+    Args:
+        bank_runs: at least one, all on one device.
+        source: tokens.
+        rows: [N] int64, in the order of the result.
+        jitter: jitter the tokens as this protocol says, with draws of their own; None leaves them as they are.
+        phase: phase of the progress events.
+        best: highest validation score so far, for the progress events.
+        on_event: called with `Progress`.
+    """
+    batches = torch.split(rows, EVALUATION_BATCH)
     device, blocks = bank_runs[0].bank.stacks[0].device, blocks_of(source)
     workspace = Workspace(torch.float32, device)
-    reporter = Reporter(on_event, phase, len(stretches), sum(bank_run.bank.num_probes for bank_run in bank_runs), best)
+    reporter = Reporter(on_event, phase, len(batches), sum(run.bank.num_probes for run in bank_runs), best)
     reporter.report(0)
-    with contextlib.closing(read_batches(source, stretches)) as stream:
+    with contextlib.closing(read_batches(source, batches)) as stream:
         for number, (_, read) in enumerate(stream, 1):
             tokens, noise = read.to(device).flatten(1), None
             if jitter is not None:
@@ -72,9 +65,9 @@ def compute_all_logits(
             if noise is not None:
                 jitter_blocks(noise, tokens, blocks)
             logits = []
-            for bank_run in bank_runs:
-                with bank_run.watch:
-                    logits.append(bank_run.bank.logits(bank_run.reading.read(tokens, workspace, noise)).cpu())
+            for run in bank_runs:
+                with run.timed():
+                    logits.append(run.bank.logits(run.reading.read(tokens, workspace, noise)).cpu())
             yield logits
             reporter.report(number)
 
@@ -88,9 +81,9 @@ def validate(
     best: float | None = None,
     on_event: OnEvent | None = None,
 ) -> list[Tensor]:
-    """Balanced accuracy [P] float64 of each rider's probes on some rows, NaN for a probe whose scores are not finite."""
-    predictions = [torch.empty(bank_run.bank.num_probes, len(rows), dtype=torch.int64) for bank_run in bank_runs]
-    finite, done = [torch.ones(bank_run.bank.num_probes, dtype=torch.bool) for bank_run in bank_runs], 0
+    """Balanced accuracy [P] float64 of each bank's probes on some rows; NaN for a probe whose scores are not finite."""
+    predictions = [torch.empty(run.bank.num_probes, len(rows), dtype=torch.int64) for run in bank_runs]
+    finite, done = [torch.ones(run.bank.num_probes, dtype=torch.bool) for run in bank_runs], 0
     jitter = protocol if protocol.jitter_validation else None
     for parts in compute_all_logits(
         bank_runs, source, rows, jitter=jitter, phase="validate", best=best, on_event=on_event
@@ -106,25 +99,15 @@ def validate(
     ]
 
 
-def score_test(train: TokenSource, test: TokenSource, compute: Callable[[], Tensor]) -> tuple[Tensor, Metrics]:
-    """Class scores of the test images, computed once they are known to fit, and what they are worth.
-
-    Raises:
-        DataError: test tokens unlike the training tokens.
-    """
-    check_test(train, test)
-    logits = compute()
-    return logits, measure(logits, test)
-
-
 def check_test(train: TokenSource, test: TokenSource) -> None:
-    """Raise DataError unless the test tokens are like the training tokens."""
+    """Raise DataError unless test tokens and training tokens have the same shape and number of classes."""
     if (test.token_shape, test.num_classes) != (train.token_shape, train.num_classes):
         raise DataError(
-            where="test images",
-            expected=f"tokens {train.token_shape} and {train.num_classes} classes, as in training",
-            got=f"tokens {test.token_shape} and {test.num_classes} classes",
-            todo="Extract the test split with the same model, levels and kinds.",
+            "probes.test_tokens_differ",
+            train_shape=train.token_shape,
+            train_classes=train.num_classes,
+            test_shape=test.token_shape,
+            test_classes=test.num_classes,
         )
 
 

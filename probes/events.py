@@ -1,4 +1,4 @@
-"""What a long computation tells while it runs. Nobody prints here; whoever called decides what is shown."""
+"""Progress events of long computations. Nothing is printed here; the caller decides what is shown."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a phase of a sweep is.
+    """Progress of a phase of a sweep.
 
     Attributes:
-        phase: "select" (training the grid), "validate", "refit" (training the chosen setting) or "test".
+        phase: "select" (training of the grid), "validate", "refit" (training of the chosen setting) or "test".
         step: steps done, from 0 to num_steps.
         num_steps: of the phase.
-        num_probes: trained or evaluated together.
-        probe_steps_per_s: probes times steps a second since the phase began; None before the first step.
-        best: highest validation score that a setting has so far, in [0, 1]; None where none has been validated.
-        loss: the lowest training loss among the probes at this step; None where nothing is trained.
+        num_probes: probes trained or evaluated together.
+        probe_steps_per_s: probes times steps per second since the phase began; None before the first step.
+        best: highest validation score so far, in [0, 1]; None if nothing has been validated.
+        loss: lowest training loss among the probes at this step; None if nothing is trained.
     """
 
     phase: str
@@ -39,7 +39,7 @@ SHORTEST_INTERVAL_S = 0.25
 
 
 class Reporter:
-    """Passes on the first and last report of a phase, and at most four a second between them."""
+    """Reports progress to a callback: the first and last step of a phase, and at most four times a second between."""
 
     def __init__(
         self, on_event: OnEvent | None, phase: str, num_steps: int, num_probes: int, best: float | None = None
@@ -48,7 +48,7 @@ class Reporter:
         self._best, self._began_s, self._last_s = best, time.monotonic(), float("-inf")
 
     def report(self, step: int, losses: Sequence[Tensor] = ()) -> None:
-        """Say that `step` steps are done; losses, [P] of each bank, are looked at only if this report is passed on."""
+        """Report that `step` steps are done; losses, [P] of each bank, are read only if the callback is called."""
         now_s = time.monotonic()
         due = now_s - self._last_s >= SHORTEST_INTERVAL_S or step in (0, self._num_steps)
         if self._on_event is None or not due:

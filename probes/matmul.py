@@ -1,19 +1,16 @@
-"""Matrix products in the numbers that were asked for; all else of a bank is float32 (float64 where a bank is).
+"""Matrix products in the requested precision; all other arithmetic of a bank is float32 (or float64, if the bank is).
 
-    float32    as they are
-    tf32       a GPU rounds the factors to 10 bits behind the point
-    bfloat16   the factors are rounded to 7 bits, and what is nothing but a factor is kept so
+    float32    factors as they are
+    tf32       a GPU rounds the factors to 10 mantissa bits
+    bfloat16   factors are rounded to 7 mantissa bits, and tensors that are only used as factors are stored so
 
-Sums are float32 in each. Weights, moments, softmax, BatchNorm, classifier and loss are float32 numbers; on a GPU the
-classifier's own product takes TF32 with bfloat16 too. A CPU multiplies rounded factors as float32: the same numbers, no faster.
+Sums are float32 in each. Weights, moments, softmax, BatchNorm, classifier and loss are float32; on a GPU the product of the
+classifier uses TF32 with bfloat16 too. A CPU multiplies rounded factors as float32: the same numbers, no faster.
 
-On a CPU there is a choice of libraries. On an AMD one MKL, torch's default, runs at half the speed of oneDNN, which
-torch turns on for float32 by "medium" precision only. Where there are AMX units that means bfloat16, else float32 as
-exact as ever: so it is tried once whether factors lose bits, and oneDNN is used where they do not.
-
-oneDNN compiles code for every kind of product, that is for its very sizes, and keeps it as long as the process lives: 0.4 to
-0.6 MB a kind, in a cache of its own and in one of torch's, of 1,024 kinds each. So small products, which would take little more
-memory than their code, are left to MKL, and `budget.py` counts the code of the others.
+A CPU has two libraries. On AMD, MKL (torch's default) runs at half the speed of oneDNN, which torch uses for float32 only at
+"medium" precision. With AMX units "medium" means bfloat16; without, oneDNN is as exact as MKL. So a trial product tells once
+whether factors lose bits, and oneDNN is used where they do not. oneDNN compiles code for each size of a product and keeps it as
+long as the process lives, 0.4 to 0.6 MB each. So small products, which need little more memory than their code, use MKL.
 """
 
 from __future__ import annotations
@@ -29,15 +26,14 @@ from .errors import SettingError
 from .workspace import Workspace
 
 COMPUTES = ("float32", "tf32", "bfloat16")
-ONE_DNN_FROM_BYTES = 2 << 20  # factors and product together; less is left to MKL
-CODE_BYTES = 640_000  # of oneDNN for one kind of product
+ONE_DNN_FROM_BYTES = 2 << 20  # size of factors and product together; smaller products use MKL
 
 
 def resolve_compute(compute: str, device: torch.device | str) -> str:
-    """What a choice means on a device: "auto" is tf32 on a GPU, float32 elsewhere.
+    """The matmul precision on a device: "auto" is tf32 on a GPU, float32 elsewhere.
 
     Raises:
-        SettingError: the device cannot do it, or it is no choice.
+        SettingError: the precision is unknown, or the device does not support it.
 
     >>> resolve_compute("auto", "cpu")
     'float32'
@@ -49,19 +45,16 @@ def resolve_compute(compute: str, device: torch.device | str) -> str:
     possible = [one for one in COMPUTES if on_gpu or one != "tf32"]
     if compute not in possible:
         raise SettingError(
-            where=f"compute on {kind}",
-            expected="auto, " + ", ".join(possible),
-            got=repr(compute),
-            todo="Choose one of them; auto is the device's own default.",
+            "probes.unsupported_compute", compute=compute, device=kind, choices=", ".join(["auto", *possible])
         )
     return compute
 
 
 @cache
 def one_dnn_is_exact() -> bool:
-    """Whether this CPU's oneDNN rounds no float32 factor even where it may.
+    """Whether oneDNN on this CPU keeps all bits of float32 factors at "medium" precision.
 
-    Of 1 + 2^-12 bfloat16 keeps 1.
+    The trial factor is 1 + 2^-12, of which bfloat16 keeps 1.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -72,27 +65,27 @@ def one_dnn_is_exact() -> bool:
 
 
 @cache
-def sums_may_be_wider() -> bool:
+def has_float32_output() -> bool:
     """Whether this torch multiplies bfloat16 factors into a float32 product: from 2.8 on.
 
-    An older one is given the rounded factors as float32, which TF32 keeps as they are: the same numbers for more memory traffic.
+    Older versions get the rounded factors as float32, which TF32 keeps as they are: the same numbers for more memory traffic.
     """
     return hasattr(torch.ops.aten.mm, "dtype_out")
 
 
-class Products:
-    """Products into memory that is there, from factors of any floating type.
+class Matmul:
+    """Matrix products of a bank, written into preallocated memory.
 
     Args:
         compute: one of `COMPUTES`, or "auto".
-        dtype: of everything that is no factor.
+        dtype: of everything that is not a factor.
         device: of the arithmetic.
 
     Raises:
-        SettingError: the device cannot do it.
+        SettingError: the device does not support the precision.
 
     Attributes:
-        factors: scratch memory for what is nothing but a factor.
+        factors: scratch memory for tensors that are only used as factors.
     """
 
     def __init__(self, compute: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -103,18 +96,18 @@ class Products:
         self._one_dnn_pays = self._one_dnn = not self._on_gpu and one_dnn_is_exact()
 
     @contextmanager
-    def chosen(self, *, training: bool = True) -> Iterator[None]:
-        """Within, products are made as chosen, these and torch's own, whatever the program around has set.
+    def active(self, *, training: bool = True) -> Iterator[None]:
+        """Within, these products and torch's own have this precision, whatever the settings of the program.
 
-        An evaluation leaves them all to MKL: code for its sizes would serve one pass.
+        An evaluation uses MKL for all products: compiled code for its sizes would serve a single pass.
         """
         self._one_dnn = training and self._one_dnn_pays
         with _precision("high" if self._on_gpu and self._compute != "float32" else "highest"):
             yield
 
     @contextmanager
-    def of_size(self, size_bytes: int) -> Iterator[None]:
-        """Within, torch's own products are made by the library for factors and products of this size."""
+    def library_for(self, size_bytes: int) -> Iterator[None]:
+        """Within, torch's own products use the library for factors and products of this size."""
         if not self._one_dnn or size_bytes < ONE_DNN_FROM_BYTES:
             yield
             return
@@ -122,51 +115,56 @@ class Products:
             yield
 
     def factor(self, x: Tensor) -> Tensor:
-        """x as the products take it: what is a factor of many of them is rounded once."""
+        """x in the dtype of the factors; round a factor of several products once."""
         return x.to(self._dtype)
 
     def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-        """a b, for matrices."""
+        """Product of two matrices."""
         return self._multiply(torch.mm, a, b, out)
 
     def bmm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-        """a b, for as many matrices."""
+        """Batched product of matrices."""
         return self._multiply(torch.bmm, a, b, out)
 
     def add_mm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-        """total += a b; on the first call total = a b, whatever lay there."""
-        if total.dtype == self._dtype:
-            with self.of_size(a.nbytes + b.nbytes + total.nbytes):
-                total.addmm_(self.factor(a), self.factor(b), beta=0 if first else 1)
-        elif first:
-            self.mm(a, b, out=total)
-        else:
-            total.add_(self.mm(a, b, out=torch.empty_like(total)))
+        """total += a b; on the first call total = a b, whatever its content."""
+        self._accumulate(total.addmm_, torch.mm, total, a, b, first)
 
     def add_bmm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-        """As `add_mm`, for as many matrices."""
+        """`add_mm` for batches of matrices."""
+        self._accumulate(total.baddbmm_, torch.bmm, total, a, b, first)
+
+    def _accumulate(
+        self,
+        add: Callable[..., Tensor],
+        product: Callable[..., Tensor],
+        total: Tensor,
+        a: Tensor,
+        b: Tensor,
+        first: bool,
+    ) -> None:
         if total.dtype == self._dtype:
-            with self.of_size(a.nbytes + b.nbytes + total.nbytes):
-                total.baddbmm_(self.factor(a), self.factor(b), beta=0 if first else 1)
+            with self.library_for(a.nbytes + b.nbytes + total.nbytes):
+                add(self.factor(a), self.factor(b), beta=0 if first else 1)
         elif first:
-            self.bmm(a, b, out=total)
+            self._multiply(product, a, b, total)
         else:
-            total.add_(self.bmm(a, b, out=torch.empty_like(total)))
+            total.add_(self._multiply(product, a, b, torch.empty_like(total)))
 
     def _multiply(self, product: Callable[..., Tensor], a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         a, b = self.factor(a), self.factor(b)
-        if out.dtype != self._dtype and self._on_gpu and sums_may_be_wider():
+        if out.dtype != self._dtype and self._on_gpu and has_float32_output():
             return product(a, b, out_dtype=out.dtype, out=out)
         a, b = a.to(out.dtype), b.to(out.dtype)
-        with self.of_size(0 if _interleaved(a) or _interleaved(b) else a.nbytes + b.nbytes + out.nbytes):
+        with self.library_for(0 if _interleaved(a) or _interleaved(b) else a.nbytes + b.nbytes + out.nbytes):
             return product(a, b, out=out)
 
 
 @contextmanager
-def quick_products(device: torch.device) -> Iterator[None]:
-    """Within, a CPU's float32 products are exact, and made by oneDNN where it is; on a GPU all stays as the program has set it.
+def fast_exact_matmul(device: torch.device) -> Iterator[None]:
+    """Within, float32 products on a CPU are exact and use oneDNN where it is exact; on a GPU nothing changes.
 
-    For models that are run, not trained: their products have few sizes, whose code is soon made.
+    For models that are run, not trained: their products have few sizes, whose code is soon compiled.
     """
     if device.type != "cpu":
         yield
@@ -176,7 +174,7 @@ def quick_products(device: torch.device) -> Iterator[None]:
 
 
 def _interleaved(factor: Tensor) -> bool:
-    """Whether a row of one matrix lies beside that of the next: MKL reads them where they are, oneDNN copies them at great cost."""
+    """Whether the rows of the matrices of a batch interleave: MKL reads them in place, oneDNN copies them at great cost."""
     return factor.dim() == 3 and factor.stride(0) < max(factor.stride(1), factor.stride(2))
 
 
@@ -184,8 +182,8 @@ def _interleaved(factor: Tensor) -> bool:
 def _float32_products(precision: str) -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the program around has told every backend for itself, as torch advises from 2.9 on
-        with _of_each_backend(precision):
+    except RuntimeError:  # the program has set the precision of each backend by itself, as torch advises from 2.9 on
+        with _each_backend(precision):
             yield
         return
     torch.set_float32_matmul_precision(precision)
@@ -196,17 +194,17 @@ def _float32_products(precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def _of_each_backend(precision: str) -> Iterator[None]:
+def _each_backend(precision: str) -> Iterator[None]:
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
-    told = {"highest": ("ieee", "ieee"), "high": ("tf32", "ieee"), "medium": ("tf32", "bf16")}[precision]
+    wanted = {"highest": ("ieee", "ieee"), "high": ("tf32", "ieee"), "medium": ("tf32", "bf16")}[precision]
     try:
-        for backend, numbers in zip(backends, told, strict=True):
-            backend.fp32_precision = numbers
+        for backend, value in zip(backends, wanted, strict=True):
+            backend.fp32_precision = value
         yield
     finally:
-        for backend, numbers in zip(backends, before, strict=True):
-            backend.fp32_precision = numbers
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 @contextmanager

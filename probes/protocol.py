@@ -1,13 +1,12 @@
-"""How probes are trained and chosen: the grid, and every number that goes with it.
+"""Heads, settings, and the protocol by which probes are trained and chosen.
 
-The values of `PAPER` are those of arXiv 2601.09322; `QUICK` is a small grid for a demonstration on two CPU
-cores.
+`PAPER` has the values of arXiv 2601.09322; `QUICK` is a small grid for a demonstration on two CPU cores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -15,10 +14,12 @@ from .errors import SettingError
 from .heads import HEADS, Head
 from .matmul import COMPUTES
 
+NO_DECAY = 2.0**-25  # half the distance between 1 and the float32 number below it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One point of the grid: peak learning rate, AdamW's weight decay, rate of the attention dropout."""
+    """One point of the grid: peak learning rate, weight decay of AdamW, rate of the attention dropout."""
 
     lr: float
     weight_decay: float
@@ -27,14 +28,14 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltySetting:
-    """Of ridge and logistic regression: the factor of the squared weights, beside a loss whose sample weights sum to 1."""
+    """Ridge and logistic regression: factor of the squared weights, added to a loss whose sample weights sum to 1."""
 
     penalty: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeighborSetting:
-    """Of kNN: how many training images vote."""
+    """kNN: number of training images that vote."""
 
     num_neighbors: int
 
@@ -44,29 +45,29 @@ SolvedSetting = PenaltySetting | NeighborSetting
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProtocol:
-    """The grid and how each of its settings is trained.
+    """The grid, and how each of its settings is trained.
 
     Attributes:
         lrs: peak learning rates, in the order in which they win ties.
-        weight_decays: of AdamW, on every parameter.
-        dropouts: rates of the attention dropout; a head without it has one rate, 0.
-        epochs: passes over the training images, more where they make fewer than min_steps optimiser steps.
-        min_steps: optimiser steps at least.
-        batch_size: the wish; `choose_batch_size` adjusts it to the number of images.
-        validation_fraction: share of each class held out to choose the setting.
-        jitter_std: of the Gaussian noise added to every element of a sample's tokens.
-        jitter_probability: of a sample to be jittered.
+        weight_decays: weight decays of AdamW, applied to every parameter.
+        dropouts: rates of the attention dropout; heads without dropout use the rate 0 only.
+        epochs: passes over the training images; more if they make fewer than `min_steps` optimiser steps.
+        min_steps: minimum number of optimiser steps.
+        batch_size: wanted batch size; `choose_batch_size` adjusts it to the number of images.
+        validation_fraction: fraction of each class held out to choose the setting.
+        jitter_std: standard deviation of the Gaussian noise added to every element of a sample's tokens.
+        jitter_probability: probability that a sample is jittered.
         jitter_validation: jitter the held-out images too when settings are scored, as the authors' code does; test images never.
-        clip_norm: largest length of a probe's whole gradient; infinity for no clipping.
-        min_lr: where the cosine ends.
-        penalties: of ridge and logistic regression, in the order in which they win ties; the largest first is also the fastest.
-        num_neighbors: of kNN, likewise.
-        sweep: "full" trains every setting to the end; "halving" drops the worse ones on the way, see `halving.py`.
-        compute: numbers of the matrix products, see `matmul.py`; "auto" is the device's own default.
-        seed: of the split, the initial weights, order, jitter and dropout.
+        clip_norm: maximum norm of a probe's whole gradient; infinity disables clipping.
+        min_lr: learning rate at the end of the cosine.
+        penalties: of ridge and logistic regression, in the order in which they win ties; largest first is the fastest.
+        num_neighbors: of kNN, in the order in which they win ties.
+        sweep: "full" trains every setting to the end, "halving" drops the worse ones on the way, see `select.py`.
+        compute: matmul precision, see `matmul.py`; "auto" is the default of the device.
+        seed: seed of split, initial weights, order, jitter and dropout.
 
     Raises:
-        SettingError: a value is out of its range, and which.
+        SettingError: values are out of range; the message names all of them.
     """
 
     lrs: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
@@ -89,17 +90,9 @@ class TrainingProtocol:
 
     def __post_init__(self) -> None:
         ranges: Sequence[tuple[str, str, bool]] = (
-            ("lrs", "at least one, all > 0", bool(self.lrs) and all(0 < lr < math.inf for lr in self.lrs)),
-            (
-                "weight_decays",
-                "at least one, all >= 0",
-                bool(self.weight_decays) and min(self.weight_decays) >= 0,
-            ),
-            (
-                "dropouts",
-                "at least one, all in [0, 1)",
-                bool(self.dropouts) and all(0 <= p < 1 for p in self.dropouts),
-            ),
+            ("lrs", "at least one, all > 0", _all(self.lrs, lambda lr: 0 < lr < math.inf)),
+            ("weight_decays", "at least one, all >= 0", _all(self.weight_decays, lambda decay: decay >= 0)),
+            ("dropouts", "at least one, all in [0, 1)", _all(self.dropouts, lambda rate: 0 <= rate < 1)),
             ("epochs", ">= 1", self.epochs >= 1),
             ("min_steps", ">= 0", self.min_steps >= 0),
             ("batch_size", ">= 2", self.batch_size >= 2),
@@ -109,15 +102,11 @@ class TrainingProtocol:
             ("jitter_validation", "true or false", isinstance(self.jitter_validation, bool)),
             ("clip_norm", "> 0", self.clip_norm > 0),
             ("min_lr", ">= 0", self.min_lr >= 0),
-            (
-                "penalties",
-                "at least one, all > 0",
-                bool(self.penalties) and all(0 < p < math.inf for p in self.penalties),
-            ),
+            ("penalties", "at least one, all > 0", _all(self.penalties, lambda penalty: 0 < penalty < math.inf)),
             (
                 "num_neighbors",
-                "at least one, all whole and >= 1",
-                bool(self.num_neighbors) and all(isinstance(k, int) and k >= 1 for k in self.num_neighbors),
+                "at least one, all integers >= 1",
+                _all(self.num_neighbors, lambda count: isinstance(count, int) and count >= 1),
             ),
             ("sweep", "'full' or 'halving'", self.sweep in ("full", "halving")),
             ("compute", "auto, " + ", ".join(COMPUTES), self.compute in ("auto", *COMPUTES)),
@@ -126,14 +115,13 @@ class TrainingProtocol:
         wrong = [(name, rule) for name, rule, holds in ranges if not holds]
         if wrong:
             raise SettingError(
-                where="TrainingProtocol",
-                expected="; ".join(f"{name} {rule}" for name, rule in wrong),
-                got="; ".join(f"{name} {getattr(self, name)}" for name, _ in wrong),
-                todo="Correct the protocol.",
+                "probes.wrong_protocol",
+                rules="; ".join(f"{name} {rule}" for name, rule in wrong),
+                values="; ".join(f"{name} {getattr(self, name)}" for name, _ in wrong),
             )
 
     def settings(self, head: Head) -> tuple[Setting, ...]:
-        """The grid of a head, in the order in which settings win ties.
+        """The grid of a trained head, in the order in which settings win ties.
 
         >>> [len(PAPER.settings(head)) for head in (Head(kind="attentive", num_heads=24), Head(kind="linear"))]
         [63, 21]
@@ -145,7 +133,7 @@ class TrainingProtocol:
         )
 
     def solved_settings(self, head: Head) -> tuple[SolvedSetting, ...]:
-        """The grid of a head that is solved, in the order in which settings win ties.
+        """The grid of a solved head, in the order in which settings win ties.
 
         Raises:
             SettingError: the head is trained.
@@ -154,15 +142,34 @@ class TrainingProtocol:
         [11, 11, 5]
         """
         if not HEADS[head.kind].is_solved:
-            raise SettingError(
-                where="head to solve",
-                expected="one of " + ", ".join(name for name in HEADS if HEADS[name].is_solved),
-                got=repr(head.kind),
-                todo="Train it with run_sweep.",
-            )
+            kinds = ", ".join(name for name in HEADS if HEADS[name].is_solved)
+            raise SettingError("probes.not_solved", kind=head.kind, kinds=kinds)
         if HEADS[head.kind].grid == "num_neighbors":
             return tuple(NeighborSetting(num_neighbors=count) for count in self.num_neighbors)
         return tuple(PenaltySetting(penalty=penalty) for penalty in self.penalties)
+
+
+def first_duplicates(settings: Sequence[Setting]) -> list[int]:
+    """For each setting, the index of the first one that trains to the same bits, often its own.
+
+    AdamW multiplies weights by 1 - lr * weight_decay. Below `NO_DECAY` this is exactly 1 in float32, at every step since the
+    cosine only lowers lr. Such settings are trained once (tests/test_duplicate_settings.py compares them with torch's AdamW).
+
+    >>> settings = PAPER.settings(Head(kind="linear"))
+    >>> [index for index, first in enumerate(first_duplicates(settings)) if first != index], settings[15]
+    ([15], Setting(lr=0.001, weight_decay=1e-05, dropout=0.0))
+    """
+    first: dict[tuple[float, float, float], int] = {}
+    return [
+        first.setdefault(
+            (one.lr, 0.0 if one.lr * one.weight_decay < NO_DECAY else one.weight_decay, one.dropout), index
+        )
+        for index, one in enumerate(settings)
+    ]
+
+
+def _all(values: Sequence[float], rule: Callable[[float], bool]) -> bool:
+    return bool(values) and all(map(rule, values))
 
 
 PAPER = TrainingProtocol()

@@ -1,7 +1,7 @@
-"""Every random number comes from a generator that is made for one purpose at one moment.
+"""Random generators, each for one purpose.
 
-A generator is derived from (seed, purpose, numbers such as the step), never carried along. So a draw depends
-neither on what was drawn before it nor on how many probes share it, and any step can be drawn again alone.
+A generator is derived from (seed, purpose, numbers such as the step) and never reused. So a draw depends neither on earlier
+draws nor on how many probes share it, and the draws of any step can be repeated.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 
 
 def make_generator(seed: int, purpose: str, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one purpose.
+    """A generator derived from the arguments alone.
 
     Args:
-        seed: the run's seed, not negative.
+        seed: seed of the run, not negative.
         purpose: what is drawn, for example "jitter".
-        numbers: what tells one draw from the next, for example the step; not negative.
-        device: where the numbers are drawn. Two kinds of device draw different bits.
+        numbers: distinguish the draws of a purpose, for example by the step; not negative.
+        device: device of the generator; CPU and GPU draw different bits.
 
     >>> draw = lambda *key: torch.rand(1, generator=make_generator(*key)).item()
     >>> draw(0, "order", 3) == draw(0, "order", 3)

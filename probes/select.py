@@ -1,38 +1,48 @@
-"""Choosing: train the grids of some heads on the kept images, together, and score each setting on the held-out ones.
+"""Train the grids of some heads on the kept images, together, and score each setting on the held-out images.
 
-Grids are trained bank by bank; banks that fit the memory share a pass over the batches. What a finished bank scored goes
-to a journal, if there is one, and is not trained again by a sweep that goes on after a crash. Settings that are the same
-bits by arithmetic (`duplicate_settings.py`) are trained once and scored alike.
+Grids are trained bank by bank; banks that fit into the memory share a pass over the batches. The scores of a finished bank are
+written to a journal, if there is one, so that a sweep that was interrupted does not train it again. Settings that train to the
+same bits (`protocol.first_duplicates`) are trained once and get the same score.
+
+A sweep is full by default, one round of all settings. Successive halving is an option:
+
+    rung 0    all P settings               ceil(S / 9) steps
+    rung 1    the best ceil(P / 3)         ceil(S / 3) steps
+    rung 2    the best ceil(P / 9)         S steps, the whole schedule
+
+Every rung starts from the same initial weights and runs a whole cosine of its own length, on the first batches, jitter and
+noise of the full training. So a rung ranks finished probes, and the settings of the last rung are trained exactly as the full
+grid trains them, up to the order of float32 sums. S is the number of steps of the protocol; `min_steps` holds for the last rung.
+The setting is chosen among the last rung, then trained on all images. 63 settings cost a third of the full grid, 21 a little
+more, 4 a half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .curves import LearningCurves, join_curves
-from .data.batches import BatchPlan
+from .data.batches import BatchPlan, plan_batches
+from .data.split import split_rows
 from .data.token_source import TokenSource
-from .duplicate_settings import first_duplicates
 from .evaluate import validate
 from .events import OnEvent, Progress
-from .fit import fit_banks
-from .group_plan import Candidate
-from .halving import Rung, keep_best, plan_rungs
-from .outcome import SettingScore
-from .passes import plan_passes
-from .protocol import Setting, TrainingProtocol
-from .time_attribution import shared_out
-from .trainable_heads import TrainableHead
+from .fit import attribute_time, fit_banks
+from .outcome import LearningCurves, Rung, SettingScore, join_curves
+from .plan import Candidate, TrainableHead, plan_passes
+from .protocol import Setting, TrainingProtocol, first_duplicates
+
+SHRINK = 3  # each rung trains a third of the settings for three times the steps, at equal cost
+NUM_RUNGS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class BankKey:
-    """Which bank of a sweep: a head on its blocks, the settings trained together, and for how many steps."""
+    """Identifies a bank of a sweep: a head on its blocks, the settings trained together, and the number of steps."""
 
     candidate: Candidate
     settings: tuple[Setting, ...]
@@ -41,11 +51,11 @@ class BankKey:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BankScores:
-    """What a bank leaves when it has been validated.
+    """The result of a bank.
 
     Attributes:
-        accuracies: [P] float64, balanced accuracy on the held-out images; NaN where a probe diverged.
-        curves: of its training.
+        accuracies: [P] float64, balanced accuracy on the held-out images; NaN for a probe that diverged.
+        curves: learning curves of its training.
     """
 
     accuracies: Tensor
@@ -53,107 +63,111 @@ class BankScores:
 
 
 class Journal(Protocol):
-    """Where a sweep keeps finished banks, so that it can go on after a crash."""
+    """Keeps finished banks, so that a sweep can continue after a crash."""
 
     def find(self, key: BankKey) -> BankScores | None:
-        """What was kept of a bank; None if it was not."""
+        """The result of a finished bank; None if it is not in the journal."""
         ...
 
     def keep(self, key: BankKey, scores: BankScores) -> None:
-        """Keep it before the next bank begins."""
+        """Write the result before the next bank begins."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """How the settings of one head did.
+    """The scores of one head.
 
     Attributes:
         scores: of every setting, in the order of the grid.
-        finalists: those of the last rung, from which the choice is made.
-        rungs: what was trained: twins count once.
-        curves: [P, K], of every setting's last training.
+        finalists: scores of the last rung, from which the setting is chosen.
+        rungs: the rounds that were trained; duplicate settings count once.
+        curves: [P, K], last training of every setting.
+        plan: batches of the kept images.
+        seconds: wall time of select and validate.
     """
 
     scores: tuple[SettingScore, ...]
     finalists: tuple[SettingScore, ...]
     rungs: tuple[Rung, ...]
     curves: LearningCurves
+    plan: BatchPlan
+    seconds: dict[str, float]
 
 
 def select(
-    trainables: Sequence[TrainableHead],
+    heads: Mapping[Candidate, TrainableHead],
     train: TokenSource,
-    rows: tuple[Tensor, Tensor],
     protocol: TrainingProtocol,
-    plan: BatchPlan,
     *,
     memory_bytes: int | None,
     device: torch.device | str,
     journal: Journal | None,
-    seconds: Sequence[dict[str, float]],
     on_event: OnEvent | None,
-) -> list[Selection]:
-    """Score every setting of every entrant.
+) -> dict[Candidate, Selection]:
+    """Score every setting of every head.
 
     Args:
-        entrants: heads on their tokens.
+        heads: the head of each candidate.
         train: the training images.
-        rows: to train on, and held out.
-        protocol: how.
-        plan: the batches of the rows to train on.
-        memory_bytes: what the banks of a pass may take together; None is no limit.
+        protocol: the grid, the split and how to train.
+        memory_bytes: memory for the banks of a pass; None is no limit.
         device: of the arithmetic.
-        journal: of finished banks.
-        seconds: of each entrant; its part of the wall time is added here, to select and validate.
-        emit: called with `Progress`.
+        journal: finished banks.
+        on_event: called with `Progress`.
     """
-    grids = [_Grid(trainable, protocol, plan) for trainable in trainables]
-    seconds_of = dict(zip(grids, seconds, strict=True))
-    for number in range(len(grids[0].planned)):
-        work: list[tuple[_Grid, BankKey, list[int]]] = []
-        for grid in grids:
-            for members, key in grid.begin(number):
-                known = None if journal is None else journal.find(key)
-                if known is None:
-                    work.append((grid, key, members))
-                else:
-                    grid.record(members, key, known)
-        passes = plan_passes([grid.trainable.bank_bytes for grid, _, _ in work], memory_bytes)
-        for turn, places in enumerate(passes):
-            bank_runs = [work[place][0].trainable.group(work[place][1].settings, device) for place in places]
-            steps = work[places[0]][1].num_steps
+    kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
+    plan = plan_batches(len(kept), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
+    grids = [_Grid(head, plan) for head in heads.values()]
+    for rung in range(len(grids[0].planned)):
+        banks: list[_GridBank] = []
+        for bank in (bank for grid in grids for bank in grid.begin(rung)):
+            known = None if journal is None else journal.find(bank.key)
+            if known is None:
+                banks.append(bank)
+            else:
+                bank.grid.record(bank, known)
+        passes = plan_passes([bank.grid.head.memory.total_bytes for bank in banks], memory_bytes)
+        for number, places in enumerate(passes):
+            banks_of_pass = [banks[place] for place in places]
+            runs = [bank.grid.head.make_run(bank.key.settings, device, bank.grid.seconds) for bank in banks_of_pass]
+            steps = banks_of_pass[0].key.num_steps
             best = max((grid.best for grid in grids if grid.best is not None), default=None)
-            told = _of_pass(on_event, turn, len(passes))
-            parties = [
-                (seconds_of[work[place][0]], bank_run.watch) for place, bank_run in zip(places, bank_runs, strict=True)
-            ]
-            with shared_out("select", parties):
+            report = _events_of_pass(on_event, number, len(passes))
+            with attribute_time("select", runs):
                 fitted = fit_banks(
-                    bank_runs, train, rows[0], protocol, schedule_steps=steps, phase="select", best=best, on_event=told
+                    runs, train, kept, protocol, schedule_steps=steps, phase="select", best=best, on_event=report
                 )
-            with shared_out("validate", parties):
-                accuracies = validate(bank_runs, train, rows[1], protocol, best=best, on_event=told)
-            del bank_runs  # before the next banks take their memory
-            for place, outcome, accuracy in zip(places, fitted, accuracies, strict=True):
-                grid, key, members = work[place]
-                scores = BankScores(
-                    accuracies=accuracy.masked_fill_(outcome.diverged, torch.nan), curves=outcome.curves
-                )
+            with attribute_time("validate", runs):
+                accuracies = validate(runs, train, held_out, protocol, best=best, on_event=report)
+            del runs  # before the next banks take their memory
+            for bank, outcome, accuracy in zip(banks_of_pass, fitted, accuracies, strict=True):
+                accuracy.masked_fill_(outcome.diverged, torch.nan)
+                scores = BankScores(accuracies=accuracy, curves=outcome.curves)
                 if journal is not None:
-                    journal.keep(key, scores)
-                grid.record(members, key, scores)
-    return [grid.selection() for grid in grids]
+                    journal.keep(bank.key, scores)
+                bank.grid.record(bank, scores)
+    return {grid.head.candidate: grid.selection() for grid in grids}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _GridBank:
+    """A bank of a grid, with the indices of its settings in the grid."""
+
+    grid: _Grid
+    members: list[int]
+    key: BankKey
 
 
 class _Grid:
-    """The settings of one entrant on their way through the rungs."""
+    """The settings of one head on their way through the rungs."""
 
-    def __init__(self, trainable: TrainableHead, protocol: TrainingProtocol, plan: BatchPlan) -> None:
-        self.trainable = trainable
-        self._duplicates = first_duplicates(trainable.settings)
+    def __init__(self, head: TrainableHead, plan: BatchPlan) -> None:
+        self.head, self._plan, self._settings = head, plan, head.protocol.settings(head.candidate.head)
+        self.seconds = {"select": 0.0, "validate": 0.0}
+        self._duplicates = first_duplicates(self._settings)
         self._alive = sorted(set(self._duplicates))
-        self.planned = plan_rungs(protocol.sweep, len(self._alive), plan.num_steps)
+        self.planned = plan_rungs(head.protocol.sweep, len(self._alive), plan.num_steps)
         self._rungs: list[Rung] = []
         self._scores: dict[int, SettingScore] = {}
         self._curves: list[tuple[list[int], LearningCurves]] = []
@@ -162,9 +176,9 @@ class _Grid:
     def best(self) -> float | None:
         return max((score.validation for score in self._scores.values() if score.validation is not None), default=None)
 
-    def begin(self, number: int) -> list[tuple[list[int], BankKey]]:
-        """The banks of a rung: settings by number, and what they are."""
-        rung = self.planned[number]
+    def begin(self, number: int) -> list[_GridBank]:
+        """The banks of a rung."""
+        rung, settings = self.planned[number], self._settings
         if number:
             last = [self._scores[index].validation for index in self._alive]
             self._alive = keep_best(self._alive, last, rung.num_settings)
@@ -172,30 +186,29 @@ class _Grid:
             return []
         self._rungs.append(replace(rung, num_settings=len(self._alive)))
         # probes of one dropout rate side by side: a bank trains them together
-        by_dropout = sorted(self._alive, key=lambda index: self.trainable.settings[index].dropout)
-        memory = self.trainable.memory
-        banks = [list(range(len(by_dropout)))] if memory is None else memory.banks(len(by_dropout))
-        return [self._bank([by_dropout[place] for place in places], rung.num_steps) for places in banks]
+        by_dropout = sorted(self._alive, key=lambda index: settings[index].dropout)
+        banks = []
+        for places in self.head.memory.banks(len(by_dropout)):
+            members = [by_dropout[place] for place in places]
+            trained = tuple(settings[member] for member in members)
+            key = BankKey(candidate=self.head.candidate, settings=trained, num_steps=rung.num_steps)
+            banks.append(_GridBank(grid=self, members=members, key=key))
+        return banks
 
-    def _bank(self, members: list[int], num_steps: int) -> tuple[list[int], BankKey]:
-        settings = tuple(self.trainable.settings[member] for member in members)
-        return members, BankKey(candidate=self.trainable.candidate, settings=settings, num_steps=num_steps)
-
-    def record(self, members: list[int], key: BankKey, scores: BankScores) -> None:
-        """What a bank scored."""
-        self._curves.append((members, scores.curves))
-        for member, accuracy in zip(members, scores.accuracies.tolist(), strict=True):
+    def record(self, bank: _GridBank, scores: BankScores) -> None:
+        self._curves.append((bank.members, scores.curves))
+        for member, accuracy in zip(bank.members, scores.accuracies.tolist(), strict=True):
             self._scores[member] = SettingScore(
-                setting=self.trainable.settings[member],
+                setting=self._settings[member],
                 validation=None if accuracy != accuracy else accuracy,
-                num_steps=key.num_steps,
+                num_steps=bank.key.num_steps,
             )
 
     def selection(self) -> Selection:
-        """All settings, twins with the scores of the first."""
+        """All settings; duplicates have the score of the first."""
         scores = tuple(
             replace(self._scores[first], setting=setting)
-            for first, setting in zip(self._duplicates, self.trainable.settings, strict=True)
+            for first, setting in zip(self._duplicates, self._settings, strict=True)
         )
         last_rung = set(self._alive)
         return Selection(
@@ -203,11 +216,47 @@ class _Grid:
             finalists=tuple(score for score, first in zip(scores, self._duplicates, strict=True) if first in last_rung),
             rungs=tuple(self._rungs),
             curves=join_curves(self._curves, len(scores)).rows(self._duplicates),
+            plan=self._plan,
+            seconds=self.seconds,
         )
 
 
-def _of_pass(on_event: OnEvent | None, number: int, num_passes: int) -> Callable[[Progress], None] | None:
-    """Progress of one of several passes as a part of the whole phase."""
+def plan_rungs(sweep: str, num_settings: int, num_steps: int) -> tuple[Rung, ...]:
+    """Plan the rounds of a sweep.
+
+    Args:
+        sweep: "full" for one round of all settings, or "halving".
+        num_settings: P, size of the grid.
+        num_steps: S, length of the full schedule.
+
+    >>> [(rung.num_settings, rung.num_steps) for rung in plan_rungs("halving", 63, 1000)]
+    [(63, 112), (21, 334), (7, 1000)]
+    >>> plan_rungs("full", 63, 1000)
+    (Rung(num_settings=63, num_steps=1000),)
+    """
+    if sweep == "full":
+        return (Rung(num_settings=num_settings, num_steps=num_steps),)
+    shares = [SHRINK**rung for rung in range(NUM_RUNGS)]
+    return tuple(
+        Rung(num_settings=-(-num_settings // share), num_steps=-(-num_steps // rest))
+        for share, rest in zip(shares, reversed(shares), strict=True)
+    )
+
+
+def keep_best(candidates: Sequence[int], accuracies: Sequence[float | None], count: int) -> list[int]:
+    """Keep the `count` best candidates, in their order and the first among equals; diverged ones (None) are never kept.
+
+    >>> keep_best([4, 5, 6, 7], [0.5, 0.9, None, 0.5], 2)
+    [4, 5]
+    """
+    finished = [
+        (accuracy, index) for index, accuracy in zip(candidates, accuracies, strict=True) if accuracy is not None
+    ]
+    return sorted(index for _, index in sorted(finished, key=lambda pair: -pair[0])[:count])
+
+
+def _events_of_pass(on_event: OnEvent | None, number: int, num_passes: int) -> OnEvent | None:
+    """A callback that reports the progress of one pass as part of the whole phase."""
     if on_event is None or num_passes == 1:
         return on_event
 

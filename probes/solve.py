@@ -19,7 +19,7 @@ from torch import Tensor
 from .data.split import split_rows
 from .data.token_source import TokenSource
 from .errors import DataError, SettingError
-from .evaluate import score_test
+from .evaluate import check_test, measure
 from .events import OnEvent, Reporter
 from .fit import class_weights
 from .heads import HEADS, Head, HeadModule
@@ -53,15 +53,14 @@ def run_solvers(
 ) -> SweepResult:
     """Choose a candidate and a setting on held-out training images, solve it on all of them, test it once.
 
+    In the result `selection`, `refit` and `memory` are None, `rungs` is empty, and nothing can diverge.
+
     Args:
         head: a solved head, such as ridge, logreg or knn.
         candidates: open the training images, each with some of their tokens, in the order in which they win ties.
         open_test: opens the test images with the tokens of a candidate, by number; called once, after everything else.
         protocol: the grid of the head, validation share and seed; the rest does not matter here.
         on_event: called with `Progress`.
-
-    Returns:
-        A result without batches, rungs and memory plan; nothing can diverge.
 
     Raises:
         SettingError: the head is trained, or the tokens are not concatenated.
@@ -86,8 +85,8 @@ def run_solvers(
         train = candidates[candidate]()
         (probe,) = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
     with timed(seconds, "test"):
-        test = open_test(candidate)
-        logits, metrics = score_test(train, test, lambda: _logits(probe, test, torch.arange(len(test.labels))))
+        check_test(train, test := open_test(candidate))
+        logits = _logits(probe, test, torch.arange(len(test.labels)))
     return SweepResult(
         head=head,
         candidate=candidate,
@@ -96,7 +95,7 @@ def run_solvers(
         chosen=best.setting,
         validation=best.validation,
         diverged=False,
-        test=metrics,
+        test=measure(logits, test),
         test_logits=logits,
         probe=probe,
         num_parameters=sum(parameter.numel() for parameter in probe.parameters()),

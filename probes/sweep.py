@@ -1,11 +1,11 @@
-"""The protocol: hold out, train the grid, choose, train the choice on everything, test once.
+"""The protocol: hold out images, train the grid, choose a setting, train it on all images, test once.
 
-Sweeps over the same images can run together: heads share every pass over the batches, and each comes out as it would
-alone. A sweep may also choose among several heads: then their grids are one grid, and only the winner is trained again.
+Sweeps over the same images can run together: their heads share every pass over the batches, and each result is that of the sweep
+alone. A sweep may also choose among several heads: their grids are one grid, and only the best setting is trained again.
 
-The test images are reached through a callable that is called after the last training and not before, so nothing that
-is chosen can have seen them. A probe that diverges is a result that says so: its setting cannot be chosen,
-and if all diverge, or the final training does, the result has no test metrics.
+The test images come from a callable that is called after the last training, so nothing that is chosen can have seen them. A
+probe that diverges is a result, not an error: its setting cannot be chosen, and if all diverge, or the final training does, the
+result has no test metrics.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ from dataclasses import replace
 
 import torch
 
-from .data.batches import BatchPlan, plan_batches
-from .data.split import split_rows
+from .chosen import Choice, Refit, refit
 from .data.token_source import TokenSource
 from .events import OnEvent
-from .group_plan import Candidate, plan_group
-from .halving import Rung
 from .heads import Head
-from .outcome import SettingScore, SweepResult, choose
+from .outcome import Rung, SweepResult, choose
+from .plan import Candidate, TrainableHead, plan_group
 from .protocol import Setting, TrainingProtocol
-from .refit import Refit, Winner, refit
 from .select import Journal, Selection, select
-from .trainable_heads import TrainableHead, prepare
 
 
 def run_sweep(
@@ -41,17 +37,10 @@ def run_sweep(
     journal: Journal | None = None,
     on_event: OnEvent | None = None,
 ) -> SweepResult:
-    """The sweep of one head, which reads whole rows: `run_sweeps` of one candidate.
-
-    Args:
-        head: which probe.
-        train, open_test, protocol, memory_bytes, device, journal, emit: as there.
-
-    Raises:
-        SettingError, DataError: as there.
-    """
+    """The sweep of one head that reads whole rows; other arguments and errors as in `run_sweeps`."""
+    sweeps = [[Candidate(head=head)]]
     (result,) = run_sweeps(
-        [[Candidate(head=head)]],
+        sweeps,
         train,
         open_test,
         protocol,
@@ -74,140 +63,127 @@ def run_sweeps(
     journal: Journal | None = None,
     on_event: OnEvent | None = None,
 ) -> list[SweepResult]:
-    """Of each sweep: choose a candidate and its setting on held-out training images, train it on all of them, test once.
+    """Run several sweeps: choose a candidate and its setting on held-out images, train it on all images, test it once.
 
     Args:
-        sweeps: the candidates of each, in the order in which they win ties. One candidate is a sweep over its settings. A candidate
-            of several sweeps is trained once.
-        train: the training images; blocks of its rows are what candidates read.
-        open_test: opens the test images; called once, after everything else.
+        sweeps: the candidates of each sweep, in the order in which they win ties; one candidate is a sweep over its settings. A
+            candidate of several sweeps is trained once.
+        train: the training images; candidates read blocks of its rows.
+        open_test: opens the test images; called once, after all training.
         protocol: the grid and how to train.
-        memory_bytes: what training may take of the device's memory beside tokens that a source keeps there; see `budget.py`. What
-            does not fit at once is trained in several banks and passes, one after the other. None is no limit.
+        memory_bytes: memory for training on the device, beside tokens that a source keeps there; see `banks/budget.py`. What does
+            not fit at once is trained in several banks and passes, one after the other. None is no limit.
         device: of the arithmetic.
-        journal: keeps finished banks, so that a sweep that was killed goes on.
-        emit: called with `Progress`, at most four times a second.
+        journal: keeps finished banks, so that an interrupted sweep can continue.
+        on_event: called with `Progress`, at most four times a second.
 
     Returns:
-        of each sweep.
+        the result of each sweep.
 
     Raises:
-        SettingError: head and tokens do not fit each other, or not even one probe fits into the memory.
-        DataError: too few images to hold some out, or test tokens unlike the training tokens.
+        SettingError: head and tokens do not fit each other, or the memory is too small for one probe.
+        DataError: there are too few images to hold some out, or the test tokens differ from the training tokens.
     """
     candidates = list(dict.fromkeys(one for sweep in sweeps for one in sweep))
     group = plan_group(candidates, train, protocol, memory_bytes)
-    trainables = [
-        prepare(one, train, protocol, memory, refit_bytes)
-        for one, memory, refit_bytes in zip(candidates, group.memory, group.refit_bytes, strict=True)
-    ]
-    rows = split_rows(train, protocol.validation_fraction, protocol.seed)
-    seconds = [{"select": 0.0, "validate": 0.0} for _ in trainables]
-    plan = plan_batches(len(rows[0]), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     selections = select(
-        trainables,
+        group.heads,
         train,
-        rows,
         protocol,
-        plan,
         memory_bytes=group.banks_bytes,
         device=device,
         journal=journal,
-        seconds=seconds,
         on_event=on_event,
     )
-    fields = [[candidates.index(one) for one in sweep] for sweep in sweeps]
-    chosen = [_choose(field, selections) for field in fields]
-    winners = list(dict.fromkeys(winner for winner, _ in chosen if winner is not None))
-    trained = refit(
-        winners,
-        trainables,
+    chosen = [_choose(sweep, selections) for sweep in sweeps]
+    winners = [None if best is None else best[0] for best in chosen]
+    refits = refit(
+        list(dict.fromkeys(winner for winner in winners if winner is not None)),
+        group.heads,
         train,
         open_test,
         protocol,
         memory_bytes=group.banks_bytes,
         device=device,
-        best=max((score.validation for _, score in chosen if score and score.validation is not None), default=None),
+        best=max((best[1] for best in chosen if best is not None), default=None),
         on_event=on_event,
     )
     return [
-        _result(field, trainables, selections, winner, best, None if winner is None else trained[winner], plan, own)
-        for field, (winner, best), own in zip(
-            fields, chosen, _seconds(fields, seconds, [winner for winner, _ in chosen], trained), strict=True
-        )
+        _result(sweep, group.heads, selections, best, None if best is None else refits[best[0]], seconds)
+        for sweep, best, seconds in zip(sweeps, chosen, _seconds(sweeps, selections, winners, refits), strict=True)
     ]
 
 
+def _choose(sweep: Sequence[Candidate], selections: Mapping[Candidate, Selection]) -> tuple[Choice, float] | None:
+    """The best setting of the last rungs, the first among equals, and its validation score; None if all diverged."""
+    finalists = [(candidate, score) for candidate in sweep for score in selections[candidate].finalists]
+    best = choose([score for _, score in finalists])
+    if best is None:
+        return None
+    candidate = next(candidate for candidate, score in finalists if score is best)
+    assert isinstance(best.setting, Setting)
+    assert best.validation is not None
+    return Choice(candidate=candidate, setting=best.setting), best.validation
+
+
 def _seconds(
-    fields: Sequence[Sequence[int]],
-    of_trainables: Sequence[dict[str, float]],
-    winners: Sequence[Winner | None],
-    trained: Mapping[Winner, Refit],
+    sweeps: Sequence[Sequence[Candidate]],
+    selections: Mapping[Candidate, Selection],
+    winners: Sequence[Choice | None],
+    refits: Mapping[Choice, Refit],
 ) -> list[dict[str, float]]:
-    """Of each sweep, by phase; what several sweeps have in common falls to them in equal parts."""
-    in_sweeps = Counter(place for field in fields for place in field)
-    chosen_by = Counter(winners)
-    all_seconds: list[dict[str, float]] = []
-    for field, winner in zip(fields, winners, strict=True):
+    """Wall time of each sweep by phase; work that several sweeps need is divided equally between them."""
+    num_sweeps = Counter(candidate for sweep in sweeps for candidate in sweep)
+    num_wins = Counter(winners)
+    all_seconds = []
+    for sweep, winner in zip(sweeps, winners, strict=True):
         seconds = {
-            phase: sum(of_trainables[place][phase] / in_sweeps[place] for place in field) for phase in of_trainables[0]
+            phase: sum(selections[one].seconds[phase] / num_sweeps[one] for one in sweep)
+            for phase in ("select", "validate")
         }
         if winner is not None:
-            seconds |= {phase: own / chosen_by[winner] for phase, own in trained[winner].seconds.items()}
+            seconds |= {phase: own / num_wins[winner] for phase, own in refits[winner].seconds.items()}
         all_seconds.append(seconds)
     return all_seconds
 
 
-def _choose(field: Sequence[int], selections: Sequence[Selection]) -> tuple[Winner | None, SettingScore | None]:
-    """The best of the last rungs of some entrants, the first of equals."""
-    finalists = [(place, score) for place in field for score in selections[place].finalists]
-    best = choose([score for _, score in finalists])
-    if best is None:
-        return None, None
-    place = next(place for place, score in finalists if score is best)
-    assert isinstance(best.setting, Setting)
-    return Winner(trainable=place, setting=best.setting), best
-
-
 def _result(
-    field: Sequence[int],
-    trainables: Sequence[TrainableHead],
-    selections: Sequence[Selection],
-    winner: Winner | None,
-    best: SettingScore | None,
+    sweep: Sequence[Candidate],
+    heads: Mapping[Candidate, TrainableHead],
+    selections: Mapping[Candidate, Selection],
+    best: tuple[Choice, float] | None,
     trained: Refit | None,
-    plan: BatchPlan,
     seconds: dict[str, float],
 ) -> SweepResult:
-    place = field[0] if winner is None else winner.trainable
-    trainable, selection = trainables[place], selections[place]
-    num_parameters = sum(parameter.numel() for parameter in trainable.initial.parameters())
-    of_classifier = sum(parameter.numel() for parameter in trainable.initial.classifier.parameters())
+    candidate = sweep[0] if best is None else best[0].candidate
+    head, selection = heads[candidate], selections[candidate]
+    num_parameters = sum(parameter.numel() for parameter in head.initial.parameters())
+    of_classifier = sum(parameter.numel() for parameter in head.initial.classifier.parameters())
     return SweepResult(
-        head=trainable.candidate.head,
-        candidate=field.index(place),
-        candidate_scores=tuple(selections[one].scores for one in field),
+        head=candidate.head,
+        candidate=sweep.index(candidate),
+        candidate_scores=tuple(selections[one].scores for one in sweep),
         scores=selection.scores,
-        chosen=None if winner is None else winner.setting,
-        validation=None if best is None else best.validation,
+        chosen=None if best is None else best[0].setting,
+        validation=None if best is None else best[1],
         diverged=trained is None or trained.probe is None,
         test=None if trained is None else trained.test,
         test_logits=None if trained is None else trained.test_logits,
         probe=None if trained is None else trained.probe,
         num_parameters=num_parameters,
         num_parameters_before_classifier=num_parameters - of_classifier,
-        selection=plan,
-        rungs=_rungs_of([selections[one].rungs for one in field]),
+        selection=selection.plan,
+        rungs=_join_rungs([selections[one].rungs for one in sweep]),
         curves=selection.curves,
         refit=None if trained is None else trained.plan,
         refit_curves=None if trained is None else trained.curves,
-        memory=trainable.memory,
+        memory=head.memory,
         seconds=seconds,
     )
 
 
-def _rungs_of(candidates: Sequence[Sequence[Rung]]) -> tuple[Rung, ...]:
-    """The rounds of all candidates as one sweep's: candidates of one protocol go the same number of steps in each."""
+def _join_rungs(candidates: Sequence[Sequence[Rung]]) -> tuple[Rung, ...]:
+    """The rounds of all candidates as those of one sweep: candidates of one protocol have equal steps in each round."""
     most = max(candidates, key=len)  # a candidate all of whose settings diverged has ended early
     return tuple(
         replace(rung, num_settings=sum(one[number].num_settings for one in candidates if len(one) > number))

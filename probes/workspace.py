@@ -1,7 +1,7 @@
 """Named scratch memory that outlives a step: page faults of a fresh large tensor cost more than its use.
 
-Large buffers of the host are taken from the system itself and not from the C library's heap. There they would be given back when
-the heap around them allows it, if ever; here that is when they are dropped, and a buffer that grew leaves no hole.
+Large buffers on a CPU are allocated from the system with mmap, not from the heap of the C library. So they are returned as soon
+as they are dropped, which the heap does only if nothing above them is in use, and a buffer that grows leaves no hole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FROM_SYSTEM_BYTES = 1 << 20
 
 
 class Workspace:
-    """Buffers by name on one device, each as large as its largest use so far. A name's content is gone at its next use."""
+    """Buffers by name on one device, each as large as its largest use so far. The next use of a name overwrites its content."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self.device = dtype, device
@@ -27,11 +27,11 @@ class Workspace:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def empty(self, name: str, *shape: int) -> Tensor:
-        """A tensor of this shape with whatever lies there."""
+        """An uninitialised tensor of this shape."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size:
-            self._buffers.pop(name, None)  # before the larger one is made
+            self._buffers.pop(name, None)  # before the larger one is allocated
             del buffer
             buffer = self._buffers[name] = _allocate(size, self._dtype, self.device)
         return buffer[:size].view(shape)
@@ -43,6 +43,6 @@ def _allocate(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(size, dtype=dtype, device=device)
     try:
         memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:  # no memory: let torch say so, in its own words
+    except OSError:  # no memory: torch raises its own error
         return torch.empty(size, dtype=dtype, device=device)
-    return torch.frombuffer(memory, dtype=dtype)  # holds the map, which goes with its last tensor
+    return torch.frombuffer(memory, dtype=dtype)  # keeps the map alive as long as the tensor

@@ -1,8 +1,8 @@
-"""A GPU that is not there: its tensors have a shape, a type and a device, but no values, so whatever needs one fails.
+"""A simulated GPU: its tensors have a shape, a type and a device, but no values, so code that needs values fails.
 
 The host's tensors are real, the GPU's are torch's fake ones. `.item()`, `bool(x)`, `nonzero`, boolean indexing and
-operands on two devices raise of themselves. A copy is no error but may wait: `waits` lists those that do, which is any
-copy to the host, and a copy from it that is not queued (`non_blocking`) out of page-locked memory.
+operands on two devices raise errors. A copy is no error but may wait: `waits` lists every copy to the host, and every copy
+from the host that is not queued (`non_blocking`) from page-locked memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-import layerbank.probes.data.jitter
+import layerbank.probes.data.rows
 import layerbank.probes.fit
 
 
 class AbsentGpu(TorchDispatchMode):
-    """Sends what touches the GPU to the fake one, and keeps account of waiting."""
+    """Sends operations on the GPU to the fake one, and records those that wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class AbsentGpu(TorchDispatchMode):
 
 @contextmanager
 def absent_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[AbsentGpu]:
-    """Within, `device="cuda"` can be had on any machine; with torch 2.6, what indexes or fills a tensor of it needs a GPU."""
+    """Within, `device="cuda"` works on any machine; with torch 2.6, indexing or filling such a tensor needs a GPU."""
     gpu = AbsentGpu()
 
     def pin(x: Tensor) -> Tensor:  # needs a driver
@@ -71,7 +71,7 @@ def absent_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[AbsentGpu]:
     kept: list[Tensor] = []
     with monkeypatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), gpu:
         patch.setattr(Tensor, "pin_memory", pin)
-        for module in (layerbank.probes.fit, layerbank.probes.data.jitter):
+        for module in (layerbank.probes.fit, layerbank.probes.data.rows):
             patch.setattr(module, "make_generator", make_generator)
         try:
             yield gpu

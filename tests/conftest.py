@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from commands import MODEL, run
 from photos import write_photos
+
+from layerbank.data.sources import ImageSource
+
+Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -56,3 +63,27 @@ def extracted_store(extract_arguments: tuple[str, ...], tmp_path_factory: pytest
     assert run(*extract_arguments, "--cache", root).exit_code == 0
     (store,) = root.rglob("*.zarr")
     return store
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that leaves so many bytes free on every disk."""
+
+    def leave(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - free, free))
+
+    return leave
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows that were decoded."""
+    rows: list[int] = []
+    original = ImageSource.load
+
+    def load(self: ImageSource, row: int) -> Any:
+        rows.append(row)
+        return original(self, row)
+
+    monkeypatch.setattr(ImageSource, "load", load)
+    return rows

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import raises
 
 from layerbank.probes.data.batches import SMALLEST_BATCH, BatchPlan, choose_batch_size, plan_batches
 from layerbank.probes.errors import DataError
@@ -86,8 +87,5 @@ def test_there_are_enough_epochs_for_the_minimum_of_steps() -> None:
 
 
 def test_one_image_cannot_be_trained_on() -> None:
-    with pytest.raises(DataError) as error:
+    with raises("probes.too_few_images", DataError, num_images=1):
         plan_batches(1, wish=2048, epochs=1, min_steps=1)
-    assert str(error.value) == (
-        "training images: expected at least 2, got 1. Give more images: BatchNorm needs two in a batch."
-    )

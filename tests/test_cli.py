@@ -16,6 +16,7 @@ from click.testing import Result
 from commands import MODEL, run
 from messages import refuses
 
+from layerbank.errors import LayerbankError
 from layerbank.models.request import choose_precision, choose_workers
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
@@ -151,72 +152,76 @@ def refusal(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "key", "values"),
     [
-        (
-            ("--model", "timm/vit_smal_patch16_224"),
-            ("layerbank: ", "expected", "got", "do", "vit_small_patch16_224"),
-        ),
-        (("--model", "timm/resnet18", "--weights", "random"), ("resnet18",)),
-        (("--data", "nothing"), ("data 'nothing'", "Did you mean folder:nothing?")),
-        (("--data", "folder:/no/such/place"), ("folder:/no/such/place", "nothing there")),
-        (("--train-split", "training"), ("training", "test, train")),
-        (("--num-heads", "8,x"), ("--num-heads", "whole numbers from 1", "'8,x'")),
-        (("--num-heads", ""), ("--num-heads", "whole numbers from 1", "''")),
-        (("--seed", "-1"), ("--seed", "whole numbers from 0", "'-1'")),
-        (("--num-heads", "500"), ("--probe alf-h500", "num_heads <= embed_dim", "num_heads 500")),
-        (("--probe", "linear-all-h4"), ("--probe linear-all-h4", "has none", "Use the name linear-all.")),
-        (("--probe", "alff"), ("--probe", "'alff'", "Did you mean 'alf'?")),
-        (("--probe", "alf-grid9-last"), ("grid9",)),
-        (("--protocol", "papier"), ("--protocol", "paper, quick, or a TOML file", "'papier'")),
-        (("--device", "abacus"), ("--device", "'abacus'", 'Use "cpu"')),
-        (("--weights", "/no/such/file.safetensors"), ("/no/such/file.safetensors",)),
-        (("--image-size", "3"), ("3",)),
+        (("--model", "timm/vit_smal_patch16_224"), "models.unknown_model", {"name": "vit_smal_patch16_224"}),
+        (("--model", "timm/resnet18", "--weights", "random"), "models.image_size_is_fixed", {"model": "timm/resnet18"}),
+        (("--data", "nothing"), "data.no_scheme", {"uri": "nothing", "nearest": "folder:nothing"}),
+        (("--data", "folder:/no/such/place"), "data.no_such_folder", {"data": "folder:/no/such/place"}),
+        (("--train-split", "training"), "data.no_such_split", {"split": "training", "splits": "test, train"}),
+        (("--num-heads", "8,x"), "layerbank.not_whole_numbers", {"option": "--num-heads", "least": 1, "text": "8,x"}),
+        (("--num-heads", ""), "layerbank.not_whole_numbers", {"option": "--num-heads", "least": 1, "text": ""}),
+        (("--seed", "-1"), "layerbank.not_whole_numbers", {"option": "--seed", "least": 0, "text": "-1"}),
+        (("--num-heads", "500"), "probing.head_does_not_fit", {"name": "alf-h500"}),
+        (("--probe", "linear-all-h4"), "probing.head_without_heads", {"name": "linear-all-h4", "stem": "linear-all"}),
+        (("--probe", "alff"), "probing.unknown_probe", {"name": "alff", "nearest": "alf"}),
+        (("--probe", "alf-grid9-last"), "models.grid_too_fine", {"kind": "grid9"}),
+        (("--protocol", "papier"), "probing.unknown_protocol", {"name": "papier"}),
+        (("--device", "abacus"), "models.unusable_device", {"device": "abacus"}),
+        (("--weights", "/no/such/file.bin"), "models.no_weights_file", {"path": "/no/such/file.bin"}),
+        (("--image-size", "3"), "models.image_size_of_no_patches", {"size": 3}),
     ],
 )
 def test_a_wrong_request_says_where_what_was_expected_what_came_and_what_to_do(
-    place: dict[str, Any], arguments: tuple[str, ...], words: tuple[str, ...]
+    place: dict[str, Any], arguments: tuple[str, ...], key: str, values: dict[str, object]
 ) -> None:
-    shown = refusal("probe", *place["arguments"], *arguments)
-    for word in ("layerbank: ", "  expected  ", "  got       ", "  do        ", *words):
-        assert word in shown, shown
+    result = run("probe", *place["arguments"], *arguments)
+    refuses(result, key, **values)
+    for word in ("layerbank: ", "  expected  ", "  got       ", "  do        "):
+        assert word in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "key", "values"),
     [
-        ("learning_rates = [1]", ("'learning_rates'", "Did you mean")),
-        ("seed = 3", ("'seed'", "Give the seed with --seed.")),
-        ("lrs = [-1.0]", ("lrs at least one, all > 0", "(-1.0,)")),
-        ("lrs = 'many'", ("numbers, and lists of numbers",)),
-        ("lrs = [", ("TOML", "Correct the file.")),
+        ("learning_rates = [1]", "probing.unknown_protocol_key", {"key": "learning_rates"}),
+        ("seed = 3", "probing.protocol_with_seed", {}),
+        ("lrs = [-1.0]", "probing.invalid_protocol", {"expected": "lrs at least one, all > 0"}),
+        ("lrs = 'many'", "probing.protocol_types", {}),
+        ("lrs = [", "probing.protocol_not_toml", {}),
     ],
 )
 def test_a_wrong_protocol_file_is_refused_by_key(
-    place: dict[str, Any], tmp_path: Path, text: str, words: tuple[str, ...]
+    place: dict[str, Any], tmp_path: Path, text: str, key: str, values: dict[str, object]
 ) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    shown = refusal("probe", *place["arguments"], "--protocol", str(path))
-    assert str(path) in shown
-    for word in words:
-        assert word in shown, shown
+    error = refuses_to_probe(place, "--protocol", str(path), key=key)
+    assert error.values["path"] == str(path)
+    assert {name: error.values[name] for name in values} == values
+
+
+def refuses_to_probe(place: dict[str, Any], *arguments: str, key: str) -> LayerbankError:
+    return refuses(run("probe", *place["arguments"], *arguments), key)
 
 
 def test_without_extraction_a_missing_store_is_refused_with_the_command_to_run(
     place: dict[str, Any], tmp_path: Path
 ) -> None:
-    shown = refusal("probe", *place["arguments"], "--cache", str(tmp_path), "--no-extract")
-    assert "layerbank extract" in shown
+    error = refuses_to_probe(place, "--cache", str(tmp_path), "--no-extract", key="cache.store_missing")
+    assert "layerbank extract" in error.todo
 
 
 def test_predict_refuses_a_folder_without_a_probe(tmp_path: Path) -> None:
-    assert str(tmp_path) in refusal("predict", "--probe", str(tmp_path), "--data", "images:.")
+    result = run("predict", "--probe", str(tmp_path), "--data", "images:.")
+    refuses(result, "probes.no_saved_probe", folder=tmp_path)
 
 
 def test_images_without_labels_are_no_data_to_probe(place: dict[str, Any], photos: Path) -> None:
-    result = run("probe", *place["arguments"], "--data", f"images:{photos}")
-    refuses(result, "probing.unlabelled_images", data=f"{photos.name}/train")
+    error = refuses_to_probe(place, "--data", f"images:{photos}", key="probing.unlabelled_images")
+    assert error.values["data"] == f"{photos.name}/train"
 
 
 def test_wrong_data_are_refused_before_the_model_is_looked_for() -> None:
@@ -286,8 +291,8 @@ def test_a_memory_budget_is_shown_and_changes_no_result(place: dict[str, Any], t
     assert [row["test"] for row in first] == [row["test"] for row in second]
 
 
-@pytest.mark.parametrize("memory", ["lots", "1kB"])
-def test_a_memory_budget_that_is_no_size_or_too_small_is_refused(place: dict[str, Any], memory: str) -> None:
-    shown = refusal("probe", *place["arguments"], "--retrain", "--memory", memory)
-    assert "memory" in shown
-    assert "  expected  " in shown
+@pytest.mark.parametrize(
+    ("memory", "key"), [("lots", "layerbank.not_a_size"), ("1kB", "layerbank.memory_in_use_already")]
+)
+def test_a_memory_budget_that_is_no_size_or_too_small_is_refused(place: dict[str, Any], memory: str, key: str) -> None:
+    refuses_to_probe(place, "--retrain", "--memory", memory, key=key)

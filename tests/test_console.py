@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from shown_events import FINISHED, PROGRESS, STARTED, STORE, shown
 
 from layerbank import console
 from layerbank.console import Listener, print_error, print_table
@@ -17,10 +17,6 @@ from layerbank.events import (
     ClusterBusy,
     ClusterJoined,
     CompileFailed,
-    Event,
-    ExtractionFinished,
-    ExtractionProgress,
-    ExtractionStarted,
     ImageSkipped,
     MemoryPlanned,
     PrecisionAdvice,
@@ -34,43 +30,6 @@ from layerbank.events import (
     WorkerLost,
 )
 from layerbank.quantities import size
-
-STORE = Path("caches/photos/train/model-1a2b3c4d.zarr")
-STARTED = ExtractionStarted(
-    store=STORE,
-    backbone="timm/vit",
-    dataset="photos",
-    split="train",
-    num_rows=1000,
-    num_pending=900,
-    num_missing=900,
-    num_arrays=26,
-    device="cpu",
-    precision="float32",
-    batch_size=64,
-)
-PROGRESS = ExtractionProgress(
-    num_done=450, num_pending=900, num_batches=8, elapsed_s=10.0, decode_s=2.0, compute_s=7.0, write_s=0.5
-)
-FINISHED = ExtractionFinished(
-    store=STORE,
-    num_rows=1000,
-    num_computed=900,
-    size_bytes=2_000_000,
-    elapsed_s=20.0,
-    decode_s=4.0,
-    compute_s=14.0,
-    write_s=1.0,
-)
-
-
-def shown(capsys: pytest.CaptureFixture[str], *events: Event, **options: Any) -> list[str]:
-    with Listener(**options) as listener:
-        for event in events:
-            listener.show(event)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.splitlines()
 
 
 def test_a_log_gets_a_line_at_the_start_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Learning curves: what a training's losses and learning rates were, at some hundred steps."""
+"""Learning curves: losses and learning rates of a training at up to a hundred steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
+from sweeps import ATTENTIVE, LINEAR, SMALL, make_source
 
 from layerbank.probes import (
     AttentiveBank,
@@ -21,8 +21,8 @@ from layerbank.probes import (
     fit_bank,
     run_sweep,
 )
-from layerbank.probes.curves import NUM_POINTS, join_curves, sampled_steps
 from layerbank.probes.fit import cosine_lr
+from layerbank.probes.outcome import NUM_POINTS, join_curves, sampled_steps
 
 ROWS = torch.arange(150)
 

@@ -26,6 +26,7 @@ from layerbank.events import (
     TokensOutOfRange,
 )
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.repair import repair_and_fill
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.rounding import round_tokens
 
@@ -151,10 +152,10 @@ def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(sourc
         backbone.tower.blocks[3].norm2.bias[7] = 1e6  # type: ignore[union-attr, index]
     arrays = (("block.2", "cls"), ("block.3", "cls"))
     store, events = run(backbone, source, tmp_path, arrays=arrays)
-    told = [event for event in events if isinstance(event, TokensOutOfRange)]
-    assert {event.array for event in told} == {"tokens/block.3/cls"}
-    assert told[-1].num_saturated == len(source)
-    assert told[-1].num_nonfinite == 0
+    out_of_range = [event for event in events if isinstance(event, TokensOutOfRange)]
+    assert {event.array for event in out_of_range} == {"tokens/block.3/cls"}
+    assert out_of_range[-1].num_saturated == len(source)
+    assert out_of_range[-1].num_nonfinite == 0
     assert TokenCache.open(store).notes.saturated == {"tokens/block.3/cls": len(source)}
 
 
@@ -190,3 +191,10 @@ def test_a_level_the_model_lacks_is_refused_before_anything_is_written(
     with pytest.raises(LayerbankError, match=r"block\.12"):
         run(backbone, source, tmp_path, arrays=(("block.12", "cls"),))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_does_not_record_its_model_and_data_is_not_repaired(finished: Path) -> None:
+    before = tree(finished)
+    with raises("extraction.unknown_origin", RequestError, store=finished):
+        repair_and_fill(finished)
+    assert tree(finished) == before

@@ -23,7 +23,7 @@ TORN_ROW = 400
 
 
 class Noise(ImageSource):
-    """Images of noise; leaves a file for every one it reads, and fails at some row if it is told to."""
+    """Images of noise; leaves a file for every one it reads, and fails at some row if asked to."""
 
     def __init__(self, folder: Path, torn_row: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)

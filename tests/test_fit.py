@@ -7,43 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from fits import GRID, PROTOCOL, ROWS, largest_difference, make_probe, make_source
+from messages import raises
 from torch import Tensor, nn
 
-from layerbank.probes.banks.adamw import AdamW
 from layerbank.probes.banks.bank import AttentiveBank, Bank
 from layerbank.probes.banks.linear_bank import LinearBank
-from layerbank.probes.banks.stack import Stack
-from layerbank.probes.data.jitter import add_jitter
-from layerbank.probes.data.token_source import ArraySource, stack_tokens
+from layerbank.probes.banks.stack import AdamW, Stack
+from layerbank.probes.data.rows import add_jitter
+from layerbank.probes.data.token_source import ArraySource
 from layerbank.probes.errors import SettingError
 from layerbank.probes.events import Progress
 from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
-from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.heads.linear import LinearProbe
 from layerbank.probes.protocol import Setting, TrainingProtocol
 from layerbank.probes.seeds import make_generator
-
-PROTOCOL = TrainingProtocol(epochs=10, min_steps=0, batch_size=40)  # 5 batches of 40 of 200 samples: 50 steps
-ROWS = torch.arange(200)
-GRID = [
-    Setting(lr=lr, weight_decay=weight_decay, dropout=dropout)
-    for lr in (1e-2, 1e-3)
-    for weight_decay, dropout in ((1e-4, 0.0), (1.0, 0.3), (1e-2, 0.1), (1e-6, 0.3))
-]
-
-
-def make_source(kind: str) -> ArraySource:
-    """200 samples of 4 classes that can be told apart, but not perfectly."""
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.randint(4, (200,), generator=generator)
-    tokens = torch.randn(200, 5, 24, generator=generator)
-    tokens += 0.5 * torch.randn(4, 5, 24, generator=generator)[labels]
-    tokens = stack_tokens([tokens])
-    return ArraySource(tokens if kind == "attentive" else tokens[:, 0], labels, 4)
-
-
-def make_probe(kind: str, seed: int) -> AttentiveProbe | LinearProbe:
-    return AttentiveProbe(24, 4, 4, seed=seed) if kind == "attentive" else LinearProbe(24, 4, seed=seed)
 
 
 def make_bank(kind: str, settings: list[Setting], seeds: list[int], dtype: torch.dtype = torch.float32) -> Bank:
@@ -52,15 +30,6 @@ def make_bank(kind: str, settings: list[Setting], seeds: list[int], dtype: torch
         dropouts = [setting.dropout for setting in settings]
         return AttentiveBank(probes, dropouts, dtype=dtype, group_size=3, chunk_size=16)
     return LinearBank(probes, dtype=dtype)
-
-
-def largest_difference(one: nn.Module, other: nn.Module) -> float:
-    """Of two probes' weights and statistics, relative to the largest entry of each tensor."""
-    ours, theirs = one.state_dict(), other.state_dict()
-    names = [name for name in ours if name != "bn.num_batches_tracked"]
-    return max(
-        ((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max().clamp(min=1e-3)).item() for name in names
-    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -241,11 +210,8 @@ def test_progress_is_reported_first_last_and_a_few_times_a_second() -> None:
 
 
 def test_a_bank_needs_one_setting_a_probe() -> None:
-    with pytest.raises(SettingError) as error:
+    with raises("probes.wrong_num_settings", SettingError, num_probes=8, num_settings=2):
         fit_bank(make_bank("linear", GRID, [0] * 8), make_source("linear"), ROWS, GRID[:2], PROTOCOL)
-    assert str(error.value) == (
-        "fit settings: expected 8, one a probe, got 2. Give every probe of the bank one setting."
-    )
 
 
 def test_tokens_reach_the_bank_in_the_order_of_the_plan() -> None:

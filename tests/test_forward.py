@@ -68,15 +68,15 @@ def assert_same_bits(got: Tokens, expected: Tokens) -> None:
 def test_a_cpu_multiplies_by_the_library_that_was_found_exact_and_tokens_differ_by_rounding_alone(
     backbone: Backbone, one_dnn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function, told = backbone.compile(backbone.levels, KINDS), []
+    function, precisions = backbone.compile(backbone.levels, KINDS), []
     with torch.inference_mode():
         by_default = function.forward(function.normalise(images()))
     monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: one_dnn)
     block = tapped_modules(backbone.tower, backbone.tap)["block.0"]
-    with block.register_forward_pre_hook(lambda *_: told.append(torch.get_float32_matmul_precision())):
+    with block.register_forward_pre_hook(lambda *_: precisions.append(torch.get_float32_matmul_precision())):
         got = steady(backbone)(images())
         assert_same_bits(function(images()), got)
-    assert told == ["medium" if one_dnn else "highest"] * 2
+    assert precisions == ["medium" if one_dnn else "highest"] * 2
     assert torch.get_float32_matmul_precision() == "highest"
     assert largest_error(got, by_default) < 1e-5
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import raises
 
 from layerbank.probes import ArraySource, Head, Rung, Setting, SettingError, TrainingProtocol, run_sweep, stack_tokens
 from layerbank.probes.banks.bank import AttentiveBank
 from layerbank.probes.data.split import split_stratified
 from layerbank.probes.evaluate import compute_logits
 from layerbank.probes.fit import cosine_lr, fit_bank
-from layerbank.probes.halving import keep_best, plan_rungs
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.metrics import balanced_accuracy
+from layerbank.probes.select import keep_best, plan_rungs
 
 HEAD = Head(kind="attentive", num_heads=2)
 FULL = TrainingProtocol(
@@ -121,8 +122,5 @@ def test_settings_that_diverge_do_not_go_on_and_a_rung_without_settings_ends_the
 
 
 def test_an_unknown_sweep_is_refused() -> None:
-    with pytest.raises(SettingError) as error:
+    with raises("probes.wrong_protocol", SettingError, rules="sweep 'full' or 'halving'", values="sweep racing"):
         replace(FULL, sweep="racing")
-    assert str(error.value) == (
-        "TrainingProtocol: expected sweep 'full' or 'halving', got sweep racing. Correct the protocol."
-    )

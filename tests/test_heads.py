@@ -16,7 +16,7 @@ from layerbank.probes.banks.bank import AttentiveBank
 from layerbank.probes.banks.linear_bank import LinearBank
 from layerbank.probes.banks.module_bank import ModuleBank
 from layerbank.probes.checkpoint import load_probe, save_probe
-from layerbank.probes.data.jitter import add_jitter
+from layerbank.probes.data.rows import add_jitter
 from layerbank.probes.data.token_source import ArraySource, concat_tokens, stack_tokens
 from layerbank.probes.errors import SettingError
 from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
@@ -483,23 +483,16 @@ def test_only_heads_with_attention_dropout_have_dropout_rates_in_their_grid() ->
 
 
 def test_probes_of_different_heads_or_sizes_are_refused() -> None:
-    with pytest.raises(SettingError) as error:
+    with raises("probes.mixed_heads", SettingError, heads=[("abmilp", 12, 3), ("simpool", 12, 3)]):
         ModuleBank([AbmilpProbe(D, C), SimPoolProbe(D, C)])
-    assert str(error.value) == (
-        "ModuleBank: expected at least one probe, all of one head and the same sizes, "
-        "got [('abmilp', 12, 3), ('simpool', 12, 3)]. Put probes of different heads or sizes into banks of their own."
-    )
-    with pytest.raises(SettingError, match=r"expected at least one probe.*got \[\]"):
+    with raises("probes.mixed_heads", SettingError, heads=[]):
         ModuleBank([])
 
 
 def test_dropout_rates_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(SettingError) as error:
+    with raises("probes.no_dropout", SettingError, kind="abmilp", rates=[0.0, 0.1]):
         ModuleBank([AbmilpProbe(D, C)] * 2, [0.0, 0.1])
-    assert str(error.value) == (
-        "ModuleBank dropouts: expected 2 rates of 0: abmilp has none, got [0.0, 0.1]. Give every probe one rate."
-    )
-    with pytest.raises(SettingError, match=r"expected 2 rates in \[0, 1\), got \[0.1\]"):
+    with raises("probes.wrong_dropouts", SettingError, bank="ModuleBank", num_probes=2, rates=[0.1]):
         ModuleBank([CaeProbe(D, 4, C)] * 2, [0.1])
 
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from photos import TINY_MODEL
-from test_console import FINISHED, PROGRESS, STARTED, shown
+from shown_events import FINISHED, PROGRESS, STARTED, shown
 
 from layerbank import console
 from layerbank.cache import CacheWriter
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ExtractionFinished, ExtractionProgress
-from layerbank.executors.relay import Relay
+from layerbank.executors.workers import Relay
 from layerbank.extraction import meter
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.meter import find_limit, limit_of
@@ -66,12 +66,12 @@ def test_the_console_names_it_while_it_goes_on_and_at_the_end(
 
 
 def test_events_of_several_processes_keep_their_workers() -> None:
-    told: list[Event] = []
-    relay = Relay(told.append)
+    events: list[Event] = []
+    relay = Relay(events.append)
     for worker in range(2):
-        relay.tell(worker, replace(PROGRESS, num_workers=3))
-    assert isinstance(told[-1], ExtractionProgress)
-    assert told[-1].num_workers == 3
+        relay.add(worker, replace(PROGRESS, num_workers=3))
+    assert isinstance(events[-1], ExtractionProgress)
+    assert events[-1].num_workers == 3
 
 
 @pytest.fixture(scope="module")

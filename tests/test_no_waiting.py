@@ -1,6 +1,6 @@
-"""On a GPU a training step only queues work: the host never waits for a value, and never copies what it must wait for.
+"""On a GPU a training step only queues work: the host waits for no value and for no copy.
 
-Of the banks by hand; autograd, by which `ModuleBank` differentiates, asks for a driver.
+Tested for the banks with hand-written gradients; autograd, which `ModuleBank` uses, needs a driver.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def train(bank: Bank, source: ArraySource, num_steps: int) -> None:
 
 @pytest.mark.parametrize("name", BANKS)
 def test_a_step_on_a_gpu_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What there is to wait for, weights at the start and outcomes at the end, does not depend on the number of steps."""
+    """The number of waits, for weights at the start and results at the end, does not depend on the number of steps."""
     tokens = torch.randn(100, 24) if name == "linear" else torch.randn(100, 5, 24)
     waits, calls = [], []
     for num_steps in (1, 4):

@@ -13,15 +13,17 @@ import pytest
 from commands import MODEL, run
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import refuses
 from photos import TINY_MODEL
-from test_room import full_disk, loads  # noqa: F401
 from token_stores import make_arrays, make_spec
 
 from layerbank.cache import time_block
 from layerbank.data.sources import BadImage, ImageSource, open_source
+from layerbank.events import ignore
+from layerbank.extraction.extract import ExtractConfig, Extraction
 from layerbank.models.backbone import open_backbone
-from layerbank.planning.calibrate import measure_decoding, measure_forward
-from layerbank.planning.plan_time import loop_s
+from layerbank.planning import calibrate
+from layerbank.planning.calibrate import Sample, loop_s, run_sample
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,28 +55,28 @@ def on_disk(root: Path) -> tuple[int, int]:
     ids=lambda options: " ".join(options[1:4]),
 )
 def test_bytes_and_files_are_those_that_are_written(photos: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    told = plan(photos, tmp_path / "caches", *options)
+    planned = plan(photos, tmp_path / "caches", *options)
     assert list(tmp_path.iterdir()) == []
     extract(photos, tmp_path / "caches", *options)
     size_bytes, num_files = on_disk(tmp_path / "caches")
-    assert told["written_files"] == num_files
-    assert told["written_bytes"] == pytest.approx(size_bytes, rel=0.02)  # what was promised
-    assert told["written_bytes"] == size_bytes  # what it is
-    assert told["needed_bytes"] > size_bytes
-    assert told["fits"]
+    assert planned["written_files"] == num_files
+    assert planned["written_bytes"] == pytest.approx(size_bytes, rel=0.02)  # what was promised
+    assert planned["written_bytes"] == size_bytes  # what it is
+    assert planned["needed_bytes"] > size_bytes
+    assert planned["fits"]
 
 
 def test_only_what_the_stores_lack_is_planned(photos: Path, tmp_path: Path) -> None:
     extract(photos, tmp_path, "--split", "train", "--levels", "last")
     before, _ = on_disk(tmp_path)
-    told = plan(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
-    assert [store["num_missing"] for store in told["stores"]] == [120, 60]
-    assert [store["num_rows"] for store in told["stores"]] == [120, 60]
-    missing = {(one["level"], one["kind"]): one["written_bytes"] / one["size_bytes"] for one in told["tokens"]}
+    planned = plan(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
+    assert [store["num_missing"] for store in planned["stores"]] == [120, 60]
+    assert [store["num_rows"] for store in planned["stores"]] == [120, 60]
+    missing = {(one["level"], one["kind"]): one["written_bytes"] / one["size_bytes"] for one in planned["tokens"]}
     assert missing["block.5", "cls"] == 1
     assert missing["final", "cls"] == pytest.approx(1 / 3, abs=0.01)  # of the test images
     extract(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
-    assert told["written_bytes"] == on_disk(tmp_path)[0] - before
+    assert planned["written_bytes"] == on_disk(tmp_path)[0] - before
     nothing = plan(photos, tmp_path, "--kinds", "cls", "--levels", "last")
     assert (nothing["num_images"], nothing["written_bytes"], nothing["forecast"]) == (0, 0, None)
     shown = run("plan", *MODEL, "--data", f"folder:{photos}", "--cache", tmp_path, "--levels", "last", "--kinds", "cls")
@@ -84,22 +86,22 @@ def test_only_what_the_stores_lack_is_planned(photos: Path, tmp_path: Path) -> N
 def test_several_models_share_the_decoding(photos: Path, tmp_path: Path) -> None:
     extract(photos, tmp_path, "--split", "test", "--levels", "last")
     second = ("--model", "timm/deit_tiny_patch16_224", "--weights", "random")
-    told = plan(photos, tmp_path, *second, "--levels", "last")
-    assert [(one["split"], one["num_missing"]) for one in told["stores"]] == [
+    planned = plan(photos, tmp_path, *second, "--levels", "last")
+    assert [(one["split"], one["num_missing"]) for one in planned["stores"]] == [
         ("train", 120),
         ("train", 120),
         ("test", 0),
         ("test", 60),
     ]
-    assert (told["num_images"], told["num_passes"]) == (180, 300)
+    assert (planned["num_images"], planned["num_passes"]) == (180, 300)
 
 
 def test_a_dry_run_of_extract_is_a_plan(photos: Path, tmp_path: Path) -> None:
-    told = [plan(photos, tmp_path / "caches", *more) for more in ((), ())]
+    planned = [plan(photos, tmp_path / "caches", *more) for more in ((), ())]
     dry = plan(photos, tmp_path / "caches", "--dry-run", command="extract")
     measured = ("forecast", "free_bytes", "host_free_bytes")
     assert {name: dry[name] for name in dry if name not in measured} == {
-        name: told[0][name] for name in told[0] if name not in measured
+        name: planned[0][name] for name in planned[0] if name not in measured
     }
     assert list(tmp_path.iterdir()) == []
 
@@ -107,15 +109,14 @@ def test_a_dry_run_of_extract_is_a_plan(photos: Path, tmp_path: Path) -> None:
 def test_a_plan_that_does_not_fit_is_shown_and_refused(
     photos: Path,
     tmp_path: Path,
-    full_disk: Any,  # noqa: F811
+    full_disk: Any,
 ) -> None:
     full_disk(1_500_000)
-    told = plan(photos, tmp_path, code=2)
-    assert (told["fits"], told["forecast"], told["free_bytes"]) == (False, None, 1_500_000)
+    planned = plan(photos, tmp_path, code=2)
+    assert (planned["fits"], planned["forecast"], planned["free_bytes"]) == (False, None, 1_500_000)
     result = run("plan", *MODEL, "--data", f"folder:{photos}", "--cache", tmp_path)
-    assert result.exit_code == 2
+    refuses(result, "extraction.disk_too_small", cache_root=tmp_path, free="1.5 MB")
     assert "MB too little" in result.stdout
-    assert "expected  room for" in result.stderr
 
 
 def test_the_words_say_bytes_time_limit_and_memory(photos: Path, tmp_path: Path) -> None:
@@ -125,6 +126,7 @@ def test_the_words_say_bytes_time_limit_and_memory(photos: Path, tmp_path: Path)
     assert work.startswith("work: 180 images decoded, 180 through a model, ")
     assert disk.endswith(f" free at {tmp_path}: it fits")
     assert time.startswith("time: about ")
+    assert " on cpu, estimated from 64 images: start " in time
     assert "; limit: " in time
     assert memory.startswith("memory: at most ")
     tokens = [line.split() for line in result.stdout.splitlines() if line.startswith(TINY_MODEL)]
@@ -145,10 +147,10 @@ def test_a_shard_plans_its_share(photos: Path, tmp_path: Path) -> None:
     assert second["written_bytes"] < 40_000  # metadata, labels and ids of two stores that may not be there yet
 
 
-def test_a_plan_reads_few_images(photos: Path, tmp_path: Path, loads: list[int]) -> None:  # noqa: F811
+def test_a_plan_reads_few_images(photos: Path, tmp_path: Path, loads: list[int]) -> None:
     plan(photos, tmp_path, "--split", "train", "--levels", "last", "--views", "9")
-    assert 0 < len(loads) <= 32 + 4 * 8
-    assert max(loads) >= 90  # images here and there, not the first ones alone
+    assert 0 < len(loads) <= 32 + 2 * 64  # one batch first, one in the sample
+    assert max(loads) >= 60  # from the middle, too
 
 
 positive = st.floats(0, 1e6)
@@ -162,28 +164,43 @@ def test_a_loop_takes_no_less_than_its_slowest_part_and_no_more_than_their_sum(
     assert max(compute_s, write_s) <= seconds <= decode_s + compute_s + write_s + 1e-6
 
 
-def test_a_forward_pass_is_measured_at_the_batch_size_of_the_run() -> None:
+def sampled(photos: Path, tmp_path: Path, batch_size: int) -> Sample:
     backbone = open_backbone(TINY_MODEL, weights="random", image_size=16)
-    speed = measure_forward(backbone, 8, arrays=[("final", "cls"), ("block.0", "ap")], storage_dtype="float32")
-    assert (speed.batch_size, speed.tokens_bytes, speed.device_peak_bytes) == (8, 8 * 2 * 192 * 4, None)
-    assert speed.images_per_s > 0
-    assert speed.first_pass_s > 0
-    # of a new store on a CPU, cls and ap of every level: 2 tokens an image
-    assert measure_forward(backbone).batch_size == 64
+    config = ExtractConfig(arrays=(("final", "cls"), ("block.0", "ap")), num_workers=0)
+    extraction = Extraction(backbone=backbone, config=config, store=tmp_path / "never.zarr")
+    return run_sample([(extraction, batch_size)], open_source(f"folder:{photos}", "train"), ignore)
+
+
+@pytest.mark.parametrize(("batch_size", "num_images"), [(8, 64), (64, 56), (120, 120)])
+def test_a_sample_is_the_loop_on_some_of_the_images_after_a_first_batch(
+    photos: Path, tmp_path: Path, loads: list[int], batch_size: int, num_images: int
+) -> None:
+    sample = sampled(photos, tmp_path, batch_size)
+    assert (sample.num_images, sample.num_passes) == (num_images, num_images)
+    assert len(loads) == num_images + (batch_size if batch_size < 120 else 0)
+    assert min(sample.decode_s, sample.compute_s) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_ends_when_its_time_is_over(
+    photos: Path, tmp_path: Path, loads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "BUDGET_S", 0.0)
+    assert sampled(photos, tmp_path, 8).num_images == 8
+    assert len(loads) <= 3 * 8
 
 
 def test_an_image_that_cannot_be_read_does_not_stop_the_calibration(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(self: ImageSource, row: int) -> Any:
         raise BadImage(id="a", file="b", reason="torn")
 
     monkeypatch.setattr(ImageSource, "load", load)
-    backbone = open_backbone(TINY_MODEL, weights="random", image_size=16)
-    assert measure_decoding(open_source(f"folder:{photos}", "train"), [backbone.geometry]) > 0
+    assert sampled(photos, tmp_path, 8).decode_s > 0
 
 
-def test_the_trial_of_a_disk_writes_a_block_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_benchmark_of_a_disk_writes_a_row_block_and_leaves_nothing(tmp_path: Path) -> None:
     arrays = make_arrays()
     timed = time_block(tmp_path / "caches" / "deep", make_spec(), arrays, batch_size=64)
     assert timed.num_files == len(arrays)
@@ -201,7 +218,7 @@ def test_the_peak_of_memory_is_foreseen(photos: Path, tmp_path: Path, kinds: str
     options = ["--model", TINY_MODEL, "--weights", "random", "--data", f"folder:{photos}", "--kinds", kinds, "--json"]
     options += ["--cache", str(tmp_path / "caches")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    told = subprocess.run([*command, "plan", *options], env=environment, capture_output=True, text=True, check=True)
-    forecast_bytes = json.loads(told.stdout)["forecast"]["host_peak_bytes"]
+    planned = subprocess.run([*command, "plan", *options], env=environment, capture_output=True, text=True, check=True)
+    forecast_bytes = json.loads(planned.stdout)["forecast"]["host_peak_bytes"]
     subprocess.run([*command, "extract", *options], env=environment, stdout=subprocess.DEVNULL, check=True)
     assert 1 <= forecast_bytes / int((tmp_path / "peak").read_text()) < 1.5

@@ -17,10 +17,8 @@ from probe_runs import FEW, REQUEST, run, stores_of
 from layerbank.cache import CacheError
 from layerbank.data.sources import open_source
 from layerbank.events import Event, ProbeFinished, ProbeProgress
-from layerbank.jobs.study_plan import with_bases
-from layerbank.planning import forecast_training
-from layerbank.planning.forecast_training import TrainingForecast
-from layerbank.probes import Setting, StepCost, TrainingProtocol
+from layerbank.jobs.study_plan import num_trainings
+from layerbank.probes import Setting, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import Store, probe, row_folder
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
@@ -348,25 +346,14 @@ def test_a_linear_probe_is_shrunk_too(stores: tuple[Store, Store], tmp_path: Pat
     assert row["num_parameters"] == 2 * (2 * 192 * len(row["levels"]) + 1)
 
 
-def test_the_probe_steps_of_a_forecast_are_those_of_the_study(
-    made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second a probe and step: then seconds are the probe steps that rows say they took."""
+def test_the_trainings_of_a_plan_are_those_of_the_study(made: tuple[Path, dict[str, Any]]) -> None:
     _, rows = made
-    cost = StepCost(step_s=0.0, row_s=0.0, probe_s=1.0, image_s=0.0)
-    monkeypatch.setattr(forecast_training, "measure_step", lambda *shape, **more: cost)
-    forecast = TrainingForecast([2], "cpu")
 
     def row_shape(level: str, kind: str) -> tuple[int, ...]:
         return (192,)
 
-    def seconds(probes: list[ProbeSpec]) -> float:
-        return forecast.seconds(probes, row_shape, FEW, num_images=200, num_classes=2)
-
     own = {
-        name: row["cost"]["probe_steps"]
-        - (rows[row["derived"]["base"]]["cost"]["probe_steps"] if row["derived"] else 0)
+        name: row["cost"]["trainings"] - (rows[row["derived"]["base"]]["cost"]["trainings"] if row["derived"] else 0)
         for name, row in rows.items()
     }
-    assert {name: seconds([parse_probe(name, 12)]) for name in rows} == own
-    assert seconds(with_bases([parse_probe(name, 12) for name in NAMES])) == sum(own.values())
+    assert {name: num_trainings(parse_probe(name, 12), FEW, row_shape) for name in rows} == own

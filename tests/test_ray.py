@@ -17,14 +17,16 @@ from typing import Any
 import pytest
 from commands import MODEL, run, start, wait_until_at_work
 from groups import has_ended
+from messages import raises, refuses
 from photos import TINY_MODEL
 from ray_nodes import options
+from study_recipes import TIMES, write_recipe
 from token_stores import tree
 
-from layerbank import RequestError, WorkError
-from layerbank.cache import SpecError, StoreLockedError, Worker, offer_probe, see_probe
+from layerbank.cache import NotWritableError, StoreLockedError, Worker, offer_probe, see_probe
 from layerbank.cache.locking import is_locked
 from layerbank.cache.workers import PROBE_PREFIX
+from layerbank.errors import Message, RequestError, WorkError
 from layerbank.events import (
     CacheReused,
     ClusterBusy,
@@ -36,10 +38,12 @@ from layerbank.events import (
     WorkerLost,
     ignore,
 )
-from layerbank.executors.ray_actor import do_patiently, take_place
-from layerbank.executors.ray_connection import check_address
-from layerbank.executors.ray_engine import Lost, RayEngine, run_on_ray
-from layerbank.executors.ray_placement import place
+from layerbank.executors.executor import Done, Lost
+from layerbank.executors.ray_actor import enter_shared_folders, run_in_shared_folders
+from layerbank.executors.ray_connection import HeadCheck, check_address
+from layerbank.executors.ray_executor import RayExecutor
+from layerbank.executors.ray_placement import place_actors
+from layerbank.executors.workers import run_in_worker, run_workers
 from layerbank.jobs.extract import extract_share, prepare_shares
 
 
@@ -104,41 +108,48 @@ def test_one_of_two_workers_is_killed_and_the_others_leave_the_bytes_of_one_proc
     root = tmp_path / "caches"
     store = root / extracted_store.relative_to(extracted_store.parents[2])
     events: list[Event] = []
-    with RayEngine([root], 2, "auto", events.append) as engine:
-        share, stores = engine.do_one(partial(prepare_shares, options(many_photos, root)), ignore)
+    with RayExecutor([root], 2, "auto", events.append) as executor:
+        share, stores = run_in_worker(partial(prepare_shares, options(many_photos, root)), executor, ignore)
         assert stores == [store]
-        run_on_ray(partial(extract_or_die, share, tmp_path / "dead"), engine, events.append)
+        run_workers(partial(extract_or_die, share, tmp_path / "dead"), executor, events.append)
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
     assert lost == WorkerLost(worker="1/2", reason="its worker process has died", num_left=1, is_replaced=True)
     assert tree(store) == tree(extracted_store)
     assert not is_locked(store)
 
 
-def die_or_say(folder: Path, name: str, on_event: OnEvent) -> str:
-    """A task whose first actor is killed, whatever it is; `mortal` kills every one."""
+def die_or_say(folder: Path, name: str, worker: int, on_event: OnEvent) -> str:
+    """A task whose first actor is killed; every actor of `mortal` is."""
     on_event(CacheReused(store=Path(name), num_rows=1))
     if name == "mortal" or not (folder / name).exists():
         (folder / name).touch()
-        time.sleep(0.2)  # what was told before is on its way
+        time.sleep(0.2)  # the event is on its way
         os.kill(os.getpid(), signal.SIGKILL)
     return name
 
 
 def test_a_task_whose_actor_died_is_begun_again_and_given_up_after_the_third(cluster: Any, tmp_path: Path) -> None:
-    lost: list[Lost] = []
-    told: list[Event] = []
-    with RayEngine([tmp_path], 2, "cpu", ignore) as engine:
+    events: list[Event] = []
+    with RayExecutor([tmp_path], 2, "cpu", ignore) as executor:
         tasks = [partial(die_or_say, tmp_path, name) for name in ("once", "mortal")]
-        results = dict(engine.do(tasks, lambda number, event: told.append(event), lost.append))
-    assert results[0] == "once"
-    assert str(results[1]) == (
-        "--engine ray: expected a worker that lives until its work is done, got 3 lost one after the other, the last because its "
-        "worker process has died. What was committed is kept: run the same command again. If memory ran out, use fewer workers "
-        "(--processes)."
-    )
-    assert isinstance(results[1], WorkError)
+        outcomes = list(executor.run(tasks, lambda number, event: events.append(event)))
+    assert [one for one in outcomes if isinstance(one, Done)] == [Done(0, "once")]
+    lost = [one for one in outcomes if isinstance(one, Lost)]
     assert sorted((one.index, one.again) for one in lost) == [(0, True), (1, False), (1, True), (1, True)]
-    assert len(told) == 5
+    (given_up,) = [one.reason for one in lost if not one.again]
+    assert given_up == "3 workers died one after the other, the last: its worker process has died"
+    assert len(events) == 5
+
+
+def die(on_event: OnEvent) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_task_that_kills_three_actors_is_an_error_with_a_warning_for_each(cluster: Any, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with RayExecutor([tmp_path], 1, "cpu", ignore) as executor, raises("executors.workers_lost", WorkError, count=1):
+        run_in_worker(die, executor, events.append)
+    assert [event.is_replaced for event in events if isinstance(event, WorkerLost)] == [True, True, False]
 
 
 class Absent:
@@ -148,45 +159,45 @@ class Absent:
         return exec, ("import layerbank_of_another_version",)
 
 
-def test_a_node_without_this_layerbank_is_said_with_what_brings_it(cluster: Any, tmp_path: Path) -> None:
-    with (
-        RayEngine([tmp_path], 1, "cpu", ignore) as engine,
-        pytest.raises(RequestError, match=r"expected this layerbank on every node.*pip install 'layerbank\[ray\]'"),
-    ):
-        engine.do_one(Absent(), ignore)  # type: ignore[arg-type]
+def test_a_node_without_this_layerbank_is_an_error_that_says_what_to_install(cluster: Any, tmp_path: Path) -> None:
+    with RayExecutor([tmp_path], 1, "cpu", ignore) as executor:
+        missing = "No module named 'layerbank_of_another_version'"
+        with raises("executors.layerbank_missing_on_node", RequestError, reason=missing):
+            run_in_worker(Absent(), executor, ignore)  # type: ignore[arg-type]
 
 
-def wait_long(on_event: OnEvent) -> None:
+def wait_long(worker: int, on_event: OnEvent) -> None:
     time.sleep(100)
 
 
-def refuse(on_event: OnEvent) -> None:
-    raise SpecError(where="here", expected="this", got="that", todo="Do it.")
+def refuse(worker: int, on_event: OnEvent) -> None:
+    raise NotWritableError("layerbank.unknown_part", noun="task", name=worker, names="a, b", nearest="a")
 
 
-def test_an_error_of_a_task_keeps_its_four_parts_and_ends_the_others(cluster: Any, tmp_path: Path) -> None:
+def test_an_error_of_a_task_arrives_with_its_class_key_and_values_and_ends_the_others(
+    cluster: Any, tmp_path: Path
+) -> None:
     with (
-        RayEngine([tmp_path], 2, "cpu", ignore) as engine,
-        pytest.raises(RequestError, match=r"here: expected this, got that. Do it."),
+        RayExecutor([tmp_path], 2, "cpu", ignore) as executor,
+        raises("layerbank.unknown_part", NotWritableError, name=0, names="a, b") as refused,
     ):
-        list(engine.do([wait_long, refuse], lambda number, event: None, lambda lost: None))
+        list(executor.run([wait_long, refuse], lambda number, event: None))
+    assert refused.error.got == "0"
 
 
-def test_more_workers_than_the_cluster_has_room_for_are_refused(
+def test_more_workers_than_the_cluster_has_cores_for_are_refused(
     cluster: Any, many_photos: Path, tmp_path: Path
 ) -> None:
-    refused = run(
+    result = run(
         "extract", *MODEL, "--data", f"folder:{many_photos}", "--engine", "ray", "--processes", "3", "--cache", tmp_path
     )
-    assert refused.exit_code == 2
-    assert "a cluster with 2 cores" in refused.stderr
-    assert "Ask for fewer with --processes" in refused.stderr
+    refuses(result, "executors.cluster_too_small", count=3, available=2, unit="cores")
 
 
-def test_a_cluster_without_room_now_is_told_and_waited_for(
+def test_a_cluster_without_free_resources_is_reported_and_waited_for(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerbank.executors.ray_engine.BUSY_AFTER_S", 0.5)
+    monkeypatch.setattr("layerbank.executors.ray_executor.BUSY_AFTER_S", 0.5)
     holder = cluster.remote(num_cpus=2)(_Nothing).remote()
     cluster.get(holder.do.remote())
     events: list[Event] = []
@@ -197,25 +208,22 @@ def test_a_cluster_without_room_now_is_told_and_waited_for(
             cluster.kill(holder)
 
     (tmp_path / "x").touch()
-    with RayEngine([tmp_path], 1, "cpu", note) as engine:
-        assert engine.do_one(partial(die_or_say, tmp_path, "x"), ignore) == "x"
+    with RayExecutor([tmp_path], 1, "cpu", note) as executor:
+        assert run_in_worker(partial(die_or_say, tmp_path, "x", 0), executor, ignore) == "x"
     assert isinstance(events[0], ClusterJoined)
     assert [event.num_workers for event in events if isinstance(event, ClusterBusy)] == [1]
 
 
 class _Nothing:
     def do(self) -> None:
-        """Take the room."""
+        """Hold the cores."""
 
 
-def test_ray_that_is_not_installed_is_said_with_the_extra_that_brings_it(
+def test_a_missing_ray_is_an_error_that_names_the_extra(
     extract_arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    refused = run(*extract_arguments, "--engine", "ray", "--cache", tmp_path)
-    assert refused.exit_code == 2
-    assert "layerbank: --engine ray" in refused.stderr
-    assert "pip install 'layerbank[ray]'" in refused.stderr
+    refuses(run(*extract_arguments, "--engine", "ray", "--cache", tmp_path), "executors.ray_not_installed")
 
 
 def test_a_shard_on_a_cluster_is_refused(extract_arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -224,25 +232,35 @@ def test_a_shard_on_a_cluster_is_refused(extract_arguments: tuple[str, ...], tmp
     assert "worker 0/2 of --shard or torchrun" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("address", "got"), [("127.0.0.1:1", "refused"), ("ray://head:10001", "another form"), ("head", "another form")]
-)
-def test_an_address_where_no_cluster_is_is_refused_at_once(address: str, got: str) -> None:
-    with pytest.raises(RequestError, match=rf"RAY_ADDRESS={address}: expected host:port of .*{got}.*unset RAY_ADDRESS"):
+@pytest.mark.parametrize("address", ["ray://head:10001", "head"])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with raises("executors.bad_ray_address", RequestError, address=address):
         check_address(address)
 
 
+def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
+    with raises("executors.no_ray_cluster", RequestError, address="127.0.0.1:1") as refused:
+        check_address("127.0.0.1:1")
+    assert "refused" in refused.error.got
+
+
+def test_a_head_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerbank.executors.ray_connection.HEAD_TIMEOUT_S", 0.1)
+    with raises("executors.ray_head_lost", WorkError, address="127.0.0.1:1"):
+        HeadCheck("127.0.0.1:1").require()
+
+
 def test_a_gpu_by_number_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"--device: expected auto, cpu or cuda with --engine ray, got cuda:1"):
-        place([{"CPU": 2}], None, "cuda:1")
+    with raises("executors.device_number_on_ray", RequestError, device="cuda:1"):
+        place_actors([{"CPU": 2}], None, "cuda:1")
 
 
-def test_a_cluster_without_gpus_is_no_place_for_cuda() -> None:
-    with pytest.raises(RequestError, match="expected room for 1 workers, got a cluster with 0 GPUs"):
-        place([{"CPU": 2}], None, "cuda")
+def test_a_cluster_without_gpus_cannot_run_cuda() -> None:
+    with raises("executors.cluster_too_small", RequestError, count=1, available=0, unit="GPUs"):
+        place_actors([{"CPU": 2}], None, "cuda")
 
 
-def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     with offer_probe(tmp_path) as probe:
         assert see_probe(probe) is None
         elsewhere = tmp_path / "elsewhere" / probe.name
@@ -251,45 +269,36 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
         elsewhere.touch()
         assert see_probe(elsewhere) == "the same folder, without the locks that others hold in it"
     assert not probe.exists()
-    with pytest.raises(RequestError, match=r"elsewhere, on node .*: expected one folder for all nodes of the cluster"):
-        take_place([elsewhere], str(tmp_path))
+    with raises("executors.folder_not_shared", RequestError, folder=elsewhere.parent):
+        enter_shared_folders([elsewhere], str(tmp_path))
 
 
-def test_a_working_folder_that_a_node_lacks_is_told(tmp_path: Path) -> None:
-    with (
-        offer_probe(tmp_path) as probe,
-        pytest.raises(
-            RequestError, match=r"expected the folder in which the command was given, on every node, got No such"
-        ),
-    ):
-        take_place([probe], str(tmp_path / "none"))
+def test_a_working_folder_that_a_node_lacks_is_refused(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    with offer_probe(tmp_path) as probe, raises("executors.working_folder_missing", RequestError, folder=missing):
+        enter_shared_folders([probe], missing)
 
 
 def test_the_locks_of_a_dead_machine_are_waited_for_by_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerbank.executors.ray_actor.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("layerbank.executors.ray_actor.LOCK_RETRY_S", 0.01)
     tries: list[int] = []
 
-    def locked_twice(on_event: OnEvent) -> str:
+    def locked_twice(worker: int, on_event: OnEvent) -> str:
         tries.append(0)
         if len(tries) < 3:
-            raise StoreLockedError(where="a", expected="b", got="c", todo="d")
+            raise StoreLockedError(Message(where="a", expected="b", got="c", todo="D."))
         return "done"
 
-    assert do_patiently(locked_twice, 1, ignore) == "done"
+    assert run_in_shared_folders(locked_twice, 1, [], ".", 0, ignore) == "done"
     tries.clear()
     with pytest.raises(StoreLockedError):
-        do_patiently(locked_twice, 0, ignore)
+        run_in_shared_folders(locked_twice, 0, [], ".", 0, ignore)
 
 
 def test_a_study_spreads_its_units_over_a_cluster_and_leaves_the_rows_of_one_process(
     cluster: Any, photos: Path, tmp_path: Path
 ) -> None:
-    recipe, protocol = tmp_path / "recipe.toml", tmp_path / "fast.toml"
-    protocol.write_text("min_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n")
-    recipe.write_text(
-        f'models = ["{TINY_MODEL}", "timm/nobody"]\ndata = ["folder:{photos}"]\nprobes = ["linear-cls", "ridge-last"]\n'
-        f'protocol = "{protocol}"\nimage_size = 32\nweights = {{ "{TINY_MODEL}" = "random" }}\n'
-    )
+    recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "ridge-last"], (TINY_MODEL, "timm/nobody"))
     answers = []
     for how in ((), ("--engine", "ray", "--processes", "2")):
         place = ("--cache", tmp_path / f"caches{how[:2]}", "--runs", tmp_path / f"runs{how[:2]}", "--workers", "0")
@@ -300,7 +309,7 @@ def test_a_study_spreads_its_units_over_a_cluster_and_leaves_the_rows_of_one_pro
     assert spread["failures"] == alone["failures"]
     assert [failure["model"] for failure in alone["failures"]] == ["timm/nobody"]
     for row in (*alone["rows"], *spread["rows"]):
-        for cost in ("seconds", "memory", "together_with"):
+        for cost in TIMES:
             del row[cost]
     assert len(alone["rows"]) == 2
     assert spread["rows"] == alone["rows"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from commands import run, start, wait_until_at_work
+from messages import shows
 from photos import write_photos
 from ray_nodes import kill_node, nodes, options, processes_of, wait_until
 from study_recipes import TIMES, results, write_recipe
@@ -32,11 +33,13 @@ from layerbank.events import (
     WorkerLost,
     ignore,
 )
-from layerbank.executors.ray_engine import Lost, RayEngine, run_on_ray
-from layerbank.executors.studies import on_ray, run_study
+from layerbank.executors.executor import Done, Lost
+from layerbank.executors.ray_executor import RayExecutor
+from layerbank.executors.studies import run_study
+from layerbank.executors.workers import run_in_worker, run_workers
 from layerbank.jobs.extract import extract_share, prepare_shares
 from layerbank.jobs.recipe import open_recipe
-from layerbank.jobs.units import Place
+from layerbank.jobs.units import StudyOptions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -61,10 +64,10 @@ def here() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def say_where(folder: Path, name: str, doomed: str, on_event: OnEvent) -> str:
+def say_where(folder: Path, name: str, doomed: str, worker: int, on_event: OnEvent) -> str:
     """A task that returns the node that did it; the one on the doomed node waits for its end, the third for news of that."""
     (folder / name).touch()
-    # of the first two each node gets one
+    # each node gets one of the first two
     wait_until((folder / {"first": "second", "second": "first", "third": "lost"}[name]).exists)
     on_event(ExtractionProgress(**PROGRESS))
     if here() == doomed:
@@ -91,19 +94,20 @@ def when(is_so: Callable[[], object], node: Any) -> threading.Thread:
     return thread
 
 
-def test_what_a_lost_node_had_begun_is_begun_again_on_another_although_all_its_room_is_taken(tmp_path: Path) -> None:
+def test_what_a_lost_node_had_begun_is_begun_again_on_another_although_all_its_cores_are_taken(tmp_path: Path) -> None:
+    done: dict[int, str] = {}
     lost: list[Lost] = []
-
-    def note(one: Lost) -> None:
-        lost.append(one)
-        (tmp_path / "lost").touch()
-
     with nodes((1, 1)) as cluster, driver_of(cluster):
         head, second = cluster.list_all_nodes()
         killer = when((tmp_path / "at work").exists, second)
-        with RayEngine([tmp_path], None, "cpu", ignore) as engine:
+        with RayExecutor([tmp_path], None, "cpu", ignore) as executor:
             tasks = [partial(say_where, tmp_path, name, second.node_id) for name in ("first", "second", "third")]
-            done = dict(engine.do(tasks, lambda number, event: None, note))
+            for outcome in executor.run(tasks, lambda number, event: None):
+                if isinstance(outcome, Done):
+                    done[outcome.index] = outcome.value
+                else:
+                    lost.append(outcome)
+                    (tmp_path / "lost").touch()
         killer.join()
     assert done == dict.fromkeys(range(3), head.node_id)
     assert [(one.again, one.num_left) for one in lost] == [(True, 1)]
@@ -139,9 +143,9 @@ def test_a_node_is_lost_in_the_middle_of_a_block_and_the_store_has_the_bytes_of_
         killer = when(
             lambda: any(isinstance(one, ExtractionProgress) and one.num_done >= 312 for one in events), second
         )
-        with RayEngine([root], None, "auto", events.append) as engine:
-            share, _ = engine.do_one(partial(prepare_shares, options(many_photos, root)), ignore)
-            run_on_ray(partial(extract_on_both, share, tmp_path, second.node_id), engine, events.append)
+        with RayExecutor([root], None, "auto", events.append) as executor:
+            share, _ = run_in_worker(partial(prepare_shares, options(many_photos, root)), executor, ignore)
+            run_workers(partial(extract_on_both, share, tmp_path, second.node_id), executor, events.append)
         killer.join()
     assert events[0] == ClusterJoined(num_nodes=2, num_workers=2, num_gpus=0, num_cpus=1)
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
@@ -160,16 +164,18 @@ def test_a_node_is_lost_in_the_middle_of_a_study_and_stores_and_results_are_thos
     ]
     recipe = open_recipe(str(write_recipe(tmp_path, data, ["linear-cls", "alf"])))
 
-    def place(name: str) -> Place:
-        return Place(cache_root=tmp_path / name / "caches", runs_root=tmp_path / name / "runs", num_workers=0)
+    def folders_of(name: str) -> StudyOptions:
+        return StudyOptions(cache_root=tmp_path / name / "caches", runs_root=tmp_path / name / "runs", num_workers=0)
 
-    alone, failures = run_study(recipe, place("alone"))
+    alone, failures = run_study(recipe, folders_of("alone"))
     assert not failures
     events: list[Event] = []
     with nodes((1, 1)) as cluster, driver_of(cluster):
         _, second = cluster.list_all_nodes()
         killer = when(lambda: is_writing(second, tmp_path / "spread" / "caches"), second)
-        spread, failures = run_study(recipe, place("spread"), engine=on_ray(None), on_event=events.append)
+        folders = [tmp_path / "spread" / name for name in ("caches", "runs")]
+        with RayExecutor(folders, None, "auto", events.append) as executor:
+            spread, failures = run_study(recipe, folders_of("spread"), executor=executor, on_event=events.append)
         killer.join()
     assert not failures
     assert len([event for event in events if isinstance(event, StudyUnitAgain)]) == 1
@@ -221,10 +227,8 @@ def test_the_head_is_lost_and_the_command_ends_with_a_message_and_the_next_one_g
             command.kill()
             command.communicate()
         assert command.returncode == 1, said
-        shown = " ".join(said.split("layerbank: ")[-1].split())
-        assert shown.startswith(f"the Ray cluster of {address} expected a head that is there until the work is")
-        assert "none for 20 s: " in shown
-        assert "What was committed is kept: start the cluster again, then run the same command again" in shown
+        assert shows(said, "executors.ray_head_lost")
+        assert f"the Ray cluster at {address}" in " ".join(said.split())
         assert "Traceback" not in said
     wait_until(lambda: not is_locked(store), patience_s=120)
     again = run(*extract_arguments, "--cache", tmp_path)

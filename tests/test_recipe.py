@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from messages import raises
 
 from layerbank import RequestError
 from layerbank.data.catalogue import CATALOGUE
 from layerbank.jobs.recipe import SHIPPED, open_recipe, shipped_recipes
 from layerbank.jobs.study_plan import plan_study
-from layerbank.jobs.units import Place
+from layerbank.jobs.units import StudyOptions
 
 GOOD = 'models = ["timm/a"]\ndata = ["demo:digits"]\nprobes = ["alf"]\n'
 
@@ -21,10 +22,10 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-def refusal(folder: Path, text: str) -> RequestError:
-    with pytest.raises(RequestError) as caught:
+def problems_of(folder: Path, text: str) -> str:
+    with raises("jobs.recipe_invalid", RequestError) as refused:
         open_recipe(write(folder, text))
-    return caught.value
+    return refused.error.values["problems"]
 
 
 def test_a_recipe_says_models_data_and_probes_and_the_rest_has_defaults(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_a_recipe_says_models_data_and_probes_and_the_rest_has_defaults(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "problem"),
     [
         ("seed = [0]", "the key 'seed' (did you mean 'seeds'?)"),
         ("seeds = [0, 0]", "seeds = [0, 0] (a list of different whole numbers from 0)"),
@@ -48,12 +49,12 @@ def test_a_recipe_says_models_data_and_probes_and_the_rest_has_defaults(tmp_path
         ('weights = {"timm/b" = "random"}', "weights of 'timm/b', which is not in models"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, line: str, told: str) -> None:
-    assert told in refusal(tmp_path, GOOD + line).got
+def test_what_is_wrong_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    assert problem in problems_of(tmp_path, GOOD + line)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "problem"),
     [
         ("demo:digits", "cifar1", "data 'cifar1' (Did you mean 'vtab/cifar10'?"),
         ("demo:digits", "dema:digits", "data 'dema:digits' (a scheme among folder"),
@@ -63,23 +64,23 @@ def test_what_is_wrong_is_named(tmp_path: Path, line: str, told: str) -> None:
         ('models = ["timm/a"]', "", "no models"),
     ],
 )
-def test_a_name_that_is_none_is_named(tmp_path: Path, old: str, new: str, told: str) -> None:
-    assert told in refusal(tmp_path, GOOD.replace(old, new)).got
+def test_an_unknown_name_is_named(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    assert problem in problems_of(tmp_path, GOOD.replace(old, new))
 
 
-def test_all_problems_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
-    error = refusal(tmp_path, 'model = ["timm/a"]\ndata = ["cifar1"]\nprobes = ["alv"]\nseeds = [-1]\n')
-    assert all(
-        part in error.got for part in ("did you mean 'models'?", "'cifar1'", "'alv'", "seeds = [-1]", "no models")
-    )
-    assert error.todo == "Correct all 5."
+def test_one_error_names_all_problems_of_a_recipe(tmp_path: Path) -> None:
+    text = 'model = ["timm/a"]\ndata = ["cifar1"]\nprobes = ["alv"]\nseeds = [-1]\n'
+    with raises("jobs.recipe_invalid", RequestError, num_problems=5) as refused:
+        open_recipe(write(tmp_path, text))
+    parts = ("did you mean 'models'?", "'cifar1'", "'alv'", "seeds = [-1]", "no models")
+    assert all(part in refused.error.got for part in parts)
 
 
 def test_a_file_that_is_no_toml_and_a_recipe_that_does_not_exist_say_so(tmp_path: Path) -> None:
-    assert refusal(tmp_path, "models = [").expected == "TOML"
-    with pytest.raises(RequestError) as caught:
+    with raises("jobs.recipe_not_toml", RequestError):
+        open_recipe(write(tmp_path, "models = ["))
+    with raises("jobs.recipe_not_found", RequestError, name="smok", nearest="smoke"):
         open_recipe("smok")
-    assert caught.value.todo == "Did you mean 'smoke'?"
 
 
 def test_every_shipped_recipe_can_be_read_and_its_header_says_what_it_takes() -> None:
@@ -98,7 +99,7 @@ def test_the_papers_recipe_has_eleven_models_and_every_data_set_of_the_catalogue
 
 
 def test_a_plan_counts_images_trainings_and_bytes_and_fetches_nothing(tmp_path: Path) -> None:
-    (unit,) = plan_study(open_recipe("smoke"), Place(data_root=tmp_path))
+    (unit,) = plan_study(open_recipe("smoke"), StudyOptions(data_root=tmp_path))
     tokens = 12 * (1 + 1 + 4) * 192  # final and blocks 1 to 11: cls, ap and four cells
     assert (unit.num_train, unit.num_test, unit.problems) == (300, 100, ())
     assert unit.size_bytes == 400 * 2 * tokens
@@ -109,7 +110,7 @@ def test_a_plan_counts_images_trainings_and_bytes_and_fetches_nothing(tmp_path: 
 def test_a_plan_counts_what_is_made_of_other_probes_and_those_once(tmp_path: Path) -> None:
     probes = '["alf-smallest", "alf-top3", "alf", "linear@best", "linear-all-top9"]'
     text = GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace('["alf"]', probes)
-    (unit,) = plan_study(open_recipe(write(tmp_path, text + 'protocol = "quick"\n')), Place(data_root=tmp_path))
+    (unit,) = plan_study(open_recipe(write(tmp_path, text + 'protocol = "quick"\n')), StudyOptions(data_root=tmp_path))
     alf, linear_all = 4 + 1, 4 + 1
     assert unit.num_trainings == (78 + 1) + (3 + 3) + alf + (13 * 4 + 1) + (4 + 4) + linear_all
     assert unit.problems == ()
@@ -119,7 +120,7 @@ def test_a_plan_knows_the_training_images_of_a_data_set_that_is_not_here(tmp_pat
     recipe = open_recipe(
         write(tmp_path, GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace("demo:digits", "dtd"))
     )
-    (unit,) = plan_study(recipe, Place(data_root=tmp_path))
-    assert (unit.num_train, unit.num_test, unit.problems) == (1880, None, ("to be fetched",))
-    (offline,) = plan_study(recipe, Place(data_root=tmp_path, fetch=False))
+    (unit,) = plan_study(recipe, StudyOptions(data_root=tmp_path))
+    assert (unit.num_train, unit.num_test, unit.problems) == (1880, None, ("to be downloaded",))
+    (offline,) = plan_study(recipe, StudyOptions(data_root=tmp_path, fetch=False))
     assert "no such folder" in offline.problems[0]

@@ -151,7 +151,7 @@ def test_reading_results_and_drawing_them_takes_no_torch() -> None:
     figures = "gains, by_dataset, attention, tokens, levels, ablations"
     code = (
         f"import sys; from layerbank.statistics import {modules}; from layerbank.report.figures import {figures}; "
-        "from layerbank.probing import bootstrap, selection; from layerbank.data import catalogue, hub; "
+        "from layerbank.probing import bootstrap, selection; from layerbank.data import catalogue; "
         "print([name for name in ('torch', 'zarr', 'timm', 'matplotlib', 'click') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -213,14 +213,10 @@ def test_the_grids_are_those_of_the_protocol() -> None:
         NeighborSetting(num_neighbors=5),
         NeighborSetting(num_neighbors=20),
     )
-    with pytest.raises(SettingError) as error:
+    with raises("probes.not_solved", SettingError, kind="linear", kinds="ridge, logreg, knn"):
         PROTOCOL.solved_settings(Head(kind="linear"))
-    assert str(error.value) == (
-        "head to solve: expected one of ridge, logreg, knn, got 'linear'. Train it with run_sweep."
-    )
-    with pytest.raises(
-        SettingError, match="penalties at least one, all > 0; num_neighbors at least one, all whole and >= 1"
-    ):
+    rules = "penalties at least one, all > 0; num_neighbors at least one, all integers >= 1"
+    with raises("probes.wrong_protocol", SettingError, rules=rules):
         TrainingProtocol(penalties=(0.0,), num_neighbors=(1.5,))
 
 
@@ -231,7 +227,7 @@ def test_tokens_that_are_stacked_are_refused() -> None:
 
 
 def test_test_images_unlike_the_training_images_are_refused() -> None:
-    with pytest.raises(DataError, match=r"test images: expected tokens \(24,\) and 3 classes"):
+    with raises("probes.test_tokens_differ", DataError, train_shape=(24,), train_classes=3):
         run_solver(Head(kind="knn"), make_source(60, 24), lambda: make_source(60, 20), PROTOCOL)
 
 

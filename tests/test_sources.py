@@ -59,23 +59,15 @@ def test_an_array_source_gives_the_rows_it_is_asked_for() -> None:
 @pytest.mark.parametrize("wrong", [[], [torch.zeros(2, 3)], [torch.zeros(2, 1, 3), torch.zeros(3, 1, 3)]])
 def test_parts_that_do_not_go_together_are_refused(wrong: list[torch.Tensor]) -> None:
     for combine in (stack_tokens, concat_tokens):
-        with pytest.raises(DataError) as error:
+        with raises("probes.mixed_token_parts", DataError, shapes=[list(part.shape) for part in wrong]):
             combine(wrong)
-        assert str(error.value) == (
-            "token parts: expected at least one [B, t, D], all of the same B, "
-            f"got {[list(part.shape) for part in wrong]}. Read the same rows of every level and kind."
-        )
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     tokens = torch.zeros(3, 2)
-    with pytest.raises(DataError) as error:
+    with raises("probes.labels_do_not_match", DataError, tokens=[3, 2], labels=[2]):
         ArraySource(tokens, torch.tensor([0, 1]), 2)
-    assert str(error.value) == (
-        "ArraySource: expected tokens [N, T, D] or [N, F] and labels [N], got tokens [3, 2] and labels [2]. "
-        "Give every image one label."
-    )
     with raises("probes.labels_out_of_range", DataError, last=1, least=0, largest=2):
         ArraySource(tokens, torch.tensor([0, 1, 2]), 2)
-    with raises("probes.labels_not_int64", DataError, dtype="torch.float32"):
+    with raises("probes.labels_not_int64", DataError, dtype=torch.float32):
         ArraySource(tokens, torch.tensor([0.0, 1.0, 1.0]), 2)

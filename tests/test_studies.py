@@ -17,16 +17,20 @@ from typing import Any
 import pytest
 from click.testing import Result
 from commands import run
+from messages import refuses
 from photos import TINY_MODEL, write_photos
 from study_recipes import FAST, arguments, results, write_recipe
 
 import layerbank.executors.studies
 import layerbank.jobs.units
-from layerbank.events import Event, OnEvent, StudyUnitFinished
-from layerbank.executors.ray_placement import place
-from layerbank.executors.studies import Engine, on_ray, one_process, run_study, several_processes
+from layerbank.errors import find_message
+from layerbank.events import Event, StudyUnitAgain, StudyUnitFinished
+from layerbank.executors.executor import Done, Executor, Lost
+from layerbank.executors.local import LocalExecutor
+from layerbank.executors.ray_placement import place_actors
+from layerbank.executors.studies import run_study
 from layerbank.jobs.recipe import Recipe, open_recipe
-from layerbank.jobs.units import Place, Unit, UnitDone, lost_unit, run_unit, units_of
+from layerbank.jobs.units import StudyOptions, UnitResult, run_unit, units_of
 from layerbank.probes import SettingError
 
 
@@ -84,7 +88,7 @@ def test_what_fails_is_a_row_of_failures_the_rest_goes_on_and_the_exit_code_is_1
     assert result.stderr.count("\nfailed: ") == len(failures)
 
 
-def test_a_failure_that_was_mended_is_no_failure_any_more(tmp_path: Path) -> None:
+def test_a_failure_that_was_repaired_is_no_failure_any_more(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, [f"folder:{tmp_path / 'late'}"], ["linear-cls"])
     assert run(*arguments(recipe, tmp_path)).exit_code == 1
     assert (tmp_path / "runs/failures.jsonl").exists()
@@ -131,32 +135,43 @@ def test_a_unit_can_be_done_anywhere_and_says_what_it_could_not_do(
     finished: dict[str, Any], tmp_path: Path, photos: Path
 ) -> None:
     recipe = replace(open_recipe(str(finished["recipe"])), probes=("linear-cls", "alf-grid9"))
-    place = Place(cache_root=tmp_path / "caches", runs_root=tmp_path / "runs", num_workers=0)
+    options = StudyOptions(cache_root=tmp_path / "caches", runs_root=tmp_path / "runs", num_workers=0)
     assert [(unit.number, unit.dataset) for unit in units_of(recipe)] == list(enumerate(recipe.data))
-    sent = pickle.loads(pickle.dumps((recipe, place, units_of(recipe)[0])))
+    sent = pickle.loads(pickle.dumps((recipe, options, units_of(recipe)[0])))
     done = pickle.loads(pickle.dumps(run_unit(*sent)))
     assert done.unit == units_of(recipe)[0]
     assert [row["probe"] for row in done.rows] == ["linear-cls"]
     assert [failure.probe for failure in done.failures] == ["alf-grid9"]
 
 
+class FakeExecutor:
+    """Returns these outcomes, and runs nothing."""
+
+    def __init__(self, outcomes: Sequence[Lost | Done], device: str = "cpu") -> None:
+        self.outcomes, self.device = outcomes, device
+        self.num_workers = self.num_per_machine = 1
+        self.devices: list[str] = []
+
+    def run(self, tasks: Sequence[Any], on_event: object, *, share: bool = False) -> Iterator[Done | Lost]:
+        self.devices = [task.args[1].device for task in tasks]
+        yield from self.outcomes
+
+
 def test_a_unit_whose_process_is_lost_is_a_failure_and_the_next_unit_is_done(
     finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    units = units_of(open_recipe(str(finished["recipe"])))
-    told: list[Event] = []
-
-    def lose_the_first(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
-        yield UnitDone(unit=units[1], rows=(), failures=())
-        yield lost_unit(units[0], "killed by SIGKILL", on_event)
-
-    rows, failures = run_study(
-        open_recipe(str(finished["recipe"])), Place(runs_root=tmp_path), engine=lose_the_first, on_event=told.append
-    )
+    recipe = open_recipe(str(finished["recipe"]))
+    units = units_of(recipe)
+    events: list[Event] = []
+    lost = [Lost(0, "it died", 0, True), Lost(0, "killed by SIGKILL", 0, False)]
+    executor = FakeExecutor([Done(1, UnitResult(unit=units[1], rows=(), failures=())), *lost])
+    rows, failures = run_study(recipe, StudyOptions(runs_root=tmp_path), executor=executor, on_event=events.append)
     assert rows == []
     assert [(one.dataset, one.got) for one in failures] == [(units[0].dataset, "killed by SIGKILL")]
-    assert "run the study again" in (tmp_path / "failures.jsonl").read_text()
-    assert [one.num_done for one in told if isinstance(one, StudyUnitFinished)] == [1, 2]
+    assert failures[0].todo == find_message("jobs.unit_lost").todo
+    assert failures[0].todo in (tmp_path / "failures.jsonl").read_text()
+    assert [one.num_done for one in events if isinstance(one, StudyUnitFinished)] == [1, 2]
+    assert [one.reason for one in events if isinstance(one, StudyUnitAgain)] == ["it died"]
 
 
 def of_a_gpu(folder: Path, data: Sequence[str]) -> Recipe:
@@ -166,14 +181,15 @@ def of_a_gpu(folder: Path, data: Sequence[str]) -> Recipe:
     return open_recipe(str(recipe))
 
 
-@pytest.mark.parametrize("engine", [one_process, several_processes(2)], ids=["one process", "several processes"])
+@pytest.mark.parametrize("executor", [None, LocalExecutor(2, "cpu")], ids=["one process", "several processes"])
 def test_a_protocol_that_this_device_cannot_follow_is_refused_before_any_unit(
-    tmp_path: Path, two_sets: list[str], engine: Engine
+    tmp_path: Path, two_sets: list[str], executor: Executor | None
 ) -> None:
-    recipe, told = of_a_gpu(tmp_path, two_sets), list[Event]()
-    with pytest.raises(SettingError, match="compute on cpu: expected auto, float32, bfloat16, got 'tf32'"):
-        run_study(recipe, Place(runs_root=tmp_path, device="cpu"), engine=engine, on_event=told.append)
-    assert told == []
+    recipe, events = of_a_gpu(tmp_path, two_sets), list[Event]()
+    with pytest.raises(SettingError) as refused:
+        run_study(recipe, StudyOptions(runs_root=tmp_path, device="cpu"), executor=executor, on_event=events.append)
+    assert refused.value.where == "compute on cpu"
+    assert events == []
 
 
 def test_a_unit_fails_with_the_message_where_it_runs_on_another_device_than_was_thought(
@@ -182,44 +198,40 @@ def test_a_unit_fails_with_the_message_where_it_runs_on_another_device_than_was_
     """Before its model is opened."""
     monkeypatch.delattr(layerbank.jobs.units.OpenModels, "open")
     recipe = of_a_gpu(tmp_path, two_sets[:1])
-    done = run_unit(recipe, Place(runs_root=tmp_path, device="cpu"), units_of(recipe)[0])
+    done = run_unit(recipe, StudyOptions(runs_root=tmp_path, device="cpu"), units_of(recipe)[0])
     assert [(one.probe, one.where, one.got) for one in done.failures] == [(None, "compute on cpu", "'tf32'")]
-
-
-class FakeEngine:
-    """A cluster of GPUs, or of none, that does nothing."""
-
-    def __init__(self, num_gpus: int) -> None:
-        self.num_gpus = num_gpus
-
-    def __call__(self, folders: Any, count: int | None, device: str, on_event: OnEvent) -> FakeEngine:
-        self.placement = place([{"CPU": 2, "GPU": self.num_gpus}], count, device)
-        return self
-
-    def __enter__(self) -> FakeEngine:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def do(self, tasks: Sequence[Any], tell: object, lost: object) -> Iterator[tuple[int, UnitDone]]:
-        for number, task in enumerate(tasks):
-            _, _, place, _, unit = task.args
-            assert place.device == "cuda"
-            yield number, UnitDone(unit=unit, rows=(), failures=())
 
 
 @pytest.mark.parametrize("here", ["cpu", "cuda"])
 def test_on_a_cluster_the_devices_of_the_cluster_decide_not_the_drivers_own(
     tmp_path: Path, two_sets: list[str], monkeypatch: pytest.MonkeyPatch, here: str
 ) -> None:
-    recipe, where = of_a_gpu(tmp_path, two_sets), Place(cache_root=tmp_path, runs_root=tmp_path)
+    recipe, options = of_a_gpu(tmp_path, two_sets), StudyOptions(cache_root=tmp_path, runs_root=tmp_path)
     monkeypatch.setattr(layerbank.executors.studies, "choose_device", lambda device: here)
-    monkeypatch.setattr(layerbank.executors.studies, "RayEngine", FakeEngine(num_gpus=1))
-    assert run_study(recipe, where, engine=on_ray(None)) == ([], [])
-    monkeypatch.setattr(layerbank.executors.studies, "RayEngine", FakeEngine(num_gpus=0))
-    with pytest.raises(SettingError, match="compute on cpu"):
-        run_study(recipe, where, engine=on_ray(None))
+    done = [Done(unit.number, UnitResult(unit=unit, rows=(), failures=())) for unit in units_of(recipe)]
+    cluster = FakeExecutor(done, place_actors([{"CPU": 2, "GPU": 1}], None, "auto").device)
+    assert run_study(recipe, options, executor=cluster) == ([], [])
+    assert cluster.devices == ["cuda", "cuda"]
+    with pytest.raises(SettingError) as refused:
+        run_study(recipe, options, executor=FakeExecutor(done, place_actors([{"CPU": 2}], None, "auto").device))
+    assert refused.value.where == "compute on cpu"
+
+
+def test_a_file_of_the_system_that_cannot_be_used_fails_the_unit_with_a_message(
+    finished: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = replace(open_recipe(str(finished["recipe"])), probes=("linear-cls",))
+    no_folder = tmp_path / "runs"
+    no_folder.touch()
+    options = StudyOptions(cache_root=finished["folder"] / "caches", runs_root=no_folder, num_workers=0)
+    (failure,) = run_unit(recipe, options, units_of(recipe)[0]).failures
+    assert failure.where.startswith(str(no_folder))
+    assert failure.todo == find_message("jobs.file_error").todo
+
+
+def test_calibration_is_part_of_a_dry_run_alone(two_sets: list[str], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, two_sets, ["linear-cls"])
+    refuses(run(*arguments(recipe, tmp_path), "--calibrate"), "jobs.calibrate_without_dry_run")
 
 
 def test_a_dry_run_leaves_no_file(two_sets: list[str], tmp_path: Path) -> None:
@@ -233,6 +245,5 @@ def test_a_dry_run_leaves_no_file(two_sets: list[str], tmp_path: Path) -> None:
 
 def test_a_recipe_that_is_wrong_is_refused_with_exit_code_2(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, ["demo:digits"], ["alv"])
-    result = run(*arguments(recipe, tmp_path))
-    assert result.exit_code == 2
-    assert "'alv'" in result.stderr
+    refused = refuses(run(*arguments(recipe, tmp_path)), "jobs.recipe_invalid", num_problems=1)
+    assert "'alv'" in refused.got

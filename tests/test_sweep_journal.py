@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import starved
 import torch
-from test_rides import HEADS, make_source
-from test_sweep import SMALL
+from sweeps import HEADS, SMALL, make_block_source
 
 from layerbank.cache import TokenCache
 from layerbank.events import Event, MemoryPlanned, ProbeProgress
@@ -50,7 +49,7 @@ def describe(_: object) -> dict[str, Any]:
 
 
 def sweep(folder: Path, on_event: Any = None, memory_bytes: int | None = None, **setting: Any) -> list[SweepResult]:
-    train, test = make_source(120, 0), make_source(60, 1)
+    train, test = make_block_source(120, 0), make_block_source(60, 1)
     journal = SweepJournal(folder, {"train": "0123", **setting}, describe, ["row"])
     return run_sweeps(
         [[one] for one in SWEPT],
@@ -65,7 +64,7 @@ def sweep(folder: Path, on_event: Any = None, memory_bytes: int | None = None, *
 
 def little_memory() -> int:
     """Enough for one head at a time and not for both."""
-    return plan_group(SWEPT, make_source(120, 0), SMALL, None).total_bytes - 1
+    return plan_group(SWEPT, make_block_source(120, 0), SMALL, None).total_bytes - 1
 
 
 class Killed(Exception):
@@ -188,8 +187,8 @@ def enough_for_two_banks(train: Path, _: Path) -> int:
     for memory_bytes in range(30_000_000, 60_000_000, 100_000):
         with contextlib.suppress(SettingError):  # not enough for one
             (group,) = plan_groups(cache, [(NAMED, PROTOCOL)], memory_bytes, torch.device("cpu"))
-            (plan,) = group.placement.plan.memory
-            if plan is not None and plan.num_banks == 2:
+            (head,) = group.placement.plan.heads.values()
+            if head.memory.num_banks == 2:
                 return memory_bytes
     raise AssertionError("a grid of four that no budget cuts in two")
 

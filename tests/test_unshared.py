@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from commands import MODEL, run
+from messages import raises, refuses
 from photos import write_photos
 from ray_nodes import nodes, options, wait_until
 
-from layerbank import RequestError
 from layerbank.cache import Worker, offer_probe
+from layerbank.errors import RequestError
 from layerbank.events import ignore
 from layerbank.jobs.extract import extract_share, prepare_shares
 
@@ -88,14 +89,11 @@ def test_a_node_without_the_folder_ends_the_command_and_nothing_is_written_elsew
         try:
             wait_until(lambda: num_cores(cluster.address) == 1, patience_s=120)
             monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-            refused = run("extract", *MODEL, "--data", f"folder:{photos}", "--engine", "ray", "--cache", machine.folder)
+            result = run("extract", *MODEL, "--data", f"folder:{photos}", "--engine", "ray", "--cache", machine.folder)
         finally:
             node.terminate()
             node.wait(60)
-    assert refused.exit_code == 2
-    said = " ".join(refused.stderr.split())
-    assert f"{machine.folder}, on node " in said
-    assert "got another folder of that name, or none" in said
+    refuses(result, "executors.folder_not_shared", folder=machine.folder)
     assert list(machine.folder.iterdir()) == []
 
 
@@ -108,14 +106,10 @@ def num_cores(address: str) -> float:
     return sum(node["Resources"].get("CPU", 0) for node in state.node_table() if node["Alive"])
 
 
-def test_a_worker_to_whom_the_same_names_are_other_images_is_refused_before_it_makes_a_store(tmp_path: Path) -> None:
-    """Of a model it would be other weights."""
+def test_a_worker_for_which_the_same_names_are_other_images_is_refused_before_it_makes_a_store(tmp_path: Path) -> None:
     photos, root = write_photos(tmp_path / "photos", {"train": 4}), tmp_path / "caches"
     share, (store,) = prepare_shares(options(photos, root), ignore)
     next(photos.rglob("*.png")).unlink()
-    with pytest.raises(RequestError) as refused:
+    with raises("jobs.worker_has_other_files", RequestError, worker=Worker(1, 2), stores=store):
         extract_share(share, Worker(1, 2), ignore)
-    assert f"expected the weights and images of the others, whose stores are {store}, got what belongs into " in str(
-        refused.value
-    )
     assert not root.exists()

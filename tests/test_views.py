@@ -26,9 +26,9 @@ from layerbank.cache import SpecMismatchError, TokenCache, export_hdf5, import_h
 from layerbank.data.sources import BadImage, ImageSource, open_source
 from layerbank.data.views import ATTEMPTS, VIEW_SEED, ViewedSource, ViewRule, draw_view
 from layerbank.events import Event, ImageSkipped, OnEvent, ignore
+from layerbank.extraction.decoding import ViewGeometry
 from layerbank.extraction.extract import ExtractConfig, extract, spec_of
 from layerbank.extraction.repair import repair_and_fill
-from layerbank.extraction.view_geometry import ViewGeometry
 from layerbank.extraction.views import resample_of, view_geometry
 from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
@@ -110,8 +110,8 @@ def test_views_of_a_square_image_have_the_areas_ratios_and_mirrors_of_random_res
     assert ratios.min() > 0.749
     assert ratios.max() < 1.334
     assert abs(np.log(ratios).mean()) < 0.01
-    room = boxes[:, 0] + 1000 - boxes[:, 2]
-    assert abs((boxes[:, 0] / np.maximum(room, 1)).mean() - 0.5) < 0.02
+    space = boxes[:, 0] + 1000 - boxes[:, 2]
+    assert abs((boxes[:, 0] / np.maximum(space, 1)).mean() - 0.5) < 0.02
     assert abs(np.mean([mirrored for _, mirrored in drawn]) - 0.5) < 0.03
     plain = ViewRule(num_views=1, min_scale=0.25, flip=False)
     assert [draw_view((1000, 1000), plain, seed) for seed in range(50)] == [(box, False) for box, _ in drawn[:50]]
@@ -265,11 +265,11 @@ def test_an_unreadable_image_is_skipped_with_all_its_views(backbone: Backbone, f
     source = ViewedSource(open_source(f"folder:{tmp_path}/photos", "train"), RULE)
     with raises("data.bad_image", BadImage, id="train/green/001.png"):
         _extract(backbone, source, tmp_path / "caches")
-    told: list[Event] = []
+    events: list[Event] = []
     cache = _extract(
-        backbone, source, tmp_path / "caches", on_event=told.append, batch_size=27, on_bad_image="skip"
+        backbone, source, tmp_path / "caches", on_event=events.append, batch_size=27, on_bad_image="skip"
     ).open()
-    assert [event.sample_id for event in told if isinstance(event, ImageSkipped)] == ["train/green/001.png"]
+    assert [event.sample_id for event in events if isinstance(event, ImageSkipped)] == ["train/green/001.png"]
     assert sorted(cache.skipped) == [12, 13, 14]
     assert 4 not in cache.images
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from commands import MODEL, run, start, wait_until_at_work
 from groups import has_ended, living_in_group
+from messages import raises
 from photos import write_photos
 from token_stores import tree
 
-from layerbank import RequestError, WorkError
 from layerbank.cache import SpecError, Worker
 from layerbank.cache.locking import is_locked
+from layerbank.errors import Message, WorkError
 from layerbank.events import (
     CacheReused,
     Event,
@@ -28,9 +29,8 @@ from layerbank.events import (
     TokensOutOfRange,
     WorkerLost,
 )
-from layerbank.executors.processes import interrupts_wait, run_processes
-from layerbank.executors.relay import Relay
-from layerbank.extraction.ranks import choose_processes, parse_shard, worker_of_launcher
+from layerbank.executors.local import LocalExecutor, interrupts_wait
+from layerbank.executors.workers import Relay, run_workers
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")
@@ -66,9 +66,7 @@ def test_ctrl_c_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
     said = command.communicate(timeout=60)[1]
     assert time.monotonic() - began < 30
     assert command.returncode == 130, said
-    assert " ".join(said.split("layerbank: ")[1].split()) == (
-        "interrupted do What was committed is kept: run the same command again to go on."
-    )
+    assert " ".join(said.split("layerbank: ")[1].split()).startswith("interrupted do Run the same command again")
     assert "Traceback" not in said
     assert has_ended(command.pid)
     assert not is_locked(store)
@@ -79,12 +77,8 @@ def test_ctrl_c_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
 
 def test_ctrl_c_while_processes_start_ends_them_too(extract_arguments: tuple[str, ...], tmp_path: Path) -> None:
     command = start(*extract_arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
-    assert command.stderr is not None
-    line = command.stderr.readline()
-    while "what storing" not in line:  # the last that is told before they start
-        assert line
-        line = command.stderr.readline()
     while len(living_in_group(command.pid)) < 4:  # the command, the tracker of its resources, two workers
+        assert command.poll() is None
         time.sleep(0.01)
     os.killpg(command.pid, signal.SIGINT)
     said = command.communicate(timeout=60)[1]
@@ -180,52 +174,28 @@ def reuse_or_die(worker: Worker, on_event: OnEvent) -> None:
 def refuse(worker: Worker, on_event: OnEvent) -> None:
     if worker.index == 0:
         time.sleep(60)  # ended long before by the error of the other
-    raise SpecError(where="here", expected="this", got="that", todo="Do it.")
+    raise SpecError(Message(where="{store}", expected="this", got="that", todo="Do it."), store=STORE)
 
 
 def test_all_processes_killed_is_failed_work_that_may_be_taken_up_again() -> None:
-    with pytest.raises(WorkError) as failure:
-        run_processes(die, 2, print)
-    assert str(failure.value) == (
-        "--processes 2: expected at least one process that lives until the last image, got killed by SIGKILL. "
-        "What was committed is kept: run the same command again. If memory ran out, use fewer processes."
-    )
+    with raises("executors.workers_lost", WorkError, count=2, reason="killed by SIGKILL"):
+        run_workers(die, LocalExecutor(2), print)
 
 
 def test_a_killed_process_is_a_warning_while_another_lives() -> None:
     events: list[Event] = []
-    run_processes(reuse_or_die, 2, events.append)
+    run_workers(reuse_or_die, LocalExecutor(2), events.append)
     assert CacheReused(store=STORE, num_rows=2) in events
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
     assert (lost.worker, lost.reason) == ("1/2", "killed by SIGKILL")
     assert len(events) == 2
 
 
-def test_an_error_keeps_its_four_parts_and_ends_the_others() -> None:
+def test_an_error_keeps_its_class_and_parts_and_ends_the_others() -> None:
     started = time.monotonic()
-    with pytest.raises(RequestError, match=r"here: expected this, got that. Do it."):
-        run_processes(refuse, 2, print)
+    with pytest.raises(SpecError, match=r"a.zarr: expected this, got that. Do it."):
+        run_workers(refuse, LocalExecutor(2), print)
     assert time.monotonic() - started < 50
-
-
-@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0"])
-def test_a_shard_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(
-        RequestError, match=r"--shard: expected i/n with 0 <= i < n, such as 0/4, got .*Number shards from 0"
-    ):
-        parse_shard(text)
-
-
-def test_a_rank_that_does_not_fit_is_refused_and_a_world_of_one_is_no_crew() -> None:
-    assert worker_of_launcher({}) is None
-    assert worker_of_launcher({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}) is None
-    with pytest.raises(RequestError, match="expected RANK below WORLD_SIZE, got RANK=2, WORLD_SIZE=2"):
-        worker_of_launcher({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
-
-
-def test_a_shard_in_several_processes_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"got 2 for worker 0/4\. Leave --processes out"):
-        choose_processes(2, "cpu", Worker(0, 4))
 
 
 def test_events_of_two_workers_tell_one_story() -> None:
@@ -259,8 +229,8 @@ def test_events_of_two_workers_tell_one_story() -> None:
         (0, started), (1, started), (0, progress(10)), (1, progress(20)), (1, finished), (1, started), (1, progress(5)),
         (0, out_of_range(2)), (1, out_of_range(3)), (1, skipped),
     ]:  # fmt: skip
-        relay.tell(worker, event)
-    relay.tell(0, finished)
+        relay.add(worker, event)
+    relay.add(0, finished)
     relay.finish()
     assert [e.num_pending for e in events if isinstance(e, ExtractionStarted)] == [80]
     shown = [e for e in events if isinstance(e, ExtractionProgress)]

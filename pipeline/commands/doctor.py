@@ -15,9 +15,9 @@ from . import options as shared
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def doctor(cache_root: Path, as_json: bool) -> None:
-    """Check the installation, the machine and the folder of stores; say what is wrong and what to do.
+    """Check the installation, the devices, the folder of stores and the stores; say what is wrong and what to do.
 
-    The exit code is 1 if something cannot work; a warning is not that. Small files are written to the folder and removed.
+    The exit code is 1 if something cannot work; warnings do not change it. Small files are written to the folder and removed.
 
     \b
     layerbank doctor --cache caches

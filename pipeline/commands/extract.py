@@ -1,4 +1,4 @@
-"""The commands of stage one: do it, or say what it would take."""
+"""The commands of stage one: extract, or say what that would take."""
 
 from __future__ import annotations
 
@@ -79,26 +79,27 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
         _plan(options, as_json)
         return
     from ..console import Listener, print_json
-    from ..executors.processes import run_processes
+    from ..executors.local import LocalExecutor
+    from ..executors.workers import run_in_worker, run_workers
     from ..extraction.cpu_precision import advise_on_precision
     from ..extraction.extract import extract_together
     from ..extraction.ranks import refuse_shards
-    from ..jobs.extract import extract_share, prepare, prepare_shares
+    from ..jobs.extract import extract_share, prepare, prepare_shares, stores_of
     from ..models.request import choose_device
 
     if engine == "ray":
-        from ..executors.ray_engine import RayEngine, run_on_ray
+        from ..executors.ray_executor import RayExecutor
 
         request, processes, worker = _request_of(options)
         refuse_shards(worker)
         with (
             Listener(quiet=as_json) as listener,
-            RayEngine([request["cache_root"]], processes, request["device"], listener.show) as cluster,
+            RayExecutor([request["cache_root"]], processes, request["device"], listener.show) as cluster,
         ):
-            request["device"] = cluster.placement.device
+            request["device"] = cluster.device
             # there, because the device that settles the precision is there
-            share, stores = cluster.do_one(partial(prepare_shares, request), listener.show)
-            run_on_ray(partial(extract_share, share), cluster, listener.show)
+            share, stores = run_in_worker(partial(prepare_shares, request), cluster, listener.show)
+            run_workers(partial(extract_share, share), cluster, listener.show)
     else:
         request, num_processes, worker = _local_request_of(options)
         with Listener(quiet=as_json) as listener:
@@ -106,10 +107,10 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
                 advise_on_precision(listener.show)
             if num_processes > 1:
                 share, stores = prepare_shares(request, listener.show)
-                run_processes(partial(extract_share, share), num_processes, listener.show)
+                run_workers(partial(extract_share, share), LocalExecutor(num_processes), listener.show)
             else:
                 prepared = prepare(request, listener.show, worker)
-                stores = [one.store for _, extractions in prepared for one in extractions]
+                stores = stores_of(prepared)
                 for source, extractions in prepared:
                     extract_together(extractions, source, on_event=listener.show)
     if as_json:
@@ -122,8 +123,9 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
 def plan(as_json: bool, **options: Any) -> None:
     """What `layerbank extract` with the same options would take: images, bytes, files, minutes, memory.
 
-    Opens data and models, looks at the first images, tries a few batches and one block on the disk of the cache, and leaves
-    nothing. What the stores hold already is not counted. The exit code is 2 where the disk is too small.
+    Opens data and models, compares the first images with float32, runs a sample of the images and writes one row block to
+    the disk of the cache; nothing is kept. What the stores hold already is not counted. The exit code is 2 if the disk is
+    too small.
 
     \b
     layerbank plan --model timm/vit_small_patch16_224 --data folder:photos --kinds cls,ap,grid2
@@ -132,7 +134,7 @@ def plan(as_json: bool, **options: Any) -> None:
 
 
 def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
-    """The options as `requested.prepare` takes them, how many processes were asked for, and which of several workers this is."""
+    """Return the options for `jobs.extract.prepare`, the number of processes asked for, and the worker that this process is."""
     from ..extraction.ranks import parse_shard, worker_of_launcher
     from ..models.request import pair_models_with_weights
 
@@ -144,7 +146,7 @@ def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Wo
 
 
 def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Worker | None]:
-    """The same for this machine: how many processes to start, and a launcher's worker on a GPU of its own."""
+    """Do the same for this machine: choose the number of processes, and give each worker of torchrun a GPU of its own."""
     from ..extraction.ranks import choose_processes, device_of_worker
 
     launched = options["shard"] is None

@@ -144,7 +144,7 @@ def _train(
 ) -> tuple[Path, list[Row]]:
     """Extract what is missing, and train the probes by each protocol; the folder of the results, and the rows."""
     from ..data.sources import open_source
-    from ..jobs.extract import open_extraction, settle_within_room, split_names, with_views
+    from ..jobs.extract import open_extraction, settle_and_check_disk, split_names, with_views
     from ..memory import memory_for_probes
     from ..probing.probe import check_classes, run_folder, verify_arrays
     from ..probing.probe import probe as train_probes
@@ -163,12 +163,13 @@ def _train(
     )
     named = leave_out_unfit(named, work.backbone.row_shape)
     check_heads(named, work.backbone.row_shape)
-    arrays = list(dict.fromkeys(array for one in named for array in one.arrays))
+    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
+    work = replace(work, arrays=arrays)
     if options["may_extract"]:
-        (work,) = settle_within_room([work], sources, [arrays])
-        train, test = (work.extract(source, arrays) for source in sources)
+        (work,) = settle_and_check_disk([work], sources)
+        train, test = (work.extract(source) for source in sources)
     else:
-        work = work.settled(sources, arrays)
+        work = work.settled(sources)
         train, test = (work.store(source) for source in sources)
     train_views = options["train_views"]
     if train_views is not None and train_views < options["views"]:

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..jobs.recipe import Recipe
+    from ..jobs.units import StudyOptions
+    from ..probing.results import Row
+
+STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
 
 _DIR = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("recipe")
-@click.option("--dry-run", is_flag=True, help="Say what there is to do: units, trainings, images, bytes; do nothing.")
+@click.option("--dry-run", is_flag=True, help="Only count units, trainings, images and bytes.")
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="With --dry-run: forecast the hours, from passes of each model and steps of each head on this machine; takes a minute or "
+    help="With --dry-run: estimate the hours from passes of each model and steps of each head on this machine; takes a minute or "
     "several, without weights or data.",
 )
 @click.option(
     "--data-root", type=_DIR, default="data", show_default=True, help="Folder of the data sets of the catalogue."
 )
-@click.option(
-    "--fetch/--no-fetch", default=True, show_default=True, help="Fetch a data set that is not there from the hub."
-)
+@click.option("--fetch/--no-fetch", default=True, show_default=True, help="Fetch missing data sets from the hub.")
 @click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
 @click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option(
     "--memory",
-    help="What the whole program may take of the host's memory, such as 4GB. [default: 80 % of what is free]",
+    help="Host memory of the whole program, such as 4GB. [default: 80 % of the free memory]",
 )
 @click.option(
     "--workers",
@@ -66,39 +74,28 @@ def study(
     engine: str,
     as_json: bool,
 ) -> None:
-    """Do a whole study: every model on every data set of a recipe, every probe, every seed.
+    """Run a whole study: every model on every data set of a recipe, every probe, every seed.
 
-    RECIPE is smoke, demo, layers, ablations, paper-base, paper-full, or a TOML file with models, data, probes and, if they are to
-    differ, seeds, protocol, num_heads, weights, image_size, tap. Run it again after a crash and it goes on where it was. What
-    fails is told, kept in RUNS/failures.jsonl, and the rest goes on; the exit code is then 1.
+    RECIPE is smoke, demo, layers, ablations, paper-base, paper-full, or a TOML file with models, data, probes and optionally seeds,
+    protocol, num_heads, weights, image_size, tap. Run it again after a crash and it continues where it stopped. Parts that fail are
+    reported and listed in RUNS/failures.jsonl, the rest goes on, and the exit code is 1.
 
     \b
     layerbank study demo --dry-run
     """
-    from dataclasses import asdict
-
-    from ..console import Listener, print_json, print_table
-    from ..event_text import part_of_study
-    from ..executors.studies import on_ray, one_process, run_study, several_processes
-    from ..extraction.ranks import choose_processes
+    from ..console import print_json, print_table
     from ..jobs.recipe import open_recipe
-    from ..jobs.study_table import STUDY_COLUMNS, study_table
-    from ..jobs.units import Place
+    from ..jobs.units import StudyOptions
     from ..quantities import parse_size
 
     if calibrate and not dry_run:
         from ..errors import RequestError
 
-        raise RequestError(
-            where="--calibrate",
-            expected="--dry-run beside it",
-            got="a study to be done",
-            todo="Leave it out, or plan first.",
-        )
+        raise RequestError("jobs.calibrate_without_dry_run")
     opened = open_recipe(recipe)
     if memory is not None:
         parse_size(memory)
-    place = Place(
+    options = StudyOptions(
         cache_root=cache_root,
         runs_root=runs_root,
         data_root=data_root,
@@ -110,25 +107,57 @@ def study(
     if dry_run:
         from ..jobs.study_plan import PLAN_COLUMNS, plan_study, plan_table, plan_title
 
-        planned = plan_study(opened, place, calibrate=calibrate)
+        planned = plan_study(opened, options, calibrate=calibrate)
         if as_json:
             print_json([asdict(unit) for unit in planned])
         else:
             print_table(PLAN_COLUMNS, plan_table(planned), title=plan_title(planned))
         return
-    if engine == "ray":
-        does_units = on_ray(processes)
-    else:
-        num_processes = choose_processes(processes, device, None)
-        does_units = one_process if num_processes == 1 else several_processes(num_processes)
-    with Listener(quiet=as_json) as listener:
-        rows, failures = run_study(opened, place, engine=does_units, on_event=listener.show)
+    if not _run(opened, options, processes, on_ray=engine == "ray", as_json=as_json):
+        raise SystemExit(1)
+
+
+def _run(recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray: bool, as_json: bool) -> bool:
+    """Run a study and show its results; return whether all of it was done."""
+    from contextlib import ExitStack
+
+    from ..console import Listener, print_json, print_table
+    from ..event_text import part_of_study
+    from ..executors.executor import Executor
+    from ..executors.local import LocalExecutor
+    from ..executors.ray_executor import RayExecutor
+    from ..executors.studies import run_study
+    from ..extraction.ranks import choose_processes
+    from ..jobs.units import units_of
+    from ..models.request import choose_device
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(Listener(quiet=as_json))
+        executor: Executor | None = None
+        if on_ray:
+            folders = (options.cache_root, options.runs_root)
+            executor = stack.enter_context(RayExecutor(folders, processes, options.device, listener.show))
+        elif (num_processes := choose_processes(processes, options.device, None)) > 1:
+            num_processes = min(num_processes, len(units_of(recipe)))
+            executor = LocalExecutor(num_processes, choose_device(options.device))
+        rows, failures = run_study(recipe, options, executor=executor, on_event=listener.show)
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:
-        print_table(STUDY_COLUMNS, study_table(rows), title=f"balanced accuracy in percent; {runs_root}")
+        print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {options.runs_root}")
         for failure in failures:
             part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
             click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)
-    if failures:
-        raise SystemExit(1)
+    return not failures
+
+
+def study_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Return a line for each model, data set and probe, averaged over seeds; a dash if all settings diverged."""
+    from ..probing.results import summarize
+
+    lines = []
+    for one in summarize(rows):
+        numbers = ((one.validation, ".1f"), (one.test, ".1f"), (one.gain, "+.1f"))
+        shown = ["-" if value is None else f"{value.mean:{form}}" for value, form in numbers]
+        lines.append([one.rows[0]["backbone"], one.rows[0]["dataset"], one.probe, *shown])
+    return lines

@@ -5,7 +5,7 @@ it, view v > 0 a random crop of it, mirrored at random. The seed of a view depen
 not on the order of work or on k, so the first views of a larger k equal those of a smaller one.
 
 A source returns images, not pixels at the model's size, so this module only draws the box of a view;
-`extraction/view_geometry.py` crops it.
+`extraction/decoding.py` crops it.
 """
 
 from __future__ import annotations

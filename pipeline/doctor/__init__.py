@@ -44,5 +44,5 @@ def guarded(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     except ImportError as error:
         return [Finding(name, WARNING, f"not checked: {first_line(error)}", "Repair the imports first.")]
     except Exception as error:  # a broken package raises anything, and the next check is to run all the same
-        todo = "This check itself failed: what it looks at is broken, or layerbank is."
+        todo = "This check itself failed: its subject is broken, or layerbank is."
         return [Finding(name, PROBLEM, f"{type(error).__name__}: {first_line(error)}", todo)]

@@ -12,7 +12,12 @@ from pkgutil import resolve_name
 from .finding import OK, PROBLEM, WARNING, Finding, first_line
 
 IMPORTED = ("numpy", "torch", "torchvision", "timm", "open_clip", "zarr", "numcodecs", "h5py", "PIL", "safetensors")
-REGISTRIES: tuple[str, ...] = ()
+REGISTRIES = (
+    "layerbank.data.sources:SOURCES",
+    "layerbank.models.families:MODEL_FAMILIES",
+    "layerbank.probes.heads.registry:HEADS",
+    "layerbank.report.figures:FIGURES",
+)
 BROKEN = (ImportError, RuntimeError, OSError, AttributeError)  # raised by packages that were built for other versions
 
 

@@ -1,1 +1,1 @@
-"""A Ray cluster as a place where work is done: where actors go, how one is reached, what an actor does, and the engine."""
+"""Executors run tasks in worker processes: of this machine (`local.py`) or of a Ray cluster (`ray_*.py`); work that uses them."""

@@ -1,4 +1,4 @@
-"""What an actor does: look whether it sees what the driver sees, work, and tell what happens."""
+"""The worker process on a node of a Ray cluster: it checks that it sees the driver's folders, then runs a task."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +16,64 @@ from layerbank.cache import StoreLockedError, see_probe
 
 from ..errors import RequestError
 from ..events import OnEvent
-from .processes import as_ours
+from .executor import Returned, Task, run_task
 
-Task = Callable[[OnEvent], Any]
-"""A piece of work: called with where to tell events; it and what it returns must pickle."""
-
-LEASE_S = 120.0  # a file server may hold the locks of a machine that has died so long
-LOOK_AGAIN_S = 5.0
-
-
-@dataclass(frozen=True)
-class Returned:
-    """The last thing that an actor tells of a task."""
-
-    value: Any
+LOCK_LEASE_S = 120.0  # a file server may hold the locks of a machine that has died this long
+LOCK_RETRY_S = 5.0
 
 
 class Actor:
-    """One process of the cluster, for one piece of work after the other."""
+    """One process of the cluster; it runs one task after the other."""
 
     def __init__(self, num_cpus: int) -> None:
-        """Keep to the cores one has; torch, which reads this, comes with the first piece of work."""
+        """Limit torch to the cores of the actor; torch reads the variable when the first task imports it."""
         if num_cpus:
             asked = os.environ.get("OMP_NUM_THREADS", "")
             os.environ["OMP_NUM_THREADS"] = str(min(num_cpus, int(asked)) if asked.isdigit() else num_cpus)
 
-    def run(self, task: Task, life: int, probes: Sequence[Path], folder: str) -> Iterator[object]:
-        """Yield the events of a task as they come, at last `Returned` or the error."""
-        told: queue.SimpleQueue[object] = queue.SimpleQueue()
+    def run(self, task: Task, attempt: int, probes: Sequence[Path], folder: str) -> Iterator[object]:
+        """Yield the events of a task as they come, then `Returned` or the error.
 
-        def work() -> None:
-            try:
-                take_place(probes, folder)
-                told.put(Returned(do_patiently(task, life, told.put)))
-            except Exception as error:  # judged by the driver
-                told.put(as_ours(error))
-
-        threading.Thread(target=work, daemon=True).start()
+        Args:
+            task: the task.
+            attempt: 0, or the number of actors that died with this task.
+            probes: files of `offer_probe` in the folders that all nodes must share.
+            folder: the driver's working folder.
+        """
+        messages: queue.SimpleQueue[object] = queue.SimpleQueue()
+        checked = partial(run_in_shared_folders, task, attempt, probes, folder)
+        threading.Thread(target=run_task, args=(checked, 0, messages.put), daemon=True).start()
         while True:
-            message = told.get()
+            message = messages.get()
             yield message
             if isinstance(message, (Returned, BaseException)):
                 return
 
 
-def take_place(probes: Sequence[Path], folder: str) -> None:
-    """Be where the command was given, and see what it sees.
+def run_in_shared_folders(
+    task: Task, attempt: int, probes: Sequence[Path], folder: str, worker: int, on_event: OnEvent
+) -> Any:
+    """Check the folders, change to the working folder, and run the task.
+
+    Where an actor has died before, its locks may outlive it for `LOCK_LEASE_S`; they are waited for.
+
+    Raises:
+        RequestError: this node has another file system.
+        StoreLockedError: a store is still locked then, or the task is begun for the first time.
+    """
+    enter_shared_folders(probes, folder)
+    deadline = time.monotonic() + LOCK_LEASE_S
+    while True:
+        try:
+            return task(worker, on_event)
+        except StoreLockedError:
+            if attempt == 0 or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_RETRY_S)
+
+
+def enter_shared_folders(probes: Sequence[Path], folder: str) -> None:
+    """Check that this node sees the driver's folders, and change to its working folder.
 
     Raises:
         RequestError: this node has another file system.
@@ -70,30 +82,10 @@ def take_place(probes: Sequence[Path], folder: str) -> None:
     for probe in probes:
         problem = see_probe(probe)
         if problem is not None:
-            raise RequestError(
-                where=f"{probe.parent}, on node {node}",
-                expected="one folder for all nodes of the cluster, on a file system that passes on locks",
-                got=problem,
-                todo="Choose folders that all nodes share with --cache DIR and, for a study, --runs DIR.",
-            )
+            raise RequestError("executors.folder_not_shared", folder=probe.parent, node=node, problem=problem)
     try:
         os.chdir(folder)
     except OSError as error:
         raise RequestError(
-            where=f"the working folder {folder}, on node {node}",
-            expected="the folder in which the command was given, on every node",
-            got=str(error.strerror),
-            todo="Give the command in a folder that all nodes share.",
+            "executors.working_folder_missing", folder=folder, node=node, reason=error.strerror
         ) from None
-
-
-def do_patiently(task: Task, life: int, on_event: OnEvent) -> Any:
-    """The task; where an actor has died before, its locks may outlive it for a while."""
-    deadline = time.monotonic() + LEASE_S
-    while True:
-        try:
-            return task(on_event)
-        except StoreLockedError:
-            if life == 0 or time.monotonic() > deadline:
-                raise
-            time.sleep(LOOK_AGAIN_S)

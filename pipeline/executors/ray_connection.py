@@ -1,4 +1,4 @@
-"""Ray, connected to a cluster or to one of its own on this machine. The only module that imports it."""
+"""Ray, connected to a cluster or started on this machine. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from typing import Any
 
 from ..errors import RequestError, WorkError
 
-OBJECT_STORE_BYTES = 128 << 20  # of a Ray of our own: events go through it, images and tokens do not
-ANSWER_S = 10.0
-LOOK_S = 5.0  # between two looks at the head
-SILENCE_S = 20.0  # after which a head is lost; at 60 Ray ends the program, in the middle of whatever it does
+OBJECT_STORE_BYTES = 128 << 20  # of a Ray started here: events go through it, images and tokens do not
+CONNECT_TIMEOUT_S = 10.0
+HEAD_CHECK_S = 5.0  # between two checks of the head
+HEAD_TIMEOUT_S = 20.0  # after which a head is lost; at 60 Ray ends the program, in the middle of whatever it does
 
 
 @contextlib.contextmanager
 def connected() -> Iterator[Any]:
-    """Ray, connected to a cluster."""
+    """Yield the module `ray`, connected to a cluster.
+
+    Raises:
+        RequestError: Ray is not installed, or `RAY_ADDRESS` names no cluster.
+    """
     try:
         import ray
     except ImportError as error:
-        raise RequestError(
-            where="--engine ray",
-            expected="the package ray",
-            got=str(error),
-            todo="Install the extra here and on every node: pip install 'layerbank[ray]'.",
-        ) from None
+        raise RequestError("executors.ray_not_installed", reason=error) from None
     if ray.is_initialized():
         yield ray
         return
     address = os.environ.get("RAY_ADDRESS")
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address is not None:
         check_address(address)
-    how: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that somebody extracts tokens
-        how |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        settings |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(**how)
+        ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is not None:
-            raise _no_cluster(address, " ".join(str(error).split())[:300]) from error
+            reason = " ".join(str(error).split())[:300]
+            raise RequestError("executors.no_ray_cluster", address=address, reason=reason) from error
         raise
     try:
         yield ray
@@ -52,25 +52,25 @@ def connected() -> Iterator[Any]:
 
 
 def check_address(address: str) -> None:
-    """Ask the head before Ray does, which takes minutes to say that nobody answers.
+    """Ask the head before Ray does, which takes minutes to give up.
 
     Args:
         address: `host:port` of the head, or `auto`.
 
     Raises:
-        RequestError: nobody answers there, or it is the address of Ray's client server.
+        RequestError: there is no answer, or it is the address of Ray's client server.
     """
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
-        raise _no_cluster(address, "an address of another form")
-    if (problem := _why_silent(host, int(port))) is not None:
-        raise _no_cluster(address, problem)
+        raise RequestError("executors.bad_ray_address", address=address)
+    if (reason := _connection_error(address)) is not None:
+        raise RequestError("executors.no_ray_cluster", address=address, reason=reason)
 
 
-class Head:
-    """The head of the cluster while work is done: Ray waits for one that is lost, and says nothing.
+class HeadCheck:
+    """Checks that the head of the cluster still answers: without it Ray waits and says nothing.
 
     Args:
         address: `host:port`.
@@ -78,43 +78,33 @@ class Head:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._look_at = 0.0
+        self._next_check = 0.0
 
     def require(self, *, now: bool = False) -> None:
-        """Ask whether it is there, every few seconds or now; returns when it answers.
+        """Ask the head, every `HEAD_CHECK_S` or now; return when it answers.
 
         Raises:
-            WorkError: it does not, for `SILENCE_S`.
+            WorkError: it does not answer for `HEAD_TIMEOUT_S`.
         """
-        if not now and time.monotonic() < self._look_at:
+        if not now and time.monotonic() < self._next_check:
             return
-        host, _, port = self._address.rpartition(":")
-        deadline = time.monotonic() + SILENCE_S
-        while (problem := _why_silent(host, int(port))) is not None:
+        deadline = time.monotonic() + HEAD_TIMEOUT_S
+        while (reason := _connection_error(self._address)) is not None:
             if time.monotonic() > deadline:
                 raise WorkError(
-                    where=f"the Ray cluster of {self._address}",
-                    expected="a head that is there until the work is done",
-                    got=f"none for {SILENCE_S:.0f} s: {problem}",
-                    todo="What was committed is kept: start the cluster again, then run the same command again. What is left of "
-                    "the lost one works on for about a minute and holds its locks so long.",
+                    "executors.ray_head_lost",
+                    address=self._address,
+                    timeout_s=f"{HEAD_TIMEOUT_S:.0f}",
+                    reason=reason,
                 )
-            time.sleep(SILENCE_S / 20)
-        self._look_at = time.monotonic() + LOOK_S
+            time.sleep(HEAD_TIMEOUT_S / 20)
+        self._next_check = time.monotonic() + HEAD_CHECK_S
 
 
-def _why_silent(host: str, port: int) -> str | None:
+def _connection_error(address: str) -> str | None:
+    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), port), timeout=ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         return str(error)
     return None
-
-
-def _no_cluster(address: str, got: str) -> RequestError:
-    return RequestError(
-        where=f"RAY_ADDRESS={address}",
-        expected="host:port of a Ray cluster's head, or auto on one of its machines",
-        got=got,
-        todo="Start one with `ray start --head`, or unset RAY_ADDRESS: then a Ray of this machine alone is started.",
-    )

@@ -1,21 +1,21 @@
-"""A study: every unit of a recipe (`units.py`), one after the other in this process, or in several.
+"""A study: every unit of a recipe (`jobs/units.py`), one after the other in this process, or in the workers of an executor.
 
-The decisions taken here: a study has no state of its own, for stores, journals and results.jsonl say what is done; an engine does
-the units in what order and where it likes, and their results are put into the order of the recipe. What could not be done is a row
-of RUNS/failures.jsonl; results.jsonl holds results only. failures.jsonl is written anew at the end of every run: it says what
-failed in the last one.
+The decisions taken here: a study has no state of its own, because stores, journals and results.jsonl say what is done; an executor
+runs the units in any order, and their results are put into the order of the recipe. What could not be done is a row of
+RUNS/failures.jsonl; results.jsonl holds results only. failures.jsonl is rewritten at the end of every run: it says what failed in
+the last one.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from ..errors import WorkError
+from layerbank.cache.atomic_files import replace_file
+
 from ..events import (
     BatchHalved,
     CompileFailed,
@@ -34,18 +34,25 @@ from ..events import (
 from ..extraction.ranks import device_of_worker
 from ..jobs.recipe import Recipe
 from ..jobs.study_disk_space import report_disk_space
-from ..jobs.units import Failure, OpenModels, Place, Unit, UnitDone, check_compute, lost_unit, run_unit, units_of
+from ..jobs.units import (
+    Failure,
+    OpenModels,
+    StudyOptions,
+    Unit,
+    UnitResult,
+    check_compute,
+    result_of_lost_unit,
+    run_unit,
+    units_of,
+)
 from ..models.request import choose_device
 from ..probing.results import Row
-from .processes import share_cores
-from .ray_engine import Lost, RayEngine
-from .spread import spread
+from .executor import Done, Executor
 
 FAILURES = "failures.jsonl"
-Engine = Callable[[Recipe, Place, Sequence[Unit], OnEvent], Iterable[UnitDone]]  # does each unit once, in any order
 
-# what is told of a unit that is done beside others: lines of several that come between each other say nothing
-_TOLD_BESIDE_OTHERS = (
+# shown of units that run side by side; interleaved progress lines of several units would say nothing
+_SHOWN_OF_PARALLEL_UNITS = (
     StudyUnit,
     StudyFailed,
     BatchHalved,
@@ -55,118 +62,85 @@ _TOLD_BESIDE_OTHERS = (
     TokensOutOfRange,
     UploadFailed,
 )
+_MODELS = OpenModels()  # of a worker process, from one unit to the next
 
 
 def run_study(
-    recipe: Recipe, place: Place, *, engine: Engine | None = None, on_event: OnEvent = ignore
+    recipe: Recipe, options: StudyOptions, *, executor: Executor | None = None, on_event: OnEvent = ignore
 ) -> tuple[list[Row], list[Failure]]:
-    """Do all units of a recipe that are not done.
+    """Run all units of a recipe that are not done.
 
     Args:
         recipe: models, data sets, probes, seeds, protocol.
-        place: folders and device.
-        engine: does the units; None is `one_process`.
-        emit: told what happens.
+        options: folders and device.
+        executor: runs the units; None runs them in this process.
+        on_event: called with every event.
 
     Returns:
         Every row of the study, those of earlier runs too, and every failure, in the order of the recipe.
 
     Raises:
-        SettingError: the device on which the units are done cannot compute as the protocol says.
+        SettingError: the device on which the units run cannot compute as the protocol says.
     """
-    report_disk_space(recipe, place, on_event)
+    report_disk_space(recipe, options, on_event)
     units = units_of(recipe)
-    done: dict[Unit, UnitDone] = {}
-    for one in (engine or one_process)(recipe, place, units, on_event):
-        done[one.unit] = one
+    results: dict[Unit, UnitResult] = {}
+    for result in _run_units(recipe, options, units, executor, on_event):
+        results[result.unit] = result
         on_event(
             StudyUnitFinished(
-                model=one.unit.model,
-                dataset=one.unit.dataset,
-                num_rows=len(one.rows),
-                num_failures=len(one.failures),
-                num_done=len(done),
+                model=result.unit.model,
+                dataset=result.unit.dataset,
+                num_rows=len(result.rows),
+                num_failures=len(result.failures),
+                num_done=len(results),
                 num_units=len(units),
             )
         )
-    failures = [failure for unit in units for failure in done[unit].failures]
-    write_failures(place.runs_root / FAILURES, failures)
-    return [row for unit in units for row in done[unit].rows], failures
+    failures = [failure for unit in units for failure in results[unit].failures]
+    write_failures(options.runs_root / FAILURES, failures)
+    return [row for unit in units for row in results[unit].rows], failures
 
 
-def one_process(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
-    """Units one after the other in this process, one model in memory at a time."""
-    check_compute(recipe, choose_device(place.device))
-    models = OpenModels()
-    for unit in units:
-        yield run_unit(recipe, place, unit, models=models, on_event=on_event)
+def _run_units(
+    recipe: Recipe, options: StudyOptions, units: Sequence[Unit], executor: Executor | None, on_event: OnEvent
+) -> Iterator[UnitResult]:
+    """Run units in this process, one model in memory at a time, or in any order in the workers of an executor."""
+    if executor is None:
+        check_compute(recipe, choose_device(options.device))
+        models = OpenModels()
+        for unit in units:
+            yield run_unit(recipe, options, unit, models=models, on_event=on_event)
+        return
+    check_compute(recipe, executor.device)  # this process computes nothing: its own device does not matter
+    options = replace(options, device=executor.device, num_sharers=min(executor.num_per_machine, len(units)))
+    tasks = [partial(_run_unit_in_worker, recipe, options, unit) for unit in units]
+    for outcome in executor.run(tasks, lambda number, event: on_event(event)):
+        unit = units[outcome.index]
+        if isinstance(outcome, Done):
+            yield outcome.value
+        elif outcome.again:
+            on_event(StudyUnitAgain(model=unit.model, dataset=unit.dataset, reason=outcome.reason))
+        else:
+            yield result_of_lost_unit(unit, outcome.reason, on_event)
 
 
-def several_processes(num_processes: int) -> Engine:
-    """Units shared out to processes of this machine, each with a GPU of its own where there are several.
-
-    Each takes the next unit when it has done one. A process that is killed costs its unit, which is then a failure; a new one
-    does the rest.
-    """
-
-    def run(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
-        check_compute(recipe, choose_device(place.device))
-        count = min(num_processes, len(units))
-        work = partial(_one_of_several, OpenModels(), recipe, replace(place, num_sharers=count))
-        for unit, done in spread(work, units, count, on_event):
-            if isinstance(done, str):
-                yield lost_unit(unit, done, on_event)
-            else:
-                yield done
-
-    return run
-
-
-def on_ray(num_workers: int | None) -> Engine:
-    """Units spread over a Ray cluster, see `executors/ray_engine.py`: a unit whose worker is lost is begun again by another.
-
-    Args:
-        num_workers: at a time; None is one a GPU of the cluster, else one a node.
-    """
-
-    def run(recipe: Recipe, place: Place, units: Sequence[Unit], on_event: OnEvent) -> Iterator[UnitDone]:
-        with RayEngine((place.cache_root, place.runs_root), num_workers, place.device, on_event) as cluster:
-            check_compute(recipe, cluster.placement.device)  # the driver's own device does none of it
-            placed = replace(place, device=cluster.placement.device, num_sharers=cluster.placement.num_on_a_node)
-            tasks = [partial(_one_of_several, OpenModels(), recipe, placed, 0, unit) for unit in units]
-
-            def lost(one: Lost) -> None:
-                if one.again:
-                    unit = units[one.index]
-                    on_event(StudyUnitAgain(model=unit.model, dataset=unit.dataset, reason=one.reason))
-
-            for index, done in cluster.do(tasks, lambda number, event: on_event(event), lost):
-                yield lost_unit(units[index], done.got, on_event) if isinstance(done, WorkError) else done
-
-    return run
-
-
-def _one_of_several(
-    models: OpenModels, recipe: Recipe, place: Place, process: int, unit: Unit, on_event: OnEvent
-) -> UnitDone:
-    def tell(event: Event) -> None:
-        if isinstance(event, _TOLD_BESIDE_OTHERS):
+def _run_unit_in_worker(
+    recipe: Recipe, options: StudyOptions, unit: Unit, worker: int, on_event: OnEvent
+) -> UnitResult:
+    def filtered(event: Event) -> None:
+        if isinstance(event, _SHOWN_OF_PARALLEL_UNITS):
             on_event(event)
 
-    share_cores(place.num_sharers)
-    place = replace(place, device=device_of_worker(place.device, process))
-    return run_unit(recipe, place, unit, models=models, on_event=tell)
+    options = replace(options, device=device_of_worker(options.device, worker))
+    return run_unit(recipe, options, unit, models=_MODELS, on_event=filtered)
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Leave the failures of a run as JSON lines, whole or not at all; no file where there are none."""
+    """Write the failures of a run as JSON lines, whole or not at all; without failures, delete the file."""
     if not failures:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}")
-    with staging.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
+    lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures]
+    replace_file(path, "".join(lines).encode(), path.with_name(f".{path.name}"))

@@ -4,14 +4,13 @@ Processes, because transforms hold the interpreter lock much of the time. They c
 copy locks that its other threads hold (torch's pool, the writer, the display) and hang now and then, and spawn would import torch
 and timm again in every worker and for every split.
 
-Knows sources and transforms, not models or caches.
+Knows sources and transforms, not models or caches: decoding processes need not import a model's library.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.sources import BadImage, ImageSource
+from ..data.views import VIEW_SEED, ViewRule, draw_view
 from ..errors import WorkError
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -48,7 +48,6 @@ class DecodedBatch:
         images: index of a transform -> [B, 3, H, W] in the dtype it gives; rows of bad images are zeros.
         content_hashes: [B] uint64, xxh3_64 of each encoded image; 0 for bad ones.
         bad: row -> why it could not be decoded. The caller decides whether that ends the work.
-        decode_seconds: time that one process took to read, decode and transform the batch.
     """
 
     start: int
@@ -56,7 +55,6 @@ class DecodedBatch:
     images: dict[int, torch.Tensor]
     content_hashes: NDArray[np.uint64]
     bad: dict[int, BadImage]
-    decode_seconds: float
 
 
 def decode_batches(
@@ -145,7 +143,6 @@ class _Decoding(Dataset[DecodedBatch]):
         self.source, self.transforms = source, transforms
 
     def __getitem__(self, rows: Rows) -> DecodedBatch:
-        begin = time.perf_counter()
         start, stop, wanted = rows
         images: dict[int, torch.Tensor] = {}
         content_hashes = np.zeros(stop - start, dtype=np.uint64)
@@ -166,7 +163,35 @@ class _Decoding(Dataset[DecodedBatch]):
             if number not in images:  # every image is bad
                 pixels = self.transforms[number](Image.new("RGB", (256, 256)))
                 images[number] = pixels.new_zeros(stop - start, *pixels.shape)
-        return DecodedBatch(start, stop, images, content_hashes, bad, time.perf_counter() - begin)
+        return DecodedBatch(start, stop, images, content_hashes, bad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewGeometry:
+    """RGB image -> uint8 [3, H, W]: the model's own geometry, or the view whose seed the image carries.
+
+    Attributes:
+        evaluation: the model's own geometry.
+        size: height and width in pixels.
+        resample: the Pillow filter that the model's own geometry uses.
+        rule: how views are drawn.
+    """
+
+    evaluation: Callable[[Any], torch.Tensor]
+    size: tuple[int, int]
+    resample: int
+    rule: ViewRule
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        seed = image.info.get(VIEW_SEED)
+        if seed is None:
+            return self.evaluation(image)
+        box, mirrored = draw_view(image.size, self.rule, seed)
+        view = image.crop(box).resize(self.size[::-1], Image.Resampling(self.resample))
+        if mirrored:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.frombuffer(bytearray(view.tobytes()), dtype=torch.uint8)
+        return pixels.view(*self.size, 3).permute(2, 0, 1).contiguous()
 
 
 def _worker_context() -> BaseContext:

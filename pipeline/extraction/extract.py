@@ -246,7 +246,7 @@ def _open_writer(
             extraction.store,
             spec,
             arrays,
-            batch_size=_batch_size(extraction),
+            batch_size=batch_size_of(extraction),
             **_writer_options(extraction, source),
         )
     )
@@ -266,7 +266,7 @@ def _writer_options(extraction: Extraction, source: ImageSource) -> dict[str, An
     }
 
 
-def _batch_size(extraction: Extraction) -> int:
+def batch_size_of(extraction: Extraction) -> int:
     """Choose the batch size of a new store; an existing one keeps its own, so nothing is tried out for it."""
     backbone, config = extraction.backbone, extraction.config
     if config.batch_size is not None:

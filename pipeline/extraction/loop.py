@@ -102,31 +102,21 @@ def run_tasks(
                 decoded = next(decoded_pieces)
             _check_images(decoded, on_bad_image, on_event)
             for number in numbers:
-                if (num_rows := runs[number].take(decoded, geometry_of[number])) == 0:
-                    continue
-                num_done, num_batches = num_done + num_rows, num_batches + 1
-                on_event(
-                    ExtractionProgress(
-                        num_done=num_done,
-                        num_pending=num_pending,
-                        num_batches=num_batches,
-                        num_workers=num_workers,
-                        **clock.times(),
+                if num_rows := runs[number].take(decoded, geometry_of[number]):
+                    num_done, num_batches = num_done + num_rows, num_batches + 1
+                    on_event(
+                        ExtractionProgress(
+                            num_done=num_done,
+                            num_pending=num_pending,
+                            num_batches=num_batches,
+                            num_workers=num_workers,
+                            **clock.times(),
+                        )
                     )
-                )
         for run in runs:
             run.finish()
         for run in runs:
-            on_event(
-                ExtractionFinished(
-                    store=run.task.store,
-                    num_rows=len(source),
-                    num_computed=run.task.num_pending,
-                    size_bytes=run.writer_thread.size_bytes,
-                    num_workers=num_workers,
-                    **clock.times(),
-                )
-            )
+            on_event(run.finished(num_rows=len(source), num_workers=num_workers))
 
 
 def cut_pieces(batches: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -230,6 +220,17 @@ class _TaskRun:
         with self._clock.waiting_for(self.writer_thread):
             self.writer_thread.finish()
         self._report_out_of_range()
+
+    def finished(self, *, num_rows: int, num_workers: int) -> ExtractionFinished:
+        """Return the event that reports the end."""
+        return ExtractionFinished(
+            store=self.task.store,
+            num_rows=num_rows,
+            num_computed=self.task.num_pending,
+            size_bytes=self.writer_thread.size_bytes,
+            num_workers=num_workers,
+            **self._clock.times(),
+        )
 
     def _compute(self, batch: Batch) -> PendingBatch:
         parts, self._parts = self._parts, []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ OpenSplit = Callable[[str], ImageSource]
 
 def needs_bfloat16(
     backbone: Backbone,
-    reference: Reference,
+    open_reference: Callable[[], Backbone],
     sources: Sequence[ImageSource],
     *,
     storage_dtype: str,
@@ -60,7 +61,7 @@ def needs_bfloat16(
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
         if store.exists() and not overwrite:
             continue
-        if (found := find_overflow(backbone, reference, source, on_event)) is None:
+        if (found := find_overflow(backbone, open_reference, source, on_event)) is None:
             continue
         level, num_nonfinite = found
         if precisions == {"float16"}:
@@ -120,22 +121,15 @@ def _manifest(split: str, open_split: OpenSplit) -> str | None:
         return None
 
 
-class Reference:
-    """The same model in float32, opened when it is first needed."""
-
-    def __init__(self, request: ModelRequest, backbone: Backbone) -> None:
-        self._request, self._backbone = replace(request, precision="float32"), backbone
-        self._opened: Backbone | None = backbone if backbone.precision == "float32" else None
-
-    def open(self) -> Backbone:
-        """Return the model, on the device of the other one."""
-        if self._opened is None:
-            self._opened = self._request.open(str(self._backbone.device))
-        return self._opened
+def reference_opener(request: ModelRequest, backbone: Backbone) -> Callable[[], Backbone]:
+    """Return a function that opens the same model in float32, once, when it is first called."""
+    if backbone.precision == "float32":
+        return lambda: backbone
+    return cache(partial(replace(request, precision="float32").open, str(backbone.device)))
 
 
 def find_overflow(
-    backbone: Backbone, reference: Reference, source: ImageSource, on_event: OnEvent
+    backbone: Backbone, open_reference: Callable[[], Backbone], source: ImageSource, on_event: OnEvent
 ) -> tuple[str, int] | None:
     """Return the first level with values that are finite in float32 only, and their number; all levels are checked."""
     images = first_images(backbone, source)
@@ -145,7 +139,7 @@ def find_overflow(
     tokens = run_model(backbone, images, backbone.levels, ["ap"], on_event)
     if all(bool(torch.isfinite(kinds["ap"]).all()) for kinds in tokens.values()):
         return None
-    exact = run_model(reference.open(), images, backbone.levels, ["ap"], on_event)
+    exact = run_model(open_reference(), images, backbone.levels, ["ap"], on_event)
     for level, kinds in tokens.items():
         num_nonfinite = int((~torch.isfinite(kinds["ap"]) & torch.isfinite(exact[level]["ap"])).sum())
         if num_nonfinite:

@@ -9,7 +9,7 @@ Knows nothing of terminals or of how stores are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
 from .extract import spec_of
-from .overflow import OpenSplit, Reference, first_images, needs_bfloat16, run_model
+from .overflow import OpenSplit, first_images, needs_bfloat16, reference_opener, run_model
 
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this
 
@@ -67,12 +67,10 @@ def settle(
     overflows, all of them are computed in bfloat16.
 
     Args:
-        request: the model as it was asked for.
-        backbone: the model, opened.
+        request, backbone: the model as it was asked for, and opened.
         sources: the splits to extract.
         arrays: the (level, kind) pairs to extract.
-        storage_dtype: dtype of the stored tokens, as in a store's spec.
-        cache_root: folder of all stores.
+        storage_dtype, cache_root: the dtype of the stored tokens, as in a store's spec, and the folder of all stores.
         open_split: opens another split of the same data.
         overwrite: whether existing stores will be made anew.
         threshold: minimum cosine similarity of a token, 0 to 1; with it saturated and non-finite values are errors too.
@@ -84,10 +82,10 @@ def settle(
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise RequestError("extraction.threshold_not_a_cosine", value=threshold)
-    reference = Reference(request, backbone)
+    open_reference = reference_opener(request, backbone)
     if backbone.precision == "float16" and needs_bfloat16(
         backbone,
-        reference,
+        open_reference,
         sources,
         storage_dtype=storage_dtype,
         cache_root=cache_root,
@@ -102,7 +100,7 @@ def settle(
         store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
         recorded = {} if overwrite else _recorded(store)
         new = [pair for pair in arrays if _name(*pair) not in recorded]
-        measured = _measure(backbone, reference, source, new, storage_dtype, on_event) if new else {}
+        measured = _measure(backbone, open_reference, source, new, storage_dtype, on_event) if new else {}
         if measured:
             on_event(_measured_event(backbone, source, storage_dtype, measured))
         if threshold is not None:
@@ -172,7 +170,7 @@ def parity_by_level(parity: Mapping[str, Parity]) -> dict[str, Parity]:
 
 def _measure(
     backbone: Backbone,
-    reference: Reference,
+    open_reference: Callable[[], Backbone],
     source: ImageSource,
     arrays: Sequence[tuple[str, str]],
     storage_dtype: str,
@@ -186,7 +184,7 @@ def _measure(
     if images is None:
         return {}
     tokens = run_model(backbone, images, levels, kinds, on_event)
-    exact = tokens if reference.open() is backbone else run_model(reference.open(), images, levels, kinds, on_event)
+    exact = tokens if open_reference() is backbone else run_model(open_reference(), images, levels, kinds, on_event)
     parity = {}
     for level, kind in arrays:
         dtype = storage_dtype_of(storage_dtype, kind)

@@ -13,7 +13,7 @@ from ..data.views import ViewedSource
 from ..errors import RequestError
 from ..models.backbone import Backbone
 from ..models.transform import Geometry
-from .view_geometry import ViewGeometry
+from .decoding import ViewGeometry
 
 
 def view_geometry(backbone: Backbone, source: ImageSource) -> Geometry:

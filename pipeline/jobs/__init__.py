@@ -1,1 +1,1 @@
-"""Studies from recipes: models x data sets x probes x seeds; the recipes that come with layerbank are the TOML files here."""
+"""Jobs: extraction as commands request it, and studies, which a recipe describes: models x data sets x probes x seeds."""

@@ -1,6 +1,6 @@
-"""From the options of a command line to work that is ready: data opened, models opened, first images looked at.
+"""Extraction as a command requests it: open the data and the models, look at the first images, check the disk.
 
-Knows no terminal: options come as a mapping, so that a worker process gets the same ones.
+Knows nothing of terminals. Options come as a mapping that pickles, so that worker processes get the same ones.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from layerbank.cache import Worker
 from ..data.sources import ImageSource, open_source
 from ..data.views import ViewedSource, ViewRule
 from ..errors import RequestError
-from ..events import OnEvent
+from ..events import OnEvent, ignore
 from ..extraction.decoding import start_worker_server
 from ..extraction.disk_space import check_disk_space
 from ..extraction.extract import ExtractConfig, Extraction, begin, extract_together, forecast, spec_of
@@ -39,172 +38,141 @@ from ..probing.probe import Store
 
 @dataclass(frozen=True)
 class RequestedExtraction:
-    """The model, the data and the way of extraction that a command line asked for."""
+    """One model, the data and the settings of an extraction.
+
+    Attributes:
+        backbone: the model, opened.
+        request: how it was opened.
+        data: URI of the data.
+        cache_root: folder of all stores.
+        storage_dtype: as in `ExtractConfig`.
+        arrays: the (level, kind) pairs to store.
+        settings: other arguments of `ExtractConfig`.
+        parity_threshold: minimum cosine similarity of a token to a float32 run; None accepts any.
+        parity: split -> parity measured on its first images.
+        on_event: called with every event.
+    """
 
     backbone: Backbone
     request: ModelRequest
-    options: dict[str, Any]
-    on_event: OnEvent
-    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of each split
+    data: str
+    cache_root: Path
+    storage_dtype: str
+    arrays: tuple[tuple[str, str], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parity_threshold: float | None = None
+    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    on_event: OnEvent = ignore
 
-    def settled(
-        self, sources: Sequence[ImageSource], arrays: Sequence[tuple[str, str]], *, overwrite: bool = False
-    ) -> RequestedExtraction:
-        """After a look at the first images: perhaps in another precision, see `parity.settle`."""
+    def settled(self, sources: Sequence[ImageSource]) -> RequestedExtraction:
+        """Look at the first images of each split; the precision may change, see `parity.settle`."""
         found = settle(
             self.request,
             self.backbone,
             sources,
-            arrays,
-            storage_dtype=self.options["storage_dtype"],
-            cache_root=self.options["cache_root"],
-            open_split=partial(open_source, self.options["data"]),
-            overwrite=overwrite,
-            threshold=self.options["parity_threshold"],
+            self.arrays,
+            storage_dtype=self.storage_dtype,
+            cache_root=self.cache_root,
+            open_split=partial(open_source, self.data),
+            overwrite=self.settings.get("overwrite", False),
+            threshold=self.parity_threshold,
             on_event=self.on_event,
         )
         return replace(self, backbone=found.backbone, request=found.request, parity=found.parity)
 
     def store(self, source: ImageSource) -> Store:
-        """Where the tokens of a source lie, or will lie."""
-        spec = spec_of(self.backbone, source, self.options["storage_dtype"])
-        return Store(spec.store_path(self.options["cache_root"]), spec)
+        """Return the store of a source's tokens, which may not exist yet."""
+        spec = spec_of(self.backbone, source, self.storage_dtype)
+        return Store(spec.store_path(self.cache_root), spec)
 
-    def extract(self, source: ImageSource, arrays: Sequence[tuple[str, str]]) -> Store:
+    def extract(self, source: ImageSource) -> Store:
         """Compute what the store of a source lacks."""
-        extract_together([self.extraction(source, arrays)], source, on_event=self.on_event)
+        extract_together([self.extraction(source)], source, on_event=self.on_event)
         return self.store(source)
 
-    def extraction(
-        self,
-        source: ImageSource,
-        arrays: Sequence[tuple[str, str]],
-        *,
-        overwrite: bool = False,
-        worker: Worker | None = None,
-    ) -> Extraction:
-        """What `extract_together` takes, for one source."""
-        config = ExtractConfig(
-            arrays=tuple(arrays),
-            storage_dtype=self.options["storage_dtype"],
-            batch_size=self.options["batch_size"],
-            num_workers=self.options["workers"],
-            on_bad_image=self.options["on_bad_image"],
-            overwrite=overwrite,
-            compile=self.options["compile_model"],
-            worker=worker,
-        )
+    def extraction(self, source: ImageSource) -> Extraction:
+        """Return the extraction of one source."""
         return Extraction(
             backbone=self.backbone,
-            config=config,
+            config=ExtractConfig(arrays=self.arrays, storage_dtype=self.storage_dtype, **self.settings),
             store=self.store(source).path,
             request=self.config(source),
             parity=self.parity.get(source.split),
         )
 
     def config(self, source: ImageSource | None = None) -> dict[str, Any]:
-        """What `cache repair` and `predict` need to open the same model on the same data, or source, again."""
+        """Return what `cache repair` and `predict` need to open the same model on the same data, or source, again."""
         views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
-        return {"model": self.request.to_dict(), "data": self.options["data"]} | views
+        return {"model": self.request.to_dict(), "data": self.data} | views
 
 
 def prepare(
     request: dict[str, Any], on_event: OnEvent, worker: Worker | None, *, only_plan: bool = False
 ) -> list[tuple[ImageSource, list[Extraction]]]:
-    """Open the data and the models of `layerbank extract`: what to do, a split at a time.
+    """Open the data and the models of `layerbank extract`.
 
     Args:
-        request: the options.
-        emit: told what is found.
+        request: the options; `settled` among them if `prepare_shares` has looked at the first images.
+        on_event: called with every event.
         worker: which of several workers of the stores this process is.
         only_plan: go on where the disk is too small.
 
+    Returns:
+        The extractions of each split, one a model.
+
     Raises:
-        RequestError: options that make no sense, or a disk that is too small or cannot be written.
+        RequestError: wrong options, or a disk that is too small or cannot be written.
     """
-    levels, overwrite = request["levels"], request["overwrite"]
     splits = dict.fromkeys(request["splits"])
     sources = [open_source(request["data"], split) for split in splits]  # before the slow model
     sources = [with_views(one, request) if one.split == request["views_split"] else one for one in sources]
     settled = request.get("settled")
-    works, wanted = [], []
+    requested = []
     for number, (model, weights) in enumerate(request["pairs"]):
-        options = request | {"model": model, "weights": weights}
-        work = open_extraction(options if settled is None else options | {"precision": settled[number][0]}, on_event)
-        chosen = work.backbone.levels if levels == "every" else choose_levels(levels, work.backbone.depth)
-        wanted.append([(level, kind) for level in chosen for kind in split_names(request["kinds"])])
-        works.append(work if settled is None else replace(work, parity=settled[number][1]))
+        options = request | {"model": model, "weights": weights, "worker": worker}
+        precision, parity = (request["precision"], {}) if settled is None else settled[number]
+        one = open_extraction(options | {"precision": precision}, on_event)
+        backbone, levels = one.backbone, request["levels"]
+        chosen = backbone.levels if levels == "every" else choose_levels(levels, backbone.depth)
+        arrays = tuple((level, kind) for level in chosen for kind in split_names(request["kinds"]))
+        requested.append(replace(one, arrays=arrays, parity=parity))
     if only_plan:
-        works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
+        requested = [one.settled(sources) for one in requested]
     elif settled is None:
-        works = settle_within_room(works, sources, wanted, overwrite=overwrite, worker=worker)
-    return _extractions(works, sources, wanted, overwrite=overwrite, worker=worker)
+        requested = settle_and_check_disk(requested, sources)
+    return [(source, [one.extraction(source) for one in requested]) for source in sources]
 
 
-def settle_within_room(
-    works: Sequence[RequestedExtraction],
-    sources: Sequence[ImageSource],
-    wanted: Sequence[Sequence[tuple[str, str]]],
-    *,
-    overwrite: bool = False,
-    worker: Worker | None = None,
+def settle_and_check_disk(
+    requested: Sequence[RequestedExtraction], sources: Sequence[ImageSource]
 ) -> list[RequestedExtraction]:
     """Refuse what the disk cannot take, and look at the first images of what it can.
 
-    A float16 model may become a bfloat16 one at that look, with another store, perhaps complete: it is judged only then.
+    A float16 model may become a bfloat16 one, whose store is another and perhaps complete, so its disk space is checked afterwards.
 
     Args:
-        works: one a model.
+        requested: one a model, with its arrays.
         sources: the splits.
-        wanted: the (level, kind) pairs of each model.
 
     Raises:
         RequestError: the disk is too small, or cannot be written.
     """
-    how: dict[str, Any] = {"overwrite": overwrite, "worker": worker}
-    certain = [work.backbone.precision != "float16" for work in works]
-    _check_room(list(compress(works, certain)), sources, list(compress(wanted, certain)), **how)
-    works = [work.settled(sources, arrays, overwrite=overwrite) for work, arrays in zip(works, wanted, strict=True)]
-    if not all(certain):
-        _check_room(works, sources, wanted, **how)
-    return works
+    certain = [one for one in requested if one.backbone.precision != "float16"]
+    _check_disk(certain, sources)
+    settled = [one.settled(sources) for one in requested]
+    if len(certain) < len(settled):
+        _check_disk(settled, sources)
+    return settled
 
 
-def _check_room(
-    works: Sequence[RequestedExtraction],
-    sources: Sequence[ImageSource],
-    wanted: Sequence[Sequence[tuple[str, str]]],
-    **how: Any,
-) -> None:
-    if works:
-        prepared = _extractions(works, sources, wanted, **how)
-        forecasts = [forecast(one, source) for source, extractions in prepared for one in extractions]
-        check_disk_space(works[0].options["cache_root"], forecasts)
-
-
-def _extractions(
-    works: Sequence[RequestedExtraction],
-    sources: Sequence[ImageSource],
-    wanted: Sequence[Sequence[tuple[str, str]]],
-    *,
-    overwrite: bool,
-    worker: Worker | None,
-) -> list[tuple[ImageSource, list[Extraction]]]:
-    return [
-        (
-            source,
-            [
-                work.extraction(source, arrays, overwrite=overwrite, worker=worker)
-                for work, arrays in zip(works, wanted, strict=True)
-            ],
-        )
-        for source in sources
-    ]
+def _check_disk(requested: Sequence[RequestedExtraction], sources: Sequence[ImageSource]) -> None:
+    if requested:
+        forecasts = [forecast(one.extraction(source), source) for source in sources for one in requested]
+        check_disk_space(requested[0].cache_root, forecasts)
 
 
 def prepare_shares(request: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], list[Path]]:
-    """What is done once before several processes share the work of `layerbank extract`: what is wrong with the request is told,
-    the first images are looked at, a store that is to be made anew is.
+    """Do once what several processes of `layerbank extract` need: check the request, look at the first images, begin new stores.
 
     Returns:
         The request for `extract_share`, and the stores.
@@ -213,46 +181,42 @@ def prepare_shares(request: dict[str, Any], on_event: OnEvent) -> tuple[dict[str
     if request["overwrite"]:
         for source, extractions in prepared:
             begin(extractions, source, on_event=on_event)
-    stores = _stores(prepared)
-    return request | {"overwrite": False, "settled": _what_was_settled(prepared), "stores": stores}, stores
-
-
-def _what_was_settled(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[tuple[str, dict[str, Any]]]:
-    """Of each model its precision, and what was measured of each split: for processes that need not look again."""
-    return [
-        (
-            extraction.backbone.precision,
-            {source.split: extractions[number].parity for source, extractions in prepared},
-        )
-        for number, extraction in enumerate(prepared[0][1])
+    settled = [
+        (one.backbone.precision, {source.split: of_split[number].parity for source, of_split in prepared})
+        for number, one in enumerate(prepared[0][1])
     ]
+    stores = stores_of(prepared)
+    return request | {"overwrite": False, "settled": settled, "stores": stores}, stores
 
 
 def extract_share(request: dict[str, Any], worker: Worker, on_event: OnEvent) -> None:
-    """What one of several processes does of `layerbank extract`.
+    """Do the share of one of several processes of `layerbank extract`.
 
     Raises:
-        RequestError: on this machine the same names are other weights or other images, which would fill a store of their own.
+        RequestError: on this machine the same names are other weights or other images, which would fill another store.
     """
     request = request | {"device": device_of_worker(request["device"], worker.index)}
     prepared = prepare(request, on_event, worker)
-    if others := [ours for ours, theirs in zip(_stores(prepared), request["stores"], strict=True) if ours != theirs]:
+    others = [path for path, wanted in zip(stores_of(prepared), request["stores"], strict=True) if path != wanted]
+    if others:
         raise RequestError(
-            where=f"worker {worker} on {socket.gethostname()}",
-            expected=f"the weights and images of the others, whose stores are {', '.join(map(str, request['stores']))}",
-            got=f"what belongs into {', '.join(map(str, others))}",
-            todo="Give all machines the same files; --weights FILE and --data by names that mean the same on each.",
+            "jobs.worker_has_other_files",
+            worker=worker,
+            node=socket.gethostname(),
+            stores=", ".join(map(str, request["stores"])),
+            others=", ".join(map(str, others)),
         )
     for source, extractions in prepared:
         extract_together(extractions, source, on_event=on_event)
 
 
-def _stores(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[Path]:
+def stores_of(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[Path]:
+    """Return the stores of extractions, in their order."""
     return [one.store for _, extractions in prepared for one in extractions]
 
 
 def with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
-    """The source with the views that the options ask for, a row each."""
+    """Return the source with the augmented views of the options, a row each."""
     if not options["views"]:
         return source
     rule = ViewRule(num_views=options["views"], min_scale=options["view_scale"], flip=options["view_flip"])
@@ -260,7 +224,11 @@ def with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
 
 
 def open_extraction(options: dict[str, Any], on_event: OnEvent) -> RequestedExtraction:
-    """Open the model of a command line; errors name the option."""
+    """Open the model of a command's options; its arrays are not known yet.
+
+    Raises:
+        RequestError: wrong options; errors name the option.
+    """
     device = choose_device(options["device"])
     storage_dtype = choose_storage_dtype(options["storage_dtype"])
     num_workers = choose_workers(options["workers"], device)
@@ -274,12 +242,27 @@ def open_extraction(options: dict[str, Any], on_event: OnEvent) -> RequestedExtr
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],
     )
-    options = options | {"workers": num_workers, "storage_dtype": storage_dtype}
-    return RequestedExtraction(request.open(device), request, options, on_event)
+    return RequestedExtraction(
+        request.open(device),
+        request,
+        options["data"],
+        options["cache_root"],
+        storage_dtype,
+        settings={
+            "batch_size": options["batch_size"],
+            "num_workers": num_workers,
+            "on_bad_image": options["on_bad_image"],
+            "compile": options["compile_model"],
+            "overwrite": options.get("overwrite", False),
+            "worker": options.get("worker"),
+        },
+        parity_threshold=options["parity_threshold"],
+        on_event=on_event,
+    )
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names with commas between, each once.
+    """Split names at commas, and keep each once.
 
     >>> split_names("cls, ap,cls")
     ('cls', 'ap')

@@ -1,7 +1,7 @@
-"""A recipe: models x data sets x probes x seeds, in TOML. Shipped ones by name (`recipes/*.toml`), others by path.
+"""A recipe: models x data sets x probes x seeds, in TOML. Shipped recipes by name (`recipes/*.toml`), others by path.
 
-The decision taken here: a recipe is read and judged as a whole before any work, and all that is wrong with it is told in one error.
-Whether a model or a data set can be opened is not known here: that is a failure of its unit, see `studies.py`.
+The decision taken here: a recipe is checked as a whole before any work, and one error names all that is wrong with it. Whether a
+model or a data set can be opened is not checked here: that is a failure of its unit, see `units.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from ..errors import RequestError
 from ..probing.probe_spec import parse_probes
 from ..probing.protocols import open_protocol
 
-SHIPPED = Path(__file__).parent
-ANY_DEPTH = 12  # for names of probes: the depth of a model is known when it is opened
+SHIPPED = Path(__file__).parent / "recipes"
+ANY_DEPTH = 12  # to check names of probes: the depth of a model is known when it is opened
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a study asks for; every field is a key of the TOML file.
+    """The parts of a study; every field is a key of the TOML file.
 
     Attributes:
         models: ids of backbones.
@@ -51,7 +52,7 @@ class Recipe:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with layerbank."""
+    """Return the names of the recipes that come with layerbank."""
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
@@ -59,32 +60,22 @@ def open_recipe(name: str) -> Recipe:
     """Read a recipe by name or path.
 
     Args:
-        name: of a shipped recipe, or a TOML file.
+        name: name of a shipped recipe, or path of a TOML file.
 
     Raises:
-        RequestError: no such recipe, or everything that is wrong with it.
+        RequestError: no such recipe, or the recipe is wrong; the message names every problem.
     """
     path = SHIPPED / f"{name}.toml" if name in shipped_recipes() else Path(name)
     if not path.is_file():
-        nearest = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.0)[0]
-        raise RequestError(
-            where=f"recipe {name!r}",
-            expected="a TOML file, or one of " + ", ".join(shipped_recipes()),
-            got="no such file",
-            todo=f"Did you mean {nearest!r}?",
-        )
+        names = shipped_recipes()
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise RequestError("jobs.recipe_not_found", name=name, names=", ".join(names), nearest=nearest)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(where=f"recipe {path}", expected="TOML", got=str(error), todo="Correct the file.") from error
-    problems = _problems(values)
-    if problems:
-        raise RequestError(
-            where=f"recipe {path}",
-            expected="models, data and probes, and what else `layerbank study --help` names",
-            got="; ".join(problems),
-            todo="Correct " + ("this." if len(problems) == 1 else f"all {len(problems)}."),
-        )
+        raise RequestError("jobs.recipe_not_toml", path=path, error=error) from error
+    if problems := _problems(values):
+        raise RequestError("jobs.recipe_invalid", path=path, problems="; ".join(problems), num_problems=len(problems))
     checked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return Recipe(**checked)
 
@@ -108,62 +99,49 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _texts(key: str, value: Any) -> list[str]:
+def _form(expected: str, fits: Callable[[Any], bool]) -> Callable[[str, Any], list[str]]:
+    return lambda key, value: [] if fits(value) else [f"{key} = {value!r} ({expected})"]
+
+
+def _numbers(least: int, *, may_be_empty: bool) -> Callable[[str, Any], list[str]]:
+    def fits(value: Any) -> bool:
+        numbers = isinstance(value, list) and all(type(one) is int and one >= least for one in value)
+        return numbers and len(set(value)) == len(value) and (may_be_empty or bool(value))
+
+    return _form(f"a list of different whole numbers from {least}", fits)
+
+
+def _texts(key: str, value: Any, problem_of: Callable[[str], str] = lambda text: "") -> list[str]:
+    """Problems of a list of texts, and of each text by itself."""
     if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
         return [f"{key} = {value!r} (a list of texts, not empty)"]
-    return [f"{one!r} twice in {key}" for one in dict.fromkeys(value) if value.count(one) > 1]
+    twice = [f"{one!r} twice in {key}" for one in dict.fromkeys(value) if value.count(one) > 1]
+    return twice or [problem for one in value if (problem := problem_of(one))]
 
 
-def _counts(least: int) -> Callable[[str, Any], list[str]]:
-    def check(key: str, value: Any) -> list[str]:
-        numbers = isinstance(value, list) and all(type(one) is int and one >= least for one in value)
-        if not numbers or (key == "seeds" and not value) or len(set(value)) < len(value):
-            return [f"{key} = {value!r} (a list of different whole numbers from {least})"]
-        return []
-
-    return check
+def _problem_of_data(name: str) -> str:
+    scheme, colon, address = name.partition(":")
+    if colon and (scheme not in SOURCES or not address):
+        return f"data {name!r} (a scheme among {', '.join(SOURCES)}, then an address)"
+    return f"data {name!r}" + _reason(require_entry, name) if not colon and find_entry(name) is None else ""
 
 
-def _data(key: str, value: Any) -> list[str]:
-    problems = _texts(key, value)
-    for one in [] if problems else value:
-        scheme, colon, address = one.partition(":")
-        if colon and (scheme not in SOURCES or not address):
-            problems.append(f"data {one!r} (a scheme among {', '.join(SOURCES)}, then an address)")
-        elif not colon and find_entry(one) is None:
-            problems.append(f"data {one!r}" + _told(require_entry, one))
-    return problems
-
-
-def _probes(key: str, value: Any) -> list[str]:
-    problems = _texts(key, value)
-    for one in [] if problems else value:
-        told = _told(parse_probes, [one], ANY_DEPTH)
-        if told and "@" not in one:  # which levels there are is the model's to say
-            problems.append(f"probe {one!r}{told}")
-    return problems
+def _problem_of_probe(name: str) -> str:
+    reason = _reason(parse_probes, [name], ANY_DEPTH)
+    return f"probe {name!r}{reason}" if reason and "@" not in name else ""  # the levels after @ depend on the model
 
 
 def _protocol(key: str, value: Any) -> list[str]:
-    told = _told(open_protocol, value, seed=0) if isinstance(value, str) else " (a name or a file)"
-    return [f"{key} = {value!r}{told}"] if told else []
+    reason = _reason(open_protocol, value, seed=0) if isinstance(value, str) else " (a name or a file)"
+    return [f"{key} = {value!r}{reason}"] if reason else []
 
 
-def _weights(key: str, value: Any) -> list[str]:
-    fits = isinstance(value, Mapping) and all(isinstance(one, str) and one for one in value.values())
-    return [] if fits else [f'{key} = {value!r} (a table of model = "random" or a file)']
+def _is_table_of_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, str) and one for one in value.values())
 
 
-def _image_size(key: str, value: Any) -> list[str]:
-    return [] if type(value) is int and value >= 1 else [f"{key} = {value!r} (pixels, from 1)"]
-
-
-def _tap(key: str, value: Any) -> list[str]:
-    return [] if value in ("norm2", "block") else [f"{key} = {value!r} (norm2 or block)"]
-
-
-def _told(attempt: Callable[..., object], *arguments: Any, **more: Any) -> str:
-    """What an attempt is refused with, in brackets; "" if it is not."""
+def _reason(attempt: Callable[..., object], *arguments: Any, **more: Any) -> str:
+    """Return the advice of the error that an attempt raises, in brackets; "" if it succeeds."""
     try:
         attempt(*arguments, **more)
     except RequestError as error:
@@ -173,12 +151,12 @@ def _told(attempt: Callable[..., object], *arguments: Any, **more: Any) -> str:
 
 _CHECKS: Mapping[str, Callable[[str, Any], list[str]]] = {
     "models": _texts,
-    "data": _data,
-    "probes": _probes,
-    "seeds": _counts(0),
+    "data": partial(_texts, problem_of=_problem_of_data),
+    "probes": partial(_texts, problem_of=_problem_of_probe),
+    "seeds": _numbers(0, may_be_empty=False),
     "protocol": _protocol,
-    "num_heads": _counts(1),
-    "weights": _weights,
-    "image_size": _image_size,
-    "tap": _tap,
+    "num_heads": _numbers(1, may_be_empty=True),
+    "weights": _form('a table of model = "random" or a file', _is_table_of_texts),
+    "image_size": _form("pixels, from 1", lambda value: type(value) is int and value >= 1),
+    "tap": _form("norm2 or block", lambda value: value in ("norm2", "block")),
 }

@@ -1,9 +1,9 @@
 """What a study would do, before it does anything: units, images, trainings, bytes, and, if asked, hours.
 
-Models are built without weights, and data sets opened where they lie; of one of the catalogue that is not here the training images
-are known, the test images are not. What stores and results hold already is not looked at, for the names of stores need the
-weights: the plan is that of a study from nothing. Hours are this machine's: models and probes are run for moments on noise
-(`forecast_forward.py`, `forecast_training.py`), which takes a minute or several, so it is done when it is asked for.
+Models are built without weights, and data sets are opened where they lie; of a data set of the catalogue that is not here the
+training images are known, the test images are not. Stores and results that exist are not considered, because the names of stores
+need the weights: the plan is that of a study from nothing. Hours come from a short calibration of models and probes on this
+machine (`planning/calibrate_study.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from layerbank.cache import CacheError
-from layerbank.probes import HEADS, TrainingProtocol
+from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_batches, resolve_compute
 
 from ..data.catalogue import find_data, find_entry
 from ..errors import LayerbankError, RequestError, WorkError
@@ -22,16 +22,16 @@ from ..models.listing import open_meta_tower
 from ..models.request import choose_device
 from ..models.taps import kind_shape
 from ..models.tower import measure_widths
-from ..planning.forecast_forward import image_seconds
-from ..planning.forecast_training import TrainingForecast, num_trained
+from ..planning.calibrate_study import image_seconds, step_seconds
 from ..probing.probe_sizes import RowShape, head_of, token_shape
 from ..probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from ..probing.protocols import open_protocol
+from ..quantities import duration
 from .recipe import Recipe
-from .units import Place, open_data, probes_that_fit, request_of
+from .units import StudyOptions, open_data, probes_that_fit, request_of
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "time", "remark")
-BYTES = 2  # of a value of float16
+BYTES = 2  # of a float16 value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class PlannedUnit:
 
     Attributes:
         model, dataset: as the recipe names them.
-        num_train, num_test: images; None where nobody knows before the data are here.
-        num_trainings: settings of all probes and seeds, those that are the same bits once, and the final training of each.
-        forward_s, training_s: how long images and probes would take on this machine, in seconds; None where that was not measured.
-        size_bytes: tokens of both splits, of one where the other is unknown; None where neither the model nor the data are known.
+        num_train, num_test: images; None if unknown before the data are here.
+        num_trainings: settings of all probes and seeds, without duplicate settings, and the final training of each.
+        forward_s, training_s: seconds that images and probes would take on this machine; None if not calibrated.
+        size_bytes: tokens of the splits that are known; None if neither the model nor the data are.
         problems: what is known to fail.
     """
 
@@ -57,10 +57,15 @@ class PlannedUnit:
     size_bytes: int | None
     problems: tuple[str, ...]
 
+    @property
+    def seconds(self) -> float | None:
+        """Seconds in all; None if not calibrated, or if the training images are unknown."""
+        return None if self.forward_s is None or self.training_s is None else self.forward_s + self.training_s
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images of a data set; `manifest`: their digest, None where they are not here."""
+    """Images of a data set; `manifest`: their digest, None if they are not here."""
 
     num_images: int
     manifest: str | None
@@ -68,56 +73,51 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is known of a data set before anything is done: both splits, the training images alone, or nothing."""
+    """What is known of a data set: both splits, the training images alone, or nothing."""
 
-    splits: tuple[Split, ...]
-    num_classes: int | None
-    problems: tuple[str, ...]
-
-    @property
-    def num_train(self) -> int | None:
-        return self.splits[0].num_images if self.splits else None
-
-    @property
-    def num_test(self) -> int | None:
-        return self.splits[1].num_images if len(self.splits) > 1 else None
+    splits: tuple[Split, ...] = ()
+    num_classes: int | None = None
+    problems: tuple[str, ...] = ()
 
 
-def plan_study(recipe: Recipe, place: Place, *, calibrate: bool = False) -> list[PlannedUnit]:
-    """Every unit of a recipe, in its order; nothing is fetched, trained for real or written.
+def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) -> list[PlannedUnit]:
+    """Plan every unit of a recipe, in its order; nothing is downloaded or written.
 
     Args:
-        recipe: what the study asks for.
+        recipe: the study.
         place: where data lie, and the device.
-        calibrate: measure how long it would take here.
+        calibrate: measure how long it would take on this machine.
     """
-    found = {dataset: look_for(dataset, place) for dataset in recipe.data}
+    found = {dataset: find_splits(dataset, place) for dataset in recipe.data}
     device = choose_device(place.device)
-    training = TrainingForecast((data.num_classes for data in found.values() if data.num_classes), device)
     protocol = open_protocol(recipe.protocol, seed=0)
     units = []
     for model in recipe.models:
         problems: list[str] = []
-        probes, row_shape = look_at(model, recipe, problems)
-        arrays = list(dict.fromkeys(array for one in probes for array in one.arrays))
-        image_bytes = sum(BYTES * prod(row_shape(*array)) for array in arrays) if row_shape else None
-        num_trainings = sum(_num_trainings(one, protocol, row_shape) for one in probes) if row_shape else 0
-        measured = calibrate and row_shape is not None and bool(probes)
-        image_s = image_seconds(request_of(recipe, model, device), arrays, device) if measured else None
+        probes, row_shape = find_probes(model, recipe, problems)
+        image_bytes = sum(bytes_of_arrays(probes, row_shape).values()) if row_shape else None
+        trainings = [(one, num_trainings(one, protocol, row_shape)) for one in probes] if row_shape else []
+        image_s = None
+        if calibrate and probes:
+            arrays = list(dict.fromkeys(array for one in probes for array in one.arrays))
+            image_s = image_seconds(request_of(recipe, model, device), arrays, device)
         for dataset, data in found.items():
-            num_images = (data.num_train or 0) + (data.num_test or 0)
+            num_train, num_test = (*(split.num_images for split in data.splits), None, None)[:2]
+            num_images = (num_train or 0) + (num_test or 0)
             training_s = None
-            if measured and row_shape and data.num_train and data.num_classes:
-                training_s = len(recipe.seeds) * training.seconds(
-                    probes, row_shape, protocol, num_images=data.num_train, num_classes=data.num_classes
-                )
+            if image_s is not None and row_shape and num_train and data.num_classes:
+                of_seed = [
+                    count * training_seconds(one, row_shape, protocol, num_train, data.num_classes, device)
+                    for one, count in trainings
+                ]
+                training_s = len(recipe.seeds) * sum(of_seed)
             units.append(
                 PlannedUnit(
                     model=model,
                     dataset=dataset,
-                    num_train=data.num_train,
-                    num_test=data.num_test,
-                    num_trainings=num_trainings * len(recipe.seeds),
+                    num_train=num_train,
+                    num_test=num_test,
+                    num_trainings=sum(count for _, count in trainings) * len(recipe.seeds),
                     forward_s=None if image_s is None else num_images * image_s,
                     training_s=training_s,
                     size_bytes=num_images * image_bytes if num_images and image_bytes else None,
@@ -128,15 +128,15 @@ def plan_study(recipe: Recipe, place: Place, *, calibrate: bool = False) -> list
 
 
 def plan_table(units: Sequence[PlannedUnit]) -> list[list[str]]:
-    """Lines under PLAN_COLUMNS."""
+    """Return the lines under PLAN_COLUMNS."""
     return [
         [
             unit.model,
             unit.dataset,
-            f"{_number(unit.num_train)} + {_number(unit.num_test)}",
+            " + ".join("?" if count is None else f"{count:,}" for count in (unit.num_train, unit.num_test)),
             f"{unit.num_trainings:,}",
             "?" if unit.size_bytes is None else f"{unit.size_bytes / 1e9:,.3f} GB",
-            "?" if (seconds := _seconds(unit)) is None else duration(seconds),
+            "?" if unit.seconds is None else duration(unit.seconds),
             "; ".join(unit.problems),
         ]
         for unit in units
@@ -144,76 +144,73 @@ def plan_table(units: Sequence[PlannedUnit]) -> list[list[str]]:
 
 
 def plan_title(units: Sequence[PlannedUnit]) -> str:
-    """The sum."""
+    """Return one line with the sums."""
     num_images = sum((unit.num_train or 0) + (unit.num_test or 0) for unit in units)
     size_bytes = sum(unit.size_bytes or 0 for unit in units)
-    num_trainings = sum(unit.num_trainings for unit in units)
-    unknown = any(unit.num_test is None for unit in units)
-    known = [seconds for unit in units if (seconds := _seconds(unit)) is not None]
-    hours = f"; forecast for this machine, one process: {duration(sum(known))}" if known else "; hours: --calibrate"
+    trainings = sum(unit.num_trainings for unit in units)
+    known = [unit.seconds for unit in units if unit.seconds is not None]
+    hours = f"; estimated for this machine, one process: {duration(sum(known))}" if known else "; hours: --calibrate"
+    unknown = ", without what is not known (?)" if any(unit.num_test is None for unit in units) else ""
     return (
-        f"{len(units)} units from nothing: {num_images:,} images through a model, {num_trainings:,} trainings, "
-        f"{size_bytes / 1e9:,.2f} GB of tokens{hours}" + (", without what is not known (?)" if unknown else "")
+        f"{len(units)} units from nothing: {num_images:,} images through a model, {trainings:,} trainings, "
+        f"{size_bytes / 1e9:,.2f} GB of tokens{hours}{unknown}"
     )
 
 
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    >>> duration(50), duration(2000), duration(50_000), duration(5e7)
-    ('50 s', '33 min', '13.9 h', '13,889 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours = seconds / 3600
-    return f"{seconds / 60:.0f} min" if hours < 1.5 else f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"
-
-
-def _seconds(unit: PlannedUnit) -> float | None:
-    return None if unit.forward_s is None or unit.training_s is None else unit.forward_s + unit.training_s
-
-
-def look_for(dataset: str, place: Place) -> Data:
-    """A data set of a recipe, where it lies; nothing is fetched."""
+def find_splits(dataset: str, place: StudyOptions) -> Data:
+    """Look for a data set of a recipe; nothing is downloaded."""
     try:
         _, sources = open_data(dataset, replace(place, fetch=False))
     except (LayerbankError, CacheError) as error:
         entry = None if ":" in dataset else find_entry(dataset)
-        fetched = entry is not None and place.fetch and find_data(entry, place.data_root) is None
-        told = "to be fetched" if fetched else f"{error.where}: {error.got}"
         if entry is None:
-            return Data(splits=(), num_classes=None, problems=(told,))
-        return Data(
-            splits=(Split(num_images=entry.num_train, manifest=None),), num_classes=entry.num_classes, problems=(told,)
-        )
+            return Data(problems=(f"{error.where}: {error.got}",))
+        downloads = place.fetch and find_data(entry, place.data_root) is None
+        problem = "to be downloaded" if downloads else f"{error.where}: {error.got}"
+        train = Split(num_images=entry.num_train, manifest=None)
+        return Data(splits=(train,), num_classes=entry.num_classes, problems=(problem,))
     splits = tuple(Split(num_images=len(source), manifest=source.manifest_digest) for source in sources)
-    return Data(splits=splits, num_classes=len(sources[0].class_names), problems=())
+    return Data(splits=splits, num_classes=len(sources[0].class_names))
 
 
-def look_at(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:
-    """The probes that are trained on a model, what they are made of included, and the shapes of its tokens; what does not fit is
-    added to the problems."""
+def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:
+    """Return the probes that are trained on a model, with those they are derived from, and the shapes of its tokens.
+
+    Whatever does not fit is added to the problems.
+    """
     try:
-        row_shape, depth = _shapes(model, recipe)
+        tower = open_meta_tower(model, tap=recipe.tap, image_size=recipe.image_size)
+        widths = measure_widths(tower, recipe.tap)
     except (RequestError, WorkError) as error:
         problems.append(f"{error.where}: {error.got}")
         return [], None
-    named = probes_that_fit(recipe, depth, row_shape, lambda name, error: problems.append(f"{name} does not fit"))
-    return with_bases(named), row_shape
+
+    def row_shape(level: str, kind: str) -> tuple[int, ...]:
+        if level not in widths:
+            raise unknown_level(level, list(widths))
+        return (*kind_shape(kind, tower.layout), widths[level])
+
+    fitting = probes_that_fit(
+        recipe, len(tower.blocks), row_shape, lambda name, error: problems.append(f"{name} does not fit")
+    )
+    with_bases = [one for probe in fitting for one in ((probe.derived.base, probe) if probe.derived else (probe,))]
+    return [one for number, one in enumerate(with_bases) if one not in with_bases[:number]], row_shape
 
 
-def with_bases(named: Sequence[ProbeSpec]) -> list[ProbeSpec]:
-    """The probes that are trained for some: themselves, each once, and what they are made of."""
-    all_of_them = [one for probe in named for one in ((probe.derived.base, probe) if probe.derived else (probe,))]
-    return [one for number, one in enumerate(all_of_them) if one not in all_of_them[:number]]
+def bytes_of_arrays(probes: Sequence[ProbeSpec], row_shape: RowShape) -> dict[tuple[str, str], int]:
+    """Return the (level, kind) pairs that probes read -> bytes of the tokens of an image."""
+    return {array: BYTES * prod(row_shape(*array)) for one in probes for array in one.arrays}
 
 
-def _num_trainings(named: ProbeSpec, protocol: TrainingProtocol, row_shape: RowShape) -> int:
-    """Of one seed: the grid, or what is trained instead, and the final training."""
+def num_trainings(named: ProbeSpec, protocol: TrainingProtocol, row_shape: RowShape) -> int:
+    """Count the trainings of one seed: the grid without duplicate settings, or what a derived probe trains, and the final one."""
     if HEADS[named.head].is_solved:
         return 0  # nothing is trained
-    changed = replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
-    grid = sum(num_trained(head_of(one, token_shape(one, row_shape)[0]), changed) for one in named.family)
+    changed = _protocol_of(named, protocol)
+    grid = sum(
+        len(set(first_duplicates(changed.settings(head_of(one, token_shape(one, row_shape)[0])))))
+        for one in named.family
+    )
     match named.derived:
         case SmallestLevels():
             return len(named.levels) * (len(named.levels) + 1) // 2 + 1
@@ -223,17 +220,21 @@ def _num_trainings(named: ProbeSpec, protocol: TrainingProtocol, row_shape: RowS
             return grid + 1
 
 
-def _shapes(model: str, recipe: Recipe) -> tuple[RowShape, int]:
-    tower = open_meta_tower(model, tap=recipe.tap, image_size=recipe.image_size)
-    widths = measure_widths(tower, recipe.tap)
+def training_seconds(
+    named: ProbeSpec, row_shape: RowShape, protocol: TrainingProtocol, num_train: int, num_classes: int, device: str
+) -> float:
+    """Return the seconds of one training among those of the grid."""
+    if HEADS[named.head].is_solved:
+        return 0.0
+    changed = _protocol_of(named, protocol)
+    num_kept = max(round((1 - changed.validation_fraction) * num_train), 2)
+    batches = plan_batches(num_kept, wish=changed.batch_size, epochs=changed.epochs, min_steps=changed.min_steps)
+    changed = replace(changed, batch_size=batches.batch_size, compute=resolve_compute(changed.compute, device))
+    shape = token_shape(named.family[-1], row_shape)
+    head = head_of(named.family[-1], shape[0])
+    step_s = step_seconds(head, shape, num_classes, changed, device)
+    return batches.num_steps * step_s / len(changed.settings(head))
 
-    def row_shape(level: str, kind: str) -> tuple[int, ...]:
-        if level not in widths:
-            raise unknown_level(level, list(widths))
-        return (*kind_shape(kind, tower.layout), widths[level])
 
-    return row_shape, len(tower.blocks)
-
-
-def _number(count: int | None) -> str:
-    return "?" if count is None else f"{count:,}"
+def _protocol_of(named: ProbeSpec, protocol: TrainingProtocol) -> TrainingProtocol:
+    return replace(protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol

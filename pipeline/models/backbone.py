@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbank.probes import quick_products
+from layerbank.probes import fast_exact_matmul
 
 from ..errors import RequestError
 from .families import find_family
@@ -202,7 +202,7 @@ class TokenFunction:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Within it, `forward` keeps nothing for gradients, and a CPU uses its faster matmul."""
-        with torch.inference_mode(), quick_products(self._device):
+        with torch.inference_mode(), fast_exact_matmul(self._device):
             yield
 
     def normalise(self, images: Tensor) -> Tensor:

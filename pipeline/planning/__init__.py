@@ -1,1 +1,1 @@
-"""What work would take, before any of it is done: bytes, files, minutes, memory, room on the disk."""
+"""What work would take, before any of it is done: bytes, files, disk space and memory, and minutes from a short calibration."""

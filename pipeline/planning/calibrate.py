@@ -1,130 +1,253 @@
-"""How fast this machine is at a piece of the work: decoding a few images, passing a few batches through the real model.
+"""How long an extraction takes on this machine: its own loop on a sample of its images, scaled to all of them.
 
-Each measurement is the code of the run itself on less of it, within a few seconds; nothing is kept. `layerbank.cache.time_block`
-does the same for the disk.
+Images are decoded and go through the models at the real batch size; a writer discards the tokens. The disk is timed by writing one
+row block (`layerbank.cache.time_block`). The peak memory of this process after that is, but for a margin, that of the extraction.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from layerbank.cache import ArraySpec
+from layerbank.cache import Batch, BatchNotes, StoreForecast, time_block
 
 from ..data.sources import ImageSource
-from ..events import OnEvent, ignore
-from ..extraction.batch_size import choose_batch_size
-from ..extraction.decoding import Rows, decode_batches
-from ..extraction.forward import SteadyForward
-from ..extraction.transfer import open_transfer
-from ..models.backbone import Backbone
-from ..models.transform import Geometry
+from ..events import BatchHalved, CompileFailed, Event, ExtractionFinished, ExtractionProgress, OnEvent
+from ..extraction.decoding import PREFETCHED_BATCHES
+from ..extraction.extract import Extraction, batch_size_of, spec_of
+from ..extraction.loop import run_tasks
+from ..extraction.meter import find_limit, num_cores
+from ..extraction.write_behind import QUEUED_BATCHES
+from ..memory import peak_memory_bytes
 
-BUDGET_S = 3.0  # for batches after the first
-LARGEST_REPEATS = 5
-DECODED_STRETCHES, STRETCH = 4, 8  # images here and there: those of one class may be smaller than those of another
+SAMPLE_SIZE = 64  # images, or one batch if that is more
+BUDGET_S = 3.0
+MARGIN = 1.05  # of memory: writing and the allocator take up to 3 % more than the loop without them
+Prepared = Sequence[tuple[ImageSource, Sequence[Extraction]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardSpeed:
-    """One model on its device.
+class Estimate:
+    """Time and memory of an extraction, estimated from a sample of its images.
 
     Attributes:
-        batch_size: images a pass.
-        images_per_s: through the model, pooled, rounded and back on the host; decoding and writing not counted.
-        first_pass_s: what the first pass took, with whatever a compiler or a library does once.
-        tokens_bytes: of one batch on the host, as they are stored.
-        device_peak_bytes: what was allocated on a GPU at most, its model included; None on a CPU.
+        num_sampled: images of the sample.
+        start_s: seconds until the first batch: opening models, comparing the first images with float32, compiling.
+        decode_s, compute_s, write_s: seconds of one decoding process, of all models, of the disk.
+        total_s: seconds in all, with what runs at the same time.
+        limit: what limits the speed, in words.
+        host_peak_bytes: peak memory of each process, pages of libraries included.
+        shared_bytes: memory of images decoded ahead, beside what decoding processes need themselves.
+        device_peak_bytes: peak memory of a GPU; None on a CPU.
     """
 
-    batch_size: int
-    images_per_s: float
-    first_pass_s: float
-    tokens_bytes: int
+    num_sampled: int
+    start_s: float
+    decode_s: float
+    compute_s: float
+    write_s: float
+    total_s: float
+    limit: str
+    host_peak_bytes: int
+    shared_bytes: int
     device_peak_bytes: int | None
 
 
-def measure_forward(
-    backbone: Backbone,
-    batch_size: int | None = None,
+def estimate(
+    prepared: Prepared,
+    forecasts: Sequence[StoreForecast],
+    num_images: Sequence[int],
+    cache_root: Path,
     *,
-    arrays: Sequence[tuple[str, str]] | None = None,
-    storage_dtype: str = "float16",
-    compile_model: bool | None = None,
-    on_event: OnEvent = ignore,
-) -> ForwardSpeed:
-    """Pass a few batches of blank images through a model as an extraction does.
+    num_processes: int,
+    start_s: float,
+    on_event: OnEvent,
+) -> Estimate:
+    """Run a sample of an extraction, and scale it.
 
     Args:
-        backbone: the model, on its device.
-        batch_size: images a pass; None is what a new store would be begun with.
-        arrays: the (level, kind) pairs that are wanted; None is cls, where there is one, and ap of every level.
-        storage_dtype: of the tokens, as a store's spec has it.
-        compile_model: whether `torch.compile` makes a graph of it; None does on a GPU.
-        emit: told if it could not be compiled, or did not fit.
-
-    Raises:
-        RequestError: a level or kind that the backbone lacks.
-        WorkError: one image alone does not fit the memory.
+        prepared: each split with its models; some rows are missing.
+        forecasts: the store of each model and split, in that order.
+        num_images: images of each split that any model lacks.
+        cache_root: folder of all stores.
+        num_processes: processes that share the rows.
+        start_s: seconds that preparing took.
+        on_event: callback for a failed compiler and for batches that did not fit into the memory.
     """
-    kinds = ["cls", "ap"] if backbone.layout.has_cls else ["ap"]
-    arrays = [(level, kind) for level in backbone.levels for kind in kinds] if arrays is None else arrays
-    function = backbone.compile(*(list(dict.fromkeys(names)) for names in zip(*arrays, strict=True)))
-    batch_size = choose_batch_size(backbone, function) if batch_size is None else batch_size
-    on_gpu = backbone.device.type == "cuda"
-    compiled = on_gpu if compile_model is None else compile_model
-    forward = SteadyForward(
-        function,
-        batch_size=batch_size,
-        model_id=backbone.model_id,
-        backend="inductor" if compiled else None,
-        on_event=on_event,
-    )
-    transfer = open_transfer(forward, backbone.device, storage_dtype, batch_size)
-    specs = [ArraySpec(level=level, kind=kind, row_shape=backbone.row_shape(level, kind)) for level, kind in arrays]
-    dtype = torch.float32 if backbone.normalisation is None else torch.uint8
-    images = torch.zeros(batch_size, 3, *backbone.image_size, dtype=dtype)
+    largest = max(range(len(prepared)), key=num_images.__getitem__)
+    source, extractions = prepared[largest]
+    num_models, config = len(extractions), extractions[0].config
+    lacking = [n for n in range(num_models) if any(one.num_missing_rows for one in forecasts[n::num_models])]
+    models = [(extractions[n], _batch_size(extractions[n], forecasts[largest * num_models + n])) for n in lacking]
+    device = extractions[0].backbone.device
+    on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(backbone.device)
-
-    def one_pass() -> tuple[float, int]:
-        began = time.perf_counter()
-        transfer.reserve()
-        arriving = transfer(images, specs, [])
-        tokens_bytes = sum(rounded.values.nbytes for rounded in arriving.wait().values())
-        arriving.release()
-        return time.perf_counter() - began, tokens_bytes
-
-    first_s, tokens_bytes = one_pass()
-    passes: list[float] = []
-    while not passes or (sum(passes) < BUDGET_S and len(passes) < LARGEST_REPEATS):
-        passes.append(one_pass()[0])
-    return ForwardSpeed(
-        batch_size=batch_size,
-        images_per_s=batch_size / statistics.median(passes),
-        first_pass_s=first_s,
-        tokens_bytes=tokens_bytes,
-        device_peak_bytes=torch.cuda.max_memory_allocated(backbone.device) if on_gpu else None,
+        torch.cuda.reset_peak_memory_stats(device)
+    sample = run_sample(models, source, on_event)
+    host_peak_bytes = int(MARGIN * peak_memory_bytes())
+    for number, (_, batch_size) in zip(lacking, models, strict=True):
+        host_peak_bytes += max(_queued_bytes(one, batch_size) for one in forecasts[number::num_models])
+    decode_s = sample.decode_s / sample.num_images * sum(num_images)
+    compute_s = sample.compute_s / sample.num_passes * sum(one.num_missing_rows for one in forecasts)
+    write_s = sum(one.written_bytes for one in forecasts) / _disk_bytes_per_s(prepared, forecasts, cache_root)
+    start_s += sample.startup_s
+    total_s = start_s + loop_s(
+        decode_s / num_processes,
+        compute_s / (num_processes if on_gpu else 1),  # processes on a CPU share its cores
+        write_s,
+        num_workers=config.num_workers,
+        on_gpu=on_gpu,
+        num_cores=max(1, num_cores() // num_processes),
+    )
+    waiting_s = decode_s if config.num_workers == 0 else max(decode_s / config.num_workers - compute_s, 0.0)
+    return Estimate(
+        num_sampled=sample.num_images,
+        start_s=start_s,
+        decode_s=decode_s,
+        compute_s=compute_s,
+        write_s=write_s,
+        total_s=total_s,
+        limit=str(find_limit(waiting_s, compute_s, write_s, num_workers=config.num_workers, num_cores=num_cores())),
+        host_peak_bytes=host_peak_bytes,
+        shared_bytes=config.num_workers * PREFETCHED_BATCHES * sum(_image_bytes(*model) for model in models),
+        device_peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
     )
 
 
-def measure_decoding(source: ImageSource, geometries: Sequence[Geometry]) -> float:
-    """Seconds that one process takes for an image: reading, decoding, and cutting it to the size of every model.
+def loop_s(
+    decode_s: float, compute_s: float, write_s: float, *, num_workers: int, on_gpu: bool, num_cores: int
+) -> float:
+    """Return the seconds of the loop of one process, from the seconds of its parts.
+
+    Without workers decoding and the model take turns. Beside each other the slower one counts; on a CPU they also share its cores.
+    The writer has a thread of its own.
+
+    >>> loop_s(10, 30, 5, num_workers=0, on_gpu=False, num_cores=2), loop_s(80, 30, 5, num_workers=4, on_gpu=True, num_cores=8)
+    (40, 30)
+    """
+    if num_workers == 0:
+        return max(decode_s + compute_s, write_s)
+    decoding_s = decode_s / min(num_workers, num_cores)
+    return max(decoding_s, compute_s + (0 if on_gpu else decode_s / num_cores), write_s)
+
+
+@dataclass
+class DiscardingWriter:
+    """Takes batches of tokens, and keeps nothing."""
+
+    batch_size: int
+    num_missing_rows: int = 0
+
+    def append(
+        self,
+        batch: Batch,
+        tokens: Mapping[str, NDArray[Any]],
+        *,
+        content_hashes: NDArray[np.uint64],
+        notes: BatchNotes | None = None,
+    ) -> None:
+        """Discard the tokens of one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What the loop took for a sample of the images.
+
+    Attributes:
+        num_images, num_passes: images decoded, and through models, added up.
+        decode_s, compute_s: seconds that these took.
+        startup_s: seconds that the first batch took longer than those of the sample.
+    """
+
+    num_images: int
+    num_passes: int
+    decode_s: float
+    compute_s: float
+    startup_s: float = 0.0
+
+
+class _Enough(Exception):
+    """The sample is large enough."""
+
+
+def run_sample(models: Sequence[tuple[Extraction, int]], source: ImageSource, on_event: OnEvent) -> Sample:
+    """Run the loop of an extraction on a first batch, then for a few seconds on batches from all over the source.
 
     Args:
-        source: the images; a few of them are read, and those that cannot be are left for the run to find.
-        geometries: of the models.
+        models: each with its batch size.
+        source: the images; those that cannot be read are skipped.
+        on_event: callback for a failed compiler and for batches that did not fit into the memory.
     """
-    starts = sorted({len(source) * number // DECODED_STRETCHES for number in range(DECODED_STRETCHES)})
-    wanted = tuple(range(len(geometries)))
-    rows = [Rows(start, min(start + STRETCH, len(source)), wanted) for start in starts]
-    seconds = [0.0]
-    with closing(decode_batches(source, geometries, rows, num_workers=0)) as batches:
-        for decoded in batches:
-            seconds.append(decoded.decode_seconds / (decoded.stop - decoded.start))
-    return statistics.mean(seconds[1:])
+    progress: list[ExtractionProgress] = []
+    finished: list[ExtractionFinished] = []
+
+    def listen(event: Event) -> None:
+        match event:
+            case CompileFailed() | BatchHalved():
+                on_event(event)
+            case ExtractionFinished():
+                finished.append(event)
+            case ExtractionProgress():
+                progress.append(event)
+                if event.elapsed_s > BUDGET_S and len(progress) > len(models):
+                    raise _Enough
+
+    largest = max(size for _, size in models)
+    least = 4 if models[0][0].backbone.device.type == "cuda" else 1  # a GPU computes behind the loop
+    all_starts = range(0, len(source), largest)
+    count = min(1 + max(ceil(SAMPLE_SIZE / largest), least), len(all_starts))
+    starts = [all_starts[number * len(all_starts) // count] for number in range(count)]
+    tasks = []
+    for one, size in models:
+        pending = [Batch(0, start, min(start + size, len(source)), tuple(one.arrays)) for start in starts]
+        tasks.append(one.task(DiscardingWriter(size), pending))
+    with suppress(_Enough):
+        run_tasks(tasks, source, num_workers=0, on_bad_image="skip", on_event=listen)
+    first, end = progress[len(models) - 1], finished[-1] if finished else progress[-1]
+    num_passes = progress[-1].num_done - first.num_done
+    if num_passes == 0:  # there is one batch only
+        num_images = first.num_done // len(models)
+        times = {"decode_s": end.decode_s, "compute_s": end.compute_s}
+        return Sample(num_images=num_images, num_passes=first.num_done, **times)
+    return Sample(
+        num_images=num_passes // len(models),
+        num_passes=num_passes,
+        decode_s=end.decode_s - first.decode_s,
+        compute_s=end.compute_s - first.compute_s,
+        startup_s=max(first.elapsed_s - (end.elapsed_s - first.elapsed_s) * first.num_done / num_passes, 0.0),
+    )
+
+
+def _batch_size(extraction: Extraction, store: StoreForecast) -> int:
+    """A store that is continued keeps its batch size."""
+    return store.batch_size if store.present_files and not store.frees_first else batch_size_of(extraction)
+
+
+def _disk_bytes_per_s(prepared: Prepared, forecasts: Sequence[StoreForecast], cache_root: Path) -> float:
+    """Time the disk with a row block of the store that lacks most."""
+    pairs = [(source, one) for source, extractions in prepared for one in extractions]
+    (source, extraction), store = max(zip(pairs, forecasts, strict=True), key=lambda pair: pair[1].written_bytes)
+    spec = spec_of(extraction.backbone, source, extraction.config.storage_dtype)
+    arrays = [array.spec for array in store.arrays if array.missing_bytes]
+    return time_block(cache_root, spec, arrays, batch_size=store.batch_size).bytes_per_s
+
+
+def _queued_bytes(store: StoreForecast, batch_size: int) -> int:
+    """Bytes of tokens that wait for the disk at most, beside the batch that the sample held."""
+    num_batches = ceil(store.num_missing_rows / batch_size)
+    row_bytes = sum(array.size_bytes for array in store.arrays) // store.num_rows
+    return max(min(QUEUED_BATCHES + 1, num_batches - 1), 0) * batch_size * row_bytes
+
+
+def _image_bytes(extraction: Extraction, batch_size: int) -> int:
+    """Bytes of one batch of decoded images."""
+    dtype = torch.float32 if extraction.backbone.normalisation is None else torch.uint8
+    return batch_size * 3 * prod(extraction.backbone.image_size) * dtype.itemsize

@@ -1,9 +1,9 @@
 """What an extraction would take, before it does anything: images, bytes, files, minutes, memory.
 
 Bytes and files are those of the finished stores, less what they hold already, by the cache's own arithmetic
-(`layerbank.cache.forecast_store`). Minutes and memory are measured on less of the work (`plan_time.py`).
+(`layerbank.cache.forecast_store`). Minutes and memory are measured on a sample of the images (`calibrate.py`).
 
-Knows nothing of terminals; `plan_table.py` has the words.
+Knows nothing of terminals; see `plan_table.py`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..data.sources import ImageSource
 from ..events import OnEvent, ignore
 from ..extraction.extract import Extraction, forecast
 from ..memory import available_memory_bytes
-from .plan_time import Forecast, Prepared, calibrate
+from .calibrate import Estimate, Prepared, estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStore:
-    """One model on one split.
+    """The store of one model and split.
 
     Attributes:
-        num_missing: rows that lack anything asked for, of num_rows.
-        size_bytes: of the finished store; written_bytes and written_files are still to come.
+        num_missing: rows that lack anything requested, of num_rows.
+        size_bytes: of the finished store; written_bytes and written_files are still to be written.
     """
 
     model: str
@@ -45,7 +45,7 @@ class PlannedStore:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTokens:
-    """One level and kind of a model, all splits together; written_bytes of size_bytes are still to come."""
+    """One level and kind of a model, over all splits; written_bytes of size_bytes are still to be written."""
 
     model: str
     level: str
@@ -60,13 +60,13 @@ class Plan:
     """What `extract_together` would do for several splits and models.
 
     Attributes:
-        num_images: that are decoded, each once for all models (a view is an image).
+        num_images: images to decode, each once for all models (a view is an image).
         num_passes: images through models, added up.
-        needed_bytes: of the disk, with whole blocks for every file and some headroom.
-        free_bytes: of the disk that `disk` lies on.
-        host_free_bytes: memory that can be had now.
+        needed_bytes: disk space, with whole disk blocks for every file and some headroom.
+        free_bytes: free space of the disk of the folder `disk`.
+        host_free_bytes: available memory.
         num_workers, num_processes: as asked for or chosen.
-        forecast: None where nothing is to be done, or the disk is too small.
+        forecast: time and memory; None if nothing is to be done, or the disk is too small.
     """
 
     stores: tuple[PlannedStore, ...]
@@ -82,15 +82,15 @@ class Plan:
     device: str
     num_workers: int
     num_processes: int
-    forecast: Forecast | None
+    forecast: Estimate | None
 
     @property
     def fits(self) -> bool:
-        """Whether the disk takes it."""
+        """Whether the disk has enough space."""
         return self.needed_bytes <= self.free_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Return what JSON can hold."""
         values = asdict(self) | {"disk": str(self.disk), "fits": self.fits}
         return values | {"stores": [store | {"store": str(store["store"])} for store in values["stores"]]}
 
@@ -104,34 +104,33 @@ def plan_extraction(
     start_s: float = 0.0,
     on_event: OnEvent = ignore,
 ) -> Plan:
-    """Plan what is prepared.
+    """Plan an extraction that is prepared.
 
     Args:
-        prepared: what `requested.prepare` gives: the models of each split.
-        forecasts: of each of its stores, in its order.
+        prepared: the models of each split, as `jobs.extract.prepare` returns them.
+        forecasts: the store of each, in that order.
         cache_root: folder of all stores.
-        num_processes: that would share the rows.
-        start_s: what it took to prepare it; the run has to do that again.
-        emit: told what did not work in the calibration.
+        num_processes: processes that would share the rows.
+        start_s: seconds that preparing took; the run has to do that again.
+        on_event: callback for what did not work in the calibration.
 
     Raises:
-        RequestError, WorkError: as the extraction itself, as far as one batch shows it.
+        RequestError, WorkError: as the extraction itself, as far as a few batches show it.
     """
     pairs = [(source, one) for source, extractions in prepared for one in extractions]
-    stores = [_planned(source, one, told) for (source, one), told in zip(pairs, forecasts, strict=True)]
-    to_decode = [_rows_of(forecasts, pairs, source) for source, _ in prepared]
-    first = prepared[0][1][0]
+    _, first = pairs[0]
+    num_models = len(prepared[0][1])
+    num_images = [_num_lacking(forecasts[start : start + num_models]) for start in range(0, len(forecasts), num_models)]
     needed, free = needed_bytes(cache_root, forecasts), free_bytes(cache_root)
-    forecast_ = None
-    if any(to_decode) and needed <= free:
-        forecast_ = calibrate(prepared, forecasts, to_decode, cache_root, num_processes, start_s, on_event)
+    how: dict[str, Any] = {"num_processes": num_processes, "start_s": start_s, "on_event": on_event}
+    to_do = any(num_images) and needed <= free
     return Plan(
-        stores=tuple(stores),
-        tokens=_tokens(pairs, forecasts),
-        num_images=sum(to_decode),
-        num_passes=sum(store.num_missing for store in stores),
-        written_bytes=sum(store.written_bytes for store in stores),
-        written_files=sum(store.written_files for store in stores),
+        stores=tuple(_planned(*pair, store) for pair, store in zip(pairs, forecasts, strict=True)),
+        tokens=tuple(_tokens(pairs, forecasts)),
+        num_images=sum(num_images),
+        num_passes=sum(store.num_missing_rows for store in forecasts),
+        written_bytes=sum(store.written_bytes for store in forecasts),
+        written_files=sum(store.written_files for store in forecasts),
         needed_bytes=needed,
         free_bytes=free,
         disk=nearest_folder(cache_root),
@@ -139,51 +138,49 @@ def plan_extraction(
         device=str(first.backbone.device),
         num_workers=first.config.num_workers,
         num_processes=num_processes,
-        forecast=forecast_,
+        forecast=estimate(prepared, forecasts, num_images, cache_root, **how) if to_do else None,
     )
 
 
 def forecasts_of(prepared: Prepared) -> list[StoreForecast]:
-    """What each store will be, in the order of `prepared`."""
+    """Return what each store will be, in the order of `prepared`."""
     return [forecast(one, source) for source, extractions in prepared for one in extractions]
 
 
-def _planned(source: ImageSource, extraction: Extraction, told: StoreForecast) -> PlannedStore:
+def _planned(source: ImageSource, extraction: Extraction, store: StoreForecast) -> PlannedStore:
     return PlannedStore(
         model=extraction.backbone.model_id,
         dataset=source.name,
         split=source.split,
-        store=told.path,
+        store=store.path,
         precision=extraction.backbone.precision,
-        num_rows=told.num_rows,
-        num_missing=told.num_missing_rows,
-        size_bytes=told.size_bytes,
-        written_bytes=told.written_bytes,
-        written_files=told.written_files,
+        num_rows=store.num_rows,
+        num_missing=store.num_missing_rows,
+        size_bytes=store.size_bytes,
+        written_bytes=store.written_bytes,
+        written_files=store.written_files,
     )
 
 
-def _rows_of(
-    forecasts: Sequence[StoreForecast], pairs: Sequence[tuple[ImageSource, Extraction]], source: ImageSource
-) -> int:
-    """Images of a split that any model lacks; blocks depend on the number of rows alone, so they are the same for all."""
-    missing = {
-        rows for (one, _), told in zip(pairs, forecasts, strict=True) if one is source for rows in told.missing_rows
-    }
-    return sum(map(len, missing))
+def _num_lacking(stores: Sequence[StoreForecast]) -> int:
+    """Images of a split that any model lacks; row blocks depend on the number of rows alone, so they are the same for all."""
+    return sum(map(len, {rows for store in stores for rows in store.missing_rows}))
 
 
-def _tokens(
-    pairs: Sequence[tuple[ImageSource, Extraction]], forecasts: Sequence[StoreForecast]
-) -> tuple[PlannedTokens, ...]:
-    found: dict[tuple[str, str, str, str], list[int]] = {}
-    for (_, extraction), told in zip(pairs, forecasts, strict=True):
-        for array in told.arrays:
+def _tokens(pairs: Sequence[tuple[ImageSource, Extraction]], forecasts: Sequence[StoreForecast]) -> list[PlannedTokens]:
+    sizes: dict[tuple[str, str, str, str], list[tuple[int, int]]] = {}
+    for (_, extraction), store in zip(pairs, forecasts, strict=True):
+        for array in store.arrays:
             key = (extraction.backbone.model_id, array.spec.level, array.spec.kind, array.storage_dtype)
-            total = found.setdefault(key, [0, 0])
-            total[0] += array.size_bytes
-            total[1] += array.missing_bytes
-    return tuple(
-        PlannedTokens(model=model, level=level, kind=kind, storage_dtype=dtype, size_bytes=whole, written_bytes=missing)
-        for (model, level, kind, dtype), (whole, missing) in found.items()
-    )
+            sizes.setdefault(key, []).append((array.size_bytes, array.missing_bytes))
+    return [
+        PlannedTokens(
+            model=model,
+            level=level,
+            kind=kind,
+            storage_dtype=dtype,
+            size_bytes=sum(size for size, _ in of_splits),
+            written_bytes=sum(missing for _, missing in of_splits),
+        )
+        for (model, level, kind, dtype), of_splits in sizes.items()
+    ]

@@ -1,18 +1,18 @@
-"""A plan in words: what `layerbank plan` shows."""
+"""A plan as text: what `layerbank plan` shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..quantities import size
+from ..quantities import duration, size
+from .calibrate import Estimate
 from .plan import Plan
-from .plan_time import Forecast
 
 STORE_COLUMNS = ("split", "model", "images", "missing", "to write", "files", "when complete", "store")
 
 
 def store_lines(plan: Plan) -> list[list[str]]:
-    """Lines under STORE_COLUMNS."""
+    """Return the lines under STORE_COLUMNS."""
     return [
         [
             one.split,
@@ -29,12 +29,12 @@ def store_lines(plan: Plan) -> list[list[str]]:
 
 
 def token_columns(plan: Plan) -> tuple[str, ...]:
-    """The table of what each level and kind takes, over all splits, when everything is there."""
+    """Columns of the table of what each level and kind takes, over all splits, when complete."""
     return ("model", "level", *_kinds(plan), "together")
 
 
 def token_lines(plan: Plan) -> list[list[str]]:
-    """Lines under `token_columns`, the last one of each model a sum."""
+    """Return the lines under `token_columns`, the last one of each model a sum."""
     lines = []
     for model in dict.fromkeys(one.model for one in plan.tokens):
         by_level: dict[str, dict[str, int]] = {}
@@ -48,7 +48,7 @@ def token_lines(plan: Plan) -> list[list[str]]:
 
 
 def summary(plan: Plan) -> Iterator[str]:
-    """A few lines that say whether to begin."""
+    """Yield a few lines that say whether to begin."""
     if not plan.num_images and not plan.written_bytes:
         yield "nothing to do: the stores have everything"
         return
@@ -59,33 +59,23 @@ def summary(plan: Plan) -> Iterator[str]:
     fits = "it fits" if plan.fits else f"{size(plan.needed_bytes - plan.free_bytes)} too little"
     yield f"disk: {size(plan.needed_bytes)} with headroom, {size(plan.free_bytes)} free at {plan.disk}: {fits}"
     if plan.forecast is not None:
-        yield from _forecast(plan, plan.forecast)
+        yield from _time_and_memory(plan, plan.forecast)
 
 
-def _forecast(plan: Plan, forecast: Forecast) -> Iterator[str]:
+def _time_and_memory(plan: Plan, estimate: Estimate) -> Iterator[str]:
     beside = f" with {plan.num_workers} decoding processes" if plan.num_workers else ""
     yield (
-        f"time: about {duration(forecast.total_s)} on {plan.device}{beside}: start {duration(forecast.start_s)}, "
-        f"decoding {duration(forecast.decode_s)} of one process, model {duration(forecast.compute_s)}, "
-        f"disk {duration(forecast.write_s)}; {forecast.limit}"
+        f"time: about {duration(estimate.total_s)} on {plan.device}{beside}, estimated from {estimate.num_sampled} images: "
+        f"start {duration(estimate.start_s)}, decoding {duration(estimate.decode_s)} in one process, "
+        f"model {duration(estimate.compute_s)}, disk {duration(estimate.write_s)}; {estimate.limit}"
     )
     each = f" for each of {plan.num_processes} processes" if plan.num_processes > 1 else ""
-    shared = f", {size(forecast.shared_bytes)} of images decoded ahead" if forecast.shared_bytes else ""
-    on_gpu = "" if forecast.device_peak_bytes is None else f"; {size(forecast.device_peak_bytes)} of the GPU's own"
+    shared = f", {size(estimate.shared_bytes)} of images decoded ahead" if estimate.shared_bytes else ""
+    on_gpu = "" if estimate.device_peak_bytes is None else f"; {size(estimate.device_peak_bytes)} on the GPU"
     yield (
-        f"memory: at most {size(forecast.host_peak_bytes)}{each}{shared}{on_gpu}; {size(plan.host_free_bytes)} can be had"
+        f"memory: at most {size(estimate.host_peak_bytes)}{each}{shared}{on_gpu}; "
+        f"{size(plan.host_free_bytes)} available"
     )
-
-
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    >>> duration(0.04), duration(75), duration(600), duration(10_000)
-    ('0.0 s', '75.0 s', '10.0 min', '2.8 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _kinds(plan: Plan) -> Sequence[str]:

@@ -187,38 +187,27 @@ class _PostHocTraining:
     ) -> Trained:
         """Train the choice on all training images, and test it once.
 
-        Args:
-            named: the base's head on some levels.
-            members: its settings with their scores, one unless it is an ensemble.
-            validation: balanced accuracy of the choice.
-            num_trained: probes that were trained to find it.
-            record: for the row.
-            held_out: for a file beside it, name -> array.
+        `named` is the base's head on some levels, `record` goes into the row and `held_out` into a file beside it.
         """
         select_s = time.perf_counter() - self.began_s
-        candidate = self._candidate(named)
+        candidate, group = self._candidate(named), self.group
 
         def open_source() -> TokenSource:
-            return open_tokens(self.open_test(), self.group)
+            return open_tokens(self.open_test(), group)
 
         refits = train_chosen(
             [Choice(candidate=candidate, setting=_setting(one)) for one in members],
             self.source,
             open_source,
-            self.group.protocol,
-            memory_bytes=self.group.placement.training_bytes,
-            device=self.group.placement.device,
+            group.protocol,
+            memory_bytes=group.placement.training_bytes,
+            device=group.placement.device,
             on_event=relay((self.named.name,), self.on_event),
         )
         last = refits[0] if len(refits) == 1 else join_members(refits, open_source)
-        record = _about(self.base) | record
-        if "members" in record:
-            pairs = zip(record["members"], refits, strict=True)
-            record["members"] = [member | {"diverged": refit.probe is None} for member, refit in pairs]
-        probes: list[Any] = list(last.probe.members) if isinstance(last.probe, Ensemble) else [last.probe]
-        sound = [probe for probe in probes if probe is not None]
-        num_parameters = sum(parameter.numel() for probe in sound for parameter in probe.parameters())
-        of_classifiers = sum(parameter.numel() for probe in sound for parameter in probe.classifier.parameters())
+        for member, refit in zip(record.get("members", ()), refits, strict=False):
+            member["diverged"] = refit.probe is None
+        num_parameters, num_before = _count_parameters(last.probe)
         result = SweepResult(
             head=candidate.head,
             scores=members,
@@ -229,7 +218,7 @@ class _PostHocTraining:
             test_logits=last.test_logits,
             probe=last.probe,
             num_parameters=num_parameters,
-            num_parameters_before_classifier=num_parameters - of_classifiers,
+            num_parameters_before_classifier=num_before,
             seconds={"select": select_s} | last.seconds,
             selection=self._selection,
             rungs=(Rung(num_settings=num_trained, num_steps=self._selection.num_steps),),
@@ -240,10 +229,10 @@ class _PostHocTraining:
             named=self.named,
             candidate=replace(named, name=self.named.name),
             result=result,
-            protocol=self.group.protocol,
-            memory=self.group.describe_choice(candidate),
+            protocol=group.protocol,
+            memory=group.describe_choice(candidate),
             num_refits=len(refits),
-            derived=record,
+            derived=_about(self.base) | record,
             held_out=held_out,
         )
 
@@ -310,6 +299,17 @@ def _diverged(named: ProbeSpec, base: Row, group: ProbeGroup) -> Trained:
         num_refits=0,
         derived=_about(base),
     )
+
+
+def _count_parameters(probe: Any) -> tuple[int, int]:
+    """All parameters, and those before the classifiers; 0 for a probe that diverged, and for such members of an ensemble."""
+    members: list[Any] = list(probe.members) if isinstance(probe, Ensemble) else [probe]
+    sound = [member for member in members if member is not None]
+    of_all, of_classifiers = (
+        sum(parameter.numel() for part in parts for parameter in part.parameters())
+        for parts in (sound, [member.classifier for member in sound])
+    )
+    return of_all, of_all - of_classifiers
 
 
 def _about(base: Row) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class ProbeGroup:
         """Bytes an image that an epoch of all passes over the grids gathers."""
         return self.placement.plan.num_passes * self.tokens.stored_row_bytes
 
-    def memory_of(self, candidate: Candidate) -> MemoryPlan | None:
-        """How a candidate is trained; None for heads that are not planned."""
-        return self.placement.plan.memory[self.candidates.index(candidate)]
+    def memory_of(self, candidate: Candidate) -> MemoryPlan:
+        """The memory plan of a candidate."""
+        return self.placement.plan.heads[candidate].memory
 
     def describe(self, candidate: Candidate) -> dict[str, Any]:
         """What could change the bits of a candidate: see `Placement.describe`."""

@@ -1,8 +1,7 @@
 """Banks: many probes that train as one program on the same batches.
 
-A bank takes plain modules, holds their weights stacked, writes gradients, and gives plain modules back. It
-computes; the optimiser, the schedule and every random number belong to `fit.py`. Law: a bank of P equals P
-lone probes.
+A bank takes plain modules, stacks their weights, computes gradients, and returns plain modules. The optimiser, the schedule
+and every random number belong to `fit.py`. Law: a bank of P probes equals P probes trained alone.
 """
 
 from __future__ import annotations
@@ -16,40 +15,40 @@ from torch import Tensor, nn
 
 from ..errors import SettingError
 from ..heads.attention import FusionHead
-from ..matmul import Products
+from ..matmul import Matmul
 from ..workspace import Workspace
 from .folded import LAYER_NORM_EPS, FoldedGroup
 from .stack import Stack, check_one_shape, extract_module
 
 # Tuned with tests/benchmarks/bank.py; probes/README.md has the figures.
-GROUP_SIZE = 7  # probes that go through together
-CHUNK_SIZE = 256  # samples of a full group that go through together
+GROUP_SIZE = 7  # probes computed together
+CHUNK_SIZE = 256  # samples of a full group computed together
 
 
 class Bank(Protocol):
-    """What the trainer needs of P probes."""
+    """P probes, as the trainer uses them."""
 
     @property
     def num_probes(self) -> int: ...
     @property
     def stacks(self) -> Sequence[Stack]:
-        """The weights and gradients; each probe is a row of one stack."""
+        """Weights and gradients; each probe is a row of one stack."""
         ...
 
     @property
     def noise_heads(self) -> Sequence[int]:
-        """The numbers of heads for which a step needs dropout noise."""
+        """The numbers of attention heads for which a step needs dropout noise."""
         ...
 
     def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
-        """One training step up to the gradients, which lie in the stacks.
+        """Compute loss and gradients; the gradients are written into the stacks.
 
         Args:
             tokens: [B, *token_shape], B >= 2.
             labels: [B] int64.
             weights: [B] of the samples in the loss, summing to 1.
-            noise: num_heads -> uniform [B, T, H] in [0, 1), for each of noise_heads. A probe of rate p drops
-                what is below p, so all rates share one draw.
+            noise: num_heads -> uniform [B, T, H] in [0, 1), for each of noise_heads. A probe with dropout rate p drops
+                values below p, so all rates share one draw.
 
         Returns:
             loss [P].
@@ -66,20 +65,20 @@ class Bank(Protocol):
 
 
 class AttentiveBank:
-    """Attentive probes and their kin on the same tokens; heads, dropout, token mask and weights are each probe's own.
+    """Attentive probes and related heads on the same tokens; heads, dropout, token mask and weights may differ.
 
     Args:
-        probes: P plain modules of one embed_dim and num_classes; the same one may come many times.
+        probes: P plain modules of one embed_dim and num_classes; a module may occur several times.
         dropouts: [P] rates of the attention dropout in [0, 1); all 0 by default.
         dtype: of the arithmetic.
         device: of the arithmetic.
-        compute: numbers of the matrix products: see `matmul.py`.
-        group_size: how many probes go through together.
-        chunk_size: how many samples of a full group go through together, more of a smaller one. Scratch memory grows with
-            group_size x chunk_size.
+        compute: matmul precision, see `matmul.py`.
+        group_size: probes computed together.
+        chunk_size: samples of a full group computed together, more of a smaller group. Scratch memory grows with
+            group_size * chunk_size.
 
     Raises:
-        SettingError: no probes, probes that cannot share tokens, or rates that do not fit.
+        SettingError: there are no probes, their shapes or mask lengths differ, or the rates do not fit.
     """
 
     def __init__(
@@ -96,15 +95,10 @@ class AttentiveBank:
         rates = [0.0] * len(probes) if dropouts is None else list(dropouts)
         check_one_shape("AttentiveBank", [(probe.embed_dim, probe.num_classes) for probe in probes])
         if len(rates) != len(probes) or not all(0 <= rate < 1 for rate in rates):
-            raise SettingError(
-                where="AttentiveBank dropouts",
-                expected=f"{len(probes)} rates in [0, 1)",
-                got=str(rates),
-                todo="Give every probe one rate.",
-            )
+            raise SettingError("probes.wrong_dropouts", bank="AttentiveBank", num_probes=len(probes), rates=rates)
         self._probes = tuple(probes)
         self._workspace = Workspace(dtype, torch.device(device))
-        self._products = Products(compute, dtype, torch.device(device))
+        self._matmul = Matmul(compute, dtype, torch.device(device))
         self._groups: list[FoldedGroup] = []
         kinds = [(probe.num_heads, rate, _shapes(probe)) for probe, rate in zip(probes, rates, strict=True)]
         for num_heads, rate, shapes in sorted(set(kinds)):
@@ -118,7 +112,7 @@ class AttentiveBank:
                         dropout=rate,
                         token_mask=_stack_masks(modules),
                         chunk_size=chunk_size * group_size // len(members),  # the same scratch memory
-                        products=self._products,
+                        matmul=self._matmul,
                         workspace=self._workspace,
                     )
                 )
@@ -137,13 +131,13 @@ class AttentiveBank:
 
     @property
     def scratch_bytes(self) -> int:
-        """Scratch memory so far: buffers beside weights, gradients, optimiser and the batch itself."""
-        return self._workspace.size_bytes + self._products.factors.size_bytes
+        """Scratch memory so far, beside weights, gradients, optimiser and the batch itself."""
+        return self._workspace.size_bytes + self._matmul.factors.size_bytes
 
     def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
         xhat = self._normalize(tokens)
         losses = xhat.new_empty(self.num_probes, dtype=weights.dtype)
-        with self._products.chosen():
+        with self._matmul.active():
             for group in self._groups:
                 of_heads = noise[group.num_heads] if group.dropout > 0 else None
                 losses.index_copy_(0, group.stack.index, group.compute_gradients(xhat, labels, weights, of_heads))
@@ -153,7 +147,7 @@ class AttentiveBank:
         xhat = self._normalize(tokens)
         dtype, num_classes = self._groups[0].stack.dtype, self._probes[0].num_classes
         logits = xhat.new_empty(self.num_probes, len(tokens), num_classes, dtype=dtype)
-        with self._products.chosen(training=False):
+        with self._matmul.active(training=False):
             for group in self._groups:
                 logits.index_copy_(0, group.stack.index, group.logits(xhat))
         return logits
@@ -162,13 +156,13 @@ class AttentiveBank:
         return extract_module(self.stacks, index)
 
     def _normalize(self, tokens: Tensor) -> Tensor:
-        """LayerNorm without its affine part: shared by all probes, keys and values, and a factor of each."""
+        """LayerNorm without its affine part, which keys and values of all probes share."""
         tokens = tokens.to(self._groups[0].stack.dtype)
-        return self._products.factor(torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS))
+        return self._matmul.factor(torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS))
 
 
 def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
-    """Cut a list into the fewest parts of at most `largest`, as even as can be.
+    """Cut a list into the fewest parts of at most `largest` items, as evenly as possible.
 
     >>> split_evenly(range(8), 7)
     [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -179,7 +173,7 @@ def split_evenly(items: Sequence[int], largest: int) -> list[list[int]]:
 
 
 def _shapes(probe: FusionHead) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """What can be stacked: parameters of the same names and shapes."""
+    """Names and shapes of the parameters: equal ones can be stacked."""
     return tuple((name, tuple(parameter.shape)) for name, parameter in probe.named_parameters())
 
 
@@ -189,10 +183,5 @@ def _stack_masks(probes: Sequence[FusionHead]) -> Tensor | None:
     if not given:
         return None
     if len({len(mask) for mask in given}) > 1:
-        raise SettingError(
-            where="AttentiveBank token masks",
-            expected="masks of one length",
-            got=f"lengths {sorted({len(mask) for mask in given})}",
-            todo="Mask the tokens that all probes of the bank share.",
-        )
+        raise SettingError("probes.mixed_mask_lengths", lengths=sorted({len(mask) for mask in given}))
     return torch.stack([torch.ones_like(given[0]) if mask is None else mask for mask in masks])

@@ -1,16 +1,17 @@
-"""How a sweep fits into the memory there is: probes at once, probes that go through together, samples at a time.
+"""Memory plan of a sweep: probes of a bank, probes computed together, samples computed together.
 
-A plan is arithmetic on shapes, and for the heads that autograd differentiates a rehearsal (`memory_trace.py`): the same sizes
-and the same budget give the same plan on every machine. It is an upper bound: the tests hold it to what training really takes.
-It counts what training adds (weights, gradients, moments, scratch memory, one batch, scores), not the tokens of a source
-that keeps them in memory and not the program itself.
+A plan is computed from shapes, and for heads that autograd differentiates from a memory trace (`memory_trace.py`): the same
+sizes and the same budget give the same plan on every machine. It is an upper bound, which the tests compare with training. It
+counts what training adds (weights, gradients, moments, scratch memory, one batch, scores), not the tokens of a source that keeps
+them in memory, and not the program itself.
 
-The order of giving way is that of cost (figures in README.md): smaller groups, then a batch in chunks, for some percent of
-the time; then the grid in several banks, one after the other, each of which reads the tokens again.
+If memory is short, the cheapest measure comes first (README.md has the figures): smaller groups, then a batch in chunks, for a
+few percent of the time; then the grid in several banks, one after the other, each of which reads the tokens again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,56 +19,54 @@ from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
 from ..heads import HEADS, Head, make_probe
 from ..heads.attention import FusionHead
-from ..matmul import CODE_BYTES, ONE_DNN_FROM_BYTES
+from ..matmul import ONE_DNN_FROM_BYTES
 from ..protocol import TrainingProtocol
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .memory_trace import chunks_are_possible, step_bytes
 
+CHUNK_SIZES = (CHUNK_SIZE, 128, 64, 32)
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
-MARGIN, MARGIN_BYTES = 1.05, 8 << 20  # small tensors, and what the allocator keeps for itself
+MARGIN, MARGIN_BYTES = 1.05, 8 << 20  # small tensors, and memory that the allocator keeps
+CODE_BYTES = 640_000  # compiled by oneDNN for one size of a product
 PRODUCTS_OF_A_MODULE = 24  # of a head that autograd differentiates, forward and backward
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What was chosen, and what it will take.
+    """Number and shape of the banks that train a grid, and the memory that they need.
 
     Attributes:
-        budget_bytes: what training may take; None is no limit.
-        num_banks: how many banks the grid is trained in, one after the other.
+        num_banks: number of banks that train the grid, one after the other.
         probes_at_once: probes of the largest bank.
-        group_size: probes of a bank that go through together; 0 where that is no choice: all linear ones, one of the zoo's.
-        chunk_size: samples of a full group that go through together; 0 where the whole batch does.
-        total_bytes: an upper bound of what training takes at its peak.
-        state_bytes: the part of it that is weights, gradients and moments of a bank.
+        group_size: probes of a bank computed together; 0 for heads without this choice.
+        chunk_size: samples of a full group computed together; 0 for the whole batch.
+        total_bytes: upper bound of the memory for training.
     """
 
-    budget_bytes: int | None
     num_banks: int
     probes_at_once: int
     group_size: int
     chunk_size: int
     total_bytes: int
-    state_bytes: int
 
     def banks(self, num_probes: int) -> list[list[int]]:
-        """The probes of each bank, as even as can be."""
+        """The probes of each bank, distributed evenly."""
         return split_evenly(range(num_probes), self.probes_at_once)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Everything that memory depends on.
+    """The sizes that decide the memory of a sweep.
 
     Attributes:
-        head: which probe.
+        head: the head.
         token_shape: (T, D) or (F,).
         num_classes: C.
         num_held_out: images held out for validation.
         num_probes: settings of the grid.
         batch_size: B, the larger one of selection and refit.
-        compute: numbers of the matrix products.
+        compute: matmul precision.
     """
 
     head: Head
@@ -82,7 +81,7 @@ class Sizes:
 def sizes_of(
     head: Head, token_shape: tuple[int, ...], num_classes: int, num_samples: int, protocol: TrainingProtocol
 ) -> Sizes:
-    """The sizes of a sweep: all `num_samples` images, of which the protocol holds some out."""
+    """The sizes of a sweep over `num_samples` images, of which the protocol holds some out."""
     held_out = int(protocol.validation_fraction * num_samples) + num_classes
     candidates = (num_samples, max(num_samples - held_out, 1))
     return Sizes(
@@ -91,62 +90,57 @@ def sizes_of(
         num_classes=num_classes,
         num_held_out=held_out,
         num_probes=len(protocol.settings(head)),
-        # a last batch of one joins its neighbour
+        # a last batch of one joins the batch before
         batch_size=max(choose_batch_size(count, protocol.batch_size) for count in candidates) + 1,
         compute=protocol.compute,
     )
 
 
 def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
-    """The fastest plan that fits.
-
-    Args:
-        sizes: of the sweep.
-        budget_bytes: what training may take; None takes the fastest.
+    """The fastest plan that fits into the budget; without a budget the fastest of all.
 
     Raises:
-        SettingError: not even one probe at a time fits.
+        SettingError: the budget is too small for one probe at a time.
     """
-    least = None
-    for plan in _plans(sizes, budget_bytes):
+    needed_bytes: float = math.inf
+    for plan in _plans(sizes):
         if budget_bytes is None or plan.total_bytes <= budget_bytes:
             return plan
-        least = plan if least is None or plan.total_bytes < least.total_bytes else least
-    assert least is not None
+        needed_bytes = min(needed_bytes, plan.total_bytes)
     raise SettingError(
-        where="memory for training",
-        expected=f"at least {_megabytes(least.total_bytes)}, for one probe of {sizes.token_shape} at a time",
-        got=_megabytes(budget_bytes or 0),
-        todo="Give more memory, or train a probe of fewer tokens, or a protocol of smaller batches.",
+        "probes.too_little_memory",
+        needed=_megabytes(needed_bytes),
+        given=_megabytes(budget_bytes or 0),
+        token_shape=sizes.token_shape,
     )
 
 
-def _plans(sizes: Sizes, budget_bytes: int | None) -> Iterator[MemoryPlan]:
+def _plans(sizes: Sizes) -> Iterator[MemoryPlan]:
     """All plans, the fastest first."""
     shapes = [(0, 0)]
-    if HEADS[sizes.head.kind].bank == "module":
-        possible = chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes)
-        shapes = [(0, chunk) for chunk in ((CHUNK_SIZE, 128, 64, 32) if possible else (0,))]
-    if HEADS[sizes.head.kind].bank == "folded":
-        groups, whole = (GROUP_SIZE, 4, 2, 1), sizes.batch_size  # a batch in chunks makes z twice
+    if _bank(sizes) == "folded":
+        groups, whole = (GROUP_SIZE, 4, 2, 1), sizes.batch_size  # a batch in chunks computes z twice
         shapes = [(group, whole) for group in groups]
-        shapes += [(group, chunk) for group in groups for chunk in (CHUNK_SIZE, 128, 64, 32) if chunk < whole]
+        shapes += [(group, chunk) for group in groups for chunk in CHUNK_SIZES if chunk < whole]
+    elif _bank(sizes) == "module" and chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes):
+        shapes = [(0, chunk) for chunk in CHUNK_SIZES]
     smaller = sorted({-(-sizes.num_probes // banks) for banks in range(1, sizes.num_probes + 1)}, reverse=True)
     for probes_at_once in smaller:
-        state_bytes = FLOAT_BYTES * COPIES * probes_at_once * _num_parameters(sizes)
+        state = COPIES * probes_at_once * _num_parameters(sizes) + _shared_floats(sizes, probes_at_once)
         for group_size, chunk_size in shapes:
-            scratch = _scratch_floats(sizes, probes_at_once, group_size, chunk_size)
-            total_bytes = state_bytes + FLOAT_BYTES * (scratch + _shared_floats(sizes, probes_at_once))
-            total_bytes += CODE_BYTES * _num_product_kinds(sizes, probes_at_once, group_size, chunk_size)
+            total_bytes = FLOAT_BYTES * (state + _scratch_floats(sizes, probes_at_once, group_size, chunk_size))
+            total_bytes += _code_bytes(sizes, probes_at_once, group_size, chunk_size)
             yield MemoryPlan(
-                budget_bytes=budget_bytes,
                 num_banks=len(split_evenly(range(sizes.num_probes), probes_at_once)),
                 probes_at_once=probes_at_once,
                 group_size=group_size,
                 chunk_size=chunk_size,
                 total_bytes=int(MARGIN * total_bytes) + MARGIN_BYTES,
-                state_bytes=state_bytes,
             )
+
+
+def _bank(sizes: Sizes) -> str:
+    return HEADS[sizes.head.kind].bank
 
 
 def _num_parameters(sizes: Sizes) -> int:
@@ -167,16 +161,16 @@ def _inner_dim(sizes: Sizes) -> int:
 
 
 def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
-    """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`, names as there; or what was rehearsed."""
+    """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`, with their names there; or the memory trace."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     scores = batch * sizes.num_classes
     if HEADS[sizes.head.kind].bank == "linear":
         rounded = 2 * (probes * scores + (batch + probes * sizes.num_classes) * sizes.token_shape[0])
-        # logits twice, their gradient, log probabilities, one more on the way
+        # logits twice, their gradient, log probabilities, one temporary
         return 5 * probes * scores + (rounded if sizes.compute == "bfloat16" else 0)
-    if HEADS[sizes.head.kind].bank == "module":
-        taken = step_bytes(sizes.head, sizes.token_shape, sizes.num_classes, batch, chunk_size)
-        return taken // FLOAT_BYTES + 2 * probes * scores
+    if _bank(sizes) == "module":
+        traced = step_bytes(sizes.head, sizes.token_shape, sizes.num_classes, batch, chunk_size)
+        return traced // FLOAT_BYTES + 2 * probes * scores
     num_tokens, embed_dim = sizes.token_shape
     inner, heads = _inner_dim(sizes), sizes.head.num_heads
     group = min(group_size, probes)
@@ -185,55 +179,54 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     one_chunk = chunk * (width * embed_dim + group * inner + 3 * num_tokens * width)  # z v da kept and a product
     weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
     classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
-    places = 3 * group * num_tokens * (embed_dim + heads) if sizes.head.num_levels else 0  # and their gradients
+    places = 0
+    if sizes.head.num_levels:
+        places = 3 * group * num_tokens * (embed_dim + heads)  # and their gradients
     rounded = 0
-    if (
-        sizes.compute == "bfloat16"
-    ):  # factors of the largest product, rounded and, on a CPU, widened again; its sum apart
-        of_sums = group * inner * (batch + 2 * embed_dim)
-        rounded = 3 * max(of_sums, chunk * width * embed_dim + 2 * group * inner * embed_dim) // 2
+    if sizes.compute == "bfloat16":
+        # factors of the largest product, rounded and, on a CPU, widened again; its sum apart
+        sums = group * inner * (batch + 2 * embed_dim)
+        rounded = 3 * max(sums, chunk * width * embed_dim + 2 * group * inner * embed_dim) // 2
         rounded += batch * num_tokens * embed_dim
     return whole_batch + one_chunk + weights + classifier + places + rounded
 
 
-def _num_product_kinds(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
-    """Products of the grid and of the final training that oneDNN compiles code for: see `matmul.py`. It stays until the end."""
-    batch, largest = sizes.batch_size, ONE_DNN_FROM_BYTES // FLOAT_BYTES
-    if HEADS[sizes.head.kind].bank == "linear":
-        columns, features = sizes.num_classes, sizes.token_shape[0]
-        factors = [batch * features + width * columns * (features + batch) for width in (probes, 1)]
-        return 2 * 2 * sum(floats >= largest for floats in factors)  # two products; full batches and the last one
-    num_tokens, embed_dim = sizes.token_shape
-    if HEADS[sizes.head.kind].bank == "module":
-        tokens = batch * num_tokens * embed_dim
-        return 2 * 2 * PRODUCTS_OF_A_MODULE * (tokens >= 8 * largest)
-    kinds, inner, heads = 0, _inner_dim(sizes), sizes.head.num_heads
-    groups = [min(group_size, probes), 1]  # of the grid, and of the final training
-    for group, num_widths in zip(groups, (1 if probes <= group_size else 2, 1), strict=True):
-        chunk = min(chunk_size * group_size // group, batch)
-        width = group * heads
-        scores = chunk * num_tokens * (embed_dim + width) + width * embed_dim  # x u da du
-        pooling = chunk * (num_tokens * (embed_dim + width) + width * embed_dim)
-        mapping = chunk * (width * embed_dim + group * inner) + group * inner * embed_dim
-        whole = batch * group * (inner + embed_dim) + group * inner * embed_dim
-        of_chunk = 2 * (scores >= largest) + (pooling >= largest) + 3 * (mapping >= largest)
-        of_batch = 3 * (whole >= largest) + 5 * (batch * group * embed_dim >= largest)
-        kinds += 2 * num_widths * (of_chunk * (1 if chunk == batch else 2) + of_batch)
-    return kinds
+def _code_bytes(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
+    """Memory of the code that oneDNN compiles for the large products of the grid and of the final training: see `matmul.py`."""
+    batch, tokens = sizes.batch_size, math.prod(sizes.token_shape)
+    kinds: list[tuple[int, int]] = []  # size of a product in floats, and the number of products of this size
+    if _bank(sizes) == "linear":
+        widths = probes * sizes.num_classes, sizes.num_classes
+        kinds = [(batch * tokens + width * (tokens + batch), 2) for width in widths]
+    elif _bank(sizes) == "module":
+        kinds = [(batch * tokens // 8, 2 * PRODUCTS_OF_A_MODULE)]
+    else:
+        num_tokens, embed_dim = sizes.token_shape
+        for group, num_groups in ((min(group_size, probes), 1 if probes <= group_size else 2), (1, 1)):
+            width, inner = group * sizes.head.num_heads, group * _inner_dim(sizes)
+            chunk = min(chunk_size * group_size // group, batch)
+            of_chunk = num_groups if chunk == batch else 2 * num_groups
+            tokens_and_scores = chunk * num_tokens * (embed_dim + width)
+            kinds += [
+                (tokens_and_scores + width * embed_dim, 2 * of_chunk),  # scores, du
+                (tokens_and_scores + chunk * width * embed_dim, of_chunk),  # z
+                (chunk * (width * embed_dim + inner) + inner * embed_dim, 3 * of_chunk),  # v and back
+                (batch * (inner + group * embed_dim) + inner * embed_dim, 3 * num_groups),  # y and back
+                (batch * group * embed_dim, 5 * num_groups),  # classifier
+            ]
+    num_kinds = sum(number for floats, number in kinds if FLOAT_BYTES * floats >= ONE_DNN_FROM_BYTES)
+    return 2 * CODE_BYTES * num_kinds  # full batches, and the last one
 
 
 def _shared_floats(sizes: Sizes, probes: int) -> int:
-    """What all probes of a bank share: one batch, its noise, the scores of an evaluation, and one probe as a module."""
+    """Memory that all probes of a bank share: one batch, its noise, the scores of an evaluation, and one probe as a module."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
-    tokens = 1
-    for size in sizes.token_shape:
-        tokens *= size
-    copies = batch * 3 * tokens  # as read, jitter, normalised
+    copies = batch * 3 * math.prod(sizes.token_shape)  # as read, jitter, normalised
     noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEADS[sizes.head.kind].has_dropout else 0
     evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
     predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
     return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)
 
 
-def _megabytes(size_bytes: int) -> str:
+def _megabytes(size_bytes: float) -> str:
     return f"{size_bytes / 1e6:,.0f} MB"

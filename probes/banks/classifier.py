@@ -1,8 +1,7 @@
-"""What ends every probe: BatchNorm, classifier, weighted cross entropy, for P probes at once with gradients
-by hand.
+"""The end of every probe: BatchNorm, classifier, weighted cross entropy, for P probes at once, with gradients by hand.
 
-It needs the whole batch, whatever went before in chunks. Nothing here depends on how y was made. A BatchNorm without
-affine part is one whose gain is 1 and whose bias is 0, and neither is trained.
+It needs the whole batch, even where the part before runs in chunks. A BatchNorm without affine part has gain 1 and bias 0,
+which are not trained.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ MOMENTUM = 0.1
 def train_classifier(
     stack: Stack, y: Tensor, offset: Tensor, labels: Tensor, weights: Tensor, *, out: Tensor
 ) -> Tensor:
-    """BatchNorm, classifier and loss forward, then backward.
+    """Forward and backward pass of BatchNorm, classifier and loss.
 
     Args:
-        stack: has "bn" and "classifier"; their gradients are written, the running statistics move.
+        stack: has "bn" and "classifier"; their gradients are written, the running statistics are updated.
         y: [P, B, D]; overwritten.
-        offset: [P, D], a constant that belongs to y: BatchNorm takes it away, only the running mean sees it.
+        offset: [P, D], a constant part of y: BatchNorm removes it, only the running mean contains it.
         labels: [B].
         weights: [B] of the samples in the loss, summing to 1.
-        out: [P, B, D], receives the gradient of the loss by y.
+        out: [P, B, D], receives the gradient of the loss with respect to y.
 
     Returns:
         loss [P].
@@ -60,7 +59,7 @@ def train_classifier(
         grads["bn.weight"].copy_(dgain.squeeze(1))
         grads["bn.bias"].copy_(dshift.squeeze(1))
 
-    # through BatchNorm: minus the mean of dyhat, minus yhat times the mean of dyhat * yhat, both known by now
+    # through BatchNorm: minus the mean of dyhat, minus yhat times the mean of dyhat * yhat, both known already
     dyhat = torch.bmm(dlogits, matrix, out=out)
     mean_dyhat, mean_dyhat_yhat = dshift * gain / num_samples, dgain * gain / num_samples
     dyhat.sub_(mean_dyhat).addcmul_(yhat, mean_dyhat_yhat, value=-1).mul_(rstd)

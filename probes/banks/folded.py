@@ -1,21 +1,21 @@
 """Attentive probes of equal heads and dropout rate as one program, forward and backward written out.
 
-Their one query does not depend on the image, so keys and values need never be made. With xhat = (x - mean) /
-std, the same for every probe, and m running over all heads of all probes (PH of them):
+Their single query does not depend on the image, so keys and values are never computed. With xhat = (x - mean) / std,
+the same for every probe, and m running over all heads of all probes (PH of them):
 
     u_m = gamma_k * (Wk_m^T Q_m) / sqrt(h)         once a step, no batch axis
-    A_m = softmax_t(xhat_t . u_m)                   one GEMM for all heads; beta_k shifts all t: it falls out
+    A_m = softmax_t(xhat_t . u_m)                   one GEMM for all heads; beta_k shifts all t: no effect
     z_m = sum_t A'_mt xhat_t,  s_m = sum_t A'_mt    A' is A after dropout, so s is 1 without it
     v_m = (Wv_m * gamma_v) z_m + s_m Wv_m beta_v
-    y   = Wo v                                      bo falls out of BatchNorm, and so does beta_v where s = 1
+    y   = Wo v                                      BatchNorm removes bo, and beta_v too where s = 1
 
-The same function and the same gradients as `AttentiveProbe`, which the tests hold it to, and two of its kin: `CaeProbe`
-has other sizes and no affine part in its BatchNorm; the keys of `AlfEmbedProbe` know their place, which adds
+This is the function of `AttentiveProbe` with the same gradients, as the tests check, and of two related heads: `CaeProbe`
+has other sizes and no affine part in its BatchNorm; the keys of `AlfEmbedProbe` have embeddings of level and type, which adds
 
     (e_level + e_type) . (Wk_m^T Q_m) / sqrt(h)     to the score of a token, [T, PH] for all samples
 
-What falls out has gradient zero exactly; rounding noise there would become steps of size lr under AdamW. The
-gradients of Wq and Wk are of rank 1 a head. Samples go through in chunks; BatchNorm, classifier and loss see the whole batch.
+Parameters without effect have gradients of exactly zero; AdamW would turn rounding noise into steps of size lr. The gradients
+of Wq and Wk have rank 1 for each head. Samples are processed in chunks; BatchNorm, classifier and loss see the whole batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..matmul import Products
+from ..matmul import Matmul
 from ..workspace import Workspace
 from .classifier import fold_batch_norm, train_classifier
 from .stack import Stack
@@ -37,7 +37,7 @@ LAYER_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class _Folded:
-    """What depends on the weights alone: made once a step."""
+    """Tensors that depend on the weights alone, computed once a step."""
 
     normed: Tensor  # [P, D] the query after LayerNorm, before its affine part
     rstd: Tensor  # [P, 1] of that LayerNorm
@@ -46,7 +46,7 @@ class _Folded:
     keys: Tensor  # [P, H, D] Wk^T Q / sqrt(h)
     u: Tensor  # [PH, D] gamma_k * keys
     places: Tensor | None  # [P, T, D] e_level + e_type
-    offset: Tensor | None  # [T, PH] what a place adds to the scores; minus infinity where a probe may not look
+    offset: Tensor | None  # [T, PH] added to the scores; minus infinity for masked tokens
     matrix: Tensor  # [PH, h, D] Wv * gamma_v
     shift: Tensor  # [PH, 1, h] Wv beta_v
 
@@ -55,12 +55,12 @@ class FoldedGroup:
     """The probes of one stack, all with the same num_heads and the same attention dropout.
 
     Args:
-        stack: `AttentiveProbe`s, or all of them one of its kin; gradients and running statistics are written into it.
+        stack: probes of one class; gradients and running statistics are written into it.
         num_heads: H.
         dropout: rate of the attention dropout.
         token_mask: [P, T] bool, or None where every probe sees every token.
-        chunk_size: samples that go through at once.
-        products: make the matrix products.
+        chunk_size: samples processed at once.
+        matmul: matrix products.
         workspace: scratch memory, shared with other groups.
     """
 
@@ -72,22 +72,22 @@ class FoldedGroup:
         dropout: float,
         token_mask: Tensor | None,
         chunk_size: int,
-        products: Products,
+        matmul: Matmul,
         workspace: Workspace,
     ) -> None:
         self.stack, self.num_heads, self.dropout = stack, num_heads, dropout
         self.num_probes, self.inner_dim, self.embed_dim = stack.values["to_v.weight"].shape
         self.head_dim = self.inner_dim // num_heads
-        self._forbidden = None  # [T, PH], minus infinity where a probe may not look
+        self._forbidden = None  # [T, PH], minus infinity for masked tokens
         if token_mask is not None:
             value = stack.values["query"]
             bias = torch.zeros(token_mask.shape, dtype=value.dtype, device=value.device)
             bias.masked_fill_(~token_mask.to(value.device), -torch.inf)
             self._forbidden = bias.t().repeat_interleave(num_heads, 1)
-        self._chunk_size, self._products, self._workspace = chunk_size, products, workspace
+        self._chunk_size, self._matmul, self._workspace = chunk_size, matmul, workspace
 
     def compute_gradients(self, xhat: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None) -> Tensor:
-        """One training step up to the gradients.
+        """Compute loss and gradients of one step.
 
         Args:
             xhat: [B, T, D] tokens after LayerNorm without its affine part.
@@ -96,7 +96,7 @@ class FoldedGroup:
             noise: [B, T, H] uniform in [0, 1); None without dropout.
 
         Returns:
-            loss [P]. Gradients lie in the stack, running statistics have moved.
+            loss [P]; gradients are in the stack, running statistics are updated.
         """
         values, grads = self.stack.values, self.stack.grads
         keep = None
@@ -105,25 +105,25 @@ class FoldedGroup:
         folded = self._fold()
         pooled, z = self._forward_pooling(xhat, folded, keep)  # [P, B, I]
         y = self._empty("y", self.num_probes, len(xhat), self.embed_dim)
-        self._products.bmm(pooled, values["proj.weight"].mT, out=y)
+        self._matmul.bmm(pooled, values["proj.weight"].mT, out=y)
         dy = self._empty("dy", *y.shape)
-        with self._products.of_size(y.nbytes):
+        with self._matmul.library_for(y.nbytes):
             loss = train_classifier(self.stack, y, values["proj.bias"], labels, weights, out=dy)
-        self._products.bmm(dy.mT, pooled, out=grads["proj.weight"])
-        dpooled = self._products.bmm(dy, values["proj.weight"], out=pooled)
+        self._matmul.bmm(dy.mT, pooled, out=grads["proj.weight"])
+        dpooled = self._matmul.bmm(dy, values["proj.weight"], out=pooled)
         du = self._backward_pooling(xhat, folded, dpooled, z, keep)
         self._backward_query(folded, *du)
         return loss
 
     def logits(self, xhat: Tensor) -> Tensor:
-        """[B, T, D] -> [P, B, C] with the running statistics; Wo, BatchNorm and classifier are one matrix."""
+        """Class scores in evaluation mode, [B, T, D] -> [P, B, C]; Wo, BatchNorm and classifier are one matrix."""
         classifier, bias = fold_batch_norm(self.stack)  # [P, C, D], [P, 1, C]
         matrix = torch.bmm(classifier, self.stack.values["proj.weight"])  # [P, C, I]
         bias = torch.baddbmm(bias, self.stack.values["proj.bias"].unsqueeze(1), classifier.mT)
         pooled, _ = self._forward_pooling(xhat, self._fold(), None)
         return torch.baddbmm(bias, pooled, matrix.mT)
 
-    # -- the weights: no batch axis ----------------------------------------------------------------------------
+    # -- the weights, without a batch axis ----------------------------------------------------------------------------
 
     def _fold(self) -> _Folded:
         values = self.stack.values
@@ -141,7 +141,7 @@ class FoldedGroup:
         if "of_level" in values:
             places = (values["of_level"].unsqueeze(2) + values["of_type"].unsqueeze(1)).flatten(1, 2)
             offset = torch.bmm(places, keys.mT).transpose(0, 1).flatten(1)
-        matrix = self._products.factors.empty("matrix", *values["to_v.weight"].shape)
+        matrix = self._matmul.factors.empty("matrix", *values["to_v.weight"].shape)
         torch.mul(values["to_v.weight"], values["norm_v.weight"].unsqueeze(1), out=matrix)
         shift = torch.bmm(values["norm_v.bias"].unsqueeze(1), values["to_v.weight"].mT)
         return _Folded(
@@ -158,7 +158,7 @@ class FoldedGroup:
         )
 
     def _backward_query(self, folded: _Folded, du: Tensor, doffset: Tensor) -> None:
-        """From du [P, H, D] and doffset [P, T, H] to the gradients of gamma_k, Wk, Wq, LN_q, q, and e."""
+        """Gradients of gamma_k, Wk, Wq, LN_q, q and e from du [P, H, D] and doffset [P, T, H]."""
         values, grads = self.stack.values, self.stack.grads
         torch.sum(folded.keys * du, 1, out=grads["norm_k.weight"])
         dkeys = du * values["norm_k.weight"].unsqueeze(1)  # [P, H, D]
@@ -183,11 +183,10 @@ class FoldedGroup:
     def _by_head(self, matrix: Tensor) -> Tensor:
         return matrix.view(-1, self.num_heads, self.head_dim, self.embed_dim)
 
-    # -- attention and values: the whole cost ----------------------------------------------------------------
+    # -- attention and values, nearly all of the cost ----------------------------------------------------------------
 
     def _forward_pooling(self, xhat: Tensor, folded: _Folded, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The pooled values v of every probe and sample, [P, B, I], and z where one chunk holds the batch; A stays in
-        the workspace."""
+        """The pooled values v [P, B, I], and z if one chunk holds the whole batch; A stays in the workspace."""
         num_samples, num_tokens, _ = xhat.shape
         width = self.num_probes * self.num_heads  # PH
         attention = self._empty("attention", num_samples, num_tokens, width)
@@ -195,14 +194,14 @@ class FoldedGroup:
         pooled = self._empty("pooled", self.num_probes, num_samples, self.num_heads, self.head_dim)
         for rows in chunks(num_samples, self._chunk_size):
             x, a = xhat[rows], attention[rows]
-            self._products.mm(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
+            self._matmul.mm(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
             if folded.offset is not None:
                 a.add_(folded.offset)
             torch.softmax(a, 1, out=a)
             kept = a if keep is None else self._kept(a, keep[rows])
             z = self._pool(kept, x)
             v = self._empty("v", width, len(x), self.head_dim)
-            self._products.bmm(z, folded.matrix.mT, out=v)
+            self._matmul.bmm(z, folded.matrix.mT, out=v)
             if keep is None:
                 v.add_(folded.shift)
             else:
@@ -214,7 +213,7 @@ class FoldedGroup:
     def _backward_pooling(
         self, xhat: Tensor, folded: _Folded, dpooled: Tensor, z: Tensor | None, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """From dv [P, B, I] to du [P, H, D] and doffset [P, T, H]; writes the gradients of Wv, gamma_v and beta_v."""
+        """du [P, H, D] and doffset [P, T, H] from dv [P, B, I]; writes the gradients of Wv, gamma_v and beta_v."""
         num_samples, num_tokens, embed_dim = xhat.shape
         width = self.num_probes * self.num_heads
         attention = self._empty("attention", num_samples, num_tokens, width)
@@ -231,10 +230,10 @@ class FoldedGroup:
             dv = self._empty("v", width, len(x), self.head_dim)
             dv.view(self.num_probes, self.num_heads, len(x), self.head_dim).copy_(dv_by_head[:, :, rows])
             first = rows.start == 0
-            self._products.add_bmm(dmatrix, dv.mT, z, first=first)
-            dz = self._products.bmm(dv, folded.matrix, out=z)  # over z, which has served
+            self._matmul.add_bmm(dmatrix, dv.mT, z, first=first)
+            dz = self._matmul.bmm(dv, folded.matrix, out=z)  # overwrites z, which is no longer needed
             da = self._empty("da", len(x), num_tokens, width)
-            self._products.bmm(x, dz.permute(1, 2, 0), out=da)
+            self._matmul.bmm(x, dz.permute(1, 2, 0), out=da)
             if keep is not None:
                 da.add_((dv * folded.shift).sum(2).t().unsqueeze(1))
                 da = self._kept(da, keep[rows])
@@ -242,15 +241,15 @@ class FoldedGroup:
             da.sub_((da * a).sum(1, keepdim=True)).mul_(a)  # through the softmax
             doffset += da.sum(0)
             # not x^T da: with so few columns it is 20 times slower
-            self._products.add_mm(du, da.flatten(0, 1).t(), x.flatten(0, 1), first=first)
+            self._matmul.add_mm(du, da.flatten(0, 1).t(), x.flatten(0, 1), first=first)
         self._backward_values(dshift if keep is not None else None)
         doffset = doffset.view(num_tokens, self.num_probes, self.num_heads).transpose(0, 1)
         return du.view(self.num_probes, self.num_heads, embed_dim), doffset
 
     def _backward_values(self, dshift: Tensor | None) -> None:
-        """From the gradient of Wv * gamma_v, which lies where that of Wv goes, to both, and to that of beta_v."""
+        """Gradients of Wv, gamma_v and beta_v from that of Wv * gamma_v, which lies in the memory for Wv's."""
         values, grads = self.stack.values, self.stack.grads
-        for row, weight in enumerate(values["to_v.weight"]):  # one by one: what was read is still in the cache
+        for row, weight in enumerate(values["to_v.weight"]):  # one by one, while the weight is in the CPU cache
             dmatrix = grads["to_v.weight"][row]
             product = torch.mul(dmatrix, weight, out=self._empty("product", *weight.shape))
             torch.sum(product, 0, out=grads["norm_v.weight"][row])
@@ -262,8 +261,8 @@ class FoldedGroup:
 
     def _pool(self, kept: Tensor, x: Tensor) -> Tensor:
         """z [PH, b, D] from A' [b, T, PH] and tokens [b, T, D]."""
-        z = self._products.factors.empty("z", kept.shape[2], len(x), self.embed_dim)
-        self._products.bmm(kept.mT, x, out=z.transpose(0, 1))  # written where it will be read, row by row
+        z = self._matmul.factors.empty("z", kept.shape[2], len(x), self.embed_dim)
+        self._matmul.bmm(kept.mT, x, out=z.transpose(0, 1))  # in the layout in which it is read
         return z
 
     def _kept(self, x: Tensor, keep: Tensor) -> Tensor:
@@ -278,7 +277,7 @@ class FoldedGroup:
 
 
 def chunks(num_samples: int, largest: int) -> Iterator[slice]:
-    """A batch in the fewest stretches of at most `largest` samples, as even as can be.
+    """Cut a batch into the fewest slices of at most `largest` samples, as evenly as possible.
 
     >>> [(rows.start, rows.stop) for rows in chunks(9, 4)]
     [(0, 3), (3, 6), (6, 9)]

@@ -1,4 +1,4 @@
-"""Linear probes that train as one program: the classes of all of them are columns of one matrix product."""
+"""Linear probes that train as one program: the classes of all probes are columns of one matrix product."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..heads.linear import LinearProbe
 from ..losses import cross_entropy
-from ..matmul import Products
+from ..matmul import Matmul
 from ..workspace import Workspace
 from .stack import Stack, check_one_shape, extract_module
 
@@ -18,13 +18,13 @@ class LinearBank:
     """Linear probes on the same features.
 
     Args:
-        probes: P plain modules of one shape; the same one may come many times.
+        probes: P plain modules of one shape; a module may occur several times.
         dtype: of the arithmetic.
         device: of the arithmetic.
-        compute: numbers of the matrix products: see `matmul.py`.
+        compute: matmul precision, see `matmul.py`.
 
     Raises:
-        SettingError: no probes, or probes of different shapes.
+        SettingError: there are no probes, or their shapes differ.
     """
 
     noise_heads: Sequence[int] = ()
@@ -40,7 +40,7 @@ class LinearBank:
         check_one_shape("LinearBank", [(probe.num_features, probe.num_classes) for probe in probes])
         self._stack = Stack(probes, range(len(probes)), dtype, torch.device(device))
         self._workspace = Workspace(dtype, torch.device(device))
-        self._products = Products(compute, dtype, torch.device(device))
+        self._matmul = Matmul(compute, dtype, torch.device(device))
 
     @property
     def num_probes(self) -> int:
@@ -51,24 +51,24 @@ class LinearBank:
         return [self._stack]
 
     def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
-        tokens = self._products.factor(tokens.to(self._stack.dtype))
+        tokens = self._matmul.factor(tokens.to(self._stack.dtype))
         grads = self._stack.grads
-        with self._products.chosen():
+        with self._matmul.active():
             loss, dlogits = cross_entropy(self._logits(tokens), labels, weights, batch_first=True)
             torch.sum(dlogits, 0, out=grads["classifier.bias"])
-            self._products.mm(dlogits.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
+            self._matmul.mm(dlogits.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
         return loss
 
     def logits(self, tokens: Tensor) -> Tensor:
-        with self._products.chosen(training=False):
-            of_samples = self._logits(self._products.factor(tokens.to(self._stack.dtype)))
+        with self._matmul.active(training=False):
+            of_samples = self._logits(self._matmul.factor(tokens.to(self._stack.dtype)))
         return of_samples.transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
     def _logits(self, tokens: Tensor) -> Tensor:
-        """[B, P, C], until the next call: the classes of all probes are the columns of one product."""
+        """Logits [B, P, C], valid until the next call."""
         weight, bias = self._stack.values["classifier.weight"], self._stack.values["classifier.bias"]
         logits = self._workspace.empty("logits", len(tokens), *bias.shape)
-        self._products.mm(tokens, weight.flatten(0, 1).t(), out=logits.flatten(1))
+        self._matmul.mm(tokens, weight.flatten(0, 1).t(), out=logits.flatten(1))
         return logits.add_(bias)
 
     def probe(self, index: int) -> nn.Module:

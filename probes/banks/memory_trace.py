@@ -1,8 +1,8 @@
-"""What a step takes of the memory, counted before it is taken: the step is gone through with tensors that have no values.
+"""Memory of a training step, counted without computing it: the step runs on meta tensors, which have no values.
 
-For heads that autograd differentiates: what it keeps for the backward is no formula of ours. A rehearsal takes
-milliseconds, whatever the sizes, and counts what lives at once, of every tensor that is made. What a kernel takes for
-itself is not seen: it copies a factor or two at most, for which twice the largest tensor is added.
+For heads that autograd differentiates: no formula says what it keeps for the backward pass. A trace takes milliseconds for
+any sizes and counts all tensors that are alive at the same time. It does not see scratch memory of kernels, which copy a
+factor or two at most: for these, twice the largest tensor is added.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .module_bank import ModuleBank, allows_chunks
 
 @lru_cache(maxsize=256)
 def step_bytes(head: Head, token_shape: tuple[int, ...], num_classes: int, batch_size: int, chunk_size: int) -> int:
-    """An upper bound of what a training step of one probe takes beside batch, weights and gradients.
+    """Upper bound of the memory of a training step of one probe, beside batch, weights and gradients.
 
     Args:
-        head: one of the zoo.
+        head: a head that `ModuleBank` trains.
         token_shape: (T, D).
         num_classes: C.
         batch_size: B.
-        chunk_size: samples that go through together; 0 is the whole batch.
+        chunk_size: samples computed together; 0 is the whole batch.
     """
     bank = ModuleBank([_probe(head, token_shape, num_classes)], device="meta", chunk_size=chunk_size or None)
     batch = torch.empty(batch_size, *token_shape, device="meta")
@@ -40,7 +40,7 @@ def step_bytes(head: Head, token_shape: tuple[int, ...], num_classes: int, batch
 
 
 def chunks_are_possible(head: Head, token_shape: tuple[int, ...], num_classes: int) -> bool:
-    """Whether a batch of a head of the zoo may go through in chunks."""
+    """Whether `ModuleBank` can process a batch of this head in chunks."""
     return allows_chunks(_probe(head, token_shape, num_classes))
 
 
@@ -50,14 +50,14 @@ def _probe(head: Head, token_shape: tuple[int, ...], num_classes: int) -> HeadMo
 
 
 def count_bytes(step: Callable[[], object]) -> tuple[int, int]:
-    """Most bytes that live at once of tensors made by a call, and the bytes of the largest of them."""
+    """Peak memory of the tensors that a call creates, and the size of the largest of them, in bytes."""
     with torch.no_grad(), _Ledger() as ledger:
         step()
     return ledger.peak_bytes, ledger.largest_bytes
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps account of memory that is made and given back."""
+    """Counts memory that is allocated and freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -73,13 +73,13 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = tensor.untyped_storage()
             if storage._cdata not in given | self._known:
                 self._known.add(storage._cdata)
-                weakref.finalize(storage, self._give_back, storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
                 self._living_bytes += storage.nbytes()
                 self.largest_bytes = max(self.largest_bytes, storage.nbytes())
                 self.peak_bytes = max(self.peak_bytes, self._living_bytes)
         return made
 
-    def _give_back(self, storage: int, size_bytes: int) -> None:
+    def _free(self, storage: int, size_bytes: int) -> None:
         self._known.discard(storage)
         self._living_bytes -= size_bytes
 

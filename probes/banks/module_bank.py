@@ -1,15 +1,15 @@
 """A bank of any head: P plain modules as one program by `torch.func`, gradients by autograd.
 
-The attentive and the linear bank have their algebra written out; each head of the zoo has an algebra of its own, and
-none is trained by the hundred thousand, so here the module itself is the program: its parameters are stacked, vmap
-runs all rows, grad differentiates. Gradients land in the `Stack` that the trainer already knows.
+The attentive and the linear bank have hand-written gradients. Other heads are not trained by the hundred thousand, so here
+the module itself is the program: its parameters are stacked, vmap runs all rows, grad differentiates. Gradients are written
+into the `Stack` that the trainer uses.
 
-BatchNorm writes its running statistics in place, which grad does not allow: inside the bank a BatchNorm without
-writes takes its place, and the batch's statistics come out beside the loss. Autograd also gives rounding noise where
-a gradient is zero by algebra; AdamW would make steps of size lr of it, so what a head declares `zero_gradient` is not written.
+BatchNorm writes its running statistics in place, which grad does not allow: in the bank a BatchNorm without writes replaces
+it, and the statistics of the batch are returned beside the loss. Autograd also gives rounding noise for gradients that are
+zero by algebra; AdamW would turn it into steps of size lr, so gradients of the parameters in `zero_gradient` are not written.
 
-The loss is a sum over the samples, so a batch may go through in chunks whose gradients are added; where a head has a
-BatchNorm each sample depends on all others, and the whole batch goes through at once.
+The loss is a sum over the samples, so a batch may be processed in chunks whose gradients are added. With a BatchNorm each
+sample depends on all others, and the whole batch is processed at once.
 """
 
 from __future__ import annotations
@@ -24,34 +24,32 @@ from torch.nn.functional import cross_entropy
 
 from ..errors import SettingError
 from ..heads import HeadModule
-from ..matmul import Products
+from ..matmul import Matmul
 from .bank import split_evenly
 from .folded import chunks
 from .stack import Stack, extract_module
 
-# Probes that go through together. On a CPU one at a time is the fastest: vmap copies the tokens for every probe of a
+# Probes computed together. On a CPU one at a time is the fastest: vmap copies the tokens for every probe of a
 # group (tests/benchmarks/zoo.py); probes/README.md has the figures.
 GROUP_SIZE = 1
-_SHARE = (
-    8  # of the tokens is what a product of a head takes, roughly, when it is asked whether oneDNN's code for it pays
-)
+_PRODUCT_SHARE = 8  # a product of a head has roughly 1/8 of the size of the tokens; decides whether oneDNN is used
+_MOMENTUM = 0.1  # of torch's BatchNorm
 
 
 class ModuleBank:
-    """Heads of the zoo on the same tokens; weights and dropout are each probe's own.
+    """Probes of any head on the same tokens; weights and dropout may differ.
 
     Args:
-        probes: P plain modules of one head and the same sizes; the same one may come many times.
+        probes: P plain modules of one head and the same sizes; a module may occur several times.
         dropouts: [P] rates of the attention dropout in [0, 1); all 0 by default, and all 0 for a head without it.
         dtype: of the arithmetic.
         device: of the arithmetic.
-        compute: numbers of the matrix products, see `matmul.py`. They are torch's own: bfloat16 is tf32 on a GPU, float32
-            elsewhere.
-        group_size: how many probes go through together.
-        chunk_size: how many samples do, for heads without BatchNorm; None is the whole batch.
+        compute: matmul precision, see `matmul.py`. The products are torch's own: bfloat16 means tf32 on a GPU, float32 on a CPU.
+        group_size: probes computed together.
+        chunk_size: samples computed together, for heads without BatchNorm; None is the whole batch.
 
     Raises:
-        SettingError: no probes, probes of different heads or sizes, or rates that do not fit.
+        SettingError: there are no probes, their heads or sizes differ, or the rates do not fit.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class ModuleBank:
         _check(probes, rates)
         self._head, self._rates = probes[0], tuple(rates)
         self._dtype, self._device = dtype, torch.device(device)
-        self._products = Products(compute, dtype, self._device)
+        self._matmul = Matmul(compute, dtype, self._device)
         self._rates_on_device = torch.tensor(rates, dtype=torch.float64, device=self._device)
         self._skeleton = _without_writes(probes[0])
         self._chunk_size = chunk_size if allows_chunks(probes[0]) else None
@@ -94,7 +92,7 @@ class ModuleBank:
         tokens = tokens.to(self._dtype)
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None
         losses = tokens.new_empty(self.num_probes)
-        with self._products.chosen(), self._products.of_size(tokens.nbytes // _SHARE):
+        with self._matmul.active(), self._matmul.library_for(tokens.nbytes // _PRODUCT_SHARE):
             for stack in self._stacks:
                 of_stack = [
                     self._compute_group(
@@ -120,7 +118,7 @@ class ModuleBank:
 
         of_all = vmap(of_one, in_dims=(0, 0, None))
         parts = [tokens[rows] for rows in chunks(len(tokens), self._chunk_size or len(tokens))]
-        with self._products.chosen(training=False):
+        with self._matmul.active(training=False):
             of_parts = [
                 torch.cat([of_all(stack.values, stack.statistics, part) for stack in self._stacks]) for part in parts
             ]
@@ -132,7 +130,7 @@ class ModuleBank:
     def _compute_group(
         self, stack: Stack, tokens: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None, *, first: bool
     ) -> Tensor:
-        """Loss [P] of one stack and chunk; gradients are in the stack, or added to what is; running statistics have moved."""
+        """Loss [P] of one stack and chunk; writes gradients, or adds them after the first chunk; updates running statistics."""
         self._skeleton.train()
 
         def loss_of_one(
@@ -164,11 +162,8 @@ class ModuleBank:
         return of_probes
 
 
-_MOMENTUM = 0.1  # of torch's BatchNorm
-
-
 class _BatchNorm(nn.BatchNorm1d):
-    """BatchNorm of [B, D] that writes no buffer: it keeps what it saw until `_take_statistics` takes it."""
+    """BatchNorm of [B, D] that writes no buffer: it keeps the statistics of the batch until `_take_statistics` returns them."""
 
     seen: dict[str, Tensor]
 
@@ -182,12 +177,12 @@ class _BatchNorm(nn.BatchNorm1d):
 
 
 def allows_chunks(probe: HeadModule) -> bool:
-    """Whether a sample's scores are the same whichever others are in its batch."""
+    """Whether the scores of a sample are independent of the other samples of the batch."""
     return not any(isinstance(module, nn.BatchNorm1d) for module in probe.modules())
 
 
 def _without_writes(probe: HeadModule) -> HeadModule:
-    """The module as a program: its weights come with each call, and BatchNorm writes nothing."""
+    """The module without weights, which come with each call, and with BatchNorms that write nothing."""
     skeleton = copy.deepcopy(probe).to("meta")
     for parent in list(skeleton.modules()):
         for name, child in list(parent.named_children()):
@@ -199,7 +194,7 @@ def _without_writes(probe: HeadModule) -> HeadModule:
 
 
 def _take_statistics(skeleton: nn.Module) -> dict[str, Tensor]:
-    """What each BatchNorm of the last call saw, by the name of the buffer it belongs to."""
+    """Statistics of each BatchNorm of the last call, by the name of the buffer."""
     taken: dict[str, Tensor] = {}
     for path, module in skeleton.named_modules():
         if isinstance(module, _BatchNorm):
@@ -211,17 +206,9 @@ def _take_statistics(skeleton: nn.Module) -> dict[str, Tensor]:
 def _check(probes: Sequence[HeadModule], rates: Sequence[float]) -> None:
     heads = {(probe.kind, *probe.sizes.items()) for probe in probes}
     if len(heads) != 1:
-        raise SettingError(
-            where="ModuleBank",
-            expected="at least one probe, all of one head and the same sizes",
-            got=str(sorted({(probe.kind, *probe.sizes.values()) for probe in probes}, key=str)),
-            todo="Put probes of different heads or sizes into banks of their own.",
-        )
-    has_dropout = probes[0].has_dropout
-    if len(rates) != len(probes) or not all(0 <= rate < 1 and (has_dropout or rate == 0) for rate in rates):
-        raise SettingError(
-            where="ModuleBank dropouts",
-            expected=f"{len(probes)} rates " + ("in [0, 1)" if has_dropout else f"of 0: {probes[0].kind} has none"),
-            got=str(list(rates)),
-            todo="Give every probe one rate.",
-        )
+        kinds = sorted({(probe.kind, *probe.sizes.values()) for probe in probes}, key=str)
+        raise SettingError("probes.mixed_heads", heads=kinds)
+    if len(rates) != len(probes) or not all(0 <= rate < 1 for rate in rates):
+        raise SettingError("probes.wrong_dropouts", bank="ModuleBank", num_probes=len(probes), rates=list(rates))
+    if any(rates) and not probes[0].has_dropout:
+        raise SettingError("probes.no_dropout", kind=probes[0].kind, rates=list(rates))

@@ -1,4 +1,4 @@
-"""How many images a step sees, in which order, and how many steps there are."""
+"""Batch size, order of the images, and number of steps."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..seeds import make_generator
 
 MIN_BATCHES = 5
 SMALLEST_BATCH = 17
-EVALUATION_BATCH = 256  # rows at once where nothing is trained
+EVALUATION_BATCH = 256  # rows at once in an evaluation
 
 
 def choose_batch_size(num_samples: int, wish: int = 2048) -> int:
-    """The reference's batch size: close to the wish, at least five batches, no small remainder.
+    """The batch size of the reference code: close to the wish, at least five batches, no small remainder.
 
-    The wish stays if it makes five full batches and the last one is empty or at least half full. Else
-    candidates go down from num_samples // max(5, num_samples // wish) + 1 to 17, and the first that makes as
-    many full batches with such a remainder is taken; 17 where none does.
+    The wish is taken if it gives five full batches and a last one that is empty or at least half full. Otherwise
+    candidates go down from num_samples // max(5, num_samples // wish) + 1 to 17, and the first that gives as
+    many full batches with such a remainder is taken; 17 if there is none.
 
     Args:
         num_samples: N, images to train on.
-        wish: the batch size to stay close to.
+        wish: wanted batch size.
 
     >>> [choose_batch_size(n) for n in (45000, 1020, 262144, 1600)]
     [2048, 204, 2048, 320]
@@ -46,10 +46,10 @@ def choose_batch_size(num_samples: int, wish: int = 2048) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The batches of a training: `num_epochs` passes over `num_samples`, each in an order of its own.
+    """The batches of a training: `num_epochs` passes over `num_samples`, each in its own order.
 
     Raises:
-        DataError: fewer than two samples, which BatchNorm cannot train on.
+        DataError: there are fewer than two samples, which BatchNorm cannot train on.
     """
 
     num_samples: int
@@ -58,12 +58,7 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         if self.num_samples < 2:
-            raise DataError(
-                where="training images",
-                expected="at least 2",
-                got=str(self.num_samples),
-                todo="Give more images: BatchNorm needs two in a batch.",
-            )
+            raise DataError("probes.too_few_images", num_images=self.num_samples)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,11 +69,11 @@ class BatchPlan:
         return self.num_epochs * self.steps_per_epoch
 
     def batches(self, seed: int) -> Iterator[Tensor]:
-        """The samples of each step, [B] int64 positions below num_samples, in a random order of each epoch."""
+        """The samples of each step, [B] int64 positions below num_samples, in a random order for each epoch."""
         return self.cut(lambda epoch: torch.randperm(self.num_samples, generator=make_generator(seed, "order", epoch)))
 
     def cut(self, order: Callable[[int], Tensor]) -> Iterator[Tensor]:
-        """The samples of each step, given the order [N] of each epoch."""
+        """The samples of each step, given a function from the epoch to its order [N]."""
         borders = self._borders()
         for epoch in range(self.num_epochs):
             samples = order(epoch)
@@ -93,7 +88,7 @@ class BatchPlan:
 
 
 def plan_batches(num_samples: int, *, wish: int, epochs: int, min_steps: int) -> BatchPlan:
-    """The batch size by `choose_batch_size`, and epochs for at least min_steps steps.
+    """Plan batches of the size of `choose_batch_size`, and epochs for at least min_steps steps.
 
     >>> plan = plan_batches(1020, wish=2048, epochs=40, min_steps=1000)
     >>> plan.batch_size, plan.num_epochs, plan.num_steps

@@ -1,8 +1,7 @@
-"""Which rows a setting is chosen on: the same share of every class, and never an image on both sides.
+"""The validation split: the same fraction of every class, and no image on both sides.
 
-The decision taken: images are held out, not rows. A source may hold several views of an image (augmentations that were
-cached beside it); all rows of a held-out image leave the training, and it is judged by its first row, the centre view.
-So the same images are held out whether or not a source has views.
+Images are held out, not rows. A source may hold several views of an image (cached augmentations): all rows of a held-out image
+leave the training, and it is scored by its first row, the centre view. So the same images are held out with and without views.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from .token_source import TokenSource, ViewedSource
 
 
 def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to choose on.
+    """Rows to train on, and rows to choose a setting on.
 
     Args:
-        source: N rows; where it is a `ViewedSource`, of fewer images.
-        fraction: share of the images to hold out, in (0, 1).
-        seed: of the choice.
+        source: N rows, of fewer images if it is a `ViewedSource`.
+        fraction: fraction of the images to hold out, in (0, 1).
+        seed: seed of the split.
 
     Returns:
-        every row of the kept images, and the centre row of each held-out image; each sorted, int64.
+        all rows of the kept images, and the centre row of each held-out image; sorted, int64.
 
     Raises:
         DataError: no class has two images.
@@ -52,17 +51,17 @@ def centre_rows(images: Tensor) -> Tensor:
 
 
 def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Hold out the same share of every class.
+    """Hold out the same fraction of every class.
 
-    Each class gives round(fraction * n_c) images, at least one if it has two, and keeps at least one.
+    round(fraction * n_c) images of a class are held out, at least one if it has two; at least one is kept.
 
     Args:
         labels: [N] int64.
-        fraction: share to hold out, in (0, 1).
-        seed: of the choice.
+        fraction: fraction to hold out, in (0, 1).
+        seed: seed of the split.
 
     Returns:
-        rows to train on and rows held out, each sorted, int64.
+        rows to train on and rows held out, sorted, int64.
 
     Raises:
         DataError: no class has two images.
@@ -78,10 +77,5 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         held_out[rows[:count]] = True
     if not bool(held_out.any()):
-        raise DataError(
-            where="validation split",
-            expected="at least two training images of some class",
-            got=f"{len(labels)} images of {len(torch.unique(labels))} classes",
-            todo="Give more training images.",
-        )
+        raise DataError("probes.nothing_to_hold_out", num_images=len(labels), num_classes=len(torch.unique(labels)))
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)

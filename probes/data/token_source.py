@@ -1,7 +1,6 @@
-"""What a trainer reads: rows of ready tokens, by number.
+"""Token sources: rows of normalised tokens by number, from memory or from anywhere else.
 
 Tokens reach a probe L2-normalised over D, then stacked (attentive heads) or concatenated (linear heads).
-Where they come from, memory, a map or a disk, is the source's own business.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from torch import Tensor
 from ..errors import DataError
 from ..losses import check_labels
 from ..workspace import Workspace
-from .blocks import Block, whole_row
+from .rows import Block, upload, whole_row
 
 
 @runtime_checkable
 class TokenSource(Protocol):
-    """N images as tokens and labels.
+    """Tokens and labels of N images.
 
     Attributes:
         labels: [N] int64 on the CPU, from 0 to num_classes - 1.
-        num_classes: C of the data set, whether or not each class occurs.
+        num_classes: C of the data set; not every class need occur.
         token_shape: (T, D) for attentive heads, (F,) for linear ones.
     """
 
@@ -36,20 +35,20 @@ class TokenSource(Protocol):
     def token_shape(self) -> tuple[int, ...]: ...
 
     def take(self, rows: Tensor) -> Tensor:
-        """[B] int64 -> float32 [B, *token_shape], normalised and padded, without jitter.
+        """Tokens float32 [B, *token_shape] of rows [B] int64, normalised and padded, without jitter.
 
-        The caller may write into the result; it need not outlive the next call.
+        The caller may write into the result; it is valid until the next call.
         """
         ...
 
 
 @runtime_checkable
 class ViewedSource(TokenSource, Protocol):
-    """A token source that holds several views of an image, each in a row of its own.
+    """A token source with several views of an image, each in its own row.
 
     Attributes:
-        images: [N] int64, ascending: the image that each row shows. The first row of an image is its centre view, the one
-            that is validated and tested; the others are trained on.
+        images: [N] int64, ascending, the image of each row. The first row of an image is its centre view: validation and test
+            use it alone, training uses all.
     """
 
     @property
@@ -58,10 +57,10 @@ class ViewedSource(TokenSource, Protocol):
 
 @runtime_checkable
 class BlockSource(TokenSource, Protocol):
-    """A token source that may hold the tokens of several levels and kinds side by side.
+    """A token source whose rows may have the tokens of several levels and kinds side by side.
 
     Attributes:
-        blocks: of which a row (F,) is made, in order; None where a row is one thing, read whole.
+        blocks: of a row (F,), in order; None if a row is always read whole.
     """
 
     @property
@@ -69,22 +68,22 @@ class BlockSource(TokenSource, Protocol):
 
 
 def has_blocks(source: TokenSource) -> bool:
-    """Whether the rows of a source are made of blocks."""
+    """Whether the rows of a source have blocks."""
     return isinstance(source, BlockSource) and source.blocks is not None
 
 
 def blocks_of(source: TokenSource) -> tuple[Block, ...]:
-    """The blocks of a source's rows: one without a name where it says nothing of blocks."""
+    """The blocks of a source's rows; a single block without a name if the source declares none."""
     blocks = source.blocks if isinstance(source, BlockSource) else None
     return whole_row(source.token_shape) if blocks is None else blocks
 
 
 @runtime_checkable
 class OrderedSource(TokenSource, Protocol):
-    """A token source that says in which order its rows are best read in an epoch."""
+    """A token source that decides in which order its rows are read in an epoch."""
 
     def order(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
-        """[N] int64 -> [N] the same rows in an order that depends on the arguments alone."""
+        """The rows [N] int64 in an order that depends on the arguments alone."""
         ...
 
 
@@ -93,17 +92,17 @@ class StreamedSource(OrderedSource, Protocol):
     """A token source that reads ahead."""
 
     def stream(self, batches: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """For each batch of rows [B] its rows and what `take` gives for them.
+        """For each batch, its rows [B] and the tokens that `take` returns for them.
 
-        Tokens may be written into and do not outlive the next batch. Closing the generator ends the reading.
+        The caller may write into the tokens, which are valid until the next batch. Closing the generator ends the reading.
         """
         ...
 
 
 def read_batches(source: TokenSource, batches: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Rows [B] and tokens [B, *token_shape] of one batch after the other, read ahead where the source can.
+    """Rows [B] and tokens [B, *token_shape] of one batch after the other, read ahead if the source can.
 
-    Whoever may stop before the end closes it: `with contextlib.closing(read_batches(...)) as stream`.
+    A caller that may stop before the end closes it: `with contextlib.closing(read_batches(...)) as stream`.
     """
     if isinstance(source, StreamedSource):
         yield from source.stream(batches)
@@ -112,23 +111,18 @@ def read_batches(source: TokenSource, batches: Iterable[Tensor]) -> Generator[tu
             yield rows, source.take(rows)
 
 
-def upload(x: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on the device, without waiting: the copy out of page-locked memory is queued like any kernel."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
 class ArraySource:
-    """A token source in memory, the host's or a GPU's: rows are gathered where the tokens lie.
+    """A token source in memory, of the host or of a GPU; rows are gathered on that device.
 
     Args:
         tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
         labels: [N] int64.
         num_classes: C.
-        images: [N] int64, ascending, where rows are views of images: see `ViewedSource`. None: each row is an image.
-        blocks: of which rows [F] are made: see `BlockSource`.
+        images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
+        blocks: blocks of rows [F], see `BlockSource`.
 
     Raises:
-        DataError: tokens and labels differ in length, or a label is not a class.
+        DataError: tokens and labels differ in length, or labels are not class numbers.
     """
 
     def __init__(
@@ -140,12 +134,7 @@ class ArraySource:
         blocks: tuple[Block, ...] | None = None,
     ) -> None:
         if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
-            raise DataError(
-                where="ArraySource",
-                expected="tokens [N, T, D] or [N, F] and labels [N]",
-                got=f"tokens {list(tokens.shape)} and labels {list(labels.shape)}",
-                todo="Give every image one label.",
-            )
+            raise DataError("probes.labels_do_not_match", tokens=list(tokens.shape), labels=list(labels.shape))
         check_labels(labels, num_classes)
         self.tokens, self.labels, self.num_classes = tokens, labels, num_classes
         self.images = torch.arange(len(labels)) if images is None else images
@@ -153,13 +142,13 @@ class ArraySource:
         self._workspace = Workspace(tokens.dtype, tokens.device)
 
     def take(self, rows: Tensor) -> Tensor:
-        """[B] int64 -> float32 [B, *token_shape], in memory that the next call uses again."""
+        """Tokens float32 [B, *token_shape] of rows [B] int64, in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
         return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
 
 
 def l2_normalize(x: Tensor) -> Tensor:
-    """Each token divided by its length over the last axis; a zero token stays zero.
+    """Divide each token by its L2 norm over the last axis; a zero token stays zero.
 
     >>> l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
@@ -168,7 +157,7 @@ def l2_normalize(x: Tensor) -> Tensor:
 
 
 def l2_normalize_(x: Tensor, dim: int = -1) -> Tensor:
-    """The same bits in place, over any axis: no memory of the size of the tokens is taken.
+    """`l2_normalize` in place, over any axis, with the same bits and without further memory of the size of the tokens.
 
     >>> l2_normalize_(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
@@ -177,19 +166,19 @@ def l2_normalize_(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_axis: bool = False) -> Tensor:
-    """Tokens for an attentive head: normalised, then padded on the right to the widest.
+    """Stack tokens for an attentive head: normalised, then padded on the right to the widest.
 
     Args:
-        parts: [B, t_i, D_i] each; the widths may differ (CLIP's final level is narrower than its blocks).
-        out: float32 memory for the result; None makes it.
-        token_axis: normalise each channel over the t_i tokens of a part in place of each token over its channels, as the authors'
-            code does with all tokens of a level.
+        parts: [B, t_i, D_i] each; widths may differ (CLIP's final level is narrower than its blocks).
+        out: float32 memory for the result; None allocates it.
+        token_axis: normalise each channel over the t_i tokens of a part, as the authors' code does with all tokens of a level,
+            instead of each token over its channels.
 
     Returns:
         [B, sum of t_i, max of D_i] float32.
 
     Raises:
-        DataError: there is no part, or their batches differ.
+        DataError: there is no part, or batch sizes differ.
 
     >>> stack_tokens([torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[5.0], [0.0]]])]).tolist()
     [[[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]]
@@ -208,17 +197,17 @@ def stack_tokens(parts: Sequence[Tensor], out: Tensor | None = None, *, token_ax
 
 
 def concat_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """Features for a linear head: each token normalised, then all of them side by side, without padding.
+    """Concatenate tokens for a linear head: each normalised, then all side by side, without padding.
 
     Args:
         parts: [B, t_i, D_i] each.
-        out: float32 memory for the result; None makes it.
+        out: float32 memory for the result; None allocates it.
 
     Returns:
         [B, sum of t_i D_i] float32.
 
     Raises:
-        DataError: there is no part, or their batches differ.
+        DataError: there is no part, or batch sizes differ.
 
     >>> concat_tokens([torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[5.0], [0.0]]])]).tolist()
     [[1.0, 0.0, 1.0, 0.0]]
@@ -230,9 +219,4 @@ def concat_tokens(parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
 def _check_parts(parts: Sequence[Tensor]) -> None:
     shapes = [list(part.shape) for part in parts]
     if not parts or any(part.dim() != 3 for part in parts) or len({len(part) for part in parts}) > 1:
-        raise DataError(
-            where="token parts",
-            expected="at least one [B, t, D], all of the same B",
-            got=str(shapes),
-            todo="Read the same rows of every level and kind.",
-        )
+        raise DataError("probes.mixed_token_parts", shapes=shapes)

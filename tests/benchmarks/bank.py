@@ -24,7 +24,7 @@ import torch
 from machine import describe_machine
 
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
-from layerbank.probes.data.jitter import add_jitter
+from layerbank.probes.data.rows import add_jitter
 from layerbank.probes.data.token_source import ArraySource, stack_tokens
 from layerbank.probes.fit import class_weights, fit_bank
 from layerbank.probes.heads.attentive import AttentiveProbe

@@ -109,7 +109,7 @@ class Measured:
 
     @property
     def computes(self) -> list[str]:
-        """Numbers of the products that the device knows."""
+        """Matmul precisions of the device."""
         return [compute for compute in COMPUTES if self.on_gpu or compute != "tf32"]
 
     def wait(self) -> None:

@@ -11,8 +11,8 @@ from gpu_sizes import Measured
 from gpu_training import count_products, grid_of, make_bank, make_source, product_flops
 
 from layerbank.probes import PAPER, ArraySource, fit_bank
-from layerbank.probes.banks.adamw import AdamW
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE
+from layerbank.probes.banks.stack import AdamW
 from layerbank.probes.data.batches import plan_batches
 
 Figures = Iterator[dict[str, Any]]

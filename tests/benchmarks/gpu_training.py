@@ -27,7 +27,7 @@ from layerbank.probes import (
     run_sweep,
 )
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE
-from layerbank.probes.matmul import Products
+from layerbank.probes.matmul import Matmul
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.tokens.placement import MOST_BUFFER_ROWS
 from layerbank.probing.tokens.resident import ResidentTokens
@@ -214,10 +214,10 @@ def _counts(measured: Measured) -> tuple[int, int]:
 def product_flops(measured: Measured, compute: str) -> float:
     """FLOP/s of one large matrix product in these numbers."""
     size, device = measured.sizes.product, measured.device
-    products = Products(compute, torch.float32, device)
-    a, out = products.factor(torch.randn(size, size, device=device)), torch.empty(size, size, device=device)
-    with products.chosen():
-        return 2 * size**3 / measured.seconds(lambda: products.mm(a, a, out=out))
+    matmul = Matmul(compute, torch.float32, device)
+    a, out = matmul.factor(torch.randn(size, size, device=device)), torch.empty(size, size, device=device)
+    with matmul.active():
+        return 2 * size**3 / measured.seconds(lambda: matmul.mm(a, a, out=out))
 
 
 def count_products(measured: Measured) -> int:

@@ -9,7 +9,7 @@ peer     one probe at a time; a Dataset that gives one image's tokens, jittered 
 careful  one probe at a time; batches gathered by one index_select and jittered at once, the rest as the peer (`AttentiveProbe`)
 bank     21 probes together, as `fit_bank` trains them
 grid     the same as a sweep has them: of 21 settings two are the same bits and trained once
-         (`duplicate_settings.py`), counted as 21
+         (`first_duplicates`), counted as 21
 
 All do whole training steps of 200 images: batch, jitter, forward, backward, clip, AdamW. They take turns (A B C A
 B C ...) on one thread; every lone probe costs the same, so one is timed and counted once a probe. Figures are CPU seconds,

@@ -22,7 +22,8 @@ from typing import Any
 from jpegs import write_jpegs
 
 from layerbank.events import Event, ExtractionStarted, ignore
-from layerbank.executors.processes import run_processes
+from layerbank.executors.local import LocalExecutor
+from layerbank.executors.workers import run_workers
 from layerbank.jobs.extract import extract_share, prepare_shares
 
 PROCESSES = (1, 2)
@@ -38,7 +39,7 @@ def run(request: dict[str, Any], root: Path, num_processes: int) -> tuple[float,
 
     share, (store,) = prepare_shares(request | {"cache_root": root}, ignore)
     begin = time.perf_counter()
-    run_processes(partial(extract_share, share), num_processes, listen)
+    run_workers(partial(extract_share, share), LocalExecutor(num_processes), listen)
     end = time.perf_counter()
     return (
         end - started[0],

@@ -33,7 +33,7 @@ from layerbank.probes import (
     stack_tokens,
 )
 from layerbank.probes.banks.module_bank import GROUP_SIZE
-from layerbank.probes.data.jitter import add_jitter
+from layerbank.probes.data.rows import add_jitter
 from layerbank.probes.fit import class_weights
 
 NUM_CLASSES, BATCH, NUM_PROBES, NUM_LEVELS = 47, 200, 8, 12

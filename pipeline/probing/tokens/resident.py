@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from layerbank.probes.data.token_source import upload
+from layerbank.probes.data.rows import upload
 from layerbank.probes.workspace import Workspace
 
 from .token_source import ROWS_AT_ONCE, CachedTokens

@@ -1,4 +1,4 @@
-"""What a matrix product may round, and what must stay as it is."""
+"""Matmul precision: which factors are rounded, and what stays exact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 from absent_gpu import absent_gpu
-from test_fit import GRID, PROTOCOL, ROWS, largest_difference, make_probe, make_source
+from fits import GRID, PROTOCOL, ROWS, largest_difference, make_probe, make_source
+from messages import raises
 from torch import Tensor
 
 from layerbank.probes import (
@@ -20,11 +21,11 @@ from layerbank.probes import (
     SettingError,
     TrainingProtocol,
     balanced_accuracy,
+    fast_exact_matmul,
     fit_bank,
-    quick_products,
 )
 from layerbank.probes.evaluate import compute_logits
-from layerbank.probes.matmul import ONE_DNN_FROM_BYTES, Products, one_dnn_is_exact, resolve_compute
+from layerbank.probes.matmul import ONE_DNN_FROM_BYTES, Matmul, one_dnn_is_exact, resolve_compute
 
 CPU = torch.device("cpu")
 FINE = 1 + 2**-12  # of which bfloat16 keeps 1, and TF32 too
@@ -45,16 +46,16 @@ def one_step(bank: Bank, kind: str) -> dict[str, Tensor]:
     return {f"{number} {name}": grad for number, stack in enumerate(bank.stacks) for name, grad in stack.grads.items()}
 
 
-def products_of(products: Products, a: Tensor, b: Tensor) -> list[Tensor]:
+def products_of(matmul: Matmul, a: Tensor, b: Tensor) -> list[Tensor]:
     """Each way to a product, in float32."""
     matrices, batches = torch.empty(3, 64, 64), torch.empty(3, 2, 64, 64)
-    with products.chosen():
-        products.mm(a, b, out=matrices[0])
-        products.bmm(a.expand(2, 64, 64), b.expand(2, 64, 64), out=batches[0])
-        products.add_mm(matrices[1].fill_(torch.nan), a, b, first=True)
-        products.add_mm(matrices[2].fill_(1), a, b, first=False)
-        products.add_bmm(batches[1].fill_(torch.nan), a.expand(2, 64, 64), b.expand(2, 64, 64), first=True)
-        products.add_bmm(batches[2].fill_(1), a.expand(2, 64, 64), b.expand(2, 64, 64), first=False)
+    with matmul.active():
+        matmul.mm(a, b, out=matrices[0])
+        matmul.bmm(a.expand(2, 64, 64), b.expand(2, 64, 64), out=batches[0])
+        matmul.add_mm(matrices[1].fill_(torch.nan), a, b, first=True)
+        matmul.add_mm(matrices[2].fill_(1), a, b, first=False)
+        matmul.add_bmm(batches[1].fill_(torch.nan), a.expand(2, 64, 64), b.expand(2, 64, 64), first=True)
+        matmul.add_bmm(batches[2].fill_(1), a.expand(2, 64, 64), b.expand(2, 64, 64), first=False)
     return [matrices[0], batches[0], matrices[1], batches[1], matrices[2] - 1, batches[2] - 1]
 
 
@@ -66,9 +67,7 @@ def test_factors_are_rounded_as_asked_whatever_the_program_around_has_set(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(around)
     try:
-        for product in products_of(
-            Products(compute, torch.float32, CPU), torch.full((64, 64), FINE), torch.ones(64, 64)
-        ):
+        for product in products_of(Matmul(compute, torch.float32, CPU), torch.full((64, 64), FINE), torch.ones(64, 64)):
             assert product.eq(64 * kept).all()
         assert torch.get_float32_matmul_precision() == around
     finally:
@@ -79,13 +78,13 @@ def test_sums_of_rounded_factors_are_float32() -> None:
     """Of 64 ones and 64 numbers of 2^-8, a sum in bfloat16 would keep the ones."""
     a = torch.ones(64, 64)
     a[:, 32:] = 2**-8
-    for product in products_of(Products("bfloat16", torch.float32, CPU), a, torch.ones(64, 64)):
+    for product in products_of(Matmul("bfloat16", torch.float32, CPU), a, torch.ones(64, 64)):
         assert product.eq(32 + 32 * 2**-8).all()
 
 
 def test_the_setting_of_torch_comes_back_after_an_error() -> None:
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(RuntimeError), Products("float32", torch.float32, CPU).chosen():
+    with pytest.raises(RuntimeError), Matmul("float32", torch.float32, CPU).active():
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert torch.get_float32_matmul_precision() == before
 
@@ -102,48 +101,48 @@ def test_one_dnn_is_believed_only_where_it_keeps_the_factors(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("device", "exact", "told"), [("cpu", True, "medium"), ("cpu", False, "highest"), ("cuda", True, "high")]
+    ("device", "exact", "seen"), [("cpu", True, "medium"), ("cpu", False, "highest"), ("cuda", True, "high")]
 )
-def test_models_that_are_run_get_one_dnn_where_it_is_exact_and_a_gpu_is_left_alone(
-    device: str, exact: bool, told: str, monkeypatch: pytest.MonkeyPatch
+def test_models_use_one_dnn_where_it_is_exact_and_nothing_changes_on_a_gpu(
+    device: str, exact: bool, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: exact)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with pytest.raises(KeyError), quick_products(torch.device(device)):
-            assert torch.get_float32_matmul_precision() == told
+        with pytest.raises(KeyError), fast_exact_matmul(torch.device(device)):
+            assert torch.get_float32_matmul_precision() == seen
             raise KeyError
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-TOLD_EACH_BACKEND = """
+BACKENDS_SET_BY_PROGRAM = """
 import torch
 
 cuda, one_dnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
 cuda.fp32_precision, one_dnn.fp32_precision = {around}
-from layerbank.probes import products
+from layerbank.probes import matmul
 
-products.one_dnn_is_exact = lambda: {exact}
-with products.quick_products(torch.device("cpu")):
+matmul.one_dnn_is_exact = lambda: {exact}
+with matmul.fast_exact_matmul(torch.device("cpu")):
     print(one_dnn.fp32_precision)
-with products.Products("float32", torch.float32, torch.device("cpu")).chosen():
+with matmul.Matmul("float32", torch.float32, torch.device("cpu")).active():
     print(cuda.fp32_precision, one_dnn.fp32_precision)
 print((cuda.fp32_precision, one_dnn.fp32_precision) == {around})
 """
 
 
 @pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later can be told so"
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later have this setting"
 )
 @pytest.mark.parametrize("around", [("tf32", "bf16"), ("tf32", "ieee")])
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_program_may_have_told_every_backend_for_itself(around: tuple[str, str], exact: bool) -> None:
-    """Then torch refuses to say what all of them were told; in a process of its own, for what is told so cannot be taken back."""
+def test_a_program_may_set_the_precision_of_every_backend_itself(around: tuple[str, str], exact: bool) -> None:
+    """torch then refuses to name a common precision; in a separate process, since the setting cannot be undone."""
     done = subprocess.run(
-        [sys.executable, "-c", TOLD_EACH_BACKEND.format(around=around, exact=exact)],
+        [sys.executable, "-c", BACKENDS_SET_BY_PROGRAM.format(around=around, exact=exact)],
         capture_output=True,
         text=True,
         check=True,
@@ -169,14 +168,14 @@ def test_gradients_of_rounded_factors_are_those_of_float32_within_the_rounding(k
     assert any(not torch.equal(rounded[name], gradient) for name, gradient in exact.items())
 
 
-def test_what_cannot_change_the_loss_has_gradient_zero_with_rounded_factors_too() -> None:
-    still = {
+def test_parameters_without_effect_have_gradient_zero_with_rounded_factors_too() -> None:
+    zero = {
         name
         for name, gradient in one_step(make_bank("attentive", "bfloat16"), "attentive").items()
         if not gradient.any()
     }
-    assert {name.split()[1] for name in still} == {"norm_k.bias", "proj.bias", "norm_v.bias"}
-    assert sum("norm_v.bias" in name for name in still) == 1  # of the group without dropout
+    assert {name.split()[1] for name in zero} == {"norm_k.bias", "proj.bias", "norm_v.bias"}
+    assert sum("norm_v.bias" in name for name in zero) == 1  # of the group without dropout
 
 
 @pytest.mark.parametrize("kind", ["attentive", "linear"])
@@ -209,65 +208,63 @@ def test_probes_trained_on_rounded_factors_are_as_good(kind: str) -> None:
 
 
 def precisions_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What every call of a product of torch's was made with, where oneDNN is exact: "medium" is oneDNN, "highest" MKL."""
-    told: list[str] = []
+    """The precision at every call of a torch product, if oneDNN is exact: "medium" means oneDNN, "highest" MKL."""
+    seen: list[str] = []
     multiply = getattr(torch, name)
 
     def listen(*factors: Tensor, out: Tensor) -> Tensor:
-        told.append(torch.get_float32_matmul_precision())
+        seen.append(torch.get_float32_matmul_precision())
         product: Tensor = multiply(*factors, out=out)
         return product
 
     monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: True)
     monkeypatch.setattr(torch, name, listen)
-    return told
+    return seen
 
 
-def test_one_dnn_multiplies_what_is_large_and_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its code for a kind of product stays as long as the process: it must be small beside the product."""
-    told = precisions_of("mm", monkeypatch)
-    products, width = Products("float32", torch.float32, CPU), ONE_DNN_FROM_BYTES // 4
+def test_one_dnn_computes_large_products_and_none_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code for a kind of product lives as long as the process, so it must be small beside the product."""
+    seen = precisions_of("mm", monkeypatch)
+    matmul, width = Matmul("float32", torch.float32, CPU), ONE_DNN_FROM_BYTES // 4
     for training in (True, False):
-        with products.chosen(training=training):
+        with matmul.active(training=training):
             for size in (width, width // 2):
-                products.mm(torch.ones(1, 1), torch.ones(1, size // 2), out=torch.empty(1, size // 2))
-    assert told == ["medium", "highest", "highest", "highest"]
+                matmul.mm(torch.ones(1, 1), torch.ones(1, size // 2), out=torch.empty(1, size // 2))
+    assert seen == ["medium", "highest", "highest", "highest"]
 
 
 @pytest.mark.parametrize("kind", ["attentive", "linear"])
-def test_a_bank_chooses_its_products_for_training_only_where_it_trains(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[bool] = []
-    choose = Products.chosen
+def test_a_bank_uses_the_products_for_training_only_in_training(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    choose = Matmul.active
 
-    def listen(self: Products, *, training: bool = True) -> AbstractContextManager[None]:
-        told.append(training)
+    def listen(self: Matmul, *, training: bool = True) -> AbstractContextManager[None]:
+        seen.append(training)
         return choose(self, training=training)
 
-    monkeypatch.setattr(Products, "chosen", listen)
+    monkeypatch.setattr(Matmul, "active", listen)
     bank = make_bank(kind, "float32")
     one_step(bank, kind)
-    assert told
-    assert all(told)
-    told.clear()
+    assert seen
+    assert all(seen)
+    seen.clear()
     list(compute_logits(bank, make_source(kind), ROWS[:8]))
-    assert told
-    assert not any(told)
+    assert seen
+    assert not any(seen)
 
 
-def test_interleaved_factors_are_left_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interleaved_factors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN would copy them first, at many times the cost of the product."""
-    told = precisions_of("bmm", monkeypatch)
-    products, a, b = Products("float32", torch.float32, CPU), torch.rand(64, 64, 128), torch.rand(128, 64, 64)
-    with products.chosen():
-        products.bmm(b, torch.rand(128, 64, 64), out=torch.empty(128, 64, 64))
-        where_they_are = products.bmm(b, a.permute(2, 0, 1), out=torch.empty(128, 64, 64))
-    assert told == ["medium", "highest"]
-    torch.testing.assert_close(where_they_are, b @ a.permute(2, 0, 1))
+    seen = precisions_of("bmm", monkeypatch)
+    matmul, a, b = Matmul("float32", torch.float32, CPU), torch.rand(64, 64, 128), torch.rand(128, 64, 64)
+    with matmul.active():
+        matmul.bmm(b, torch.rand(128, 64, 64), out=torch.empty(128, 64, 64))
+        in_place = matmul.bmm(b, a.permute(2, 0, 1), out=torch.empty(128, 64, 64))
+    assert seen == ["medium", "highest"]
+    torch.testing.assert_close(in_place, b @ a.permute(2, 0, 1))
 
 
-def test_a_torch_without_wider_sums_gets_rounded_factors_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_float32_output_gets_rounded_factors_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """TF32 keeps the 7 bits of a bfloat16, so these are the same numbers."""
     given: list[torch.dtype] = []
 
@@ -276,48 +273,48 @@ def test_a_torch_without_wider_sums_gets_rounded_factors_as_float32(monkeypatch:
         return out
 
     with absent_gpu(monkeypatch):
-        products = Products("bfloat16", torch.float32, torch.device("cuda"))
-        monkeypatch.setattr("layerbank.probes.matmul.sums_may_be_wider", lambda: False)
+        matmul = Matmul("bfloat16", torch.float32, torch.device("cuda"))
+        monkeypatch.setattr("layerbank.probes.matmul.has_float32_output", lambda: False)
         monkeypatch.setattr(torch, "mm", listen)
         a = torch.ones(4, 4, device="cuda")
-        with products.chosen():
-            products.mm(a, a, out=torch.empty_like(a))
+        with matmul.active():
+            matmul.mm(a, a, out=torch.empty_like(a))
             assert torch.get_float32_matmul_precision() == "high"
     assert given == [torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize("compute", ["float32", "tf32", "bfloat16"])
 def test_a_gpu_gets_factors_of_one_type_and_gives_float32(compute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU that is not there: types and shapes are checked, and what torch is told, not the numbers."""
-    told: list[str] = []
+    """On a simulated GPU: types, shapes and the precision of torch are checked, not the numbers."""
+    seen: list[str] = []
 
-    def keep_told(precision: str) -> None:
-        told.append(precision)
+    def record(precision: str) -> None:
+        seen.append(precision)
 
     with absent_gpu(monkeypatch):
-        products = Products(compute, torch.float32, torch.device("cuda"))
+        matmul = Matmul(compute, torch.float32, torch.device("cuda"))
         a, b = torch.ones(2, 4, 4, device="cuda"), torch.ones(2, 4, 4, device="cuda")
-        monkeypatch.setattr(torch, "set_float32_matmul_precision", keep_told)
-        with products.chosen():
-            assert products.factor(a).dtype == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-            assert products.bmm(a, b, out=torch.empty_like(a)).dtype == torch.float32
-            kept = products.factors.empty("a factor", 2, 4, 4)
-            assert products.bmm(products.factor(a), b, out=kept).dtype == products.factor(a).dtype
-            products.add_mm(a[0], kept[0], b[0], first=False)
-            products.add_bmm(a, kept, b, first=False)
-        assert told[0] == ("highest" if compute == "float32" else "high")
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", record)
+        with matmul.active():
+            assert matmul.factor(a).dtype == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
+            assert matmul.bmm(a, b, out=torch.empty_like(a)).dtype == torch.float32
+            kept = matmul.factors.empty("a factor", 2, 4, 4)
+            assert matmul.bmm(matmul.factor(a), b, out=kept).dtype == matmul.factor(a).dtype
+            matmul.add_mm(a[0], kept[0], b[0], first=False)
+            matmul.add_bmm(a, kept, b, first=False)
+        assert seen[0] == ("highest" if compute == "float32" else "high")
 
 
-def test_a_choice_that_the_device_does_not_have_is_refused() -> None:
-    with pytest.raises(SettingError) as error:
+def test_a_precision_that_the_device_lacks_is_refused() -> None:
+    with raises(
+        "probes.unsupported_compute", SettingError, device="cpu", choices="auto, float32, bfloat16", compute="tf32"
+    ):
         resolve_compute("tf32", "cpu")
-    assert str(error.value) == (
-        "compute on cpu: expected auto, float32, bfloat16, got 'tf32'. "
-        "Choose one of them; auto is the device's own default."
-    )
     assert resolve_compute("auto", "cuda") == "tf32"
     assert resolve_compute("bfloat16", "cuda:1") == "bfloat16"
-    with pytest.raises(SettingError, match=r"compute on cuda: expected auto, float32, tf32, bfloat16, got 'float16'"):
+    with raises("probes.unsupported_compute", SettingError, device="cuda", choices="auto, float32, tf32, bfloat16"):
         resolve_compute("float16", "cuda")
-    with pytest.raises(SettingError, match=r"expected compute auto, float32, tf32, bfloat16, got compute fp8"):
+    with raises(
+        "probes.wrong_protocol", SettingError, rules="compute auto, float32, tf32, bfloat16", values="compute fp8"
+    ):
         TrainingProtocol(compute="fp8")

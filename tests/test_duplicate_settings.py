@@ -1,4 +1,4 @@
-"""Settings whose decay float32 cannot see train to the same bits, so they are trained once."""
+"""Settings whose weight decay vanishes in float32 train to the same bits, so they are trained once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sweep import ATTENTIVE, LINEAR, SMALL, make_source
+from sweeps import ATTENTIVE, LINEAR, SMALL, make_source
 
 from layerbank.probes import (
     PAPER,
@@ -21,7 +21,7 @@ from layerbank.probes import (
     fit_bank,
     run_sweep,
 )
-from layerbank.probes.duplicate_settings import NO_DECAY, first_duplicates
+from layerbank.probes.protocol import NO_DECAY, first_duplicates
 
 
 @settings(deadline=None)  # the first call loads the optimiser
@@ -48,7 +48,7 @@ def test_a_decay_above_the_limit_changes_weights() -> None:
 
 
 @pytest.mark.parametrize("kind", ["attentive", "linear"])
-def test_twins_train_to_the_same_bits(kind: str) -> None:
+def test_duplicate_settings_train_to_the_same_bits(kind: str) -> None:
     grid = [Setting(lr=1e-3, weight_decay=decay) for decay in (1e-6, 1e-5, 1e-4)]
     source = make_source(ATTENTIVE if kind == "attentive" else LINEAR, 150, 0)
     for setting in grid:
@@ -60,7 +60,7 @@ def test_twins_train_to_the_same_bits(kind: str) -> None:
         assert same == (setting is not grid[2])
 
 
-def test_the_grid_of_the_paper_has_one_pair_of_twins_a_dropout_rate() -> None:
+def test_the_grid_of_the_paper_has_one_duplicate_for_each_dropout_rate() -> None:
     for head, num_duplicates in ((ATTENTIVE, 3), (LINEAR, 1)):
         settings = PAPER.settings(head)
         duplicates = [
@@ -75,13 +75,13 @@ def test_the_grid_of_the_paper_has_one_pair_of_twins_a_dropout_rate() -> None:
 
 
 @pytest.mark.parametrize("sweep", ["full", "halving"])
-def test_twins_are_trained_once_and_scored_alike(sweep: str) -> None:
+def test_duplicate_settings_are_trained_once_and_have_equal_scores(sweep: str) -> None:
     protocol = replace(SMALL, lrs=(1e-3,), weight_decays=(1e-6, 1e-5, 1e-2), dropouts=(0.0,), sweep=sweep)
     test = make_source(LINEAR, 60, 1)
     result = run_sweep(Head(kind="linear"), make_source(LINEAR, 150, 0), lambda: test, protocol)
     assert result.rungs[0].num_settings == 2
-    one, twin, other = result.scores
-    assert (one.validation, one.num_steps) == (twin.validation, twin.num_steps)
+    one, duplicate, other = result.scores
+    assert (one.validation, one.num_steps) == (duplicate.validation, duplicate.num_steps)
     assert [score.setting for score in result.scores] == list(protocol.settings(LINEAR))
     assert result.chosen is not None
     assert result.chosen.weight_decay != 1e-5  # the first of equals wins

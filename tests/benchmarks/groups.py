@@ -1,10 +1,10 @@
 """Probes trained together against the same probes one after the other, on the same random tokens.
 
-    python tests/benchmarks/rides.py                        # six probes, medians of 3
-    python tests/benchmarks/rides.py --repeats 1 --images 400 --min-steps 20
+    python tests/benchmarks/groups.py                        # six probes, medians of 3
+    python tests/benchmarks/groups.py --repeats 1 --images 400 --min-steps 20
 
-A ride gathers and jitters a batch once for all of its probes; alone, each has a source of its own tokens and no others. What comes
-out is the same to the last bit (tests/test_rides.py), which is checked. In turns in one process on one thread.
+A group gathers and jitters a batch once for all of its probes; alone, each has a source with its own tokens only. The results are
+equal to the last bit (tests/test_groups.py), which is checked. In turns in one process on one thread.
 """
 
 from __future__ import annotations

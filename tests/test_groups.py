@@ -1,4 +1,4 @@
-"""Riding together: every head of a pass comes out as it would alone, to the last bit, whoever else reads the rows."""
+"""Heads that train in one pass have the results of training alone, to the last bit."""
 
 from __future__ import annotations
 
@@ -8,57 +8,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_sweep import SMALL
+from messages import raises
+from sweeps import BLOCKS, HEADS, LINEAR, NARROW, SMALL, make_block_source
 from torch import Tensor
 
 from layerbank.probes import (
     ArraySource,
-    Block,
     Candidate,
-    Head,
+    LinearBank,
+    LinearProbe,
     Progress,
     SettingError,
     SweepResult,
     plan_group,
     run_sweep,
     run_sweeps,
-    stack_tokens,
 )
-from layerbank.probes.data.blocks import columns_of
-from layerbank.probes.data.jitter import add_jitter, draw_jitter
-from layerbank.probes.data.reading import Reading
-from layerbank.probes.passes import plan_passes
-from layerbank.probes.time_attribution import Stopwatch, shared_out
+from layerbank.probes.data.rows import Reading, add_jitter, columns_of, draw_jitter
+from layerbank.probes.fit import BankRun, attribute_time
+from layerbank.probes.plan import plan_passes
 from layerbank.probes.workspace import Workspace
-
-WIDE, NARROW = 16, 12  # the last level is narrower, as CLIP's is
-BLOCKS = (
-    Block(name="block.1/cls", num_tokens=1, width=WIDE),
-    Block(name="block.1/ap", num_tokens=1, width=WIDE),
-    Block(name="block.1/grid2", num_tokens=4, width=WIDE),
-    Block(name="final/cls", num_tokens=1, width=NARROW),
-    Block(name="final/ap", num_tokens=1, width=NARROW),
-)
-LINEAR, ATTENTIVE = Head(kind="linear"), Head(kind="attentive", num_heads=4)
-HEADS = {
-    "linear-cls": Candidate(head=LINEAR, blocks=("final/cls",)),
-    "linear-all": Candidate(head=LINEAR, blocks=("block.1/cls", "block.1/ap", "final/cls", "final/ap")),
-    "attn-last": Candidate(head=Head(kind="attentive", num_heads=2), blocks=("final/cls", "final/ap")),
-    "alf": Candidate(head=ATTENTIVE, blocks=("block.1/cls", "block.1/ap", "final/cls", "final/ap")),  # padded
-    "grid": Candidate(head=ATTENTIVE, blocks=("block.1/cls", "block.1/grid2")),
-    "simpool": Candidate(head=Head(kind="simpool"), blocks=("block.1/cls", "block.1/grid2")),
-}
-
-
-def make_source(num_samples: int, seed: int) -> ArraySource:
-    """Three classes that each block tells apart a little."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num_samples) % 3
-    centres = torch.randn(3, sum(block.size for block in BLOCKS), generator=torch.Generator().manual_seed(99))
-    rows = 0.5 * centres[labels] + torch.randn(num_samples, centres.shape[1], generator=generator)
-    for block, columns in zip(BLOCKS, columns_of(BLOCKS).values(), strict=True):
-        rows[:, columns] = stack_tokens([rows[:, columns].view(-1, block.num_tokens, block.width)]).flatten(1)
-    return ArraySource(rows, labels, 3, blocks=BLOCKS)
 
 
 class Streamed(ArraySource):
@@ -74,6 +43,10 @@ class Streamed(ArraySource):
 
 def streamed(source: ArraySource) -> Streamed:
     return Streamed(source.tokens, source.labels, source.num_classes, blocks=source.blocks)
+
+
+def never_open() -> ArraySource:
+    raise AssertionError("the test images were opened")
 
 
 def assert_same(one: SweepResult, other: SweepResult) -> None:
@@ -92,8 +65,8 @@ def assert_same(one: SweepResult, other: SweepResult) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda source: source, streamed], ids=["resident", "streamed"])
-def test_in_company_every_head_is_what_it_is_alone_to_the_last_bit(make: object) -> None:
-    train, test = make(make_source(120, 0)), make(make_source(60, 1))  # type: ignore[operator]
+def test_heads_that_train_together_equal_heads_that_train_alone_to_the_last_bit(make: object) -> None:
+    train, test = make(make_block_source(120, 0)), make(make_block_source(60, 1))  # type: ignore[operator]
     together = run_sweeps([[one] for one in HEADS.values()], train, lambda: test, SMALL)
     assert [result.head for result in together] == [one.head for one in HEADS.values()]
     for one, result in zip(HEADS.values(), together, strict=True):
@@ -104,7 +77,7 @@ def test_in_company_every_head_is_what_it_is_alone_to_the_last_bit(make: object)
 @pytest.mark.parametrize("name", HEADS)
 def test_a_source_that_holds_less_gives_the_same_bits(name: str) -> None:
     """The jitter of a block depends on neither what lies beside it nor where it lies."""
-    one, whole, test = HEADS[name], make_source(120, 0), make_source(60, 1)
+    one, whole, test = HEADS[name], make_block_source(120, 0), make_block_source(60, 1)
     assert one.blocks is not None
 
     def cut(source: ArraySource) -> ArraySource:
@@ -119,7 +92,7 @@ def test_a_source_that_holds_less_gives_the_same_bits(name: str) -> None:
 
 
 def test_halving_in_company_is_halving_alone() -> None:
-    train, test = make_source(120, 0), make_source(60, 1)
+    train, test = make_block_source(120, 0), make_block_source(60, 1)
     protocol = replace(SMALL, sweep="halving")
     heads = [HEADS["alf"], HEADS["linear-all"]]
     for one, result in zip(heads, run_sweeps([[one] for one in heads], train, lambda: test, protocol), strict=True):
@@ -134,7 +107,7 @@ def test_a_head_that_reads_everything_as_it_lies_reads_without_a_copy() -> None:
 
 
 def test_rows_are_read_once_for_all_heads_and_the_test_images_opened_once_and_last() -> None:
-    train, test = make_source(120, 0), make_source(60, 1)
+    train, test = make_block_source(120, 0), make_block_source(60, 1)
     taken: list[int] = []
 
     class Counted(ArraySource):
@@ -168,7 +141,7 @@ def test_the_jitter_of_padding_is_that_of_the_padded_width_and_of_the_same_sampl
 
 
 def test_a_sweep_may_choose_among_heads_and_only_the_winner_is_trained_again() -> None:
-    train, test = make_source(120, 0), make_source(60, 1)
+    train, test = make_block_source(120, 0), make_block_source(60, 1)
     events: list[Progress] = []
     family = [HEADS["linear-cls"], HEADS["attn-last"], HEADS["alf"]]
     best, alf = run_sweeps([family, [HEADS["alf"]]], train, lambda: test, SMALL, on_event=events.append)
@@ -186,7 +159,7 @@ def test_a_sweep_may_choose_among_heads_and_only_the_winner_is_trained_again() -
 
 
 def test_what_does_not_fit_at_once_trains_in_several_passes_and_comes_out_the_same() -> None:
-    train, test = make_source(120, 0), make_source(60, 1)
+    train, test = make_block_source(120, 0), make_block_source(60, 1)
     heads = [HEADS["linear-all"], HEADS["attn-last"], HEADS["alf"]]
     whole = plan_group(heads, train, SMALL, None)
     assert whole.num_passes == 1
@@ -209,8 +182,8 @@ def test_what_does_not_fit_at_once_trains_in_several_passes_and_comes_out_the_sa
     assert steps[-1] == 2 * (parted[0].selection.num_steps if parted[0].selection else 0)
 
 
-def test_the_best_validation_score_so_far_and_the_rate_are_told() -> None:
-    train, test = make_source(120, 0), make_source(60, 1)
+def test_progress_has_the_best_validation_score_so_far_and_the_rate() -> None:
+    train, test = make_block_source(120, 0), make_block_source(60, 1)
     events: list[Progress] = []
     (result,) = run_sweeps(
         [[HEADS["linear-all"]]], train, lambda: test, replace(SMALL, sweep="halving"), on_event=events.append
@@ -225,54 +198,53 @@ def test_the_best_validation_score_so_far_and_the_rate_are_told() -> None:
 
 
 def test_blocks_that_a_source_lacks_are_refused() -> None:
-    with pytest.raises(SettingError) as error:
-        run_sweeps(
-            [[Candidate(head=LINEAR, blocks=("final/cls", "final/grid3"))]], make_source(30, 0), lambda: None, SMALL
-        )  # type: ignore[arg-type, return-value]
-    assert str(error.value) == (
-        "blocks that a head reads: expected some of block.1/cls, block.1/ap, block.1/grid2, final/cls, final/ap, "
-        "got final/grid3. Give the trainer a source that holds them."
-    )
+    unknown = Candidate(head=LINEAR, blocks=("final/cls", "final/grid3"))
+    with raises(
+        "probes.missing_blocks", SettingError, missing="final/grid3", blocks=", ".join(one.name for one in BLOCKS)
+    ):
+        run_sweeps([[unknown]], make_block_source(30, 0), never_open, SMALL)
 
 
 def test_one_head_that_reads_whole_rows_is_a_sweep_of_one_candidate() -> None:
-    train, test = make_source(120, 0), make_source(60, 1)
+    train, test = make_block_source(120, 0), make_block_source(60, 1)
     result = run_sweep(LINEAR, train, lambda: test, SMALL)
     assert_same(result, run_sweeps([[Candidate(head=LINEAR)]], train, lambda: test, SMALL)[0])
 
 
 def test_passes_hold_every_bank_once_in_order() -> None:
-    sizes = [3, None, 5, 1, 1, 9, 2]
+    sizes = [3, 30, 5, 1, 1, 9, 2]
     for budget in (5, 6, 20, None):
         passes = plan_passes(sizes, budget)
-        assert [place for of_pass in passes for place in of_pass] == list(range(7))
-        for of_pass in passes:
-            known = [sizes[place] for place in of_pass]
-            assert budget is None or len(of_pass) == 1 or sum(size or budget + 1 for size in known) <= budget
+        assert [place for places in passes for place in places] == list(range(7))
+        for places in passes:
+            assert budget is None or len(places) == 1 or sum(sizes[place] for place in places) <= budget
 
 
-def test_seconds_of_banks_that_work_together_are_in_proportion_to_their_own_and_add_up(
+def test_wall_time_of_a_pass_is_attributed_in_proportion_to_the_own_work_of_banks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("layerbank.probes.time_attribution.time.perf_counter", lambda: now_s[0])
-    light, heavy = Stopwatch(), Stopwatch()
-    seconds: list[dict[str, float]] = [{}, {"select": 1.0}]
-    with shared_out("select", list(zip(seconds, (light, heavy), strict=True))):
+    monkeypatch.setattr("layerbank.probes.fit.time.perf_counter", lambda: now_s[0])
+    bank, reading = LinearBank([LinearProbe(4, 3)]), Reading(BLOCKS, flat=True)
+    light, heavy = BankRun(bank=bank, reading=reading), BankRun(bank=bank, reading=reading, seconds={"select": 1.0})
+    with attribute_time("select", [light, heavy]):
         for _ in range(2):
             now_s[0] += 2.0  # rows are gathered for both
-            for watch, own_s in ((light, 0.5), (heavy, 1.5)):
-                with watch:
+            for run, own_s in ((light, 0.5), (heavy, 1.5)):
+                with run.timed():
                     now_s[0] += own_s
-    assert seconds == [{"select": 2.0}, {"select": 1.0 + 6.0}]
-    assert light.spent_s == heavy.spent_s == 0
+    assert (light.seconds, heavy.seconds) == ({"select": 2.0}, {"select": 1.0 + 6.0})
+    assert light.own_s == heavy.own_s == 0
+    with attribute_time("test", [light, heavy]):
+        now_s[0] += 4.0
+    assert light.seconds["test"] == heavy.seconds["test"] == 2.0
 
 
-def test_seconds_of_sweeps_that_ride_together_are_no_more_than_the_wall_time_of_all() -> None:
+def test_seconds_of_sweeps_that_train_together_are_no_more_than_their_wall_time() -> None:
     candidates = [HEADS["linear-cls"], HEADS["alf"]]
     start_s = time.perf_counter()
     results = run_sweeps(
-        [*([one] for one in candidates), candidates], make_source(60, 1), lambda: make_source(30, 2), SMALL
+        [*([one] for one in candidates), candidates], make_block_source(60, 1), lambda: make_block_source(30, 2), SMALL
     )
     wall_s = time.perf_counter() - start_s
     assert all(list(result.seconds) == ["select", "validate", "refit", "test"] for result in results)

@@ -1,0 +1,173 @@
+"""Plan the training of heads on the rows of one source: tokens of each head, memory, and which banks share a pass.
+
+The memory plan is an upper bound, computed from shapes as in `banks/budget.py`. Heads that train together share the rows of a
+batch, which count once; weights, scratch memory and the copy of the tokens count for each head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+import torch
+
+from .banks.budget import FLOAT_BYTES, MemoryPlan, plan_memory, sizes_of
+from .banks.make_bank import make_bank
+from .data.rows import Reading
+from .data.token_source import TokenSource, blocks_of, has_blocks
+from .errors import SettingError
+from .fit import BankRun
+from .heads import HEADS, Head, HeadModule, make_probe
+from .protocol import Setting, TrainingProtocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A head and the tokens that it reads.
+
+    Attributes:
+        head: a trained head.
+        blocks: names of the blocks of a row that the head reads, in the order in which they are joined; None for the whole row.
+    """
+
+    head: Head
+    blocks: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainableHead:
+    """A candidate on the tokens of a source, with the memory plan of its grid.
+
+    Attributes:
+        candidate: the head and the blocks that it reads.
+        reading: tokens of a row that the head reads.
+        num_classes: C.
+        protocol: grid, seed and matmul precision.
+        memory: number and shape of the banks of the grid.
+        refit_bytes: upper bound of the memory for training one probe.
+    """
+
+    candidate: Candidate
+    reading: Reading
+    num_classes: int
+    protocol: TrainingProtocol
+    memory: MemoryPlan
+    refit_bytes: int
+
+    @cached_property
+    def initial(self) -> HeadModule:
+        """The probe with the initial weights of every setting."""
+        seed = self.protocol.seed
+        return make_probe(self.candidate.head, self.reading.token_shape, self.num_classes, seed=seed)
+
+    def make_run(
+        self,
+        settings: Sequence[Setting],
+        device: torch.device | str,
+        seconds: dict[str, float],
+        probe: HeadModule | None = None,
+    ) -> BankRun:
+        """A bank with one probe for each setting, with the initial weights or those of `probe`; `seconds` receives its time."""
+        bank = make_bank(probe or self.initial, settings, self.memory, device=device, compute=self.protocol.compute)
+        return BankRun(bank=bank, reading=self.reading, settings=settings, seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupPlan:
+    """How some heads train together.
+
+    Attributes:
+        heads: the head of each candidate.
+        banks_bytes: memory for the banks of a pass; None is no limit.
+        num_passes: passes over the batches that train all banks of all candidates.
+        total_bytes: upper bound of the memory for training.
+    """
+
+    heads: Mapping[Candidate, TrainableHead]
+    banks_bytes: int | None
+    num_passes: int
+    total_bytes: int
+
+
+def plan_group(
+    candidates: Sequence[Candidate], source: TokenSource, protocol: TrainingProtocol, memory_bytes: int | None
+) -> GroupPlan:
+    """Plan the memory and the passes of heads that train together.
+
+    Args:
+        candidates: each once.
+        source: the training images; only shapes and the number of labels matter.
+        protocol: grid and batches.
+        memory_bytes: memory for training; None is no limit.
+
+    Raises:
+        SettingError: head and tokens do not fit each other, or the memory is too small for one probe of a head.
+    """
+    readings = [reading_of(one, source) for one in candidates]
+    sizes = [
+        sizes_of(one.head, reading.token_shape, source.num_classes, len(source.labels), protocol)
+        for one, reading in zip(candidates, readings, strict=True)
+    ]
+    alone = len(candidates) == 1 and readings[0].whole
+    shared_bytes = 0 if alone else FLOAT_BYTES * sizes[0].batch_size * prod(source.token_shape)
+    banks_bytes = None if memory_bytes is None else max(memory_bytes - shared_bytes, 0)
+    heads = {
+        candidate: TrainableHead(
+            candidate=candidate,
+            reading=reading,
+            num_classes=source.num_classes,
+            protocol=protocol,
+            memory=plan_memory(of_head, banks_bytes),
+            refit_bytes=plan_memory(replace(of_head, num_probes=1)).total_bytes,
+        )
+        for candidate, reading, of_head in zip(candidates, readings, sizes, strict=True)
+    }
+    banks = [head.memory.total_bytes for head in heads.values() for _ in range(head.memory.num_banks)]
+    passes = plan_passes(banks, banks_bytes)
+    return GroupPlan(
+        heads=heads,
+        banks_bytes=banks_bytes,
+        num_passes=len(passes),
+        total_bytes=shared_bytes + max(sum(banks[bank] for bank in of_pass) for of_pass in passes),
+    )
+
+
+def plan_passes(sizes: Sequence[int], budget_bytes: int | None) -> list[list[int]]:
+    """Distribute banks over passes, in order: as many in a pass as fit into the memory.
+
+    Args:
+        sizes: upper bound of the memory for training each bank, in bytes.
+        budget_bytes: memory for the banks of a pass; None is no limit. A larger bank has a pass to itself.
+
+    Returns:
+        indices of the banks of each pass.
+
+    >>> plan_passes([5, 3, 4, 9, 2, 2], 8)
+    [[0, 1], [2], [3], [4, 5]]
+    """
+    passes: list[list[int]] = []
+    left_bytes = -1.0
+    for number, size in enumerate(sizes):
+        if size > left_bytes:
+            passes.append([])
+            left_bytes = float("inf") if budget_bytes is None else budget_bytes
+        passes[-1].append(number)
+        left_bytes -= size
+    return passes
+
+
+def reading_of(candidate: Candidate, source: TokenSource) -> Reading:
+    """The tokens that a candidate reads from the rows of a source.
+
+    Raises:
+        SettingError: the head needs tokens of another shape, or the source lacks blocks.
+    """
+    head, shape = candidate.head, source.token_shape
+    flat = HEADS[head.kind].flat
+    if not has_blocks(source) and len(shape) != (1 if flat else 2):
+        if flat:
+            raise SettingError("probes.tokens_not_flat", head=head.kind, shape=shape)
+        raise SettingError("probes.tokens_not_stacked", head=head.kind, shape=shape)
+    return Reading(blocks_of(source), candidate.blocks, flat=flat)
