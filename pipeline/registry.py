@@ -31,10 +31,13 @@ class Registry(Mapping[str, Part], Generic[Part]):
         noun: what a part is called in messages, such as `data source`.
         kind: the class of every part.
         builtin: name -> `module:object`.
+
+    Attributes:
+        group, noun, builtin: as given.
     """
 
     def __init__(self, group: str, noun: str, kind: type[Part], builtin: Mapping[str, str]) -> None:
-        self.group, self.noun, self._kind, self._builtin = group, noun, kind, builtin
+        self.group, self.noun, self._kind, self.builtin = group, noun, kind, builtin
         self._loaded: dict[str, Part] = {}
 
     def __getitem__(self, name: str) -> Part:
@@ -44,18 +47,18 @@ class Registry(Mapping[str, Part], Generic[Part]):
             KeyError: there is none, or it is a plug-in that cannot be loaded; `require` says which.
         """
         if name not in self._loaded:
-            if name in self._builtin:
-                self._loaded[name] = resolve_name(self._builtin[name])
+            if name in self.builtin:
+                self._loaded[name] = resolve_name(self.builtin[name])
             else:
                 self._loaded[name] = self._plugins[0][name]
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._builtin
+        yield from self.builtin
         yield from self._plugins[0]
 
     def __len__(self) -> int:
-        return len(self._builtin) + len(self._plugins[0])
+        return len(self.builtin) + len(self._plugins[0])
 
     @property
     def broken(self) -> Mapping[str, str]:
@@ -89,7 +92,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         return working, broken
 
     def _load(self, point: EntryPoint, others: Mapping[str, Part]) -> Part:
-        if point.name in self._builtin or point.name in others:
+        if point.name in self.builtin or point.name in others:
             raise ValueError(f"the name {point.name} is taken")
         part = point.load()
         if not isinstance(part, self._kind):

@@ -106,11 +106,17 @@ def write_figures(folder: Path, figures: Mapping[str, Picture]) -> list[Path]:
 
 
 def _sections(data: ReportData) -> list[Section]:
-    """Every figure of the registry in its section, and the figures without data."""
+    """Every figure of the registry in its section, and the figures without data; a plug-in that fails becomes a note."""
     blocks: dict[tuple[str, str], list[Block]] = {}
     lacking = []
-    for figure in FIGURES.values():
-        made = figure.make(data)
+    for name, figure in FIGURES.items():
+        try:
+            made = figure.make(data)
+        except Exception as error:  # whatever a plug-in raises
+            if name in FIGURES.builtin:
+                raise
+            data.notes.append(f"The figure {name} of a plug-in failed: {type(error).__name__}: {error}")
+            continue
         if made is None:
             lacking.append(f"{figure.title}: {figure.needs}")
         blocks.setdefault(figure.section, []).extend(made or ())
