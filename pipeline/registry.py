@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from .errors import RequestError
 
 Part = TypeVar("Part")
 
 
-class Registry(Mapping[str, Part], Generic[Part]):
+class Registry(Mapping[str, Part]):
     """Parts by name, built-in ones first, in the order of their registration; a broken plug-in is not among them.
 
     Args:

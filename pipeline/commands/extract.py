@@ -57,14 +57,7 @@ _options = shared.combine(
 @click.command()
 @_options
 @click.option("--dry-run", is_flag=True, help="Only say what it would take, as `layerbank plan` does.")
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where those processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a Ray of this "
-    "machine alone), one a GPU, else one a node.",
-)
+@shared.engine
 @shared.as_json
 def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
