@@ -118,8 +118,8 @@ def _(event: events.ParityMeasured) -> str:
 @text_of.register
 def _(event: events.PrecisionFellBack) -> str:
     return (
-        f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
-        f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
+        f"extract: warning: {event.backbone} overflows in float16 at {event.level} of the first images of "
+        f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in bfloat16"
     )
 
 

@@ -27,7 +27,7 @@ class Registry(Mapping[str, Part]):
     """Parts by name, built-in ones first, in the order of their registration; a broken plug-in is not among them.
 
     Args:
-        group: of the entry points, such as `layerbank.sources`.
+        group: group of the entry points, such as `layerbank.sources`.
         noun: what a part is called in messages, such as `data source`.
         kind: the class of every part.
         builtin: name -> `module:object`.

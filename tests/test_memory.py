@@ -89,7 +89,7 @@ def test_the_memory_asked_for_is_that_of_the_whole_program() -> None:
     used_bytes = anonymous_memory_bytes()
     assert memory_for_probes("1TB") == pytest.approx(10**12 - used_bytes, abs=1e8)
     assert memory_for_probes(None) == pytest.approx(HEADROOM * available_memory_bytes(), rel=0.2)
-    with raises("layerbank.memory_in_use_already", RequestError, asked="1MB") as refused:
+    with raises("layerbank.memory_in_use_already", RequestError, option="1MB") as refused:
         memory_for_probes("1MB")
     assert refused.error.values["used"].endswith(" MB")
 

@@ -1,4 +1,4 @@
-"""`layerbank doctor`: check, show."""
+"""`layerbank doctor`: check the installation and the stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of stage one: extract, or say what that would take."""
+"""`layerbank extract` and `layerbank plan`: stage one, and what it would take."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def plan(as_json: bool, **options: Any) -> None:
 
 
 def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
-    """Return the options for `jobs.extract.prepare`, the number of processes asked for, and the worker that this process is."""
+    """Return the options for `jobs.extract.prepare`, --processes, and which of several workers this process is."""
     from ..extraction.ranks import parse_shard, worker_of_launcher
     from ..models.request import pair_models_with_weights
 

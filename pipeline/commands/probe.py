@@ -1,4 +1,4 @@
-"""`layerbank probe`: stage two."""
+"""`layerbank probe`: stage two, train probes on stored tokens."""
 
 from __future__ import annotations
 

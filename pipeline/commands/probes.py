@@ -1,4 +1,4 @@
-"""The commands that list probes and show the attention of a trained one; neither trains."""
+"""`layerbank probes` and `layerbank attention`: list probes, show the attention map of a trained one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `layerbank report`."""
+"""`layerbank report`: one HTML page of all results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`layerbank study`: parse, call, show."""
+"""`layerbank study`: run or plan a recipe."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class ModelFacts:
         num_register_tokens: register tokens.
         num_prefix_tokens: all tokens before the patches, a distillation token among them.
         taps: norm2 and block, or block alone where blocks have no norm between attention and MLP.
-        num_parameters: of the modules that run: without classifier and text tower.
+        num_parameters: number of parameters of the modules that run: without classifier and text tower.
         weights: tags of pretrained weights, to be written after a dot (timm) or a slash (open_clip).
     """
 

@@ -60,8 +60,8 @@ def keep_attention(
         named: its levels, kinds and the depth of the backbone.
         tokens_per_kind: number of tokens of each kind at a level.
         sample_ids: N, in the order of the images.
-        folder: of the row; exists.
-        title: of the picture, one line.
+        folder: folder of the row, which exists.
+        title: title of the picture, one line.
 
     Returns:
         The key numbers for a row of results, see `summarize`.

@@ -31,7 +31,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..models.layers import FINAL, LAYER_SETS, layer_set, level_names
@@ -93,6 +93,11 @@ class ProbeSpec:
     protocol: Mapping[str, object] = field(default_factory=dict)
     candidates: tuple[ProbeSpec, ...] = ()
     derived: SmallestLevels | TopSettings | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProbeSpec:
+        """Return the probe that a probe.json holds."""
+        return cls(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
 
     @property
     def family(self) -> tuple[ProbeSpec, ...]:

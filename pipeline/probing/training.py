@@ -31,9 +31,9 @@ class Trained:
     """The result of one probe.
 
     Attributes:
-        named: as it was asked for.
+        named: the probe as it was requested.
         candidate: what was chosen: itself, or one of its family.
-        result: of the sweep.
+        result: the result of its sweep.
         protocol: by which.
         memory: where tokens lay and how training fitted beside them: everything that could change the result's bits.
         together_with: names of the probes that shared the passes.

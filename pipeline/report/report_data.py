@@ -77,12 +77,12 @@ class ReportData:
     """The rows of one protocol.
 
     Args:
-        rows: of one protocol.
+        rows: rows of one protocol.
         folders: key -> folder of a row.
-        options: of the report.
+        options: options of the report.
 
     Attributes:
-        scores, table: of the rows.
+        scores, table: scores of the rows, and their table.
         cases: in the order of the rows.
         row, rows_of: (case, probe) -> its row; case -> probe -> its row.
         tested: case -> the predictions of its probes.
@@ -209,7 +209,7 @@ class ReportData:
         """Draw a figure and keep it.
 
         Args:
-            name: of its files, without a suffix.
+            name: name of its files, without a suffix.
             draw: writes STEM.svg, STEM.csv and, if figures are written as files, STEM.png.
             alt: what it shows, with its numbers.
             caption: under it.

@@ -39,10 +39,10 @@ class Score:
         model: id of the backbone.
         dataset: name of the data set.
         probe: name of the probe.
-        seed: of its training.
+        seed: seed of its training.
         percent: test balanced accuracy, 0 to 100; NaN where every setting diverged.
         setting: digest of everything but the probe; scores of two settings are not compared.
-        key: of the row in results.jsonl, "" for a score that has none.
+        key: key of the row in results.jsonl, "" for a score that has none.
     """
 
     model: str

@@ -36,10 +36,10 @@ class Placement:
         buffer_rows: rows of the store that are shuffled together where tokens are streamed; 0 where they are resident.
         host_bytes: an upper bound of what tokens and their buffers take of the host's memory.
         memory_bytes: what they may take of it.
-        budget_bytes: of the memory that probes are trained in.
+        budget_bytes: bytes of the memory that probes are trained in.
         training_bytes: the part of it that training may take.
         planned_bytes: an upper bound of what is taken of it, training left out where it is not planned.
-        plan: of the training.
+        plan: the memory plan of the training.
     """
 
     tokens: str
@@ -88,7 +88,7 @@ def place_tokens(
     """Place the training tokens of probes that train together.
 
     Args:
-        tokens: of the training split.
+        tokens: tokens of the training split.
         candidates, protocol: what is trained, each once.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.

@@ -25,7 +25,7 @@ from .token_source import ROWS_AT_ONCE, CachedTokens
 
 NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
 READER_NAME = "layerbank token reader"
-BATCHES_AHEAD = 2  # batches that the system is asked to read before they are gathered
+BATCHES_AHEAD = 2  # batches that the system begins to read before they are gathered
 STRETCHES = 16  # in a buffer, at least: in a store sorted by class, neighbours in the buffer must not be of one class
 STRETCH_ROWS = 64  # at most: 98 kB of an array of width 768; the largest buffer mixes 128 stretches
 INDEX_BYTES = 128  # a row: label, place, and orders while they are made
@@ -36,7 +36,7 @@ class StreamedTokens:
 
     Args:
         tokens: which tokens.
-        buffer_rows: of the store that are shuffled together. Two such buffers are resident at most.
+        buffer_rows: rows of the store that are shuffled together. Two such buffers are resident at most.
         pin: give batches in page-locked memory, for a GPU.
 
     Attributes:

@@ -40,7 +40,7 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> Path:
 
     Args:
         maps: name of the line -> map; all of the same levels and kinds.
-        stem: of the files to write.
+        stem: path of the files to write, without a suffix.
 
     Raises:
         RequestError: no maps, or maps of different levels or kinds.
