@@ -13,6 +13,8 @@ one table a message, and code names a message by its key: `RequestError("data.no
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -49,6 +51,15 @@ def find_message(key: str) -> Message:
     """Return the message of a key such as `data.no_address`."""
     package, _, name = key.partition(".")
     return messages_of(package)[name]
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """Return the most similar one of some names, for messages.
+
+    >>> nearest_name("foldr", ["folder", "wds", "hdf5"])
+    'folder'
+    """
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=0)[0]
 
 
 class LayerbankError(Exception):

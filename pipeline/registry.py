@@ -11,14 +11,13 @@ A plug-in that cannot be imported affects nothing else: `broken` names it, and s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
 from typing import TypeVar
 
-from .errors import RequestError
+from .errors import RequestError, nearest_name
 
 Part = TypeVar("Part")
 
@@ -75,7 +74,7 @@ class Registry(Mapping[str, Part]):
             return self[name]
         if name in self.broken:
             raise RequestError("layerbank.broken_plugin", noun=self.noun, name=name, reason=self.broken[name])
-        nearest = difflib.get_close_matches(name, list(self), n=1, cutoff=0)[0]
+        nearest = nearest_name(name, self)
         raise RequestError("layerbank.unknown_part", noun=self.noun, name=name, names=", ".join(self), nearest=nearest)
 
     @cached_property

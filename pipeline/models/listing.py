@@ -119,7 +119,7 @@ def describe(model_id: str) -> ModelFacts:
     with quiet_libraries(), torch.device("meta"):
         try:
             widths = measure_widths(tower, "norm2")
-        except RequestError:  # no norm between attention and MLP, or no tokens at all, which the next line tells
+        except RequestError:  # no norm between attention and MLP; the next line raises if there are no tokens at all
             taps, widths = ("block",), measure_widths(tower, "block")
     plain = family.without_tag(model_id)
     return ModelFacts(

@@ -1,7 +1,7 @@
 """Models that a repository's `hubconf.py` builds, by `torchhub:<repo>:<entry>`: for example DINOv2's own code.
 
 The repository is `owner/name[:ref]` on GitHub or a folder. **Its code runs here**, so one on GitHub is opened only if torch's hub
-trusts it already or torch trusts its owner. The transform is the one DINO, DINOv2 and MAE are evaluated with (PROTOCOL section 4),
+trusts it already or torch trusts its owner. The transform is the one DINO, DINOv2 and MAE are evaluated with,
 at 224 pixels unless `--image-size` says otherwise: a hub entry has none.
 
 The architecture's text holds a digest of the file that defines the model's class, because the entry's name says nothing of what
@@ -102,7 +102,7 @@ def _split(model_id: str) -> tuple[str, str]:
 
 
 def _check_trust(model_id: str, repo: str) -> None:
-    """Refuse code that the user has not said to trust; torch itself would ask on stdin."""
+    """Refuse code that the user has not trusted before; torch itself would prompt on stdin."""
     owner, name = repo.partition(":")[0].split("/", 1)
     hub = Path(torch.hub.get_dir())
     listed = (hub / "trusted_list").read_text().split() if (hub / "trusted_list").is_file() else []

@@ -1,4 +1,4 @@
-"""What an extraction would take, before it does anything: images, bytes, files, minutes, memory.
+"""Plan an extraction before it does anything: images, bytes, files, minutes, memory.
 
 Bytes and files are those of the finished stores, less what they hold already, by the cache's own arithmetic
 (`layerbank.cache.forecast_store`). Minutes and memory are measured on a sample of the images (`calibrate.py`).

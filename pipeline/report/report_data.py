@@ -1,4 +1,4 @@
-"""The data of a report: the rows of one protocol, and everything that is read for them; what a figure of the report is.
+"""The data of a report: the rows of one protocol, and everything that is read for them; `ReportFigure`.
 
 Figures read tables, predictions, saved settings and stores from here, and draw here. What should be there and cannot be read
 becomes a note. Nothing is trained.

@@ -91,7 +91,7 @@ class SavedHead:
         row_shapes = [self.cache.arrays[self.named.levels[0], kind].row_shape for kind in self.named.kinds]
         counts = [shape[0] if len(shape) > 1 else 1 for shape in row_shapes]  # tokens of each kind
         heads = self.attention().numpy()  # [H, T]
-        return np.stack([attention_map(mass, self.named.levels, self.named.kinds, counts) for mass in heads])
+        return np.stack([attention_map(mass, len(self.named.levels), counts) for mass in heads])
 
     def attention(self) -> torch.Tensor:
         """[H, T] float64 attention of each head and token, averaged over the images of the store.

@@ -37,7 +37,7 @@ NOTE = (
 
 
 def _make(data: ReportData) -> list[Block]:
-    """Every result with a counterpart, and means by probe; nothing unless it was asked for."""
+    """Every result with a counterpart, and means by probe; nothing without --compare paper."""
     if not data.options.against_paper:
         return []
     pairs = beside_paper([one for one in data.scores if np.isfinite(one.percent)])

@@ -163,7 +163,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Figures beside each other where there is room."""
+    """Figures beside each other where the page is wide enough."""
 
     pictures: Sequence[Picture]
 
