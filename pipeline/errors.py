@@ -1,4 +1,4 @@
-"""The exceptions of layerbank, and the tables that hold what they say.
+"""The exceptions of layerbank, and the tables that hold their messages.
 
     LayerbankError
     |-- RequestError   (ValueError)    the request was wrong: exit code 2
@@ -60,6 +60,11 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     'folder'
     """
     return difflib.get_close_matches(name, list(names), n=1, cutoff=0)[0]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its class if there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class LayerbankError(Exception):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import RequestError, WorkError, nearest_name
+from ..errors import RequestError, WorkError, first_line, nearest_name
 
 HUB_OWNER = "clip-benchmark"
 SPLITS = ("train", "test")
@@ -169,7 +169,7 @@ def _download(entry: Entry, folder: Path) -> None:
         snapshot_download(entry.repository, repo_type="dataset", allow_patterns=DOWNLOADED, local_dir=staging)
         staging.rename(folder)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        reason = first_line(error)[:200]
         raise WorkError(
             "data.not_on_the_hub", name=entry.name, folder=folder, repository=entry.repository, reason=reason
         ) from error

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ..errors import first_line
 from .device import check_gpu
 from .disk import check_disk
-from .finding import OK, PROBLEM, WARNING, Finding, first_line
+from .finding import OK, PROBLEM, WARNING, Finding
 from .packages import check_imports, check_operators, check_plugins, check_versions
 from .stores import check_stores
 

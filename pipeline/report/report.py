@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..probing.results import Row
+from ..quantities import counted
 from ..statistics.dataset_table import table_latex, table_markdown
 from ..statistics.scores import group_by_protocol
 from .figures import FIGURES
@@ -21,7 +22,6 @@ from .figures.results import Record, csv_of, records_of
 from .gather import gather
 from .page import render_page
 from .page.blocks import Block, Bullets, Gallery, Group, Picture, Section
-from .page.numbers import counted
 from .report_data import ReportData, ReportOptions
 from .style import write_file
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from ..errors import LayerbankError
 from ..events import OnEvent, ignore
 from ..probing.results import Row
+from ..quantities import counted
 from ..statistics.dataset_table import DatasetTable, dataset_table
 from ..statistics.duplicates import Duplicates, accuracies_without, duplicates_of
 from ..statistics.findings import Finding, find
 from ..statistics.scores import GIVEN_LEVEL, Case, Table, scores_of_rows, table_of
 from ..statistics.tested import Tested, read_tested
 from .page.blocks import Block, Note, Picture
-from .page.numbers import counted
 from .style import drawn_as
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import RequestError, WorkError
+from ...quantities import counted
 from ...statistics.attention import AttentionMap, Spread, mean_map, read_attention, spread_of
 from ..page.blocks import Block, Columns, Fold, Gallery, Note, Picture, table_of_values
-from ..page.numbers import counted, percent, percent2
+from ..page.numbers import percent, percent2
 from ..report_data import ReportData, ReportFigure
 from ..style import COLUMN, PAGE, drawing, drawn_name, no_frame, save, short_level
 
