@@ -171,7 +171,7 @@ class ClusterBusy(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReused(Event):
-    """Everything asked for was in the store already."""
+    """Everything requested was in the store already."""
 
     store: Path
     num_rows: int

@@ -2,7 +2,7 @@
 
 Rows of different protocols are never compared: each protocol is a group of sections of its own, made by the figures of the registry
 (`figures`). Nothing is trained. Beside results.jsonl and the saved predictions, a report reads the content hashes of the stores,
-a few test images, and the tokens if asked.
+a few test images, and with `tokens` the tokens.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Table:
         return self.values[:, self.probes.index(probe)]
 
     def only(self, probes: Sequence[str]) -> Table:
-        """Some of the columns, in the order asked for; names without a column are left out."""
+        """Some of the columns, in the given order; names without a column are left out."""
         kept = tuple(probe for probe in probes if probe in self.probes)
         return replace(self, probes=kept, values=self.values[:, [self.probes.index(probe) for probe in kept]])
 

@@ -1,7 +1,7 @@
 """Tokens of a store that is larger than the memory: read ahead by one thread, in an order that the disk can follow.
 
 An epoch's order is `layerbank.cache.chunk_shuffle`: stretches of rows in random order, rows shuffled within a buffer of some
-stretches. Only the pages of the map that the next few batches need are resident: the system is asked to read them ahead, and to
+stretches. Only the pages of the map that the next few batches need are resident: the system is advised to read them ahead, and to
 drop them afterwards. One thread gathers and normalises into one of two buffers, while the trainer works on the batch in the other.
 
 Streaming changes no bit: a row has the same values however it is read, and the order depends on seed, epoch and buffer alone.
@@ -93,7 +93,7 @@ class StreamedTokens:
                 buffer.give_back()
 
     def _announced(self, batches: Iterable[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
-        """The batches, each asked for some batches ahead; what none of those ahead needs is given back."""
+        """Yield the batches; pages are read ahead some batches before, and dropped when no batch ahead needs them."""
         uses: Counter[int] = Counter()
         ahead: deque[tuple[torch.Tensor, list[int]]] = deque()
 
@@ -148,7 +148,7 @@ class _Buffer:
         return self._values[:size].view(num_rows, *token_shape)
 
     def give_back(self) -> None:
-        """To be called by the trainer, when it has asked for all copies."""
+        """The trainer calls this when it has queued all copies."""
         if self._pin:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
