@@ -1,4 +1,4 @@
-"""The exceptions of layerbank, and the tables that hold what they say.
+"""The exceptions of layerbank, and the tables that hold their messages.
 
     LayerbankError
     |-- RequestError   (ValueError)    the request was wrong: exit code 2
@@ -13,6 +13,8 @@ one table a message, and code names a message by its key: `RequestError("data.no
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -36,11 +38,7 @@ class Message:
 
 @cache
 def messages_of(package: str) -> dict[str, Message]:
-    """The message table of a package, by name.
-
-    Args:
-        package: `data` for `layerbank.data`, `layerbank` for the root package.
-    """
+    """Return the messages of a package by name: `data` for `layerbank.data`, `layerbank` for the root package."""
     import tomllib  # slow imports, for the rare case of an error
     from importlib.resources import files
 
@@ -50,22 +48,36 @@ def messages_of(package: str) -> dict[str, Message]:
 
 
 def find_message(key: str) -> Message:
-    """The message of a key such as `data.no_address`."""
+    """Return the message of a key such as `data.no_address`."""
     package, _, name = key.partition(".")
     return messages_of(package)[name]
 
 
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """Return the most similar one of some names, for messages.
+
+    >>> nearest_name("foldr", ["folder", "wds", "hdf5"])
+    'folder'
+    """
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=0)[0]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its class if there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class LayerbankError(Exception):
-    """A message in four parts.
+    """Base of all errors of layerbank: a message in four parts.
 
     Args:
         message: the key of a message in the tables, or a message (for packages that extend layerbank).
-        values: what its parts name in braces.
+        values: the values that its parts name in braces.
 
     Attributes:
-        key: of the message; empty if the message is in no table.
-        values: as text.
-        where, expected, got, todo: the four parts, complete.
+        key: the key; empty if the message is in no table.
+        values: the values as text.
+        where, expected, got, todo: the four parts with the values filled in.
     """
 
     key: str
@@ -74,15 +86,7 @@ class LayerbankError(Exception):
     got: str
     todo: str
 
-    def __init__(self, message: str | Message = "", /, **values: object) -> None:
-        if not message:  # while messages move into the tables: the parts themselves
-            message, values = Message(**dict.fromkeys(values, "")), values
-            self.where, self.expected, self.got, self.todo = (
-                str(values[part]) for part in ("where", "expected", "got", "todo")
-            )
-            self.key, self.values = "", {}
-            super().__init__(str(self))
-            return
+    def __init__(self, message: str | Message, /, **values: object) -> None:
         self.key = message if isinstance(message, str) else ""
         parts = find_message(message) if isinstance(message, str) else message
         self.values = {name: str(value) for name, value in values.items()}
@@ -100,7 +104,7 @@ class LayerbankError(Exception):
 
 
 def _restore(kind: type[LayerbankError]) -> LayerbankError:
-    """An error without its state; only the built-in class that fixes the memory layout may create it."""
+    """Make an error without its state; only the built-in class that fixes its memory layout can."""
     solid: type = kind
     while solid.__module__ != "builtins":
         solid = solid.__base__ or object

@@ -8,7 +8,7 @@ from typing import Any
 from . import events
 from .extraction.meter import limit_of
 from .probing.results import describe_choice
-from .quantities import size
+from .quantities import counted, size
 
 
 @singledispatch
@@ -78,16 +78,16 @@ def _(event: events.WorkerLost) -> str:
 
 @text_of.register
 def _(event: events.ClusterJoined) -> str:
-    gpus = f"{_count(event.num_gpus, 'GPU')} and " * bool(event.num_gpus)
+    gpus = f"{counted(event.num_gpus, 'GPU')} and " * bool(event.num_gpus)
     return (
-        f"ray: {_count(event.num_nodes, 'machine')}, {_count(event.num_workers, 'worker')} at a time with "
-        f"{gpus}{_count(event.num_cpus, 'core')} each"
+        f"ray: {counted(event.num_nodes, 'machine')}, {counted(event.num_workers, 'worker')} at a time with "
+        f"{gpus}{counted(event.num_cpus, 'core')} each"
     )
 
 
 @text_of.register
 def _(event: events.ClusterBusy) -> str:
-    workers = _count(event.num_workers, "worker")
+    workers = counted(event.num_workers, "worker")
     return f"ray: warning: none of {workers} has started after {event.waited_s:.0f} s: the cluster is full; waiting"
 
 
@@ -118,8 +118,8 @@ def _(event: events.ParityMeasured) -> str:
 @text_of.register
 def _(event: events.PrecisionFellBack) -> str:
     return (
-        f"extract: warning: {event.backbone} overflows in {event.asked} at {event.level} of the first images of "
-        f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in {event.used}"
+        f"extract: warning: {event.backbone} overflows in float16 at {event.level} of the first images of "
+        f"{event.split} ({event.num_nonfinite:,} values not finite): it runs in bfloat16"
     )
 
 
@@ -189,7 +189,7 @@ def _(event: events.ProbeFinished) -> str:
 @text_of.register
 def _(event: events.StudyShortOfDiskSpace) -> str:
     return (
-        f"study: warning: {_count(event.num_units, 'unit')} still to extract: at least {size(event.needed_bytes)} of "
+        f"study: warning: {counted(event.num_units, 'unit')} still to extract: at least {size(event.needed_bytes)} of "
         f"tokens, {size(event.free_bytes)} free on the disk of {event.cache_root}: free "
         f"{size(event.needed_bytes - event.free_bytes)} before the last ones, or give another disk with --cache"
     )
@@ -239,11 +239,3 @@ def _time_shares(event: events.ExtractionProgress | events.ExtractionFinished) -
     total = max(event.elapsed_s, 1e-9)
     parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
     return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts) + f"; {limit_of(event)}"
-
-
-def _count(number: int, name: str) -> str:
-    """
-    >>> _count(1, "core"), _count(2, "core")
-    ('1 core', '2 cores')
-    """
-    return f"{number} {name}{'s' * (number != 1)}"

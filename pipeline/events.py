@@ -64,7 +64,6 @@ class ExtractionProgress(Event):
 
     num_done: int
     num_pending: int
-    num_batches: int
     elapsed_s: float
     decode_s: float  # waiting for decoded images
     compute_s: float  # in the model, the cast and the copy to the host
@@ -110,14 +109,12 @@ class ParityMeasured(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionFellBack(Event):
-    """A half-precision model overflowed on a split's first images, so another dtype is used; no store was made yet."""
+    """A float16 model overflowed on a split's first images, so it runs in bfloat16; no store was made yet."""
 
     backbone: str
     split: str
     level: str  # the first one with values that are finite in float32 only
     num_nonfinite: int
-    asked: str
-    used: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +163,7 @@ class ClusterJoined(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterBusy(Event):
-    """The cluster has not begun with any worker yet: it has no room now."""
+    """The cluster has not started any worker yet: all of its resources are in use."""
 
     waited_s: float
     num_workers: int
@@ -174,7 +171,7 @@ class ClusterBusy(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReused(Event):
-    """Everything asked for was in the store already."""
+    """Everything requested was in the store already."""
 
     store: Path
     num_rows: int
@@ -258,7 +255,7 @@ class StudyShortOfDiskSpace(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyUnit(Event):
-    """A study turns to one model on one data set."""
+    """A study begins with one model on one data set."""
 
     model: str
     dataset: str
@@ -287,12 +284,12 @@ class StudyUnitAgain(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFailed(Event):
-    """A part of a study could not be done; the rest goes on."""
+    """A part of a study could not be done; the rest goes on. failures.jsonl has a line for each."""
 
     model: str
     dataset: str
-    probe: str | None  # None: nothing of this model on this data set
-    seed: int | None = None  # of several, by which the probe failed
+    probe: str | None  # None: nothing could be done for this model on this data set
+    seed: int | None = None  # the seed that failed, if the recipe has several
     where: str
     expected: str
     got: str
@@ -301,7 +298,7 @@ class StudyFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportStep(Event):
-    """A report turns to something that reads tokens and takes long."""
+    """A report begins a step that reads tokens and takes long."""
 
     what: str
     done: int  # of its kind
@@ -312,4 +309,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The listener of those who do not listen."""
+    """Do nothing: the default callback."""

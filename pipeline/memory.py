@@ -1,4 +1,4 @@
-"""How much memory probes may use: as much as was asked for, or what the system has available.
+"""How much memory probes may use: as much as --memory says, or what the system has available.
 
 On a GPU probes are trained in its own memory, where their tokens lie too if they fit; the host's memory holds buffers only.
 """
@@ -21,23 +21,23 @@ UNKNOWN_BYTES = 4 << 30  # if the system reports nothing
 _SHORTAGE = re.compile(r"(?:(?:\w+ )?out of memory|can't allocate memory)[^.\n]*")
 
 
-def memory_for_probes(asked: str | None, num_sharers: int = 1) -> int:
+def memory_for_probes(option: str | None, num_sharers: int = 1) -> int:
     """Return how many bytes of the host's memory probes may use beside what the program uses now.
 
     Args:
-        asked: size of the whole program, as on the command line; None is the available memory, less headroom.
+        option: size of the whole program, as on the command line; None is the available memory, less headroom.
         num_sharers: processes of the program; they share equally.
 
     Raises:
         RequestError: not a size, or the program uses more already.
     """
-    if asked is None:
+    if option is None:
         return int(HEADROOM * available_memory_bytes()) // num_sharers
-    asked_bytes, used_bytes = parse_size(asked) // num_sharers, anonymous_memory_bytes()
-    if asked_bytes <= used_bytes:
+    allowed_bytes, used_bytes = parse_size(option) // num_sharers, anonymous_memory_bytes()
+    if allowed_bytes <= used_bytes:
         used = f"{num_sharers * used_bytes / 1e6:,.0f} MB"
-        raise RequestError("layerbank.memory_in_use_already", used=used, asked=asked)
-    return asked_bytes - used_bytes
+        raise RequestError("layerbank.memory_in_use_already", used=used, option=option)
+    return allowed_bytes - used_bytes
 
 
 def free_device_bytes(device: torch.device) -> int:

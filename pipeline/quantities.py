@@ -1,4 +1,4 @@
-"""Sizes, durations and lists of numbers: read from a command line, and written for people."""
+"""Sizes, durations, counts and lists of numbers: read from a command line, and written for people."""
 
 from __future__ import annotations
 
@@ -99,3 +99,12 @@ def parse_numbers(text: str, *, where: str, at_least: int) -> tuple[int, ...]:
             )
         numbers.append(int(part))
     return tuple(dict.fromkeys(numbers))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "model"), counted(1200, "image")
+    ('1 model', '1,200 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -11,30 +11,32 @@ A plug-in that cannot be imported affects nothing else: `broken` names it, and s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from .errors import RequestError
+from .errors import RequestError, nearest_name
 
 Part = TypeVar("Part")
 
 
-class Registry(Mapping[str, Part], Generic[Part]):
+class Registry(Mapping[str, Part]):
     """Parts by name, built-in ones first, in the order of their registration; a broken plug-in is not among them.
 
     Args:
-        group: of the entry points, such as `layerbank.sources`.
+        group: group of the entry points, such as `layerbank.sources`.
         noun: what a part is called in messages, such as `data source`.
         kind: the class of every part.
         builtin: name -> `module:object`.
+
+    Attributes:
+        group, noun, builtin: as given.
     """
 
     def __init__(self, group: str, noun: str, kind: type[Part], builtin: Mapping[str, str]) -> None:
-        self.group, self.noun, self._kind, self._builtin = group, noun, kind, builtin
+        self.group, self.noun, self._kind, self.builtin = group, noun, kind, builtin
         self._loaded: dict[str, Part] = {}
 
     def __getitem__(self, name: str) -> Part:
@@ -44,18 +46,18 @@ class Registry(Mapping[str, Part], Generic[Part]):
             KeyError: there is none, or it is a plug-in that cannot be loaded; `require` says which.
         """
         if name not in self._loaded:
-            if name in self._builtin:
-                self._loaded[name] = resolve_name(self._builtin[name])
+            if name in self.builtin:
+                self._loaded[name] = resolve_name(self.builtin[name])
             else:
                 self._loaded[name] = self._plugins[0][name]
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._builtin
+        yield from self.builtin
         yield from self._plugins[0]
 
     def __len__(self) -> int:
-        return len(self._builtin) + len(self._plugins[0])
+        return len(self.builtin) + len(self._plugins[0])
 
     @property
     def broken(self) -> Mapping[str, str]:
@@ -72,7 +74,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
             return self[name]
         if name in self.broken:
             raise RequestError("layerbank.broken_plugin", noun=self.noun, name=name, reason=self.broken[name])
-        nearest = difflib.get_close_matches(name, list(self), n=1, cutoff=0)[0]
+        nearest = nearest_name(name, self)
         raise RequestError("layerbank.unknown_part", noun=self.noun, name=name, names=", ".join(self), nearest=nearest)
 
     @cached_property
@@ -89,7 +91,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         return working, broken
 
     def _load(self, point: EntryPoint, others: Mapping[str, Part]) -> Part:
-        if point.name in self._builtin or point.name in others:
+        if point.name in self.builtin or point.name in others:
             raise ValueError(f"the name {point.name} is taken")
         part = point.load()
         if not isinstance(part, self._kind):

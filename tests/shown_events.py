@@ -24,9 +24,7 @@ STARTED = ExtractionStarted(
     precision="float32",
     batch_size=64,
 )
-PROGRESS = ExtractionProgress(
-    num_done=450, num_pending=900, num_batches=8, elapsed_s=10.0, decode_s=2.0, compute_s=7.0, write_s=0.5
-)
+PROGRESS = ExtractionProgress(num_done=450, num_pending=900, elapsed_s=10.0, decode_s=2.0, compute_s=7.0, write_s=0.5)
 FINISHED = ExtractionFinished(
     store=STORE,
     num_rows=1000,

@@ -89,7 +89,7 @@ def test_the_memory_asked_for_is_that_of_the_whole_program() -> None:
     used_bytes = anonymous_memory_bytes()
     assert memory_for_probes("1TB") == pytest.approx(10**12 - used_bytes, abs=1e8)
     assert memory_for_probes(None) == pytest.approx(HEADROOM * available_memory_bytes(), rel=0.2)
-    with raises("layerbank.memory_in_use_already", RequestError, asked="1MB") as refused:
+    with raises("layerbank.memory_in_use_already", RequestError, option="1MB") as refused:
         memory_for_probes("1MB")
     assert refused.error.values["used"].endswith(" MB")
 
@@ -142,8 +142,6 @@ def test_the_order_of_streamed_tokens_does_not_hang_on_a_little_memory_more_or_l
 
 
 def test_a_budget_too_small_for_one_probe_is_an_error_that_says_how_much_it_takes(tokens: CachedTokens) -> None:
-    with pytest.raises(
-        SettingError,
-        match=r"memory for training: expected at least \d+ MB, for one probe of \(1024,\) at a time, got \d+ MB\.",
-    ):
+    with raises("probes.too_little_memory", SettingError, token_shape=(1024,)) as refused:
         place(tokens, 20_000_000)
+    assert refused.error.values["needed"].endswith(" MB")

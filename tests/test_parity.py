@@ -113,12 +113,7 @@ def test_float16_that_overflows_falls_back_to_bfloat16_before_any_store_is_made(
     assert settled.backbone.precision == settled.request.precision == "bfloat16"
     fallback = events[0]
     assert isinstance(fallback, PrecisionFellBack)
-    assert (fallback.split, fallback.level, fallback.asked, fallback.used) == (
-        "train",
-        "block.2",
-        "float16",
-        "bfloat16",
-    )
+    assert (fallback.split, fallback.level) == ("train", "block.2")
     assert fallback.num_nonfinite > 0
     assert [type(event) for event in events[1:]] == [ParityMeasured, ParityMeasured]
     for split in ("train", "test"):

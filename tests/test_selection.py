@@ -63,11 +63,6 @@ def test_every_round_is_asked_for_at_once_and_counted() -> None:
     assert found.chosen.levels == ("final",)  # the deepest of equals
 
 
-def test_it_stops_where_it_is_told_to() -> None:
-    found = smallest_levels(LEVELS, trained(dict.fromkeys(LEVELS, range(10))), max_levels=2)
-    assert (len(found.path), found.num_trained) == (2, 7)
-
-
 @settings(deadline=None)
 @given(st.permutations(range(8)), st.integers(0, 100))
 def test_no_single_level_beats_the_first_step_and_the_path_never_falls_where_levels_only_add(

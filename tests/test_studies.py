@@ -136,7 +136,7 @@ def test_a_unit_can_be_done_anywhere_and_says_what_it_could_not_do(
 ) -> None:
     recipe = replace(open_recipe(str(finished["recipe"])), probes=("linear-cls", "alf-grid9"))
     options = StudyOptions(cache_root=tmp_path / "caches", runs_root=tmp_path / "runs", num_workers=0)
-    assert [(unit.number, unit.dataset) for unit in units_of(recipe)] == list(enumerate(recipe.data))
+    assert [unit.dataset for unit in units_of(recipe)] == list(recipe.data)
     sent = pickle.loads(pickle.dumps((recipe, options, units_of(recipe)[0])))
     done = pickle.loads(pickle.dumps(run_unit(*sent)))
     assert done.unit == units_of(recipe)[0]
@@ -208,7 +208,7 @@ def test_on_a_cluster_the_devices_of_the_cluster_decide_not_the_drivers_own(
 ) -> None:
     recipe, options = of_a_gpu(tmp_path, two_sets), StudyOptions(cache_root=tmp_path, runs_root=tmp_path)
     monkeypatch.setattr(layerbank.executors.studies, "choose_device", lambda device: here)
-    done = [Done(unit.number, UnitResult(unit=unit, rows=(), failures=())) for unit in units_of(recipe)]
+    done = [Done(number, UnitResult(unit=unit, rows=(), failures=())) for number, unit in enumerate(units_of(recipe))]
     cluster = FakeExecutor(done, place_actors([{"CPU": 2, "GPU": 1}], None, "auto").device)
     assert run_study(recipe, options, executor=cluster) == ([], [])
     assert cluster.devices == ["cuda", "cuda"]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from report_page import ReadPage, require_computed_again
 from study_runs import balanced, write_study
 
 from layerbank.probing.results import read_rows
+from layerbank.report.figures import FIGURES
+from layerbank.report.report import ReportOptions, make_report
 from layerbank.statistics.paper import MODELS, published_scores
 
 NASTY = "<script>alert(1)</script>"
@@ -384,11 +387,21 @@ def make(data):
 
 ROWS = ReportFigure(section=("zippy", "From a plug-in"), make=make)
 LACKING = ReportFigure(section=("zippy", "From a plug-in"), make=lambda data: None, title="Zips", needs="zip it")
+FAILING = ReportFigure(section=("zippy", "From a plug-in"), make=lambda data: data.zips)
 """
-POINTS = "[layerbank.figures]\nrows = zippy:ROWS\nzips = zippy:LACKING\ngone = zippy:GONE\nsummary = zippy:ROWS\n"
+POINTS = """
+[layerbank.figures]
+rows = zippy:ROWS
+fails = zippy:FAILING
+zips = zippy:LACKING
+gone = zippy:GONE
+summary = zippy:ROWS
+"""
 
 
-def test_a_plug_in_adds_a_figure_and_a_broken_one_is_named_while_everything_else_is_made(tmp_path: Path) -> None:
+def test_a_plug_in_adds_a_figure_and_broken_or_failing_ones_are_named_while_everything_else_is_made(
+    tmp_path: Path,
+) -> None:
     install_plugin(tmp_path, POINTS, PLUGIN)
     runs = write_study(tmp_path / "runs", probes=("linear-cls", "alf"))
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
@@ -407,3 +420,14 @@ def test_a_plug_in_adds_a_figure_and_a_broken_one_is_named_while_everything_else
         (note,) = [text for text in page.texts if text.startswith(f"The figure {name} of a plug-in: zippy (zippy:")]
         assert reason in note
         assert f"left out: {note}"[:60] in output
+    (note,) = [text for text in page.texts if text.startswith("The figure fails of a plug-in failed: AttributeError: ")]
+    assert "has no attribute 'zips'" in note
+    assert f"left out: {note}" in output
+
+
+def test_a_part_of_layerbank_that_fails_ends_the_report_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FIGURES._loaded, "winners", replace(FIGURES["winners"], make=lambda data: data.zips))
+    with pytest.raises(AttributeError, match="zips"):
+        make_report(write_study(tmp_path / "runs"), ReportOptions())

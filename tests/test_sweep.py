@@ -12,6 +12,7 @@ from sweeps import ATTENTIVE, LINEAR, SMALL, make_source
 from torch import Tensor
 
 from layerbank import probes
+from layerbank.errors import Message
 from layerbank.probes.banks.bank import AttentiveBank
 from layerbank.probes.data.split import split_stratified
 from layerbank.probes.data.token_source import ArraySource
@@ -258,7 +259,7 @@ def test_a_trained_head_has_no_grid_of_a_solver() -> None:
 
 
 def test_errors_are_one_tree_with_four_parts() -> None:
-    error = SettingError(where="here", expected="this", got="that", todo="Do it.")
+    error = SettingError(Message(where="here", expected="this", got="that", todo="Do it."))
     assert str(error) == "here: expected this, got that. Do it."
     assert (error.where, error.expected, error.got, error.todo) == ("here", "this", "that", "Do it.")
     for kind in (SettingError, DataError, probes.CheckpointError, probes.CheckpointMissing):

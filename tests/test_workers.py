@@ -216,7 +216,7 @@ def test_events_of_two_workers_tell_one_story() -> None:
 
     def progress(num_done: int) -> ExtractionProgress:
         return ExtractionProgress(
-            num_done=num_done, num_pending=40, num_batches=1, elapsed_s=2.0, decode_s=1.0, compute_s=1.0, write_s=0.0
+            num_done=num_done, num_pending=40, elapsed_s=2.0, decode_s=1.0, compute_s=1.0, write_s=0.0
         )
 
     def out_of_range(count: int) -> TokensOutOfRange:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import options as shared
+
 if TYPE_CHECKING:
     from layerbank.cache import Damage, StoreInfo, TokenCache
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_DIR = click.Path(file_okay=False, path_type=Path)
-_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-_root = click.option("--cache", "root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
-_store = click.argument("store", type=_DIR)
+_store = click.argument("store", type=shared.FOLDER)
 
 
 @click.group()
@@ -31,9 +29,9 @@ def cache() -> None:
 
 
 @cache.command()
-@_root
-@_json
-def ls(root: Path, as_json: bool) -> None:
+@shared.cache_root
+@shared.as_json
+def ls(cache_root: Path, as_json: bool) -> None:
     """List every store under a folder.
 
     \b
@@ -44,19 +42,19 @@ def ls(root: Path, as_json: bool) -> None:
     from ..console import print_json, print_lines, print_table
     from ..quantities import size
 
-    stores = list_stores(root)
+    stores = list_stores(cache_root)
     if as_json:
         print_json([_summary(store) for store in stores])
     elif stores:
         columns = ("store", "state", "rows", "levels", "kinds", "dtype", "size")
-        print_table(columns, [_line(store, root, size(store.size_bytes)) for store in stores])
+        print_table(columns, [_line(store, cache_root, size(store.size_bytes)) for store in stores])
     else:
-        print_lines([f"no stores under {root}"])
+        print_lines([f"no stores under {cache_root}"])
 
 
 @cache.command()
 @_store
-@_json
+@shared.as_json
 def info(store: Path, as_json: bool) -> None:
     """Show what a store holds: model, data, arrays, precision, skipped images.
 
@@ -93,8 +91,8 @@ def info(store: Path, as_json: bool) -> None:
 
 
 @cache.command()
-@click.argument("stores", type=_DIR, nargs=-1, required=True)
-@_json
+@click.argument("stores", type=shared.FOLDER, nargs=-1, required=True)
+@shared.as_json
 def verify(stores: tuple[Path, ...], as_json: bool) -> None:
     """Read stores completely and list every damaged file; exit code 1 if there is one.
 
@@ -120,8 +118,8 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
 
 @cache.command()
 @_store
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes. [default: as for extract]")
+@shared.device
+@shared.workers
 @click.option("--remove-foreign", is_flag=True, help="Also delete files that do not belong to the store.")
 def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) -> None:
     """Drop damaged rows and compute them again, and no others.
@@ -154,15 +152,15 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
 
 
 @cache.command()
-@_root
+@shared.cache_root
 @click.option("--delete", is_flag=True, help="Delete what is listed.")
 @click.option(
     "--unfinished",
     metavar="AGE",
     help="Also list unfinished stores without a write for this long: 7d, 12h, 30min, 0d for all. [default: keep them]",
 )
-@_json
-def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
+@shared.as_json
+def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
     """List files that are no longer needed, such as leftovers of killed writers; delete them on request.
 
     Unfinished stores are kept, since the next shard may still wait in a queue. They are listed with the command that finishes
@@ -180,9 +178,9 @@ def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
     from ..quantities import age_text, parse_age, size
 
     unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
-    found = find_garbage(root, unfinished_for_s=unfinished_for_s)
+    found = find_garbage(cache_root, unfinished_for_s=unfinished_for_s)
     listed = {one.path for one in found}
-    kept = [one for one in find_unfinished(root) if one.path not in listed]
+    kept = [one for one in find_unfinished(cache_root) if one.path not in listed]
     freed_bytes = remove_garbage(found) if delete else 0
     if as_json:
         print_json(
@@ -216,7 +214,7 @@ def gc(root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
 
 @cache.command()
 @_store
-@click.argument("file", type=_FILE)
+@click.argument("file", type=shared.FILE)
 def export(store: Path, file: Path) -> None:
     """Write a store as one HDF5 file.
 
@@ -229,9 +227,9 @@ def export(store: Path, file: Path) -> None:
 
 
 @cache.command("import")
-@click.argument("file", type=_FILE)
-@_root
-def import_(file: Path, root: Path) -> None:
+@click.argument("file", type=shared.FILE)
+@shared.cache_root
+def import_(file: Path, cache_root: Path) -> None:
     """Make a store from an exported file, byte for byte equal to the original.
 
     \b
@@ -241,7 +239,7 @@ def import_(file: Path, root: Path) -> None:
 
     from ..console import print_lines
 
-    store = read_hdf5_spec(file).store_path(root)
+    store = read_hdf5_spec(file).store_path(cache_root)
     import_hdf5(file, store)
     print_lines([str(store)])
 

@@ -1,4 +1,4 @@
-"""`layerbank doctor`: check, show."""
+"""`layerbank doctor`: check the installation and the stores."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from . import options as shared
 
 
 @click.command()
-@click.option(
-    "--cache", "cache_root", type=shared.FOLDER, default="caches", show_default=True, help="Folder of all stores."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@shared.cache_root
+@shared.as_json
 def doctor(cache_root: Path, as_json: bool) -> None:
     """Check the installation, the devices, the folder of stores and the stores; say what is wrong and what to do.
 

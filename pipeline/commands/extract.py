@@ -1,4 +1,4 @@
-"""The commands of stage one: extract, or say what that would take."""
+"""`layerbank extract` and `layerbank plan`: stage one, and what it would take."""
 
 from __future__ import annotations
 
@@ -57,14 +57,7 @@ _options = shared.combine(
 @click.command()
 @_options
 @click.option("--dry-run", is_flag=True, help="Only say what it would take, as `layerbank plan` does.")
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where those processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a Ray of this "
-    "machine alone), one a GPU, else one a node.",
-)
+@shared.engine
 @shared.as_json
 def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
@@ -134,7 +127,7 @@ def plan(as_json: bool, **options: Any) -> None:
 
 
 def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
-    """Return the options for `jobs.extract.prepare`, the number of processes asked for, and the worker that this process is."""
+    """Return the options for `jobs.extract.prepare`, --processes, and which of several workers this process is."""
     from ..extraction.ranks import parse_shard, worker_of_launcher
     from ..models.request import pair_models_with_weights
 

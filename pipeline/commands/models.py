@@ -9,12 +9,10 @@ import click
 
 from . import options as shared
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-
 
 @click.command()
 @click.argument("pattern", required=False)
-@_json
+@shared.as_json
 def models(pattern: str | None, as_json: bool) -> None:
     """List the values of --model: groups of models, or with PATTERN each model whose name contains or matches it.
 
@@ -116,7 +114,7 @@ def _list_models(pattern: str, as_json: bool) -> None:
 
 
 @click.command()
-@_json
+@shared.as_json
 def datasets(as_json: bool) -> None:
     """List the values of --data: kinds of address with an example each, and the data sets that come inside packages.
 

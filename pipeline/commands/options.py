@@ -22,7 +22,29 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     return decorate
 
 
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+cache_root = click.option(
+    "--cache", "cache_root", type=FOLDER, default="caches", show_default=True, help="Folder of all stores."
+)
+runs_root = click.option(
+    "--runs", "runs_root", type=FOLDER, default="runs", show_default=True, help="Folder of all results."
+)
+memory = click.option(
+    "--memory",
+    help="Host memory that the program may use, such as 4GB; tokens that do not fit are streamed from the store, and a grid "
+    "that does not fit is trained in parts. [default: 80 % of what is free]",
+)
+engine = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where the processes of --processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a "
+    "Ray of this machine alone), one a GPU, else one a node.",
+)
 
 
 def batch_size(more: str = "") -> Callable[[Command], Command]:
@@ -48,8 +70,7 @@ on_bad_image = click.option(
     show_default=True,
     help="Stop at an image that cannot be read, or skip it and record its id.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
-FOLDER = click.Path(file_okay=False, path_type=Path)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, without progress.")
 
 _MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
 one_model = combine(
@@ -131,9 +152,7 @@ extraction_options = combine(
         help="Smallest fraction of the image area that a view keeps.",
     ),
     click.option("--view-flip/--no-view-flip", default=True, show_default=True, help="Mirror half of the views."),
-    click.option(
-        "--cache", "cache_root", type=FOLDER, default="caches", show_default=True, help="Folder of the stores."
-    ),
+    cache_root,
     device,
     batch_size("; a store keeps the batch size it was started with"),
     click.option(

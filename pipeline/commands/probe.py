@@ -1,4 +1,4 @@
-"""`layerbank probe`: stage two."""
+"""`layerbank probe`: stage two, train probes on stored tokens."""
 
 from __future__ import annotations
 
@@ -77,20 +77,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Check the checksums of the stores first.",
 )
-@click.option(
-    "--memory",
-    help="Host memory that the program may use, such as 4GB; tokens that do not fit are streamed from the store, and a grid "
-    "that does not fit is trained in parts. [default: 80 % of what is free]",
-)
+@shared.memory
 @click.option(
     "--train-views",
     type=click.IntRange(0),
     help="How many of the --views of an image to train on; validation and test use the centre view only. [default: all]",
 )
 @click.option("--retrain", is_flag=True, help="Train again what results.jsonl has.")
-@click.option(
-    "--runs", "runs_root", type=shared.FOLDER, default="runs", show_default=True, help="Folder of all results."
-)
+@shared.runs_root
 @shared.as_json
 def probe(seeds: str, runs_root: Path, as_json: bool, **options: Any) -> None:
     """Stage two: train probes on stored tokens, choose on validation, test once.

@@ -1,4 +1,4 @@
-"""The commands that list probes and show the attention of a trained one; neither trains."""
+"""`layerbank probes` and `layerbank attention`: list probes, show the attention map of a trained one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import options as shared
 @click.option("--num-patches", type=click.IntRange(1), default=196, show_default=True, help="Patches of an image.")
 @click.option("--num-classes", type=click.IntRange(1), default=10, show_default=True, help="Classes of the data.")
 @click.option("--reference-quirks", is_flag=True, help="List them as `layerbank probe` reads them with this option.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@shared.as_json
 def probes(
     pattern: str,
     depth: int,
@@ -58,9 +58,9 @@ def probes(
 
 
 @click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=shared.FOLDER)
 @click.option("--heads", is_flag=True, help="Show one line a head, and draw FOLDER/attention-heads.png.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@shared.as_json
 def attention(folder: Path, heads: bool, as_json: bool) -> None:
     """Show the attention of a trained probe on the test images: shares by kind and depth, entropy, mass-80.
 

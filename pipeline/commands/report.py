@@ -1,4 +1,4 @@
-"""The command `layerbank report`."""
+"""`layerbank report`: one HTML page of all results."""
 
 from __future__ import annotations
 
@@ -7,28 +7,23 @@ from pathlib import Path
 
 import click
 
+from . import options as shared
+
 FEW = 12
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_DIR = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path))
-@click.option("--html", type=_FILE, help="[default: RUNS/report/index.html]")
-@click.option("--figures", type=_DIR, help="Every figure as SVG, PNG and CSV, into this folder. [default: none]")
-@click.option("--markdown", type=_FILE, help="Findings and means. [default: none]")
-@click.option("--csv", type=_FILE, help="Every result, a line each. [default: none]")
-@click.option("--parquet", type=_FILE, help="The same as Parquet; needs layerbank[parquet]. [default: none]")
-@click.option("--latex", type=_FILE, help="Means, for booktabs. [default: none]")
-@click.option("--compare", type=click.Choice(["paper"]), help="Add the published numbers. [default: none]")
+@click.option("--html", type=shared.FILE, help="[default: RUNS/report/index.html]")
 @click.option(
-    "--cache",
-    "cache_root",
-    type=_DIR,
-    default="caches",
-    show_default=True,
-    help="Folder of all stores, as far as they exist.",
+    "--figures", type=shared.FOLDER, help="Every figure as SVG, PNG and CSV, into this folder. [default: none]"
 )
+@click.option("--markdown", type=shared.FILE, help="Findings and means. [default: none]")
+@click.option("--csv", type=shared.FILE, help="Every result, a line each. [default: none]")
+@click.option("--parquet", type=shared.FILE, help="The same as Parquet; needs layerbank[parquet]. [default: none]")
+@click.option("--latex", type=shared.FILE, help="Means, for booktabs. [default: none]")
+@click.option("--compare", type=click.Choice(["paper"]), help="Add the published numbers. [default: none]")
+@shared.cache_root
 @click.option(
     "--tokens",
     is_flag=True,
@@ -37,7 +32,7 @@ _DIR = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--images/--no-images", default=True, show_default=True, help="Put small copies of a few test images on the page."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
+@shared.as_json
 def report(
     runs: Path,
     html: Path | None,

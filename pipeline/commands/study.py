@@ -1,4 +1,4 @@
-"""`layerbank study`: parse, call, show."""
+"""`layerbank study`: run or plan a recipe."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from . import options as shared
+
 if TYPE_CHECKING:
     from ..jobs.recipe import Recipe
     from ..jobs.units import StudyOptions
     from ..probing.results import Row
 
 STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
-
-_DIR = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
@@ -29,36 +29,26 @@ _DIR = click.Path(file_okay=False, path_type=Path)
     "several, without weights or data.",
 )
 @click.option(
-    "--data-root", type=_DIR, default="data", show_default=True, help="Folder of the data sets of the catalogue."
+    "--data-root",
+    type=shared.FOLDER,
+    default="data",
+    show_default=True,
+    help="Folder of the data sets of the catalogue.",
 )
 @click.option("--fetch/--no-fetch", default=True, show_default=True, help="Fetch missing data sets from the hub.")
-@click.option("--cache", "cache_root", type=_DIR, default="caches", show_default=True, help="Folder of all stores.")
-@click.option("--runs", "runs_root", type=_DIR, default="runs", show_default=True, help="Folder of all results.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option(
-    "--memory",
-    help="Host memory of the whole program, such as 4GB. [default: 80 % of the free memory]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    help="Decoding processes. [default: a CPU one for each 16 cores (0 below), a GPU every core but one]",
-)
+@shared.cache_root
+@shared.runs_root
+@shared.device
+@shared.memory
+@shared.workers
 @click.option(
     "--processes",
     type=click.IntRange(1),
     help="Processes that each do one model on one data set at a time and share the memory. [default: one a GPU with --device auto, "
     "else 1]",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where those processes run: on this machine, or on the Ray cluster that RAY_ADDRESS names (without it, on a Ray of this "
-    "machine alone), one a GPU, else one a node.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and no progress.")
+@shared.engine
+@shared.as_json
 def study(
     recipe: str,
     dry_run: bool,

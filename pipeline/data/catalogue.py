@@ -7,12 +7,11 @@ entry, and data of another size are refused, so that results compare with the pa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import RequestError, WorkError
+from ..errors import RequestError, WorkError, first_line, nearest_name
 
 HUB_OWNER = "clip-benchmark"
 SPLITS = ("train", "test")
@@ -96,7 +95,7 @@ def require_entry(name: str) -> Entry:
     if entry := find_entry(name):
         return entry
     spelled = {spelling.lower(): entry.name for entry in CATALOGUE for spelling in _spellings(entry)}
-    nearest = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.0)[0]
+    nearest = nearest_name(name.lower(), spelled)
     names = ", ".join(entry.name for entry in CATALOGUE)
     raise RequestError("data.unknown_study_data", name=name, names=names, nearest=spelled[nearest])
 
@@ -170,7 +169,7 @@ def _download(entry: Entry, folder: Path) -> None:
         snapshot_download(entry.repository, repo_type="dataset", allow_patterns=DOWNLOADED, local_dir=staging)
         staging.rename(folder)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        reason = first_line(error)[:200]
         raise WorkError(
             "data.not_on_the_hub", name=entry.name, folder=folder, repository=entry.repository, reason=reason
         ) from error

@@ -63,12 +63,12 @@ def _rows_of_splits(address: str, name: str, images: DemoImages, sizes: dict[str
     order = np.argsort([xxh3_64_intdigest(f"{name}/{number}".encode()) for number in images.numbers])
     train, test = sizes["train"], sizes["test"]
     if images.held_out is None:
-        pools, asked = {"train": order, "test": order}, {"train + test": (train + test, len(order))}
+        pools, wanted = {"train": order, "test": order}, {"train + test": (train + test, len(order))}
     else:
         held_out = images.held_out[order]
         pools = {"train": order[~held_out], "test": order[held_out]}
-        asked = {split: (sizes[split], len(pool)) for split, pool in pools.items()}
-    for splits, (count, most) in asked.items():
+        wanted = {split: (sizes[split], len(pool)) for split, pool in pools.items()}
+    for splits, (count, most) in wanted.items():
         if count > most:
             raise RequestError("data.demo_too_small", address=address, splits=splits, most=most, count=count)
     return {"test": pools["test"][:test], "train": pools["train"][len(pools["train"]) - train :]}

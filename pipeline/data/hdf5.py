@@ -10,7 +10,6 @@ A file is opened once a process: HDF5 handles survive neither pickling nor a for
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from pathlib import Path
@@ -21,7 +20,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError
+from ..errors import RequestError, nearest_name
 from .image_source import ImageSource
 from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
 from .sources import DataSource
@@ -83,7 +82,7 @@ class Hdf5Source(ImageSource):
 
 
 class _Address(NamedTuple):
-    """Files and datasets of an address, `{split}` in any of them; a dataset without a name is looked for."""
+    """Files and datasets of an address, `{split}` in any of them; a dataset without a name is found by the usual names."""
 
     image_file: str
     images: str
@@ -95,7 +94,7 @@ def _parse(address: str) -> _Address:
     path, _, query = address.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := sorted(set(options) - {"images", "labels"}):
-        nearest = difflib.get_close_matches(unknown[0], ["images", "labels"], n=1, cutoff=0)[0]
+        nearest = nearest_name(unknown[0], ["images", "labels"])
         raise RequestError("data.unknown_hdf5_option", address=address, option=unknown[0], nearest=nearest)
     path = os.path.expanduser(path)
     other, colons, labels = options.get("labels", "").rpartition("::")

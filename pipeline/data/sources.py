@@ -18,7 +18,7 @@ class DataSource:
     """One scheme of data URIs; a plug-in registers one under the entry point group `layerbank.sources`.
 
     Attributes:
-        form: what its URIs look like.
+        form: form of its URIs, such as `folder:DIR`.
         meaning: what they name, in one line.
         example: one such URI.
         open: (address, split) -> the images of that split; the address is the URI without its scheme.

@@ -1,7 +1,7 @@
 """Checks of an installation: Python and its packages, accelerators, the folder of stores, the stores.
 
-The decision taken here: each check stands alone and imports what it looks at itself, so that a broken torch, say, hides nothing
-else. A check returns findings; it never raises.
+The decision taken here: each check stands alone and imports what it checks itself, so that a broken torch, for example, hides
+nothing else. A check returns findings; it never raises.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ..errors import first_line
 from .device import check_gpu
 from .disk import check_disk
-from .finding import OK, PROBLEM, WARNING, Finding, first_line
+from .finding import OK, PROBLEM, WARNING, Finding
 from .packages import check_imports, check_operators, check_plugins, check_versions
 from .stores import check_stores
 
@@ -20,7 +21,7 @@ __all__ = ["examine", "Finding", "OK", "WARNING", "PROBLEM"]
 
 
 def examine(cache_root: Path) -> list[Finding]:
-    """Run every check, in the order in which one would look.
+    """Run every check, from the installation to the stores.
 
     Args:
         cache_root: folder of all stores; small files are written there and removed.
@@ -38,7 +39,7 @@ def examine(cache_root: Path) -> list[Finding]:
 
 
 def guarded(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
-    """Run a check; if it fails itself, that is the finding."""
+    """Run a check; an error of the check itself becomes a finding."""
     try:
         return check()
     except ImportError as error:

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..errors import first_line
 from ..quantities import size
-from .finding import OK, PROBLEM, WARNING, Finding, first_line
+from .finding import OK, PROBLEM, WARNING, Finding
 
 
 def check_gpu(torch: Any = None, dev: Path = Path("/dev")) -> list[Finding]:

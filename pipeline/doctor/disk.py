@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import first_line
 from ..quantities import size
-from .finding import OK, PROBLEM, WARNING, Finding, first_line
+from .finding import OK, PROBLEM, WARNING, Finding
 
 LITTLE_SPACE_BYTES = 1 << 30
 

@@ -21,8 +21,3 @@ class Finding(NamedTuple):
     state: str
     found: str
     todo: str = ""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

@@ -9,7 +9,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pkgutil import resolve_name
 
-from .finding import OK, PROBLEM, WARNING, Finding, first_line
+from ..errors import first_line
+from .finding import OK, PROBLEM, WARNING, Finding
 
 IMPORTED = ("numpy", "torch", "torchvision", "timm", "open_clip", "zarr", "numcodecs", "h5py", "PIL", "safetensors")
 REGISTRIES = (

@@ -17,16 +17,12 @@ def check_stores(cache_root: Path) -> list[Finding]:
     from layerbank.cache import BENCHMARK_PREFIX, find_garbage, list_stores
 
     stores = list_stores(cache_root)
-    findings = [finding for store in stores if (finding := _look_at(store, cache_root)) is not None]
+    findings = [finding for store in stores if (finding := _check_store(store, cache_root)) is not None]
     todo = f"layerbank cache gc --cache {shlex.quote(str(cache_root))} --delete"
     findings += [Finding("leftover", WARNING, f"{one.path}: {one.reason}", todo) for one in find_garbage(cache_root)]
-    # left by a `layerbank plan` that was killed, perhaps beside a folder that did not exist
-    trials = [
-        path for folder in (cache_root, cache_root.absolute().parent) for path in folder.glob(f"{BENCHMARK_PREFIX}*")
-    ]
-    findings += [
-        Finding("leftover", WARNING, f"{path}: left by a plan that was killed", "Delete it.") for path in trials
-    ]
+    for folder in (cache_root, cache_root.absolute().parent):  # beside it where it did not exist yet
+        for path in folder.glob(f"{BENCHMARK_PREFIX}*"):
+            findings.append(Finding("leftover", WARNING, f"{path}: left by a plan that was killed", "Delete it."))
     num_complete = sum(store.state == "complete" for store in stores)
     return [*findings, Finding("stores", OK, f"{num_complete} complete under {cache_root}")]
 
@@ -61,7 +57,7 @@ def resume_command(store: StoreInfo, cache_root: Path) -> str | None:
     return shlex.join(["layerbank", "extract", *words, *flags])
 
 
-def _look_at(store: StoreInfo, cache_root: Path) -> Finding | None:
+def _check_store(store: StoreInfo, cache_root: Path) -> Finding | None:
     if store.problem is not None:
         return Finding("store", PROBLEM, f"{store.path}: {store.problem.got}", store.problem.todo)
     if store.owners:

@@ -1,1 +1,4 @@
-"""Executors run tasks in worker processes: of this machine (`local.py`) or of a Ray cluster (`ray_*.py`); work that uses them."""
+"""Executors run tasks in worker processes, on this machine (`local.py`) or on a Ray cluster (`ray_*.py`).
+
+`workers.py` and `studies.py` run an extraction by several workers, and studies, with them.
+"""

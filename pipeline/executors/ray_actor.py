@@ -28,8 +28,8 @@ class Actor:
     def __init__(self, num_cpus: int) -> None:
         """Limit torch to the cores of the actor; torch reads the variable when the first task imports it."""
         if num_cpus:
-            asked = os.environ.get("OMP_NUM_THREADS", "")
-            os.environ["OMP_NUM_THREADS"] = str(min(num_cpus, int(asked)) if asked.isdigit() else num_cpus)
+            limit = os.environ.get("OMP_NUM_THREADS", "")
+            os.environ["OMP_NUM_THREADS"] = str(min(num_cpus, int(limit)) if limit.isdigit() else num_cpus)
 
     def run(self, task: Task, attempt: int, test_locks: Sequence[Path], folder: str) -> Iterator[object]:
         """Yield the events of a task as they come, then `Returned` or the error.

@@ -35,7 +35,6 @@ from ..extraction.ranks import device_of_worker
 from ..jobs.recipe import Recipe
 from ..jobs.study_disk_space import report_disk_space
 from ..jobs.units import (
-    Failure,
     OpenModels,
     StudyOptions,
     Unit,
@@ -67,7 +66,7 @@ _MODELS = OpenModels()  # of a worker process, from one unit to the next
 
 def run_study(
     recipe: Recipe, options: StudyOptions, *, executor: Executor | None = None, on_event: OnEvent = ignore
-) -> tuple[list[Row], list[Failure]]:
+) -> tuple[list[Row], list[StudyFailed]]:
     """Run all units of a recipe that are not done.
 
     Args:
@@ -136,7 +135,7 @@ def _run_unit_in_worker(
     return run_unit(recipe, options, unit, models=_MODELS, on_event=filtered)
 
 
-def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+def write_failures(path: Path, failures: Sequence[StudyFailed]) -> None:
     """Write the failures of a run as JSON lines, whole or not at all; without failures, delete the file."""
     if not failures:
         path.unlink(missing_ok=True)

@@ -149,14 +149,13 @@ class Relay:
             self._on_event(replace(event, **seconds))
 
     def _sum_progress(self, num_workers: int = 0) -> ExtractionProgress:
-        """Sums of rows and batches; the seconds are wall time, in the proportions of the workers' own."""
+        """Sum the rows; the seconds are wall time, in the proportions of the workers' own."""
         parts = self._progress.values()
         wall_s = time.monotonic() - self._began
         scale = wall_s / max(sum(one.elapsed_s for one in parts), 1e-9)
         return ExtractionProgress(
             num_done=sum(one.num_done for one in parts),
             num_pending=sum(self._num_missing.values()),
-            num_batches=sum(one.num_batches for one in parts),
             elapsed_s=wall_s,
             num_workers=num_workers,
             **{phase: scale * sum(getattr(one, phase) for one in parts) for phase in PHASES},

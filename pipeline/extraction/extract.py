@@ -27,7 +27,7 @@ from layerbank.cache import (
 )
 
 from ..data.sources import ImageSource
-from ..data.views import MARK, ViewedSource
+from ..data.views import ViewedSource, evaluation_transform
 from ..errors import RequestError
 from ..events import CacheReused, OnEvent, ShareFinished, ignore
 from ..models.backbone import Backbone
@@ -139,7 +139,7 @@ def spec_of(backbone: Backbone, source: ImageSource, storage_dtype: str) -> Cach
 def model_differences(one: CacheSpec, other: CacheSpec) -> list[str]:
     """Return the identity fields in which the models of two stores differ, whatever their data, views and storage."""
     different = [name for name in _MODEL_FIELDS if getattr(one, name) != getattr(other, name)]
-    same_transform = one.transform.partition(MARK)[0] == other.transform.partition(MARK)[0]
+    same_transform = evaluation_transform(one.transform) == evaluation_transform(other.transform)
     return different if same_transform else [*different, "transform"]
 
 

@@ -91,7 +91,7 @@ def run_tasks(
     for task in tasks:
         on_event(_started(task, source))
     num_pending = sum(task.num_pending for task in tasks)
-    num_done = num_batches = 0
+    num_done = 0
     with ExitStack() as stack:
         decoded_pieces = stack.enter_context(
             closing(decode_batches(source, geometries, wanted, num_workers=num_workers))
@@ -103,14 +103,10 @@ def run_tasks(
             _check_images(decoded, on_bad_image, on_event)
             for number in numbers:
                 if num_rows := runs[number].take(decoded, geometry_of[number]):
-                    num_done, num_batches = num_done + num_rows, num_batches + 1
+                    num_done += num_rows
                     on_event(
                         ExtractionProgress(
-                            num_done=num_done,
-                            num_pending=num_pending,
-                            num_batches=num_batches,
-                            num_workers=num_workers,
-                            **clock.times(),
+                            num_done=num_done, num_pending=num_pending, num_workers=num_workers, **clock.times()
                         )
                     )
         for run in runs:

@@ -80,8 +80,6 @@ def needs_bfloat16(
                 split=source.split,
                 level=level,
                 num_nonfinite=num_nonfinite,
-                asked="float16",
-                used="bfloat16",
             )
         )
         return True

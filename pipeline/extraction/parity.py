@@ -1,6 +1,6 @@
 """Parity: how far the stored tokens are from those of a float32 run of the same images, measured before a store is made.
 
-The first images of a split are run twice, as asked for and in float32, and what would be stored of them is compared token by token.
+The first images of a split are run twice, as requested and in float32, and what would be stored of them is compared token by token.
 A float16 model that overflows is replaced by a bfloat16 one. Where the model runs in float32 anyway, what is measured is the
 storage rounding error.
 
@@ -39,7 +39,7 @@ class Settled:
     """The model to run, and its parity.
 
     Attributes:
-        request, backbone: as asked for, or in bfloat16.
+        request, backbone: as requested, or in bfloat16.
         parity: split -> array name -> parity, of arrays that are new to their store.
     """
 
@@ -67,7 +67,7 @@ def settle(
     overflows, all of them are computed in bfloat16.
 
     Args:
-        request, backbone: the model as it was asked for, and opened.
+        request, backbone: the requested model, and the same opened.
         sources: the splits to extract.
         arrays: the (level, kind) pairs to extract.
         storage_dtype, cache_root: the dtype of the stored tokens, as in a store's spec, and the folder of all stores.

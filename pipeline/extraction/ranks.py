@@ -63,7 +63,7 @@ def device_of_worker(device: str, index: int, num_gpus: int | None = None) -> st
 
 
 def choose_processes(processes: int | None, device: str, worker: Worker | None, num_gpus: int | None = None) -> int:
-    """Choose how many processes run the model: as asked for, else one for each GPU, else one.
+    """Choose how many processes run the model: as requested, else one for each GPU, else one.
 
     >>> choose_processes(None, "auto", None, 4), choose_processes(None, "cuda:1", None, 4), choose_processes(None, "auto", None, 0)
     (4, 1, 1)

@@ -1,1 +1,4 @@
-"""Jobs: extraction as commands request it, and studies, which a recipe describes: models x data sets x probes x seeds."""
+"""Jobs: extraction as commands request it (`extract.py`), and studies: a recipe, its units, its plan, its disk space.
+
+Nothing here knows terminals or which process runs what.
+"""

@@ -1,4 +1,4 @@
-"""Extraction as a command requests it: open the data and the models, look at the first images, check the disk.
+"""Extraction as a command requests it: open the data and the models, compare the first images with float32, check the disk.
 
 Knows nothing of terminals. Options come as a mapping that pickles, so that worker processes get the same ones.
 """
@@ -65,7 +65,7 @@ class RequestedExtraction:
     on_event: OnEvent = ignore
 
     def settled(self, sources: Sequence[ImageSource]) -> RequestedExtraction:
-        """Look at the first images of each split; the precision may change, see `parity.settle`."""
+        """Compare the first images of each split with float32; the precision may change, see `parity.settle`."""
         found = settle(
             self.request,
             self.backbone,
@@ -112,7 +112,7 @@ def prepare(
     """Open the data and the models of `layerbank extract`.
 
     Args:
-        request: the options; `settled` among them if `prepare_shares` has looked at the first images.
+        request: the options, with `settled` if `prepare_shares` has compared the first images.
         on_event: called with every event.
         worker: which of several workers of the stores this process is.
         only_plan: go on where the disk is too small.
@@ -146,7 +146,7 @@ def prepare(
 def settle_and_check_disk(
     requested: Sequence[RequestedExtraction], sources: Sequence[ImageSource]
 ) -> list[RequestedExtraction]:
-    """Refuse what the disk cannot take, and look at the first images of what it can.
+    """Check the disk space, and compare the first images of each split with float32.
 
     A float16 model may become a bfloat16 one, whose store is another and perhaps complete, so its disk space is checked afterwards.
 
@@ -172,7 +172,7 @@ def _check_disk(requested: Sequence[RequestedExtraction], sources: Sequence[Imag
 
 
 def prepare_shares(request: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], list[Path]]:
-    """Do once what several processes of `layerbank extract` need: check the request, look at the first images, begin new stores.
+    """Do once what several processes of `layerbank extract` need: check the request, compare the first images, begin new stores.
 
     Returns:
         The request for `extract_share`, and the stores.
@@ -224,7 +224,7 @@ def with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
 
 
 def open_extraction(options: dict[str, Any], on_event: OnEvent) -> RequestedExtraction:
-    """Open the model of a command's options; its arrays are not known yet.
+    """Open the model that a command's options name; its arrays are not known yet.
 
     Raises:
         RequestError: wrong options; errors name the option.

@@ -6,7 +6,6 @@ model or a data set can be opened is not checked here: that is a failure of its 
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..data.catalogue import find_entry, require_entry
 from ..data.sources import SOURCES
-from ..errors import RequestError
+from ..errors import RequestError, nearest_name
 from ..probing.probe_spec import parse_probes
 from ..probing.protocols import open_protocol
 
@@ -68,7 +67,7 @@ def open_recipe(name: str) -> Recipe:
     path = SHIPPED / f"{name}.toml" if name in shipped_recipes() else Path(name)
     if not path.is_file():
         names = shipped_recipes()
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        nearest = nearest_name(name, names)
         raise RequestError("jobs.recipe_not_found", name=name, names=", ".join(names), nearest=nearest)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -88,7 +87,7 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         if key in known:
             problems += _CHECKS[key](key, value)
         else:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            nearest = nearest_name(key, known)
             problems.append(f"the key {key!r} (did you mean {nearest!r}?)")
     problems += [f"no {key}" for key in ("models", "data", "probes") if key not in values]
     models = values.get("models", [])

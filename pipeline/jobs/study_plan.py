@@ -1,4 +1,4 @@
-"""What a study would do, before it does anything: units, images, trainings, bytes, and, if asked, hours.
+"""Plan a study before it does anything: units, images, trainings, bytes, and with --calibrate hours.
 
 Models are built without weights, and data sets are opened where they lie; of a data set of the catalogue that is not here the
 training images are known, the test images are not. Stores and results that exist are not considered, because the names of stores
@@ -73,7 +73,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is known of a data set: both splits, the training images alone, or nothing."""
+    """The splits and classes of a data set as far as they are known: both splits, the training images alone, or nothing."""
 
     splits: tuple[Split, ...] = ()
     num_classes: int | None = None

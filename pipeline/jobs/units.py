@@ -10,7 +10,7 @@ Knows nothing of other units: `executors/studies.py` decides who runs which, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,37 +38,10 @@ UNIT_ERRORS = (LayerbankError, OSError)  # any other exception is a bug and ends
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One model on one data set.
-
-    Attributes:
-        number: in the order of the study, from 0.
-        model, dataset: as the recipe names them.
-    """
-
-    number: int
-    model: str
-    dataset: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A part of a study that could not be done.
-
-    Attributes:
-        model, dataset: as the recipe names them.
-        probe: name of the probe; None if nothing of the unit could be done.
-        seed: the seed that failed, if the recipe has several.
-        where, expected, got, todo: the message.
-    """
+    """One model on one data set, as the recipe names them."""
 
     model: str
     dataset: str
-    probe: str | None
-    seed: int | None = None
-    where: str
-    expected: str
-    got: str
-    todo: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +81,13 @@ class UnitResult:
 
     unit: Unit
     rows: tuple[Row, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[StudyFailed, ...]
 
 
 def result_of_lost_unit(unit: Unit, reason: str, on_event: OnEvent = ignore) -> UnitResult:
     """The outcome of a unit whose process died: one failure, which is reported."""
     failure = _failure(unit, None, WorkError("jobs.unit_lost", reason=reason))
-    on_event(StudyFailed(**asdict(failure)))
+    on_event(failure)
     return UnitResult(unit=unit, rows=(), failures=(failure,))
 
 
@@ -148,8 +121,7 @@ class OpenModels:
 
 def units_of(recipe: Recipe) -> list[Unit]:
     """Every unit of a recipe, models in the outer loop. Units are independent: they may run in any order, or at the same time."""
-    pairs = ((model, dataset) for model in recipe.models for dataset in recipe.data)
-    return [Unit(number=number, model=model, dataset=dataset) for number, (model, dataset) in enumerate(pairs)]
+    return [Unit(model=model, dataset=dataset) for model in recipe.models for dataset in recipe.data]
 
 
 def run_unit(
@@ -164,11 +136,11 @@ def run_unit(
         models: for a process that runs several units one after the other.
         on_event: called with every event.
     """
-    failures: list[Failure] = []
+    failures: list[StudyFailed] = []
 
     def fail(name: str | None, error: Exception, seed: int | None = None) -> None:
         failures.append(_failure(unit, name, error, seed))
-        on_event(StudyFailed(**asdict(failures[-1])))
+        on_event(failures[-1])
 
     on_event(StudyUnit(model=unit.model, dataset=unit.dataset))
     rows: list[Row] = []
@@ -283,8 +255,8 @@ def _run_probes(
         )
 
 
-def _failure(unit: Unit, probe_name: str | None, error: Any, seed: int | None = None) -> Failure:
+def _failure(unit: Unit, probe_name: str | None, error: Any, seed: int | None = None) -> StudyFailed:
     if not isinstance(error, LayerbankError):
         error = WorkError("jobs.file_error", file=error.filename or "a file of the study", error=error)
     parts = {part: getattr(error, part) for part in ("where", "expected", "got", "todo")}
-    return Failure(model=unit.model, dataset=unit.dataset, probe=probe_name, seed=seed, **parts)
+    return StudyFailed(model=unit.model, dataset=unit.dataset, probe=probe_name, seed=seed, **parts)

@@ -54,7 +54,7 @@ def open_demo(model_id: str, *, weights: str | None, tap: str, image_size: int |
     the outputs of the blocks by 5-9 %.
 
     Raises:
-        RequestError: other weights were asked for, the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
+        RequestError: other weights were requested, the package or `onnx` is missing, or the size does not fit patches of 14 pixels.
         WorkError: the converted weights cannot be written.
     """
     if model_id != DEMO_MODEL:

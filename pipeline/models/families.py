@@ -53,7 +53,7 @@ class ModelFamily:
     """The models of one library; a plug-in registers one under the entry point group `layerbank.models`.
 
     Attributes:
-        form: what its ids look like.
+        form: form of its ids, such as `timm/NAME`.
         open: opens a model.
         names: ids of its models, without tags of weights; () where they cannot be listed.
         groups: groups of the listed models; the last one should match all of them.

@@ -6,11 +6,10 @@ models nor stores.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
-from ..errors import RequestError
+from ..errors import RequestError, nearest_name
 
 FINAL = "final"
 LAYER_SETS = ("last", "mid", "quarterly", "all")
@@ -83,7 +82,7 @@ def choose_levels(text: str, depth: int) -> list[str]:
 
 def unknown_level(name: str, known: list[str]) -> RequestError:
     """The error for a level that a backbone lacks; names the nearest one that it has."""
-    near = difflib.get_close_matches(name, [*known, *LAYER_SETS], n=1, cutoff=0.0)[0]
+    near = nearest_name(name, [*known, *LAYER_SETS])
     if re.fullmatch(r"block\.\d+", name):  # too deep: by its digits, block.12 would be nearest to block.2
         near = known[-2]
     sets = ", ".join(LAYER_SETS)

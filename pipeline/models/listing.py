@@ -36,7 +36,7 @@ class ModelFacts:
         num_register_tokens: register tokens.
         num_prefix_tokens: all tokens before the patches, a distillation token among them.
         taps: norm2 and block, or block alone where blocks have no norm between attention and MLP.
-        num_parameters: of the modules that run: without classifier and text tower.
+        num_parameters: number of parameters of the modules that run: without classifier and text tower.
         weights: tags of pretrained weights, to be written after a dot (timm) or a slash (open_clip).
     """
 
@@ -119,7 +119,7 @@ def describe(model_id: str) -> ModelFacts:
     with quiet_libraries(), torch.device("meta"):
         try:
             widths = measure_widths(tower, "norm2")
-        except RequestError:  # no norm between attention and MLP, or no tokens at all, which the next line tells
+        except RequestError:  # no norm between attention and MLP; the next line raises if there are no tokens at all
             taps, widths = ("block",), measure_widths(tower, "block")
     plain = family.without_tag(model_id)
     return ModelFacts(

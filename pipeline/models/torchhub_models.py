@@ -1,7 +1,7 @@
 """Models that a repository's `hubconf.py` builds, by `torchhub:<repo>:<entry>`: for example DINOv2's own code.
 
 The repository is `owner/name[:ref]` on GitHub or a folder. **Its code runs here**, so one on GitHub is opened only if torch's hub
-trusts it already or torch trusts its owner. The transform is the one DINO, DINOv2 and MAE are evaluated with (PROTOCOL section 4),
+trusts it already or torch trusts its owner. The transform is the one DINO, DINOv2 and MAE are evaluated with,
 at 224 pixels unless `--image-size` says otherwise: a hub entry has none.
 
 The architecture's text holds a digest of the file that defines the model's class, because the entry's name says nothing of what
@@ -20,7 +20,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from xxhash import xxh3_64_hexdigest
 
-from ..errors import RequestError, WorkError
+from ..errors import RequestError, WorkError, first_line
 from .families import ModelFamily
 from .timm_models import transform_text
 from .tower import Tower
@@ -67,8 +67,7 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
         with torch.inference_mode():
             forward(torch.zeros(1, 3, size, size, dtype=next(model.parameters()).dtype))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RequestError("models.does_not_run", model=name, size=size, reason=reason) from error
+        raise RequestError("models.does_not_run", model=name, size=size, reason=first_line(error)) from error
     blocks = find_blocks(model, name, tap, forward, (size, size))
     last, final, how = final_norm(model, blocks)
     code_digest = xxh3_64_hexdigest(Path(inspect.getfile(type(model))).read_bytes())
@@ -102,7 +101,7 @@ def _split(model_id: str) -> tuple[str, str]:
 
 
 def _check_trust(model_id: str, repo: str) -> None:
-    """Refuse code that the user has not said to trust; torch itself would ask on stdin."""
+    """Refuse code that the user has not trusted before; torch itself would prompt on stdin."""
     owner, name = repo.partition(":")[0].split("/", 1)
     hub = Path(torch.hub.get_dir())
     listed = (hub / "trusted_list").read_text().split() if (hub / "trusted_list").is_file() else []
@@ -132,7 +131,7 @@ def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: 
             raise
         raise RequestError("models.entry_not_loaded", model=model_id, entry=entry, reason=error) from error
     except OSError as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise WorkError("models.torchhub_unreachable", model=model_id, reason=reason) from error
     if not isinstance(model, nn.Module):
         raise RequestError("models.entry_is_no_module", model=model_id, entry=entry, type=type(model).__name__)

@@ -24,7 +24,7 @@ class Normalisation:
     """(x / 255 - mean) / std for each channel, as `ToTensor` and `Normalize` compute it.
 
     Attributes:
-        mean, std: of each channel, of pixels in [0, 1].
+        mean, std: mean and deviation of each channel, for pixels in [0, 1].
     """
 
     mean: tuple[float, ...]

@@ -19,7 +19,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from ..errors import RequestError, WorkError
+from ..errors import RequestError, WorkError, first_line
 
 RANDOM = "random"
 _WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights inside a checkpoint
@@ -42,8 +42,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
         else:
             content = _load_torch_file(path)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RequestError("models.unreadable_weights", path=path, reason=reason) from error
+        raise RequestError("models.unreadable_weights", path=path, reason=first_line(error)) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -119,7 +118,7 @@ def from_the_hub(model_id: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, RepositoryNotFoundError, EntryNotFoundError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         absent = isinstance(error, RepositoryNotFoundError | EntryNotFoundError)
         if absent and not isinstance(error, LocalEntryNotFoundError):
             raise RequestError("models.not_on_the_hub", model=model_id, reason=reason) from error

@@ -1,1 +1,1 @@
-"""What work would take, before any of it is done: bytes, files, disk space and memory, and minutes from a short calibration."""
+"""Plans before any work: bytes, files, disk space and memory of an extraction, and minutes from a short calibration."""

@@ -1,4 +1,4 @@
-"""How long the models and probes of a study take on this machine: moments of the real work, scaled to all of it.
+"""How long the models and probes of a study take on this machine: a few passes and training steps, scaled to all of them.
 
 Models are run with random weights on blank images, and probes are trained by the real trainer on random tokens. Scoring, testing
 and what is solved are left out.

@@ -1,4 +1,4 @@
-"""What an extraction would take, before it does anything: images, bytes, files, minutes, memory.
+"""Plan an extraction before it does anything: images, bytes, files, minutes, memory.
 
 Bytes and files are those of the finished stores, less what they hold already, by the cache's own arithmetic
 (`layerbank.cache.forecast_store`). Minutes and memory are measured on a sample of the images (`calibrate.py`).
@@ -28,7 +28,7 @@ class PlannedStore:
 
     Attributes:
         num_missing: rows that lack anything requested, of num_rows.
-        size_bytes: of the finished store; written_bytes and written_files are still to be written.
+        size_bytes: size of the finished store; written_bytes and written_files are still to be written.
     """
 
     model: str
@@ -65,7 +65,7 @@ class Plan:
         needed_bytes: disk space, with whole disk blocks for every file and some headroom.
         free_bytes: free space of the disk of the folder `disk`.
         host_free_bytes: available memory.
-        num_workers, num_processes: as asked for or chosen.
+        num_workers, num_processes: as requested or chosen.
         forecast: time and memory; None if nothing is to be done, or the disk is too small.
     """
 

@@ -60,8 +60,8 @@ def keep_attention(
         named: its levels, kinds and the depth of the backbone.
         tokens_per_kind: number of tokens of each kind at a level.
         sample_ids: N, in the order of the images.
-        folder: of the row; exists.
-        title: of the picture, one line.
+        folder: folder of the row, which exists.
+        title: title of the picture, one line.
 
     Returns:
         The key numbers for a row of results, see `summarize`.
@@ -160,24 +160,22 @@ def _number(values: torch.Tensor) -> dict[str, float]:
     return {"mean": values.mean().item(), "std": values.std(correction=0).item()}
 
 
-def attention_map(
-    mass: NDArray[np.float64], levels: Sequence[str], kinds: Sequence[str], tokens_per_kind: Sequence[int]
-) -> NDArray[np.float64]:
-    """Attention a (kind, level), summed over the tokens of the kind.
+def attention_map(mass: NDArray[np.float64], num_levels: int, tokens_per_kind: Sequence[int]) -> NDArray[np.float64]:
+    """Sum the attention to the tokens of each kind and level.
 
     Args:
-        mass: [T] attention a token, averaged over samples and heads; levels first, then kinds, then cells.
-        levels, kinds: names.
+        mass: [T] attention to each token; levels first, then kinds, then cells.
+        num_levels: number of levels.
         tokens_per_kind: number of tokens of each kind at a level.
 
     Returns:
         [kinds, levels]; sums to 1.
 
-    >>> attention_map(np.array([0.1, 0.2, 0.3, 0.4]), ["block.3", "final"], ["cls", "ap"], [1, 1])
+    >>> attention_map(np.array([0.1, 0.2, 0.3, 0.4]), 2, [1, 1])
     array([[0.1, 0.3],
            [0.2, 0.4]])
     """
-    per_level = mass.reshape(len(levels), sum(tokens_per_kind))
+    per_level = mass.reshape(num_levels, sum(tokens_per_kind))
     borders = np.cumsum([0, *tokens_per_kind])
     return np.stack([per_level[:, start:stop].sum(1) for start, stop in pairwise(borders)])
 

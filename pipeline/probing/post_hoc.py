@@ -60,7 +60,7 @@ def train_post_hoc(
     Args:
         named: the probe.
         base: the row of its base, by the same protocol on the same stores.
-        group: of the base alone.
+        group: the group of the base alone.
         open_test: opens the test store; called after the last training.
         journal_of: returns the journal of searches for levels; called with the group as it is trained.
         on_event: called with what happens.

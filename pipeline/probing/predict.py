@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,7 +40,7 @@ class Prediction:
     Attributes:
         sample_id: as the source names it.
         label: name of the most probable class.
-        probability: of that class, in [0, 1].
+        probability: probability of that class, in [0, 1].
         target: name of the true class, None where the source has no labels.
     """
 
@@ -55,8 +54,8 @@ class SavedProbe:
     """A trained probe and the backbone it belongs to, ready to classify.
 
     Args:
-        folder: what `layerbank probe` saved: runs/<...>/<name>-<key>.
-        weights: where the backbone's weights lie now, if not where they were.
+        folder: a folder that `layerbank probe` saved: runs/<...>/<name>-<key>.
+        weights: where the backbone's weights are now; None if they have not moved.
         device: where the backbone runs.
 
     Raises:
@@ -69,7 +68,7 @@ class SavedProbe:
         self.module = module.eval()
         request = ModelRequest.from_dict(config["model"])
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
-        self.named = _named(config["probe"])
+        self.named = ProbeSpec.from_dict(config["probe"])
         self.class_names: list[str] = config["class_names"]
         self._spec = CacheSpec.from_dict(config["cache"])
         _check_backbone(folder, self._spec, self.backbone)
@@ -128,10 +127,6 @@ class SavedProbe:
         return float_tokens(round_tokens(tokens, dtype).values, dtype)
 
 
-def _named(values: dict[str, Any]) -> ProbeSpec:
-    return ProbeSpec(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
-
-
 def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
     here = {
         "architecture": backbone.architecture,
@@ -152,7 +147,7 @@ def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
 
 
 def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """Lines of a CSV file: a header, then one line an image, as they come."""
+    """Yield the lines of a CSV file: a header, then one line an image."""
     yield _csv_line("id", "predicted", "probability", "target")
     for one in predictions:
         yield _csv_line(one.sample_id, one.label, f"{one.probability:.6f}", one.target or "")

@@ -124,7 +124,7 @@ def probe(
     fail: Fail | None = None,
     on_event: OnEvent = ignore,
 ) -> list[Row]:
-    """Train probes and return their rows, in the order asked for.
+    """Train probes and return their rows, in the given order.
 
     Args:
         train, test: stores of the two splits, by the same backbone.

@@ -1,4 +1,4 @@
-"""Groups of probes that train together: of one protocol, as many as change nothing for each other.
+"""Groups of probes that train together: probes of one protocol that change nothing for each other.
 
 Probes share a group where the tokens of all of them stay in memory, or all of them are streamed in the same order, and each is
 trained in the same banks and chunks as it would be alone; then each gives the same bits as alone (on the CPU). A store that is
@@ -33,8 +33,8 @@ class ProbeGroup:
     Attributes:
         cache: the train store.
         probes: by name.
-        protocol: of all of them.
-        tokens: of the training split, the blocks of all.
+        protocol: the protocol of all of them.
+        tokens: tokens of the training split, with the blocks of all.
         sweeps: the candidates of each probe, as `layerbank.probes.run_sweeps` takes them.
         placement: where the tokens lie, and how training fits beside them.
     """
@@ -52,12 +52,12 @@ class ProbeGroup:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Of all sweeps, each once."""
+        """The candidates of all sweeps, each once."""
         return list(dict.fromkeys(chain.from_iterable(self.sweeps)))
 
     @property
     def read_bytes(self) -> int:
-        """Bytes an image that an epoch of all passes over the grids gathers."""
+        """Bytes an image that one epoch of all passes reads."""
         return self.placement.plan.num_passes * self.tokens.stored_row_bytes
 
     def memory_of(self, candidate: Candidate) -> MemoryPlan:
@@ -65,11 +65,11 @@ class ProbeGroup:
         return self.placement.plan.heads[candidate].memory
 
     def describe(self, candidate: Candidate) -> dict[str, Any]:
-        """What could change the bits of a candidate: see `Placement.describe`."""
+        """Return everything that could change the bits of a candidate: see `Placement.describe`."""
         return self.placement.describe(self.memory_of(candidate))
 
     def describe_choice(self, candidate: Candidate) -> dict[str, Any]:
-        """The same for a head on some of these tokens that is trained by itself, with one setting."""
+        """Do the same for a head on some of these tokens that is trained alone, with one setting."""
         memory = plan_choice(candidate, self.tokens, self.protocol, self.placement.training_bytes)
         return self.placement.describe(memory)
 
@@ -121,7 +121,7 @@ def make_group(
     *,
     buffer_rows: int | None = None,
 ) -> ProbeGroup:
-    """A group of these probes, whatever it costs them; `buffer_rows` as in `place_tokens`, the rest as in `plan_groups`."""
+    """Make one group of these probes, whatever that costs; `buffer_rows` as in `place_tokens`, the rest as in `plan_groups`."""
     tokens = CachedTokens(cache, [one for named in probes for one in named.family])
     sweeps = tuple(candidates_of(cache, named) for named in probes)
     each = list(dict.fromkeys(chain.from_iterable(sweeps)))
@@ -132,7 +132,7 @@ def make_group(
 
 
 def candidates_of(cache: TokenCache, named: ProbeSpec) -> tuple[Candidate, ...]:
-    """What a probe chooses among: itself, or the family that its name stands for."""
+    """Return the candidates of a probe: itself, or the family that its name stands for."""
 
     def row_shape(level: str, kind: str) -> tuple[int, ...]:
         return cache.arrays[level, kind].row_shape

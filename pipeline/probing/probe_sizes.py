@@ -97,9 +97,9 @@ def describe_probes(
     """Every probe whose name matches, on a backbone of one width.
 
     Args:
-        pattern: of names, * for anything; a name that is not in the list, such as `alf-grid7-h2`, is parsed.
-        depth, embed_dim, num_patches: of the backbone.
-        num_classes: of the data.
+        pattern: pattern of names, * for anything; a name that is not in the list, such as `alf-grid7-h2`, is parsed.
+        depth, embed_dim, num_patches: sizes of the backbone.
+        num_classes: number of classes of the data.
         reference_quirks: as in `parse_probe`.
 
     Returns:

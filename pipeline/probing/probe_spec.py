@@ -28,12 +28,11 @@ alf with 8 heads. A head of a plug-in has names of one of these forms.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..errors import RequestError, nearest_name
 from ..models.layers import FINAL, LAYER_SETS, layer_set, level_names
 
 if TYPE_CHECKING:
@@ -93,6 +92,11 @@ class ProbeSpec:
     protocol: Mapping[str, object] = field(default_factory=dict)
     candidates: tuple[ProbeSpec, ...] = ()
     derived: SmallestLevels | TopSettings | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProbeSpec:
+        """Return the probe that a probe.json holds."""
+        return cls(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
 
     @property
     def family(self) -> tuple[ProbeSpec, ...]:
@@ -307,7 +311,7 @@ def _unknown(stem: str) -> RequestError:
     for head in _heads().broken:
         if stem.startswith(head):
             _heads().require(head)
-    nearest = difflib.get_close_matches(stem, probe_names(), n=1, cutoff=0)[0]
+    nearest = nearest_name(stem, probe_names())
     return RequestError("probing.unknown_probe", name=stem, examples=", ".join(DEMO_PROBES), nearest=nearest)
 
 

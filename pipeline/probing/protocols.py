@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 
 from layerbank.probes import PAPER, QUICK, ProbeError, TrainingProtocol
 
-from ..errors import RequestError
+from ..errors import RequestError, nearest_name
 
 NAMED = {"paper": PAPER, "quick": QUICK}
 
@@ -38,7 +37,7 @@ def open_protocol(name: str, *, seed: int) -> TrainingProtocol:
         raise RequestError("probing.protocol_with_seed", path=path)
     known = [field.name for field in fields(TrainingProtocol) if field.name != "seed"]
     for key in [key for key in values if key not in known]:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+        nearest = nearest_name(key, known)
         raise RequestError("probing.unknown_protocol_key", path=path, keys=", ".join(known), key=key, nearest=nearest)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:

@@ -130,7 +130,7 @@ class Summary:
 
     @property
     def seconds(self) -> float:
-        """Of all phases and seeds."""
+        """Seconds of all phases and seeds."""
         return sum(sum(row["seconds"].values()) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def keep_probe(
         train: the train store.
         test: the identity of the test store.
         open_test: opens it; called if there is a probe to run on its images.
-        folder: of the row.
+        folder: folder of the row.
         config: what is needed to run the backbone again, kept with the probe.
     """
     result, named = trained.result, trained.candidate
@@ -168,7 +168,7 @@ def _plan(plan: BatchPlan | None) -> dict[str, int] | None:
 
 
 def _plain(named: ProbeSpec) -> dict[str, Any]:
-    """A probe as `ProbeSpec(**...)` takes it back, without its family."""
+    """A probe as `ProbeSpec.from_dict` reads it, without its family."""
     values = asdict(named)
     del values["candidates"], values["derived"]
     return values

@@ -60,12 +60,10 @@ class LevelChoice:
     num_trained: int
 
 
-def smallest_levels(
-    levels: Sequence[str], train: TrainSubsets, *, max_levels: int | None = None, level: float = LEVEL, seed: int = 0
-) -> LevelChoice:
+def smallest_levels(levels: Sequence[str], train: TrainSubsets, *, level: float = LEVEL, seed: int = 0) -> LevelChoice:
     """Find few levels that are as good as the best many, by greedy forward selection on the validation images.
 
-    The level that helps most is added until all are in (or `max_levels`); taken is the smallest set on the way whose gap to the
+    The level that helps most is added until all are in; chosen is the smallest set on the way whose gap to the
     best one is not above zero with the stated confidence (paired bootstrap over validation images). Greedy is not exhaustive: a
     pair of levels that only helps together is found late. L levels take L (L + 1) / 2 probes, in L rounds. The deeper of equals is
     taken.
@@ -73,9 +71,8 @@ def smallest_levels(
     Args:
         levels: L names, shallow to deep, L >= 1.
         train: trains one probe a set of levels.
-        max_levels: where to stop; None is all.
-        level: of confidence.
-        seed: of the bootstrap.
+        level: confidence level, in (0, 1).
+        seed: seed for the bootstrap.
 
     Raises:
         RequestError: no levels.
@@ -84,13 +81,13 @@ def smallest_levels(
         raise RequestError("probing.no_levels")
     path: list[Validated] = []
     num_trained = 0
-    for size in range(1, min(len(levels), max_levels or len(levels)) + 1):
+    for size in range(1, len(levels) + 1):
         held = set(path[-1].levels) if path else set()
         candidates = [tuple(n for n in levels if n in held | {new}) for new in reversed(levels) if new not in held]
         found = train(candidates)
         num_trained += len(candidates)
         path.append(max(found, key=lambda one: one.accuracy))
-        assert len(path[-1].levels) == size, "train() must answer for the levels it was asked about"
+        assert len(path[-1].levels) == size, "train() returned other levels"
     best = max(path, key=lambda one: one.accuracy)  # the smallest of equals
     for one in path:
         gap = difference_interval(best.hits, one.hits, best.labels, level=level, seed=seed)

@@ -40,7 +40,7 @@ class SweepJournal:
     """A `layerbank.probes.Journal` of files.
 
     Args:
-        folder: of the journal; made when there is something to keep.
+        folder: folder of the journal; made when there is something to keep.
         setting: what the scores of all banks depend on: the train store, the protocol, the device.
         describe: what those of one head depend on beside that: how its tokens and its training lie in memory.
         rows: keys of the rows that this leads to.

@@ -31,10 +31,10 @@ class Trained:
     """The result of one probe.
 
     Attributes:
-        named: as it was asked for.
+        named: the probe as it was requested.
         candidate: what was chosen: itself, or one of its family.
-        result: of the sweep.
-        protocol: by which.
+        result: the result of its sweep.
+        protocol: the protocol that it was trained by.
         memory: where tokens lay and how training fitted beside them: everything that could change the result's bits.
         together_with: names of the probes that shared the passes.
         num_refits: final trainings.
@@ -115,21 +115,21 @@ def _announce(group: ProbeGroup, on_event: OnEvent, *, again: bool = False) -> N
                     token_shape=shapes.pop() if len(shapes) == 1 else group.tokens.token_shape,
                 )
             )
-        if plan := group.memory_of(sweep[0]):
-            on_event(
-                MemoryPlanned(
-                    probe=named.name,
-                    budget_bytes=placed.budget_bytes,
-                    planned_bytes=placed.planned_bytes,
-                    tokens=placed.tokens,
-                    on_gpu=placed.device.type == "cuda",
-                    tokens_bytes=group.tokens.stored_bytes,
-                    num_banks=plan.num_banks,
-                    probes_at_once=plan.probes_at_once,
-                    group_size=plan.group_size,
-                    chunk_size=plan.chunk_size,
-                )
+        plan = group.memory_of(sweep[0])
+        on_event(
+            MemoryPlanned(
+                probe=named.name,
+                budget_bytes=placed.budget_bytes,
+                planned_bytes=placed.planned_bytes,
+                tokens=placed.tokens,
+                on_gpu=placed.device.type == "cuda",
+                tokens_bytes=group.tokens.stored_bytes,
+                num_banks=plan.num_banks,
+                probes_at_once=plan.probes_at_once,
+                group_size=plan.group_size,
+                chunk_size=plan.chunk_size,
             )
+        )
 
 
 def open_tokens(test: TokenCache, group: ProbeGroup) -> StreamedTokens:

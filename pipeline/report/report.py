@@ -2,7 +2,7 @@
 
 Rows of different protocols are never compared: each protocol is a group of sections of its own, made by the figures of the registry
 (`figures`). Nothing is trained. Beside results.jsonl and the saved predictions, a report reads the content hashes of the stores,
-a few test images, and the tokens if asked.
+a few test images, and with `tokens` the tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..probing.results import Row
+from ..quantities import counted
 from ..statistics.dataset_table import table_latex, table_markdown
 from ..statistics.scores import group_by_protocol
 from .figures import FIGURES
@@ -21,7 +22,6 @@ from .figures.results import Record, csv_of, records_of
 from .gather import gather
 from .page import render_page
 from .page.blocks import Block, Bullets, Gallery, Group, Picture, Section
-from .page.numbers import counted
 from .report_data import ReportData, ReportOptions
 from .style import write_file
 
@@ -106,11 +106,17 @@ def write_figures(folder: Path, figures: Mapping[str, Picture]) -> list[Path]:
 
 
 def _sections(data: ReportData) -> list[Section]:
-    """Every figure of the registry in its section, and the figures without data."""
+    """Every figure of the registry in its section, and the figures without data; a plug-in that fails becomes a note."""
     blocks: dict[tuple[str, str], list[Block]] = {}
     lacking = []
-    for figure in FIGURES.values():
-        made = figure.make(data)
+    for name, figure in FIGURES.items():
+        try:
+            made = figure.make(data)
+        except Exception as error:  # whatever a plug-in raises
+            if name in FIGURES.builtin:
+                raise
+            data.notes.append(f"The figure {name} of a plug-in failed: {type(error).__name__}: {error}")
+            continue
         if made is None:
             lacking.append(f"{figure.title}: {figure.needs}")
         blocks.setdefault(figure.section, []).extend(made or ())

@@ -1,4 +1,4 @@
-"""The data of a report: the rows of one protocol, and everything that is read for them; what a figure of the report is.
+"""The data of a report: the rows of one protocol, and everything that is read for them; `ReportFigure`.
 
 Figures read tables, predictions, saved settings and stores from here, and draw here. What should be there and cannot be read
 becomes a note. Nothing is trained.
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from ..errors import LayerbankError
 from ..events import OnEvent, ignore
 from ..probing.results import Row
+from ..quantities import counted
 from ..statistics.dataset_table import DatasetTable, dataset_table
 from ..statistics.duplicates import Duplicates, accuracies_without, duplicates_of
 from ..statistics.findings import Finding, find
 from ..statistics.scores import GIVEN_LEVEL, Case, Table, scores_of_rows, table_of
 from ..statistics.tested import Tested, read_tested
 from .page.blocks import Block, Note, Picture
-from .page.numbers import counted
 from .style import drawn_as
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ class ReportData:
     """The rows of one protocol.
 
     Args:
-        rows: of one protocol.
+        rows: rows of one protocol.
         folders: key -> folder of a row.
-        options: of the report.
+        options: options of the report.
 
     Attributes:
-        scores, table: of the rows.
+        scores, table: scores of the rows, and their table.
         cases: in the order of the rows.
         row, rows_of: (case, probe) -> its row; case -> probe -> its row.
         tested: case -> the predictions of its probes.
@@ -209,7 +209,7 @@ class ReportData:
         """Draw a figure and keep it.
 
         Args:
-            name: of its files, without a suffix.
+            name: name of its files, without a suffix.
             draw: writes STEM.svg, STEM.csv and, if figures are written as files, STEM.png.
             alt: what it shows, with its numbers.
             caption: under it.

@@ -44,7 +44,7 @@ class SavedHead:
     """A trained probe and the tokens of one store that it reads.
 
     Args:
-        folder: of a row: RUNS/<data set>/<store>/<name>-<key>.
+        folder: folder of a row: RUNS/<data set>/<store>/<name>-<key>.
         store: of any split.
 
     Raises:
@@ -55,8 +55,7 @@ class SavedHead:
 
     def __init__(self, folder: Path, store: Path) -> None:
         self.probe, config = load_probe(folder)
-        named = config["probe"]
-        self.named = ProbeSpec(**{**named, "levels": tuple(named["levels"]), "kinds": tuple(named["kinds"])})
+        self.named = ProbeSpec.from_dict(config["probe"])
         self.cache = TokenCache.open(store, num_views=0)
         _check_backbone(folder, CacheSpec.from_dict(config["cache"]), store, self.cache.spec)
         require_arrays(list(self.cache.arrays), self.named, store)
@@ -92,7 +91,7 @@ class SavedHead:
         row_shapes = [self.cache.arrays[self.named.levels[0], kind].row_shape for kind in self.named.kinds]
         counts = [shape[0] if len(shape) > 1 else 1 for shape in row_shapes]  # tokens of each kind
         heads = self.attention().numpy()  # [H, T]
-        return np.stack([attention_map(mass, self.named.levels, self.named.kinds, counts) for mass in heads])
+        return np.stack([attention_map(mass, len(self.named.levels), counts) for mass in heads])
 
     def attention(self) -> torch.Tensor:
         """[H, T] float64 attention of each head and token, averaged over the images of the store.
@@ -112,8 +111,8 @@ def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequ
     equals keep their order.
 
     Args:
-        folder: of the row.
-        train_store, test_store: of its two splits.
+        folder: folder of the row.
+        train_store, test_store: stores of its two splits.
         counts: values of k, each from 1 to T.
 
     Raises:

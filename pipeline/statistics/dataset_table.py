@@ -47,7 +47,7 @@ class DatasetTable:
     Attributes:
         probes: columns.
         lines: data set -> one cell for each probe.
-        means: of the columns over data sets.
+        means: means of the columns over data sets.
         ranks: mean rank of the columns that have at least half of the lines, on lines that have them all.
         note: what the marks mean, and which test they are from.
         warnings: data set -> a warning, such as test images that are training images.
@@ -71,7 +71,7 @@ def dataset_table(
     """Make the table of accuracies in percent.
 
     Args:
-        table: of all models and seeds.
+        table: scores of all models and seeds.
         probes: columns; None takes all.
         compare: two-sided p of a probe against the best, for lines where Wilcoxon has too few pairs; without it nothing is
             underlined there.

@@ -85,7 +85,7 @@ def accuracies_without(
     """Balanced accuracies with and without the images that two splits share.
 
     Args:
-        duplicates: of the two stores of the cases.
+        duplicates: duplicates between the two stores of the cases.
         tested: the cases.
 
     Returns:

@@ -39,10 +39,10 @@ class Score:
         model: id of the backbone.
         dataset: name of the data set.
         probe: name of the probe.
-        seed: of its training.
+        seed: seed of its training.
         percent: test balanced accuracy, 0 to 100; NaN where every setting diverged.
         setting: digest of everything but the probe; scores of two settings are not compared.
-        key: of the row in results.jsonl, "" for a score that has none.
+        key: key of the row in results.jsonl, "" for a score that has none.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Table:
         return self.values[:, self.probes.index(probe)]
 
     def only(self, probes: Sequence[str]) -> Table:
-        """Some of the columns, in the order asked for; names without a column are left out."""
+        """Some of the columns, in the given order; names without a column are left out."""
         kept = tuple(probe for probe in probes if probe in self.probes)
         return replace(self, probes=kept, values=self.values[:, [self.probes.index(probe) for probe in kept]])
 

@@ -30,7 +30,7 @@ class Comparison:
         probe, other: names of the two.
         num_pairs: cases in which both have a value.
         num_ties: cases among them without a difference.
-        median: of the differences, in the unit of the table; NaN without pairs.
+        median: median of the differences, in the unit of the table; NaN without pairs.
         p_value: one-sided by default; NaN without pairs.
         q_value: after Benjamini and Hochberg over all comparisons made together.
     """

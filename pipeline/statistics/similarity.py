@@ -46,7 +46,7 @@ class Similarity:
         values: [L, L] symmetric, 1 on the diagonal; at most 1, and may be a little below 0.
         kernel: `linear` or `rbf`.
         num_images: number of images used.
-        seed: of the subset, None where all images were used.
+        seed: seed of the subset, None where all images were used.
     """
 
     levels: tuple[str, ...]
@@ -108,7 +108,7 @@ def rbf_similarity(
         rows: [N] which images to draw from.
         sigma: a distance between tokens of unit length, > 0.
         num_images: n, how many to draw; all if there are no more. It takes 8 n^2 bytes for each level.
-        seed: of the draw.
+        seed: seed for the draw.
 
     Raises:
         RequestError: fewer than four images.

@@ -146,9 +146,9 @@ def choose_examples(answers: Answers, reference: Answers | None, *, seed: int = 
     An image is chosen once, by the first rule that takes it, and at most 8 images by each rule.
 
     Args:
-        answers: of the probe whose hits and misses are shown.
+        answers: answers of the probe whose hits and misses are shown.
         reference: of `linear-cls` on the same images; without it no images are disputed.
-        seed: of the draw of disputed images.
+        seed: seed for the draw of disputed images.
 
     Returns:
         Rule -> rows; misses by falling confidence, hits by rising, disputed ones in the order of the images.

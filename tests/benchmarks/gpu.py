@@ -37,7 +37,7 @@ import gpu_training
 import torch
 from gpu_sizes import FULL, SMOKE, Measured
 
-from layerbank.errors import RequestError
+from layerbank.errors import Message, RequestError
 
 SECTIONS = {
     "peak": gpu_training.peak,
@@ -103,17 +103,21 @@ def check_device(name: str, *, smoke: bool) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(
-            where=f"--device {name}",
-            expected="a GPU that torch can use",
-            got=f"none (torch {torch.__version__})",
-            todo="Run it where one is, or see that it works: --device cpu --smoke.",
+            Message(
+                where=f"--device {name}",
+                expected="a GPU that torch can use",
+                got=f"none (torch {torch.__version__})",
+                todo="Run it where one is, or see that it works: --device cpu --smoke.",
+            )
         )
     if device.type == "cpu" and not smoke:
         raise RequestError(
-            where="--device cpu",
-            expected="--smoke with it",
-            got="sizes of a GPU",
-            todo="Add --smoke: a CPU would take days, and its figures come from the other benchmarks.",
+            Message(
+                where="--device cpu",
+                expected="--smoke with it",
+                got="sizes of a GPU",
+                todo="Add --smoke: a CPU would take days, and its figures come from the other benchmarks.",
+            )
         )
     return device
 

@@ -35,11 +35,11 @@ class Placement:
         device: where probes are trained, and resident tokens lie.
         buffer_rows: rows of the store that are shuffled together where tokens are streamed; 0 where they are resident.
         host_bytes: an upper bound of what tokens and their buffers take of the host's memory.
-        memory_bytes: what they may take of it.
-        budget_bytes: of the memory that probes are trained in.
+        memory_bytes: bytes that they may take of it.
+        budget_bytes: bytes of the memory that probes are trained in.
         training_bytes: the part of it that training may take.
         planned_bytes: an upper bound of what is taken of it, training left out where it is not planned.
-        plan: of the training.
+        plan: the memory plan of the training.
     """
 
     tokens: str
@@ -67,9 +67,9 @@ class Placement:
             return ResidentTokens(tokens, self.device)
         return StreamedTokens(tokens, buffer_rows=self.buffer_rows, pin=self.device.type == "cuda")
 
-    def describe(self, memory: MemoryPlan | None) -> dict[str, Any]:
-        """What a row of results keeps of it and of the memory of its probe: everything that could change the result's bits."""
-        plan = asdict(memory) if memory else {}
+    def describe(self, memory: MemoryPlan) -> dict[str, Any]:
+        """Return what a row of results keeps of it and of the memory of its probe: all that could change the result's bits."""
+        plan = asdict(memory)
         described = {"tokens": self.tokens} | {name: plan[name] for name in plan if not name.endswith("_bytes")}
         # with the seed, the buffer decides the order
         return described | ({"buffer_rows": self.buffer_rows} if self.tokens == "streamed" else {})
@@ -88,7 +88,7 @@ def place_tokens(
     """Place the training tokens of probes that train together.
 
     Args:
-        tokens: of the training split.
+        tokens: tokens of the training split.
         candidates, protocol: what is trained, each once.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.

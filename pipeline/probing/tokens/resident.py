@@ -27,7 +27,7 @@ class ResidentTokens:
 
     Args:
         tokens: of several probes, side by side; all of them are read.
-        device: of the memory.
+        device: device of the memory.
     """
 
     def __init__(self, tokens: CachedTokens, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Tokens of a store that is larger than the memory: read ahead by one thread, in an order that the disk can follow.
 
 An epoch's order is `layerbank.cache.chunk_shuffle`: stretches of rows in random order, rows shuffled within a buffer of some
-stretches. Only the pages of the map that the next few batches need are resident: the system is asked to read them ahead, and to
+stretches. Only the pages of the map that the next few batches need are resident: the system is advised to read them ahead, and to
 drop them afterwards. One thread gathers and normalises into one of two buffers, while the trainer works on the batch in the other.
 
 Streaming changes no bit: a row has the same values however it is read, and the order depends on seed, epoch and buffer alone.
@@ -25,7 +25,7 @@ from .token_source import ROWS_AT_ONCE, CachedTokens
 
 NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
 READER_NAME = "layerbank token reader"
-BATCHES_AHEAD = 2  # batches that the system is asked to read before they are gathered
+BATCHES_AHEAD = 2  # batches that the system begins to read before they are gathered
 STRETCHES = 16  # in a buffer, at least: in a store sorted by class, neighbours in the buffer must not be of one class
 STRETCH_ROWS = 64  # at most: 98 kB of an array of width 768; the largest buffer mixes 128 stretches
 INDEX_BYTES = 128  # a row: label, place, and orders while they are made
@@ -36,7 +36,7 @@ class StreamedTokens:
 
     Args:
         tokens: which tokens.
-        buffer_rows: of the store that are shuffled together. Two such buffers are resident at most.
+        buffer_rows: rows of the store that are shuffled together. Two such buffers are resident at most.
         pin: give batches in page-locked memory, for a GPU.
 
     Attributes:
@@ -93,7 +93,7 @@ class StreamedTokens:
                 buffer.give_back()
 
     def _announced(self, batches: Iterable[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
-        """The batches, each asked for some batches ahead; what none of those ahead needs is given back."""
+        """Yield the batches; pages are read ahead some batches before, and dropped when no batch ahead needs them."""
         uses: Counter[int] = Counter()
         ahead: deque[tuple[torch.Tensor, list[int]]] = deque()
 
@@ -148,7 +148,7 @@ class _Buffer:
         return self._values[:size].view(num_rows, *token_shape)
 
     def give_back(self) -> None:
-        """To be called by the trainer, when it has asked for all copies."""
+        """The trainer calls this when it has queued all copies."""
         if self._pin:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()

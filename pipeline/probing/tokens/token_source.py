@@ -64,7 +64,7 @@ class TokenRows:
 
         Args:
             rows: [b, F] float32, filled.
-            parts: of each array [b, D] or [b, t, D], in the storage dtype or wider.
+            parts: values of each array, [b, D] or [b, t, D], in the storage dtype or wider.
         """
         for columns, part in zip(self.columns, parts, strict=True):
             rows[:, columns].copy_(part.flatten(1))
@@ -119,13 +119,13 @@ class CachedTokens:
 
     Attributes:
         rows: how a row is made of arrays.
-        blocks: of a row of several probes: see `layerbank.probes.BlockSource`; None for one probe.
+        blocks: blocks of a row that several probes read: see `layerbank.probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         labels: [N] int64, of the rows that could be read.
         num_classes: from the data set, not from the labels that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated or side by side.
         stored_rows: [N] int64, where each image lies in the store, ascending.
-        stored_row_bytes: of one image on the disk.
+        stored_row_bytes: bytes of one image on the disk.
     """
 
     def __init__(self, cache: TokenCache, probes: ProbeSpec | Sequence[ProbeSpec]) -> None:

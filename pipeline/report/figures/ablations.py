@@ -99,7 +99,7 @@ def draw_series(series: Series, stem: Path, *, relative_to: str | None = None) -
 
     Args:
         series: accuracies.
-        stem: of the files to write.
+        stem: path of the files to write, without a suffix.
         relative_to: a step that is subtracted from every case; None shows percent.
     """
     values = series.values

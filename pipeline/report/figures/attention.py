@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import RequestError, WorkError
+from ...quantities import counted
 from ...statistics.attention import AttentionMap, Spread, mean_map, read_attention, spread_of
 from ..page.blocks import Block, Columns, Fold, Gallery, Note, Picture, table_of_values
-from ..page.numbers import counted, percent, percent2
+from ..page.numbers import percent, percent2
 from ..report_data import ReportData, ReportFigure
 from ..style import COLUMN, PAGE, drawing, drawn_name, no_frame, save, short_level
 
@@ -40,7 +41,7 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> Path:
 
     Args:
         maps: name of the line -> map; all of the same levels and kinds.
-        stem: of the files to write.
+        stem: path of the files to write, without a suffix.
 
     Raises:
         RequestError: no maps, or maps of different levels or kinds.

@@ -47,7 +47,7 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
 
     Args:
         table: accuracies in percent.
-        stem: of the files to write.
+        stem: path of the files to write, without a suffix.
         probes: from top to bottom; None takes those of the table.
         reference: the probe that gains are over; it has no box.
 
@@ -119,7 +119,7 @@ def draw_gains_by_size(
 
     Args:
         table: accuracies in percent.
-        stem: of the files to write.
+        stem: path of the files to write, without a suffix.
         probes: a line for each; None takes those of the table.
         reference: the probe that gains are over.
 

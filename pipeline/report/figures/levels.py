@@ -36,7 +36,7 @@ def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat
 
     Args:
         table: accuracies in percent of probes `linear@k`, `linear-ap@k`, `aat@k`, and of those on many levels.
-        stem: of the files to write.
+        stem: path of the files to write, without a suffix.
         fused: probes drawn as horizontal lines, where they are in the table.
 
     Raises:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ...probing.results import gains
+from ...quantities import counted
 from ...statistics.paper import beside_paper
 from ..page.blocks import Block, Columns, Note, table_of_values
-from ..page.numbers import counted, percent2, points2
+from ..page.numbers import percent2, points2
 from ..report_data import ReportData, ReportFigure
 
 COLUMNS: Columns = {
@@ -37,7 +38,7 @@ NOTE = (
 
 
 def _make(data: ReportData) -> list[Block]:
-    """Every result with a counterpart, and means by probe; nothing unless it was asked for."""
+    """Every result with a counterpart, and means by probe; nothing without --compare paper."""
     if not data.options.against_paper:
         return []
     pairs = beside_paper([one for one in data.scores if np.isfinite(one.percent)])

@@ -24,15 +24,15 @@ class Record:
         balanced_accuracy_low, balanced_accuracy_high: 95 % over test images.
         gain: over `linear-cls` of the same setting.
         gain_low, gain_high: 95 % over test images.
-        top1, top5, macro_f1: of the saved predictions.
+        top1, top5, macro_f1: scores of the saved predictions.
         validation: balanced accuracy that the setting was chosen by.
         found: what validation chose beside a setting: a head of a family, levels, how many settings; "" if nothing.
-        num_parameters: of the probe.
+        num_parameters: number of parameters of the probe.
         tokens_read: for each image.
         trainings: all that it took to find the probe, including those of the probe it is derived from.
         seconds: its share of training and testing.
         setting: digest of stores and protocol.
-        key: of the row.
+        key: key of the row.
     """
 
     model: str
@@ -114,7 +114,7 @@ def write_parquet(path: Path, records: Sequence[Record]) -> None:
     """Write every result as one Parquet file with a column for each field, whole or not at all.
 
     Args:
-        path: of the file.
+        path: path of the file.
         records: at least one.
     """
     import pyarrow as pa

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...probing.probe_spec import REFERENCE
+from ...quantities import counted
 from ...statistics.scores import Table, gains_of, mean_ranks, rankable, summarize
 from ...statistics.significance import Comparison, compare_gains
 from ..page.blocks import Block, Bullets, Columns, DataTable, Fold, Note, table_of_values
-from ..page.numbers import chance, counted, percent, percent2, points
+from ..page.numbers import chance, percent, percent2, points
 from ..report_data import ReportData, ReportFigure
 
 SECTION = ("summary", "Summary")

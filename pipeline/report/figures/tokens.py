@@ -83,7 +83,7 @@ def draw_train_test(points: Mapping[str, Sequence[tuple[str, float, float]]], st
 
     Args:
         points: probe -> (case, balanced accuracy on the training images, on the test images), in [0, 1].
-        stem: of the files to write.
+        stem: path of the files to write, without a suffix.
     """
     values = [value for cases in points.values() for _, *pair in cases for value in pair if np.isfinite(value)]
     low = 100 * min(values, default=0.0) - 2

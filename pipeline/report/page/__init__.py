@@ -25,7 +25,7 @@ def render_page(
     """The whole page as HTML.
 
     Args:
-        title: of the page.
+        title: title of the page.
         lead: one sentence under it.
         groups: one for each protocol.
         notes: what was left out.

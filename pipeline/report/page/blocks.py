@@ -140,7 +140,7 @@ class Picture:
     """A figure with a text alternative and its numbers.
 
     Attributes:
-        name: of its files, without a suffix.
+        name: name of its files, without a suffix.
         svg, png: the figure; `png` is empty unless figures are written as files.
         csv: its numbers.
         alt: what it shows, with its numbers.
@@ -163,7 +163,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Figures beside each other where there is room."""
+    """Figures beside each other where the page is wide enough."""
 
     pictures: Sequence[Picture]
 
@@ -250,7 +250,7 @@ class Group:
 
     Attributes:
         title: "" if there is only one.
-        prefix: of all ids in it, so that two groups can have the same sections.
+        prefix: prefix of all ids in it, so that two groups can have the same sections.
         sections: in order.
     """
 

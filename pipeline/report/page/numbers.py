@@ -62,12 +62,3 @@ def integer(value: int | None) -> str:
 def accuracy(value: float | None) -> str:
     """An accuracy in percent, or that every setting diverged."""
     return "diverged" if value is None else f"{value:.2f}"
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "model"), counted(1200, "image")
-    ('1 model', '1,200 images')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
