@@ -59,7 +59,8 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     >>> nearest_name("foldr", ["folder", "wds", "hdf5"])
     'folder'
     """
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0)[0]
+    by_lower_case = {one.casefold(): one for one in names}
+    return by_lower_case[difflib.get_close_matches(name.casefold(), list(by_lower_case), n=1, cutoff=0)[0]]
 
 
 def first_line(error: BaseException) -> str:

@@ -85,9 +85,10 @@ class Registry(Mapping[str, Part]):
         for point in entry_points(group=self.group):
             try:
                 working[point.name] = self._load(point, working)
-            except Exception as error:  # whatever a plug-in does on import
+            except (Exception, SystemExit) as error:  # whatever a plug-in does on import
                 package = point.dist.name if point.dist else "an unknown package"
-                broken[point.name] = f"{package} ({point.value}): {type(error).__name__}: {error}"
+                reason = f"{package} ({point.value}): {type(error).__name__}: {error}"
+                broken[point.name] = "; ".join(filter(None, (broken.get(point.name), reason)))
         return working, broken
 
     def _load(self, point: EntryPoint, others: Mapping[str, Part]) -> Part:

@@ -63,11 +63,3 @@ def test_a_calibrated_plan_says_how_long_and_leaves_no_file(two_sets: list[str],
     assert " ? " not in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
     assert "; hours: --calibrate" in run(*arguments(recipe, tmp_path), "--dry-run").stdout
-
-
-def test_hours_are_of_a_plan_and_of_nothing_else(two_sets: list[str], tmp_path: Any) -> None:
-    recipe = write_recipe(tmp_path, two_sets, ["linear-cls"])
-    result = run(*arguments(recipe, tmp_path), "--calibrate")
-    assert result.exit_code == 2
-    assert "--calibrate" in result.stderr
-    assert "plan first" in result.stderr

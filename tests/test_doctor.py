@@ -141,7 +141,7 @@ def test_a_plug_in_that_cannot_be_used_is_named_with_its_package(
     monkeypatch.setattr("layerbank.doctor.packages.NUMBERS", registry, raising=False)
     (finding,) = check_plugins(["layerbank.doctor.packages:NUMBERS"])
     assert (finding.name, finding.state) == ("plug-in lost", WARNING)
-    assert finding.found.startswith("zippy (zippo:X): ModuleNotFoundError")
+    assert finding.found.startswith("number: zippy (zippo:X): ModuleNotFoundError")
     assert check_plugins([])[0].state == OK
 
 

@@ -77,7 +77,7 @@ def say_where(folder: Path, name: str, doomed: str, worker: int, on_event: OnEve
 
 
 PROGRESS: dict[str, Any] = {
-    "num_done": 1, "num_pending": 2, "num_batches": 1, "elapsed_s": 1.0, "decode_s": 1.0, "compute_s": 0.0, "write_s": 0.0,
+    "num_done": 1, "num_pending": 2, "elapsed_s": 1.0, "decode_s": 1.0, "compute_s": 0.0, "write_s": 0.0,
     "num_workers": 1,
 }  # fmt: skip
 

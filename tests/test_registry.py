@@ -15,10 +15,9 @@ from layerbank.registry import Registry
 
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[float]:
-    points = (
-        "[layerbank.numbers]\ntau = zippy:TAU\nword = zippy:WORD\ngone = zippy:GONE\npi = zippy:TAU\nlost = zippo:X\n"
-    )
+    points = "[layerbank.numbers]\ntau = zippy:TAU\nword = zippy:WORD\ngone = zippy:GONE\nends = ends:X\npi = zippy:TAU\nlost = zippo:X\n"
     install_plugin(tmp_path, points, "TAU = 6.28\nWORD = 'tau'\n")
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "zippy", raising=False)
     return Registry("layerbank.numbers", "number", float, {"nan": "math:nan", "pi": "math:pi"})
@@ -31,7 +30,7 @@ def test_parts_of_plug_ins_stand_beside_the_built_in_ones(numbers: Registry[floa
 
 
 def test_broken_plug_ins_are_named_and_everything_else_works(numbers: Registry[float]) -> None:
-    assert set(numbers.broken) == {"word", "gone", "pi", "lost"}
+    assert set(numbers.broken) == {"word", "gone", "pi", "lost", "ends"}
     assert "a float is needed, this is a str" in numbers.broken["word"]
     assert "zippy (zippo:X): ModuleNotFoundError" in numbers.broken["lost"]
     with raises("layerbank.broken_plugin", RequestError, name="gone", noun="number"):

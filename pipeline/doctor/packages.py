@@ -86,9 +86,12 @@ def check_plugins(registries: Sequence[str] = REGISTRIES) -> list[Finding]:
     Args:
         registries: every `Registry`, as `module:name`.
     """
-    broken = {name: reason for one in registries for name, reason in resolve_name(one).broken.items()}
     todo = "Repair or uninstall its package; everything else works without it."
-    findings = [Finding(f"plug-in {name}", WARNING, reason, todo) for name, reason in broken.items()]
+    findings = [
+        Finding(f"plug-in {name}", WARNING, f"{registry.noun}: {reason}", todo)
+        for registry in map(resolve_name, registries)
+        for name, reason in registry.broken.items()
+    ]
     return findings or [Finding("plug-ins", OK, "none is broken")]
 
 

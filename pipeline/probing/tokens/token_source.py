@@ -92,7 +92,7 @@ class TokenRows:
 def block_names(probe: ProbeSpec) -> tuple[str, ...]:
     """The blocks that a probe reads of a row of several probes, in its order.
 
-    >>> from .probe_spec import parse_probe
+    >>> from ..probe_spec import parse_probe
     >>> block_names(parse_probe("attn-mid", 12))
     ('block.6/cls', 'block.6/ap', 'final/cls', 'final/ap')
     """
