@@ -15,8 +15,16 @@ from layerbank.registry import Registry
 
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[float]:
-    points = "[layerbank.numbers]\ntau = zippy:TAU\nword = zippy:WORD\ngone = zippy:GONE\nends = ends:X\npi = zippy:TAU\nlost = zippo:X\n"
-    install_plugin(tmp_path, points, "TAU = 6.28\nWORD = 'tau'\n")
+    points = {
+        "tau": "zippy:TAU",
+        "word": "zippy:WORD",
+        "gone": "zippy:GONE",
+        "pi": "zippy:TAU",
+        "lost": "zippo:X",
+        "ends": "ends:X",
+    }
+    text = "[layerbank.numbers]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+    install_plugin(tmp_path, text, "TAU = 6.28\nWORD = 'tau'\n")
     (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "zippy", raising=False)
