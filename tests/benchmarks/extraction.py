@@ -80,7 +80,7 @@ def reference_s(backbone: Backbone, source: ImageSource, batch_size: int) -> flo
         module.register_forward_hook(lambda _, __, output, level=level: kept.__setitem__(level, output.clone()))  # type: ignore[misc]
         for level, module in tapped_modules(backbone.tower, backbone.tap).items()
     ]
-    prefix = backbone.num_prefix_tokens
+    prefix = backbone.layout.num_prefix_tokens
     start = time.perf_counter()
     for _ in range(NUM_REFERENCE_PASSES):
         features = []
@@ -144,7 +144,7 @@ def main() -> None:
 
 def measure(backbone: Backbone, source: ImageSource, arguments: argparse.Namespace) -> None:
     """Everything in turns, then the medians."""
-    arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS if kind != "cls" or backbone.has_cls)
+    arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS if kind != "cls" or backbone.layout.has_cls)
     images = torch.stack([backbone.transform(source.load(row)[0]) for row in range(len(source))])
     function = backbone.compile(["final"], ["ap"])
     batch_size = arguments.batch_size or choose_batch_size(backbone, function)
