@@ -144,7 +144,9 @@ def main() -> None:
 
 def measure(backbone: Backbone, source: ImageSource, arguments: argparse.Namespace) -> None:
     """Everything in turns, then the medians."""
-    arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS if kind != "cls" or backbone.layout.has_cls)
+    arrays = tuple(
+        (level, kind) for level in backbone.levels for kind in KINDS if kind != "cls" or backbone.layout.has_cls
+    )
     images = torch.stack([backbone.transform(source.load(row)[0]) for row in range(len(source))])
     function = backbone.compile(["final"], ["ap"])
     batch_size = arguments.batch_size or choose_batch_size(backbone, function)
