@@ -1,10 +1,32 @@
-"""The token store: the tokens of every layer of a data set, written once and read many times.
+"""The token store: the tokens of every layer for rows of images, written once and read many times.
 
 This package has the code that reads, writes, verifies and forecasts the files of a store; README.md specifies the format. It is
 independent of torch, images, models and terminals.
 """
 
-from .catalog import (
+from .damage import Damage
+from .errors import (
+    BatchError,
+    CacheError,
+    ChangedDataError,
+    DamagedStoreError,
+    FieldDifference,
+    IncompleteStoreError,
+    MissingArrayError,
+    MissingRowsError,
+    MissingTargetError,
+    NewerStoreError,
+    NotAStoreError,
+    NotWritableError,
+    OldFormatError,
+    SpecError,
+    SpecMismatchError,
+    StorageFullError,
+    StoreLockedError,
+    StoreMissingError,
+)
+from .journal import BatchNotes
+from .maintenance.catalog import (
     Garbage,
     StoreInfo,
     Unfinished,
@@ -15,7 +37,7 @@ from .catalog import (
     read_store_info,
     remove_garbage,
 )
-from .disk_space import (
+from .maintenance.disk_space import (
     BENCHMARK_PREFIX,
     ArrayForecast,
     BlockTime,
@@ -28,35 +50,26 @@ from .disk_space import (
     needed_bytes,
     time_block,
 )
-from .errors import (
-    BatchError,
-    CacheError,
-    ChangedDataError,
-    DamagedStoreError,
-    FieldDifference,
-    IncompleteStoreError,
-    MissingArrayError,
-    NotAStoreError,
-    NotWritableError,
-    SpecError,
-    SpecMismatchError,
-    StorageFullError,
-    StoreLockedError,
-    StoreMissingError,
-)
-from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
-from .journal import BatchNotes
-from .reader import SampleIds, TokenArray, TokenCache, open_array
+from .maintenance.hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
+from .maintenance.verify import Repair, repair_store, verify_store
+from .model_stores import Location, ModelStores, WantedRows, array_key
+from .reader import SampleIds, StoreFiles, TokenStore
 from .row_order import chunk_shuffle, exact_shuffle
-from .spec import ArraySpec, CacheSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
-from .staging import Batch
-from .verify import Damage, Repair, repair_store, verify_store
-from .workers import Worker, check_test_lock, offer_test_lock
-from .writer import CacheWriter
+from .rows import HASH_RULE, RowSet
+from .spec import ArraySpec, ModelSpec, StoreSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
+from .targets import Target, list_targets, read_target, write_target
+from .token_array import TokenArray, open_array
+from .view import TokenView
+from .writing.staging import Batch
+from .writing.workers import Worker, check_test_lock, offer_test_lock
+from .writing.writer import CacheWriter
 
 __all__ = [
     # identity and arrays
-    "CacheSpec",
+    "ModelSpec",
+    "StoreSpec",
+    "RowSet",
+    "HASH_RULE",
     "ArraySpec",
     "storage_dtypes_text",
     "storage_dtype_of",
@@ -78,12 +91,23 @@ __all__ = [
     "BlockTime",
     "BENCHMARK_PREFIX",
     # reading
-    "TokenCache",
+    "TokenView",
+    "WantedRows",
+    "ModelStores",
+    "Location",
+    "array_key",
+    "TokenStore",
+    "StoreFiles",
     "TokenArray",
     "SampleIds",
     "open_array",
     "exact_shuffle",
     "chunk_shuffle",
+    # targets
+    "Target",
+    "write_target",
+    "read_target",
+    "list_targets",
     # maintenance
     "list_stores",
     "list_specs",
@@ -108,12 +132,16 @@ __all__ = [
     "SpecError",
     "StoreMissingError",
     "NotAStoreError",
+    "NewerStoreError",
+    "OldFormatError",
     "SpecMismatchError",
     "FieldDifference",
     "ChangedDataError",
     "IncompleteStoreError",
     "DamagedStoreError",
     "MissingArrayError",
+    "MissingRowsError",
+    "MissingTargetError",
     "BatchError",
     "StoreLockedError",
     "StorageFullError",

@@ -3,12 +3,16 @@
 CacheError
 |-- SpecError            (ValueError)         a CacheSpec, an ArraySpec or an argument is invalid
 |-- StoreMissingError    (FileNotFoundError)  there is no store at this path
-|-- NotAStoreError       (ValueError)         something else lies there, or another format version
+|-- NotAStoreError       (ValueError)         something else lies there
+|-- NewerStoreError      (ValueError)         a newer layerbank wrote the store; it is left as it is
+|-- OldFormatError       (ValueError)         the store has an older format, which is read and not written
 |-- SpecMismatchError    (ValueError)         the store has another identity; `differences` lists the fields
 |-- ChangedDataError     (ValueError)         the images are no longer those the store was made from
 |-- IncompleteStoreError (RuntimeError)       rows are missing
 |-- DamagedStoreError    (RuntimeError)       files are missing, cut off or altered
 |-- MissingArrayError    (LookupError)        the store has no such level or kind
+|-- MissingRowsError     (LookupError)        no store of the model holds the tokens of some images
+|-- MissingTargetError   (LookupError)        the store has no target of this name
 |-- BatchError           (ValueError)         a batch of the wrong shape, dtype or position
 |-- StoreLockedError     (RuntimeError)       another process writes this store
 |-- StorageFullError     (OSError)            disk or quota full; every committed block is kept
@@ -47,6 +51,12 @@ class StoreMissingError(CacheError, FileNotFoundError): ...
 class NotAStoreError(CacheError, ValueError): ...
 
 
+class NewerStoreError(CacheError, ValueError): ...
+
+
+class OldFormatError(CacheError, ValueError): ...
+
+
 class SpecMismatchError(CacheError, ValueError):
     """The store has another identity.
 
@@ -71,6 +81,12 @@ class DamagedStoreError(CacheError, RuntimeError): ...
 
 
 class MissingArrayError(CacheError, LookupError): ...
+
+
+class MissingRowsError(CacheError, LookupError): ...
+
+
+class MissingTargetError(CacheError, LookupError): ...
 
 
 class BatchError(CacheError, ValueError): ...

@@ -22,16 +22,18 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from .atomic_files import sync_tree
-from .geometry import Grid, rows_per_block, rows_per_chunk
+from .geometry import Grid, rows_per_chunk
 from .header import HEADER_FILE, ArrayEntry, Header, StaticEntry
 from .journal import JOURNAL_FOLDER, WORKER_FILE
-from .spec import STORAGE_DTYPES, ArraySpec, CacheSpec, array_order
+from .rows import RowSet
+from .spec import STORAGE_DTYPES, ArraySpec, ModelSpec, StoreSpec, array_order
 
-LABELS = "labels"
+CONTENT_HASHES = "content_hashes"
+VIEWS = "views"
 SAMPLE_ID_BYTES = "sample_ids/bytes"
 SAMPLE_ID_OFFSETS = "sample_ids/offsets"
-STATIC_ARRAYS = (LABELS, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS)  # written once, at creation, one chunk each
-CONTENT_HASHES = "content_hashes"
+SIZES = "sizes"
+LABELS = "labels"  # of format 1
 CHECKSUM_BYTES = 4
 
 
@@ -101,18 +103,14 @@ class ChunkedArray:
         return None
 
 
-def storage_dtype(spec: CacheSpec, kind: str) -> np.dtype[Any]:
+def storage_dtype(model: ModelSpec, kind: str) -> np.dtype[Any]:
     """The dtype on disk of the token arrays of a kind."""
-    return np.dtype(STORAGE_DTYPES[spec.dtype_of(kind)]).newbyteorder("<")
+    return np.dtype(STORAGE_DTYPES[model.dtype_of(kind)]).newbyteorder("<")
 
 
 def token_array(header: Header, name: str) -> ChunkedArray:
     array = header.arrays[name].spec
-    return ChunkedArray(name, array.row_shape, storage_dtype(header.spec, array.kind), header.grid(name))
-
-
-def content_hash_array(header: Header) -> ChunkedArray:
-    return ChunkedArray(CONTENT_HASHES, (), np.dtype("<u8"), header.hash_grid)
+    return ChunkedArray(name, array.row_shape, storage_dtype(header.spec.model, array.kind), header.grid(name))
 
 
 def static_array(header: Header, name: str) -> ChunkedArray:
@@ -123,14 +121,15 @@ def static_array(header: Header, name: str) -> ChunkedArray:
 
 
 def block_arrays(header: Header) -> list[ChunkedArray]:
-    """All arrays that are written in row blocks."""
-    return [content_hash_array(header), *(token_array(header, name) for name in header.arrays)]
+    """All arrays that are written in row blocks; in format 1 the content hashes are one of them."""
+    hashes = [ChunkedArray(CONTENT_HASHES, (), np.dtype("<u8"), header.block_grid)] if header.format == 1 else []
+    return [*hashes, *(token_array(header, name) for name in header.arrays)]
 
 
 def create_skeleton(
-    folder: Path, spec: CacheSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
+    folder: Path, spec: StoreSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
 ) -> tuple[dict[str, ArrayEntry], dict[str, str]]:
-    """Make a store without a single row block in a new folder: metadata, labels and sample ids, an empty journal; no header yet.
+    """Make a store without a single row block in a new folder: metadata, static arrays, an empty journal; no header yet.
 
     Returns:
         The header's entries of the token arrays, and path -> CRC-32C of each ``zarr.json``.
@@ -141,12 +140,12 @@ def create_skeleton(
     (folder / JOURNAL_FOLDER).mkdir()
     (folder / JOURNAL_FOLDER / WORKER_FILE).touch()
     sync_tree(folder)
-    paths = sorted(metadata_paths([*static, CONTENT_HASHES, *entries]))
+    paths = sorted(metadata_paths([*static, *entries]))
     return entries, {path: _file_checksum(folder / path) for path in paths}
 
 
 def measure_skeleton(
-    spec: CacheSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
+    spec: StoreSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
 ) -> tuple[dict[str, ArrayEntry], dict[str, int]]:
     """Make the metadata in memory.
 
@@ -155,7 +154,7 @@ def measure_skeleton(
     """
     files: dict[str, Buffer] = {}
     entries, _ = _create_arrays(zarr.create_group(MemoryStore(files), zarr_format=3), spec, arrays, static)
-    return entries, {path: len(files[path]) for path in metadata_paths([*static, CONTENT_HASHES, *entries])}
+    return entries, {path: len(files[path]) for path in metadata_paths([*static, *entries])}
 
 
 def metadata_paths(names: Iterable[str]) -> set[str]:
@@ -165,43 +164,42 @@ def metadata_paths(names: Iterable[str]) -> set[str]:
 
 
 def _create_arrays(
-    group: zarr.Group, spec: CacheSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
+    group: zarr.Group, spec: StoreSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
 ) -> tuple[dict[str, ArrayEntry], dict[str, zarr.Array[Any]]]:
     """Create every array, without values; return the header's entries of the token arrays, and the static arrays."""
     dimensions = {SAMPLE_ID_BYTES: ("byte",), SAMPLE_ID_OFFSETS: ("border",)}
     made = {
-        name: _create(
+        name: create_array(
             group,
             name,
             values.shape,
             values.shape,
             values.dtype,
-            dimensions.get(name, ("row", "target")[: values.ndim]),
+            dimensions.get(name, ("row",)),
         )
         for name, values in static.items()
     }
-    _create(group, CONTENT_HASHES, (spec.num_rows,), (rows_per_block(spec.num_rows),), np.dtype("<u8"), ("row",))
     return {array.name: _create_tokens(group, spec, array) for array in sorted(arrays, key=array_order)}, made
 
 
-def _create_tokens(group: zarr.Group, spec: CacheSpec, array: ArraySpec) -> ArrayEntry:
-    dtype = storage_dtype(spec, array.kind)
+def _create_tokens(group: zarr.Group, spec: StoreSpec, array: ArraySpec) -> ArrayEntry:
+    dtype = storage_dtype(spec.model, array.kind)
     chunk_rows = rows_per_chunk(spec.num_rows, math.prod(array.row_shape) * dtype.itemsize)
     # grid2 and grid4 of one level have different numbers of tokens, so the axis is named after the kind
     token_axis = (f"{array.kind}_token",) if len(array.row_shape) == 2 else ()
-    _create(
+    create_array(
         group,
         array.name,
         (spec.num_rows, *array.row_shape),
         (chunk_rows, *array.row_shape),
         dtype,
         ("row", *token_axis, "embed"),
-        attributes={"logical_dtype": spec.dtype_of(array.kind)},
+        attributes={"logical_dtype": spec.model.dtype_of(array.kind)},
     )
     return ArrayEntry(spec=array, chunk_rows=chunk_rows, complete=False)
 
 
-def _create(
+def create_array(
     group: zarr.Group,
     name: str,
     shape: tuple[int, ...],
@@ -210,6 +208,7 @@ def _create(
     dimension_names: tuple[str, ...],
     attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
+    """Create an array whose chunk files are its memory followed by a CRC-32C."""
     return group.create_array(
         name,
         shape=shape,
@@ -236,19 +235,22 @@ def _file_checksum(file: Path) -> str:
     return f"{google_crc32c.value(file.read_bytes()):08x}"
 
 
-def static_arrays(labels: NDArray[Any], sample_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Labels and sample ids as they are stored: ids are UTF-8, one after the other, and N + 1 offsets.
+def static_arrays(
+    rows: RowSet, sample_ids: Sequence[str], sizes: NDArray[np.int64] | None = None
+) -> dict[str, NDArray[Any]]:
+    """What is stored of the rows: hashes, views if there are any, ids as UTF-8 one after the other with N + 1 offsets, sizes.
 
     File names that are not valid UTF-8 keep their bytes (``surrogateescape``, as Python reads them from a folder).
     """
     encoded = [name.encode("utf-8", "surrogateescape") for name in sample_ids]
     offsets = np.zeros(len(encoded) + 1, dtype="<i8")
     np.cumsum([len(name) for name in encoded], out=offsets[1:])
-    integers = labels.dtype.kind in "iub"
     return {
-        LABELS: np.ascontiguousarray(labels, dtype="<i8" if integers else labels.dtype.newbyteorder("<")),
+        CONTENT_HASHES: rows.hashes,
         SAMPLE_ID_BYTES: np.frombuffer(b"".join(encoded), dtype=np.uint8),
         SAMPLE_ID_OFFSETS: offsets,
+        **({} if rows.views is None else {VIEWS: rows.views}),
+        **({} if sizes is None else {SIZES: np.ascontiguousarray(sizes, dtype="<i8")}),
     }
 
 

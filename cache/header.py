@@ -3,6 +3,9 @@
 The decision taken here: the header is one file (``zarr.json`` of the root) that is only ever replaced whole, has one
 canonical rendering and carries its own checksum, so that `state` turns ``complete`` in one step and any altered byte is
 noticed.
+
+It can grow. Attributes are required or optional. A reader keeps an optional attribute that it does not know; a required one
+means that a newer layerbank wrote the store, and nothing is touched. Headers of format 1 are read through `format1.py`.
 """
 
 from __future__ import annotations
@@ -16,15 +19,20 @@ from typing import Any
 import google_crc32c
 
 from .atomic_files import replace_file
-from .errors import CacheError, DamagedStoreError, NotAStoreError, StoreMissingError
+from .errors import DamagedStoreError, NewerStoreError, NotAStoreError, StoreMissingError
+from .format1 import attributes_from_format1
 from .geometry import Grid
 from .journal import JOURNAL_FOLDER, STAGING_PREFIX
-from .spec import ArraySpec, CacheSpec, array_order
+from .spec import ArraySpec, ModelSpec, StoreSpec, array_order
 
 FORMAT = "layerbank token store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER_FILE = "zarr.json"
 WRITING, COMPLETE = "writing", "complete"
+REQUIRED = ("state", "model", "rows", "block_rows", "batch_size", "arrays", "static", "metadata")
+ROWS_FIELDS = ("digest", "num_rows", "hash_rule", "view_rule")
+ARRAY_FIELDS = ("tap", "level", "kind", "row_shape", "chunk_rows", "state")
+OPTIONAL = ("names", "versions", "notes", "parity", "attributes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,7 @@ class ArrayEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class StaticEntry:
-    """An array that is written once, in one chunk: labels, sample ids."""
+    """An array that is written once, in one chunk: content hashes, views, sizes, sample ids."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -48,28 +56,32 @@ class Header:
     """The content of the root group's attributes.
 
     Args:
-        spec: identity and labels.
+        spec: identity and names.
         block_rows: R.
         batch_size: rows a batch; the bits of a row depend on it, so every later run keeps it.
-        versions: library -> version, at creation.
-        attributes: what the caller recorded at creation; never changed afterwards.
-        arrays: name -> entry of the token arrays; kept sorted by level and kind.
-        static: name -> entry of the arrays that are written once.
+        arrays: path -> entry of the token arrays; kept sorted by level and kind.
+        static: path -> entry of the arrays that are written once.
         metadata: path -> CRC-32C of every ``zarr.json`` below the root.
+        versions: library -> version, at creation.
         notes: totals over the complete arrays, see `journal.BatchNotes`.
-        parity: array name -> how far its first rows are from a float32 run, as the caller measured it; may be empty.
+        parity: path of an array -> how far its first rows are from a float32 run, as the caller measured it; may be empty.
+        attributes: what the caller recorded at creation; never changed afterwards.
+        unknown: optional attributes of a newer layerbank, which are kept.
+        format: version of the format.
     """
 
-    spec: CacheSpec
+    spec: StoreSpec
     block_rows: int
     batch_size: int
-    versions: Mapping[str, str]
-    attributes: Mapping[str, Any]
     arrays: Mapping[str, ArrayEntry] = field(default_factory=dict)
     static: Mapping[str, StaticEntry] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         entries = sorted(self.arrays.values(), key=lambda entry: array_order(entry.spec))
@@ -88,47 +100,51 @@ class Header:
         return Grid(self.spec.num_rows, self.block_rows, self.arrays[name].chunk_rows)
 
     @property
-    def hash_grid(self) -> Grid:
-        """Geometry of the content hashes: one chunk per row block."""
+    def block_grid(self) -> Grid:
+        """The row blocks, whatever the chunks."""
         return Grid(self.spec.num_rows, self.block_rows, self.block_rows)
 
     def render(self) -> bytes:
         """The bytes of the header file; equal headers have equal bytes."""
+        assert self.format == FORMAT_VERSION, "older formats are read, never written"
+        spec, model = self.spec, self.spec.model
+        required = {
+            "state": self.state,
+            "model": model.identity(),
+            "rows": dict(
+                zip(ROWS_FIELDS, (spec.rows_digest, spec.num_rows, spec.hash_rule, spec.view_rule), strict=True)
+            ),
+            "block_rows": self.block_rows,
+            "batch_size": self.batch_size,
+            "arrays": {name: _entry_to_dict(entry) for name, entry in self.arrays.items()},
+            "static": {name: asdict(entry) for name, entry in sorted(self.static.items())},
+            "metadata": dict(sorted(self.metadata.items())),
+        }
+        optional = {
+            "names": {"model": model.name, "data": spec.name},
+            "versions": dict(sorted(self.versions.items())),
+            "notes": dict(self.notes),
+            "parity": {name: dict(one) for name, one in self.parity.items()},
+            "attributes": dict(self.attributes),
+            **dict(sorted(self.unknown.items())),
+        }
         attributes: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "state": self.state,
-            "fingerprint": self.spec.fingerprint,
-            "spec": self.spec.to_dict(),
-            "block_rows": self.block_rows,
-            "batch_size": self.batch_size,
-            "versions": dict(sorted(self.versions.items())),
-            "arrays": {
-                name: {
-                    "level": entry.spec.level,
-                    "kind": entry.spec.kind,
-                    "row_shape": list(entry.spec.row_shape),
-                    "chunk_rows": entry.chunk_rows,
-                    "state": COMPLETE if entry.complete else WRITING,
-                }
-                for name, entry in self.arrays.items()
-            },
-            "notes": dict(self.notes),
-            **({"parity": {name: dict(one) for name, one in self.parity.items()}} if self.parity else {}),
-            "attributes": dict(self.attributes),
-            "static": {name: asdict(entry) for name, entry in sorted(self.static.items())},
-            "metadata": dict(sorted(self.metadata.items())),
+            "required": required,
+            "optional": optional,
         }
         attributes["header_crc32c"] = _checksum(attributes)
         return _render({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of the store at `path`.
+    """Read and check the header of the store at `path`, of format 1 or 2.
 
     Raises:
         StoreMissingError: nothing is there.
-        NotAStoreError: something else is there, or another format version.
+        NotAStoreError: something else is there.
+        NewerStoreError: a newer layerbank wrote it.
         DamagedStoreError: the header was altered.
     """
     file = path / HEADER_FILE
@@ -147,30 +163,38 @@ def parse_header(raw: bytes, path: Path) -> Header:
     """The header in these bytes; `path` is for error messages.
 
     Raises:
-        NotAStoreError: the header of something else, or of another format version.
+        NotAStoreError: the header of something else.
+        NewerStoreError: a newer layerbank wrote it.
         DamagedStoreError: it was altered.
     """
+    damaged = DamagedStoreError("cache.header_damaged", file=path / HEADER_FILE)
     try:
-        attributes = json.loads(raw)["attributes"]
+        document = json.loads(raw)
+        attributes = document["attributes"]
         name, version = attributes["format"], attributes["format_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         if FORMAT.encode() in raw:
-            raise DamagedStoreError("cache.header_damaged", file=path / HEADER_FILE) from None
+            raise damaged from None
         raise NotAStoreError("cache.other_group", store=path) from None
     if name != FORMAT:
         raise NotAStoreError("cache.other_format", store=path, expected=FORMAT, got=name)
-    if version != FORMAT_VERSION:
-        raise NotAStoreError("cache.other_format_version", store=path, expected=FORMAT_VERSION, got=version)
+    if type(version) is int and version > FORMAT_VERSION:  # its checksum may follow other rules
+        raise NewerStoreError("cache.newer_format", store=path, expected=FORMAT_VERSION, got=version)
+    # rendering again catches every altered byte, those that mean nothing to JSON too
     checksum = attributes.pop("header_crc32c", None)
+    is_sound = checksum == _checksum(attributes)
+    attributes["header_crc32c"] = checksum
+    if not is_sound or _render(document) != raw or type(version) is not int or version < 1:
+        raise damaged
     try:
-        header = _header_from(attributes)
-        # rendering again catches every altered byte, those that mean nothing to JSON too
-        is_sound = checksum == _checksum(attributes) and header.render() == raw
-    except (CacheError, KeyError, TypeError, ValueError, AttributeError):
-        is_sound = False
-    if not is_sound:
-        raise DamagedStoreError("cache.header_damaged", file=path / HEADER_FILE)
-    return header
+        if version == 1:
+            attributes = attributes_from_format1(attributes)
+        _refuse_unknown(path, attributes)
+        return _header_from(attributes, version)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, NewerStoreError):
+            raise
+        raise damaged from error
 
 
 def write_header(path: Path, header: Header) -> None:
@@ -178,29 +202,59 @@ def write_header(path: Path, header: Header) -> None:
     replace_file(path / HEADER_FILE, header.render(), path / JOURNAL_FOLDER / f"{STAGING_PREFIX}{HEADER_FILE}")
 
 
-def _header_from(attributes: Mapping[str, Any]) -> Header:
-    return Header(
-        spec=CacheSpec.from_dict(attributes["spec"]),
-        block_rows=attributes["block_rows"],
-        batch_size=attributes["batch_size"],
-        versions=attributes["versions"],
-        attributes=attributes["attributes"],
-        arrays={
-            name: ArrayEntry(
-                spec=ArraySpec(level=entry["level"], kind=entry["kind"], row_shape=tuple(entry["row_shape"])),
-                chunk_rows=entry["chunk_rows"],
-                complete=entry["state"] == COMPLETE,
-            )
-            for name, entry in attributes["arrays"].items()
-        },
-        static={
-            name: StaticEntry(**entry | {"shape": tuple(entry["shape"])})
-            for name, entry in attributes["static"].items()
-        },
-        metadata=attributes["metadata"],
-        notes=attributes["notes"],
-        parity=attributes.get("parity", {}),
+def _refuse_unknown(path: Path, attributes: Mapping[str, Any]) -> None:
+    required = attributes["required"]
+    entries = [name for entry in required["arrays"].values() for name in entry]
+    unknown = {*required} - {*REQUIRED} | {*required["rows"]} - {*ROWS_FIELDS} | {*entries} - {*ARRAY_FIELDS}
+    unknown |= {*attributes} - {"format", "format_version", "required", "optional", "header_crc32c"}
+    if unknown:
+        raise NewerStoreError("cache.newer_attributes", store=path, unknown=", ".join(sorted(unknown)))
+
+
+def _header_from(attributes: Mapping[str, Any], version: int) -> Header:
+    required, optional = attributes["required"], attributes["optional"]
+    names, rows = optional.get("names", {}), required["rows"]
+    model = ModelSpec(**required["model"], name=names.get("model", "unnamed"))
+    spec = StoreSpec(
+        model=model,
+        rows_digest=rows["digest"],
+        num_rows=rows["num_rows"],
+        hash_rule=rows["hash_rule"],
+        view_rule=rows["view_rule"],
+        name=names.get("data", "unnamed"),
     )
+    return Header(
+        spec=spec,
+        block_rows=required["block_rows"],
+        batch_size=required["batch_size"],
+        arrays={name: _entry_from_dict(name, entry, version) for name, entry in required["arrays"].items()},
+        static={
+            name: StaticEntry(**entry | {"shape": tuple(entry["shape"])}) for name, entry in required["static"].items()
+        },
+        metadata=required["metadata"],
+        versions=optional.get("versions", {}),
+        notes=optional.get("notes", {}),
+        parity=optional.get("parity", {}),
+        attributes=optional.get("attributes", {}),
+        unknown={name: value for name, value in optional.items() if name not in OPTIONAL},
+        format=version,
+    )
+
+
+def _entry_to_dict(entry: ArrayEntry) -> dict[str, Any]:
+    spec = entry.spec
+    state = COMPLETE if entry.complete else WRITING
+    values = (spec.tap, spec.level, spec.kind, list(spec.row_shape), entry.chunk_rows, state)
+    return dict(zip(ARRAY_FIELDS, values, strict=True))
+
+
+def _entry_from_dict(name: str, entry: Mapping[str, Any], version: int) -> ArrayEntry:
+    shape = tuple(entry["row_shape"])
+    path = name if version == 1 else ""  # format 1 had the tap in the identity, not in the path
+    spec = ArraySpec(level=entry["level"], kind=entry["kind"], row_shape=shape, tap=entry["tap"], name=path)
+    if spec.name != name:
+        raise ValueError(f"array {name} is not {spec.name}")
+    return ArrayEntry(spec=spec, chunk_rows=entry["chunk_rows"], complete=entry["state"] == COMPLETE)
 
 
 def _render(document: Mapping[str, Any]) -> bytes:

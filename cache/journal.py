@@ -17,11 +17,12 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
 from .atomic_files import replace_file, sync_folder, write_all
 from .geometry import Grid
@@ -150,10 +151,25 @@ class Journal:
         sums = entry.checksums.get(name, ()) if entry else ()
         return sums[chunk - chunks.start] if len(sums) == len(chunks) else None
 
+    def blocks_with(self, names: Collection[str], num_blocks: int) -> NDArray[np.bool_]:
+        """``[num_blocks]``, whether all of these arrays are committed in a row block."""
+        held = np.zeros(num_blocks, dtype=np.bool_)
+        wanted = set(names)
+        for block, entry in self.entries.items():
+            if 0 <= block < num_blocks:
+                held[block] = wanted <= entry.checksums.keys()
+        return held
+
     def notes(self, names: Iterable[str]) -> BatchNotes:
         """The notes of all row blocks, with the counts of these arrays only."""
-        notes = (self.entries[block].notes for block in sorted(self.entries))
-        return reduce(BatchNotes.merged, notes, BatchNotes()).of_arrays(names)
+        notes = [self.entries[block].notes for block in sorted(self.entries)]
+        skipped = {row: reason for one in notes for row, reason in one.skipped.items()}
+        counts: dict[str, Counter[str]] = {"saturated": Counter(), "nonfinite": Counter()}
+        for one in notes:
+            counts["saturated"].update(one.saturated)
+            counts["nonfinite"].update(one.nonfinite)
+        sums = {field: dict(sorted(count.items())) for field, count in counts.items()}
+        return BatchNotes(skipped=dict(sorted(skipped.items())), **sums).of_arrays(names)
 
     def render(self) -> bytes:
         """All entries as one sorted file."""

@@ -1,4 +1,4 @@
-"""Reading a store: what it holds, and its tokens as arrays.
+"""Reading one store: what it holds, and its tokens as arrays.
 
 The decision taken here: the journal counts, not the absence of errors. zarr reads a missing chunk as zeros without a
 warning; here a store opens only if every chunk of every complete array is in the journal and on the disk with its right
@@ -7,116 +7,180 @@ size.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DamagedStoreError, IncompleteStoreError, MissingArrayError, SpecError, SpecMismatchError
+from .damage import chunk_damage, quick_damage, require_sound, swapped_chunks
+from .errors import IncompleteStoreError, MissingArrayError, OldFormatError, SpecMismatchError
 from .format import (
-    LABELS,
+    CONTENT_HASHES,
     SAMPLE_ID_BYTES,
     SAMPLE_ID_OFFSETS,
+    SIZES,
+    VIEWS,
     ChunkedArray,
-    content_hash_array,
+    block_arrays,
     static_array,
     token_array,
 )
-from .header import Header, read_header
+from .header import FORMAT_VERSION, Header, read_header
 from .journal import BatchNotes, Journal, read_journal
-from .mapping import DONT_NEED, WILL_NEED, ChunkFiles, ChunkRows, Rows, ZarrRows, map_rows, open_rows
-from .spec import ArraySpec, CacheSpec, natural_order
-from .verify import Damage, quick_damage, swapped_chunks
+from .mapping import ChunkFiles, ZarrRows, map_rows
+from .rows import RowSet
+from .spec import ArraySpec, StoreSpec, natural_order
+from .token_array import TokenArray
 
-NUM_VIEWS = "num_views"
-"""Attribute of a store with several rows per image."""
+NUM_VIEWS = "num_views"  # attribute of a store of format 1 with several rows per image
+ArrayKey = tuple[str, str, str]  # tap ("" for final), level, kind
 
 
-class TokenCache:
-    """A store whose completeness was checked; made by `TokenCache.open`.
+@dataclass(frozen=True)
+class StoreFiles:
+    """The files of a store of any format: header, journal, and the arrays that are not tokens."""
+
+    path: Path
+    header: Header
+    journal: Journal
+
+    @classmethod
+    def read(cls, path: str | Path) -> StoreFiles:
+        """Read header and journal.
+
+        Raises:
+            StoreMissingError, NotAStoreError, NewerStoreError, DamagedStoreError: as `read_header`.
+        """
+        return cls(Path(path), read_header(Path(path)), read_journal(Path(path)))
+
+    @cached_property
+    def arrays(self) -> dict[ArrayKey, str]:
+        """(tap, level, kind) -> path of every token array, complete or not."""
+        return {(entry.spec.tap, entry.spec.level, entry.spec.kind): name for name, entry in self.header.arrays.items()}
+
+    @cached_property
+    def rows(self) -> RowSet:
+        """The rows in order; a row of format 1 whose row block is not committed has hash 0."""
+        spec = self.header.spec
+        if self.header.format > 1:
+            views = self.static(VIEWS) if VIEWS in self.header.static else None
+            hashes = self.static(CONTENT_HASHES)
+        else:
+            hashes, array = np.zeros(spec.num_rows, dtype=np.uint64), block_arrays(self.header)[0]
+            for block in np.flatnonzero(self.journal.blocks_with([CONTENT_HASHES], array.grid.num_blocks)).tolist():
+                rows = array.grid.block(block)
+                hashes[rows.start : rows.stop] = np.fromfile(array.file(self.path, block), "<u8", len(rows))
+            num_views = int(self.header.attributes.get(NUM_VIEWS, 0))
+            views = (np.arange(spec.num_rows) % (1 + num_views)).astype(np.uint16) if num_views else None
+        return RowSet(hashes=hashes, views=views, view_rule=spec.view_rule, hash_rule=spec.hash_rule)
+
+    @cached_property
+    def skipped(self) -> dict[int, str]:
+        """Row -> reason, rows without usable tokens."""
+        return dict(self.journal.notes(()).skipped)
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        return SampleIds(self.static(SAMPLE_ID_BYTES), self.static(SAMPLE_ID_OFFSETS))
+
+    @property
+    def sizes(self) -> NDArray[np.int64] | None:
+        """``[N]`` bytes of the encoded images; None where they were not recorded."""
+        return self.static(SIZES) if SIZES in self.header.static else None
+
+    def static(self, name: str) -> NDArray[Any]:
+        """An array that was written once."""
+        array = static_array(self.header, name)
+        return map_rows(chunk_files(self.path, array)).read(0, array.grid.num_rows)
+
+    def committed(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """``[num_blocks]``, whether all of these arrays are committed in a row block."""
+        return self.journal.blocks_with(names, self.header.block_grid.num_blocks)
+
+
+class TokenStore:
+    """A store whose completeness was checked; made by `TokenStore.open`.
 
     Attributes:
         path: the store.
-        spec: its identity and labels.
+        spec: its identity and names.
+        tap: the tap whose arrays are shown, beside those of `final`.
+        taps: every tap of the store.
         arrays: (level, kind) -> its complete token arrays, by depth of level, then kind.
         num_rows: N, skipped rows included.
-        block_rows: rows per row block: they lie together on the disk, see `row_order.chunk_shuffle`.
+        block_rows: rows per row block.
         batch_size: rows per batch when the tokens were computed.
         attributes: what the caller of the writer recorded at creation.
         versions: library -> version, at creation.
-        num_views: augmented views per image in the store, beside the centre view: an image has 1 + num_views rows.
-        notes: notes of all rows.
+        notes: notes on all rows.
         skipped: row -> reason, rows without usable tokens.
-        labels: ``[N]`` or ``[N, K]``, a copy.
-        sample_ids: N texts.
+        sample_ids: N texts, the names that the images had when the store was made.
     """
 
-    def __init__(
-        self, path: Path, header: Header, journal: Journal, *, mapped: bool, num_views: int | None = None
-    ) -> None:
-        self.path = path
+    def __init__(self, files: StoreFiles, tap: str | None, *, mapped: bool) -> None:
+        header = files.header
+        self.path = files.path
         self.spec = header.spec
-        self.arrays: dict[tuple[str, str], ArraySpec] = {(a.level, a.kind): a for a in header.complete_arrays}
+        self.taps = sorted({array.tap for array in header.complete_arrays} - {""})
+        self.tap = tap or ("norm2" if "norm2" in self.taps or not self.taps else self.taps[0])
+        self.arrays: dict[tuple[str, str], ArraySpec] = {
+            (a.level, a.kind): a for a in header.complete_arrays if a.tap in ("", self.tap)
+        }
         self.num_rows = header.spec.num_rows
         self.block_rows = header.block_rows
         self.batch_size = header.batch_size
         self.attributes: dict[str, Any] = dict(header.attributes)
         self.versions = dict(header.versions)
-        self.num_views = int(header.attributes.get(NUM_VIEWS, 0))
-        self.notes: BatchNotes = journal.notes(array.name for array in header.complete_arrays)
+        self.notes: BatchNotes = files.journal.notes(array.name for array in header.complete_arrays)
         self.skipped: dict[int, str] = dict(self.notes.skipped)
-        self._header = header
-        self._journal = journal
-        self._mapped = mapped
-        self._offered_views = self.num_views if num_views is None else num_views
+        self.sample_ids = files.sample_ids
+        self._files, self._mapped = files, mapped
         self._tokens: dict[tuple[str, str], TokenArray] = {}
-        self.labels: NDArray[Any] = self._static(LABELS).copy()
-        self.sample_ids: Sequence[str] = SampleIds(self._static(SAMPLE_ID_BYTES), self._static(SAMPLE_ID_OFFSETS))
 
     @classmethod
     def open(
-        cls,
-        path: str | Path,
-        spec: CacheSpec | None = None,
-        *,
-        mapped: bool = True,
-        num_views: int | None = None,
-    ) -> TokenCache:
+        cls, path: str | Path, spec: StoreSpec | None = None, *, tap: str | None = None, mapped: bool = True
+    ) -> TokenStore:
         """Open a store for reading. Arrays that are still being added are not shown.
 
         Args:
             path: the store.
             spec: its expected identity; None accepts any.
+            tap: whose arrays to show; None is norm2, or another where the store has no norm2.
             mapped: False reads through zarr, for comparison.
-            num_views: views per image to offer beside the centre view; 0 for that alone, None for all.
 
         Raises:
-            StoreMissingError, NotAStoreError: there is no store.
+            StoreMissingError, NotAStoreError, NewerStoreError: there is no store that this version can read.
             SpecMismatchError: the store has another identity.
             IncompleteStoreError: no array of it is complete yet.
-            DamagedStoreError: a file is missing or of another size, or labels or ids were altered.
+            DamagedStoreError: a file is missing or of another size, or hashes or ids were altered.
         """
-        store = Path(path)
-        header = read_header(store)
+        files = StoreFiles.read(path)
+        header = files.header
         if spec is not None and (differences := spec.difference(header.spec)):
-            raise SpecMismatchError("cache.other_identity_to_read", store=store, differences=differences)
-        journal = read_journal(store)
+            raise SpecMismatchError("cache.other_identity_to_read", store=files.path, differences=differences)
         if not header.complete_arrays:
-            num_blocks = header.hash_grid.num_blocks
+            num_blocks, num_done = header.block_grid.num_blocks, len(files.journal.entries)
             raise IncompleteStoreError(
-                "cache.store_incomplete", store=store, num_blocks=num_blocks, num_done=len(journal.entries)
+                "cache.store_incomplete", store=files.path, num_blocks=num_blocks, num_done=num_done
             )
-        _require_sound(store, list(quick_damage(store, header, journal)))
-        return cls(store, header, journal, mapped=mapped, num_views=num_views)
+        require_complete(files, [array.name for array in header.complete_arrays])
+        return cls(files, tap, mapped=mapped)
+
+    @property
+    def rows(self) -> RowSet:
+        """The image and view of each row."""
+        return self._files.rows
 
     @property
     def parity(self) -> dict[str, dict[str, Any]]:
-        """Array name -> how far its first rows are from a float32 run; empty where it was not measured."""
+        """Path of an array -> how far its first rows are from a float32 run; empty where it was not measured."""
         complete = {array.name for array in self.arrays.values()}
-        return {name: dict(one) for name, one in self._header.parity.items() if name in complete}
+        return {name: dict(one) for name, one in self._files.header.parity.items() if name in complete}
 
     @property
     def levels(self) -> list[str]:
@@ -126,24 +190,8 @@ class TokenCache:
     def kinds(self) -> list[str]:
         return sorted({kind for _, kind in self.arrays}, key=natural_order)
 
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """The usable rows, ascending: not the skipped ones, and not the views beyond those that the store was opened with."""
-        rows = np.setdiff1d(np.arange(self.num_rows, dtype=np.int64), np.array([*self.skipped], dtype=np.int64))
-        return rows[rows % (1 + self.num_views) <= self._offered_views]
-
-    @property
-    def images(self) -> NDArray[np.int64]:
-        """The image number of each usable row; the first row of an image is its centre view."""
-        return self.rows // (1 + self.num_views)
-
-    @property
-    def content_hashes(self) -> NDArray[np.uint64]:
-        """``[N]``, hashes of the encoded images."""
-        return ChunkRows(_chunk_files(self.path, content_hash_array(self._header))).read(0, self.num_rows)
-
     def tokens(self, level: str, kind: str) -> TokenArray:
-        """The tokens of one level and kind.
+        """The tokens of one level and kind, ``[N, D]`` or ``[N, T, D]``.
 
         Raises:
             MissingArrayError: the store has no such array, or not completely.
@@ -159,114 +207,47 @@ class TokenCache:
                 kinds=", ".join(self.kinds),
             )
         if (level, kind) not in self._tokens:
-            name = self.arrays[level, kind].name
-            array = token_array(self._header, name)
-            _require_sound(self.path, list(swapped_chunks(self.path, array, self._journal)))
-            rows = map_rows(_chunk_files(self.path, array)) if self._mapped else ZarrRows(self.path / name)
-            self._tokens[level, kind] = TokenArray(name, rows, self.spec.dtype_of(kind))
+            files, name = self._files, self.arrays[level, kind].name
+            array = token_array(files.header, name)
+            chunks = range(array.grid.num_chunks)
+            require_sound(self.path, list(swapped_chunks(self.path, array, chunks, files.journal)))
+            rows = map_rows(chunk_files(self.path, array)) if self._mapped else ZarrRows(self.path / name)
+            self._tokens[level, kind] = TokenArray(name, rows, self.spec.model.dtype_of(kind))
         return self._tokens[level, kind]
 
-    def _static(self, name: str) -> NDArray[Any]:
-        array = static_array(self._header, name)
-        return map_rows(_chunk_files(self.path, array)).read(0, array.grid.num_rows)
+    def __getitem__(self, array: tuple[str, str]) -> TokenArray:
+        return self.tokens(*array)
 
 
-def _chunk_files(store: Path, array: ChunkedArray) -> ChunkFiles:
-    shape = (array.grid.num_rows, *array.row_shape)
-    return ChunkFiles(tuple(array.files(store)), shape, array.grid.chunk_rows, array.dtype)
+def require_current(files: StoreFiles) -> None:
+    """Raise OldFormatError for a store of an older format, which is read and not written."""
+    if files.header.format != FORMAT_VERSION:
+        raise OldFormatError("cache.old_format", store=files.path, expected=FORMAT_VERSION, got=files.header.format)
 
 
-def _require_sound(store: Path, damages: list[Damage]) -> None:
-    if damages:
-        more = f" and {len(damages) - 3} more" if len(damages) > 3 else ""
-        raise DamagedStoreError("cache.store_damaged", store=store, damages="; ".join(map(str, damages[:3])) + more)
+def require_complete(files: StoreFiles, names: Sequence[str]) -> None:
+    """Check that every chunk of these arrays is in the journal and on the disk, by name and size.
 
-
-class TokenArray:
-    """The tokens of one level and kind, ``[N, D]`` or ``[N, T, D]``.
-
-    Args:
-        name: for error messages.
-        rows: access to the rows.
-        logical_dtype: the dtype of the values; ``bfloat16`` is stored as uint16.
-
-    Attributes:
-        shape, dtype: of the array on disk.
-        contiguous: all rows as one ndarray over the files, or None where this system or layout has none. Writing to it changes no
-            file.
+    Raises:
+        DamagedStoreError: it is not.
     """
-
-    def __init__(self, name: str, rows: Rows, logical_dtype: str) -> None:
-        self.name = name
-        self.logical_dtype = logical_dtype
-        self.shape = rows.shape
-        self.dtype = rows.dtype
-        self.contiguous = rows.contiguous
-        self._rows = rows
-
-    def take(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather rows in the order given; repeats are allowed.
-
-        Args:
-            rows: ``[n]`` integers within ``[0, N)``.
-            out: ``[n, *row_shape]`` to fill; a new array for each batch can cost three times as much.
-
-        Returns:
-            `out`, or a new array.
-
-        Raises:
-            SpecError: rows out of range, or an `out` of another shape or dtype.
-        """
-        rows = np.asarray(rows, dtype=np.int64)
-        shape = (len(rows), *self.shape[1:])
-        if out is None:
-            out = np.empty(shape, dtype=self.dtype)
-        elif out.shape != shape or out.dtype != self.dtype:
-            raise SpecError(
-                "cache.wrong_buffer",
-                array=self.name,
-                expected=f"{self.dtype} {shape}",
-                got=f"{out.dtype} {out.shape}",
-            )
-        if len(rows):
-            self._check_range(int(rows.min()), int(rows.max()) + 1)
-            self._rows.gather(rows, out)
-        return out
-
-    def populate(self) -> None:
-        """Touch every page of a contiguous array, in order; for arrays that fit in memory, before random reads.
-
-        For 13 arrays of 77 MB in the page cache the first batch of 2048 rows then takes 90 ms instead of 600.
-        """
-        if self.contiguous is not None:
-            np.bitwise_or.reduce(self.contiguous.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE])
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start to stop; a view if the array is contiguous.
-
-        Raises:
-            SpecError: not within ``0 <= start <= stop <= N``.
-        """
-        self._check_range(start, stop)
-        return self._rows.read(start, stop)
-
-    def will_need(self, start: int, stop: int) -> None:
-        """Ask the system to read rows start to stop ahead, without waiting for them."""
-        self._rows.advise(start, stop, WILL_NEED)
-
-    def release(self, start: int, stop: int) -> None:
-        """Free the memory of rows start to stop, for stores larger than memory; they can be read again."""
-        self._rows.advise(start, stop, DONT_NEED)
-
-    def _check_range(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self.shape[0]:
-            raise SpecError("cache.rows_out_of_range", array=self.name, num_rows=self.shape[0], start=start, stop=stop)
+    damages = list(quick_damage(files.path, files.header, files.journal, names))
+    num_blocks = files.header.block_grid.num_blocks
+    for name in [] if damages else names:
+        missing = np.flatnonzero(~files.journal.blocks_with([name], num_blocks)).tolist()
+        if missing:
+            array = token_array(files.header, name)
+            chunk = array.grid.chunks_of(missing[0]).start
+            damages.append(chunk_damage(array, chunk, "not in the journal"))
+    require_sound(files.path, damages)
 
 
-def open_array(path: str | Path) -> TokenArray:
-    """Open a Zarr array of any store: mapped if its chunks are plain, else through zarr."""
-    rows = open_rows(Path(path))
-    return TokenArray(str(path), rows, rows.dtype.name)
+def chunk_files(store: Path, array: ChunkedArray, chunks: range | None = None) -> ChunkFiles:
+    """The chunk files of an array, or of some neighbouring chunks of it."""
+    chunks = range(array.grid.num_chunks) if chunks is None else chunks
+    num_rows = array.grid.chunk(chunks[-1]).stop - array.grid.chunk(chunks[0]).start
+    files = tuple(array.file(store, chunk) for chunk in chunks)
+    return ChunkFiles(files, (num_rows, *array.row_shape), array.grid.chunk_rows, array.dtype)
 
 
 class SampleIds(Sequence[str]):

@@ -1,9 +1,10 @@
 """The identity of a store, and the arrays in it with their dtypes.
 
-The decision taken here: identity is a digest of what determines the bits of a token (weights, architecture, tap,
-definitions of the kinds, transform, precisions, data). Names are for people: they choose the folder, never the
-identity. One text gives the storage dtypes of all kinds, `float16` or `float16,cls=float32`; it has one canonical form,
-because it is part of the identity.
+The decision taken here: a store is a list of rows of one model. What determines the bits of a token is the model
+(architecture, weights, definitions of the kinds, transform, precisions) and the row's image; so identity is the digest of the
+model and the digest of the rows (`rows.py`). Names are for people: they choose the folder, never the identity. One text gives
+the storage dtypes of all kinds, `float16` or `float16,cls=float32`; it has one canonical form, because it is part of the
+identity.
 
 Does not touch files.
 """
@@ -20,19 +21,8 @@ from typing import Any
 
 from .errors import FieldDifference, SpecError
 
-IDENTITY_FIELDS = (
-    "architecture",
-    "weights",
-    "tap",
-    "token_rule",
-    "transform",
-    "compute_dtype",
-    "storage_dtype",
-    "manifest",
-    "num_rows",
-)
-LABEL_FIELDS = ("backbone", "dataset", "split")
-TAPS = ("norm2", "block")
+MODEL_FIELDS = ("architecture", "weights", "token_rule", "transform", "compute_dtype", "storage_dtype")
+FINAL = "final"  # the one level that does not depend on the tap
 MODULE_TAP = "module:"  # then a pattern of module names, such as module:blocks.{i}.norm2
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 # logical dtype -> dtype on disk; Zarr v3 has no bfloat16, so its bits are kept as uint16
@@ -44,22 +34,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheSpec:
-    """The identity of a store, and the names that people know it by.
+class ModelSpec:
+    """What computes the tokens of a store.
 
     Args:
         architecture: the network and its input size, e.g. ``"timm/vit_small_patch14_dinov2 img_size=98"``.
         weights: hex digest of the weights.
-        tap: ``norm2``, ``block``, or ``module:`` and a pattern of module names.
         token_rule: version of the definitions of the kinds.
         transform: canonical text of the evaluation transform.
         compute_dtype: precision of the forward pass: float32, float16 or bfloat16.
         storage_dtype: precision in the store: float16, float32 or bfloat16, and kinds that differ: ``float16,cls=float32``.
-        manifest: hex digest of sample ids, labels and locations.
-        num_rows: N, the number of samples, at least 1.
-        backbone: model id, a label only.
-        dataset: name of the data set, a label only.
-        split: name of the split, a label only.
+        name: model id, for people; not part of the identity.
 
     Raises:
         SpecError: naming every field that is empty, of the wrong type or not one of the allowed values.
@@ -67,29 +52,18 @@ class CacheSpec:
 
     architecture: str
     weights: str
-    tap: str
     token_rule: str
     transform: str
     compute_dtype: str
     storage_dtype: str
-    manifest: str
-    num_rows: int
-    backbone: str
-    dataset: str
-    split: str
+    name: str
 
     def __post_init__(self) -> None:
         values = asdict(self)
-        num_rows = values.pop("num_rows")
         empty = [name for name, value in values.items() if not isinstance(value, str) or not value.strip()]
         wrong = [(name, "a text that is not empty") for name in empty]
-        for name in ("weights", "manifest"):
-            if name not in empty and not _HEX.fullmatch(values[name]):
-                wrong.append((name, "8 to 128 lower-case hex digits"))
-        if type(num_rows) is not int or num_rows < 1:
-            wrong.append(("num_rows", "an int >= 1"))
-        if self.tap not in TAPS and not (isinstance(self.tap, str) and self.tap.startswith(MODULE_TAP)):
-            wrong.append(("tap", f"one of {', '.join(TAPS)}, or {MODULE_TAP} and a pattern"))
+        if "weights" not in empty and not _HEX.fullmatch(self.weights):
+            wrong.append(("weights", "8 to 128 lower-case hex digits"))
         if self.compute_dtype not in COMPUTE_DTYPES:
             wrong.append(("compute_dtype", f"one of {', '.join(COMPUTE_DTYPES)}"))
         if isinstance(self.storage_dtype, str) and not _is_canonical(self.storage_dtype):
@@ -102,30 +76,31 @@ class CacheSpec:
             raise SpecError("cache.invalid_spec", expected=expected, got=got)
 
     @property
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """64 hex digits: SHA-256 of the identity fields as JSON with sorted keys, no spaces and ASCII only."""
-        identity = {name: getattr(self, name) for name in IDENTITY_FIELDS}
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
-    def difference(self, other: CacheSpec) -> list[FieldDifference]:
-        """The identity fields in which `other` (got) differs from this spec (expected), in the order of the format."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in IDENTITY_FIELDS)
+    def identity(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in MODEL_FIELDS}
+
+    def difference(self, other: ModelSpec) -> list[FieldDifference]:
+        """The identity fields in which `other` (got) differs from this model (expected), in the order of the format."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in MODEL_FIELDS)
         return [FieldDifference(name, expected, got) for name, expected, got in pairs if expected != got]
 
     def dtype_of(self, kind: str) -> str:
         return storage_dtype_of(self.storage_dtype, kind)
 
-    def store_path(self, root: str | Path) -> Path:
-        """``<root>/<dataset>/<split>/<backbone>-<first 8 of the fingerprint>.zarr``, the names made fit for a path."""
-        name = f"{path_name(self.backbone)}-{self.fingerprint[:8]}.zarr"
-        return Path(root) / path_name(self.dataset) / path_name(self.split) / name
+    def folder(self, root: str | Path) -> Path:
+        """The folder of the stores of this model: ``<root>/<name>-<first 8 of the digest>``."""
+        return Path(root) / f"{path_name(self.name)}-{self.digest[:8]}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CacheSpec:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
         """The inverse of `to_dict`.
 
         Raises:
@@ -143,6 +118,63 @@ class CacheSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """The identity of a store: its model and its rows.
+
+    Args:
+        model: what computes the tokens.
+        rows_digest: 64 hex digits, see `RowSet.digest`.
+        num_rows: N, at least 1.
+        hash_rule: version of the definition of a content hash.
+        view_rule: canonical text of how augmented views are drawn; empty where every row is a centre view.
+        name: name of the data that the store was made for, for people; not part of the identity.
+
+    Raises:
+        SpecError: naming every wrong field.
+    """
+
+    model: ModelSpec
+    rows_digest: str
+    num_rows: int
+    hash_rule: int
+    view_rule: str
+    name: str
+
+    def __post_init__(self) -> None:
+        checks = {
+            "rows_digest": isinstance(self.rows_digest, str) and _HEX.fullmatch(self.rows_digest),
+            "num_rows": type(self.num_rows) is int and self.num_rows >= 1,
+            "hash_rule": type(self.hash_rule) is int and self.hash_rule >= 1,
+            "view_rule": isinstance(self.view_rule, str),
+            "name": isinstance(self.name, str) and self.name.strip(),
+        }
+        wrong = [name for name, is_right in checks.items() if not is_right]
+        if wrong:
+            got = "; ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
+            expected = "a hex digest, at least one row, a hash rule from 1, a text, and a name that is not empty"
+            raise SpecError("cache.invalid_spec", expected=expected, got=got)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits: SHA-256 of the digests of model and rows."""
+        return hashlib.sha256(f"{self.model.digest} {self.rows_digest}".encode("ascii")).hexdigest()
+
+    def difference(self, other: StoreSpec) -> list[FieldDifference]:
+        """The fields of the identity in which `other` (got) differs from this spec (expected)."""
+        differences = self.model.difference(other.model)
+        if self.rows_digest != other.rows_digest:
+            differences.append(FieldDifference("rows", self.rows_digest, other.rows_digest))
+        return differences
+
+    def path(self, root: str | Path) -> Path:
+        """``<root>/<model>-<8 of its digest>/<name>-<8 of the row digest>.zarr``, the names made fit for a path."""
+        return self.model.folder(root) / f"{path_name(self.name)}-{self.rows_digest[:8]}.zarr"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArraySpec:
     """One token array of a store.
 
@@ -150,6 +182,8 @@ class ArraySpec:
         level: ``block.0`` .. ``block.{depth-1}`` or ``final``.
         kind: ``cls``, ``ap``, ``grid{g}``, ``patch`` or ``register``.
         row_shape: shape of one sample's tokens, ``(D,)`` or ``(T, D)``.
+        tap: the output that is read in each block: ``norm2``, ``block``, or ``module:`` and a pattern; `final` has none, "".
+        name: path of the array inside the store; made from the other fields.
 
     Raises:
         SpecError: for a name that is no path part, or a shape of another rank.
@@ -158,31 +192,42 @@ class ArraySpec:
     level: str
     kind: str
     row_shape: tuple[int, ...]
+    tap: str = "norm2"
+    name: str = ""
 
     def __post_init__(self) -> None:
         shape = tuple(int(size) for size in self.row_shape)
         object.__setattr__(self, "row_shape", shape)
+        object.__setattr__(self, "tap", "" if self.level == FINAL else self.tap)
+        tap = [] if self.level == FINAL else [tap_folder(self.tap)]
+        object.__setattr__(self, "name", self.name or "/".join(["tokens", *tap, self.level, self.kind]))
         for field, name in (("level", self.level), ("kind", self.kind)):
             if not _NAME.fullmatch(name):
                 raise SpecError("cache.invalid_array_name", field=field, name=name)
         if len(shape) not in (1, 2) or min(shape) < 1:
             raise SpecError("cache.invalid_row_shape", array=self.name, shape=shape)
 
-    @property
-    def name(self) -> str:
-        """Path of the array inside the store."""
-        return f"tokens/{self.level}/{self.kind}"
+
+def tap_folder(tap: str) -> str:
+    """The part of an array's path that stands for a tap.
+
+    >>> tap_folder("norm2"), tap_folder("module:blocks.{i}.norm2")
+    ('norm2', 'module-blocks.-i-.norm2-5e0d6c1b')
+    """
+    if _NAME.fullmatch(tap):
+        return tap
+    return f"{path_name(tap)}-{hashlib.sha256(tap.encode()).hexdigest()[:8]}"
 
 
-def array_order(spec: ArraySpec) -> tuple[list[Any], list[Any]]:
-    """Sort key: levels by depth (``block.2``, ``block.10``, ``final``), then kinds by name and number.
+def array_order(spec: ArraySpec) -> tuple[list[Any], list[Any], str]:
+    """Sort key: levels by depth (``block.2``, ``block.10``, ``final``), then kinds by name and number, then taps.
 
     >>> names = [("final", "cls"), ("block.10", "cls"), ("block.2", "cls"), ("block.2", "ap")]
     >>> arrays = [ArraySpec(level=level, kind=kind, row_shape=(4,)) for level, kind in names]
     >>> [array.name for array in sorted(arrays, key=array_order)]
-    ['tokens/block.2/ap', 'tokens/block.2/cls', 'tokens/block.10/cls', 'tokens/final/cls']
+    ['tokens/norm2/block.2/ap', 'tokens/norm2/block.2/cls', 'tokens/norm2/block.10/cls', 'tokens/final/cls']
     """
-    return natural_order(spec.level), natural_order(spec.kind)
+    return natural_order(spec.level), natural_order(spec.kind), spec.tap
 
 
 def natural_order(name: str) -> list[Any]:

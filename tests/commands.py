@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from photos import TINY_MODEL
 
 from layerbank import cli
-from layerbank.cache.locking import LockOwner, read_owner, worker_file
+from layerbank.cache.writing.locking import LockOwner, read_owner, worker_file
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,7 +27,7 @@ from layerbank.cache import (
     read_store_info,
     remove_garbage,
 )
-from layerbank.cache.locking import lock_file
+from layerbank.cache.writing.locking import lock_file
 
 
 def test_every_store_under_a_folder_is_listed_with_its_state(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from messages import raises
 
 from layerbank.cache import StoreLockedError
-from layerbank.cache.locking import LockOwner, StoreLock, is_locked, lock_file, read_owner
+from layerbank.cache.writing.locking import LockOwner, StoreLock, is_locked, lock_file, read_owner
 
 ROOT = Path(__file__).parent.parent
 # a writer with a decode worker: the worker was forked while the lock was held, and outlives a killed parent for a while
@@ -21,7 +21,7 @@ OWNER_WITH_WORKER = """
 import sys
 import os, time
 from pathlib import Path
-from layerbank.cache.locking import StoreLock
+from layerbank.cache.writing.locking import StoreLock
 StoreLock(Path(sys.argv[1])).acquire()
 if os.fork() == 0:
     os.close(1)

@@ -19,9 +19,10 @@ from token_stores import (
 
 from layerbank import cache
 from layerbank.cache import CacheSpec, TokenCache, geometry
-from layerbank.cache.hdf5 import HEADER_ATTRIBUTE, JOURNAL_DATASET
 from layerbank.cache.header import FORMAT, FORMAT_VERSION
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
+from layerbank.cache.maintenance.hdf5 import HEADER_ATTRIBUTE, JOURNAL_DATASET
+from layerbank.cache.maintenance.verify import FOREIGN
 from layerbank.cache.spec import (
     COMPUTE_DTYPES,
     IDENTITY_FIELDS,
@@ -31,7 +32,6 @@ from layerbank.cache.spec import (
     TAPS,
     storage_dtypes_text,
 )
-from layerbank.cache.verify import FOREIGN
 
 README = (Path(cache.__file__).parent / "README.md").read_text()
 

@@ -39,8 +39,8 @@ from layerbank.cache import (
     verify_store,
 )
 from layerbank.cache.journal import JOURNAL_FOLDER
-from layerbank.cache.locking import is_locked, worker_file, worker_files
-from layerbank.cache.workers import WorkerLock
+from layerbank.cache.writing.locking import is_locked, worker_file, worker_files
+from layerbank.cache.writing.workers import WorkerLock
 
 ROOT = Path(__file__).parent.parent
 # one worker in a process of its own: store, index, count, seconds before each batch

@@ -20,7 +20,7 @@ from plugins import install_plugin
 from token_stores import write_store
 
 from layerbank.cache import TokenCache
-from layerbank.cache.locking import worker_file
+from layerbank.cache.writing.locking import worker_file
 from layerbank.data.sources import BadImage
 from layerbank.data.views import ViewedSource
 from layerbank.doctor import OK, PROBLEM, WARNING, Finding, disk, guarded

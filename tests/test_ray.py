@@ -24,8 +24,8 @@ from study_recipes import TIMES, write_recipe
 from token_stores import tree
 
 from layerbank.cache import NotWritableError, StoreLockedError, Worker, check_test_lock, offer_test_lock
-from layerbank.cache.locking import is_locked
-from layerbank.cache.workers import TEST_LOCK_PREFIX
+from layerbank.cache.writing.locking import is_locked
+from layerbank.cache.writing.workers import TEST_LOCK_PREFIX
 from layerbank.errors import Message, RequestError, WorkError
 from layerbank.events import (
     CacheReused,

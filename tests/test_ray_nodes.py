@@ -22,7 +22,7 @@ from study_recipes import TIMES, results, write_recipe
 from token_stores import tree
 
 from layerbank.cache import Worker
-from layerbank.cache.locking import is_locked, read_owner, worker_file
+from layerbank.cache.writing.locking import is_locked, read_owner, worker_file
 from layerbank.events import (
     ClusterJoined,
     Event,

@@ -16,7 +16,7 @@ from photos import write_photos
 from token_stores import tree
 
 from layerbank.cache import SpecError, Worker
-from layerbank.cache.locking import is_locked
+from layerbank.cache.writing.locking import is_locked
 from layerbank.errors import Message, WorkError
 from layerbank.events import (
     CacheReused,

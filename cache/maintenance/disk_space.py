@@ -24,25 +24,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic_files import storage_errors
-from .catalog import measure_files
-from .errors import NotWritableError
-from .format import (
+from ..atomic_files import storage_errors
+from ..errors import NotWritableError
+from ..format import (
     CHECKSUM_BYTES,
-    CONTENT_HASHES,
     block_arrays,
     measure_skeleton,
     static_array,
     storage_dtype,
     token_array,
 )
-from .geometry import rows_per_block
-from .header import Header, read_header
-from .journal import Entry, Journal, read_journal
-from .resume import Request, check_request, check_same
-from .spec import ArraySpec, CacheSpec
-from .workers import Worker
-from .writer import CacheWriter
+from ..geometry import rows_per_block
+from ..header import Header, read_header
+from ..journal import Entry, Journal, read_journal
+from ..rows import RowSet
+from ..spec import ArraySpec, ModelSpec
+from ..writing.resume import Request, check_request, check_same
+from ..writing.workers import Worker
+from ..writing.writer import CacheWriter
+from .catalog import measure_files
 
 HEADROOM_BYTES = 1 << 20  # folders; new journal and header are written beside the old ones
 UNKNOWN_BLOCK_BYTES = 4096  # for file systems that do not report their block size
@@ -110,12 +110,14 @@ class StoreForecast:
 
 def forecast_store(
     path: str | Path,
-    spec: CacheSpec,
+    model: ModelSpec,
+    rows: RowSet,
     arrays: Sequence[ArraySpec],
     *,
-    labels: NDArray[Any],
+    name: str,
     sample_ids: Sequence[str],
     batch_size: int,
+    sizes: NDArray[np.int64] | None = None,
     attributes: Mapping[str, Any] | None = None,
     parity: Mapping[str, Mapping[str, Any]] | None = None,
     overwrite: bool = False,
@@ -124,10 +126,20 @@ def forecast_store(
     """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave; nothing is changed.
 
     Raises:
-        SpecError, SpecMismatchError, ChangedDataError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
+        SpecError, SpecMismatchError, OldFormatError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
     """
     store = Path(path)
-    request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {}, parity or {})
+    request = check_request(
+        model,
+        rows,
+        arrays,
+        name=name,
+        sample_ids=sample_ids,
+        sizes=sizes,
+        batch_size=batch_size,
+        attributes=attributes or {},
+        parity=parity or {},
+    )
     starts_empty = overwrite or not store.exists()
     header = request.blank_header() if starts_empty else read_header(store)
     journal = Journal() if starts_empty else read_journal(store)
@@ -135,7 +147,7 @@ def forecast_store(
     header, metadata_bytes = _with_new_arrays(header, request)
     missing = {
         block: names
-        for block in range(header.hash_grid.num_blocks)
+        for block in range(header.block_grid.num_blocks)
         if (names := [a.name for a in request.arrays if not journal.holds(block, a.name)])
         and (worker is None or worker.helps or worker.owns(block))
     }
@@ -154,9 +166,9 @@ def forecast_store(
     present_bytes, present_files = measure_files(store)
     return StoreForecast(
         path=store,
-        num_rows=spec.num_rows,
+        num_rows=len(rows),
         batch_size=header.batch_size,
-        missing_rows=tuple(header.hash_grid.block(block) for block in missing),
+        missing_rows=tuple(header.block_grid.block(block) for block in missing),
         size_bytes=sum(sizes),
         num_files=len(sizes),
         present_bytes=present_bytes,
@@ -184,7 +196,7 @@ def _finished_journal(header: Header, journal: Journal, missing: Mapping[int, Se
     arrays = {array.name: array for array in block_arrays(header)}
     finished = Journal(entries=dict(journal.entries))
     for block, names in missing.items():
-        sums = {name: (_CHECKSUM,) * len(arrays[name].grid.chunks_of(block)) for name in (*names, CONTENT_HASHES)}
+        sums = {name: (_CHECKSUM,) * len(arrays[name].grid.chunks_of(block)) for name in names}
         finished.add(Entry(block=block, checksums=sums))
     return finished
 
@@ -194,7 +206,7 @@ def _forecast_array(spec: ArraySpec, header: Header, missing: Mapping[int, Seque
     num_missing = sum(len(array.grid.chunks_of(block)) for block, names in missing.items() if spec.name in names)
     return ArrayForecast(
         spec=spec,
-        storage_dtype=header.spec.dtype_of(spec.kind),
+        storage_dtype=header.spec.model.dtype_of(spec.kind),
         size_bytes=array.grid.num_chunks * array.file_bytes,
         missing_bytes=num_missing * array.file_bytes,
     )
@@ -261,44 +273,48 @@ class BlockTime:
         return self.size_bytes / max(self.seconds, 1e-9)
 
 
-def time_block(root: str | Path, spec: CacheSpec, arrays: Sequence[ArraySpec], *, batch_size: int) -> BlockTime:
+def time_block(
+    root: str | Path, model: ModelSpec, arrays: Sequence[ArraySpec], *, num_rows: int, batch_size: int
+) -> BlockTime:
     """Let `CacheWriter` write a row block of these arrays in the folder, or in the nearest existing one above it, and remove it.
 
     A row block of more than 64 MiB, or a quarter of the free space, is cut to fewer rows.
 
     Args:
         root: the folder of all stores.
-        spec: the store that the row block would belong to.
+        model: the model of the store that the row block would belong to.
         arrays: the arrays of the row block.
+        num_rows: rows of that store.
         batch_size: rows per batch.
 
     Raises:
         StorageFullError, NotWritableError: the disk refuses.
     """
-    shapes = {array.name: (array.row_shape, storage_dtype(spec, array.kind)) for array in arrays}
+    shapes = {array.name: (array.row_shape, storage_dtype(model, array.kind)) for array in arrays}
     row_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
     limit_bytes = min(BENCHMARK_BYTES, free_bytes(Path(root)) // 4)
-    num_rows = max(1, min(rows_per_block(spec.num_rows), limit_bytes // row_bytes))
+    num_rows = max(1, min(rows_per_block(num_rows), limit_bytes // row_bytes))
     batch_size = min(batch_size, num_rows)
     rng = np.random.default_rng(0)  # noise, for file systems that compress or share what is equal
     noise = {
         name: np.frombuffer(rng.bytes(batch_size * math.prod(shape) * dtype.itemsize), dtype).reshape(-1, *shape)
         for name, (shape, dtype) in shapes.items()
     }
-    hashes = np.zeros(batch_size, dtype=np.uint64)
-    labels, ids = np.zeros(num_rows, dtype=np.int64), ["0"] * num_rows
+    rows, ids = RowSet(hashes=np.arange(1, num_rows + 1, dtype=np.uint64)), ["0"] * num_rows
     with storage_errors(Path(root)):
         folder = Path(tempfile.mkdtemp(prefix=BENCHMARK_PREFIX, dir=nearest_folder(Path(root))))
     try:
-        store, spec = folder / "trial.zarr", replace(spec, num_rows=num_rows)
-        with CacheWriter.open(store, spec, arrays, labels=labels, sample_ids=ids, batch_size=batch_size) as writer:
+        store = folder / "trial.zarr"
+        with CacheWriter.open(
+            store, model, rows, arrays, name="trial", sample_ids=ids, batch_size=batch_size
+        ) as writer:
             pending = writer.pending()
             began = time.perf_counter()
             for batch in pending:
                 tokens = {array.name: noise[array.name][: len(batch)] for array in batch.arrays}
-                writer.append(batch, tokens, content_hashes=hashes[: len(batch)])
+                writer.append(batch, tokens, content_hashes=rows.hashes[batch.start : batch.stop])
             seconds = time.perf_counter() - began
-        sizes = [file.stat().st_size for file in store.glob("tokens/*/*/c.*")]
+        sizes = [file.stat().st_size for file in store.glob("tokens/**/c.*")]
         return BlockTime(sum(sizes), len(sizes), seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .atomic_files import storage_errors
-from .errors import SpecError, StoreLockedError
+from ..atomic_files import storage_errors
+from ..errors import SpecError, StoreLockedError
 from .locking import (
     LockOwner,
     is_held,

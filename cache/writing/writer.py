@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic_files import storage_errors
-from .errors import BatchError, ChangedDataError, IncompleteStoreError, SpecError
-from .format import CONTENT_HASHES
-from .geometry import cut_batches
-from .header import Header, read_header, write_header
-from .journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
+from ..atomic_files import storage_errors
+from ..errors import BatchError, ChangedDataError, IncompleteStoreError, SpecError
+from ..geometry import cut_batches
+from ..header import Header, read_header, write_header
+from ..journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
+from ..rows import RowSet
+from ..spec import ArraySpec, ModelSpec
 from .locking import StoreLock
 from .resume import Request, check_request, create_store, remove_store, resume_store, temporary_folders
-from .spec import ArraySpec, CacheSpec
 from .staging import Batch, OpenBlock, check_batch
 from .workers import Worker, WorkerLock
 
@@ -53,7 +53,7 @@ class CacheWriter:
         self._header = header
         self._journal = journal
         self._lock = lock
-        self._grid = header.hash_grid
+        self._grid = header.block_grid
         self._worker_lock = lock if isinstance(lock, WorkerLock) else None
         missing = self._find_missing()
         self._missing = missing if self._worker_lock is None else {}  # what this writer has to write
@@ -63,12 +63,14 @@ class CacheWriter:
     def open(
         cls,
         path: str | Path,
-        spec: CacheSpec,
+        model: ModelSpec,
+        rows: RowSet,
         arrays: Sequence[ArraySpec],
         *,
-        labels: NDArray[Any],
+        name: str,
         sample_ids: Sequence[str],
         batch_size: int,
+        sizes: NDArray[np.int64] | None = None,
         attributes: Mapping[str, Any] | None = None,
         parity: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
@@ -77,26 +79,37 @@ class CacheWriter:
         """Create the store, or resume an existing one and add new arrays to it.
 
         Args:
-            path: the store; `CacheSpec.store_path` gives its place.
-            spec: its identity and labels.
+            path: the store; `StoreSpec.path` gives its place.
+            model: what computes the tokens.
+            rows: image and view of each of the N rows.
             arrays: the requested arrays; others in the store are left alone.
-            labels: ``[N]`` integers, or ``[N]`` or ``[N, K]`` float32 or float64.
-            sample_ids: N texts that are not empty.
+            name: name of the data, for people.
+            sample_ids: N texts that are not empty: the names of the images, for people.
             batch_size: rows per batch; an existing store keeps its own, see the attribute.
-            attributes: what else to record (class names, versions), as JSON; kept from the first call.
-            parity: array name -> how far it is from a float32 run, as JSON; kept for arrays that have none yet.
+            sizes: ``[N]`` bytes of the encoded images, for `--trust-files`.
+            attributes: what else to record, as JSON; kept from the first call.
+            parity: path of an array -> how far it is from a float32 run, as JSON; kept for arrays that have none yet.
             overwrite: delete an existing store first.
             worker: the number of this writer among several of this store, see `claim`; None for its only writer.
 
         Raises:
-            SpecError: arguments that contradict the spec or the store.
+            SpecError: arguments that contradict each other or the store.
             SpecMismatchError: the store has another identity.
-            ChangedDataError: other labels or sample ids.
-            NotAStoreError, DamagedStoreError: something at this path cannot be resumed.
+            NotAStoreError, NewerStoreError, OldFormatError, DamagedStoreError: what lies at this path cannot be resumed.
             StoreLockedError: another process writes it: a single writer, this worker, or one of another number of workers.
             StorageFullError, NotWritableError: the disk refuses.
         """
-        request = check_request(spec, arrays, labels, sample_ids, batch_size, attributes or {}, parity or {})
+        request = check_request(
+            model,
+            rows,
+            arrays,
+            name=name,
+            sample_ids=sample_ids,
+            sizes=sizes,
+            batch_size=batch_size,
+            attributes=attributes or {},
+            parity=parity or {},
+        )
         if worker is not None and overwrite:
             raise SpecError("cache.overwrite_by_worker", worker=worker)
         return cls.open_request(Path(path), request, overwrite=overwrite, worker=worker)
@@ -172,23 +185,23 @@ class CacheWriter:
         Args:
             batch: one of `pending`; row blocks in any order, the batches of a row block one after the other.
             tokens: array name -> ``[n, *row_shape]`` in the storage dtype (bfloat16 as uint16), for each of `batch.arrays`.
-            content_hashes: ``[n]`` uint64, hashes of the encoded images.
+            content_hashes: ``[n]`` uint64, hashes of the images that were read.
             notes: notes on these rows.
 
         Raises:
             BatchError: a batch out of order, or arrays with other names, shapes or dtypes; nothing was written.
-            ChangedDataError: the images are not those whose tokens the store holds.
+            ChangedDataError: an image is not the one that the row stands for: the data have changed while they were read.
             StorageFullError, NotWritableError: the disk refuses; append this row block again, the others are kept.
         """
         notes = notes or BatchNotes()
         self._check_turn(batch)
-        check_batch(self.path, batch, tokens, content_hashes, notes, self._header.spec)
+        check_batch(self.path, batch, tokens, content_hashes, notes, self._header.spec.model)
+        self._check_hashes(batch, content_hashes)
         try:
             with storage_errors(self.path):
                 if self._open is None:
-                    self._open = OpenBlock(self.path, self._header, self._journal, batch.block, batch.arrays)
-                self._check_hashes(self._open, batch, content_hashes)
-                self._open.write({**tokens, CONTENT_HASHES: content_hashes}, notes)
+                    self._open = OpenBlock(self.path, self._header, batch.block, batch.arrays)
+                self._open.write(tokens, len(batch), notes)
                 if batch.stop == self._grid.block(batch.block).stop:
                     self._commit(self._open)
         except BaseException:
@@ -277,19 +290,16 @@ class CacheWriter:
             expected = {"expected_start": start, "expected_stop": stop, "expected_block": block}
             raise BatchError("cache.batch_out_of_order", **given, **expected)
 
-    def _check_hashes(self, block: OpenBlock, batch: Batch, content_hashes: NDArray[np.uint64]) -> None:
-        if block.stored_hashes is None:
-            return
-        start = self._grid.block(batch.block).start
-        stored = block.stored_hashes[batch.start - start : batch.stop - start]
-        if (stored != content_hashes).any():
-            first = int(np.flatnonzero(stored != content_hashes)[0])
+    def _check_hashes(self, batch: Batch, content_hashes: NDArray[np.uint64]) -> None:
+        expected = self._request.rows.hashes[batch.start : batch.stop]
+        if (expected != content_hashes).any():
+            first = int(np.flatnonzero(expected != content_hashes)[0])
             row = batch.start + first
             raise ChangedDataError(
                 "cache.changed_image",
                 store=self.path,
                 row=row,
                 sample_id=self._request.sample_ids[row],
-                expected=f"{int(stored[first]):016x}",
+                expected=f"{int(expected[first]):016x}",
                 got=f"{int(content_hashes[first]):016x}",
             )

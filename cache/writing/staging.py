@@ -16,12 +16,12 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic_files import sync_folder, write_all
-from .errors import BatchError
-from .format import CHECKSUM_BYTES, CONTENT_HASHES, ChunkedArray, content_hash_array, storage_dtype, token_array
-from .header import Header
-from .journal import JOURNAL_FOLDER, STAGING_PREFIX, BatchNotes, Entry, Journal
-from .spec import ArraySpec, CacheSpec
+from ..atomic_files import sync_folder, write_all
+from ..errors import BatchError
+from ..format import CHECKSUM_BYTES, CONTENT_HASHES, ChunkedArray, storage_dtype, token_array
+from ..header import Header
+from ..journal import JOURNAL_FOLDER, STAGING_PREFIX, BatchNotes, Entry
+from ..spec import ArraySpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def check_batch(
     tokens: Mapping[str, NDArray[Any]],
     content_hashes: NDArray[np.uint64],
     notes: BatchNotes,
-    spec: CacheSpec,
+    model: ModelSpec,
 ) -> None:
     """Compare what arrived for a batch with what the batch lists.
 
     Raises:
         BatchError: lists all arrays with other names, shapes or dtypes, and notes on other rows or arrays.
     """
-    expected = {a.name: f"{storage_dtype(spec, a.kind)} {(len(batch), *a.row_shape)}" for a in batch.arrays}
+    expected = {a.name: f"{storage_dtype(model, a.kind)} {(len(batch), *a.row_shape)}" for a in batch.arrays}
     expected[CONTENT_HASHES] = f"uint64 {(len(batch),)}"
     got = {
         name: f"{values.dtype} {values.shape}" for name, values in {**tokens, CONTENT_HASHES: content_hashes}.items()
@@ -83,33 +83,24 @@ def check_batch(
 
 
 class OpenBlock:
-    """The row block that is being written: its missing token arrays, and the content hashes if they are not committed yet.
+    """The row block that is being written: its missing token arrays.
 
     Attributes:
         next_row: the row that comes next.
-        stored_hashes: committed content hashes of the row block, or None.
     """
 
-    def __init__(self, store: Path, header: Header, journal: Journal, block: int, missing: Sequence[ArraySpec]) -> None:
+    def __init__(self, store: Path, header: Header, block: int, missing: Sequence[ArraySpec]) -> None:
         self.block = block
         self.next_row = block * header.block_rows
-        self.stored_hashes: NDArray[np.uint64] | None = None
         self._notes = BatchNotes()
-        arrays = [token_array(header, array.name) for array in missing]
-        hashes = content_hash_array(header)
-        if journal.holds(block, CONTENT_HASHES):
-            file = hashes.file(store, block)
-            self.stored_hashes = np.fromfile(file, dtype=hashes.dtype, count=len(hashes.grid.block(block)))
-        else:
-            arrays.append(hashes)
-        self._files = {array.name: BlockFiles(store, array, block) for array in arrays}
+        self._files = {array.name: BlockFiles(store, token_array(header, array.name), block) for array in missing}
 
-    def write(self, values: Mapping[str, NDArray[Any]], notes: BatchNotes) -> None:
-        """Append the next rows of every array that is written: name -> ``[n, *row_shape]``."""
+    def write(self, tokens: Mapping[str, NDArray[Any]], num_rows: int, notes: BatchNotes) -> None:
+        """Append the next rows of every array that is written: name -> ``[num_rows, *row_shape]``."""
         for name, files in self._files.items():
-            files.write(values[name])
+            files.write(tokens[name])
         self._notes = self._notes.merged(notes)
-        self.next_row += len(values[CONTENT_HASHES])
+        self.next_row += num_rows
 
     def put_in_place(self) -> Entry:
         """Finish every file, then rename every file; return the entry for the journal."""

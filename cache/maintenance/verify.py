@@ -9,56 +9,21 @@ no others.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .atomic_files import storage_errors
-from .errors import DamagedStoreError, NotAStoreError
-from .format import (
-    CHECKSUM_BYTES,
-    ChunkedArray,
-    block_arrays,
-    content_hash_array,
-    metadata_problem,
-    static_array,
-    token_array,
-)
-from .header import COMPLETE, HEADER_FILE, Header, read_header
-from .journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
-from .locking import StoreLock
-from .resume import drop_damaged
+from ..atomic_files import storage_errors
+from ..damage import Damage, chunk_damage, static_damage
+from ..errors import CacheError, DamagedStoreError, NotAStoreError
+from ..format import block_arrays, metadata_problem, static_array
+from ..header import COMPLETE, HEADER_FILE, Header, read_header
+from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
+from ..targets import POINTERS, is_target_file, list_targets, read_target
+from ..writing.locking import StoreLock
+from ..writing.resume import drop_damaged
 
 FOREIGN = "does not belong to the store"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Damage:
-    """One file that is not as it was written.
-
-    Args:
-        file: path inside the store.
-        problem: a description.
-        array: the array that it is a chunk of; None for other files.
-        rows: the rows it holds (for `sample_ids/bytes`, bytes); None for other files.
-    """
-
-    file: str
-    problem: str
-    array: str | None = None
-    rows: range | None = None
-
-    @property
-    def level(self) -> str | None:
-        return self.array.split("/")[1] if self.array and self.array.startswith("tokens/") else None
-
-    @property
-    def kind(self) -> str | None:
-        return self.array.split("/")[2] if self.array and self.array.startswith("tokens/") else None
-
-    def __str__(self) -> str:
-        rows = "" if self.rows is None else f" (rows {self.rows.start} to {self.rows.stop})"
-        return f"{self.file}{rows}: {self.problem}"
 
 
 def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None = None) -> list[Damage]:
@@ -93,31 +58,14 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
         if not is_torn or header.state == COMPLETE
     ]
     chunks = _block_damage(store, header, journal, only)
-    return [*metadata, *bad_lines, *_static_damage(store, header), *chunks, *_foreign_files(store, header)]
-
-
-def quick_damage(store: Path, header: Header, journal: Journal) -> Iterator[Damage]:
-    """Damage of complete arrays that shows without reading tokens: one listing per folder."""
-    yield from _static_damage(store, header)
-    for array in (content_hash_array(header), *(token_array(header, a.name) for a in header.complete_arrays)):
-        sizes = _file_sizes(store / array.name)
-        for chunk in range(array.grid.num_chunks):
-            size_bytes = sizes.get(array.file_name(chunk))
-            problem = "missing" if size_bytes is None else array.size_problem(size_bytes)
-            if problem is None and journal.checksum(array.name, chunk, array.grid) is None:
-                problem = "not in the journal"
-            if problem is not None:
-                yield _chunk_damage(array, chunk, problem)
-
-
-def swapped_chunks(store: Path, array: ChunkedArray, journal: Journal) -> Iterator[Damage]:
-    """Chunk files whose own checksum is not the journal's: without reading the data, this finds files of another store."""
-    for chunk in range(array.grid.num_chunks):
-        with open(array.file(store, chunk), "rb") as file:
-            file.seek(array.chunk_data_bytes)
-            stored = int.from_bytes(file.read(CHECKSUM_BYTES), "little")
-        if f"{stored:08x}" != journal.checksum(array.name, chunk, array.grid):
-            yield _chunk_damage(array, chunk, "altered")
+    return [
+        *metadata,
+        *bad_lines,
+        *static_damage(store, header),
+        *chunks,
+        *_target_damage(store),
+        *_foreign_files(store, header),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,28 +122,8 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
         dropped=tuple(dropped),
         restored_later=tuple(d for d in damages if d not in dropped and d not in foreign),
         foreign=tuple(foreign),
-        num_rows=sum(len(header.hash_grid.block(block)) for block in by_block),
+        num_rows=sum(len(header.block_grid.block(block)) for block in by_block),
     )
-
-
-def _chunk_damage(array: ChunkedArray, chunk: int, problem: str) -> Damage:
-    file = f"{array.name}/{array.file_name(chunk)}"
-    return Damage(file=file, problem=problem, array=array.name, rows=array.grid.chunk(chunk))
-
-
-def _file_sizes(folder: Path) -> Mapping[str, int]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries}
-    except OSError:
-        return {}
-
-
-def _static_damage(store: Path, header: Header) -> Iterator[Damage]:
-    for name, entry in header.static.items():
-        array = static_array(header, name)
-        if problem := array.problem(store, 0, entry.crc32c):
-            yield _chunk_damage(array, 0, problem)
 
 
 def _block_damage(
@@ -203,12 +131,20 @@ def _block_damage(
 ) -> Iterator[Damage]:
     unread = set() if only is None else {a.name for a in header.complete_arrays if (a.level, a.kind) not in only}
     for array in (array for array in block_arrays(header) if array.name not in unread):
-        must_be_there = array.name not in header.arrays or header.arrays[array.name].complete
-        must_be_there &= bool(header.complete_arrays)
+        entry = header.arrays.get(array.name)
+        must_be_there = bool(header.complete_arrays) if entry is None else entry.complete
         for chunk in range(array.grid.num_chunks):
             checksum = journal.checksum(array.name, chunk, array.grid)
             if (must_be_there or checksum is not None) and (problem := array.problem(store, chunk, checksum)):
-                yield _chunk_damage(array, chunk, problem)
+                yield chunk_damage(array, chunk, problem)
+
+
+def _target_damage(store: Path) -> Iterator[Damage]:
+    for name in list_targets(store):
+        try:
+            read_target(store, name)
+        except CacheError as error:
+            yield Damage(file=f"{POINTERS}/{name}.json", problem=error.got)
 
 
 def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
@@ -220,4 +156,5 @@ def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
         (Path(folder) / name).relative_to(store).as_posix() for folder, _, names in os.walk(store) for name in names
     }
     for path in sorted(found - known):
-        yield Damage(file=path, problem=FOREIGN)
+        if not is_target_file(path):
+            yield Damage(file=path, problem=FOREIGN)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .atomic_files import storage_errors
-from .errors import StoreLockedError
+from ..atomic_files import storage_errors
+from ..errors import StoreLockedError
 
 ORPHANS_TIMEOUT_S = 15.0  # torch's decode workers check every 5 s whether their parent lives
 IS_HELD_TIMEOUT_S = 0.5  # `is_held` of another process holds a lock for a moment

@@ -2,8 +2,8 @@
 
 The decision taken here: a store appears whole (made beside its place, then renamed), and the journal counts only where
 the files agree with it. Arrays in progress are read again and compared with their checksums; of complete ones only the
-sizes are checked, because reading 50 GB at each start would cost more than it finds (`verify` reads them). Labels and
-sample ids are kept in the form in which they are stored, so that "the same as before" is a comparison of checksums.
+sizes are checked, because reading 50 GB at each start would cost more than it finds (`verify` reads them). A store is the
+requested one if its model and its rows are; ids are names that the first writer gave, and stay.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from .atomic_files import sync_folder
-from .errors import ChangedDataError, NotAStoreError, SpecError, SpecMismatchError
-from .format import (
-    CONTENT_HASHES,
+from ..atomic_files import sync_folder
+from ..errors import NotAStoreError, OldFormatError, SpecError, SpecMismatchError
+from ..format import (
     ChunkedArray,
-    content_hash_array,
     create_skeleton,
     metadata_problem,
     static_array,
@@ -34,10 +32,11 @@ from .format import (
     static_entry,
     token_array,
 )
-from .geometry import rows_per_block
-from .header import FORMAT, HEADER_FILE, Header, read_header, write_header
-from .journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
-from .spec import ArraySpec, CacheSpec, array_order
+from ..geometry import rows_per_block
+from ..header import FORMAT, FORMAT_VERSION, HEADER_FILE, Header, read_header, write_header
+from ..journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
+from ..rows import MISSING, RowSet
+from ..spec import ArraySpec, ModelSpec, StoreSpec, array_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +44,19 @@ class Request:
     """The checked arguments of `CacheWriter.open`.
 
     Args:
-        spec: identity and labels of the store.
+        spec: identity and names of the store.
+        rows: image and view of each row.
         arrays: the requested arrays, sorted by level and kind.
-        static: labels and sample ids as they are stored, see `format.static_arrays`.
+        static: hashes, views, ids and sizes as they are stored, see `format.static_arrays`.
         sample_ids: N texts, for messages.
         batch_size: rows per batch, for a store that is made now.
         attributes: what the caller records, as JSON.
-        parity: array name -> what the caller measured, as JSON, for arrays that are new to the store.
+        parity: path of an array -> what the caller measured, as JSON, for arrays that are new to the store.
         versions: library -> version, for a store that is made now.
     """
 
-    spec: CacheSpec
+    spec: StoreSpec
+    rows: RowSet
     arrays: tuple[ArraySpec, ...]
     static: Mapping[str, NDArray[Any]]
     sample_ids: Sequence[str]
@@ -79,10 +80,13 @@ class Request:
 
 
 def check_request(
-    spec: CacheSpec,
+    model: ModelSpec,
+    rows: RowSet,
     arrays: Sequence[ArraySpec],
-    labels: NDArray[Any],
+    *,
+    name: str,
     sample_ids: Sequence[str],
+    sizes: NDArray[np.int64] | None,
     batch_size: int,
     attributes: Mapping[str, Any],
     parity: Mapping[str, Mapping[str, Any]],
@@ -94,28 +98,32 @@ def check_request(
     """
     names = [array.name for array in arrays]
     num_empty = sum(not name for name in sample_ids)
-    is_number = labels.dtype.kind in "iub" or labels.dtype.name in ("float32", "float64")
-    is_shape = labels.ndim in (1, 2) and len(labels) == spec.num_rows and 0 not in labels.shape
+    num_rows, num_missing = len(rows), int((rows.hashes == MISSING).sum())
     checks = [
         (names and len(set(names)) == len(names), "arrays", "at least one, each once", names),
-        (is_number, "labels", "integers, float32 or float64", labels.dtype),
-        (is_shape, "labels", f"shape ({spec.num_rows},) or ({spec.num_rows}, K)", labels.shape),
+        (num_rows and not num_missing, "rows", "at least one, each with a hash", f"{num_rows}, {num_missing} without"),
         (
-            len(sample_ids) == spec.num_rows and not num_empty,
+            len(sample_ids) == num_rows and not num_empty,
             "sample_ids",
-            f"{spec.num_rows} texts",
+            f"{num_rows} texts",
             f"{len(sample_ids)}, {num_empty} of them empty",
+        ),
+        (
+            sizes is None or len(sizes) == num_rows,
+            "sizes",
+            f"{num_rows} numbers",
+            None if sizes is None else len(sizes),
         ),
         (batch_size >= 1, "batch_size", "at least 1", batch_size),
         (set(parity) <= set(names), "parity", "parity of requested arrays", sorted(set(parity) - set(names))),
     ]
     wrong = [(name, rule, str(got)) for is_right, name, rule, got in checks if not is_right]
     as_json: dict[str, Any] = {}
-    for name, value, allow_nan in (("attributes", attributes, True), ("parity", parity, False)):
+    for argument, value, allow_nan in (("attributes", attributes, True), ("parity", parity, False)):
         try:
-            as_json[name] = json.loads(json.dumps(value, allow_nan=allow_nan))
+            as_json[argument] = json.loads(json.dumps(value, allow_nan=allow_nan))
         except (TypeError, ValueError) as error:
-            wrong.append((name, "values that JSON can hold", str(error)))
+            wrong.append((argument, "values that JSON can hold", str(error)))
     if wrong:
         raise SpecError(
             "cache.invalid_arguments",
@@ -123,9 +131,17 @@ def check_request(
             got="; ".join(f"{name}: {got}" for name, _, got in wrong),
         )
     return Request(
-        spec=spec,
+        spec=StoreSpec(
+            model=model,
+            rows_digest=rows.digest,
+            num_rows=num_rows,
+            hash_rule=rows.hash_rule,
+            view_rule=rows.view_rule,
+            name=name,
+        ),
+        rows=rows,
         arrays=tuple(sorted(arrays, key=array_order)),
-        static=static_arrays(labels, sample_ids),
+        static=static_arrays(rows, sample_ids, sizes),
         sample_ids=sample_ids,
         batch_size=batch_size,
         **as_json,
@@ -162,7 +178,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
     header = replace(request.blank_header(), parity=request.parity, arrays=arrays, metadata=metadata)
     write_header(folder, header)
     os.replace(folder, store)
-    for parent in [*store.parents][:3]:  # split, data set, root: any of them may be new
+    for parent in [*store.parents][:2]:  # the model's folder and the root: either may be new
         sync_folder(parent)
     return header, Journal()
 
@@ -181,7 +197,7 @@ def resume_store(store: Path, request: Request, *, has_others: bool = False) -> 
         file.unlink()
     header = _with_skeleton(store, header, request)
     journal = read_journal(store)
-    arrays = [content_hash_array(header), *(token_array(header, array.name) for array in request.arrays)]
+    arrays = [token_array(header, array.name) for array in request.arrays]
     damaged = {
         block: {a.name for a in arrays if a.name in entry.checksums and not _is_sound(store, header, a, entry)}
         for block, entry in journal.entries.items()
@@ -190,14 +206,11 @@ def resume_store(store: Path, request: Request, *, has_others: bool = False) -> 
 
 
 def check_same(store: Path, header: Header, request: Request) -> None:
-    """Raise unless the store is the requested one: same identity, same labels and ids, same row shapes."""
+    """Raise unless the store is the requested one: same model and rows, same row shapes, a format that is written."""
+    if header.format != FORMAT_VERSION:
+        raise OldFormatError("cache.old_format", store=store, expected=FORMAT_VERSION, got=header.format)
     if differences := request.spec.difference(header.spec):
         raise SpecMismatchError("cache.other_identity", store=store, differences=differences)
-    for name, entry in request.blank_header().static.items():
-        if entry != header.static[name]:
-            raise ChangedDataError(
-                "cache.changed_labels", store=store, array=name, expected=header.static[name], got=entry
-            )
     for array in request.arrays:
         known = header.arrays.get(array.name)
         if known is not None and known.spec != array:
@@ -223,9 +236,13 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
         return header
     folder, _ = temporary_folders(store)
     known = [entry.spec for entry in header.arrays.values()]
-    arrays, metadata = create_skeleton(folder, header.spec, [*known, *new], request.static)
-    added = altered_metadata | (metadata.keys() - header.metadata.keys())
-    for file in [*sorted(added), *altered_static]:
+    # ids are the first writer's: they are restored from the request only if they are the same
+    static = {
+        name: values for name, values in request.static.items() if header.static.get(name) == static_entry(values)
+    }
+    arrays, metadata = create_skeleton(folder, header.spec, [*known, *new], static)
+    added = (altered_metadata | (metadata.keys() - header.metadata.keys())) & metadata.keys()
+    for file in [*sorted(added), *(file for file in altered_static if (folder / file).exists())]:
         (store / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / file, store / file)
         for parent in Path(file).parents:
@@ -257,14 +274,12 @@ def drop_damaged(
 ) -> tuple[Header, Journal]:
     """Drop damaged arrays (row block -> names) from the journal, so that a writer computes them again; the caller holds the lock.
 
-    Without its content hashes a whole row block is dropped, because nothing shows any more that its tokens belong to these images.
-
     Returns:
         Header and journal as they are on the disk now.
     """
     kept = {block: entry.without(damaged.get(block, ())) for block, entry in journal.entries.items()}
-    checked = Journal(entries={block: entry for block, entry in kept.items() if CONTENT_HASHES in entry.checksums})
-    blocks = range(header.hash_grid.num_blocks)
+    checked = Journal(entries={block: entry for block, entry in kept.items() if entry.checksums})
+    blocks = range(header.block_grid.num_blocks)
     arrays = {
         name: replace(entry, complete=entry.complete and all(checked.holds(block, name) for block in blocks))
         for name, entry in header.arrays.items()

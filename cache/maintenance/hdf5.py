@@ -7,6 +7,7 @@ CRC-32C on the way. Arrays that are not complete are left out.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,17 +19,19 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
-from .atomic_files import storage_errors, sync_file, sync_folder
-from .errors import DamagedStoreError, NotAStoreError, SpecError
-from .format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, STATIC_ARRAYS, metadata_paths
-from .header import Header, parse_header, read_header
-from .journal import BatchNotes, Journal, parse_line, read_journal
-from .mapping import open_rows
-from .reader import SampleIds, TokenCache
-from .resume import Request
-from .spec import CacheSpec
-from .staging import Batch
-from .writer import CacheWriter
+from ..atomic_files import storage_errors, sync_file, sync_folder
+from ..errors import DamagedStoreError, IncompleteStoreError, NotAStoreError, OldFormatError, SpecError
+from ..format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, VIEWS, metadata_paths, token_array
+from ..header import FORMAT_VERSION, Header, parse_header, read_header
+from ..journal import BatchNotes, Journal, parse_line, read_journal
+from ..mapping import map_rows
+from ..reader import SampleIds, StoreFiles, chunk_files, require_complete, require_current
+from ..rows import RowSet
+from ..spec import StoreSpec
+from ..targets import TARGETS, Target, list_targets, read_target, write_target
+from ..writing.resume import Request
+from ..writing.staging import Batch
+from ..writing.writer import CacheWriter
 
 HEADER_ATTRIBUTE = "layerbank_header"
 JOURNAL_DATASET = "journal"
@@ -43,28 +46,28 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
 
     Raises:
         SpecError: the file exists.
-        CacheError: as `TokenCache.open`, or the disk refuses.
+        CacheError: as `TokenStore.open`, or the disk refuses.
     """
     store, file = Path(store), Path(file)
     _require_absent(file)
-    cache = TokenCache.open(store)
-    header, journal = _only_complete(read_header(store), read_journal(store))
+    files = StoreFiles.read(store)
+    require_current(files)
+    header, journal = _only_complete(files.header, files.journal)
+    if not header.arrays:
+        raise IncompleteStoreError("cache.store_incomplete", store=store, num_blocks=0, num_done=0)
+    require_complete(files, list(header.arrays))
     staging = file.with_name(f"{file.name}.partial")
     try:
         with storage_errors(file):
             with h5py.File(staging, "w") as target:
                 target.attrs[HEADER_ATTRIBUTE] = header.render().decode("ascii")
                 target[JOURNAL_DATASET] = np.frombuffer(journal.render(), dtype=np.uint8)
-                for name in (*STATIC_ARRAYS, CONTENT_HASHES):
-                    rows = open_rows(store / name)
-                    target[name] = rows.read(0, rows.shape[0])
-                for array in header.complete_arrays:
-                    tokens = cache.tokens(array.level, array.kind)
-                    dataset = target.create_dataset(array.name, shape=tokens.shape, dtype=tokens.dtype)
-                    dataset.attrs["logical_dtype"] = tokens.logical_dtype
-                    for start in range(0, cache.num_rows, cache.block_rows):
-                        stop = min(start + cache.block_rows, cache.num_rows)
-                        dataset[start:stop] = tokens.read(start, stop)
+                for name in header.static:
+                    target[name] = files.static(name)
+                for name in header.arrays:
+                    _export_array(files, name, target)
+                for name in list_targets(store):
+                    _export_target(read_target(store, name), name, target)
             sync_file(staging)
             os.replace(staging, file)
             sync_folder(file.parent)
@@ -72,7 +75,7 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
         staging.unlink(missing_ok=True)
 
 
-def read_hdf5_spec(file: str | Path) -> CacheSpec:
+def read_hdf5_spec(file: str | Path) -> StoreSpec:
     """The spec of an exported file, without reading tokens.
 
     Raises:
@@ -99,9 +102,16 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
     _require_absent(store)
     with _open_exported(file) as (source, header):
         journal = _read_journal(source, file)
-        static = {name: source[name][...] for name in STATIC_ARRAYS}
+        static = {name: source[name][...] for name in header.static}
+        rows = RowSet(
+            hashes=static[CONTENT_HASHES],
+            views=static.get(VIEWS),
+            view_rule=header.spec.view_rule,
+            hash_rule=header.spec.hash_rule,
+        )
         request = Request(
             spec=header.spec,
+            rows=rows,
             arrays=tuple(header.complete_arrays),
             static=static,
             sample_ids=SampleIds(static[SAMPLE_ID_BYTES], static[SAMPLE_ID_OFFSETS]),
@@ -120,15 +130,38 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
                 shutil.rmtree(store)
                 raise DamagedStoreError("cache.hdf5_damaged", file=file)
             writer.complete()
+        for name, target in _import_targets(source):
+            write_target(store, name, target, num_rows=header.spec.num_rows)
 
 
 def _only_complete(header: Header, journal: Journal) -> tuple[Header, Journal]:
     complete = {array.name: header.arrays[array.name] for array in header.complete_arrays}
-    paths = metadata_paths([*STATIC_ARRAYS, CONTENT_HASHES, *complete])
+    paths = metadata_paths([*header.static, *complete])
     metadata = {path: checksum for path, checksum in header.metadata.items() if path in paths}
     others = header.arrays.keys() - complete.keys()
     entries = {block: entry.without(others) for block, entry in journal.entries.items()}
     return replace(header, arrays=complete, metadata=metadata), Journal(entries=entries)
+
+
+def _export_array(files: StoreFiles, name: str, target: Any) -> None:
+    array, rows_at_once = token_array(files.header, name), files.header.block_rows
+    rows = map_rows(chunk_files(files.path, array))
+    dataset = target.create_dataset(name, shape=rows.shape, dtype=rows.dtype)
+    dataset.attrs["logical_dtype"] = files.header.spec.model.dtype_of(files.header.arrays[name].spec.kind)
+    for start in range(0, rows.shape[0], rows_at_once):
+        stop = min(start + rows_at_once, rows.shape[0])
+        dataset[start:stop] = rows.read(start, stop)
+
+
+def _export_target(kept: Target, name: str, target: Any) -> None:
+    target[f"{TARGETS}/{name}"] = kept.values
+    about = {"type": kept.type, "class_names": list(kept.class_names), "source": kept.source}
+    target[f"{TARGETS}/{name}"].attrs["about"] = json.dumps(about)
+
+
+def _import_targets(source: Any) -> Iterator[tuple[str, Target]]:
+    for name, dataset in source.get(TARGETS, {}).items():
+        yield name, Target(values=dataset[...], **json.loads(dataset.attrs["about"]))
 
 
 def _read_journal(source: Mapping[str, Any], file: Path) -> Journal:
@@ -160,7 +193,10 @@ def _open_exported(file: Path) -> Iterator[tuple[Any, Header]]:
     with source:
         if HEADER_ATTRIBUTE not in source.attrs:
             raise NotAStoreError("cache.other_hdf5", file=file)
-        yield source, parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
+        header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
+        if header.format != FORMAT_VERSION:
+            raise OldFormatError("cache.old_hdf5", file=file, expected=FORMAT_VERSION, got=header.format)
+        yield source, header
 
 
 def _require_absent(path: Path) -> None:

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .atomic_files import storage_errors
-from .errors import CacheError
-from .header import HEADER_FILE, Header, read_header
-from .journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
-from .locking import LockOwner, StoreLock, is_locked, lock_file, owners_of, worker_files
-from .resume import temporary_folders
-from .spec import ArraySpec, CacheSpec
-
-STORE_SUFFIX = ".zarr"
+from ..atomic_files import storage_errors
+from ..errors import CacheError
+from ..header import HEADER_FILE, Header, read_header
+from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
+from ..model_stores import STORE_SUFFIX
+from ..spec import ArraySpec, StoreSpec
+from ..writing.locking import LockOwner, StoreLock, is_locked, lock_file, owners_of, worker_files
+from ..writing.resume import temporary_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class StoreInfo:
     journal: Journal
 
     @property
-    def spec(self) -> CacheSpec | None:
+    def spec(self) -> StoreSpec | None:
         return self.header.spec if self.header else None
 
     @property
@@ -72,7 +71,7 @@ class StoreInfo:
 
     @property
     def num_blocks(self) -> int:
-        return self.header.hash_grid.num_blocks if self.header else 0
+        return self.header.block_grid.num_blocks if self.header else 0
 
     @property
     def num_blocks_done(self) -> int:
@@ -91,7 +90,7 @@ class StoreInfo:
         joined: list[range] = []
         for block in self.missing_blocks:
             assert self.header is not None, "a store without a header has no row blocks"
-            rows = self.header.hash_grid.block(block)
+            rows = self.header.block_grid.block(block)
             if joined and joined[-1].stop == rows.start:
                 rows = range(joined.pop().start, rows.stop)
             joined.append(rows)
@@ -146,7 +145,7 @@ def measure_files(folder: Path) -> tuple[int, int]:
     return size_bytes, num_files
 
 
-def list_specs(root: str | Path) -> list[tuple[Path, CacheSpec]]:
+def list_specs(root: str | Path) -> list[tuple[Path, StoreSpec]]:
     """Path and spec of every readable store under a folder, complete or not."""
     found = []
     for path in find_stores(Path(root)):

@@ -1,0 +1,161 @@
+"""The stores of one model, and where each row lies in them.
+
+The decision taken here: a row is looked up by its content, in all stores of the model, finished or not; a row block counts when
+it is committed. Whichever data set a store was made for does not matter. Of several stores that hold a row, the one with the
+smallest path is read, but a row whose tokens are usable comes before one that was skipped.
+
+Stores of format 1 lie in folders of data sets. They are read as they are, and never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CacheError
+from .format import CONTENT_HASHES
+from .reader import ArrayKey, StoreFiles
+from .rows import MISSING, RowSet
+from .spec import FINAL, ModelSpec
+
+STORE_SUFFIX = ".zarr"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WantedRows:
+    """Rows to find.
+
+    Args:
+        rows: image and view of each, by hash rule 2.
+        rule1_hashes: ``[N]`` uint64, hashes of the same images by rule 1, for old stores; None where both rules agree.
+    """
+
+    rows: RowSet
+    rule1_hashes: NDArray[np.uint64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keys(self, hash_rule: int) -> NDArray[np.uint64]:
+        """``[N]`` uint64 keys of the rows by a hash rule."""
+        if hash_rule == 1 and self.rule1_hashes is not None:
+            return replace(self.rows, hashes=self.rule1_hashes).keys
+        return self.rows.keys
+
+    def select(self, rows: NDArray[np.int64]) -> WantedRows:
+        """Some of the rows, in the order given."""
+        rule1 = None if self.rule1_hashes is None else self.rule1_hashes[rows]
+        return WantedRows(rows=self.rows.select(rows), rule1_hashes=rule1)
+
+
+class Location(NamedTuple):
+    """Where rows lie.
+
+    Attributes:
+        store: ``[n]`` int64, number of the store in `ModelStores.stores`; -1 for a row that none holds.
+        row: ``[n]`` int64, the row in that store.
+        skipped: ``[n]`` bool, its tokens are not usable.
+    """
+
+    store: NDArray[np.int64]
+    row: NDArray[np.int64]
+    skipped: NDArray[np.bool_]
+
+
+class ModelStores:
+    """The readable stores of a model under a cache folder, by path.
+
+    Args:
+        root: the cache folder; it need not exist.
+        model: the model.
+    """
+
+    def __init__(self, root: str | Path, model: ModelSpec) -> None:
+        self.root, self.model = Path(root), model
+        self.stores = list(_read_stores(self.root, model))
+
+    def find(self, wanted: WantedRows, arrays: Collection[ArrayKey], *, leave_out: Collection[Path] = ()) -> Location:
+        """Find rows in row blocks in which all of these arrays are committed.
+
+        Args:
+            wanted: n rows.
+            arrays: (tap, level, kind) of each array.
+            leave_out: stores that are not looked into.
+        """
+        found = Location(np.full(len(wanted), -1), np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_))
+        for rule in (2, 1):
+            numbers = [
+                number
+                for number, files in enumerate(self.stores)
+                if (files.header.spec.hash_rule == 1) == (rule == 1) and files.path not in leave_out
+            ]
+            here = self._find(wanted.keys(rule), numbers, arrays)
+            better = (here.store >= 0) & ((found.store < 0) | (found.skipped & ~here.skipped))
+            for ours, theirs in zip(found, here, strict=True):
+                ours[better] = theirs[better]
+        return found
+
+    def _find(self, keys: NDArray[np.uint64], numbers: Sequence[int], arrays: Collection[ArrayKey]) -> Location:
+        candidates = [rows for number in numbers if (rows := self._rows_of(number, arrays)) is not None]
+        if not candidates or not len(keys):
+            return Location(np.full(len(keys), -1), np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_))
+        known, store, row, skipped = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
+        order = np.lexsort((row, store, skipped, known))
+        known = known[order]
+        place = np.searchsorted(known, keys)  # the first of equals: usable, then the smallest path
+        place[place == len(known)] = 0
+        is_there = (known[place] == keys) & (keys != MISSING)
+        chosen = order[place]
+        return Location(np.where(is_there, store[chosen], -1), row[chosen], skipped[chosen] & is_there)
+
+    def _rows_of(self, number: int, arrays: Collection[ArrayKey]) -> tuple[NDArray[np.generic], ...] | None:
+        """Key, store, row and whether it was skipped, of the committed rows of a store."""
+        files = self.stores[number]
+        names = array_names(files, arrays)
+        if names is None:
+            return None
+        blocks = files.committed(names)
+        if not blocks.any():
+            return None
+        rows = np.flatnonzero(np.repeat(blocks, files.header.block_rows)[: files.header.spec.num_rows])
+        is_skipped = np.zeros(files.header.spec.num_rows, dtype=np.bool_)
+        is_skipped[[row for row in files.skipped if 0 <= row < len(is_skipped)]] = True
+        return files.rows.keys[rows], np.full(len(rows), number), rows, is_skipped[rows]
+
+
+def array_names(files: StoreFiles, arrays: Collection[ArrayKey]) -> list[str] | None:
+    """The paths of arrays in a store, and of what else must be committed with them; None if it lacks one."""
+    names = [files.arrays.get(array) for array in arrays]
+    if None in names:
+        return None
+    hashes = [CONTENT_HASHES] if files.header.format == 1 else []
+    return [*hashes, *(name for name in names if name is not None)]
+
+
+def array_key(tap: str, level: str, kind: str) -> ArrayKey:
+    """The key of an array: `final` has no tap."""
+    return ("" if level == FINAL else tap, level, kind)
+
+
+def _read_stores(root: Path, model: ModelSpec) -> Iterator[StoreFiles]:
+    for path in sorted({*_paths_of_model(root, model), *_paths_of_format1(root)}):
+        with suppress(CacheError, OSError):  # what cannot be read is for `cache verify`, and holds no row
+            files = StoreFiles.read(path)
+            if files.header.spec.model.identity() == model.identity():
+                files.rows  # noqa: B018  # damaged hashes make a store unreadable
+                yield files
+
+
+def _paths_of_model(root: Path, model: ModelSpec) -> Iterator[Path]:
+    for folder in root.glob(f"*-{model.digest[:8]}"):
+        yield from folder.glob(f"*{STORE_SUFFIX}")
+
+
+def _paths_of_format1(root: Path) -> Iterator[Path]:
+    return root.glob(f"*/*/*{STORE_SUFFIX}")

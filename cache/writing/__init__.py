@@ -1,0 +1,1 @@
+"""Writing a store: the writer, its staging files, how a store is begun and resumed, locks, and several workers."""
