@@ -46,10 +46,11 @@ from .errors import (
 )
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
-from .reader import SampleIds, TokenArray, TokenCache, open_array
+from .reader import SampleIds, TokenCache
 from .row_order import chunk_shuffle, exact_shuffle
 from .spec import ArraySpec, CacheSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .staging import Batch
+from .token_array import TokenArray, open_array
 from .verify import Damage, Repair, repair_store, verify_store
 from .workers import Worker, check_test_lock, offer_test_lock
 from .writer import CacheWriter

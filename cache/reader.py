@@ -7,7 +7,6 @@ size.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DamagedStoreError, IncompleteStoreError, MissingArrayError, SpecError, SpecMismatchError
+from .errors import DamagedStoreError, IncompleteStoreError, MissingArrayError, SpecMismatchError
 from .format import (
     LABELS,
     SAMPLE_ID_BYTES,
@@ -27,8 +26,9 @@ from .format import (
 )
 from .header import Header, read_header
 from .journal import BatchNotes, Journal, read_journal
-from .mapping import DONT_NEED, WILL_NEED, ChunkFiles, ChunkRows, Rows, ZarrRows, map_rows, open_rows
+from .mapping import ChunkFiles, ChunkRows, ZarrRows, map_rows
 from .spec import ArraySpec, CacheSpec, natural_order
+from .token_array import TokenArray
 from .verify import Damage, quick_damage, swapped_chunks
 
 NUM_VIEWS = "num_views"
@@ -180,93 +180,6 @@ def _require_sound(store: Path, damages: list[Damage]) -> None:
     if damages:
         more = f" and {len(damages) - 3} more" if len(damages) > 3 else ""
         raise DamagedStoreError("cache.store_damaged", store=store, damages="; ".join(map(str, damages[:3])) + more)
-
-
-class TokenArray:
-    """The tokens of one level and kind, ``[N, D]`` or ``[N, T, D]``.
-
-    Args:
-        name: for error messages.
-        rows: access to the rows.
-        logical_dtype: the dtype of the values; ``bfloat16`` is stored as uint16.
-
-    Attributes:
-        shape, dtype: of the array on disk.
-        contiguous: all rows as one ndarray over the files, or None where this system or layout has none. Writing to it changes no
-            file.
-    """
-
-    def __init__(self, name: str, rows: Rows, logical_dtype: str) -> None:
-        self.name = name
-        self.logical_dtype = logical_dtype
-        self.shape = rows.shape
-        self.dtype = rows.dtype
-        self.contiguous = rows.contiguous
-        self._rows = rows
-
-    def take(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather rows in the order given; repeats are allowed.
-
-        Args:
-            rows: ``[n]`` integers within ``[0, N)``.
-            out: ``[n, *row_shape]`` to fill; a new array for each batch can cost three times as much.
-
-        Returns:
-            `out`, or a new array.
-
-        Raises:
-            SpecError: rows out of range, or an `out` of another shape or dtype.
-        """
-        rows = np.asarray(rows, dtype=np.int64)
-        shape = (len(rows), *self.shape[1:])
-        if out is None:
-            out = np.empty(shape, dtype=self.dtype)
-        elif out.shape != shape or out.dtype != self.dtype:
-            raise SpecError(
-                "cache.wrong_buffer",
-                array=self.name,
-                expected=f"{self.dtype} {shape}",
-                got=f"{out.dtype} {out.shape}",
-            )
-        if len(rows):
-            self._check_range(int(rows.min()), int(rows.max()) + 1)
-            self._rows.gather(rows, out)
-        return out
-
-    def populate(self) -> None:
-        """Touch every page of a contiguous array, in order; for arrays that fit in memory, before random reads.
-
-        For 13 arrays of 77 MB in the page cache the first batch of 2048 rows then takes 90 ms instead of 600.
-        """
-        if self.contiguous is not None:
-            np.bitwise_or.reduce(self.contiguous.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE])
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start to stop; a view if the array is contiguous.
-
-        Raises:
-            SpecError: not within ``0 <= start <= stop <= N``.
-        """
-        self._check_range(start, stop)
-        return self._rows.read(start, stop)
-
-    def will_need(self, start: int, stop: int) -> None:
-        """Ask the system to read rows start to stop ahead, without waiting for them."""
-        self._rows.advise(start, stop, WILL_NEED)
-
-    def release(self, start: int, stop: int) -> None:
-        """Free the memory of rows start to stop, for stores larger than memory; they can be read again."""
-        self._rows.advise(start, stop, DONT_NEED)
-
-    def _check_range(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self.shape[0]:
-            raise SpecError("cache.rows_out_of_range", array=self.name, num_rows=self.shape[0], start=start, stop=stop)
-
-
-def open_array(path: str | Path) -> TokenArray:
-    """Open a Zarr array of any store: mapped if its chunks are plain, else through zarr."""
-    rows = open_rows(Path(path))
-    return TokenArray(str(path), rows, rows.dtype.name)
 
 
 class SampleIds(Sequence[str]):
