@@ -19,15 +19,17 @@ from messages import raises
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from layerbank.cache import SpecError, mapping, open_array
+from layerbank.cache import DamagedStoreError, SpecError, open_array
 from layerbank.cache.mapping import (
     ChunkFiles,
     ChunkRows,
     ContiguousRows,
+    Rows,
     ZarrRows,
     can_be_contiguous,
     find_chunk_files,
     map_rows,
+    memory_maps,
     open_rows,
 )
 
@@ -82,9 +84,9 @@ def test_every_way_of_mapping_reads_what_zarr_reads(data: st.DataObject) -> None
         make_array(path, values, chunk_rows, **changes)
         files = find_chunk_files(path)
         assert files is not None
-        ways = [ChunkRows(files), ZarrRows(path)]
+        ways: list[Rows] = [ChunkRows(files), ZarrRows(path)]
         if can_be_contiguous(files):
-            ways.append(ContiguousRows(files))
+            ways.append(ContiguousRows([files]))
         from_zarr = zarr.open_array(path, mode="r")
         for way in ways:
             out = np.empty((len(rows), *row_shape), dtype)
@@ -143,7 +145,7 @@ def test_where_the_system_refuses_a_contiguous_map_rows_come_chunk_by_chunk(
     make_array(tmp_path / "a.zarr", values, 8)
     files = find_chunk_files(tmp_path / "a.zarr")
     assert files is not None
-    monkeypatch.setattr("layerbank.cache.mapping._mmap", refusing(mapping._mmap, {1}))
+    monkeypatch.setattr("layerbank.cache.mapping.memory_maps._mmap", refusing(memory_maps._mmap, {1}))
     rows = map_rows(files)
     assert isinstance(rows, ChunkRows)
     np.testing.assert_array_equal(rows.read(3, 12), values[3:12])
@@ -156,7 +158,7 @@ def test_where_the_system_allows_few_maps_older_ones_are_given_back(
     make_array(tmp_path / "a.zarr", values, 3)
     files = find_chunk_files(tmp_path / "a.zarr")
     assert files is not None
-    monkeypatch.setattr("layerbank.cache.mapping._map_chunk", refusing(mapping._map_chunk, {4, 8}))
+    monkeypatch.setattr("layerbank.cache.mapping.rows.map_file", refusing(memory_maps.map_file, {4, 8}))
     rows = ChunkRows(files)
     np.testing.assert_array_equal(rows.read(0, 30), values)
     assert len(rows._chunks) == 3
@@ -165,7 +167,7 @@ def test_where_the_system_allows_few_maps_older_ones_are_given_back(
 def test_without_an_mmap_of_ours_chunks_are_mapped_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = some_values(30, (7,), "uint8")
     make_array(tmp_path / "a.zarr", values, 3)
-    monkeypatch.setattr("layerbank.cache.mapping._MAP_ANONYMOUS", 0)
+    monkeypatch.setattr("layerbank.cache.mapping.memory_maps._MAP_ANONYMOUS", 0)
     rows = open_rows(tmp_path / "a.zarr")
     assert isinstance(rows, ChunkRows)
     np.testing.assert_array_equal(rows.read(0, 30), values)
@@ -223,15 +225,6 @@ def test_views_keep_the_map_alive_and_the_last_one_gives_it_back(tmp_path: Path)
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.parametrize("chunk_rows", [3, 8])
-def test_touching_every_page_changes_nothing(tmp_path: Path, chunk_rows: int) -> None:
-    values = some_values(8, (PAGE + 2,), "float16")
-    make_array(tmp_path / "a.zarr", values, chunk_rows)
-    array = open_array(tmp_path / "a.zarr")
-    array.populate()
-    np.testing.assert_array_equal(array.read(0, 8), values)
-
-
 @needs_contiguous
 def test_writing_to_the_array_changes_no_file(tmp_path: Path) -> None:
     make_array(tmp_path / "a.zarr", some_values(8, (PAGE,), "uint8"), 8)
@@ -242,12 +235,20 @@ def test_writing_to_the_array_changes_no_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.zarr/c/0/0").read_bytes() == before
 
 
-@needs_contiguous
-def test_a_file_shorter_than_its_chunk_is_never_mapped(tmp_path: Path) -> None:
-    (tmp_path / "short").write_bytes(bytes(PAGE))
-    files = ChunkFiles((tmp_path / "short",), (2, PAGE), 2, np.dtype(np.uint8))
-    with pytest.raises(OSError, match=f"short is shorter than {2 * PAGE} bytes"):
-        ContiguousRows(files)
+@pytest.mark.parametrize("chunk_rows", [2, 1], ids=["contiguous", "by chunk"])
+@pytest.mark.parametrize("ours", [True, False], ids=["mapped by us", "mapped by Python"])
+def test_a_file_shorter_than_its_chunk_is_never_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_rows: int, ours: bool
+) -> None:
+    if not ours:
+        monkeypatch.setattr("layerbank.cache.mapping.memory_maps._MAP_ANONYMOUS", 0)
+    paths = tuple(tmp_path / str(chunk) for chunk in range(2 // chunk_rows))
+    for path in paths:
+        path.write_bytes(bytes(chunk_rows * (PAGE + 4) - 1))
+    files = ChunkFiles(paths, (2, PAGE + 4), chunk_rows, np.dtype(np.uint8))
+    size = chunk_rows * (PAGE + 4)
+    with raises("cache.file_cut_short", DamagedStoreError, file=paths[0], expected=size, got=size - 1):
+        map_rows(files).read(0, 2)
 
 
 def test_a_buffer_is_filled_in_place_and_must_fit(tmp_path: Path) -> None:
