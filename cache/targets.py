@@ -86,8 +86,8 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
     with storage_errors(store):
         if not (store / TARGETS / HEADER_FILE).exists():
             (store / TARGETS).mkdir(exist_ok=True)
-            group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2)
-            replace_file(store / TARGETS / HEADER_FILE, group.encode(), store / TARGETS / f".{HEADER_FILE}.staging")
+            root = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2)
+            replace_file(store / TARGETS / HEADER_FILE, root.encode(), store / TARGETS / f".{HEADER_FILE}.staging")
         (store / POINTERS).mkdir(exist_ok=True)
         if not folder.exists():
             staging = store / POINTERS / f"staging.{os.getpid()}"
@@ -101,8 +101,8 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
             os.replace(staging / name, folder)
             sync_folder(folder.parent)
             shutil.rmtree(staging)
-        about = json.dumps({"target": folder.name, "digest": digest}).encode()
-        replace_file(pointer, about, pointer.with_name(f".{pointer.name}"))
+        content = json.dumps({"target": folder.name, "digest": digest}).encode()
+        replace_file(pointer, content, pointer.with_name(f".{pointer.name}"))
 
 
 def read_target(store: str | Path, name: str) -> Target:

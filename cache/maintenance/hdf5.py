@@ -122,10 +122,10 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
         )
         with CacheWriter.open_request(store, request) as writer:
             for batch in writer.pending():
-                rows = slice(batch.start, batch.stop)
-                tokens = {array.name: source[array.name][rows] for array in batch.arrays}
+                part = slice(batch.start, batch.stop)
+                tokens = {array.name: source[array.name][part] for array in batch.arrays}
                 notes = _notes_of(batch, journal, header.block_rows)
-                writer.append(batch, tokens, content_hashes=source[CONTENT_HASHES][rows], notes=notes)
+                writer.append(batch, tokens, content_hashes=source[CONTENT_HASHES][part], notes=notes)
             if read_journal(store).entries != journal.entries or read_header(store).static != header.static:
                 shutil.rmtree(store)
                 raise DamagedStoreError("cache.hdf5_damaged", file=file)
