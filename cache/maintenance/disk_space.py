@@ -159,90 +159,10 @@ def forecast_store(
         for entry in entries
         for _ in entry.checksums.get(array.name, ())
     ]
-    present_bytes, present_files: all its files now.
-        frees_first: whether the existing store is deleted before anything is written (`overwrite`).
-        arrays: the requested arrays, by level and kind.
-    """
-
-    path: Path
-    num_rows: int
-    batch_size: int
-    missing_rows: tuple[range, ...]
-    size_bytes: int
-    num_files: int
-    present_bytes: int
-    present_files: int
-    frees_first: bool
-    arrays: tuple[ArrayForecast, ...]
-
-    @property
-    def num_missing_rows(self) -> int:
-        return sum(map(len, self.missing_rows))
-
-    @property
-    def written_bytes(self) -> int:
-        return self.size_bytes if self.frees_first else max(self.size_bytes - self.present_bytes, 0)
-
-    @property
-    def written_files(self) -> int:
-        return self.num_files if self.frees_first else max(self.num_files - self.present_files, 0)
-
-
-def forecast_store(
-    path: str | Path,
-    model: ModelSpec,
-    rows: RowSet,
-    arrays: Sequence[ArraySpec],
-    *,
-    name: str,
-    sample_ids: Sequence[str],
-    batch_size: int,
-    sizes: NDArray[np.int64] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-    parity: Mapping[str, Mapping[str, Any]] | None = None,
-    overwrite: bool = False,
-    worker: Worker | None = None,
-) -> StoreForecast:
-    """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave; nothing is changed.
-
-    Raises:
-        SpecError, SpecMismatchError, OldFormatError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
-    """
-    store = Path(path)
-    request = check_request(
-        model,
-        rows,
-        arrays,
-        name=name,
-        sample_ids=sample_ids,
-        sizes=sizes,
-        batch_size=batch_size,
-        attributes=attributes or {},
-        parity=parity or {},
-    )
-    starts_empty = overwrite or not store.exists()
-    header = request.blank_header() if starts_empty else read_header(store)
-    journal = Journal() if starts_empty else read_journal(store)
-    check_same(store, header, request)
-    header, metadata_bytes = _with_new_arrays(header, request)
-    missing = {
-        block: names
-        for block in range(header.block_grid.num_blocks)
-        if (names := [a.name for a in request.arrays if not journal.holds(block, a.name)])
-        and (worker is None or worker.helps or worker.owns(block))
-    }
-    finished = _finished_journal(header, journal, missing)
-    entries = finished.entries.values()
-    chunks = [
-        array.file_bytes
-        for array in block_arrays(header)
-        for entry in entries
-        for _ in entry.checksums.get(array.name, ())
-    ]
     static = [static_array(header, name).file_bytes for name in header.static]
     complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
     done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
-    sizes = [*chunks, *static, *metadata_bytes, len(done.render()), len(finished.render())]
+    file_sizes = [*chunks, *static, *metadata_bytes, len(done.render()), len(finished.render())]
     present_bytes, present_files = measure_files(store)
     return StoreForecast(
         path=store,
