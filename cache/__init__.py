@@ -25,7 +25,8 @@ from .errors import (
     StoreLockedError,
     StoreMissingError,
 )
-from .journal import BatchNotes
+from .gaps import Gap, Gaps, find_gaps, gap_of, ids_of
+from .journal import BatchNotes, Journal
 from .maintenance.catalog import (
     Garbage,
     StoreInfo,
@@ -52,14 +53,15 @@ from .maintenance.disk_space import (
 )
 from .maintenance.hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .maintenance.verify import Repair, repair_store, verify_store
-from .model_stores import Location, ModelStores, WantedRows, array_key
-from .reader import SampleIds, StoreFiles, TokenStore
+from .model_stores import Location, ModelStores, WantedRows, array_key, known_hashes
+from .reader import SampleIds, StoreFiles, TokenStore, require_current
 from .row_order import chunk_shuffle, exact_shuffle
 from .rows import HASH_RULE, RowSet
 from .spec import ArraySpec, ModelSpec, StoreSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .targets import Target, list_targets, read_target, write_target
 from .token_array import TokenArray, open_array
 from .view import TokenView
+from .writing.resume import remove_store
 from .writing.staging import Batch
 from .writing.workers import Worker, check_test_lock, offer_test_lock
 from .writing.writer import CacheWriter
@@ -76,6 +78,7 @@ __all__ = [
     "kinds_with_own_dtype",
     # writing
     "CacheWriter",
+    "remove_store",
     "Worker",
     "Batch",
     "BatchNotes",
@@ -96,8 +99,16 @@ __all__ = [
     "ModelStores",
     "Location",
     "array_key",
+    "known_hashes",
+    "find_gaps",
+    "gap_of",
+    "ids_of",
+    "Gap",
+    "Gaps",
     "TokenStore",
     "StoreFiles",
+    "require_current",
+    "Journal",
     "TokenArray",
     "SampleIds",
     "open_array",

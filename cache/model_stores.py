@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .errors import CacheError
 from .format import CONTENT_HASHES
 from .reader import ArrayKey, StoreFiles
-from .rows import MISSING, RowSet
+from .rows import HASH_RULE, MISSING, RowSet
 from .spec import FINAL, ModelSpec
 
 STORE_SUFFIX = ".zarr"
@@ -127,6 +127,31 @@ class ModelStores:
         is_skipped = np.zeros(files.header.spec.num_rows, dtype=np.bool_)
         is_skipped[[row for row in files.skipped if 0 <= row < len(is_skipped)]] = True
         return files.rows.keys[rows], np.full(len(rows), number), rows, is_skipped[rows]
+
+
+def known_hashes(root: str | Path, ids: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Content hashes of images that stores of any model record under the same name and size, without reading an image.
+
+    Args:
+        root: the cache folder.
+        ids: n names of images.
+        sizes: ``[n]`` bytes of the encoded images.
+
+    Returns:
+        ``[n]`` uint64, 0 for images that no store names.
+    """
+    wanted = {(id, size): number for number, (id, size) in enumerate(zip(ids, sizes.tolist(), strict=True))}
+    hashes = np.zeros(len(ids), dtype=np.uint64)
+    for path in sorted(Path(root).glob(f"*-????????/*{STORE_SUFFIX}")):
+        with suppress(CacheError, OSError):
+            files = StoreFiles.read(path)
+            if files.sizes is None or files.header.spec.hash_rule != HASH_RULE:
+                continue
+            known = files.rows.hashes
+            for row, named in enumerate(zip(files.sample_ids, files.sizes.tolist(), strict=True)):
+                if (number := wanted.get(named)) is not None:
+                    hashes[number] = known[row]
+    return hashes
 
 
 def array_names(files: StoreFiles, arrays: Collection[ArrayKey]) -> list[str] | None:

@@ -92,8 +92,13 @@ def _(event: events.ClusterBusy) -> str:
 
 
 @text_of.register
-def _(event: events.CacheReused) -> str:
-    return f"extract: nothing to do, {event.num_rows:,} rows are in {event.store}"
+def _(event: events.RowsFound) -> str:
+    what = "images" if not event.num_views else f"rows ({1 + event.num_views} views of each image)"
+    unreadable = f", {event.num_unreadable:,} unreadable" if event.num_unreadable else ""
+    return (
+        f"extract: {event.dataset}/{event.split}, {event.num_rows:,} {what}: {event.num_found:,} in the cache, "
+        f"{event.num_missing:,} to compute{unreadable} ({event.backbone})"
+    )
 
 
 @text_of.register

@@ -170,11 +170,26 @@ class ClusterBusy(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheReused(Event):
-    """Everything requested was in the store already."""
+class RowsFound(Event):
+    """The rows of a split were looked up in the stores of a model.
 
-    store: Path
+    Attributes:
+        num_rows: rows of the split: images, or images times views.
+        num_views: augmented views of an image.
+        num_found, num_missing: rows that are in the cache, and rows to compute; equal images count each.
+        num_unreadable: rows of images that could not be read at all.
+        stores: the stores that are to be written.
+    """
+
+    backbone: str
+    dataset: str
+    split: str
     num_rows: int
+    num_views: int
+    num_found: int
+    num_missing: int
+    num_unreadable: int
+    stores: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from layerbank.cache import Worker
 
 from ..errors import WorkError
 from ..events import (
-    CacheReused,
     Event,
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
     OnEvent,
+    RowsFound,
     ShareFinished,
     TokensOutOfRange,
     WorkerLost,
@@ -102,7 +102,7 @@ class Relay:
             tuple[int, int], ExtractionProgress
         ] = {}  # (worker, its stores before) -> progress on a store
         self._finished: dict[Path, ExtractionFinished] = {}
-        self._reused: set[Path] = set()
+        self._found: set[tuple[str, str, str]] = set()  # model, data set and split
         self._out_of_range: dict[tuple[str, int], TokensOutOfRange] = {}
 
     def add(self, worker: int, event: Event) -> None:
@@ -123,10 +123,10 @@ class Relay:
                     num_computed=before.num_computed + event.num_computed,
                     size_bytes=before.size_bytes + event.size_bytes,
                 )
-            case CacheReused():
-                # a worker that comes when the others have just completed a store has no news
-                if event.store not in self._reused and event.store not in self._num_missing:
-                    self._reused.add(event.store)
+            case RowsFound():
+                # what the first worker finds; a later one sees rows of the others
+                if (found := (event.backbone, event.dataset, event.split)) not in self._found:
+                    self._found.add(found)
                     self._on_event(event)
             case ShareFinished():
                 pass  # the others go on

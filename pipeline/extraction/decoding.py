@@ -46,7 +46,7 @@ class DecodedBatch:
 
     Attributes:
         images: index of a transform -> [B, 3, H, W] in the dtype it gives; rows of bad images are zeros.
-        content_hashes: [B] uint64, xxh3_64 of each encoded image; 0 for bad ones.
+        content_hashes: [B] uint64, content hash of each image; 0 for images that could not be read at all.
         bad: row -> why it could not be decoded. The caller decides whether that ends the work.
     """
 
@@ -152,6 +152,7 @@ class _Decoding(Dataset[DecodedBatch]):
                 image, content_hash = self.source.load(row)
             except BadImage as error:
                 bad[row] = error
+                content_hashes[row - start] = error.content_hash
                 continue
             for number in wanted:
                 pixels = self.transforms[number](image)

@@ -1,42 +1,52 @@
-"""Stage one: bring the store of a backbone and a data set to hold every requested token, computing only what it lacks.
+"""Stage one: bring the cache to hold every requested token of some rows, computing only what no store of the model has.
 
-`CacheWriter.claim()` returns the missing rows, cut into batches at row numbers that never change: a row has the same neighbours,
-and so the same bits, in every run. This module decides what is computed; `loop` computes it.
+`layerbank.cache.find_gaps` names the stores to write and their rows; `CacheWriter.claim()` returns what is missing, cut into
+batches at row numbers that never change: a row has the same neighbours, and so the same bits, in every run. This module decides
+what is computed; `loop` computes it.
 
 Knows nothing of Zarr's files, of terminals, or of how a model finds its taps.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from layerbank.cache import (
     ArraySpec,
     Batch,
-    CacheError,
-    CacheSpec,
     CacheWriter,
+    Gap,
+    Gaps,
+    ModelSpec,
+    ModelStores,
     StoreForecast,
-    TokenCache,
+    Target,
     Worker,
+    array_key,
+    find_gaps,
     forecast_store,
+    ids_of,
+    remove_store,
+    write_target,
 )
 
-from ..data.sources import ImageSource
-from ..data.views import ViewedSource, evaluation_transform
+from ..data.selected_source import SelectedSource
+from ..data.split_rows import SplitRows
 from ..errors import RequestError
-from ..events import CacheReused, OnEvent, ShareFinished, ignore
+from ..events import OnEvent, RowsFound, ShareFinished, ignore
 from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
 from .loop import ExtractionTask, run_tasks
-from .views import transform_of
 from .write_behind import BatchWriter
 
-_MODEL_FIELDS = ("architecture", "weights", "tap", "token_rule", "compute_dtype")
+LABEL = "label"  # name of the target that keeps the classes of a data set beside a store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +92,21 @@ class Extraction:
     Attributes:
         backbone: the frozen model.
         config: what to store and how.
-        store: path of the store, usually `spec_of(...).store_path(cache_root)`.
-        request: kept in the store's attributes, so that `cache repair` can do the same work again.
-        parity: what `parity.settle` measured, kept in the store: array name -> parity.
+        cache_root: folder of all stores.
+        request: kept in the attributes of new stores, so that `cache repair` can do the same work again.
+        parity: what `parity.settle` measured, kept in the store: path of an array -> parity.
     """
 
     backbone: Backbone
     config: ExtractConfig
-    store: Path
+    cache_root: Path
     request: dict[str, Any] | None = None
     parity: Mapping[str, Mapping[str, Any]] | None = None
+
+    @property
+    def model(self) -> ModelSpec:
+        """The identity of what computes the tokens."""
+        return model_of(self.backbone, self.config.storage_dtype)
 
     @property
     def arrays(self) -> list[ArraySpec]:
@@ -100,12 +115,29 @@ class Extraction:
         Raises:
             RequestError: the backbone lacks a level or kind.
         """
-        row_shape = self.backbone.row_shape
+        row_shape, tap = self.backbone.row_shape, self.backbone.tap
         return [
-            ArraySpec(level=level, kind=kind, row_shape=row_shape(level, kind)) for level, kind in self.config.arrays
+            ArraySpec(level=level, kind=kind, row_shape=row_shape(level, kind), tap=tap)
+            for level, kind in self.config.arrays
         ]
 
-    def task(self, writer: BatchWriter, pending: Sequence[Batch]) -> ExtractionTask:
+    def find_gaps(self, rows: SplitRows) -> Gaps:
+        """Find what no store of the model has of some rows; with `overwrite`, as if there were no store of these rows alone."""
+        stores = ModelStores(self.cache_root, self.model)
+        keys = [array_key(self.backbone.tap, *array) for array in self.config.arrays]
+        leave_out = self.replaced(stores, rows) if self.config.overwrite else ()
+        return find_gaps(stores, rows.wanted, keys, order=rows.reading_order, name=rows.name, leave_out=leave_out)
+
+    def replaced(self, stores: ModelStores, rows: SplitRows) -> list[Path]:
+        """The stores that `overwrite` deletes: those that hold some of these rows and no others."""
+        keys = rows.wanted.rows.keys
+        return [
+            files.path
+            for files in stores.stores
+            if files.header.format > 1 and bool(np.isin(files.rows.keys, keys).all())
+        ]
+
+    def task(self, writer: BatchWriter, pending: Sequence[Batch], store: Path) -> ExtractionTask:
         """Return the task of computing some batches for a writer."""
         compiled = self.backbone.device.type == "cuda" if self.config.compile is None else self.config.compile
         return ExtractionTask(
@@ -113,174 +145,193 @@ class Extraction:
             writer=writer,
             pending=pending,
             storage_dtype=self.config.storage_dtype,
-            store=self.store,
+            store=store,
             backend="inductor" if compiled else None,
         )
 
 
-def spec_of(backbone: Backbone, source: ImageSource, storage_dtype: str) -> CacheSpec:
-    """Return the identity of the store that holds this backbone's tokens of this data set."""
-    return CacheSpec(
+def model_of(backbone: Backbone, storage_dtype: str) -> ModelSpec:
+    """Return the identity of the stores that hold this backbone's tokens."""
+    return ModelSpec(
         architecture=backbone.architecture,
         weights=backbone.weights_digest,
-        tap=backbone.tap,
         token_rule=backbone.token_rule,
-        transform=transform_of(backbone, source),
+        transform=backbone.transform_id,
         compute_dtype=backbone.precision,
         storage_dtype=storage_dtype,
-        manifest=source.manifest_digest,
-        num_rows=len(source),
-        backbone=backbone.model_id,
-        dataset=source.name,
-        split=source.split,
+        name=backbone.model_id,
     )
 
 
-def model_differences(one: CacheSpec, other: CacheSpec) -> list[str]:
-    """Return the identity fields in which the models of two stores differ, whatever their data, views and storage."""
-    different = [name for name in _MODEL_FIELDS if getattr(one, name) != getattr(other, name)]
-    same_transform = evaluation_transform(one.transform) == evaluation_transform(other.transform)
-    return different if same_transform else [*different, "transform"]
+def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_event: OnEvent = ignore) -> None:
+    """Bring the cache to hold the requested tokens of some rows by several models, decoding each image once.
 
-
-def extract(
-    backbone: Backbone,
-    source: ImageSource,
-    config: ExtractConfig,
-    store: Path,
-    *,
-    request: dict[str, Any] | None = None,
-    on_event: OnEvent = ignore,
-) -> None:
-    """Bring a store to hold the requested tokens, computing only what it lacks.
+    Models that lack the same rows share the decoding; what only some of them lack is decoded for those alone.
 
     Args:
-        backbone, config, store, request: see `Extraction`.
-        source: the labelled images, N of them.
+        extractions: one for each model. How to decode, and what to do with a bad image, is taken from the first.
+        rows: images and views, N of them.
         on_event: callback for progress.
 
     Raises:
-        RequestError: the backbone has no such level or kind.
+        RequestError: a backbone has no such level or kind, or two extractions have the same model.
         BadImage: an image could not be read and `on_bad_image` is `stop`.
-        CacheError: the store is held by another process, holds something else, or cannot be written.
+        CacheError: a store is held by another process, holds something else, or cannot be written; or the data changed
+            while they were read. What was committed to any of the stores is kept.
     """
-    extraction = Extraction(backbone=backbone, config=config, store=store, request=request)
-    extract_together([extraction], source, on_event=on_event)
+    _refuse_one_model_twice(extractions)
+    if extractions[0].config.on_bad_image == "stop":
+        _refuse_unreadable(rows)
+    together: dict[str, list[tuple[Extraction, Gap]]] = defaultdict(list)
+    for one in extractions:
+        if one.config.overwrite:
+            _remove_replaced(one, rows)
+        found = one.find_gaps(rows)
+        on_event(_found(one, rows, found))
+        for gap in found.gaps:
+            together[gap.rows.digest].append((one, gap))
+    for pairs in together.values():
+        _fill(pairs, rows, on_event)
 
 
-def extract_together(extractions: Sequence[Extraction], source: ImageSource, *, on_event: OnEvent = ignore) -> None:
-    """Do what `extract` does for several models, decoding each image once.
-
-    Args:
-        extractions: one for each store. How to decode, and what to do with a bad image, is taken from the first.
-        source: the labelled images, N of them.
-        on_event: callback for progress.
-
-    Raises:
-        As `extract`; what was committed to any of the stores is kept.
-        RequestError: two extractions have the same store.
-    """
-    _refuse_one_store_twice(extractions)
-    with ExitStack() as stack:
-        opened = [_open_writer(one, source, stack, on_event) for one in extractions]
-        writers = [(one, writer) for one, writer in zip(extractions, opened, strict=True) if writer is not None]
-        tasks = [one.task(writer, writer.claim()) for one, writer in writers]
-        first = extractions[0].config
-        while any(task.pending for task in tasks):
-            run_tasks(tasks, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, on_event=on_event)
-            # one of several workers may claim more rows
-            tasks = [replace(task, pending=writer.claim()) for task, (_, writer) in zip(tasks, writers, strict=True)]
-        for one, writer in writers:
-            if not writer.complete():
-                num_missing = writer.num_missing_rows
-                on_event(ShareFinished(store=one.store, worker=str(first.worker), num_missing=num_missing))
-
-
-def begin(extractions: Sequence[Extraction], source: ImageSource, *, on_event: OnEvent = ignore) -> None:
+def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
     """Create the stores of `extract_together`, or create them anew, without a row; workers fill them.
 
     Raises:
         As `extract_together`.
     """
-    with ExitStack() as stack:
-        for one in extractions:
-            _open_writer(one, source, stack, on_event)
+    for one in extractions:
+        if one.config.overwrite:
+            _remove_replaced(one, rows)
+        for gap in one.find_gaps(rows).gaps:
+            _open_writer(one, gap, rows).close()
 
 
-def forecast(extraction: Extraction, source: ImageSource) -> StoreForecast:
-    """Return what `extract_together` would leave on the disk for one model; nothing is touched.
+def fill_store(extraction: Extraction, gap: Gap, rows: SplitRows, *, on_event: OnEvent = ignore) -> None:
+    """Compute what one store lacks.
+
+    Raises:
+        As `extract_together`.
+    """
+    _fill([(extraction, gap)], rows, on_event)
+
+
+def forecasts(extraction: Extraction, rows: SplitRows, gaps: Sequence[Gap]) -> list[StoreForecast]:
+    """Return what the stores of one model would be when the gaps are filled; nothing is touched.
 
     Raises:
         RequestError: the backbone has no such level or kind.
-        CacheError: the store holds something else, or cannot be read.
+        CacheError: a store holds something else, or cannot be read.
     """
     # on a GPU the chosen batch size may have more digits in the header, nothing else
     batch_size = extraction.config.batch_size or batch_size_on_a_cpu(extraction.backbone)
-    spec = spec_of(extraction.backbone, source, extraction.config.storage_dtype)
-    return forecast_store(
-        extraction.store, spec, extraction.arrays, batch_size=batch_size, **_writer_options(extraction, source)
-    )
+    found = []
+    for gap in gaps:
+        options = _writer_options(extraction, gap, rows)
+        found.append(forecast_store(gap.path, arrays=extraction.arrays, batch_size=batch_size, **options))
+    return found
 
 
-def _refuse_one_store_twice(extractions: Sequence[Extraction]) -> None:
+def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: OnEvent) -> None:
+    """Write gaps of the same rows."""
+    first, gap = pairs[0][0].config, pairs[0][1]
+    source = SelectedSource(rows, gap.wanted, ids_of(gap, _ids(rows)))
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_open_writer(one, gap, rows)) for one, gap in pairs]
+        tasks = [one.task(writer, writer.claim(), gap.path) for (one, gap), writer in zip(pairs, writers, strict=True)]
+        while any(task.pending for task in tasks):
+            run_tasks(tasks, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, on_event=on_event)
+            # one of several workers may claim more rows
+            tasks = [replace(task, pending=writer.claim()) for task, writer in zip(tasks, writers, strict=True)]
+        for (_, gap), writer in zip(pairs, writers, strict=True):
+            if not writer.complete():
+                num_missing = writer.num_missing_rows
+                on_event(ShareFinished(store=gap.path, worker=str(first.worker), num_missing=num_missing))
+    if first.worker is None or first.worker.index == 0:
+        for _, gap in pairs:
+            _keep_labels(gap, rows)
+
+
+def _keep_labels(gap: Gap, rows: SplitRows) -> None:
+    """Keep the classes of a new store's images beside it, so that the store can be probed without the images."""
+    source = rows.source
+    if gap.files is None and source.class_names:
+        labels = source.labels[gap.wanted // rows.rows_an_image]
+        target = Target(values=labels, type="multiclass", class_names=source.class_names, source=rows.name)
+        write_target(gap.path, LABEL, target, num_rows=len(labels))
+
+
+def _refuse_one_model_twice(extractions: Sequence[Extraction]) -> None:
     """`timm/x` and `x`, say: the second would wait for the first one's lock and blame another process."""
-    known: dict[Path, str] = {}
+    known: dict[str, str] = {}
     for one in extractions:
-        model = one.backbone.model_id
-        if one.store in known:
-            raise RequestError("extraction.two_models_one_store", model=model, other=known[one.store])
-        known[one.store] = model
+        model, digest = one.backbone.model_id, one.model.digest
+        if digest in known:
+            raise RequestError("extraction.two_models_one_store", model=model, other=known[digest])
+        known[digest] = model
 
 
-def _open_writer(
-    extraction: Extraction, source: ImageSource, stack: ExitStack, on_event: OnEvent
-) -> CacheWriter | None:
-    """Open the writer of a store; None if the store has everything, which works on a read-only disk too."""
-    spec = spec_of(extraction.backbone, source, extraction.config.storage_dtype)
-    arrays = extraction.arrays
-    if not extraction.config.overwrite and _is_complete(extraction.store, spec, arrays):
-        on_event(CacheReused(store=extraction.store, num_rows=len(source)))
-        return None
-    return stack.enter_context(
-        CacheWriter.open(
-            extraction.store,
-            spec,
-            arrays,
-            batch_size=batch_size_of(extraction),
-            **_writer_options(extraction, source),
-        )
+def _refuse_unreadable(rows: SplitRows) -> None:
+    """Raise BadImage for the first image that cannot be read at all: no store could hold its row."""
+    for row in np.flatnonzero(rows.images.hashes == 0).tolist():
+        if rows.images.is_known[row]:
+            rows.source.load(row)  # raises, unless the image has come back
+
+
+def _remove_replaced(extraction: Extraction, rows: SplitRows) -> None:
+    for path in extraction.replaced(ModelStores(extraction.cache_root, extraction.model), rows):
+        remove_store(path)
+
+
+def _found(extraction: Extraction, rows: SplitRows, found: Gaps) -> RowsFound:
+    return RowsFound(
+        backbone=extraction.backbone.model_id,
+        dataset=rows.source.name,
+        split=rows.source.split,
+        num_rows=len(rows),
+        num_views=rows.rows_an_image - 1,
+        num_found=found.num_found,
+        num_missing=found.num_missing,
+        num_unreadable=found.num_unreadable,
+        stores=tuple(gap.path for gap in found.gaps),
     )
 
 
-def _writer_options(extraction: Extraction, source: ImageSource) -> dict[str, Any]:
-    attributes: dict[str, Any] = {"class_names": list(source.class_names), "request": extraction.request or {}}
-    if isinstance(source, ViewedSource):
-        attributes["num_views"] = source.rule.num_views
+def _open_writer(extraction: Extraction, gap: Gap, rows: SplitRows) -> CacheWriter:
+    return CacheWriter.open(
+        gap.path,
+        arrays=extraction.arrays,
+        batch_size=batch_size_of(extraction, gap),
+        worker=extraction.config.worker,
+        **_writer_options(extraction, gap, rows),
+    )
+
+
+def _writer_options(extraction: Extraction, gap: Gap, rows: SplitRows) -> dict[str, Any]:
+    is_whole = bool((gap.wanted >= 0).all())
+    sizes = rows.source.sizes[gap.wanted // rows.rows_an_image] if is_whole else None
     return {
-        "labels": source.labels,
-        "sample_ids": source.ids,
-        "attributes": attributes,
+        "model": extraction.model,
+        "rows": gap.rows,
+        "name": rows.name,
+        "sample_ids": ids_of(gap, _ids(rows)),
+        "sizes": sizes,
+        "attributes": {"request": extraction.request or {}},
         "parity": extraction.parity,
-        "overwrite": extraction.config.overwrite,
-        "worker": extraction.config.worker,
     }
 
 
-def batch_size_of(extraction: Extraction) -> int:
+def _ids(rows: SplitRows) -> Sequence[str]:
+    ids = rows.source.ids
+    return ids if rows.rows_an_image == 1 else [id for id in ids for _ in range(rows.rows_an_image)]
+
+
+def batch_size_of(extraction: Extraction, gap: Gap) -> int:
     """Choose the batch size of a new store; an existing one keeps its own, so nothing is tried out for it."""
     backbone, config = extraction.backbone, extraction.config
     if config.batch_size is not None:
         return config.batch_size
-    if extraction.store.exists() and not config.overwrite:
+    if gap.files is not None:
         return batch_size_on_a_cpu(backbone)
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*config.arrays, strict=True))
     return choose_batch_size(backbone, backbone.compile(levels, kinds))
-
-
-def _is_complete(store: Path, spec: CacheSpec, arrays: Sequence[ArraySpec]) -> bool:
-    """Whether the store holds everything already. The writer reports or repairs whatever is wrong with it."""
-    try:
-        cache = TokenCache.open(store, spec)
-    except CacheError:
-        return False
-    return all(cache.arrays.get((array.level, array.kind)) == array for array in arrays)

@@ -25,7 +25,7 @@ import torch
 
 from layerbank.cache import Batch, storage_dtype_of
 
-from ..data.sources import ImageSource
+from ..data.selected_source import SelectedSource
 from ..events import ExtractionFinished, ExtractionProgress, ExtractionStarted, ImageSkipped, OnEvent, TokensOutOfRange
 from ..models.backbone import Backbone
 from ..models.transform import Geometry
@@ -65,7 +65,7 @@ class ExtractionTask:
 
 
 def run_tasks(
-    tasks: Sequence[ExtractionTask], source: ImageSource, *, num_workers: int, on_bad_image: str, on_event: OnEvent
+    tasks: Sequence[ExtractionTask], source: SelectedSource, *, num_workers: int, on_bad_image: str, on_event: OnEvent
 ) -> None:
     """Compute and append every pending batch of every task.
 
@@ -268,7 +268,7 @@ def _check_images(decoded: DecodedBatch, on_bad_image: str, on_event: OnEvent) -
         on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
 
 
-def _started(task: ExtractionTask, source: ImageSource) -> ExtractionStarted:
+def _started(task: ExtractionTask, source: SelectedSource) -> ExtractionStarted:
     return ExtractionStarted(
         store=task.store,
         backbone=task.backbone.model_id,

@@ -1,7 +1,7 @@
 """Whether a float16 model overflows on the first images of a data set.
 
-All splits of a data set are computed in one precision, so that a probe is trained and tested on the tokens of one model. This is
-decided before a store is made, because the compute dtype is part of a store's identity.
+All splits of one command are computed in one precision, so that a probe is trained and tested on the tokens of one model. This is
+decided before a store is made, because the compute dtype is part of a model's identity.
 """
 
 from __future__ import annotations
@@ -10,113 +10,43 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from layerbank.cache import CacheSpec, list_specs
+from layerbank.cache import Gaps
 
 from ..data.sources import ImageSource
-from ..errors import LayerbankError, RequestError
+from ..data.split_rows import SplitRows
 from ..events import OnEvent, PrecisionFellBack
 from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest
 from .decoding import Rows, decode_batches
-from .extract import model_differences, spec_of
+from .extract import Extraction
 from .forward import SteadyForward
 
 NUM_IMAGES = 32  # compared; a fixed number, so that the report does not depend on the batch size
-OpenSplit = Callable[[str], ImageSource]
 
 
 def needs_bfloat16(
-    backbone: Backbone,
+    extraction: Extraction,
     open_reference: Callable[[], Backbone],
-    sources: Sequence[ImageSource],
-    *,
-    storage_dtype: str,
-    cache_root: Path,
-    open_split: OpenSplit,
-    overwrite: bool,
+    splits: Sequence[SplitRows],
+    gaps: Sequence[Gaps],
     on_event: OnEvent,
 ) -> bool:
-    """Return whether a float16 model overflows on the first images of a split that has no store yet.
-
-    Raises:
-        RequestError: the other splits have stores in bfloat16 only, or in float16 only while this one overflows.
-    """
-    spec = spec_of(backbone, sources[0], storage_dtype)
-    others = stores_of_other_splits(spec, [source.split for source in sources], cache_root, open_split)
-    precisions = set(others)
-    if precisions == {"bfloat16"}:
-        raise RequestError(
-            "extraction.other_splits_in_bfloat16",
-            model=backbone.model_id,
-            dataset=sources[0].name,
-            splits=", ".join(source.split for source in sources),
-            store=others["bfloat16"],
-        )
-    for source in sources:
-        store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
-        if store.exists() and not overwrite:
+    """Return whether a float16 model overflows on the first images of a split of which the cache has no rows yet."""
+    backbone = extraction.backbone
+    for rows, found in zip(splits, gaps, strict=True):
+        if not found.num_missing or (found.num_found and not extraction.config.overwrite):
             continue
-        if (found := find_overflow(backbone, open_reference, source, on_event)) is None:
+        if (overflow := find_overflow(backbone, open_reference, rows.source, on_event)) is None:
             continue
-        level, num_nonfinite = found
-        if precisions == {"float16"}:
-            raise RequestError(
-                "extraction.overflow_beside_float16",
-                model=backbone.model_id,
-                dataset=source.name,
-                split=source.split,
-                store=others["float16"],
-                num_nonfinite=num_nonfinite,
-                level=level,
-            )
-        on_event(
-            PrecisionFellBack(
-                backbone=backbone.model_id,
-                split=source.split,
-                level=level,
-                num_nonfinite=num_nonfinite,
-            )
-        )
+        level, num_nonfinite = overflow
+        fell_back = {"level": level, "num_nonfinite": num_nonfinite, "split": rows.source.split}
+        on_event(PrecisionFellBack(backbone=backbone.model_id, **fell_back))
         return True
     return False
-
-
-def stores_of_other_splits(
-    spec: CacheSpec, splits: Sequence[str], cache_root: Path, open_split: OpenSplit
-) -> dict[str, Path]:
-    """Find the stores of the same model and data that hold another split.
-
-    Data sets of the same name share a folder of the cache, so a store counts only if its manifest is that of the split here.
-
-    Args:
-        spec: the identity of a store of these data, in any precision.
-        splits: the splits to leave out.
-        cache_root: the folder of all stores.
-        open_split: opens a split of these data by its name.
-
-    Returns:
-        Compute dtype -> one of the stores.
-    """
-    return {
-        other.compute_dtype: path
-        for path, other in list_specs(spec.store_path(cache_root).parent.parent)
-        if other.split not in splits
-        and other.storage_dtype == spec.storage_dtype
-        and set(model_differences(spec, other)) <= {"compute_dtype"}
-        and other.manifest == _manifest(other.split, open_split)
-    }
-
-
-def _manifest(split: str, open_split: OpenSplit) -> str | None:
-    try:
-        return open_split(split).manifest_digest
-    except (LayerbankError, OSError):  # these data have no such split
-        return None
 
 
 def reference_opener(request: ModelRequest, backbone: Backbone) -> Callable[[], Backbone]:

@@ -14,19 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from layerbank.cache import read_store_info, storage_dtype_of
+from layerbank.cache import Gap, Gaps, ModelStores, storage_dtype_of
 
-from ..data.sources import ImageSource
+from ..data.selected_source import SelectedSource
+from ..data.split_rows import SplitRows
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ParityMeasured, ignore
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
-from .extract import spec_of
-from .overflow import OpenSplit, first_images, needs_bfloat16, reference_opener, run_model
+from .extract import ExtractConfig, Extraction
+from .overflow import first_images, needs_bfloat16, reference_opener, run_model
 
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this
 
@@ -40,7 +42,7 @@ class Settled:
 
     Attributes:
         request, backbone: as requested, or in bfloat16.
-        parity: split -> array name -> parity, of arrays that are new to their store.
+        parity: split -> path of an array -> parity, of arrays that are new to their store.
     """
 
     request: ModelRequest
@@ -51,62 +53,49 @@ class Settled:
 def settle(
     request: ModelRequest,
     backbone: Backbone,
-    sources: Sequence[ImageSource],
-    arrays: Sequence[tuple[str, str]],
-    *,
-    storage_dtype: str,
+    splits: Sequence[SplitRows],
+    config: ExtractConfig,
     cache_root: Path,
-    open_split: OpenSplit,
-    overwrite: bool = False,
+    *,
     threshold: float | None = None,
     on_event: OnEvent = ignore,
 ) -> Settled:
     """Compare the first images of each split with a float32 run, and choose bfloat16 where float16 overflows.
 
-    Splits whose float16 store exists stay in float16: what overflows there later is counted and reported. If any other split
-    overflows, all of them are computed in bfloat16.
+    A split of which the cache has rows in float16 stays in float16: what overflows there later is counted and reported. If any
+    other split overflows, all of them are computed in bfloat16.
 
     Args:
         request, backbone: the requested model, and the same opened.
-        sources: the splits to extract.
-        arrays: the (level, kind) pairs to extract.
-        storage_dtype, cache_root: the dtype of the stored tokens, as in a store's spec, and the folder of all stores.
-        open_split: opens another split of the same data.
-        overwrite: whether existing stores will be made anew.
+        splits: the rows to extract.
+        config: what is stored, and how.
+        cache_root: the folder of all stores.
         threshold: minimum cosine similarity of a token, 0 to 1; with it saturated and non-finite values are errors too.
         on_event: callback for what was measured.
 
     Raises:
         WorkError: below the threshold.
-        RequestError: the threshold is out of range, or the precision differs from that of the stores of other splits.
+        RequestError: the threshold is out of range.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise RequestError("extraction.threshold_not_a_cosine", value=threshold)
     open_reference = reference_opener(request, backbone)
-    if backbone.precision == "float16" and needs_bfloat16(
-        backbone,
-        open_reference,
-        sources,
-        storage_dtype=storage_dtype,
-        cache_root=cache_root,
-        open_split=open_split,
-        overwrite=overwrite,
-        on_event=on_event,
-    ):
+    extraction = Extraction(backbone=backbone, config=config, cache_root=cache_root)
+    gaps = [extraction.find_gaps(rows) for rows in splits]
+    if backbone.precision == "float16" and needs_bfloat16(extraction, open_reference, splits, gaps, on_event):
         request = replace(request, precision="bfloat16")
         backbone = request.open(str(backbone.device))
+        extraction = replace(extraction, backbone=backbone)
+        gaps = [extraction.find_gaps(rows) for rows in splits]
     parity: dict[str, Mapping[str, Parity]] = {}
-    for source in sources:
-        store = spec_of(backbone, source, storage_dtype).store_path(cache_root)
-        recorded = {} if overwrite else _recorded(store)
-        new = [pair for pair in arrays if _name(*pair) not in recorded]
-        measured = _measure(backbone, open_reference, source, new, storage_dtype, on_event) if new else {}
+    for rows, found in zip(splits, gaps, strict=True):
+        measured = _measure(extraction, open_reference, rows, found, on_event)
         if measured:
-            on_event(_measured_event(backbone, source, storage_dtype, measured))
+            on_event(_measured_event(backbone, rows.source.split, config.storage_dtype, measured))
         if threshold is not None:
-            known = {name: one for name, one in recorded.items() if one}
-            _refuse_below(threshold, backbone, source, known | measured)
-        parity[source.split] = measured
+            recorded = _recorded(extraction, rows, found)
+            _refuse_below(threshold, backbone, rows, [*recorded, *measured.items()])
+        parity[rows.source.split] = measured
     return Settled(request=request, backbone=backbone, parity=parity)
 
 
@@ -152,11 +141,11 @@ def parity_by_level(parity: Mapping[str, Parity]) -> dict[str, Parity]:
     """Summarise the parity of the arrays of each level: the worst value, the mean of the means, the sums.
 
     Args:
-        parity: array name -> parity.
+        parity: path of an array -> parity.
     """
     levels: dict[str, list[Parity]] = {}
     for name, one in parity.items():
-        levels.setdefault(name.split("/")[1], []).append(one)
+        levels.setdefault(name.split("/")[-2], []).append(one)
     return {
         level: {
             "cosine_min": min(one["cosine_min"] for one in ones),
@@ -169,55 +158,72 @@ def parity_by_level(parity: Mapping[str, Parity]) -> dict[str, Parity]:
 
 
 def _measure(
-    backbone: Backbone,
+    extraction: Extraction,
     open_reference: Callable[[], Backbone],
-    source: ImageSource,
-    arrays: Sequence[tuple[str, str]],
-    storage_dtype: str,
+    rows: SplitRows,
+    found: Gaps,
     on_event: OnEvent,
 ) -> dict[str, Parity]:
-    """Return array name -> parity; empty if none of the first images can be read."""
-    levels, kinds = (list(dict.fromkeys(names)) for names in zip(*arrays, strict=True))
-    for level, kind in arrays:
-        backbone.row_shape(level, kind)  # refuses what the backbone lacks
-    images = first_images(backbone, source)
+    """Return path of an array -> parity, of arrays without a record; empty if there are none, or none of the images can be read."""
+    backbone, storage_dtype = extraction.backbone, extraction.config.storage_dtype
+    known = [_parity_of(gap) for gap in found.gaps]
+    arrays = [array for array in extraction.arrays if any(array.name not in one for one in known)]
+    images = first_images(backbone, _first_rows(rows, found.gaps[0])) if arrays else None
     if images is None:
         return {}
+    levels, kinds = (list(dict.fromkeys(getattr(one, name) for one in arrays)) for name in ("level", "kind"))
     tokens = run_model(backbone, images, levels, kinds, on_event)
     exact = tokens if open_reference() is backbone else run_model(open_reference(), images, levels, kinds, on_event)
     parity = {}
-    for level, kind in arrays:
-        dtype = storage_dtype_of(storage_dtype, kind)
-        rounded = round_tokens(tokens[level][kind], dtype)
-        compared = compare_tokens(float_tokens(rounded.values, dtype), exact[level][kind].cpu())
-        parity[_name(level, kind)] = {"num_images": len(images), "saturated": rounded.num_saturated, **compared}
+    for array in arrays:
+        dtype = storage_dtype_of(storage_dtype, array.kind)
+        rounded = round_tokens(tokens[array.level][array.kind], dtype)
+        compared = compare_tokens(float_tokens(rounded.values, dtype), exact[array.level][array.kind].cpu())
+        parity[array.name] = {"num_images": len(images), "saturated": rounded.num_saturated, **compared}
     return parity
 
 
-def _recorded(store: Path) -> dict[str, Parity | None]:
-    """Return array name -> the parity that its store records, None for arrays without a record."""
-    if not store.exists():
-        return {}
-    info = read_store_info(store)
-    if info.header is None:  # the writer reports why
-        return {}
-    parity = info.header.parity
-    return {name: dict(parity[name]) if name in parity else None for name in info.header.arrays}
+def _first_rows(rows: SplitRows, gap: Gap) -> SelectedSource:
+    """The centre views among the first rows of a gap."""
+    chosen = gap.wanted[gap.wanted >= 0]
+    chosen = chosen[chosen % rows.rows_an_image == 0] // rows.rows_an_image
+    chosen = chosen if len(chosen) else gap.wanted[:1] // rows.rows_an_image
+    return SelectedSource(rows.centre(), chosen, [rows.source.ids[row] for row in chosen.tolist()])
 
 
-def _refuse_below(threshold: float, backbone: Backbone, source: ImageSource, parity: Mapping[str, Parity]) -> None:
+def _parity_of(gap: Gap) -> Mapping[str, Parity]:
+    """Path of an array -> its parity in the store; empty for an array of an older store that has none."""
+    if gap.files is None:
+        return {}
+    header = gap.files.header
+    return {name: dict(header.parity.get(name, {})) for name in header.arrays}
+
+
+def _recorded(extraction: Extraction, rows: SplitRows, found: Gaps) -> list[tuple[str, Parity]]:
+    """Path of an array and its parity, of every store that holds some of the rows and is not made anew."""
+    names, keys = {array.name for array in extraction.arrays}, rows.wanted.rows.keys
+    stores = ModelStores(extraction.cache_root, extraction.model)
+    replaced = extraction.replaced(stores, rows) if extraction.config.overwrite else ()
+    return [
+        (name, dict(parity))
+        for files in stores.stores
+        if files.path not in replaced and np.isin(files.rows.keys, keys).any()
+        for name, parity in files.header.parity.items()
+        if name in names
+    ]
+
+
+def _refuse_below(threshold: float, backbone: Backbone, rows: SplitRows, parity: Sequence[tuple[str, Parity]]) -> None:
     wrong = [
-        (name, one)
-        for name, one in parity.items()
-        if one["cosine_min"] < threshold or one["saturated"] or one["nonfinite"]
+        (name, one) for name, one in parity if one["cosine_min"] < threshold or one["saturated"] or one["nonfinite"]
     ]
     if wrong:
         name, one = min(wrong, key=lambda pair: float(pair[1]["cosine_min"]))
         raise WorkError(
             "extraction.below_parity_threshold",
             model=backbone.model_id,
-            dataset=source.name,
-            split=source.split,
+            dataset=rows.source.name,
+            split=rows.source.split,
             threshold=threshold,
             num_wrong=len(wrong),
             num_arrays=len(parity),
@@ -228,15 +234,13 @@ def _refuse_below(threshold: float, backbone: Backbone, source: ImageSource, par
         )
 
 
-def _measured_event(
-    backbone: Backbone, source: ImageSource, storage_dtype: str, parity: Mapping[str, Parity]
-) -> ParityMeasured:
+def _measured_event(backbone: Backbone, split: str, storage_dtype: str, parity: Mapping[str, Parity]) -> ParityMeasured:
     levels = parity_by_level(parity)
     farthest = min(levels, key=lambda level: float(levels[level]["cosine_min"]))
     largest = max(levels, key=lambda level: float(levels[level]["max_relative_error"]))
     return ParityMeasured(
         backbone=backbone.model_id,
-        split=source.split,
+        split=split,
         num_images=max(one["num_images"] for one in parity.values()),
         compute_dtype=backbone.precision,
         storage_dtype=storage_dtype,
@@ -247,10 +251,6 @@ def _measured_event(
         num_saturated=sum(one["saturated"] for one in levels.values()),
         num_nonfinite=sum(one["nonfinite"] for one in levels.values()),
     )
-
-
-def _name(level: str, kind: str) -> str:
-    return f"tokens/{level}/{kind}"
 
 
 def _short(value: float) -> float:

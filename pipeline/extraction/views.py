@@ -1,4 +1,4 @@
-"""Augmented views of a model's images: the geometry that cuts them at the model's size, and their part in a store's identity.
+"""Augmented views of a model's images: the geometry that cuts them at the model's size.
 
 A source knows images and a backbone knows its transform; this is the one place that knows both.
 """
@@ -8,21 +8,20 @@ from __future__ import annotations
 from PIL import Image
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 
-from ..data.sources import ImageSource
-from ..data.views import ViewedSource
+from ..data.selected_source import SelectedSource
 from ..errors import RequestError
 from ..models.backbone import Backbone
 from ..models.transform import Geometry
 from .decoding import ViewGeometry
 
 
-def view_geometry(backbone: Backbone, source: ImageSource) -> Geometry:
+def view_geometry(backbone: Backbone, source: SelectedSource) -> Geometry:
     """Return the geometry that turns images of the source into pixels for the backbone.
 
     Raises:
         RequestError: the source has views, and the model's transform does not end in ToTensor and Normalize.
     """
-    if not isinstance(source, ViewedSource):
+    if source.rule is None:
         return backbone.geometry
     if backbone.normalisation is None:
         raise RequestError(
@@ -34,11 +33,6 @@ def view_geometry(backbone: Backbone, source: ImageSource) -> Geometry:
         resample=int(resample_of(backbone)),
         rule=source.rule,
     )
-
-
-def transform_of(backbone: Backbone, source: ImageSource) -> str:
-    """Return the canonical text of how the rows of the source become pixels."""
-    return backbone.transform_id + (source.rule.describe() if isinstance(source, ViewedSource) else "")
 
 
 def resample_of(backbone: Backbone) -> Image.Resampling:

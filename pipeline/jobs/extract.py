@@ -1,4 +1,4 @@
-"""Extraction as a command requests it: open the data and the models, compare the first images with float32, check the disk.
+"""Extraction as a command requests it: open the data and the models, hash new images, compare the first ones with float32, check the disk.
 
 Knows nothing of terminals. Options come as a mapping that pickles, so that worker processes get the same ones.
 """
@@ -12,15 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerbank.cache import Worker
+from layerbank.cache import StoreForecast, Worker, known_hashes
 
+from ..data.image_set import identify
 from ..data.sources import ImageSource, open_source
-from ..data.views import ViewedSource, ViewRule
+from ..data.split_rows import SplitRows
+from ..data.views import ViewRule
 from ..errors import RequestError
 from ..events import OnEvent, ignore
 from ..extraction.decoding import start_worker_server
 from ..extraction.disk_space import check_disk_space
-from ..extraction.extract import ExtractConfig, Extraction, begin, extract_together, forecast, spec_of
+from ..extraction.extract import ExtractConfig, Extraction, begin, extract_together, forecasts
 from ..extraction.parity import settle
 from ..extraction.ranks import device_of_worker
 from ..models.backbone import Backbone
@@ -33,7 +35,10 @@ from ..models.request import (
     choose_tap,
     choose_workers,
 )
-from ..probing.probe import Store
+from ..probing.tokens.split_tokens import SplitRequest
+
+Prepared = list[tuple[SplitRows, list[Extraction]]]
+"""The extractions of each split, one a model."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,7 @@ class RequestedExtraction:
         request: how it was opened.
         data: URI of the data.
         cache_root: folder of all stores.
-        storage_dtype: as in `ExtractConfig`.
-        arrays: the (level, kind) pairs to store.
-        settings: other arguments of `ExtractConfig`.
+        config: what to store, and how.
         parity_threshold: minimum cosine similarity of a token to a float32 run; None accepts any.
         parity: split -> parity measured on its first images.
         on_event: called with every event.
@@ -57,182 +60,200 @@ class RequestedExtraction:
     request: ModelRequest
     data: str
     cache_root: Path
-    storage_dtype: str
-    arrays: tuple[tuple[str, str], ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: ExtractConfig
     parity_threshold: float | None = None
     parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     on_event: OnEvent = ignore
 
-    def settled(self, sources: Sequence[ImageSource]) -> RequestedExtraction:
+    def settled(self, splits: Sequence[SplitRows]) -> RequestedExtraction:
         """Compare the first images of each split with float32; the precision may change, see `parity.settle`."""
         found = settle(
             self.request,
             self.backbone,
-            sources,
-            self.arrays,
-            storage_dtype=self.storage_dtype,
-            cache_root=self.cache_root,
-            open_split=partial(open_source, self.data),
-            overwrite=self.settings.get("overwrite", False),
+            splits,
+            self.config,
+            self.cache_root,
             threshold=self.parity_threshold,
             on_event=self.on_event,
         )
         return replace(self, backbone=found.backbone, request=found.request, parity=found.parity)
 
-    def store(self, source: ImageSource) -> Store:
-        """Return the store of a source's tokens, which may not exist yet."""
-        spec = spec_of(self.backbone, source, self.storage_dtype)
-        return Store(spec.store_path(self.cache_root), spec)
-
-    def extract(self, source: ImageSource) -> Store:
-        """Compute what the store of a source lacks."""
-        extract_together([self.extraction(source)], source, on_event=self.on_event)
-        return self.store(source)
-
-    def extraction(self, source: ImageSource) -> Extraction:
-        """Return the extraction of one source."""
-        return Extraction(
-            backbone=self.backbone,
-            config=ExtractConfig(arrays=self.arrays, storage_dtype=self.storage_dtype, **self.settings),
-            store=self.store(source).path,
-            request=self.config(source),
-            parity=self.parity.get(source.split),
+    def tokens(self, rows: SplitRows) -> SplitRequest:
+        """Return the request for the tokens of a split, which need not exist yet."""
+        return SplitRequest(
+            cache_root=self.cache_root,
+            model=self.extraction(rows).model,
+            tap=self.backbone.tap,
+            rows=rows,
+            arrays=self.config.arrays,
         )
 
-    def config(self, source: ImageSource | None = None) -> dict[str, Any]:
-        """Return what `cache repair` and `predict` need to open the same model on the same data, or source, again."""
-        views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
-        return {"model": self.request.to_dict(), "data": self.data} | views
+    def extract(self, rows: SplitRows) -> SplitRequest:
+        """Compute what the cache lacks of a split."""
+        extract_together([self.extraction(rows)], rows, on_event=self.on_event)
+        return self.tokens(rows)
+
+    def extraction(self, rows: SplitRows) -> Extraction:
+        """Return the extraction of one split."""
+        return Extraction(
+            backbone=self.backbone,
+            config=self.config,
+            cache_root=self.cache_root,
+            request=self.description(rows),
+            parity=self.parity.get(rows.source.split),
+        )
+
+    def description(self, rows: SplitRows | None = None) -> dict[str, Any]:
+        """Return what `cache repair` and `predict` need to open the same model on the same data, or rows, again."""
+        split = {"split": rows.source.split} if rows else {}
+        views = {"views": rows.rule.to_dict()} if rows and rows.rule else {}
+        return {"model": self.request.to_dict(), "data": self.data} | split | views
 
 
-def prepare(
-    request: dict[str, Any], on_event: OnEvent, worker: Worker | None, *, only_plan: bool = False
-) -> list[tuple[ImageSource, list[Extraction]]]:
+def open_rows(
+    source: ImageSource, options: Mapping[str, Any], on_event: OnEvent, *, may_hash: bool = True
+) -> SplitRows:
+    """Return the rows of a source: hash its new images, and take the views of the options if it is the split that has them.
+
+    Args:
+        source: the images of a split.
+        options: `cache_root`, `trust_files`, and the options of views.
+        on_event: called with every event.
+        may_hash: False reads no image: those that the content index does not know count as missing.
+    """
+    cache_root = options["cache_root"]
+    trusted = partial(known_hashes, cache_root) if options.get("trust_files") else None
+    images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
+    rule = None
+    if options.get("views") and options.get("views_split", source.split) == source.split:
+        rule = ViewRule(num_views=options["views"], min_scale=options["view_scale"], flip=options["view_flip"])
+    return SplitRows(source=source, images=images, rule=rule)
+
+
+def prepare(request: dict[str, Any], on_event: OnEvent, worker: Worker | None, *, only_plan: bool = False) -> Prepared:
     """Open the data and the models of `layerbank extract`.
 
     Args:
         request: the options, with `settled` if `prepare_shares` has compared the first images.
         on_event: called with every event.
         worker: which of several workers of the stores this process is.
-        only_plan: go on where the disk is too small.
-
-    Returns:
-        The extractions of each split, one a model.
+        only_plan: go on where the disk is too small, and hash no image.
 
     Raises:
         RequestError: wrong options, or a disk that is too small or cannot be written.
     """
-    splits = dict.fromkeys(request["splits"])
-    sources = [open_source(request["data"], split) for split in splits]  # before the slow model
-    sources = [with_views(one, request) if one.split == request["views_split"] else one for one in sources]
+    # before the slow model
+    sources = [open_source(request["data"], split) for split in dict.fromkeys(request["splits"])]
     settled = request.get("settled")
     requested = []
     for number, (model, weights) in enumerate(request["pairs"]):
         options = request | {"model": model, "weights": weights, "worker": worker}
         precision, parity = (request["precision"], {}) if settled is None else settled[number]
-        one = open_extraction(options | {"precision": precision}, on_event)
-        backbone, levels = one.backbone, request["levels"]
-        chosen = backbone.levels if levels == "every" else choose_levels(levels, backbone.depth)
-        arrays = tuple((level, kind) for level in chosen for kind in split_names(request["kinds"]))
-        requested.append(replace(one, arrays=arrays, parity=parity))
+        options |= {"precision": precision}
+        model_request, backbone = open_model(options)
+        chosen = backbone.levels if request["levels"] == "every" else choose_levels(request["levels"], backbone.depth)
+        arrays = [(level, kind) for level in chosen for kind in split_names(request["kinds"])]
+        one = request_extraction(options, model_request, backbone, arrays, on_event)
+        requested.append(replace(one, parity=parity))
+    splits = [open_rows(one, request, on_event, may_hash=not only_plan) for one in sources]
     if only_plan:
-        requested = [one.settled(sources) for one in requested]
+        requested = [one.settled(splits) for one in requested]
     elif settled is None:
-        requested = settle_and_check_disk(requested, sources)
-    return [(source, [one.extraction(source) for one in requested]) for source in sources]
+        requested = settle_and_check_disk(requested, splits)
+    return [(rows, [one.extraction(rows) for one in requested]) for rows in splits]
 
 
 def settle_and_check_disk(
-    requested: Sequence[RequestedExtraction], sources: Sequence[ImageSource]
+    requested: Sequence[RequestedExtraction], splits: Sequence[SplitRows]
 ) -> list[RequestedExtraction]:
     """Check the disk space, and compare the first images of each split with float32.
 
-    A float16 model may become a bfloat16 one, whose store is another and perhaps complete, so its disk space is checked afterwards.
+    A float16 model may become a bfloat16 one, whose stores are others and perhaps complete, so its disk space is checked afterwards.
 
     Args:
         requested: one a model, with its arrays.
-        sources: the splits.
+        splits: the rows of each split.
 
     Raises:
         RequestError: the disk is too small, or cannot be written.
     """
     certain = [one for one in requested if one.backbone.precision != "float16"]
-    _check_disk(certain, sources)
-    settled = [one.settled(sources) for one in requested]
+    _check_disk(certain, splits)
+    settled = [one.settled(splits) for one in requested]
     if len(certain) < len(settled):
-        _check_disk(settled, sources)
+        _check_disk(settled, splits)
     return settled
 
 
-def _check_disk(requested: Sequence[RequestedExtraction], sources: Sequence[ImageSource]) -> None:
+def _check_disk(requested: Sequence[RequestedExtraction], splits: Sequence[SplitRows]) -> None:
     if requested:
-        forecasts = [forecast(one.extraction(source), source) for source in sources for one in requested]
-        check_disk_space(requested[0].cache_root, forecasts)
+        found = [one for rows in splits for model in requested for one in forecasts_of(model.extraction(rows), rows)]
+        check_disk_space(requested[0].cache_root, found)
 
 
-def prepare_shares(request: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], list[Path]]:
+def forecasts_of(extraction: Extraction, rows: SplitRows) -> list[StoreForecast]:
+    """Return what each store would be that an extraction writes."""
+    return forecasts(extraction, rows, extraction.find_gaps(rows).gaps)
+
+
+def prepare_shares(request: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], list[str]]:
     """Do once what several processes of `layerbank extract` need: check the request, compare the first images, begin new stores.
 
     Returns:
-        The request for `extract_share`, and the stores.
+        The request for `extract_share`, and the folders of the stores.
     """
     prepared = prepare(request, on_event, None)
-    if request["overwrite"]:
-        for source, extractions in prepared:
-            begin(extractions, source, on_event=on_event)
+    for rows, extractions in prepared:
+        begin(extractions, rows)
     settled = [
-        (one.backbone.precision, {source.split: of_split[number].parity for source, of_split in prepared})
+        (one.backbone.precision, {rows.source.split: of_split[number].parity for rows, of_split in prepared})
         for number, one in enumerate(prepared[0][1])
     ]
-    stores = stores_of(prepared)
-    return request | {"overwrite": False, "settled": settled, "stores": stores}, stores
+    share = request | {"overwrite": False, "settled": settled, "identities": _identities(prepared)}
+    return share, folders_of(prepared)
 
 
 def extract_share(request: dict[str, Any], worker: Worker, on_event: OnEvent) -> None:
     """Do the share of one of several processes of `layerbank extract`.
 
     Raises:
-        RequestError: on this machine the same names are other weights or other images, which would fill another store.
+        RequestError: on this machine the same names are other weights or other images, which would fill other stores.
     """
     request = request | {"device": device_of_worker(request["device"], worker.index)}
     prepared = prepare(request, on_event, worker)
-    others = [path for path, wanted in zip(stores_of(prepared), request["stores"], strict=True) if path != wanted]
-    if others:
+    pairs = zip(_identities(prepared), request["identities"], strict=True)
+    if others := [here for here, wanted in pairs if here != wanted]:
         raise RequestError(
             "jobs.worker_has_other_files",
             worker=worker,
             node=socket.gethostname(),
-            stores=", ".join(map(str, request["stores"])),
-            others=", ".join(map(str, others)),
+            stores=", ".join(f"{name} {digest[:8]}" for name, digest in request["identities"]),
+            others=", ".join(f"{name} {digest[:8]}" for name, digest in others),
         )
-    for source, extractions in prepared:
-        extract_together(extractions, source, on_event=on_event)
+    for rows, extractions in prepared:
+        extract_together(extractions, rows, on_event=on_event)
 
 
-def stores_of(prepared: list[tuple[ImageSource, list[Extraction]]]) -> list[Path]:
-    """Return the stores of extractions, in their order."""
-    return [one.store for _, extractions in prepared for one in extractions]
+def _identities(prepared: Prepared) -> list[tuple[str, str]]:
+    """Name and digest of each model and of the images of each split."""
+    models = [(one.backbone.model_id, one.model.digest) for one in prepared[0][1]]
+    return models + [(rows.name, rows.images.digest) for rows, _ in prepared]
 
 
-def with_views(source: ImageSource, options: dict[str, Any]) -> ImageSource:
-    """Return the source with the augmented views of the options, a row each."""
-    if not options["views"]:
-        return source
-    rule = ViewRule(num_views=options["views"], min_scale=options["view_scale"], flip=options["view_flip"])
-    return ViewedSource(source, rule)
+def folders_of(prepared: Prepared) -> list[str]:
+    """Return the folder of the stores of each model."""
+    return [str(one.model.folder(one.cache_root)) for one in prepared[0][1]]
 
 
-def open_extraction(options: dict[str, Any], on_event: OnEvent) -> RequestedExtraction:
-    """Open the model that a command's options name; its arrays are not known yet.
+def open_model(options: Mapping[str, Any]) -> tuple[ModelRequest, Backbone]:
+    """Open the model that a command's options name.
 
     Raises:
         RequestError: wrong options; errors name the option.
     """
     device = choose_device(options["device"])
-    storage_dtype = choose_storage_dtype(options["storage_dtype"])
-    num_workers = choose_workers(options["workers"], device)
-    if num_workers:
+    choose_storage_dtype(options["storage_dtype"])
+    if choose_workers(options["workers"], device):
         start_worker_server()
     request = ModelRequest(
         model=options["model"],
@@ -242,20 +263,40 @@ def open_extraction(options: dict[str, Any], on_event: OnEvent) -> RequestedExtr
         precision=choose_precision(options["precision"], device),
         seed=options["weights_seed"],
     )
+    return request, request.open(device)
+
+
+def request_extraction(
+    options: Mapping[str, Any],
+    request: ModelRequest,
+    backbone: Backbone,
+    arrays: Sequence[tuple[str, str]],
+    on_event: OnEvent,
+) -> RequestedExtraction:
+    """Return the extraction of a model that a command's options describe.
+
+    Args:
+        options: the options.
+        request, backbone: what `open_model` returned.
+        arrays: the (level, kind) pairs to store.
+        on_event: called with every event.
+    """
+    config = ExtractConfig(
+        arrays=tuple(arrays),
+        storage_dtype=choose_storage_dtype(options["storage_dtype"]),
+        batch_size=options["batch_size"],
+        num_workers=choose_workers(options["workers"], str(backbone.device)),
+        on_bad_image=options["on_bad_image"],
+        compile=options["compile_model"],
+        overwrite=options.get("overwrite", False),
+        worker=options.get("worker"),
+    )
     return RequestedExtraction(
-        request.open(device),
+        backbone,
         request,
         options["data"],
         options["cache_root"],
-        storage_dtype,
-        settings={
-            "batch_size": options["batch_size"],
-            "num_workers": num_workers,
-            "on_bad_image": options["on_bad_image"],
-            "compile": options["compile_model"],
-            "overwrite": options.get("overwrite", False),
-            "worker": options.get("worker"),
-        },
+        config,
         parity_threshold=options["parity_threshold"],
         on_event=on_event,
     )

@@ -1,0 +1,153 @@
+"""The rows that no store of a model holds, and the stores to write them to.
+
+The decision taken here: a row is computed at most once. What an unfinished store still lacks is written to that store, provided
+that all of it is among the rows at hand; so an interrupted run goes on where it was, whatever else is in the cache by then. All
+other rows go to one new store, which holds them and no others.
+
+Knows nothing of images: the caller says which of its rows are wanted, and in which order they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .header import FORMAT_VERSION
+from .model_stores import ModelStores, WantedRows
+from .reader import ArrayKey, StoreFiles
+from .rows import MISSING, RowSet
+from .spec import StoreSpec
+
+NOWHERE = -1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gap:
+    """A store to make or to go on with.
+
+    Attributes:
+        path: the store.
+        rows: all its rows, in order.
+        wanted: ``[n]`` int64, for each of them the number of the wanted row; -1 for rows that are not wanted and need not be computed.
+        files: the store as it is; None for a new one.
+    """
+
+    path: Path
+    rows: RowSet
+    wanted: NDArray[np.int64]
+    files: StoreFiles | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gaps:
+    """What is missing of some wanted rows.
+
+    Attributes:
+        num_found: wanted rows that are in some store; equal rows count each.
+        num_missing: wanted rows that are in none.
+        num_unreadable: wanted rows without a hash.
+        gaps: the stores to write them to.
+    """
+
+    num_found: int
+    num_missing: int
+    num_unreadable: int
+    gaps: tuple[Gap, ...]
+
+
+def find_gaps(
+    stores: ModelStores,
+    wanted: WantedRows,
+    arrays: Collection[ArrayKey],
+    *,
+    order: NDArray[np.int64],
+    name: str,
+    leave_out: Collection[Path] = (),
+) -> Gaps:
+    """Find the rows for which some array is missing, and where to write them.
+
+    Args:
+        stores: the stores of the model.
+        wanted: n rows.
+        arrays: (tap, level, kind) of the arrays that each row must have.
+        order: ``[n]`` int64, the order in which rows are written to a new store.
+        name: name of the data, for the path of a new store.
+        leave_out: stores that are taken as not there: they are about to be made anew.
+    """
+    keys = wanted.rows.keys
+    unreadable = wanted.rows.hashes == MISSING
+    missing = (stores.find(wanted, arrays, leave_out=leave_out).store < 0) & ~unreadable
+    left = np.unique(keys[missing])
+    gaps: list[Gap] = []
+    for files in stores.stores if len(left) else ():
+        if files.path in leave_out:
+            continue
+        gap, lacking = gap_of(files, wanted, arrays)
+        if gap is not None and np.isin(lacking, left).any():
+            gaps.append(gap)
+            left = np.setdiff1d(left, lacking)
+    if len(left):
+        gaps.append(_new_store(stores, wanted, order[np.isin(keys[order], left)], name))
+    return Gaps(
+        num_found=int((~missing & ~unreadable).sum()),
+        num_missing=int(missing.sum()),
+        num_unreadable=int(unreadable.sum()),
+        gaps=tuple(gaps),
+    )
+
+
+def gap_of(
+    files: StoreFiles, wanted: WantedRows, arrays: Collection[ArrayKey]
+) -> tuple[Gap | None, NDArray[np.uint64]]:
+    """What a store lacks, if all of it is among the wanted rows.
+
+    Returns:
+        the gap, None where the store cannot be completed; and the keys of the rows of the row blocks that lack an array.
+    """
+    nothing = np.zeros(0, dtype=np.uint64)
+    rule1_differs = files.header.spec.hash_rule == 1 and wanted.rule1_hashes is not None
+    if files.header.format != FORMAT_VERSION or rule1_differs:
+        return None, nothing
+    names = [files.arrays[array] for array in arrays if array in files.arrays]
+    blocks = files.committed(names) if len(names) == len(arrays) else np.zeros(_num_blocks(files), dtype=np.bool_)
+    is_lacking = np.repeat(~blocks, files.header.block_rows)[: files.header.spec.num_rows]
+    if not is_lacking.any():
+        return None, nothing
+    keys, here = files.rows.keys, wanted.keys(files.header.spec.hash_rule)
+    order = np.argsort(here, kind="stable")
+    place = np.minimum(np.searchsorted(here[order], keys), len(here) - 1)
+    number = np.where((here[order][place] == keys) & (keys != MISSING), order[place], NOWHERE)
+    if (number[is_lacking] == NOWHERE).any():
+        return None, nothing
+    return Gap(path=files.path, rows=files.rows, wanted=number, files=files), keys[is_lacking]
+
+
+def _num_blocks(files: StoreFiles) -> int:
+    return files.header.block_grid.num_blocks
+
+
+def _new_store(stores: ModelStores, wanted: WantedRows, chosen: NDArray[np.int64], name: str) -> Gap:
+    """A store of the chosen rows, each once."""
+    _, first = np.unique(wanted.rows.keys[chosen], return_index=True)
+    chosen = chosen[np.sort(first)]
+    rows = wanted.rows.select(chosen)
+    spec = StoreSpec(
+        model=stores.model,
+        rows_digest=rows.digest,
+        num_rows=len(rows),
+        hash_rule=rows.hash_rule,
+        view_rule=rows.view_rule,
+        name=name,
+    )
+    return Gap(path=spec.path(stores.root), rows=rows, wanted=chosen, files=None)
+
+
+def ids_of(gap: Gap, ids: Sequence[str]) -> Sequence[str]:
+    """The names of the rows of a gap's store: those of the wanted rows, or those that the store has."""
+    if gap.files is not None and (gap.wanted == NOWHERE).any():
+        return gap.files.sample_ids
+    return [ids[row] for row in gap.wanted.tolist()]
