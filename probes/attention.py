@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data.token_source import TokenSource, read_batches
+from .data.token_source import TokenSource, read_batches, reading_places
 from .errors import DataError
 from .heads.attention import FusionHead
 
@@ -71,7 +71,8 @@ def attention_statistics(probe: FusionHead, source: TokenSource, groups: Tensor)
         name: [] for name in ("mass", *_SPREADS, *(f"{name}_of_head" for name in _SPREADS))
     }
     rows_at_once = max(1, min(BATCH, KEY_FLOATS // (len(groups) * probe.to_k.out_features)))
-    with contextlib.closing(read_batches(source, torch.split(torch.arange(num_samples), rows_at_once))) as stream:
+    order = reading_places(source, torch.arange(num_samples))
+    with contextlib.closing(read_batches(source, torch.split(order, rows_at_once))) as stream:
         for _, tokens in stream:
             attention = probe.attention(tokens.to(probe.query)).double().cpu()  # [B, H, T]
             of_image = attention.mean(1)  # [B, T]
@@ -80,9 +81,9 @@ def attention_statistics(probe: FusionHead, source: TokenSource, groups: Tensor)
             for name, spread in _SPREADS.items():
                 parts[name].append(spread(of_image))
                 parts[f"{name}_of_head"].append(spread(attention))
-    mass_of_token = total / num_samples
+    mass_of_token, place = total / num_samples, order.argsort()
     return AttentionStatistics(
-        **{name: torch.cat(values) for name, values in parts.items()},
+        **{name: torch.cat(values)[place] for name, values in parts.items()},
         mass_of_head=mass_of_token @ groups_of_tokens,
         mass_of_token=mass_of_token,
     )

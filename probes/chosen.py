@@ -60,7 +60,7 @@ def score_held_out(
     choices: Sequence[Choice],
     train: TokenSource,
     protocol: TrainingProtocol,
-    on_logits: Callable[[int, slice, Tensor], None],
+    on_logits: Callable[[int, Tensor, Tensor], None],
     *,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
@@ -72,8 +72,8 @@ def score_held_out(
         choices: what to train.
         train: the training images.
         protocol: split, batches, schedule, seed; its grid does not matter.
-        on_logits: called with the index of a choice, a slice of the held-out images, and its class scores [b, C] of them, on the
-            CPU; not called for a choice that diverged in training.
+        on_logits: called with the index of a choice, the places [b] int64 of some held-out images among all of them, and its class
+            scores [b, C] of these, on the CPU; not called for a choice that diverged in training.
         memory_bytes: memory for training; None is no limit.
         device: of the arithmetic.
         on_event: called with `Progress`.
@@ -95,10 +95,9 @@ def score_held_out(
         for place in places:
             if fitted[place].diverged[0]:
                 del runs[place]
-        scored = slice(0, 0)
         if runs:
-            for parts in compute_all_logits(list(runs.values()), train, held_out, phase="validate", on_event=on_event):
-                scored = slice(scored.stop, scored.stop + parts[0].shape[1])
+            banks = list(runs.values())
+            for scored, parts in compute_all_logits(banks, train, held_out, phase="validate", on_event=on_event):
                 for place, logits in zip(runs, parts, strict=True):
                     on_logits(place, scored, logits[0])
         del runs  # before the next banks take their memory
@@ -178,8 +177,10 @@ def refit(
                 test = open_test()
                 check_test(train, test)
             rows = torch.arange(len(test.labels))
-            parts = list(compute_all_logits(runs, test, rows, phase="test", best=best, on_event=on_event))
-            logits |= {one: torch.cat([part[place][0] for part in parts]) for place, one in enumerate(of_pass)}
+            logits |= {one: torch.empty(len(rows), test.num_classes) for one in of_pass}
+            for places, parts in compute_all_logits(runs, test, rows, phase="test", best=best, on_event=on_event):
+                for one, part in zip(of_pass, parts, strict=True):
+                    logits[one][places] = part[0]
         del runs
     return {
         choice: Refit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from .banks.bank import Bank
 from .data.batches import EVALUATION_BATCH
 from .data.rows import draw_jitter, jitter_blocks
-from .data.token_source import TokenSource, blocks_of, read_batches, read_whole
+from .data.token_source import TokenSource, blocks_of, read_batches, read_whole, reading_places
 from .errors import DataError
 from .events import OnEvent, Reporter
 from .fit import BankRun
@@ -24,13 +24,15 @@ from .workspace import Workspace
 def compute_logits(
     bank: Bank, source: TokenSource, rows: Tensor, *, jitter: TrainingProtocol | None = None
 ) -> Iterator[Tensor]:
-    """Class scores [P, b, C] on the CPU of a bank that reads whole rows; arguments as in `compute_all_logits`."""
+    """Class scores [P, b, C] on the CPU of a bank that reads whole rows, in the order of `rows`.
+
+    Arguments as in `compute_all_logits`.
+    """
     run = BankRun(bank=bank, reading=read_whole(source))
-    for (logits,) in compute_all_logits([run], source, rows, jitter=jitter):
+    for (logits,) in _logits_of([run], source, torch.split(rows, EVALUATION_BATCH), jitter=jitter):
         yield logits
 
 
-@torch.no_grad()
 def compute_all_logits(
     bank_runs: Sequence[BankRun],
     source: TokenSource,
@@ -40,19 +42,40 @@ def compute_all_logits(
     phase: str = "predict",
     best: float | None = None,
     on_event: OnEvent | None = None,
-) -> Iterator[list[Tensor]]:
-    """Class scores of several banks that read the same rows: [P, b, C] on the CPU for each bank, one batch of rows at a time.
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Class scores of several banks that read the same rows, one batch at a time, in the order in which the rows are best read.
 
     Args:
         bank_runs: at least one, all on one device.
         source: tokens.
-        rows: [N] int64, in the order of the result.
+        rows: [N] int64.
         jitter: jitter the tokens as this protocol says, with draws of their own; None leaves them as they are.
         phase: phase of the progress events.
         best: highest validation score so far, for the progress events.
         on_event: called with `Progress`.
+
+    Yields:
+        the places [b] int64 of the batch in `rows`, and the scores [P, b, C] of each bank on the CPU.
     """
-    batches = torch.split(rows, EVALUATION_BATCH)
+    places = torch.split(reading_places(source, rows), EVALUATION_BATCH)
+    batches = [rows[one] for one in places]
+    logits = _logits_of(bank_runs, source, batches, jitter=jitter, phase=phase, best=best, on_event=on_event)
+    with contextlib.closing(logits):
+        yield from zip(places, logits, strict=True)
+
+
+@torch.no_grad()
+def _logits_of(
+    bank_runs: Sequence[BankRun],
+    source: TokenSource,
+    batches: Sequence[Tensor],
+    *,
+    jitter: TrainingProtocol | None = None,
+    phase: str = "predict",
+    best: float | None = None,
+    on_event: OnEvent | None = None,
+) -> Generator[list[Tensor], None, None]:
+    """[P, b, C] of each bank for each batch; the other arguments as in `compute_all_logits`."""
     device, blocks = bank_runs[0].bank.stacks[0].device, blocks_of(source)
     workspace = Workspace(torch.float32, device)
     reporter = Reporter(on_event, phase, len(batches), sum(run.bank.num_probes for run in bank_runs), best)
@@ -83,15 +106,14 @@ def validate(
 ) -> list[Tensor]:
     """Balanced accuracy [P] float64 of each bank's probes on some rows; NaN for a probe whose scores are not finite."""
     predictions = [torch.empty(run.bank.num_probes, len(rows), dtype=torch.int64) for run in bank_runs]
-    finite, done = [torch.ones(run.bank.num_probes, dtype=torch.bool) for run in bank_runs], 0
+    finite = [torch.ones(run.bank.num_probes, dtype=torch.bool) for run in bank_runs]
     jitter = protocol if protocol.jitter_validation else None
-    for parts in compute_all_logits(
+    for places, parts in compute_all_logits(
         bank_runs, source, rows, jitter=jitter, phase="validate", best=best, on_event=on_event
     ):
         for number, logits in enumerate(parts):
-            predictions[number][:, done : done + logits.shape[1]] = logits.argmax(2)
+            predictions[number][:, places] = logits.argmax(2)
             finite[number] &= logits.isfinite().flatten(1).all(1)
-        done += parts[0].shape[1]
     labels = source.labels[rows]
     return [
         balanced_accuracy(predicted, labels, source.num_classes).masked_fill_(~good, torch.nan)

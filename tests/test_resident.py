@@ -102,6 +102,7 @@ def test_a_store_is_read_once_in_order_through_one_small_buffer(
 ) -> None:
     tokens = CachedTokens(cache, [ALF])
     seen: list[tuple[str, int, int]] = []
+    stored = tokens.stored_rows
     gather = tokens.gather
 
     def watched(rows: torch.Tensor) -> object:
@@ -110,15 +111,42 @@ def test_a_store_is_read_once_in_order_through_one_small_buffer(
         return gather(rows)
 
     monkeypatch.setattr(tokens, "gather", watched)
-    monkeypatch.setattr(tokens, "will_need", lambda start, stop: seen.append(("ahead", start, stop)))
-    monkeypatch.setattr(tokens, "release", lambda start, stop: seen.append(("release", start, stop)))
+    monkeypatch.setattr(
+        tokens, "will_need", lambda rows: seen.append(("ahead", int(stored[rows[0]]), int(stored[rows[-1]])))
+    )
+    monkeypatch.setattr(
+        tokens, "release", lambda rows: seen.append(("release", int(stored[rows[0]]), int(stored[rows[-1]])))
+    )
     monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 100 * tokens.stored_row_bytes)
     ResidentTokens(tokens, CPU)
     read = [(first, last) for what, first, last in seen if what == "gather"]
     assert read == [(start, min(start + 100, 594) - 1) for start in range(0, 594, 100)]
-    assert [what for what, *_ in seen] == ["ahead", "gather", "release"] * 6
+    assert [what for what, *_ in seen] == ["ahead", "gather", "release"] * 5 + ["gather", "release"]
     assert seen[0] == ("ahead", 101, 201)  # beyond the first hundred, one of which could not be read
-    assert seen[-1] == ("release", 505, 599)  # of the store, which has rows that could not be read
+    assert seen[-1] == ("release", 505, 598)  # of the store, which has rows that could not be read
+
+
+def scattered(tokens: CachedTokens) -> CachedTokens:
+    """The same store, whose rows are wanted in another order, some of them twice, and are read in a third."""
+    generator = torch.Generator().manual_seed(2)
+    chosen = torch.randint(len(tokens.labels), (len(tokens.labels),), generator=generator)
+    tokens.stored_rows, tokens.labels = tokens.stored_rows[chosen], tokens.labels[chosen]
+    tokens.reading_order = torch.randperm(len(chosen), generator=generator)
+    return tokens
+
+
+def test_rows_may_lie_anywhere_and_be_read_in_any_order(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no order of their own, and two equal images in one place; a row stays the row of its number."""
+    monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 20_000)
+    plain, tokens = CachedTokens(cache, [ALF, LINEAR]), scattered(CachedTokens(cache, [ALF, LINEAR]))
+    where = {position: row for row, position in enumerate(plain.stored_rows.tolist())}
+    wanted = plain.take(torch.tensor([where[position] for position in tokens.stored_rows.tolist()]))
+    rows = torch.arange(len(wanted))
+    assert torch.equal(tokens.take(rows), wanted)
+    assert torch.equal(tokens.in_memory().tokens, wanted)
+    assert torch.equal(ResidentTokens(tokens, CPU).take(rows), wanted)
+    for read, batch in StreamedTokens(tokens, buffer_rows=64).stream(rows.split(50)):
+        assert torch.equal(batch, wanted[read])
 
 
 def sweep(cache: TokenCache, open_train: Callable[[CachedTokens], object]) -> list[SweepResult]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from layerbank.probes import ArraySource, DataError, Head, TrainingProtocol, run_sweep
 from layerbank.probes.data.split import centre_rows, split_rows, split_stratified
+from layerbank.probes.seeds import make_generator
 
 
 @hypothesis_settings(deadline=None)
@@ -27,6 +28,28 @@ def test_the_split_holds_out_the_same_share_of_every_class(counts: list[int], fr
         assert abs(share - fraction * count) <= 1
         assert share < count or count == 0
         assert share > 0 or count < 2
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 9), min_size=2, max_size=80),
+    fraction=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**32),
+)
+def test_the_images_that_are_held_out_are_the_first_of_each_class_in_one_shuffled_order(
+    labels: list[int], fraction: float, seed: int
+) -> None:
+    of = torch.tensor(labels)
+    shuffled = torch.randperm(len(of), generator=make_generator(seed, "validation split"))
+    wanted: list[int] = []
+    for label in set(labels):
+        rows = shuffled[of[shuffled] == label].tolist()
+        wanted += rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]
+    if not wanted:
+        with pytest.raises(DataError):
+            split_stratified(of, fraction, seed)
+        return
+    assert split_stratified(of, fraction, seed)[1].tolist() == sorted(wanted)
 
 
 def test_the_split_depends_on_the_seed() -> None:

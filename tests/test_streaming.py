@@ -17,13 +17,24 @@ import torch
 from token_stores import make_spec, without_fsync  # noqa: F401
 
 from layerbank.cache import ArraySpec, CacheWriter, TokenCache
-from layerbank.probes import ArraySource, Head, StreamedSource, TokenSource, TrainingProtocol, read_batches, run_sweep
+from layerbank.probes import (
+    ArraySource,
+    FusionHead,
+    Head,
+    StreamedSource,
+    TokenSource,
+    TrainingProtocol,
+    attention_statistics,
+    read_batches,
+    run_sweep,
+)
 from layerbank.probes.data.token_source import OrderedSource
 from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.tokens.streaming import READER_NAME, StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
 NUM_ROWS = 1200
+GROUPS = torch.arange(10) // 5
 HEADS = {"attentive": Head(kind="attentive", num_heads=3), "linear": Head(kind="linear")}
 PROTOCOL = TrainingProtocol(
     lrs=(1e-2, 1e-3), weight_decays=(1e-4,), dropouts=(0.0, 0.3), epochs=2, min_steps=10, batch_size=100
@@ -120,6 +131,39 @@ def test_an_order_holds_every_row_once_and_depends_on_seed_and_epoch_only(cache:
     assert torch.equal(first, streamed_from(tokens_of(cache, "attentive")).order(rows.flip(0), 0, 0))
     assert not torch.equal(first, streamed.order(rows, 0, 1))
     assert not torch.equal(first, streamed.order(rows, 1, 0))
+
+
+def test_an_order_does_not_depend_on_where_the_rows_lie(cache: TokenCache) -> None:
+    """Rows of several stores are streamed as those of one."""
+    tokens, elsewhere = tokens_of(cache, "linear"), tokens_of(cache, "linear")
+    rows, reading_order = torch.arange(0, NUM_ROWS, 3), torch.randperm(NUM_ROWS)
+    elsewhere.stored_rows = torch.randint(NUM_ROWS, (NUM_ROWS,))
+    tokens.reading_order = elsewhere.reading_order = reading_order
+    first, second = streamed_from(tokens), streamed_from(elsewhere)
+    assert torch.equal(first.order(rows, 0, 1), second.order(rows, 0, 1))
+    for read, batch in second.stream(second.order(rows, 0, 1).split(70)):
+        assert torch.equal(batch, elsewhere.take(read))
+
+
+def test_what_is_read_in_another_order_is_answered_in_the_order_of_the_rows(tokens: CachedTokens) -> None:
+    """Validation and test scores, and attention."""
+    streamed = streamed_from(tokens)
+    head = HEADS["attentive" if len(tokens.token_shape) == 2 else "linear"]
+    resident = InOrder(tokens.in_memory().tokens, streamed)
+    wanted = run_sweep(head, resident, lambda: resident, PROTOCOL)
+    mixed = streamed_from(tokens)
+    mixed.reading_order = torch.randperm(NUM_ROWS)
+    mixed.order = streamed.order  # type: ignore[method-assign]
+    result = run_sweep(head, mixed, lambda: mixed, PROTOCOL)
+    assert [score.validation for score in result.scores] == [score.validation for score in wanted.scores]
+    torch.testing.assert_close(result.test_logits, wanted.test_logits)
+    if isinstance(wanted.probe, FusionHead):
+        one, other = (
+            attention_statistics(wanted.probe, resident, GROUPS),
+            attention_statistics(wanted.probe, mixed, GROUPS),
+        )
+        for name in ("mass", "entropy", "mass_80", "mass_of_token"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
 
 def test_a_buffer_mixes_stretches_from_all_over_the_store(cache: TokenCache) -> None:

@@ -131,9 +131,9 @@ class _PostHocTraining:
         hits = {levels: np.zeros(len(labels), dtype=bool) if of is None else of for levels, of in kept.items()}
         missing = [levels for levels in sets if kept[levels] is None]
 
-        def see(number: int, stretch: slice, logits: Tensor) -> None:
-            right = logits.argmax(1).numpy() == labels[stretch]
-            hits[missing[number]][stretch] = right & logits.isfinite().all(1).numpy()
+        def see(number: int, places: Tensor, logits: Tensor) -> None:
+            right = logits.argmax(1).numpy() == labels[places.numpy()]
+            hits[missing[number]][places.numpy()] = right & logits.isfinite().all(1).numpy()
 
         self._score([Choice(candidate=candidates[levels], setting=setting) for levels in missing], see)
         for levels in missing:
@@ -161,8 +161,8 @@ class _PostHocTraining:
         candidate, labels = self._candidate(self.group.probes[0]), self._held_out_labels()
         together = torch.zeros(len(labels), self.source.num_classes)
 
-        def see(number: int, stretch: slice, logits: Tensor) -> None:
-            together[stretch] += logits.double().softmax(-1).nan_to_num().float()
+        def see(number: int, places: Tensor, logits: Tensor) -> None:
+            together[places] += logits.double().softmax(-1).nan_to_num().float()
 
         self._announce(len(members))
         self._score([Choice(candidate=candidate, setting=_setting(one)) for one in members], see)
@@ -244,7 +244,7 @@ class _PostHocTraining:
         _, rows = split_rows(self.source, self.group.protocol.validation_fraction, self.group.protocol.seed)
         return self.source.labels[rows]
 
-    def _score(self, choices: Sequence[Choice], see: Callable[[int, slice, Tensor], None]) -> None:
+    def _score(self, choices: Sequence[Choice], see: Callable[[int, Tensor, Tensor], None]) -> None:
         if choices:
             score_held_out(
                 choices,

@@ -73,13 +73,13 @@ class SavedHead:
         if kept is not None and not isinstance(self.probe, AttentiveProbe):
             raise RequestError("report.not_prunable", probe=self.named.name, head=self.named.head)
         chosen = slice(None) if kept is None else list(kept)
-        rows = torch.arange(len(self.tokens.labels))
+        order = self.tokens.reading_order
         with torch.inference_mode():
-            parts = [self.probe(self.tokens.take(part)[:, chosen]) for part in torch.split(rows, ROWS_AT_ONCE)]
+            parts = [self.probe(self.tokens.take(part)[:, chosen]) for part in torch.split(order, ROWS_AT_ONCE)]
         return Predictions(
             sample_ids=np.array(self.tokens.sample_ids),
             labels=self.tokens.labels.numpy(),
-            logits=torch.cat(parts).numpy(),
+            logits=torch.cat(parts)[order.argsort()].numpy(),
         )
 
     def attention_by_head(self) -> NDArray[np.float64]:

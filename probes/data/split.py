@@ -72,10 +72,11 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     """
     shuffled = torch.randperm(len(labels), generator=make_generator(seed, "validation split"))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels):
-        rows = shuffled[labels[shuffled] == label]
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    sizes = labels.unique(return_counts=True)[1].tolist()
+    for rows in by_class.split(sizes):
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         held_out[rows[:count]] = True
     if not bool(held_out.any()):
-        raise DataError("probes.nothing_to_hold_out", num_images=len(labels), num_classes=len(torch.unique(labels)))
+        raise DataError("probes.nothing_to_hold_out", num_images=len(labels), num_classes=len(sizes))
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)

@@ -93,6 +93,27 @@ class OrderedSource(TokenSource, Protocol):
 
 
 @runtime_checkable
+class StoredSource(TokenSource, Protocol):
+    """A token source some orders of whose rows are read faster than others.
+
+    Attributes:
+        reading_order: [N] int64, the rows in the order in which they are best read.
+    """
+
+    @property
+    def reading_order(self) -> Tensor: ...
+
+
+def reading_places(source: TokenSource, rows: Tensor) -> Tensor:
+    """The order in which to read some rows: the places [B] int64 of `rows` [B], first to last."""
+    if not isinstance(source, StoredSource):
+        return torch.arange(len(rows))
+    rank = torch.empty_like(source.reading_order)
+    rank[source.reading_order] = torch.arange(len(rank))
+    return rank[rows].argsort(stable=True)
+
+
+@runtime_checkable
 class StreamedSource(OrderedSource, Protocol):
     """A token source that reads ahead."""
 

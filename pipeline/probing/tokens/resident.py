@@ -1,6 +1,6 @@
 """Tokens in the memory of the device that trains, a GPU's or the host's, in their storage dtype.
 
-Read once, sequentially, from the map. A batch is gathered where the tokens lie, then widened and normalised by the lines
+Read once, in reading order, from the map. A batch is gathered where the tokens lie, then widened and normalised by the lines
 of `token_source.py`: half the memory of float32 tokens, and the same bits as from the map. Taking a batch does not synchronise
 with a GPU: row numbers are copied to it as any small tensor is, and nothing is copied back.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from layerbank.probes.data.rows import upload
 from layerbank.probes.workspace import Workspace
 
-from .token_source import ROWS_AT_ONCE, CachedTokens
+from .token_source import ROWS_AT_ONCE, CachedTokens, put_rows
 
 UPLOAD_BYTES = 8 << 20  # tokens that are on their way at a time
 
@@ -74,23 +74,23 @@ class ResidentTokens:
         return out
 
     def _read(self, tokens: CachedTokens, places: list[_Place]) -> None:
-        """Everything, in the order of the store, through one buffer; the map is read ahead, and given back behind."""
+        """Everything, in reading order, through one buffer; the map is read ahead, and given back behind."""
         rows_at_once = max(1, UPLOAD_BYTES // tokens.stored_row_bytes)
         buffers = {
             dtype: torch.empty(rows_at_once, values.shape[1], dtype=dtype) for dtype, values in self._values.items()
         }
         if self.device.type == "cuda":
             buffers = {dtype: buffer.pin_memory() for dtype, buffer in buffers.items()}
-        for rows in torch.split(torch.arange(len(self.labels)), rows_at_once):
-            first, last = int(rows[0]), int(rows[-1])
-            stored_first, stored_stop = int(tokens.stored_rows[first]), int(tokens.stored_rows[last]) + 1
-            tokens.will_need(stored_stop, stored_stop + rows_at_once)
+        parts = tokens.reading_order.split(rows_at_once)
+        for rows, ahead in zip_longest(parts, parts[1:]):
+            if ahead is not None:
+                tokens.will_need(ahead)
             for (dtype, here, _), values in zip(places, tokens.gather(rows), strict=True):
                 buffers[dtype][: len(rows), here] = values
             for dtype, buffer in buffers.items():
                 # waits until the copy is over: the buffer is filled again at once
-                self._values[dtype][first : last + 1].copy_(buffer[: len(rows)])
-            tokens.release(stored_first, stored_stop)
+                put_rows(self._values[dtype], rows, buffer[: len(rows)])
+            tokens.release(rows)
 
 
 class _Place(NamedTuple):

@@ -4,7 +4,8 @@ An epoch's order is `layerbank.cache.chunk_shuffle`: stretches of rows in random
 stretches. Only the pages of the map that the next few batches need are resident: the system is advised to read them ahead, and to
 drop them afterwards. One thread gathers and normalises into one of two buffers, while the trainer works on the batch in the other.
 
-Streaming changes no bit: a row has the same values however it is read, and the order depends on seed, epoch and buffer alone.
+Streaming changes no bit: a row has the same values however it is read, and the order of an epoch depends on the
+reading order, seed, epoch and buffer alone, not on where the rows lie: several stores are streamed exactly as one.
 Buffer and stretches are counted in rows, whatever a row holds: so probes that read different tokens can share a pass.
 """
 
@@ -14,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import cycle, groupby
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class StreamedTokens:
         pin: give batches in page-locked memory, for a GPU.
 
     Attributes:
+        reading_order: [N] int64, the rows in the order in which they are best read; stretches are cut from it.
         stretch_rows: neighbouring rows that stay together when stretches are shuffled.
         buffer_stretches: stretches whose rows are shuffled together.
     """
@@ -48,6 +50,9 @@ class StreamedTokens:
         self._tokens, self._pin = tokens, pin
         self.labels, self.num_classes, self.token_shape = tokens.labels, tokens.num_classes, tokens.token_shape
         self.images, self.blocks = tokens.images, tokens.blocks
+        self.reading_order = tokens.reading_order
+        self._rank = torch.empty_like(self.reading_order)
+        self._rank[self.reading_order] = torch.arange(len(self._rank))
         self.stretch_rows = max(1, min(STRETCH_ROWS, buffer_rows // STRETCHES))
         self.buffer_stretches = buffer_rows // self.stretch_rows
 
@@ -57,15 +62,14 @@ class StreamedTokens:
 
     def order(self, rows: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
         """[N] int64 -> [N] the same rows, shuffled buffer by buffer."""
-        stored = self._tokens.stored_rows
         shuffled = chunk_shuffle(
-            stored[rows].numpy(),
+            self._rank[rows].numpy(),
             block_rows=self.stretch_rows,
             buffer_blocks=self.buffer_stretches,
             seed=seed,
             epoch=epoch,
         )
-        return torch.searchsorted(stored, torch.from_numpy(shuffled))
+        return self.reading_order[torch.from_numpy(shuffled)]
 
     def stream(self, batches: Iterable[torch.Tensor]) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Rows [B] and tokens [B, *token_shape] of each batch; the tokens may be written into, and last until the next batch.
@@ -108,7 +112,7 @@ class StreamedTokens:
 
         try:
             for rows in batches:
-                stretches = np.unique(self._tokens.stored_rows[rows].numpy() // self.stretch_rows).tolist()
+                stretches = torch.unique(self._rank[rows] // self.stretch_rows).tolist()
                 self._advise([stretch for stretch in stretches if stretch not in uses], self._tokens.will_need)
                 uses.update(stretches)
                 ahead.append((rows, stretches))
@@ -119,9 +123,10 @@ class StreamedTokens:
         finally:
             self._advise(sorted(uses), self._tokens.release)
 
-    def _advise(self, stretches: list[int], advice: Callable[[int, int], None]) -> None:
-        for first, last in _runs(stretches):
-            advice(first * self.stretch_rows, (last + 1) * self.stretch_rows)
+    def _advise(self, stretches: list[int], advice: Callable[[torch.Tensor], None]) -> None:
+        if stretches:
+            rows = (torch.tensor(stretches)[:, None] * self.stretch_rows + torch.arange(self.stretch_rows)).flatten()
+            advice(self.reading_order[rows[rows < len(self.reading_order)]])
 
 
 def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int:
@@ -157,14 +162,3 @@ class _Buffer:
         """Wait until the memory may be filled again."""
         if self._copied is not None:
             self._copied.synchronize()
-
-
-def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """First and last of each run of successive numbers.
-
-    >>> list(_runs([1, 2, 3, 7]))
-    [(1, 3), (7, 7)]
-    """
-    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        members = [number for _, number in run]
-        yield members[0], members[-1]

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from layerbank.cache import TokenCache
+from layerbank.cache.reader import TokenArray
 from layerbank.probes import HEADS, ArraySource, ColumnBlock, Reading, l2_normalize_
 from layerbank.probes.workspace import Workspace
 
@@ -24,6 +26,7 @@ from ...models.rounding import STORAGE_DTYPES, float_tokens
 from ..probe_spec import TOKEN_AXIS, ProbeSpec
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
+GAP_ROWS = 8  # positions between two runs that are read as one: views and damaged images that are left out
 ROWS_AT_ONCE = 128  # rows of all arrays that are gathered, widened and normalised together
 
 
@@ -121,10 +124,11 @@ class CachedTokens:
         rows: how a row is made of arrays.
         blocks: blocks of a row that several probes read: see `layerbank.probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
+        reading_order: [N] int64, the rows in the order in which they are best read.
         labels: [N] int64, of the rows that could be read.
         num_classes: from the data set, not from the labels that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated or side by side.
-        stored_rows: [N] int64, where each image lies in the store, ascending.
+        stored_rows: [N] int64, the position of each row in the store, in any order; equal images may share one.
         stored_row_bytes: bytes of one image on the disk.
     """
 
@@ -135,6 +139,7 @@ class CachedTokens:
         self.rows = TokenRows(several, lambda level, kind: cache.arrays[level, kind].row_shape)
         self._arrays = [cache.tokens(*array) for array in self.rows.arrays]
         self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
+        self.reading_order = torch.arange(len(self.stored_rows))
         self.images = torch.from_numpy(np.asarray(cache.images))
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
@@ -182,24 +187,48 @@ class CachedTokens:
         """The storage dtype of each array."""
         return [STORAGE_DTYPES[array.logical_dtype] for array in self._arrays]
 
-    def will_need(self, start: int, stop: int) -> None:
-        """Ask the system to read rows start to stop of the store ahead."""
-        for array in self._arrays:
-            array.will_need(start, min(stop, array.shape[0]))
+    def will_need(self, rows: torch.Tensor) -> None:
+        """Ask the system to read some rows [B] int64 ahead."""
+        self._advise(rows, TokenArray.will_need)
 
-    def release(self, start: int, stop: int) -> None:
-        """Give back the memory of rows start to stop of the store."""
-        for array in self._arrays:
-            array.release(start, min(stop, array.shape[0]))
+    def release(self, rows: torch.Tensor) -> None:
+        """Give back the memory of some rows [B] int64."""
+        self._advise(rows, TokenArray.release)
+
+    def _advise(self, rows: torch.Tensor, advice: Callable[[TokenArray, int, int], None]) -> None:
+        for start, stop in runs_of(self.stored_rows[rows].numpy()):
+            for array in self._arrays:
+                advice(array, start, stop)
 
     def in_memory(self) -> ArraySource:
-        """Read everything once, in order, into one float32 array [N, *token_shape]."""
+        """Read everything once, in reading order, into one float32 array [N, *token_shape]."""
         tokens = torch.empty(len(self.labels), *self.token_shape)
-        for start in range(0, len(tokens), RELEASE_ROWS):
-            rows = torch.arange(start, min(start + RELEASE_ROWS, len(tokens)))
-            self.take(rows, out=tokens[start : start + len(rows)])
-            self.release(int(self.stored_rows[rows[0]]), int(self.stored_rows[rows[-1]]) + 1)
+        for rows in self.reading_order.split(RELEASE_ROWS):
+            put_rows(tokens, rows, self.take(rows))
+            self.release(rows)
         return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
+
+
+def runs_of(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Start and stop of the runs that positions make up, ascending; near runs are joined.
+
+    >>> list(runs_of(np.array([3, 1, 2, 3, 70])))
+    [(1, 4), (70, 71)]
+    """
+    positions = np.unique(positions)
+    breaks = np.flatnonzero(np.diff(positions) > GAP_ROWS + 1)
+    firsts = positions[np.concatenate(([0], breaks + 1))] if len(positions) else positions
+    lasts = positions[np.concatenate((breaks, [len(positions) - 1]))] if len(positions) else positions
+    return zip(firsts.tolist(), (lasts + 1).tolist(), strict=True)
+
+
+def put_rows(into: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy values [B, ...] to rows [B] int64 of a tensor; successive rows as one block, which waits for a GPU only once."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and bool((rows.diff() == 1).all()):
+        into[first : last + 1].copy_(values)
+    else:
+        into.index_copy_(0, rows.to(into.device), values.to(into.device))
 
 
 def join_tokens(probe: ProbeSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
