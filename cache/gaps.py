@@ -32,7 +32,7 @@ class Gap:
     Attributes:
         path: the store.
         rows: all its rows, in order.
-        wanted: ``[n]`` int64, for each of them the number of the wanted row; -1 for rows that are not wanted and need not be computed.
+        wanted: ``[n]`` int64, for each of them the number of the wanted row; -1 for rows that need not be computed.
         files: the store as it is; None for a new one.
     """
 

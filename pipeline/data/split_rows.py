@@ -15,6 +15,7 @@ from layerbank.cache import RowSet, WantedRows
 
 from .image_set import ImageSet
 from .image_source import ImageSource
+from .split_record import SplitRecord
 from .views import ViewRule
 
 
@@ -47,24 +48,46 @@ class SplitRows:
     @cached_property
     def wanted(self) -> WantedRows:
         """The rows, as stores are searched for them."""
-        images = np.arange(len(self)) // self.rows_an_image
-        views = (np.arange(len(self)) % self.rows_an_image).astype(np.uint16)
-        rule1 = self.images.rule1_hashes
-        return WantedRows(
-            rows=RowSet(
-                hashes=self.images.hashes[images],
-                views=views,
-                view_rule=self.rule.describe() if self.rule else "",
-            ),
-            rule1_hashes=None if rule1 is None else rule1[images],
-        )
+        return wanted_rows(self.images, self.rule)
 
     @cached_property
     def reading_order(self) -> NDArray[np.int64]:
         """``[N]`` rows in the order in which they are written and streamed; the views of an image stay together."""
-        each = self.images.reading_order[:, None] * self.rows_an_image
-        return (each + np.arange(self.rows_an_image)).reshape(-1)
+        return reading_order(self.images, self.rows_an_image)
+
+    @cached_property
+    def record(self) -> SplitRecord:
+        """What is known of the split without its images."""
+        source = self.source
+        return SplitRecord(
+            dataset=source.name,
+            split=source.split,
+            ids=source.ids,
+            labels=source.labels,
+            class_names=source.class_names,
+            images=self.images,
+        )
 
     def centre(self) -> SplitRows:
         """The centre views alone."""
         return SplitRows(source=self.source, images=self.images)
+
+
+def wanted_rows(images: ImageSet, rule: ViewRule | None) -> WantedRows:
+    """The rows of some images in their centre view and the augmented views of a rule."""
+    rows_an_image = 1 + (rule.num_views if rule else 0)
+    images_of_rows, views = np.divmod(np.arange(len(images) * rows_an_image), rows_an_image)
+    rule1 = images.rule1_hashes
+    rows = RowSet(
+        hashes=images.hashes[images_of_rows],
+        views=views.astype(np.uint16),
+        view_rule=rule.describe() if rule else "",
+    )
+    return WantedRows(rows=rows, rule1_hashes=None if rule1 is None else rule1[images_of_rows])
+
+
+def reading_order(images: ImageSet, rows_an_image: int) -> NDArray[np.int64]:
+    """``[N]`` rows in reading order; the views of an image stay together."""
+    each = images.reading_order[:, None] * rows_an_image
+    order: NDArray[np.int64] = (each + np.arange(rows_an_image)).reshape(-1)
+    return order

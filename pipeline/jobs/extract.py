@@ -1,4 +1,4 @@
-"""Extraction as a command requests it: open the data and the models, hash new images, compare the first ones with float32, check the disk.
+"""Extraction as a command requests it: open data and models, hash new images, compare the first ones with float32, check the disk.
 
 Knows nothing of terminals. Options come as a mapping that pickles, so that worker processes get the same ones.
 """
@@ -35,7 +35,7 @@ from ..models.request import (
     choose_tap,
     choose_workers,
 )
-from ..probing.tokens.split_tokens import SplitRequest
+from ..probing.tokens.split_tokens import SplitRequest, request_tokens
 
 Prepared = list[tuple[SplitRows, list[Extraction]]]
 """The extractions of each split, one a model."""
@@ -80,12 +80,8 @@ class RequestedExtraction:
 
     def tokens(self, rows: SplitRows) -> SplitRequest:
         """Return the request for the tokens of a split, which need not exist yet."""
-        return SplitRequest(
-            cache_root=self.cache_root,
-            model=self.extraction(rows).model,
-            tap=self.backbone.tap,
-            rows=rows,
-            arrays=self.config.arrays,
+        return request_tokens(
+            self.cache_root, self.extraction(rows).model, self.backbone.tap, rows, self.config.arrays
         )
 
     def extract(self, rows: SplitRows) -> SplitRequest:
@@ -168,7 +164,7 @@ def settle_and_check_disk(
 ) -> list[RequestedExtraction]:
     """Check the disk space, and compare the first images of each split with float32.
 
-    A float16 model may become a bfloat16 one, whose stores are others and perhaps complete, so its disk space is checked afterwards.
+    A float16 model may become a bfloat16 one, whose stores are others, so its disk space is checked afterwards.
 
     Args:
         requested: one a model, with its arrays.

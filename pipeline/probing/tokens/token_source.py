@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerbank.cache import TokenCache
-from layerbank.cache.reader import TokenArray
+from layerbank.cache import TokenArray
 from layerbank.probes import HEADS, ArraySource, ColumnBlock, Reading, l2_normalize_
 from layerbank.probes.workspace import Workspace
 
 from ...errors import RequestError
 from ...models.rounding import STORAGE_DTYPES, float_tokens
 from ..probe_spec import TOKEN_AXIS, ProbeSpec
+from .split_tokens import SplitTokens
 
 RELEASE_ROWS = 1024  # rows after which pages of the map that were copied are given back
 GAP_ROWS = 8  # positions between two runs that are read as one: views and damaged images that are left out
@@ -113,10 +113,10 @@ def _arrays_of_blocks(probe: ProbeSpec) -> dict[str, list[tuple[str, str]]]:
 
 
 class CachedTokens:
-    """Tokens of one store: what one probe reads, joined as its head wants them, or what several read, side by side.
+    """Tokens of one split: what one probe reads, joined as its head wants them, or what several read, side by side.
 
     Args:
-        cache: an open store.
+        cache: the tokens of the split.
         probes: one, whose tokens are concatenated (linear and solved heads) or stacked; or some, whose blocks make up a row, each
             block once.
 
@@ -132,18 +132,17 @@ class CachedTokens:
         stored_row_bytes: bytes of one image on the disk.
     """
 
-    def __init__(self, cache: TokenCache, probes: ProbeSpec | Sequence[ProbeSpec]) -> None:
-        class_names = cache.attributes["class_names"]
-        self._ids = cache.sample_ids
+    def __init__(self, cache: SplitTokens, probes: ProbeSpec | Sequence[ProbeSpec]) -> None:
+        self._split = cache
         several = [probes] if isinstance(probes, ProbeSpec) else probes
         self.rows = TokenRows(several, lambda level, kind: cache.arrays[level, kind].row_shape)
         self._arrays = [cache.tokens(*array) for array in self.rows.arrays]
-        self.stored_rows = torch.from_numpy(np.asarray(cache.rows))
-        self.reading_order = torch.arange(len(self.stored_rows))
-        self.images = torch.from_numpy(np.asarray(cache.images))
+        self.stored_rows = torch.from_numpy(cache.positions)
+        self.reading_order = torch.from_numpy(cache.reading_order)
+        self.images = torch.from_numpy(cache.images)
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
-        self.labels = torch.from_numpy(np.asarray(cache.labels))[self.stored_rows]
-        self.num_classes = len(class_names)
+        self.labels = torch.from_numpy(cache.labels)
+        self.num_classes = len(cache.class_names)
         self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
         flat = HEADS[probes.head].flat if isinstance(probes, ProbeSpec) else True
         self._reading = Reading(self.rows.blocks, flat=flat)
@@ -157,7 +156,7 @@ class CachedTokens:
     @property
     def sample_ids(self) -> list[str]:
         """The ids of the rows, in the same order as the labels."""
-        return [self._ids[row] for row in self.stored_rows.tolist()]
+        return self._split.sample_ids
 
     def take(self, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens of some rows.

@@ -1,0 +1,115 @@
+"""What is known of a split without its images: ids, labels, class names and content hashes. Kept beside results.
+
+With it and the cache, everything that was computed of a split can be found and read again, wherever the images are by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerbank.cache.atomic_files import replace_file
+
+from ..errors import WorkError
+from .image_set import ImageSet
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitRecord:
+    """The N images of a split, by name and content.
+
+    Args:
+        dataset, split: their names.
+        ids: N sample ids.
+        labels: [N] int64 class indices, -1 where there are none.
+        class_names: C names.
+        images: their content hashes.
+    """
+
+    dataset: str
+    split: str
+    ids: Sequence[str]
+    labels: NDArray[np.int64]
+    class_names: Sequence[str]
+    images: ImageSet
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def targets_digest(self) -> str:
+        """64 hex digits: SHA-256 of class names and labels in the order of the rows."""
+        digest = hashlib.sha256(json.dumps(["multiclass", list(self.class_names)]).encode())
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that keeps it: equal records have equal names."""
+        names = json.dumps([list(self.ids), self.images.digest, self.targets_digest])
+        return f"{self.split}-{hashlib.sha256(names.encode()).hexdigest()[:12]}.npz"
+
+    def save(self, folder: Path) -> str:
+        """Write it to a folder, whole or not at all, unless it is there.
+
+        Returns:
+            The name of the file.
+        """
+        file = folder / self.file_name
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            about = {
+                "dataset": self.dataset,
+                "split": self.split,
+                "class_names": list(self.class_names),
+                "keeps_order": self.images.keeps_order,
+            }
+            content = io.BytesIO()
+            arrays = {
+                "about": np.array(json.dumps(about)),
+                "ids": np.array(self.ids),
+                "labels": self.labels,
+                "hashes": self.images.hashes,
+            }
+            if self.images.rule1_hashes is not None:
+                arrays["rule1_hashes"] = self.images.rule1_hashes
+            np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its stubs take no dict of arrays
+            replace_file(file, content.getvalue(), file.with_name(f".{file.name}"))
+        return file.name
+
+
+def load_record(file: Path) -> SplitRecord:
+    """The record in a file that `SplitRecord.save` wrote.
+
+    Raises:
+        WorkError: there is none, or it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            hashes = arrays["hashes"]
+            images = ImageSet(
+                hashes=hashes,
+                rule1_hashes=arrays["rule1_hashes"] if "rule1_hashes" in arrays else None,
+                is_known=np.ones(len(hashes), dtype=np.bool_),
+                keeps_order=bool(about["keeps_order"]),
+            )
+            return SplitRecord(
+                dataset=about["dataset"],
+                split=about["split"],
+                ids=arrays["ids"].tolist(),
+                labels=arrays["labels"],
+                class_names=about["class_names"],
+                images=images,
+            )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise WorkError("data.unreadable_record", file=file, reason=error) from error

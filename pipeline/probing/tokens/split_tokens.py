@@ -1,0 +1,127 @@
+"""The tokens of one split, with the labels and ids that belong to them.
+
+A row is a view of an image that has usable tokens; rows keep the order of the data. Where the tokens lie, in one store or in several,
+shows only in `positions`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerbank.cache import ArraySpec, ModelSpec, TokenArray, TokenView
+
+from ...data.split_record import SplitRecord
+from ...data.split_rows import SplitRows, reading_order, wanted_rows
+from ...data.views import ViewRule
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitRequest:
+    """The tokens of a split that are wanted; they need not exist yet.
+
+    Attributes:
+        cache_root: folder of all stores.
+        model: what computed the tokens.
+        tap: the output that was read in each transformer block.
+        record: the images of the split.
+        rule: how augmented views were drawn; None for centre views alone.
+        arrays: (level, kind) pairs that each row must have.
+    """
+
+    cache_root: Path
+    model: ModelSpec
+    tap: str
+    record: SplitRecord
+    rule: ViewRule | None
+    arrays: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.record.dataset}/{self.record.split}"
+
+    @property
+    def num_views(self) -> int:
+        """Augmented views of an image, beside the centre view."""
+        return self.rule.num_views if self.rule else 0
+
+    def with_views(self, num_views: int) -> SplitRequest:
+        """The same images with fewer augmented views."""
+        return replace(self, rule=replace(self.rule, num_views=num_views) if self.rule and num_views else None)
+
+    def open(self) -> SplitTokens:
+        """Find the tokens.
+
+        Raises:
+            MissingRowsError: some images have no tokens in the cache.
+            DamagedStoreError: a file of a store that is read is missing or of another size.
+        """
+        return SplitTokens(self)
+
+
+def request_tokens(
+    cache_root: Path, model: ModelSpec, tap: str, rows: SplitRows, arrays: tuple[tuple[str, str], ...]
+) -> SplitRequest:
+    """The request for the tokens of the rows of a split."""
+    return SplitRequest(
+        cache_root=cache_root, model=model, tap=tap, record=rows.record, rule=rows.rule, arrays=arrays
+    )
+
+
+class SplitTokens:
+    """Tokens, labels and ids of the n usable rows of a split; made by `SplitRequest.open`.
+
+    Attributes:
+        request: what was asked for.
+        arrays: (level, kind) -> spec of each array.
+        positions: [n] int64, place of each row in the arrays of `tokens`, in any order; equal images share one.
+        images: [n] int64, ascending: the number of the image of each row; the first row of an image is its centre view.
+        labels: [n] int64.
+        reading_order: [n] int64, the rows in the order in which they are best read.
+        stores: the stores that are read.
+        num_skipped: images without usable tokens.
+    """
+
+    def __init__(self, request: SplitRequest) -> None:
+        self.request = request
+        record, rows_an_image = request.record, 1 + request.num_views
+        wanted = wanted_rows(record.images, request.rule)
+        self._view = TokenView.open(
+            request.cache_root, request.model, wanted, request.arrays, tap=request.tap, name=request.name
+        )
+        self.arrays: dict[tuple[str, str], ArraySpec] = self._view.arrays
+        rows = np.flatnonzero(self._view.positions >= 0)
+        self.positions: NDArray[np.int64] = self._view.positions[rows]
+        self.images: NDArray[np.int64] = rows // rows_an_image
+        self.labels: NDArray[np.int64] = record.labels[self.images]
+        number = np.full(len(self._view.positions), -1)
+        number[rows] = np.arange(len(rows))
+        order = number[reading_order(record.images, rows_an_image)]
+        self.reading_order: NDArray[np.int64] = order[order >= 0]
+        self.stores = self._view.stores
+        self.num_skipped = len({row // rows_an_image for row in self._view.skipped})
+
+    @property
+    def record(self) -> SplitRecord:
+        return self.request.record
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.record.class_names)
+
+    @property
+    def content_hashes(self) -> NDArray[np.uint64]:
+        """[n] uint64, content hash of the image of each row."""
+        return self.record.images.hashes[self.images]
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """The id of the image of each row."""
+        return [self.record.ids[image] for image in self.images.tolist()]
+
+    def tokens(self, level: str, kind: str) -> TokenArray:
+        """The tokens of one level and kind, by position."""
+        return self._view.tokens(level, kind)
