@@ -38,7 +38,9 @@ _options = shared.combine(
         show_default=True,
         help="cls, ap, grid{g}, patch, register, with commas between.",
     ),
-    click.option("--overwrite", is_flag=True, help="Begin anew even where a store is complete."),
+    click.option(
+        "--overwrite", is_flag=True, help="Compute every row again; stores of these rows alone are deleted first."
+    ),
     click.option(
         "--processes",
         type=click.IntRange(1),
@@ -77,7 +79,7 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
     from ..extraction.cpu_precision import advise_on_precision
     from ..extraction.extract import extract_together
     from ..extraction.ranks import refuse_shards
-    from ..jobs.extract import extract_share, prepare, prepare_shares, stores_of
+    from ..jobs.extract import extract_share, folders_of, prepare, prepare_shares
     from ..models.request import choose_device
 
     if engine == "ray":
@@ -91,7 +93,7 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
         ):
             request["device"] = cluster.device
             # there, because the device that settles the precision is there
-            share, stores = run_in_worker(partial(prepare_shares, request), cluster, listener.show)
+            share, folders = run_in_worker(partial(prepare_shares, request), cluster, listener.show)
             run_workers(partial(extract_share, share), cluster, listener.show)
     else:
         request, num_processes, worker = _local_request_of(options)
@@ -99,15 +101,15 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
             if request["precision"] == "auto" and choose_device(request["device"]) == "cpu":
                 advise_on_precision(listener.show)
             if num_processes > 1:
-                share, stores = prepare_shares(request, listener.show)
+                share, folders = prepare_shares(request, listener.show)
                 run_workers(partial(extract_share, share), LocalExecutor(num_processes), listener.show)
             else:
                 prepared = prepare(request, listener.show, worker)
-                stores = stores_of(prepared)
-                for source, extractions in prepared:
-                    extract_together(extractions, source, on_event=listener.show)
+                folders = folders_of(prepared)
+                for rows, extractions in prepared:
+                    extract_together(extractions, rows, on_event=listener.show)
     if as_json:
-        print_json({"stores": [str(store) for store in stores]})
+        print_json({"folders": folders})
 
 
 @click.command()
@@ -156,18 +158,17 @@ def _plan(options: dict[str, Any], as_json: bool) -> None:
     from ..console import Listener, print_json, print_lines, print_table
     from ..extraction.disk_space import check_disk_space
     from ..jobs.extract import prepare
-    from ..planning.plan import forecasts_of, plan_extraction
-    from ..planning.plan_table import STORE_COLUMNS, store_lines, summary, token_columns, token_lines
+    from ..planning.calibrate import work_of
+    from ..planning.plan import plan_extraction
+    from ..planning.plan_table import SPLIT_COLUMNS, split_lines, summary, token_columns, token_lines
 
     request, num_processes, worker = _local_request_of(options)
     root = request["cache_root"]
     began = time.perf_counter()
     with Listener(quiet=as_json) as listener:
-        prepared = prepare(request, listener.show, worker, only_plan=True)
-        forecasts = forecasts_of(prepared)
+        work = work_of(prepare(request, listener.show, worker, only_plan=True))
         planned = plan_extraction(
-            prepared,
-            forecasts,
+            work,
             root,
             num_processes=num_processes,
             start_s=time.perf_counter() - began,
@@ -176,7 +177,7 @@ def _plan(options: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(planned.to_dict())
     else:
-        print_table(STORE_COLUMNS, store_lines(planned))
-        print_table(token_columns(planned), token_lines(planned), title="bytes of tokens when complete, all splits")
+        print_table(SPLIT_COLUMNS, split_lines(planned))
+        print_table(token_columns(planned), token_lines(planned), title="bytes of tokens to write, all splits")
         print_lines(summary(planned))
-    check_disk_space(root, forecasts)
+    check_disk_space(root, [store for one in work for store in one.forecasts])

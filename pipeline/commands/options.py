@@ -102,6 +102,12 @@ extraction_options = combine(
         help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits; see `layerbank datasets`.",
     ),
     click.option(
+        "--trust-files",
+        is_flag=True,
+        help="Take the content hash of an image from a store that has one of the same name and size, without reading the image. "
+        "[default: hash every image that is new to the content index]",
+    ),
+    click.option(
         "--tap",
         type=click.Choice(["norm2", "block"]),
         help="Where a transformer block is read: output of the norm before its MLP, or output of the block. [default: norm2]",

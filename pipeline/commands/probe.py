@@ -138,38 +138,38 @@ def _train(
 ) -> tuple[Path, list[Row]]:
     """Extract what is missing, and train the probes by each protocol; the folder of the results, and the rows."""
     from ..data.sources import open_source
-    from ..jobs.extract import open_extraction, settle_and_check_disk, split_names, with_views
+    from ..jobs.extract import open_model, open_rows, request_extraction, settle_and_check_disk, split_names
     from ..memory import memory_for_probes
-    from ..probing.probe import check_classes, run_folder, verify_arrays
+    from ..probing.probe import check_classes, run_folder, verify_tokens
     from ..probing.probe import probe as train_probes
     from ..probing.probe_sizes import check_heads, leave_out_unfit
     from ..probing.probe_spec import DEMO_PROBES, parse_probes
 
+    options = options | {"views_split": options["train_split"]}
     sources = [open_source(options["data"], options[split]) for split in ("train_split", "test_split")]
     check_classes(*sources)
-    sources[0] = with_views(sources[0], options)
-    work = open_extraction(options, on_event)
+    request, backbone = open_model(options)
     named = parse_probes(
         split_names(options["probes"]) if options["probes"] else DEMO_PROBES,
-        work.backbone.depth,
+        backbone.depth,
         num_heads=options["num_heads"],
         reference_quirks=options["reference_quirks"],
     )
-    named = leave_out_unfit(named, work.backbone.row_shape)
-    check_heads(named, work.backbone.row_shape)
+    named = leave_out_unfit(named, backbone.row_shape)
+    check_heads(named, backbone.row_shape)
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    work = replace(work, arrays=arrays)
+    work = request_extraction(options, request, backbone, arrays, on_event)
+    splits = [open_rows(source, options, on_event) for source in sources]
     if options["may_extract"]:
-        (work,) = settle_and_check_disk([work], sources)
-        train, test = (work.extract(source) for source in sources)
+        (work,) = settle_and_check_disk([work], splits)
+        train, test = (work.extract(rows) for rows in splits)
     else:
-        work = work.settled(sources)
-        train, test = (work.store(source) for source in sources)
-    train_views = options["train_views"]
-    if train_views is not None and train_views < options["views"]:
-        train = train._replace(num_views=train_views)
+        work = work.settled(splits)
+        train, test = (work.tokens(rows) for rows in splits)
+    if options["train_views"] is not None:
+        train = train.with_views(min(options["train_views"], train.num_views))
     if options["may_verify"]:
-        verify_arrays([train, test], arrays)
+        verify_tokens([train, test])
     folder, rows = run_folder(runs_root, train), []
     for protocol in protocols:
         rows += train_probes(
@@ -178,7 +178,7 @@ def _train(
             named,
             protocol,
             folder,
-            config=work.config(),
+            config=work.description(),
             retrain=options["retrain"],
             device=work.backbone.device,
             memory_bytes=memory_for_probes(options["memory"]),

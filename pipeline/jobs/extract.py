@@ -80,9 +80,7 @@ class RequestedExtraction:
 
     def tokens(self, rows: SplitRows) -> SplitRequest:
         """Return the request for the tokens of a split, which need not exist yet."""
-        return request_tokens(
-            self.cache_root, self.extraction(rows).model, self.backbone.tap, rows, self.config.arrays
-        )
+        return request_tokens(self.cache_root, self.extraction(rows).model, self.backbone.tap, rows, self.config.arrays)
 
     def extract(self, rows: SplitRows) -> SplitRequest:
         """Compute what the cache lacks of a split."""

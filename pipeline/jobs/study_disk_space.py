@@ -1,18 +1,19 @@
 """Warn if the disk has too little space for all that a study still lacks, before its first unit.
 
 This is a warning, not a refusal: stores of other studies may be deleted meanwhile, and each unit is checked to the byte before its
-first image (`extraction/disk_space.py`). What a store holds is read from its header. Models are not opened for this, so a store is
-attributed to a model by its name, and to a data set by its manifest. Only tokens are counted, and only of models and images that
-are known.
+first image (`extraction/disk_space.py`). Models are not opened for this, so a store is attributed to a model by its name, and no
+image is hashed: those that the content index does not know count as missing. Only tokens are counted, and only of models and images
+that are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
-from layerbank.cache import CacheSpec, free_bytes, list_specs, read_store_info
+import numpy as np
+
+from layerbank.cache import StoreFiles, free_bytes, list_stores
 
 from ..events import OnEvent, StudyShortOfDiskSpace
 from .recipe import Recipe
@@ -30,7 +31,7 @@ def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) ->
     """
     if len(recipe.models) * len(recipe.data) < 2:
         return
-    stores = list_specs(place.cache_root)
+    stores = [StoreFiles(one.path, one.header, one.journal) for one in list_stores(place.cache_root) if one.header]
     splits: list[tuple[Split, ...]] = []
     for dataset in recipe.data:
         with suppress(*UNIT_ERRORS):  # its unit reports it
@@ -53,20 +54,22 @@ def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) ->
 
 
 def _missing_bytes(
-    model: str, arrays: Mapping[tuple[str, str], int], split: Split, stores: Sequence[tuple[Path, CacheSpec]]
+    model: str, arrays: Mapping[tuple[str, str], int], split: Split, stores: Sequence[StoreFiles]
 ) -> int:
     """Return the bytes of the tokens of a split that no store of the model holds."""
-    lacking = [split.num_images * sum(arrays.values())]
-    for path, spec in stores:
-        same_model = spec.backbone in (model, f"timm/{model}") and spec.storage_dtype == STORAGE_DTYPE
-        if same_model and spec.manifest == split.manifest:
-            info = read_store_info(path)
-            complete, begun = ({(one.level, one.kind) for one in some} for some in (info.complete_arrays, info.arrays))
-            num_missing = sum(map(len, info.missing_rows))
-            lacking.append(
-                sum(
-                    size * (0 if array in complete else num_missing if array in begun else split.num_images)
-                    for array, size in arrays.items()
-                )
-            )
-    return min(lacking)
+    named = [
+        files
+        for files in stores
+        if files.header.spec.model.name in (model, f"timm/{model}")
+        and files.header.spec.model.storage_dtype == STORAGE_DTYPE
+    ]
+    missing = 0
+    for (level, kind), size in arrays.items():
+        held = [np.zeros(0, dtype=np.uint64)]
+        for files in named:
+            names = [name for (_, *array), name in files.arrays.items() if array == [level, kind]]
+            rows = np.repeat(files.committed(names[:1]), files.header.block_rows)[: files.header.spec.num_rows]
+            held += [files.rows.hashes[rows]] if names else []
+        num_held = 0 if split.hashes is None else int(np.isin(split.hashes, np.concatenate(held)).sum())
+        missing += size * (split.num_images - num_held)
+    return missing

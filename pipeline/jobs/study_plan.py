@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from layerbank.cache import CacheError
 from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_batches, resolve_compute
 
 from ..data.catalogue import find_data, find_entry
+from ..data.image_set import identify
 from ..errors import LayerbankError, RequestError, WorkError
 from ..models.layers import unknown_level
 from ..models.listing import open_meta_tower
@@ -63,12 +67,12 @@ class PlannedUnit:
         return None if self.forward_s is None or self.training_s is None else self.forward_s + self.training_s
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """Images of a data set; `manifest`: their digest, None if they are not here."""
+    """Images of a split; `hashes`: [N] their content hashes as far as they are known, 0 elsewhere; None if they are not here."""
 
     num_images: int
-    manifest: str | None
+    hashes: NDArray[np.uint64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +171,10 @@ def find_splits(dataset: str, place: StudyOptions) -> Data:
             return Data(problems=(f"{error.where}: {error.got}",))
         downloads = place.fetch and find_data(entry, place.data_root) is None
         problem = "to be downloaded" if downloads else f"{error.where}: {error.got}"
-        train = Split(num_images=entry.num_train, manifest=None)
+        train = Split(num_images=entry.num_train)
         return Data(splits=(train,), num_classes=entry.num_classes, problems=(problem,))
-    splits = tuple(Split(num_images=len(source), manifest=source.manifest_digest) for source in sources)
+    known = [identify(source, place.cache_root, may_hash=False).hashes for source in sources]
+    splits = tuple(Split(num_images=len(hashes), hashes=hashes) for hashes in known)
     return Data(splits=splits, num_classes=len(sources[0].class_names))
 
 

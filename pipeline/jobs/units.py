@@ -21,15 +21,16 @@ from ..data.catalogue import SPLITS, check_size, find_entry, locate_data
 from ..data.sources import ImageSource, open_source
 from ..errors import LayerbankError, WorkError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore
+from ..extraction.extract import ExtractConfig
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_workers
-from ..probing.probe import check_classes, probe, run_folder, verify_arrays
+from ..probing.probe import check_classes, probe, run_folder, verify_tokens
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
-from .extract import RequestedExtraction, settle_and_check_disk
+from .extract import RequestedExtraction, open_rows, settle_and_check_disk
 from .recipe import Recipe
 
 STORAGE_DTYPE = "float16"
@@ -227,19 +228,12 @@ def _run_probes(
         return
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     num_workers = choose_workers(options.num_workers, str(backbone.device))
-    requested = RequestedExtraction(
-        backbone,
-        request,
-        uri,
-        options.cache_root,
-        STORAGE_DTYPE,
-        arrays,
-        settings={"num_workers": num_workers},
-        on_event=on_event,
-    )
-    (requested,) = settle_and_check_disk([requested], sources)
-    train, test = (requested.extract(source) for source in sources)
-    verify_arrays([train, test], arrays)
+    config = ExtractConfig(arrays=arrays, storage_dtype=STORAGE_DTYPE, num_workers=num_workers)
+    requested = RequestedExtraction(backbone, request, uri, options.cache_root, config, on_event=on_event)
+    splits = [open_rows(source, {"cache_root": options.cache_root}, on_event) for source in sources]
+    (requested,) = settle_and_check_disk([requested], splits)
+    train, test = (requested.extract(rows) for rows in splits)
+    verify_tokens([train, test])
     for seed in recipe.seeds:
         yield from probe(
             train,
@@ -247,7 +241,7 @@ def _run_probes(
             named,
             replace(open_protocol(recipe.protocol, seed=0), seed=seed),
             run_folder(options.runs_root, train),
-            config=requested.config(),
+            config=requested.description(),
             memory_bytes=memory_for_probes(options.memory, options.num_sharers),
             device=requested.backbone.device,
             fail=partial(fail, seed=seed if len(recipe.seeds) > 1 else None),

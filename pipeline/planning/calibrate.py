@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerbank.cache import Batch, BatchNotes, StoreForecast, time_block
+from layerbank.cache import Batch, BatchNotes, Gaps, StoreForecast, ids_of, time_block
 
-from ..data.sources import ImageSource
+from ..data.selected_source import SelectedSource
+from ..data.split_rows import SplitRows
 from ..events import BatchHalved, CompileFailed, Event, ExtractionFinished, ExtractionProgress, OnEvent
 from ..extraction.decoding import PREFETCHED_BATCHES
-from ..extraction.extract import Extraction, batch_size_of, spec_of
+from ..extraction.extract import Extraction, batch_size_of, forecasts
 from ..extraction.loop import run_tasks
 from ..extraction.meter import find_limit, num_cores
 from ..extraction.write_behind import QUEUED_BATCHES
@@ -31,7 +32,49 @@ from ..memory import peak_memory_bytes
 SAMPLE_SIZE = 64  # images, or one batch if that is more
 BUDGET_S = 3.0
 MARGIN = 1.05  # of memory: writing and the allocator take up to 3 % more than the loop without them
-Prepared = Sequence[tuple[ImageSource, Sequence[Extraction]]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """What one model lacks of the rows of one split.
+
+    Attributes:
+        rows: the rows of the split.
+        extraction: the model and what to store.
+        gaps: the stores to write.
+        forecasts: what each of them will be.
+    """
+
+    rows: SplitRows
+    extraction: Extraction
+    gaps: Gaps
+    forecasts: tuple[StoreForecast, ...]
+
+    @property
+    def num_missing(self) -> int:
+        """Rows to compute."""
+        return sum(store.num_missing_rows for store in self.forecasts)
+
+
+def work_of(prepared: Sequence[tuple[SplitRows, Sequence[Extraction]]]) -> list[Work]:
+    """Return the work of each model on each split, in the order of `jobs.extract.prepare`."""
+    found = []
+    for rows, extractions in prepared:
+        for one in extractions:
+            gaps = one.find_gaps(rows)
+            stores = tuple(forecasts(one, rows, gaps.gaps))
+            found.append(Work(rows=rows, extraction=one, gaps=gaps, forecasts=stores))
+    return found
+
+
+def num_decoded(work: Sequence[Work]) -> int:
+    """Images to decode: models that lack the same rows share them."""
+    lacking = {
+        gap.rows.digest: store.num_missing_rows
+        for one in work
+        for gap, store in zip(one.gaps.gaps, one.forecasts, strict=True)
+    }
+    return sum(lacking.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,42 +105,35 @@ class Estimate:
 
 
 def estimate(
-    prepared: Prepared,
-    forecasts: Sequence[StoreForecast],
-    num_images: Sequence[int],
-    cache_root: Path,
-    *,
-    num_processes: int,
-    start_s: float,
-    on_event: OnEvent,
+    work: Sequence[Work], cache_root: Path, *, num_processes: int, start_s: float, on_event: OnEvent
 ) -> Estimate:
     """Run a sample of an extraction, and scale it.
 
     Args:
-        prepared: each split with its models; some rows are missing.
-        forecasts: the store of each model and split, in that order.
-        num_images: images of each split that any model lacks.
+        work: what each model lacks of each split; something is missing.
         cache_root: folder of all stores.
         num_processes: processes that share the rows.
         start_s: seconds that preparing took.
         on_event: callback for a failed compiler and for batches that did not fit into the memory.
     """
-    largest = max(range(len(prepared)), key=num_images.__getitem__)
-    source, extractions = prepared[largest]
-    num_models, config = len(extractions), extractions[0].config
-    lacking = [n for n in range(num_models) if any(one.num_missing_rows for one in forecasts[n::num_models])]
-    models = [(extractions[n], _batch_size(extractions[n], forecasts[largest * num_models + n])) for n in lacking]
-    device = extractions[0].backbone.device
+    most = max(work, key=lambda one: one.num_missing)
+    lacking = [one for one in work if one.rows is most.rows and one.num_missing]
+    config, device = most.extraction.config, most.extraction.backbone.device
+    models = [(one.extraction, _batch_size(one)) for one in lacking]
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    sample = run_sample(models, source, on_event)
+    gap = max(most.gaps.gaps, key=lambda gap: len(gap.rows))
+    chosen = gap.wanted[gap.wanted >= 0]
+    ids = ids_of(gap, [str(row) for row in range(len(most.rows))])
+    sample = run_sample(models, SelectedSource(most.rows, chosen, ids), on_event)
     host_peak_bytes = int(MARGIN * peak_memory_bytes())
-    for number, (_, batch_size) in zip(lacking, models, strict=True):
-        host_peak_bytes += max(_queued_bytes(one, batch_size) for one in forecasts[number::num_models])
-    decode_s = sample.decode_s / sample.num_images * sum(num_images)
-    compute_s = sample.compute_s / sample.num_passes * sum(one.num_missing_rows for one in forecasts)
-    write_s = sum(one.written_bytes for one in forecasts) / _disk_bytes_per_s(prepared, forecasts, cache_root)
+    for one, (_, batch_size) in zip(lacking, models, strict=True):
+        host_peak_bytes += max(_queued_bytes(store, batch_size) for store in one.forecasts)
+    stores = [store for one in work for store in one.forecasts]
+    decode_s = sample.decode_s / sample.num_images * num_decoded(work)
+    compute_s = sample.compute_s / sample.num_passes * sum(store.num_missing_rows for store in stores)
+    write_s = sum(store.written_bytes for store in stores) / _disk_bytes_per_s(work, cache_root)
     start_s += sample.startup_s
     total_s = start_s + loop_s(
         decode_s / num_processes,
@@ -178,7 +214,7 @@ class _Enough(Exception):
     """The sample is large enough."""
 
 
-def run_sample(models: Sequence[tuple[Extraction, int]], source: ImageSource, on_event: OnEvent) -> Sample:
+def run_sample(models: Sequence[tuple[Extraction, int]], source: SelectedSource, on_event: OnEvent) -> Sample:
     """Run the loop of an extraction on a first batch, then for a few seconds on batches from all over the source.
 
     Args:
@@ -208,7 +244,7 @@ def run_sample(models: Sequence[tuple[Extraction, int]], source: ImageSource, on
     tasks = []
     for one, size in models:
         pending = [Batch(0, start, min(start + size, len(source)), tuple(one.arrays)) for start in starts]
-        tasks.append(one.task(DiscardingWriter(size), pending))
+        tasks.append(one.task(DiscardingWriter(size), pending, Path()))
     with suppress(_Enough):
         run_tasks(tasks, source, num_workers=0, on_bad_image="skip", on_event=listen)
     first, end = progress[len(models) - 1], finished[-1] if finished else progress[-1]
@@ -226,18 +262,19 @@ def run_sample(models: Sequence[tuple[Extraction, int]], source: ImageSource, on
     )
 
 
-def _batch_size(extraction: Extraction, store: StoreForecast) -> int:
+def _batch_size(work: Work) -> int:
     """A store that is continued keeps its batch size."""
-    return store.batch_size if store.present_files and not store.frees_first else batch_size_of(extraction)
+    gap, store = max(zip(work.gaps.gaps, work.forecasts, strict=True), key=lambda pair: pair[1].num_missing_rows)
+    return store.batch_size if gap.files is not None else batch_size_of(work.extraction, gap)
 
 
-def _disk_bytes_per_s(prepared: Prepared, forecasts: Sequence[StoreForecast], cache_root: Path) -> float:
+def _disk_bytes_per_s(work: Sequence[Work], cache_root: Path) -> float:
     """Time the disk with a row block of the store that lacks most."""
-    pairs = [(source, one) for source, extractions in prepared for one in extractions]
-    (source, extraction), store = max(zip(pairs, forecasts, strict=True), key=lambda pair: pair[1].written_bytes)
-    spec = spec_of(extraction.backbone, source, extraction.config.storage_dtype)
+    pairs = [(one.extraction, store) for one in work for store in one.forecasts]
+    extraction, store = max(pairs, key=lambda pair: pair[1].written_bytes)
     arrays = [array.spec for array in store.arrays if array.missing_bytes]
-    return time_block(cache_root, spec, arrays, batch_size=store.batch_size).bytes_per_s
+    size = {"num_rows": store.num_rows, "batch_size": store.batch_size}
+    return time_block(cache_root, extraction.model, arrays, **size).bytes_per_s
 
 
 def _queued_bytes(store: StoreForecast, batch_size: int) -> int:

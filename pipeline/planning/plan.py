@@ -8,50 +8,51 @@ Knows nothing of terminals; see `plan_table.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from layerbank.cache import StoreForecast, free_bytes, nearest_folder, needed_bytes
+from layerbank.cache import free_bytes, nearest_folder, needed_bytes
 
-from ..data.sources import ImageSource
 from ..events import OnEvent, ignore
-from ..extraction.extract import Extraction, forecast
 from ..memory import available_memory_bytes
-from .calibrate import Estimate, Prepared, estimate
+from .calibrate import Estimate, Work, estimate, num_decoded
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedStore:
-    """The store of one model and split.
+class PlannedSplit:
+    """What one model lacks of a split.
 
     Attributes:
-        num_missing: rows that lack anything requested, of num_rows.
-        size_bytes: size of the finished store; written_bytes and written_files are still to be written.
+        num_rows: rows of the split: images, or images times views.
+        num_found: rows that are in the cache; an image that was never hashed counts as missing.
+        num_missing: rows to compute, equal ones once.
+        stores: the stores to write.
+        written_bytes, written_files: what is still to be written to them.
     """
 
     model: str
     dataset: str
     split: str
-    store: Path
     precision: str
     num_rows: int
+    num_found: int
     num_missing: int
-    size_bytes: int
+    stores: tuple[str, ...]
     written_bytes: int
     written_files: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTokens:
-    """One level and kind of a model, over all splits; written_bytes of size_bytes are still to be written."""
+    """One level and kind of a model, over all splits; written_bytes are still to be written."""
 
     model: str
     level: str
     kind: str
     storage_dtype: str
-    size_bytes: int
     written_bytes: int
 
 
@@ -69,7 +70,7 @@ class Plan:
         forecast: time and memory; None if nothing is to be done, or the disk is too small.
     """
 
-    stores: tuple[PlannedStore, ...]
+    splits: tuple[PlannedSplit, ...]
     tokens: tuple[PlannedTokens, ...]
     num_images: int
     num_passes: int
@@ -91,13 +92,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        values = asdict(self) | {"disk": str(self.disk), "fits": self.fits}
-        return values | {"stores": [store | {"store": str(store["store"])} for store in values["stores"]]}
+        return asdict(self) | {"disk": str(self.disk), "fits": self.fits}
 
 
 def plan_extraction(
-    prepared: Prepared,
-    forecasts: Sequence[StoreForecast],
+    work: Sequence[Work],
     cache_root: Path,
     *,
     num_processes: int = 1,
@@ -107,8 +106,7 @@ def plan_extraction(
     """Plan an extraction that is prepared.
 
     Args:
-        prepared: the models of each split, as `jobs.extract.prepare` returns them.
-        forecasts: the store of each, in that order.
+        work: what each model lacks of each split, see `work_of`.
         cache_root: folder of all stores.
         num_processes: processes that would share the rows.
         start_s: seconds that preparing took; the run has to do that again.
@@ -117,20 +115,18 @@ def plan_extraction(
     Raises:
         RequestError, WorkError: as the extraction itself, as far as a few batches show it.
     """
-    pairs = [(source, one) for source, extractions in prepared for one in extractions]
-    _, first = pairs[0]
-    num_models = len(prepared[0][1])
-    num_images = [_num_lacking(forecasts[start : start + num_models]) for start in range(0, len(forecasts), num_models)]
-    needed, free = needed_bytes(cache_root, forecasts), free_bytes(cache_root)
+    first = work[0].extraction
+    stores = [store for one in work for store in one.forecasts]
+    needed, free = needed_bytes(cache_root, stores), free_bytes(cache_root)
+    num_images = num_decoded(work)
     how: dict[str, Any] = {"num_processes": num_processes, "start_s": start_s, "on_event": on_event}
-    to_do = any(num_images) and needed <= free
     return Plan(
-        stores=tuple(_planned(*pair, store) for pair, store in zip(pairs, forecasts, strict=True)),
-        tokens=tuple(_tokens(pairs, forecasts)),
-        num_images=sum(num_images),
-        num_passes=sum(store.num_missing_rows for store in forecasts),
-        written_bytes=sum(store.written_bytes for store in forecasts),
-        written_files=sum(store.written_files for store in forecasts),
+        splits=tuple(map(_planned, work)),
+        tokens=tuple(_tokens(work)),
+        num_images=num_images,
+        num_passes=sum(store.num_missing_rows for store in stores),
+        written_bytes=sum(store.written_bytes for store in stores),
+        written_files=sum(store.written_files for store in stores),
         needed_bytes=needed,
         free_bytes=free,
         disk=nearest_folder(cache_root),
@@ -138,49 +134,32 @@ def plan_extraction(
         device=str(first.backbone.device),
         num_workers=first.config.num_workers,
         num_processes=num_processes,
-        forecast=estimate(prepared, forecasts, num_images, cache_root, **how) if to_do else None,
+        forecast=estimate(work, cache_root, **how) if num_images and needed <= free else None,
     )
 
 
-def forecasts_of(prepared: Prepared) -> list[StoreForecast]:
-    """Return what each store will be, in the order of `prepared`."""
-    return [forecast(one, source) for source, extractions in prepared for one in extractions]
-
-
-def _planned(source: ImageSource, extraction: Extraction, store: StoreForecast) -> PlannedStore:
-    return PlannedStore(
-        model=extraction.backbone.model_id,
-        dataset=source.name,
-        split=source.split,
-        store=store.path,
-        precision=extraction.backbone.precision,
-        num_rows=store.num_rows,
-        num_missing=store.num_missing_rows,
-        size_bytes=store.size_bytes,
-        written_bytes=store.written_bytes,
-        written_files=store.written_files,
+def _planned(work: Work) -> PlannedSplit:
+    return PlannedSplit(
+        model=work.extraction.backbone.model_id,
+        dataset=work.rows.source.name,
+        split=work.rows.source.split,
+        precision=work.extraction.backbone.precision,
+        num_rows=len(work.rows),
+        num_found=work.gaps.num_found,
+        num_missing=work.num_missing,
+        stores=tuple(str(store.path) for store in work.forecasts),
+        written_bytes=sum(store.written_bytes for store in work.forecasts),
+        written_files=sum(store.written_files for store in work.forecasts),
     )
 
 
-def _num_lacking(stores: Sequence[StoreForecast]) -> int:
-    """Images of a split that any model lacks; row blocks depend on the number of rows alone, so they are the same for all."""
-    return sum(map(len, {rows for store in stores for rows in store.missing_rows}))
-
-
-def _tokens(pairs: Sequence[tuple[ImageSource, Extraction]], forecasts: Sequence[StoreForecast]) -> list[PlannedTokens]:
-    sizes: dict[tuple[str, str, str, str], list[tuple[int, int]]] = {}
-    for (_, extraction), store in zip(pairs, forecasts, strict=True):
-        for array in store.arrays:
-            key = (extraction.backbone.model_id, array.spec.level, array.spec.kind, array.storage_dtype)
-            sizes.setdefault(key, []).append((array.size_bytes, array.missing_bytes))
+def _tokens(work: Sequence[Work]) -> list[PlannedTokens]:
+    sizes: Counter[tuple[str, str, str, str]] = Counter()
+    for one in work:
+        for array in (array for store in one.forecasts for array in store.arrays):
+            key = (one.extraction.backbone.model_id, array.spec.level, array.spec.kind, array.storage_dtype)
+            sizes[key] += array.missing_bytes
     return [
-        PlannedTokens(
-            model=model,
-            level=level,
-            kind=kind,
-            storage_dtype=dtype,
-            size_bytes=sum(size for size, _ in of_splits),
-            written_bytes=sum(missing for _, missing in of_splits),
-        )
-        for (model, level, kind, dtype), of_splits in sizes.items()
+        PlannedTokens(model=model, level=level, kind=kind, storage_dtype=dtype, written_bytes=size)
+        for (model, level, kind, dtype), size in sizes.items()
     ]

@@ -8,28 +8,28 @@ from ..quantities import duration, size
 from .calibrate import Estimate
 from .plan import Plan
 
-STORE_COLUMNS = ("split", "model", "images", "missing", "to write", "files", "when complete", "store")
+SPLIT_COLUMNS = ("split", "model", "rows", "in the cache", "to compute", "to write", "files", "stores")
 
 
-def store_lines(plan: Plan) -> list[list[str]]:
-    """Return the lines under STORE_COLUMNS."""
+def split_lines(plan: Plan) -> list[list[str]]:
+    """Return the lines under SPLIT_COLUMNS."""
     return [
         [
             one.split,
             one.model,
             f"{one.num_rows:,}",
+            f"{one.num_found:,}",
             f"{one.num_missing:,}",
             size(one.written_bytes),
             f"{one.written_files:,}",
-            size(one.size_bytes),
-            str(one.store),
+            "\n".join(one.stores) or "-",
         ]
-        for one in plan.stores
+        for one in plan.splits
     ]
 
 
 def token_columns(plan: Plan) -> tuple[str, ...]:
-    """Columns of the table of what each level and kind takes, over all splits, when complete."""
+    """Columns of the table of what is to be written of each level and kind, over all splits."""
     return ("model", "level", *_kinds(plan), "together")
 
 
@@ -40,7 +40,7 @@ def token_lines(plan: Plan) -> list[list[str]]:
         by_level: dict[str, dict[str, int]] = {}
         for one in plan.tokens:
             if one.model == model:
-                by_level.setdefault(one.level, {})[one.kind] = one.size_bytes
+                by_level.setdefault(one.level, {})[one.kind] = one.written_bytes
         lines += [_token_line(model, level, kinds, plan) for level, kinds in by_level.items()]
         total = {kind: sum(kinds.get(kind, 0) for kinds in by_level.values()) for kind in _kinds(plan)}
         lines.append(_token_line(model, "all", total, plan))
@@ -50,7 +50,7 @@ def token_lines(plan: Plan) -> list[list[str]]:
 def summary(plan: Plan) -> Iterator[str]:
     """Yield a few lines that say whether to begin."""
     if not plan.num_images and not plan.written_bytes:
-        yield "nothing to do: the stores have everything"
+        yield "nothing to do: the cache has everything"
         return
     yield (
         f"work: {plan.num_images:,} images decoded, {plan.num_passes:,} through a model, "

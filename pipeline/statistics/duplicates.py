@@ -17,7 +17,7 @@ from .scores import Case
 from .tested import Tested
 
 if TYPE_CHECKING:
-    from layerbank.cache import TokenCache  # and with it zarr, which statistics of rows do without
+    from ..data.split_record import SplitRecord  # and with it zarr, which statistics of rows do without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +44,9 @@ class Duplicates:
         return f"{len(self.pairs)} of {self.num_test} test images ({share:.1f} %) are also training images{relabelled}"
 
 
-def image_rows(cache: TokenCache) -> NDArray[np.int64]:
-    """The usable rows of a store without augmented views."""
-    rows = cache.rows
-    centre: NDArray[np.int64] = rows[rows % (1 + int(cache.attributes.get("num_views", 0))) == 0]
-    return centre
-
-
-def duplicates_of(train: TokenCache, test: TokenCache) -> Duplicates:
-    """Compare the usable images of two stores.
-
-    Raises:
-        DamagedStoreError: a store's content hashes are damaged.
-    """
-    return find_duplicates(*_usable(train), *_usable(test))
+def duplicates_of(train: SplitRecord, test: SplitRecord) -> Duplicates:
+    """Compare the readable images of two splits."""
+    return find_duplicates(*_readable(train), *_readable(test))
 
 
 def find_duplicates(
@@ -101,6 +90,6 @@ def accuracies_without(
     return found
 
 
-def _usable(cache: TokenCache) -> tuple[NDArray[np.uint64], list[str], NDArray[np.int64]]:
-    rows = image_rows(cache)
-    return cache.content_hashes[rows], [cache.sample_ids[row] for row in rows.tolist()], cache.labels[rows]
+def _readable(split: SplitRecord) -> tuple[NDArray[np.uint64], list[str], NDArray[np.int64]]:
+    rows = np.flatnonzero(split.images.hashes)
+    return split.images.hashes[rows], [split.ids[row] for row in rows.tolist()], split.labels[rows]

@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
-from layerbank.cache import TokenCache
-
 from ..errors import RequestError
 from ..models.rounding import float_tokens
+from ..probing.tokens.split_tokens import SplitTokens
 
 FloatArray = NDArray[np.float64]
 Read = Callable[[NDArray[np.int64]], NDArray[Any]]  # rows -> [n, D]
@@ -132,22 +131,27 @@ def rbf_similarity(
     )
 
 
-def levels_of(cache: TokenCache, kind: str, levels: Sequence[str] | None = None) -> dict[str, Read]:
+def levels_of(tokens: SplitTokens, kind: str, levels: Sequence[str]) -> dict[str, Read]:
     """Functions that read the tokens of one kind, level by level; several tokens of an image are concatenated.
 
     Raises:
-        MissingArrayError: the store has no such kind at a level.
+        MissingArrayError: there is no such kind at a level.
     """
 
     def reader(level: str) -> Read:
-        array = cache.tokens(level, kind)
+        array = tokens.tokens(level, kind)
 
         def read(rows: NDArray[np.int64]) -> NDArray[Any]:
-            return float_tokens(array.take(rows), array.logical_dtype).float().numpy().reshape(len(rows), -1)
+            return (
+                float_tokens(array.take(tokens.positions[rows]), array.logical_dtype)
+                .float()
+                .numpy()
+                .reshape(len(rows), -1)
+            )
 
         return read
 
-    return {level: reader(level) for level in (cache.levels if levels is None else levels)}
+    return {level: reader(level) for level in levels}
 
 
 def hsic_of_grams(one: FloatArray, two: FloatArray) -> float:

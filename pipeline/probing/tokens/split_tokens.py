@@ -66,9 +66,7 @@ def request_tokens(
     cache_root: Path, model: ModelSpec, tap: str, rows: SplitRows, arrays: tuple[tuple[str, str], ...]
 ) -> SplitRequest:
     """The request for the tokens of the rows of a split."""
-    return SplitRequest(
-        cache_root=cache_root, model=model, tap=tap, record=rows.record, rule=rows.rule, arrays=arrays
-    )
+    return SplitRequest(cache_root=cache_root, model=model, tap=tap, record=rows.record, rule=rows.rule, arrays=arrays)
 
 
 class SplitTokens:
