@@ -1,8 +1,8 @@
 """Augmented views of the images of another source, a row each: image by image, the centre view first.
 
 Row `image * (1 + k) + view`; all rows of an image share its id, label and content hash. View 0 is the image as the model evaluates
-it, view v > 0 a random crop of it, mirrored at random. The seed of a view depends on the sample's id and the view's number alone,
-not on the order of work or on k, so the first views of a larger k equal those of a smaller one.
+it, view v > 0 a random crop of it, mirrored at random. The seed of a view depends on the image's content hash and the view's number
+alone, not on names, on the order of work or on k, so the first views of a larger k equal those of a smaller one.
 
 A source returns images, not pixels at the model's size, so this module only draws the box of a view;
 `extraction/decoding.py` crops it.
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
@@ -24,7 +27,7 @@ from .image_source import BadImage, ImageSource
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VIEW_RULE = "1"
+VIEW_RULE = "2"
 """Version of drawing and cropping a view, part of a cache's identity: raise it when any view changes."""
 
 MARK = "; views "
@@ -61,7 +64,7 @@ class ViewRule:
         """Canonical text, for a cache's identity.
 
         >>> ViewRule(num_views=4).describe()
-        '; views 4 rule 1: crop 0.08-1 of the area, ratio 3/4-4/3, to the size; mirrored 1/2'
+        '; views 4 rule 2: crop 0.08-1 of the area, ratio 3/4-4/3, to the size; mirrored 1/2'
         """
         mirrored = "; mirrored 1/2" if self.flip else ""
         crop = f"crop {self.min_scale:g}-1 of the area, ratio 3/4-4/3, to the size"
@@ -102,11 +105,12 @@ class ViewedSource(ImageSource):
     """
 
     def __init__(self, images: ImageSource, rule: ViewRule) -> None:
-        # the base class is not initialised: names are checked and digested already, and the same images have the same manifest
-        rows_an_image = 1 + rule.num_views
+        # the base class is not initialised: names are checked already
+        self.rows_an_image = rows_an_image = 1 + rule.num_views
         self.images, self.rule = images, rule
         self.name, self.split, self.class_names = images.name, images.split, images.class_names
-        self.manifest_digest = images.manifest_digest
+        self.origin, self.keeps_order = images.origin, images.keeps_order
+        self.sizes = images.sizes.repeat(rows_an_image)
         self.ids = [id for id in images.ids for _ in range(rows_an_image)]
         self.labels = images.labels.repeat(rows_an_image)
         self._last: tuple[int, Image, int] | None = None
@@ -123,7 +127,7 @@ class ViewedSource(ImageSource):
         _, decoded, content_hash = self._last
         image = decoded.copy()
         if view:
-            image.info[VIEW_SEED] = xxh3_64_intdigest(f"{VIEW_RULE}/{view}/{self.ids[row]}".encode())
+            image.info[VIEW_SEED] = xxh3_64_intdigest(f"{VIEW_RULE}/{view}/{content_hash:016x}".encode())
         return image, content_hash
 
     def read(self, row: int) -> bytes | NDArray[Any]:
@@ -131,6 +135,10 @@ class ViewedSource(ImageSource):
 
     def file_of(self, row: int) -> str:
         return self.images.file_of(row // (1 + self.rule.num_views))
+
+    def files(self) -> tuple[Sequence[str | Path], NDArray[np.int64]]:
+        paths, numbers = self.images.files()
+        return paths, numbers.repeat(self.rows_an_image)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_last": None}

@@ -26,6 +26,7 @@ from layerbank.cache import (
     forecast_store,
 )
 
+from ..data.image_source import names_digest
 from ..data.sources import ImageSource
 from ..data.views import ViewedSource, evaluation_transform
 from ..errors import RequestError
@@ -128,7 +129,7 @@ def spec_of(backbone: Backbone, source: ImageSource, storage_dtype: str) -> Cach
         transform=transform_of(backbone, source),
         compute_dtype=backbone.precision,
         storage_dtype=storage_dtype,
-        manifest=source.manifest_digest,
+        manifest=names_digest(source),
         num_rows=len(source),
         backbone=backbone.model_id,
         dataset=source.name,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from layerbank.cache import CacheSpec, list_specs
 
+from ..data.image_source import names_digest
 from ..data.sources import ImageSource
 from ..errors import LayerbankError, RequestError
 from ..events import OnEvent, PrecisionFellBack
@@ -114,7 +115,7 @@ def stores_of_other_splits(
 
 def _manifest(split: str, open_split: OpenSplit) -> str | None:
     try:
-        return open_split(split).manifest_digest
+        return names_digest(open_split(split))
     except (LayerbankError, OSError):  # these data have no such split
         return None
 

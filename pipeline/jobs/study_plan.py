@@ -16,6 +16,7 @@ from layerbank.cache import CacheError
 from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_batches, resolve_compute
 
 from ..data.catalogue import find_data, find_entry
+from ..data.image_source import names_digest
 from ..errors import LayerbankError, RequestError, WorkError
 from ..models.layers import unknown_level
 from ..models.listing import open_meta_tower
@@ -169,7 +170,7 @@ def find_splits(dataset: str, place: StudyOptions) -> Data:
         problem = "to be downloaded" if downloads else f"{error.where}: {error.got}"
         train = Split(num_images=entry.num_train, manifest=None)
         return Data(splits=(train,), num_classes=entry.num_classes, problems=(problem,))
-    splits = tuple(Split(num_images=len(source), manifest=source.manifest_digest) for source in sources)
+    splits = tuple(Split(num_images=len(source), manifest=names_digest(source)) for source in sources)
     return Data(splits=splits, num_classes=len(sources[0].class_names))
 
 
