@@ -23,6 +23,9 @@ from .events import (
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
+    HashingFinished,
+    HashingProgress,
+    HashingStarted,
     ProbeFinished,
     ProbeProgress,
     StudyFailed,
@@ -67,16 +70,21 @@ class Listener:
             case ExtractionProgress():
                 self._advance(event.num_done, event.num_pending, text_of(event))
                 return
+            case HashingProgress():
+                self._advance(event.num_done, event.num_images, text_of(event))
+                return
             case ProbeProgress():
                 self._advance(event.step, event.num_steps, text_of(event))
                 return
             case TokensOutOfRange() if not self._has_grown(event):
                 return
-            case ExtractionFinished() | ProbeFinished() | StudyFailed():
+            case HashingFinished() | ExtractionFinished() | ProbeFinished() | StudyFailed():
                 self._end()
         if text := text_of(event):
             self._print(text)
-        if isinstance(event, ExtractionStarted):
+        if isinstance(event, HashingStarted):
+            self._begin(f"hash {event.split}", event.num_images)
+        elif isinstance(event, ExtractionStarted):
             self._begin(f"extract {event.split}", event.num_pending)
         elif isinstance(event, TrainingStarted):
             self._begin(f"probe {event.probes[0]}" if len(event.probes) == 1 else f"{len(event.probes)} probes", 1)

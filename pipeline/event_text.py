@@ -18,6 +18,28 @@ def text_of(event: events.Event) -> str:
 
 
 @text_of.register
+def _(event: events.HashingStarted) -> str:
+    return f"{event.dataset}/{event.split}: hashing {event.num_images:,} of {counted(event.num_rows, 'image')}"
+
+
+@text_of.register
+def _(event: events.HashingProgress) -> str:
+    rate = event.bytes_done / max(event.elapsed_s, 1e-9)
+    return f"{event.num_done:,}/{event.num_images:,} images hashed, {size(rate)}/s"
+
+
+@text_of.register
+def _(event: events.ImagesTrusted) -> str:
+    images = counted(event.num_images, "image")
+    return f"{event.dataset}/{event.split}: {images} trusted by name and size, without being read"
+
+
+@text_of.register
+def _(event: events.IndexIgnored) -> str:
+    return f"warning: the content index {event.path} is ignored: {event.reason}; images are hashed again"
+
+
+@text_of.register
 def _(event: events.ExtractionStarted) -> str:
     return (
         f"extract: {event.num_pending:,} of {event.num_rows:,} images of {event.dataset}/{event.split} through "

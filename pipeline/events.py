@@ -16,6 +16,58 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HashingStarted(Event):
+    """Images of a split are read and hashed, because the content index does not know them."""
+
+    dataset: str
+    split: str
+    num_images: int  # to hash
+    num_rows: int  # of the split
+    size_bytes: int  # to read
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashingProgress(Event):
+    """Some images are hashed."""
+
+    dataset: str
+    split: str
+    num_done: int
+    num_images: int
+    bytes_done: int
+    size_bytes: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashingFinished(Event):
+    """All images of a split have a hash."""
+
+    dataset: str
+    split: str
+    num_images: int  # hashed just now
+    size_bytes: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesTrusted(Event):
+    """Images were not read: their ids and sizes are those of images in a store, and that was to be enough."""
+
+    dataset: str
+    split: str
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexIgnored(Event):
+    """A content index cannot be used; the images are hashed again."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionStarted(Event):
     """Stage one begins, or goes on with, a store."""
 

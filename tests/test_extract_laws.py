@@ -30,9 +30,7 @@ class Noise(ImageSource):
         self.folder, self.torn_row = folder, torn_row
         rows = [str(row) for row in range(NUM_ROWS)]
         zeros = np.zeros(NUM_ROWS, dtype=np.int64)
-        super().__init__(
-            name="noise", split="train", ids=rows, labels=zeros, class_names=["a"], locations=rows, sizes=zeros
-        )
+        super().__init__(name="noise", split="train", ids=rows, labels=zeros, class_names=["a"], sizes=zeros)
 
     def read(self, row: int) -> np.ndarray[Any, Any]:
         if row == self.torn_row:

@@ -59,7 +59,6 @@ class CountingSource(ImageSource):
             ids=rows,
             labels=zeros,
             class_names=["a"],
-            locations=rows,
             sizes=zeros,
         )
 

@@ -44,7 +44,7 @@ class NpySource(ImageSource):
         self.pixels, labels = (np.load(f"{address}/{split}_{part}.npy") for part in "xy")
         ids = [f"{split}/{row}" for row in range(len(labels))]
         super().__init__(
-            name="npy", split=split, ids=ids, labels=labels, class_names=["a", "b"], locations=ids,
+            name="npy", split=split, ids=ids, labels=labels, class_names=["a", "b"],
             sizes=np.full(len(labels), self.pixels[0].nbytes),
         )
 

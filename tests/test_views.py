@@ -221,7 +221,7 @@ def test_views_are_part_of_the_identity(viewed: Store, backbone: Backbone, image
     )
     prints = {spec_of(backbone, ViewedSource(images, rule), "float16").fingerprint for rule in (RULE, *others)}
     assert len(prints) == 4
-    with pytest.raises(SpecMismatchError, match="views 2 rule 1"):
+    with pytest.raises(SpecMismatchError, match="views 2 rule 2"):
         TokenCache.open(viewed.path, spec_of(backbone, ViewedSource(images, others[1]), "float16"))
 
 
@@ -336,7 +336,7 @@ def test_views_are_asked_for_by_options_and_extracted_for_the_training_split_alo
     assert extracted.exit_code == 0, extracted.output
     (train,), (test,) = (list((tmp_path / "caches/photos" / split).glob("*.zarr")) for split in ("train", "test"))
     assert TokenCache.open(train).spec.transform.endswith(
-        "; views 2 rule 1: crop 0.5-1 of the area, ratio 3/4-4/3, to the size"
+        "; views 2 rule 2: crop 0.5-1 of the area, ratio 3/4-4/3, to the size"
     )
     assert (TokenCache.open(train).num_views, TokenCache.open(test).num_views) == (2, 0)
     probed = (

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -40,19 +41,25 @@ class DemoSource(ImageSource):
         ids = [f"{demo.prefix}/{number:04d}" for number in images.numbers[rows]]
         self._images = [images.images[row] for row in rows]
         self._package = demo.package
+        self.origin = f"demo:{name}"
+        self.has_whole_files = all(isinstance(image, Path) for image in self._images)
         super().__init__(
             name=name,
             split=split,
             ids=ids,
             labels=images.labels[rows],
             class_names=demo.class_names,
-            locations=ids,
             sizes=np.array([one.stat().st_size if isinstance(one, Path) else one.nbytes for one in self._images]),
         )
 
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
         image = self._images[row]
         return image.read_bytes() if isinstance(image, Path) else image
+
+    def files(self) -> tuple[Sequence[str | Path], NDArray[np.int64]]:
+        if not self.has_whole_files:  # arrays in memory
+            return super().files()
+        return [str(image) for image in self._images], np.arange(len(self))
 
     def file_of(self, row: int) -> str:
         image = self._images[row]

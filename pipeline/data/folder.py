@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RequestError
 from .image_source import ImageSource
@@ -31,6 +32,8 @@ class FileSource(ImageSource):
         class_names: C names.
     """
 
+    has_whole_files = True
+
     def __init__(self, root: Path, split: str, entries: list[tuple[str, int, int]], class_names: list[str]) -> None:
         self.root = root
         ids, labels, sizes = zip(*sorted(entries), strict=True)
@@ -40,7 +43,6 @@ class FileSource(ImageSource):
             ids=ids,
             labels=np.array(labels, dtype=np.int64),
             class_names=class_names,
-            locations=ids,
             sizes=np.array(sizes, dtype=np.int64),
         )
 
@@ -49,6 +51,10 @@ class FileSource(ImageSource):
 
     def file_of(self, row: int) -> str:
         return str(self.root / self.ids[row])
+
+    def files(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        root = os.path.abspath(self.root)
+        return [f"{root}/{id}" for id in self.ids], np.arange(len(self))
 
 
 def open_folder(address: str, split: str) -> FileSource:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import h5py  # type: ignore[import-untyped]
@@ -29,10 +30,13 @@ IMAGE_NAMES = ("images", "x", "data")  # tried in this order where the address n
 LABEL_NAMES = ("labels", "label", "y")
 CLASS_NAME_ATTRIBUTES = ("class_names", "classes")  # of the labels dataset or of a file
 DEFAULT_CHUNK_CACHE_BYTES = 1 << 20  # HDF5's own
+BLOCK_BYTES = 8 << 20  # read at a time where every row is read
 
 
 class Hdf5Source(ImageSource):
     """The rows of an images dataset, in its order; ids are `<file>[<row>]`."""
+
+    keeps_order = True
 
     def __init__(self, address: str, split: str) -> None:
         data = f"hdf5:{address}"
@@ -47,7 +51,11 @@ class Hdf5Source(ImageSource):
             self._dataset_name = images.name
             num_images, image_bytes = images.shape[0], math.prod(images.shape[1:])
             self._chunk_cache_bytes = max(DEFAULT_CHUNK_CACHE_BYTES, _chunk_row_bytes(images))
+            self._block_rows = _block_rows(images)
+            # pixels in other files may change while this one stays as it is
+            self._is_one_file = not (images.is_virtual or images.external or images.file.filename != file.filename)
             class_names = _class_names(file)
+        self.origin = f"hdf5:{os.path.abspath(self._path)}::{self._dataset_name}"
         labels, label_class_names = _read_labels(parts, split)
         if len(labels) != num_images:
             raise RequestError("data.label_count", data=data, split=split, images=num_images, labels=len(labels))
@@ -62,17 +70,37 @@ class Hdf5Source(ImageSource):
             ids=[f"{self._path.name}[{row}]" for row in range(num_images)],
             labels=labels,
             class_names=names,
-            locations=[f"{self._path.name}:{self._dataset_name}"],
             sizes=np.full(num_images, image_bytes),
         )
 
     def read(self, row: int) -> NDArray[np.uint8]:
+        return _plain(self._open_dataset()[row])
+
+    def read_each(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8] | None]:
+        """Yield images as `read` returns them; a row block of chunks is read and unpacked once for all of its rows."""
+        self._open_in = None
+        blocks = np.split(rows, np.flatnonzero(np.diff(rows // self._block_rows)) + 1) if len(rows) else []
+        for wanted in blocks:
+            first, last = (int(wanted[end]) for end in (0, -1))
+            try:
+                block = self._open_dataset()[first : last + 1]
+            except OSError:  # one chunk is damaged; the others can be read
+                yield from (self._read_or_none(row) for row in wanted.tolist())  # type: ignore[misc]
+                continue
+            for row in wanted.tolist():
+                yield _plain(block[row - first])
+
+    def files(self) -> tuple[Sequence[Path], NDArray[np.int64]]:
+        if not self._is_one_file:
+            return (), np.full(len(self), -1)
+        return (self._path.absolute(),), np.zeros(len(self), dtype=np.int64)
+
+    def _open_dataset(self) -> h5py.Dataset:
         if self._open_in is None or self._open_in[0] != os.getpid():
             # a chunk that does not fit the cache is read and unpacked again for every row in it
             file = h5py.File(self._path, "r", rdcc_nbytes=self._chunk_cache_bytes)
             self._open_in = (os.getpid(), file[self._dataset_name])
-        pixels = np.asarray(self._open_in[1][row], dtype=np.uint8)
-        return pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        return self._open_in[1]
 
     def file_of(self, row: int) -> str:
         return f"{self._path}::{self._dataset_name}"
@@ -137,6 +165,19 @@ def _chunk_row_bytes(images: h5py.Dataset) -> int:
         return 0
     covered = (-(-size // chunk) * chunk for size, chunk in zip(images.shape[1:], images.chunks[1:], strict=True))
     return int(images.chunks[0] * math.prod(covered))
+
+
+def _block_rows(images: h5py.Dataset) -> int:
+    """Rows of whole chunks that are read together."""
+    chunk_rows = images.chunks[0] if images.chunks else 1
+    chunk_bytes = chunk_rows * math.prod(images.shape[1:])
+    return int(chunk_rows * max(1, BLOCK_BYTES // chunk_bytes))
+
+
+def _plain(pixels: Any) -> NDArray[np.uint8]:
+    """An image [H, W, 3] or [H, W], without an axis of one colour."""
+    image = np.asarray(pixels, dtype=np.uint8)
+    return image[..., 0] if image.shape[2:] == (1,) else image
 
 
 def _read_labels(parts: _Address, split: str) -> tuple[NDArray[np.int64], list[str]]:

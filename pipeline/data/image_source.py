@@ -1,7 +1,7 @@
 """The interface of data sources: an ordered list of labelled images, counted before the first one is decoded.
 
-A source knows where each image lies and reads it by row number. It does not know models, transforms, batches or processes.
-Pillow is imported when the first image is decoded.
+A source knows where each image lies and reads it by row number. It does not know models, transforms, batches or processes, and not
+the content of its images: `image_set` hashes that. Pillow is imported when the first image is decoded.
 """
 
 from __future__ import annotations
@@ -9,17 +9,48 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh3_128
+from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128
 
 from ..errors import RequestError, WorkError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+Stored = bytes | NDArray[np.uint8]
+"""What a source holds of an image: its encoded bytes, or its pixels [H, W] or [H, W, 3]."""
+
+HASH_RULE = 2
+"""Version of `row_hash`."""
+
+
+def row_hash(stored: Stored) -> int:
+    """Return the content hash of an image, rule 2: xxh3_64 of its encoded bytes; of dtype, shape and bytes of an array.
+
+    It is never 0, which stands for an image that cannot be read.
+
+    >>> row_hash(b"") == row_hash_rule1(b"")
+    True
+    >>> flat, high = np.zeros((2, 8), dtype=np.uint8), np.zeros((8, 2), dtype=np.uint8)
+    >>> row_hash(flat) == row_hash(high), row_hash_rule1(flat) == row_hash_rule1(high)
+    (False, True)
+    """
+    if isinstance(stored, bytes):
+        return xxh3_64_intdigest(stored) or 1
+    digest = xxh3_64(f"{stored.dtype.str} {'x'.join(map(str, stored.shape))}\n".encode())
+    digest.update(np.ascontiguousarray(stored).data)
+    return digest.intdigest() or 1
+
+
+def row_hash_rule1(stored: Stored) -> int:
+    """Return the content hash in stores of format 1: xxh3_64 of the bytes, of an array without its shape."""
+    return xxh3_64_intdigest(stored if isinstance(stored, bytes) else np.ascontiguousarray(stored).data)
 
 
 class BadImage(WorkError):
@@ -29,15 +60,19 @@ class BadImage(WorkError):
         id: the sample's id in its source.
         file: the file that holds the image, and the place in it.
         reason: why; the same text on every run, so that it may be stored.
+        content_hash: hash of the image as it is stored; 0 if it cannot be read.
     """
 
-    def __init__(self, id: str, file: str, reason: str) -> None:
+    def __init__(self, id: str, file: str, reason: str, content_hash: int = 0) -> None:
         super().__init__("data.bad_image", id=id, file=file, reason=reason)
-        self.id, self.file, self.reason = id, file, reason
+        self.id, self.file, self.reason, self.content_hash = id, file, reason, content_hash
 
 
 class ImageSource(ABC):
     """N labelled images in a fixed order; picklable, so that worker processes can hold a copy.
+
+    A class of a plug-in defines `read` and `file_of`. If it also defines `files`, images of unchanged files are not read again
+    to identify them; if its images are faster to read in their order than one by one, it defines `read_each` and `keeps_order`.
 
     Args:
         name: label of the data set; characters that do not belong in a folder name become dashes.
@@ -45,15 +80,21 @@ class ImageSource(ABC):
         ids: N distinct sample ids.
         labels: [N] class indices in 0..C-1.
         class_names: C names, of all splits together.
-        locations: where the encoded images lie, relative to the data set's folder.
-        sizes: [N] bytes of each encoded image.
+        sizes: [N] bytes of each image as it is stored.
 
     Attributes:
-        manifest_digest: hex digest of all of the above except name and split.
+        origin: absolute place of the data, for the name of their content index; `open_source` sets it where a source does not.
+        has_whole_files: whether row i is all of file i of `files`.
+        keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
 
     Raises:
         RequestError: two samples have the same id, or an id or a class name is not valid Unicode.
     """
+
+    origin: str = ""
+    has_whole_files: bool = False
+    keeps_order: bool = False
+    rows_an_image: int = 1
 
     def __init__(
         self,
@@ -63,7 +104,6 @@ class ImageSource(ABC):
         ids: Sequence[str],
         labels: NDArray[np.int64],
         class_names: Sequence[str],
-        locations: Iterable[str],
         sizes: NDArray[np.int64],
     ) -> None:
         self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
@@ -71,8 +111,8 @@ class ImageSource(ABC):
         self.ids = list(ids)
         self.labels = np.ascontiguousarray(labels, dtype=np.int64)
         self.class_names = list(class_names)
+        self.sizes = np.ascontiguousarray(sizes, dtype=np.int64)
         self._check_names()
-        self.manifest_digest = _manifest_digest(self.ids, self.labels, self.class_names, locations, sizes)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,23 +126,49 @@ class ImageSource(ABC):
         """Read and decode one image.
 
         Returns:
-            The RGB image, and the xxh3_64 of its encoded bytes (of the pixels where the source holds arrays).
+            The RGB image, and its `row_hash`.
 
         Raises:
             BadImage: it cannot be read or decoded.
         """
         from .decoding import decode_rgb, failure_reason
 
+        content_hash = 0
         try:
             stored = self.read(row)
-            return decode_rgb(stored), xxh3_64_intdigest(stored if isinstance(stored, bytes) else stored.tobytes())
+            content_hash = row_hash(stored)
+            return decode_rgb(stored), content_hash
         except MemoryError:
             raise
         except Exception as error:  # damaged bytes make Pillow raise anything: struct.error, SyntaxError, KeyError
-            raise BadImage(self.ids[row], self.file_of(row), failure_reason(error)) from error
+            raise BadImage(self.ids[row], self.file_of(row), failure_reason(error), content_hash) from error
+
+    def read_each(self, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
+        """Yield the images of ascending rows as `read` returns them, None for one that cannot be read.
+
+        Files that this object holds open are opened anew, in case another file has taken their place.
+        """
+        for row in rows.tolist():
+            yield self._read_or_none(row)
+
+    def _read_or_none(self, row: int) -> Stored | None:
+        try:
+            return self.read(row)
+        except MemoryError:
+            raise
+        except Exception:  # a plug-in's reader may raise anything; `load` names the image and the reason
+            return None
+
+    def files(self) -> tuple[Sequence[str | Path], NDArray[np.int64]]:
+        """Return the files that decide what `read` returns, and the number of each row's file.
+
+        Returns:
+            F distinct paths, and [N] numbers in 0..F-1; -1 for a row in no file, which is read each time it is identified.
+        """
+        return (), np.full(len(self), -1)
 
     @abstractmethod
-    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+    def read(self, row: int) -> Stored:
         """The encoded image, or its pixels [H, W] or [H, W, 3]. Raises OSError where they cannot be read."""
 
     @abstractmethod
@@ -120,19 +186,12 @@ class ImageSource(ABC):
             raise RequestError("data.not_utf8", data=data, name=ascii(foreign[0]), count=len(foreign))
 
 
-def _manifest_digest(
-    ids: Sequence[str],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
-    locations: Iterable[str],
-    sizes: NDArray[np.int64],
-) -> str:
-    """xxh3_128 of a split, without times and absolute paths: a moved copy has the same digest."""
-    digest = xxh3_128(b"layerbank manifest 1")
-    for texts in (ids, class_names, locations):
-        encoded = [text.encode() for text in texts]
-        digest.update(np.array([len(encoded), *map(len, encoded)], dtype="<i8").tobytes())
-        digest.update(b"".join(encoded))
-    for numbers in (labels, sizes):
-        digest.update(np.asarray(numbers, dtype="<i8").tobytes())
+def names_digest(source: ImageSource) -> str:
+    """Return the xxh3_128 of ids and sizes, one an image: what names a store of format 1."""
+    ids, sizes = (values[:: source.rows_an_image] for values in (source.ids, source.sizes))
+    encoded = [id.encode() for id in ids]
+    digest = xxh3_128(b"layerbank names 1")
+    digest.update(np.array([len(encoded), *map(len, encoded)], dtype="<i8").tobytes())
+    digest.update(b"".join(encoded))
+    digest.update(np.asarray(sizes, dtype="<i8").tobytes())
     return digest.hexdigest()

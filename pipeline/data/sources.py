@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,4 +65,6 @@ def open_source(uri: str, split: str) -> ImageSource:
         raise RequestError("data.no_address", uri=uri, form=source.form)
     if not split or "/" in split or split.startswith("."):
         raise RequestError("data.bad_split_name", uri=uri, split=split)
-    return source.open(address, split)
+    opened = source.open(address, split)
+    opened.origin = opened.origin or f"{scheme}:{os.path.abspath(os.path.expanduser(address))}"
+    return opened

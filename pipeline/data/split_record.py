@@ -99,7 +99,7 @@ def load_record(file: Path) -> SplitRecord:
             hashes = arrays["hashes"]
             images = ImageSet(
                 hashes=hashes,
-                rule1_hashes=arrays["rule1_hashes"] if "rule1_hashes" in arrays else None,
+                rule1_hashes=arrays.get("rule1_hashes"),
                 is_known=np.ones(len(hashes), dtype=np.bool_),
                 keeps_order=bool(about["keeps_order"]),
             )

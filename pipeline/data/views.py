@@ -1,8 +1,7 @@
-"""Augmented views of the images of another source, a row each: image by image, the centre view first.
+"""Augmented views of an image: view 0 is the image as the model evaluates it, view v > 0 a random crop of it, mirrored at random.
 
-Row `image * (1 + k) + view`; all rows of an image share its id, label and content hash. View 0 is the image as the model evaluates
-it, view v > 0 a random crop of it, mirrored at random. The seed of a view depends on the sample's id and the view's number alone,
-not on the order of work or on k, so the first views of a larger k equal those of a smaller one.
+The seed of a view depends on the image's content hash and the view's number alone, not on names, on the order of work or on how many
+views there are, so the first views of a larger number equal those of a smaller one.
 
 A source returns images, not pixels at the model's size, so this module only draws the box of a view;
 `extraction/decoding.py` crops it.
@@ -15,20 +14,13 @@ import random
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
-
 from ..errors import RequestError
-from .image_source import BadImage, ImageSource
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
-VIEW_RULE = "1"
+VIEW_RULE = "2"
 """Version of drawing and cropping a view, part of a cache's identity: raise it when any view changes."""
-
-MARK = "; views "
-"""Begins the part of a cache's transform text that describes views."""
 
 RATIOS = (3 / 4, 4 / 3)
 ATTEMPTS = 10
@@ -58,14 +50,14 @@ class ViewRule:
             raise RequestError("data.bad_views", num_views=self.num_views, min_scale=f"{self.min_scale:g}")
 
     def describe(self) -> str:
-        """Canonical text, for a cache's identity.
+        """Canonical text of how views are drawn, part of the identity of their rows; how many there are is none.
 
         >>> ViewRule(num_views=4).describe()
-        '; views 4 rule 1: crop 0.08-1 of the area, ratio 3/4-4/3, to the size; mirrored 1/2'
+        'views, rule 2: crop 0.08-1 of the area, ratio 3/4-4/3, to the size; mirrored 1/2'
         """
         mirrored = "; mirrored 1/2" if self.flip else ""
         crop = f"crop {self.min_scale:g}-1 of the area, ratio 3/4-4/3, to the size"
-        return f"{MARK}{self.num_views} rule {VIEW_RULE}: {crop}{mirrored}"
+        return f"views, rule {VIEW_RULE}: {crop}{mirrored}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,58 +74,6 @@ class ViewRule:
             known = ", ".join(field.name for field in fields(cls))
             raise RequestError("data.unknown_view_keys", keys=", ".join(unknown), known=known)
         return cls(**values)
-
-
-def evaluation_transform(transform_id: str) -> str:
-    """The part of a cache's transform text that describes the centre view.
-
-    >>> evaluation_transform("resize 256" + ViewRule(num_views=2).describe())
-    'resize 256'
-    """
-    return transform_id.partition(MARK)[0]
-
-
-class ViewedSource(ImageSource):
-    """A source with 1 + k rows an image.
-
-    Args:
-        images: the source of the images.
-        rule: number and parameters of the views.
-    """
-
-    def __init__(self, images: ImageSource, rule: ViewRule) -> None:
-        # the base class is not initialised: names are checked and digested already, and the same images have the same manifest
-        rows_an_image = 1 + rule.num_views
-        self.images, self.rule = images, rule
-        self.name, self.split, self.class_names = images.name, images.split, images.class_names
-        self.manifest_digest = images.manifest_digest
-        self.ids = [id for id in images.ids for _ in range(rows_an_image)]
-        self.labels = images.labels.repeat(rows_an_image)
-        self._last: tuple[int, Image, int] | None = None
-
-    def load(self, row: int) -> tuple[Image, int]:
-        """An image with the seed of its view, and the hash of the encoded image; decodes once for consecutive views."""
-        number, view = divmod(row, 1 + self.rule.num_views)
-        if self._last is None or self._last[0] != number:
-            try:
-                self._last = (number, *self.images.load(number))
-            except BadImage:
-                self._last = None
-                raise
-        _, decoded, content_hash = self._last
-        image = decoded.copy()
-        if view:
-            image.info[VIEW_SEED] = xxh3_64_intdigest(f"{VIEW_RULE}/{view}/{self.ids[row]}".encode())
-        return image, content_hash
-
-    def read(self, row: int) -> bytes | NDArray[Any]:
-        return self.images.read(row // (1 + self.rule.num_views))
-
-    def file_of(self, row: int) -> str:
-        return self.images.file_of(row // (1 + self.rule.num_views))
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_last": None}
 
 
 def draw_view(size: tuple[int, int], rule: ViewRule, seed: int) -> tuple[tuple[int, int, int, int], bool]:

@@ -8,11 +8,12 @@ these if there are several) and `cls`, the class index as text. Nothing is extra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RequestError
 from .image_source import ImageSource
@@ -26,6 +27,8 @@ IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 class WdsSource(ImageSource):
     """The samples of one split in the order of shards and of members; ids are `<shard>/<key>`, relative."""
 
+    keeps_order = True
+
     def __init__(self, address: str, split: str) -> None:
         layout = ShardPattern(address) if "{" in address else ShardFolder(address)
         self._shards = layout.shards(split)
@@ -38,7 +41,6 @@ class WdsSource(ImageSource):
         class_names = _class_names(layout, split, [sample for _, sample in samples])
         self._shard_of = np.array([number for number, _ in samples], dtype=np.int32)
         self._offsets = np.array([sample.image.offset for _, sample in samples], dtype=np.int64)
-        self._sizes = np.array([sample.image.size for _, sample in samples], dtype=np.int64)
         self._open: tuple[int, _OpenFile] | None = None  # the shard read last
         super().__init__(
             name=layout.name,
@@ -46,8 +48,7 @@ class WdsSource(ImageSource):
             ids=[sample.id for _, sample in samples],
             labels=np.array([sample.label for _, sample in samples], dtype=np.int64),
             class_names=class_names,
-            locations=[f"{names[number]}:{sample.image.offset}" for number, sample in samples],
-            sizes=self._sizes,
+            sizes=np.array([sample.image.size for _, sample in samples], dtype=np.int64),
         )
 
     def read(self, row: int) -> bytes:
@@ -55,10 +56,18 @@ class WdsSource(ImageSource):
         shard = self._open  # kept in a local name: another thread may put its own shard there meanwhile
         if shard is None or shard[0] != number:
             shard = self._open = (number, _OpenFile(self._shards[number]))
-        encoded = os.pread(shard[1].descriptor, int(self._sizes[row]), int(self._offsets[row]))
-        if len(encoded) != self._sizes[row]:
-            raise OSError(f"the tar ends after {len(encoded)} of {self._sizes[row]} bytes")
+        encoded = os.pread(shard[1].descriptor, int(self.sizes[row]), int(self._offsets[row]))
+        if len(encoded) != self.sizes[row]:
+            raise OSError(f"the tar ends after {len(encoded)} of {self.sizes[row]} bytes")
         return encoded
+
+    def read_each(self, rows: NDArray[np.int64]) -> Iterator[bytes | None]:
+        self._open = None
+        for row in rows.tolist():
+            yield self._read_or_none(row)  # type: ignore[misc]
+
+    def files(self) -> tuple[Sequence[Path], NDArray[np.int64]]:
+        return [shard.absolute() for shard in self._shards], self._shard_of.astype(np.int64)
 
     def file_of(self, row: int) -> str:
         return f"{self._shards[self._shard_of[row]]} at byte {self._offsets[row]}"

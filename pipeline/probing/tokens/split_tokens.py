@@ -1,7 +1,7 @@
 """The tokens of one split, with the labels and ids that belong to them.
 
-A row is a view of an image that has usable tokens; rows keep the order of the data. Where the tokens lie, in one store or in several,
-shows only in `positions`.
+A row is a view of an image that has usable tokens; rows keep the order of the data. Where the tokens lie, in one store or in
+several, shows only in `positions`.
 """
 
 from __future__ import annotations

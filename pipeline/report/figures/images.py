@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ...data.image_source import names_digest
 from ...data.sources import BadImage, open_source
 from ...errors import RequestError, WorkError
 from ...probing.probe_spec import REFERENCE
@@ -110,7 +111,7 @@ def thumbnails(config: dict[str, Any], sample_ids: Iterable[str]) -> dict[str, s
         source = open_source(uri, test["split"])
     except OSError as error:
         raise WorkError("report.data_unreachable", uri=uri, reason=error) from error
-    if source.manifest_digest != test["manifest"]:
+    if names_digest(source) != test["manifest"]:
         raise WorkError("report.data_changed", uri=uri)
     rows = {id: row for row, id in enumerate(source.ids)}
     found = {}
