@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layerbank.cache import TokenCache
 from layerbank.probes import (
     BatchPlan,
     Candidate,
@@ -43,6 +42,7 @@ from .probe_spec import ProbeSpec, TopSettings
 from .results import Row
 from .selection import Levels, Validated, best_members, smallest_levels
 from .sweep_journal import SweepJournal
+from .tokens.split_tokens import SplitTokens
 from .tokens.token_source import block_names
 from .training import Trained, open_tokens, relay
 
@@ -51,7 +51,7 @@ def train_post_hoc(
     named: ProbeSpec,
     base: Row,
     group: ProbeGroup,
-    open_test: Callable[[], TokenCache],
+    open_test: Callable[[], SplitTokens],
     journal_of: Callable[[ProbeGroup], SweepJournal],
     on_event: OnEvent,
 ) -> Trained:
@@ -91,7 +91,7 @@ class _PostHocTraining:
     group: ProbeGroup
     source: TokenSource
     journal: SweepJournal
-    open_test: Callable[[], TokenCache]
+    open_test: Callable[[], SplitTokens]
     on_event: OnEvent
     began_s: float
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from layerbank.cache import TokenCache
 from layerbank.probes import Candidate, MemoryPlan, SettingError, TokenSource, TrainingProtocol, plan_choice
 
 from ..events import OnEvent, UploadFailed
@@ -23,6 +22,7 @@ from ..memory import shortage_of
 from .probe_sizes import head_of, token_shape
 from .probe_spec import ProbeSpec
 from .tokens.placement import Placement, place_tokens
+from .tokens.split_tokens import SplitTokens
 from .tokens.token_source import CachedTokens, block_names
 
 
@@ -31,7 +31,7 @@ class ProbeGroup:
     """Probes that train together.
 
     Attributes:
-        cache: the train store.
+        cache: the tokens of the training split.
         probes: by name.
         protocol: the protocol of all of them.
         tokens: tokens of the training split, with the blocks of all.
@@ -39,7 +39,7 @@ class ProbeGroup:
         placement: where the tokens lie, and how training fits beside them.
     """
 
-    cache: TokenCache
+    cache: SplitTokens
     probes: tuple[ProbeSpec, ...]
     protocol: TrainingProtocol
     tokens: CachedTokens
@@ -75,7 +75,7 @@ class ProbeGroup:
 
 
 def plan_groups(
-    cache: TokenCache,
+    cache: SplitTokens,
     wanted: Sequence[tuple[ProbeSpec, TrainingProtocol]],
     memory_bytes: int,
     device: torch.device,
@@ -85,7 +85,7 @@ def plan_groups(
     """Yield groups one after the other: each protocol's probes in their own order.
 
     Args:
-        cache: the train store, which holds the levels and kinds of all.
+        cache: the tokens of the training split, with the levels and kinds of all.
         wanted: probes that are trained, not solved, and the protocol of each.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
@@ -113,7 +113,7 @@ def plan_groups(
 
 
 def make_group(
-    cache: TokenCache,
+    cache: SplitTokens,
     probes: Sequence[ProbeSpec],
     protocol: TrainingProtocol,
     memory_bytes: int,
@@ -131,7 +131,7 @@ def make_group(
     )
 
 
-def candidates_of(cache: TokenCache, named: ProbeSpec) -> tuple[Candidate, ...]:
+def candidates_of(cache: SplitTokens, named: ProbeSpec) -> tuple[Candidate, ...]:
     """Return the candidates of a probe: itself, or the family that its name stands for."""
 
     def row_shape(level: str, kind: str) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from layerbank.cache import TokenCache
 from layerbank.probes import Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
 
 from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, TrainingStarted
@@ -18,6 +17,7 @@ from .probe_groups import ProbeGroup, open_group
 from .probe_sizes import head_of
 from .probe_spec import ProbeSpec
 from .tokens.placement import FEWEST_BUFFER_ROWS
+from .tokens.split_tokens import SplitTokens
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
 
@@ -55,7 +55,7 @@ class Trained:
 
 def train_group(
     group: ProbeGroup,
-    open_test: Callable[[], TokenCache],
+    open_test: Callable[[], SplitTokens],
     journal_of: Callable[[ProbeGroup], Journal | None],
     on_event: OnEvent,
 ) -> list[Trained]:
@@ -132,7 +132,7 @@ def _announce(group: ProbeGroup, on_event: OnEvent, *, again: bool = False) -> N
         )
 
 
-def open_tokens(test: TokenCache, group: ProbeGroup) -> StreamedTokens:
+def open_tokens(test: SplitTokens, group: ProbeGroup) -> StreamedTokens:
     """The test images, with all that the probes of a group read of them."""
     tokens = CachedTokens(test, [one for named in group.probes for one in named.family])
     return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=group.placement.device.type == "cuda")
@@ -141,8 +141,8 @@ def open_tokens(test: TokenCache, group: ProbeGroup) -> StreamedTokens:
 def solve_probe(
     named: ProbeSpec,
     protocol: TrainingProtocol,
-    cache: TokenCache,
-    open_test: Callable[[], TokenCache],
+    cache: SplitTokens,
+    open_test: Callable[[], SplitTokens],
     on_event: OnEvent,
 ) -> Trained:
     """Solve one probe in closed form, by L-BFGS or by its neighbours, or the best of a family, and test it."""
