@@ -2,16 +2,16 @@
 
 Probes that can share passes over the tokens are trained together (`probe_groups.py`). `layerbank.probes.run_sweeps` implements
 the protocol: split, grid, choice on validation, refit, one test. Each probe leaves a folder and one row (`row_folder.py`). The
-test store is opened by the sweep in its last step. A row that results.jsonl holds under the same key is not computed again, and an
-interrupted sweep continues with the missing banks (`sweep_journal.py`). Neither the key nor the result of a probe depends on the
-probes it is trained with, so a group that fails because of one probe is repeated probe by probe (`failing.py`). Post-hoc probes
-(`post_hoc.py`) come last, after their base.
+test store is opened by the sweep in its last step. A row that results.jsonl has under the same key is not computed again while
+its files are as they were written, and an interrupted sweep continues with the missing banks (`sweep_journal.py`). Neither the key
+nor the result of a probe depends on the probes it is trained with, so a group that fails because of one probe is repeated probe by
+probe (`failing.py`). Post-hoc probes (`post_hoc.py`) come last, after their base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +22,18 @@ from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_sto
 from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
 from ..data.sources import ImageSource
-from ..errors import RequestError
-from ..events import OnEvent, ProbeFinished, ignore
+from ..errors import RequestError, WorkError
+from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..extraction.extract import model_differences
 from ..memory import memory_for_probes
 from .failing import Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
 from .probe_spec import ProbeSpec
-from .results import Row, append_row, key_of, read_rows
+from .result_key import ResultKey, data_of
+from .results import Row
+from .results_file import RESULTS, append_row, is_reusable, read_results
+from .row_files import wrong_file
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.token_source import require_arrays
@@ -57,6 +60,11 @@ def run_folder(runs_root: Path, train: Store) -> Path:
 def row_folder(folder: Path, row: Row) -> Path:
     """The folder of a row's probe, predictions and picture: two settings of one probe never share it."""
     return folder / f"{row['probe']}-{row['key'][:8]}"
+
+
+def read_paths(store: Store) -> list[str]:
+    """The stores that a split was read from, below the folder of all stores."""
+    return ["/".join(store.path.parts[-3:])]
 
 
 def check_classes(train: ImageSource, test: ImageSource) -> None:
@@ -142,6 +150,7 @@ def probe(
         RequestError: a store lacks a level or kind, or the two are of different models.
         CacheError: a store is incomplete, damaged, or holds something else.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
+        WorkError: results.jsonl cannot be read.
     """
     check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
@@ -170,7 +179,7 @@ class _Run:
 
     Attributes:
         cache: the open train store.
-        rows: of results.jsonl, by key; a probe that is finished adds its own.
+        rows: those of results.jsonl that may be reused, by key; a probe that is finished adds its own.
         failures: probes that have failed.
     """
 
@@ -188,14 +197,26 @@ class _Run:
         self._config, self._on_event = config, on_event
         self.cache = train.open()
         self.failures = Failures(self.key, fail)
-        self.rows = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
+        self._of_study = ResultKey(
+            data=data_of(train.spec, test.spec),
+            train_views=self.cache.num_views if train.num_views is None else train.num_views,
+            protocol=protocol,
+        )
+        results = read_results(folder / RESULTS)
+        for error in results.skipped:
+            self._report_skipped(error)
+        self.rows = {row["key"]: row for row in results.rows if is_reusable(row)}
         self._clear_journal()  # a run may have been killed just after its last row
+
+    def result_key(self, named: ProbeSpec) -> ResultKey:
+        """Everything that decides a probe's row."""
+        # solved heads compute in float64 by any protocol
+        protocol = replace(self._protocol, compute="float32") if HEADS[named.head].is_solved else self._protocol
+        return replace(self._of_study, protocol=protocol, probe=named)
 
     def key(self, named: ProbeSpec) -> str:
         """The key of a probe's row."""
-        # solved heads compute in float64 by any protocol
-        protocol = replace(self._protocol, compute="float32") if HEADS[named.head].is_solved else self._protocol
-        return key_of({**self._setting(protocol), "probe": asdict(named)})
+        return self.result_key(named).digest
 
     def protocol_of(self, named: ProbeSpec) -> TrainingProtocol:
         """The protocol with what a probe changes of it."""
@@ -215,13 +236,26 @@ class _Run:
             key = self.key(named)
             if named in self.failures:
                 continue
-            if key in self.rows and not retrain:
+            if not retrain and self._has_row(key):
                 self._on_event(ProbeFinished(probe=named.name, row=self.rows[key], reused=True))
                 continue
-            if named.derived is not None and (base_key := self.key(named.derived.base)) not in self.rows:
+            if named.derived is not None and not self._has_row(base_key := self.key(named.derived.base)):
                 missing.setdefault(base_key, named.derived.base)
             missing.setdefault(key, named)
         return list(missing.values())
+
+    def _has_row(self, key: str) -> bool:
+        """Whether there is a row of this key whose files are as they were written; one whose are not is dropped."""
+        if key not in self.rows:
+            return False
+        place = row_folder(self._folder, self.rows[key])
+        if reason := wrong_file(place, self.rows[key]["files"]):
+            del self.rows[key]
+            self._report_skipped(WorkError("probing.damaged_row_files", folder=place, reason=reason))
+        return key in self.rows
+
+    def _report_skipped(self, error: WorkError) -> None:
+        self._on_event(ResultSkipped(where=error.where, expected=error.expected, got=error.got, todo=error.todo))
 
     def train(self, group: ProbeGroup) -> None:
         """Train a group; if it fails because of one of its probes, each by itself."""
@@ -255,33 +289,29 @@ class _Run:
     def keep(self, trained: Trained) -> None:
         """Write the folder and the row of a probe."""
         named = trained.named
-        row: Row = {"key": self.key(named), "setting_of_study": key_of(self._setting(self._protocol))}
+        key = self.result_key(named)
+        row: Row = {"key": key.digest, "setting_of_study": self._of_study.setting, "key_fields": key.fields()}
         row["probe"] = named.name
         if self.cache.num_views:
-            row["train_views"] = self.cache.num_views if self._train.num_views is None else self._train.num_views
+            row["train_views"] = key.train_views
+        row["stores"] = {"train": read_paths(self._train), "test": read_paths(self._test)}
         folder = row_folder(self._folder, row)
         row |= keep_probe(trained, self.cache, self._test.spec, self.open_test, folder, self._config)
         if named.derived is not None:  # its base had to be trained, too
             of_base = self.rows[self.key(named.derived.base)]["cost"]
             row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
-        row = append_row(self._folder / "results.jsonl", row)
+        row = append_row(self._folder / RESULTS, row)
         self.rows[row["key"]] = row
         self._clear_journal()
         self._on_event(ProbeFinished(probe=named.name, row=row, reused=False))
 
     def _journal(self, group: ProbeGroup, search: ProbeSpec | None = None) -> SweepJournal:
         """The journal of a group's sweeps, or of the search of a post-hoc probe by the group of its base."""
-        decisive = {**self._setting(group.protocol), "device": group.placement.device.type}
-        del decisive["test"]  # nothing is chosen on it
+        decisive = replace(self._of_study, protocol=group.protocol).fields() | {"device": group.placement.device.type}
+        del decisive["test_rows"], decisive["test_targets"]  # nothing is chosen on them
         describe = group.describe_choice if search else group.describe
         rows = [self.key(named) for named in ([search] if search else group.probes)]
         return SweepJournal(self._folder / ".sweeps", decisive, describe, rows)
 
     def _clear_journal(self) -> None:
         clear_finished(self._folder / ".sweeps", self.rows.keys())
-
-    def _setting(self, protocol: TrainingProtocol) -> dict[str, Any]:
-        """Everything but the probe that decides a result."""
-        views = {} if self._train.num_views is None else {"train_views": self._train.num_views}
-        stores = {"train": self._train.spec.fingerprint, "test": self._test.spec.fingerprint}
-        return {**stores, "protocol": asdict(protocol), **views}

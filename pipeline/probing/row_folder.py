@@ -11,6 +11,8 @@
     attention.*                     see `attention.py`
 
 Arrays are read with numpy.load, nothing is pickled. Where every setting diverged, the curves are all there is.
+
+All files are on the disk before the row, which holds their digests, refers to them.
 """
 
 from __future__ import annotations
@@ -26,17 +28,22 @@ import numpy as np
 from torch import Tensor
 
 from layerbank.cache import CacheSpec, TokenCache
+from layerbank.cache.atomic_files import sync_folder
 from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
-from .attention import keep_attention, save_arrays
+from .attention import keep_attention
 from .probe_spec import ProbeSpec
 from .results import Row
+from .row_files import digest_files
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
 from .training import Trained
+from .whole_files import save_arrays
 
 CURVES = "curves.npz"
+ATTENTION_FILES = ("attention.json", "attention.npz", "attention.csv", "attention.png")
+FILES = ("probe.safetensors", "probe.json", "test.npz", CURVES, "levels.npz", *ATTENTION_FILES)
 
 
 def keep_probe(
@@ -59,6 +66,8 @@ def keep_probe(
     """
     result, named = trained.result, trained.candidate
     folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # of an earlier training, which may have left others
+        (folder / name).unlink(missing_ok=True)
     attention = None  # the key numbers of an attentive probe's attention map
     if result.probe is not None:
         about = {
@@ -90,7 +99,10 @@ def keep_probe(
     if trained.held_out:
         save_arrays(folder / "levels.npz", **trained.held_out)
     curves = _save_curves(result, folder)
-    return _row(trained, train, test) | {"attention": attention, "curves": curves}
+    for one in (folder, folder.parent):
+        sync_folder(one)
+    files = digest_files(folder, FILES)
+    return _row(trained, train, test) | {"attention": attention, "curves": curves, "files": files}
 
 
 def _save_curves(result: SweepResult, folder: Path) -> str | None:
