@@ -25,6 +25,7 @@ from .errors import (
     StoreLockedError,
     StoreMissingError,
 )
+from .format1 import model_of_format1
 from .gaps import Gap, Gaps, find_gaps, gap_of, ids_of
 from .journal import BatchNotes, Journal
 from .maintenance.catalog import (
@@ -71,6 +72,7 @@ __all__ = [
     "ModelSpec",
     "StoreSpec",
     "RowSet",
+    "model_of_format1",
     "HASH_RULE",
     "ArraySpec",
     "storage_dtypes_text",

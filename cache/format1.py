@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .spec import ModelSpec
+
 VIEWS_MARK = "; views "  # began the part of the transform that described augmented views
 MODEL_FIELDS = ("architecture", "weights", "token_rule", "compute_dtype", "storage_dtype")
 
@@ -49,3 +51,9 @@ def attributes_from_format1(attributes: Mapping[str, Any]) -> dict[str, Any]:
             "attributes": attributes["attributes"] | {"split": spec["split"], "dataset": spec["dataset"]},
         },
     }
+
+
+def model_of_format1(spec: Mapping[str, Any]) -> ModelSpec:
+    """The model in a spec of format 1, as saved probes of that time have it."""
+    transform = spec["transform"].partition(VIEWS_MARK)[0]
+    return ModelSpec(**{name: spec[name] for name in MODEL_FIELDS}, transform=transform, name=spec["backbone"])

@@ -28,6 +28,7 @@ from .events import (
     HashingStarted,
     ProbeFinished,
     ProbeProgress,
+    ResultSkipped,
     StudyFailed,
     TokensOutOfRange,
     TrainingStarted,
@@ -47,6 +48,7 @@ class Listener:
         self._began = self._last_plain = time.monotonic()
         self._last_done = 0
         self._shown_out_of_range: dict[str, int] = {}
+        self._shown_skipped: set[ResultSkipped] = set()
 
     def __enter__(self) -> Listener:
         if self._console.is_terminal and not self._console.quiet:
@@ -78,6 +80,10 @@ class Listener:
                 return
             case TokensOutOfRange() if not self._has_grown(event):
                 return
+            case ResultSkipped() if event in self._shown_skipped:
+                return  # every seed reads the same file
+            case ResultSkipped():
+                self._shown_skipped.add(event)
             case HashingFinished() | ExtractionFinished() | ProbeFinished() | StudyFailed():
                 self._end()
         if text := text_of(event):

@@ -214,6 +214,11 @@ def _(event: events.ProbeFinished) -> str:
 
 
 @text_of.register
+def _(event: events.ResultSkipped) -> str:
+    return f"probe: warning: {event.where}: expected {event.expected}, got {event.got}. {event.todo}"
+
+
+@text_of.register
 def _(event: events.StudyShortOfDiskSpace) -> str:
     return (
         f"study: warning: {counted(event.num_units, 'unit')} still to extract: at least {size(event.needed_bytes)} of "

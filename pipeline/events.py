@@ -311,6 +311,16 @@ class ProbeFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResultSkipped(Event):
+    """A line of results.jsonl, or the files of a row, are not as they were written: the row is not reused."""
+
+    where: str
+    expected: str
+    got: str
+    todo: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyShortOfDiskSpace(Event):
     """The disk does not take all the tokens that a study still lacks; it begins all the same, with what fits."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .ensemble import Ensemble
@@ -42,12 +42,8 @@ def save_probe(folder: str | os.PathLike[str], probe: HeadModule | Ensemble, con
     description = json.dumps({"format": FORMAT, "head": probe.describe(), "config": dict(config)}, indent=2)
     (folder / DESCRIPTION).unlink(missing_ok=True)  # never an old description beside new weights
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in probe.state_dict().items()}
-    staging = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file(weights, staging)
-    _commit(staging, folder / WEIGHTS)
-    staging = folder / f".{DESCRIPTION}.{os.getpid()}"
-    staging.write_text(description + "\n", encoding="utf-8")
-    _commit(staging, folder / DESCRIPTION)
+    _write(folder / WEIGHTS, save(weights))  # save_file gives a file that nobody else may read
+    _write(folder / DESCRIPTION, f"{description}\n".encode())
 
 
 def load_probe(folder: str | os.PathLike[str]) -> tuple[HeadModule | Ensemble, dict[str, Any]]:
@@ -109,7 +105,11 @@ def _check_shapes(file: Path, probe: HeadModule | Ensemble, weights: dict[str, T
         )
 
 
-def _commit(staging: Path, target: Path) -> None:
-    with staging.open("rb") as file:
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
-    os.replace(staging, target)
+    os.replace(staging, path)

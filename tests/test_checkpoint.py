@@ -59,7 +59,7 @@ def test_saving_again_replaces_what_was_there(tmp_path: Path) -> None:
 
 def test_a_save_that_is_cut_short_leaves_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_probe(tmp_path, LinearProbe(7, 3, seed=0), {})
-    monkeypatch.setattr("layerbank.probes.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("layerbank.probes.checkpoint._write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_probe(tmp_path, LinearProbe(7, 3, seed=1), {})
     with pytest.raises(CheckpointMissing):

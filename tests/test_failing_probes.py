@@ -24,7 +24,7 @@ from layerbank.events import Event, ProbeProgress, TrainingStarted
 from layerbank.probes import DataError, Head, SettingError
 from layerbank.probing.probe import Store, probe
 from layerbank.probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
-from layerbank.probing.results import read_rows
+from layerbank.probing.results_file import read_rows
 
 UNFIT = ProbeSpec(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels
 RIDGE = ProbeSpec(name="ridge", head="ridge", levels=("final",), kinds=("cls",))
@@ -49,7 +49,7 @@ def wanted(stores: tuple[Store, Store], tmp_path_factory: pytest.TempPathFactory
 
 
 def by_name(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {row["probe"]: row | {"seconds": None, "together_with": None} for row in rows}
+    return {row["probe"]: row | {"seconds": None, "digest": None, "together_with": None} for row in rows}
 
 
 def started(events: Sequence[Event]) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from layerbank.cache import NotWritableError
 from layerbank.events import Event, OnEvent, StudyUnit, ignore
 from layerbank.executors.executor import Done, Task
 from layerbank.executors.local import LocalExecutor
-from layerbank.probing.results import append_row, read_rows
+from layerbank.probing.results_file import append_row, read_rows
 
 ROOT = Path(__file__).parent.parent
 

@@ -22,7 +22,8 @@ from layerbank.probes import Setting, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import Store, probe, row_folder
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
-from layerbank.probing.results import read_rows, results_table, summarize
+from layerbank.probing.results import results_table, summarize
+from layerbank.probing.results_file import read_rows
 from layerbank.report.saved import SavedHead
 
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")
@@ -67,7 +68,7 @@ def test_the_settings_and_levels_of_this_test_do_differ(made: tuple[Path, dict[s
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**row, "seconds": None, "together_with": None} for row in rows]
+    return [{**row, "seconds": None, "digest": None, "together_with": None} for row in rows]
 
 
 def test_the_base_has_a_row_of_its_own_and_comes_first(made: tuple[Path, dict[str, Any]]) -> None:

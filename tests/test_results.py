@@ -1,30 +1,10 @@
-"""results.jsonl: whole lines, keyed by everything that could change them."""
+"""Rows of results: gains over the reference."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from layerbank.probing.results import append_row, gains, key_of, read_rows
-
-
-def test_rows_come_back_in_the_order_they_were_written(tmp_path: Path) -> None:
-    path = tmp_path / "runs" / "results.jsonl"
-    assert read_rows(path) == []
-    rows = [{"key": "a", "probe": "häuser"}, {"key": "b", "probe": "alf"}]
-    for row in rows:
-        append_row(path, row)
-    assert read_rows(path) == rows
-
-
-def test_a_line_torn_by_a_crash_is_left_out_and_cut_off_before_the_next_row(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    append_row(path, {"key": "a"})
-    with path.open("ab") as file:
-        file.write(b'{"key": "b", "pro')
-    assert read_rows(path) == [{"key": "a"}]
-    append_row(path, {"key": "c"})
-    assert path.read_text() == '{"key": "a"}\n{"key": "c"}\n'
+from layerbank.probing.results import gains, key_of
 
 
 def test_any_change_of_a_setting_changes_its_key() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from photos import TINY_MODEL, write_photos
 
-from layerbank.probing.results import read_rows
+from layerbank.probing.results_file import read_rows
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("seconds", "memory", "together_with")  # all that may differ between two runs
+TIMES = ("seconds", "memory", "together_with", "digest")  # all that may differ between two runs
 PROTOCOL = "epochs = 1\nmin_steps = 6\nlrs = [0.01]\nweight_decays = [1e-4, 0.1]\ndropouts = [0.0]\n"
 PROBES = ["linear-cls", "attn-mid", "attn-mid-smallest", "attn-mid-top2"]
 

@@ -19,7 +19,7 @@ from plugins import install_plugin
 from report_page import ReadPage, require_computed_again
 from study_runs import balanced, write_study
 
-from layerbank.probing.results import read_rows
+from layerbank.probing.results_file import read_rows
 from layerbank.report.figures import FIGURES
 from layerbank.report.report import ReportOptions, make_report
 from layerbank.statistics.paper import MODELS, published_scores
@@ -88,11 +88,11 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path: Path) -> Non
     answer = json.loads(run("report", runs, "--json").stdout)
     assert answer["num_rows"] == 6
     version, broken, torn, missing, duplicates, *_ = answer["left_out"]
-    assert version.endswith(
-        "line 4 is of another version (no backbone, dataset, test, protocol, setting_of_study) and is left out."
-    )
-    assert broken.endswith("line 5 is no JSON and is left out.")
-    assert torn.endswith("the last line was cut short and is left out; run its command again.")
+    assert all(shows(one, "probing.damaged_row") for one in (version, broken, torn))
+    assert f"{results}, line 4:" in version
+    assert "got a row without backbone, dataset, test, protocol, setting_of_study. The line is skipped" in version
+    assert "line 5: expected a row as `layerbank probe` wrote it, got no JSON (" in broken
+    assert "line 6: expected a row as `layerbank probe` wrote it, got a line that was cut short." in torn
     assert missing.startswith(f"No interval for linear-all on {NASTY} (timm/vit, seed 0): ")
     assert duplicates.startswith(NOT_LOOKED_FOR)
     assert "95 %" not in answer["findings"][1]

@@ -15,6 +15,7 @@ the last, block 0 in the first; so the sets `all` of depth 12 and 24 fall into t
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -25,12 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerbank.cache.atomic_files import replace_file
 from layerbank.probes import AttentionStatistics, FusionHead, TokenSource, attention_statistics
 
 from ..errors import RequestError
 from ..models.layers import FINAL
 from .probe_spec import ProbeSpec
+from .whole_files import new_file, save_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,8 @@ def keep_attention(
         "heads": _head_records(statistics, mass_of_head),
     }
     text = json.dumps(description, indent=1) + "\n"
-    replace_file(folder / "attention.json", text.encode(), folder / ".attention.json")
+    with new_file(folder / "attention.json") as file:
+        file.write(text.encode())
     save_arrays(
         folder / "attention.npz",
         sample_ids=np.array(sample_ids),
@@ -110,14 +112,6 @@ def _head_records(statistics: AttentionStatistics, mass_of_head: torch.Tensor) -
         }
         for head, mass in enumerate(mass_of_head)
     ]
-
-
-def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write an NPZ file that appears whole or not at all."""
-    staging = path.with_name(f".{path.name}")
-    with staging.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the flag allow_pickle for one of them
-    staging.replace(path)
 
 
 def summarize(statistics: AttentionStatistics, named: ProbeSpec) -> dict[str, Any]:
@@ -208,12 +202,15 @@ def draw_attention_map(
         color = "black" if share > 0.6 * shares.max() else "white"
         axes.text(level, kind, f"{100 * share:.1f}", ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(image, ax=axes, label="share of attention", format=lambda share, _: f"{share:.1%}", pad=0.01)
-    figure.savefig(path, metadata={"Software": None})
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["level", "kind", "share", "std"])
-        for (level, kind), share in np.ndenumerate(shares.T):
-            writer.writerow([levels[level], kinds[kind], f"{share:.6f}", f"{std[kind, level]:.6f}"])
+    with new_file(path) as picture:
+        figure.savefig(picture, format="png", metadata={"Software": None})
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["level", "kind", "share", "std"])
+    for (level, kind), share in np.ndenumerate(shares.T):
+        writer.writerow([levels[level], kinds[kind], f"{share:.6f}", f"{std[kind, level]:.6f}"])
+    with new_file(path.with_suffix(".csv")) as file:
+        file.write(text.getvalue().encode())
 
 
 def _new_figure(width: float, height: float) -> Figure:

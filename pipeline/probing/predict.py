@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from layerbank.cache import CacheSpec
+from layerbank.cache import ModelSpec, model_of_format1
 from layerbank.probes import load_probe
 
 from ..data.sources import ImageSource
-from ..data.views import evaluation_transform
 from ..errors import RequestError
 from ..events import ImageSkipped, OnEvent, ignore
 from ..extraction.batch_size import choose_batch_size
@@ -30,7 +30,7 @@ from ..models.rounding import float_tokens, round_tokens
 from .probe_spec import ProbeSpec
 from .tokens.token_source import join_tokens
 
-BACKBONE_FIELDS = ("architecture", "weights", "tap", "token_rule", "transform")
+BACKBONE_FIELDS = ("architecture", "weights", "token_rule", "transform")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ class SavedProbe:
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
         self.named = ProbeSpec.from_dict(config["probe"])
         self.class_names: list[str] = config["class_names"]
-        self._spec = CacheSpec.from_dict(config["cache"])
-        _check_backbone(folder, self._spec, self.backbone)
+        self._model = trained_model(config)
+        _check_backbone(folder, self._model, self.backbone)
 
     def predict(
         self,
@@ -123,25 +123,30 @@ class SavedProbe:
                         )
 
     def _rounded(self, tokens: torch.Tensor, kind: str) -> torch.Tensor:
-        dtype = self._spec.dtype_of(kind)
+        dtype = self._model.dtype_of(kind)
         return float_tokens(round_tokens(tokens, dtype).values, dtype)
 
 
-def _check_backbone(folder: Path, spec: CacheSpec, backbone: Backbone) -> None:
+def trained_model(config: Mapping[str, Any]) -> ModelSpec:
+    """The model that a saved probe was trained on, by its `probe.json`; that of a run of format 1 lies among other fields."""
+    if "model_spec" in config:
+        return ModelSpec.from_dict(config["model_spec"])
+    return model_of_format1(config["cache"])
+
+
+def _check_backbone(folder: Path, model: ModelSpec, backbone: Backbone) -> None:
     here = {
         "architecture": backbone.architecture,
         "weights": backbone.weights_digest,
-        "tap": backbone.tap,
         "token_rule": backbone.token_rule,
         "transform": backbone.transform_id,
     }
-    spec = replace(spec, transform=evaluation_transform(spec.transform))  # new images have no views
-    differing = [name for name in BACKBONE_FIELDS if getattr(spec, name) != here[name]]
+    differing = [name for name in BACKBONE_FIELDS if getattr(model, name) != here[name]]
     if differing:
         raise RequestError(
             "probing.other_backbone",
             folder=folder,
-            trained_on="; ".join(f"{name} = {getattr(spec, name)!r}" for name in differing),
+            trained_on="; ".join(f"{name} = {getattr(model, name)!r}" for name in differing),
             found="; ".join(f"{name} = {here[name]!r}" for name in differing),
         )
 

@@ -2,56 +2,46 @@
 
 Probes that can share passes over the tokens are trained together (`probe_groups.py`). `layerbank.probes.run_sweeps` implements
 the protocol: split, grid, choice on validation, refit, one test. Each probe leaves a folder and one row (`row_folder.py`). The
-test store is opened by the sweep in its last step. A row that results.jsonl holds under the same key is not computed again, and an
-interrupted sweep continues with the missing banks (`sweep_journal.py`). Neither the key nor the result of a probe depends on the
-probes it is trained with, so a group that fails because of one probe is repeated probe by probe (`failing.py`). Post-hoc probes
-(`post_hoc.py`) come last, after their base.
+test store is opened by the sweep in its last step. A row that results.jsonl has under the same key is not computed again while
+its files are as they were written, and an interrupted sweep continues with the missing banks (`sweep_journal.py`). Neither the key
+nor the result of a probe depends on the probes it is trained with, so a group that fails because of one probe is repeated probe by
+probe (`failing.py`). Post-hoc probes (`post_hoc.py`) come last, after their base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from layerbank.cache import CacheSpec, DamagedStoreError, TokenCache, verify_store
+from layerbank.cache import DamagedStoreError, verify_store
 from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
 from ..data.sources import ImageSource
-from ..errors import RequestError
-from ..events import OnEvent, ProbeFinished, ignore
-from ..extraction.extract import model_differences
+from ..errors import RequestError, WorkError
+from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
 from .failing import Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
 from .probe_spec import ProbeSpec
-from .results import Row, append_row, key_of, read_rows
+from .result_key import ResultKey, data_of
+from .results import Row
+from .results_file import RESULTS, append_row, is_reusable, read_results
+from .row_files import wrong_file
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
-from .tokens.token_source import require_arrays
+from .tokens.split_tokens import SplitRequest, SplitTokens
 from .training import Trained, large_blocks_returned, solve_probe, train_group
 
 
-class Store(NamedTuple):
-    """Where a split's tokens lie, what they must be, and how many views of an image to use beside the centre one (None: all)."""
-
-    path: Path
-    spec: CacheSpec
-    num_views: int | None = None
-
-    def open(self) -> TokenCache:
-        """The store, with the rows that are to be used."""
-        return TokenCache.open(self.path, self.spec, num_views=self.num_views)
-
-
-def run_folder(runs_root: Path, train: Store) -> Path:
-    """The folder of all results of a train store: RUNS/<data set>/<name of the store>."""
-    return runs_root / train.spec.dataset / train.path.stem
+def run_folder(runs_root: Path, train: SplitRequest) -> Path:
+    """The folder of all results of a model and a data set: RUNS/<data set>/<model>-<first 8 of its digest>."""
+    return runs_root / train.record.dataset / train.model.folder("").name
 
 
 def row_folder(folder: Path, row: Row) -> Path:
@@ -86,33 +76,34 @@ def check_train_views(train_views: int | None, num_views: int) -> None:
         raise RequestError("probing.too_few_views", train_views=train_views, num_views=num_views)
 
 
-def check_one_model(train: Store, test: Store) -> None:
-    """Raise RequestError unless both splits were computed by one model in one precision."""
-    if different := model_differences(train.spec, test.spec):
+def check_one_model(train: SplitRequest, test: SplitRequest) -> None:
+    """Raise RequestError unless both splits are of one model in one precision, and of one tap."""
+    different = [one.field for one in train.model.difference(test.model)]
+    if different:
         of_train, of_test = (
-            ", ".join(f"{name} = {getattr(store.spec, name)}" for name in different) for store in (train, test)
+            ", ".join(f"{name} = {getattr(one.model, name)}" for name in different) for one in (train, test)
         )
-        raise RequestError(
-            "probing.different_models", test=test.path, train=train.path, train_model=of_train, test_model=of_test
-        )
+        names = {"train": train.name, "test": test.name}
+        raise RequestError("probing.different_models", **names, train_model=of_train, test_model=of_test)
 
 
-def verify_arrays(stores: Sequence[Store], arrays: Sequence[tuple[str, str]]) -> None:
-    """Read the token arrays that are about to be used, and all that belongs to every store, against their checksums.
+def verify_tokens(splits: Sequence[SplitRequest]) -> None:
+    """Read the token arrays that are about to be used, and all that belongs to their stores, against the checksums.
 
     Raises:
+        MissingRowsError: some images have no tokens.
         DamagedStoreError: a file is not as it was written; names the rows of each level and kind.
     """
-    for path in (store.path for store in stores):
-        damages = verify_store(path, only=arrays)
+    for store in dict.fromkeys(store for split in splits for store in split.open().stores):
+        damages = verify_store(store, only=splits[0].arrays)
         if damages:
             shown = "; ".join(map(str, damages[:3])) + (f" and {len(damages) - 3} more" if len(damages) > 3 else "")
-            raise DamagedStoreError("probing.damaged_store", store=path, damages=shown)
+            raise DamagedStoreError("probing.damaged_store", store=store, damages=shown)
 
 
 def probe(
-    train: Store,
-    test: Store,
+    train: SplitRequest,
+    test: SplitRequest,
     named_probes: Sequence[ProbeSpec],
     protocol: TrainingProtocol,
     folder: Path,
@@ -127,7 +118,7 @@ def probe(
     """Train probes and return their rows, in the given order.
 
     Args:
-        train, test: stores of the two splits, by the same backbone.
+        train, test: the two splits, of the same model.
         named_probes: what to train.
         protocol: grid, schedule, seed.
         folder: where results.jsonl goes, and a folder a row.
@@ -139,9 +130,10 @@ def probe(
         on_event: called with what happens.
 
     Raises:
-        RequestError: a store lacks a level or kind, or the two are of different models.
-        CacheError: a store is incomplete, damaged, or holds something else.
+        RequestError: the two splits are of different models.
+        CacheError: some images have no tokens, or a store is damaged.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
+        WorkError: results.jsonl cannot be read.
     """
     check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
@@ -169,15 +161,15 @@ class _Run:
     """One call of `probe`.
 
     Attributes:
-        cache: the open train store.
-        rows: of results.jsonl, by key; a probe that is finished adds its own.
+        cache: the tokens of the training split.
+        rows: those of results.jsonl that may be reused, by key; a probe that is finished adds its own.
         failures: probes that have failed.
     """
 
     def __init__(
         self,
-        train: Store,
-        test: Store,
+        train: SplitRequest,
+        test: SplitRequest,
         protocol: TrainingProtocol,
         folder: Path,
         config: dict[str, Any],
@@ -188,40 +180,62 @@ class _Run:
         self._config, self._on_event = config, on_event
         self.cache = train.open()
         self.failures = Failures(self.key, fail)
-        self.rows = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
+        self._of_study = ResultKey(
+            data=data_of(train, test),
+            train_views=train.num_views,
+            protocol=protocol,
+        )
+        results = read_results(folder / RESULTS)
+        for error in results.skipped:
+            self._report_skipped(error)
+        self.rows = {row["key"]: row for row in results.rows if is_reusable(row)}
         self._clear_journal()  # a run may have been killed just after its last row
+
+    def result_key(self, named: ProbeSpec) -> ResultKey:
+        """Everything that decides a probe's row."""
+        # solved heads compute in float64 by any protocol
+        protocol = replace(self._protocol, compute="float32") if HEADS[named.head].is_solved else self._protocol
+        return replace(self._of_study, protocol=protocol, probe=named)
 
     def key(self, named: ProbeSpec) -> str:
         """The key of a probe's row."""
-        # solved heads compute in float64 by any protocol
-        protocol = replace(self._protocol, compute="float32") if HEADS[named.head].is_solved else self._protocol
-        return key_of({**self._setting(protocol), "probe": asdict(named)})
+        return self.result_key(named).digest
 
     def protocol_of(self, named: ProbeSpec) -> TrainingProtocol:
         """The protocol with what a probe changes of it."""
         return replace(self._protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
 
-    def open_test(self) -> TokenCache:
-        """The test store, the centre view of each image alone."""
-        return self._test._replace(num_views=0).open()
+    def open_test(self) -> SplitTokens:
+        """The tokens of the test split, the centre view of each image alone."""
+        return self._test.with_views(0).open()
 
     def find_missing(self, probes: Sequence[ProbeSpec], *, retrain: bool) -> list[ProbeSpec]:
         """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
         missing: dict[str, ProbeSpec] = {}
         for named in probes:
-            with self.failures.of(named):
-                require_arrays(list(self.cache.arrays), named, self._train.path)
-        for named in probes:
             key = self.key(named)
             if named in self.failures:
                 continue
-            if key in self.rows and not retrain:
+            if not retrain and self._has_row(key):
                 self._on_event(ProbeFinished(probe=named.name, row=self.rows[key], reused=True))
                 continue
-            if named.derived is not None and (base_key := self.key(named.derived.base)) not in self.rows:
+            if named.derived is not None and not self._has_row(base_key := self.key(named.derived.base)):
                 missing.setdefault(base_key, named.derived.base)
             missing.setdefault(key, named)
         return list(missing.values())
+
+    def _has_row(self, key: str) -> bool:
+        """Whether there is a row of this key whose files are as they were written; one whose are not is dropped."""
+        if key not in self.rows:
+            return False
+        place = row_folder(self._folder, self.rows[key])
+        if reason := wrong_file(place, self.rows[key]["files"]):
+            del self.rows[key]
+            self._report_skipped(WorkError("probing.damaged_row_files", folder=place, reason=reason))
+        return key in self.rows
+
+    def _report_skipped(self, error: WorkError) -> None:
+        self._on_event(ResultSkipped(where=error.where, expected=error.expected, got=error.got, todo=error.todo))
 
     def train(self, group: ProbeGroup) -> None:
         """Train a group; if it fails because of one of its probes, each by itself."""
@@ -255,33 +269,32 @@ class _Run:
     def keep(self, trained: Trained) -> None:
         """Write the folder and the row of a probe."""
         named = trained.named
-        row: Row = {"key": self.key(named), "setting_of_study": key_of(self._setting(self._protocol))}
+        key = self.result_key(named)
+        row: Row = {"key": key.digest, "setting_of_study": self._of_study.setting, "key_fields": key.fields()}
         row["probe"] = named.name
-        if self.cache.num_views:
-            row["train_views"] = self.cache.num_views if self._train.num_views is None else self._train.num_views
+        if key.train_views:
+            row["train_views"] = key.train_views
         folder = row_folder(self._folder, row)
-        row |= keep_probe(trained, self.cache, self._test.spec, self.open_test, folder, self._config)
+        test = self.open_test()
+        splits = {"train": self.cache, "test": test}
+        row["images"] = {name: tokens.record.save(self._folder) for name, tokens in splits.items()}
+        row["stores"] = {name: tokens.store_names for name, tokens in splits.items()}
+        row |= keep_probe(trained, self.cache, test, folder, self._config | {"images": row["images"]})
         if named.derived is not None:  # its base had to be trained, too
             of_base = self.rows[self.key(named.derived.base)]["cost"]
             row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
-        row = append_row(self._folder / "results.jsonl", row)
+        row = append_row(self._folder / RESULTS, row)
         self.rows[row["key"]] = row
         self._clear_journal()
         self._on_event(ProbeFinished(probe=named.name, row=row, reused=False))
 
     def _journal(self, group: ProbeGroup, search: ProbeSpec | None = None) -> SweepJournal:
         """The journal of a group's sweeps, or of the search of a post-hoc probe by the group of its base."""
-        decisive = {**self._setting(group.protocol), "device": group.placement.device.type}
-        del decisive["test"]  # nothing is chosen on it
+        decisive = replace(self._of_study, protocol=group.protocol).fields() | {"device": group.placement.device.type}
+        del decisive["test_rows"], decisive["test_targets"]  # nothing is chosen on them
         describe = group.describe_choice if search else group.describe
         rows = [self.key(named) for named in ([search] if search else group.probes)]
         return SweepJournal(self._folder / ".sweeps", decisive, describe, rows)
 
     def _clear_journal(self) -> None:
         clear_finished(self._folder / ".sweeps", self.rows.keys())
-
-    def _setting(self, protocol: TrainingProtocol) -> dict[str, Any]:
-        """Everything but the probe that decides a result."""
-        views = {} if self._train.num_views is None else {"train_views": self._train.num_views}
-        stores = {"train": self._train.spec.fingerprint, "test": self._test.spec.fingerprint}
-        return {**stores, "protocol": asdict(protocol), **views}

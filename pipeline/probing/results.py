@@ -1,7 +1,6 @@
 """The results of probing: rows of results.jsonl, and the table that a terminal shows of them.
 
-A row is one JSON line. Its `key` digests the probe, the whole training protocol and the identity of both stores: a row with the
-same key is the same result and is reused; a row with any other key is never touched. Two runs of one key differ in times only.
+A row with the same `key` (`result_key.py`) is the same result and is reused. Two runs of one key differ in times only.
 
 In a table, rows that differ in nothing but their seed become one line: the mean and the standard deviation (of n - 1) over the
 seeds, and how often each value was chosen. Seeds that diverged are counted, and are part of no mean.
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,13 +17,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from filelock import FileLock
-
 from ..models.layers import short_levels
 from .probe_spec import REFERENCE
 
 Row = dict[str, Any]
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
+SEEDS = ("split.seed", "protocol.seed")
+"""Fields of a key in which the rows of one probe differ from seed to seed."""
 _SHORT = {"weight_decay": "wd", "num_neighbors": "k"}
 
 
@@ -37,33 +35,6 @@ def key_of(setting: dict[str, Any]) -> str:
     """
     text = json.dumps(setting, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a results file, [] if there is none. A last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def append_row(path: Path, row: Row) -> Row:
-    """Append one line and wait until it is on the disk; a torn last line is cut off first.
-
-    A lock file keeps processes that append to one file from writing into each other's lines.
-
-    Returns:
-        The row as `read_rows` will give it: JSON has no tuples.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row, ensure_ascii=False)
-    with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    again: Row = json.loads(line)
-    return again
 
 
 def gains(rows: Iterable[Row]) -> dict[str, float]:
@@ -152,13 +123,8 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
     gain_of = gains(rows)
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        protocol = {name: value for name, value in row["protocol"].items() if name != "seed"}
-        stores = [row["train_fingerprint"], row["test_fingerprint"]]
-        # what validation chose may differ from seed to seed
-        chosen = row.get("candidate") is not None or row.get("derived") is not None
-        names = ("probe",) if chosen else ("probe", "head", "levels", "kinds", "num_heads", "normalize")
-        same = {name: row[name] for name in names}
-        groups.setdefault(key_of({**same, "protocol": protocol, "stores": stores}), []).append(row)
+        same = row["key_fields"] if "key_fields" in row else _fields_of_format_1(row)
+        groups.setdefault(key_of({name: same[name] for name in same if name not in SEEDS}), []).append(row)
     return [
         Summary(
             rows=tuple(group),
@@ -168,6 +134,15 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
         )
         for group in groups.values()
     ]
+
+
+def _fields_of_format_1(row: Row) -> dict[str, Any]:
+    """The fields that distinguish rows without `key_fields`."""
+    # what validation chose may differ from seed to seed
+    chosen = row.get("candidate") is not None or row.get("derived") is not None
+    names = ("probe",) if chosen else ("probe", "head", "levels", "kinds", "num_heads", "normalize")
+    protocol = {f"protocol.{name}": value for name, value in row["protocol"].items()}
+    return {name: row[name] for name in (*names, "train_fingerprint", "test_fingerprint")} | protocol
 
 
 def results_table(rows: Sequence[Row]) -> list[list[str]]:

@@ -11,11 +11,13 @@
     attention.*                     see `attention.py`
 
 Arrays are read with numpy.load, nothing is pickled. Where every setting diverged, the curves are all there is.
+
+All files are on the disk before the row, which holds their digests, refers to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from math import prod
@@ -25,25 +27,29 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from layerbank.cache import CacheSpec, TokenCache
+from layerbank.cache.atomic_files import sync_folder
 from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
-from .attention import keep_attention, save_arrays
+from .attention import keep_attention
 from .probe_spec import ProbeSpec
-from .results import Row
+from .results import Row, key_of
+from .row_files import digest_files
 from .tokens.placement import FEWEST_BUFFER_ROWS
+from .tokens.split_tokens import SplitTokens
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
 from .training import Trained
+from .whole_files import save_arrays
 
 CURVES = "curves.npz"
+ATTENTION_FILES = ("attention.json", "attention.npz", "attention.csv", "attention.png")
+FILES = ("probe.safetensors", "probe.json", "test.npz", CURVES, "levels.npz", *ATTENTION_FILES)
 
 
 def keep_probe(
     trained: Trained,
-    train: TokenCache,
-    test: CacheSpec,
-    open_test: Callable[[], TokenCache],
+    train: SplitTokens,
+    test: SplitTokens,
     folder: Path,
     config: dict[str, Any],
 ) -> Row:
@@ -51,26 +57,27 @@ def keep_probe(
 
     Args:
         trained: the result of the probe.
-        train: the train store.
-        test: the identity of the test store.
-        open_test: opens it; called if there is a probe to run on its images.
+        train, test: the tokens of the two splits.
         folder: folder of the row.
         config: what is needed to run the backbone again, kept with the probe.
     """
     result, named = trained.result, trained.candidate
     folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # of an earlier training, which may have left others
+        (folder / name).unlink(missing_ok=True)
     attention = None  # the key numbers of an attentive probe's attention map
     if result.probe is not None:
         about = {
             **config,
             "probe": _plain(named) | {"num_heads": result.head.num_heads},
-            "class_names": train.attributes["class_names"],
-            "cache": train.spec.to_dict(),
-            "test_cache": test.to_dict(),
+            "class_names": train.class_names,
+            "dataset": train.record.dataset,
+            "model_spec": train.model.to_dict(),
+            "tap": train.request.tap,
             "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
         }
         save_probe(folder, result.probe, about)
-        tokens = CachedTokens(open_test(), named)
+        tokens = CachedTokens(test, named)
         sample_ids = tokens.sample_ids
         assert result.test_logits is not None
         save_arrays(
@@ -85,12 +92,15 @@ def keep_probe(
                 for kind in named.kinds
             ]
             source = StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS)
-            title = f"{named.name} on {train.spec.dataset} ({train.spec.backbone}): attention on the test images"
+            title = f"{named.name} on {train.record.dataset} ({train.model.name}): attention on the test images"
             attention = keep_attention(result.probe, source, named, tokens_per_kind, sample_ids, folder, title)
     if trained.held_out:
         save_arrays(folder / "levels.npz", **trained.held_out)
     curves = _save_curves(result, folder)
-    return _row(trained, train, test) | {"attention": attention, "curves": curves}
+    for one in (folder, folder.parent):
+        sync_folder(one)
+    files = digest_files(folder, FILES)
+    return _row(trained, train, test) | {"attention": attention, "curves": curves, "files": files}
 
 
 def _save_curves(result: SweepResult, folder: Path) -> str | None:
@@ -107,14 +117,14 @@ def _save_curves(result: SweepResult, folder: Path) -> str | None:
     return CURVES
 
 
-def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
+def _row(trained: Trained, train: SplitTokens, test: SplitTokens) -> Row:
     """A line of results.jsonl without its keys; accuracies in [0, 1], null where every setting diverged."""
-    result, named, train = trained.result, trained.candidate, store.spec
+    result, named = trained.result, trained.candidate
     return {
-        "backbone": train.backbone,
-        "dataset": train.dataset,
-        "train_fingerprint": train.fingerprint,
-        "test_fingerprint": test.fingerprint,
+        "backbone": train.model.name,
+        "dataset": train.record.dataset,
+        "train_fingerprint": fingerprint(train),
+        "test_fingerprint": fingerprint(test),
         "head": named.head,
         "levels": list(named.levels),
         "kinds": list(named.kinds),
@@ -139,14 +149,14 @@ def _row(trained: Trained, store: TokenCache, test: CacheSpec) -> Row:
         "refit": _plan(result.refit),
         "protocol": asdict(trained.protocol),
         "compute": None if HEADS[named.head].is_solved else trained.protocol.compute,
-        "cost": _cost(trained, store),
+        "cost": _cost(trained, train),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "together_with": list(trained.together_with),
         "memory": trained.memory,
     }
 
 
-def _cost(trained: Trained, train: TokenCache) -> dict[str, int]:
+def _cost(trained: Trained, train: SplitTokens) -> dict[str, int]:
     """The cost of the training, and the number of tokens that the probe reads of an image."""
     result = trained.result
     num_refits = 0 if result.refit is None else trained.num_refits
@@ -157,6 +167,11 @@ def _cost(trained: Trained, train: TokenCache) -> dict[str, int]:
         "probe_steps": sum(rung.probe_steps for rung in result.rungs) + refit_steps,
         "tokens_read": sum(prod(shape[:-1]) for shape in shapes),
     }
+
+
+def fingerprint(tokens: SplitTokens) -> str:
+    """32 hex digits: the digest of the model and of the images of a split."""
+    return key_of({"model": tokens.model.digest, "images": tokens.record.images.digest})
 
 
 def _settings(scores: Sequence[SettingScore]) -> list[dict[str, Any]]:

@@ -6,14 +6,11 @@ only a folder without any usable row is an error. `scores.table_of` decides whic
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import RequestError, WorkError
 from ..probing.results import Row
-
-RESULTS = "results.jsonl"
-NEEDED = ("key", "probe", "backbone", "dataset", "test", "protocol", "setting_of_study")
+from ..probing.results_file import RESULTS, read_results
 
 
 def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
@@ -39,7 +36,13 @@ def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
     folders: dict[str, Path] = {}
     notes: list[str] = []
     for path in paths:
-        for row in _rows_of(path, notes):
+        try:
+            results = read_results(path)
+        except WorkError as error:
+            notes.append(str(error))
+            continue
+        notes += map(str, results.skipped)
+        for row in results.rows:
             if row["key"] in folders and folders[row["key"]].parent != path.parent:
                 notes.append(f"{path}: {row['probe']} is also in {folders[row['key']].parent}; the first counts.")
                 continue
@@ -48,22 +51,3 @@ def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
     if not found:
         raise WorkError("report.no_readable_results", runs=runs, reasons=" ".join(notes) or "empty files")
     return list(found.values()), folders, notes
-
-
-def _rows_of(path: Path, notes: list[str]) -> list[Row]:
-    *lines, rest = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            notes.append(f"{path}: line {number} is no JSON and is left out.")
-            continue
-        missing = [name for name in NEEDED if name not in row] if isinstance(row, dict) else list(NEEDED)
-        if missing:
-            notes.append(f"{path}: line {number} is of another version (no {', '.join(missing)}) and is left out.")
-        else:
-            rows.append(row)
-    if rest:
-        notes.append(f"{path}: the last line was cut short and is left out; run its command again.")
-    return rows

@@ -107,6 +107,20 @@ class SplitTokens:
         return self.request.record
 
     @property
+    def model(self) -> ModelSpec:
+        return self.request.model
+
+    @property
+    def num_views(self) -> int:
+        """Augmented views of an image, beside the centre view."""
+        return self.request.num_views
+
+    @property
+    def store_names(self) -> list[str]:
+        """The stores that are read, below the cache folder."""
+        return [path.relative_to(self.request.cache_root).as_posix() for path in self.stores]
+
+    @property
     def class_names(self) -> list[str]:
         return list(self.record.class_names)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from layerbank.cache import TokenArray
 from layerbank.probes import HEADS, ArraySource, ColumnBlock, Reading, l2_normalize_
 from layerbank.probes.workspace import Workspace
 
-from ...errors import RequestError
 from ...models.rounding import STORAGE_DTYPES, float_tokens
 from ..probe_spec import TOKEN_AXIS, ProbeSpec
 from .split_tokens import SplitTokens
@@ -247,25 +245,6 @@ def join_tokens(probe: ProbeSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor
     out = torch.empty(len(parts[0]), *reading.token_shape)
     _fill(out, rows, reading, parts)
     return out
-
-
-def require_arrays(cache_arrays: Sequence[tuple[str, str]], probe: ProbeSpec, store: Path) -> None:
-    """Refuse a store that lacks a level or kind of the probe.
-
-    Raises:
-        RequestError: names what is missing.
-    """
-    missing = ["/".join(array) for array in probe.arrays if array not in cache_arrays]
-    if missing:
-        kinds = dict.fromkeys(kind for _, kind in probe.arrays)
-        raise RequestError(
-            "probing.missing_arrays",
-            probe=probe.name,
-            store=store,
-            arrays=", ".join(missing),
-            num_arrays=len(cache_arrays),
-            kinds=",".join(kinds),
-        )
 
 
 def _fill(out: torch.Tensor, rows: TokenRows, reading: Reading, parts: Iterable[torch.Tensor]) -> None:

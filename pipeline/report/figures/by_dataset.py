@@ -71,6 +71,8 @@ def draw_table(table: DatasetTable, stem: Path) -> Path:
 def _make(data: ReportData) -> list[Block]:
     """Means over models and seeds; the picture of the table is for papers and has no place on the page."""
     table = data.dataset_table
+    if not table.probes:  # every setting of every probe diverged
+        return []
     data.draw("by-dataset", lambda stem: draw_table(table, stem), alt="", caption=table.note)
     lines: list[list[str | Cell]] = []
     for dataset, cells in table.lines.items():

@@ -1,0 +1,217 @@
+"""The key of a result: every field that decides it, by name, and the table of values that a key leaves out.
+
+A key is the digest of its fields. The decision taken here: a field is left out of the digest only if it has the value that
+`KEY_TABLE` gives it. That value is frozen when the field is introduced: results were computed with it before there was the field.
+So a new field, or another default of an old one, never changes the key of a saved row, and no two settings share a key.
+`tests/test_result_key.py` pins the table and some digests.
+
+Device, memory, number of workers and paths are in no key. The name of a probe is, as it was written: a row is reported under its
+name, so `linear@final` and `linear-cls` have a row each, although they are the same probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from .probe_spec import ProbeSpec, SmallestLevels
+from .results import key_of
+
+if TYPE_CHECKING:
+    from layerbank.probes import TrainingProtocol
+
+    from .tokens.split_tokens import SplitRequest
+
+ALGORITHM = 1
+"""Raised when a change of numerics changes results; the rows before are then computed again."""
+
+ALWAYS: Any = object()  # in the table: the field is never left out
+
+KEY_TABLE: Mapping[str, Any] = {
+    "algorithm": ALWAYS,
+    "model": ALWAYS,
+    "tap": ALWAYS,
+    "train_rows": ALWAYS,
+    "test_rows": ALWAYS,
+    "train_targets": ALWAYS,
+    "test_targets": ALWAYS,
+    "train_views": 0,
+    "task": "classification",
+    "metric": "balanced_accuracy",
+    "split.rule": "fraction of each class",
+    "split.validation_fraction": ALWAYS,
+    "split.seed": ALWAYS,
+    "protocol.lrs": ALWAYS,
+    "protocol.weight_decays": ALWAYS,
+    "protocol.dropouts": ALWAYS,
+    "protocol.epochs": ALWAYS,
+    "protocol.min_steps": ALWAYS,
+    "protocol.batch_size": ALWAYS,
+    "protocol.jitter_std": ALWAYS,
+    "protocol.jitter_probability": ALWAYS,
+    "protocol.jitter_validation": False,
+    "protocol.clip_norm": ALWAYS,
+    "protocol.min_lr": ALWAYS,
+    "protocol.penalties": ALWAYS,
+    "protocol.num_neighbors": ALWAYS,
+    "protocol.sweep": "full",
+    "protocol.compute": "float32",
+    "protocol.seed": ALWAYS,
+    "probe.name": ALWAYS,
+    "probe.head": ALWAYS,
+    "probe.levels": ALWAYS,
+    "probe.kinds": ALWAYS,
+    "probe.num_heads": None,
+    "probe.normalize": "width",
+    "probe.protocol": {},
+    "probe.candidates": [],
+    "probe.derived": None,
+}
+
+_NOT_DECISIVE = ("depth",)  # of a ProbeSpec; the model decides it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataKey:
+    """What a probe is trained and tested on, as digests.
+
+    Attributes:
+        model: the model and how its tokens are computed and stored.
+        tap: where in a block the tokens are read.
+        train_rows, test_rows: the rows of each split, in order.
+        train_targets, test_targets: `digest_targets` of each split.
+    """
+
+    model: str
+    tap: str
+    train_rows: str
+    test_rows: str
+    train_targets: str
+    test_targets: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultKey:
+    """Every field that decides a result.
+
+    Attributes:
+        data: model, rows and targets.
+        train_views: views of each training image beside the centre one.
+        protocol: the training protocol with its matmul precision resolved; its seed is that of the split, too.
+        probe: None for what all probes of a study have in common.
+        task, metric: what is learnt, and by which score a setting is chosen.
+        split: how validation images are chosen.
+        algorithm: version of the numerics.
+    """
+
+    data: DataKey
+    train_views: int = 0
+    protocol: TrainingProtocol
+    probe: ProbeSpec | None = None
+    task: str = "classification"
+    metric: str = "balanced_accuracy"
+    split: str = "fraction of each class"
+    algorithm: int = ALGORITHM
+
+    def fields(self) -> dict[str, Any]:
+        """Name -> JSON value of every field that the digest does not leave out, in the order of the table."""
+        protocol = asdict(self.protocol)
+        values = {
+            "algorithm": self.algorithm,
+            **asdict(self.data),
+            "train_views": self.train_views,
+            "task": self.task,
+            "metric": self.metric,
+            "split.rule": self.split,
+            "split.validation_fraction": protocol.pop("validation_fraction"),
+            "split.seed": self.protocol.seed,
+            **{f"protocol.{name}": value for name, value in protocol.items()},
+        }
+        if self.probe is not None:
+            values |= {f"probe.{name}": value for name, value in _probe_values(self.probe).items()}
+        return _without_frozen(values)
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits: the `key` of a row."""
+        return key_of(self.fields())
+
+    @property
+    def setting(self) -> str:
+        """The digest of everything but the probe: results of one setting can be compared."""
+        return replace(self, probe=None).digest
+
+
+def data_of(train: SplitRequest, test: SplitRequest) -> DataKey:
+    """The data of two splits: rows and targets without names, places and stores."""
+    return DataKey(
+        model=train.model.digest,
+        tap=train.tap,
+        train_rows=train.record.images.digest
+        if not train.rule
+        else key_of({"images": train.record.images.digest, "views": train.rule.describe()}),
+        test_rows=test.record.images.digest,
+        train_targets=train.record.targets_digest,
+        test_targets=test.record.targets_digest,
+    )
+
+
+def digest_targets(values: NDArray[Any], class_names: Sequence[str] = (), kind: str = "class") -> str:
+    """The digest of targets.
+
+    Args:
+        values: one for each row, in the order of the rows.
+        class_names: names of the classes, in the order of their numbers.
+        kind: type of the targets.
+
+    >>> digest_targets(np.array([0, 1]), ("cat", "dog")) == digest_targets(np.array([0, 1], np.int32), ("cat", "dog"))
+    True
+    """
+    if values.dtype.kind in "iub":  # labels of one data set may come in integers of any width
+        values = values.astype(np.int64)
+    content = xxhash.xxh3_128_hexdigest(values.astype(values.dtype.newbyteorder("<")).tobytes())
+    about = {"kind": kind, "dtype": values.dtype.kind, "shape": list(values.shape), "class_names": list(class_names)}
+    return key_of({**about, "values": content})
+
+
+def _probe_values(probe: ProbeSpec) -> dict[str, Any]:
+    """Field -> JSON value; probes within a probe by the same table."""
+    values = {one.name: getattr(probe, one.name) for one in fields(probe) if one.name not in _NOT_DECISIVE}
+    values["candidates"] = [_inner(one) for one in probe.candidates]
+    if probe.derived is not None:
+        rule = "smallest" if isinstance(probe.derived, SmallestLevels) else "top"
+        more = {one.name: getattr(probe.derived, one.name) for one in fields(probe.derived) if one.name != "base"}
+        values["derived"] = {"rule": rule, **more, "base": _inner(probe.derived.base)}
+    return values
+
+
+def _inner(probe: ProbeSpec) -> dict[str, Any]:
+    named = {f"probe.{name}": value for name, value in _probe_values(probe).items()}
+    return {name.removeprefix("probe."): value for name, value in _without_frozen(named).items()}
+
+
+def _without_frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values in the order of the table, without those that equal the frozen one; a field must be in the table."""
+    plain = {name: _plain(value) for name, value in values.items()}
+    unknown = plain.keys() - KEY_TABLE.keys()
+    assert not unknown, f"add to KEY_TABLE, with the value that had its effect so far: {sorted(unknown)}"
+    kept = [name for name, frozen in KEY_TABLE.items() if name in plain and not _is_frozen(plain[name], frozen)]
+    return {name: plain[name] for name in kept}
+
+
+def _is_frozen(value: Any, frozen: Any) -> bool:
+    return frozen is not ALWAYS and type(value) is type(frozen) and bool(value == frozen)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: objects and lists."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return value

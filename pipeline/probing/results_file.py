@@ -1,0 +1,171 @@
+"""results.jsonl: one JSON object a line, a row each, appended and never changed.
+
+    {"format": 2, "layerbank": "0.2.0", "key": ..., "key_fields": {...}, ..., "stores": {...}, "files": {...}, "digest": ...}
+
+`key` is the digest of `key_fields` (`result_key.py`), `digest` that of the row without itself, `files` has one for each file in the
+folder of the row. Rows of format 1 have none of these fields: a report shows them, `layerbank probe` never reuses them.
+
+The decision taken here: a line is believed or skipped as a whole. Lines that are cut short, changed, foreign or of a newer format
+are named by file and line and skipped; they stop nothing and are not removed. Fields that are not known are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+from .. import __version__
+from ..errors import WorkError
+from .results import Row, key_of
+from .row_fields import wrong_field
+
+FORMAT = 2
+RESULTS = "results.jsonl"
+_ONLY_NEWER = ("layerbank", "key_fields", "files", "digest")  # fields that no row of format 1 has
+_TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsFile:
+    """What a file holds.
+
+    Attributes:
+        rows: rows of all formats that can be read, in the order of their lines.
+        skipped: why each other line was skipped.
+    """
+
+    rows: tuple[Row, ...]
+    skipped: tuple[WorkError, ...]
+
+
+def read_results(path: Path) -> ResultsFile:
+    """Read a results file; without one there are no rows.
+
+    Raises:
+        WorkError: it is there and cannot be read.
+    """
+    if not path.exists():
+        return ResultsFile(rows=(), skipped=())
+    try:
+        if not path.is_file():
+            raise OSError("it is not a file")
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise WorkError("probing.unreadable_results", path=path, reason=error.strerror or error) from error
+    rows, skipped = [], []
+    for number, line in enumerate([*lines, last], 1):
+        if line.strip():
+            try:
+                rows.append(_read_line(path, number, line, is_torn=number > len(lines)))
+            except WorkError as error:
+                skipped.append(error)
+    return ResultsFile(rows=tuple(rows), skipped=tuple(skipped))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file that can be read."""
+    return list(read_results(path).rows)
+
+
+def append_row(path: Path, row: Row) -> Row:
+    """Append a row with its format, version and digest, and wait until it is on the disk; a torn last line is cut off first.
+
+    A lock file keeps processes that append to one file from writing into each other's lines.
+
+    Returns:
+        The row as `read_results` will give it: JSON has no tuples.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written: Row = json.loads(json.dumps({"format": FORMAT, "layerbank": __version__, **row}))
+    written["digest"] = digest_of(written)
+    line = json.dumps(written, ensure_ascii=False)
+    with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
+        _end_last_line(file)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return written
+
+
+def digest_of(row: Row) -> str:
+    """The digest of a row: of its canonical JSON, without the field `digest`."""
+    return key_of({name: value for name, value in row.items() if name != "digest"})
+
+
+def is_reusable(row: Row) -> bool:
+    """Whether `layerbank probe` may reuse it: rows of format 1 have no digest."""
+    return row.get("format") == FORMAT
+
+
+def _read_line(path: Path, number: int, line: bytes, *, is_torn: bool) -> Row:
+    """The row of a line.
+
+    Raises:
+        WorkError: the line is no row, or one of a newer format.
+    """
+    try:
+        row = json.loads(line.decode())  # not as bytes: those may hold lone surrogates
+    except (ValueError, RecursionError) as error:
+        reason = "a line that was cut short" if is_torn else f"no JSON ({error})"
+        raise WorkError("probing.damaged_row", path=path, line=number, reason=reason) from None
+    if not isinstance(row, dict):
+        raise WorkError("probing.damaged_row", path=path, line=number, reason=f"a JSON {type(row).__name__}")
+    found = row.get("format", 1)
+    if type(found) is int and found > FORMAT:
+        version = row.get("layerbank", "an unknown version")
+        values = {"known": FORMAT, "format": found, "version": f"{version!s:.40}"}
+        raise WorkError("probing.newer_row", path=path, line=number, **values)
+    if wrong := _wrong(row, found, line):
+        raise WorkError("probing.damaged_row", path=path, line=number, reason=wrong)
+    return row
+
+
+def _wrong(row: Row, found: Any, line: bytes) -> str | None:
+    """What is wrong with a row of this format or an older one."""
+    if "format" not in row:
+        if newer := [name for name in _ONLY_NEWER if name in row]:
+            return f"a row without a format, but with {', '.join(newer)}"
+    elif type(found) is not int or found != FORMAT:
+        return f"the format {found!r:.40}"
+    if b"\\u" in line and not _is_encodable(row):
+        return "a text that is no Unicode"
+    if reason := wrong_field(row, newer=found == FORMAT):
+        return reason
+    if found == FORMAT and digest_of(row) != row["digest"]:
+        return "a row that was changed: its digest differs"
+    if found == FORMAT and key_of(row["key_fields"]) != row["key"]:
+        return "a key that is not that of its fields"
+    return None
+
+
+def _is_encodable(row: Row) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _end_last_line(file: IO[bytes]) -> None:
+    """Cut off a row that a crash left half written; end any other last line that has no end."""
+    end, last = file.seek(0, os.SEEK_END), b""
+    size = end
+    while end and b"\n" not in last:
+        begin = max(0, end - _TAIL_BYTES)
+        file.seek(begin)
+        last, end = file.read(end - begin) + last, begin
+    last = last[last.rfind(b"\n") + 1 :]
+    if not last:
+        return
+    try:
+        json.loads(last)
+    except (ValueError, RecursionError):
+        if last.startswith(b"{"):
+            file.truncate(size - len(last))
+            return
+    file.write(b"\n")

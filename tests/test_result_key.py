@@ -1,0 +1,127 @@
+"""Keys of results: what decides them, and that a key never changes unless a result would."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from layerbank.probes import PAPER, QUICK, TrainingProtocol
+from layerbank.probing import result_key
+from layerbank.probing.probe_spec import ProbeSpec, parse_probe
+from layerbank.probing.result_key import ALWAYS, KEY_TABLE, DataKey, ResultKey, digest_targets
+from layerbank.probing.results import key_of
+
+DATA = DataKey(
+    model="m" * 32, tap="norm2", train_rows="a" * 32, test_rows="b" * 32, train_targets="c" * 32, test_targets="d" * 32
+)
+
+
+def key(name: str = "linear-cls", protocol: TrainingProtocol = PAPER, **changed: Any) -> ResultKey:
+    return ResultKey(data=DATA, protocol=replace(protocol, compute="float32"), probe=parse_probe(name, 12), **changed)
+
+
+def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_frozen() -> None:
+    """A changed value of this table computes saved results again: a new field gets the value that had its effect so far."""
+    of_protocol = {f"protocol.{one.name}" for one in fields(TrainingProtocol)} - {"protocol.validation_fraction"}
+    of_probe = {f"probe.{one.name}" for one in fields(ProbeSpec)} - {"probe.depth"}
+    assert {name for name in KEY_TABLE if name.startswith("protocol.")} == of_protocol
+    assert {name for name in KEY_TABLE if name.startswith("probe.")} == of_probe
+    assert {one.name for one in fields(DataKey)} <= set(KEY_TABLE)
+    assert {name: frozen for name, frozen in KEY_TABLE.items() if frozen is not ALWAYS} == {
+        "train_views": 0,
+        "task": "classification",
+        "metric": "balanced_accuracy",
+        "split.rule": "fraction of each class",
+        "protocol.jitter_validation": False,
+        "protocol.sweep": "full",
+        "protocol.compute": "float32",
+        "probe.num_heads": None,
+        "probe.normalize": "width",
+        "probe.protocol": {},
+        "probe.candidates": [],
+        "probe.derived": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "changed", "digest"),
+    [
+        ("linear-cls", PAPER, {}, "d6df4b3df27131935f867bd29d4730f5"),
+        ("linear-cls", QUICK, {"train_views": 2}, "29861989ef3ae014f113fcd06be62ca8"),
+        ("alf-h8", replace(PAPER, sweep="halving", seed=3), {}, "163e7be6480d8b8e38b73c2b40141697"),
+        ("best-grid2", PAPER, {}, "8dbeca95468951a51df36886bf10153b"),
+        ("alf-top3", PAPER, {}, "a0de852beec67b1af2654b6965f76368"),
+        ("alf-smallest", PAPER, {}, "7bbffe1157bc280bd48693552be410b9"),
+        ("aat-quarterly", PAPER, {}, "ff44d5f7a05d6d612468bf4515c6f889"),
+        ("ridge-cls", PAPER, {"algorithm": 2}, "6ca313073fe435677618b16d274dabca"),
+    ],
+)
+def test_keys_of_saved_results_stay_what_they_are(
+    name: str, protocol: TrainingProtocol, changed: dict[str, Any], digest: str
+) -> None:
+    assert key(name, protocol, **changed).digest == digest
+
+
+def test_a_field_that_is_introduced_later_changes_no_key_at_its_frozen_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key().digest
+    monkeypatch.setattr(result_key, "KEY_TABLE", {**KEY_TABLE, "fold": None})
+    assert result_key._without_frozen({**key().fields(), "fold": None}) == key().fields()
+    assert key_of(result_key._without_frozen({**key().fields(), "fold": 1})) != before
+
+
+def test_a_field_without_a_place_in_the_table_is_a_mistake_of_ours() -> None:
+    with pytest.raises(AssertionError, match="add to KEY_TABLE"):
+        result_key._without_frozen({"fold": None})
+
+
+def test_whatever_decides_a_result_changes_its_key() -> None:
+    given = key()
+    others = [
+        *(replace(given, data=replace(DATA, **{one.name: "e" * 32})) for one in fields(DataKey)),
+        replace(given, train_views=1),
+        replace(given, algorithm=result_key.ALGORITHM + 1),
+        replace(given, task="regression"),
+        replace(given, metric="top1"),
+        replace(given, split="column"),
+        *(replace(given, protocol=changed) for changed in _changed(given.protocol)),
+        *(
+            key(name)
+            for name in ("linear@final", "linear-ap", "ridge-cls", "alf", "alf-h8", "alf-top3", "alf-top4", "best")
+        ),
+    ]
+    digests = [one.digest for one in (given, *others)]
+    assert len(set(digests)) == len(digests)
+    assert all(one.digest == key_of(one.fields()) for one in others)
+
+
+def _changed(protocol: TrainingProtocol) -> list[TrainingProtocol]:
+    other: dict[str, Any] = {"jitter_validation": True, "sweep": "halving", "compute": "bfloat16"}
+    for one in fields(protocol):
+        value = getattr(protocol, one.name)
+        if isinstance(value, tuple):
+            other[one.name] = value[:-1]
+        elif one.name not in other:
+            other[one.name] = value + 1 if isinstance(value, int) else value / 2
+    return [replace(protocol, **{name: value}) for name, value in other.items()]
+
+
+def test_results_of_all_probes_of_a_study_have_one_setting() -> None:
+    assert len({key(name).setting for name in ("linear-cls", "alf", "alf-top3", "best")}) == 1
+    assert key().setting != key(protocol=replace(PAPER, seed=1)).setting
+
+
+def test_targets_are_the_same_in_integers_of_any_width_and_others_by_value_order_or_name() -> None:
+    labels = np.array([0, 1, 1])
+    digest = digest_targets(labels, ("cat", "dog"))
+    assert digest == digest_targets(labels.astype(np.uint8), ("cat", "dog"))
+    others = [
+        digest_targets(labels[::-1], ("cat", "dog")),
+        digest_targets(labels, ("dog", "cat")),
+        digest_targets(labels.astype(float), ("cat", "dog")),
+        digest_targets(labels[:, None], ("cat", "dog")),
+        digest_targets(labels, ("cat", "dog"), "several classes"),
+    ]
+    assert len({digest, *others}) == 6
