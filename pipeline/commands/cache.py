@@ -13,7 +13,7 @@ import click
 from . import options as shared
 
 if TYPE_CHECKING:
-    from layerbank.cache import Damage, StoreInfo, TokenCache
+    from layerbank.cache import Damage, StoreInfo, TokenStore
 
 _store = click.argument("store", type=shared.FOLDER)
 
@@ -24,7 +24,7 @@ def cache() -> None:
 
     \b
     layerbank cache ls
-    layerbank cache verify caches/photos/train/*.zarr
+    layerbank cache verify caches/*/*.zarr
     """
 
 
@@ -59,9 +59,9 @@ def info(store: Path, as_json: bool) -> None:
     """Show what a store holds: model, data, arrays, precision, skipped images.
 
     \b
-    layerbank cache info caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
+    layerbank cache info caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr
     """
-    from layerbank.cache import TokenCache, read_store_info
+    from layerbank.cache import TokenStore, read_store_info
 
     from ..console import print_json, print_lines, print_table
 
@@ -70,7 +70,7 @@ def info(store: Path, as_json: bool) -> None:
         raise found.problem
     summary = _summary(found) | {"attributes": found.attributes}
     if found.complete_arrays:
-        opened = TokenCache.open(store)
+        opened = TokenStore.open(store)
         summary |= {
             "batch_size": opened.batch_size,
             "block_rows": opened.block_rows,
@@ -97,7 +97,7 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
     """Read stores completely and list every damaged file; exit code 1 if there is one.
 
     \b
-    layerbank cache verify caches/photos/train/*.zarr
+    layerbank cache verify caches/*/*.zarr
     """
     from layerbank.cache import verify_store
 
@@ -128,7 +128,7 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
     same `layerbank extract` fills it later.
 
     \b
-    layerbank cache repair caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr
+    layerbank cache repair caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr
     """
     from ..console import Listener, print_lines
     from ..extraction.repair import repair_and_fill
@@ -219,7 +219,7 @@ def export(store: Path, file: Path) -> None:
     """Write a store as one HDF5 file.
 
     \b
-    layerbank cache export caches/photos/train/demo-vit-s-focus-1a2b3c4d.zarr photos.h5
+    layerbank cache export caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr photos.h5
     """
     from layerbank.cache import export_hdf5
 
@@ -239,7 +239,7 @@ def import_(file: Path, cache_root: Path) -> None:
 
     from ..console import print_lines
 
-    store = read_hdf5_spec(file).store_path(cache_root)
+    store = read_hdf5_spec(file).path(cache_root)
     import_hdf5(file, store)
     print_lines([str(store)])
 
@@ -272,7 +272,7 @@ def _line(store: StoreInfo, root: Path, shown_size: str) -> Sequence[str]:
         "-" if store.spec is None else f"{store.spec.num_rows:,}",
         str(len({array.level for array in arrays})),
         ", ".join(dict.fromkeys(array.kind for array in arrays)) or "-",
-        "-" if store.spec is None else store.spec.storage_dtype,
+        "-" if store.spec is None else store.spec.model.storage_dtype,
         shown_size,
     )
 
@@ -285,7 +285,7 @@ def _damage(one: Damage) -> dict[str, Any]:
 _PARITY_COLUMNS = ("cosine_min", "cosine_mean", "max_relative_error", "saturated", "nonfinite")
 
 
-def _parity(cache: TokenCache) -> dict[str, Any] | None:
+def _parity(cache: TokenStore) -> dict[str, Any] | None:
     """The parity of the first images by level and by array; None if it was not measured."""
     from ..extraction.parity import parity_by_level
 
@@ -294,8 +294,8 @@ def _parity(cache: TokenCache) -> dict[str, Any] | None:
     num_images = max(one["num_images"] for one in cache.parity.values())
     what = (
         "storage rounding error alone (the model ran in float32)"
-        if cache.spec.compute_dtype == "float32"
-        else f"{cache.spec.compute_dtype} and the storage dtype against a float32 run"
+        if cache.spec.model.compute_dtype == "float32"
+        else f"{cache.spec.model.compute_dtype} and the storage dtype against a float32 run"
     )
     return {
         "compared": f"{what}, on {num_images} images",

@@ -1,7 +1,7 @@
 """Augmented views of an image: view 0 is the image as the model evaluates it, view v > 0 a random crop of it, mirrored at random.
 
-The seed of a view depends on the image's content hash and the view's number alone, not on names, on the order of work or on how many
-views there are, so the first views of a larger number equal those of a smaller one.
+The seed of a view depends on the image's content hash and the view's number alone, not on names, on the order of work or on how
+many views there are, so the first views of a larger number equal those of a smaller one.
 
 A source returns images, not pixels at the model's size, so this module only draws the box of a view;
 `extraction/decoding.py` crops it.

@@ -30,15 +30,15 @@ def check_stores(cache_root: Path) -> list[Finding]:
 def resume_command(store: StoreInfo, cache_root: Path) -> str | None:
     """Return the `layerbank extract` that completes a store; None if the store does not record what it was made from."""
     request = store.attributes.get("request") or {}
-    if store.header is None or "model" not in request or "data" not in request:
+    if store.header is None or not {"model", "data", "split"} <= request.keys():
         return None
-    model, views, spec = request["model"], request.get("views"), store.header.spec
+    model, views, spec = request["model"], request.get("views"), store.header.spec.model
     missing = [entry.spec for entry in store.header.arrays.values() if not entry.complete]
     custom = model["tap"].startswith("module:")
     options = {
         "--model": model["model"],
         "--data": request["data"],
-        "--split": spec.split,
+        "--split": request["split"],
         "--levels": ",".join(dict.fromkeys(array.level for array in missing)),
         "--kinds": ",".join(dict.fromkeys(array.kind for array in missing)),
         "--precision": spec.compute_dtype,
@@ -51,7 +51,11 @@ def resume_command(store: StoreInfo, cache_root: Path) -> str | None:
     }
     flags = []
     if views is not None:
-        options |= {"--views": views["num_views"], "--view-scale": views["min_scale"], "--views-split": spec.split}
+        options |= {
+            "--views": views["num_views"],
+            "--view-scale": views["min_scale"],
+            "--views-split": request["split"],
+        }
         flags = ["--view-flip" if views["flip"] else "--no-view-flip"]
     words = [str(word) for option in options.items() if option[1] is not None for word in option]
     return shlex.join(["layerbank", "extract", *words, *flags])

@@ -43,8 +43,8 @@ def needs_bfloat16(
         if (overflow := find_overflow(backbone, open_reference, rows.source, on_event)) is None:
             continue
         level, num_nonfinite = overflow
-        fell_back = {"level": level, "num_nonfinite": num_nonfinite, "split": rows.source.split}
-        on_event(PrecisionFellBack(backbone=backbone.model_id, **fell_back))
+        split, model = rows.source.split, backbone.model_id
+        on_event(PrecisionFellBack(backbone=model, split=split, level=level, num_nonfinite=num_nonfinite))
         return True
     return False
 

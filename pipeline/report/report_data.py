@@ -30,7 +30,8 @@ from .page.blocks import Block, Note, Picture
 from .style import drawn_as
 
 if TYPE_CHECKING:
-    from layerbank.cache import TokenCache
+    from ..data.split_record import SplitRecord
+    from ..probing.tokens.split_tokens import SplitRequest
 
 NUM_SHOWN = 12  # cases of which images are shown; with 24 of 4 KB each they come to 1.5 MB of the page
 
@@ -107,6 +108,7 @@ class ReportData:
         self.notes: list[str] = []
         self.pictures: list[Picture] = []
         self._folders = folders
+        self._unreadable: set[Path] = set()
         self.tested: dict[Case, Tested] = {}
         ids_of: dict[str, NDArray[np.str_]] = {}  # of a data set: every model has the same, which take memory once
         for case in self.cases:
@@ -163,21 +165,18 @@ class ReportData:
 
     @cached_property
     def duplicates(self) -> dict[str, tuple[Duplicates, dict[tuple[Case, str], tuple[float, float]]]]:
-        """Data set -> test images that are training images, and accuracies without them; only data sets whose stores exist."""
+        """Data set -> test images that are training images, and accuracies without them; not for runs of format 1."""
         found = {}
         for dataset in dict.fromkeys(case.dataset for case in self.cases):
             cases = [case for case in self.cases if case.dataset == dataset]
             for case in cases:
-                stores = [store for split in ("train", "test") if (store := self.store(case, split))]
-                if len(stores) < 2:
+                train, test = (self.record(case, split) for split in ("train", "test"))
+                if train is None or test is None:
                     continue
                 # another model may have been given other images under the same name
-                alike = {one: self.tested[one] for one in cases if self._manifests(one) == self._manifests(case)}
-                try:
-                    of_splits = duplicates_of(*map(_open_store, stores))
-                    found[dataset] = of_splits, accuracies_without(of_splits, alike)
-                except LayerbankError as error:
-                    self.notes.append(f"Images of {dataset} in both splits were not looked for: {error}")
+                alike = {one: self.tested[one] for one in cases if self._images(one) == self._images(case)}
+                of_splits = duplicates_of(train, test)
+                found[dataset] = of_splits, accuracies_without(of_splits, alike)
                 break
         return found
 
@@ -199,10 +198,38 @@ class ReportData:
         names = self.config_of_case(case).get("class_names", [])
         return [str(names[label]) if label < len(names) else str(label) for label in range(num_classes)]
 
-    def store(self, case: Case, split: str) -> Path | None:
-        """The store of a case's `train` or `test` split under the folder of stores, None without a finished one."""
-        return next(
-            (self._stores.get(row.get(f"{split}_fingerprint", "")) for row in self.rows_of[case].values()), None
+    def record(self, case: Case, split: str) -> SplitRecord | None:
+        """The images of a case's `train` or `test` split; None for runs of format 1, and where the file is gone."""
+        from ..data.split_record import load_record  # and with it zarr, which a report without tokens does without
+
+        for row in self.rows_of[case].values():
+            file = self._folders[row["key"]].parent / row.get("images", {}).get(split, "")
+            if file.is_file() and file not in self._unreadable:
+                try:
+                    return load_record(file)
+                except LayerbankError as error:
+                    self._unreadable.add(file)
+                    self.notes.append(f"The images of {case.dataset}/{split} are not known: {error}")
+        return None
+
+    def split(self, case: Case, split: str) -> SplitRequest | None:
+        """The tokens of a case's `train` or `test` split that its probes read; None where they cannot be looked for."""
+        from ..probing.predict import trained_model
+        from ..probing.tokens.split_tokens import SplitRequest
+
+        record, config = self.record(case, split), self.config_of_case(case)
+        if record is None or "tap" not in config:
+            return None
+        arrays = dict.fromkeys(
+            (level, kind) for row in self.rows_of[case].values() for level in row["levels"] for kind in row["kinds"]
+        )
+        return SplitRequest(
+            cache_root=self.options.cache_root,
+            model=trained_model(config),
+            tap=config["tap"],
+            record=record,
+            rule=None,
+            arrays=tuple(arrays),
         )
 
     def draw(self, name: str, draw: Callable[[Path], object], *, alt: str, caption: str) -> Picture:
@@ -222,24 +249,11 @@ class ReportData:
         self.pictures.append(Picture(name=name, svg=svg, png=png, csv=csv, alt=alt, caption=caption))
         return self.pictures[-1]
 
-    @cached_property
-    def _stores(self) -> dict[str, Path]:
-        """Fingerprint -> store, of all rows."""
-        wanted = {row.get(f"{split}_fingerprint", "") for row in self.rows for split in ("train", "test")} - {""}
-        found = {}
-        for path in sorted(self.options.cache_root.glob("*/*/*.zarr")):
-            if any(path.stem.endswith(f"-{fingerprint[:8]}") for fingerprint in wanted):
-                try:
-                    found[_open_store(path).spec.fingerprint] = path
-                except LayerbankError as error:
-                    self.notes.append(f"A store was not read: {error}")
-        return found
-
     def _other_images(self) -> Iterator[str]:
         """Notes on data sets that have different images for different models."""
-        given: dict[str, dict[tuple[str, ...], list[str]]] = {}  # data set -> manifests -> models
+        given: dict[str, dict[tuple[str, ...], list[str]]] = {}  # data set -> digests -> models
         for case in self.cases:
-            digests = tuple(self._manifests(case))
+            digests = tuple(self._images(case))
             if case.model not in digests:
                 given.setdefault(case.dataset, {}).setdefault(digests, []).append(case.model)
         for dataset, models in given.items():
@@ -250,13 +264,10 @@ class ReportData:
                     "models do not. Extract it again for all of them from one copy of the images."
                 )
 
-    def _manifests(self, case: Case) -> list[str]:
-        """Digests of the images of both splits; the model's name if they are gone, so that it equals no other's."""
+    def _images(self, case: Case) -> list[str]:
+        """Digests of the images of both splits; the model's name if they are not known, so that it equals no other's."""
+        fields = next((row["key_fields"] for row in self.rows_of[case].values() if "key_fields" in row), None)
+        if fields is not None:
+            return [str(fields[f"{split}_rows"]) for split in ("train", "test")]
         config = self.config_of_case(case)
         return [config.get(name, {}).get("manifest", case.model) for name in ("cache", "test_cache")]
-
-
-def _open_store(path: Path) -> TokenCache:
-    from layerbank.cache import TokenCache  # and with it zarr, which a report without stores does without
-
-    return TokenCache.open(path, num_views=0)

@@ -1,6 +1,6 @@
-"""A saved probe on a store: its accuracy on any split, its attention head by head, and its accuracy without some tokens.
+"""A saved probe on stored tokens: its accuracy on any split, its attention head by head, and its accuracy without some tokens.
 
-Nothing is trained. The store must be of the backbone that the probe was trained on.
+Nothing is trained. The tokens must be of the backbone that the probe was trained on.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerbank.cache import CacheSpec, TokenCache
+from layerbank.cache import ModelSpec
 from layerbank.probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_mass, load_probe
 
-from ..data.views import evaluation_transform
 from ..errors import RequestError
 from ..probing.attention import attention_map
-from ..probing.predict import BACKBONE_FIELDS
+from ..probing.predict import BACKBONE_FIELDS, trained_model
 from ..probing.probe_spec import ProbeSpec
-from ..probing.tokens.token_source import CachedTokens, require_arrays
+from ..probing.tokens.split_tokens import SplitRequest
+from ..probing.tokens.token_source import CachedTokens
 from ..statistics.predictions import Predictions, accuracies
 
 ROWS_AT_ONCE = 256
@@ -41,28 +41,27 @@ class PrunedAccuracy:
 
 
 class SavedHead:
-    """A trained probe and the tokens of one store that it reads.
+    """A trained probe and the tokens of one split that it reads.
 
     Args:
         folder: folder of a row: RUNS/<data set>/<store>/<name>-<key>.
-        store: of any split.
+        split: any split of the same model.
 
     Raises:
         ProbeError: no readable probe in the folder.
-        CacheError: no readable store.
-        RequestError: the store is of another backbone, or lacks a level or kind.
+        CacheError: some images have no tokens, or a store is damaged.
+        RequestError: the tokens are of another backbone.
     """
 
-    def __init__(self, folder: Path, store: Path) -> None:
+    def __init__(self, folder: Path, split: SplitRequest) -> None:
         self.probe, config = load_probe(folder)
         self.named = ProbeSpec.from_dict(config["probe"])
-        self.cache = TokenCache.open(store, num_views=0)
-        _check_backbone(folder, CacheSpec.from_dict(config["cache"]), store, self.cache.spec)
-        require_arrays(list(self.cache.arrays), self.named, store)
+        _check_backbone(folder, trained_model(config), split)
+        self.cache = replace(split, arrays=self.named.arrays, rule=None).open()
         self.tokens = CachedTokens(self.cache, self.named)
 
     def predict(self, kept: Sequence[int] | None = None) -> Predictions:
-        """Class scores of every image of the store, in its order.
+        """Class scores of every usable image of the split, in its order.
 
         Args:
             kept: places of the tokens to read; None reads all. The softmax runs over these tokens only.
@@ -83,7 +82,7 @@ class SavedHead:
         )
 
     def attention_by_head(self) -> NDArray[np.float64]:
-        """[H, kinds, levels] shares of attention, averaged over the images of the store; each head sums to 1.
+        """[H, kinds, levels] shares of attention, averaged over the images of the split; each head sums to 1.
 
         Raises:
             RequestError: the head does not attend.
@@ -94,7 +93,7 @@ class SavedHead:
         return np.stack([attention_map(mass, len(self.named.levels), counts) for mass in heads])
 
     def attention(self) -> torch.Tensor:
-        """[H, T] float64 attention of each head and token, averaged over the images of the store.
+        """[H, T] float64 attention of each head and token, averaged over the images of the split.
 
         Raises:
             RequestError: the head does not attend.
@@ -104,7 +103,9 @@ class SavedHead:
         return attention_mass(self.probe, self.tokens)
 
 
-def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequence[int]) -> list[PrunedAccuracy]:
+def prune_tokens(
+    folder: Path, train_split: SplitRequest, test_split: SplitRequest, counts: Sequence[int]
+) -> list[PrunedAccuracy]:
     """Test accuracy of a probe with only the k tokens that it attends to most, without training it again.
 
     Tokens are ordered by their attention on the training images, averaged over heads, so test images do not decide which are kept;
@@ -112,13 +113,13 @@ def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequ
 
     Args:
         folder: folder of the row.
-        train_store, test_store: stores of its two splits.
+        train_split, test_split: its two splits.
         counts: values of k, each from 1 to T.
 
     Raises:
         RequestError: a count out of range, or a head that cannot be pruned.
     """
-    train, test = SavedHead(folder, train_store), SavedHead(folder, test_store)
+    train, test = SavedHead(folder, train_split), SavedHead(folder, test_split)
     order = torch.argsort(-train.attention().mean(0), stable=True).tolist()
     wrong = [str(count) for count in counts if not 1 <= count <= len(order)]
     if wrong:
@@ -130,11 +131,10 @@ def prune_tokens(folder: Path, train_store: Path, test_store: Path, counts: Sequ
     ]
 
 
-def _check_backbone(folder: Path, trained: CacheSpec, store: Path, found: CacheSpec) -> None:
-    trained, found = (replace(one, transform=evaluation_transform(one.transform)) for one in (trained, found))
-    differing = [name for name in BACKBONE_FIELDS if getattr(trained, name) != getattr(found, name)]
+def _check_backbone(folder: Path, trained: ModelSpec, split: SplitRequest) -> None:
+    differing = [name for name in BACKBONE_FIELDS if getattr(trained, name) != getattr(split.model, name)]
     if differing:
         expected, got = (
-            "; ".join(f"{name} = {getattr(one, name)!r}" for name in differing) for one in (trained, found)
+            "; ".join(f"{name} = {getattr(one, name)!r}" for name in differing) for one in (trained, split.model)
         )
-        raise RequestError("report.other_backbone", probe=folder, store=store, expected=expected, got=got)
+        raise RequestError("report.other_backbone", probe=folder, store=split.name, expected=expected, got=got)

@@ -1,7 +1,7 @@
 """Hits and misses image by image: the answer of each probe, its confidence, its attention, and a small copy of the image.
 
-Copies are made from the data source that the probe was tested on, if it still exists and is that of the store: its manifest (ids,
-labels, sizes) must have the digest that the store was made with. So no image is shown under the id of another.
+Copies are made from the data source that the probe was tested on, if it still exists. The content hash of each image must be that
+of the tested one, so no image is shown under the id of another.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from ...data.image_source import names_digest
 from ...data.sources import BadImage, open_source
 from ...errors import RequestError, WorkError
 from ...probing.probe_spec import REFERENCE
@@ -23,6 +22,9 @@ from ...statistics.scores import Case
 from ...statistics.tested import CONFIDENT_MISSES, DISPUTED, PER_RULE, UNSURE_HITS, choose_examples
 from ..page.blocks import Answer, AttentionStrip, Block, Card, Cards, Fold, Note, data_uri
 from ..report_data import NUM_SHOWN, ReportData, ReportFigure
+
+if TYPE_CHECKING:
+    from ...data.split_record import SplitRecord
 
 SIDE = 96  # pixels at most
 QUALITY = 80  # of JPEG: 1 to 4 KB an image
@@ -54,7 +56,7 @@ def _case(data: ReportData, case: Case) -> list[Block]:
     copies: dict[str, str] = {}
     if data.options.images:
         try:
-            copies = thumbnails(data.config(case, probe), [str(ids[row]) for row in rows])
+            copies = thumbnails(data.config(case, probe), data.record(case, "test"), [str(ids[row]) for row in rows])
         except (RequestError, WorkError) as error:
             data.notes.append(f"No images of {case.dataset}, only their ids: {error}")
     attention = _attention(data, case, probe, rows)
@@ -94,32 +96,34 @@ def _case(data: ReportData, case: Case) -> list[Block]:
     return blocks
 
 
-def thumbnails(config: dict[str, Any], sample_ids: Iterable[str]) -> dict[str, str]:
+def thumbnails(config: dict[str, Any], test: SplitRecord | None, sample_ids: Iterable[str]) -> dict[str, str]:
     """Sample id -> data URI of a JPEG of at most 96 x 96; ids whose image cannot be decoded are left out.
 
     Args:
-        config: of probe.json, with `data` and `test_cache`.
+        config: of probe.json, with `data`.
+        test: the test images that the probe was tested on.
         sample_ids: images to show.
 
     Raises:
         LayerbankError: the data do not exist any more, or changed.
     """
-    if "data" not in config or "test_cache" not in config:
+    if "data" not in config or test is None:
         raise WorkError("report.data_not_recorded")
-    uri, test = config["data"], config["test_cache"]
+    uri = config["data"]
     try:
-        source = open_source(uri, test["split"])
+        source = open_source(uri, test.split)
     except OSError as error:
         raise WorkError("report.data_unreachable", uri=uri, reason=error) from error
-    if names_digest(source) != test["manifest"]:
-        raise WorkError("report.data_changed", uri=uri)
     rows = {id: row for row, id in enumerate(source.ids)}
+    hashes = dict(zip(test.ids, test.images.hashes.tolist(), strict=True))
     found = {}
     for id in sample_ids:
         try:
-            image, _ = source.load(rows[id])
-        except BadImage:
+            image, content_hash = source.load(rows[id])
+        except (BadImage, KeyError):
             continue
+        if content_hash != hashes.get(id):
+            raise WorkError("report.data_changed", uri=uri)
         image.thumbnail((SIDE, SIDE))
         content = io.BytesIO()
         image.save(content, format="JPEG", quality=QUALITY)

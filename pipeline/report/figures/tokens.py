@@ -20,7 +20,7 @@ from .ablations import draw_series, pruning_series
 if TYPE_CHECKING:  # it takes torch, which a report without tokens does without
     from ...statistics.similarity import Similarity
 
-Stores = dict[Case, tuple[Path, Path]]  # of the training and of the test images
+Splits = dict[Case, tuple["SplitRequest", "SplitRequest"]]  # of the training and of the test images
 KIND = "cls"
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # numbers of tokens to keep, up to all
 
@@ -110,33 +110,34 @@ def _make(data: ReportData) -> list[Picture] | None:
     """The three figures, for the cases whose stores exist."""
     if not data.options.tokens:
         return None
-    stores: Stores = {}
+    splits: Splits = {}
     for case in data.cases:
-        if (train := data.store(case, "train")) and (test := data.store(case, "test")):
-            stores[case] = train, test
-    if not stores:
+        if (train := data.split(case, "train")) and (test := data.split(case, "test")):
+            try:
+                train.open(), test.open()
+                splits[case] = train, test
+            except LayerbankError as error:
+                data.notes.append(f"Nothing of --tokens for {data.label(case)}: {error}")
+    if not splits:
         data.notes.append(
-            f"Nothing of --tokens: no stores of these results under {data.options.cache_root}. Give their folder with --cache."
+            f"Nothing of --tokens: no tokens of these results under {data.options.cache_root}. Give their folder with --cache."
         )
         return []
-    return [*_similarity(data, stores), *_train_test(data, stores), *_few_tokens(data, stores)]
+    return [*_similarity(data, splits), *_train_test(data, splits), *_few_tokens(data, splits)]
 
 
-def _similarity(data: ReportData, stores: Stores) -> list[Picture]:
-    from layerbank.cache import TokenCache
-
-    from ...statistics.duplicates import image_rows
+def _similarity(data: ReportData, splits: Splits) -> list[Picture]:
     from ...statistics.similarity import SUBSET, levels_of, linear_similarity, rbf_similarity
 
     by_model: dict[str, dict[str, Similarity]] = {}
     pictures = []
-    unseeded = list({(one.model, one.dataset): one for one in stores}.values())
+    unseeded = list({(one.model, one.dataset): one for one in splits}.values())
     for number, case in enumerate(unseeded):
         _progress(data, f"similarity of levels, {case.dataset}", number, len(unseeded))
         try:
-            cache = TokenCache.open(stores[case][1], num_views=0)
-            levels = levels_of(cache, KIND, [level for level in cache.levels if (level, KIND) in cache.arrays])
-            rows = image_rows(cache)
+            tokens = splits[case][1].open()
+            levels = levels_of(tokens, KIND, [level for level, kind in tokens.arrays if kind == KIND])
+            rows = np.arange(len(tokens.labels))
             linear, gaussian = linear_similarity(levels, rows), rbf_similarity(levels, rows, num_images=SUBSET)
         except LayerbankError as error:
             data.notes.append(f"No similarity of levels of {case.dataset}: {error}")
@@ -173,15 +174,15 @@ def _draw_to_final(data: ReportData, model: str, lines: dict[str, Similarity], n
     )
 
 
-def _train_test(data: ReportData, stores: Stores) -> list[Picture]:
+def _train_test(data: ReportData, splits: Splits) -> list[Picture]:
     from ..saved import SavedHead
 
     points: dict[str, list[tuple[str, float, float]]] = {}
-    for number, (case, (train_store, _)) in enumerate(stores.items()):
-        _progress(data, f"training accuracy, {case.dataset}", number, len(stores))
+    for number, (case, (train_split, _)) in enumerate(splits.items()):
+        _progress(data, f"training accuracy, {case.dataset}", number, len(splits))
         for probe in [name for name in data.tested[case].hits if name in data.main.probes]:
             try:
-                train = accuracies(SavedHead(data.folder(case, probe), train_store).predict()).balanced
+                train = accuracies(SavedHead(data.folder(case, probe), train_split).predict()).balanced
             except LayerbankError as error:
                 data.notes.append(f"No training accuracy of {probe} on {case.dataset}: {error}")
                 continue
@@ -201,19 +202,19 @@ def _train_test(data: ReportData, stores: Stores) -> list[Picture]:
     ]
 
 
-def _few_tokens(data: ReportData, stores: Stores) -> list[Picture]:
+def _few_tokens(data: ReportData, splits: Splits) -> list[Picture]:
     from ..saved import prune_tokens
 
     kept: dict[str, list[tuple[int, float]]] = {}
-    for number, case in enumerate(stores):
+    for number, case in enumerate(splits):
         if "alf" not in data.tested[case].hits:
             continue
-        _progress(data, f"alf with few tokens, {case.dataset}", number, len(stores))
+        _progress(data, f"alf with few tokens, {case.dataset}", number, len(splits))
         row = data.row[case, "alf"]
         num_tokens = len(row["levels"]) * len(row["kinds"])
         counts = [*(count for count in COUNTS if count < num_tokens), num_tokens]
         try:
-            found = prune_tokens(data.folder(case, "alf"), *stores[case], counts)
+            found = prune_tokens(data.folder(case, "alf"), *splits[case], counts)
         except LayerbankError as error:
             data.notes.append(f"No accuracy of alf with few tokens on {case.dataset}: {error}")
             continue
