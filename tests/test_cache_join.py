@@ -185,6 +185,23 @@ def test_wherever_the_system_refuses_a_map_the_rows_are_the_same(
     np.testing.assert_array_equal(gathered(rows, positions_of(values)), np.concatenate(values))
 
 
+@needs_contiguous
+def test_maps_stop_before_the_process_has_none_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, values = whole_page_parts(tmp_path)
+    gc.collect()
+    held = memory_maps._held.num_maps
+    for spare in range(30):
+        monkeypatch.setattr("layerbank.cache.mapping.memory_maps._max_maps", lambda spare=spare: held + spare)
+        arrays = [join_rows(parts) for _ in range(4)]
+        for rows in arrays * 2:
+            np.testing.assert_array_equal(gathered(rows, positions_of(values)), np.concatenate(values))
+        assert memory_maps._held.num_maps <= held + spare + 4 * len(parts)  # every part may always map one file
+        assert [type(rows) for rows in arrays].count(ContiguousRows) == min(spare // 8, 4)
+        del rows, arrays
+        gc.collect()
+        assert memory_maps._held.num_maps == held
+
+
 def test_without_an_mmap_of_ours_parts_are_mapped_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts, values = whole_page_parts(tmp_path)
     monkeypatch.setattr("layerbank.cache.mapping.memory_maps._MAP_ANONYMOUS", 0)

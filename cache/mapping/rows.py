@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..geometry import LARGE_PAGE_BYTES
 from .chunk_files import ChunkFiles, find_chunk_files
-from .memory_maps import WILL_NEED, AddressRange, advise_rows, can_reserve, map_file
+from .memory_maps import WILL_NEED, AddressRange, advise_rows, can_reserve, has_spare_maps, map_file
 
 START_ROWS = max(LARGE_PAGE_BYTES, mmap.ALLOCATIONGRANULARITY)
 """Every store begins at a multiple of so many rows. The larger page of the two usual ones, so that most systems agree."""
@@ -63,7 +63,7 @@ def join_rows(parts: Sequence[ChunkFiles]) -> Rows:
         parts: the array in each store, at least one; all of one row shape and dtype.
     """
     assert len({(part.shape[1:], part.dtype) for part in parts}) == 1, "arrays that differ in row shape or dtype"
-    if all(map(can_be_contiguous, parts)):
+    if all(map(can_be_contiguous, parts)) and has_spare_maps(_num_maps(parts)):
         try:
             return ContiguousRows(parts)
         except OSError:  # address space or overcommit: the other way maps a chunk at a time
@@ -93,7 +93,7 @@ class ContiguousRows:
         self._starts = part_starts(self._lengths)
         self.shape = (self._starts[-1] + self._lengths[-1], *first.shape[1:])
         self.dtype = first.dtype
-        addresses = AddressRange(self.shape[0] * row_bytes)
+        addresses = AddressRange(self.shape[0] * row_bytes, _num_maps(parts))
         for start, part in zip(self._starts, parts, strict=True):
             for index, file in enumerate(part.files):
                 row = index * part.chunk_rows
@@ -161,6 +161,8 @@ class ChunkRows:
             file, num_bytes = self._files.files[chunk], self._files.chunk_bytes
             if file is None:
                 return np.broadcast_to(np.zeros((), self.dtype), shape)
+            if not has_spare_maps():
+                self._chunks.clear()
             try:
                 values = map_file(file, num_bytes, self.dtype)
             except OSError:  # the system allows so many maps (or, elsewhere, open files) a process
@@ -236,6 +238,10 @@ class JoinedRows:
 
 
 Rows: TypeAlias = ContiguousRows | ChunkRows | ZarrRows | JoinedRows
+
+
+def _num_maps(parts: Sequence[ChunkFiles]) -> int:
+    return sum(len(part.files) + 1 for part in parts)  # one a file, and the hole after each part
 
 
 def _overlaps(starts: Sequence[int], lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
