@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import raises
@@ -29,6 +30,7 @@ from layerbank.cache.mapping import (
     ContiguousRows,
     JoinedRows,
     Rows,
+    ZarrRows,
     can_be_contiguous,
     join_rows,
     map_rows,
@@ -163,6 +165,17 @@ def test_one_part_that_fills_no_whole_pages_makes_the_join_go_part_by_part(tmp_p
     rows = join_rows(make_parts(tmp_path, values, [10, 4]))
     assert isinstance(rows, JoinedRows)
     np.testing.assert_array_equal(gathered(rows, positions_of(values)), np.concatenate(values))
+
+
+def test_stores_that_only_zarr_can_read_are_joined_too(tmp_path: Path) -> None:
+    values = [some_values(num, (3,), "float16", num) for num in (10, 6)]
+    for part, one in enumerate(values):
+        zarr.create_array(tmp_path / str(part), shape=one.shape, dtype=one.dtype, chunks=(4, 3))[...] = one
+    rows = JoinedRows([ZarrRows(tmp_path / "0"), ZarrRows(tmp_path / "1")])
+    chosen = np.array([15, 3, 3, 10, 0, 9])
+    np.testing.assert_array_equal(gathered(rows, positions_of(values)[chosen]), np.concatenate(values)[chosen])
+    np.testing.assert_array_equal(gathered(rows, chosen[1:3]), values[0][[3, 3]])  # and none of the second store
+    np.testing.assert_array_equal(rows.read(START_ROWS - 1, START_ROWS + 6)[1:], values[1])
 
 
 def test_a_join_of_one_store_is_the_map_of_that_store(tmp_path: Path) -> None:
