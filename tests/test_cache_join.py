@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import raises
@@ -29,6 +30,7 @@ from layerbank.cache.mapping import (
     ContiguousRows,
     JoinedRows,
     Rows,
+    ZarrRows,
     can_be_contiguous,
     join_rows,
     map_rows,
@@ -165,6 +167,17 @@ def test_one_part_that_fills_no_whole_pages_makes_the_join_go_part_by_part(tmp_p
     np.testing.assert_array_equal(gathered(rows, positions_of(values)), np.concatenate(values))
 
 
+def test_stores_that_only_zarr_can_read_are_joined_too(tmp_path: Path) -> None:
+    values = [some_values(num, (3,), "float16", num) for num in (10, 6)]
+    for part, one in enumerate(values):
+        zarr.create_array(tmp_path / str(part), shape=one.shape, dtype=one.dtype, chunks=(4, 3))[...] = one
+    rows = JoinedRows([ZarrRows(tmp_path / "0"), ZarrRows(tmp_path / "1")])
+    chosen = np.array([15, 3, 3, 10, 0, 9])
+    np.testing.assert_array_equal(gathered(rows, positions_of(values)[chosen]), np.concatenate(values)[chosen])
+    np.testing.assert_array_equal(gathered(rows, chosen[1:3]), values[0][[3, 3]])  # and none of the second store
+    np.testing.assert_array_equal(rows.read(START_ROWS - 1, START_ROWS + 6)[1:], values[1])
+
+
 def test_a_join_of_one_store_is_the_map_of_that_store(tmp_path: Path) -> None:
     values = some_values(10, (7,), "float16")
     assert isinstance(join_rows([make_part(tmp_path / "a", values, 4)]), ChunkRows)
@@ -183,6 +196,23 @@ def test_wherever_the_system_refuses_a_map_the_rows_are_the_same(
     if memory_maps.can_reserve():  # five files and their range
         assert isinstance(rows, JoinedRows if refused < 6 else ContiguousRows)
     np.testing.assert_array_equal(gathered(rows, positions_of(values)), np.concatenate(values))
+
+
+@needs_contiguous
+def test_maps_stop_before_the_process_has_none_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, values = whole_page_parts(tmp_path)
+    gc.collect()
+    held = memory_maps._held.num_maps
+    for spare in (0, 3, 7, 8, 11, 16, 23, 24, 32):  # an array needs 8: 5 files and 3 holes
+        monkeypatch.setattr("layerbank.cache.mapping.memory_maps._max_maps", lambda spare=spare: held + spare)
+        arrays = [join_rows(parts) for _ in range(4)]
+        for rows in arrays * 2:
+            np.testing.assert_array_equal(gathered(rows, positions_of(values)), np.concatenate(values))
+        assert memory_maps._held.num_maps <= held + spare + 4 * len(parts)  # every part may always map one file
+        assert [type(rows) for rows in arrays].count(ContiguousRows) == min(spare // 8, 4)
+        del rows, arrays
+        gc.collect()
+        assert memory_maps._held.num_maps == held
 
 
 def test_without_an_mmap_of_ours_parts_are_mapped_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

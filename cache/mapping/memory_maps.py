@@ -1,8 +1,10 @@
 """Files in memory: address ranges that are reserved first and filled with maps of files (MAP_FIXED).
 
 Maps are private and writable: torch warns of read-only memory, and a stray write then changes this process's copy, never the
-file. A file that is cut off *while* it is mapped kills the reader (SIGBUS); the writer only ever replaces files whole. This
-module does not know rows or chunks.
+file. A file that is cut off *while* it is mapped kills the reader (SIGBUS); the writer only ever replaces files whole.
+
+Linux allows a process 65,530 maps (vm.max_map_count). A process that has used them all cannot even load a library, so maps of
+files stop at three quarters of that number. This module does not know rows or chunks.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import functools
 import mmap
 import os
 import sys
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -33,21 +36,28 @@ def can_reserve() -> bool:
     return bool(_MAP_ANONYMOUS) and ctypes.sizeof(ctypes.c_void_p) == 8
 
 
+def has_spare_maps(num_maps: int = 1) -> bool:
+    """Whether this process may map so many more files and still leave maps for everything else."""
+    return _held.num_maps + num_maps <= _max_maps()
+
+
 class AddressRange:
     """A reserved address range, released with the last array over it. Whatever no file is mapped over reads as zeros.
 
     Args:
         num_bytes: size of the range; only addresses, no memory, whatever the system's overcommit policy.
+        num_maps: maps that it will consist of, for `has_spare_maps`.
 
     Raises:
         OSError: the system refused the range, because of a limit on addresses (`ulimit -v`).
     """
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self, num_bytes: int, num_maps: int = 1) -> None:
         self.num_bytes = num_bytes
         flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
         self.address: int = _mmap(None, num_bytes, mmap.PROT_READ, flags, -1)
-        finalizer = weakref.finalize(self, _libc().munmap, self.address, num_bytes)
+        _held.add(num_maps)
+        finalizer = weakref.finalize(self, _release, self.address, num_bytes, num_maps)
         finalizer.atexit = False  # other threads may still read while the interpreter ends
 
     def map_file(self, file: Path, offset: int, num_bytes: int, min_file_bytes: int) -> None:
@@ -102,6 +112,34 @@ def _require_bytes(file: Path, fd: int, num_bytes: int) -> None:
     size_bytes = os.fstat(fd).st_size
     if size_bytes < num_bytes:  # touching memory beyond the end of a file is SIGBUS
         raise DamagedStoreError("cache.file_cut_short", file=file, expected=num_bytes, got=size_bytes)
+
+
+class _HeldMaps:
+    """How many maps all address ranges of this process consist of."""
+
+    def __init__(self) -> None:
+        self.num_maps = 0
+        self._lock = threading.RLock()  # the garbage collector may release a range in the middle of `add`
+
+    def add(self, num_maps: int) -> None:
+        with self._lock:
+            self.num_maps += num_maps
+
+
+_held = _HeldMaps()
+
+
+def _release(address: int, num_bytes: int, num_maps: int) -> None:
+    _libc().munmap(address, num_bytes)
+    _held.add(-num_maps)
+
+
+@functools.cache
+def _max_maps() -> int:
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text()) * 3 // 4
+    except (OSError, ValueError):  # not Linux: no such limit
+        return sys.maxsize
 
 
 def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, fd: int) -> int:

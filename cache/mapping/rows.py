@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..geometry import LARGE_PAGE_BYTES
 from .chunk_files import ChunkFiles, find_chunk_files
-from .memory_maps import WILL_NEED, AddressRange, advise_rows, can_reserve, map_file
+from .memory_maps import WILL_NEED, AddressRange, advise_rows, can_reserve, has_spare_maps, map_file
 
 START_ROWS = max(LARGE_PAGE_BYTES, mmap.ALLOCATIONGRANULARITY)
 """Every store begins at a multiple of so many rows. The larger page of the two usual ones, so that most systems agree."""
@@ -63,7 +63,7 @@ def join_rows(parts: Sequence[ChunkFiles]) -> Rows:
         parts: the array in each store, at least one; all of one row shape and dtype.
     """
     assert len({(part.shape[1:], part.dtype) for part in parts}) == 1, "arrays that differ in row shape or dtype"
-    if all(map(can_be_contiguous, parts)):
+    if all(map(can_be_contiguous, parts)) and has_spare_maps(_num_maps(parts)):
         try:
             return ContiguousRows(parts)
         except OSError:  # address space or overcommit: the other way maps a chunk at a time
@@ -93,7 +93,7 @@ class ContiguousRows:
         self._starts = part_starts(self._lengths)
         self.shape = (self._starts[-1] + self._lengths[-1], *first.shape[1:])
         self.dtype = first.dtype
-        addresses = AddressRange(self.shape[0] * row_bytes)
+        addresses = AddressRange(self.shape[0] * row_bytes, _num_maps(parts))
         for start, part in zip(self._starts, parts, strict=True):
             for index, file in enumerate(part.files):
                 row = index * part.chunk_rows
@@ -110,6 +110,10 @@ class ContiguousRows:
             self._firsts[part]  # loads that do not wait for each other: their page walks overlap, 15 % of the gather
             # without mode="clip" numpy gathers into a buffer first: 3.7 times slower
             np.take(self.contiguous, part, axis=0, out=out[start : start + TOUCH_ROWS], mode="clip")
+
+    def gather_ascending(self, rows: NDArray[np.int64], out: NDArray[Any], places: NDArray[np.intp]) -> None:
+        """Put row rows[i], in ascending order, into out[places[i]]."""
+        out[places] = self.contiguous[rows]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows start to stop; a view."""
@@ -135,11 +139,14 @@ class ChunkRows:
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         order = np.argsort(rows, kind="stable")
-        chunks, local = np.divmod(rows[order], self._files.chunk_rows)
+        self.gather_ascending(rows[order], out, order)
+
+    def gather_ascending(self, rows: NDArray[np.int64], out: NDArray[Any], places: NDArray[np.intp]) -> None:
+        chunks, local = np.divmod(rows, self._files.chunk_rows)
         borders = [0, *(np.flatnonzero(np.diff(chunks)) + 1).tolist(), len(rows)]
         for first, last in itertools.pairwise(borders):
             if last > first:
-                out[order[first:last]] = self._chunk(int(chunks[first]))[local[first:last]]
+                out[places[first:last]] = self._chunk(int(chunks[first]))[local[first:last]]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
@@ -161,6 +168,8 @@ class ChunkRows:
             file, num_bytes = self._files.files[chunk], self._files.chunk_bytes
             if file is None:
                 return np.broadcast_to(np.zeros((), self.dtype), shape)
+            if not has_spare_maps():
+                self._chunks.clear()
             try:
                 values = map_file(file, num_bytes, self.dtype)
             except OSError:  # the system allows so many maps (or, elsewhere, open files) a process
@@ -185,6 +194,10 @@ class ZarrRows:
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         if len(rows):
             out[...] = self._array.oindex[rows]
+
+    def gather_ascending(self, rows: NDArray[np.int64], out: NDArray[Any], places: NDArray[np.intp]) -> None:
+        if len(rows):
+            out[places] = self._array.oindex[rows]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return np.asarray(self._array[start:stop])
@@ -211,17 +224,16 @@ class JoinedRows:
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         order = np.argsort(rows, kind="stable")
-        ascending = rows[order]
+        self.gather_ascending(rows[order], out, order)
+
+    def gather_ascending(self, rows: NDArray[np.int64], out: NDArray[Any], places: NDArray[np.intp]) -> None:
         ends = np.add(self._starts, self._lengths)
-        borders = np.searchsorted(ascending, np.column_stack([self._starts, ends]))
+        borders = np.searchsorted(rows, np.column_stack([self._starts, ends]))
         for part, start, (first, last) in zip(self._parts, self._starts, borders, strict=True):
-            if last > first:
-                values = np.empty((last - first, *self.shape[1:]), self.dtype)
-                part.gather(ascending[first:last] - start, values)
-                out[order[first:last]] = values
+            part.gather_ascending(rows[first:last] - start, out, places[first:last])
         if (borders[:, 1] - borders[:, 0]).sum() < len(rows):
             part_of = np.searchsorted(self._starts, rows, side="right") - 1
-            out[rows >= ends[part_of]] = 0
+            out[places[rows >= ends[part_of]]] = 0
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         out = np.zeros((stop - start, *self.shape[1:]), dtype=self.dtype)
@@ -236,6 +248,10 @@ class JoinedRows:
 
 
 Rows: TypeAlias = ContiguousRows | ChunkRows | ZarrRows | JoinedRows
+
+
+def _num_maps(parts: Sequence[ChunkFiles]) -> int:
+    return sum(len(part.files) + 1 for part in parts)  # one a file, and the hole after each part
 
 
 def _overlaps(starts: Sequence[int], lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
