@@ -57,7 +57,7 @@ class SavedHead:
         self.probe, config = load_probe(folder)
         self.named = ProbeSpec.from_dict(config["probe"])
         _check_backbone(folder, trained_model(config), split)
-        self.cache = replace(split, arrays=self.named.arrays, rule=None).open()
+        self.cache = replace(split, arrays=tuple(self.named.arrays), rule=None).open()
         self.tokens = CachedTokens(self.cache, self.named)
 
     def predict(self, kept: Sequence[int] | None = None) -> Predictions:

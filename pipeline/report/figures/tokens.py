@@ -17,7 +17,8 @@ from ..report_data import ReportData, ReportFigure
 from ..style import COLUMN, CYCLE, GREY, LINES, MARKERS, drawing, drawn_name, grid, no_frame, save, short_level
 from .ablations import draw_series, pruning_series
 
-if TYPE_CHECKING:  # it takes torch, which a report without tokens does without
+if TYPE_CHECKING:  # they take torch, which a report without tokens does without
+    from ...probing.tokens.split_tokens import SplitRequest
     from ...statistics.similarity import Similarity
 
 Splits = dict[Case, tuple["SplitRequest", "SplitRequest"]]  # of the training and of the test images
