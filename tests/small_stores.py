@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from token_stores import make_spec
+from numpy.typing import NDArray
+from token_stores import make_rows, make_spec
 
-from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
+from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, TokenView, WantedRows, storage_dtype_of
 from layerbank.models.rounding import round_tokens
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe_spec import TOKEN_AXIS, ProbeSpec
@@ -27,35 +28,39 @@ PROTOCOL = TrainingProtocol(
 
 
 def write_small_store(
-    path: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0
-) -> TokenCache:
-    """Rows of three classes, sorted, every hundredth unreadable."""
+    root: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0, name: str = "train"
+) -> TokenView:
+    """Write a store under a cache folder: rows of three classes, sorted, every hundredth unreadable.
+
+    Returns:
+        All its rows; `small_labels` are their classes.
+    """
     arrays = [
         ArraySpec(level=level, kind=kind, row_shape=(width,) if kind == "cls" else (4, width))
         for level, width in WIDTHS.items()
         for kind in ("cls", "grid2")
     ]
-    labels = np.arange(num_rows) * 3 // num_rows
+    views = np.arange(num_rows) % (1 + num_views) if num_views else None
+    rows, labels = make_rows(np.arange(num_rows) // (1 + num_views), views), small_labels(num_rows)
+    spec = make_spec(rows=rows, name=name, storage_dtype=storage_dtype)
     generator = torch.Generator().manual_seed(0)
-    writer = CacheWriter.open(
-        path,
-        make_spec(num_rows, storage_dtype=storage_dtype),
-        arrays,
-        labels=labels,
-        sample_ids=[f"image {row}" for row in range(num_rows)],
-        batch_size=60,
-        attributes={"class_names": ["circle", "square", "star"], "num_views": num_views},
-    )
-    with writer:
+    ids = [f"image {row}" for row in range(num_rows)]
+    with CacheWriter.open(
+        spec.path(root), spec.model, rows, arrays, name=name, sample_ids=ids, batch_size=60
+    ) as writer:
         for batch in writer.pending():
-            rows = np.arange(batch.start, batch.stop)
+            numbers = np.arange(batch.start, batch.stop)
             tokens = {}
             for array in batch.arrays:
-                values = torch.randn(len(rows), *array.row_shape, generator=generator)
-                values[..., :3] += torch.eye(3)[labels[rows]].view(len(rows), *[1] * (values.dim() - 2), 3)
+                values = torch.randn(len(numbers), *array.row_shape, generator=generator)
+                values[..., :3] += torch.eye(3)[labels[numbers]].view(len(numbers), *[1] * (values.dim() - 2), 3)
                 tokens[array.name] = round_tokens(values, storage_dtype_of(storage_dtype, array.kind)).values
-            skipped = {int(row): "cut off" for row in rows if row % 100 == 99}
-            notes = BatchNotes(skipped=skipped)
-            writer.append(batch, tokens, content_hashes=rows.astype(np.uint64), notes=notes)
+            notes = BatchNotes(skipped={int(row): "cut off" for row in numbers if row % 100 == 99})
+            writer.append(batch, tokens, content_hashes=rows.hashes[numbers], notes=notes)
         writer.complete()
-    return TokenCache.open(path)
+    return TokenView.open(root, spec.model, WantedRows(rows=rows), [(a.level, a.kind) for a in arrays], name=name)
+
+
+def small_labels(num_rows: int = NUM_ROWS) -> NDArray[np.int64]:
+    """``[num_rows]`` the class of each row."""
+    return np.arange(num_rows) * 3 // num_rows

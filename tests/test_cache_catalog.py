@@ -19,7 +19,7 @@ from token_stores import (
 from layerbank.cache import (
     DamagedStoreError,
     StoreLockedError,
-    TokenCache,
+    TokenStore,
     Worker,
     find_garbage,
     find_unfinished,
@@ -44,7 +44,7 @@ def test_every_store_under_a_folder_is_listed_with_its_state(tmp_path: Path) -> 
     assert info.arrays == info.complete_arrays == make_arrays()
     assert (info.num_blocks_done, info.num_blocks) == (5, 5)
     assert info.size_bytes == sum(len(raw) for raw in tree(info.path).values())
-    assert info.attributes == {"class_names": ["circle", "square"]}
+    assert info.attributes == {"request": "all levels"}
     assert info.owners == ()
     info = by_state["writing"]
     assert (info.arrays, info.complete_arrays) == (make_arrays(), [])
@@ -101,7 +101,7 @@ def test_garbage_is_found_first_and_deleted_on_request(tmp_path: Path) -> None:
         *("kept.zarr", "kept.zarr.lock", "adding.zarr", "adding.zarr.lock")
     }
     assert tree(tmp_path / "kept.zarr") == kept
-    assert len(TokenCache.open(tmp_path / "adding.zarr").arrays) == 2
+    assert len(TokenStore.open(tmp_path / "adding.zarr").arrays) == 2
 
 
 def test_a_store_between_two_shards_is_kept_with_what_is_committed_in_it(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def forecast(store: Path, spec: Any, arrays: list[ArraySpec], **changes: Any) ->
         "labels": np.arange(spec.num_rows) % 10,
         "sample_ids": [f"image {row}" for row in range(spec.num_rows)],
         "batch_size": BATCH_SIZE,
-        "attributes": {"class_names": ["circle", "square"]},
+        "attributes": {"request": "all levels"},
     }
     return forecast_store(store, spec, arrays, **(arguments | changes))
 
@@ -113,9 +113,9 @@ def test_kinds_and_levels_that_are_added_are_all_that_is_written(tmp_path: Path)
     more = arrays_of("cls", "ap", levels=("block.0", "block.5"))
     planned = forecast(store, spec, more)
     assert {array.spec.name for array in planned.arrays if array.missing_bytes} == {
-        "tokens/block.0/ap",
-        "tokens/block.5/cls",
-        "tokens/block.5/ap",
+        "tokens/norm2/block.0/ap",
+        "tokens/norm2/block.5/cls",
+        "tokens/norm2/block.5/ap",
     }
     before = on_disk(store)
     fill(store, spec, more)

@@ -23,7 +23,7 @@ from layerbank.cache import (
     IncompleteStoreError,
     NotAStoreError,
     SpecError,
-    TokenCache,
+    TokenStore,
     export_hdf5,
     import_hdf5,
     read_hdf5_spec,
@@ -126,6 +126,6 @@ def test_an_imported_store_reads_like_the_original(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
     export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
     import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
-    cache = TokenCache.open(tmp_path / "b.zarr", make_spec())
-    assert cache.skipped == TokenCache.open(tmp_path / "a.zarr").skipped
+    cache = TokenStore.open(tmp_path / "b.zarr", make_spec())
+    assert cache.skipped == TokenStore.open(tmp_path / "a.zarr").skipped
     assert cache.sample_ids[17] == "image 17"

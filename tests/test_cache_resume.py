@@ -22,7 +22,7 @@ from token_stores import (
     write_store,
 )
 
-from layerbank.cache import IncompleteStoreError, TokenCache
+from layerbank.cache import IncompleteStoreError, TokenStore
 from layerbank.cache.header import read_header
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE, read_journal
 
@@ -252,17 +252,17 @@ def test_the_journal_of_a_complete_store_is_sorted_and_only_grows_before(tmp_pat
 def test_a_store_without_one_complete_array_cannot_be_read_and_says_what_to_do(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", num_batches=9)
     with raises("cache.store_incomplete", IncompleteStoreError, store=tmp_path / "a.zarr", num_done=2, num_blocks=5):
-        TokenCache.open(tmp_path / "a.zarr")
+        TokenStore.open(tmp_path / "a.zarr")
 
 
 def test_resuming_reads_what_is_under_way_but_only_measures_what_is_complete(tmp_path: Path) -> None:
     arrays = make_arrays()
     write_store(tmp_path / "a.zarr", arrays=arrays[:2])
-    chunk = tmp_path / "a.zarr/tokens/block.0/cls/c.2.0"
+    chunk = tmp_path / "a.zarr/tokens/norm2/block.0/cls/c.2.0"
     raw = bytearray(chunk.read_bytes())
     raw[3] ^= 1
     chunk.write_bytes(raw)
     assert write_store(tmp_path / "a.zarr", arrays=arrays[:2]) == []
     chunk.write_bytes(raw[:-1])
     assert {(b.block, b.arrays) for b in write_store(tmp_path / "a.zarr", arrays=arrays[:2])} == {(2, (arrays[0],))}
-    assert TokenCache.open(tmp_path / "a.zarr").num_rows == NUM_ROWS
+    assert TokenStore.open(tmp_path / "a.zarr").num_rows == NUM_ROWS

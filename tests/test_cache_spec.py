@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from messages import raises
 from token_stores import make_spec
 
-from layerbank.cache import ArraySpec, CacheSpec, FieldDifference, SpecError, kinds_with_own_dtype, storage_dtypes_text
+from layerbank.cache import ArraySpec, StoreSpec, FieldDifference, SpecError, kinds_with_own_dtype, storage_dtypes_text
 from layerbank.cache.spec import IDENTITY_FIELDS, LABEL_FIELDS, STORAGE_DTYPES, path_name
 
 OTHER: dict[str, Any] = {
@@ -56,14 +56,14 @@ def test_every_field_is_identity_or_label() -> None:
 
 
 def test_a_spec_goes_through_a_dict() -> None:
-    assert CacheSpec.from_dict(make_spec().to_dict()) == make_spec()
+    assert StoreSpec.from_dict(make_spec().to_dict()) == make_spec()
 
 
 def test_a_dict_with_other_fields_is_refused_by_name() -> None:
     values = make_spec().to_dict()
     del values["tap"]
     with raises("cache.wrong_spec_fields", SpecError, missing=["tap"], unknown=["level"]):
-        CacheSpec.from_dict(values | {"level": "final"})
+        StoreSpec.from_dict(values | {"level": "final"})
 
 
 STORAGE_RULE = "one of float16, float32, bfloat16, then kinds that differ: float16,cls=float32"

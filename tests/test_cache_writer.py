@@ -39,7 +39,7 @@ from layerbank.cache import (
     SpecError,
     SpecMismatchError,
     StoreLockedError,
-    TokenCache,
+    TokenStore,
     verify_store,
 )
 
@@ -65,7 +65,7 @@ def test_zarr_lists_the_store_without_a_warning(tmp_path: Path) -> None:
     names = {name for name, _ in group.members(max_depth=None)}
     assert names == {
         *("labels", "content_hashes", "sample_ids", "sample_ids/bytes", "sample_ids/offsets", "tokens"),
-        *("tokens/block.0", "tokens/block.0/cls", "tokens/block.0/grid2"),
+        *("tokens/norm2/block.0", "tokens/norm2/block.0/cls", "tokens/norm2/block.0/grid2"),
         *("tokens/final", "tokens/final/cls", "tokens/final/grid2"),
     }
 
@@ -89,7 +89,7 @@ def test_chunks_of_zeros_are_written(tmp_path: Path) -> None:
         writer.complete()
     assert (tmp_path / "a.zarr/labels/c.0").stat().st_size == NUM_ROWS * 8 + 4
     assert len(list((tmp_path / "a.zarr/tokens/final/cls").glob("c.*"))) == writer._grid.num_blocks
-    assert not TokenCache.open(tmp_path / "a.zarr").tokens("final", "cls").read(0, NUM_ROWS).any()
+    assert not TokenStore.open(tmp_path / "a.zarr").tokens("final", "cls").read(0, NUM_ROWS).any()
 
 
 def test_batches_are_cut_at_fixed_rows_and_never_cross_a_block(tmp_path: Path) -> None:
@@ -163,12 +163,12 @@ def test_levels_and_kinds_added_later_give_the_store_written_at_once(tmp_path: P
 
 def test_what_was_measured_of_an_array_is_kept_and_never_replaced(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    assert TokenCache.open(tmp_path / "a.zarr").parity == {}  # not measured
+    assert TokenStore.open(tmp_path / "a.zarr").parity == {}  # not measured
     assert b'"parity"' not in (tmp_path / "a.zarr/zarr.json").read_bytes()
     write_store(tmp_path / "a.zarr", parity=PARITY)  # measured later, when nothing is pending
-    assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
+    assert TokenStore.open(tmp_path / "a.zarr").parity == PARITY
     write_store(tmp_path / "a.zarr", parity={name: {"cosine_min": 0.0} for name in PARITY})
-    assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
+    assert TokenStore.open(tmp_path / "a.zarr").parity == PARITY
     assert verify_store(tmp_path / "a.zarr") == []
 
 
@@ -177,7 +177,7 @@ def test_each_kind_is_stored_in_its_own_dtype(tmp_path: Path) -> None:
     arrays = [*make_arrays(), *make_arrays(kinds=["ap"])]
     write_store(tmp_path / "a.zarr", spec, arrays, num_batches=9)
     write_store(tmp_path / "a.zarr", spec, arrays)  # resumed
-    cache = TokenCache.open(tmp_path / "a.zarr", spec)
+    cache = TokenStore.open(tmp_path / "a.zarr", spec)
     for array in arrays:
         logical, on_disk = {"cls": ("float32", "<f4"), "ap": ("float16", "<f2"), "grid2": ("bfloat16", "<u2")}[
             array.kind
@@ -200,14 +200,14 @@ def test_arrays_complete_before_stay_readable_while_others_are_added(tmp_path: P
     arrays = make_arrays()
     write_store(tmp_path / "a.zarr", arrays=arrays[:2])
     write_store(tmp_path / "a.zarr", arrays=arrays, num_batches=9)
-    cache = TokenCache.open(tmp_path / "a.zarr")
+    cache = TokenStore.open(tmp_path / "a.zarr")
     assert list(cache.arrays.values()) == arrays[:2]
     assert set(cache.notes.saturated) == {array.name for array in arrays[:2]}
     # asking again for what is complete changes nothing about what is not
     assert write_store(tmp_path / "a.zarr", arrays=arrays[:2]) == []
-    assert list(TokenCache.open(tmp_path / "a.zarr").arrays.values()) == arrays[:2]
+    assert list(TokenStore.open(tmp_path / "a.zarr").arrays.values()) == arrays[:2]
     write_store(tmp_path / "a.zarr", arrays=arrays[2:])
-    assert list(TokenCache.open(tmp_path / "a.zarr").arrays.values()) == arrays
+    assert list(TokenStore.open(tmp_path / "a.zarr").arrays.values()) == arrays
 
 
 def test_a_complete_store_has_nothing_pending_and_is_not_written_to(tmp_path: Path) -> None:
@@ -226,13 +226,13 @@ def test_the_batch_size_of_a_store_is_kept(tmp_path: Path) -> None:
 def test_attributes_are_those_of_the_first_call(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", num_batches=8, attributes={"class_names": ("a", "b")})
     write_store(tmp_path / "a.zarr", attributes={"class_names": ["c"]})
-    assert TokenCache.open(tmp_path / "a.zarr").attributes == {"class_names": ["a", "b"]}
+    assert TokenStore.open(tmp_path / "a.zarr").attributes == {"class_names": ["a", "b"]}
 
 
 def test_overwrite_starts_anew(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", attributes={"run": 1})
     assert len(write_store(tmp_path / "a.zarr", attributes={"run": 2}, overwrite=True)) > 0
-    assert TokenCache.open(tmp_path / "a.zarr").attributes == {"run": 2}
+    assert TokenStore.open(tmp_path / "a.zarr").attributes == {"run": 2}
     assert {file.name for file in tmp_path.iterdir()} == {"a.zarr", "a.zarr.lock"}
 
 
@@ -240,7 +240,7 @@ def test_overwrite_takes_a_store_with_a_damaged_header(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
     (tmp_path / "a.zarr/zarr.json").write_bytes(b"")
     write_store(tmp_path / "a.zarr", overwrite=True)
-    TokenCache.open(tmp_path / "a.zarr")
+    TokenStore.open(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -259,7 +259,7 @@ def test_bfloat16_is_stored_as_its_bits(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", spec, arrays)
     stored = zarr.open_array(tmp_path / "a.zarr" / arrays[0].name, mode="r")
     assert (stored.dtype, stored.attrs["logical_dtype"]) == (np.uint16, "bfloat16")
-    tokens = TokenCache.open(tmp_path / "a.zarr").tokens("final", "cls")
+    tokens = TokenStore.open(tmp_path / "a.zarr").tokens("final", "cls")
     assert (tokens.dtype, tokens.logical_dtype) == (np.uint16, "bfloat16")
     np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(arrays[1], ROWS, "bfloat16"))
 
@@ -274,7 +274,7 @@ def test_bfloat16_is_stored_as_its_bits(tmp_path: Path) -> None:
 )
 def test_labels_are_classes_or_targets(tmp_path: Path, labels: np.ndarray[Any, Any], stored: str) -> None:
     write_store(tmp_path / "a.zarr", labels=labels)
-    read = TokenCache.open(tmp_path / "a.zarr").labels
+    read = TokenStore.open(tmp_path / "a.zarr").labels
     assert read.dtype == stored
     np.testing.assert_array_equal(read, labels)
 
@@ -322,12 +322,12 @@ def test_images_that_changed_are_refused_with_row_and_id(tmp_path: Path) -> None
     assert (refused.error.values["expected"], refused.error.values["got"]) == (f"{stored:016x}", f"{stored + 1:016x}")
     after = tree(tmp_path / "a.zarr")
     assert {name: after[name] for name in before if "c." in name} == {n: before[n] for n in before if "c." in n}
-    TokenCache.open(tmp_path / "a.zarr")
+    TokenStore.open(tmp_path / "a.zarr")
 
 
 def test_notes_are_kept_with_their_rows_and_counted(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    cache = TokenCache.open(tmp_path / "a.zarr")
+    cache = TokenStore.open(tmp_path / "a.zarr")
     assert cache.skipped == {row: f"image {row} is cut off" for row in range(99, NUM_ROWS, 100)}
     assert cache.notes.saturated == {array.name: 1 for array in make_arrays()}
     assert cache.notes.nonfinite == {}
@@ -361,7 +361,7 @@ def rows_elsewhere(batch: Batch) -> dict[str, Any]:
 
 
 def arrays_elsewhere(batch: Batch) -> dict[str, Any]:
-    return {"notes": BatchNotes(nonfinite={"tokens/block.7/cls": 3})}
+    return {"notes": BatchNotes(nonfinite={"tokens/norm2/block.7/cls": 3})}
 
 
 FLOAT16 = "float16 (60, 8)"
@@ -371,13 +371,13 @@ INVALID = "cache.invalid_batch"
 @pytest.mark.parametrize(
     ("change", "key", "expected", "got"),
     [
-        (fewer_arrays, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: nothing"),
+        (fewer_arrays, INVALID, f"tokens/norm2/block.0/cls: {FLOAT16}", "tokens/norm2/block.0/cls: nothing"),
         (unknown_array, INVALID, "tokens/final/ap: no such array", "tokens/final/ap: float16 (60, 8)"),
-        (wider, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float16 (60, 9)"),
-        (doubles, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float64 (60, 8)"),
+        (wider, INVALID, f"tokens/norm2/block.0/cls: {FLOAT16}", "tokens/norm2/block.0/cls: float16 (60, 9)"),
+        (doubles, INVALID, f"tokens/norm2/block.0/cls: {FLOAT16}", "tokens/norm2/block.0/cls: float64 (60, 8)"),
         (signed_hashes, INVALID, "content_hashes: uint64 (60,)", "content_hashes: int64 (60,)"),
         (rows_elsewhere, INVALID, "notes.skipped: rows of the batch", "notes.skipped: [1100]"),
-        (arrays_elsewhere, INVALID, "notes: arrays of the batch", "notes: ['tokens/block.7/cls']"),
+        (arrays_elsewhere, INVALID, "notes: arrays of the batch", "notes: ['tokens/norm2/block.7/cls']"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused_and_the_right_one_written(
