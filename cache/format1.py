@@ -8,8 +8,11 @@ Knows JSON only, no files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
+
+import google_crc32c
 
 VIEWS_MARK = "; views "  # began the part of the transform that described augmented views
 MODEL_FIELDS = ("architecture", "weights", "token_rule", "compute_dtype", "storage_dtype")
@@ -49,3 +52,14 @@ def attributes_from_format1(attributes: Mapping[str, Any]) -> dict[str, Any]:
             "attributes": attributes["attributes"] | {"split": spec["split"], "dataset": spec["dataset"]},
         },
     }
+
+
+def is_sound_format1(raw: bytes, document: Mapping[str, Any]) -> bool:
+    """Whether a header of format 1 has its one rendering, and the checksum of the attributes before it."""
+    attributes = {name: value for name, value in document["attributes"].items() if name != "header_crc32c"}
+    checksum = f"{google_crc32c.value(_render(attributes)):08x}"
+    return _render(document) == raw and document["attributes"].get("header_crc32c") == checksum
+
+
+def _render(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=True).encode("ascii")

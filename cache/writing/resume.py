@@ -22,7 +22,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ..atomic_files import sync_folder
-from ..errors import NotAStoreError, OldFormatError, SpecError, SpecMismatchError
+from ..errors import DamagedStoreError, NotAStoreError, OldFormatError, SpecError, SpecMismatchError
 from ..format import (
     ChunkedArray,
     create_skeleton,
@@ -33,7 +33,7 @@ from ..format import (
     token_array,
 )
 from ..geometry import rows_per_block
-from ..header import FORMAT, FORMAT_VERSION, HEADER_FILE, Header, read_header, write_header
+from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header, write_header
 from ..journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
 from ..rows import MISSING, RowSet
 from ..spec import ArraySpec, ModelSpec, StoreSpec, array_order
@@ -53,6 +53,7 @@ class Request:
         attributes: what the caller records, as JSON.
         parity: path of an array -> what the caller measured, as JSON, for arrays that are new to the store.
         versions: library -> version, for a store that is made now.
+        unknown: optional attributes of a newer layerbank, for an import.
     """
 
     spec: StoreSpec
@@ -66,6 +67,7 @@ class Request:
     versions: Mapping[str, str] = field(
         default_factory=lambda: {"numpy": np.__version__, "python": platform.python_version(), "zarr": zarr.__version__}
     )
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def blank_header(self) -> Header:
         """The header of a new store, before its arrays are made."""
@@ -75,6 +77,7 @@ class Request:
             batch_size=self.batch_size,
             versions=self.versions,
             attributes=self.attributes,
+            unknown=self.unknown,
             static={name: static_entry(values) for name, values in self.static.items()},
         )
 
@@ -154,17 +157,21 @@ def temporary_folders(store: Path) -> tuple[Path, Path]:
 
 
 def remove_store(store: Path) -> None:
-    """Delete a store: it is renamed in one step, then deleted.
+    """Delete a store: it is renamed in one step, then deleted. A damaged store may be deleted.
 
     Raises:
         NotAStoreError: what lies there was not written by layerbank.
+        NewerStoreError: a newer layerbank wrote it.
     """
     if not store.exists():
         return
-    header = store / HEADER_FILE
-    is_ours = header.is_file() and FORMAT.encode() in header.read_bytes()
-    if not is_ours and not (store / JOURNAL_FOLDER).is_dir():
-        raise NotAStoreError("cache.foreign_folder", store=store)
+    try:
+        read_header(store)
+    except DamagedStoreError:
+        pass
+    except NotAStoreError:
+        if not (store / JOURNAL_FOLDER).is_dir():
+            raise NotAStoreError("cache.foreign_folder", store=store) from None
     _, old = temporary_folders(store)
     os.replace(store, old)
     sync_folder(store.parent)
