@@ -114,7 +114,9 @@ class ModelStores:
         place = _find_first(known[order], keys)
         chosen = order[np.maximum(place, 0)]
         is_there = (place >= 0) & (keys != MISSING)
-        return Location(np.where(is_there, store[chosen], -1), np.where(is_there, row[chosen], 0), skipped[chosen] & is_there)
+        return Location(
+            np.where(is_there, store[chosen], -1), np.where(is_there, row[chosen], 0), skipped[chosen] & is_there
+        )
 
     def _rows_of(self, number: int, arrays: Collection[ArrayKey]) -> tuple[NDArray[np.generic], ...] | None:
         """Key, store, row and whether it was skipped, of the committed rows of a store."""
