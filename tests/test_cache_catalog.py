@@ -31,16 +31,16 @@ from layerbank.cache.writing.locking import lock_file
 
 
 def test_every_store_under_a_folder_is_listed_with_its_state(tmp_path: Path) -> None:
-    complete, test = make_spec(), make_spec(split="test", manifest="0" * 16)
-    write_store(complete.store_path(tmp_path), complete)
-    write_store(test.store_path(tmp_path), test, num_batches=9)
-    (tmp_path / "shapes/broken.zarr").mkdir()
-    (tmp_path / "shapes/broken.zarr/zarr.json").write_text('{"format": "layerbank token store"')
+    complete, test = make_spec(), make_spec(name="test", transform="resize 64")
+    write_store(complete.path(tmp_path), complete)
+    write_store(test.path(tmp_path), test, num_batches=9)
+    (tmp_path / "timm-vit_tiny/broken.zarr").mkdir(parents=True)
+    (tmp_path / "timm-vit_tiny/broken.zarr/zarr.json").write_text('{"format": "layerbank token store"')
     broken, first, second = sorted(list_stores(tmp_path), key=lambda info: info.state)[::-1][:3][::-1]
     by_state = {info.state: info for info in list_stores(tmp_path)}
     assert {broken.state, first.state, second.state} == {"complete", "writing", "unreadable"}
     info = by_state["complete"]
-    assert (info.path, info.spec, info.problem) == (complete.store_path(tmp_path), complete, None)
+    assert (info.path, info.spec, info.problem) == (complete.path(tmp_path), complete, None)
     assert info.arrays == info.complete_arrays == make_arrays()
     assert (info.num_blocks_done, info.num_blocks) == (5, 5)
     assert info.size_bytes == sum(len(raw) for raw in tree(info.path).values())

@@ -23,7 +23,6 @@ from token_stores import (
 
 from layerbank.cache import (
     DamagedStoreError,
-    IncompleteStoreError,
     NotAStoreError,
     StoreLockedError,
     StoreMissingError,
@@ -74,7 +73,7 @@ def test_any_flipped_bit_in_any_file_is_found_and_named(store: Path, data: st.Da
 
 def test_a_flipped_bit_anywhere_in_header_journal_or_metadata_is_found(store: Path) -> None:
     random.seed(1)
-    for name in ("zarr.json", JOURNAL, "tokens/final/cls/zarr.json", "labels/zarr.json"):
+    for name in ("zarr.json", JOURNAL, "tokens/final/cls/zarr.json", "content_hashes/zarr.json"):
         before = (store / name).read_bytes()
         for offset in range(0, len(before), 23 if name == "zarr.json" else 13):
             flip(store / name, offset, random.randrange(8))
@@ -169,12 +168,12 @@ def test_between_repair_and_extraction_the_sound_arrays_are_readable(store: Path
     assert verify_store(store) == []
 
 
-def test_damaged_content_hashes_cost_their_block(store: Path, sound: Path) -> None:
-    flip(store / "content_hashes/c.2", 5)
-    assert repair_store(store).num_rows == 240
-    with raises("cache.store_incomplete", IncompleteStoreError):
+def test_damaged_content_hashes_make_a_store_unreadable_and_cost_no_row(store: Path, sound: Path) -> None:
+    flip(store / "content_hashes/c.0", 5)
+    assert repair_store(store).num_rows == 0
+    with raises("cache.store_damaged", DamagedStoreError, damages="content_hashes/c.0 (rows 0 to 1200): altered"):
         TokenStore.open(store)
-    assert {(batch.block, len(batch.arrays)) for batch in write_store(store)} == {(2, 4)}
+    assert write_store(store) == []
     assert tree(store) == tree(sound)
 
 
@@ -186,7 +185,7 @@ def test_a_damaged_journal_line_costs_its_block(store: Path, sound: Path) -> Non
     assert tree(store) == tree(sound)
 
 
-@pytest.mark.parametrize("file", ["labels/c.0", "sample_ids/bytes/zarr.json"])
+@pytest.mark.parametrize("file", ["content_hashes/c.0", "sample_ids/bytes/zarr.json"])
 def test_what_is_written_once_costs_no_row(store: Path, sound: Path, file: str) -> None:
     flip(store / file, 3)
     repair = repair_store(store)
