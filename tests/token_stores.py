@@ -123,7 +123,9 @@ def open_writer(
 def append(writer: CacheWriter, batch: Batch, **changes: Any) -> None:
     request = writer._request
     rows = request.rows.select(np.arange(batch.start, batch.stop))
-    tokens = {array.name: tokens_of(array, numbers_of(rows), request.spec.model.storage_dtype) for array in batch.arrays}
+    tokens = {
+        array.name: tokens_of(array, numbers_of(rows), request.spec.model.storage_dtype) for array in batch.arrays
+    }
     writer.append(batch, tokens, **({"content_hashes": rows.hashes, "notes": notes_of(batch, rows)} | changes))
 
 
