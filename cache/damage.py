@@ -49,8 +49,7 @@ def chunk_damage(array: ChunkedArray, chunk: int, problem: str) -> Damage:
 
 
 def quick_damage(store: Path, header: Header, journal: Journal, names: Collection[str]) -> Iterator[Damage]:
-    """Damage of static arrays, and of committed chunks of the named arrays: one listing per folder."""
-    yield from static_damage(store, header)
+    """Committed chunks of the named arrays that are missing or of another size: one listing per folder."""
     for array in block_arrays(header):
         if array.name in names:
             sizes = _file_sizes(store / array.name)
@@ -63,9 +62,11 @@ def quick_damage(store: Path, header: Header, journal: Journal, names: Collectio
                         yield chunk_damage(array, chunk, problem)
 
 
-def static_damage(store: Path, header: Header) -> Iterator[Damage]:
-    """Altered or missing files of the arrays that are written once; reads them."""
+def static_damage(store: Path, header: Header, names: Collection[str] | None = None) -> Iterator[Damage]:
+    """Altered or missing files of the arrays that are written once, of all or of some; reads them."""
     for name, entry in header.static.items():
+        if names is not None and name not in names:
+            continue
         array = static_array(header, name)
         if problem := array.problem(store, 0, entry.crc32c):
             yield chunk_damage(array, 0, problem)

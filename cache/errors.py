@@ -1,7 +1,7 @@
 """The exceptions of the store; their messages are in messages.toml.
 
 CacheError
-|-- SpecError            (ValueError)         a CacheSpec, an ArraySpec or an argument is invalid
+|-- SpecError            (ValueError)         a spec of a model, store or array, or an argument, is invalid
 |-- StoreMissingError    (FileNotFoundError)  there is no store at this path
 |-- NotAStoreError       (ValueError)         something else lies there
 |-- NewerStoreError      (ValueError)         a newer layerbank wrote the store; it is left as it is

@@ -8,8 +8,11 @@ Knows JSON only, no files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
+
+import google_crc32c
 
 from .spec import ModelSpec
 
@@ -57,3 +60,14 @@ def model_of_format1(spec: Mapping[str, Any]) -> ModelSpec:
     """The model in a spec of format 1, as saved probes of that time have it."""
     transform = spec["transform"].partition(VIEWS_MARK)[0]
     return ModelSpec(**{name: spec[name] for name in MODEL_FIELDS}, transform=transform, name=spec["backbone"])
+
+
+def is_sound_format1(raw: bytes, document: Mapping[str, Any]) -> bool:
+    """Whether a header of format 1 has its one rendering, and the checksum of the attributes before it."""
+    attributes = {name: value for name, value in document["attributes"].items() if name != "header_crc32c"}
+    checksum = f"{google_crc32c.value(_render(attributes)):08x}"
+    return _render(document) == raw and document["attributes"].get("header_crc32c") == checksum
+
+
+def _render(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=True).encode("ascii")

@@ -1,8 +1,8 @@
 """The header of a store: the attributes of its root group, which record identity, geometry and state.
 
 The decision taken here: the header is one file (``zarr.json`` of the root) that is only ever replaced whole, has one
-canonical rendering and carries its own checksum, so that `state` turns ``complete`` in one step and any altered byte is
-noticed.
+canonical rendering and carries the checksum of its own bytes, so that `state` turns ``complete`` in one step and any altered
+byte is noticed.
 
 It can grow. Attributes are required or optional. A reader keeps an optional attribute that it does not know; a required one
 means that a newer layerbank wrote the store, and nothing is touched. Headers of format 1 are read through `format1.py`.
@@ -19,20 +19,20 @@ from typing import Any
 import google_crc32c
 
 from .atomic_files import replace_file
-from .errors import DamagedStoreError, NewerStoreError, NotAStoreError, StoreMissingError
-from .format1 import attributes_from_format1
+from .errors import CacheError, DamagedStoreError, NewerStoreError, NotAStoreError, SpecError, StoreMissingError
+from .format1 import attributes_from_format1, is_sound_format1
 from .geometry import Grid
+from .header_values import ARRAY_FIELDS, COMPLETE, OPTIONAL, ROWS_FIELDS, WRITING, check_values, newer_parts
 from .journal import JOURNAL_FOLDER, STAGING_PREFIX
 from .spec import ArraySpec, ModelSpec, StoreSpec, array_order
 
 FORMAT = "layerbank token store"
 FORMAT_VERSION = 2
 HEADER_FILE = "zarr.json"
-WRITING, COMPLETE = "writing", "complete"
-REQUIRED = ("state", "model", "rows", "block_rows", "batch_size", "arrays", "static", "metadata")
-ROWS_FIELDS = ("digest", "num_rows", "hash_rule", "view_rule")
-ARRAY_FIELDS = ("tap", "level", "kind", "row_shape", "chunk_rows", "state")
-OPTIONAL = ("names", "versions", "notes", "parity", "attributes")
+MAX_HEADER_BYTES = 16 << 20  # a header of 300 arrays has 300 KB
+
+_CHECKSUM_KEY = b'"header_crc32c": "'
+_NO_CHECKSUM = "0" * 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +134,9 @@ class Header:
             "required": required,
             "optional": optional,
         }
-        attributes["header_crc32c"] = _checksum(attributes)
-        return _render({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        attributes["header_crc32c"] = _NO_CHECKSUM
+        raw = _render({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        return _with_checksum(raw, google_crc32c.value(raw))
 
 
 def read_header(path: Path) -> Header:
@@ -149,13 +150,18 @@ def read_header(path: Path) -> Header:
     """
     file = path / HEADER_FILE
     try:
-        raw = file.read_bytes()
+        if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+            raise NotAStoreError("cache.store_unreadable", store=path, reason=f"{HEADER_FILE} is not a file")
+        with open(file, "rb") as opened:
+            raw = opened.read(MAX_HEADER_BYTES + 1)
     except FileNotFoundError:
         if path.is_dir():
             raise NotAStoreError("cache.no_header", store=path) from None
         raise StoreMissingError("cache.store_missing", store=path) from None
     except NotADirectoryError:
         raise NotAStoreError("cache.store_is_a_file", store=path) from None
+    except OSError as error:
+        raise NotAStoreError("cache.store_unreadable", store=path, reason=error.strerror or error) from error
     return parse_header(raw, path)
 
 
@@ -168,6 +174,8 @@ def parse_header(raw: bytes, path: Path) -> Header:
         DamagedStoreError: it was altered.
     """
     damaged = DamagedStoreError("cache.header_damaged", file=path / HEADER_FILE)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise damaged
     try:
         document = json.loads(raw)
         attributes = document["attributes"]
@@ -180,35 +188,26 @@ def parse_header(raw: bytes, path: Path) -> Header:
         raise NotAStoreError("cache.other_format", store=path, expected=FORMAT, got=name)
     if type(version) is int and version > FORMAT_VERSION:  # its checksum may follow other rules
         raise NewerStoreError("cache.newer_format", store=path, expected=FORMAT_VERSION, got=version)
-    # rendering again catches every altered byte, those that mean nothing to JSON too
-    checksum = attributes.pop("header_crc32c", None)
-    is_sound = checksum == _checksum(attributes)
-    attributes["header_crc32c"] = checksum
-    if not is_sound or _render(document) != raw or type(version) is not int or version < 1:
-        raise damaged
     try:
+        if not (_is_sound(raw) if version == FORMAT_VERSION else version == 1 and is_sound_format1(raw, document)):
+            raise damaged
         if version == 1:
             attributes = attributes_from_format1(attributes)
-        _refuse_unknown(path, attributes)
+        if unknown := newer_parts(attributes):
+            raise NewerStoreError("cache.newer_attributes", store=path, unknown=", ".join(unknown))
+        check_values(attributes["required"], attributes["optional"], version)
         return _header_from(attributes, version)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, NewerStoreError):
-            raise
+    except CacheError as error:
+        if isinstance(error, SpecError):
+            raise damaged from error
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise damaged from error
 
 
 def write_header(path: Path, header: Header) -> None:
     """Replace the header of the store at `path` in one step."""
     replace_file(path / HEADER_FILE, header.render(), path / JOURNAL_FOLDER / f"{STAGING_PREFIX}{HEADER_FILE}")
-
-
-def _refuse_unknown(path: Path, attributes: Mapping[str, Any]) -> None:
-    required = attributes["required"]
-    entries = [name for entry in required["arrays"].values() for name in entry]
-    unknown = {*required} - {*REQUIRED} | {*required["rows"]} - {*ROWS_FIELDS} | {*entries} - {*ARRAY_FIELDS}
-    unknown |= {*attributes} - {"format", "format_version", "required", "optional", "header_crc32c"}
-    if unknown:
-        raise NewerStoreError("cache.newer_attributes", store=path, unknown=", ".join(sorted(unknown)))
 
 
 def _header_from(attributes: Mapping[str, Any], version: int) -> Header:
@@ -261,5 +260,13 @@ def _render(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=2, ensure_ascii=True).encode("ascii")
 
 
-def _checksum(attributes: Mapping[str, Any]) -> str:
-    return f"{google_crc32c.value(_render(attributes)):08x}"
+def _is_sound(raw: bytes) -> bool:
+    """Whether the bytes of a header have the checksum in them: that of the same bytes with zeros in its place."""
+    start = raw.rfind(_CHECKSUM_KEY) + len(_CHECKSUM_KEY)
+    blank = raw[:start] + _NO_CHECKSUM.encode() + raw[start + len(_NO_CHECKSUM) :]
+    return _with_checksum(blank, google_crc32c.value(blank)) == raw
+
+
+def _with_checksum(raw: bytes, crc: int) -> bytes:
+    start = raw.rfind(_CHECKSUM_KEY) + len(_CHECKSUM_KEY)
+    return raw[:start] + f"{crc:08x}".encode() + raw[start + len(_NO_CHECKSUM) :]

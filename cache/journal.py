@@ -116,9 +116,17 @@ def parse_line(line: bytes) -> Entry | None:
                 nonfinite=entry["nonfinite"],
             ),
         )
-        return parsed if parsed.render() == line else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return parsed if parsed.render() == line and _has_right_types(parsed) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _has_right_types(entry: Entry) -> bool:
+    """A line may come from anywhere, with the right checksum too."""
+    notes = entry.notes
+    numbers = [entry.block, *notes.skipped, *notes.saturated.values(), *notes.nonfinite.values()]
+    texts = [*notes.skipped.values(), *(crc for sums in entry.checksums.values() for crc in sums)]
+    return all(type(number) is int and number >= 0 for number in numbers) and all(type(one) is str for one in texts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 The decision taken here: a row is looked up by its content, in all stores of the model, finished or not; a row block counts when
 it is committed. Whichever data set a store was made for does not matter. Of several stores that hold a row, the one with the
-smallest path is read, but a row whose tokens are usable comes before one that was skipped.
+smallest path is read, also if their tokens differ: each store is sound, and a computation elsewhere may differ in last bits. A row
+whose tokens are usable comes before one that was skipped, and hash rule 2 before rule 1.
 
 Stores of format 1 lie in folders of data sets. They are read as they are, and never written.
 """
@@ -89,11 +90,11 @@ class ModelStores:
             leave_out: stores that are not looked into.
         """
         found = Location(np.full(len(wanted), -1), np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_))
-        for rule in (2, 1):
+        for rule in range(HASH_RULE, 0, -1):
             numbers = [
                 number
                 for number, files in enumerate(self.stores)
-                if (files.header.spec.hash_rule == 1) == (rule == 1) and files.path not in leave_out
+                if files.header.spec.hash_rule == rule and files.path not in leave_out
             ]
             here = self._find(wanted.keys(rule), numbers, arrays)
             better = (here.store >= 0) & ((found.store < 0) | (found.skipped & ~here.skipped))
@@ -106,13 +107,16 @@ class ModelStores:
         if not candidates or not len(keys):
             return Location(np.full(len(keys), -1), np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_))
         known, store, row, skipped = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
-        order = np.lexsort((row, store, skipped, known))
-        known = known[order]
-        place = np.searchsorted(known, keys)  # the first of equals: usable, then the smallest path
-        place[place == len(known)] = 0
-        is_there = (known[place] == keys) & (keys != MISSING)
-        chosen = order[place]
-        return Location(np.where(is_there, store[chosen], -1), row[chosen], skipped[chosen] & is_there)
+        if skipped.any():  # usable rows first; within both, candidates are sorted by path and row
+            usable_first = np.argsort(skipped, kind="stable")
+            known, store, row, skipped = (part[usable_first] for part in (known, store, row, skipped))
+        order = np.argsort(known, kind="stable")
+        place = _find_first(known[order], keys)
+        chosen = order[np.maximum(place, 0)]
+        is_there = (place >= 0) & (keys != MISSING)
+        return Location(
+            np.where(is_there, store[chosen], -1), np.where(is_there, row[chosen], 0), skipped[chosen] & is_there
+        )
 
     def _rows_of(self, number: int, arrays: Collection[ArrayKey]) -> tuple[NDArray[np.generic], ...] | None:
         """Key, store, row and whether it was skipped, of the committed rows of a store."""
@@ -125,7 +129,7 @@ class ModelStores:
             return None
         rows = np.flatnonzero(np.repeat(blocks, files.header.block_rows)[: files.header.spec.num_rows])
         is_skipped = np.zeros(files.header.spec.num_rows, dtype=np.bool_)
-        is_skipped[[row for row in files.skipped if 0 <= row < len(is_skipped)]] = True
+        is_skipped[[row for row in files.skipped if row < len(is_skipped)]] = True
         return files.rows.keys[rows], np.full(len(rows), number), rows, is_skipped[rows]
 
 
@@ -152,6 +156,15 @@ def known_hashes(root: str | Path, ids: Sequence[str], sizes: NDArray[np.int64])
                 if (number := wanted.get(named)) is not None:
                     hashes[number] = known[row]
     return hashes
+
+
+def _find_first(ascending: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """``[n]`` the first place of each key among sorted numbers; -1 where it is not there."""
+    by_size = np.argsort(keys)  # searching in order reads memory in order: 3 times faster for a million keys
+    place = np.empty(len(keys), dtype=np.int64)
+    place[by_size] = np.searchsorted(ascending, keys[by_size])
+    place[place == len(ascending)] = 0
+    return np.where(ascending[place] == keys, place, -1)
 
 
 def array_names(files: StoreFiles, arrays: Collection[ArrayKey]) -> list[str] | None:
@@ -183,4 +196,6 @@ def _paths_of_model(root: Path, model: ModelSpec) -> Iterator[Path]:
 
 
 def _paths_of_format1(root: Path) -> Iterator[Path]:
-    return root.glob(f"*/*/*{STORE_SUFFIX}")
+    for split in root.glob("*/*/"):
+        if split.suffix != STORE_SUFFIX and not split.parent.name.startswith("."):
+            yield from split.glob(f"*{STORE_SUFFIX}")

@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .damage import chunk_damage, quick_damage, require_sound, swapped_chunks
+from .damage import chunk_damage, quick_damage, require_sound, static_damage, swapped_chunks
 from .errors import IncompleteStoreError, MissingArrayError, OldFormatError, SpecMismatchError
 from .format import (
     CONTENT_HASHES,
@@ -36,6 +36,8 @@ from .rows import RowSet
 from .spec import ArraySpec, StoreSpec, natural_order
 from .token_array import TokenArray
 
+# the static arrays that say which rows there are; in format 1 the ids, which at least are as many as the rows
+ROW_ARRAYS = {1: (SAMPLE_ID_OFFSETS,), FORMAT_VERSION: (CONTENT_HASHES, VIEWS)}
 NUM_VIEWS = "num_views"  # attribute of a store of format 1 with several rows per image
 ArrayKey = tuple[str, str, str]  # tap ("" for final), level, kind
 
@@ -64,18 +66,26 @@ class StoreFiles:
 
     @cached_property
     def rows(self) -> RowSet:
-        """The rows in order; a row of format 1 whose row block is not committed has hash 0."""
+        """The rows in order; a row of format 1 whose row block is not committed has hash 0.
+
+        Raises:
+            DamagedStoreError: hashes or views are not as they were written.
+        """
+        require_sound(self.path, list(static_damage(self.path, self.header, names=ROW_ARRAYS[self.header.format])))
         spec = self.header.spec
         if self.header.format > 1:
             views = self.static(VIEWS) if VIEWS in self.header.static else None
             hashes = self.static(CONTENT_HASHES)
         else:
             hashes, array = np.zeros(spec.num_rows, dtype=np.uint64), block_arrays(self.header)[0]
-            for block in np.flatnonzero(self.journal.blocks_with([CONTENT_HASHES], array.grid.num_blocks)).tolist():
-                rows = array.grid.block(block)
+            for block in np.flatnonzero(self.committed([CONTENT_HASHES])).tolist():
+                rows, checksum = array.grid.block(block), self.journal.checksum(CONTENT_HASHES, block, array.grid)
+                if problem := array.problem(self.path, block, checksum):
+                    require_sound(self.path, [chunk_damage(array, block, problem)])
                 hashes[rows.start : rows.stop] = np.fromfile(array.file(self.path, block), "<u8", len(rows))
-            num_views = int(self.header.attributes.get(NUM_VIEWS, 0))
-            views = (np.arange(spec.num_rows) % (1 + num_views)).astype(np.uint16) if num_views else None
+            num_views = self.header.attributes.get(NUM_VIEWS, 0)
+            has_views = type(num_views) is int and 0 < num_views < spec.num_rows
+            views = (np.arange(spec.num_rows) % (1 + num_views)).astype(np.uint16) if has_views else None
         return RowSet(hashes=hashes, views=views, view_rule=spec.view_rule, hash_rule=spec.hash_rule)
 
     @cached_property
@@ -168,7 +178,9 @@ class TokenStore:
             raise IncompleteStoreError(
                 "cache.store_incomplete", store=files.path, num_blocks=num_blocks, num_done=num_done
             )
-        require_complete(files, [array.name for array in header.complete_arrays])
+        hashes = [CONTENT_HASHES] if header.format == 1 else []
+        require_sound(files.path, list(static_damage(files.path, header)))
+        require_complete(files, [*hashes, *(array.name for array in header.complete_arrays)])
         return cls(files, tap, mapped=mapped)
 
     @property
@@ -219,10 +231,15 @@ class TokenStore:
         return self.tokens(*array)
 
 
-def require_current(files: StoreFiles) -> None:
-    """Raise OldFormatError for a store of an older format, which is read and not written."""
-    if files.header.format != FORMAT_VERSION:
-        raise OldFormatError("cache.old_format", store=files.path, expected=FORMAT_VERSION, got=files.header.format)
+def require_current(store: Path, header: Header) -> Header:
+    """The header, unless it has an older format, which is read and not written.
+
+    Raises:
+        OldFormatError: it has.
+    """
+    if header.format != FORMAT_VERSION:
+        raise OldFormatError("cache.old_format", store=store, expected=FORMAT_VERSION, got=header.format)
+    return header
 
 
 def require_complete(files: StoreFiles, names: Sequence[str]) -> None:
@@ -236,7 +253,7 @@ def require_complete(files: StoreFiles, names: Sequence[str]) -> None:
     for name in [] if damages else names:
         missing = np.flatnonzero(~files.journal.blocks_with([name], num_blocks)).tolist()
         if missing:
-            array = token_array(files.header, name)
+            array = next(array for array in block_arrays(files.header) if array.name == name)
             chunk = array.grid.chunks_of(missing[0]).start
             damages.append(chunk_damage(array, chunk, "not in the journal"))
     require_sound(files.path, damages)

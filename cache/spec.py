@@ -73,7 +73,7 @@ class ModelSpec:
         if wrong:
             expected = "; ".join(f"{name} to be {rule}" for name, rule in wrong)
             got = "; ".join(f"{name} = {getattr(self, name)!r}" for name, _ in wrong)
-            raise SpecError("cache.invalid_spec", expected=expected, got=got)
+            raise SpecError("cache.invalid_spec", spec=type(self).__name__, expected=expected, got=got)
 
     @property
     def digest(self) -> str:
@@ -152,7 +152,7 @@ class StoreSpec:
         if wrong:
             got = "; ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
             expected = "a hex digest, at least one row, a hash rule from 1, a text, and a name that is not empty"
-            raise SpecError("cache.invalid_spec", expected=expected, got=got)
+            raise SpecError("cache.invalid_spec", spec=type(self).__name__, expected=expected, got=got)
 
     @property
     def fingerprint(self) -> str:
@@ -186,7 +186,7 @@ class ArraySpec:
         name: path of the array inside the store; made from the other fields.
 
     Raises:
-        SpecError: for a name that is no path part, or a shape of another rank.
+        SpecError: for a name that is no path part, a tap without a name, or a shape of another rank.
     """
 
     level: str
@@ -204,6 +204,8 @@ class ArraySpec:
         for field, name in (("level", self.level), ("kind", self.kind)):
             if not _NAME.fullmatch(name):
                 raise SpecError("cache.invalid_array_name", field=field, name=name)
+        if tap and (not self.tap.strip() or self.tap == FINAL):
+            raise SpecError("cache.invalid_tap", tap=self.tap)
         if len(shape) not in (1, 2) or min(shape) < 1:
             raise SpecError("cache.invalid_row_shape", array=self.name, shape=shape)
 
@@ -212,7 +214,7 @@ def tap_folder(tap: str) -> str:
     """The part of an array's path that stands for a tap.
 
     >>> tap_folder("norm2"), tap_folder("module:blocks.{i}.norm2")
-    ('norm2', 'module-blocks.-i-.norm2-5e0d6c1b')
+    ('norm2', 'module-blocks.-i-.norm2-412b2ec0')
     """
     if _NAME.fullmatch(tap):
         return tap

@@ -1,7 +1,7 @@
 """Targets beside a store: for each row a class, a number or several, under a name.
 
     targets/<name>.<first 8 of the digest>/     a Zarr array [N] or [N, K] with its type, class names and source as attributes
-    content_hashes/.targets/<name>.json         which of them the name stands for
+    content_hashes/.targets/<name>.json         the digest that the name stands for, and the CRC-32C of the array's metadata
 
 The decision taken here: targets are no part of a store's identity. An array is written once and never changed; new values under
 the same name are a new array, and only the small pointer file is replaced. So targets lie outside the header's checksum and
@@ -17,17 +17,18 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from .atomic_files import replace_file, storage_errors, sync_folder, sync_tree
 from .errors import DamagedStoreError, MissingTargetError, SpecError
-from .format import CONTENT_HASHES, create_array
+from .format import CHECKSUM_BYTES, CONTENT_HASHES, create_array
 from .header import HEADER_FILE
 
 TARGETS = "targets"
@@ -59,7 +60,7 @@ class Target:
         values = _stored(self.values)
         head = [self.type, list(self.class_names), values.dtype.name, list(values.shape)]
         digest = hashlib.sha256(json.dumps(head, ensure_ascii=True).encode("ascii"))
-        digest.update(np.ascontiguousarray(values).data)
+        digest.update(values.data)
         return digest.hexdigest()
 
 
@@ -76,33 +77,18 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
         SpecError: a wrong name, type or number of values.
         StorageFullError, NotWritableError: the disk refuses.
     """
-    store, values = Path(store), _stored(target.values)
-    if not _NAME.fullmatch(name) or target.type not in TARGET_TYPES or values.shape[:1] != (num_rows,):
-        types = ", ".join(TARGET_TYPES)
-        got = f"{target.type} with {len(values):,} values"
+    store, shape, dtype = Path(store), target.values.shape, target.values.dtype
+    has_values = dtype.kind in "iubf" and shape[:1] == (num_rows,) and len(shape) <= 2
+    if not _NAME.fullmatch(name) or target.type not in TARGET_TYPES or not has_values:
+        types, got = ", ".join(TARGET_TYPES), f"{target.type} with {dtype} values of shape {shape}"
         raise SpecError("cache.invalid_target", store=store, name=repr(name), types=types, num_rows=num_rows, got=got)
-    digest = target.digest
-    folder, pointer = store / TARGETS / f"{name}.{digest[:8]}", store / POINTERS / f"{name}.json"
+    folder, pointer = _folder(store, name, target.digest), _pointer(store, name)
     with storage_errors(store):
-        if not (store / TARGETS / HEADER_FILE).exists():
-            (store / TARGETS).mkdir(exist_ok=True)
-            root = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2)
-            replace_file(store / TARGETS / HEADER_FILE, root.encode(), store / TARGETS / f".{HEADER_FILE}.staging")
-        (store / POINTERS).mkdir(exist_ok=True)
-        if not folder.exists():
-            staging = store / POINTERS / f"staging.{os.getpid()}"
-            shutil.rmtree(staging, ignore_errors=True)
-            about = {"type": target.type, "class_names": list(target.class_names), "source": target.source}
-            group = zarr.create_group(staging, zarr_format=3)
-            dimensions = ("row", "target")[: values.ndim]
-            made = create_array(group, name, values.shape, values.shape, values.dtype, dimensions, about)
-            made[...] = values
-            sync_tree(staging)
-            os.replace(staging / name, folder)
-            sync_folder(folder.parent)
-            shutil.rmtree(staging)
-        content = json.dumps({"target": folder.name, "digest": digest}).encode()
-        replace_file(pointer, content, pointer.with_name(f".{pointer.name}"))
+        if not _is_sound(folder, target.digest):
+            _write_values(store, folder, replace(target, values=_stored(target.values)))
+        content = json.dumps({"digest": target.digest, "metadata": _metadata_checksum(folder)}).encode()
+        if not pointer.exists() or pointer.read_bytes() != content:
+            replace_file(pointer, content, pointer.with_name(f".{pointer.name}"))
 
 
 def read_target(store: str | Path, name: str) -> Target:
@@ -113,21 +99,15 @@ def read_target(store: str | Path, name: str) -> Target:
         DamagedStoreError: its values are not those that were written.
     """
     store = Path(store)
-    try:
-        pointer = json.loads((store / POINTERS / f"{name}.json").read_bytes())
-        array = zarr.open_array(store / TARGETS / pointer["target"], mode="r")
-        about = dict(array.attrs)
-        target = Target(
-            values=np.asarray(array[...]),
-            type=str(about["type"]),
-            class_names=[str(one) for one in about["class_names"]],  # type: ignore[union-attr]
-            source=str(about["source"]),
-        )
-        is_sound = target.digest == pointer["digest"]
-    except FileNotFoundError:
+    if name not in list_targets(store):
         names = ", ".join(list_targets(store)) or "none"
-        raise MissingTargetError("cache.target_missing", store=store, name=name, names=names) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise MissingTargetError("cache.target_missing", store=store, name=name, names=names)
+    try:
+        pointer = json.loads(_pointer(store, name).read_bytes())
+        folder = _folder(store, name, pointer["digest"])
+        target = _read_values(folder)
+        is_sound = (target.digest, _metadata_checksum(folder)) == (pointer["digest"], pointer["metadata"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise DamagedStoreError("cache.target_damaged", store=store, name=name, reason=error) from error
     if not is_sound:
         raise DamagedStoreError("cache.target_damaged", store=store, name=name, reason="other values than were written")
@@ -136,7 +116,7 @@ def read_target(store: str | Path, name: str) -> Target:
 
 def list_targets(store: str | Path) -> list[str]:
     """The names of the targets of a store."""
-    return sorted(file.stem for file in (Path(store) / POINTERS).glob("*.json") if not file.name.startswith("."))
+    return sorted(file.stem for file in (Path(store) / POINTERS).glob("*.json") if _NAME.fullmatch(file.stem))
 
 
 def is_target_file(path: str) -> bool:
@@ -146,3 +126,65 @@ def is_target_file(path: str) -> bool:
 
 def _stored(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values, dtype="<i8" if values.dtype.kind in "iub" else "<f8")
+
+
+def _pointer(store: Path, name: str) -> Path:
+    return store / POINTERS / f"{name}.json"
+
+
+def _folder(store: Path, name: str, digest: str) -> Path:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError("a pointer without a digest")
+    return store / TARGETS / f"{name}.{digest[:8]}"
+
+
+def _is_sound(folder: Path, digest: str) -> bool:
+    """Whether the values of this digest are there already."""
+    try:
+        return _read_values(folder).digest == digest
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+        return False
+
+
+def _write_values(store: Path, folder: Path, target: Target) -> None:
+    staging = store / POINTERS / f".staging-{os.getpid()}"
+    (store / TARGETS).mkdir(exist_ok=True)
+    (store / POINTERS).mkdir(exist_ok=True)
+    if not (store / TARGETS / HEADER_FILE).exists():
+        root = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2)
+        replace_file(store / TARGETS / HEADER_FILE, root.encode(), store / POINTERS / f".{HEADER_FILE}")
+    shutil.rmtree(staging, ignore_errors=True)
+    about = {"type": target.type, "class_names": list(target.class_names), "source": target.source}
+    values, dimensions = target.values, ("row", "target")[: target.values.ndim]
+    group = zarr.create_group(staging, zarr_format=3)
+    create_array(group, folder.name, values.shape, values.shape, values.dtype, dimensions, about)[...] = values
+    sync_tree(staging)
+    shutil.rmtree(folder, ignore_errors=True)  # damaged values of the same digest
+    os.replace(staging / folder.name, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(staging)
+
+
+def _read_values(folder: Path) -> Target:
+    """Without zarr: it reads a missing chunk as zeros, and believes any shape.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError: it is damaged.
+    """
+    metadata = json.loads((folder / HEADER_FILE).read_bytes())
+    shape, about = tuple(metadata["shape"]), metadata["attributes"]
+    dtype = {"int64": "<i8", "float64": "<f8"}[metadata["data_type"]]
+    raw = (folder / ".".join(["c", *["0"] * len(shape)])).read_bytes()
+    data, checksum = raw[:-CHECKSUM_BYTES], int.from_bytes(raw[-CHECKSUM_BYTES:], "little")
+    if google_crc32c.value(data) != checksum:
+        raise ValueError("altered values")
+    return Target(
+        values=np.frombuffer(data, dtype).reshape(shape),
+        type=str(about["type"]),
+        class_names=[str(one) for one in about["class_names"]],
+        source=str(about["source"]),
+    )
+
+
+def _metadata_checksum(folder: Path) -> str:
+    return f"{google_crc32c.value((folder / HEADER_FILE).read_bytes()):08x}"

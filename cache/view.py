@@ -17,7 +17,7 @@ from .damage import quick_damage, require_sound, swapped_chunks
 from .errors import MissingArrayError, MissingRowsError
 from .format import token_array
 from .mapping import join_rows, part_starts
-from .model_stores import ModelStores, WantedRows, array_key, array_names
+from .model_stores import Location, ModelStores, WantedRows, array_key, array_names
 from .reader import StoreFiles, chunk_files
 from .spec import ArraySpec, ModelSpec
 from .token_array import TokenArray
@@ -54,9 +54,8 @@ class TokenView:
             for number in np.unique(location.store[location.store >= 0]).tolist()
             for part in _parts_of(found.stores[number], keys, number)
         ]
-        self._starts = part_starts([len(part.rows) for part in self._parts])
         self.stores = tuple(dict.fromkeys(part.files.path for part in self._parts))
-        self.positions = self._place(location.store, location.row)
+        self.positions = _positions(self._parts, location)
         self.skipped = dict.fromkeys(np.flatnonzero(unreadable).tolist(), UNREADABLE)
         for row in np.flatnonzero(location.skipped).tolist():
             self.skipped[row] = found.stores[location.store[row]].skipped[int(location.row[row])]
@@ -110,8 +109,8 @@ class TokenView:
             DamagedStoreError: a chunk file is not the one in the journal.
         """
         if (level, kind) not in self.arrays:
-            levels, kinds = (", ".join(dict.fromkeys(names)) for names in zip(*self.arrays, strict=True))
-            stores = ", ".join(map(str, self.stores))
+            levels, kinds = (", ".join(dict.fromkeys(array[i] for array in self.arrays)) or "none" for i in (0, 1))
+            stores = ", ".join(map(str, self.stores)) or "a view without one readable image"
             raise MissingArrayError(
                 "cache.array_missing", store=stores, level=level, kind=kind, levels=levels, kinds=kinds
             )
@@ -129,19 +128,28 @@ class TokenView:
     def __getitem__(self, array: tuple[str, str]) -> TokenArray:
         return self.tokens(*array)
 
-    def _place(self, store: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
-        positions = np.full(len(store), -1, dtype=np.int64)
-        for part, start in zip(self._parts, self._starts, strict=True):
-            here = (store == part.number) & (row >= part.rows.start) & (row < part.rows.stop)
-            positions[here] = start + row[here] - part.rows.start
-        return positions
-
 
 class _Part:
     """Neighbouring committed row blocks of one store."""
 
     def __init__(self, files: StoreFiles, number: int, rows: range) -> None:
         self.files, self.number, self.rows = files, number, rows
+
+
+def _positions(parts: Sequence[_Part], location: Location) -> NDArray[np.int64]:
+    """``[N]`` the position of each row, -1 for rows that no store has."""
+    starts = part_starts([len(part.rows) for part in parts])
+    positions = np.full(len(location.store), -1, dtype=np.int64)
+    by_store: dict[int, list[tuple[_Part, int]]] = {}
+    for part, start in zip(parts, starts, strict=True):
+        by_store.setdefault(part.number, []).append((part, start))
+    for number, of_store in by_store.items():
+        here = np.flatnonzero(location.store == number)
+        rows = location.row[here]
+        shifts = np.array([start - part.rows.start for part, start in of_store])
+        firsts = np.array([part.rows.start for part, _ in of_store])
+        positions[here] = rows + shifts[np.searchsorted(firsts, rows, side="right") - 1]
+    return positions
 
 
 def _parts_of(files: StoreFiles, keys: Sequence[tuple[str, str, str]], number: int) -> list[_Part]:

@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from extractions import extract
 from photos import TINY_MODEL
 
 from layerbank.data.sources import open_source
 from layerbank.events import Event
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, TrainingProtocol
-from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.tokens.split_tokens import SplitRequest
 
 BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
@@ -24,21 +26,18 @@ KINDS = ("cls", "ap", "grid2", "patch")
 REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
 
 
-def stores_of(backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16") -> tuple[Store, Store]:
-    stores = []
-    for split in ("train", "test"):
-        source = open_source(f"folder:{photos}", split)
-        spec = spec_of(backbone, source, storage_dtype)
-        store = Store(spec.store_path(root), spec)
-        arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS)
-        config = ExtractConfig(arrays=arrays, storage_dtype=storage_dtype, batch_size=BATCH, num_workers=0)
-        extract(backbone, source, config, store.path)
-        stores.append(store)
-    return stores[0], stores[1]
+def stores_of(
+    backbone: Backbone, photos: Path, root: Path, storage_dtype: str = "float16"
+) -> tuple[SplitRequest, SplitRequest]:
+    arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS)
+    config = ExtractConfig(arrays=arrays, storage_dtype=storage_dtype, batch_size=BATCH, num_workers=0)
+    sources = [open_source(f"folder:{photos}", split) for split in ("train", "test")]
+    train, test = (extract(backbone, source, config, root) for source in sources)
+    return train, test
 
 
 def run(
-    stores: tuple[Store, Store],
+    stores: tuple[SplitRequest, SplitRequest],
     runs: Path,
     names: tuple[str, ...],
     protocol: TrainingProtocol = PROTOCOL,

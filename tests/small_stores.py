@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from token_stores import make_spec
+from numpy.typing import NDArray
+from token_stores import make_rows, make_spec
 
-from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, TokenCache, storage_dtype_of
+from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, storage_dtype_of
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
+from layerbank.data.split_rows import wanted_rows
+from layerbank.data.views import ViewRule
 from layerbank.models.rounding import round_tokens
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe_spec import TOKEN_AXIS, ProbeSpec
+from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 
 NUM_ROWS = 600
 LEVELS = ("block.0", "final")
@@ -27,35 +33,68 @@ PROTOCOL = TrainingProtocol(
 
 
 def write_small_store(
-    path: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0
-) -> TokenCache:
-    """Rows of three classes, sorted, every hundredth unreadable."""
+    root: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0, split: str = "train"
+) -> SplitTokens:
+    """Write a store under a cache folder: rows of three classes, sorted, every hundredth unreadable.
+
+    Returns:
+        The tokens of all its rows that can be used.
+    """
     arrays = [
         ArraySpec(level=level, kind=kind, row_shape=(width,) if kind == "cls" else (4, width))
         for level, width in WIDTHS.items()
         for kind in ("cls", "grid2")
     ]
-    labels = np.arange(num_rows) * 3 // num_rows
+    request = small_request(root, storage_dtype, num_rows, num_views, split)
+    wanted, labels = wanted_rows(request.record.images, request.rule), small_labels(num_rows)
+    rows, name = wanted.rows, f"small-{split}"
+    spec = make_spec(rows=rows, name=name, storage_dtype=storage_dtype)
     generator = torch.Generator().manual_seed(0)
-    writer = CacheWriter.open(
-        path,
-        make_spec(num_rows, storage_dtype=storage_dtype),
-        arrays,
-        labels=labels,
-        sample_ids=[f"image {row}" for row in range(num_rows)],
-        batch_size=60,
-        attributes={"class_names": ["circle", "square", "star"], "num_views": num_views},
-    )
-    with writer:
+    ids = [f"image {row}" for row in range(num_rows)]
+    with CacheWriter.open(
+        spec.path(root), spec.model, rows, arrays, name=name, sample_ids=ids, batch_size=60
+    ) as writer:
         for batch in writer.pending():
-            rows = np.arange(batch.start, batch.stop)
+            numbers = np.arange(batch.start, batch.stop)
             tokens = {}
             for array in batch.arrays:
-                values = torch.randn(len(rows), *array.row_shape, generator=generator)
-                values[..., :3] += torch.eye(3)[labels[rows]].view(len(rows), *[1] * (values.dim() - 2), 3)
+                values = torch.randn(len(numbers), *array.row_shape, generator=generator)
+                values[..., :3] += torch.eye(3)[labels[numbers]].view(len(numbers), *[1] * (values.dim() - 2), 3)
                 tokens[array.name] = round_tokens(values, storage_dtype_of(storage_dtype, array.kind)).values
-            skipped = {int(row): "cut off" for row in rows if row % 100 == 99}
-            notes = BatchNotes(skipped=skipped)
-            writer.append(batch, tokens, content_hashes=rows.astype(np.uint64), notes=notes)
+            notes = BatchNotes(skipped={int(row): "cut off" for row in numbers if row % 100 == 99})
+            writer.append(batch, tokens, content_hashes=rows.hashes[numbers], notes=notes)
         writer.complete()
-    return TokenCache.open(path)
+    return request.open()
+
+
+def small_request(
+    root: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0, split: str = "train"
+) -> SplitRequest:
+    """The request for the rows of a small store: `num_rows` rows, images times views."""
+    num_images = num_rows // (1 + num_views)
+    record = SplitRecord(
+        dataset="small",
+        split=split,
+        ids=[f"image {image}" for image in range(num_images)],
+        labels=small_labels(num_rows)[:: 1 + num_views],
+        class_names=["circle", "square", "star"],
+        images=ImageSet(
+            hashes=make_rows(num_images).hashes,
+            rule1_hashes=None,
+            is_known=np.ones(num_images, dtype=np.bool_),
+            keeps_order=True,
+        ),
+    )
+    return SplitRequest(
+        cache_root=root,
+        model=make_spec(rows=make_rows(1), storage_dtype=storage_dtype).model,
+        tap="norm2",
+        record=record,
+        rule=ViewRule(num_views=num_views) if num_views else None,
+        arrays=tuple((level, kind) for level in WIDTHS for kind in ("cls", "grid2")),
+    )
+
+
+def small_labels(num_rows: int = NUM_ROWS) -> NDArray[np.int64]:
+    """``[num_rows]`` the class of each row."""
+    return np.arange(num_rows) * 3 // num_rows

@@ -19,7 +19,7 @@ from token_stores import (
 from layerbank.cache import (
     DamagedStoreError,
     StoreLockedError,
-    TokenCache,
+    TokenStore,
     Worker,
     find_garbage,
     find_unfinished,
@@ -31,20 +31,20 @@ from layerbank.cache.writing.locking import lock_file
 
 
 def test_every_store_under_a_folder_is_listed_with_its_state(tmp_path: Path) -> None:
-    complete, test = make_spec(), make_spec(split="test", manifest="0" * 16)
-    write_store(complete.store_path(tmp_path), complete)
-    write_store(test.store_path(tmp_path), test, num_batches=9)
-    (tmp_path / "shapes/broken.zarr").mkdir()
-    (tmp_path / "shapes/broken.zarr/zarr.json").write_text('{"format": "layerbank token store"')
+    complete, test = make_spec(), make_spec(name="test", transform="resize 64")
+    write_store(complete.path(tmp_path), complete)
+    write_store(test.path(tmp_path), test, num_batches=9)
+    (tmp_path / "timm-vit_tiny/broken.zarr").mkdir(parents=True)
+    (tmp_path / "timm-vit_tiny/broken.zarr/zarr.json").write_text('{"format": "layerbank token store"')
     broken, first, second = sorted(list_stores(tmp_path), key=lambda info: info.state)[::-1][:3][::-1]
     by_state = {info.state: info for info in list_stores(tmp_path)}
     assert {broken.state, first.state, second.state} == {"complete", "writing", "unreadable"}
     info = by_state["complete"]
-    assert (info.path, info.spec, info.problem) == (complete.store_path(tmp_path), complete, None)
+    assert (info.path, info.spec, info.problem) == (complete.path(tmp_path), complete, None)
     assert info.arrays == info.complete_arrays == make_arrays()
     assert (info.num_blocks_done, info.num_blocks) == (5, 5)
     assert info.size_bytes == sum(len(raw) for raw in tree(info.path).values())
-    assert info.attributes == {"class_names": ["circle", "square"]}
+    assert info.attributes == {"request": "all levels"}
     assert info.owners == ()
     info = by_state["writing"]
     assert (info.arrays, info.complete_arrays) == (make_arrays(), [])
@@ -101,7 +101,7 @@ def test_garbage_is_found_first_and_deleted_on_request(tmp_path: Path) -> None:
         *("kept.zarr", "kept.zarr.lock", "adding.zarr", "adding.zarr.lock")
     }
     assert tree(tmp_path / "kept.zarr") == kept
-    assert len(TokenCache.open(tmp_path / "adding.zarr").arrays) == 2
+    assert len(TokenStore.open(tmp_path / "adding.zarr").arrays) == 2
 
 
 def test_a_store_between_two_shards_is_kept_with_what_is_committed_in_it(tmp_path: Path) -> None:

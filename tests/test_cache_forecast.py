@@ -13,6 +13,7 @@ from token_stores import (
     append,
     hashes_of,
     make_arrays,
+    make_rows,
     make_spec,
     open_writer,
     tokens_of,
@@ -24,7 +25,7 @@ from token_stores import (
 from layerbank.cache import (
     ArraySpec,
     BatchNotes,
-    ChangedDataError,
+    SpecError,
     SpecMismatchError,
     StoreForecast,
     Worker,
@@ -41,12 +42,12 @@ def arrays_of(*kinds: str, levels: tuple[str, ...] = ("block.0", "block.11", "fi
 
 def forecast(store: Path, spec: Any, arrays: list[ArraySpec], **changes: Any) -> StoreForecast:
     arguments = {
-        "labels": np.arange(spec.num_rows) % 10,
+        "name": spec.name,
         "sample_ids": [f"image {row}" for row in range(spec.num_rows)],
         "batch_size": BATCH_SIZE,
-        "attributes": {"class_names": ["circle", "square"]},
+        "attributes": {"request": "all levels"},
     }
-    return forecast_store(store, spec, arrays, **(arguments | changes))
+    return forecast_store(store, spec.model, make_rows(spec.num_rows), arrays, **(arguments | changes))
 
 
 def fill(store: Path, spec: Any, arrays: list[ArraySpec], num_blocks: int | None = None, **changes: Any) -> None:
@@ -56,7 +57,7 @@ def fill(store: Path, spec: Any, arrays: list[ArraySpec], num_blocks: int | None
             if num_blocks is not None and batch.block >= num_blocks:
                 return
             rows = np.arange(batch.start, batch.stop)
-            tokens = {array.name: tokens_of(array, rows, spec.storage_dtype) for array in batch.arrays}
+            tokens = {array.name: tokens_of(array, rows, spec.model.storage_dtype) for array in batch.arrays}
             writer.append(batch, tokens, content_hashes=hashes_of(rows), notes=BatchNotes())
         writer.complete()
 
@@ -113,9 +114,9 @@ def test_kinds_and_levels_that_are_added_are_all_that_is_written(tmp_path: Path)
     more = arrays_of("cls", "ap", levels=("block.0", "block.5"))
     planned = forecast(store, spec, more)
     assert {array.spec.name for array in planned.arrays if array.missing_bytes} == {
-        "tokens/block.0/ap",
-        "tokens/block.5/cls",
-        "tokens/block.5/ap",
+        "tokens/norm2/block.0/ap",
+        "tokens/norm2/block.5/cls",
+        "tokens/norm2/block.5/ap",
     }
     before = on_disk(store)
     fill(store, spec, more)
@@ -167,5 +168,5 @@ def test_a_forecast_refuses_what_the_writer_would_refuse(tmp_path: Path) -> None
         "cache.other_identity", SpecMismatchError, differences="weights = '0123456789abcdef' instead of 'ffffffff'"
     ):
         forecast(store, make_spec(weights="ffffffff"), arrays)
-    with raises("cache.changed_labels", ChangedDataError, array="labels"):
-        forecast(store, spec, arrays, labels=np.zeros(spec.num_rows, dtype=np.int64))
+    with raises("cache.changed_row_shape", SpecError, array="tokens/final/cls", expected=(8,), got=(16,)):
+        forecast(store, spec, make_arrays(levels=["final"], kinds=["cls"], width=16))

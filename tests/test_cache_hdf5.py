@@ -11,6 +11,7 @@ from messages import raises
 from token_stores import (
     NUM_ROWS,
     make_arrays,
+    make_rows,
     make_spec,
     tokens_of,
     tree,
@@ -23,7 +24,7 @@ from layerbank.cache import (
     IncompleteStoreError,
     NotAStoreError,
     SpecError,
-    TokenCache,
+    TokenStore,
     export_hdf5,
     import_hdf5,
     read_hdf5_spec,
@@ -46,7 +47,7 @@ def test_any_hdf5_reader_finds_the_arrays_by_name(tmp_path: Path) -> None:
         for array in make_arrays():
             np.testing.assert_array_equal(file[array.name][...], tokens_of(array, np.arange(NUM_ROWS)))
             assert file[array.name].attrs["logical_dtype"] == "float16"
-        np.testing.assert_array_equal(file["labels"][...], np.arange(NUM_ROWS) % 10)
+        np.testing.assert_array_equal(file["content_hashes"][...], make_rows().hashes)
 
 
 def test_only_complete_arrays_are_exported(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_an_export_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> np.ndarray:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerbank.cache.reader.TokenArray.read", fail)
+    monkeypatch.setattr("layerbank.cache.mapping.rows.ContiguousRows.read", fail)
     with pytest.raises(KeyboardInterrupt):
         export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
     assert not list(tmp_path.glob("a.h5*"))
@@ -126,6 +127,6 @@ def test_an_imported_store_reads_like_the_original(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
     export_hdf5(tmp_path / "a.zarr", tmp_path / "a.h5")
     import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
-    cache = TokenCache.open(tmp_path / "b.zarr", make_spec())
-    assert cache.skipped == TokenCache.open(tmp_path / "a.zarr").skipped
+    cache = TokenStore.open(tmp_path / "b.zarr", make_spec())
+    assert cache.skipped == TokenStore.open(tmp_path / "a.zarr").skipped
     assert cache.sample_ids[17] == "image 17"

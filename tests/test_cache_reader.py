@@ -6,15 +6,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from messages import raises
 from token_stores import (
     NUM_ROWS,
-    hashes_of,
     make_arrays,
+    make_rows,
     make_spec,
     tokens_of,
     tree,
@@ -25,10 +24,11 @@ from token_stores import (
 from layerbank.cache import (
     DamagedStoreError,
     MissingArrayError,
+    NewerStoreError,
     NotAStoreError,
     SpecMismatchError,
     StoreMissingError,
-    TokenCache,
+    TokenStore,
 )
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
 
@@ -50,17 +50,16 @@ def store(sound: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("mapped", [True, False])
 def test_everything_that_was_written_is_read(sound: Path, mapped: bool) -> None:
-    cache = TokenCache.open(sound, make_spec(), mapped=mapped)
+    cache = TokenStore.open(sound, make_spec(), mapped=mapped)
     assert cache.path == sound
     assert cache.spec == make_spec()
     assert cache.num_rows == NUM_ROWS
     assert (cache.block_rows, cache.batch_size) == (240, 60)
     assert cache.levels == ["block.0", "block.2", "block.10", "final"]
     assert cache.kinds == ["cls", "grid2"]
-    assert cache.attributes == {"class_names": ["circle", "square"]}
+    assert cache.attributes == {"request": "all levels"}
     assert set(cache.versions) == {"numpy", "python", "zarr"}
-    np.testing.assert_array_equal(cache.labels, ROWS % 10)
-    np.testing.assert_array_equal(cache.content_hashes, hashes_of(ROWS))
+    assert cache.rows.digest == make_rows().digest == make_spec().rows_digest
     rows = np.random.default_rng(0).integers(0, NUM_ROWS, 300)
     for (level, kind), array in cache.arrays.items():
         tokens = cache.tokens(level, kind)
@@ -70,13 +69,13 @@ def test_everything_that_was_written_is_read(sound: Path, mapped: bool) -> None:
         np.testing.assert_array_equal(tokens.read(200, 500), tokens_of(array, ROWS[200:500]))
 
 
-def test_labels_may_be_changed_without_changing_the_store(store: Path) -> None:
-    TokenCache.open(store).labels[:] = 7
-    np.testing.assert_array_equal(TokenCache.open(store).labels, ROWS % 10)
+def test_hashes_may_be_changed_without_changing_the_store(store: Path) -> None:
+    TokenStore.open(store).rows.hashes[:] = 7
+    assert TokenStore.open(store).rows.digest == make_rows().digest
 
 
 def test_sample_ids_are_a_sequence(sound: Path) -> None:
-    ids = TokenCache.open(sound).sample_ids
+    ids = TokenStore.open(sound).sample_ids
     assert len(ids) == NUM_ROWS
     assert (ids[0], ids[-1], ids[3:5]) == ("image 0", f"image {NUM_ROWS - 1}", ["image 3", "image 4"])
     assert list(ids) == [f"image {row}" for row in range(NUM_ROWS)]
@@ -86,32 +85,31 @@ def test_sample_ids_are_a_sequence(sound: Path) -> None:
 
 def test_sample_ids_keep_every_name_a_file_can_have(tmp_path: Path) -> None:
     names = ["straße/ü.png", "画像.jpg", b"\xff\xfe.png".decode("utf-8", "surrogateescape"), "a b", " "]
-    write_store(tmp_path / "a.zarr", make_spec(num_rows=5), sample_ids=names, labels=np.arange(5))
-    assert list(TokenCache.open(tmp_path / "a.zarr").sample_ids) == names
+    write_store(tmp_path / "a.zarr", make_spec(num_rows=5), sample_ids=names)
+    assert list(TokenStore.open(tmp_path / "a.zarr").sample_ids) == names
 
 
-def test_usable_rows_are_all_but_the_skipped_ones(sound: Path) -> None:
-    cache = TokenCache.open(sound)
-    np.testing.assert_array_equal(cache.rows, [row for row in ROWS if row % 100 != 99])
-    assert cache.rows.dtype == np.int64
+def test_rows_without_usable_tokens_are_listed(sound: Path) -> None:
+    cache = TokenStore.open(sound)
+    assert list(cache.skipped) == [row for row in ROWS if row % 100 == 99]
 
 
 def test_a_store_of_another_spec_is_refused_field_by_field(sound: Path) -> None:
     differences = "transform = 'resize 32' instead of 'resize 64'"
     with raises("cache.other_identity_to_read", SpecMismatchError, store=sound, differences=differences):
-        TokenCache.open(sound, make_spec(transform="resize 64", split="test"))
+        TokenStore.open(sound, make_spec(transform="resize 64", name="test"))
 
 
 def test_a_missing_store_says_how_to_make_it(tmp_path: Path) -> None:
     with raises("cache.store_missing", StoreMissingError, store=tmp_path / "a.zarr") as refused:
-        TokenCache.open(tmp_path / "a.zarr")
+        TokenStore.open(tmp_path / "a.zarr")
     assert isinstance(refused.error, FileNotFoundError)
 
 
 def test_a_missing_array_says_what_there_is_and_how_to_add_it(sound: Path) -> None:
     has = {"levels": "block.0, block.2, block.10, final", "kinds": "cls, grid2"}
     with raises("cache.array_missing", MissingArrayError, store=sound, level="block.5", **has) as refused:
-        TokenCache.open(sound).tokens("block.5", "ap")
+        TokenStore.open(sound).tokens("block.5", "ap")
     assert "`layerbank extract --levels block.5 --kinds ap`" in refused.error.todo
 
 
@@ -147,23 +145,23 @@ def test_what_is_not_a_store_is_refused(
 ) -> None:
     make(tmp_path / "a.zarr")
     with raises(key, NotAStoreError, store=tmp_path / "a.zarr", **values):
-        TokenCache.open(tmp_path / "a.zarr")
+        TokenStore.open(tmp_path / "a.zarr")
 
 
-def test_another_format_version_is_refused(store: Path) -> None:
+def test_a_newer_format_version_is_refused(store: Path) -> None:
     header = store / "zarr.json"
-    header.write_text(header.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with raises("cache.other_format_version", NotAStoreError, store=store, expected=1, got=2):
-        TokenCache.open(store)
+    header.write_text(header.read_text().replace('"format_version": 2', '"format_version": 3'))
+    with raises("cache.newer_format", NewerStoreError, store=store, expected=2, got=3):
+        TokenStore.open(store)
 
 
 @pytest.mark.parametrize(
     "alter",
     [
-        lambda text: text.replace('"norm2"', '"block"'),
+        lambda text: text.replace('"resize 32"', '"resize 33"'),
         lambda text: text.replace("\n", " ", 1),
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"spec"', '"spek"'),
+        lambda text: text.replace('"model"', '"modle"'),
     ],
     ids=["a value", "white space", "cut off", "a key"],
 )
@@ -171,7 +169,7 @@ def test_a_header_that_was_altered_is_refused(store: Path, alter: Callable[[str]
     header = store / "zarr.json"
     header.write_text(alter(header.read_text()))
     with raises("cache.header_damaged", DamagedStoreError, file=header):
-        TokenCache.open(store)
+        TokenStore.open(store)
 
 
 def missing(file: Path) -> None:
@@ -187,8 +185,8 @@ def cut_off(file: Path) -> None:
     [
         ("tokens/final/cls/c.1.0", missing, "tokens/final/cls/c.1.0 (rows 240 to 480): missing"),
         ("tokens/final/cls/c.4.0", cut_off, "tokens/final/cls/c.4.0 (rows 960 to 1200): 3837 bytes instead of 3844"),
-        ("content_hashes/c.0", missing, "content_hashes/c.0 (rows 0 to 240): missing"),
-        ("labels/c.0", cut_off, "labels/c.0 (rows 0 to 1200): 9597 bytes instead of 9604"),
+        ("content_hashes/c.0", missing, "content_hashes/c.0 (rows 0 to 1200): missing"),
+        ("content_hashes/c.0", cut_off, "content_hashes/c.0 (rows 0 to 1200): 9597 bytes instead of 9604"),
         ("sample_ids/offsets/c.0", missing, "sample_ids/offsets/c.0 (rows 0 to 1201): missing"),
     ],
 )
@@ -197,7 +195,7 @@ def test_a_damaged_store_is_refused_with_rows_and_what_to_run(
 ) -> None:
     damage(store / file)
     with raises("cache.store_damaged", DamagedStoreError, store=store, damages=damages) as refused:
-        TokenCache.open(store)
+        TokenStore.open(store)
     assert f"`layerbank cache repair {store}`" in refused.error.todo
 
 
@@ -205,16 +203,16 @@ def test_many_damages_are_counted_not_listed(store: Path) -> None:
     for chunk in (store / "tokens/final/cls").glob("c.*"):
         chunk.unlink()
     with raises("cache.store_damaged", DamagedStoreError) as refused:
-        TokenCache.open(store)
+        TokenStore.open(store)
     assert refused.error.values["damages"].endswith("(rows 480 to 720): missing and 2 more")
 
 
-def test_altered_labels_are_noticed_at_once(store: Path) -> None:
-    raw = bytearray((store / "labels/c.0").read_bytes())
+def test_altered_hashes_are_noticed_at_once(store: Path) -> None:
+    raw = bytearray((store / "content_hashes/c.0").read_bytes())
     raw[800] ^= 1
-    (store / "labels/c.0").write_bytes(raw)
-    with raises("cache.store_damaged", DamagedStoreError, damages="labels/c.0 (rows 0 to 1200): altered"):
-        TokenCache.open(store)
+    (store / "content_hashes/c.0").write_bytes(raw)
+    with raises("cache.store_damaged", DamagedStoreError, damages="content_hashes/c.0 (rows 0 to 1200): altered"):
+        TokenStore.open(store)
 
 
 def test_a_row_block_that_is_not_in_the_journal_is_refused(store: Path) -> None:
@@ -222,13 +220,13 @@ def test_a_row_block_that_is_not_in_the_journal_is_refused(store: Path) -> None:
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:2] + lines[3:]))
     with raises("cache.store_damaged", DamagedStoreError) as refused:
-        TokenCache.open(store)
+        TokenStore.open(store)
     assert "(rows 480 to 720): not in the journal" in refused.error.values["damages"]
 
 
 def test_a_chunk_of_another_store_is_noticed_when_its_array_is_opened(store: Path) -> None:
-    shutil.copy(store / "tokens/block.0/cls/c.3.0", store / "tokens/final/cls/c.3.0")
-    cache = TokenCache.open(store)
+    shutil.copy(store / "tokens/norm2/block.0/cls/c.3.0", store / "tokens/final/cls/c.3.0")
+    cache = TokenStore.open(store)
     cache.tokens("block.0", "cls")
     damages = "tokens/final/cls/c.3.0 (rows 720 to 960): altered"
     with raises("cache.store_damaged", DamagedStoreError, damages=damages):
@@ -236,26 +234,25 @@ def test_a_chunk_of_another_store_is_noticed_when_its_array_is_opened(store: Pat
 
 
 def test_the_journal_of_several_workers_is_one(store: Path) -> None:
-    """Format version 1 foresees a journal file a worker; a reader takes them together."""
+    """Each worker has a journal file; a reader takes them together."""
     journal = store / JOURNAL_FOLDER / WORKER_FILE
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[1::2]))
     journal.with_name("worker-1.jsonl").write_bytes(b"".join(lines[0::2]))
-    assert len(json.loads(lines[0])["entry"]["checksums"]) == 9
-    assert TokenCache.open(store).skipped[99] == "image 99 is cut off"
+    assert len(json.loads(lines[0])["entry"]["checksums"]) == 8
+    assert TokenStore.open(store).skipped[99] == "image 99 is cut off"
 
 
 def test_a_tokens_array_is_opened_once(sound: Path) -> None:
-    cache = TokenCache.open(sound)
+    cache = TokenStore.open(sound)
     assert cache.tokens("final", "cls") is cache.tokens("final", "cls")
 
 
 def test_stores_of_one_block_and_of_one_row_work(tmp_path: Path) -> None:
     for num_rows in (1, 2, 300, 512):
         path = tmp_path / f"{num_rows}.zarr"
-        ids: dict[str, Any] = {"sample_ids": [str(row) for row in range(num_rows)], "labels": np.arange(num_rows)}
-        write_store(path, make_spec(num_rows=num_rows), **ids)
-        cache = TokenCache.open(path)
+        write_store(path, make_spec(num_rows))
+        cache = TokenStore.open(path)
         array = cache.arrays["final", "grid2"]
         np.testing.assert_array_equal(
             cache.tokens("final", "grid2").read(0, num_rows), tokens_of(array, np.arange(num_rows))
@@ -265,7 +262,7 @@ def test_stores_of_one_block_and_of_one_row_work(tmp_path: Path) -> None:
 def test_blocks_of_several_chunks_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerbank.cache.geometry.MAX_CHUNK_BYTES", 2048)
     write_store(tmp_path / "a.zarr")
-    cache = TokenCache.open(tmp_path / "a.zarr")
+    cache = TokenStore.open(tmp_path / "a.zarr")
     assert len(list((tmp_path / "a.zarr/tokens/final/grid2").glob("c.*"))) > 30
     for (level, kind), array in cache.arrays.items():
         np.testing.assert_array_equal(cache.tokens(level, kind).read(0, NUM_ROWS), tokens_of(array, ROWS))

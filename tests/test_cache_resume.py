@@ -22,7 +22,7 @@ from token_stores import (
     write_store,
 )
 
-from layerbank.cache import IncompleteStoreError, TokenCache
+from layerbank.cache import IncompleteStoreError, TokenStore, verify_store
 from layerbank.cache.header import read_header
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE, read_journal
 
@@ -186,18 +186,28 @@ def test_a_chunk_of_an_unfinished_store_that_no_longer_checks_is_computed_again(
     assert tree(store) == tree(uninterrupted)
 
 
-def test_a_block_whose_content_hashes_are_damaged_is_computed_again_as_a_whole(
-    tmp_path: Path, uninterrupted: Path
-) -> None:
+def test_content_hashes_that_are_lost_come_back_and_cost_no_row(tmp_path: Path, uninterrupted: Path) -> None:
     store = tmp_path / "a.zarr"
     write_store(store, num_batches=12)
-    (store / "content_hashes/c.1").unlink()
-    assert {batch.block for batch in write_store(store)} == {1, 3, 4}
+    (store / "content_hashes/c.0").unlink()
+    assert {batch.block for batch in write_store(store)} == {3, 4}
     assert tree(store) == tree(uninterrupted)
 
 
+@pytest.mark.parametrize("file", ["sample_ids/bytes/c.0", "sample_ids/offsets/zarr.json"])
+def test_ids_that_are_lost_are_replaced_by_those_of_a_later_writer(tmp_path: Path, file: str) -> None:
+    store, others = tmp_path / "a.zarr", [f"photo {row}" for row in range(NUM_ROWS)]
+    write_store(store)
+    write_store(store, sample_ids=others)
+    assert TokenStore.open(store).sample_ids[5] == "image 5"  # sound ones stay
+    (store / file).unlink()
+    write_store(store, sample_ids=others)
+    assert list(TokenStore.open(store).sample_ids) == others
+    assert verify_store(store) == []
+
+
 @pytest.mark.parametrize(
-    "file", ["labels/c.0", "sample_ids/bytes/c.0", "tokens/final/cls/zarr.json", "tokens/zarr.json"]
+    "file", ["content_hashes/c.0", "sample_ids/bytes/c.0", "tokens/final/cls/zarr.json", "tokens/zarr.json"]
 )
 def test_what_is_written_once_is_put_back_when_it_was_altered(tmp_path: Path, uninterrupted: Path, file: str) -> None:
     store = tmp_path / "a.zarr"
@@ -252,17 +262,17 @@ def test_the_journal_of_a_complete_store_is_sorted_and_only_grows_before(tmp_pat
 def test_a_store_without_one_complete_array_cannot_be_read_and_says_what_to_do(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", num_batches=9)
     with raises("cache.store_incomplete", IncompleteStoreError, store=tmp_path / "a.zarr", num_done=2, num_blocks=5):
-        TokenCache.open(tmp_path / "a.zarr")
+        TokenStore.open(tmp_path / "a.zarr")
 
 
 def test_resuming_reads_what_is_under_way_but_only_measures_what_is_complete(tmp_path: Path) -> None:
     arrays = make_arrays()
     write_store(tmp_path / "a.zarr", arrays=arrays[:2])
-    chunk = tmp_path / "a.zarr/tokens/block.0/cls/c.2.0"
+    chunk = tmp_path / "a.zarr/tokens/norm2/block.0/cls/c.2.0"
     raw = bytearray(chunk.read_bytes())
     raw[3] ^= 1
     chunk.write_bytes(raw)
     assert write_store(tmp_path / "a.zarr", arrays=arrays[:2]) == []
     chunk.write_bytes(raw[:-1])
     assert {(b.block, b.arrays) for b in write_store(tmp_path / "a.zarr", arrays=arrays[:2])} == {(2, (arrays[0],))}
-    assert TokenCache.open(tmp_path / "a.zarr").num_rows == NUM_ROWS
+    assert TokenStore.open(tmp_path / "a.zarr").num_rows == NUM_ROWS

@@ -23,11 +23,10 @@ from token_stores import (
 
 from layerbank.cache import (
     DamagedStoreError,
-    IncompleteStoreError,
     NotAStoreError,
     StoreLockedError,
     StoreMissingError,
-    TokenCache,
+    TokenStore,
     repair_store,
     verify_store,
 )
@@ -74,7 +73,7 @@ def test_any_flipped_bit_in_any_file_is_found_and_named(store: Path, data: st.Da
 
 def test_a_flipped_bit_anywhere_in_header_journal_or_metadata_is_found(store: Path) -> None:
     random.seed(1)
-    for name in ("zarr.json", JOURNAL, "tokens/final/cls/zarr.json", "labels/zarr.json"):
+    for name in ("zarr.json", JOURNAL, "tokens/final/cls/zarr.json", "content_hashes/zarr.json"):
         before = (store / name).read_bytes()
         for offset in range(0, len(before), 23 if name == "zarr.json" else 13):
             flip(store / name, offset, random.randrange(8))
@@ -83,16 +82,16 @@ def test_a_flipped_bit_anywhere_in_header_journal_or_metadata_is_found(store: Pa
 
 
 def test_every_kind_of_damage_is_named_with_level_kind_and_rows(store: Path) -> None:
-    flip(store / "tokens/block.0/grid2/c.1.0.0", 999)
+    flip(store / "tokens/norm2/block.0/grid2/c.1.0.0", 999)
     (store / "tokens/final/cls/c.2.0").unlink()
     (store / "tokens/final/grid2/c.4.0.0").write_bytes(b"short")
-    shutil.copy(store / "tokens/final/cls/c.0.0", store / "tokens/block.0/cls/c.0.0")
+    shutil.copy(store / "tokens/final/cls/c.0.0", store / "tokens/norm2/block.0/cls/c.0.0")
     (store / "tokens/final/cls/c.9.0").write_bytes(b"")
     (store / "tokens/notes.txt").write_text("mine")
     damages = verify_store(store)
     assert [str(damage) for damage in damages] == [
-        "tokens/block.0/cls/c.0.0 (rows 0 to 240): altered",
-        "tokens/block.0/grid2/c.1.0.0 (rows 240 to 480): altered",
+        "tokens/norm2/block.0/cls/c.0.0 (rows 0 to 240): altered",
+        "tokens/norm2/block.0/grid2/c.1.0.0 (rows 240 to 480): altered",
         "tokens/final/cls/c.2.0 (rows 480 to 720): missing",
         "tokens/final/grid2/c.4.0.0 (rows 960 to 1200): 5 bytes instead of 15364",
         "tokens/final/cls/c.9.0: does not belong to the store",
@@ -108,11 +107,11 @@ def test_every_kind_of_damage_is_named_with_level_kind_and_rows(store: Path) -> 
 
 
 def test_only_the_arrays_asked_for_are_read_but_all_else_is_checked(store: Path) -> None:
-    flip(store / "tokens/block.0/cls/c.1.0", 999)
+    flip(store / "tokens/norm2/block.0/cls/c.1.0", 999)
     flip(store / "tokens/final/cls/c.2.0", 999)
-    flip(store / "tokens/block.0/cls/zarr.json", 9)
+    flip(store / "tokens/norm2/block.0/cls/zarr.json", 9)
     found = verify_store(store, only=[("final", "cls")])
-    assert [damage.file for damage in found] == ["tokens/block.0/cls/zarr.json", "tokens/final/cls/c.2.0"]
+    assert [damage.file for damage in found] == ["tokens/norm2/block.0/cls/zarr.json", "tokens/final/cls/c.2.0"]
 
 
 def test_a_line_missing_from_the_journal_is_named_with_its_rows(store: Path) -> None:
@@ -149,14 +148,14 @@ def test_a_store_that_is_still_written_has_no_damage(tmp_path: Path) -> None:
 
 
 def test_repair_computes_the_damaged_rows_again_and_no_others(store: Path, sound: Path) -> None:
-    flip(store / "tokens/block.0/grid2/c.1.0.0", 999)
+    flip(store / "tokens/norm2/block.0/grid2/c.1.0.0", 999)
     (store / "tokens/final/cls/c.1.0").unlink()
     (store / "tokens/final/cls/c.4.0").write_bytes(b"short")
     repair = repair_store(store)
     assert len(repair.dropped) == 3
     assert (repair.restored_later, repair.foreign, repair.num_rows) == ((), (), 480)
     again = {(batch.block, tuple(array.name for array in batch.arrays)) for batch in write_store(store)}
-    assert again == {(1, ("tokens/block.0/grid2", "tokens/final/cls")), (4, ("tokens/final/cls",))}
+    assert again == {(1, ("tokens/norm2/block.0/grid2", "tokens/final/cls")), (4, ("tokens/final/cls",))}
     assert tree(store) == tree(sound)
     assert verify_store(store) == []
 
@@ -164,17 +163,17 @@ def test_repair_computes_the_damaged_rows_again_and_no_others(store: Path, sound
 def test_between_repair_and_extraction_the_sound_arrays_are_readable(store: Path) -> None:
     flip(store / "tokens/final/cls/c.1.0", 5)
     repair_store(store)
-    cache = TokenCache.open(store)
+    cache = TokenStore.open(store)
     assert set(cache.arrays) == {("block.0", "cls"), ("block.0", "grid2"), ("final", "grid2")}
     assert verify_store(store) == []
 
 
-def test_damaged_content_hashes_cost_their_block(store: Path, sound: Path) -> None:
-    flip(store / "content_hashes/c.2", 5)
-    assert repair_store(store).num_rows == 240
-    with raises("cache.store_incomplete", IncompleteStoreError):
-        TokenCache.open(store)
-    assert {(batch.block, len(batch.arrays)) for batch in write_store(store)} == {(2, 4)}
+def test_damaged_content_hashes_make_a_store_unreadable_and_cost_no_row(store: Path, sound: Path) -> None:
+    flip(store / "content_hashes/c.0", 5)
+    assert repair_store(store).num_rows == 0
+    with raises("cache.store_damaged", DamagedStoreError, damages="content_hashes/c.0 (rows 0 to 1200): altered"):
+        TokenStore.open(store)
+    assert write_store(store) == []
     assert tree(store) == tree(sound)
 
 
@@ -186,7 +185,7 @@ def test_a_damaged_journal_line_costs_its_block(store: Path, sound: Path) -> Non
     assert tree(store) == tree(sound)
 
 
-@pytest.mark.parametrize("file", ["labels/c.0", "sample_ids/bytes/zarr.json"])
+@pytest.mark.parametrize("file", ["content_hashes/c.0", "sample_ids/bytes/zarr.json"])
 def test_what_is_written_once_costs_no_row(store: Path, sound: Path, file: str) -> None:
     flip(store / file, 3)
     repair = repair_store(store)

@@ -30,7 +30,7 @@ from layerbank.cache import (
     IncompleteStoreError,
     SpecError,
     StoreLockedError,
-    TokenCache,
+    TokenStore,
     Worker,
     find_garbage,
     read_store_info,
@@ -151,7 +151,7 @@ def test_shards_one_after_the_other_make_one_store_and_each_keeps_to_its_own(tmp
     assert (info.state, info.num_blocks_done, info.num_blocks) == ("writing", 3, 5)
     assert info.missing_rows == [range(240, 480), range(720, 960)]
     with raises("cache.store_incomplete", IncompleteStoreError, num_done=3, num_blocks=5):
-        TokenCache.open(store)
+        TokenStore.open(store)
     assert write_share(store, without_help(0, 2)) == ([], False)
     assert write_share(store, without_help(1, 2)) == ([1, 3], True)
     assert_same(store, finished)

@@ -19,6 +19,7 @@ from token_stores import (
     files_of,
     hashes_of,
     make_arrays,
+    make_rows,
     make_spec,
     open_writer,
     tokens_of,
@@ -39,7 +40,7 @@ from layerbank.cache import (
     SpecError,
     SpecMismatchError,
     StoreLockedError,
-    TokenCache,
+    TokenStore,
     verify_store,
 )
 
@@ -52,7 +53,6 @@ def test_zarr_itself_reads_what_was_written(tmp_path: Path) -> None:
     for array in make_arrays():
         np.testing.assert_array_equal(group[array.name][...], tokens_of(array, ROWS))  # type: ignore[index]
         assert group[array.name].metadata.dimension_names[0] == "row"  # type: ignore[union-attr]
-    np.testing.assert_array_equal(group["labels"][...], ROWS % 10)  # type: ignore[index]
     np.testing.assert_array_equal(group["content_hashes"][...], hashes_of(ROWS))  # type: ignore[index]
     offsets = group["sample_ids/offsets"][...]  # type: ignore[index]
     text = group["sample_ids/bytes"][...].tobytes()  # type: ignore[index, union-attr]
@@ -64,8 +64,8 @@ def test_zarr_lists_the_store_without_a_warning(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     names = {name for name, _ in group.members(max_depth=None)}
     assert names == {
-        *("labels", "content_hashes", "sample_ids", "sample_ids/bytes", "sample_ids/offsets", "tokens"),
-        *("tokens/block.0", "tokens/block.0/cls", "tokens/block.0/grid2"),
+        *("content_hashes", "sample_ids", "sample_ids/bytes", "sample_ids/offsets", "tokens", "tokens/norm2"),
+        *("tokens/norm2/block.0", "tokens/norm2/block.0/cls", "tokens/norm2/block.0/grid2"),
         *("tokens/final", "tokens/final/cls", "tokens/final/grid2"),
     }
 
@@ -82,14 +82,13 @@ def test_zarr_verifies_chunks_that_we_wrote(tmp_path: Path) -> None:
 
 def test_chunks_of_zeros_are_written(tmp_path: Path) -> None:
     arrays = make_arrays(levels=["final"], kinds=["cls"])
-    with open_writer(tmp_path / "a.zarr", make_spec(), arrays, labels=np.zeros(NUM_ROWS, np.int64)) as writer:
+    with open_writer(tmp_path / "a.zarr", make_spec(), arrays) as writer:
         for batch in writer.pending():
             zeros = {arrays[0].name: np.zeros((len(batch), 8), np.float16)}
-            writer.append(batch, zeros, content_hashes=np.zeros(len(batch), np.uint64))
+            writer.append(batch, zeros, content_hashes=hashes_of(ROWS[batch.start : batch.stop]))
         writer.complete()
-    assert (tmp_path / "a.zarr/labels/c.0").stat().st_size == NUM_ROWS * 8 + 4
     assert len(list((tmp_path / "a.zarr/tokens/final/cls").glob("c.*"))) == writer._grid.num_blocks
-    assert not TokenCache.open(tmp_path / "a.zarr").tokens("final", "cls").read(0, NUM_ROWS).any()
+    assert not TokenStore.open(tmp_path / "a.zarr").tokens("final", "cls").read(0, NUM_ROWS).any()
 
 
 def test_batches_are_cut_at_fixed_rows_and_never_cross_a_block(tmp_path: Path) -> None:
@@ -163,12 +162,11 @@ def test_levels_and_kinds_added_later_give_the_store_written_at_once(tmp_path: P
 
 def test_what_was_measured_of_an_array_is_kept_and_never_replaced(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    assert TokenCache.open(tmp_path / "a.zarr").parity == {}  # not measured
-    assert b'"parity"' not in (tmp_path / "a.zarr/zarr.json").read_bytes()
+    assert TokenStore.open(tmp_path / "a.zarr").parity == {}  # not measured
     write_store(tmp_path / "a.zarr", parity=PARITY)  # measured later, when nothing is pending
-    assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
+    assert TokenStore.open(tmp_path / "a.zarr").parity == PARITY
     write_store(tmp_path / "a.zarr", parity={name: {"cosine_min": 0.0} for name in PARITY})
-    assert TokenCache.open(tmp_path / "a.zarr").parity == PARITY
+    assert TokenStore.open(tmp_path / "a.zarr").parity == PARITY
     assert verify_store(tmp_path / "a.zarr") == []
 
 
@@ -177,14 +175,14 @@ def test_each_kind_is_stored_in_its_own_dtype(tmp_path: Path) -> None:
     arrays = [*make_arrays(), *make_arrays(kinds=["ap"])]
     write_store(tmp_path / "a.zarr", spec, arrays, num_batches=9)
     write_store(tmp_path / "a.zarr", spec, arrays)  # resumed
-    cache = TokenCache.open(tmp_path / "a.zarr", spec)
+    cache = TokenStore.open(tmp_path / "a.zarr", spec)
     for array in arrays:
         logical, on_disk = {"cls": ("float32", "<f4"), "ap": ("float16", "<f2"), "grid2": ("bfloat16", "<u2")}[
             array.kind
         ]
         tokens = cache.tokens(array.level, array.kind)
         assert (tokens.logical_dtype, tokens.dtype) == (logical, np.dtype(on_disk))
-        np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(array, ROWS, spec.storage_dtype))
+        np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(array, ROWS, spec.model.storage_dtype))
     assert verify_store(tmp_path / "a.zarr") == []
 
 
@@ -200,14 +198,14 @@ def test_arrays_complete_before_stay_readable_while_others_are_added(tmp_path: P
     arrays = make_arrays()
     write_store(tmp_path / "a.zarr", arrays=arrays[:2])
     write_store(tmp_path / "a.zarr", arrays=arrays, num_batches=9)
-    cache = TokenCache.open(tmp_path / "a.zarr")
+    cache = TokenStore.open(tmp_path / "a.zarr")
     assert list(cache.arrays.values()) == arrays[:2]
     assert set(cache.notes.saturated) == {array.name for array in arrays[:2]}
     # asking again for what is complete changes nothing about what is not
     assert write_store(tmp_path / "a.zarr", arrays=arrays[:2]) == []
-    assert list(TokenCache.open(tmp_path / "a.zarr").arrays.values()) == arrays[:2]
+    assert list(TokenStore.open(tmp_path / "a.zarr").arrays.values()) == arrays[:2]
     write_store(tmp_path / "a.zarr", arrays=arrays[2:])
-    assert list(TokenCache.open(tmp_path / "a.zarr").arrays.values()) == arrays
+    assert list(TokenStore.open(tmp_path / "a.zarr").arrays.values()) == arrays
 
 
 def test_a_complete_store_has_nothing_pending_and_is_not_written_to(tmp_path: Path) -> None:
@@ -224,15 +222,15 @@ def test_the_batch_size_of_a_store_is_kept(tmp_path: Path) -> None:
 
 
 def test_attributes_are_those_of_the_first_call(tmp_path: Path) -> None:
-    write_store(tmp_path / "a.zarr", num_batches=8, attributes={"class_names": ("a", "b")})
-    write_store(tmp_path / "a.zarr", attributes={"class_names": ["c"]})
-    assert TokenCache.open(tmp_path / "a.zarr").attributes == {"class_names": ["a", "b"]}
+    write_store(tmp_path / "a.zarr", num_batches=8, attributes={"levels": ("a", "b")})
+    write_store(tmp_path / "a.zarr", attributes={"levels": ["c"]})
+    assert TokenStore.open(tmp_path / "a.zarr").attributes == {"levels": ["a", "b"]}
 
 
 def test_overwrite_starts_anew(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", attributes={"run": 1})
     assert len(write_store(tmp_path / "a.zarr", attributes={"run": 2}, overwrite=True)) > 0
-    assert TokenCache.open(tmp_path / "a.zarr").attributes == {"run": 2}
+    assert TokenStore.open(tmp_path / "a.zarr").attributes == {"run": 2}
     assert {file.name for file in tmp_path.iterdir()} == {"a.zarr", "a.zarr.lock"}
 
 
@@ -240,7 +238,7 @@ def test_overwrite_takes_a_store_with_a_damaged_header(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
     (tmp_path / "a.zarr/zarr.json").write_bytes(b"")
     write_store(tmp_path / "a.zarr", overwrite=True)
-    TokenCache.open(tmp_path / "a.zarr")
+    TokenStore.open(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -259,43 +257,40 @@ def test_bfloat16_is_stored_as_its_bits(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr", spec, arrays)
     stored = zarr.open_array(tmp_path / "a.zarr" / arrays[0].name, mode="r")
     assert (stored.dtype, stored.attrs["logical_dtype"]) == (np.uint16, "bfloat16")
-    tokens = TokenCache.open(tmp_path / "a.zarr").tokens("final", "cls")
+    tokens = TokenStore.open(tmp_path / "a.zarr").tokens("final", "cls")
     assert (tokens.dtype, tokens.logical_dtype) == (np.uint16, "bfloat16")
     np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(arrays[1], ROWS, "bfloat16"))
 
 
-@pytest.mark.parametrize(
-    ("labels", "stored"),
-    [
-        (np.arange(NUM_ROWS, dtype=np.int32), "int64"),
-        (np.arange(NUM_ROWS, dtype=np.float64) / 3, "float64"),
-        (np.arange(NUM_ROWS * 4, dtype=np.float32).reshape(-1, 4), "float32"),
-    ],
-)
-def test_labels_are_classes_or_targets(tmp_path: Path, labels: np.ndarray[Any, Any], stored: str) -> None:
-    write_store(tmp_path / "a.zarr", labels=labels)
-    read = TokenCache.open(tmp_path / "a.zarr").labels
-    assert read.dtype == stored
-    np.testing.assert_array_equal(read, labels)
-
-
 def test_a_store_with_another_identity_is_refused_field_by_field(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    differences = "weights = '0123456789abcdef' instead of 'ffffffff'; tap = 'norm2' instead of 'block'"
+    differences = "weights = '0123456789abcdef' instead of 'ffffffff'; compute_dtype = 'float32' instead of 'float16'"
     with raises("cache.other_identity", SpecMismatchError, differences=differences) as refused:
-        write_store(tmp_path / "a.zarr", make_spec(tap="block", weights="ffffffff", backbone="another name"))
+        write_store(tmp_path / "a.zarr", make_spec(compute_dtype="float16", weights="ffffffff", name="another name"))
     assert isinstance(refused.error, SpecMismatchError)
     assert [(d.field, d.expected, d.got) for d in refused.error.differences] == [
         ("weights", "ffffffff", "0123456789abcdef"),
-        ("tap", "block", "norm2"),
+        ("compute_dtype", "float16", "float32"),
     ]
     assert "`layerbank extract --overwrite`" in refused.error.todo
 
 
-def test_other_labels_under_the_same_manifest_are_refused(tmp_path: Path) -> None:
+def test_other_rows_are_another_store(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    with raises("cache.changed_labels", ChangedDataError, store=tmp_path / "a.zarr", array="labels"):
-        write_store(tmp_path / "a.zarr", labels=np.zeros(NUM_ROWS, np.int64))
+    rows = make_rows(ROWS[::-1])
+    differences = f"rows = {make_rows().digest!r} instead of {rows.digest!r}"
+    with raises("cache.other_identity", SpecMismatchError, store=tmp_path / "a.zarr", differences=differences):
+        write_store(tmp_path / "a.zarr", rows=rows)
+
+
+def test_the_same_rows_under_other_ids_and_names_are_the_same_store(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr", num_batches=8)
+    others = {"sample_ids": [f"photo {row}" for row in ROWS], "name": "photos", "sizes": ROWS}
+    write_store(tmp_path / "a.zarr", make_spec(name="photos"), **others)
+    store = TokenStore.open(tmp_path / "a.zarr")
+    assert (store.spec.name, store.sample_ids[7]) == ("shapes-train", "image 7")  # the first names stay
+    write_store(tmp_path / "b.zarr")
+    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
 
 
 def test_another_row_shape_of_a_known_array_is_refused(tmp_path: Path) -> None:
@@ -322,16 +317,16 @@ def test_images_that_changed_are_refused_with_row_and_id(tmp_path: Path) -> None
     assert (refused.error.values["expected"], refused.error.values["got"]) == (f"{stored:016x}", f"{stored + 1:016x}")
     after = tree(tmp_path / "a.zarr")
     assert {name: after[name] for name in before if "c." in name} == {n: before[n] for n in before if "c." in n}
-    TokenCache.open(tmp_path / "a.zarr")
+    TokenStore.open(tmp_path / "a.zarr")
 
 
 def test_notes_are_kept_with_their_rows_and_counted(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
-    cache = TokenCache.open(tmp_path / "a.zarr")
+    cache = TokenStore.open(tmp_path / "a.zarr")
     assert cache.skipped == {row: f"image {row} is cut off" for row in range(99, NUM_ROWS, 100)}
     assert cache.notes.saturated == {array.name: 1 for array in make_arrays()}
     assert cache.notes.nonfinite == {}
-    totals = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["notes"]
+    totals = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["optional"]["notes"]  # type: ignore[index, call-overload]
     assert totals["num_skipped"] == 12  # type: ignore[index, call-overload]
 
 
@@ -361,7 +356,7 @@ def rows_elsewhere(batch: Batch) -> dict[str, Any]:
 
 
 def arrays_elsewhere(batch: Batch) -> dict[str, Any]:
-    return {"notes": BatchNotes(nonfinite={"tokens/block.7/cls": 3})}
+    return {"notes": BatchNotes(nonfinite={"tokens/norm2/block.7/cls": 3})}
 
 
 FLOAT16 = "float16 (60, 8)"
@@ -371,13 +366,13 @@ INVALID = "cache.invalid_batch"
 @pytest.mark.parametrize(
     ("change", "key", "expected", "got"),
     [
-        (fewer_arrays, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: nothing"),
+        (fewer_arrays, INVALID, f"tokens/norm2/block.0/cls: {FLOAT16}", "tokens/norm2/block.0/cls: nothing"),
         (unknown_array, INVALID, "tokens/final/ap: no such array", "tokens/final/ap: float16 (60, 8)"),
-        (wider, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float16 (60, 9)"),
-        (doubles, INVALID, f"tokens/block.0/cls: {FLOAT16}", "tokens/block.0/cls: float64 (60, 8)"),
+        (wider, INVALID, f"tokens/norm2/block.0/cls: {FLOAT16}", "tokens/norm2/block.0/cls: float16 (60, 9)"),
+        (doubles, INVALID, f"tokens/norm2/block.0/cls: {FLOAT16}", "tokens/norm2/block.0/cls: float64 (60, 8)"),
         (signed_hashes, INVALID, "content_hashes: uint64 (60,)", "content_hashes: int64 (60,)"),
         (rows_elsewhere, INVALID, "notes.skipped: rows of the batch", "notes.skipped: [1100]"),
-        (arrays_elsewhere, INVALID, "notes: arrays of the batch", "notes: ['tokens/block.7/cls']"),
+        (arrays_elsewhere, INVALID, "notes: arrays of the batch", "notes: ['tokens/norm2/block.7/cls']"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused_and_the_right_one_written(
@@ -431,8 +426,9 @@ def test_complete_is_refused_while_batches_are_pending(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected", "got"),
     [
-        ({"labels": np.arange(5)}, "labels: shape (1200,) or (1200, K)", "labels: (5,)"),
-        ({"labels": np.array(["a"] * NUM_ROWS)}, "labels: integers, float32 or float64", "labels: <U1"),
+        ({"rows": make_rows(0)}, "rows: at least one, each with a hash", "rows: 0, 0 without"),
+        ({"rows": make_rows([5, -1, -1])}, "rows: at least one, each with a hash", "rows: 3, 2 without"),
+        ({"sizes": np.arange(5)}, "sizes: 1200 numbers", "sizes: 5"),
         ({"sample_ids": ["a"]}, "sample_ids: 1200 texts", "sample_ids: 1, 0 of them empty"),
         ({"sample_ids": [""] * NUM_ROWS}, "sample_ids: 1200 texts", "sample_ids: 1200, 1200 of them empty"),
         ({"batch_size": 0}, "batch_size: at least 1", "batch_size: 0"),

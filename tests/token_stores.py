@@ -1,4 +1,7 @@
-"""Small stores for the tests of `cache`: a token is a function of its array and row, so any two runs can be compared."""
+"""Small stores for the tests of `cache`: a token is a function of its array, image and view, so any two runs can be compared.
+
+Images have numbers, and the hash of image i is `hashes_of(i)`; row i of a store shows image i unless a test says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,75 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from layerbank.cache import ArraySpec, Batch, BatchNotes, CacheSpec, CacheWriter, storage_dtype_of
+from layerbank.cache import (
+    ArraySpec,
+    Batch,
+    BatchNotes,
+    CacheWriter,
+    ModelSpec,
+    RowSet,
+    StoreSpec,
+    WantedRows,
+    storage_dtype_of,
+)
 
 NUM_ROWS = 1200
 BATCH_SIZE = 60
+VIEW_RULE = "crop 0.5 to 1, rule 2"
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so different images have different hashes
 
 
-def make_spec(num_rows: int = NUM_ROWS, **changes: Any) -> CacheSpec:
+def make_model(**changes: Any) -> ModelSpec:
     values: dict[str, Any] = {
         "architecture": "timm/vit_tiny img_size=32",
         "weights": "0123456789abcdef",
-        "tap": "norm2",
         "token_rule": "1",
         "transform": "resize 32",
         "compute_dtype": "float32",
         "storage_dtype": "float16",
-        "manifest": "fedcba9876543210",
-        "num_rows": num_rows,
-        "backbone": "timm/vit_tiny",
-        "dataset": "shapes",
-        "split": "train",
+        "name": "timm/vit_tiny",
     }
-    return CacheSpec(**(values | changes))
+    return ModelSpec(**(values | changes))
+
+
+def make_rows(images: int | Sequence[int] | NDArray[np.int64] = NUM_ROWS, views: Sequence[int] | None = None) -> RowSet:
+    """The rows of these images, or of images 0 to `images` - 1."""
+    numbers = np.arange(images) if isinstance(images, int) else np.asarray(images, dtype=np.int64)
+    if views is None:
+        return RowSet(hashes=hashes_of(numbers))
+    return RowSet(hashes=hashes_of(numbers), views=np.asarray(views, dtype=np.uint16), view_rule=VIEW_RULE)
+
+
+def wanted(*images: Any) -> WantedRows:
+    return WantedRows(rows=make_rows(*images))
+
+
+def make_spec(
+    num_rows: int = NUM_ROWS, *, rows: RowSet | None = None, name: str = "shapes-train", **changes: Any
+) -> StoreSpec:
+    """The spec of a store; changes are of its model."""
+    rows = make_rows(num_rows) if rows is None else rows
+    return StoreSpec(
+        model=make_model(**changes),
+        rows_digest=rows.digest,
+        num_rows=len(rows),
+        hash_rule=rows.hash_rule,
+        view_rule=rows.view_rule,
+        name=name,
+    )
 
 
 def make_arrays(
-    levels: Sequence[str] = ("block.0", "final"), kinds: Sequence[str] = ("cls", "grid2"), width: int = 8
+    levels: Sequence[str] = ("block.0", "final"),
+    kinds: Sequence[str] = ("cls", "grid2"),
+    width: int = 8,
+    tap: str = "norm2",
 ) -> list[ArraySpec]:
     shapes = {"grid2": (4, width)}
     return [
-        ArraySpec(level=level, kind=kind, row_shape=shapes.get(kind, (width,))) for level in levels for kind in kinds
+        ArraySpec(level=level, kind=kind, row_shape=shapes.get(kind, (width,)), tap=tap)
+        for level in levels
+        for kind in kinds
     ]
 
 
@@ -55,37 +97,50 @@ def tokens_of(array: ArraySpec, rows: NDArray[np.int64], storage_dtype: str = "f
     return values.astype(storage_dtype).reshape(len(rows), *array.row_shape)
 
 
-def hashes_of(rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    return rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def hashes_of(images: NDArray[np.int64]) -> NDArray[np.uint64]:
+    return (images.astype(np.uint64) + np.uint64(1)) * np.uint64(_FACTOR)
 
 
-def open_writer(path: Path, spec: CacheSpec, arrays: Sequence[ArraySpec], **changes: Any) -> CacheWriter:
+def numbers_of(rows: RowSet) -> NDArray[np.int64]:
+    """The number of the image of each row, larger by 1,000,003 a view: the `rows` of `tokens_of`."""
+    images = (rows.hashes * np.uint64(pow(_FACTOR, -1, 2**64)) - np.uint64(1)).astype(np.int64)
+    return images if rows.views is None else images + rows.views.astype(np.int64) * 1_000_003
+
+
+def open_writer(
+    path: Path, spec: StoreSpec, arrays: Sequence[ArraySpec], rows: RowSet | None = None, **changes: Any
+) -> CacheWriter:
+    rows = make_rows(spec.num_rows) if rows is None else rows
     arguments: dict[str, Any] = {
-        "labels": np.arange(spec.num_rows) % 10,
-        "sample_ids": [f"image {row}" for row in range(spec.num_rows)],
+        "name": spec.name,
+        "sample_ids": [f"image {row}" for row in range(len(rows))],
         "batch_size": BATCH_SIZE,
-        "attributes": {"class_names": ["circle", "square"]},
+        "attributes": {"request": "all levels"},
     }
-    return CacheWriter.open(path, spec, arrays, **(arguments | changes))
+    return CacheWriter.open(path, spec.model, rows, arrays, **(arguments | changes))
 
 
-def append(writer: CacheWriter, batch: Batch, storage_dtype: str = "float16", **changes: Any) -> None:
-    rows = np.arange(batch.start, batch.stop)
-    tokens = {array.name: tokens_of(array, rows, storage_dtype) for array in batch.arrays}
-    writer.append(batch, tokens, **({"content_hashes": hashes_of(rows), "notes": notes_of(batch)} | changes))
+def append(writer: CacheWriter, batch: Batch, **changes: Any) -> None:
+    request = writer._request
+    rows = request.rows.select(np.arange(batch.start, batch.stop))
+    tokens = {
+        array.name: tokens_of(array, numbers_of(rows), request.spec.model.storage_dtype) for array in batch.arrays
+    }
+    writer.append(batch, tokens, **({"content_hashes": rows.hashes, "notes": notes_of(batch, rows)} | changes))
 
 
-def notes_of(batch: Batch) -> BatchNotes:
+def notes_of(batch: Batch, rows: RowSet | None = None) -> BatchNotes:
     """Every hundredth image is unreadable, and one value of each token of row 7 was too large."""
+    images = np.arange(batch.start, batch.stop) if rows is None else numbers_of(RowSet(hashes=rows.hashes))
     return BatchNotes(
-        skipped={row: f"image {row} is cut off" for row in range(batch.start, batch.stop) if row % 100 == 99},
+        skipped={batch.start + i: f"image {n} is cut off" for i, n in enumerate(images.tolist()) if n % 100 == 99},
         saturated={array.name: 1 for array in batch.arrays if batch.start <= 7 < batch.stop},
     )
 
 
 def write_store(
     path: Path,
-    spec: CacheSpec | None = None,
+    spec: StoreSpec | None = None,
     arrays: Sequence[ArraySpec] | None = None,
     *,
     num_batches: int | None = None,
@@ -102,10 +157,24 @@ def write_store(
         pending = writer.pending()
         for batch in pending[:num_batches]:
             before_batch()
-            append(writer, batch, spec.storage_dtype)
+            append(writer, batch)
         if num_batches is None:
             writer.complete()
     return pending
+
+
+def write_images(
+    root: Path, images: Any, arrays: Sequence[ArraySpec] | None = None, *, views: Any = None, **changes: Any
+) -> Path:
+    """Write a store of these images at its place under a cache folder; `num_batches` leaves it incomplete.
+
+    Further changes are of its name and its model.
+    """
+    num_batches = changes.pop("num_batches", None)
+    rows = make_rows(images, views)
+    spec = make_spec(rows=rows, **changes)
+    write_store(spec.path(root), spec, arrays, rows=rows, num_batches=num_batches)
+    return spec.path(root)
 
 
 def tree(path: Path) -> dict[str, bytes]:

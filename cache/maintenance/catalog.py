@@ -7,6 +7,7 @@ two shards of an array of jobs no process holds it. It becomes garbage by age, a
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import storage_errors
-from ..errors import CacheError
+from ..errors import CacheError, NewerStoreError, NotAStoreError
 from ..header import HEADER_FILE, Header, read_header
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from ..model_stores import STORE_SUFFIX
@@ -76,30 +77,28 @@ class StoreInfo:
     @property
     def num_blocks_done(self) -> int:
         """Row blocks in which every array is committed."""
-        return self.num_blocks - len(self.missing_blocks)
-
-    @property
-    def missing_blocks(self) -> list[int]:
-        """Row blocks in which an array is not committed."""
-        names = list(self.header.arrays) if self.header else []
-        return [b for b in range(self.num_blocks) if not all(self.journal.holds(b, name) for name in names)]
+        return len(self._blocks_done)
 
     @property
     def missing_rows(self) -> list[range]:
-        """The rows of the missing row blocks; adjacent ones are joined."""
-        joined: list[range] = []
-        for block in self.missing_blocks:
-            assert self.header is not None, "a store without a header has no row blocks"
-            rows = self.header.block_grid.block(block)
-            if joined and joined[-1].stop == rows.start:
-                rows = range(joined.pop().start, rows.stop)
-            joined.append(rows)
-        return joined
+        """The rows of the row blocks in which an array is not committed; adjacent ones are joined."""
+        if self.header is None:
+            return []
+        grid = self.header.block_grid  # from the journal, not block by block: a hostile header counts 10**15 of them
+        borders = [-1, *self._blocks_done, self.num_blocks]
+        gaps = [(before + 1, after) for before, after in itertools.pairwise(borders) if after > before + 1]
+        return [range(grid.block(first).start, grid.block(stop - 1).stop) for first, stop in gaps]
+
+    @property
+    def _blocks_done(self) -> list[int]:
+        names = set(self.header.arrays) if self.header else set()
+        entries = self.journal.entries.items()
+        return sorted(block for block, entry in entries if block < self.num_blocks and names <= entry.checksums.keys())
 
 
 def list_stores(root: str | Path) -> list[StoreInfo]:
-    """Every store under a folder, sorted by path; unreadable ones with their problem. An absent folder has none."""
-    return [read_store_info(path) for path in find_stores(Path(root))]
+    """Every store under a folder, of any format, sorted by path; unreadable ones with their problem. An absent folder has none."""
+    return [read_store_info(path) for path in sorted(find_stores(Path(root)))]
 
 
 def read_store_info(path: str | Path) -> StoreInfo:
@@ -111,6 +110,8 @@ def read_store_info(path: str | Path) -> StoreInfo:
         journal = read_journal(store)
     except CacheError as error:
         problem = error
+    except OSError as error:
+        problem = NotAStoreError("cache.store_unreadable", store=store, reason=error.strerror or error)
     return StoreInfo(
         path=store,
         size_bytes=size_of(store),
@@ -122,9 +123,9 @@ def read_store_info(path: str | Path) -> StoreInfo:
 
 
 def find_stores(root: Path) -> Iterator[Path]:
-    """Folders that are named like stores, but not those inside a store."""
+    """Folders that are named like stores, but not those inside a store or in a hidden folder, such as the content index."""
     for folder, names, _ in os.walk(root):
-        names.sort()
+        names[:] = sorted(name for name in names if not name.startswith("."))
         for name in [name for name in names if name.endswith(STORE_SUFFIX)]:
             names.remove(name)
             yield Path(folder) / name
@@ -149,7 +150,7 @@ def list_specs(root: str | Path) -> list[tuple[Path, StoreSpec]]:
     """Path and spec of every readable store under a folder, complete or not."""
     found = []
     for path in find_stores(Path(root)):
-        with suppress(CacheError):
+        with suppress(CacheError, OSError):
             found.append((path, read_header(path).spec))
     return found
 
@@ -241,13 +242,16 @@ def remove_garbage(items: Iterable[Garbage]) -> int:
 
 
 def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
+    info = read_store_info(store) if store.exists() else None
+    if info is not None and isinstance(info.problem, NewerStoreError):
+        return  # whoever wrote it knows what belongs to it
     for folder in temporary_folders(store):
         if folder.exists():
             yield _garbage(folder, store, "left behind when a store was made or deleted")
-    if not store.exists():
+    if info is None:
         yield _garbage(lock_file(store), store, "the lock of a store that is gone")
         return
-    unfinished = _find_unfinished(read_store_info(store))
+    unfinished = _find_unfinished(info)
     if unfinished and unfinished.age_s >= unfinished_for_s:
         done = f"{unfinished.num_blocks_done} of {unfinished.num_blocks} row blocks"
         yield _garbage(

@@ -20,6 +20,7 @@ import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
 from ..atomic_files import storage_errors, sync_file, sync_folder
+from ..damage import require_sound, static_damage
 from ..errors import DamagedStoreError, IncompleteStoreError, NotAStoreError, OldFormatError, SpecError
 from ..format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, VIEWS, metadata_paths, token_array
 from ..header import FORMAT_VERSION, Header, parse_header, read_header
@@ -51,10 +52,11 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
     store, file = Path(store), Path(file)
     _require_absent(file)
     files = StoreFiles.read(store)
-    require_current(files)
+    require_current(store, files.header)
     header, journal = _only_complete(files.header, files.journal)
     if not header.arrays:
         raise IncompleteStoreError("cache.store_incomplete", store=store, num_blocks=0, num_done=0)
+    require_sound(store, list(static_damage(store, header)))
     require_complete(files, list(header.arrays))
     staging = file.with_name(f"{file.name}.partial")
     try:
@@ -119,6 +121,7 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
             attributes=header.attributes,
             parity=header.parity,
             versions=header.versions,
+            unknown=header.unknown,
         )
         with CacheWriter.open_request(store, request) as writer:
             for batch in writer.pending():
@@ -193,7 +196,7 @@ def _open_exported(file: Path) -> Iterator[tuple[Any, Header]]:
     with source:
         if HEADER_ATTRIBUTE not in source.attrs:
             raise NotAStoreError("cache.other_hdf5", file=file)
-        header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii"), file)
+        header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii", "replace"), file)
         if header.format != FORMAT_VERSION:
             raise OldFormatError("cache.old_hdf5", file=file, expected=FORMAT_VERSION, got=header.format)
         yield source, header

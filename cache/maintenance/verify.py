@@ -16,9 +16,11 @@ from pathlib import Path
 from ..atomic_files import storage_errors
 from ..damage import Damage, chunk_damage, static_damage
 from ..errors import CacheError, DamagedStoreError, NotAStoreError
-from ..format import block_arrays, metadata_problem, static_array
-from ..header import COMPLETE, HEADER_FILE, Header, read_header
+from ..format import CONTENT_HASHES, SAMPLE_ID_OFFSETS, VIEWS, block_arrays, metadata_problem, static_array
+from ..header import HEADER_FILE, Header, read_header
+from ..header_values import COMPLETE
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
+from ..reader import StoreFiles, require_current
 from ..targets import POINTERS, is_target_file, list_targets, read_target
 from ..writing.locking import StoreLock
 from ..writing.resume import drop_damaged
@@ -37,6 +39,7 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
 
     Raises:
         StoreMissingError, NotAStoreError: there is no store.
+        NewerStoreError: a newer layerbank wrote it.
     """
     store = Path(path)
     try:
@@ -57,12 +60,13 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
         for name, line, is_torn in journal.bad_lines
         if not is_torn or header.state == COMPLETE
     ]
-    chunks = _block_damage(store, header, journal, only)
+    static = list(static_damage(store, header))
     return [
         *metadata,
         *bad_lines,
-        *static_damage(store, header),
-        *chunks,
+        *static,
+        *_rows_damage(store, header, static),
+        *_block_damage(store, header, journal, only),
         *_target_damage(store),
         *_foreign_files(store, header),
     ]
@@ -74,7 +78,7 @@ class Repair:
 
     Args:
         dropped: chunks that are no longer in the journal; the same extraction computes them again.
-        restored_later: labels, sample ids and metadata, which the same extraction restores.
+        restored_later: hashes, ids and metadata, which the same extraction restores, and targets, which have to be written again.
         foreign: files that do not belong to the store.
         num_rows: rows that have to be computed again, for at least one array.
     """
@@ -94,12 +98,13 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
 
     Raises:
         StoreMissingError, NotAStoreError: there is no store.
+        NewerStoreError, OldFormatError: another version of layerbank has to repair it.
         DamagedStoreError: its header is damaged; such a store has to be recreated.
         StoreLockedError: another process writes it.
         StorageFullError, NotWritableError: the disk refuses.
     """
     store = Path(path)
-    header = read_header(store)
+    header = require_current(store, read_header(store))
     lock = StoreLock(store)
     lock.acquire()
     try:
@@ -130,13 +135,35 @@ def _block_damage(
     store: Path, header: Header, journal: Journal, only: Collection[tuple[str, str]] | None
 ) -> Iterator[Damage]:
     unread = set() if only is None else {a.name for a in header.complete_arrays if (a.level, a.kind) not in only}
+    are_counted = _rows_are_counted(store, header)
     for array in (array for array in block_arrays(header) if array.name not in unread):
         entry = header.arrays.get(array.name)
-        must_be_there = bool(header.complete_arrays) if entry is None else entry.complete
-        for chunk in range(array.grid.num_chunks):
+        is_complete = bool(header.complete_arrays) if entry is None else entry.complete
+        committed = sorted(block for block, entry in journal.entries.items() if array.name in entry.checksums)
+        blocks = range(array.grid.num_blocks) if is_complete and are_counted else committed
+        for chunk in (chunk for block in blocks for chunk in array.grid.chunks_of(block)):
             checksum = journal.checksum(array.name, chunk, array.grid)
-            if (must_be_there or checksum is not None) and (problem := array.problem(store, chunk, checksum)):
+            if (is_complete or checksum is not None) and (problem := array.problem(store, chunk, checksum)):
                 yield chunk_damage(array, chunk, problem)
+
+
+def _rows_are_counted(store: Path, header: Header) -> bool:
+    """Whether a file of the store shows that the header's number of rows is no mistake; else their blocks are not looked for."""
+    arrays = [static_array(header, name) for name in (CONTENT_HASHES, SAMPLE_ID_OFFSETS) if name in header.static]
+    files = [array.file(store, 0) for array in arrays]
+    return any(
+        file.is_file() and not array.size_problem(file.stat().st_size)
+        for array, file in zip(arrays, files, strict=True)
+    )
+
+
+def _rows_damage(store: Path, header: Header, static: Collection[Damage]) -> Iterator[Damage]:
+    """Rows that are not those of the store's identity."""
+    if header.format > 1 and not {damage.array for damage in static} & {CONTENT_HASHES, VIEWS}:
+        files = StoreFiles(store, header, Journal())
+        if files.rows.digest != header.spec.rows_digest:
+            array = static_array(header, CONTENT_HASHES)
+            yield chunk_damage(array, 0, "altered")
 
 
 def _target_damage(store: Path) -> Iterator[Damage]:

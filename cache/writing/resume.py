@@ -22,8 +22,10 @@ import zarr
 from numpy.typing import NDArray
 
 from ..atomic_files import sync_folder
-from ..errors import NotAStoreError, OldFormatError, SpecError, SpecMismatchError
+from ..errors import DamagedStoreError, NotAStoreError, SpecError, SpecMismatchError
 from ..format import (
+    SAMPLE_ID_BYTES,
+    SAMPLE_ID_OFFSETS,
     ChunkedArray,
     create_skeleton,
     metadata_problem,
@@ -33,8 +35,9 @@ from ..format import (
     token_array,
 )
 from ..geometry import rows_per_block
-from ..header import FORMAT, FORMAT_VERSION, HEADER_FILE, Header, read_header, write_header
+from ..header import HEADER_FILE, Header, read_header, write_header
 from ..journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
+from ..reader import require_current
 from ..rows import MISSING, RowSet
 from ..spec import ArraySpec, ModelSpec, StoreSpec, array_order
 
@@ -53,6 +56,7 @@ class Request:
         attributes: what the caller records, as JSON.
         parity: path of an array -> what the caller measured, as JSON, for arrays that are new to the store.
         versions: library -> version, for a store that is made now.
+        unknown: optional attributes of a newer layerbank, for an import.
     """
 
     spec: StoreSpec
@@ -66,6 +70,7 @@ class Request:
     versions: Mapping[str, str] = field(
         default_factory=lambda: {"numpy": np.__version__, "python": platform.python_version(), "zarr": zarr.__version__}
     )
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def blank_header(self) -> Header:
         """The header of a new store, before its arrays are made."""
@@ -75,6 +80,7 @@ class Request:
             batch_size=self.batch_size,
             versions=self.versions,
             attributes=self.attributes,
+            unknown=self.unknown,
             static={name: static_entry(values) for name, values in self.static.items()},
         )
 
@@ -154,17 +160,21 @@ def temporary_folders(store: Path) -> tuple[Path, Path]:
 
 
 def remove_store(store: Path) -> None:
-    """Delete a store: it is renamed in one step, then deleted.
+    """Delete a store: it is renamed in one step, then deleted. A damaged store may be deleted.
 
     Raises:
         NotAStoreError: what lies there was not written by layerbank.
+        NewerStoreError: a newer layerbank wrote it.
     """
     if not store.exists():
         return
-    header = store / HEADER_FILE
-    is_ours = header.is_file() and FORMAT.encode() in header.read_bytes()
-    if not is_ours and not (store / JOURNAL_FOLDER).is_dir():
-        raise NotAStoreError("cache.foreign_folder", store=store)
+    try:
+        read_header(store)
+    except DamagedStoreError:
+        pass
+    except NotAStoreError:
+        if not (store / JOURNAL_FOLDER).is_dir():
+            raise NotAStoreError("cache.foreign_folder", store=store) from None
     _, old = temporary_folders(store)
     os.replace(store, old)
     sync_folder(store.parent)
@@ -207,8 +217,7 @@ def resume_store(store: Path, request: Request, *, has_others: bool = False) -> 
 
 def check_same(store: Path, header: Header, request: Request) -> None:
     """Raise unless the store is the requested one: same model and rows, same row shapes, a format that is written."""
-    if header.format != FORMAT_VERSION:
-        raise OldFormatError("cache.old_format", store=store, expected=FORMAT_VERSION, got=header.format)
+    require_current(store, header)
     if differences := request.spec.difference(header.spec):
         raise SpecMismatchError("cache.other_identity", store=store, differences=differences)
     for array in request.arrays:
@@ -227,22 +236,26 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
     """Add the new arrays, and restore every file that is written once and was altered."""
     new = [array for array in request.arrays if array.name not in header.arrays]
     altered_metadata = {path for path, crc in header.metadata.items() if metadata_problem(store, path, crc)}
-    altered_static = [
-        array.file(Path(), 0).as_posix()
-        for array in (static_array(header, name) for name in header.static)
-        if array.problem(store, 0, header.static[array.name].crc32c)
-    ]
+    altered_static = {
+        name for name, entry in header.static.items() if static_array(header, name).problem(store, 0, entry.crc32c)
+    }
     if not new and not altered_metadata and not altered_static and request.parity.keys() <= header.parity.keys():
         return header
+    altered_static |= {path.removesuffix(f"/{HEADER_FILE}") for path in altered_metadata} & header.static.keys()
+    static = _restorable(header, request, altered_static)
     folder, _ = temporary_folders(store)
     known = [entry.spec for entry in header.arrays.values()]
-    # ids are the first writer's: they are restored from the request only if they are the same
-    static = {
-        name: values for name, values in request.static.items() if header.static.get(name) == static_entry(values)
-    }
     arrays, metadata = create_skeleton(folder, header.spec, [*known, *new], static)
-    added = (altered_metadata | (metadata.keys() - header.metadata.keys())) & metadata.keys()
-    for file in [*sorted(added), *(file for file in altered_static if (folder / file).exists())]:
+    replaced = {name for name in static if header.static[name] != static_entry(static[name])}
+    moved = (
+        altered_metadata | (metadata.keys() - header.metadata.keys()) | {f"{name}/{HEADER_FILE}" for name in replaced}
+    )
+    moved &= metadata.keys()
+    header = replace(header, static={**header.static, **{name: static_entry(static[name]) for name in replaced}})
+    chunks = [
+        static_array(header, name).file(Path(), 0).as_posix() for name in (altered_static | replaced) & static.keys()
+    ]
+    for file in sorted([*moved, *chunks]):
         (store / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / file, store / file)
         for parent in Path(file).parents:
@@ -251,11 +264,22 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
     header = replace(
         header,
         arrays={**arrays, **header.arrays},
-        metadata={**header.metadata, **{path: metadata[path] for path in added}},
+        metadata={**header.metadata, **{path: metadata[path] for path in moved}},
         parity={**request.parity, **header.parity},
     )
     write_header(store, header)
     return header
+
+
+def _restorable(header: Header, request: Request, altered: Collection[str]) -> dict[str, NDArray[Any]]:
+    """The values of static arrays that the request can restore: equal ones, and its ids where those of the store are lost."""
+    values = {name: request.static[name] for name in header.static if name in request.static}
+    are_lost = bool({SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS} & set(altered))
+    return {
+        name: value
+        for name, value in values.items()
+        if header.static[name] == static_entry(value) or (are_lost and name in (SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS))
+    }
 
 
 def _is_sound(store: Path, header: Header, array: ChunkedArray, entry: Entry) -> bool:
