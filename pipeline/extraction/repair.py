@@ -55,7 +55,7 @@ def repair_and_fill(
         CacheError: no such store, held by another process, of an older format, or damaged beyond repair.
     """
     files = StoreFiles.read(store)
-    require_current(files)
+    require_current(files.path, files.header)
     extractions, rows = _open_again(files, device, num_workers, on_event)
     gaps = [_whole(one, files, rows) for one in extractions]
     # a damaged file of the right size frees the space that the new one takes
