@@ -118,6 +118,8 @@ def open_rows(
     cache_root = options["cache_root"]
     trusted = partial(known_hashes, cache_root) if options.get("trust_files") else None
     images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
+    if not may_hash:
+        images = _with_stand_ins(images, source.ids)
     rule = None
     if options.get("views") and options.get("views_split", source.split) == source.split:
         rule = ViewRule(num_views=options["views"], min_scale=options["view_scale"], flip=options["view_flip"])

@@ -80,7 +80,6 @@ class SplitTokens:
         labels: [n] int64.
         reading_order: [n] int64, the rows in the order in which they are best read.
         stores: the stores that are read.
-        num_skipped: images without usable tokens.
     """
 
     def __init__(self, request: SplitRequest) -> None:
@@ -100,7 +99,6 @@ class SplitTokens:
         order = number[reading_order(record.images, rows_an_image)]
         self.reading_order: NDArray[np.int64] = order[order >= 0]
         self.stores = self._view.stores
-        self.num_skipped = len({row // rows_an_image for row in self._view.skipped})
 
     @property
     def record(self) -> SplitRecord:
