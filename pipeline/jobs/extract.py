@@ -126,6 +126,14 @@ def open_rows(
     return SplitRows(source=source, images=images, rule=rule)
 
 
+def _with_stand_ins(images: ImageSet, ids: Sequence[str]) -> ImageSet:
+    """Give images that were not hashed a hash that no store has: they count as missing, not as unreadable."""
+    hashes = images.hashes.copy()
+    unknown = np.flatnonzero(~images.is_known)
+    hashes[unknown] = [xxh3_64_intdigest(f"not hashed: {ids[row]}".encode()) or 1 for row in unknown.tolist()]
+    return replace(images, hashes=hashes)
+
+
 def prepare(request: dict[str, Any], on_event: OnEvent, worker: Worker | None, *, only_plan: bool = False) -> Prepared:
     """Open the data and the models of `layerbank extract`.
 
