@@ -12,9 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
 from layerbank.cache import StoreForecast, Worker, known_hashes
 
-from ..data.image_set import identify
+from ..data.image_set import ImageSet, identify
 from ..data.sources import ImageSource, open_source
 from ..data.split_rows import SplitRows
 from ..data.views import ViewRule
