@@ -29,7 +29,7 @@ class PlannedSplit:
         num_rows: rows of the split: images, or images times views.
         num_found: rows that are in the cache; an image that was never hashed counts as missing.
         num_missing: rows to compute, equal ones once.
-        stores: the stores to write.
+        stores: the stores to write; of a new one the folder, since its name needs the hashes of all images.
         written_bytes, written_files: what is still to be written to them.
     """
 
@@ -147,7 +147,7 @@ def _planned(work: Work) -> PlannedSplit:
         num_rows=len(work.rows),
         num_found=work.gaps.num_found,
         num_missing=work.num_missing,
-        stores=tuple(str(store.path) for store in work.forecasts),
+        stores=tuple(str(gap.path) if gap.files else f"{gap.path.parent} (new)" for gap in work.gaps.gaps),
         written_bytes=sum(store.written_bytes for store in work.forecasts),
         written_files=sum(store.written_files for store in work.forecasts),
     )
