@@ -89,6 +89,7 @@ check: links
 
 bench: links
 	$(BIN)/python tests/benchmarks/gather.py
+	$(BIN)/python tests/benchmarks/hashing.py
 	$(BIN)/python tests/benchmarks/bank.py
 	$(BIN)/python tests/benchmarks/peers.py
 	$(BIN)/python tests/benchmarks/groups.py

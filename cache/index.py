@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class ContentIndex:
     """Records of F files and the hashes of the R rows in them.
 
     Attributes:
-        records: [F] RECORD, sorted by key.
+        records: [F] RECORD.
         hashes: [R] hashes, file by file in the order of `records`.
         rule1_hashes: [R] hashes by rule 1; None if they are the same.
     """
@@ -115,39 +115,47 @@ class ContentIndex:
         hashes: Hashes,
         rule1_hashes: Hashes,
     ) -> ContentIndex:
-        """Make an index of [F] files in any order, with [R] hashes file by file.
+        """Make an index of F files, with R hashes file by file.
 
         Args:
-            keys: names of the files.
-            status: of each file, the same before and after its rows were hashed.
-            recorded_ns: time before `status` was last read.
-            num_rows: rows of each file.
-            hashes, rule1_hashes: of the rows.
+            keys: [F] names of the files.
+            status: [F] of each file, the same before and after its rows were hashed.
+            recorded_ns: [F] time before `status` was last read.
+            num_rows: [F] rows of each file.
+            hashes, rule1_hashes: [R] of the rows.
         """
-        order = np.argsort(keys, kind="stable")
         records = np.empty(len(keys), dtype=RECORD)
         records["key"], records["status"], records["num_rows"] = keys, status, num_rows
         records["recorded_ns"] = recorded_ns
-        rows = rows_of(order, num_rows)
-        same = bool(np.array_equal(hashes, rule1_hashes))
-        return cls(records[order], hashes[rows], None if same else rule1_hashes[rows])
+        return cls(records, hashes, None if np.array_equal(hashes, rule1_hashes) else rule1_hashes)
 
-    def has(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """[F] whether there is a record of this key, whatever became of the file."""
-        return np.isin(keys, self.records["key"])
+    def find(
+        self, keys: NDArray[np.uint64], num_rows: NDArray[np.int64], status_of: Callable[[NDArray[np.int64]], Array]
+    ) -> NDArray[np.int64]:
+        """Find files that are as they were when they were recorded.
 
-    def find(self, keys: NDArray[np.uint64], status: Array, num_rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[F] place of each file among the records; -1 for a file that is unknown, has changed or was recorded too early."""
+        Args:
+            keys: [F] names of the files.
+            num_rows: [F] rows of each file.
+            status_of: numbers of files, in 0..F-1 -> their STATUS now; asked only for files with a record to be compared.
+
+        Returns:
+            [F] place of each file among the records; -1 for a file that is unknown, has changed or was recorded too early.
+        """
+        found = np.full(len(keys), -1)
         if not len(self.records):
-            return np.full(len(keys), -1)
-        places = np.searchsorted(self.records["key"], keys).clip(max=len(self.records) - 1)
+            return found
+        places = _places(np.ascontiguousarray(self.records["key"]), keys)
         records = self.records[places]
-        recorded = records["status"]
-        last_change = np.maximum(recorded["mtime_ns"], recorded["ctime_ns"])
-        known = (records["key"] == keys) & (records["num_rows"] == num_rows) & same_status(recorded, status)
-        # a subtraction could overflow for the times of a damaged clock
-        known &= last_change <= records["recorded_ns"] - SETTLED_NS
-        return np.where(known, places, -1)
+        last_change = np.maximum(records["status"]["mtime_ns"], records["status"]["ctime_ns"])
+        candidates = np.flatnonzero(
+            (records["key"] == keys)
+            & (records["num_rows"] == num_rows)
+            & (last_change <= records["recorded_ns"] - SETTLED_NS)
+        )
+        same = same_status(records["status"][candidates], status_of(candidates))
+        found[candidates[same]] = places[candidates[same]]
+        return found
 
     def hashes_of(self, places: NDArray[np.int64]) -> tuple[Hashes, Hashes]:
         """Hashes by rule 2 and by rule 1 of the rows of some records, file by file."""
@@ -156,14 +164,25 @@ class ContentIndex:
         return self.hashes[rows], rule1[rows]
 
 
+def _places(recorded: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """[F] place of each key among the recorded ones; of a key that is not there, any place."""
+    if np.array_equal(recorded, keys):
+        return np.arange(len(keys))
+    by_key, order = (
+        np.argsort(recorded),
+        np.argsort(keys),
+    )  # both sorted, or each search would miss the processor's cache
+    places = np.empty(len(keys), dtype=np.int64)
+    places[order] = by_key[np.searchsorted(recorded[by_key], keys[order]).clip(max=len(recorded) - 1)]
+    return places
+
+
 EMPTY = ContentIndex(np.empty(0, dtype=RECORD), np.empty(0, dtype=np.uint64))
 
 
 def same_status(one: Array, other: Array) -> NDArray[np.bool_]:
     """[F] whether files are there and have the same size, times and inode."""
-    same = one["size"] >= 0
-    for name in STATUS.names or ():
-        same &= one[name] == other[name]
+    same: NDArray[np.bool_] = (one["size"] >= 0) & (one == other)
     return same
 
 

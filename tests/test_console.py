@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,12 @@ from layerbank.events import (
     ClusterBusy,
     ClusterJoined,
     CompileFailed,
+    HashingFinished,
+    HashingProgress,
+    HashingStarted,
     ImageSkipped,
+    ImagesTrusted,
+    IndexIgnored,
     MemoryPlanned,
     PrecisionAdvice,
     ProbeFinished,
@@ -94,6 +100,19 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         CompileFailed(backbone="timm/vit", reason="InductorError: no compiler"),
         BatchHalved(backbone="timm/vit", num_images=32, reason="CUDA out of memory"),
         ImageSkipped(sample_id="a/1", file="photos/a/1.png", reason="truncated"),
+        HashingStarted(dataset="photos", split="train", num_images=1588, num_rows=1600, size_bytes=10**8),
+        HashingProgress(
+            dataset="photos",
+            split="train",
+            num_done=500,
+            num_images=1588,
+            bytes_done=5 * 10**7,
+            size_bytes=10**8,
+            elapsed_s=0.5,
+        ),
+        HashingFinished(dataset="photos", split="train", num_images=1588, size_bytes=10**8, elapsed_s=1.0),
+        ImagesTrusted(dataset="photos", split="train", num_images=12),
+        IndexIgnored(path=Path("caches/.index/photos.index"), reason="it is damaged"),
         WorkerLost(worker="1/2", reason="killed by SIGKILL", num_left=1),
         WorkerLost(worker="0/4", reason="its node has died", num_left=3, is_replaced=True),
         ClusterJoined(num_nodes=2, num_workers=8, num_gpus=1, num_cpus=4),
@@ -112,6 +131,9 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         "extract: warning: timm/vit could not be compiled and runs eagerly: InductorError: no compiler",
         "extract: warning: timm/vit: CUDA out of memory; from here on 32 images at a time",
         "extract: skipped image 'a/1' in photos/a/1.png: truncated",
+        "photos/train: hashing 1,588 of 1,600 images",
+        "photos/train: 12 images trusted by name and size, without being read",
+        "warning: the content index caches/.index/photos.index is ignored: it is damaged; images are hashed again",
         "extract: warning: worker 1/2 was lost (killed by SIGKILL); 1 left to take over its rows",
         "extract: warning: worker 0/4 was lost (its node has died); 3 left to take over its rows, and another starts",
         "ray: 2 machines, 8 workers at a time with 1 GPU and 4 cores each",

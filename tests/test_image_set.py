@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -286,6 +288,21 @@ def test_a_tar_that_changed_is_read_as_a_whole_and_the_other_not_at_all(tmp_path
     hashed(data.open(), tmp_path / "cache")
     os.utime(data.folder / "train/1.tar", (1, 1))
     assert hashed(data.open(), tmp_path / "cache")[1] == NUM // 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_images_of_a_tar_that_is_gone_or_cut_cannot_be_read(damage: str, tmp_path: Path, settled: None) -> None:
+    data = Data("wds", tmp_path / "data")
+    source = data.open()
+    shard = data.folder / "train/1.tar"
+    if damage == "gone":
+        shard.unlink()
+    else:
+        os.truncate(shard, int(source._offsets[4]) + 10)  # type: ignore[attr-defined]
+    images, _ = hashed(source, tmp_path / "cache")
+    readable = 3 if damage == "gone" else 4
+    assert [hash != 0 for hash in images.hashes.tolist()] == [True] * readable + [False] * (NUM - readable)
+    assert images.is_known.all()
 
 
 def test_relabelled_images_keep_their_hashes(tmp_path: Path, settled: None) -> None:
@@ -621,6 +638,32 @@ def test_a_file_recorded_within_two_seconds_of_its_change_or_before_it_is_hashed
 
 
 # ---- events and views
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from layerbank.data.image_set import identify
+from layerbank.data.sources import open_source
+from layerbank.events import IndexIgnored
+
+ignored = []
+for _ in range(50):
+    identify(open_source(sys.argv[1], "train"), Path(sys.argv[2]), on_event=ignored.append)
+sys.exit(any(isinstance(event, IndexIgnored) for event in ignored))
+"""
+
+
+def test_processes_that_write_one_index_at_once_leave_a_sound_one(tmp_path: Path, settled: None) -> None:
+    data, cache = Data("folder", tmp_path / "data"), tmp_path / "cache"
+    for path in data.files():  # in the future, so that each run hashes them and writes the index
+        os.utime(path, (time.time() + 1000, time.time() + 1000))
+    processes = [subprocess.Popen([sys.executable, "-c", PROGRAM, data.uri, str(cache)]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    events: list[Event] = []
+    identify(data.open(), cache, on_event=events.append)
+    assert [type(event) for event in events] == [HashingStarted, HashingFinished]
+    index_file(cache)  # one, and no staging file
 
 
 def test_progress_counts_images_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: None) -> None:

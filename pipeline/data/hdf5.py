@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, nearest_name
-from .image_source import ImageSource
+from .image_source import ImageSource, Stored, split_where
 from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
 from .sources import DataSource
 
@@ -76,19 +76,19 @@ class Hdf5Source(ImageSource):
     def read(self, row: int) -> NDArray[np.uint8]:
         return _plain(self._open_dataset()[row])
 
-    def read_each(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8] | None]:
-        """Yield images as `read` returns them; a row block of chunks is read and unpacked once for all of its rows."""
+    def read_each(self, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
+        """Yield images as `ImageSource.read_each`; chunks are read and unpacked once for all of their rows."""
         self._open_in = None
-        blocks = np.split(rows, np.flatnonzero(np.diff(rows // self._block_rows)) + 1) if len(rows) else []
-        for wanted in blocks:
-            first, last = (int(wanted[end]) for end in (0, -1))
+        blocks = rows // self._block_rows
+        for wanted in split_where(blocks[1:] != blocks[:-1], rows):
+            first, last = int(wanted[0]), int(wanted[-1])
             try:
                 block = self._open_dataset()[first : last + 1]
             except OSError:  # one chunk is damaged; the others can be read
-                yield from (self._read_or_none(row) for row in wanted.tolist())  # type: ignore[misc]
-                continue
-            for row in wanted.tolist():
-                yield _plain(block[row - first])
+                yield from map(self._read_or_none, wanted.tolist())
+            else:
+                for row in wanted.tolist():
+                    yield _plain(block[row - first])
 
     def files(self) -> tuple[Sequence[Path], NDArray[np.int64]]:
         if not self._is_one_file:

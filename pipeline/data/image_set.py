@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from layerbank.cache.index import (
 
 from ..errors import WorkError
 from ..events import HashingFinished, HashingProgress, HashingStarted, ImagesTrusted, IndexIgnored, OnEvent, ignore
-from .image_source import HASH_RULE, ImageSource, row_hash, row_hash_rule1
+from .image_source import HASH_RULE, ImageSource, row_hash, row_hash_rule1, split_where
 
 TRIES = 3  # for a file that changes while it is read
 PROGRESS_EVERY_S = 0.2
@@ -150,15 +150,19 @@ class _Identification:
         except UnusableIndex as error:
             self.on_event(IndexIgnored(path=path, reason=str(error)))
             return
-        looked_at = np.flatnonzero(index.has(self.keys) & (self.status["size"] < 0))
-        self.status[looked_at] = read_status([self.paths[file] for file in looked_at.tolist()])
-        places = index.find(self.keys, self.status, self.num_rows)
+        places = index.find(self.keys, self.num_rows, self._look_at)
         places[self.recorded_ns > 0] = -1  # taken from an earlier index
         found = np.flatnonzero(places >= 0)
         rows = self.rows[rows_of(found, self.num_rows)]
         self.hashes[rows], self.rule1_hashes[rows] = index.hashes_of(places[found])
         self.is_known[rows] = True
         self.recorded_ns[found] = index.records["recorded_ns"][places[found]]
+
+    def _look_at(self, files: NDArray[np.int64]) -> NDArray[np.void]:
+        """[F] STATUS of some files, read once."""
+        unseen = files[self.status["size"][files] < 0]
+        self.status[unseen] = read_status([self.paths[file] for file in unseen.tolist()])
+        return self.status[files]
 
     def trust(self, trusted: TrustedHashes) -> None:
         """Take the hashes of rows that are not known yet from elsewhere."""
@@ -243,14 +247,13 @@ class _Identification:
         return same
 
     def _hash_rows(self, rows: NDArray[np.int64], progress: _Progress) -> None:
+        hashes, rule1_hashes = [], []
         for row, stored in zip(rows.tolist(), self.source.read_each(rows), strict=True):
-            if stored is None:
-                self.hashes[row] = self.rule1_hashes[row] = 0
-            else:
-                self.hashes[row] = content_hash = row_hash(stored)
-                self.rule1_hashes[row] = content_hash if isinstance(stored, bytes) else row_hash_rule1(stored)
-            self.is_known[row] = True
+            hashes.append(0 if stored is None else row_hash(stored))
+            rule1_hashes.append(row_hash_rule1(stored) if isinstance(stored, np.ndarray) else hashes[-1])
             progress.done(row)
+        self.hashes[rows], self.rule1_hashes[rows] = hashes, rule1_hashes
+        self.is_known[rows] = True
 
     def _save(self) -> None:
         """Write the index of all files whose rows are all hashed and could all be read."""
@@ -275,10 +278,10 @@ class _Identification:
         return ImageSet(self.hashes, None if same else self.rule1_hashes, self.is_known, self.source.keeps_order)
 
 
-def _slabs(files: NDArray[np.int64], num_wanted: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _slabs(files: NDArray[np.int64], num_wanted: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Cut files into groups of about `ROWS_AT_A_TIME` wanted rows; an archive with more is a group of its own."""
     group = np.cumsum(num_wanted[files]) // ROWS_AT_A_TIME
-    yield from np.split(files, np.flatnonzero(np.diff(group)) + 1) if len(files) else ()
+    return split_where(group[1:] != group[:-1], files)
 
 
 class _Progress:

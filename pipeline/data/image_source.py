@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-Stored = bytes | NDArray[np.uint8]
+Stored = bytes | memoryview | NDArray[np.uint8]
 """What a source holds of an image: its encoded bytes, or its pixels [H, W] or [H, W, 3]."""
 
 HASH_RULE = 2
@@ -41,7 +41,7 @@ def row_hash(stored: Stored) -> int:
     >>> row_hash(flat) == row_hash(high), row_hash_rule1(flat) == row_hash_rule1(high)
     (False, True)
     """
-    if isinstance(stored, bytes):
+    if not isinstance(stored, np.ndarray):
         return xxh3_64_intdigest(stored) or 1
     digest = xxh3_64(f"{stored.dtype.str} {'x'.join(map(str, stored.shape))}\n".encode())
     digest.update(np.ascontiguousarray(stored).data)
@@ -50,7 +50,16 @@ def row_hash(stored: Stored) -> int:
 
 def row_hash_rule1(stored: Stored) -> int:
     """Return the content hash in stores of format 1: xxh3_64 of the bytes, of an array without its shape."""
-    return xxh3_64_intdigest(stored if isinstance(stored, bytes) else np.ascontiguousarray(stored).data)
+    return xxh3_64_intdigest(np.ascontiguousarray(stored).data if isinstance(stored, np.ndarray) else stored)
+
+
+def split_where(ends: NDArray[np.bool_], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut rows [n] after each of which `ends` [n - 1] is true; nothing of no rows.
+
+    >>> split_where(np.array([False, True]), np.array([4, 5, 9]))
+    [array([4, 5]), array([9])]
+    """
+    return np.split(rows, np.flatnonzero(ends) + 1) if len(rows) else []
 
 
 class BadImage(WorkError):
@@ -146,12 +155,12 @@ class ImageSource(ABC):
     def read_each(self, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
         """Yield the images of ascending rows as `read` returns them, None for one that cannot be read.
 
-        Files that this object holds open are opened anew, in case another file has taken their place.
+        An image may lie in a buffer that the next one overwrites. Files that this object holds open are opened anew, in case
+        another file has taken their place.
         """
-        for row in rows.tolist():
-            yield self._read_or_none(row)
+        yield from map(self._read_or_none, rows.tolist())
 
-    def _read_or_none(self, row: int) -> Stored | None:
+    def _read_or_none(self, row: int) -> bytes | NDArray[np.uint8] | None:
         try:
             return self.read(row)
         except MemoryError:
@@ -168,7 +177,7 @@ class ImageSource(ABC):
         return (), np.full(len(self), -1)
 
     @abstractmethod
-    def read(self, row: int) -> Stored:
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
         """The encoded image, or its pixels [H, W] or [H, W, 3]. Raises OSError where they cannot be read."""
 
     @abstractmethod

@@ -7,6 +7,7 @@ these if there are several) and `cls`, the class index as text. Nothing is extra
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .image_source import ImageSource
+from .image_source import ImageSource, Stored, split_where
 from .patterns import ShardFolder, ShardPattern
 from .sources import DataSource
 from .tar_index import DamagedTar, Member, walk_tar
 
+BLOCK_BYTES = 1 << 20  # read at a time where every image is read: stays in the processor's cache
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -61,10 +63,33 @@ class WdsSource(ImageSource):
             raise OSError(f"the tar ends after {len(encoded)} of {self.sizes[row]} bytes")
         return encoded
 
-    def read_each(self, rows: NDArray[np.int64]) -> Iterator[bytes | None]:
+    def read_each(self, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
+        """Yield images as `ImageSource.read_each`, in one pass over each shard."""
         self._open = None
-        for row in rows.tolist():
-            yield self._read_or_none(row)  # type: ignore[misc]
+        shards = self._shard_of[rows]
+        for in_shard in split_where(shards[1:] != shards[:-1], rows):
+            file = _open(self._shards[self._shard_of[in_shard[0]]])
+            if file is None:
+                yield from [None] * len(in_shard)
+                continue
+            with file:
+                yield from self._read_shard(file, in_shard)
+
+    def _read_shard(self, file: io.FileIO, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
+        """Yield images of one shard, read in blocks of many members."""
+        buffer = bytearray(2 * BLOCK_BYTES)
+        blocks = self._offsets[rows] // BLOCK_BYTES
+        for wanted in split_where(blocks[1:] != blocks[:-1], rows):
+            starts, sizes = self._offsets[wanted], self.sizes[wanted]
+            start, stop = int(starts.min()), int((starts + sizes).max())
+            if stop - start > len(buffer):
+                buffer = bytearray(stop - start)
+            block = memoryview(buffer)[: stop - start]
+            if _read_into(block, file, start):
+                for first, size in zip((starts - start).tolist(), sizes.tolist(), strict=True):
+                    yield block[first : first + size]
+            else:  # a part of the disk cannot be read, or the file was cut
+                yield from map(self._read_or_none, wanted.tolist())
 
     def files(self) -> tuple[Sequence[Path], NDArray[np.int64]]:
         return [shard.absolute() for shard in self._shards], self._shard_of.astype(np.int64)
@@ -74,6 +99,22 @@ class WdsSource(ImageSource):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": None}  # a descriptor means nothing in another process
+
+
+def _open(path: Path) -> io.FileIO | None:
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError:
+        return None
+
+
+def _read_into(block: memoryview, file: io.FileIO, start: int) -> bool:
+    """Fill a block from a file; whether that was possible."""
+    try:
+        file.seek(start)
+        return file.readinto(block) == len(block)
+    except OSError:
+        return False
 
 
 class _OpenFile:
