@@ -66,7 +66,7 @@ def test_a_row_has_its_key_field_by_field_its_stores_its_files_and_its_digest(
             "test": [f"{row['dataset']}/test/{stores[1].path.name}"],
         }
         assert set(row["files"]) == {path.name for path in row_folder(folder, row).iterdir()}
-    assert list(rows[0])[-1] == "digest"
+    assert (folder / "results.jsonl").read_text().splitlines()[-1].endswith(f'"digest":"{rows[-1]["digest"]}"}}')
 
 
 def test_files_of_a_row_have_the_permissions_that_the_umask_leaves(finished: Runs) -> None:
