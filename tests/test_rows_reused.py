@@ -97,7 +97,7 @@ def _edit(place: Path) -> None:
 
 
 FILE_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, "no probe.safetensors"),
+    "no folder": (shutil.rmtree, "no curves.npz"),
     "a missing file": (lambda place: (place / "curves.npz").unlink(), "no curves.npz"),
     "a truncated file": (_truncate, "other content in test.npz"),
     "a file of another row": (_swap, "other content in test.npz"),
