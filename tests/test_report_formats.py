@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from commands import run
 from messages import shows
 from study_runs import write_study
 
+from layerbank.probes import TrainingProtocol
+from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.result_key import DataKey, ResultKey
 from layerbank.probing.results import key_of
-from layerbank.probing.results_file import RESULTS, append_row, read_rows
-from layerbank.probing.row_files import digest_files
+from layerbank.probing.results_file import RESULTS, append_row, read_results, read_rows
+from layerbank.probing.row_files import digest_files, wrong_file
 from layerbank.statistics.scores import group_by_setting
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,9 +44,10 @@ def write_format_2(folder: Path, *, train_rows: str = "a", **study: Any) -> Path
         results.unlink()
         for row in rows:
             place = results.parent / f"{row['probe']}-{row['key'][:8]}"
-            common = {"model": row["backbone"], "train_rows": train_rows, "split.seed": row["protocol"]["seed"]}
-            fields = {**common, "probe.name": row["probe"]}
-            row |= {"key": key_of(fields), "key_fields": fields, "setting_of_study": key_of(common), "stores": {}}
+            data = {"train_rows": train_rows, "test_rows": row["dataset"]}
+            common = {"model": row["backbone"], **data, "split.seed": row["protocol"]["seed"]}
+            decisive = {**common, "probe.name": row["probe"]}
+            row |= {"key": key_of(decisive), "key_fields": decisive, "setting_of_study": key_of(common), "stores": {}}
             row["files"] = digest_files(place, [path.name for path in place.iterdir()])
             place.rename(results.parent / f"{row['probe']}-{row['key'][:8]}")
             append_row(results, row)
@@ -54,6 +59,27 @@ def test_runs_of_format_1_are_reported_with_their_numbers(tmp_path: Path) -> Non
     answer = report(runs)
     assert answer["num_rows"] == len(read_rows(next(runs.rglob(RESULTS)))) == 4
     assert not any(SEVERAL in note or "skipped" in note for note in answer["left_out"])
+
+
+def test_runs_of_format_2_are_reported_and_their_keys_are_those_of_today(tmp_path: Path) -> None:
+    runs = golden_runs(2, tmp_path)
+    (results,) = runs.rglob(RESULTS)
+    found = read_results(results)
+    assert not found.skipped
+    assert [row["probe"] for row in found.rows] == ["ridge-cls", "linear-cls"] * 2 + ["linear-cls-top2"]
+    for row in found.rows:
+        data = {one.name: row["key_fields"][one.name] for one in fields(DataKey)}
+        protocol = {name: tuple(v) if isinstance(v, list) else v for name, v in row["protocol"].items()}
+        today = ResultKey(
+            data=DataKey(**data),
+            protocol=TrainingProtocol(**protocol),
+            probe=parse_probe(row["probe"], 12),
+        )
+        assert (today.digest, today.setting, today.fields()) == (row["key"], row["setting_of_study"], row["key_fields"])
+        assert wrong_file(results.parent / f"{row['probe']}-{row['key'][:8]}", row["files"]) is None
+    answer = report(runs)
+    assert answer["num_rows"] == 5
+    assert not any(SEVERAL in note or ("expected" in note and "row" in note) for note in answer["left_out"])
 
 
 def test_runs_of_both_formats_side_by_side_are_groups_of_their_own(tmp_path: Path) -> None:
