@@ -150,7 +150,7 @@ def _is_as_written(row: Row, line: bytes) -> bool:
     end = _END.search(line)
     if end and digest_of_text(line[: end.start()] + b"}").encode() == end[1]:
         return True
-    return digest_of(row) == row["digest"]  # another program may have written the same values in its own way
+    return bool(digest_of(row) == row["digest"])  # another program may have written the same values in its own way
 
 
 def _is_encodable(row: Row) -> bool:
