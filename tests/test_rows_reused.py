@@ -66,7 +66,7 @@ def test_a_row_has_its_key_field_by_field_its_stores_its_files_and_its_digest(
             "test": [f"{row['dataset']}/test/{stores[1].path.name}"],
         }
         assert set(row["files"]) == {path.name for path in row_folder(folder, row).iterdir()}
-    assert list(rows[0])[-1] == "digest"
+    assert (folder / "results.jsonl").read_text().splitlines()[-1].endswith(f'"digest":"{rows[-1]["digest"]}"}}')
 
 
 def test_files_of_a_row_have_the_permissions_that_the_umask_leaves(finished: Runs) -> None:
@@ -97,7 +97,7 @@ def _edit(place: Path) -> None:
 
 
 FILE_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, "no probe.safetensors"),
+    "no folder": (shutil.rmtree, "no curves.npz"),
     "a missing file": (lambda place: (place / "curves.npz").unlink(), "no curves.npz"),
     "a truncated file": (_truncate, "other content in test.npz"),
     "a file of another row": (_swap, "other content in test.npz"),

@@ -33,8 +33,17 @@ def key_of(setting: dict[str, Any]) -> str:
     >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
     True
     """
-    text = json.dumps(setting, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest_of_text(canonical_json(setting).encode())
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted names, without spaces, in ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest_of_text(text: bytes) -> str:
+    """The first 32 hex digits of SHA-256."""
+    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def gains(rows: Iterable[Row]) -> dict[str, float]:

@@ -15,6 +15,7 @@ Check = Callable[[Any], bool]
 MOST = 2**63  # of integers, as in Parquet and NumPy
 NEEDED = ("key", "probe", "backbone", "dataset", "test", "protocol", "setting_of_study")
 NEEDED_SINCE_2 = ("layerbank", "key_fields", "stores", "files", "digest")
+_NUMBERS = {int, float, type(None)}
 _FILE_NAME = re.compile(r"[^/\\\x00]+")
 
 
@@ -61,8 +62,13 @@ def _object_with(**checks: Check) -> Check:
 
 
 def _is_setting(value: Any) -> bool:
-    """A setting with its score; all that it has are numbers, null where it diverged."""
-    return isinstance(value, dict) and all(one is None or _is_number(one) for one in value.values())
+    """A setting, or one with its score; all that it has are numbers, null where it diverged."""
+    if not isinstance(value, dict) or not _NUMBERS.issuperset(map(type, value.values())):
+        return False
+    try:
+        return math.isfinite(math.fsum(filter(None, value.values())))  # a grid has many: no loop in Python
+    except (OverflowError, ValueError):
+        return False
 
 
 def _is_scored_setting(value: Any) -> bool:

@@ -11,6 +11,10 @@ from pathlib import Path
 from ..errors import RequestError, WorkError
 from ..probing.results import Row
 from ..probing.results_file import RESULTS, read_results
+from ..probing.row_files import wrong_file
+
+FILES = ("test.npz", "probe.json", "attention.csv", "attention.npz")
+"""The files of a row that a report reads."""
 
 
 def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
@@ -46,8 +50,14 @@ def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
             if row["key"] in folders and folders[row["key"]].parent != path.parent:
                 notes.append(f"{path}: {row['probe']} is also in {folders[row['key']].parent}; the first counts.")
                 continue
+            folder = path.parent / f"{row['probe']}-{row['key'][:8]}"
+            # a row whose files are gone is shown without what they hold
+            there = [name for name in FILES if (folder / name).exists()]
+            if reason := wrong_file(folder, row.get("files", {}), only=there):
+                notes.append(str(WorkError("report.changed_row_files", folder=folder, reason=reason)))
+                continue
             found[row["key"]] = row
-            folders[row["key"]] = path.parent / f"{row['probe']}-{row['key'][:8]}"
+            folders[row["key"]] = folder
     if not found:
         raise WorkError("report.no_readable_results", runs=runs, reasons=" ".join(notes) or "empty files")
     return list(found.values()), folders, notes

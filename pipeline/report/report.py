@@ -8,7 +8,7 @@ a few test images, and with `tokens` the tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..probing.results import Row
 from ..quantities import counted
 from ..statistics.dataset_table import table_latex, table_markdown
-from ..statistics.scores import group_by_protocol
+from ..statistics.scores import group_by_protocol, group_by_setting
 from .figures import FIGURES
 from .figures.results import Record, csv_of, records_of
 from .gather import gather
@@ -65,11 +65,12 @@ def make_report(runs: Path, options: ReportOptions) -> Report:
     """
     every_row, folders, notes = gather(runs)
     notes += [f"The figure {name} of a plug-in: {reason}" for name, reason in FIGURES.broken.items()]
-    by_protocol = list(group_by_protocol(every_row).values())
+    by_protocol = [group_by_setting(rows) for rows in group_by_protocol(every_row).values()]
+    notes += _several_settings(by_protocol)
     groups: list[Group] = []
     protocols: list[ReportData] = []
     figures: dict[str, Picture] = {}
-    for number, (title, rows) in enumerate(zip(_titles(by_protocol), by_protocol, strict=True), 1):
+    for number, (title, rows) in enumerate(_titled(by_protocol), 1):
         prefix = f"p{number}-" if title else ""
         data = ReportData(rows, folders, options)
         groups.append(Group(title=title, prefix=prefix, sections=_sections(data)))
@@ -136,6 +137,28 @@ def _in_one_gallery(blocks: list[Block]) -> list[Block]:
     if pictures:
         others.insert(blocks.index(pictures[0]), Gallery(pictures))
     return others
+
+
+def _titled(by_protocol: Sequence[Sequence[Sequence[Row]]]) -> Iterator[tuple[str, Sequence[Row]]]:
+    """Every group of rows that can be compared, with its title."""
+    titles = _titles([[row for rows in by_setting for row in rows] for by_setting in by_protocol])
+    for title, by_setting in zip(titles, by_protocol, strict=True):
+        for number, rows in enumerate(by_setting, 1):
+            setting = f"setting {number} of {len(by_setting)} with the same names" if len(by_setting) > 1 else ""
+            both = "; ".join(part for part in (title, setting) if part)
+            yield both[:1].upper() + both[1:], rows
+
+
+def _several_settings(by_protocol: Sequence[Sequence[Sequence[Row]]]) -> list[str]:
+    """A note on each model and data set that has results of several settings."""
+    cases: dict[tuple[str, str], None] = {}
+    for _, *others in by_protocol:
+        cases |= dict.fromkeys((row["backbone"], row["dataset"]) for rows in others for row in rows)
+    return [
+        f"{dataset} with {model} has results of several settings: other images, labels, weights or views, or results of an "
+        "earlier version of layerbank. They are not compared; each setting has sections of its own."
+        for model, dataset in cases
+    ]
 
 
 def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:

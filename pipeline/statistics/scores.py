@@ -139,6 +139,34 @@ def group_by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return groups
 
 
+def group_by_setting(rows: Sequence[Row]) -> list[list[Row]]:
+    """Separate results of one protocol that have the same names and other settings: other images, labels, weights or views.
+
+    Rows of format 1 are of other settings than those of format 2, and come after them.
+
+    Returns:
+        Groups in which each model has one setting on each data set; only one if that is so already.
+    """
+    settings: dict[tuple[str, str], dict[str, Row]] = {}  # model, data set -> settings in the order of the groups
+    for row in sorted(rows, key=lambda row: "key_fields" not in row):
+        settings.setdefault((row["backbone"], row["dataset"]), {}).setdefault(_setting_of_row(row), row)
+    groups: list[list[Row]] = [[] for _ in range(max(map(len, settings.values()), default=0))]
+    for row in rows:
+        groups[[*settings[row["backbone"], row["dataset"]]].index(_setting_of_row(row))].append(row)
+    return groups
+
+
+def _setting_of_row(row: Row) -> str:
+    """The digest of what decides a row beside its probe, protocol and seed."""
+    if "key_fields" in row:
+        fields = row["key_fields"].items()
+        return key_of(
+            {name: value for name, value in fields if name.split(".")[0] not in ("probe", "protocol", "split")}
+        )
+    names = ("train_fingerprint", "test_fingerprint", "train_views")
+    return key_of({name: row.get(name) for name in names})
+
+
 def table_of(scores: Iterable[Score]) -> Table:
     """Put scores side by side.
 
