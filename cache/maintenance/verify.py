@@ -21,7 +21,7 @@ from ..header import HEADER_FILE, Header, read_header
 from ..header_values import COMPLETE
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from ..reader import StoreFiles, require_current
-from ..targets import POINTERS, is_target_file, list_targets, read_target
+from ..targets import POINTERS, TARGETS, group_problem, is_target_file, list_targets, read_target
 from ..writing.locking import StoreLock
 from ..writing.resume import drop_damaged
 
@@ -167,6 +167,8 @@ def _rows_damage(store: Path, header: Header, static: Collection[Damage]) -> Ite
 
 
 def _target_damage(store: Path) -> Iterator[Damage]:
+    if problem := group_problem(store):
+        yield Damage(file=f"{TARGETS}/{HEADER_FILE}", problem=problem)
     for name in list_targets(store):
         try:
             read_target(store, name)
