@@ -73,8 +73,11 @@ class ChunkedArray:
     def file(self, store: Path, chunk: int) -> Path:
         return store / self.name / self.file_name(chunk)
 
-    def files(self, store: Path) -> list[Path]:
-        return [self.file(store, chunk) for chunk in range(self.grid.num_chunks)]
+    def has_file(self, name: str) -> bool:
+        """Whether one of the chunk files is called so."""
+        number = name.split(".")[1] if name.count(".") else ""
+        is_number = number.isascii() and number.isdigit() and len(number) < 20
+        return is_number and int(number) < self.grid.num_chunks and name == self.file_name(int(number))
 
     def size_problem(self, size_bytes: int) -> str | None:
         return None if size_bytes == self.file_bytes else f"{size_bytes} bytes instead of {self.file_bytes}"

@@ -35,6 +35,7 @@ TARGETS = "targets"
 POINTERS = f"{CONTENT_HASHES}/.targets"
 TARGET_TYPES = ("multiclass", "multilabel", "regression", "ordinal")
 
+_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -84,6 +85,10 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
         raise SpecError("cache.invalid_target", store=store, name=repr(name), types=types, num_rows=num_rows, got=got)
     folder, pointer = _folder(store, name, target.digest), _pointer(store, name)
     with storage_errors(store):
+        if group_problem(store) or not (store / TARGETS).exists():
+            (store / TARGETS).mkdir(exist_ok=True)
+            (store / POINTERS).mkdir(exist_ok=True)
+            replace_file(store / TARGETS / HEADER_FILE, _GROUP, store / POINTERS / f".{HEADER_FILE}")
         if not _is_sound(folder, target.digest):
             _write_values(store, folder, replace(target, values=_stored(target.values)))
         content = json.dumps({"digest": target.digest, "metadata": _metadata_checksum(folder)}).encode()
@@ -119,6 +124,16 @@ def list_targets(store: str | Path) -> list[str]:
     return sorted(file.stem for file in (Path(store) / POINTERS).glob("*.json") if _NAME.fullmatch(file.stem))
 
 
+def group_problem(store: Path) -> str | None:
+    """The problem of the Zarr group of all targets; None if it is sound or there is none."""
+    if not (store / TARGETS).exists():
+        return None
+    file = store / TARGETS / HEADER_FILE
+    if not file.is_file():
+        return "missing"
+    return None if file.read_bytes() == _GROUP else "altered"
+
+
 def is_target_file(path: str) -> bool:
     """Whether a path inside a store belongs to its targets."""
     return path.startswith((f"{TARGETS}/", f"{POINTERS}/"))
@@ -148,11 +163,6 @@ def _is_sound(folder: Path, digest: str) -> bool:
 
 def _write_values(store: Path, folder: Path, target: Target) -> None:
     staging = store / POINTERS / f".staging-{os.getpid()}"
-    (store / TARGETS).mkdir(exist_ok=True)
-    (store / POINTERS).mkdir(exist_ok=True)
-    if not (store / TARGETS / HEADER_FILE).exists():
-        root = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2)
-        replace_file(store / TARGETS / HEADER_FILE, root.encode(), store / POINTERS / f".{HEADER_FILE}")
     shutil.rmtree(staging, ignore_errors=True)
     about = {"type": target.type, "class_names": list(target.class_names), "source": target.source}
     values, dimensions = target.values, ("row", "target")[: target.values.ndim]

@@ -141,7 +141,7 @@ def _positions(parts: Sequence[_Part], location: Location) -> NDArray[np.int64]:
     starts = part_starts([len(part.rows) for part in parts])
     positions = np.full(len(location.store), -1, dtype=np.int64)
     by_store: dict[int, list[tuple[_Part, int]]] = {}
-    for part, start in zip(parts, starts, strict=True):
+    for part, start in zip(parts, starts, strict=False):  # no part has one start too
         by_store.setdefault(part.number, []).append((part, start))
     for number, of_store in by_store.items():
         here = np.flatnonzero(location.store == number)

@@ -21,7 +21,7 @@ from ..header import HEADER_FILE, Header, read_header
 from ..header_values import COMPLETE
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from ..reader import StoreFiles, require_current
-from ..targets import POINTERS, is_target_file, list_targets, read_target
+from ..targets import POINTERS, TARGETS, group_problem, is_target_file, list_targets, read_target
 from ..writing.locking import StoreLock
 from ..writing.resume import drop_damaged
 
@@ -167,6 +167,8 @@ def _rows_damage(store: Path, header: Header, static: Collection[Damage]) -> Ite
 
 
 def _target_damage(store: Path) -> Iterator[Damage]:
+    if problem := group_problem(store):
+        yield Damage(file=f"{TARGETS}/{HEADER_FILE}", problem=problem)
     for name in list_targets(store):
         try:
             read_target(store, name)
@@ -175,13 +177,15 @@ def _target_damage(store: Path) -> Iterator[Damage]:
 
 
 def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
-    arrays = [*block_arrays(header), *(static_array(header, name) for name in header.static)]
-    known = {HEADER_FILE, *header.metadata, *(file.as_posix() for array in arrays for file in array.files(Path()))}
+    arrays = {array.name: array for array in block_arrays(header)}
+    arrays |= {name: static_array(header, name) for name in header.static}
     in_progress = [*(store / JOURNAL_FOLDER).glob("worker-*.jsonl"), *staging_files(store)]
-    known.update(file.relative_to(store).as_posix() for file in in_progress)
+    known = {HEADER_FILE, *header.metadata, *(file.relative_to(store).as_posix() for file in in_progress)}
     found = {
         (Path(folder) / name).relative_to(store).as_posix() for folder, _, names in os.walk(store) for name in names
     }
     for path in sorted(found - known):
-        if not is_target_file(path):
+        folder, _, name = path.rpartition("/")
+        is_chunk = folder in arrays and arrays[folder].has_file(name)
+        if not is_chunk and not is_target_file(path):
             yield Damage(file=path, problem=FOREIGN)
