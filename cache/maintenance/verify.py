@@ -64,7 +64,7 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
         *static_damage(store, header),
         *chunks,
         *_target_damage(store),
-        *_foreign_files(store, header),
+        *foreign_files(store, header),
     ]
 
 
@@ -147,7 +147,8 @@ def _target_damage(store: Path) -> Iterator[Damage]:
             yield Damage(file=f"{POINTERS}/{name}.json", problem=error.got)
 
 
-def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
+def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
+    """Files inside a store that the format does not have."""
     arrays = [*block_arrays(header), *(static_array(header, name) for name in header.static)]
     known = {HEADER_FILE, *header.metadata, *(file.as_posix() for array in arrays for file in array.files(Path()))}
     in_progress = [*(store / JOURNAL_FOLDER).glob("worker-*.jsonl"), *staging_files(store)]
