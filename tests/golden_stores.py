@@ -5,13 +5,15 @@ A token is a function of its array and of its image's hash, so that stores of an
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, ModelSpec, RowSet, StoreFiles, StoreSpec, TokenStore
@@ -152,3 +154,11 @@ def tree(path: Path) -> dict[str, bytes]:
 
 def folders_of(path: Path) -> set[str]:
     return {folder.relative_to(path).as_posix() for folder in path.rglob("*") if folder.is_dir()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_fsync() -> Iterator[None]:
+    """For test files that import it: nobody cuts the power here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield

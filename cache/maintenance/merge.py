@@ -8,6 +8,7 @@ on. Every chunk that is read is compared with its checksum first, so that damage
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from ..model_stores import array_names
 from ..reader import NUM_VIEWS, ArrayKey, StoreFiles, chunk_files
 from ..rows import MISSING, RowSet
 from ..spec import ArraySpec, StoreSpec
-from ..targets import Target, list_targets, read_target, write_target
+from ..targets import POINTERS, Target, list_targets, read_target, write_target
 from ..token_array import TokenArray
 from ..writing.locking import StoreLock
 from ..writing.staging import Batch
@@ -199,8 +200,7 @@ def merge_stores(
     targets, targets_left_out = _join_targets(sources)
     root = _cache_of(parts[0]) if root is None else Path(root)
     store = _write(sources, root, name or parts[0].header.spec.name)
-    for target_name, target in targets.items():
-        write_target(store, target_name, target, num_rows=len(sources.rows))
+    _write_targets(store, targets, len(sources.rows))
     left_out = dict.fromkeys(name for part in parts for key, name in part.arrays.items() if key not in sources.arrays)
     return Merge(
         store=store,
@@ -301,6 +301,18 @@ def _write(sources: _Sources, root: Path, name: str) -> Path:
             writer.append(batch, tokens, content_hashes=hashes, notes=sources.notes(batch))
         writer.complete()
     return writer.path
+
+
+def _write_targets(store: Path, targets: Mapping[str, Target], num_rows: int) -> None:
+    lock = StoreLock(store)
+    lock.acquire()
+    try:
+        for left_behind in (store / POINTERS).glob("staging.*"):  # by a merge that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
+        for name, target in targets.items():
+            write_target(store, name, target, num_rows=num_rows)
+    finally:
+        lock.release()
 
 
 def _join_targets(sources: _Sources) -> tuple[dict[str, Target], list[str]]:

@@ -55,6 +55,7 @@ FINGERPRINT = "format1_fingerprint"  # attribute of an upgraded store: the ident
 LABEL_TARGET = "label"
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_MODEL_FOLDER = re.compile(r"-[0-9a-f]{8}$")
 _OLD_NAME = re.compile(r"-([0-9a-f]{8})\.zarr$")
 
 
@@ -159,6 +160,10 @@ def remove_leftovers(root: str | Path) -> None:
         store = file.with_name(file.name.removesuffix(".lock"))
         if not store.exists() and not is_locked(store):
             _remove_leftovers_of(store, Path(root))
+    for folder in Path(root).glob("*/"):
+        if not _MODEL_FOLDER.search(folder.name):  # those a writer may just have made
+            for inner in [*folder.glob("*/"), folder]:
+                _remove_empty_folders(inner / "store", Path(root))
 
 
 def delete_store(store: Path, root: Path) -> None:
@@ -168,11 +173,16 @@ def delete_store(store: Path, root: Path) -> None:
     remove_store(store)
     for file in [*worker_files(store), lock_file(store)]:
         file.unlink(missing_ok=True)
+    _remove_empty_folders(store, root)
+
+
+def _remove_empty_folders(store: Path, root: Path) -> None:
     inside = Path(os.path.abspath(root))
     for folder in Path(os.path.abspath(store)).parents:
-        if folder == inside or inside not in folder.parents or any(folder.iterdir()):
+        if inside not in folder.parents:
             break
-        folder.rmdir()
+        with suppress(OSError):  # it is not empty, or it is gone already
+            folder.rmdir()
 
 
 def label_target(files: StoreFiles) -> Target:
@@ -424,6 +434,7 @@ def _find_upgraded(old: Path, root: Path) -> Upgrade | None:
 
 def _remove_leftovers_of(store: Path, root: Path) -> None:
     if not lock_file(store).exists():
+        _remove_empty_folders(store, root)
         return
     lock = StoreLock(store)
     lock.acquire()
