@@ -53,6 +53,8 @@ from .maintenance.disk_space import (
     time_block,
 )
 from .maintenance.hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
+from .maintenance.merge import Merge, merge_stores
+from .maintenance.upgrade import Upgrade, find_format1, remove_leftovers, upgrade_store
 from .maintenance.verify import Repair, repair_store, verify_store
 from .model_stores import Location, ModelStores, WantedRows, array_key, known_hashes
 from .reader import SampleIds, StoreFiles, TokenStore, require_current
@@ -130,6 +132,12 @@ __all__ = [
     "Damage",
     "repair_store",
     "Repair",
+    "upgrade_store",
+    "Upgrade",
+    "find_format1",
+    "remove_leftovers",
+    "merge_stores",
+    "Merge",
     "find_garbage",
     "find_unfinished",
     "remove_garbage",

@@ -5,7 +5,7 @@ it is committed. Whichever data set a store was made for does not matter. Of sev
 smallest path is read, also if their tokens differ: each store is sound, and a computation elsewhere may differ in last bits. A row
 whose tokens are usable comes before one that was skipped, and hash rule 2 before rule 1.
 
-Stores of format 1 lie in folders of data sets. They are read as they are, and never written.
+Stores of format 1 lie in folders of data sets. They are read as they are, after all others, and never written.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Location(NamedTuple):
 
 
 class ModelStores:
-    """The readable stores of a model under a cache folder, by path.
+    """The readable stores of a model under a cache folder, by path, those of format 1 last.
 
     Args:
         root: the cache folder; it need not exist.
@@ -182,7 +182,7 @@ def array_key(tap: str, level: str, kind: str) -> ArrayKey:
 
 
 def _read_stores(root: Path, model: ModelSpec) -> Iterator[StoreFiles]:
-    for path in sorted({*_paths_of_model(root, model), *_paths_of_format1(root)}):
+    for path in [*sorted(_paths_of_model(root, model)), *sorted(_paths_of_format1(root))]:
         with suppress(CacheError, OSError):  # what cannot be read is for `cache verify`, and holds no row
             files = StoreFiles.read(path)
             if files.header.spec.model.identity() == model.identity():

@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .damage import chunk_damage, quick_damage, require_sound, static_damage, swapped_chunks
+from .damage import Damage, chunk_damage, quick_damage, require_sound, static_damage, swapped_chunks
 from .errors import IncompleteStoreError, MissingArrayError, OldFormatError, SpecMismatchError
 from .format import (
     CONTENT_HASHES,
@@ -76,17 +76,10 @@ class StoreFiles:
         if self.header.format > 1:
             views = self.static(VIEWS) if VIEWS in self.header.static else None
             hashes = self.static(CONTENT_HASHES)
-        else:
-            hashes, array = np.zeros(spec.num_rows, dtype=np.uint64), block_arrays(self.header)[0]
-            for block in np.flatnonzero(self.committed([CONTENT_HASHES])).tolist():
-                rows, checksum = array.grid.block(block), self.journal.checksum(CONTENT_HASHES, block, array.grid)
-                if problem := array.problem(self.path, block, checksum):
-                    require_sound(self.path, [chunk_damage(array, block, problem)])
-                hashes[rows.start : rows.stop] = np.fromfile(array.file(self.path, block), "<u8", len(rows))
-            num_views = self.header.attributes.get(NUM_VIEWS, 0)
-            has_views = type(num_views) is int and 0 < num_views < spec.num_rows
-            views = (np.arange(spec.num_rows) % (1 + num_views)).astype(np.uint16) if has_views else None
-        return RowSet(hashes=hashes, views=views, view_rule=spec.view_rule, hash_rule=spec.hash_rule)
+            return RowSet(hashes=hashes, views=views, view_rule=spec.view_rule, hash_rule=spec.hash_rule)
+        rows, damages = rows_of_format1(self)
+        require_sound(self.path, damages)
+        return rows
 
     @cached_property
     def skipped(self) -> dict[int, str]:
@@ -229,6 +222,25 @@ class TokenStore:
 
     def __getitem__(self, array: tuple[str, str]) -> TokenArray:
         return self.tokens(*array)
+
+
+def rows_of_format1(files: StoreFiles) -> tuple[RowSet, list[Damage]]:
+    """The rows of a store of format 1, and the damage of its hashes; a row without committed and sound hashes has hash 0."""
+    spec, array, damages = files.header.spec, block_arrays(files.header)[0], []
+    hashes = np.zeros(spec.num_rows, dtype=np.uint64)
+    for block in range(array.grid.num_blocks):
+        checksum = files.journal.checksum(CONTENT_HASHES, block, array.grid)
+        if checksum is None and not files.header.complete_arrays:
+            continue
+        if problem := array.problem(files.path, block, checksum):
+            damages.append(chunk_damage(array, block, problem))
+            continue
+        rows = array.grid.block(block)
+        hashes[rows.start : rows.stop] = np.fromfile(array.file(files.path, block), "<u8", len(rows))
+    num_views = files.header.attributes.get(NUM_VIEWS, 0)
+    has_views = type(num_views) is int and 0 < num_views < spec.num_rows
+    views = (np.arange(spec.num_rows) % (1 + num_views)).astype(np.uint16) if has_views else None
+    return RowSet(hashes=hashes, views=views, view_rule=spec.view_rule, hash_rule=spec.hash_rule), damages
 
 
 def require_current(store: Path, header: Header) -> Header:

@@ -68,7 +68,7 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
         *_rows_damage(store, header, static),
         *_block_damage(store, header, journal, only),
         *_target_damage(store),
-        *_foreign_files(store, header),
+        *foreign_files(store, header),
     ]
 
 
@@ -176,7 +176,8 @@ def _target_damage(store: Path) -> Iterator[Damage]:
             yield Damage(file=f"{POINTERS}/{name}.json", problem=error.got)
 
 
-def _foreign_files(store: Path, header: Header) -> Iterator[Damage]:
+def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
+    """Files inside a store that the format does not have."""
     arrays = {array.name: array for array in block_arrays(header)}
     arrays |= {name: static_array(header, name) for name in header.static}
     in_progress = [*(store / JOURNAL_FOLDER).glob("worker-*.jsonl"), *staging_files(store)]

@@ -244,6 +244,95 @@ def import_(file: Path, cache_root: Path) -> None:
     print_lines([str(store)])
 
 
+@cache.command()
+@click.argument("stores", type=shared.FOLDER, nargs=-1)
+@click.option(
+    "--cache",
+    "cache_root",
+    type=shared.FOLDER,
+    help="Folder of all stores. [default: caches; for stores that are named, the folder that they lie in]",
+)
+def upgrade(stores: tuple[Path, ...], cache_root: Path | None) -> None:
+    """Make stores of the current format from stores of format 1, all under a folder or those that are named.
+
+    Needs neither images nor models. Files of tokens are linked, so no space is needed; the old store is deleted when the new
+    one is whole. Exit code 1 if something was damaged; such a store is kept beside the new one.
+
+    \b
+    layerbank cache upgrade --cache caches
+    layerbank cache upgrade caches/photos/train/*.zarr
+    """
+    from layerbank.cache import CacheError, find_format1, remove_leftovers, upgrade_store
+
+    from ..console import print_error, print_lines
+
+    root = Path("caches") if cache_root is None else cache_root
+    found = stores or find_format1(root)
+    if not found:
+        print_lines([f"no stores of format 1 under {root}"])
+    has_failed = False
+    for store in found:
+        try:
+            done = upgrade_store(store, cache_root if stores else root)
+        except CacheError as error:
+            if len(stores) == 1:
+                raise
+            print_error(error.where, {"expected": error.expected, "got": error.got, "do": error.todo})
+            has_failed = True
+            continue
+        print_lines([f"{store} -> {done.store}: {done.num_rows:,} rows"])
+        if done.num_rows_left_behind:
+            left = f"{done.num_rows_left_behind:,} of {done.num_rows:,} rows"
+            print_lines([f"  {left} have no tokens, since they were never extracted or are damaged"])
+        print_lines(f"  damaged: {one}" for one in done.damages)
+        if done.damages:
+            print_lines(
+                ["  the old store is kept; what is sound in it is in the new one: delete it when you need it no more"]
+            )
+            has_failed = True
+    if not stores:
+        remove_leftovers(root)
+    if has_failed:
+        click.get_current_context().exit(1)
+
+
+@cache.command()
+@click.argument("stores", type=shared.FOLDER, nargs=-1, required=True)
+@click.option("--name", help="Name of the new store, for people. [default: that of the first store]")
+@click.option(
+    "--cache",
+    "cache_root",
+    type=shared.FOLDER,
+    help="Folder of all stores. [default: the one that the first store lies in]",
+)
+@click.option(
+    "--delete",
+    is_flag=True,
+    help="Delete the merged stores afterwards, unless they have something that the new one lacks.",
+)
+def merge(stores: tuple[Path, ...], name: str | None, cache_root: Path | None, delete: bool) -> None:
+    """Join stores of one model into one store with all their rows, each image once.
+
+    The new store has the levels and kinds that all of them have. Its rows are in an order that depends on the images alone, so
+    that streamed training reads fair samples of the classes. After an interruption, the same command continues.
+
+    \b
+    layerbank cache merge caches/demo-vit-s-focus-1a2b3c4d/*.zarr --name photos
+    """
+    from layerbank.cache import merge_stores
+
+    from ..console import print_lines
+
+    done = merge_stores(stores, cache_root, name=name, delete=delete)
+    repeated = f" ({done.num_repeated:,} more are equal to one of them)" if done.num_repeated else ""
+    print_lines([f"{done.store}: {done.num_rows:,} rows{repeated}"])
+    print_lines(f"  left out, not in all stores: {one}" for one in done.arrays_left_out)
+    print_lines(f"  target left out, not alike in all stores: {one}" for one in done.targets_left_out)
+    print_lines(f"  kept: {path}{f': {reason}' if delete else ''}" for path, reason in done.kept.items())
+    if done.kept and not delete:
+        print_lines(["  the same command with --delete deletes the merged stores"])
+
+
 def _summary(store: StoreInfo) -> dict[str, Any]:
     arrays = store.complete_arrays
     return {

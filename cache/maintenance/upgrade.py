@@ -1,0 +1,445 @@
+"""Make a store of format 2 from one of format 1, without its images and without its model.
+
+The decision taken here: nothing is changed in place. The new store is made whole beside its place from everything that is sound in
+the old one, checked, and renamed; only then the old one is deleted, and only if everything in it was taken along. Chunk files of
+tokens are hard links, so they keep their bytes and take no space; on file systems without links they are copied. Killed at any
+moment, the same call goes on: a new store is recognised by the fingerprint of the old one, which it keeps as an attribute.
+
+The hashes stay those of rule 1. A row block that was not committed has no hashes, and its rows cannot be found again.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from ..atomic_files import storage_errors, sync_folder, write_all
+from ..damage import Damage, chunk_damage, quick_damage, require_sound, static_damage, swapped_chunks
+from ..errors import CacheError, DamagedStoreError, SpecError
+from ..format import (
+    CHECKSUM_BYTES,
+    CONTENT_HASHES,
+    LABELS,
+    SAMPLE_ID_BYTES,
+    SAMPLE_ID_OFFSETS,
+    create_skeleton,
+    static_array,
+    static_arrays,
+    static_entry,
+    token_array,
+)
+from ..header import COMPLETE, FORMAT_VERSION, HEADER_FILE, ArrayEntry, Header, read_header, write_header
+from ..journal import JOURNAL_FOLDER, BatchNotes, Entry, Journal, read_journal, rewrite_journal
+from ..reader import StoreFiles, rows_of_format1
+from ..rows import RowSet
+from ..spec import ArraySpec, StoreSpec
+from ..targets import Target, write_target
+from ..writing.locking import StoreLock, is_locked, lock_file, worker_files
+from ..writing.resume import remove_store, temporary_folders
+from .catalog import find_stores
+from .verify import foreign_files
+
+FINGERPRINT = "format1_fingerprint"  # attribute of an upgraded store: the identity that it had in format 1
+LABEL_TARGET = "label"
+
+_NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_MODEL_FOLDER = re.compile(r"-[0-9a-f]{8}$")
+_OLD_NAME = re.compile(r"-([0-9a-f]{8})\.zarr$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upgrade:
+    """The result of an upgrade.
+
+    Args:
+        store: the store of format 2.
+        num_rows: N.
+        num_rows_left_behind: rows whose row block was not committed, or is damaged; their tokens have to be computed again.
+        damages: what was not sound in the old store and was not taken along; the old store is kept if there is any.
+    """
+
+    store: Path
+    num_rows: int
+    num_rows_left_behind: int
+    damages: tuple[Damage, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What is sound in a store of format 1, in the words of format 2.
+
+    Args:
+        header: the header to write; its metadata are made with the skeleton.
+        static: hashes, views and ids, see `format.static_arrays`.
+        journal: committed row blocks, by new names.
+        names: path of an array in format 2 -> path in format 1.
+        target: the labels; None where they are damaged.
+        damages: what is not sound.
+    """
+
+    header: Header
+    static: Mapping[str, NDArray[Any]]
+    journal: Journal
+    names: Mapping[str, str]
+    target: Target | None
+    damages: tuple[Damage, ...]
+
+
+def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
+    """Make the store of format 2 of a store of format 1, then delete the old one. Repeated, it goes on and ends the same.
+
+    Args:
+        path: a store of format 1.
+        root: the cache folder of the new store; None is the one that the old store lies in.
+
+    Raises:
+        SpecError: the store has another format.
+        StoreMissingError, NotAStoreError, NewerStoreError, DamagedStoreError: there is no store whose header can be read.
+        StoreLockedError: a process writes it.
+        StorageFullError, NotWritableError: the disk refuses; the old store is as it was.
+    """
+    old = Path(path)
+    root = Path(os.path.abspath(old)).parents[2] if root is None else Path(root)
+    if not old.exists() and (done := _find_upgraded(old, root)):
+        _remove_leftovers_of(old, root)
+        return done
+    if (version := read_header(old).format) != 1:
+        raise SpecError("cache.not_old_format", store=old, expected=1, got=version)
+    lock = StoreLock(old)
+    lock.acquire()
+    try:
+        with storage_errors(old):
+            content = _read_content(StoreFiles.read(old), read=not _can_link(old, root))
+            spec, is_there = _choose_place(root, content)
+            if not is_there:
+                _make_store(spec, root, old, content)
+            if not content.damages:
+                delete_store(old, root)
+    finally:
+        lock.release()
+    num_left = _num_rows_left_behind(content.header, content.journal)
+    return Upgrade(
+        store=spec.path(root), num_rows=spec.num_rows, num_rows_left_behind=num_left, damages=content.damages
+    )
+
+
+def find_format1(root: str | Path) -> list[Path]:
+    """The stores of format 1 under a folder, by path, and those among their folders whose header is damaged."""
+    found = []
+    for path in find_stores(Path(root)):
+        try:
+            is_old = read_header(path).format == 1
+        except DamagedStoreError:
+            is_old = len(path.relative_to(root).parts) == 3  # <dataset>/<split>/<store>
+        except CacheError:
+            is_old = False
+        if is_old:
+            found.append(path)
+    return found
+
+
+def remove_leftovers(root: str | Path) -> None:
+    """Remove what killed upgrades left of deleted stores of format 1: half-deleted folders, locks, empty folders.
+
+    Raises:
+        NotWritableError: the disk refuses.
+    """
+    for file in Path(root).glob("*/*/*.zarr.lock"):
+        store = file.with_name(file.name.removesuffix(".lock"))
+        if not store.exists() and not is_locked(store):
+            _remove_leftovers_of(store, Path(root))
+    for folder in Path(root).glob("*/"):
+        if not _MODEL_FOLDER.search(folder.name):  # those a writer may just have made
+            for inner in [*folder.glob("*/"), folder]:
+                _remove_empty_folders(inner / "store", Path(root))
+
+
+def delete_store(store: Path, root: Path) -> None:
+    """Delete a store with its lock, and the folders between it and `root` that are empty then; the caller holds the lock."""
+    for left_behind in temporary_folders(store):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    remove_store(store)
+    for file in [*worker_files(store), lock_file(store)]:
+        file.unlink(missing_ok=True)
+    _remove_empty_folders(store, root)
+
+
+def _remove_empty_folders(store: Path, root: Path) -> None:
+    inside = Path(os.path.abspath(root))
+    for folder in Path(os.path.abspath(store)).parents:
+        if inside not in folder.parents:
+            break
+        with suppress(OSError):  # it is not empty, or it is gone already
+            folder.rmdir()
+
+
+def label_target(files: StoreFiles) -> Target:
+    """The labels of a store of format 1.
+
+    Raises:
+        DamagedStoreError: they are damaged.
+    """
+    array = static_array(files.header, LABELS)
+    if problem := array.problem(files.path, 0, files.header.static[LABELS].crc32c):
+        require_sound(files.path, [chunk_damage(array, 0, problem)])
+    values = np.array(files.static(LABELS))
+    if values.dtype.kind not in "iu":
+        return Target(values=values, type="regression", source="format 1")
+    names = [str(name) for name in files.header.attributes.get("class_names", ())]
+    fits = values.ndim == 1 and values.min() >= 0 and values.max() < len(names)
+    return Target(values=values, type="multiclass", class_names=names if fits else (), source="format 1")
+
+
+def _read_content(files: StoreFiles, *, read: bool) -> _Content:
+    """Everything that is sound in a store of format 1; chunks of tokens are read, or judged by size and stored checksum."""
+    header, damages = files.header, [*foreign_files(files.path, files.header)]
+    for file, line, is_torn in files.journal.bad_lines:
+        if not is_torn or header.state == COMPLETE:
+            damages.append(Damage(file=f"{JOURNAL_FOLDER}/{file}", problem=f"line {line} was altered"))
+    rows, hash_damages = rows_of_format1(files)
+    chunks = [one for name in header.arrays for one in _token_damage(files, name, read)]
+    damages += [*hash_damages, *chunks]
+    unreadable = {damage.array: damage for damage in static_damage(files.path, header)}
+    damages += unreadable.values()
+    has_ids = not unreadable.keys() & {SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS}
+    ids = files.sample_ids[:] if has_ids else [f"row {row}" for row in range(len(rows))]
+    arrays = {name: _new_array(entry.spec) for name, entry in header.arrays.items()}
+    lost = {
+        (one.rows.start // header.block_rows, one.array) for one in [*hash_damages, *chunks] if one.rows is not None
+    }
+    journal = _new_journal(files, {name: array.name for name, array in arrays.items()}, lost)
+    values = static_arrays(rows, ids)
+    return _Content(
+        header=_new_header(files, rows, arrays, values, journal),
+        static=values,
+        journal=journal,
+        names={array.name: name for name, array in arrays.items()},
+        target=None if LABELS in unreadable else label_target(files),
+        damages=tuple(damages),
+    )
+
+
+def _token_damage(files: StoreFiles, name: str, read: bool) -> Iterator[Damage]:
+    """Chunks of a token array that are missing, altered, of another store, or lack a journal line."""
+    array = token_array(files.header, name)
+    for chunk in range(array.grid.num_chunks):
+        checksum = files.journal.checksum(name, chunk, array.grid)
+        if checksum is None and not files.header.arrays[name].complete:
+            continue
+        if problem := array.problem(files.path, chunk, checksum, read=read):
+            yield chunk_damage(array, chunk, problem)
+        else:
+            yield from swapped_chunks(files.path, array, [chunk], files.journal)
+
+
+def _new_array(array: ArraySpec) -> ArraySpec:
+    return ArraySpec(level=array.level, kind=array.kind, row_shape=array.row_shape, tap=array.tap)
+
+
+def _new_journal(files: StoreFiles, names: Mapping[str, str], lost: set[tuple[int, str | None]]) -> Journal:
+    """The committed and sound arrays of each row block, by new names; a row block without sound hashes has none."""
+    journal = Journal()
+    for block, entry in sorted(files.journal.entries.items()):
+        if CONTENT_HASHES not in entry.checksums or (block, CONTENT_HASHES) in lost:
+            continue
+        kept = {name for name in entry.checksums if name in names and (block, name) not in lost}
+        notes = entry.notes.of_arrays(kept)
+        checksums = {names[name]: entry.checksums[name] for name in kept}
+        if checksums and block < files.header.block_grid.num_blocks:
+            saturated, nonfinite = (
+                {names[name]: count for name, count in counts.items()} for counts in (notes.saturated, notes.nonfinite)
+            )
+            notes = BatchNotes(skipped=notes.skipped, saturated=saturated, nonfinite=nonfinite)
+            journal.add(Entry(block=block, checksums=checksums, notes=notes))
+    return journal
+
+
+def _new_header(
+    files: StoreFiles,
+    rows: RowSet,
+    arrays: Mapping[str, ArraySpec],
+    static: Mapping[str, NDArray[Any]],
+    journal: Journal,
+) -> Header:
+    old = files.header
+    blocks = range(old.block_grid.num_blocks)
+    entries = {}
+    for name, array in arrays.items():
+        is_complete = old.arrays[name].complete and all(journal.holds(block, array.name) for block in blocks)
+        entries[array.name] = ArrayEntry(spec=array, chunk_rows=old.arrays[name].chunk_rows, complete=is_complete)
+    header = Header(
+        spec=replace(old.spec, rows_digest=rows.digest, view_rule=rows.view_rule),
+        block_rows=old.block_rows,
+        batch_size=old.batch_size,
+        arrays=entries,
+        static={name: static_entry(values) for name, values in static.items()},
+        versions=old.versions,
+        parity={arrays[name].name: one for name, one in old.parity.items() if name in arrays},
+        # what stood for the digest of the rows in format 1 is its fingerprint
+        attributes={**old.attributes, FINGERPRINT: old.spec.rows_digest},
+    )
+    complete = [array.name for array in header.complete_arrays]
+    return replace(header, notes=journal.notes(complete).totals() if complete else {})
+
+
+def _num_rows_left_behind(header: Header, journal: Journal) -> int:
+    grid = header.block_grid
+    return sum(len(grid.block(block)) for block in range(grid.num_blocks) if block not in journal.entries)
+
+
+def _choose_place(root: Path, content: _Content) -> tuple[StoreSpec, bool]:
+    """The spec whose path is free for the new store, or holds it already: stores that differ in tap or labels have equal rows."""
+    spec = content.header.spec
+    for number in itertools.count(2):
+        path = spec.path(root)
+        if not path.exists():
+            return spec, False
+        if _holds(path, content):
+            return spec, True
+        spec = replace(spec, name=f"{content.header.spec.name}-{number}")
+    raise AssertionError("there is always another number")
+
+
+def _holds(path: Path, content: _Content) -> bool:
+    """Whether a store is this one, upgraded before, and sound as far as sizes tell."""
+    try:
+        files = StoreFiles.read(path)
+    except CacheError:
+        return False
+    header, expected = files.header, content.header
+    is_same = (
+        header.attributes.get(FINGERPRINT) == expected.attributes[FINGERPRINT] and header.static == expected.static
+    )
+    has_all = (
+        all(
+            entry.checksums.items() <= files.journal.entries[block].checksums.items()
+            for block, entry in content.journal.entries.items()
+            if block in files.journal.entries
+        )
+        and content.journal.entries.keys() <= files.journal.entries.keys()
+    )
+    return is_same and has_all and not list(quick_damage(path, header, files.journal, list(header.arrays)))
+
+
+def _make_store(spec: StoreSpec, root: Path, old: Path, content: _Content) -> None:
+    """Make the new store beside its place, check it, and rename it."""
+    new = spec.path(root)
+    lock = StoreLock(new)
+    lock.acquire()
+    try:
+        with storage_errors(new):
+            folder, _ = temporary_folders(new)
+            shutil.rmtree(folder, ignore_errors=True)
+            known = content.header.arrays
+            arrays, metadata = create_skeleton(folder, spec, [entry.spec for entry in known.values()], content.static)
+            assert {n: e.chunk_rows for n, e in arrays.items()} == {n: e.chunk_rows for n, e in known.items()}, (
+                "geometry"
+            )
+            header = replace(content.header, spec=spec, metadata=metadata)
+            _take_chunks(old, folder, header, content)
+            rewrite_journal(folder, content.journal)
+            if content.target is not None:
+                write_target(folder, LABEL_TARGET, content.target, num_rows=spec.num_rows)
+            write_header(folder, header)
+            _require_whole(folder, header, content.journal)
+            os.replace(folder, new)
+            for parent in [*new.parents][:2]:  # the model's folder and the root: either may be new
+                sync_folder(parent)
+    finally:
+        lock.release()
+
+
+def _take_chunks(old: Path, folder: Path, header: Header, content: _Content) -> None:
+    """Link, or copy, the chunk files of every committed row block."""
+    for name, old_name in content.names.items():
+        array = token_array(header, name)
+        for block, entry in content.journal.entries.items():
+            for chunk in array.grid.chunks_of(block) if name in entry.checksums else ():
+                file = old / old_name / array.file_name(chunk)
+                checksum = content.journal.checksum(name, chunk, array.grid)
+                if not _link(file, array.file(folder, chunk)) and not _copy(file, array.file(folder, chunk), checksum):
+                    require_sound(old, [replace(chunk_damage(array, chunk, "altered"), file=f"{old_name}/{file.name}")])
+        sync_folder(folder / name)
+
+
+def _can_link(old: Path, root: Path) -> bool:
+    """Whether files of the old store can have a second name under `root`."""
+    trial = root / ".layerbank-link"
+    root.mkdir(parents=True, exist_ok=True)
+    trial.unlink(missing_ok=True)
+    try:
+        return _link(old / HEADER_FILE, trial)
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def _link(file: Path, new: Path) -> bool:
+    try:
+        os.link(file, new)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def _copy(file: Path, new: Path, checksum: str | None) -> bool:
+    """Copy a chunk file; False if its data are not those of the journal."""
+    data = file.read_bytes()
+    if f"{google_crc32c.value(data[:-CHECKSUM_BYTES]):08x}" != checksum:
+        return False
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _require_whole(folder: Path, header: Header, journal: Journal) -> None:
+    """Read back what was made: header, journal, static arrays, the digest of the rows, and the size of every chunk."""
+    files = StoreFiles.read(folder)
+    is_same = files.header.render() == header.render() and read_journal(folder).entries == journal.entries
+    damages = list(quick_damage(folder, files.header, files.journal, list(header.arrays)))
+    if not is_same or files.rows.digest != header.spec.rows_digest:
+        damages.append(Damage(file=".", problem="other content than was written"))
+    require_sound(folder, damages)
+
+
+def _find_upgraded(old: Path, root: Path) -> Upgrade | None:
+    """The store that was made from one that is gone: the name of the old one ends with the first digits of its fingerprint."""
+    digits = _OLD_NAME.search(old.name)
+    for path in sorted(root.glob("*/*.zarr")) if digits else ():
+        with suppress(CacheError):
+            header = read_header(path)
+            fingerprint = str(header.attributes.get(FINGERPRINT, ""))
+            if header.format == FORMAT_VERSION and digits and fingerprint.startswith(digits[1]):
+                num_left = _num_rows_left_behind(header, read_journal(path))
+                return Upgrade(store=path, num_rows=header.spec.num_rows, num_rows_left_behind=num_left)
+    return None
+
+
+def _remove_leftovers_of(store: Path, root: Path) -> None:
+    if not lock_file(store).exists():
+        _remove_empty_folders(store, root)
+        return
+    lock = StoreLock(store)
+    lock.acquire()
+    try:
+        with storage_errors(store):
+            delete_store(store, root)
+    finally:
+        lock.release()
