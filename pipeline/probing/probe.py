@@ -213,16 +213,40 @@ class _Run:
         """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
         missing: dict[str, ProbeSpec] = {}
         for named in probes:
+            with self.failures.of(named):
+                self._check_arrays(named)
+        for named in probes:
             key = self.key(named)
             if named in self.failures:
                 continue
             if not retrain and self._has_row(key):
+                self._restore_records(self.rows[key])
                 self._on_event(ProbeFinished(probe=named.name, row=self.rows[key], reused=True))
                 continue
             if named.derived is not None and not self._has_row(base_key := self.key(named.derived.base)):
                 missing.setdefault(base_key, named.derived.base)
             missing.setdefault(key, named)
         return list(missing.values())
+
+    def _check_arrays(self, named: ProbeSpec) -> None:
+        """Raise RequestError if a probe reads tokens that the splits were not opened with."""
+        missing = ["/".join(array) for array in named.arrays if array not in self._train.arrays]
+        if missing:
+            raise RequestError(
+                "probing.missing_arrays",
+                probe=named.name,
+                data=self._train.name,
+                arrays=", ".join(missing),
+                num_arrays=len(self._train.arrays),
+                kinds=",".join(dict.fromkeys(kind for _, kind in named.arrays)),
+            )
+
+    def _restore_records(self, row: Row) -> None:
+        """Write the records that a row refers to if they are gone or damaged."""
+        named = row.get("images", {}).values()
+        for split in (self._train, self._test):
+            if split.record.file_name in named:
+                split.record.save(self._folder)
 
     def _has_row(self, key: str) -> bool:
         """Whether there is a row of this key whose files are as they were written; one whose are not is dropped."""
