@@ -79,10 +79,11 @@ def check_train_views(train_views: int | None, num_views: int) -> None:
 def check_one_model(train: SplitRequest, test: SplitRequest) -> None:
     """Raise RequestError unless both splits are of one model in one precision, and of one tap."""
     different = [one.field for one in train.model.difference(test.model)]
-    if different:
-        of_train, of_test = (
-            ", ".join(f"{name} = {getattr(one.model, name)}" for name in different) for one in (train, test)
-        )
+    both = [{name: getattr(one.model, name) for name in different} for one in (train, test)]
+    if train.tap != test.tap:
+        both = [values | {"tap": one.tap} for values, one in zip(both, (train, test), strict=True)]
+    if both[0]:
+        of_train, of_test = (", ".join(f"{name} = {value}" for name, value in values.items()) for values in both)
         names = {"train": train.name, "test": test.name}
         raise RequestError("probing.different_models", **names, train_model=of_train, test_model=of_test)
 
