@@ -1,6 +1,6 @@
 """Run by test_streaming.py in a process of its own: probes from stores ten times larger than the memory allowed.
 
-python tests/starved.py TRAIN TEST RUNS BUDGET_BYTES PROBE...
+python tests/starved.py CACHE NUM_ROWS RUNS BUDGET_BYTES PROBE...
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from token_stores import make_spec
+from token_stores import hashes_of, make_spec
 
-from layerbank.cache import ArraySpec, CacheWriter, TokenCache
+from layerbank.cache import ArraySpec, CacheWriter
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
+from layerbank.data.split_rows import wanted_rows
 from layerbank.events import Event, MemoryPlanned
 from layerbank.probes import QUICK, ModuleBank, SimPoolProbe
 from layerbank.probing.attention import draw_attention_map
-from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec
+from layerbank.probing.tokens.split_tokens import SplitRequest
 
 PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), epochs=1, min_steps=1, batch_size=256, jitter_std=0.0)
 PROBES = {
@@ -38,37 +42,65 @@ WIDTH, NUM_CLASSES = 128, 10
 ROW_BYTES = 16 * WIDTH * 2
 
 
-def write_stores(folder: Path, num_rows: int) -> tuple[Path, Path]:
+def write_stores(folder: Path, num_rows: int) -> tuple[SplitRequest, SplitRequest]:
     """Stores of `num_rows` and a tenth as many, sorted by class, whose tokens say something about it."""
     tokens = np.random.default_rng(0).standard_normal((4096, 16, WIDTH)).astype(np.float16)
     tokens[:, :, :NUM_CLASSES] += 2 * np.eye(NUM_CLASSES, dtype=np.float16)[np.arange(4096) % NUM_CLASSES, None]
-    paths = []
-    for split, count in (("train", num_rows), ("test", num_rows // 10)):
-        spec = make_spec(count, split=split, storage_dtype="float16")
-        labels = np.arange(count) * NUM_CLASSES // count
+    requests = requests_of(folder, num_rows)
+    for request in requests:
+        rows, labels = wanted_rows(request.record.images, None).rows, request.record.labels
+        spec = make_spec(rows=rows, name=request.name.replace("/", "-"))
         writer = CacheWriter.open(
-            folder / f"{split}.zarr",
-            spec,
+            spec.path(folder),
+            spec.model,
+            rows,
             [ArraySpec(level="final", kind="grid4", row_shape=(16, WIDTH))],
-            labels=labels,
-            sample_ids=[str(row) for row in range(count)],
+            name=spec.name,
+            sample_ids=request.record.ids,
             batch_size=400,
-            attributes={"class_names": [str(number) for number in range(NUM_CLASSES)]},
         )
         with writer:
             for batch in writer.pending():
-                rows = np.arange(batch.start, batch.stop)
-                chosen = tokens[rows % (4096 // NUM_CLASSES) * NUM_CLASSES + labels[rows]]
-                writer.append(batch, {"tokens/final/grid4": chosen}, content_hashes=rows.astype(np.uint64))
+                numbers = np.arange(batch.start, batch.stop)
+                chosen = tokens[numbers % (4096 // NUM_CLASSES) * NUM_CLASSES + labels[numbers]]
+                values = {array.name: chosen for array in batch.arrays}
+                writer.append(batch, values, content_hashes=rows.hashes[numbers])
             writer.complete()
-        paths.append(folder / f"{split}.zarr")
-    return paths[0], paths[1]
+    return requests
+
+
+def requests_of(folder: Path, num_rows: int) -> tuple[SplitRequest, SplitRequest]:
+    """The requests for the tokens of `write_stores`."""
+    train, test = (
+        SplitRequest(
+            cache_root=folder,
+            model=make_spec(1).model,
+            tap="norm2",
+            record=SplitRecord(
+                dataset="sorted",
+                split=split,
+                ids=[str(row) for row in range(count)],
+                labels=np.arange(count) * NUM_CLASSES // count,
+                class_names=[str(number) for number in range(NUM_CLASSES)],
+                images=ImageSet(
+                    hashes=hashes_of(np.arange(count) + first),
+                    rule1_hashes=None,
+                    is_known=np.ones(count, dtype=np.bool_),
+                    keeps_order=True,
+                ),
+            ),
+            rule=None,
+            arrays=(("final", "grid4"),),
+        )
+        for split, count, first in (("train", num_rows, 0), ("test", num_rows // 10, num_rows))
+    )
+    return train, test
 
 
 def train(folder: Path, probes: Sequence[str], budget_bytes: int, num_rows: int) -> dict[str, Any]:
     """Write stores and train on them in a process that cannot have more memory; what it says."""
-    stores = write_stores(folder, num_rows)
-    command = [sys.executable, __file__, *stores, folder / "runs", str(budget_bytes), *probes]
+    write_stores(folder, num_rows)
+    command = [sys.executable, __file__, folder, str(num_rows), folder / "runs", str(budget_bytes), *probes]
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -77,18 +109,18 @@ def train(folder: Path, probes: Sequence[str], budget_bytes: int, num_rows: int)
     return answer
 
 
-def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
+def main(folder: str, num_rows: str, runs: str, budget: str, *names: str) -> None:
     """Prints one JSON object."""
     torch.set_num_threads(1)
     warm_up()
-    caches = [TokenCache.open(path) for path in (train, test)]
+    splits = requests_of(Path(folder), int(num_rows))
+    caches = [split.open() for split in splits]
     for cache in caches:
         for level, kind in cache.arrays:
             cache.tokens(level, kind)
-    stores = [Store(cache.path, cache.spec) for cache in caches]
     before = status_bytes()
     # a hard limit: the kernel counts private writable memory, and with it our maps of the stores, which are opened once more
-    mapped_bytes = sum(file.stat().st_size for path in (train, test) for file in Path(path).rglob("c.*"))
+    mapped_bytes = sum(file.stat().st_size for file in Path(folder).rglob("c.*"))
     limit = before["VmData"] + int(budget) + mapped_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     plans: list[MemoryPlanned] = []
@@ -102,8 +134,7 @@ def main(train: str, test: str, runs: str, budget: str, *names: str) -> None:
         peak_bytes = max(peak_bytes, grown_bytes + resident_bytes_of(".zarr"))
 
     rows = probe(
-        stores[0],
-        stores[1],
+        *splits,
         [PROBES[name] for name in names],
         PROTOCOL,
         Path(runs),

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from messages import raises
-from token_stores import make_spec, without_fsync, write_store  # noqa: F401
+from token_stores import make_rows, make_spec, without_fsync, write_images  # noqa: F401
 
 from layerbank import RequestError
-from layerbank.cache import ArraySpec, TokenCache
+from layerbank.cache import ArraySpec
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
 from layerbank.memory import (
     HEADROOM,
     UNKNOWN_BYTES,
@@ -26,6 +28,7 @@ from layerbank.probes import QUICK, Candidate, Head, SettingError
 from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.tokens.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
+from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
@@ -105,11 +108,32 @@ def test_of_a_gpu_what_torch_keeps_of_tensors_that_are_gone_is_free_too(monkeypa
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> CachedTokens:
     """12,000 rows, 120 of them without tokens; 24 MB in float16."""
-    path = tmp_path_factory.mktemp("store") / "train.zarr"
-    arrays = [ArraySpec(level="final", kind="cls", row_shape=(1024,))]
-    write_store(path, make_spec(12_000), arrays, attributes={"class_names": [*"0123456789"]})
+    root, count = tmp_path_factory.mktemp("caches"), 12_000
+    write_images(root, count, [ArraySpec(level="final", kind="cls", row_shape=(1024,))])
     probe = ProbeSpec(name="linear-cls", head="linear", levels=("final",), kinds=("cls",))
-    return CachedTokens(TokenCache.open(path), [probe])
+    images = ImageSet(
+        hashes=make_rows(count).hashes,
+        rule1_hashes=None,
+        is_known=np.ones(count, dtype=np.bool_),
+        keeps_order=True,
+    )
+    record = SplitRecord(
+        dataset="digits",
+        split="train",
+        ids=[f"image {row}" for row in range(count)],
+        labels=np.arange(count) % 10,
+        class_names=[*"0123456789"],
+        images=images,
+    )
+    request = SplitRequest(
+        cache_root=root,
+        model=make_spec(1).model,
+        tap="norm2",
+        record=record,
+        rule=None,
+        arrays=(("final", "cls"),),
+    )
+    return CachedTokens(request.open(), [probe])
 
 
 def place(tokens: CachedTokens, memory_bytes: int) -> Placement:

@@ -20,10 +20,11 @@ from layerbank.events import Event, ProbeFinished, ProbeProgress
 from layerbank.jobs.study_plan import num_trainings
 from layerbank.probes import Setting, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import Store, probe, row_folder
+from layerbank.probing.probe import probe, row_folder
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.results import results_table, summarize
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.saved import SavedHead
 
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")
@@ -45,12 +46,14 @@ def dim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stores(dim: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+def stores(dim: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SplitRequest, SplitRequest]:
     return stores_of(REQUEST.open("cpu"), dim, tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture(scope="module")
-def made(stores: tuple[Store, Store], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def made(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("runs")
     rows, _ = run(stores, folder, NAMES, FEW)
     assert [row["probe"] for row in rows] == list(NAMES)
@@ -117,7 +120,7 @@ def test_the_smallest_set_follows_from_what_was_saved_by_a_few_independent_lines
 
 
 def test_the_smallest_set_is_the_probe_trained_on_those_levels_alone_to_the_last_bit(
-    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, rows = made
     row = rows["attn-quarterly-smallest"]
@@ -137,7 +140,7 @@ def test_the_smallest_set_is_the_probe_trained_on_those_levels_alone_to_the_last
 
 
 def test_an_ensemble_is_the_k_best_settings_of_the_base_averaged_in_probability(
-    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]]
+    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]]
 ) -> None:
     folder, rows = made
     row, base = rows["attn-quarterly-top3"], rows["attn-quarterly"]
@@ -148,7 +151,7 @@ def test_an_ensemble_is_the_k_best_settings_of_the_base_averaged_in_probability(
         }
     assert row["chosen"] == base["chosen"]
     place = row_folder(folder, row)
-    saved = SavedHead(place, stores[1].path)
+    saved = SavedHead(place, stores[1])
     logits = torch.stack([member(saved.tokens.take(torch.arange(120))) for member in saved.probe.members])
     mean = logits.double().softmax(-1).mean(0).detach().numpy()
     with np.load(place / "test.npz") as test, np.load(row_folder(folder, base) / "test.npz") as of_base:
@@ -161,7 +164,7 @@ def test_an_ensemble_is_the_k_best_settings_of_the_base_averaged_in_probability(
 
 
 def test_a_post_hoc_probe_keeps_the_curves_of_its_final_training_and_its_attention_map(
-    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, rows = made
     smallest, top, base = (rows[f"attn-quarterly{suffix}"] for suffix in ("-smallest", "-top3", ""))
@@ -230,7 +233,7 @@ class Killed(Exception):
 
 
 def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_nothing_had_happened(
-    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     name, num_trainings = "attn-quarterly-smallest", []
 
@@ -261,7 +264,7 @@ def test_a_search_that_was_killed_goes_on_with_what_is_missing_and_ends_as_if_no
 
 
 def test_a_post_hoc_probe_is_reused_and_never_for_another_setting(
-    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs"
     shutil.copytree(made[0], folder)
@@ -283,13 +286,13 @@ def test_a_post_hoc_probe_is_reused_and_never_for_another_setting(
 
 
 def test_the_test_images_are_not_opened_before_everything_is_chosen_and_trained(
-    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
     kept = [row for row in read_rows(tmp_path / "results.jsonl") if row["derived"] is None]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     events: list[Event] = []
-    gone = stores[1]._replace(path=tmp_path / "gone.zarr")
+    gone = replace(stores[1], cache_root=tmp_path / "gone")
     for name in NAMES[1:3]:
         events.clear()
         with pytest.raises(CacheError):
@@ -300,7 +303,9 @@ def test_the_test_images_are_not_opened_before_everything_is_chosen_and_trained(
         assert last.step == last.num_steps
 
 
-def test_a_post_hoc_probe_of_a_base_that_diverged_has_diverged(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_a_post_hoc_probe_of_a_base_that_diverged_has_diverged(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
     wild = replace(FEW, lrs=(1e30,), weight_decays=(1e-4,))
     rows, _ = run(stores, tmp_path, NAMES[1:3], wild)
     for row in rows:
@@ -310,7 +315,7 @@ def test_a_post_hoc_probe_of_a_base_that_diverged_has_diverged(stores: tuple[Sto
 
 
 def test_only_what_a_halving_sweep_trained_to_the_end_and_no_setting_twice_is_a_member(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     halving = replace(FEW, sweep="halving")
     (row,), _ = run(stores, tmp_path, ("attn-quarterly-top5",), halving)
@@ -326,7 +331,7 @@ def test_only_what_a_halving_sweep_trained_to_the_end_and_no_setting_twice_is_a_
 
 
 def test_a_table_says_what_was_found_and_averages_seeds_that_found_different_levels(
-    stores: tuple[Store, Store], made: tuple[Path, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     _, rows = made
     lines = {line[0]: line[1] for line in results_table([rows[name] for name in NAMES])}
@@ -340,7 +345,7 @@ def test_a_table_says_what_was_found_and_averages_seeds_that_found_different_lev
     assert "levels 3 (1)" in both or both.startswith("levels 3,")
 
 
-def test_a_linear_probe_is_shrunk_too(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_a_linear_probe_is_shrunk_too(stores: tuple[SplitRequest, SplitRequest], tmp_path: Path) -> None:
     quick: TrainingProtocol = replace(FEW, lrs=(1e-2,), weight_decays=(1e-4,), min_steps=10)
     (row,), _ = run(stores, tmp_path, ("linear-quarterly-smallest",), quick)
     assert (row["head"], row["num_heads"]) == ("linear", None)

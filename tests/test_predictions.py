@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import raises
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
-from token_stores import make_spec, write_store
 
 from layerbank import RequestError, WorkError
-from layerbank.cache import TokenCache
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
 from layerbank.probes.metrics import balanced_accuracy, top_k_accuracy
-from layerbank.statistics.duplicates import duplicates_of, find_duplicates, image_rows
+from layerbank.statistics.duplicates import duplicates_of, find_duplicates
 from layerbank.statistics.predictions import Predictions, accuracies, read_predictions, require_same_images
 
 
@@ -122,13 +122,23 @@ def test_splits_without_common_images_give_no_warning() -> None:
     assert (found.pairs, found.warning) == ((), "")
 
 
-def test_stores_are_compared_image_by_image_without_skipped_rows_and_augmented_views(tmp_path: Path) -> None:
-    """Image k of these stores has the same bytes in each; every hundredth could not be read."""
-    write_store(tmp_path / "train.zarr", make_spec(300), attributes={"class_names": ["a"], "num_views": 2})
-    write_store(tmp_path / "test.zarr", make_spec(200, split="test"))
-    train, test = (TokenCache.open(tmp_path / f"{split}.zarr") for split in ("train", "test"))
-    rows = image_rows(train)
-    assert rows.tolist() == [row for row in range(0, 300, 3) if row % 100 != 99]
-    found = duplicates_of(train, test)
-    assert found.num_test == 198
-    assert found.pairs == tuple((f"image {row}", f"image {row}") for row in range(0, 200, 3) if row % 100 != 99)
+def record(split: str, *values: int) -> SplitRecord:
+    images = ImageSet(
+        hashes=hashes(*values), rule1_hashes=None, is_known=np.ones(len(values), dtype=np.bool_), keeps_order=False
+    )
+    return SplitRecord(
+        dataset="photos",
+        split=split,
+        ids=[f"{split} {row}" for row in range(len(values))],
+        labels=np.zeros(len(values), dtype=np.int64),
+        class_names=["a"],
+        images=images,
+    )
+
+
+def test_splits_are_compared_image_by_image_without_tokens_and_an_unreadable_image_equals_none() -> None:
+    """A hash of 0 is of an image that could not be read."""
+    found = duplicates_of(record("train", 5, 0, 7, 5), record("test", 0, 5, 8, 7, 7))
+    assert found.num_test == 4
+    assert found.pairs == (("test 1", "train 0"), ("test 3", "train 2"), ("test 4", "train 2"))
+    assert duplicates_of(record("train", 0), record("test", 0, 1)).pairs == ()

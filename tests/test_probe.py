@@ -11,26 +11,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from extractions import extract
 from messages import raises
 from photos import write_photos
 from probe_runs import BATCH, PROTOCOL, REQUEST, run, stores_of
 
 import layerbank
 from layerbank import RequestError
-from layerbank.cache import DamagedStoreError, TokenCache
+from layerbank.cache import DamagedStoreError, MissingRowsError
 from layerbank.data.sources import open_source
 from layerbank.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.backbone import Backbone
 from layerbank.models.rounding import float_tokens, round_tokens
 from layerbank.probes import ArraySource, concat_tokens, run_sweeps
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import Store, check_classes, probe, row_folder, run_folder, verify_arrays
+from layerbank.probing.probe import check_classes, check_one_model, probe, row_folder, run_folder, verify_tokens
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.results import results_table
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.token_source import CachedTokens, join_tokens
 
 
@@ -40,7 +42,9 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def stores(backbone: Backbone, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+def stores(
+    backbone: Backbone, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SplitRequest, SplitRequest]:
     return stores_of(backbone, photos, tmp_path_factory.mktemp("caches"))
 
 
@@ -53,17 +57,16 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
     named = parse_probe(name, backbone.depth)
     source = open_source(f"folder:{photos}", "train")
     forward = backbone.compile(named.levels, named.kinds)
-    pieces, cache = [], TokenCache.open(train.path, train.spec)
-    joined = CachedTokens(cache, named)
-    for start in range(0, len(source), BATCH):
-        rows = range(start, min(start + BATCH, len(source)))
-        tokens = forward(torch.stack([backbone.transform(source.load(row)[0]) for row in rows]))
+    pieces, cache = [], train.open()
+    joined, order = CachedTokens(cache, named), torch.from_numpy(train.record.images.reading_order)
+    for rows in order.split(BATCH):  # batches as they are extracted: others may differ in last bits
+        tokens = forward(torch.stack([backbone.transform(source.load(row)[0]) for row in rows.tolist()]))
         rounded = [round_tokens(tokens[level][kind], storage_dtype) for level in named.levels for kind in named.kinds]
         parts = [float_tokens(one.values, storage_dtype) for one in rounded]
-        assert torch.equal(join_tokens(named, parts), joined.take(torch.arange(rows.start, rows.stop)))
+        assert torch.equal(join_tokens(named, parts), joined.take(rows))
         pieces.append(concat_tokens([part.float().view(len(part), -1, part.shape[-1]) for part in parts]))
     cached = CachedTokens(cache, [named])
-    online = ArraySource(torch.cat(pieces), torch.from_numpy(source.labels), 3, blocks=cached.blocks)
+    online = ArraySource(torch.cat(pieces)[order.argsort()], torch.from_numpy(source.labels), 3, blocks=cached.blocks)
     (candidate,) = candidates_of(cache, named)
     protocol = replace(PROTOCOL, dropouts=(0.1,))
     one, two, three = (
@@ -81,7 +84,7 @@ def test_a_probe_trained_from_the_cache_is_bit_for_bit_the_one_trained_on_tokens
 
 
 def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_an_attention_map(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     names = ("linear-cls", "linear-last", "linear-all", "attn-last", "alf", "alf-grid2")
     rows, events = run(stores, tmp_path, names)
@@ -118,7 +121,7 @@ def test_every_probe_of_the_demo_leaves_a_row_a_checkpoint_and_where_it_attends_
 
 
 def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     readme = (Path(layerbank.__file__).parent / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## What `layerbank probe` leaves") :]
@@ -142,6 +145,7 @@ def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
     assert {path.name for path in tmp_path.iterdir()} == {
         "results.jsonl",
         ".results.jsonl.lock",
+        *(split.record.file_name for split in stores),
         *(row_folder(tmp_path, row).name for row in rows),
     }
     place = row_folder(tmp_path, rows[1])
@@ -150,7 +154,7 @@ def test_the_folder_of_a_row_has_the_files_that_the_readme_lists_and_no_others(
 
 
 def test_every_head_of_another_study_trains_from_the_cache_is_saved_and_predicts(
-    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], photos: Path, tmp_path: Path
 ) -> None:
     over_patches = ("cae", "aim", "ep", "vjepa", "map", "abmilp", "simpool", "ep-mid")
     names = (*over_patches, "alf-embed", "scalar-mix", "alf-embed-mid")
@@ -167,7 +171,7 @@ def test_every_head_of_another_study_trains_from_the_cache_is_saved_and_predicts
 
 
 def test_probes_that_are_solved_leave_rows_and_predict_what_was_tested(
-    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], photos: Path, tmp_path: Path
 ) -> None:
     names = ("ridge-mid", "logreg-cls", "knn-last")
     rows, events = run(stores, tmp_path, names, replace(PROTOCOL, penalties=(1e-1, 1e-4), num_neighbors=(3, 9)))
@@ -188,7 +192,7 @@ def test_probes_that_are_solved_leave_rows_and_predict_what_was_tested(
 
 @pytest.mark.parametrize("head", ["ridge", "logreg", "knn"])
 def test_the_best_level_of_what_is_solved_is_the_best_of_its_levels_alone_on_validation_the_deepest_of_equals(
-    stores: tuple[Store, Store], photos: Path, tmp_path: Path, head: str
+    stores: tuple[SplitRequest, SplitRequest], photos: Path, tmp_path: Path, head: str
 ) -> None:
     few = replace(PROTOCOL, penalties=(1e-1, 1e-4), num_neighbors=(3, 9))
     (best,), events = run(stores, tmp_path, (f"{head}@best",), few)
@@ -214,7 +218,7 @@ def test_the_best_level_of_what_is_solved_is_the_best_of_its_levels_alone_on_val
 
 
 def test_a_halving_sweep_says_what_it_trained_and_is_another_result(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     full, _ = run(stores, tmp_path, ("linear-cls",))
     halving, _ = run(stores, tmp_path, ("linear-cls",), replace(PROTOCOL, sweep="halving"))
@@ -227,7 +231,9 @@ def test_a_halving_sweep_says_what_it_trained_and_is_another_result(
     assert max(score["num_steps"] for score in halving[0]["settings"]) == steps
 
 
-def test_the_same_seed_gives_the_same_results_apart_from_times(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_results_apart_from_times(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
     texts = []
     for name in ("one", "two"):
         run(stores, tmp_path / name, ("linear-cls", "alf"))
@@ -236,7 +242,9 @@ def test_the_same_seed_gives_the_same_results_apart_from_times(stores: tuple[Sto
     assert texts[0] == texts[1]
 
 
-def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_a_finished_row_is_reused_and_another_setting_never_is(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
     first, _ = run(stores, tmp_path, ("linear-cls",))
     again, events = run(stores, tmp_path, ("linear-cls",))
     assert again == first
@@ -248,7 +256,7 @@ def test_a_finished_row_is_reused_and_another_setting_never_is(stores: tuple[Sto
 
 
 def test_the_compute_precision_belongs_to_the_key_of_trained_probes_and_not_of_solved_ones(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     names = ("linear-cls", "ridge-cls")
     plain, _ = run(stores, tmp_path, names)
@@ -260,7 +268,7 @@ def test_the_compute_precision_belongs_to_the_key_of_trained_probes_and_not_of_s
 
 
 def test_best_keeps_the_candidate_that_validation_chose_and_the_scores_of_all(
-    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], photos: Path, tmp_path: Path
 ) -> None:
     """Alone, or beside a candidate of its own: both are then trained once."""
     named = leave_out_unfit([parse_probe("best", 12)], REQUEST.open("cpu").row_shape)
@@ -285,7 +293,7 @@ def test_best_keeps_the_candidate_that_validation_chose_and_the_scores_of_all(
 
 
 def test_a_row_is_the_same_whatever_its_probe_trained_together_with(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     names = ("linear-cls", "alf", "alf-grid2-mid", "linear-mid", "cae")
     together, _ = run(stores, tmp_path / "together", names)
@@ -296,14 +304,14 @@ def test_a_row_is_the_same_whatever_its_probe_trained_together_with(
         assert row | may_differ == alone | may_differ
 
 
-def test_retraining_writes_the_row_again(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_retraining_writes_the_row_again(stores: tuple[SplitRequest, SplitRequest], tmp_path: Path) -> None:
     run(stores, tmp_path, ("linear-cls",))
     _, events = run(stores, tmp_path, ("linear-cls",), retrain=True)
     assert [event.reused for event in events if isinstance(event, ProbeFinished)] == [False]
 
 
 def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     rows, _ = run(stores, tmp_path, ("linear-cls",), replace(PROTOCOL, lrs=(1e38,), clip_norm=float("inf")))
     assert rows[0]["diverged"]
@@ -311,13 +319,13 @@ def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
     assert rows[0]["chosen"] is None
     place = row_folder(tmp_path, rows[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [".results.jsonl.lock", "results.jsonl", place.name]
+        [".results.jsonl.lock", "results.jsonl", place.name, *(split.record.file_name for split in stores)]
     )
     assert [path.name for path in place.iterdir()] == [rows[0]["curves"]]
 
 
-def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_adds_them(
-    stores: tuple[Store, Store], tmp_path: Path
+def test_tokens_without_the_kinds_of_a_probe_are_refused_with_the_command_that_adds_them(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     with raises("probing.missing_arrays", RequestError, probe="alf-grid3", kinds="cls,grid3") as refused:
         run(stores, tmp_path, ("alf-grid3",))
@@ -326,15 +334,40 @@ def test_a_store_without_the_kinds_of_a_probe_is_refused_with_the_command_that_a
 
 
 def test_a_damaged_store_is_refused_with_the_command_that_repairs_it(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
-    train = stores[0]._replace(path=tmp_path / "train.zarr")
-    shutil.copytree(stores[0].path, train.path)
-    verify_arrays([train], [("final", "cls")])
-    (train.path / "tokens/final/cls/c.0.0").write_bytes(b"short")
-    with raises("probing.damaged_store", DamagedStoreError, store=train.path) as refused:
-        verify_arrays([train], [("final", "cls")])
-    assert "final/cls" in refused.error.got
+    shutil.copytree(stores[0].cache_root, tmp_path / "caches")
+    train, test = (replace(split, cache_root=tmp_path / "caches", arrays=(("final", "cls"),)) for split in stores)
+    verify_tokens([train, test])
+    (store,) = train.open().stores
+    chunk = store / "tokens/final/cls/c.0.0"
+    whole = chunk.read_bytes()
+    for content in (whole[:-8] + b"altered.", b"short"):
+        chunk.write_bytes(content)
+        with raises("probing.damaged_store", DamagedStoreError, store=store) as refused:
+            verify_tokens([train, test])
+        assert "final/cls" in refused.error.got
+    chunk.write_bytes(whole)
+    (store / "tokens/final/ap/c.0.0").unlink()  # of an array that is not read
+    verify_tokens([train, test])
+
+
+def test_images_without_tokens_are_refused_with_the_command_that_computes_them(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
+    gone = replace(stores[0], cache_root=tmp_path / "nowhere")
+    with raises("cache.rows_missing", MissingRowsError, name=gone.name, num_missing=120, num_rows=120):
+        probe(gone, stores[1], [parse_probe("linear-cls", 12)], PROTOCOL, tmp_path)
+
+
+def test_splits_of_two_models_are_refused(stores: tuple[SplitRequest, SplitRequest]) -> None:
+    train, test = stores
+    check_one_model(train, test)
+    other = replace(test, model=replace(test.model, storage_dtype="float32"))
+    with raises("probing.different_models", RequestError, test=test.name, test_model="storage_dtype = float32"):
+        check_one_model(train, other)
+    with raises("probing.different_models", RequestError, train_model="tap = norm2", test_model="tap = attn"):
+        check_one_model(train, replace(test, tap="attn"))
 
 
 def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
@@ -348,15 +381,12 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
 def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
     backbone: Backbone, photos: Path, tmp_path: Path
 ) -> None:
-    both = []
-    for split in ("train", "test"):
-        source = open_source(f"folder:{photos}", split)
-        spec = spec_of(backbone, source, "float16")
-        both.append(Store(spec.store_path(tmp_path), spec))
-        arrays = tuple((f"block.{k}", kind) for k in (3, 6, 9) for kind in ("cls", "patch"))
-        arrays += (("final", "cls"), ("final", "patch"))
-        extract(backbone, source, ExtractConfig(arrays=arrays, batch_size=BATCH, num_workers=0), both[-1].path)
-    rows, _ = run((both[0], both[1]), tmp_path / "runs", ("linear-cls", "aat", "aat-quarterly", "linear@6"))
+    arrays = tuple((f"block.{k}", kind) for k in (3, 6, 9) for kind in ("cls", "patch"))
+    config = ExtractConfig(arrays=(*arrays, ("final", "cls"), ("final", "patch")), batch_size=BATCH, num_workers=0)
+    train, test = (
+        extract(backbone, open_source(f"folder:{photos}", split), config, tmp_path) for split in ("train", "test")
+    )
+    rows, _ = run((train, test), tmp_path / "runs", ("linear-cls", "aat", "aat-quarterly", "linear@6"))
     assert rows[2]["protocol"]["jitter_probability"] == 0.9
     assert {(one["weight_decay"], one["dropout"]) for one in rows[2]["settings"]} == {(1.0, 0.5)}
     assert rows[1]["protocol"]["jitter_probability"] == 0.5
@@ -366,14 +396,14 @@ def test_a_name_may_change_the_protocol_and_its_gain_still_counts(
 
 
 def test_quirks_normalise_the_patches_of_a_level_over_its_tokens_and_a_saved_probe_predicts_so_too(
-    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], photos: Path, tmp_path: Path
 ) -> None:
     named = parse_probe("cae-mid", 12, reference_quirks=True)
     plain = parse_probe("cae-mid", 12)
-    cache = TokenCache.open(stores[0].path, stores[0].spec)
+    cache = stores[0].open()
     tokens = CachedTokens(cache, named).take(torch.arange(3))  # [3, 2 levels x (cls + 4 patches), D]
     for number, level in enumerate(named.levels):
-        cls, patch = (cache.tokens(level, kind).take(np.arange(3)).astype(np.float32) for kind in named.kinds)
+        cls, patch = (cache.tokens(level, kind).take(cache.positions[:3]).astype(np.float32) for kind in named.kinds)
         of_level = np.concatenate([cls[:, None], patch], 1)
         wanted = of_level / np.sqrt((of_level**2).sum(1, keepdims=True))
         np.testing.assert_allclose(tokens[:, 5 * number : 5 * number + 5].numpy(), wanted, rtol=1e-5, atol=1e-6)
@@ -389,19 +419,20 @@ def test_quirks_normalise_the_patches_of_a_level_over_its_tokens_and_a_saved_pro
     assert again[0]["key"] not in {row["key"] for row in rows}
     place = row_folder(tmp_path, rows[0])
     predicted = SavedProbe(place).predict(open_source(f"folder:{photos}", "test"), num_workers=0)
-    names = cache.attributes["class_names"]
+    names = cache.class_names
     assert [one.label for one in predicted] == [
         names[label] for label in np.load(place / "test.npz")["logits"].argmax(1)
     ]
 
 
-def test_results_lie_in_a_folder_of_the_data_set_and_the_train_store(stores: tuple[Store, Store]) -> None:
+def test_results_lie_in_a_folder_of_the_data_set_and_the_model(stores: tuple[SplitRequest, SplitRequest]) -> None:
     folder = run_folder(Path("runs"), stores[0])
-    assert folder == Path("runs") / stores[0].spec.dataset / stores[0].path.stem
+    model = stores[0].model
+    assert folder == Path("runs") / stores[0].record.dataset / f"timm-vit_tiny_patch16_224-{model.digest[:8]}"
 
 
 def test_a_saved_probe_predicts_what_the_sweep_tested(
-    stores: tuple[Store, Store], photos: Path, tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], photos: Path, tmp_path: Path
 ) -> None:
     rows, _ = run(stores, tmp_path, ("alf",))
     saved = SavedProbe(row_folder(tmp_path, rows[0]))
@@ -418,7 +449,9 @@ def test_a_saved_probe_predicts_what_the_sweep_tested(
     assert all(1 / 3 <= one.probability <= 1 for one in predictions)
 
 
-def test_a_probe_of_another_backbone_is_refused_with_what_differs(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_a_probe_of_another_backbone_is_refused_with_what_differs(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
     rows, _ = run(stores, tmp_path, ("linear-cls",))
     folder = row_folder(tmp_path, rows[0])
     description = json.loads((folder / "probe.json").read_text())

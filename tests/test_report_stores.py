@@ -1,4 +1,4 @@
-"""What a report reads beside results: images of the data, content hashes and tokens of the stores. One real, tiny run."""
+"""What a report reads beside results: images of the data, records of them, and tokens of the stores. One real, tiny run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
-from layerbank.cache import TokenCache
+from layerbank.cache import ModelSpec
+from layerbank.data.split_record import load_record
 from layerbank.probes import AttentiveProbe, load_probe
+from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.saved import prune_tokens
 from layerbank.statistics import similarity
 
@@ -134,14 +136,86 @@ def test_images_in_both_splits_are_counted_marked_and_judged_without(place: dict
     assert f"% photos: {warning}" in (place["folder"] / "all.tex").read_text()
 
 
-def test_without_the_stores_it_says_so_and_goes_on(place: dict[str, Any], tmp_path: Path) -> None:
-    where = ("--cache", tmp_path / "gone", "--html", tmp_path / "a.html")
-    left_out = json.loads(run("report", place["folder"] / "runs", *where, "--tokens", "--json").stdout)["left_out"]
-    assert left_out == [
-        f"Test images that are also training images were not looked for in photos: no stores of these results under "
-        f"{tmp_path / 'gone'}. Give their folder with --cache.",
-        f"Nothing of --tokens: no stores of these results under {tmp_path / 'gone'}. Give their folder with --cache.",
+def left_out(runs: Path, page: Path, *options: Any) -> list[str]:
+    result = run("report", runs, "--html", page, "--json", *options)
+    assert result.exit_code == 0, result.output
+    said: list[str] = json.loads(result.stdout)["left_out"]
+    return said
+
+
+def test_without_the_stores_it_says_so_and_images_in_both_splits_are_found_all_the_same(
+    place: dict[str, Any], tmp_path: Path
+) -> None:
+    said = left_out(place["folder"] / "runs", tmp_path / "a.html", "--cache", tmp_path / "gone", "--tokens")
+    assert said == [
+        f"Nothing of --tokens for photos: {tmp_path / 'gone'} lacks tokens of these images. Give the folder of their stores with "
+        "--cache, or run layerbank extract again."
     ]
+    page = ReadPage(tmp_path / "a.html")
+    assert page.tables["duplicates-of-splits"].records() == place["page"].tables["duplicates-of-splits"].records()
+
+
+def test_stores_may_be_moved_be_read_only_and_lie_among_others(place: dict[str, Any], tmp_path: Path) -> None:
+    """Figures are those of the whole cache, whatever else is in it and wherever it lies."""
+    moved = tmp_path / "moved"
+    shutil.copytree(place["folder"] / "caches", moved)
+    for number, store in enumerate([*moved.glob("*/*.zarr")]):
+        store.rename(store.with_name(f"renamed-{number}.zarr"))
+    (moved / "notes.txt").write_text("mine")
+    (moved / "other-01234567").mkdir()
+    for path in [*moved.rglob("*"), moved]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert left_out(place["folder"] / "runs", tmp_path / "a.html", "--cache", moved, "--tokens") == []
+    finally:
+        for path in [moved, *moved.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    page = ReadPage(tmp_path / "a.html")
+    for name in ("few-tokens.csv", "train-test.csv", "cka-0.csv"):
+        assert page.csvs[name] == place["page"].csvs[name], name
+
+
+def test_a_cache_without_some_of_the_images_is_as_good_as_none(place: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(place["folder"] / "caches", tmp_path / "caches")
+    (test,) = (tmp_path / "caches").glob("*/photos-test-*.zarr")
+    shutil.rmtree(test)
+    said = left_out(place["folder"] / "runs", tmp_path / "a.html", "--cache", tmp_path / "caches", "--tokens")
+    assert [one.partition(":")[0] for one in said] == ["Nothing of --tokens for photos"]
+    assert "lacks tokens of these images" in said[0]
+
+
+def test_a_damaged_store_is_named_and_the_rest_goes_on(place: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(place["folder"] / "caches", tmp_path / "caches")
+    (test,) = (tmp_path / "caches").glob("*/photos-test-*.zarr")
+    (test / "tokens/final/cls/c.0.0").write_bytes(b"short")
+    said = left_out(place["folder"] / "runs", tmp_path / "a.html", "--cache", tmp_path / "caches", "--tokens")
+    assert [one.partition(":")[0] for one in said] == ["Nothing of --tokens for photos"]
+    assert "final/cls" in said[0]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "swapped", "altered"])
+def test_records_that_are_not_as_they_were_written_are_named_and_never_believed(
+    place: dict[str, Any], tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(place["folder"] / "runs", tmp_path / "runs")
+    (train,), (test,) = ([*(tmp_path / "runs").rglob(f"{split}-*.npz")] for split in ("train", "test"))
+    if damage == "missing":
+        train.unlink()
+    elif damage == "cut off":
+        train.write_bytes(train.read_bytes()[:-200])
+    elif damage == "swapped":
+        train.write_bytes(test.read_bytes())
+    else:
+        with np.load(train) as arrays:
+            np.savez(train, **{**arrays, "labels": arrays["labels"][::-1]})
+    said = left_out(
+        tmp_path / "runs", tmp_path / "a.html", "--cache", place["folder"] / "caches", "--tokens", "--no-images"
+    )
+    assert any(
+        one.startswith("Test images that are also training images were not looked for in photos") for one in said
+    )
+    assert any(one.startswith("Nothing of --tokens for photos: these results do not name their images") for one in said)
+    assert any(shows(one, "data.unreadable_record") for one in said) == (damage != "missing")
     assert "duplicates-of-splits" not in ReadPage(tmp_path / "a.html").tables
 
 
@@ -203,32 +277,51 @@ def test_the_strip_is_the_attention_to_that_image(place: dict[str, Any]) -> None
 
 
 def test_without_images_and_without_their_data_only_ids_are_shown(place: dict[str, Any], tmp_path: Path) -> None:
+    """Data that are gone; an image that is shown and gone; one that is another image under the same name."""
     runs, page = place["folder"] / "runs", tmp_path / "a.html"
-    where = ("--cache", place["folder"] / "caches", "--html", page, "--json")
-    assert json.loads(run("report", runs, "--no-images", *where).stdout)["left_out"] == []
+    assert left_out(runs, page, "--no-images") == []
     assert {card["picture"] for card in cards_of(ReadPage(page))} == {None}
-    photos = place["photos"]
+    photos, shown = place["photos"], [card["id"] for card in cards_of(place["page"])]
     photos.rename(tmp_path / "moved")
     try:
-        (gone,) = json.loads(run("report", runs, *where).stdout)["left_out"]
+        (gone,) = left_out(runs, page)
         shutil.copytree(tmp_path / "moved", photos)
-        (photos / "test" / "red" / "000.png").unlink()
-        (changed,) = json.loads(run("report", runs, *where).stdout)["left_out"]
+        (photos / shown[0]).unlink()
+        (removed,) = left_out(runs, page)
+        shutil.copy(photos / shown[1], photos / shown[0])
+        (changed,) = left_out(runs, page)
+        assert {card["picture"] for card in cards_of(ReadPage(page))} == {None}
+        shutil.copy(tmp_path / "moved" / shown[0], photos / shown[0])
+        next(path for path in photos.rglob("*.png") if str(path.relative_to(photos)) not in shown).unlink()
+        assert left_out(runs, page) == []  # each image that is shown is the one that was tested on
     finally:
         shutil.rmtree(photos, ignore_errors=True)
         (tmp_path / "moved").rename(photos)
     assert gone.startswith("No images of photos, only their ids: ")
-    assert shows(changed, "report.data_changed")
-    assert {card["picture"] for card in cards_of(ReadPage(page))} == {None}
+    for said in (removed, changed):
+        assert shows(said, "report.data_changed")
+        assert shown[0] in said
     assert all(card["id"] for card in cards_of(ReadPage(page)))
+
+
+def request_of(place: dict[str, Any], split: str, arrays: list[tuple[str, str]]) -> SplitRequest:
+    """The tokens of a split that the probes were trained or tested on, by what lies beside their rows."""
+    config = json.loads((place["at"] / f"alf-{place['rows']['alf']['key'][:8]}" / "probe.json").read_text())["config"]
+    return SplitRequest(
+        cache_root=place["folder"] / "caches",
+        model=ModelSpec.from_dict(config["model_spec"]),
+        tap=config["tap"],
+        record=load_record(place["at"] / place["rows"]["alf"]["images"][split]),
+        rule=None,
+        arrays=tuple(arrays),
+    )
 
 
 def unit_tokens(place: dict[str, Any], split: str, levels: list[str], kinds: list[str]) -> np.ndarray:
     """[N, levels x kinds, D] straight from the store, each token at unit length; levels first, then kinds."""
-    (store,) = (place["folder"] / "caches" / "photos" / split).glob("*.zarr")
-    cache = TokenCache.open(store)
-    every = np.arange(cache.num_rows)
-    stacked = [cache.tokens(level, kind).take(every).astype(np.float64) for level in levels for kind in kinds]
+    arrays = [(level, kind) for level in levels for kind in kinds]
+    cache = request_of(place, split, arrays).open()
+    stacked = [cache.tokens(*array).take(cache.positions).astype(np.float64) for array in arrays]
     tokens = np.stack(stacked, axis=1)
     return tokens / np.linalg.norm(tokens, axis=2, keepdims=True)
 
@@ -337,7 +430,7 @@ def test_the_plain_loop_agrees_where_each_token_matters(place: dict[str, Any], t
     save_file(weights, tmp_path / "alf" / "probe.safetensors")
     alf = load_probe(tmp_path / "alf")[0]
     assert isinstance(alf, AttentiveProbe)
-    train, test = (next((place["folder"] / "caches" / "photos" / split).glob("*.zarr")) for split in ("train", "test"))
+    train, test = (request_of(place, split, []) for split in ("train", "test"))
     counts = list(range(1, 25))
     kept = prune_tokens(tmp_path / "alf", train, test, counts)
     order, found = accuracies_with_few_tokens(place, alf, counts)
@@ -348,8 +441,7 @@ def test_the_plain_loop_agrees_where_each_token_matters(place: dict[str, Any], t
 
 @torch.no_grad()
 def test_training_accuracy_is_that_of_a_plain_loop_over_the_training_images(place: dict[str, Any]) -> None:
-    (store,) = (place["folder"] / "caches" / "photos" / "train").glob("*.zarr")
-    labels = np.array(TokenCache.open(store).labels)
+    labels = load_record(place["at"] / place["rows"]["alf"]["images"]["train"]).labels
     lines = {line["probe"]: line for line in place["page"].csvs["train-test.csv"]}
     for name, line in lines.items():
         row, probe = place["rows"][name], reading_copy(place, name)

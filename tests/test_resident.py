@@ -13,13 +13,12 @@ import pytest
 import starved
 import torch
 from absent_gpu import absent_gpu
-from small_stores import ALF, GRID, LINEAR, NUM_ROWS, PROTOCOL, QUIRK, write_small_store
-from token_stores import make_spec, without_fsync  # noqa: F401
+from small_stores import ALF, GRID, LINEAR, NUM_ROWS, PROTOCOL, QUIRK, small_request, write_small_store
+from token_stores import without_fsync  # noqa: F401
 
 import layerbank.probing.probe_groups
 import layerbank.probing.tokens.placement
 import layerbank.probing.tokens.resident
-from layerbank.cache import TokenCache
 from layerbank.events import Event, MemoryPlanned, UploadFailed
 from layerbank.probes import (
     AttentiveBank,
@@ -31,11 +30,12 @@ from layerbank.probes import (
     fit_banks,
     run_sweeps,
 )
-from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe import probe
 from layerbank.probing.probe_groups import candidates_of, open_group, plan_groups
 from layerbank.probing.probe_spec import ProbeSpec, TopSettings
 from layerbank.probing.tokens.placement import Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
+from layerbank.probing.tokens.split_tokens import SplitTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
@@ -43,8 +43,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
-    return write_small_store(tmp_path_factory.mktemp("store") / "train.zarr")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> SplitTokens:
+    return write_small_store(tmp_path_factory.mktemp("caches"))
 
 
 def some_rows(count: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_rows_are_those_of_the_map_bit_for_bit(
 ) -> None:
     """Of every storage dtype, also where kinds differ in it."""
     monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 20_000)  # several on the way
-    tokens = CachedTokens(write_small_store(tmp_path / "train.zarr", dtype), probes)
+    tokens = CachedTokens(write_small_store(tmp_path, dtype), probes)
     held = ResidentTokens(tokens, CPU)
     assert held.size_bytes == tokens.stored_bytes
     assert (held.token_shape, held.blocks, held.num_classes) == (tokens.token_shape, tokens.blocks, 3)
@@ -73,7 +73,7 @@ def test_rows_are_those_of_the_map_bit_for_bit(
     assert torch.equal(held.take(rows), tokens.in_memory().take(rows))
 
 
-def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: TokenCache) -> None:
+def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: SplitTokens) -> None:
     """What the trainer reads of shared rows is what a lone `CachedTokens` gives."""
     tokens = CachedTokens(cache, [GRID, QUIRK, ALF, LINEAR])
     held = ResidentTokens(tokens, CPU)
@@ -87,8 +87,8 @@ def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: TokenCac
 
 
 def test_views_are_held_beside_their_images(tmp_path: Path) -> None:
-    write_small_store(tmp_path / "train.zarr", num_views=2)
-    cache = TokenCache.open(tmp_path / "train.zarr", num_views=1)
+    write_small_store(tmp_path, num_views=2)
+    cache = small_request(tmp_path, num_views=2).with_views(1).open()
     tokens = CachedTokens(cache, [ALF])
     held = ResidentTokens(tokens, CPU)
     assert torch.equal(held.images, tokens.images)
@@ -98,7 +98,7 @@ def test_views_are_held_beside_their_images(tmp_path: Path) -> None:
 
 
 def test_a_store_is_read_once_in_order_through_one_small_buffer(
-    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+    cache: SplitTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = CachedTokens(cache, [ALF])
     seen: list[tuple[str, int, int]] = []
@@ -135,7 +135,7 @@ def scattered(tokens: CachedTokens) -> CachedTokens:
     return tokens
 
 
-def test_rows_may_lie_anywhere_and_be_read_in_any_order(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_may_lie_anywhere_and_be_read_in_any_order(cache: SplitTokens, monkeypatch: pytest.MonkeyPatch) -> None:
     """In no order of their own, and two equal images in one place; a row stays the row of its number."""
     monkeypatch.setattr(layerbank.probing.tokens.resident, "UPLOAD_BYTES", 20_000)
     plain, tokens = CachedTokens(cache, [ALF, LINEAR]), scattered(CachedTokens(cache, [ALF, LINEAR]))
@@ -149,14 +149,14 @@ def test_rows_may_lie_anywhere_and_be_read_in_any_order(cache: TokenCache, monke
         assert torch.equal(batch, wanted[read])
 
 
-def sweep(cache: TokenCache, open_train: Callable[[CachedTokens], object]) -> list[SweepResult]:
+def sweep(cache: SplitTokens, open_train: Callable[[CachedTokens], object]) -> list[SweepResult]:
     tokens = CachedTokens(cache, [LINEAR, ALF])
     sweeps = [candidates_of(cache, named) for named in (LINEAR, ALF)]
     source = open_train(tokens)
     return run_sweeps(sweeps, source, lambda: tokens, PROTOCOL)  # type: ignore[arg-type]
 
 
-def test_training_on_them_is_training_on_float32_tokens_bit_for_bit(cache: TokenCache) -> None:
+def test_training_on_them_is_training_on_float32_tokens_bit_for_bit(cache: SplitTokens) -> None:
     held = sweep(cache, lambda tokens: ResidentTokens(tokens, CPU))
     for one, other in zip(held, sweep(cache, CachedTokens.in_memory), strict=True):
         assert one.scores == other.scores
@@ -178,7 +178,7 @@ def train(bank: AttentiveBank, source: ResidentTokens, num_steps: int) -> None:
 
 
 def test_a_step_on_a_gpu_that_holds_the_tokens_waits_for_nothing(
-    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+    cache: SplitTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gathering, widening, normalising and jitter are there; waits are those of the beginning and the end."""
     waits = []
@@ -196,7 +196,7 @@ def test_a_step_on_a_gpu_that_holds_the_tokens_waits_for_nothing(
 
 
 def test_on_a_gpu_tokens_lie_in_its_memory_where_they_fit_and_are_streamed_where_they_do_not(
-    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+    cache: SplitTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much memory the host has, or has not."""
     free_bytes = 10**9
@@ -230,7 +230,7 @@ def no_room(*arguments: object, **more: object) -> None:
 
 
 def test_tokens_that_no_longer_fit_the_gpu_are_streamed_and_those_that_were_there_are_dropped_before(
-    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+    cache: SplitTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_bytes, uploading, events = 10**9, [], []
 
@@ -281,7 +281,7 @@ def test_a_run_without_memory_for_its_tokens_goes_on_and_leaves_the_rows_of_one_
     def no_room(*arguments: object) -> None:
         raise error
 
-    train, test = (Store(path, TokenCache.open(path).spec) for path in starved.write_stores(tmp_path, 300))
+    train, test = starved.write_stores(tmp_path, 300)
     base = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",))
     wanted = [base, replace(base, name="top", derived=TopSettings(base=base, num_members=2))]
     events: list[Event] = []
@@ -300,7 +300,7 @@ def test_a_run_without_memory_for_its_tokens_goes_on_and_leaves_the_rows_of_one_
     assert [row | may_differ for row in rows] == [row | may_differ for row in streamed]
 
 
-def test_a_bug_is_not_taken_for_a_lack_of_memory(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_taken_for_a_lack_of_memory(cache: SplitTokens, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
@@ -314,7 +314,7 @@ def test_a_bug_is_not_taken_for_a_lack_of_memory(cache: TokenCache, monkeypatch:
 
 
 def test_streamed_tokens_that_do_not_fit_are_not_streamed_once_more(
-    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+    cache: SplitTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (planned,) = plan_groups(cache, [(LINEAR, PROTOCOL)], 10**9, CPU)
     (candidate,) = candidates_of(cache, LINEAR)
@@ -338,7 +338,7 @@ def test_memory_stays_under_the_budget_while_tokens_are_read_and_trained_on(tmp_
 
 
 def test_a_budget_that_float32_tokens_exceed_and_stored_ones_do_not_keeps_them_in_memory(tmp_path: Path) -> None:
-    cache = write_small_store(tmp_path / "train.zarr", num_rows=2400)
+    cache = write_small_store(tmp_path, num_rows=2400)
     tokens, (candidate,) = CachedTokens(cache, [ALF]), candidates_of(cache, ALF)
     training = place_tokens(tokens, [candidate], PROTOCOL, 10**9, CPU).plan.total_bytes
     placed = place_tokens(tokens, [candidate], PROTOCOL, training + 2 * tokens.stored_bytes - 1, CPU)

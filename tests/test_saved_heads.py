@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extractions import extract
 from messages import raises
 from photos import TINY_MODEL
 
 from layerbank import RequestError, WorkError
 from layerbank.data.sources import open_source
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, AttentiveProbe
-from layerbank.probing.probe import Store, probe, row_folder
+from layerbank.probing.probe import probe, row_folder
 from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.saved import SavedHead, prune_tokens
 from layerbank.statistics.attention import AttentionMap, mean_map, read_attention, spread_of
 from layerbank.statistics.predictions import accuracies, read_predictions, require_same_images
@@ -39,14 +41,11 @@ class Study:
         rows = probe(self.train, self.test, named, PROTOCOL, root / "runs")
         self.rows: dict[str, dict[str, Any]] = dict(zip(names, rows, strict=True))
 
-    def store(self, photos: Path, split: str, seed: int) -> Store:
-        request = ModelRequest(model=TINY_MODEL, weights="random", seed=seed, image_size=32)
-        backbone, source = request.open("cpu"), open_source(f"folder:{photos}", split)
-        spec = spec_of(backbone, source, "float16")
+    def store(self, photos: Path, split: str, seed: int) -> SplitRequest:
+        backbone = ModelRequest(model=TINY_MODEL, weights="random", seed=seed, image_size=32).open("cpu")
         arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS)
-        store = Store(spec.store_path(self.root / "caches"), spec)
-        extract(backbone, source, ExtractConfig(arrays=arrays, batch_size=16, num_workers=0), store.path)
-        return store
+        config = ExtractConfig(arrays=arrays, batch_size=16, num_workers=0)
+        return extract(backbone, open_source(f"folder:{photos}", split), config, self.root / "caches")
 
     def folder(self, name: str) -> Path:
         return row_folder(self.root / "runs", self.rows[name])
@@ -60,7 +59,7 @@ def study(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.mark.parametrize("name", ["alf", "linear-all", "alf-grid2", "alf-embed"])
 def test_a_saved_probe_says_again_what_it_said_when_it_was_tested(study: Study, name: str) -> None:
     saved = read_predictions(study.folder(name))
-    again = SavedHead(study.folder(name), study.test.path).predict()
+    again = SavedHead(study.folder(name), study.test).predict()
     require_same_images(saved, again)
     np.testing.assert_allclose(again.logits, saved.logits, atol=1e-4)
     metrics = study.rows[name]["test"]
@@ -71,14 +70,14 @@ def test_a_saved_probe_says_again_what_it_said_when_it_was_tested(study: Study, 
 
 
 def test_it_can_be_asked_about_the_training_images(study: Study) -> None:
-    train = SavedHead(study.folder("alf"), study.train.path).predict()
+    train = SavedHead(study.folder("alf"), study.train).predict()
     assert len(train.labels) == 120
     assert 0 <= accuracies(train).balanced <= 1
 
 
 def test_attention_by_head_averages_to_the_saved_map(study: Study) -> None:
     saved = read_attention(study.folder("alf-grid2"))
-    heads = SavedHead(study.folder("alf-grid2"), study.test.path).attention_by_head()
+    heads = SavedHead(study.folder("alf-grid2"), study.test).attention_by_head()
     assert heads.shape == (24, 2, 12)
     np.testing.assert_allclose(heads.sum((1, 2)), 1)
     np.testing.assert_allclose(heads.mean(0), saved.shares, atol=1e-6)
@@ -86,7 +85,7 @@ def test_attention_by_head_averages_to_the_saved_map(study: Study) -> None:
 
 
 def test_all_tokens_kept_is_the_whole_probe_and_fewer_is_a_token_mask(study: Study) -> None:
-    head = SavedHead(study.folder("alf"), study.test.path)
+    head = SavedHead(study.folder("alf"), study.test)
     kept = [0, 3, 23]
     cut = head.predict(kept)
     assert isinstance(head.probe, AttentiveProbe)
@@ -97,8 +96,8 @@ def test_all_tokens_kept_is_the_whole_probe_and_fewer_is_a_token_mask(study: Stu
 
 
 def test_pruning_keeps_the_tokens_that_are_looked_at_most_in_training(study: Study) -> None:
-    results = prune_tokens(study.folder("alf"), study.train.path, study.test.path, [1, 12, 24])
-    mass = SavedHead(study.folder("alf"), study.train.path).attention().mean(0)
+    results = prune_tokens(study.folder("alf"), study.train, study.test, [1, 12, 24])
+    mass = SavedHead(study.folder("alf"), study.train).attention().mean(0)
     assert results[0].tokens == (int(mass.argmax()),)
     assert set(results[0].tokens) < set(results[1].tokens) < set(results[2].tokens) == set(range(24))
     assert results[2].balanced_accuracy == pytest.approx(study.rows["alf"]["test"]["balanced_accuracy"])
@@ -106,13 +105,13 @@ def test_pruning_keeps_the_tokens_that_are_looked_at_most_in_training(study: Stu
 
 def test_wrong_requests_are_named(study: Study) -> None:
     with raises("report.wrong_token_count", RequestError, num_tokens=24, counts="0, 25"):
-        prune_tokens(study.folder("alf"), study.train.path, study.test.path, [0, 3, 25])
+        prune_tokens(study.folder("alf"), study.train, study.test, [0, 3, 25])
     with raises("report.no_attention", RequestError, probe="linear-all", head="linear"):
-        SavedHead(study.folder("linear-all"), study.test.path).attention()
+        SavedHead(study.folder("linear-all"), study.test).attention()
     with raises("report.not_prunable", RequestError, probe="alf-embed", head="alf-embed"):
-        SavedHead(study.folder("alf-embed"), study.test.path).predict([0])
-    with raises("report.other_backbone", RequestError, store=study.foreign.path) as refused:
-        SavedHead(study.folder("alf"), study.foreign.path)
+        SavedHead(study.folder("alf-embed"), study.test).predict([0])
+    with raises("report.other_backbone", RequestError, store=study.foreign.name) as refused:
+        SavedHead(study.folder("alf"), study.foreign)
     assert "weights" in refused.error.expected
 
 

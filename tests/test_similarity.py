@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import raises
-from token_stores import make_arrays, make_spec, write_store
+from small_stores import write_small_store
 
-from layerbank.cache import MissingArrayError, TokenCache
+from layerbank.cache import MissingArrayError
 from layerbank.statistics import similarity
 from layerbank.statistics.similarity import Read, levels_of, linear_similarity, rbf_similarity
 
@@ -135,14 +135,13 @@ def test_three_images_are_too_few() -> None:
 
 @pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
 def test_levels_are_read_from_a_store_in_their_logical_dtype(tmp_path: Path, storage_dtype: str) -> None:
-    write_store(tmp_path / "store.zarr", make_spec(storage_dtype=storage_dtype), make_arrays(kinds=("cls", "grid2")))
-    cache = TokenCache.open(tmp_path / "store.zarr")
-    rows = cache.rows[:50]
-    cls, grid = levels_of(cache, "cls"), levels_of(cache, "grid2", ["final"])
+    tokens = write_small_store(tmp_path, storage_dtype)
+    rows = np.arange(len(tokens.labels))[::-12]
+    cls, grid = levels_of(tokens, "cls", ["block.0", "final"]), levels_of(tokens, "grid2", ["final"])
     assert list(cls) == ["block.0", "final"]
-    stored = cache.tokens("final", "cls").take(rows)
+    stored = tokens.tokens("final", "cls").take(tokens.positions[rows])
     exact = stored if storage_dtype == "float16" else (stored.astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(cls["final"](rows), exact.astype(np.float32))
-    assert grid["final"](rows).shape == (50, 32)
+    assert grid["final"](rows).shape == (50, 64)
     with pytest.raises(MissingArrayError):
-        levels_of(cache, "patch")
+        levels_of(tokens, "patch", ["final"])

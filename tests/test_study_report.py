@@ -68,7 +68,9 @@ def test_the_page_says_in_words_who_wins_and_where_alf_does_not(tmp_path: Path) 
     assert answer["num_rows"] == 6
     duplicates, *images = answer["left_out"]
     assert all(shows(one, "report.data_not_recorded") for one in images)
-    assert duplicates.startswith(f"{NOT_LOOKED_FOR}pets, {NASTY}: no stores of these results under caches.")
+    assert duplicates.startswith(
+        f"{NOT_LOOKED_FOR}pets, {NASTY}: these results do not name their images, as those of format 1,"
+    )
     assert [one.partition(", only")[0] for one in images] == ["No images of pets", f"No images of {NASTY}"]
 
 
@@ -239,8 +241,8 @@ def test_the_page_stays_short_where_a_study_is_large(tmp_path: Path) -> None:
     run("report", runs)
     page = ReadPage(runs / "report" / "index.html")
     texts = [text.strip() for text in page.texts]
-    assert "18 cases more: layerbank report RUNS/DATASET/STORE shows one store's." in texts
-    assert "6 cases more: layerbank report RUNS/DATASET/STORE shows one store's." in texts
+    assert "18 cases more: layerbank report RUNS/DATASET/MODEL shows one model's." in texts
+    assert "6 cases more: layerbank report RUNS/DATASET/MODEL shows one model's." in texts
     assert page.source.count('<li class="card">') <= 12 * 24
     assert len(page.source) < 4_000_000
     assert len(page.tables["results"].lines) == 60

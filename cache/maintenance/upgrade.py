@@ -40,7 +40,8 @@ from ..format import (
     static_entry,
     token_array,
 )
-from ..header import COMPLETE, FORMAT_VERSION, HEADER_FILE, ArrayEntry, Header, read_header, write_header
+from ..header import FORMAT_VERSION, HEADER_FILE, ArrayEntry, Header, read_header, write_header
+from ..header_values import COMPLETE
 from ..journal import JOURNAL_FOLDER, BatchNotes, Entry, Journal, read_journal, rewrite_journal
 from ..reader import StoreFiles, rows_of_format1
 from ..rows import RowSet

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,13 +60,13 @@ class SplitRecord:
         return f"{self.split}-{hashlib.sha256(names.encode()).hexdigest()[:12]}.npz"
 
     def save(self, folder: Path) -> str:
-        """Write it to a folder, whole or not at all, unless it is there.
+        """Write it to a folder, whole or not at all, unless it is there; a damaged file is replaced.
 
         Returns:
             The name of the file.
         """
         file = folder / self.file_name
-        if not file.exists():
+        if not _is_sound(file):
             folder.mkdir(parents=True, exist_ok=True)
             about = {
                 "dataset": self.dataset,
@@ -103,7 +104,7 @@ def load_record(file: Path) -> SplitRecord:
                 is_known=np.ones(len(hashes), dtype=np.bool_),
                 keeps_order=bool(about["keeps_order"]),
             )
-            return SplitRecord(
+            record = SplitRecord(
                 dataset=about["dataset"],
                 split=about["split"],
                 ids=arrays["ids"].tolist(),
@@ -111,5 +112,16 @@ def load_record(file: Path) -> SplitRecord:
                 class_names=about["class_names"],
                 images=images,
             )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise WorkError("data.unreadable_record", file=file, reason=error) from error
+    if len({len(record.ids), len(record.labels), len(record.images)}) > 1 or record.file_name != file.name:
+        raise WorkError("data.unreadable_record", file=file, reason="its content is not the one it is named after")
+    return record
+
+
+def _is_sound(file: Path) -> bool:
+    try:
+        load_record(file)
+    except WorkError:
+        return False
+    return True

@@ -79,10 +79,11 @@ def check_train_views(train_views: int | None, num_views: int) -> None:
 def check_one_model(train: SplitRequest, test: SplitRequest) -> None:
     """Raise RequestError unless both splits are of one model in one precision, and of one tap."""
     different = [one.field for one in train.model.difference(test.model)]
-    if different:
-        of_train, of_test = (
-            ", ".join(f"{name} = {getattr(one.model, name)}" for name in different) for one in (train, test)
-        )
+    both = [{name: getattr(one.model, name) for name in different} for one in (train, test)]
+    if train.tap != test.tap:
+        both = [values | {"tap": one.tap} for values, one in zip(both, (train, test), strict=True)]
+    if both[0]:
+        of_train, of_test = (", ".join(f"{name} = {value}" for name, value in values.items()) for values in both)
         names = {"train": train.name, "test": test.name}
         raise RequestError("probing.different_models", **names, train_model=of_train, test_model=of_test)
 
@@ -213,16 +214,40 @@ class _Run:
         """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
         missing: dict[str, ProbeSpec] = {}
         for named in probes:
+            with self.failures.of(named):
+                self._check_arrays(named)
+        for named in probes:
             key = self.key(named)
             if named in self.failures:
                 continue
             if not retrain and self._has_row(key):
+                self._restore_records(self.rows[key])
                 self._on_event(ProbeFinished(probe=named.name, row=self.rows[key], reused=True))
                 continue
             if named.derived is not None and not self._has_row(base_key := self.key(named.derived.base)):
                 missing.setdefault(base_key, named.derived.base)
             missing.setdefault(key, named)
         return list(missing.values())
+
+    def _check_arrays(self, named: ProbeSpec) -> None:
+        """Raise RequestError if a probe reads tokens that the splits were not opened with."""
+        missing = ["/".join(array) for array in named.arrays if array not in self._train.arrays]
+        if missing:
+            raise RequestError(
+                "probing.missing_arrays",
+                probe=named.name,
+                data=self._train.name,
+                arrays=", ".join(missing),
+                num_arrays=len(self._train.arrays),
+                kinds=",".join(dict.fromkeys(kind for _, kind in named.arrays)),
+            )
+
+    def _restore_records(self, row: Row) -> None:
+        """Write the records that a row refers to if they are gone or damaged."""
+        named = row.get("images", {}).values()
+        for split in (self._train, self._test):
+            if split.record.file_name in named:
+                split.record.save(self._folder)
 
     def _has_row(self, key: str) -> bool:
         """Whether there is a row of this key whose files are as they were written; one whose are not is dropped."""

@@ -131,7 +131,7 @@ class ReportData:
         """The first cases with predictions, and a note on how many more there are."""
         cases = [case for case in self.cases if self.tested[case].hits]
         rest = counted(len(cases) - most, "case")
-        note = Note(f"{rest} more: layerbank report RUNS/DATASET/STORE shows one store's.")
+        note = Note(f"{rest} more: layerbank report RUNS/DATASET/MODEL shows one model's.")
         return cases[:most], [note] if len(cases) > most else []
 
     def folder(self, case: Case, probe: str) -> Path:
@@ -198,11 +198,17 @@ class ReportData:
         names = self.config_of_case(case).get("class_names", [])
         return [str(names[label]) if label < len(names) else str(label) for label in range(num_classes)]
 
-    def record(self, case: Case, split: str) -> SplitRecord | None:
-        """The images of a case's `train` or `test` split; None for runs of format 1, and where the file is gone."""
+    def record(self, case: Case, split: str, probe: str | None = None) -> SplitRecord | None:
+        """The images of a case's `train` or `test` split; None for runs of format 1, and where the file is gone.
+
+        Args:
+            case: the case.
+            split: `train` or `test`.
+            probe: the images of this probe; None takes the first probe whose images are known.
+        """
         from ..data.split_record import load_record  # and with it zarr, which a report without tokens does without
 
-        for row in self.rows_of[case].values():
+        for row in [self.row[case, probe]] if probe else self.rows_of[case].values():
             file = self._folders[row["key"]].parent / row.get("images", {}).get(split, "")
             if file.is_file() and file not in self._unreadable:
                 try:
@@ -220,16 +226,16 @@ class ReportData:
         record, config = self.record(case, split), self.config_of_case(case)
         if record is None or "tap" not in config:
             return None
-        arrays = dict.fromkeys(
+        arrays = {
             (level, kind) for row in self.rows_of[case].values() for level in row["levels"] for kind in row["kinds"]
-        )
+        }
         return SplitRequest(
             cache_root=self.options.cache_root,
             model=trained_model(config),
             tap=config["tap"],
             record=record,
             rule=None,
-            arrays=tuple(arrays),
+            arrays=tuple(sorted(arrays, key=_by_depth)),
         )
 
     def draw(self, name: str, draw: Callable[[Path], object], *, alt: str, caption: str) -> Picture:
@@ -271,3 +277,9 @@ class ReportData:
             return [str(fields[f"{split}_rows"]) for split in ("train", "test")]
         config = self.config_of_case(case)
         return [config.get(name, {}).get("manifest", case.model) for name in ("cache", "test_cache")]
+
+
+def _by_depth(array: tuple[str, str]) -> tuple[bool, int, str]:
+    level, kind = array
+    number = level.rpartition(".")[2]
+    return not number.isdigit(), int(number) if number.isdigit() else 0, kind  # `final` is the last

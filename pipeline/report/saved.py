@@ -44,7 +44,7 @@ class SavedHead:
     """A trained probe and the tokens of one split that it reads.
 
     Args:
-        folder: folder of a row: RUNS/<data set>/<store>/<name>-<key>.
+        folder: folder of a row: RUNS/<data set>/<model>/<name>-<key>.
         split: any split of the same model.
 
     Raises:

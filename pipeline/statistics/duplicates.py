@@ -1,4 +1,4 @@
-"""Test images that are also training images, by the content hashes that every store keeps, and accuracies without them.
+"""Test images that are also training images, by their content hashes, and accuracies without them.
 
 A hash is of the encoded file: the same picture saved twice with different compression is not found.
 """
@@ -74,7 +74,7 @@ def accuracies_without(
     """Balanced accuracies with and without the images that two splits share.
 
     Args:
-        duplicates: duplicates between the two stores of the cases.
+        duplicates: duplicates between the two splits of the cases.
         tested: the cases.
 
     Returns:

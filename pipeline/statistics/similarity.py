@@ -66,7 +66,7 @@ def linear_similarity(
 
     Args:
         levels: name -> function that reads its tokens; see `levels_of`.
-        rows: [N] which images, N >= 4; `duplicates.image_rows` are all of a store, without augmented views.
+        rows: [N] which images, N >= 4, in the order in which they are read.
         memory_bytes: for the products [D, D] of pairs of levels; with less memory there are more passes over the tokens.
         progress: called with pairs done and pairs in all.
 

@@ -1,7 +1,7 @@
 """The tokens of one split, with the labels and ids that belong to them.
 
-A row is a view of an image that has usable tokens; rows keep the order of the data. Where the tokens lie, in one store or in
-several, shows only in `positions`.
+A row is a view of an image; rows keep the order of the data. An image without usable tokens in one of its views is left out with
+all of them. Where the tokens lie, in one store or in several, shows only in `positions`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class SplitTokens:
             request.cache_root, request.model, wanted, request.arrays, tap=request.tap, name=request.name
         )
         self.arrays: dict[tuple[str, str], ArraySpec] = self._view.arrays
-        rows = np.flatnonzero(self._view.positions >= 0)
+        is_whole = (self._view.positions.reshape(-1, rows_an_image) >= 0).all(1)  # of each image
+        rows = np.flatnonzero(np.repeat(is_whole, rows_an_image))
         self.positions: NDArray[np.int64] = self._view.positions[rows]
         self.images: NDArray[np.int64] = rows // rows_an_image
         self.labels: NDArray[np.int64] = record.labels[self.images]

@@ -17,8 +17,8 @@ def _make(data: ReportData) -> list[Block]:
     absent = [name for name in dict.fromkeys(case.dataset for case in data.cases) if name not in found]
     if absent:
         data.notes.append(
-            f"Test images that are also training images were not looked for in {', '.join(absent)}: no stores of these results "
-            f"under {data.options.cache_root}. Give their folder with --cache."
+            f"Test images that are also training images were not looked for in {', '.join(absent)}: these results do not "
+            "name their images, as those of format 1, or the files beside results.jsonl that name them are gone."
         )
     if not found:
         return []
@@ -28,7 +28,7 @@ def _make(data: ReportData) -> list[Block]:
         lines.append((name, *counts[:2], percent2(100 * len(one.pairs) / one.num_test), counts[2]))
         for (case, probe), (whole, rest) in accuracies.items():
             without.append((probe, *map(str, case), percent2(whole), percent2(rest), points2(rest - whole)))
-    caption = "Test images that are also training images, byte for byte, by the content hashes of the stores"
+    caption = "Test images that are also training images, byte for byte, by their content hashes"
     note = "The same picture saved twice with another compression is not found; a search for those needs the images."
     blocks: list[Block] = [table_of_values("duplicates-of-splits", caption, COLUMNS, lines), Note(note)]
     if without:

@@ -56,7 +56,9 @@ def _case(data: ReportData, case: Case) -> list[Block]:
     copies: dict[str, str] = {}
     if data.options.images:
         try:
-            copies = thumbnails(data.config(case, probe), data.record(case, "test"), [str(ids[row]) for row in rows])
+            copies = thumbnails(
+                data.config(case, probe), data.record(case, "test", probe), [str(ids[row]) for row in rows]
+            )
         except (RequestError, WorkError) as error:
             data.notes.append(f"No images of {case.dataset}, only their ids: {error}")
     attention = _attention(data, case, probe, rows)
@@ -105,7 +107,7 @@ def thumbnails(config: dict[str, Any], test: SplitRecord | None, sample_ids: Ite
         sample_ids: images to show.
 
     Raises:
-        LayerbankError: the data do not exist any more, or changed.
+        LayerbankError: the data do not exist any more, or one of these images is another one now.
     """
     if "data" not in config or test is None:
         raise WorkError("report.data_not_recorded")
@@ -118,12 +120,14 @@ def thumbnails(config: dict[str, Any], test: SplitRecord | None, sample_ids: Ite
     hashes = dict(zip(test.ids, test.images.hashes.tolist(), strict=True))
     found = {}
     for id in sample_ids:
+        if id not in rows:
+            raise WorkError("report.data_changed", uri=uri, id=id)
         try:
             image, content_hash = source.load(rows[id])
-        except (BadImage, KeyError):
+        except BadImage:
             continue
         if content_hash != hashes.get(id):
-            raise WorkError("report.data_changed", uri=uri)
+            raise WorkError("report.data_changed", uri=uri, id=id)
         image.thumbnail((SIDE, SIDE))
         content = io.BytesIO()
         image.save(content, format="JPEG", quality=QUALITY)

@@ -111,20 +111,37 @@ def _make(data: ReportData) -> list[Picture] | None:
     """The three figures, for the cases whose stores exist."""
     if not data.options.tokens:
         return None
+    from layerbank.cache import MissingRowsError
+
     splits: Splits = {}
+    unknown, missing = [], []
     for case in data.cases:
-        if (train := data.split(case, "train")) and (test := data.split(case, "test")):
-            try:
-                train.open(), test.open()
-                splits[case] = train, test
-            except LayerbankError as error:
-                data.notes.append(f"Nothing of --tokens for {data.label(case)}: {error}")
-    if not splits:
+        train, test = data.split(case, "train"), data.split(case, "test")
+        if train is None or test is None:
+            unknown.append(data.label(case))
+            continue
+        try:
+            train.open(), test.open()
+            splits[case] = train, test
+        except MissingRowsError:
+            missing.append(data.label(case))
+        except LayerbankError as error:
+            data.notes.append(f"Nothing of --tokens for {data.label(case)}: {error}")
+    if unknown:
         data.notes.append(
-            f"Nothing of --tokens: no tokens of these results under {data.options.cache_root}. Give their folder with --cache."
+            f"Nothing of --tokens for {_few(unknown)}: these results do not name their images, as those of format 1, or the files "
+            "beside results.jsonl that name them are gone."
         )
-        return []
+    if missing:
+        data.notes.append(
+            f"Nothing of --tokens for {_few(missing)}: {data.options.cache_root} lacks tokens of these images. Give the folder of "
+            "their stores with --cache, or run layerbank extract again."
+        )
     return [*_similarity(data, splits), *_train_test(data, splits), *_few_tokens(data, splits)]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _similarity(data: ReportData, splits: Splits) -> list[Picture]:
@@ -138,8 +155,8 @@ def _similarity(data: ReportData, splits: Splits) -> list[Picture]:
         try:
             tokens = splits[case][1].open()
             levels = levels_of(tokens, KIND, [level for level, kind in tokens.arrays if kind == KIND])
-            rows = np.arange(len(tokens.labels))
-            linear, gaussian = linear_similarity(levels, rows), rbf_similarity(levels, rows, num_images=SUBSET)
+            linear = linear_similarity(levels, tokens.reading_order)
+            gaussian = rbf_similarity(levels, np.arange(len(tokens.labels)), num_images=SUBSET)
         except LayerbankError as error:
             data.notes.append(f"No similarity of levels of {case.dataset}: {error}")
             continue
