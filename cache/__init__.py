@@ -26,7 +26,7 @@ from .errors import (
     StoreMissingError,
 )
 from .format1 import model_of_format1
-from .gaps import Gap, Gaps, find_gaps, gap_of, ids_of
+from .gaps import Gap, Gaps, find_gaps, gap_of, ids_of, store_gap
 from .journal import BatchNotes, Journal
 from .maintenance.catalog import (
     Garbage,
@@ -106,6 +106,7 @@ __all__ = [
     "known_hashes",
     "find_gaps",
     "gap_of",
+    "store_gap",
     "ids_of",
     "Gap",
     "Gaps",

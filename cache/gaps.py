@@ -51,12 +51,14 @@ class Gaps:
         num_missing: wanted rows that are in none.
         num_unreadable: wanted rows without a hash.
         gaps: the stores to write them to.
+        unfinished: stores that have everything, whose writer ended before it marked them complete.
     """
 
     num_found: int
     num_missing: int
     num_unreadable: int
     gaps: tuple[Gap, ...]
+    unfinished: tuple[Gap, ...] = ()
 
 
 def find_gaps(
@@ -83,11 +85,16 @@ def find_gaps(
     missing = (stores.find(wanted, arrays, leave_out=leave_out).store < 0) & ~unreadable
     left = np.unique(keys[missing])
     gaps: list[Gap] = []
-    for files in stores.stores if len(left) else ():
+    unfinished: list[Gap] = []
+    for files in stores.stores:
         if files.path in leave_out:
             continue
         gap, lacking = gap_of(files, wanted, arrays)
-        if gap is not None and np.isin(lacking, left).any():
+        if gap is None:
+            continue
+        if not len(lacking):
+            unfinished += [gap] if (gap.wanted != NOWHERE).any() else []
+        elif np.isin(lacking, left).any():
             gaps.append(gap)
             left = np.setdiff1d(left, lacking)
     if len(left):
@@ -97,6 +104,7 @@ def find_gaps(
         num_missing=int(missing.sum()),
         num_unreadable=int(unreadable.sum()),
         gaps=tuple(gaps),
+        unfinished=tuple(unfinished),
     )
 
 
@@ -106,7 +114,8 @@ def gap_of(
     """What a store lacks, if all of it is among the wanted rows.
 
     Returns:
-        the gap, None where the store cannot be completed; and the keys of the rows of the row blocks that lack an array.
+        the gap, None where the store is complete or cannot be completed; and the keys of the rows of the row blocks that lack an
+        array: none where only the mark is missing that the store is complete.
     """
     nothing = np.zeros(0, dtype=np.uint64)
     rule1_differs = files.header.spec.hash_rule == 1 and wanted.rule1_hashes is not None
@@ -115,15 +124,21 @@ def gap_of(
     names = [files.arrays[array] for array in arrays if array in files.arrays]
     blocks = files.committed(names) if len(names) == len(arrays) else np.zeros(_num_blocks(files), dtype=np.bool_)
     is_lacking = np.repeat(~blocks, files.header.block_rows)[: files.header.spec.num_rows]
-    if not is_lacking.any():
+    if blocks.all() and all(files.header.arrays[name].complete for name in names):
         return None, nothing
+    gap = store_gap(files, wanted)
+    if (gap.wanted[is_lacking] == NOWHERE).any():
+        return None, nothing
+    return gap, files.rows.keys[is_lacking]
+
+
+def store_gap(files: StoreFiles, wanted: WantedRows) -> Gap:
+    """All rows of a store as a gap, also those that are not among the wanted rows."""
     keys, here = files.rows.keys, wanted.keys(files.header.spec.hash_rule)
     order = np.argsort(here, kind="stable")
     place = np.minimum(np.searchsorted(here[order], keys), len(here) - 1)
     number = np.where((here[order][place] == keys) & (keys != MISSING), order[place], NOWHERE)
-    if (number[is_lacking] == NOWHERE).any():
-        return None, nothing
-    return Gap(path=files.path, rows=files.rows, wanted=number, files=files), keys[is_lacking]
+    return Gap(path=files.path, rows=files.rows, wanted=number, files=files)
 
 
 def _num_blocks(files: StoreFiles) -> int:

@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extractions import extract, only_store, rows_of
 from messages import raises
 from photos import TINY_MODEL, write_photos
 from stores import tree
 
 from layerbank import LayerbankError, RequestError
-from layerbank.cache import TokenCache, Worker
+from layerbank.cache import ModelStores, TokenStore, Worker, read_target
 from layerbank.cache.errors import StoreLockedError
+from layerbank.cache.writing.locking import StoreLock
 from layerbank.data.sources import BadImage, ImageSource, open_source
 from layerbank.events import (
-    CacheReused,
     Event,
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
+    RowsFound,
     TokensOutOfRange,
 )
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig, Extraction, begin, model_of
 from layerbank.extraction.repair import repair_and_fill
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.rounding import round_tokens
@@ -47,9 +49,8 @@ def run(backbone: Backbone, source: ImageSource, root: Path, **config: Any) -> t
     events: list[Event] = []
     config = {"arrays": ARRAYS, "batch_size": 16, "num_workers": 0} | config
     settings = ExtractConfig(**config)
-    store = spec_of(backbone, source, settings.storage_dtype).store_path(root)
-    extract(backbone, source, settings, store, on_event=events.append)
-    return store, events
+    request = extract(backbone, source, settings, root, on_event=events.append)
+    return only_store(request), events
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,9 @@ def test_the_store_holds_the_models_tokens_rounded_to_the_storage_dtype(
     backbone: Backbone, source: ImageSource, tmp_path: Path, storage_dtype: str
 ) -> None:
     store, _ = run(backbone, source, tmp_path, storage_dtype=storage_dtype)
-    cache = TokenCache.open(store, spec_of(backbone, source, storage_dtype))
-    images = torch.stack([backbone.transform(source.load(row)[0]) for row in range(16)])
+    cache = TokenStore.open(store)
+    order = rows_of(source, tmp_path).reading_order
+    images = torch.stack([backbone.transform(source.load(row)[0]) for row in order[:16].tolist()])
     forward = backbone.compile(["block.0", "block.11", "final"], ["cls", "ap", "grid2", "patch"])
     tokens = forward(images)
     for level, kind in ARRAYS:
@@ -71,20 +73,27 @@ def test_the_store_holds_the_models_tokens_rounded_to_the_storage_dtype(
         np.testing.assert_array_equal(stored, round_tokens(tokens[level][kind], storage_dtype).values)
 
 
-def test_labels_ids_hashes_and_class_names_are_those_of_the_source(finished: Path, source: ImageSource) -> None:
-    cache = TokenCache.open(finished)
-    np.testing.assert_array_equal(cache.labels, source.labels)
-    assert list(cache.sample_ids) == source.ids
-    assert [int(value) for value in cache.content_hashes[:5]] == [source.load(row)[1] for row in range(5)]
-    assert cache.attributes["class_names"] == ["blue", "green", "red"]
+def test_rows_are_in_the_order_of_their_hashes_and_ids_and_labels_lie_beside_them(
+    finished: Path, source: ImageSource
+) -> None:
+    cache = TokenStore.open(finished)
+    hashes = np.array([source.load(row)[1] for row in range(len(source))], dtype=np.uint64)
+    order = np.argsort(hashes)
+    np.testing.assert_array_equal(cache.rows.hashes, hashes[order])
+    assert list(cache.sample_ids) == [source.ids[row] for row in order.tolist()]
+    target = read_target(finished, "label")
+    np.testing.assert_array_equal(target.values, source.labels[order])
+    assert (target.type, list(target.class_names)) == ("multiclass", ["blue", "green", "red"])
 
 
 def test_a_second_run_computes_nothing_and_changes_no_byte(
     backbone: Backbone, source: ImageSource, finished: Path
 ) -> None:
     before = tree(finished)
-    _, events = run(backbone, source, finished.parents[2])
-    assert [type(event) for event in events] == [CacheReused]
+    _, events = run(backbone, source, finished.parents[1])
+    (found,) = events
+    assert isinstance(found, RowsFound)
+    assert (found.num_rows, found.num_found, found.num_missing, found.stores) == (len(source), len(source), 0, ())
     assert tree(finished) == before
 
 
@@ -139,12 +148,11 @@ def test_a_skipped_image_is_recorded_and_left_out_of_the_rows(
     store, events = run(backbone, damaged, tmp_path / "caches", on_bad_image="skip")
     skipped = [event for event in events if isinstance(event, ImageSkipped)]
     assert [event.sample_id for event in skipped] == ["train/green/003.png"]
-    cache = TokenCache.open(store)
-    row = damaged.ids.index("train/green/003.png")
+    cache = TokenStore.open(store)
+    row = list(cache.sample_ids).index("train/green/003.png")
     assert list(cache.skipped) == [row]
-    assert row not in cache.rows
-    assert len(cache.rows) == len(damaged) - 1
     assert not np.any(cache.tokens("final", "cls").read(row, row + 1))
+    assert len(cache.rows) == len(damaged)
 
 
 def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(source: ImageSource, tmp_path: Path) -> None:
@@ -154,23 +162,27 @@ def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(sourc
     arrays = (("block.2", "cls"), ("block.3", "cls"))
     store, events = run(backbone, source, tmp_path, arrays=arrays)
     out_of_range = [event for event in events if isinstance(event, TokensOutOfRange)]
-    assert {event.array for event in out_of_range} == {"tokens/block.3/cls"}
+    assert {event.array for event in out_of_range} == {"tokens/norm2/block.3/cls"}
     assert out_of_range[-1].num_saturated == len(source)
     assert out_of_range[-1].num_nonfinite == 0
-    assert TokenCache.open(store).notes.saturated == {"tokens/block.3/cls": len(source)}
+    assert TokenStore.open(store).notes.saturated == {"tokens/norm2/block.3/cls": len(source)}
 
 
 def test_a_store_held_by_another_process_is_refused(
-    backbone: Backbone, source: ImageSource, finished: Path, tmp_path: Path
+    backbone: Backbone, source: ImageSource, tmp_path: Path
 ) -> None:
-    from layerbank.cache import CacheWriter
-
-    store = spec_of(backbone, source, "float16").store_path(tmp_path)
-    cache = TokenCache.open(finished)
-    arguments: dict[str, Any] = {"labels": source.labels, "sample_ids": source.ids, "batch_size": 16}
-    writer = CacheWriter.open(store, cache.spec, list(cache.arrays.values()), **arguments)
-    with writer, raises("cache.store_locked", StoreLockedError, store=store):
-        run(backbone, source, tmp_path)
+    config = ExtractConfig(arrays=ARRAYS, batch_size=16, num_workers=0)
+    extraction = Extraction(backbone=backbone, config=config, cache_root=tmp_path)
+    rows = rows_of(source, tmp_path)
+    begin([extraction], rows)
+    (files,) = ModelStores(tmp_path, model_of(backbone, "float16")).stores
+    lock = StoreLock(files.path)
+    lock.acquire()
+    try:
+        with raises("cache.store_locked", StoreLockedError, store=files.path):
+            run(backbone, source, tmp_path)
+    finally:
+        lock.release()
 
 
 def test_wrong_settings_are_refused_by_name() -> None:
@@ -191,7 +203,7 @@ def test_a_level_the_model_lacks_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(LayerbankError, match=r"block\.12"):
         run(backbone, source, tmp_path, arrays=(("block.12", "cls"),))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*.zarr")) == []
 
 
 def test_a_store_that_does_not_record_its_model_and_data_is_not_repaired(finished: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extractions import extract, only_store
 from photos import TINY_MODEL
 from stores import tree
 
 from layerbank.data.sources import BadImage, ImageSource
 from layerbank.extraction.decoding import start_worker_server
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.backbone import Backbone, open_backbone
 
 NUM_ROWS, BATCH_SIZE = 600, 32  # more than one block, and batches that are not full
@@ -33,9 +34,10 @@ class Noise(ImageSource):
         super().__init__(name="noise", split="train", ids=rows, labels=zeros, class_names=["a"], sizes=zeros)
 
     def read(self, row: int) -> np.ndarray[Any, Any]:
-        if row == self.torn_row:
+        if row == self.torn_row and self.is_hashed:
             raise OSError("torn")
-        (self.folder / f"{row}-{time.monotonic_ns()}").touch()
+        if self.is_hashed:
+            (self.folder / f"{row}-{time.monotonic_ns()}").touch()
         return np.random.default_rng(row).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 
     def file_of(self, row: int) -> str:
@@ -54,9 +56,7 @@ def backbone() -> Backbone:
 def run(backbone: Backbone, source: ImageSource, root: Path, *, num_workers: int) -> Path:
     arrays = (("block.5", "cls"), ("final", "ap"))
     config = ExtractConfig(arrays=arrays, batch_size=BATCH_SIZE, num_workers=num_workers)
-    store = spec_of(backbone, source, "float16").store_path(root)
-    extract(backbone, source, config, store)
-    return store
+    return only_store(extract(backbone, source, config, root))
 
 
 @pytest.fixture(scope="module")

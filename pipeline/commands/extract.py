@@ -39,7 +39,9 @@ _options = shared.combine(
         help="cls, ap, grid{g}, patch, register, with commas between.",
     ),
     click.option(
-        "--overwrite", is_flag=True, help="Compute every row again; stores of these rows alone are deleted first."
+        "--overwrite",
+        is_flag=True,
+        help="Delete the stores of these images alone and compute them again; images that lie in a store with others are kept.",
     ),
     click.option(
         "--processes",

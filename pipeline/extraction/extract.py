@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,26 @@ from layerbank.cache import (
     Gaps,
     ModelSpec,
     ModelStores,
+    NotWritableError,
+    StorageFullError,
     StoreForecast,
+    StoreLockedError,
     Target,
     Worker,
     array_key,
     find_gaps,
     forecast_store,
     ids_of,
+    list_targets,
     remove_store,
     write_target,
 )
 
+from ..data.image_source import BadImage
 from ..data.selected_source import SelectedSource
 from ..data.split_rows import SplitRows
 from ..errors import RequestError
-from ..events import OnEvent, RowsFound, ShareFinished, ignore
+from ..events import ImageSkipped, OnEvent, RowsFound, ShareFinished, ignore
 from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
 from .loop import ExtractionTask, run_tasks
@@ -59,7 +64,8 @@ class ExtractConfig:
         batch_size: images in a forward pass, None to choose it; an existing store keeps the size it was begun with.
         num_workers: decoding processes; 0 decodes in this process.
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
-        overwrite: begin anew, even if the store is complete.
+        overwrite: delete the stores that hold some of the requested rows and no others, and compute those rows again. Rows that
+            other stores hold too, next to rows that were not asked for, are kept: they would be read from there anyway.
         compile: whether to make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it pays for large jobs.
         worker: which of several workers of the store this process is; None if it is the only one.
     """
@@ -180,18 +186,16 @@ def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_e
             while they were read. What was committed to any of the stores is kept.
     """
     _refuse_one_model_twice(extractions)
-    if extractions[0].config.on_bad_image == "stop":
-        _refuse_unreadable(rows)
-    together: dict[str, list[tuple[Extraction, Gap]]] = defaultdict(list)
+    _report_unreadable(rows, extractions[0].config.on_bad_image, on_event)
     for one in extractions:
-        if one.config.overwrite:
-            _remove_replaced(one, rows)
+        _remove_replaced(one, rows)
+    extractions = [replace(one, config=replace(one.config, overwrite=False)) for one in extractions]
+    for one in extractions:
         found = one.find_gaps(rows)
         on_event(_found(one, rows, found))
-        for gap in found.gaps:
-            together[gap.rows.digest].append((one, gap))
-    for pairs in together.values():
-        _fill(pairs, rows, on_event)
+        _finish(one, found.unfinished, rows)
+    while not _fill_all(extractions, rows, on_event):
+        pass  # a store was given up: what it lacks goes to another one
 
 
 def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
@@ -201,10 +205,10 @@ def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
         As `extract_together`.
     """
     for one in extractions:
-        if one.config.overwrite:
-            _remove_replaced(one, rows)
+        _remove_replaced(one, rows)
         for gap in one.find_gaps(rows).gaps:
             _open_writer(one, gap, rows).close()
+            _keep_labels(gap, rows)
 
 
 def fill_store(extraction: Extraction, gap: Gap, rows: SplitRows, *, on_event: OnEvent = ignore) -> None:
@@ -232,30 +236,63 @@ def forecasts(extraction: Extraction, rows: SplitRows, gaps: Sequence[Gap]) -> l
     return found
 
 
-def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: OnEvent) -> None:
-    """Write gaps of the same rows."""
+def _fill_all(extractions: Sequence[Extraction], rows: SplitRows, on_event: OnEvent) -> bool:
+    """Write what each model lacks; return False if a store had lost more rows than there are images for, see `_fill`."""
+    together: dict[str, list[tuple[Extraction, Gap]]] = defaultdict(list)
+    for one in extractions:
+        for gap in one.find_gaps(rows).gaps:
+            together[gap.rows.digest].append((one, gap))
+    return all(_fill(pairs, rows, on_event) for pairs in together.values())
+
+
+def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: OnEvent) -> bool:
+    """Write gaps of the same rows.
+
+    Returns:
+        False if a store was found damaged in rows whose images are not at hand; it stays incomplete.
+    """
     first, gap = pairs[0][0].config, pairs[0][1]
     source = SelectedSource(rows, gap.wanted, ids_of(gap, _ids(rows)))
     with ExitStack() as stack:
         writers = [stack.enter_context(_open_writer(one, gap, rows)) for one, gap in pairs]
-        tasks = [one.task(writer, writer.claim(), gap.path) for (one, gap), writer in zip(pairs, writers, strict=True)]
+        tasks = [
+            one.task(writer, _claim(writer, gap), gap.path) for (one, gap), writer in zip(pairs, writers, strict=True)
+        ]
         while any(task.pending for task in tasks):
             run_tasks(tasks, source, num_workers=first.num_workers, on_bad_image=first.on_bad_image, on_event=on_event)
             # one of several workers may claim more rows
-            tasks = [replace(task, pending=writer.claim()) for task, writer in zip(tasks, writers, strict=True)]
+            tasks = [replace(task, pending=_claim(writer, gap)) for task, writer in zip(tasks, writers, strict=True)]
+        left = [writer.pending() for writer in writers]
         for (_, gap), writer in zip(pairs, writers, strict=True):
-            if not writer.complete():
+            if not writer.pending() and not writer.complete():
                 num_missing = writer.num_missing_rows
                 on_event(ShareFinished(store=gap.path, worker=str(first.worker), num_missing=num_missing))
     if first.worker is None or first.worker.index == 0:
         for _, gap in pairs:
             _keep_labels(gap, rows)
+    return not any(left)
+
+
+def _claim(writer: CacheWriter, gap: Gap) -> list[Batch]:
+    """The batches to compute next, without those of which an image is not at hand."""
+    return [batch for batch in writer.claim() if (gap.wanted[batch.start : batch.stop] >= 0).all()]
+
+
+def _finish(extraction: Extraction, unfinished: Sequence[Gap], rows: SplitRows) -> None:
+    """Mark stores complete that have all their rows; one that another process writes, or on a read-only disk, stays as it is."""
+    for gap in unfinished:
+        with (
+            suppress(StoreLockedError, NotWritableError, StorageFullError),
+            _open_writer(extraction, gap, rows) as writer,
+        ):
+            if not writer.claim():
+                writer.complete()
 
 
 def _keep_labels(gap: Gap, rows: SplitRows) -> None:
-    """Keep the classes of a new store's images beside it, so that the store can be probed without the images."""
+    """Keep the classes of a store's images beside it, so that it can be probed without the images; the first labels stay."""
     source = rows.source
-    if gap.files is None and source.class_names:
+    if source.class_names and (gap.wanted >= 0).all() and LABEL not in list_targets(gap.path):
         labels = source.labels[gap.wanted // rows.rows_an_image]
         target = Target(values=labels, type="multiclass", class_names=source.class_names, source=rows.name)
         write_target(gap.path, LABEL, target, num_rows=len(labels))
@@ -271,16 +308,22 @@ def _refuse_one_model_twice(extractions: Sequence[Extraction]) -> None:
         known[digest] = model
 
 
-def _refuse_unreadable(rows: SplitRows) -> None:
-    """Raise BadImage for the first image that cannot be read at all: no store could hold its row."""
-    for row in np.flatnonzero(rows.images.hashes == 0).tolist():
-        if rows.images.is_known[row]:
-            rows.source.load(row)  # raises, unless the image has come back
+def _report_unreadable(rows: SplitRows, on_bad_image: str, on_event: OnEvent) -> None:
+    """Report the images that cannot be read at all, whose rows no store can hold; raise BadImage for the first one if asked to."""
+    for image in np.flatnonzero((rows.images.hashes == 0) & rows.images.is_known).tolist():
+        try:
+            rows.source.load(image)
+        except BadImage as bad:
+            if on_bad_image == "stop":
+                raise
+            on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
 
 
 def _remove_replaced(extraction: Extraction, rows: SplitRows) -> None:
-    for path in extraction.replaced(ModelStores(extraction.cache_root, extraction.model), rows):
-        remove_store(path)
+    """Delete the stores of these rows alone, if the extraction overwrites."""
+    if extraction.config.overwrite:
+        for path in extraction.replaced(ModelStores(extraction.cache_root, extraction.model), rows):
+            remove_store(path)
 
 
 def _found(extraction: Extraction, rows: SplitRows, found: Gaps) -> RowsFound:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from layerbank.cache import (
-    FieldDifference,
+    DamagedStoreError,
     Gap,
-    Journal,
+    ModelStores,
     Repair,
     SpecMismatchError,
     StoreFiles,
     array_key,
-    gap_of,
+    find_gaps,
     repair_store,
     require_current,
+    store_gap,
+    verify_store,
 )
 
 from ..data.image_set import identify
@@ -50,8 +55,9 @@ def repair_and_fill(
         on_event: callback for progress.
 
     Raises:
-        RequestError: the store does not record its model and data, they cannot be opened, or the disk is too small.
-        SpecMismatchError: the model or the data have changed.
+        RequestError: the store does not record its model and data, they cannot be opened, images of rows to compute are gone, or
+            the disk is too small.
+        SpecMismatchError: the model has changed.
         CacheError: no such store, held by another process, of an older format, or damaged beyond repair.
     """
     files = StoreFiles.read(store)
@@ -62,9 +68,8 @@ def repair_and_fill(
     planned = [forecast for one, gap in zip(extractions, gaps, strict=True) for forecast in forecasts(one, rows, [gap])]
     check_disk_space(store.parent, planned, repaired=store)
     repaired = repair_store(store, remove_foreign=remove_foreign)
-    for one in extractions:
-        if (gap := _gap(one, StoreFiles.read(store), rows)) is not None:
-            fill_store(one, gap, rows, on_event=on_event)
+    for one, gap in zip(extractions, gaps, strict=True):
+        fill_store(one, gap, rows, on_event=on_event)
     return repaired
 
 
@@ -99,21 +104,50 @@ def _open_again(
     return extractions, rows
 
 
-def _gap(extraction: Extraction, files: StoreFiles, rows: SplitRows) -> Gap | None:
-    """What the store lacks, if all of it is among the rows."""
-    keys = [array_key(extraction.backbone.tap, *array) for array in extraction.config.arrays]
-    return gap_of(files, rows.wanted, keys)[0]
+def _keys(extraction: Extraction) -> list[tuple[str, str, str]]:
+    return [array_key(extraction.backbone.tap, *array) for array in extraction.config.arrays]
 
 
 def _whole(extraction: Extraction, files: StoreFiles, rows: SplitRows) -> Gap:
     """The whole store as a gap: any of its rows may turn out to be damaged.
 
     Raises:
-        SpecMismatchError: an image of the store is no longer among the data.
+        RequestError: an image of a row to compute is no longer among the data.
+        DamagedStoreError: the hashes of the rows are damaged, and the data are not the images of the store and no others.
     """
-    gap = _gap(extraction, replace(files, journal=Journal()), rows)
-    if gap is None:
-        spec = files.header.spec
-        differences = [FieldDifference("rows", spec.rows_digest, "data without some of these images")]
-        raise SpecMismatchError("cache.other_identity_to_repair", store=files.path, differences=differences)
+    try:
+        gap = store_gap(files, rows.wanted)
+    except DamagedStoreError:
+        if (recovered := _gap_of_lost_rows(extraction, files, rows)) is None:
+            raise
+        gap = recovered
+    gone = np.flatnonzero(gap.wanted < 0)
+    if len(gone) and (needed := np.intersect1d(gone, _rows_to_compute(extraction, files))).size:
+        raise RequestError(
+            "extraction.images_gone",
+            store=files.path,
+            count=len(needed),
+            id=files.sample_ids[int(needed[0])],
+            data=(extraction.request or {})["data"],
+            split=rows.source.split,
+        )
     return gap
+
+
+def _gap_of_lost_rows(extraction: Extraction, files: StoreFiles, rows: SplitRows) -> Gap | None:
+    """The store with the rows that it would have if it were made now, if those are its rows."""
+    stores = ModelStores(extraction.cache_root, extraction.model)
+    every = [one.path for one in stores.stores]
+    found = find_gaps(stores, rows.wanted, _keys(extraction), order=rows.reading_order, name=rows.name, leave_out=every)
+    same = [gap for gap in found.gaps if gap.rows.digest == files.header.spec.rows_digest]
+    return replace(same[0], path=files.path, files=files) if same else None
+
+
+def _rows_to_compute(extraction: Extraction, files: StoreFiles) -> NDArray[np.int64]:
+    """The rows of the row blocks that are missing or damaged; reads the whole store."""
+    header = files.header
+    blocks = ~files.committed([files.arrays[key] for key in _keys(extraction)])
+    for damage in verify_store(files.path):
+        if damage.rows is not None:
+            blocks[damage.rows.start // header.block_rows] = True
+    return np.flatnonzero(np.repeat(blocks, header.block_rows)[: header.spec.num_rows])
