@@ -203,7 +203,7 @@ class CachedTokens:
     def in_memory(self) -> ArraySource:
         """Read everything once, in reading order, into one float32 array [N, *token_shape]."""
         tokens = torch.empty(len(self.labels), *self.token_shape)
-        for rows in self.reading_order.split(RELEASE_ROWS):
+        for rows in torch.split(self.reading_order, RELEASE_ROWS):
             put_rows(tokens, rows, self.take(rows))
             self.release(rows)
         return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
