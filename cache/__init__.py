@@ -47,7 +47,7 @@ from .errors import (
 from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .journal import BatchNotes
 from .reader import SampleIds, TokenArray, TokenCache, open_array
-from .row_order import chunk_shuffle, exact_shuffle
+from .row_order import chunk_shuffle, exact_shuffle, spread_shuffle
 from .spec import ArraySpec, CacheSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .staging import Batch
 from .verify import Damage, Repair, repair_store, verify_store
@@ -83,6 +83,7 @@ __all__ = [
     "SampleIds",
     "open_array",
     "exact_shuffle",
+    "spread_shuffle",
     "chunk_shuffle",
     # maintenance
     "list_stores",
