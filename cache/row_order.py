@@ -56,6 +56,28 @@ def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int,
     return rows[shuffled[np.argsort(buffers[shuffled], kind="stable")]]
 
 
+def spread_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int, epoch: int = 0) -> Rows:
+    """Shuffle for stores sorted by class: each buffer has one row block, at random, of each of `buffer_blocks` equal parts.
+
+    So every buffer is a sample of the whole store; arguments and result as in `chunk_shuffle`.
+
+    >>> spread_shuffle(np.arange(16), block_rows=2, buffer_blocks=4, seed=0)[:8] // 4
+    array([0, 0, 3, 2, 1, 1, 3, 2])
+    """
+    rows = np.sort(rows)
+    present, block = np.unique(rows // block_rows, return_inverse=True)
+    num_blocks = len(present)
+    num_parts = max(min(buffer_blocks, num_blocks), 1)
+    part = np.arange(num_blocks) * num_parts // max(num_blocks, 1)
+    by_part = _permutation(num_blocks, seed, epoch, stream=1)
+    by_part = by_part[np.argsort(part[by_part], kind="stable")]
+    firsts = np.concatenate(([0], np.cumsum(np.bincount(part, minlength=num_parts))))
+    buffer = np.empty(num_blocks, dtype=np.int64)
+    buffer[by_part] = np.arange(num_blocks) - firsts[part[by_part]]
+    shuffled = _permutation(len(rows), seed, epoch)
+    return rows[shuffled[np.argsort(buffer[block[shuffled]], kind="stable")]]
+
+
 def _permutation(size: int, seed: int, epoch: int, stream: int = 0) -> Rows:
     draws = np.random.PCG64(np.random.SeedSequence((seed, epoch, stream))).random_raw(size)
     return np.argsort(draws, kind="stable").astype(np.int64)

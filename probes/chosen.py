@@ -17,7 +17,7 @@ from .data.batches import BatchPlan
 from .data.split import split_rows
 from .data.token_source import TokenSource
 from .ensemble import Ensemble, mean_of_members
-from .evaluate import check_test, compute_all_logits, measure
+from .evaluate import check_test, collect_logits, compute_all_logits, measure
 from .events import OnEvent
 from .fit import FitResult, attribute_time, fit_banks
 from .heads import HeadModule
@@ -176,11 +176,8 @@ def refit(
             if test is None:
                 test = open_test()
                 check_test(train, test)
-            rows = torch.arange(len(test.labels))
-            logits |= {one: torch.empty(len(rows), test.num_classes) for one in of_pass}
-            for places, parts in compute_all_logits(runs, test, rows, phase="test", best=best, on_event=on_event):
-                for one, part in zip(of_pass, parts, strict=True):
-                    logits[one][places] = part[0]
+            scores = collect_logits(runs, test, phase="test", best=best, on_event=on_event)
+            logits |= {one: of_bank[0] for one, of_bank in zip(of_pass, scores, strict=True)}
         del runs
     return {
         choice: Refit(

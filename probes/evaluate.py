@@ -64,6 +64,18 @@ def compute_all_logits(
         yield from zip(places, logits, strict=True)
 
 
+def collect_logits(
+    bank_runs: Sequence[BankRun], source: TokenSource, *, phase: str, best: float | None, on_event: OnEvent | None
+) -> list[Tensor]:
+    """Class scores [P, N, C] of each bank of all rows of a source, in their order; arguments as in `compute_all_logits`."""
+    rows = torch.arange(len(source.labels))
+    scores = [torch.empty(run.bank.num_probes, len(rows), source.num_classes) for run in bank_runs]
+    for places, parts in compute_all_logits(bank_runs, source, rows, phase=phase, best=best, on_event=on_event):
+        for of_bank, part in zip(scores, parts, strict=True):
+            of_bank[:, places] = part
+    return scores
+
+
 @torch.no_grad()
 def _logits_of(
     bank_runs: Sequence[BankRun],

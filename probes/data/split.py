@@ -73,8 +73,8 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     shuffled = torch.randperm(len(labels), generator=make_generator(seed, "validation split"))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    sizes = labels.unique(return_counts=True)[1].tolist()
-    for rows in by_class.split(sizes):
+    sizes = torch.unique(labels, return_counts=True)[1].tolist()
+    for rows in torch.split(by_class, sizes):
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         held_out[rows[:count]] = True
     if not bool(held_out.any()):

@@ -81,7 +81,7 @@ class ResidentTokens:
         }
         if self.device.type == "cuda":
             buffers = {dtype: buffer.pin_memory() for dtype, buffer in buffers.items()}
-        parts = tokens.reading_order.split(rows_at_once)
+        parts = torch.split(tokens.reading_order, rows_at_once)
         for rows, ahead in zip_longest(parts, parts[1:]):
             if ahead is not None:
                 tokens.will_need(ahead)

@@ -1,11 +1,11 @@
 """Tokens of a store that is larger than the memory: read ahead by one thread, in an order that the disk can follow.
 
-An epoch's order is `layerbank.cache.chunk_shuffle`: stretches of rows in random order, rows shuffled within a buffer of some
-stretches. Only the pages of the map that the next few batches need are resident: the system is advised to read them ahead, and to
+An epoch's order is stretches of rows in random order, rows shuffled within a buffer of some stretches; `stretches.py` says how long
+they are. Only the pages of the map that the next few batches need are resident: the system is advised to read them ahead, and to
 drop them afterwards. One thread gathers and normalises into one of two buffers, while the trainer works on the batch in the other.
 
 Streaming changes no bit: a row has the same values however it is read, and the order of an epoch depends on the
-reading order, seed, epoch and buffer alone, not on where the rows lie: several stores are streamed exactly as one.
+reading order and its labels, seed, epoch and buffer alone, not on where the rows lie: several stores are streamed exactly as one.
 Buffer and stretches are counted in rows, whatever a row holds: so probes that read different tokens can share a pass.
 """
 
@@ -15,20 +15,21 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import cycle
 
 import numpy as np
 import torch
 
-from layerbank.cache import chunk_shuffle
-
+from .stretches import choose_stretches
 from .token_source import ROWS_AT_ONCE, CachedTokens
+from .windows import PART_ROWS, Take, read_windows
 
 NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
 READER_NAME = "layerbank token reader"
 BATCHES_AHEAD = 2  # batches that the system begins to read before they are gathered
-STRETCHES = 16  # in a buffer, at least: in a store sorted by class, neighbours in the buffer must not be of one class
-STRETCH_ROWS = 64  # at most: 98 kB of an array of width 768; the largest buffer mixes 128 stretches
+FAULT_BYTES = 64 << 10  # of a file, that Linux maps at a page fault
+SHORT_RUN_BYTES = 16 << 10  # of an array, of which a page fault maps too much else: see `windows.py`
 INDEX_BYTES = 128  # a row: label, place, and orders while they are made
 
 
@@ -42,8 +43,7 @@ class StreamedTokens:
 
     Attributes:
         reading_order: [N] int64, the rows in the order in which they are best read; stretches are cut from it.
-        stretch_rows: neighbouring rows that stay together when stretches are shuffled.
-        buffer_stretches: stretches whose rows are shuffled together.
+        stretches: how it is cut and shuffled.
     """
 
     def __init__(self, tokens: CachedTokens, *, buffer_rows: int, pin: bool = False) -> None:
@@ -53,8 +53,10 @@ class StreamedTokens:
         self.reading_order = tokens.reading_order
         self._rank = torch.empty_like(self.reading_order)
         self._rank[self.reading_order] = torch.arange(len(self._rank))
-        self.stretch_rows = max(1, min(STRETCH_ROWS, buffer_rows // STRETCHES))
-        self.buffer_stretches = buffer_rows // self.stretch_rows
+        in_order = self.labels[self.reading_order], self.images[self.reading_order]
+        self.stretches = choose_stretches(*in_order, buffer_rows)
+        self._window_rows = buffer_rows
+        self._scattered = self.stretches.spread or tokens.mean_run_bytes(self.stretches.rows) < SHORT_RUN_BYTES
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """[B] int64 -> float32 [B, *token_shape]."""
@@ -62,30 +64,25 @@ class StreamedTokens:
 
     def order(self, rows: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
         """[N] int64 -> [N] the same rows, shuffled buffer by buffer."""
-        shuffled = chunk_shuffle(
-            self._rank[rows].numpy(),
-            block_rows=self.stretch_rows,
-            buffer_blocks=self.buffer_stretches,
-            seed=seed,
-            epoch=epoch,
-        )
-        return self.reading_order[torch.from_numpy(shuffled)]
+        return self.reading_order[self.stretches.shuffle(self._rank[rows], seed, epoch)]
 
     def stream(self, batches: Iterable[torch.Tensor]) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Rows [B] and tokens [B, *token_shape] of each batch; the tokens may be written into, and last until the next batch.
 
         An error of the reading thread is raised here. Closing the generator ends the thread.
         """
-        announced = self._announced(batches)
+        announced = (
+            read_windows(self._tokens, batches, self._window_rows) if self._scattered else self._announced(batches)
+        )
         buffers = cycle([_Buffer(pin=self._pin) for _ in range(NUM_BUFFERS)])
 
         def read() -> tuple[torch.Tensor, _Buffer] | None:
-            rows = next(announced, None)
-            if rows is None:
+            batch = next(announced, None)
+            if batch is None:
                 return None
-            buffer = next(buffers)
+            (rows, take), buffer = batch, next(buffers)
             buffer.wait()
-            self._tokens.take(rows, out=buffer.tokens(len(rows), self.token_shape))
+            take(buffer.tokens(len(rows), self.token_shape))
             return rows, buffer
 
         with closing(announced), ThreadPoolExecutor(1, thread_name_prefix=READER_NAME) as thread:
@@ -96,14 +93,17 @@ class StreamedTokens:
                 yield rows, buffer.tokens(len(rows), self.token_shape)
                 buffer.give_back()
 
-    def _announced(self, batches: Iterable[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
-        """Yield the batches; pages are read ahead some batches before, and dropped when no batch ahead needs them."""
+    def _announced(self, batches: Iterable[torch.Tensor]) -> Generator[tuple[torch.Tensor, Take], None, None]:
+        """Yield the batches and what takes their tokens.
+
+        Pages are read ahead some batches before, and dropped when no batch ahead needs them.
+        """
         uses: Counter[int] = Counter()
         ahead: deque[tuple[torch.Tensor, list[int]]] = deque()
 
-        def hand_out() -> Iterator[torch.Tensor]:
+        def hand_out() -> Iterator[tuple[torch.Tensor, Take]]:
             rows, stretches = ahead.popleft()
-            yield rows
+            yield rows, partial(self._tokens.take, rows)
             uses.subtract(stretches)
             done = [stretch for stretch in stretches if uses[stretch] == 0]
             for stretch in done:
@@ -112,7 +112,7 @@ class StreamedTokens:
 
         try:
             for rows in batches:
-                stretches = torch.unique(self._rank[rows] // self.stretch_rows).tolist()
+                stretches = torch.unique(self._rank[rows] // self.stretches.rows).tolist()
                 self._advise([stretch for stretch in stretches if stretch not in uses], self._tokens.will_need)
                 uses.update(stretches)
                 ahead.append((rows, stretches))
@@ -125,7 +125,9 @@ class StreamedTokens:
 
     def _advise(self, stretches: list[int], advice: Callable[[torch.Tensor], None]) -> None:
         if stretches:
-            rows = (torch.tensor(stretches)[:, None] * self.stretch_rows + torch.arange(self.stretch_rows)).flatten()
+            rows = (
+                torch.tensor(stretches)[:, None] * self.stretches.rows + torch.arange(self.stretches.rows)
+            ).flatten()
             advice(self.reading_order[rows[rows < len(self.reading_order)]])
 
 
@@ -133,6 +135,7 @@ def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int
     """An upper bound of what streaming takes: pages of the map, buffers, one gather, and lists as long as the split."""
     of_batch = 4 * int(np.prod(tokens.token_shape))
     pages = (2 * buffer_rows + (BATCHES_AHEAD + 2) * batch_rows) * tokens.stored_row_bytes
+    pages = max(pages, PART_ROWS * 2 * FAULT_BYTES)
     gather = ROWS_AT_ONCE * (tokens.stored_row_bytes + 3 * of_batch)
     return pages + NUM_BUFFERS * batch_rows * of_batch + gather + INDEX_BYTES * len(tokens.labels)
 

@@ -170,14 +170,27 @@ class CachedTokens:
             out = torch.empty(len(rows), *self.token_shape)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            _fill(out[part], self.rows, self._reading, self.gather(rows[part]))
+            self.join(out[part], self.gather(rows[part]))
         return out
 
-    def gather(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The tokens [B, t D] of some rows, as they are stored, array by array."""
+    def join(self, out: torch.Tensor, parts: Iterable[torch.Tensor]) -> None:
+        """Fill [B, *token_shape] with the tokens of some rows, given [B, t D] of each array, as `gather` gives them."""
+        _fill(out, self.rows, self._reading, parts)
+
+    def gather(self, rows: torch.Tensor, *, once: bool = False) -> Iterator[torch.Tensor]:
+        """The tokens [B, t D] of some rows, as they are stored, array by array; `once` gives the memory of each back."""
         stored = self.stored_rows[rows].numpy()
         for array in self._arrays:
-            yield float_tokens(array.take(stored), array.logical_dtype).flatten(1)
+            values = array.take(stored)
+            if once:
+                array.release(int(stored.min()), int(stored.max()) + 1)
+            yield float_tokens(values, array.logical_dtype).flatten(1)
+
+    def mean_run_bytes(self, stretch_rows: int) -> float:
+        """Bytes of an array that lie together, if so many successive rows of the reading order are read."""
+        steps = self.stored_rows[self.reading_order].diff()
+        num_runs = int(((steps < 0) | (steps > GAP_ROWS + 1)).sum()) + len(self.labels) / stretch_rows
+        return len(self.labels) / max(num_runs, 1) * self.stored_row_bytes / len(self._arrays)
 
     @property
     def storage_dtypes(self) -> list[torch.dtype]:
@@ -200,7 +213,7 @@ class CachedTokens:
     def in_memory(self) -> ArraySource:
         """Read everything once, in reading order, into one float32 array [N, *token_shape]."""
         tokens = torch.empty(len(self.labels), *self.token_shape)
-        for rows in self.reading_order.split(RELEASE_ROWS):
+        for rows in torch.split(self.reading_order, RELEASE_ROWS):
             put_rows(tokens, rows, self.take(rows))
             self.release(rows)
         return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
