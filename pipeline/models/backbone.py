@@ -6,6 +6,7 @@ levels and kinds. This module knows no data sets, stores or model families.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from .transform import Geometry, Normalisation, split_transform
 from .weights import weights_digest
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_ONE_PASS = threading.RLock()  # hooks hold the tokens of one pass, and torch's setting for products is one for the process
 
 Tokens = dict[str, dict[str, Tensor]]
 """level -> kind -> tokens [B, ...] in the compute dtype, on the backbone's device."""
@@ -164,16 +167,17 @@ class Backbone:
         for level in key[0]:
             for kind in key[1]:
                 self.row_shape(level, kind)
-        if key not in self._compiled:
-            self._compiled[key] = TokenFunction(self, *key)
-        return self._compiled[key]
+        with _ONE_PASS:
+            if key not in self._compiled:
+                self._compiled[key] = TokenFunction(self, *key)
+            return self._compiled[key]
 
 
 class TokenFunction:
     """`images [B, 3, H, W] -> {level: {kind: tokens}}`, in one forward pass.
 
     Its hooks stay on the model, where `torch.compile` can see them, and do nothing while another function of the same backbone
-    runs. Not for two threads at once.
+    runs. Calls from several threads wait for each other; `inference` and `forward` by themselves are for one thread.
     """
 
     def __init__(self, backbone: Backbone, levels: tuple[str, ...], kinds: tuple[str, ...]) -> None:
@@ -196,7 +200,7 @@ class TokenFunction:
         Returns:
             level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no memory with the model.
         """
-        with self.inference():
+        with _ONE_PASS, self.inference():
             return self.forward(self.normalise(images))
 
     @contextmanager
