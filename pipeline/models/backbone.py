@@ -28,7 +28,9 @@ from .weights import weights_digest
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_ONE_PASS = threading.RLock()  # hooks hold the tokens of one pass, and torch's setting for products is one for the process
+_ONE_PASS = (
+    threading.RLock()
+)  # hooks hold the tokens of one pass, and torch's setting for products is one for the process
 
 Tokens = dict[str, dict[str, Tensor]]
 """level -> kind -> tokens [B, ...] in the compute dtype, on the backbone's device."""
@@ -59,14 +61,18 @@ def open_backbone(
         RequestError: a wrong name, file, tap, size, device or precision, or a model whose taps cannot be found.
         WorkError: weights have to come from the hub, and it cannot be reached.
     """
-    if precision not in PRECISIONS:
-        raise RequestError("models.unknown_precision", precision=precision, precisions=", ".join(PRECISIONS))
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise RequestError("models.unusable_device", device=device, reason=str(error).partition(". ")[0]) from error
+    target = _usable_device(device, precision)
     tower = find_family(model_id).open(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    return backbone_of(tower, tap=tap, device=target, precision=precision)
+
+
+def backbone_of(tower: Tower, *, tap: str, device: str | torch.device, precision: str) -> Backbone:
+    """Move a tower to its device and precision, and check its taps on a blank image there.
+
+    Raises:
+        RequestError: as `open_backbone`, for the tap, the device and the precision.
+    """
+    target = _usable_device(device, precision)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(
@@ -79,6 +85,17 @@ def open_backbone(
         embed_dim=measure_widths(tower, tap),
         tower=tower,
     )
+
+
+def _usable_device(device: str | torch.device, precision: str) -> torch.device:
+    if precision not in PRECISIONS:
+        raise RequestError("models.unknown_precision", precision=precision, precisions=", ".join(PRECISIONS))
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise RequestError("models.unusable_device", device=device, reason=str(error).partition(". ")[0]) from error
+    return target
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

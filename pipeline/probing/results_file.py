@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock
 
-from .. import __version__
 from ..errors import WorkError
 from .results import Row, key_of
 from .row_fields import wrong_field
@@ -81,7 +81,7 @@ def append_row(path: Path, row: Row) -> Row:
         The row as `read_results` will give it: JSON has no tuples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    written: Row = json.loads(json.dumps({"format": FORMAT, "layerbank": __version__, **row}))
+    written: Row = json.loads(json.dumps({"format": FORMAT, "layerbank": version("layerbank"), **row}))
     written["digest"] = digest_of(written)
     line = json.dumps(written, ensure_ascii=False)
     with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
