@@ -52,14 +52,13 @@ from .maintenance.disk_space import (
     needed_bytes,
     time_block,
 )
-<<<<<<< HEAD
 from .maintenance.hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .maintenance.merge import Merge, merge_stores
 from .maintenance.upgrade import Upgrade, find_format1, remove_leftovers, upgrade_store
 from .maintenance.verify import Repair, repair_store, verify_store
 from .model_stores import Location, ModelStores, WantedRows, array_key, known_hashes
 from .reader import SampleIds, StoreFiles, TokenStore, require_current
-from .row_order import chunk_shuffle, exact_shuffle
+from .row_order import chunk_shuffle, exact_shuffle, spread_shuffle
 from .rows import HASH_RULE, RowSet
 from .spec import ArraySpec, ModelSpec, StoreSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .targets import Target, list_targets, read_target, write_target
@@ -69,33 +68,6 @@ from .writing.resume import remove_store
 from .writing.staging import Batch
 from .writing.workers import Worker, check_test_lock, offer_test_lock
 from .writing.writer import CacheWriter
-=======
-from .errors import (
-    BatchError,
-    CacheError,
-    ChangedDataError,
-    DamagedStoreError,
-    FieldDifference,
-    IncompleteStoreError,
-    MissingArrayError,
-    NotAStoreError,
-    NotWritableError,
-    SpecError,
-    SpecMismatchError,
-    StorageFullError,
-    StoreLockedError,
-    StoreMissingError,
-)
-from .hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
-from .journal import BatchNotes
-from .reader import SampleIds, TokenArray, TokenCache, open_array
-from .row_order import chunk_shuffle, exact_shuffle, spread_shuffle
-from .spec import ArraySpec, CacheSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
-from .staging import Batch
-from .verify import Damage, Repair, repair_store, verify_store
-from .workers import Worker, check_test_lock, offer_test_lock
-from .writer import CacheWriter
->>>>>>> area-stream
 
 __all__ = [
     # identity and arrays

@@ -101,7 +101,7 @@ def advise_rows(values: NDArray[Any], start: int, stop: int, advice: int) -> Non
     """Advise the system about the pages of some rows of a map; without effect, only the speed differs."""
     if not _MAP_ANONYMOUS or stop <= start:
         return
-    base, row_bytes = values.ctypes.data, values.nbytes // len(values)
+    base, row_bytes = int(values.__array_interface__["data"][0]), values.nbytes // len(values)
     coarse = _FOLIO_BYTES if advice == DONT_NEED else mmap.PAGESIZE
     first = max((base + start * row_bytes) // coarse * coarse, base)
     last = min(-(-(base + stop * row_bytes) // coarse) * coarse, base + values.nbytes)

@@ -163,20 +163,22 @@ class ChunkRows:
                 advise_rows(self._chunk(chunk), max(start - chunk * size, 0), min(stop - chunk * size, size), advice)
 
     def _chunk(self, chunk: int) -> NDArray[Any]:
-        if chunk not in self._chunks:
-            shape = (self._files.chunk_rows, *self.shape[1:])
-            file, num_bytes = self._files.files[chunk], self._files.chunk_bytes
-            if file is None:
-                return np.broadcast_to(np.zeros((), self.dtype), shape)
-            if not has_spare_maps():
-                self._chunks.clear()
-            try:
-                values = map_file(file, num_bytes, self.dtype)
-            except OSError:  # the system allows so many maps (or, elsewhere, open files) a process
-                self._chunks.clear()
-                values = map_file(file, num_bytes, self.dtype)
-            self._chunks[chunk] = values.reshape(shape)
-        return self._chunks[chunk]
+        known = self._chunks.get(chunk)  # another thread may empty the dictionary at any time
+        if known is not None:
+            return known
+        shape = (self._files.chunk_rows, *self.shape[1:])
+        file, num_bytes = self._files.files[chunk], self._files.chunk_bytes
+        if file is None:
+            return np.broadcast_to(np.zeros((), self.dtype), shape)
+        if not has_spare_maps():
+            self._chunks.clear()
+        try:
+            values = map_file(file, num_bytes, self.dtype)
+        except OSError:  # the system allows so many maps (or, elsewhere, open files) a process
+            self._chunks.clear()
+            values = map_file(file, num_bytes, self.dtype)
+        self._chunks[chunk] = values = values.reshape(shape)
+        return values
 
 
 class ZarrRows:

@@ -46,6 +46,11 @@ class SplitRecord:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.dataset
+
     @cached_property
     def targets_digest(self) -> str:
         """64 hex digits: SHA-256 of class names and labels in the order of the rows."""

@@ -6,6 +6,7 @@ levels and kinds. This module knows no data sets, stores or model families.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ from .transform import Geometry, Normalisation, split_transform
 from .weights import weights_digest
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_ONE_PASS = (
+    threading.RLock()
+)  # hooks hold the tokens of one pass, and torch's setting for products is one for the process
 
 Tokens = dict[str, dict[str, Tensor]]
 """level -> kind -> tokens [B, ...] in the compute dtype, on the backbone's device."""
@@ -56,14 +61,18 @@ def open_backbone(
         RequestError: a wrong name, file, tap, size, device or precision, or a model whose taps cannot be found.
         WorkError: weights have to come from the hub, and it cannot be reached.
     """
-    if precision not in PRECISIONS:
-        raise RequestError("models.unknown_precision", precision=precision, precisions=", ".join(PRECISIONS))
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise RequestError("models.unusable_device", device=device, reason=str(error).partition(". ")[0]) from error
+    target = _usable_device(device, precision)
     tower = find_family(model_id).open(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    return backbone_of(tower, tap=tap, device=target, precision=precision)
+
+
+def backbone_of(tower: Tower, *, tap: str, device: str | torch.device, precision: str) -> Backbone:
+    """Move a tower to its device and precision, and check its taps on a blank image there.
+
+    Raises:
+        RequestError: as `open_backbone`, for the tap, the device and the precision.
+    """
+    target = _usable_device(device, precision)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(
@@ -76,6 +85,17 @@ def open_backbone(
         embed_dim=measure_widths(tower, tap),
         tower=tower,
     )
+
+
+def _usable_device(device: str | torch.device, precision: str) -> torch.device:
+    if precision not in PRECISIONS:
+        raise RequestError("models.unknown_precision", precision=precision, precisions=", ".join(PRECISIONS))
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise RequestError("models.unusable_device", device=device, reason=str(error).partition(". ")[0]) from error
+    return target
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,16 +184,17 @@ class Backbone:
         for level in key[0]:
             for kind in key[1]:
                 self.row_shape(level, kind)
-        if key not in self._compiled:
-            self._compiled[key] = TokenFunction(self, *key)
-        return self._compiled[key]
+        with _ONE_PASS:
+            if key not in self._compiled:
+                self._compiled[key] = TokenFunction(self, *key)
+            return self._compiled[key]
 
 
 class TokenFunction:
     """`images [B, 3, H, W] -> {level: {kind: tokens}}`, in one forward pass.
 
     Its hooks stay on the model, where `torch.compile` can see them, and do nothing while another function of the same backbone
-    runs. Not for two threads at once.
+    runs. Calls from several threads wait for each other; `inference` and `forward` by themselves are for one thread.
     """
 
     def __init__(self, backbone: Backbone, levels: tuple[str, ...], kinds: tuple[str, ...]) -> None:
@@ -196,7 +217,7 @@ class TokenFunction:
         Returns:
             level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no memory with the model.
         """
-        with self.inference():
+        with _ONE_PASS, self.inference():
             return self.forward(self.normalise(images))
 
     @contextmanager

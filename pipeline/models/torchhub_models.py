@@ -29,7 +29,7 @@ from .weights import RANDOM, load_strictly, read_state_dict
 
 IMAGE_SIZE = 224
 TRUSTED_OWNERS = ("facebookresearch", "pytorch")  # as torch.hub itself
-_EVALUATION = {
+EVALUATION = {
     "crop_pct": 0.875,  # 224 / 256
     "crop_mode": "center",
     "interpolation": "bicubic",
@@ -71,7 +71,7 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
     blocks = find_blocks(model, name, tap, forward, (size, size))
     last, final, how = final_norm(model, blocks)
     code_digest = xxh3_64_hexdigest(Path(inspect.getfile(type(model))).read_bytes())
-    config: dict[str, Any] = _EVALUATION | {"input_size": (3, size, size)}
+    config: dict[str, Any] = EVALUATION | {"input_size": (3, size, size)}
     return Tower(
         name=name,
         model=model,

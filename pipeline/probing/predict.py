@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from layerbank.cache import ModelSpec, model_of_format1
 from layerbank.probes import load_probe
@@ -24,7 +26,7 @@ from ..errors import RequestError
 from ..events import ImageSkipped, OnEvent, ignore
 from ..extraction.batch_size import choose_batch_size
 from ..extraction.decoding import Rows, decode_batches
-from ..models.backbone import Backbone
+from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
 from .probe_spec import ProbeSpec
@@ -48,6 +50,13 @@ class Prediction:
     label: str
     probability: float
     target: str | None
+
+
+class Scores(NamedTuple):
+    """The class scores [C] float32 of a row of a source."""
+
+    row: int
+    logits: NDArray[np.float32]
 
 
 class SavedProbe:
@@ -82,7 +91,28 @@ class SavedProbe:
         on_bad_image: str = "stop",
         on_event: OnEvent = ignore,
     ) -> Iterator[Prediction]:
-        """Classify every image of a source, in order; skipped images are left out.
+        """Classify every image of a source, in order; skipped images are left out. For the arguments see `scores`."""
+        known = list(source.class_names) == self.class_names
+        how: dict[str, Any] = {"num_workers": num_workers, "on_bad_image": on_bad_image, "on_event": on_event}
+        for one in self.scores(source, batch_size=batch_size, **how):
+            best = torch.from_numpy(one.logits).softmax(-1).max(-1)
+            yield Prediction(
+                sample_id=source.ids[one.row],
+                label=self.class_names[int(best.indices)],
+                probability=float(best.values),
+                target=self.class_names[int(source.labels[one.row])] if known else None,
+            )
+
+    def scores(
+        self,
+        source: ImageSource,
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 1,
+        on_bad_image: str = "stop",
+        on_event: OnEvent = ignore,
+    ) -> Iterator[Scores]:
+        """The logits of every image of a source, in order; skipped images are left out.
 
         Args:
             source: the images.
@@ -98,29 +128,22 @@ class SavedProbe:
         batch_size = choose_batch_size(self.backbone, forward) if batch_size is None else batch_size
         ranges = [Rows(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
         decoded_batches = decode_batches(source, [self.backbone.geometry], ranges, num_workers=num_workers)
-        known = list(source.class_names) == self.class_names
         with closing(decoded_batches):
             for decoded in decoded_batches:
                 for bad in decoded.bad.values():
                     if on_bad_image == "stop":
                         raise bad
                     on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
-                output = forward(decoded.images[0])
-                parts = [
-                    self._rounded(output[level][kind], kind) for level in self.named.levels for kind in self.named.kinds
-                ]
-                with torch.inference_mode():
-                    logits = self.module(join_tokens(self.named, parts))
-                best = logits.softmax(-1).max(-1)
+                logits = self._logits(forward(decoded.images[0]))
                 for row in range(decoded.start, decoded.stop):
                     if row not in decoded.bad:
-                        index = row - decoded.start
-                        yield Prediction(
-                            sample_id=source.ids[row],
-                            label=self.class_names[int(best.indices[index])],
-                            probability=float(best.values[index]),
-                            target=self.class_names[int(source.labels[row])] if known else None,
-                        )
+                        yield Scores(row, logits[row - decoded.start])
+
+    def _logits(self, output: Tokens) -> NDArray[np.float32]:
+        parts = [self._rounded(output[level][kind], kind) for level in self.named.levels for kind in self.named.kinds]
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = self.module(join_tokens(self.named, parts)).numpy()
+        return logits
 
     def _rounded(self, tokens: torch.Tensor, kind: str) -> torch.Tensor:
         dtype = self._model.dtype_of(kind)

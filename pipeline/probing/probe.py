@@ -22,6 +22,7 @@ from layerbank.cache import DamagedStoreError, verify_store
 from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
 from ..data.sources import ImageSource
+from ..data.split_record import SplitRecord
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
@@ -49,9 +50,9 @@ def row_folder(folder: Path, row: Row) -> Path:
     return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
-def check_classes(train: ImageSource, test: ImageSource) -> None:
+def check_classes(train: ImageSource | SplitRecord, test: ImageSource | SplitRecord) -> None:
     """Raise RequestError unless the splits have labels, and both name the same classes in the same order."""
-    names = f"{train.name}/{train.split}", f"{test.name}/{test.split}"
+    names = [f"{one.name}/{one.split}" for one in (train, test)]
     if not train.class_names:
         raise RequestError("probing.unlabelled_images", data=names[0])
     if list(train.class_names) != list(test.class_names):

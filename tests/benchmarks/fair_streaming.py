@@ -3,8 +3,9 @@
     python tests/benchmarks/fair_streaming.py [--rows N] [--seeds N] [--classes 10 1000] [--buffers 256 2048 8192]
 
 Synthetic tokens, a class mean and noise each, sorted by class and in random order, train a linear probe on 90 % of the rows in the
-order of memory and in that of streaming: `choose_stretches`, and long stretches from anywhere, as before it. The order alone makes the
-difference: streaming changes no bit of a row. Mean and standard deviation over seeds of the balanced accuracy of the other rows, in %.
+order of memory and in that of streaming: `choose_stretches`, and long stretches from anywhere, as before it. The order alone makes
+the difference: streaming changes no bit of a row. Mean and standard deviation over seeds of the balanced accuracy of the other
+rows, in %.
 """
 
 from __future__ import annotations

@@ -1,0 +1,71 @@
+"""Data from a URI or from Python objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..data.image_source import ImageSource
+from ..data.in_memory import MemorySource
+from ..data.sources import open_source
+
+
+def open_images(uri: str, split: str = "train") -> ImageSource:
+    """Open the images of one split of a data set.
+
+    Args:
+        uri: `scheme:address`, as for `--data` on the command line: `folder:photos`, `wds:DIR`, `demo:digits`, ...
+        split: name of the split.
+
+    Returns:
+        N images with their ids, labels and class names; nothing is decoded yet.
+
+    Raises:
+        RequestError: an unknown scheme, no such data or split, or data that cannot be used as they are.
+
+    >>> import layerbank as lb
+    >>> images = lb.open_images("demo:digits?train=40&test=20", split="train")
+    >>> len(images), images.class_names[:3]
+    (40, ['0', '1', '2'])
+    """
+    return open_source(uri, split)
+
+
+def images_from(
+    images: Any,
+    labels: Sequence[Any] | NDArray[Any] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    name: str = "images",
+    split: str = "train",
+) -> ImageSource:
+    """Take images from Python: arrays, PIL images, encoded bytes, paths, or a torch `Dataset` of pairs.
+
+    Args:
+        images: a sequence of N images, each uint8 [H, W] or [H, W, 3], a uint8 tensor [3, H, W], a PIL image, encoded bytes or a
+            path; or a data set whose items are (image, label). A data set must give the same item every time: images are known
+            by their content, and one that changes while tokens are computed stops the work.
+        labels: [N] class numbers or names; None takes the labels of the pairs.
+        class_names: C names; needed where labels are numbers that do not all occur.
+        ids: N distinct names; None numbers the images.
+        name, split: names of the data, for people and for the folders of results.
+
+    Raises:
+        RequestError: numbers of labels or ids that do not fit, or something that is no image.
+
+    >>> import numpy as np, layerbank as lb
+    >>> pixels = np.zeros((4, 32, 32, 3), np.uint8)
+    >>> images = lb.images_from(pixels, ["cat", "dog", "cat", "dog"])
+    >>> images.class_names, images.labels.tolist()
+    (['cat', 'dog'], [0, 1, 0, 1])
+    """
+    pairs = labels is None and _gives_pairs(images)
+    return MemorySource(images, labels, name=name, split=split, ids=ids, class_names=class_names, pairs=pairs)
+
+
+def _gives_pairs(images: Any) -> bool:
+    first = images[0] if len(images) else None
+    return isinstance(first, tuple | list) and len(first) == 2

@@ -1,0 +1,117 @@
+"""Backbones by id, or made of a module of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..models.backbone import Backbone, backbone_of
+from ..models.own_module import tower_from
+from ..models.request import ModelRequest, choose_device, choose_precision, choose_tap
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A frozen backbone that is ready to compute tokens; made by `open_model` or `model_from`.
+
+    Attributes:
+        backbone: the model with its taps.
+        request: how to open it again; None for a module of one's own.
+    """
+
+    backbone: Backbone
+    request: ModelRequest | None
+
+    @property
+    def levels(self) -> list[str]:
+        """`block.0` .. `block.{depth-1}`, `final`."""
+        return self.backbone.levels
+
+    def __repr__(self) -> str:
+        one = self.backbone
+        return f"Model({one.model_id!r}, depth={one.depth}, image_size={one.image_size}, device={str(one.device)!r})"
+
+
+def open_model(
+    model: str,
+    *,
+    weights: str | None = None,
+    tap: str = "norm2",
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+) -> Model:
+    """Open a backbone by its id.
+
+    Args:
+        model: `timm/NAME`, `open_clip/ARCH/PRETRAINED`, `hf-hub:ORG/REPO`, ...; see `layerbank models`.
+        weights: None for the pretrained ones, "random", or a checkpoint file.
+        tap: what is read of each block: "norm2", "block" or "module:PATTERN".
+        image_size: side of the square input in pixels; None for the model's own.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: "auto" (float16 on a GPU, float32 on a CPU), "float32", "float16" or "bfloat16".
+        seed: seed for random weights.
+
+    Raises:
+        RequestError: a wrong name, file, tap, size, device or precision.
+        WorkError: weights have to come from a hub that cannot be reached.
+
+    >>> import layerbank as lb
+    >>> lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    Model('timm/vit_tiny_patch16_224', depth=12, image_size=(32, 32), device='cpu')
+    """
+    device = choose_device(device)
+    request = ModelRequest(
+        model=model,
+        weights=weights,
+        tap=choose_tap(None, tap.removeprefix("module:")) if tap.startswith("module:") else tap,
+        image_size=image_size,
+        precision=choose_precision(precision, device),
+        seed=seed,
+    )
+    return Model(request.open(device), request)
+
+
+def model_from(
+    module: nn.Module,
+    *,
+    blocks: str = "blocks",
+    name: str | None = None,
+    image_size: int = 224,
+    transform: Callable[[Any], Tensor] | None = None,
+    tap: str = "block",
+    device: str = "auto",
+) -> Model:
+    """Make a backbone of a module of one's own: any vision transformer with one list of blocks.
+
+    Args:
+        module: maps images [B, 3, H, W] to anything; its blocks output tokens [B, T, D].
+        blocks: name of the list of blocks inside the module, such as "encoder.layers".
+        name: name for stores and results; None takes that of the class.
+        image_size: side of the square input in pixels.
+        transform: RGB PIL image -> float32 [3, H, W], picklable; None resizes, crops and normalises as ImageNet models do.
+        tap: "block", "norm2" where blocks have a norm of that name, or "module:PATTERN".
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        RequestError: no such list of blocks (names those that exist), or tokens that do not fit the patches.
+
+    >>> import timm, layerbank as lb
+    >>> own = timm.create_model("vit_tiny_patch16_224", img_size=32)
+    >>> lb.model_from(own, blocks="blocks", name="own/tiny", image_size=32, device="cpu").levels[-2:]
+    ['block.11', 'final']
+    """
+    tower = tower_from(
+        module,
+        blocks=blocks,
+        name=name or f"own/{type(module).__name__}",
+        image_size=image_size,
+        transform=transform,
+        tap=tap,
+    )
+    return Model(backbone_of(tower, tap=tap, device=choose_device(device), precision="float32"), None)

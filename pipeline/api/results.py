@@ -1,0 +1,266 @@
+"""Probing, its results as a table, and classifiers made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError
+from ..memory import memory_for_probes
+from ..probing.attention import read_attention
+from ..probing.predict import SavedProbe
+from ..probing.probe import check_classes, row_folder, run_folder, verify_tokens
+from ..probing.probe import probe as train_probes
+from ..probing.probe_sizes import check_heads, leave_out_unfit
+from ..probing.probe_spec import parse_probes
+from ..probing.protocols import open_protocol
+from ..probing.results import COLUMNS, Row, results_table, summarize
+from .data import images_from
+from .tokens import Progress, Tokens, listener_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Classifier:
+    """A trained probe with its backbone: images in, classes out. Safe to use from several threads.
+
+    Attributes:
+        class_names: C names.
+    """
+
+    def __init__(self, folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> None:
+        """Open a folder that `probe` saved: runs/DATASET/MODEL/PROBE-KEY.
+
+        Args:
+            folder: the folder.
+            weights: where the weights of the backbone are now; None if they have not moved.
+            device: where the backbone runs.
+
+        Raises:
+            ProbeError: there is no readable probe.
+            RequestError: the backbone is not the one that the probe was trained on.
+        """
+        self._saved = SavedProbe(Path(folder), weights=weights, device=device)
+        self.class_names = list(self._saved.class_names)
+
+    def predict(self, images: Any, *, batch_size: int | None = None) -> list[str]:
+        """The most probable class of each image.
+
+        Args:
+            images: what `images_from` takes: paths, PIL images, arrays, encoded bytes.
+            batch_size: images in a forward pass; None chooses it.
+
+        Raises:
+            BadImage: an image cannot be read.
+        """
+        return [self.class_names[number] for number in self.predict_proba(images, batch_size=batch_size).argmax(1)]
+
+    def predict_proba(self, images: Any, *, batch_size: int | None = None) -> NDArray[np.float32]:
+        """The probability of each class, [N, C] float32.
+
+        Raises:
+            BadImage: an image cannot be read.
+        """
+        source = images_from(images, name="images", split="predict")
+        logits = [one.logits for one in self._saved.scores(source, batch_size=batch_size, num_workers=0)]
+        values = np.stack(logits)
+        values = np.exp(values - values.max(1, keepdims=True))
+        probabilities: NDArray[np.float32] = (values / values.sum(1, keepdims=True)).astype(np.float32)
+        return probabilities
+
+
+class Result:
+    """One row of results: a probe that was trained and tested.
+
+    Attributes:
+        row: all its numbers, as results.jsonl has them.
+        folder: its files.
+    """
+
+    def __init__(self, row: Row, folder: Path) -> None:
+        self.row, self.folder = row, folder
+
+    @property
+    def probe(self) -> str:
+        """The name of the probe."""
+        return str(self.row["probe"])
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """On the test images, in [0, 1]; NaN where every setting diverged."""
+        return float("nan") if self.row["test"] is None else float(self.row["test"]["balanced_accuracy"])
+
+    def classifier(self, device: str = "cpu") -> Classifier:
+        """The trained probe with its backbone."""
+        return Classifier(self.folder, device=device)
+
+    def plot_attention(self) -> Figure:
+        """Attention over levels and kinds, averaged over heads and test images: a matplotlib figure.
+
+        Raises:
+            RequestError: the probe does not attend.
+        """
+        from matplotlib.figure import Figure
+
+        kept = read_attention(self.folder)
+        mass = np.mean([head["mass"] for head in kept["heads"]], axis=0)  # [L, K]
+        figure = Figure(figsize=(1.5 + 0.4 * len(mass), 1.2 + 0.4 * mass.shape[1]), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(mass.T, cmap="cividis", aspect="auto")
+        levels = [level.removeprefix("block.") for level in kept["levels"]]
+        axes.set(xlabel="level", title=f"{self.probe}: attention on the test images")
+        axes.set_xticks(range(len(levels)), levels)
+        axes.set_yticks(range(len(kept["kinds"])), kept["kinds"])
+        figure.colorbar(image, ax=axes, label="share", format=lambda share, _: f"{share:.0%}")
+        return figure
+
+    def __repr__(self) -> str:
+        return f"Result({self.probe!r}, balanced_accuracy={self.balanced_accuracy:.3f})"
+
+
+class Results(Sequence[Result]):
+    """The results of one call of `probe`, in the order asked for, one for each probe and seed.
+
+    Attributes:
+        folder: where results.jsonl and the folders of the probes are.
+    """
+
+    def __init__(self, rows: Sequence[Row], folder: Path) -> None:
+        self.folder = folder
+        self._results = [Result(row, row_folder(folder, row)) for row in rows]
+
+    @property
+    def best(self) -> Result:
+        """The result with the highest validation accuracy, of the first of equals; the test decides nothing.
+
+        Raises:
+            RequestError: every probe diverged.
+        """
+        finished = [one for one in self._results if one.row["test"] is not None]
+        if not finished:
+            raise RequestError("api.no_finished_probe", folder=self.folder)
+        return max(finished, key=lambda one: float(one.row["validation"]))
+
+    def to_frame(self) -> Any:
+        """A pandas data frame, a line for each probe and seed: probe, seed, validation, test, parameters, seconds, key.
+
+        Raises:
+            RequestError: pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        except ImportError:
+            raise RequestError("api.no_pandas") from None
+        return pandas.DataFrame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of `to_frame` as dicts; accuracies in [0, 1]."""
+        return [
+            {
+                "probe": one.probe,
+                "seed": one.row["protocol"]["seed"],
+                "validation": one.row["validation"],
+                "test": one.balanced_accuracy,
+                "num_parameters": one.row["num_parameters"],
+                "seconds": sum(one.row["seconds"].values()),
+                "key": one.row["key"],
+            }
+            for one in self._results
+        ]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._results)
+
+    def __repr__(self) -> str:
+        table = [list(COLUMNS), *results_table([one.row for one in self._results])]
+        widths = [max(len(line[column]) for line in table) for column in range(len(COLUMNS))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+        ]
+        return "\n".join(lines)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One dict for each probe: mean and standard deviation over seeds."""
+        return [one.to_dict() for one in summarize([one.row for one in self._results])]
+
+
+def probe(
+    train: Tokens,
+    test: Tokens,
+    *,
+    probes: Sequence[str] = ("linear-cls", "linear-all", "alf"),
+    protocol: str = "quick",
+    seeds: Sequence[int] = (0,),
+    runs: str | Path = "runs",
+    memory: str | None = None,
+    retrain: bool = False,
+    verify: bool = True,
+    progress: Progress = True,
+) -> Results:
+    """Train probes on the tokens of one split, choose their settings on held-out images, and test them once on another.
+
+    Args:
+        train, test: of `extract`, by the same model, with the levels and kinds that the probes read.
+        probes: names of probes; see `layerbank probes`.
+        protocol: "quick", "paper", or a TOML file.
+        seeds: the whole protocol is run once for each.
+        runs: folder of all results. What it has already is not trained again.
+        memory: memory that this may use, such as "4GB"; None is 80 % of what is free.
+        retrain: train again what is there.
+        verify: check the stored tokens against their checksums first.
+        progress: True for progress bars, False for none, or a function that is called with every event.
+
+    Raises:
+        RequestError: unknown probes, splits of different classes or models.
+        CacheError: the tokens lack a level or kind of a probe, or are damaged.
+
+    >>> import tempfile, layerbank as lb
+    >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    >>> folder = tempfile.mkdtemp()
+    >>> train, test = (
+    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
+    ...     for split in ("train", "test")
+    ... )
+    >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
+    >>> results.best.probe, results.records()[0]["seed"]
+    ('ridge-cls', 0)
+    """
+    backbone = train.model.backbone
+    check_classes(train.request.record, test.request.record)
+    named = leave_out_unfit(parse_probes(list(probes), backbone.depth), backbone.row_shape)
+    check_heads(named, backbone.row_shape)
+    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
+    splits = [replace(one.request, arrays=arrays) for one in (train, test)]
+    with ExitStack() as stack:
+        on_event = listener_of(progress, stack)
+        if verify:
+            verify_tokens(splits)
+        folder, rows = run_folder(Path(runs), splits[0]), []
+        base = open_protocol(protocol, seed=0)
+        for seed in seeds:
+            rows += train_probes(
+                splits[0],
+                splits[1],
+                named,
+                replace(base, seed=seed),
+                folder,
+                config=train.description,
+                retrain=retrain,
+                device=backbone.device,
+                memory_bytes=memory_for_probes(memory),
+                on_event=on_event,
+            )
+    return Results(rows, folder)

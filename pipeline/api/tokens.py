@@ -1,0 +1,196 @@
+"""Extraction, and its tokens as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerbank.cache import TokenArray
+
+from ..console import Listener
+from ..data.image_source import ImageSource
+from ..events import OnEvent
+from ..extraction.extract import ExtractConfig
+from ..jobs.extract import RequestedExtraction, open_rows, settle_and_check_disk
+from ..models.layers import choose_levels
+from ..models.request import ModelRequest, choose_storage_dtype
+from ..models.rounding import float_tokens
+from ..probing.tokens.split_tokens import SplitRequest, SplitTokens
+from .models import Model
+
+Progress = bool | OnEvent
+"""True shows progress, in a notebook too; False shows nothing; a function is called with every event."""
+
+
+class Tokens:
+    """The tokens of the images of one split by one model; made by `extract`.
+
+    `tokens["block.6", "cls"]` is an array of all rows that could be read.
+
+    Attributes:
+        model: what computed them.
+        request: which rows, and where they are looked for.
+        labels: [N] int64.
+        ids: N sample ids.
+        class_names: C names.
+    """
+
+    def __init__(self, model: Model, request: SplitRequest, description: dict[str, Any]) -> None:
+        self.model, self.request, self.description = model, request, description
+        self._open: SplitTokens = request.open()
+        self.labels: NDArray[np.int64] = self._open.labels
+        self.ids: list[str] = self._open.sample_ids
+        self.class_names: list[str] = self._open.class_names
+
+    @property
+    def arrays(self) -> list[tuple[str, str]]:
+        """The (level, kind) pairs."""
+        return list(self._open.arrays)
+
+    @property
+    def stores(self) -> list[Path]:
+        """The stores that hold the rows."""
+        return list(self._open.stores)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, array: tuple[str, str]) -> RowArray:
+        """The tokens of a level and kind.
+
+        Raises:
+            MissingArrayError: they were not extracted.
+        """
+        return RowArray(self._open.tokens(*array), self._open.positions)
+
+    def __repr__(self) -> str:
+        return f"Tokens({self.request.name!r}, {len(self):,} images, {len(self.arrays)} arrays of {self.request.model.name!r})"
+
+
+class RowArray:
+    """Tokens [N, D] or [N, T, D] of a level and kind, read from the disk where they are used.
+
+    Slices, integers, lists and boolean masks along the first axis give NumPy arrays; `np.asarray` reads everything. Values are
+    float16 or float32; bfloat16 becomes float32.
+
+    Attributes:
+        shape, dtype: of the array.
+    """
+
+    def __init__(self, tokens: TokenArray, positions: NDArray[np.int64]) -> None:
+        self._tokens, self._positions = tokens, positions
+        self.shape: tuple[int, ...] = (len(positions), *tokens.shape[1:])
+        self.dtype: np.dtype[Any] = np.dtype(np.float32 if tokens.logical_dtype == "bfloat16" else tokens.logical_dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        first, *rest = rows if isinstance(rows, tuple) else (rows,)
+        places = self._positions[first]
+        if np.ndim(places) == 0:
+            return np.asarray(self._read(np.atleast_1d(places))[0][tuple(rest)])
+        return self._read(places)[(slice(None), *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self._read(self._positions).astype(self.dtype if dtype is None else dtype, copy=False)
+
+    def _read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
+        stored = self._tokens.take(positions)
+        if self._tokens.logical_dtype == "bfloat16":
+            stored = float_tokens(stored, "bfloat16").float().numpy()
+        return stored
+
+    def __repr__(self) -> str:
+        return f"RowArray(shape={self.shape}, dtype={self.dtype})"
+
+
+def extract(
+    model: Model,
+    images: ImageSource,
+    *,
+    kinds: Sequence[str] = ("cls", "ap"),
+    levels: str | Sequence[str] = "every",
+    cache: str | Path = "caches",
+    storage_dtype: str = "float16",
+    views: int = 0,
+    batch_size: int | None = None,
+    workers: int = 0,
+    on_bad_image: str = "stop",
+    trust_files: bool = False,
+    overwrite: bool = False,
+    progress: Progress = True,
+) -> Tokens:
+    """Compute the tokens of some images that no store of the model holds, and open all of them.
+
+    Args:
+        model: of `open_model` or `model_from`.
+        images: of `open_images` or `images_from`.
+        kinds: "cls", "ap", "grid2", "patch", "register", ...
+        levels: "every", a layer set ("last", "mid", "quarterly", "all"), or names such as ("block.3", "final").
+        cache: folder of all stores.
+        storage_dtype: "float16", "float32", "bfloat16", or one for each kind: "cls=float32,ap=float16".
+        views: augmented views of each image beside the centre one.
+        batch_size: images in a forward pass; None chooses it.
+        workers: decoding processes; 0 decodes in this one.
+        on_bad_image: "stop", or "skip" and leave the image out.
+        trust_files: take hashes from stores with images of the same names and sizes, without reading the images.
+        overwrite: compute every row again.
+        progress: True for progress bars, False for none, or a function that is called with every event.
+
+    Raises:
+        RequestError: the model lacks a level or kind, wrong options, or a disk that is too small.
+        BadImage: an image cannot be read and `on_bad_image` is "stop".
+        CacheError: a store is held by another process, or the images changed while they were read.
+
+    >>> import tempfile, layerbank as lb
+    >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    >>> images = lb.open_images("demo:digits?train=40&test=20", split="train")
+    >>> folder = tempfile.mkdtemp()
+    >>> tokens = lb.extract(model, images, levels="last", cache=folder, progress=False)
+    >>> tokens["final", "cls"]
+    RowArray(shape=(40, 192), dtype=float16)
+    >>> tokens["final", "cls"][:2].shape
+    (2, 192)
+    """
+    with ExitStack() as stack:
+        on_event = listener_of(progress, stack)
+        backbone = model.backbone
+        if isinstance(levels, str):
+            levels = backbone.levels if levels == "every" else choose_levels(levels, backbone.depth)
+        options = {
+            "cache_root": Path(cache),
+            "trust_files": trust_files,
+            "views": views,
+            "view_scale": 0.08,
+            "view_flip": True,
+        }
+        config = ExtractConfig(
+            arrays=tuple((level, kind) for level in levels for kind in kinds),
+            storage_dtype=choose_storage_dtype(storage_dtype),
+            batch_size=batch_size,
+            num_workers=workers,
+            on_bad_image=on_bad_image,
+            overwrite=overwrite,
+        )
+        request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
+        data = images.origin or f"python:{images.name}"
+        work = RequestedExtraction(backbone, request, data, Path(cache), config, on_event=on_event)
+        rows = open_rows(images, options, on_event)
+        (work,) = settle_and_check_disk([work], [rows])
+        if work.backbone is not backbone:
+            model = replace(model, backbone=work.backbone, request=work.request)
+        return Tokens(model, work.extract(rows), work.description())
+
+
+def listener_of(progress: Progress, stack: ExitStack) -> Callable[[Any], None]:
+    """The callback for events: a progress display for True, nothing for False, or the given function."""
+    if callable(progress):
+        return progress
+    return stack.enter_context(Listener(quiet=not progress)).show

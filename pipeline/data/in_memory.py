@@ -1,0 +1,116 @@
+"""Images that a Python program holds: arrays, PIL images, encoded bytes, paths, or the items of a torch data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError
+from .image_source import ImageSource, Stored
+
+NO_LABEL = -1
+
+
+class MemorySource(ImageSource):
+    """Images by number; see `layerbank.images_from`.
+
+    Args:
+        items: N images, or pairs of an image and a label, by number.
+        labels: [N] labels; None where items are pairs, or there are none.
+        name, split: names of the data.
+        ids: N sample ids; None numbers them.
+        class_names: names of the classes, in the order of their numbers; None takes the labels themselves.
+        pairs: whether items are pairs of an image and a label.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        labels: Sequence[Any] | NDArray[Any] | None,
+        *,
+        name: str,
+        split: str,
+        ids: Sequence[str] | None,
+        class_names: Sequence[str] | None,
+        pairs: bool,
+    ) -> None:
+        num_images = len(items)
+        if not num_images:
+            raise RequestError("data.no_items", name=name)
+        self._items, self._pairs = items, pairs
+        if labels is None and pairs:
+            labels = _labels_of(items)
+        numbers, names = _classes(labels, class_names, num_images, name)
+        super().__init__(
+            name=name,
+            split=split,
+            ids=[f"{number}" for number in range(num_images)] if ids is None else list(ids),
+            labels=numbers,
+            class_names=names,
+            sizes=np.zeros(num_images, dtype=np.int64),
+        )
+        if len(self.ids) != num_images:
+            raise RequestError("data.number_of_ids", name=name, images=num_images, ids=len(self.ids))
+
+    def read(self, row: int) -> Stored:
+        item = self._items[row]
+        return _stored(item[0] if self._pairs else item, f"{self.name}[{row}]")
+
+    def file_of(self, row: int) -> str:
+        return f"item {row} of {self.name}"
+
+
+def _labels_of(items: Any) -> Sequence[Any]:
+    """The labels of a torch data set: its `targets` or `labels`, else those of its items, one by one."""
+    for attribute in ("targets", "labels"):
+        found = getattr(items, attribute, None)
+        if found is not None and len(found) == len(items):
+            return np.asarray(found).tolist()  # type: ignore[no-any-return]
+    return [np.asarray(items[row][1]).item() for row in range(len(items))]
+
+
+def _classes(
+    labels: Sequence[Any] | NDArray[Any] | None, class_names: Sequence[str] | None, num_images: int, name: str
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Class numbers [N] and class names; labels that are names are numbered in sorted order."""
+    if labels is None:
+        return np.full(num_images, NO_LABEL), []
+    values = np.asarray(labels)
+    if values.shape != (num_images,):
+        raise RequestError("data.number_of_labels", name=name, images=num_images, shape=list(values.shape))
+    if values.dtype.kind in "iub" and class_names is not None:
+        numbers = values.astype(np.int64)
+        if numbers.min() < 0 or numbers.max() >= len(class_names):
+            low, high = int(numbers.min()), int(numbers.max())
+            raise RequestError("data.label_out_of_range", name=name, low=low, high=high, count=len(class_names))
+        return numbers, list(class_names)
+    if values.dtype.kind not in "iubU":
+        raise RequestError("data.labels_of_other_type", name=name, dtype=values.dtype)
+    known = sorted(set(values.tolist())) if class_names is None else list(class_names)
+    number_of = {value: number for number, value in enumerate(known)}
+    if foreign := [value for value in values.tolist() if value not in number_of]:
+        raise RequestError("data.label_without_name", name=name, label=foreign[0], names=", ".join(map(str, known[:8])))
+    return np.array([number_of[value] for value in values.tolist()]), [str(value) for value in known]
+
+
+def _stored(image: Any, place: str) -> Stored:
+    """Encoded bytes, or uint8 pixels [H, W] or [H, W, 3]."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    if hasattr(image, "convert"):  # a PIL image
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image)
+    is_torch = hasattr(image, "permute")
+    if is_torch and values.ndim == 3:
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.dtype != np.uint8 or values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)):
+        raise RequestError("data.not_an_image", place=place, dtype=values.dtype, shape=list(np.shape(image)))
+    return np.ascontiguousarray(values)
