@@ -8,6 +8,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from messages import raises
@@ -33,6 +34,7 @@ from layerbank.cache import (
     array_key,
     export_hdf5,
     find_garbage,
+    import_hdf5,
     list_specs,
     list_stores,
     repair_store,
@@ -137,6 +139,15 @@ def test_a_store_of_format_1_is_not_written(root: Path, tmp_path: Path) -> None:
             with raises("cache.old_format", OldFormatError, store=store):
                 export_hdf5(store, tmp_path / "a.h5")
         assert tree(store) == before
+
+
+def test_an_export_of_format_1_is_not_imported(root: Path, tmp_path: Path) -> None:
+    store = next(iter(sorted(root.glob("*/*/*.zarr"))))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["layerbank_header"] = (store / "zarr.json").read_text()
+    with raises("cache.old_hdf5", OldFormatError, file=tmp_path / "a.h5", expected=2, got=1):
+        import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
+    assert not (tmp_path / "b.zarr").exists()
 
 
 def test_damaged_hashes_of_format_1_are_noticed(root: Path) -> None:
