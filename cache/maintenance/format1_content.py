@@ -23,7 +23,8 @@ from ..format import (
     static_entry,
     token_array,
 )
-from ..header import COMPLETE, ArrayEntry, Header
+from ..header import ArrayEntry, Header
+from ..header_values import COMPLETE
 from ..journal import JOURNAL_FOLDER, BatchNotes, Entry, Journal
 from ..reader import StoreFiles, rows_of_format1
 from ..rows import RowSet
