@@ -342,9 +342,9 @@ def test_a_damaged_store_is_refused_with_the_command_that_repairs_it(
     (store,) = train.open().stores
     chunk = store / "tokens/final/cls/c.0.0"
     whole = chunk.read_bytes()
-    for content in (whole[:-8] + b"altered.", b"short"):
+    for content, key in ((whole[:-8] + b"altered.", "probing.damaged_store"), (b"short", "cache.store_damaged")):
         chunk.write_bytes(content)
-        with raises("probing.damaged_store", DamagedStoreError, store=store) as refused:
+        with raises(key, DamagedStoreError, store=store) as refused:
             verify_tokens([train, test])
         assert "final/cls" in refused.error.got
     chunk.write_bytes(whole)

@@ -19,6 +19,8 @@ from plugins import install_plugin
 from report_page import ReadPage, require_computed_again
 from study_runs import balanced, write_study
 
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
 from layerbank.probing.results_file import read_rows
 from layerbank.report.figures import FIGURES
 from layerbank.report.report import ReportOptions, make_report
@@ -361,6 +363,21 @@ def test_the_best_level_of_a_case_stands_with_the_others_and_given_levels_have_a
 
 def test_data_that_cannot_be_opened_are_named_with_the_reason_of_the_system(tmp_path: Path) -> None:
     runs = write_study(tmp_path / "runs")
+    results = runs / "data00" / "store" / "results.jsonl"
+    images = ImageSet(
+        hashes=np.arange(90, dtype=np.uint64), rule1_hashes=None, is_known=np.ones(90, bool), keeps_order=True
+    )
+    record = SplitRecord(
+        dataset="pets",
+        split="test",
+        ids=[f"image{row}" for row in range(90)],
+        labels=np.zeros(90, np.int64),
+        class_names=["ant"],
+        images=images,
+    )
+    named = {"images": {"test": record.save(results.parent)}}
+    rows = [json.loads(line) | named for line in results.read_text(encoding="utf-8").splitlines()]
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     uri = "folder:/" + 300 * "x"  # longer than a name may be
     for file in runs.rglob("probe.json"):
         file.write_text(file.read_text(encoding="utf-8").replace("folder:/nowhere/at all", uri))
