@@ -168,9 +168,7 @@ def test_values_that_float16_cannot_hold_are_an_event_with_level_and_count(sourc
     assert TokenStore.open(store).notes.saturated == {"tokens/norm2/block.3/cls": len(source)}
 
 
-def test_a_store_held_by_another_process_is_refused(
-    backbone: Backbone, source: ImageSource, tmp_path: Path
-) -> None:
+def test_a_store_held_by_another_process_is_refused(backbone: Backbone, source: ImageSource, tmp_path: Path) -> None:
     config = ExtractConfig(arrays=ARRAYS, batch_size=16, num_workers=0)
     extraction = Extraction(backbone=backbone, config=config, cache_root=tmp_path)
     rows = rows_of(source, tmp_path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,14 @@ class Extraction:
         config: what to store and how.
         cache_root: folder of all stores.
         request: kept in the attributes of new stores, so that `cache repair` can do the same work again.
-        parity: what `parity.settle` measured, kept in the store: path of an array -> parity.
+        parity: what `parity.settle` measured, kept in the stores: store -> path of an array -> parity.
     """
 
     backbone: Backbone
     config: ExtractConfig
     cache_root: Path
     request: dict[str, Any] | None = None
-    parity: Mapping[str, Mapping[str, Any]] | None = None
+    parity: Mapping[Path, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelSpec:
@@ -360,7 +360,7 @@ def _writer_options(extraction: Extraction, gap: Gap, rows: SplitRows) -> dict[s
         "sample_ids": ids_of(gap, _ids(rows)),
         "sizes": sizes,
         "attributes": {"request": extraction.request or {}},
-        "parity": extraction.parity,
+        "parity": extraction.parity.get(gap.path),
     }
 
 
