@@ -123,7 +123,7 @@ class Passes:
         split = request.open()
         values = [split.tokens(*array) for array in arrays]
         return {
-            id: b"".join(one.gather(np.array([position])).tobytes() for one in values)
+            id: b"".join(one.take(np.array([position])).tobytes() for one in values)
             for id, position in zip(split.sample_ids, split.positions.tolist(), strict=True)
         }
 
