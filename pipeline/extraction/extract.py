@@ -274,8 +274,10 @@ def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: On
 
 
 def _claim(writer: CacheWriter, gap: Gap) -> list[Batch]:
-    """The batches to compute next, without those of which an image is not at hand."""
-    return [batch for batch in writer.claim() if (gap.wanted[batch.start : batch.stop] >= 0).all()]
+    """The batches to compute next, without row blocks of which an image is not at hand."""
+    batches = writer.claim()
+    absent = {batch.block for batch in batches if (gap.wanted[batch.start : batch.stop] < 0).any()}
+    return [batch for batch in batches if batch.block not in absent]
 
 
 def _finish(extraction: Extraction, unfinished: Sequence[Gap], rows: SplitRows) -> None:
