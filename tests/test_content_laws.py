@@ -352,6 +352,29 @@ def test_a_source_that_changes_while_it_is_extracted_stops_by_name_and_the_next_
     assert len(extract.tokens(data, ARRAYS[:1])) == 700
 
 
+@pytest.mark.parametrize("num_good", [0, 1, 300, 699])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_stopped_anywhere_and_started_again_with_another_level_in_between_gives_the_bytes_of_one_run(
+    many: Path, backbone: Backbone, tmp_path: Path, num_good: int, num_workers: int
+) -> None:
+    if num_workers and num_good != 300:
+        pytest.skip("one is enough")
+    extract = Passes(backbone, tmp_path / "caches")
+    data, options = f"folder:{many}", {"batch_size": 32, "num_workers": num_workers}
+    with pytest.raises(BadImage):
+        extract(Torn(data, num_good), arrays=ARRAYS[:1], **{**options, "num_workers": 0})
+    with pytest.raises(BadImage):
+        extract(Torn(data, num_good), arrays=ARRAYS, **{**options, "num_workers": 0})
+    extract(data, arrays=ARRAYS[1:], **options)
+    extract(data, arrays=ARRAYS, **options)
+    once = Passes(backbone, tmp_path / "once")
+    assert once(data, arrays=ARRAYS, **options) == 700
+    (one,), (other,) = extract.stores(), once.stores()
+    assert one.path.relative_to(extract.root) == other.path.relative_to(once.root)
+    assert without_targets(tree(one.path)) == without_targets(tree(other.path))
+    assert extract(data, arrays=ARRAYS, **options) == 0
+
+
 def test_a_writer_that_was_killed_before_its_last_step_leaves_nothing_to_compute_and_the_same_bytes(
     many: Path, whole: dict[str, bytes], extract: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
