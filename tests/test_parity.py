@@ -148,10 +148,10 @@ def test_what_float16_storage_cuts_off_is_counted_by_array(source: ImageSource, 
         source, tmp_path, Massive(model=TINY_MODEL, tap="block"), arrays=[*ARRAYS, ("block.2", "cls")]
     )
     parity = parity_of(settled)
-    assert parity["tokens/norm2/block.1/cls"]["saturated"] == 0
-    assert parity["tokens/norm2/block.2/cls"]["saturated"] == parity["tokens/norm2/block.11/ap"]["saturated"] == 32
-    assert parity["tokens/norm2/block.2/cls"]["max_relative_error"] == pytest.approx(1 - 65504 / 1e5, rel=0.01)
-    assert parity["tokens/norm2/block.2/cls"]["cosine_min"] > 0.999  # blind to it
+    assert parity["tokens/block/block.1/cls"]["saturated"] == 0
+    assert parity["tokens/block/block.2/cls"]["saturated"] == parity["tokens/block/block.11/ap"]["saturated"] == 32
+    assert parity["tokens/block/block.2/cls"]["max_relative_error"] == pytest.approx(1 - 65504 / 1e5, rel=0.01)
+    assert parity["tokens/block/block.2/cls"]["cosine_min"] > 0.999  # blind to it
     [measured] = events
     assert isinstance(measured, ParityMeasured)
     assert measured.num_saturated == 5 * 32 - 2 * 32  # cls of block 2, both kinds of block 11; `final` is normalised
@@ -179,7 +179,7 @@ def test_a_threshold_makes_it_an_error_before_anything_is_written(
         "extraction.below_parity_threshold", WorkError, threshold=threshold, split="train", **values
     ) as refused:
         look(source, tmp_path, request_, threshold=threshold)
-    assert refused.error.values["array"].startswith("tokens/norm2/block.11/" if values["num_saturated"] else "tokens/")
+    assert refused.error.values["array"].startswith("tokens/block/block.11/" if values["num_saturated"] else "tokens/")
     assert 0.9 < float(refused.error.values["cosine"]) < 1
     assert list(tmp_path.rglob("*.zarr")) == []
     look(source, tmp_path, threshold=0.999)  # holds

@@ -134,6 +134,13 @@ class Extraction:
         leave_out = self.replaced(stores, rows) if self.config.overwrite else ()
         return find_gaps(stores, rows.wanted, keys, order=rows.reading_order, name=rows.name, leave_out=leave_out)
 
+    def has_rows(self, rows: SplitRows) -> bool:
+        """Whether a store of the model, other than those that `overwrite` deletes, is of any of these rows, whatever its arrays."""
+        stores = ModelStores(self.cache_root, self.model)
+        replaced = self.replaced(stores, rows) if self.config.overwrite else ()
+        keys = rows.wanted.rows.keys
+        return any(bool(np.isin(files.rows.keys, keys).any()) for files in stores.stores if files.path not in replaced)
+
     def replaced(self, stores: ModelStores, rows: SplitRows) -> list[Path]:
         """The stores that `overwrite` deletes: those that hold some of these rows and no others."""
         keys = rows.wanted.rows.keys
