@@ -55,7 +55,7 @@ class RequestedExtraction:
         cache_root: folder of all stores.
         config: what to store, and how.
         parity_threshold: minimum cosine similarity of a token to a float32 run; None accepts any.
-        parity: split -> parity measured on its first images.
+        parity: split -> store -> parity measured on its first images.
         on_event: called with every event.
     """
 
@@ -65,7 +65,7 @@ class RequestedExtraction:
     cache_root: Path
     config: ExtractConfig
     parity_threshold: float | None = None
-    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parity: Mapping[str, Mapping[Path, Mapping[str, Any]]] = field(default_factory=dict)
     on_event: OnEvent = ignore
 
     def settled(self, splits: Sequence[SplitRows]) -> RequestedExtraction:
@@ -97,7 +97,7 @@ class RequestedExtraction:
             config=self.config,
             cache_root=self.cache_root,
             request=self.description(rows),
-            parity=self.parity.get(rows.source.split),
+            parity=self.parity.get(rows.source.split, {}),
         )
 
     def description(self, rows: SplitRows | None = None) -> dict[str, Any]:
