@@ -22,10 +22,7 @@ from layerbank.events import (
     HashingStarted,
     ImageSkipped,
     ImagesTrusted,
-<<<<<<< HEAD
     IndexIgnored,
-=======
->>>>>>> area-xtests
     MemoryPlanned,
     PrecisionAdvice,
     ProbeFinished,
