@@ -44,7 +44,7 @@ from .job import ExtractJob, Job
 Prepared = list[tuple[SplitRows, list[Extraction]]]
 """The extractions of each split, one a model."""
 
-Settlement = tuple[str, Mapping[str, Mapping[str, Any]]]
+Settlement = tuple[str, Mapping[str, Mapping[Path, Mapping[str, Any]]]]
 """Precision of a model, and split -> parity of its first images."""
 
 
