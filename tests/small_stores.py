@@ -33,7 +33,12 @@ PROTOCOL = TrainingProtocol(
 
 
 def write_small_store(
-    root: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0, split: str = "train"
+    root: Path,
+    storage_dtype: str = "float16",
+    num_rows: int = NUM_ROWS,
+    num_views: int = 0,
+    split: str = "train",
+    first_image: int = 0,
 ) -> SplitTokens:
     """Write a store under a cache folder: rows of three classes, sorted, every hundredth unreadable.
 
@@ -45,7 +50,7 @@ def write_small_store(
         for level, width in WIDTHS.items()
         for kind in ("cls", "grid2")
     ]
-    request = small_request(root, storage_dtype, num_rows, num_views, split)
+    request = small_request(root, storage_dtype, num_rows, num_views, split, first_image)
     wanted, labels = wanted_rows(request.record.images, request.rule), small_labels(num_rows)
     rows, name = wanted.rows, f"small-{split}"
     spec = make_spec(rows=rows, name=name, storage_dtype=storage_dtype)
@@ -68,9 +73,14 @@ def write_small_store(
 
 
 def small_request(
-    root: Path, storage_dtype: str = "float16", num_rows: int = NUM_ROWS, num_views: int = 0, split: str = "train"
+    root: Path,
+    storage_dtype: str = "float16",
+    num_rows: int = NUM_ROWS,
+    num_views: int = 0,
+    split: str = "train",
+    first_image: int = 0,
 ) -> SplitRequest:
-    """The request for the rows of a small store: `num_rows` rows, images times views."""
+    """The request for the rows of a small store: `num_rows` rows, images times views, of the images from a number on."""
     num_images = num_rows // (1 + num_views)
     record = SplitRecord(
         dataset="small",
@@ -79,7 +89,7 @@ def small_request(
         labels=small_labels(num_rows)[:: 1 + num_views],
         class_names=["circle", "square", "star"],
         images=ImageSet(
-            hashes=make_rows(num_images).hashes,
+            hashes=make_rows(np.arange(num_images) + first_image).hashes,
             rule1_hashes=None,
             is_known=np.ones(num_images, dtype=np.bool_),
             keeps_order=True,

@@ -16,15 +16,16 @@ from small_stores import ALF, GRID, LINEAR, PROTOCOL, write_small_store
 from study_recipes import arguments, results, write_recipe
 from token_stores import without_fsync  # noqa: F401
 
-import layerbank.jobs.units
+import layerbank.jobs.probe
 import layerbank.probing.training
 from layerbank import RequestError, WorkError
 from layerbank.errors import Message
 from layerbank.events import Event, ProbeProgress, TrainingStarted
 from layerbank.probes import DataError, Head, SettingError
-from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.tokens.split_tokens import SplitRequest
 
 UNFIT = ProbeSpec(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels
 RIDGE = ProbeSpec(name="ridge", head="ridge", levels=("final",), kinds=("cls",))
@@ -33,16 +34,16 @@ Failed = list[tuple[str, Exception]]
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
-    folder = tmp_path_factory.mktemp("stores")
-    caches = [
-        write_small_store(folder / f"{name}.zarr", num_rows=count) for name, count in (("train", 400), ("test", 120))
-    ]
-    return Store(caches[0].path, caches[0].spec), Store(caches[1].path, caches[1].spec)
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[SplitRequest, SplitRequest]:
+    root = tmp_path_factory.mktemp("caches")
+    train = write_small_store(root, num_rows=400)
+    return train.request, write_small_store(root, num_rows=120, split="test", first_image=1000).request
 
 
 @pytest.fixture(scope="module")
-def wanted(stores: tuple[Store, Store], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def wanted(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """Rows of probes that nothing has happened to."""
     rows = probe(*stores, [LINEAR, ALF, GRID, RIDGE, top(ALF)], PROTOCOL, tmp_path_factory.mktemp("runs"))
     return by_name(rows)
@@ -61,7 +62,7 @@ def top(base: ProbeSpec) -> ProbeSpec:
 
 
 def run(
-    stores: tuple[Store, Store], runs: Path, probes: Sequence[ProbeSpec], **more: Any
+    stores: tuple[SplitRequest, SplitRequest], runs: Path, probes: Sequence[ProbeSpec], **more: Any
 ) -> tuple[list[dict[str, Any]], Failed, list[Event]]:
     failed: Failed = []
     events: list[Event] = []
@@ -78,7 +79,7 @@ def run(
 
 
 def test_a_head_that_does_not_fit_its_tokens_fails_before_the_others_train_and_they_train_together(
-    stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], wanted: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     rows, failed, events = run(stores, tmp_path, [UNFIT, LINEAR, ALF, GRID])
     assert started(events) == [("linear", "alf", "grid")]
@@ -91,7 +92,10 @@ def test_a_head_that_does_not_fit_its_tokens_fails_before_the_others_train_and_t
 
 
 def test_a_group_that_fails_because_of_one_probe_is_repeated_probe_by_probe(
-    stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: tuple[SplitRequest, SplitRequest],
+    wanted: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refused = DataError(Message(where="tokens", expected="other tokens", got="these", todo="Repair them."))
     original = layerbank.probing.training.run_sweeps
@@ -114,7 +118,9 @@ def test_a_group_that_fails_because_of_one_probe_is_repeated_probe_by_probe(
     assert not (tmp_path / ".sweeps").exists()
 
 
-def test_without_a_callback_the_first_failure_is_raised(stores: tuple[Store, Store], tmp_path: Path) -> None:
+def test_without_a_callback_the_first_failure_is_raised(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
     with pytest.raises(SettingError):
         probe(*stores, [LINEAR, UNFIT], PROTOCOL, tmp_path)
     with raises("probing.missing_arrays", RequestError, arrays="block.7/cls"):
@@ -123,10 +129,10 @@ def test_without_a_callback_the_first_failure_is_raised(stores: tuple[Store, Sto
 
 
 def test_a_probe_that_fits_no_memory_fails_and_those_that_fit_are_trained_and_a_rerun_does_only_what_is_missing(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     asked = [LINEAR, HUGE, GRID]
-    rows, failed, _ = run(stores, tmp_path, asked, memory_bytes=11_500_000)
+    rows, failed, _ = run(stores, tmp_path, asked, memory_bytes=12_500_000)
     assert [row["probe"] for row in rows] == ["linear", "grid"]
     ((name, error),) = failed
     assert name == "huge"
@@ -138,7 +144,7 @@ def test_a_probe_that_fits_no_memory_fails_and_those_that_fit_are_trained_and_a_
 
 
 def test_a_store_that_lacks_what_one_probe_reads_is_that_probes_failure(
-    stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], wanted: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     lost = replace(LINEAR, name="lost", levels=("block.7",))
     rows, failed, _ = run(stores, tmp_path, [lost, GRID, top(lost)])
@@ -147,7 +153,10 @@ def test_a_store_that_lacks_what_one_probe_reads_is_that_probes_failure(
 
 
 def test_a_solved_probe_fails_alone(
-    stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: tuple[SplitRequest, SplitRequest],
+    wanted: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refused = DataError(Message(where="tokens", expected="finite values", got="others", todo="Repair them."))
     original = layerbank.probing.training.run_solvers
@@ -164,7 +173,7 @@ def test_a_solved_probe_fails_alone(
 
 
 def test_a_post_hoc_probe_of_a_base_that_failed_names_the_base(
-    stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], wanted: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     smallest = replace(UNFIT, name="unfit-smallest", derived=SmallestLevels(base=UNFIT))
     rows, failed, _ = run(stores, tmp_path, [top(UNFIT), smallest, top(ALF)])
@@ -176,7 +185,10 @@ def test_a_post_hoc_probe_of_a_base_that_failed_names_the_base(
 
 
 def test_what_a_group_had_chosen_before_it_failed_is_not_trained_again(
-    stores: tuple[Store, Store], wanted: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: tuple[SplitRequest, SplitRequest],
+    wanted: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = layerbank.probing.training.run_sweeps
 
@@ -199,7 +211,7 @@ def test_what_a_group_had_chosen_before_it_failed_is_not_trained_again(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()]
 )
 def test_memory_that_runs_out_is_a_failure_and_a_group_that_is_too_large_trains_alone(
-    stores: tuple[Store, Store],
+    stores: tuple[SplitRequest, SplitRequest],
     wanted: dict[str, dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,7 +236,7 @@ def test_memory_that_runs_out_is_a_failure_and_a_group_that_is_too_large_trains_
 
 
 def test_a_bug_is_not_taken_for_a_failure_of_a_probe(
-    stores: tuple[Store, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*rest: Any, **more: Any) -> Any:
         raise RuntimeError("a bug")
@@ -241,7 +253,7 @@ def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_w
     recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "alf", "alf-top2", "linear-all"])
     recipe.write_text("seeds = [0, 3]\n" + recipe.read_text())
     with monkeypatch.context() as patch:
-        patch.setattr(layerbank.jobs.units, "memory_for_probes", lambda *rest: 60_000_000)
+        patch.setattr(layerbank.jobs.probe, "memory_for_probes", lambda *rest: 60_000_000)
         result = run_command(*arguments(recipe, tmp_path))
     assert result.exit_code == 1, result.output
     found = results(tmp_path)

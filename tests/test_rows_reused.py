@@ -18,21 +18,22 @@ import layerbank
 from layerbank import WorkError
 from layerbank.event_text import text_of
 from layerbank.events import Event, ProbeFinished, ResultSkipped
-from layerbank.probing.probe import Store, row_folder
+from layerbank.probing.probe import row_folder
 from layerbank.probing.result_key import data_of
 from layerbank.probing.results import key_of
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.tokens.split_tokens import SplitRequest
 
 Runs = tuple[Path, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def stores(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+def stores(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SplitRequest, SplitRequest]:
     return stores_of(REQUEST.open("cpu"), photos, tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture(scope="module")
-def finished(stores: tuple[Store, Store], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def finished(stores: tuple[SplitRequest, SplitRequest], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     return folder, run(stores, folder, ("linear-cls", "ridge-cls", "attn-last"))[0]
 
@@ -42,7 +43,9 @@ def runs(finished: Runs, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "copy"))
 
 
-def again(stores: tuple[Store, Store], runs: Path) -> tuple[list[dict[str, Any]], dict[str, bool], list[ResultSkipped]]:
+def again(
+    stores: tuple[SplitRequest, SplitRequest], runs: Path
+) -> tuple[list[dict[str, Any]], dict[str, bool], list[ResultSkipped]]:
     """The rows, probe -> whether its row was reused, and what was skipped."""
     rows, events = run(stores, runs, ("linear-cls", "ridge-cls", "attn-last"))
     reused = {event.probe: event.reused for event in events if isinstance(event, ProbeFinished)}
@@ -50,7 +53,7 @@ def again(stores: tuple[Store, Store], runs: Path) -> tuple[list[dict[str, Any]]
 
 
 def test_a_row_has_its_key_field_by_field_its_stores_its_files_and_its_digest(
-    stores: tuple[Store, Store], finished: Runs
+    stores: tuple[SplitRequest, SplitRequest], finished: Runs
 ) -> None:
     folder, rows = finished
     written = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
@@ -58,12 +61,12 @@ def test_a_row_has_its_key_field_by_field_its_stores_its_files_and_its_digest(
     for row in rows:
         assert (row["format"], row["layerbank"]) == (2, layerbank.__version__)
         assert row["key"] == key_of(row["key_fields"])
-        data = data_of(stores[0].spec, stores[1].spec)
+        data = data_of(*stores)
         assert {name: row["key_fields"][name] for name in vars(data)} == vars(data)
         assert row["key_fields"]["probe.name"] == row["probe"]
         assert row["stores"] == {
-            "train": [f"{row['dataset']}/train/{stores[0].path.name}"],
-            "test": [f"{row['dataset']}/test/{stores[1].path.name}"],
+            name: [path.relative_to(split.cache_root).as_posix() for path in split.open().stores]
+            for name, split in zip(("train", "test"), stores, strict=True)
         }
         assert set(row["files"]) == {path.name for path in row_folder(folder, row).iterdir()}
     assert (folder / "results.jsonl").read_text().splitlines()[-1].endswith(f'"digest":"{rows[-1]["digest"]}"}}')
@@ -76,7 +79,9 @@ def test_files_of_a_row_have_the_permissions_that_the_umask_leaves(finished: Run
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
 
 
-def test_rows_that_are_as_they_were_written_are_reused(stores: tuple[Store, Store], finished: Runs, runs: Path) -> None:
+def test_rows_that_are_as_they_were_written_are_reused(
+    stores: tuple[SplitRequest, SplitRequest], finished: Runs, runs: Path
+) -> None:
     rows, reused, skipped = again(stores, runs)
     assert rows == finished[1]
     assert (set(reused.values()), skipped) == ({True}, [])
@@ -107,7 +112,7 @@ FILE_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", FILE_DAMAGES)
 def test_a_row_whose_files_are_not_as_they_were_written_is_named_and_trained_again(
-    stores: tuple[Store, Store], finished: Runs, runs: Path, damage: str
+    stores: tuple[SplitRequest, SplitRequest], finished: Runs, runs: Path, damage: str
 ) -> None:
     change, reason = FILE_DAMAGES[damage]
     place = row_folder(runs, finished[1][0])
@@ -132,7 +137,7 @@ def _of_format_1(row: dict[str, Any]) -> str:
 
 
 def test_an_edited_row_is_not_believed_and_lines_of_others_stop_nothing(
-    stores: tuple[Store, Store], finished: Runs, runs: Path
+    stores: tuple[SplitRequest, SplitRequest], finished: Runs, runs: Path
 ) -> None:
     results = runs / "results.jsonl"
     lines = [_edit_number(finished[1][0]), _of_format_1(finished[1][1]), json.dumps(finished[1][2])]
@@ -150,7 +155,7 @@ def test_an_edited_row_is_not_believed_and_lines_of_others_stop_nothing(
 
 
 def test_of_rows_with_one_key_the_last_that_can_be_believed_counts(
-    stores: tuple[Store, Store], finished: Runs, runs: Path
+    stores: tuple[SplitRequest, SplitRequest], finished: Runs, runs: Path
 ) -> None:
     results = runs / "results.jsonl"
     results.write_text(results.read_text() * 2 + _edit_number(finished[1][0]) + "\n")
@@ -160,7 +165,7 @@ def test_of_rows_with_one_key_the_last_that_can_be_believed_counts(
 
 
 def test_results_that_cannot_be_read_are_refused_before_anything_is_trained(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     (tmp_path / "results.jsonl").mkdir()
     events: list[Event] = []
@@ -170,7 +175,7 @@ def test_results_that_cannot_be_read_are_refused_before_anything_is_trained(
 
 
 def test_the_files_of_a_row_are_on_the_disk_before_the_row_that_refers_to_them(
-    stores: tuple[Store, Store], runs: Path, monkeypatch: pytest.MonkeyPatch
+    stores: tuple[SplitRequest, SplitRequest], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     sync, replaced = os.fsync, Path.replace

@@ -14,13 +14,13 @@ from small_stores import ALF, GRID, LINEAR, QUIRK, write_small_store
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.probing.tokens.placement
-from layerbank.cache import TokenCache
 from layerbank.events import Event, MemoryPlanned, TrainingStarted
 from layerbank.probes import TrainingProtocol
-from layerbank.probing.probe import Store, probe
+from layerbank.probing.probe import probe
 from layerbank.probing.probe_groups import ProbeGroup, candidates_of, plan_groups
 from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.tokens.placement import place_tokens
+from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
@@ -38,13 +38,10 @@ ALL = [LINEAR, ALF, GRID, QUIRK, *OF_THE_ZOO]
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
-    folder = tmp_path_factory.mktemp("stores")
-    caches = [
-        write_small_store(folder / f"{name}.zarr", num_rows=count)
-        for name, count in (("train", NUM_ROWS), ("test", 120))
-    ]
-    return Store(caches[0].path, caches[0].spec), Store(caches[1].path, caches[1].spec)
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[SplitRequest, SplitRequest]:
+    root = tmp_path_factory.mktemp("caches")
+    train = write_small_store(root, num_rows=NUM_ROWS)
+    return train.request, write_small_store(root, num_rows=120, split="test", first_image=NUM_ROWS).request
 
 
 @pytest.fixture(autouse=True)
@@ -55,19 +52,21 @@ def a_store_that_fits_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    stores: tuple[Store, Store], runs: Path, probes: Sequence[ProbeSpec], memory_bytes: int = ROOMY
+    stores: tuple[SplitRequest, SplitRequest], runs: Path, probes: Sequence[ProbeSpec], memory_bytes: int = ROOMY
 ) -> tuple[list[dict[str, Any]], list[Event]]:
     events: list[Event] = []
     rows = probe(*stores, probes, PROTOCOL, runs, memory_bytes=memory_bytes, on_event=events.append)
     return rows, events
 
 
-def groups_of(stores: tuple[Store, Store], probes: Sequence[ProbeSpec], memory_bytes: int) -> list[ProbeGroup]:
+def groups_of(
+    stores: tuple[SplitRequest, SplitRequest], probes: Sequence[ProbeSpec], memory_bytes: int
+) -> list[ProbeGroup]:
     return list(plan_groups(stores[0].open(), [(one, PROTOCOL) for one in probes], memory_bytes, CPU))
 
 
 def test_a_row_is_the_same_whatever_its_probe_was_streamed_together_with(
-    stores: tuple[Store, Store], tmp_path: Path
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
     """Linear, attentive, padded, normalised over tokens, and heads of other studies."""
     together, events = run(stores, tmp_path / "together", ALL)
@@ -81,7 +80,7 @@ def test_a_row_is_the_same_whatever_its_probe_was_streamed_together_with(
 
 
 def test_the_store_is_read_once_for_all(
-    stores: tuple[Store, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
     stream = StreamedTokens.stream
@@ -104,7 +103,7 @@ def test_the_store_is_read_once_for_all(
     assert counts[1] - counts[0] == (num_attentive["many"] - num_attentive["one"]) * num_tested
 
 
-def test_the_order_does_not_depend_on_what_is_read_of_a_row(stores: tuple[Store, Store]) -> None:
+def test_the_order_does_not_depend_on_what_is_read_of_a_row(stores: tuple[SplitRequest, SplitRequest]) -> None:
     cache = stores[0].open()
     rows, orders = torch.arange(0, 900, 2), []
     for probes in ([LINEAR], [ALF], [LINEAR, ALF, GRID]):
@@ -116,14 +115,14 @@ def test_the_order_does_not_depend_on_what_is_read_of_a_row(stores: tuple[Store,
     assert torch.equal(orders[0], orders[2])
 
 
-def place(cache: TokenCache, probes: Sequence[ProbeSpec], memory_bytes: int) -> Any:
+def place(cache: SplitTokens, probes: Sequence[ProbeSpec], memory_bytes: int) -> Any:
     candidates = [one for named in probes for one in candidates_of(cache, named)]
     return place_tokens(CachedTokens(cache, probes), candidates, PROTOCOL, memory_bytes, CPU)
 
 
 @pytest.mark.parametrize("memory_bytes", [TIGHT, 2 * TIGHT, 4 * TIGHT, ROOMY])
 def test_groups_keep_within_the_memory_and_change_nothing_for_any_probe(
-    stores: tuple[Store, Store], memory_bytes: int
+    stores: tuple[SplitRequest, SplitRequest], memory_bytes: int
 ) -> None:
     groups = groups_of(stores, ALL, memory_bytes)
     assert [named for group in groups for named in group.probes] == ALL
@@ -137,7 +136,9 @@ def test_groups_keep_within_the_memory_and_change_nothing_for_any_probe(
         assert group.read_bytes <= sum(own.read_bytes for own in alone)
 
 
-def test_where_a_group_would_read_the_store_more_often_probes_train_alone(stores: tuple[Store, Store]) -> None:
+def test_where_a_group_would_read_the_store_more_often_probes_train_alone(
+    stores: tuple[SplitRequest, SplitRequest],
+) -> None:
     """In little memory every bank has a pass of its own, and in a group that pass would read what its probe does not need."""
     assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], ROOMY)] == [2]
     assert [len(group.probes) for group in groups_of(stores, [LINEAR, GRID], TIGHT)] == [1, 1]

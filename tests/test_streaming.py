@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,9 +11,11 @@ import numpy as np
 import pytest
 import starved
 import torch
-from token_stores import make_spec, without_fsync  # noqa: F401
+from token_stores import make_rows, make_spec, without_fsync  # noqa: F401
 
-from layerbank.cache import ArraySpec, CacheWriter, TokenCache
+from layerbank.cache import ArraySpec, CacheWriter
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
 from layerbank.probes import (
     ArraySource,
     FusionHead,
@@ -29,6 +28,7 @@ from layerbank.probes import (
 )
 from layerbank.probes.data.token_source import OrderedSource
 from layerbank.probing.probe_spec import ProbeSpec
+from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 from layerbank.probing.tokens.streaming import READER_NAME, StreamedTokens
 from layerbank.probing.tokens.stretches import Stretches
 from layerbank.probing.tokens.token_source import CachedTokens
@@ -50,7 +50,7 @@ class InOrder(ArraySource):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> SplitTokens:
     """Two levels of different widths, as CLIP has them, and several blocks."""
     arrays = [
         ArraySpec(level="block.1", kind="cls", row_shape=(48,)),
@@ -58,40 +58,45 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
         ArraySpec(level="final", kind="cls", row_shape=(32,)),
         ArraySpec(level="final", kind="grid2", row_shape=(4, 32)),
     ]
+    rows = make_rows(NUM_ROWS)
     spec = make_spec(NUM_ROWS)
     labels = np.arange(NUM_ROWS) * 3 // NUM_ROWS
     generator = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("store") / "train.zarr"
-    writer = CacheWriter.open(
-        path,
-        spec,
-        arrays,
-        labels=labels,
-        sample_ids=[f"image {row}" for row in range(NUM_ROWS)],
-        batch_size=60,
-        attributes={"class_names": ["circle", "square", "star"]},
-    )
+    root, ids = tmp_path_factory.mktemp("caches"), [f"image {row}" for row in range(NUM_ROWS)]
+    writer = CacheWriter.open(spec.path(root), spec.model, rows, arrays, name=spec.name, sample_ids=ids, batch_size=60)
     with writer:
         for batch in writer.pending():
-            rows = np.arange(batch.start, batch.stop)
+            numbers = np.arange(batch.start, batch.stop)
             tokens = {}
             for array in batch.arrays:
-                values = generator.standard_normal((len(rows), *array.row_shape))
-                values[..., :3] += np.eye(3)[labels[rows]].reshape(len(rows), *[1] * (len(array.row_shape) - 1), 3)
+                values = generator.standard_normal((len(numbers), *array.row_shape))
+                values[..., :3] += np.eye(3)[labels[numbers]].reshape(
+                    len(numbers), *[1] * (len(array.row_shape) - 1), 3
+                )
                 tokens[array.name] = values.astype(np.float16)
-            writer.append(batch, tokens, content_hashes=rows.astype(np.uint64))
+            writer.append(batch, tokens, content_hashes=rows.hashes[numbers])
         writer.complete()
-    return TokenCache.open(path)
+    is_known = np.ones(NUM_ROWS, dtype=np.bool_)
+    record = SplitRecord(
+        dataset="shapes",
+        split="train",
+        ids=ids,
+        labels=labels,
+        class_names=["circle", "square", "star"],
+        images=ImageSet(hashes=rows.hashes, rule1_hashes=None, is_known=is_known, keeps_order=True),
+    )
+    read = tuple((array.level, array.kind) for array in arrays)
+    return SplitRequest(cache_root=root, model=spec.model, tap="norm2", record=record, rule=None, arrays=read).open()
 
 
-def tokens_of(cache: TokenCache, head: str) -> CachedTokens:
+def tokens_of(cache: SplitTokens, head: str) -> CachedTokens:
     return CachedTokens(
         cache, ProbeSpec(name=head, head=head, levels=("block.1", "final"), kinds=("cls", "grid2"), num_heads=3)
     )
 
 
 @pytest.fixture(params=["attentive", "linear"])
-def tokens(cache: TokenCache, request: pytest.FixtureRequest) -> CachedTokens:
+def tokens(cache: SplitTokens, request: pytest.FixtureRequest) -> CachedTokens:
     return tokens_of(cache, request.param)
 
 
@@ -129,7 +134,7 @@ def test_streamed_training_equals_resident_training_in_the_same_order_bit_for_bi
     assert not readers()
 
 
-def test_an_order_holds_every_row_once_and_depends_on_seed_and_epoch_only(cache: TokenCache) -> None:
+def test_an_order_holds_every_row_once_and_depends_on_seed_and_epoch_only(cache: SplitTokens) -> None:
     streamed = streamed_from(tokens_of(cache, "linear"))
     rows = torch.arange(0, NUM_ROWS, 2)
     first = streamed.order(rows, 0, 0)
@@ -139,7 +144,7 @@ def test_an_order_holds_every_row_once_and_depends_on_seed_and_epoch_only(cache:
     assert not torch.equal(first, streamed.order(rows, 1, 0))
 
 
-def test_an_order_does_not_depend_on_where_the_rows_lie(cache: TokenCache) -> None:
+def test_an_order_does_not_depend_on_where_the_rows_lie(cache: SplitTokens) -> None:
     """Rows of several stores are streamed as those of one."""
     tokens, elsewhere = tokens_of(cache, "linear"), tokens_of(cache, "linear")
     rows, reading_order = torch.arange(0, NUM_ROWS, 3), torch.randperm(NUM_ROWS)
@@ -172,7 +177,7 @@ def test_what_is_read_in_another_order_is_answered_in_the_order_of_the_rows(toke
             torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
 
-def test_a_buffer_mixes_stretches_from_all_over_the_store(cache: TokenCache) -> None:
+def test_a_buffer_mixes_stretches_from_all_over_the_store(cache: SplitTokens) -> None:
     streamed = streamed_from(tokens_of(cache, "linear"))
     assert streamed.stretches == Stretches(rows=15, in_buffer=16, spread=True)  # the store is sorted by class
     for in_one_buffer in streamed.order(torch.arange(NUM_ROWS), 0, 0).split(15 * 16):
@@ -190,7 +195,7 @@ def test_a_trainer_that_stops_early_ends_the_reading(tokens: CachedTokens) -> No
     assert not readers()
 
 
-def test_a_trainer_that_raises_ends_the_reading(cache: TokenCache) -> None:
+def test_a_trainer_that_raises_ends_the_reading(cache: SplitTokens) -> None:
     def fail(_: object) -> None:
         raise KeyboardInterrupt
 
@@ -218,7 +223,7 @@ def test_what_goes_wrong_while_reading_is_raised_in_the_trainer(
     assert not readers()
 
 
-def test_what_goes_wrong_while_batches_are_made_is_raised_in_the_trainer(cache: TokenCache) -> None:
+def test_what_goes_wrong_while_batches_are_made_is_raised_in_the_trainer(cache: SplitTokens) -> None:
     def batches() -> Iterator[torch.Tensor]:
         yield torch.arange(5)
         raise RuntimeError("no more")
@@ -240,25 +245,13 @@ def test_a_batch_may_be_written_into_without_harm_to_the_next(tokens: CachedToke
         assert read == NUM_ROWS
 
 
-def starve(folder: Path, probe: str, budget_bytes: int) -> dict[str, object]:
-    """Train in a process that cannot have more memory."""
-    train, test = starved.write_stores(folder, 10 * budget_bytes // starved.ROW_BYTES)
-    command = [sys.executable, starved.__file__, train, test, folder / "runs", str(budget_bytes), probe]
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, object] = json.loads(done.stdout)
-    return answer
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
 @pytest.mark.parametrize(
     "probe", ["linear", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("attentive", "cae", "simpool"))]
 )
 def test_memory_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Path, probe: str) -> None:
     budget_bytes = 64_000_000 if probe == "linear" else 80_000_000
-    answer = starve(tmp_path, probe, budget_bytes)
+    answer = starved.train(tmp_path, [probe], budget_bytes, 10 * budget_bytes // starved.ROW_BYTES)
     assert answer["tokens"] == ["streamed"]
     assert answer["accuracies"] == [pytest.approx(1, abs=0.1)]
-    assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes  # type: ignore[operator]
+    assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes

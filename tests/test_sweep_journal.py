@@ -19,7 +19,6 @@ import starved
 import torch
 from sweeps import HEADS, SMALL, make_block_source
 
-from layerbank.cache import TokenCache
 from layerbank.events import Event, MemoryPlanned, ProbeProgress
 from layerbank.probes import (
     BankKey,
@@ -33,14 +32,16 @@ from layerbank.probes import (
     run_sweeps,
 )
 from layerbank.probing import sweep_journal
-from layerbank.probing.probe import Store, probe, row_folder
+from layerbank.probing.probe import probe, row_folder
 from layerbank.probing.probe_groups import plan_groups
 from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.results_file import read_rows
 from layerbank.probing.sweep_journal import SweepJournal, clear_finished
+from layerbank.probing.tokens.split_tokens import SplitRequest
 
 PROTOCOL = replace(starved.PROTOCOL, lrs=(1e-2, 1e-3), weight_decays=(1e-4, 1e-2), jitter_std=0.05, batch_size=64)
 NAMED = ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",))
+NUM_ROWS = 1200
 SWEPT = [HEADS["alf"], HEADS["linear-all"]]
 
 
@@ -177,13 +178,14 @@ def test_a_file_that_cannot_be_read_is_a_bank_that_is_missing(tmp_path: Path) ->
     assert "select" in {event.phase for event in events}
 
 
-def run(stores: tuple[Path, Path], runs: Path, memory_bytes: int, on_event: Any) -> list[dict[str, Any]]:
-    train, test = (Store(path, TokenCache.open(path).spec) for path in stores)
-    return probe(train, test, [NAMED], PROTOCOL, runs, memory_bytes=memory_bytes, on_event=on_event)
+def run(
+    stores: tuple[SplitRequest, SplitRequest], runs: Path, memory_bytes: int, on_event: Any
+) -> list[dict[str, Any]]:
+    return probe(*stores, [NAMED], PROTOCOL, runs, memory_bytes=memory_bytes, on_event=on_event)
 
 
-def enough_for_two_banks(train: Path, _: Path) -> int:
-    cache = TokenCache.open(train)
+def enough_for_two_banks(train: SplitRequest, _: SplitRequest) -> int:
+    cache = train.open()
     for memory_bytes in range(30_000_000, 60_000_000, 100_000):
         with contextlib.suppress(SettingError):  # not enough for one
             (group,) = plan_groups(cache, [(NAMED, PROTOCOL)], memory_bytes, torch.device("cpu"))
@@ -193,7 +195,7 @@ def enough_for_two_banks(train: Path, _: Path) -> int:
     raise AssertionError("a grid of four that no budget cuts in two")
 
 
-def main(train: str, test: str, runs: str, memory: str) -> None:
+def main(folder: str, runs: str, memory: str) -> None:
     """Kill this process in the second of several banks."""
 
     def kill(event: Event) -> None:
@@ -201,16 +203,16 @@ def main(train: str, test: str, runs: str, memory: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.set_num_threads(1)
-    run((Path(train), Path(test)), Path(runs), int(memory), kill)
+    run(starved.requests_of(Path(folder), NUM_ROWS), Path(runs), int(memory), kill)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(tmp_path: Path) -> None:
-    stores = starved.write_stores(tmp_path, 1200)
+    stores = starved.write_stores(tmp_path, NUM_ROWS)
     memory_bytes = enough_for_two_banks(*stores)
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
-    command = [sys.executable, __file__, *map(str, stores), str(tmp_path / "killed"), str(memory_bytes)]
+    command = [sys.executable, __file__, str(tmp_path), str(tmp_path / "killed"), str(memory_bytes)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert read_rows(tmp_path / "killed" / "results.jsonl") == []

@@ -30,6 +30,7 @@ from torch import Tensor
 from layerbank.cache.atomic_files import sync_folder
 from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
+from .. import __version__
 from .attention import keep_attention
 from .probe_spec import ProbeSpec
 from .results import Row, key_of
@@ -42,6 +43,7 @@ from .training import Trained
 from .whole_files import save_arrays
 
 CURVES = "curves.npz"
+PACKAGES = ("torch", "timm", "open_clip_torch", "zarr")  # whose versions are kept with a probe, beside our own
 ATTENTION_FILES = ("attention.json", "attention.npz", "attention.csv", "attention.png")
 FILES = ("probe.safetensors", "probe.json", "test.npz", CURVES, "levels.npz", *ATTENTION_FILES)
 
@@ -74,7 +76,7 @@ def keep_probe(
             "dataset": train.record.dataset,
             "model_spec": train.model.to_dict(),
             "tap": train.request.tap,
-            "versions": {name: version(name) for name in ("layerbank", "torch", "timm", "open_clip_torch", "zarr")},
+            "versions": {"layerbank": __version__} | {name: version(name) for name in PACKAGES},
         }
         save_probe(folder, result.probe, about)
         tokens = CachedTokens(test, named)
