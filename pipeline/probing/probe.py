@@ -10,7 +10,7 @@ probe (`failing.py`). Post-hoc probes (`post_hoc.py`) come last, after their bas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,7 @@ def probe(
     retrain: bool = False,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
+    before_training: Callable[[], object] = lambda: None,
     fail: Fail | None = None,
     on_event: OnEvent = ignore,
 ) -> list[Row]:
@@ -128,6 +129,7 @@ def probe(
         retrain: compute rows again even if they are there.
         memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
         device: where probes are trained.
+        before_training: called if there is anything to train: the check of the stored tokens, which takes long.
         fail: called with a probe that cannot be trained, which then has no row, while the others go on; None raises its error.
         on_event: called with what happens.
 
@@ -142,6 +144,8 @@ def probe(
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     run = _Run(train, test, protocol, folder, config or {}, fail, on_event)
     missing = run.find_missing(named_probes, retrain=retrain)
+    if missing:
+        before_training()
     trained, post_hoc = [], []
     for named in missing:
         if HEADS[named.head].is_solved:
