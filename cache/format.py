@@ -140,7 +140,7 @@ def create_skeleton(
     entries, made = _create_arrays(zarr.create_group(folder, zarr_format=3), spec, arrays, static)
     for name, values in static.items():
         made[name][...] = values
-    (folder / JOURNAL_FOLDER).mkdir()
+    (folder / JOURNAL_FOLDER).mkdir(parents=True)
     (folder / JOURNAL_FOLDER / WORKER_FILE).touch()
     sync_tree(folder)
     paths = sorted(metadata_paths([*static, *entries]))

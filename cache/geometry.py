@@ -4,7 +4,7 @@ A *row block* is R consecutive rows: the unit of ownership, of the journal and o
 added later share the borders of the existing ones. A *chunk* is r rows of one array in one file; r divides R, unless
 the store has one row block.
 
-Changing a number here changes what a resumed run finds on disk: it would be format version 2.
+Changing a number here changes what a resumed run finds on disk: it would be another format version.
 """
 
 from __future__ import annotations

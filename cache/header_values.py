@@ -84,7 +84,7 @@ def _unknown(part: str, entries: Iterable[Mapping[str, Any]], known: Iterable[st
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value < 2**63
 
 
 def _require(part: str, is_right: object) -> None:

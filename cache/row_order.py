@@ -38,7 +38,7 @@ def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int,
 
     Args:
         rows: ``[n]`` row numbers.
-        block_rows: R of the store, see `TokenCache.block_rows`.
+        block_rows: R of the store, see `TokenStore.block_rows`.
         buffer_blocks: row blocks that fit in memory together, at least 1.
         seed: at least 0.
         epoch: changes the order for the same seed.

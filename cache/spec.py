@@ -164,6 +164,8 @@ class StoreSpec:
         differences = self.model.difference(other.model)
         if self.rows_digest != other.rows_digest:
             differences.append(FieldDifference("rows", self.rows_digest, other.rows_digest))
+        elif self.num_rows != other.num_rows:  # one of them is not what it says
+            differences.append(FieldDifference("num_rows", self.num_rows, other.num_rows))
         return differences
 
     def path(self, root: str | Path) -> Path:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .api.results import Classifier, Result, Results, probe
     from .api.tokens import RowArray, Tokens, extract
     from .data.image_source import ImageSource
+    from .executors.run import run
+    from .jobs.job import ExtractJob, ProbeJob
 
 __version__ = "0.2.0"
 __all__ = [
@@ -41,6 +43,9 @@ __all__ = [
     "Results",
     "Result",
     "Classifier",
+    "run",
+    "ExtractJob",
+    "ProbeJob",
     "LayerbankError",
     "RequestError",
     "WorkError",
@@ -60,6 +65,9 @@ _HOMES = {
     "Results": "api.results",
     "Result": "api.results",
     "Classifier": "api.results",
+    "run": "executors.run",
+    "ExtractJob": "jobs.job",
+    "ProbeJob": "jobs.job",
 }
 
 

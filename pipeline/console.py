@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from .errors import RequestError
 from .event_text import text_of
 from .events import (
     Event,
@@ -41,7 +44,17 @@ WIDEST = 1000  # characters of a table that is not shown on a terminal
 class Listener:
     """Shows events as they come; use it as a context manager and pass `listener.show` to a stage."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, events: Path | None = None) -> None:
+        """Show progress and messages on stderr.
+
+        Args:
+            quiet: show nothing.
+            events: file to which every event is appended as a line of JSON.
+
+        Raises:
+            RequestError: the file cannot be written.
+        """
+        self._events = None if events is None else open_events(events)
         self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -65,9 +78,14 @@ class Listener:
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:
             self._progress.stop()
+        if self._events is not None:
+            self._events.close()
 
     def show(self, event: Event) -> None:
         """Print an event as a line, or move the progress bar."""
+        if self._events is not None:
+            self._events.write(event_line(event))
+            self._events.flush()
         match event:
             case ExtractionProgress():
                 self._advance(event.num_done, event.num_pending, text_of(event))
@@ -156,6 +174,25 @@ def print_lines(lines: Iterable[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for line in lines:
         console.print(Text(line))
+
+
+def open_events(path: Path) -> IO[str]:
+    """Open a file of events to append to.
+
+    Raises:
+        RequestError: it is no regular file, or cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        raise RequestError("layerbank.events_not_a_file", path=path)
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise RequestError("layerbank.events_not_writable", path=path, reason=error.strerror) from error
+
+
+def event_line(event: Event) -> str:
+    """An event as a line of JSON: `event` is its type, `time` in seconds since the epoch."""
+    return json.dumps({"event": type(event).__name__, "time": time.time(), **asdict(event)}, default=str) + "\n"
 
 
 def print_json(value: Any) -> None:

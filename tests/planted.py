@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from extractions import rows_of
 from photos import TINY_MODEL
 
-from layerbank.data.sources import ImageSource, open_source
+from layerbank.data.sources import ImageSource
 from layerbank.events import Event
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.extraction.parity import Settled, settle
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.request import ModelRequest
@@ -59,8 +60,13 @@ def look(
     """Settle the precision of one split, or of the `sources` among the changes; returns the events too."""
     events: list[Event] = []
     request = request or Planted(model=TINY_MODEL)
-    arguments: dict[str, Any] = {"storage_dtype": "float16", "cache_root": root, "on_event": events.append}
-    arguments["open_split"] = partial(open_source, f"folder:{source.root}")
     arrays = changes.pop("arrays", ARRAYS)
-    sources = changes.pop("sources", [source])
-    return settle(request, request.open("cpu"), sources, arrays, **(arguments | changes)), events
+    splits = [rows_of(one, root) for one in changes.pop("sources", [source])]
+    config = ExtractConfig(arrays=tuple(arrays), storage_dtype=changes.pop("storage_dtype", "float16"), num_workers=0)
+    return settle(request, request.open("cpu"), splits, config, root, on_event=events.append, **changes), events
+
+
+def parity_of(settled: Settled, split: str = "train") -> dict[str, Any]:
+    """Path of an array -> its parity, of the one new store of a split."""
+    (parity,) = settled.parity[split].values()
+    return dict(parity)

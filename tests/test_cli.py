@@ -67,7 +67,7 @@ def test_probe_goes_from_images_to_a_table(place: dict[str, Any]) -> None:
 def test_a_second_probe_extracts_nothing_and_trains_nothing(place: dict[str, Any]) -> None:
     result = run("probe", *place["arguments"])
     assert result.exit_code == 0
-    assert result.stderr.count("extract: nothing to do") == 2
+    assert result.stderr.count("in the cache, 0 to compute") == 2
     assert result.stderr.count("not trained again") == 2
     assert result.stdout == place["result"].stdout
 
@@ -207,10 +207,10 @@ def refuses_to_probe(place: dict[str, Any], *arguments: str, key: str) -> Layerb
     return refuses(run("probe", *place["arguments"], *arguments), key)
 
 
-def test_without_extraction_a_missing_store_is_refused_with_the_command_to_run(
+def test_without_extraction_missing_rows_are_refused_with_the_command_to_run(
     place: dict[str, Any], tmp_path: Path
 ) -> None:
-    error = refuses_to_probe(place, "--cache", str(tmp_path), "--no-extract", key="cache.store_missing")
+    error = refuses_to_probe(place, "--cache", str(tmp_path), "--no-extract", key="cache.rows_missing")
     assert "layerbank extract" in error.todo
 
 

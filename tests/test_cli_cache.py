@@ -11,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import MODEL, run
 from messages import refuses
 from photos import TINY_MODEL, write_photos
 
-from layerbank.cache import TokenCache
+from layerbank.cache import TokenStore
+from layerbank.cache.header import read_header, write_header
 
 
 def tree(store: Path) -> dict[str, str]:
@@ -48,18 +51,18 @@ def sound(many_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(sound: Path, tmp_path: Path) -> Path:
     """A copy that may be damaged."""
-    copy = tmp_path / sound.relative_to(sound.parents[2])
+    copy = tmp_path / sound.relative_to(sound.parents[1])
     shutil.copytree(sound, copy)
     return copy
 
 
 def test_ls_shows_each_store_with_its_state_rows_kinds_and_size(store: Path) -> None:
-    result = run("cache", "ls", "--cache", store.parents[2])
+    result = run("cache", "ls", "--cache", store.parents[1])
     assert result.exit_code == 0
     (line,) = result.stdout.splitlines()[1:]
     for word in (store.name, "complete", "600", "13", "cls", "ap", "float16", "MB"):
         assert word in line
-    assert json.loads(run("cache", "ls", "--cache", store.parents[2], "--json").stdout)[0]["state"] == "complete"
+    assert json.loads(run("cache", "ls", "--cache", store.parents[1], "--json").stdout)[0]["state"] == "complete"
 
 
 def test_ls_of_an_empty_folder_says_so(tmp_path: Path) -> None:
@@ -69,10 +72,9 @@ def test_ls_of_an_empty_folder_says_so(tmp_path: Path) -> None:
 def test_info_says_what_a_store_holds_and_where_it_comes_from(store: Path, many_photos: Path) -> None:
     text = run("cache", "info", store).stdout
     for word in (
-        f"spec.backbone: {TINY_MODEL}",
-        "spec.compute_dtype: float32",
+        f"spec.model.name: {TINY_MODEL}",
+        "spec.model.compute_dtype: float32",
         f"attributes.request.data: folder:{many_photos}",
-        "attributes.class_names: blue, green, red",
         "levels: block.0, block.1",
         "versions.zarr: ",
         "fingerprint: ",
@@ -103,10 +105,10 @@ def damage_chunk(store: Path, array: str) -> Path:
 
 
 def test_one_flipped_bit_is_named_refused_and_mended_by_computing_its_rows_again(store: Path, sound: Path) -> None:
-    damage_chunk(store, "tokens/block.5/ap")
+    damage_chunk(store, "tokens/norm2/block.5/ap")
     verified = run("cache", "verify", store)
     assert verified.exit_code == 1
-    assert "tokens/block.5/ap/c.0.0 (rows 0 to " in verified.stdout
+    assert "tokens/norm2/block.5/ap/c.0.0 (rows 0 to " in verified.stdout
     assert f"layerbank cache repair {store}" in verified.stdout
     (one,) = json.loads(run("cache", "verify", "--json", store).stdout)[str(store)]
     assert (one["level"], one["kind"], one["problem"]) == ("block.5", "ap", "altered")
@@ -120,10 +122,11 @@ def test_one_flipped_bit_is_named_refused_and_mended_by_computing_its_rows_again
 
 def test_probing_a_damaged_store_is_refused_with_the_command_that_mends_it(many_photos: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(many_photos, tmp_path / "photos")
-    shutil.copytree(photos / "train", photos / "test")
+    write_photos(tmp_path / "more", {"train": 201})
+    shutil.move(tmp_path / "more" / "train", photos / "test")
     arguments = [*extract(photos, tmp_path / "caches")[1:], "--split", "test"]
     assert run("extract", *arguments).exit_code == 0
-    (store,) = (tmp_path / "caches" / "photos" / "train").glob("*.zarr")
+    (store,) = (tmp_path / "caches").rglob("photos-train-*.zarr")
     damage_chunk(store, "tokens/final/cls")
     options = [argument for argument in arguments if argument not in ("--split", "train", "test")]
     result = run("probe", *options, "--runs", tmp_path / "runs", "--probe", "linear-cls", "--protocol", "quick")
@@ -132,15 +135,27 @@ def test_probing_a_damaged_store_is_refused_with_the_command_that_mends_it(many_
     assert f"layerbank cache repair {store}" in result.stderr
 
 
-def test_repair_refuses_a_model_or_data_that_are_no_longer_the_same(store: Path, many_photos: Path) -> None:
-    extra = many_photos / "train" / "red" / "zz.png"
-    shutil.copy(many_photos / "train" / "red" / "000.png", extra)
-    try:
-        result = run("cache", "repair", store)
-    finally:
-        extra.unlink()
-    error = refuses(result, "cache.other_identity_to_repair", store=store)
-    assert "num_rows = 601 instead of 600" in error.values["differences"]
+def test_repair_refuses_data_without_the_images_of_damaged_rows(many_photos: Path, tmp_path: Path) -> None:
+    photos = shutil.copytree(many_photos, tmp_path / "photos")
+    assert run(*extract(photos, tmp_path / "caches")).exit_code == 0
+    (store,) = (tmp_path / "caches").rglob("*.zarr")
+    shutil.copy(photos / "train" / "red" / "000.png", photos / "train" / "red" / "zz.png")
+    assert run("cache", "repair", store, "--workers", 0).exit_code == 0  # an image more makes no difference
+    for file in (photos / "train" / "red").iterdir():
+        file.unlink()
+    damage_chunk(store, "tokens/norm2/block.5/ap")
+    error = refuses(run("cache", "repair", store, "--workers", 0), "extraction.images_gone", store=store, split="train")
+    assert 0 < int(error.values["count"]) <= 200
+    assert "Nothing was dropped" in error.todo
+
+
+def test_repair_refuses_a_model_that_is_no_longer_the_same(store: Path) -> None:
+    header = read_header(store)
+    request: Any = header.attributes["request"]
+    other = {**request, "model": {**request["model"], "seed": 7}}  # as if a checkpoint had been replaced
+    write_header(store, replace(header, attributes={**header.attributes, "request": other}))
+    error = refuses(run("cache", "repair", store), "cache.other_identity_to_repair", store=store)
+    assert "weights" in error.values["differences"]
     assert "nothing was dropped" in error.todo
 
 
@@ -224,4 +239,4 @@ def test_a_store_begun_with_another_batch_size_keeps_it(many_photos: Path, sound
     assert "batches of 16" in again.stderr
     (store,) = tmp_path.rglob("*.zarr")
     assert tree(store) == tree(sound)
-    assert TokenCache.open(store).batch_size == 16
+    assert TokenStore.open(store).batch_size == 16

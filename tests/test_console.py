@@ -14,7 +14,6 @@ from layerbank import console
 from layerbank.console import Listener, print_error, print_table
 from layerbank.events import (
     BatchHalved,
-    CacheReused,
     ClusterBusy,
     ClusterJoined,
     CompileFailed,
@@ -29,6 +28,7 @@ from layerbank.events import (
     ProbeFinished,
     ProbeProgress,
     ProbeStarted,
+    RowsFound,
     StudyUnitAgain,
     TokensOutOfRange,
     TrainingStarted,
@@ -93,9 +93,15 @@ def test_an_array_out_of_range_is_told_once_and_again_when_it_grew_tenfold(capsy
 
 def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     row: dict[str, Any] = {"validation": 0.5, "test": {"balanced_accuracy": 0.75}}
+    found = RowsFound(
+        backbone="timm/vit", dataset="photos", split="train", num_rows=1600, num_views=0, num_found=1588, num_missing=12,
+        num_unreadable=0, stores=(STORE,),
+    )  # fmt: skip
     lines = shown(
         capsys,
-        CacheReused(store=STORE, num_rows=1000),
+        found,
+        replace(found, num_found=1000, num_missing=0, num_views=3, num_unreadable=2),
+        ImagesTrusted(dataset="photos", split="train", num_images=1588),
         PrecisionAdvice(precision="bfloat16", speedup=2.04),
         CompileFailed(backbone="timm/vit", reason="InductorError: no compiler"),
         BatchHalved(backbone="timm/vit", num_images=32, reason="CUDA out of memory"),
@@ -126,7 +132,9 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         ProbeFinished(probe="alf", row={"test": None}, reused=True),
     )
     assert lines == [
-        f"extract: nothing to do, 1,000 rows are in {STORE}",
+        "extract: photos/train, 1,600 images: 1,588 in the cache, 12 to compute (timm/vit)",
+        "extract: photos/train, 1,600 rows (4 views of each image): 1,000 in the cache, 0 to compute, 2 unreadable (timm/vit)",
+        "photos/train: 1,588 images trusted by name and size, without being read",
         "extract: this CPU multiplies 2.0 times as fast in bfloat16: try --precision bfloat16",
         "extract: warning: timm/vit could not be compiled and runs eagerly: InductorError: no compiler",
         "extract: warning: timm/vit: CUDA out of memory; from here on 32 images at a time",

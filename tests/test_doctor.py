@@ -19,10 +19,10 @@ from photos import write_photos
 from plugins import install_plugin
 from token_stores import write_store
 
-from layerbank.cache import TokenCache
+from layerbank.cache import TokenStore
 from layerbank.cache.writing.locking import worker_file
+from layerbank.data.selected_source import SelectedSource
 from layerbank.data.sources import BadImage
-from layerbank.data.views import ViewedSource
 from layerbank.doctor import OK, PROBLEM, WARNING, Finding, disk, guarded
 from layerbank.doctor.device import check_gpu
 from layerbank.doctor.packages import check_imports, check_operators, check_plugins, check_versions
@@ -267,15 +267,15 @@ def test_an_unfinished_store_is_reported_with_the_command_that_goes_on(
     photos = write_photos(tmp_path / "my photos", {"train": 200})
     root = tmp_path / "caches"
     options = ("--split", "train", "--levels", "last", "--views", "1", "--no-view-flip", "--tap", "block")
-    original = ViewedSource.load
+    original = SelectedSource.load
 
-    def load(source: ViewedSource, row: int) -> Any:
+    def load(source: SelectedSource, row: int) -> Any:
         if row >= 1100:
             raise BadImage(id="x", file="x.png", reason="the disk was unplugged")
         return original(source, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ViewedSource, "load", load)
+        patch.setattr(SelectedSource, "load", load)
         assert run("extract", *MODEL, "--data", f"folder:{photos}", "--cache", root, *options).exit_code == 1
     finding = one(check_stores(root), WARNING)
     assert "unfinished, 4 of 5 row blocks, and no process writes it" in finding.found
@@ -285,7 +285,7 @@ def test_an_unfinished_store_is_reported_with_the_command_that_goes_on(
     assert result.exit_code == 0, result.output
     assert [finding.state for finding in check_stores(root)] == [OK]
     (store,) = root.rglob("*.zarr")
-    assert TokenCache.open(store).num_rows == 1200
+    assert TokenStore.open(store).num_rows == 1200
 
 
 def test_stores_that_cannot_be_read_and_leftovers_are_reported(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from extractions import extract, only_store
 from photos import TINY_MODEL
+from PIL import Image
 from stores import tree
 
 from layerbank.data.sources import BadImage, ImageSource
@@ -24,7 +25,9 @@ TORN_ROW = 400
 
 
 class Noise(ImageSource):
-    """Images of noise; leaves a file for every one it reads, and fails at some row if asked to."""
+    """Images of noise; leaves a file for every one it decodes, and fails at some row if asked to."""
+
+    keeps_order = True  # so that a row is torn where a test says
 
     def __init__(self, folder: Path, torn_row: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,11 +37,13 @@ class Noise(ImageSource):
         super().__init__(name="noise", split="train", ids=rows, labels=zeros, class_names=["a"], sizes=zeros)
 
     def read(self, row: int) -> np.ndarray[Any, Any]:
-        if row == self.torn_row and self.is_hashed:
-            raise OSError("torn")
-        if self.is_hashed:
-            (self.folder / f"{row}-{time.monotonic_ns()}").touch()
         return np.random.default_rng(row).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+
+    def load(self, row: int) -> tuple[Image.Image, int]:
+        if row == self.torn_row:
+            raise BadImage(id=str(row), file="memory", reason="torn")
+        (self.folder / f"{row}-{time.monotonic_ns()}").touch()
+        return super().load(row)
 
     def file_of(self, row: int) -> str:
         return "memory"

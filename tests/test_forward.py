@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from extractions import extract, only_store, rows_of
 from messages import raises
 from photos import TINY_MODEL
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from layerbank import WorkError
 from layerbank.data.sources import open_source
 from layerbank.events import BatchHalved, CompileFailed, Event
 from layerbank.extraction.batch_size import LARGEST, choose_batch_size, fitting_batch_size
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.extraction.forward import SteadyForward
 from layerbank.models.backbone import Backbone, Tokens, open_backbone
 from layerbank.models.tower import tapped_modules
@@ -207,20 +208,20 @@ def test_another_runtime_error_is_not_taken_for_one_of_memory() -> None:
 
 
 def test_no_row_is_lost_where_memory_runs_out_and_the_stores_batches_stay(photos: Path, tmp_path: Path) -> None:
-    from layerbank.cache import TokenCache
+    from layerbank.cache import TokenStore
 
     source = open_source(f"folder:{photos}", "train")
     small, device = cramped(capacity=5)
     config = ExtractConfig(arrays=(("final", "ap"),), storage_dtype="float32", batch_size=16, num_workers=0)
     events: list[Event] = []
-    store = spec_of(small, source, "float32").store_path(tmp_path)
-    extract(small, source, config, store, on_event=events.append)
+    store = only_store(extract(small, source, config, tmp_path, on_event=events.append))
     assert [event.num_images for event in events if isinstance(event, BatchHalved)] == [8, 4]
     assert set(device.passes) == {4}
-    cache = TokenCache.open(store)
+    cache = TokenStore.open(store)
     assert cache.batch_size == 16
     backbone = open_backbone(TINY_MODEL, weights="random", image_size=32)
-    every = torch.stack([backbone.geometry(source.load(row)[0]) for row in range(len(source))])
+    order = rows_of(source, tmp_path).reading_order.tolist()
+    every = torch.stack([backbone.geometry(source.load(row)[0]) for row in order])
     expected = backbone.compile(["final"], ["ap"])(every)["final"]["ap"]
     torch.testing.assert_close(torch.from_numpy(cache.tokens("final", "ap").read(0, len(source))), expected)
 
@@ -253,14 +254,13 @@ def test_on_a_gpu_it_is_the_largest_power_of_two_that_fits(
 
 
 def test_a_store_keeps_the_batch_size_it_was_begun_with(photos: Path, tmp_path: Path, backbone: Backbone) -> None:
-    from layerbank.cache import TokenCache
+    from layerbank.cache import TokenStore
 
     source = open_source(f"folder:{photos}", "train")
-    store = spec_of(backbone, source, "float16").store_path(tmp_path)
     for kind, batch_size in (("cls", 24), ("ap", None)):
         config = ExtractConfig(arrays=(("final", kind),), batch_size=batch_size, num_workers=0)
-        extract(backbone, source, config, store)
-    assert TokenCache.open(store).batch_size == 24
+        store = only_store(extract(backbone, source, config, tmp_path))
+    assert TokenStore.open(store).batch_size == 24
 
 
 def test_timm_attends_with_the_fused_kernel() -> None:

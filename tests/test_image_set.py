@@ -29,8 +29,10 @@ from layerbank.data import demo_sets, image_set
 from layerbank.data.demo_sets import Demo, DemoImages
 from layerbank.data.image_set import ImageSet, identify
 from layerbank.data.image_source import BadImage, row_hash, row_hash_rule1
+from layerbank.data.selected_source import SelectedSource
 from layerbank.data.sources import SOURCES, ImageSource, open_source
-from layerbank.data.views import ViewedSource, ViewRule
+from layerbank.data.split_rows import SplitRows
+from layerbank.data.views import ViewRule
 from layerbank.errors import WorkError
 from layerbank.events import (
     Event,
@@ -681,12 +683,20 @@ def test_progress_counts_images_and_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     assert (finished.num_images, finished.size_bytes) == (NUM, size_bytes)
 
 
+def viewed(data: Data, cache_root: Path) -> SelectedSource:
+    """Three rows an image, in the order of the images."""
+    source = data.open()
+    rows = SplitRows(source=source, images=identify(source, cache_root), rule=ViewRule(num_views=2))
+    return SelectedSource(rows, np.arange(len(rows)), [id for id in source.ids for _ in range(3)])
+
+
 def test_views_of_an_image_share_its_hash_and_do_not_depend_on_its_name(tmp_path: Path, settled: None) -> None:
     data = Data("folder", tmp_path / "data")
-    viewed = ViewedSource(data.open(), ViewRule(num_views=2))
-    images = identify(viewed, tmp_path / "cache")
-    assert images.hashes.tolist() == identify(data.open(), tmp_path / "cache").hashes.repeat(3).tolist()
-    before = [viewed.load(row)[0].info for row in range(3)]
+    rows = viewed(data, tmp_path / "cache")
+    hashes = identify(data.open(), tmp_path / "cache").hashes
+    assert [rows.load(row)[1] for row in range(3 * NUM)] == hashes.repeat(3).tolist()
+    before = [rows.load(row)[0].info for row in range(3)]
+    assert len({str(info) for info in before}) == 3
     (data.folder / "train/0/0.bmp").rename(data.folder / "train/0/00.bmp")
-    renamed = ViewedSource(data.open(), ViewRule(num_views=2))
+    renamed = viewed(data, tmp_path / "cache")
     assert [renamed.load(row)[0].info for row in range(3)] == before

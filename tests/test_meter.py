@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extractions import extract
 from hypothesis import given
 from hypothesis import strategies as st
 from photos import TINY_MODEL
@@ -19,7 +20,7 @@ from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ExtractionFinished, ExtractionProgress
 from layerbank.executors.workers import Relay
 from layerbank.extraction import meter
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.extraction.meter import find_limit, limit_of
 from layerbank.models.backbone import Backbone, TokenFunction, open_backbone
 
@@ -102,6 +103,6 @@ def test_a_run_with_one_slow_part_names_that_part(
     monkeypatch.setattr(kind, method, delayed)
     events: list[Event] = []
     config = ExtractConfig(arrays=(("final", "cls"),), batch_size=12, num_workers=0)
-    extract(backbone, source, config, spec_of(backbone, source, "float16").store_path(tmp_path), on_event=events.append)
+    extract(backbone, source, config, tmp_path, on_event=events.append)
     assert isinstance(events[-1], ExtractionFinished)
     assert limit_of(events[-1]).what == slow

@@ -8,18 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from commands import MODEL, run
+from extractions import extract
 from messages import raises, refuses
 from photos import TINY_MODEL, write_photos
-from planted import ARRAYS, Large, Massive, Planted, look
+from planted import ARRAYS, Large, Massive, Planted, look, parity_of
 
 from layerbank import RequestError, WorkError
-from layerbank.cache import CacheError, TokenCache
+from layerbank.cache import CacheError, TokenStore
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import ParityMeasured, PrecisionFellBack
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.extraction.parity import compare_tokens, parity_by_level
 from layerbank.models.request import ModelRequest, choose_storage_dtype
 
 COUNTS = ("saturated", "nonfinite", "reference_nonfinite")
+
+
+def names_of(level: str, kind: str) -> str:
+    return f"tokens/final/{kind}" if level == "final" else f"tokens/norm2/{level}/{kind}"
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +79,18 @@ def test_on_a_float32_model_only_the_rounding_of_storage_is_measured(source: Ima
     assert isinstance(measured, ParityMeasured)
     assert (measured.compute_dtype, measured.num_images) == ("float32", 32)
     assert (measured.num_saturated, measured.num_nonfinite) == (0, 0)
-    assert set(settled.parity["train"]) == {f"tokens/{level}/{kind}" for level, kind in ARRAYS}
-    for one in settled.parity["train"].values():
+    assert set(parity_of(settled)) == {names_of(level, kind) for level, kind in ARRAYS}
+    for one in parity_of(settled).values():
         assert 0 < one["max_relative_error"] < 2**-10  # float16 has 11 bits
         assert one["cosine_min"] > 0.999999
     exact, _ = look(source, tmp_path, storage_dtype="float32")
-    for one in exact.parity["train"].values():
+    for one in parity_of(exact).values():
         assert (one["cosine_min"], one["max_relative_error"]) == (1.0, 0.0)
 
 
 def test_each_kind_is_measured_in_its_own_storage_dtype(source: ImageSource, tmp_path: Path) -> None:
     settled, _ = look(source, tmp_path, storage_dtype="bfloat16,cls=float32")
-    parity = settled.parity["train"]
+    parity = parity_of(settled)
     assert parity["tokens/final/cls"]["max_relative_error"] == 0.0
     assert 2**-10 < parity["tokens/final/ap"]["max_relative_error"] <= 2**-8
 
@@ -97,7 +103,7 @@ def test_a_half_precision_model_is_compared_with_the_same_model_in_float32(
     settled, events = look(source, tmp_path, request, storage_dtype="float32")
     assert settled.backbone.precision == precision
     assert [type(event) for event in events] == [ParityMeasured]
-    levels = parity_by_level(settled.parity["train"])
+    levels = parity_by_level(parity_of(settled))
     assert list(levels) == ["block.1", "block.11", "final"]
     for level in levels.values():
         assert level["max_relative_error"] > 2.0**-bits  # more than storing alone would cost
@@ -117,9 +123,9 @@ def test_float16_that_overflows_falls_back_to_bfloat16_before_any_store_is_made(
     assert fallback.num_nonfinite > 0
     assert [type(event) for event in events[1:]] == [ParityMeasured, ParityMeasured]
     for split in ("train", "test"):
-        for one in settled.parity[split].values():
+        for one in parity_of(settled, split).values():
             assert [one[name] for name in COUNTS] == [0, 0, 0]
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*.zarr")) == []
 
 
 def test_the_overflow_of_a_level_that_is_not_wanted_counts_too(source: ImageSource, tmp_path: Path) -> None:
@@ -141,11 +147,11 @@ def test_what_float16_storage_cuts_off_is_counted_by_array(source: ImageSource, 
     settled, events = look(
         source, tmp_path, Massive(model=TINY_MODEL, tap="block"), arrays=[*ARRAYS, ("block.2", "cls")]
     )
-    parity = settled.parity["train"]
-    assert parity["tokens/block.1/cls"]["saturated"] == 0
-    assert parity["tokens/block.2/cls"]["saturated"] == parity["tokens/block.11/ap"]["saturated"] == 32
-    assert parity["tokens/block.2/cls"]["max_relative_error"] == pytest.approx(1 - 65504 / 1e5, rel=0.01)
-    assert parity["tokens/block.2/cls"]["cosine_min"] > 0.999  # blind to it
+    parity = parity_of(settled)
+    assert parity["tokens/block/block.1/cls"]["saturated"] == 0
+    assert parity["tokens/block/block.2/cls"]["saturated"] == parity["tokens/block/block.11/ap"]["saturated"] == 32
+    assert parity["tokens/block/block.2/cls"]["max_relative_error"] == pytest.approx(1 - 65504 / 1e5, rel=0.01)
+    assert parity["tokens/block/block.2/cls"]["cosine_min"] > 0.999  # blind to it
     [measured] = events
     assert isinstance(measured, ParityMeasured)
     assert measured.num_saturated == 5 * 32 - 2 * 32  # cls of block 2, both kinds of block 11; `final` is normalised
@@ -173,9 +179,9 @@ def test_a_threshold_makes_it_an_error_before_anything_is_written(
         "extraction.below_parity_threshold", WorkError, threshold=threshold, split="train", **values
     ) as refused:
         look(source, tmp_path, request_, threshold=threshold)
-    assert refused.error.values["array"].startswith("tokens/block.11/" if values["num_saturated"] else "tokens/")
+    assert refused.error.values["array"].startswith("tokens/block/block.11/" if values["num_saturated"] else "tokens/")
     assert 0.9 < float(refused.error.values["cosine"]) < 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*.zarr")) == []
     look(source, tmp_path, threshold=0.999)  # holds
 
 
@@ -190,11 +196,11 @@ def test_images_that_cannot_be_read_take_no_part(tmp_path: Path) -> None:
     files[0].write_bytes(b"not an image")
     source = open_source(f"folder:{photos}", "train")
     settled, _ = look(source, tmp_path / "caches")
-    assert settled.parity["train"]["tokens/final/cls"]["num_images"] == 5
+    assert parity_of(settled)["tokens/final/cls"]["num_images"] == 5
     for file in files:
         file.write_bytes(b"not an image")
     settled, events = look(source, tmp_path / "caches")
-    assert (settled.parity, events) == ({"train": {}}, [])
+    assert (parity_of(settled), events) == ({}, [])
 
 
 def test_the_command_keeps_the_report_in_the_store_and_info_shows_it(photos: Path, tmp_path: Path) -> None:
@@ -202,13 +208,11 @@ def test_the_command_keeps_the_report_in_the_store_and_info_shows_it(photos: Pat
     options = ("--precision", "bfloat16", "--storage-dtype", "cls=float32,ap=float16")
     assert run(*command, *options, "--levels", "last", "--parity-threshold", "0.9").exit_code == 0
     result = run(*command, *options, "--levels", "block.3,final", "--json")
-    store = json.loads(result.stdout)["stores"][0]
-    cache = TokenCache.open(store)
-    assert cache.spec.storage_dtype == "float16,cls=float32"
-    assert set(cache.parity) == {f"tokens/{level}/{kind}" for level in ("block.3", "final") for kind in ("cls", "ap")}
-    at_once = json.loads(run(*command[:-1], tmp_path / "once", *options, "--levels", "block.3,final", "--json").stdout)[
-        "stores"
-    ][0]
+    store = store_in(result.stdout)
+    cache = TokenStore.open(store)
+    assert cache.spec.model.storage_dtype == "float16,cls=float32"
+    assert set(cache.parity) == {names_of(level, kind) for level in ("block.3", "final") for kind in ("cls", "ap")}
+    at_once = store_in(run(*command[:-1], tmp_path / "once", *options, "--levels", "block.3,final", "--json").stdout)
     assert Path(at_once, "zarr.json").read_bytes() == Path(store, "zarr.json").read_bytes()
     shown = run("cache", "info", store).stdout
     assert "parity: bfloat16 and the storage dtype against a float32 run, on 32 images" in shown
@@ -216,6 +220,27 @@ def test_the_command_keeps_the_report_in_the_store_and_info_shows_it(photos: Pat
     info = json.loads(run("cache", "info", store, "--json").stdout)
     assert info["parity"]["arrays"] == cache.parity
     assert set(info["parity"]["levels"]) == {"block.3", "final"}
+
+
+def store_in(shown: str) -> Path:
+    """The one store of the model that `extract --json` names."""
+    (folder,) = json.loads(shown)["folders"]
+    (store,) = Path(folder).glob("*.zarr")
+    return store
+
+
+def test_each_store_is_measured_on_its_own_images_whatever_else_is_written(photos: Path, tmp_path: Path) -> None:
+    """Else what a store records would depend on which runs were interrupted."""
+    few = write_photos(tmp_path / "few", {"train": 2})
+    source, small = open_source(f"folder:{photos}", "train"), open_source(f"folder:{few}", "train")
+    config = ExtractConfig(arrays=(("final", "ap"),), batch_size=16, num_workers=0)
+    request = Planted(model=TINY_MODEL)
+    extract(request.open("cpu"), small, config, tmp_path / "caches")
+    later = look(source, tmp_path / "caches", arrays=[("final", "ap"), ("block.1", "ap")])[0]
+    apart = look(small, tmp_path / "caches", arrays=[("final", "ap"), ("block.1", "ap")])[0]
+    both = look(source, tmp_path / "caches", arrays=[("final", "ap"), ("block.1", "ap")], sources=[small, source])[0]
+    assert both.parity["train"] == later.parity["train"]
+    assert [one["tokens/norm2/block.1/ap"]["num_images"] for one in apart.parity["train"].values()] == [6]
 
 
 def test_a_recorded_report_below_the_threshold_is_an_error_too(photos: Path, tmp_path: Path) -> None:

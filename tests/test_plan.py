@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from extractions import rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from messages import refuses
@@ -18,6 +20,7 @@ from photos import TINY_MODEL
 from token_stores import make_arrays, make_spec
 
 from layerbank.cache import time_block
+from layerbank.data.selected_source import SelectedSource
 from layerbank.data.sources import BadImage, ImageSource, open_source
 from layerbank.events import ignore
 from layerbank.extraction.extract import ExtractConfig, Extraction
@@ -39,6 +42,13 @@ def extract(photos: Path, root: Path, *options: object) -> None:
     assert result.exit_code == 0, result.output
 
 
+def remove_targets(root: Path) -> None:
+    """Labels lie beside a store and are no part of it."""
+    for store in root.rglob("*.zarr"):
+        shutil.rmtree(store / "targets")
+        shutil.rmtree(store / "content_hashes" / ".targets")
+
+
 def on_disk(root: Path) -> tuple[int, int]:
     files = [file for store in root.rglob("*.zarr") for file in store.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files), len(files)
@@ -58,6 +68,7 @@ def test_bytes_and_files_are_those_that_are_written(photos: Path, tmp_path: Path
     planned = plan(photos, tmp_path / "caches", *options)
     assert list(tmp_path.iterdir()) == []
     extract(photos, tmp_path / "caches", *options)
+    remove_targets(tmp_path / "caches")
     size_bytes, num_files = on_disk(tmp_path / "caches")
     assert planned["written_files"] == num_files
     assert planned["written_bytes"] == pytest.approx(size_bytes, rel=0.02)  # what was promised
@@ -68,14 +79,16 @@ def test_bytes_and_files_are_those_that_are_written(photos: Path, tmp_path: Path
 
 def test_only_what_the_stores_lack_is_planned(photos: Path, tmp_path: Path) -> None:
     extract(photos, tmp_path, "--split", "train", "--levels", "last")
+    remove_targets(tmp_path)
     before, _ = on_disk(tmp_path)
     planned = plan(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
-    assert [store["num_missing"] for store in planned["stores"]] == [120, 60]
-    assert [store["num_rows"] for store in planned["stores"]] == [120, 60]
-    missing = {(one["level"], one["kind"]): one["written_bytes"] / one["size_bytes"] for one in planned["tokens"]}
-    assert missing["block.5", "cls"] == 1
-    assert missing["final", "cls"] == pytest.approx(1 / 3, abs=0.01)  # of the test images
+    assert [split["num_missing"] for split in planned["splits"]] == [120, 60]
+    assert [split["num_rows"] for split in planned["splits"]] == [120, 60]
+    assert [split["num_unknown"] for split in planned["splits"]] == [0, 60]
+    written = {(one["level"], one["kind"]): one["written_bytes"] for one in planned["tokens"]}
+    assert written["block.5", "cls"] == pytest.approx(3 * written["final", "cls"], rel=0.01)  # of the test images
     extract(photos, tmp_path, "--kinds", "cls,ap", "--levels", "block.5,final")
+    remove_targets(tmp_path)
     assert planned["written_bytes"] == on_disk(tmp_path)[0] - before
     nothing = plan(photos, tmp_path, "--kinds", "cls", "--levels", "last")
     assert (nothing["num_images"], nothing["written_bytes"], nothing["forecast"]) == (0, 0, None)
@@ -87,7 +100,7 @@ def test_several_models_share_the_decoding(photos: Path, tmp_path: Path) -> None
     extract(photos, tmp_path, "--split", "test", "--levels", "last")
     second = ("--model", "timm/deit_tiny_patch16_224", "--weights", "random")
     planned = plan(photos, tmp_path, *second, "--levels", "last")
-    assert [(one["split"], one["num_missing"]) for one in planned["stores"]] == [
+    assert [(one["split"], one["num_missing"]) for one in planned["splits"]] == [
         ("train", 120),
         ("train", 120),
         ("test", 0),
@@ -147,6 +160,25 @@ def test_a_shard_plans_its_share(photos: Path, tmp_path: Path) -> None:
     assert second["written_bytes"] < 40_000  # metadata, labels and ids of two stores that may not be there yet
 
 
+def test_a_plan_hashes_nothing_and_says_how_many_images_it_does_not_know(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+    root = tmp_path / "caches"
+    extract(data, root, "--split", "train", "--levels", "last")
+    copy = data / "train" / "red" / "again.png"
+    shutil.copyfile(data / "train" / "red" / "000.png", copy)  # in the cache by its content, unknown to the index
+    with monkeypatch.context() as patch:
+        patch.setattr("layerbank.data.image_set.read_whole", None)  # hashing would fail
+        (split,) = plan(data, root, "--split", "train", "--levels", "last")["splits"]
+        shown = run("plan", *MODEL, "--data", f"folder:{data}", "--cache", root, "--split", "train", "--levels", "last")
+    assert (split["num_rows"], split["num_found"], split["num_missing"], split["num_unknown"]) == (121, 120, 1, 1)
+    assert "1 image is new to the content index and counts as missing" in shown.stdout
+    extract(data, root, "--split", "train", "--levels", "last")
+    (split,) = plan(data, root, "--split", "train", "--levels", "last")["splits"]
+    assert (split["num_found"], split["num_missing"], split["num_unknown"]) == (121, 0, 0)
+
+
 def test_a_plan_reads_few_images(photos: Path, tmp_path: Path, loads: list[int]) -> None:
     plan(photos, tmp_path, "--split", "train", "--levels", "last", "--views", "9")
     assert 0 < len(loads) <= 32 + 2 * 64  # one batch first, one in the sample
@@ -167,8 +199,10 @@ def test_a_loop_takes_no_less_than_its_slowest_part_and_no_more_than_their_sum(
 def sampled(photos: Path, tmp_path: Path, batch_size: int) -> Sample:
     backbone = open_backbone(TINY_MODEL, weights="random", image_size=16)
     config = ExtractConfig(arrays=(("final", "cls"), ("block.0", "ap")), num_workers=0)
-    extraction = Extraction(backbone=backbone, config=config, store=tmp_path / "never.zarr")
-    return run_sample([(extraction, batch_size)], open_source(f"folder:{photos}", "train"), ignore)
+    extraction = Extraction(backbone=backbone, config=config, cache_root=tmp_path / "never")
+    rows = rows_of(open_source(f"folder:{photos}", "train"), tmp_path / "never")
+    source = SelectedSource(rows, rows.reading_order, rows.source.ids)
+    return run_sample([(extraction, batch_size)], source, ignore)
 
 
 @pytest.mark.parametrize(("batch_size", "num_images"), [(8, 64), (64, 56), (120, 120)])
@@ -179,7 +213,7 @@ def test_a_sample_is_the_loop_on_some_of_the_images_after_a_first_batch(
     assert (sample.num_images, sample.num_passes) == (num_images, num_images)
     assert len(loads) == num_images + (batch_size if batch_size < 120 else 0)
     assert min(sample.decode_s, sample.compute_s) > 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*.zarr")) == []
 
 
 def test_a_sample_ends_when_its_time_is_over(

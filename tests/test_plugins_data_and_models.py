@@ -15,7 +15,7 @@ from messages import refuses
 from model_errors import refuses_model
 from plugins import install_plugin
 
-from layerbank.cache import TokenCache
+from layerbank.cache import TokenStore
 from layerbank.data.sources import SOURCES, open_source
 from layerbank.models.backbone import open_backbone
 from layerbank.models.families import MODEL_FAMILIES
@@ -102,8 +102,12 @@ def test_extract_takes_data_and_models_of_plug_ins(plugins: Path, tmp_path: Path
     model, data = ("--model", "tiny/vit", "--weights", "random"), ("--data", f"npy:{plugins}")
     result = run("extract", *model, *data, "--cache", tmp_path / "caches", "--workers", "0", "--json")
     assert result.exit_code == 0, result.output
-    stores = [TokenCache.open(Path(path)) for path in json.loads(result.stdout)["stores"]]
-    assert [(store.spec.backbone, store.spec.num_rows) for store in stores] == [("tiny/vit", 6), ("tiny/vit", 4)]
+    (folder,) = json.loads(result.stdout)["folders"]
+    specs = [TokenStore.open(path).spec for path in Path(folder).glob("*.zarr")]
+    assert sorted((spec.name, spec.model.name, spec.num_rows) for spec in specs) == [
+        ("npy-test", "tiny/vit", 4),
+        ("npy-train", "tiny/vit", 6),
+    ]
     assert len(open_source(f"npy:{plugins}", "train")) == 6
     assert open_backbone("tiny/vit", weights="random").levels == ["block.0", "block.1", "final"]
 

@@ -28,13 +28,13 @@ from layerbank.cache.writing.locking import is_locked
 from layerbank.cache.writing.workers import TEST_LOCK_PREFIX
 from layerbank.errors import Message, RequestError, WorkError
 from layerbank.events import (
-    CacheReused,
     ClusterBusy,
     ClusterJoined,
     Event,
     ExtractionProgress,
     ExtractionStarted,
     OnEvent,
+    StudyUnitAgain,
     WorkerLost,
     ignore,
 )
@@ -74,8 +74,8 @@ def test_a_cluster_leaves_the_bytes_of_one_process_and_json_alone_on_stdout(
 ) -> None:
     done = run(*extract_arguments, "--engine", "ray", "--processes", "2", "--cache", tmp_path, "--json")
     assert done.exit_code == 0, done.stderr
-    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
-    assert json.loads(done.stdout) == {"stores": [str(store)]}
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[1])
+    assert json.loads(done.stdout) == {"folders": [str(store.parent)]}
     assert tree(store) == tree(extracted_store)
     assert not is_locked(store)
     assert list(tmp_path.glob(f"{TEST_LOCK_PREFIX}*")) == []
@@ -106,7 +106,7 @@ def test_one_of_two_workers_is_killed_and_the_others_leave_the_bytes_of_one_proc
     cluster: Any, many_photos: Path, extracted_store: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "caches"
-    store = root / extracted_store.relative_to(extracted_store.parents[2])
+    store = root / extracted_store.relative_to(extracted_store.parents[1])
     events: list[Event] = []
     with RayExecutor([root], 2, "auto", events.append) as executor:
         share, stores = run_in_worker(partial(prepare_shares, options(many_photos, root)), executor, ignore)
@@ -120,7 +120,7 @@ def test_one_of_two_workers_is_killed_and_the_others_leave_the_bytes_of_one_proc
 
 def die_or_say(folder: Path, name: str, worker: int, on_event: OnEvent) -> str:
     """A task whose first actor is killed; every actor of `mortal` is."""
-    on_event(CacheReused(store=Path(name), num_rows=1))
+    on_event(StudyUnitAgain(model=name, dataset=name, reason="said"))
     if name == "mortal" or not (folder / name).exists():
         (folder / name).touch()
         time.sleep(0.2)  # the event is on its way
@@ -318,7 +318,7 @@ def test_a_study_spreads_its_units_over_a_cluster_and_leaves_the_rows_of_one_pro
 def test_ctrl_c_ends_the_workers_of_a_cluster_and_the_next_run_goes_on_to_the_same_bytes(
     cluster: Any, extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[1])
     address = cluster.get_runtime_context().gcs_address
     command = start(
         *extract_arguments,

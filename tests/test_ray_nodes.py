@@ -136,7 +136,7 @@ def test_a_node_is_lost_in_the_middle_of_a_block_and_the_store_has_the_bytes_of_
 ) -> None:
     """When the other node has done everything else."""
     root = tmp_path / "caches"
-    store = root / extracted_store.relative_to(extracted_store.parents[2])
+    store = root / extracted_store.relative_to(extracted_store.parents[1])
     events: list[Event] = []
     with nodes((1, 1)) as cluster, driver_of(cluster):
         _, second = cluster.list_all_nodes()
@@ -207,7 +207,7 @@ def test_the_head_is_lost_and_the_command_ends_with_a_message_and_the_next_one_g
     tmp_path: Path,
     what: str,
 ) -> None:
-    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[1])
     with nodes((1, 1)) as cluster:
         address = cluster.address
         command = start(*extract_arguments, "--engine", "ray", "--cache", tmp_path, RAY_ADDRESS=address)

@@ -57,7 +57,7 @@ def test_rerunning_a_finished_study_extracts_nothing_trains_nothing_and_writes_n
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     result = run(*arguments(finished["recipe"], folder))
     assert result.exit_code == 0
-    assert result.stderr.count("extract: nothing to do") == 4
+    assert result.stderr.count("in the cache, 0 to compute") == 4
     assert result.stderr.count("not trained again") == 4
     assert "settings train together" not in result.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 from commands import run
+from extractions import extract, only_store
 from messages import refuses
 from model_errors import refuses_model
 from photos import write_photos
 from timm.models import register_model
 from torch import Tensor, nn
 
-from layerbank.cache import CacheSpec, SpecMismatchError, TokenCache
+from layerbank.cache import TokenStore
 from layerbank.data.sources import open_source
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig, model_of
 from layerbank.extraction.repair import repair_and_fill
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.request import ModelRequest
@@ -150,26 +151,25 @@ def test_modules_without_tokens_are_refused() -> None:
 # ---- identity
 
 
-def test_the_pattern_is_part_of_the_stores_identity_and_repair_opens_the_model_by_it_again(tmp_path: Path) -> None:
+def test_the_pattern_is_part_of_the_paths_of_arrays_and_repair_opens_the_model_by_it_again(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", {"train": 6, "test": 2})
     source = open_source(f"folder:{tmp_path}/photos", "train")
     request = ModelRequest(model="own_vit", weights="random", tap=f"module:{PATTERN}", seed=3)
     backbone = request.open("cpu")
-    spec = spec_of(backbone, source, "float16")
-    assert spec.tap == f"module:{PATTERN}"
-    assert CacheSpec.from_dict(spec.to_dict()) == spec
-    store = spec.store_path(tmp_path / "caches")
     config = ExtractConfig(arrays=tuple((level, "ap") for level in backbone.levels), num_workers=0)
-    asked = {"model": request.to_dict(), "data": f"folder:{tmp_path}/photos"}
-    extract(backbone, source, config, store, request=asked)
+    asked = {"model": request.to_dict(), "data": f"folder:{tmp_path}/photos", "split": "train"}
+    store = only_store(extract(backbone, source, config, tmp_path / "caches", request=asked))
+    assert TokenStore.open(store).tap == f"module:{PATTERN}"
     before = {path: path.read_bytes() for path in store.rglob("c.*")}
     damaged = next(path for path in before if "block.1" in str(path))
     damaged.write_bytes(bytes(len(before[damaged])))
     repair_and_fill(store, num_workers=0)
     assert {path: path.read_bytes() for path in store.rglob("c.*")} == before
-    other = spec_of(_open(tap="module:layers.{i}.attn_norm", seed=3), source, "float16")
-    with pytest.raises(SpecMismatchError, match="tap"):
-        TokenCache.open(store, other)
+    other = _open(tap="module:layers.{i}.attn_norm", seed=3)
+    assert model_of(other, "float16") == model_of(backbone, "float16")
+    extract(other, source, config, tmp_path / "caches", request=asked)
+    assert TokenStore.open(store).taps == ["module:layers.{i}.attn_norm", f"module:{PATTERN}"]
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_the_command_line_takes_a_pattern_in_place_of_a_tap(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_the_command_line_takes_a_pattern_in_place_of_a_tap(tmp_path: Path) -> N
     data = ("--data", f"folder:{tmp_path}/photos", "--cache", str(tmp_path / "caches"), "--workers", "0")
     result = run("extract", *model, *data, "--tap-module", PATTERN)
     assert result.exit_code == 0, result.output
-    (store,) = tmp_path.glob("caches/photos/train/*.zarr")
-    assert TokenCache.open(store).spec.tap == f"module:{PATTERN}"
+    stores = list(tmp_path.glob("caches/*/*.zarr"))
+    assert [TokenStore.open(store).tap for store in stores] == [f"module:{PATTERN}"] * 2
     both = run("extract", *model, *data, "--tap-module", PATTERN, "--tap", "block")
     refuses(both, "models.tap_and_module", tap="block", module=PATTERN)
     none = run("extract", *model, *data)

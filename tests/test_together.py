@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import run
+from extractions import extract, only_store, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from messages import raises
@@ -17,10 +18,10 @@ from photos import TINY_MODEL
 from stores import tree
 
 from layerbank import RequestError
-from layerbank.cache import TokenCache
+from layerbank.cache import StoreFiles
 from layerbank.data.sources import ImageSource, open_source
-from layerbank.events import CacheReused, Event, ExtractionFinished, ExtractionProgress, ExtractionStarted
-from layerbank.extraction.extract import ExtractConfig, Extraction, extract, extract_together, spec_of
+from layerbank.events import Event, ExtractionFinished, ExtractionProgress, ExtractionStarted, RowsFound
+from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together
 from layerbank.extraction.loop import cut_pieces
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.request import pair_models_with_weights
@@ -44,8 +45,11 @@ class Counted(ImageSource):
         self.__dict__.update(source.__dict__)
         self._source, self.loads = source, Counter[int]()
 
-    def read(self, row: int) -> Any:
+    def load(self, row: int) -> Any:
         self.loads[row] += 1
+        return self._source.load(row)
+
+    def read(self, row: int) -> Any:
         return self._source.read(row)
 
     def file_of(self, row: int) -> str:
@@ -61,19 +65,16 @@ def together(
     backbones: list[Backbone], source: ImageSource, root: Path, *, batch_sizes: tuple[int, ...] = (16, 16, 16)
 ) -> tuple[list[Path], list[Event]]:
     events: list[Event] = []
-    stores = [spec_of(backbone, source, "float16").store_path(root) for backbone in backbones]
     extractions = [
-        Extraction(backbone=backbone, config=ExtractConfig(**CONFIG | {"batch_size": size}), store=store)
-        for backbone, store, size in zip(backbones, stores, batch_sizes, strict=True)
+        Extraction(backbone=backbone, config=ExtractConfig(**CONFIG | {"batch_size": size}), cache_root=root)
+        for backbone, size in zip(backbones, batch_sizes, strict=True)
     ]
-    extract_together(extractions, source, on_event=events.append)
-    return stores, events
+    extract_together(extractions, rows_of(source, root), on_event=events.append)
+    return [path for one in extractions for path in one.model.folder(root).glob("*.zarr")], events
 
 
 def alone(backbone: Backbone, source: ImageSource, root: Path, **config: Any) -> Path:
-    store = spec_of(backbone, source, "float16").store_path(root)
-    extract(backbone, source, ExtractConfig(**CONFIG | config), store)
-    return store
+    return only_store(extract(backbone, source, ExtractConfig(**CONFIG | config), root))
 
 
 @pytest.mark.parametrize("batch_sizes", [(16, 16, 16), (16, 24, 7)])
@@ -97,7 +98,8 @@ def test_only_what_a_store_lacks_is_computed_for_it(backbones: list[Backbone], s
     source.loads.clear()
     _, events = together(backbones, source, tmp_path)
     assert source.loads == Counter(range(len(source)))
-    assert len([event for event in events if isinstance(event, CacheReused)]) == 1
+    found = [event for event in events if isinstance(event, RowsFound)]
+    assert [event.num_missing for event in found] == [0, len(source), len(source)]
     started = [event for event in events if isinstance(event, ExtractionStarted)]
     assert [event.num_arrays for event in started] == [1, 2]
 
@@ -108,14 +110,15 @@ def test_nothing_is_decoded_where_nothing_is_missing(
     together(backbones, source, tmp_path)
     source.loads.clear()
     _, events = together(backbones, source, tmp_path)
-    assert [type(event) for event in events] == [CacheReused] * 3
+    assert [event.num_missing for event in events if isinstance(event, RowsFound)] == [0, 0, 0]
+    assert len(events) == 3
     assert not source.loads
 
 
-def test_a_store_that_two_models_share_is_refused(backbones: list[Backbone], source: Counted, tmp_path: Path) -> None:
+def test_a_model_that_is_named_twice_is_refused(backbones: list[Backbone], source: Counted, tmp_path: Path) -> None:
     with raises("extraction.two_models_one_store", RequestError, model=TINY_MODEL, other=TINY_MODEL):
         together([backbones[0]] * 2, source, tmp_path, batch_sizes=(16, 16))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*.zarr")) == []
 
 
 # --- the command ---
@@ -128,11 +131,17 @@ def test_the_command_takes_several_models(photos: Path, tmp_path: Path) -> None:
     models = ("--model", TINY_MODEL, "--weights", "random", "--model", OTHER_MODEL, "--weights", "random")
     result = run("extract", *models, *SMALL, "--data", f"folder:{photos}", "--cache", tmp_path, "--json")
     assert result.exit_code == 0, result.output
-    stores = [Path(store) for store in json.loads(result.stdout)["stores"]]
-    assert [TokenCache.open(store).spec.backbone for store in stores] == [TINY_MODEL, OTHER_MODEL]
+    stores = [store_in(folder) for folder in json.loads(result.stdout)["folders"]]
+    assert [StoreFiles.read(store).header.spec.model.name for store in stores] == [TINY_MODEL, OTHER_MODEL]
     single = ("--model", OTHER_MODEL, "--weights", "random", "--no-compile")
     result = run("extract", *single, *SMALL, "--data", f"folder:{photos}", "--cache", tmp_path / "one", "--json")
-    assert tree(Path(json.loads(result.stdout)["stores"][0])) == tree(stores[1])
+    assert tree(store_in(json.loads(result.stdout)["folders"][0])) == tree(stores[1])
+
+
+def store_in(folder: str) -> Path:
+    """The one store of a model."""
+    (store,) = Path(folder).glob("*.zarr")
+    return store
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extractions import extract, only_store
 from photos import TINY_MODEL
 from torch import Tensor
 
-from layerbank.cache import ArraySpec, TokenCache
+from layerbank.cache import ArraySpec, TokenStore
 from layerbank.data.sources import open_source
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.extraction.transfer import NUM_BUFFERS, GpuTransfer, HostTransfer, open_transfer
 from layerbank.models.backbone import Tokens, open_backbone
 
@@ -205,9 +206,7 @@ def test_a_gpu_extracts_the_tokens_of_a_cpu(photos: Path, tmp_path: Path, compil
             num_workers=0,
             compile=compiled and device == "cuda",
         )
-        store = spec_of(backbone, source, "float32").store_path(tmp_path / device)
-        extract(backbone, source, config, store)
-        cache = TokenCache.open(store)
+        cache = TokenStore.open(only_store(extract(backbone, source, config, tmp_path / device)))
         tokens.append([cache.tokens(level, kind).read(0, len(source)) for level, kind in config.arrays])
     for of_cpu, of_gpu in zip(*tokens, strict=True):
         np.testing.assert_allclose(of_gpu, of_cpu, rtol=1e-3, atol=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections import Counter
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as tvf
 from commands import MODEL, run
+from extractions import extract, only_store, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import raises
@@ -22,20 +23,22 @@ from PIL import Image
 from stores import tree
 
 from layerbank import RequestError
-from layerbank.cache import SpecMismatchError, TokenCache, export_hdf5, import_hdf5, verify_store
+from layerbank.cache import TokenStore, export_hdf5, import_hdf5, verify_store
+from layerbank.data.selected_source import SelectedSource
 from layerbank.data.sources import BadImage, ImageSource, open_source
-from layerbank.data.views import ATTEMPTS, VIEW_SEED, ViewedSource, ViewRule, draw_view
-from layerbank.events import Event, ImageSkipped, OnEvent, ignore
+from layerbank.data.views import ATTEMPTS, VIEW_SEED, ViewRule, draw_view
+from layerbank.events import Event, ExtractionFinished, ImageSkipped, OnEvent, ignore
 from layerbank.extraction.decoding import ViewGeometry
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.extraction.repair import repair_and_fill
 from layerbank.extraction.views import resample_of, view_geometry
 from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, split_rows
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import Store, check_train_views, probe, row_folder
+from layerbank.probing.probe import check_train_views, probe, row_folder
 from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.token_source import CachedTokens
 
 RULE = ViewRule(num_views=2, min_scale=0.3)
@@ -62,27 +65,29 @@ def _extract(
     backbone: Backbone,
     source: ImageSource,
     root: Path,
+    rule: ViewRule | None = RULE,
     *,
     batch_size: int = 8,
     on_event: OnEvent = ignore,
     **options: Any,
-) -> Store:
-    spec = spec_of(backbone, source, "float16")
-    store = Store(spec.store_path(root), spec)
+) -> SplitRequest:
     config = ExtractConfig(**{"arrays": ARRAYS, "batch_size": batch_size, "num_workers": 0} | options)
-    views = {"views": source.rule.to_dict()} if isinstance(source, ViewedSource) else {}
-    request = {"model": REQUEST.to_dict(), "data": f"folder:{_root_of(source)}"} | views
-    extract(backbone, source, config, store.path, request=request, on_event=on_event)
-    return store
+    views = {"views": rule.to_dict()} if rule else {}
+    request = {"model": REQUEST.to_dict(), "data": f"folder:{source.root}", "split": "train"} | views
+    return extract(backbone, source, config, root, rule=rule, request=request, on_event=on_event)
 
 
-def _root_of(source: Any) -> Path:
-    return source.images.root if isinstance(source, ViewedSource) else source.root
+def rows_in_order(source: ImageSource, rule: ViewRule = RULE) -> SelectedSource:
+    """The rows of a source with views, image by image."""
+    with tempfile.TemporaryDirectory() as root:
+        rows = rows_of(source, Path(root), rule)
+    ids = [id for id in source.ids for _ in range(rows.rows_an_image)]
+    return SelectedSource(rows, np.arange(len(rows)), ids)
 
 
 @pytest.fixture(scope="module")
-def viewed(backbone: Backbone, images: ImageSource, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return _extract(backbone, ViewedSource(images, RULE), tmp_path_factory.mktemp("caches"))
+def viewed(backbone: Backbone, images: ImageSource, tmp_path_factory: pytest.TempPathFactory) -> SplitRequest:
+    return _extract(backbone, images, tmp_path_factory.mktemp("caches"))
 
 
 # ---- one view
@@ -125,7 +130,7 @@ def test_where_no_box_fits_the_middle_is_taken_at_the_nearest_ratio() -> None:
 
 
 def test_a_view_is_cut_and_resized_as_torchvision_does_it(backbone: Backbone, images: ImageSource) -> None:
-    source = ViewedSource(images, RULE)
+    source = rows_in_order(images)
     geometry = view_geometry(backbone, source)
     image, _ = source.load(4)
     (left, top, right, bottom), mirrored = draw_view(image.size, RULE, image.info[VIEW_SEED])
@@ -141,10 +146,9 @@ def test_a_view_is_cut_and_resized_as_torchvision_does_it(backbone: Backbone, im
 
 
 def test_rows_go_image_by_image_with_the_centre_view_first(backbone: Backbone, images: ImageSource) -> None:
-    source = ViewedSource(images, RULE)
+    source = rows_in_order(images)
     assert len(source) == 3 * len(images)
     assert source.ids == [id for id in images.ids for _ in range(3)]
-    assert source.labels.tolist() == [label for label in images.labels.tolist() for _ in range(3)]
     geometry = view_geometry(backbone, source)
     for row in (0, 3, 30):
         (image, content_hash), (own, own_hash) = source.load(row), images.load(row // 3)
@@ -154,7 +158,7 @@ def test_rows_go_image_by_image_with_the_centre_view_first(backbone: Backbone, i
 
 
 def test_a_view_depends_on_its_sample_and_number_alone(backbone: Backbone, images: ImageSource) -> None:
-    few, many = ViewedSource(images, RULE), ViewedSource(images, replace(RULE, num_views=5))
+    few, many = rows_in_order(images), rows_in_order(images, replace(RULE, num_views=5))
     order = np.random.default_rng(0).permutation(len(few)).tolist()
     pixels = {row: view_geometry(backbone, few)(few.load(row)[0]) for row in order}
     for row, view in pixels.items():
@@ -163,7 +167,7 @@ def test_a_view_depends_on_its_sample_and_number_alone(backbone: Backbone, image
 
 
 def test_an_image_is_decoded_once_for_the_views_of_a_batch(images: ImageSource) -> None:
-    source = ViewedSource(images, RULE)
+    source = rows_in_order(images)
     read: list[int] = []
     original = images.read
     try:
@@ -179,7 +183,7 @@ def test_views_of_a_model_whose_transform_cannot_be_split_are_refused(backbone: 
     whole = replace(backbone, tower=replace(backbone.tower, transform=lambda image: tvf.to_tensor(image)))
     expected = {"model": TINY_MODEL, "transform": whole.transform_id}
     with raises("extraction.views_need_normalisation", RequestError, **expected):
-        view_geometry(whole, ViewedSource(images, RULE))
+        view_geometry(whole, rows_in_order(images))
 
 
 @pytest.mark.parametrize(("views", "scale"), [(0, 0.5), (2, 0.0), (2, 1.5)])
@@ -198,80 +202,92 @@ def test_a_rule_of_another_version_is_refused_by_the_keys_it_has() -> None:
 
 
 def test_centre_rows_of_a_store_are_the_rows_of_a_store_without_views(
-    viewed: Store, backbone: Backbone, images: ImageSource, tmp_path: Path
+    viewed: SplitRequest, backbone: Backbone, images: ImageSource, tmp_path: Path
 ) -> None:
-    plain = _extract(backbone, images, tmp_path)
-    one, other = viewed.open(), plain.open()
-    assert (one.num_views, other.num_views) == (2, 0)
-    assert [list(one.sample_ids)[row] for row in range(0, 72, 3)] == list(other.sample_ids)
+    plain = _extract(backbone, images, tmp_path, None)
+    one, other = TokenStore.open(only_store(viewed)), TokenStore.open(only_store(plain))
+    assert one.rows.views is not None
+    assert (len(one.rows), one.rows.views.tolist()) == (72, [0, 1, 2] * 24)
+    assert other.rows.views is None
+    assert list(one.sample_ids)[::3] == list(other.sample_ids)
     for level, kind in ARRAYS:
         centre = one.tokens(level, kind).read(0, 72)[::3].astype(np.float32)
         np.testing.assert_allclose(centre, other.tokens(level, kind).read(0, 24).astype(np.float32), atol=4e-3)
-    assert Counter(one.content_hashes.tolist()) == Counter(np.repeat(other.content_hashes, 3).tolist())
+    assert one.rows.hashes.tolist() == np.repeat(other.rows.hashes, 3).tolist()
 
 
-def test_views_are_part_of_the_identity(viewed: Store, backbone: Backbone, images: ImageSource) -> None:
-    plain = spec_of(backbone, images, "float16")
-    assert viewed.spec.transform == plain.transform + RULE.describe()
-    assert [one.field for one in plain.difference(viewed.spec)] == ["transform", "num_rows"]
-    others = (
-        replace(RULE, num_views=3),
-        replace(RULE, min_scale=0.5),
-        replace(RULE, flip=False),
-    )
-    prints = {spec_of(backbone, ViewedSource(images, rule), "float16").fingerprint for rule in (RULE, *others)}
-    assert len(prints) == 4
-    with pytest.raises(SpecMismatchError, match="views 2 rule 2"):
-        TokenCache.open(viewed.path, spec_of(backbone, ViewedSource(images, others[1]), "float16"))
+def passes(events: list[Event]) -> int:
+    return sum(event.num_computed for event in events if isinstance(event, ExtractionFinished))
+
+
+def test_views_are_found_by_image_number_and_rule_and_only_what_is_missing_is_computed(
+    backbone: Backbone, images: ImageSource, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    _extract(backbone, images, tmp_path, None)
+    more = _extract(backbone, images, tmp_path, on_event=events.append)  # two views of the same images
+    assert passes(events) == 2 * len(images)
+    assert len(more.open().positions) == 3 * len(images)
+    for rule, num_computed in (
+        (replace(RULE, num_views=1), 0),
+        (replace(RULE, num_views=3), 1),
+        (replace(RULE, min_scale=0.5), 2),
+        (replace(RULE, flip=False), 2),
+    ):
+        events.clear()
+        _extract(backbone, images, tmp_path, rule, on_event=events.append)
+        assert passes(events) == num_computed * len(images), rule
 
 
 def test_a_store_has_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(
-    viewed: Store, backbone: Backbone, images: ImageSource, tmp_path: Path
+    viewed: SplitRequest, backbone: Backbone, images: ImageSource, tmp_path: Path
 ) -> None:
-    workers = _extract(backbone, ViewedSource(images, RULE), tmp_path / "workers", num_workers=2)
-    assert tree(workers.path) == tree(viewed.path)
-    later = _extract(backbone, ViewedSource(images, RULE), tmp_path / "later", arrays=ARRAYS[:1])
-    _extract(backbone, ViewedSource(images, RULE), tmp_path / "later")
-    assert tree(later.path) == tree(viewed.path)
+    workers = _extract(backbone, images, tmp_path / "workers", num_workers=2)
+    assert tree(only_store(workers)) == tree(only_store(viewed))
+    later = _extract(backbone, images, tmp_path / "later", arrays=ARRAYS[:1])
+    _extract(backbone, images, tmp_path / "later")
+    assert tree(only_store(later)) == tree(only_store(viewed))
 
 
 def test_verify_repair_and_hdf5_hold_for_views(
-    backbone: Backbone, images: ImageSource, viewed: Store, tmp_path: Path
+    backbone: Backbone, images: ImageSource, viewed: SplitRequest, tmp_path: Path
 ) -> None:
-    assert verify_store(viewed.path) == []
-    export_hdf5(viewed.path, tmp_path / "views.h5")
+    original = only_store(viewed)
+    assert verify_store(original) == []
+    export_hdf5(original, tmp_path / "views.h5")
     import_hdf5(tmp_path / "views.h5", tmp_path / "back.zarr")
-    assert tree(tmp_path / "back.zarr") == tree(viewed.path)
-    store = _extract(backbone, ViewedSource(images, RULE), tmp_path / "caches")
-    chunk = next(store.path.glob("tokens/final/ap/c*"))
+    assert verify_store(tmp_path / "back.zarr") == []
+    store = only_store(_extract(backbone, images, tmp_path / "caches"))
+    chunk = next(store.glob("tokens/final/ap/c*"))
     chunk.write_bytes(bytes(chunk.stat().st_size))
-    assert verify_store(store.path) != []
-    repair_and_fill(store.path, num_workers=0)
-    assert tree(store.path) == tree(viewed.path)
+    assert verify_store(store) != []
+    repair_and_fill(store, num_workers=0)
+    assert tree(store) == tree(original)
 
 
-def test_a_reader_offers_the_views_it_is_asked_for(viewed: Store) -> None:
-    for num_views, rows_an_image in ((0, 1), (1, 2), (2, 3), (None, 3)):
-        cache = TokenCache.open(viewed.path, num_views=num_views)
-        assert len(cache.rows) == 24 * rows_an_image
-        assert cache.images.tolist() == [image for image in range(24) for _ in range(rows_an_image)]
-        assert (cache.rows % 3).max() == rows_an_image - 1
+def test_a_split_offers_the_views_it_is_asked_for(viewed: SplitRequest) -> None:
+    for num_views, rows_an_image in ((0, 1), (1, 2), (2, 3)):
+        split = viewed.with_views(num_views).open()
+        assert len(split.positions) == 24 * rows_an_image
+        assert split.images.tolist() == [image for image in range(24) for _ in range(rows_an_image)]
+        assert set((split.positions % 3).tolist()) == set(range(rows_an_image))
 
 
 def test_an_unreadable_image_is_skipped_with_all_its_views(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", {"train": 3})
     damaged = tmp_path / "photos/train/green/001.png"
     damaged.write_bytes(b"no image")
-    source = ViewedSource(open_source(f"folder:{tmp_path}/photos", "train"), RULE)
+    source = open_source(f"folder:{tmp_path}/photos", "train")
     with raises("data.bad_image", BadImage, id="train/green/001.png"):
         _extract(backbone, source, tmp_path / "caches")
     events: list[Event] = []
-    cache = _extract(
+    request = _extract(
         backbone, source, tmp_path / "caches", on_event=events.append, batch_size=27, on_bad_image="skip"
-    ).open()
+    )
     assert [event.sample_id for event in events if isinstance(event, ImageSkipped)] == ["train/green/001.png"]
-    assert sorted(cache.skipped) == [12, 13, 14]
-    assert 4 not in cache.images
+    store = TokenStore.open(only_store(request))
+    assert [store.sample_ids[row] for row in sorted(store.skipped)] == ["train/green/001.png"] * 3
+    assert 4 not in request.open().images
 
 
 # ---- training
@@ -281,14 +297,14 @@ PROTOCOL = replace(QUICK, lrs=(1e-2,), weight_decays=(1e-4,), dropouts=(0.0,), e
 
 
 def test_probes_train_on_views_and_are_validated_and_tested_on_centre_views(
-    viewed: Store, backbone: Backbone, folder: Path, tmp_path: Path
+    viewed: SplitRequest, backbone: Backbone, folder: Path, tmp_path: Path
 ) -> None:
-    test = _extract(backbone, open_source(f"folder:{folder}", "test"), tmp_path)
+    test = _extract(backbone, open_source(f"folder:{folder}", "test"), tmp_path, None)
     named = [parse_probe("linear-cls", 12)]
     config = {"model": REQUEST.to_dict()}
     (all_views,) = probe(viewed, test, named, PROTOCOL, tmp_path, config=config)
-    (one_view,) = probe(viewed._replace(num_views=1), test, named, PROTOCOL, tmp_path, config=config)
-    (none,) = probe(viewed._replace(num_views=0), test, named, PROTOCOL, tmp_path, config=config)
+    (one_view,) = probe(viewed.with_views(1), test, named, PROTOCOL, tmp_path, config=config)
+    (none,) = probe(viewed.with_views(0), test, named, PROTOCOL, tmp_path, config=config)
     for row, views in ((all_views, 2), (one_view, 1), (none, 0)):
         assert row["train_views"] == views
         assert row["refit"]["num_samples"] == 24 * (1 + views)
@@ -296,14 +312,14 @@ def test_probes_train_on_views_and_are_validated_and_tested_on_centre_views(
     assert len({row["key"] for row in (all_views, one_view, none)}) == 3
     tokens = CachedTokens(viewed.open(), named[0])
     kept, held_out = split_rows(tokens, PROTOCOL.validation_fraction, PROTOCOL.seed)
-    assert (tokens.stored_rows[held_out] % 3 == 0).all()
+    assert (tokens.stored_rows[held_out] % 3 == 0).all()  # a store has the views of an image side by side
     assert set(tokens.images[kept].tolist()).isdisjoint(tokens.images[held_out].tolist())
     sample_ids = np.load(row_folder(tmp_path, all_views) / "test.npz")["sample_ids"]
     assert sample_ids.tolist() == open_source(f"folder:{folder}", "test").ids
 
 
 def test_a_store_with_views_is_tested_on_its_centre_views_and_predict_takes_plain_images(
-    viewed: Store, backbone: Backbone, images: ImageSource, tmp_path: Path
+    viewed: SplitRequest, backbone: Backbone, images: ImageSource, tmp_path: Path
 ) -> None:
     (row,) = probe(
         viewed, viewed, [parse_probe("linear-cls", 12)], PROTOCOL, tmp_path, config={"model": REQUEST.to_dict()}
@@ -334,11 +350,10 @@ def test_views_are_asked_for_by_options_and_extracted_for_the_training_split_alo
     views = ("--views", 2, "--view-scale", 0.5, "--no-view-flip")
     extracted = run("extract", *MODEL, "--data", f"folder:{folder}", *places, *views)
     assert extracted.exit_code == 0, extracted.output
-    (train,), (test,) = (list((tmp_path / "caches/photos" / split).glob("*.zarr")) for split in ("train", "test"))
-    assert TokenCache.open(train).spec.transform.endswith(
-        "; views 2 rule 2: crop 0.5-1 of the area, ratio 3/4-4/3, to the size"
-    )
-    assert (TokenCache.open(train).num_views, TokenCache.open(test).num_views) == (2, 0)
+    (train,), (test,) = (list((tmp_path / "caches").rglob(f"photos-{split}-*.zarr")) for split in ("train", "test"))
+    assert TokenStore.open(train).spec.view_rule == "views, rule 2: crop 0.5-1 of the area, ratio 3/4-4/3, to the size"
+    views_of = [TokenStore.open(store).rows.views for store in (train, test)]
+    assert (views_of[0] is not None and views_of[0].max(), views_of[1]) == (2, None)
     probed = (
         "--runs",
         tmp_path / "runs",
@@ -359,6 +374,6 @@ def test_views_are_asked_for_by_options_and_extracted_for_the_training_split_alo
 
 
 def test_a_geometry_of_views_travels_to_worker_processes(backbone: Backbone, images: ImageSource) -> None:
-    geometry = pickle.loads(pickle.dumps(view_geometry(backbone, ViewedSource(images, RULE))))
+    geometry = pickle.loads(pickle.dumps(view_geometry(backbone, rows_in_order(images))))
     assert isinstance(geometry, ViewGeometry)
     assert geometry.rule == RULE

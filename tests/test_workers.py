@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import MODEL, run, start, wait_until_at_work
 from groups import has_ended, living_in_group
-from messages import raises
+from messages import raises, refuses
 from photos import write_photos
 from token_stores import tree
 
@@ -19,13 +19,13 @@ from layerbank.cache import SpecError, Worker
 from layerbank.cache.writing.locking import is_locked
 from layerbank.errors import Message, WorkError
 from layerbank.events import (
-    CacheReused,
     Event,
     ExtractionFinished,
     ExtractionProgress,
     ExtractionStarted,
     ImageSkipped,
     OnEvent,
+    RowsFound,
     TokensOutOfRange,
     WorkerLost,
 )
@@ -34,6 +34,9 @@ from layerbank.executors.workers import Relay, run_workers
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("a.zarr")
+FOUND = RowsFound(
+    backbone="m", dataset="d", split="train", num_rows=2, num_views=0, num_found=2, num_missing=0, num_unreadable=0, stores=()
+)  # fmt: skip
 
 
 def store_in(root: Path) -> Path:
@@ -45,7 +48,7 @@ def test_one_of_two_processes_is_killed_and_the_other_leaves_the_bytes_of_one_al
     extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
     command = start(*extract_arguments, "--processes", "2", "--cache", tmp_path)
-    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[1])
     owner = wait_until_at_work(command, store)
     os.kill(owner.pid, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
@@ -58,7 +61,7 @@ def test_one_of_two_processes_is_killed_and_the_other_leaves_the_bytes_of_one_al
 def test_ctrl_c_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
     extract_arguments: tuple[str, ...], extracted_store: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / extracted_store.relative_to(extracted_store.parents[2])
+    store = tmp_path / extracted_store.relative_to(extracted_store.parents[1])
     command = start(*extract_arguments, "--processes", "2", "--cache", tmp_path, in_a_group_of_its_own=True)
     wait_until_at_work(command, store)
     began = time.monotonic()
@@ -140,15 +143,14 @@ def test_processes_may_begin_anew_but_shards_may_not(
 ) -> None:
     assert run(*extract_arguments, "--cache", tmp_path).exit_code == 0
     refused = run(*extract_arguments, "--cache", tmp_path, "--shard", "0/2", "--overwrite")
-    assert refused.exit_code == 2
-    assert "Delete the store first, then start the workers without --overwrite." in refused.stderr
+    refuses(refused, "extraction.worker_overwrites", worker="0/2")
     again = run(*extract_arguments, "--cache", tmp_path, "--processes", "2", "--overwrite")
     assert again.exit_code == 0, again.stderr
     assert "600 of 600 images" in again.stderr
     assert tree(store_in(tmp_path)) == tree(extracted_store)
     assert not is_locked(store_in(tmp_path))
     reused = run(*extract_arguments, "--cache", tmp_path, "--processes", "2")
-    assert reused.stderr.count("nothing to do") == 1
+    assert reused.stderr.count("600 in the cache, 0 to compute") == 1
 
 
 def test_the_error_of_one_process_is_the_error_of_the_command(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def die(worker: Worker, on_event: OnEvent) -> None:
 
 
 def reuse_or_die(worker: Worker, on_event: OnEvent) -> None:
-    on_event(CacheReused(store=STORE, num_rows=worker.count))
+    on_event(FOUND)
     if worker.index == 1:
         die(worker, on_event)
 
@@ -185,7 +187,7 @@ def test_all_processes_killed_is_failed_work_that_may_be_taken_up_again() -> Non
 def test_a_killed_process_is_a_warning_while_another_lives() -> None:
     events: list[Event] = []
     run_workers(reuse_or_die, LocalExecutor(2), events.append)
-    assert CacheReused(store=STORE, num_rows=2) in events
+    assert FOUND in events
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
     assert (lost.worker, lost.reason) == ("1/2", "killed by SIGKILL")
     assert len(events) == 2

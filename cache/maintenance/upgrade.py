@@ -15,44 +15,26 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
 
 from ..atomic_files import storage_errors, sync_folder, write_all
-from ..damage import Damage, chunk_damage, quick_damage, require_sound, static_damage, swapped_chunks
+from ..damage import Damage, chunk_damage, quick_damage, require_sound
 from ..errors import CacheError, DamagedStoreError, SpecError
-from ..format import (
-    CHECKSUM_BYTES,
-    CONTENT_HASHES,
-    LABELS,
-    SAMPLE_ID_BYTES,
-    SAMPLE_ID_OFFSETS,
-    create_skeleton,
-    static_array,
-    static_arrays,
-    static_entry,
-    token_array,
-)
-from ..header import FORMAT_VERSION, HEADER_FILE, ArrayEntry, Header, read_header, write_header
-from ..header_values import COMPLETE
-from ..journal import JOURNAL_FOLDER, BatchNotes, Entry, Journal, read_journal, rewrite_journal
-from ..reader import StoreFiles, rows_of_format1
-from ..rows import RowSet
-from ..spec import ArraySpec, StoreSpec
-from ..targets import Target, write_target
+from ..format import CHECKSUM_BYTES, create_skeleton, token_array
+from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header, write_header
+from ..journal import Journal, read_journal, rewrite_journal
+from ..reader import StoreFiles
+from ..spec import StoreSpec
+from ..targets import write_target
 from ..writing.locking import StoreLock, is_locked, lock_file, worker_files
 from ..writing.resume import remove_store, temporary_folders
 from .catalog import find_stores
-from .verify import foreign_files
+from .format1_content import FINGERPRINT, Content, read_content
 
-FINGERPRINT = "format1_fingerprint"  # attribute of an upgraded store: the identity that it had in format 1
 LABEL_TARGET = "label"
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -75,27 +57,6 @@ class Upgrade:
     num_rows: int
     num_rows_left_behind: int
     damages: tuple[Damage, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Content:
-    """What is sound in a store of format 1, in the words of format 2.
-
-    Args:
-        header: the header to write; its metadata are made with the skeleton.
-        static: hashes, views and ids, see `format.static_arrays`.
-        journal: committed row blocks, by new names.
-        names: path of an array in format 2 -> path in format 1.
-        target: the labels; None where they are damaged.
-        damages: what is not sound.
-    """
-
-    header: Header
-    static: Mapping[str, NDArray[Any]]
-    journal: Journal
-    names: Mapping[str, str]
-    target: Target | None
-    damages: tuple[Damage, ...]
 
 
 def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
@@ -122,7 +83,7 @@ def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
     lock.acquire()
     try:
         with storage_errors(old):
-            content = _read_content(StoreFiles.read(old), read=not _can_link(old, root))
+            content = read_content(StoreFiles.read(old), read=not _can_link(old, root))
             spec, is_there = _choose_place(root, content)
             if not is_there:
                 _make_store(spec, root, old, content)
@@ -186,121 +147,12 @@ def _remove_empty_folders(store: Path, root: Path) -> None:
             folder.rmdir()
 
 
-def label_target(files: StoreFiles) -> Target:
-    """The labels of a store of format 1.
-
-    Raises:
-        DamagedStoreError: they are damaged.
-    """
-    array = static_array(files.header, LABELS)
-    if problem := array.problem(files.path, 0, files.header.static[LABELS].crc32c):
-        require_sound(files.path, [chunk_damage(array, 0, problem)])
-    values = np.array(files.static(LABELS))
-    if values.dtype.kind not in "iu":
-        return Target(values=values, type="regression", source="format 1")
-    names = [str(name) for name in files.header.attributes.get("class_names", ())]
-    fits = values.ndim == 1 and values.min() >= 0 and values.max() < len(names)
-    return Target(values=values, type="multiclass", class_names=names if fits else (), source="format 1")
-
-
-def _read_content(files: StoreFiles, *, read: bool) -> _Content:
-    """Everything that is sound in a store of format 1; chunks of tokens are read, or judged by size and stored checksum."""
-    header, damages = files.header, [*foreign_files(files.path, files.header)]
-    for file, line, is_torn in files.journal.bad_lines:
-        if not is_torn or header.state == COMPLETE:
-            damages.append(Damage(file=f"{JOURNAL_FOLDER}/{file}", problem=f"line {line} was altered"))
-    rows, hash_damages = rows_of_format1(files)
-    chunks = [one for name in header.arrays for one in _token_damage(files, name, read)]
-    damages += [*hash_damages, *chunks]
-    unreadable = {damage.array: damage for damage in static_damage(files.path, header)}
-    damages += unreadable.values()
-    has_ids = not unreadable.keys() & {SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS}
-    ids = files.sample_ids[:] if has_ids else [f"row {row}" for row in range(len(rows))]
-    arrays = {name: _new_array(entry.spec) for name, entry in header.arrays.items()}
-    lost = {
-        (one.rows.start // header.block_rows, one.array) for one in [*hash_damages, *chunks] if one.rows is not None
-    }
-    journal = _new_journal(files, {name: array.name for name, array in arrays.items()}, lost)
-    values = static_arrays(rows, ids)
-    return _Content(
-        header=_new_header(files, rows, arrays, values, journal),
-        static=values,
-        journal=journal,
-        names={array.name: name for name, array in arrays.items()},
-        target=None if LABELS in unreadable else label_target(files),
-        damages=tuple(damages),
-    )
-
-
-def _token_damage(files: StoreFiles, name: str, read: bool) -> Iterator[Damage]:
-    """Chunks of a token array that are missing, altered, of another store, or lack a journal line."""
-    array = token_array(files.header, name)
-    for chunk in range(array.grid.num_chunks):
-        checksum = files.journal.checksum(name, chunk, array.grid)
-        if checksum is None and not files.header.arrays[name].complete:
-            continue
-        if problem := array.problem(files.path, chunk, checksum, read=read):
-            yield chunk_damage(array, chunk, problem)
-        else:
-            yield from swapped_chunks(files.path, array, [chunk], files.journal)
-
-
-def _new_array(array: ArraySpec) -> ArraySpec:
-    return ArraySpec(level=array.level, kind=array.kind, row_shape=array.row_shape, tap=array.tap)
-
-
-def _new_journal(files: StoreFiles, names: Mapping[str, str], lost: set[tuple[int, str | None]]) -> Journal:
-    """The committed and sound arrays of each row block, by new names; a row block without sound hashes has none."""
-    journal = Journal()
-    for block, entry in sorted(files.journal.entries.items()):
-        if CONTENT_HASHES not in entry.checksums or (block, CONTENT_HASHES) in lost:
-            continue
-        kept = {name for name in entry.checksums if name in names and (block, name) not in lost}
-        notes = entry.notes.of_arrays(kept)
-        checksums = {names[name]: entry.checksums[name] for name in kept}
-        if checksums and block < files.header.block_grid.num_blocks:
-            saturated, nonfinite = (
-                {names[name]: count for name, count in counts.items()} for counts in (notes.saturated, notes.nonfinite)
-            )
-            notes = BatchNotes(skipped=notes.skipped, saturated=saturated, nonfinite=nonfinite)
-            journal.add(Entry(block=block, checksums=checksums, notes=notes))
-    return journal
-
-
-def _new_header(
-    files: StoreFiles,
-    rows: RowSet,
-    arrays: Mapping[str, ArraySpec],
-    static: Mapping[str, NDArray[Any]],
-    journal: Journal,
-) -> Header:
-    old = files.header
-    blocks = range(old.block_grid.num_blocks)
-    entries = {}
-    for name, array in arrays.items():
-        is_complete = old.arrays[name].complete and all(journal.holds(block, array.name) for block in blocks)
-        entries[array.name] = ArrayEntry(spec=array, chunk_rows=old.arrays[name].chunk_rows, complete=is_complete)
-    header = Header(
-        spec=replace(old.spec, rows_digest=rows.digest, view_rule=rows.view_rule),
-        block_rows=old.block_rows,
-        batch_size=old.batch_size,
-        arrays=entries,
-        static={name: static_entry(values) for name, values in static.items()},
-        versions=old.versions,
-        parity={arrays[name].name: one for name, one in old.parity.items() if name in arrays},
-        # what stood for the digest of the rows in format 1 is its fingerprint
-        attributes={**old.attributes, FINGERPRINT: old.spec.rows_digest},
-    )
-    complete = [array.name for array in header.complete_arrays]
-    return replace(header, notes=journal.notes(complete).totals() if complete else {})
-
-
 def _num_rows_left_behind(header: Header, journal: Journal) -> int:
     grid = header.block_grid
     return sum(len(grid.block(block)) for block in range(grid.num_blocks) if block not in journal.entries)
 
 
-def _choose_place(root: Path, content: _Content) -> tuple[StoreSpec, bool]:
+def _choose_place(root: Path, content: Content) -> tuple[StoreSpec, bool]:
     """The spec whose path is free for the new store, or holds it already: stores that differ in tap or labels have equal rows."""
     spec = content.header.spec
     for number in itertools.count(2):
@@ -313,7 +165,7 @@ def _choose_place(root: Path, content: _Content) -> tuple[StoreSpec, bool]:
     raise AssertionError("there is always another number")
 
 
-def _holds(path: Path, content: _Content) -> bool:
+def _holds(path: Path, content: Content) -> bool:
     """Whether a store is this one, upgraded before, and sound as far as sizes tell."""
     try:
         files = StoreFiles.read(path)
@@ -334,7 +186,7 @@ def _holds(path: Path, content: _Content) -> bool:
     return is_same and has_all and not list(quick_damage(path, header, files.journal, list(header.arrays)))
 
 
-def _make_store(spec: StoreSpec, root: Path, old: Path, content: _Content) -> None:
+def _make_store(spec: StoreSpec, root: Path, old: Path, content: Content) -> None:
     """Make the new store beside its place, check it, and rename it."""
     new = spec.path(root)
     lock = StoreLock(new)
@@ -362,7 +214,7 @@ def _make_store(spec: StoreSpec, root: Path, old: Path, content: _Content) -> No
         lock.release()
 
 
-def _take_chunks(old: Path, folder: Path, header: Header, content: _Content) -> None:
+def _take_chunks(old: Path, folder: Path, header: Header, content: Content) -> None:
     """Link, or copy, the chunk files of every committed row block."""
     for name, old_name in content.names.items():
         array = token_array(header, name)

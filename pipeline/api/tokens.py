@@ -15,6 +15,7 @@ from layerbank.cache import TokenArray
 
 from ..console import Listener
 from ..data.image_source import ImageSource
+from ..data.views import ViewRule
 from ..events import OnEvent
 from ..extraction.extract import ExtractConfig
 from ..jobs.extract import RequestedExtraction, open_rows, settle_and_check_disk
@@ -164,13 +165,7 @@ def extract(
         backbone = model.backbone
         if isinstance(levels, str):
             levels = backbone.levels if levels == "every" else choose_levels(levels, backbone.depth)
-        options = {
-            "cache_root": Path(cache),
-            "trust_files": trust_files,
-            "views": views,
-            "view_scale": 0.08,
-            "view_flip": True,
-        }
+        rule = ViewRule(num_views=views) if views else None
         config = ExtractConfig(
             arrays=tuple((level, kind) for level in levels for kind in kinds),
             storage_dtype=choose_storage_dtype(storage_dtype),
@@ -182,7 +177,7 @@ def extract(
         request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
         data = images.origin or f"python:{images.name}"
         work = RequestedExtraction(backbone, request, data, Path(cache), config, on_event=on_event)
-        rows = open_rows(images, options, on_event)
+        rows = open_rows(images, Path(cache), rule=rule, trust_files=trust_files, on_event=on_event)
         (work,) = settle_and_check_disk([work], [rows])
         if work.backbone is not backbone:
             model = replace(model, backbone=work.backbone, request=work.request)

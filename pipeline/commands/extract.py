@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,9 @@ from . import options as shared
 
 if TYPE_CHECKING:
     from layerbank.cache import Worker
+
+    from ..executors.local import LocalExecutor
+    from ..jobs.job import ExtractJob
 
 
 _options = shared.combine(
@@ -62,8 +66,9 @@ _options = shared.combine(
 @_options
 @click.option("--dry-run", is_flag=True, help="Only say what it would take, as `layerbank plan` does.")
 @shared.engine
+@shared.events
 @shared.as_json
-def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
+def extract(dry_run: bool, engine: str, events: Path | None, as_json: bool, **options: Any) -> None:
     """Stage one: run a model once over a data set and store the tokens of its layers.
 
     Run it again after a crash and it goes on where it was. Ask for more levels or kinds and only those are computed.
@@ -76,40 +81,24 @@ def extract(dry_run: bool, engine: str, as_json: bool, **options: Any) -> None:
         _plan(options, as_json)
         return
     from ..console import Listener, print_json
-    from ..executors.local import LocalExecutor
-    from ..executors.workers import run_in_worker, run_workers
+    from ..executors.run import run_extraction
     from ..extraction.cpu_precision import advise_on_precision
-    from ..extraction.extract import extract_together
     from ..extraction.ranks import refuse_shards
-    from ..jobs.extract import extract_share, folders_of, prepare, prepare_shares
     from ..models.request import choose_device
 
-    if engine == "ray":
-        from ..executors.ray_executor import RayExecutor
+    job, processes, worker = _job_of(options)
+    with Listener(quiet=as_json, events=events) as listener:
+        if engine == "ray":
+            from ..executors.ray_executor import RayExecutor
 
-        request, processes, worker = _request_of(options)
-        refuse_shards(worker)
-        with (
-            Listener(quiet=as_json) as listener,
-            RayExecutor([request["cache_root"]], processes, request["device"], listener.show) as cluster,
-        ):
-            request["device"] = cluster.device
-            # there, because the device that settles the precision is there
-            share, folders = run_in_worker(partial(prepare_shares, request), cluster, listener.show)
-            run_workers(partial(extract_share, share), cluster, listener.show)
-    else:
-        request, num_processes, worker = _local_request_of(options)
-        with Listener(quiet=as_json) as listener:
-            if request["precision"] == "auto" and choose_device(request["device"]) == "cpu":
+            refuse_shards(worker)
+            with RayExecutor([job.cache_root], processes, job.device, listener.show) as cluster:
+                folders = run_extraction(job, executor=cluster, on_event=listener.show)
+        else:
+            job, executor = _on_this_machine(job, options["shard"], processes, worker)
+            if job.precision == "auto" and choose_device(job.device) == "cpu":
                 advise_on_precision(listener.show)
-            if num_processes > 1:
-                share, folders = prepare_shares(request, listener.show)
-                run_workers(partial(extract_share, share), LocalExecutor(num_processes), listener.show)
-            else:
-                prepared = prepare(request, listener.show, worker)
-                folders = folders_of(prepared)
-                for rows, extractions in prepared:
-                    extract_together(extractions, rows, on_event=listener.show)
+            folders = run_extraction(job, executor=executor, worker=worker, on_event=listener.show)
     if as_json:
         print_json({"folders": folders})
 
@@ -130,28 +119,32 @@ def plan(as_json: bool, **options: Any) -> None:
     _plan(options, as_json)
 
 
-def _request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int | None, Worker | None]:
-    """Return the options for `jobs.extract.prepare`, --processes, and which of several workers this process is."""
+def _job_of(options: dict[str, Any]) -> tuple[ExtractJob, int | None, Worker | None]:
+    """Return the job, --processes, and which of several workers this process is."""
     from ..extraction.ranks import parse_shard, worker_of_launcher
+    from ..jobs.job import ExtractJob
     from ..models.request import pair_models_with_weights
 
-    models, weights, shard, processes = (
-        options.pop(name) for name in ("models", "several_weights", "shard", "processes")
-    )
+    others = ("models", "several_weights", "shard", "processes", "splits")
+    pairs = pair_models_with_weights(options["models"], options["several_weights"])
+    shard = options["shard"]
     worker = parse_shard(shard) if shard is not None else worker_of_launcher(os.environ)
-    return options | {"pairs": pair_models_with_weights(models, weights)}, processes, worker
+    fields = {name: value for name, value in options.items() if name not in others}
+    job = ExtractJob(models=tuple(pairs), splits=tuple(options["splits"]), **fields)
+    return job, options["processes"], worker
 
 
-def _local_request_of(options: dict[str, Any]) -> tuple[dict[str, Any], int, Worker | None]:
-    """Do the same for this machine: choose the number of processes, and give each worker of torchrun a GPU of its own."""
+def _on_this_machine(
+    job: ExtractJob, shard: str | None, processes: int | None, worker: Worker | None
+) -> tuple[ExtractJob, LocalExecutor | None]:
+    """Choose the number of processes, and give each worker of torchrun a GPU of its own."""
+    from ..executors.local import LocalExecutor
     from ..extraction.ranks import choose_processes, device_of_worker
 
-    launched = options["shard"] is None
-    request, processes, worker = _request_of(options)
-    num_processes = choose_processes(processes, request["device"], worker)
-    if worker is not None and launched:
-        request["device"] = device_of_worker(request["device"], int(os.environ["LOCAL_RANK"]))
-    return request, num_processes, worker
+    num_processes = choose_processes(processes, job.device, worker)
+    if worker is not None and shard is None:
+        job = replace(job, device=device_of_worker(job.device, int(os.environ["LOCAL_RANK"])))
+    return job, LocalExecutor(num_processes) if num_processes > 1 else None
 
 
 def _plan(options: dict[str, Any], as_json: bool) -> None:
@@ -164,15 +157,16 @@ def _plan(options: dict[str, Any], as_json: bool) -> None:
     from ..planning.plan import plan_extraction
     from ..planning.plan_table import SPLIT_COLUMNS, split_lines, summary, token_columns, token_lines
 
-    request, num_processes, worker = _local_request_of(options)
-    root = request["cache_root"]
+    job, processes, worker = _job_of(options)
+    job, executor = _on_this_machine(job, options["shard"], processes, worker)
+    root = job.cache_root
     began = time.perf_counter()
     with Listener(quiet=as_json) as listener:
-        work = work_of(prepare(request, listener.show, worker, only_plan=True))
+        work = work_of(prepare(job, listener.show, worker, only_plan=True))
         planned = plan_extraction(
             work,
             root,
-            num_processes=num_processes,
+            num_processes=1 if executor is None else executor.num_workers,
             start_s=time.perf_counter() - began,
             on_event=listener.show,
         )

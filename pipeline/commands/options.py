@@ -70,6 +70,9 @@ on_bad_image = click.option(
     show_default=True,
     help="Stop at an image that cannot be read, or skip it and record its id.",
 )
+events = click.option(
+    "--events", type=FILE, metavar="FILE", help="Append every event to this file, a line of JSON each."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, without progress.")
 
 _MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."

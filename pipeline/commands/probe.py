@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from . import options as shared
-
-if TYPE_CHECKING:
-    from layerbank.probes import TrainingProtocol
-
-    from ..events import OnEvent
-    from ..probing.results import Row
 
 
 @click.command()
@@ -85,8 +77,9 @@ if TYPE_CHECKING:
 )
 @click.option("--retrain", is_flag=True, help="Train again what results.jsonl has.")
 @shared.runs_root
+@shared.events
 @shared.as_json
-def probe(seeds: str, runs_root: Path, as_json: bool, **options: Any) -> None:
+def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **options: Any) -> None:
     """Stage two: train probes on stored tokens, choose on validation, test once.
 
     Tokens that are missing are extracted first. Results go to RUNS/<data set>/<store>/results.jsonl; each
@@ -96,92 +89,25 @@ def probe(seeds: str, runs_root: Path, as_json: bool, **options: Any) -> None:
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
     from ..console import Listener, print_json, print_table
+    from ..jobs.extract import split_names
+    from ..jobs.job import ProbeJob
+    from ..jobs.probe import protocol_of, run_probes
+    from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers
 
-    each_seed = parse_numbers(seeds, where="--seed", at_least=0)
-    head_counts = options["num_heads"]
-    if head_counts is not None:
-        head_counts = parse_numbers(head_counts, where="--num-heads", at_least=1)
-    protocol = _open_protocol(options, each_seed[0])
-    with Listener(quiet=as_json) as listener:
-        protocols = [replace(protocol, seed=seed) for seed in each_seed]
-        folder, rows = _train(options | {"num_heads": head_counts or ()}, protocols, runs_root, listener.show)
+    num_heads = options.pop("num_heads")
+    job = ProbeJob(
+        probes=split_names(probes) if probes else tuple(DEMO_PROBES),
+        seeds=tuple(parse_numbers(seeds, where="--seed", at_least=0)),
+        num_heads=() if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
+        **options,
+    )
+    protocol_of(job)
+    with Listener(quiet=as_json, events=events) as listener:
+        folder, made = run_probes(job, on_event=listener.show)
+        rows = list(made)
     if as_json:
         print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})
     else:
         print_table(COLUMNS, results_table(rows), title=results_title(rows, folder))
-
-
-def _open_protocol(options: dict[str, Any], seed: int) -> TrainingProtocol:
-    """The protocol with what the options change of it; what is wrong with the options is refused before hours of extraction."""
-    from layerbank.probes import resolve_compute
-
-    from ..models.request import choose_device
-    from ..probing.probe import check_train_views
-    from ..probing.protocols import open_protocol
-    from ..quantities import parse_size
-
-    changed = {name: options[name] for name in ("sweep", "compute") if options[name] is not None}
-    if options["reference_quirks"]:
-        changed["jitter_validation"] = True
-    protocol = replace(open_protocol(options["protocol"], seed=seed), **changed)
-    resolve_compute(protocol.compute, choose_device(options["device"]))
-    if options["memory"] is not None:
-        parse_size(options["memory"])
-    check_train_views(options["train_views"], options["views"])
-    return protocol
-
-
-def _train(
-    options: dict[str, Any], protocols: Sequence[TrainingProtocol], runs_root: Path, on_event: OnEvent
-) -> tuple[Path, list[Row]]:
-    """Extract what is missing, and train the probes by each protocol; the folder of the results, and the rows."""
-    from ..data.sources import open_source
-    from ..jobs.extract import open_model, open_rows, request_extraction, settle_and_check_disk, split_names
-    from ..memory import memory_for_probes
-    from ..probing.probe import check_classes, run_folder, verify_tokens
-    from ..probing.probe import probe as train_probes
-    from ..probing.probe_sizes import check_heads, leave_out_unfit
-    from ..probing.probe_spec import DEMO_PROBES, parse_probes
-
-    options = options | {"views_split": options["train_split"]}
-    sources = [open_source(options["data"], options[split]) for split in ("train_split", "test_split")]
-    check_classes(*sources)
-    request, backbone = open_model(options)
-    named = parse_probes(
-        split_names(options["probes"]) if options["probes"] else DEMO_PROBES,
-        backbone.depth,
-        num_heads=options["num_heads"],
-        reference_quirks=options["reference_quirks"],
-    )
-    named = leave_out_unfit(named, backbone.row_shape)
-    check_heads(named, backbone.row_shape)
-    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    work = request_extraction(options, request, backbone, arrays, on_event)
-    splits = [open_rows(source, options, on_event) for source in sources]
-    if options["may_extract"]:
-        (work,) = settle_and_check_disk([work], splits)
-        train, test = (work.extract(rows) for rows in splits)
-    else:
-        work = work.settled(splits)
-        train, test = (work.tokens(rows) for rows in splits)
-    if options["train_views"] is not None:
-        train = train.with_views(min(options["train_views"], train.num_views))
-    if options["may_verify"]:
-        verify_tokens([train, test])
-    folder, rows = run_folder(runs_root, train), []
-    for protocol in protocols:
-        rows += train_probes(
-            train,
-            test,
-            named,
-            protocol,
-            folder,
-            config=work.description(),
-            retrain=options["retrain"],
-            device=work.backbone.device,
-            memory_bytes=memory_for_probes(options["memory"]),
-            on_event=on_event,
-        )
-    return folder, rows

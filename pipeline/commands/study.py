@@ -48,6 +48,7 @@ STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
     "else 1]",
 )
 @shared.engine
+@shared.events
 @shared.as_json
 def study(
     recipe: str,
@@ -62,6 +63,7 @@ def study(
     workers: int | None,
     processes: int | None,
     engine: str,
+    events: Path | None,
     as_json: bool,
 ) -> None:
     """Run a whole study: every model on every data set of a recipe, every probe, every seed.
@@ -103,11 +105,13 @@ def study(
         else:
             print_table(PLAN_COLUMNS, plan_table(planned), title=plan_title(planned))
         return
-    if not _run(opened, options, processes, on_ray=engine == "ray", as_json=as_json):
+    if not _run(opened, options, processes, on_ray=engine == "ray", events=events, as_json=as_json):
         raise SystemExit(1)
 
 
-def _run(recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray: bool, as_json: bool) -> bool:
+def _run(
+    recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray: bool, events: Path | None, as_json: bool
+) -> bool:
     """Run a study and show its results; return whether all of it was done."""
     from contextlib import ExitStack
 
@@ -122,7 +126,7 @@ def _run(recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray
     from ..models.request import choose_device
 
     with ExitStack() as stack:
-        listener = stack.enter_context(Listener(quiet=as_json))
+        listener = stack.enter_context(Listener(quiet=as_json, events=events))
         executor: Executor | None = None
         if on_ray:
             folders = (options.cache_root, options.runs_root)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .image_source import ImageSource, Stored
+from .image_source import ImageSource
 
 NO_LABEL = -1
 
@@ -56,7 +56,7 @@ class MemorySource(ImageSource):
         if len(self.ids) != num_images:
             raise RequestError("data.number_of_ids", name=name, images=num_images, ids=len(self.ids))
 
-    def read(self, row: int) -> Stored:
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
         item = self._items[row]
         return _stored(item[0] if self._pairs else item, f"{self.name}[{row}]")
 
@@ -97,7 +97,7 @@ def _classes(
     return np.array([number_of[value] for value in values.tolist()]), [str(value) for value in known]
 
 
-def _stored(image: Any, place: str) -> Stored:
+def _stored(image: Any, place: str) -> bytes | NDArray[np.uint8]:
     """Encoded bytes, or uint8 pixels [H, W] or [H, W, 3]."""
     if isinstance(image, bytes):
         return image

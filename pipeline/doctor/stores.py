@@ -34,7 +34,7 @@ def resume_command(store: StoreInfo, cache_root: Path) -> str | None:
         return None
     model, views, spec = request["model"], request.get("views"), store.header.spec.model
     missing = [entry.spec for entry in store.header.arrays.values() if not entry.complete]
-    custom = model["tap"].startswith("module:")
+    tap = next((array.tap for array in missing if array.tap), model["tap"])
     options = {
         "--model": model["model"],
         "--data": request["data"],
@@ -47,7 +47,7 @@ def resume_command(store: StoreInfo, cache_root: Path) -> str | None:
         "--weights": model["weights"],
         "--weights-seed": None if model["weights"] is None else model["seed"],
         "--image-size": model["image_size"],
-        "--tap-module" if custom else "--tap": model["tap"].removeprefix("module:"),
+        "--tap-module" if tap.startswith("module:") else "--tap": tap.removeprefix("module:"),
     }
     flags = []
     if views is not None:

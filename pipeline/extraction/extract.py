@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,14 @@ class Extraction:
         config: what to store and how.
         cache_root: folder of all stores.
         request: kept in the attributes of new stores, so that `cache repair` can do the same work again.
-        parity: what `parity.settle` measured, kept in the store: path of an array -> parity.
+        parity: what `parity.settle` measured, kept in the stores: store -> path of an array -> parity.
     """
 
     backbone: Backbone
     config: ExtractConfig
     cache_root: Path
     request: dict[str, Any] | None = None
-    parity: Mapping[str, Mapping[str, Any]] | None = None
+    parity: Mapping[Path, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelSpec:
@@ -133,6 +133,13 @@ class Extraction:
         keys = [array_key(self.backbone.tap, *array) for array in self.config.arrays]
         leave_out = self.replaced(stores, rows) if self.config.overwrite else ()
         return find_gaps(stores, rows.wanted, keys, order=rows.reading_order, name=rows.name, leave_out=leave_out)
+
+    def has_rows(self, rows: SplitRows) -> bool:
+        """Whether a store of the model, other than those that `overwrite` deletes, is of any of these rows, whatever its arrays."""
+        stores = ModelStores(self.cache_root, self.model)
+        replaced = self.replaced(stores, rows) if self.config.overwrite else ()
+        keys = rows.wanted.rows.keys
+        return any(bool(np.isin(files.rows.keys, keys).any()) for files in stores.stores if files.path not in replaced)
 
     def replaced(self, stores: ModelStores, rows: SplitRows) -> list[Path]:
         """The stores that `overwrite` deletes: those that hold some of these rows and no others."""
@@ -274,8 +281,10 @@ def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: On
 
 
 def _claim(writer: CacheWriter, gap: Gap) -> list[Batch]:
-    """The batches to compute next, without those of which an image is not at hand."""
-    return [batch for batch in writer.claim() if (gap.wanted[batch.start : batch.stop] >= 0).all()]
+    """The batches to compute next, without row blocks of which an image is not at hand."""
+    batches = writer.claim()
+    absent = {batch.block for batch in batches if (gap.wanted[batch.start : batch.stop] < 0).any()}
+    return [batch for batch in batches if batch.block not in absent]
 
 
 def _finish(extraction: Extraction, unfinished: Sequence[Gap], rows: SplitRows) -> None:
@@ -360,7 +369,7 @@ def _writer_options(extraction: Extraction, gap: Gap, rows: SplitRows) -> dict[s
         "sample_ids": ids_of(gap, _ids(rows)),
         "sizes": sizes,
         "attributes": {"request": extraction.request or {}},
-        "parity": extraction.parity,
+        "parity": extraction.parity.get(gap.path),
     }
 
 

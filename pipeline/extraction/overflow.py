@@ -38,7 +38,7 @@ def needs_bfloat16(
     """Return whether a float16 model overflows on the first images of a split of which the cache has no rows yet."""
     backbone = extraction.backbone
     for rows, found in zip(splits, gaps, strict=True):
-        if not found.num_missing or (found.num_found and not extraction.config.overwrite):
+        if not found.num_missing or extraction.has_rows(rows):
             continue
         if (overflow := find_overflow(backbone, open_reference, rows.source, on_event)) is None:
             continue

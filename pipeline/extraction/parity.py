@@ -42,12 +42,12 @@ class Settled:
 
     Attributes:
         request, backbone: as requested, or in bfloat16.
-        parity: split -> path of an array -> parity, of arrays that are new to their store.
+        parity: split -> store -> path of an array -> parity, of arrays that are new to the store.
     """
 
     request: ModelRequest
     backbone: Backbone
-    parity: Mapping[str, Mapping[str, Parity]]
+    parity: Mapping[str, Mapping[Path, Mapping[str, Parity]]]
 
 
 def settle(
@@ -87,14 +87,15 @@ def settle(
         backbone = request.open(str(backbone.device))
         extraction = replace(extraction, backbone=backbone)
         gaps = [extraction.find_gaps(rows) for rows in splits]
-    parity: dict[str, Mapping[str, Parity]] = {}
+    parity: dict[str, Mapping[Path, Mapping[str, Parity]]] = {}
     for rows, found in zip(splits, gaps, strict=True):
-        measured = _measure(extraction, open_reference, rows, found, on_event)
-        if measured:
-            on_event(_measured_event(backbone, rows.source.split, config.storage_dtype, measured))
+        # each store on its own images, so that its record does not depend on what else is written
+        measured = {gap.path: _measure(extraction, open_reference, rows, gap, on_event) for gap in found.gaps}
+        for one in filter(None, measured.values()):
+            on_event(_measured_event(backbone, rows.source.split, config.storage_dtype, one))
         if threshold is not None:
-            recorded = _recorded(extraction, rows, found)
-            _refuse_below(threshold, backbone, rows, [*recorded, *measured.items()])
+            new = [pair for one in measured.values() for pair in one.items()]
+            _refuse_below(threshold, backbone, rows, [*_recorded(extraction, rows, found), *new])
         parity[rows.source.split] = measured
     return Settled(request=request, backbone=backbone, parity=parity)
 
@@ -161,14 +162,14 @@ def _measure(
     extraction: Extraction,
     open_reference: Callable[[], Backbone],
     rows: SplitRows,
-    found: Gaps,
+    gap: Gap,
     on_event: OnEvent,
 ) -> dict[str, Parity]:
     """Return path of an array -> parity, of arrays without a record; empty if there are none, or none of the images can be read."""
     backbone, storage_dtype = extraction.backbone, extraction.config.storage_dtype
-    known = [_parity_of(gap) for gap in found.gaps]
-    arrays = [array for array in extraction.arrays if any(array.name not in one for one in known)]
-    images = first_images(backbone, _first_rows(rows, found.gaps[0])) if arrays else None
+    known = _parity_of(gap)
+    arrays = [array for array in extraction.arrays if array.name not in known]
+    images = first_images(backbone, _first_rows(rows, gap)) if arrays else None
     if images is None:
         return {}
     levels, kinds = (list(dict.fromkeys(getattr(one, name) for one in arrays)) for name in ("level", "kind"))

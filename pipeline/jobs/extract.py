@@ -1,6 +1,6 @@
 """Extraction as a command requests it: open data and models, hash new images, compare the first ones with float32, check the disk.
 
-Knows nothing of terminals. Options come as a mapping that pickles, so that worker processes get the same ones.
+Knows nothing of terminals. A job pickles, so that worker processes get the same one.
 """
 
 from __future__ import annotations
@@ -39,9 +39,13 @@ from ..models.request import (
     choose_workers,
 )
 from ..probing.tokens.split_tokens import SplitRequest, request_tokens
+from .job import ExtractJob, Job
 
 Prepared = list[tuple[SplitRows, list[Extraction]]]
 """The extractions of each split, one a model."""
+
+Settlement = tuple[str, Mapping[str, Mapping[Path, Mapping[str, Any]]]]
+"""Precision of a model, and split -> store -> parity of its first images."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class RequestedExtraction:
         cache_root: folder of all stores.
         config: what to store, and how.
         parity_threshold: minimum cosine similarity of a token to a float32 run; None accepts any.
-        parity: split -> parity measured on its first images.
+        parity: split -> store -> parity measured on its first images.
         on_event: called with every event.
     """
 
@@ -65,7 +69,7 @@ class RequestedExtraction:
     cache_root: Path
     config: ExtractConfig
     parity_threshold: float | None = None
-    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parity: Mapping[str, Mapping[Path, Mapping[str, Any]]] = field(default_factory=dict)
     on_event: OnEvent = ignore
 
     def settled(self, splits: Sequence[SplitRows]) -> RequestedExtraction:
@@ -97,7 +101,7 @@ class RequestedExtraction:
             config=self.config,
             cache_root=self.cache_root,
             request=self.description(rows),
-            parity=self.parity.get(rows.source.split),
+            parity=self.parity.get(rows.source.split, {}),
         )
 
     def description(self, rows: SplitRows | None = None) -> dict[str, Any]:
@@ -108,24 +112,28 @@ class RequestedExtraction:
 
 
 def open_rows(
-    source: ImageSource, options: Mapping[str, Any], on_event: OnEvent, *, may_hash: bool = True
+    source: ImageSource,
+    cache_root: Path,
+    *,
+    rule: ViewRule | None = None,
+    trust_files: bool = False,
+    may_hash: bool = True,
+    on_event: OnEvent = ignore,
 ) -> SplitRows:
-    """Return the rows of a source: hash its new images, and take the views of the options if it is the split that has them.
+    """Return the rows of a source, its new images hashed.
 
     Args:
         source: the images of a split.
-        options: `cache_root`, `trust_files`, and the options of views.
-        on_event: called with every event.
+        cache_root: folder of all stores and of the content index.
+        rule: how augmented views are drawn; None for centre views alone.
+        trust_files: take hashes from stores with images of the same names and sizes.
         may_hash: False reads no image: those that the content index does not know count as missing.
+        on_event: called with every event.
     """
-    cache_root = options["cache_root"]
-    trusted = partial(known_hashes, cache_root) if options.get("trust_files") else None
+    trusted = partial(known_hashes, cache_root) if trust_files else None
     images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
     if not may_hash:
         images = _with_stand_ins(images, source.ids)
-    rule = None
-    if options.get("views") and options.get("views_split", source.split) == source.split:
-        rule = ViewRule(num_views=options["views"], min_scale=options["view_scale"], flip=options["view_flip"])
     return SplitRows(source=source, images=images, rule=rule)
 
 
@@ -137,32 +145,46 @@ def _with_stand_ins(images: ImageSet, ids: Sequence[str]) -> ImageSet:
     return replace(images, hashes=hashes)
 
 
-def prepare(request: dict[str, Any], on_event: OnEvent, worker: Worker | None, *, only_plan: bool = False) -> Prepared:
-    """Open the data and the models of `layerbank extract`.
+def prepare(
+    job: ExtractJob,
+    on_event: OnEvent,
+    worker: Worker | None,
+    *,
+    settled: Sequence[Settlement] | None = None,
+    only_plan: bool = False,
+) -> Prepared:
+    """Open the data and the models of a job.
 
     Args:
-        request: the options, with `settled` if `prepare_shares` has compared the first images.
+        job: what to extract.
         on_event: called with every event.
         worker: which of several workers of the stores this process is.
+        settled: precision and parity of each model, if `prepare_shares` has compared the first images.
         only_plan: go on where the disk is too small, and hash no image.
 
     Raises:
         RequestError: wrong options, or a disk that is too small or cannot be written.
     """
-    # before the slow model
-    sources = [open_source(request["data"], split) for split in dict.fromkeys(request["splits"])]
-    settled = request.get("settled")
+    sources = [open_source(job.data, split) for split in dict.fromkeys(job.splits)]  # before the slow model
     requested = []
-    for number, (model, weights) in enumerate(request["pairs"]):
-        options = request | {"model": model, "weights": weights, "worker": worker}
-        precision, parity = (request["precision"], {}) if settled is None else settled[number]
-        options |= {"precision": precision}
-        model_request, backbone = open_model(options)
-        chosen = backbone.levels if request["levels"] == "every" else choose_levels(request["levels"], backbone.depth)
-        arrays = [(level, kind) for level in chosen for kind in split_names(request["kinds"])]
-        one = request_extraction(options, model_request, backbone, arrays, on_event)
+    for number, (model, weights) in enumerate(job.models):
+        precision, parity = (job.precision, {}) if settled is None else settled[number]
+        request, backbone = open_model(replace(job, precision=precision), model, weights)
+        chosen = backbone.levels if job.levels == "every" else choose_levels(job.levels, backbone.depth)
+        arrays = [(level, kind) for level in chosen for kind in split_names(job.kinds)]
+        one = request_extraction(job, request, backbone, arrays, on_event, overwrite=job.overwrite, worker=worker)
         requested.append(replace(one, parity=parity))
-    splits = [open_rows(one, request, on_event, may_hash=not only_plan) for one in sources]
+    splits = [
+        open_rows(
+            source,
+            job.cache_root,
+            rule=job.rule if source.split == job.views_split else None,
+            trust_files=job.trust_files,
+            may_hash=not only_plan,
+            on_event=on_event,
+        )
+        for source in sources
+    ]
     if only_plan:
         requested = [one.settled(splits) for one in requested]
     elif settled is None:
@@ -203,38 +225,50 @@ def forecasts_of(extraction: Extraction, rows: SplitRows) -> list[StoreForecast]
     return forecasts(extraction, rows, extraction.find_gaps(rows).gaps)
 
 
-def prepare_shares(request: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], list[str]]:
-    """Do once what several processes of `layerbank extract` need: check the request, compare the first images, begin new stores.
+@dataclass(frozen=True)
+class Share:
+    """The part of a job that every one of several workers does.
 
-    Returns:
-        The request for `extract_share`, and the folders of the stores.
+    Attributes:
+        job: the job; nothing is made anew any more.
+        settled: precision and parity of each model.
+        identities: name and digest of each model and of the images of each split.
+        folders: the folder of the stores of each model.
     """
-    prepared = prepare(request, on_event, None)
+
+    job: ExtractJob
+    settled: tuple[Settlement, ...]
+    identities: tuple[tuple[str, str], ...]
+    folders: tuple[str, ...]
+
+
+def prepare_shares(job: ExtractJob, on_event: OnEvent) -> Share:
+    """Do once what several workers need: check the job, compare the first images, begin new stores."""
+    prepared = prepare(job, on_event, None)
     for rows, extractions in prepared:
         begin(extractions, rows)
-    settled = [
-        (one.backbone.precision, {rows.source.split: of_split[number].parity for rows, of_split in prepared})
+    settled = tuple(
+        (one.backbone.precision, {rows.source.split: of_split[number].parity or {} for rows, of_split in prepared})
         for number, one in enumerate(prepared[0][1])
-    ]
-    share = request | {"overwrite": False, "settled": settled, "identities": _identities(prepared)}
-    return share, folders_of(prepared)
+    )
+    return Share(replace(job, overwrite=False), settled, tuple(_identities(prepared)), tuple(folders_of(prepared)))
 
 
-def extract_share(request: dict[str, Any], worker: Worker, on_event: OnEvent) -> None:
-    """Do the share of one of several processes of `layerbank extract`.
+def extract_share(share: Share, worker: Worker, on_event: OnEvent) -> None:
+    """Do the part of one of several workers.
 
     Raises:
         RequestError: on this machine the same names are other weights or other images, which would fill other stores.
     """
-    request = request | {"device": device_of_worker(request["device"], worker.index)}
-    prepared = prepare(request, on_event, worker)
-    pairs = zip(_identities(prepared), request["identities"], strict=True)
+    job = replace(share.job, device=device_of_worker(share.job.device, worker.index))
+    prepared = prepare(job, on_event, worker, settled=share.settled)
+    pairs = zip(_identities(prepared), share.identities, strict=True)
     if others := [here for here, wanted in pairs if here != wanted]:
         raise RequestError(
             "jobs.worker_has_other_files",
             worker=worker,
             node=socket.gethostname(),
-            stores=", ".join(f"{name} {digest[:8]}" for name, digest in request["identities"]),
+            stores=", ".join(f"{name} {digest[:8]}" for name, digest in share.identities),
             others=", ".join(f"{name} {digest[:8]}" for name, digest in others),
         )
     for rows, extractions in prepared:
@@ -252,59 +286,69 @@ def folders_of(prepared: Prepared) -> list[str]:
     return [str(one.model.folder(one.cache_root)) for one in prepared[0][1]]
 
 
-def open_model(options: Mapping[str, Any]) -> tuple[ModelRequest, Backbone]:
-    """Open the model that a command's options name.
+def open_model(job: Job, model: str, weights: str | None) -> tuple[ModelRequest, Backbone]:
+    """Open a model of a job.
 
     Raises:
         RequestError: wrong options; errors name the option.
     """
-    device = choose_device(options["device"])
-    choose_storage_dtype(options["storage_dtype"])
-    if choose_workers(options["workers"], device):
+    device = choose_device(job.device)
+    choose_storage_dtype(job.storage_dtype)
+    if choose_workers(job.workers, device):
         start_worker_server()
-    request = ModelRequest(
-        model=options["model"],
-        weights=options["weights"],
-        tap=choose_tap(options["tap"], options["tap_module"]),
-        image_size=options["image_size"],
-        precision=choose_precision(options["precision"], device),
-        seed=options["weights_seed"],
-    )
+    request = request_of(job, model, weights, device)
     return request, request.open(device)
 
 
+def request_of(job: Job, model: str, weights: str | None, device: str) -> ModelRequest:
+    """The request for a model of a job."""
+    return ModelRequest(
+        model=model,
+        weights=weights,
+        tap=choose_tap(job.tap, job.tap_module),
+        image_size=job.image_size,
+        precision=choose_precision(job.precision, device),
+        seed=job.weights_seed,
+    )
+
+
 def request_extraction(
-    options: Mapping[str, Any],
+    job: Job,
     request: ModelRequest,
     backbone: Backbone,
     arrays: Sequence[tuple[str, str]],
     on_event: OnEvent,
+    *,
+    overwrite: bool = False,
+    worker: Worker | None = None,
 ) -> RequestedExtraction:
-    """Return the extraction of a model that a command's options describe.
+    """Return the extraction of a model that a job describes.
 
     Args:
-        options: the options.
+        job: the job.
         request, backbone: what `open_model` returned.
         arrays: the (level, kind) pairs to store.
         on_event: called with every event.
+        overwrite: whether every row is computed again.
+        worker: which of several workers of the stores this process is.
     """
     config = ExtractConfig(
         arrays=tuple(arrays),
-        storage_dtype=choose_storage_dtype(options["storage_dtype"]),
-        batch_size=options["batch_size"],
-        num_workers=choose_workers(options["workers"], str(backbone.device)),
-        on_bad_image=options["on_bad_image"],
-        compile=options["compile_model"],
-        overwrite=options.get("overwrite", False),
-        worker=options.get("worker"),
+        storage_dtype=choose_storage_dtype(job.storage_dtype),
+        batch_size=job.batch_size,
+        num_workers=choose_workers(job.workers, str(backbone.device)),
+        on_bad_image=job.on_bad_image,
+        compile=job.compile_model,
+        overwrite=overwrite,
+        worker=worker,
     )
     return RequestedExtraction(
         backbone,
         request,
-        options["data"],
-        options["cache_root"],
+        job.data,
+        job.cache_root,
         config,
-        parity_threshold=options["parity_threshold"],
+        parity_threshold=job.parity_threshold,
         on_event=on_event,
     )
 

@@ -18,8 +18,26 @@ from ..data.sources import SOURCES
 from ..errors import RequestError, nearest_name
 from ..probing.probe_spec import parse_probes
 from ..probing.protocols import open_protocol
+from .job import ProbeJob, job_value
 
 SHIPPED = Path(__file__).parent / "recipes"
+_OF_THE_STUDY = (
+    "data",
+    "model",
+    "weights",
+    "cache_root",
+    "runs_root",
+    "device",
+    "memory",
+    "workers",
+    "tap",
+    "tap_module",
+)
+MORE = tuple(
+    one.name
+    for one in fields(ProbeJob)
+    if one.name not in (*_OF_THE_STUDY, "probes", "seeds", "protocol", "num_heads", "image_size")
+)
 ANY_DEPTH = 12  # to check names of probes: the depth of a model is known when it is opened
 
 
@@ -37,6 +55,7 @@ class Recipe:
         weights: model -> `random` or a file; a model that is not here has its pretrained ones.
         image_size: side of the square input in pixels; None is each model's own.
         tap: norm2 or block.
+        more: any other field of `ProbeJob`, such as storage_dtype or sweep; the keys of the TOML file that are not above.
     """
 
     models: tuple[str, ...]
@@ -48,6 +67,7 @@ class Recipe:
     weights: Mapping[str, str] = field(default_factory=dict)
     image_size: int | None = None
     tap: str = "norm2"
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shipped_recipes() -> list[str]:
@@ -76,15 +96,20 @@ def open_recipe(name: str) -> Recipe:
     if problems := _problems(values):
         raise RequestError("jobs.recipe_invalid", path=path, problems="; ".join(problems), num_problems=len(problems))
     checked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Recipe(**checked)
+    more = {key: job_value(ProbeJob, key, checked.pop(key), str(path)) for key in MORE if key in checked}
+    return Recipe(**checked, more=more)
 
 
 def _problems(values: Mapping[str, Any]) -> list[str]:
     """Everything that is wrong, in the order of the file, missing keys last."""
-    known = [one.name for one in fields(Recipe)]
+    known = [*_CHECKS, *MORE]
     problems = []
     for key, value in values.items():
-        if key in known:
+        if key in MORE:
+            problems += (
+                [f"{key} = {value!r}{reason}"] if (reason := _reason(job_value, ProbeJob, key, value, "")) else []
+            )
+        elif key in known:
             problems += _CHECKS[key](key, value)
         else:
             nearest = nearest_name(key, known)

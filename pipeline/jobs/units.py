@@ -9,9 +9,8 @@ Knows nothing of other units: `executors/studies.py` decides who runs which, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from ..data.catalogue import SPLITS, check_size, find_entry, locate_data
 from ..data.sources import ImageSource, open_source
 from ..errors import LayerbankError, WorkError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore
-from ..extraction.extract import ExtractConfig
-from ..memory import memory_for_probes
 from ..models.backbone import Backbone
-from ..models.request import ModelRequest, choose_device, choose_precision, choose_workers
-from ..probing.probe import check_classes, probe, run_folder, verify_tokens
+from ..models.request import ModelRequest, choose_device
+from ..probing.probe import check_classes
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
-from .extract import RequestedExtraction, open_rows, settle_and_check_disk
+from .extract import request_of as request_model
+from .job import ProbeJob
+from .probe import run_probes
 from .recipe import Recipe
 
 STORAGE_DTYPE = "float16"
@@ -150,8 +149,18 @@ def run_unit(
         check_compute(recipe, device)  # before the model; a node need not have what the driver has
         request = request_of(recipe, unit.model, device)
         backbone = (models or OpenModels()).open(request, device)
-        for row in _run_probes(recipe, options, request, backbone, unit.dataset, fail, on_event):
-            rows.append(row)
+        uri, sources = open_data(unit.dataset, options)
+        _, made = run_probes(
+            probe_job(recipe, options, unit, uri),
+            sources=sources,
+            opened=(request, backbone),
+            choose=lambda job, backbone: probes_that_fit(recipe, backbone.depth, backbone.row_shape, fail),
+            fail=fail,
+            num_sharers=options.num_sharers,
+            on_event=on_event,
+        )
+        for row in made:
+            rows.append(row)  # rows that were made before an error are kept
     except UNIT_ERRORS as error:
         fail(None, error)
     return UnitResult(unit=unit, rows=tuple(rows), failures=tuple(failures))
@@ -168,13 +177,8 @@ def check_compute(recipe: Recipe, device: str) -> None:
 
 def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
     """The request for a model of a recipe."""
-    return ModelRequest(
-        model=model,
-        weights=recipe.weights.get(model),
-        tap=recipe.tap,
-        image_size=recipe.image_size,
-        precision=choose_precision("auto", device),
-    )
+    job = probe_job(recipe, StudyOptions(), Unit(model=model, dataset=""), "")
+    return request_model(job, model, recipe.weights.get(model), device)
 
 
 def open_data(name: str, options: StudyOptions) -> tuple[str, list[ImageSource]]:
@@ -212,41 +216,25 @@ def probes_that_fit(
     return list(fitting.values())
 
 
-def _run_probes(
-    recipe: Recipe,
-    options: StudyOptions,
-    request: ModelRequest,
-    backbone: Backbone,
-    dataset: str,
-    fail: Callable[..., None],
-    on_event: OnEvent,
-) -> Iterator[Row]:
-    """Extract what is missing, then train and test the probes: rows seed by seed."""
-    uri, sources = open_data(dataset, options)
-    named = probes_that_fit(recipe, backbone.depth, backbone.row_shape, fail)
-    if not named:
-        return
-    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    num_workers = choose_workers(options.num_workers, str(backbone.device))
-    config = ExtractConfig(arrays=arrays, storage_dtype=STORAGE_DTYPE, num_workers=num_workers)
-    requested = RequestedExtraction(backbone, request, uri, options.cache_root, config, on_event=on_event)
-    splits = [open_rows(source, {"cache_root": options.cache_root}, on_event) for source in sources]
-    (requested,) = settle_and_check_disk([requested], splits)
-    train, test = (requested.extract(rows) for rows in splits)
-    verify_tokens([train, test])
-    for seed in recipe.seeds:
-        yield from probe(
-            train,
-            test,
-            named,
-            replace(open_protocol(recipe.protocol, seed=0), seed=seed),
-            run_folder(options.runs_root, train),
-            config=requested.description(),
-            memory_bytes=memory_for_probes(options.memory, options.num_sharers),
-            device=requested.backbone.device,
-            fail=partial(fail, seed=seed if len(recipe.seeds) > 1 else None),
-            on_event=on_event,
-        )
+def probe_job(recipe: Recipe, options: StudyOptions, unit: Unit, uri: str) -> ProbeJob:
+    """The job of a unit."""
+    return ProbeJob(
+        model=unit.model,
+        weights=recipe.weights.get(unit.model),
+        data=uri,
+        probes=recipe.probes,
+        protocol=recipe.protocol,
+        num_heads=recipe.num_heads,
+        seeds=recipe.seeds,
+        image_size=recipe.image_size,
+        tap=recipe.tap,
+        cache_root=options.cache_root,
+        runs_root=options.runs_root,
+        device=options.device,
+        memory=options.memory,
+        workers=options.num_workers,
+        **recipe.more,
+    )
 
 
 def _failure(unit: Unit, probe_name: str | None, error: Any, seed: int | None = None) -> StudyFailed:

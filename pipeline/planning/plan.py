@@ -27,8 +27,9 @@ class PlannedSplit:
 
     Attributes:
         num_rows: rows of the split: images, or images times views.
-        num_found: rows that are in the cache; an image that was never hashed counts as missing.
+        num_found: rows that are in the cache.
         num_missing: rows to compute, equal ones once.
+        num_unknown: images that are not in the content index. They are not read to plan, and count as missing.
         stores: the stores to write; of a new one the folder, since its name needs the hashes of all images.
         written_bytes, written_files: what is still to be written to them.
     """
@@ -40,6 +41,7 @@ class PlannedSplit:
     num_rows: int
     num_found: int
     num_missing: int
+    num_unknown: int
     stores: tuple[str, ...]
     written_bytes: int
     written_files: int
@@ -147,6 +149,7 @@ def _planned(work: Work) -> PlannedSplit:
         num_rows=len(work.rows),
         num_found=work.gaps.num_found,
         num_missing=work.num_missing,
+        num_unknown=int((~work.rows.images.is_known).sum()),
         stores=tuple(str(gap.path) if gap.files else f"{gap.path.parent} (new)" for gap in work.gaps.gaps),
         written_bytes=sum(store.written_bytes for store in work.forecasts),
         written_files=sum(store.written_files for store in work.forecasts),

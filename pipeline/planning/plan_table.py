@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..quantities import duration, size
+from ..quantities import counted, duration, size
 from .calibrate import Estimate
 from .plan import Plan
 
@@ -52,6 +52,10 @@ def summary(plan: Plan) -> Iterator[str]:
     if not plan.num_images and not plan.written_bytes:
         yield "nothing to do: the cache has everything"
         return
+    unknown = {(one.dataset, one.split): one.num_unknown for one in plan.splits}
+    if num_unknown := sum(unknown.values()):
+        be = "is new to the content index and counts" if num_unknown == 1 else "are new to the content index and count"
+        yield f"unknown: {counted(num_unknown, 'image')} {be} as missing; `layerbank extract` hashes what is new"
     yield (
         f"work: {plan.num_images:,} images decoded, {plan.num_passes:,} through a model, "
         f"{size(plan.written_bytes)} in {plan.written_files:,} files"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -28,9 +29,12 @@ from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import Event, ExtractionFinished
 from layerbank.extraction.batch_size import choose_batch_size
 from layerbank.extraction.decoding import Rows, decode_batches, start_worker_server
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.tower import tapped_modules
+
+sys.path.append(str(Path(__file__).parent.parent))
+from extractions import extract
 
 KINDS = ("cls", "ap")
 USUAL_BATCH = 64
@@ -63,11 +67,10 @@ def extraction_s(
     """Seconds and bytes on disk of stage one into an empty folder, and what it says of itself."""
     events: list[Event] = []
     with tempfile.TemporaryDirectory() as root:
-        store = spec_of(backbone, source, config.storage_dtype).store_path(root)
         start = time.perf_counter()
-        extract(backbone, source, config, store, on_event=events.append)
+        extract(backbone, source, config, Path(root), on_event=events.append)
         elapsed = time.perf_counter() - start
-        size_bytes = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+        size_bytes = sum(path.stat().st_size for path in Path(root).rglob("*.zarr/**/*") if path.is_file())
     finished = events[-1]
     assert isinstance(finished, ExtractionFinished)
     return elapsed, size_bytes, finished
@@ -106,7 +109,6 @@ class FirstRows(ImageSource):
             ids=source.ids[:count],
             labels=source.labels[:count],
             class_names=source.class_names,
-            locations=source.ids[:count],
             sizes=source.labels[:count],
         )
         self._source = source

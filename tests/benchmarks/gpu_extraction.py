@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerbank.data.sources import open_source
 from layerbank.events import Event, ExtractionFinished
 from layerbank.extraction.decoding import start_worker_server
-from layerbank.extraction.extract import ExtractConfig, extract, spec_of
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.extraction.forward import SteadyForward
 from layerbank.memory import shortage_of
 from layerbank.models.backbone import PRECISIONS, Backbone, open_backbone
 from layerbank.models.request import choose_precision, choose_workers
+
+sys.path.append(str(Path(__file__).parent.parent))
+from extractions import extract
 
 Figures = Iterator[dict[str, Any]]
 KINDS = ("cls", "ap")
@@ -111,9 +115,8 @@ def run_extraction(backbone: Backbone, uri: str, batch_size: int, num_workers: i
     arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS)
     config = ExtractConfig(arrays=arrays, batch_size=batch_size, num_workers=num_workers)
     with tempfile.TemporaryDirectory() as root:
-        store = spec_of(backbone, source, config.storage_dtype).store_path(root)
         start_s = time.perf_counter()
-        extract(backbone, source, config, store, on_event=events.append)
+        extract(backbone, source, config, Path(root), on_event=events.append)
         took_s = time.perf_counter() - start_s
     (finished,) = [event for event in events if isinstance(event, ExtractionFinished)]
     return took_s, finished

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +23,11 @@ from jpegs import write_jpegs
 
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.extraction.decoding import Rows, decode_batches, start_worker_server
-from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together, spec_of
+from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together
 from layerbank.models.backbone import Backbone, open_backbone
+
+sys.path.append(str(Path(__file__).parent.parent))
+from extractions import rows_of
 
 MODELS = ["timm/vit_tiny_patch16_224", "timm/deit_tiny_patch16_224", "timm/deit_tiny_distilled_patch16_224"]
 Clock = Callable[[], float]
@@ -40,11 +44,11 @@ def extraction_s(groups: list[list[Backbone]], source: ImageSource, num_workers:
                     config=ExtractConfig(
                         arrays=tuple((level, "ap") for level in backbone.levels), num_workers=num_workers
                     ),
-                    store=spec_of(backbone, source, "float16").store_path(root),
+                    cache_root=Path(root),
                 )
                 for backbone in group
             ]
-            extract_together(extractions, source)
+            extract_together(extractions, rows_of(source, Path(root)))
         return clock() - start
 
 

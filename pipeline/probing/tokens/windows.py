@@ -18,10 +18,10 @@ from layerbank.probes.workspace import Workspace
 
 from .token_source import ROWS_AT_ONCE, CachedTokens
 
-PART_ROWS = 64  # whose pages of one array are mapped together
+PART_ROWS = 16  # whose pages of one array are mapped together
 ROWS_AHEAD = 1024  # that the system begins to read before they are copied
 
-Take = Callable[[torch.Tensor], None]
+Take = Callable[[torch.Tensor], object]
 """Fills [B, *token_shape] with the tokens of a batch."""
 
 

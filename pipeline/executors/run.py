@@ -1,0 +1,92 @@
+"""Run a job: one function for all kinds, in this process or in the workers of an executor."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from layerbank.cache import Worker
+
+from ..errors import RequestError
+from ..events import OnEvent, ignore
+from ..extraction.extract import extract_together
+from ..jobs.extract import extract_share, folders_of, prepare, prepare_shares
+from ..jobs.job import ExtractJob, ProbeJob
+from ..jobs.probe import run_probes
+from ..jobs.recipe import Recipe
+from ..jobs.units import StudyOptions
+from .executor import Executor
+from .local import LocalExecutor
+from .studies import run_study
+from .workers import run_in_worker, run_workers
+
+
+def run(
+    job: ExtractJob | ProbeJob | Recipe,
+    *,
+    executor: Executor | None = None,
+    options: StudyOptions | None = None,
+    on_event: OnEvent = ignore,
+) -> list[Any]:
+    """Do a job.
+
+    Args:
+        job: what to do: an extraction, probes, or a study.
+        executor: runs it in several workers; None runs it in this process. Probes are always trained in this process.
+        options: of a study: folders and device.
+        on_event: called with every event.
+
+    Returns:
+        of an extraction, the folders of the stores; of probes and of a study, their rows of results.
+
+    Raises:
+        RequestError: the job is wrong.
+        WorkError: a part of it failed.
+
+    >>> import tempfile, layerbank as lb
+    >>> folder = tempfile.mkdtemp()
+    >>> job = lb.ExtractJob(
+    ...     data="demo:digits?train=40&test=20", models=(("timm/vit_tiny_patch16_224", "random"),), image_size=32,
+    ...     levels="last", cache_root=folder, device="cpu",
+    ... )
+    >>> len(lb.run(job)), lb.ExtractJob.from_dict(job.to_dict()).levels
+    (1, 'last')
+    """
+    match job:
+        case ExtractJob():
+            return run_extraction(job, executor=executor, on_event=on_event)
+        case ProbeJob():
+            _, rows = run_probes(job, on_event=on_event)
+            return list(rows)
+        case Recipe():
+            found, failures = run_study(job, options or StudyOptions(), executor=executor, on_event=on_event)
+            if failures:
+                first = failures[0]
+                raise RequestError("executors.study_failed", count=len(failures), first=f"{first.where}: {first.got}")
+            return list(found)
+
+
+def run_extraction(
+    job: ExtractJob, *, executor: Executor | None = None, worker: Worker | None = None, on_event: OnEvent = ignore
+) -> list[str]:
+    """Do an extraction; return the folder of the stores of each model.
+
+    Args:
+        job: what to extract.
+        executor: runs it in several workers that share the rows.
+        worker: which of several workers this process is itself.
+        on_event: called with every event.
+    """
+    if executor is None:
+        prepared = prepare(job, on_event, worker)
+        for rows, extractions in prepared:
+            extract_together(extractions, rows, on_event=on_event)
+        return folders_of(prepared)
+    if isinstance(executor, LocalExecutor):
+        share = prepare_shares(job, on_event)
+    else:  # there, because the device that settles the precision is there
+        from dataclasses import replace
+
+        share = run_in_worker(partial(prepare_shares, replace(job, device=executor.device)), executor, on_event)
+    run_workers(partial(extract_share, share), executor, on_event)
+    return list(share.folders)

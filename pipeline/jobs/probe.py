@@ -1,0 +1,137 @@
+"""Probes on the tokens of one model and data set: extract what is missing, then train, choose and test.
+
+`layerbank probe`, a unit of a study and `layerbank.run` all do this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from layerbank.probes import TrainingProtocol, resolve_compute
+
+from ..data.image_source import ImageSource
+from ..data.sources import open_source
+from ..events import OnEvent, ignore
+from ..memory import memory_for_probes
+from ..models.backbone import Backbone
+from ..models.request import ModelRequest, choose_device
+from ..probing.probe import check_classes, check_train_views, probe, run_folder, verify_tokens
+from ..probing.probe_sizes import check_heads, leave_out_unfit
+from ..probing.probe_spec import ProbeSpec, parse_probes
+from ..probing.protocols import open_protocol
+from ..probing.results import Row
+from ..quantities import parse_size
+from .extract import open_model, open_rows, request_extraction, settle_and_check_disk
+from .job import ProbeJob
+
+ChooseProbes = Callable[[ProbeJob, Backbone], Sequence[ProbeSpec]]
+
+
+def protocol_of(job: ProbeJob) -> TrainingProtocol:
+    """The training protocol of a job, for its first seed.
+
+    Raises:
+        RequestError, SettingError: what is wrong with the options, before hours of extraction.
+    """
+    changed = {name: value for name in ("sweep", "compute") if (value := getattr(job, name)) is not None}
+    if job.reference_quirks:
+        changed["jitter_validation"] = True
+    protocol = replace(open_protocol(job.protocol, seed=job.seeds[0]), **changed)
+    resolve_compute(protocol.compute, choose_device(job.device))
+    if job.memory is not None:
+        parse_size(job.memory)
+    check_train_views(job.train_views, job.views)
+    return protocol
+
+
+def probes_of(job: ProbeJob, backbone: Backbone) -> list[ProbeSpec]:
+    """The probes of a job.
+
+    Raises:
+        RequestError: an unknown name, or one that the backbone cannot have.
+    """
+    named = parse_probes(
+        list(job.probes), backbone.depth, num_heads=job.num_heads, reference_quirks=job.reference_quirks
+    )
+    named = leave_out_unfit(named, backbone.row_shape)
+    check_heads(named, backbone.row_shape)
+    return named
+
+
+def open_splits(job: ProbeJob) -> list[ImageSource]:
+    """The training and the test images of a job.
+
+    Raises:
+        RequestError: no such data, or splits of different classes.
+    """
+    train, test = (open_source(job.data, split) for split in (job.train_split, job.test_split))
+    check_classes(train, test)
+    return [train, test]
+
+
+def run_probes(
+    job: ProbeJob,
+    *,
+    sources: Sequence[ImageSource] | None = None,
+    opened: tuple[ModelRequest, Backbone] | None = None,
+    choose: ChooseProbes = probes_of,
+    fail: Callable[..., None] | None = None,
+    num_sharers: int = 1,
+    on_event: OnEvent = ignore,
+) -> tuple[Path, Iterator[Row]]:
+    """Extract what is missing, and train the probes once for each seed.
+
+    Args:
+        job: what to do.
+        sources: the training and the test images; None opens them.
+        opened: the model, and how it was opened; None opens it.
+        choose: the probes of the job that the model can have.
+        fail: called with a probe that cannot be trained, its error and, of several, the seed; None raises the error.
+        num_sharers: processes of this machine that share the memory.
+        on_event: called with every event.
+
+    Returns:
+        The folder of the results, and the rows, which are trained as they are taken.
+    """
+    protocol = protocol_of(job)
+    train_source, test_source = open_splits(job) if sources is None else sources
+    request, backbone = open_model(job, job.model, job.weights) if opened is None else opened
+    named = list(choose(job, backbone))
+    if not named:
+        return job.runs_root, iter(())
+    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
+    work = request_extraction(job, request, backbone, arrays, on_event)
+    rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
+    splits = [rows_of(train_source, rule=job.rule), rows_of(test_source)]
+    if job.may_extract:
+        (work,) = settle_and_check_disk([work], splits)
+        train, test = (work.extract(rows) for rows in splits)
+    else:
+        work = work.settled(splits)
+        train, test = (work.tokens(rows) for rows in splits)
+    if job.train_views is not None:
+        train = train.with_views(min(job.train_views, train.num_views))
+    if job.may_verify:
+        verify_tokens([train, test])
+    folder = run_folder(job.runs_root, train)
+
+    def rows() -> Iterator[Row]:
+        for seed in job.seeds:
+            yield from probe(
+                train,
+                test,
+                named,
+                replace(protocol, seed=seed),
+                folder,
+                config=work.description(),
+                retrain=job.retrain,
+                memory_bytes=memory_for_probes(job.memory, num_sharers),
+                device=work.backbone.device,
+                fail=None if fail is None else partial(fail, seed=seed if len(job.seeds) > 1 else None),
+                on_event=on_event,
+            )
+
+    return folder, rows()
