@@ -232,6 +232,18 @@ def test_other_pixels_under_the_same_name_size_and_mtime_are_computed_and_answer
 
 
 @KINDS
+def test_other_images_under_equal_names_and_labels_in_another_folder_are_others(
+    write: Writer, extract: Passes, tmp_path: Path
+) -> None:
+    first = write(tmp_path / "one" / "data", IMAGES)
+    second = write(tmp_path / "two" / "data", {name: number + 1000 for name, number in IMAGES.items()})
+    assert (extract(first), extract(second)) == (24, 24)
+    one, two = extract.tokens(first), extract.tokens(second)
+    assert one.keys() == two.keys()
+    assert all(one[id] != two[id] for id in one)
+
+
+@KINDS
 def test_wrong_trust_in_files_is_named_before_a_row_is_written(write: Writer, extract: Passes, tmp_path: Path) -> None:
     data = write(tmp_path / "data", IMAGES)
     extract(data)
