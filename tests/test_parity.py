@@ -18,7 +18,8 @@ from layerbank.cache import CacheError, TokenStore
 from layerbank.data.sources import ImageSource, open_source
 from layerbank.events import ParityMeasured, PrecisionFellBack
 from layerbank.extraction.extract import ExtractConfig
-from layerbank.extraction.parity import compare_tokens, parity_by_level
+from layerbank.extraction.parity import compare_tokens
+from layerbank.extraction.parity_levels import parity_by_level
 from layerbank.models.request import ModelRequest, choose_storage_dtype
 
 COUNTS = ("saturated", "nonfinite", "reference_nonfinite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,8 +247,7 @@ def probe(
     splits = [replace(one.request, arrays=arrays) for one in (train, test)]
     with ExitStack() as stack:
         on_event = listener_of(progress, stack)
-        if verify:
-            verify_tokens(splits)
+        check = cache(partial(verify_tokens, splits))  # once for all seeds, and not at all if every row is there
         folder, rows = run_folder(Path(runs), splits[0]), []
         base = open_protocol(protocol, seed=0)
         for seed in seeds:
@@ -261,6 +261,7 @@ def probe(
                 retrain=retrain,
                 device=backbone.device,
                 memory_bytes=memory_for_probes(memory),
+                before_training=check if verify else (lambda: None),
                 on_event=on_event,
             )
     return Results(rows, folder)

@@ -376,7 +376,7 @@ _PARITY_COLUMNS = ("cosine_min", "cosine_mean", "max_relative_error", "saturated
 
 def _parity(cache: TokenStore) -> dict[str, Any] | None:
     """The parity of the first images by level and by array; None if it was not measured."""
-    from ..extraction.parity import parity_by_level
+    from ..extraction.parity_levels import parity_by_level
 
     if not cache.parity:
         return None

@@ -98,7 +98,7 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
 
     num_heads = options.pop("num_heads")
     job = ProbeJob(
-        probes=split_names(probes) if probes else tuple(DEMO_PROBES),
+        probes=tuple(DEMO_PROBES) if probes is None else split_names(probes),
         seeds=tuple(parse_numbers(seeds, where="--seed", at_least=0)),
         num_heads=() if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
         **options,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +28,9 @@ from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
 from .extract import ExtractConfig, Extraction
 from .overflow import first_images, needs_bfloat16, reference_opener, run_model
+from .parity_levels import Parity, parity_by_level, rounded, rounded_cosine
 
 SMALLEST = torch.finfo(torch.float32).tiny  # a channel that is all zeros is measured against this
-
-Parity = dict[str, Any]
-"""The parity of one array, as its store keeps it; cache/README.md lists the keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,31 +127,11 @@ def compare_tokens(stored: Tensor, reference: Tensor) -> Parity:
     channel = (r0.square().sum(0) / both.sum(0).clamp_min(1)).sqrt()
     error = (x0 - r0).abs() / torch.maximum(r0.abs(), channel).clamp_min(SMALLEST)
     return {
-        "cosine_min": _cosine(float(cosine.min())),
-        "cosine_mean": _cosine(float(cosine.mean())),
-        "max_relative_error": _short(float(error.max())),
+        "cosine_min": rounded_cosine(float(cosine.min())),
+        "cosine_mean": rounded_cosine(float(cosine.mean())),
+        "max_relative_error": rounded(float(error.max())),
         "nonfinite": int((~x_finite).sum()),
         "reference_nonfinite": int((~r_finite).sum()),
-    }
-
-
-def parity_by_level(parity: Mapping[str, Parity]) -> dict[str, Parity]:
-    """Summarise the parity of the arrays of each level: the worst value, the mean of the means, the sums.
-
-    Args:
-        parity: path of an array -> parity.
-    """
-    levels: dict[str, list[Parity]] = {}
-    for name, one in parity.items():
-        levels.setdefault(name.split("/")[-2], []).append(one)
-    return {
-        level: {
-            "cosine_min": min(one["cosine_min"] for one in ones),
-            "cosine_mean": _cosine(sum(one["cosine_mean"] for one in ones) / len(ones)),
-            "max_relative_error": max(one["max_relative_error"] for one in ones),
-            **{key: sum(one[key] for one in ones) for key in ("saturated", "nonfinite", "reference_nonfinite")},
-        }
-        for level, ones in levels.items()
     }
 
 
@@ -252,12 +229,3 @@ def _measured_event(backbone: Backbone, split: str, storage_dtype: str, parity: 
         num_saturated=sum(one["saturated"] for one in levels.values()),
         num_nonfinite=sum(one["nonfinite"] for one in levels.values()),
     )
-
-
-def _short(value: float) -> float:
-    """Round to three digits: further ones depend on the machine, and a store's bytes should not."""
-    return float(f"{value:.3g}")
-
-
-def _cosine(value: float) -> float:
-    return round(1 - _short(1 - value), 12)

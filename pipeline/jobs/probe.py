@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from layerbank.probes import TrainingProtocol, resolve_compute
 
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
+from ..errors import RequestError
 from ..events import OnEvent, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
@@ -36,6 +37,8 @@ def protocol_of(job: ProbeJob) -> TrainingProtocol:
     Raises:
         RequestError, SettingError: what is wrong with the options, before hours of extraction.
     """
+    if not job.probes or not job.seeds:
+        raise RequestError("jobs.no_probes" if job.seeds else "jobs.no_seeds")
     changed = {name: value for name in ("sweep", "compute") if (value := getattr(job, name)) is not None}
     if job.reference_quirks:
         changed["jitter_validation"] = True
@@ -114,8 +117,7 @@ def run_probes(
         train, test = (work.tokens(rows) for rows in splits)
     if job.train_views is not None:
         train = train.with_views(min(job.train_views, train.num_views))
-    if job.may_verify:
-        verify_tokens([train, test])
+    verify = cache(partial(verify_tokens, [train, test]))  # once for all seeds, and not at all if every row is there
     folder = run_folder(job.runs_root, train)
 
     def rows() -> Iterator[Row]:
@@ -130,6 +132,7 @@ def run_probes(
                 retrain=job.retrain,
                 memory_bytes=memory_for_probes(job.memory, num_sharers),
                 device=work.backbone.device,
+                before_training=verify if job.may_verify else (lambda: None),
                 fail=None if fail is None else partial(fail, seed=seed if len(job.seeds) > 1 else None),
                 on_event=on_event,
             )

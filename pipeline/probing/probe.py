@@ -10,9 +10,9 @@ probe (`failing.py`). Post-hoc probes (`post_hoc.py`) come last, after their bas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ def probe(
     retrain: bool = False,
     memory_bytes: int | None = None,
     device: torch.device | str = "cpu",
+    before_training: Callable[[], object] = lambda: None,
     fail: Fail | None = None,
     on_event: OnEvent = ignore,
 ) -> list[Row]:
@@ -128,6 +129,7 @@ def probe(
         retrain: compute rows again even if they are there.
         memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
         device: where probes are trained.
+        before_training: called if there is anything to train: the check of the stored tokens, which takes long.
         fail: called with a probe that cannot be trained, which then has no row, while the others go on; None raises its error.
         on_event: called with what happens.
 
@@ -142,6 +144,8 @@ def probe(
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
     run = _Run(train, test, protocol, folder, config or {}, fail, on_event)
     missing = run.find_missing(named_probes, retrain=retrain)
+    if missing:
+        before_training()
     trained, post_hoc = [], []
     for named in missing:
         if HEADS[named.head].is_solved:
@@ -181,6 +185,8 @@ class _Run:
         self._train, self._test, self._protocol, self._folder = train, test, protocol, folder
         self._config, self._on_event = config, on_event
         self.cache = train.open()
+        self._opened_test: SplitTokens | None = None
+        self._are_saved = False
         self.failures = Failures(self.key, fail)
         self._of_study = ResultKey(
             data=data_of(train, test),
@@ -208,8 +214,22 @@ class _Run:
         return replace(self._protocol, **named.protocol)  # type: ignore[arg-type]  # checked by TrainingProtocol
 
     def open_test(self) -> SplitTokens:
-        """The tokens of the test split, the centre view of each image alone."""
-        return self._test.with_views(0).open()
+        """The tokens of the test split, the centre view of each image alone; searched for once."""
+        if self._opened_test is None:
+            self._opened_test = self._test.with_views(0).open()
+        return self._opened_test
+
+    @cached_property
+    def _records(self) -> dict[str, str]:
+        """Names of the records of both splits."""
+        return {"train": self._train.record.file_name, "test": self._test.record.file_name}
+
+    def _save_records(self) -> None:
+        """Write the records of both splits beside the rows, once in a run."""
+        if not self._are_saved:
+            for split in (self._train, self._test):
+                split.record.save(self._folder)
+            self._are_saved = True
 
     def find_missing(self, probes: Sequence[ProbeSpec], *, retrain: bool) -> list[ProbeSpec]:
         """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
@@ -245,10 +265,8 @@ class _Run:
 
     def _restore_records(self, row: Row) -> None:
         """Write the records that a row refers to if they are gone or damaged."""
-        named = row.get("images", {}).values()
-        for split in (self._train, self._test):
-            if split.record.file_name in named:
-                split.record.save(self._folder)
+        if row.get("images") == self._records:
+            self._save_records()
 
     def _has_row(self, key: str) -> bool:
         """Whether there is a row of this key whose files are as they were written; one whose are not is dropped."""
@@ -302,9 +320,9 @@ class _Run:
             row["train_views"] = key.train_views
         folder = row_folder(self._folder, row)
         test = self.open_test()
-        splits = {"train": self.cache, "test": test}
-        row["images"] = {name: tokens.record.save(self._folder) for name, tokens in splits.items()}
-        row["stores"] = {name: tokens.store_names for name, tokens in splits.items()}
+        self._save_records()
+        row["images"] = dict(self._records)
+        row["stores"] = {"train": self.cache.store_names, "test": test.store_names}
         row |= keep_probe(trained, self.cache, test, folder, self._config | {"images": row["images"]})
         if named.derived is not None:  # its base had to be trained, too
             of_base = self.rows[self.key(named.derived.base)]["cost"]

@@ -24,6 +24,7 @@ Row = dict[str, Any]
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
 SEEDS = ("split.seed", "protocol.seed")
 """Fields of a key in which the rows of one probe differ from seed to seed."""
+_IN_A_SETTING = ("lr", "weight_decay", "dropout", "penalty", "num_neighbors")
 _SHORT = {"weight_decay": "wd", "num_neighbors": "k"}
 
 
@@ -193,7 +194,9 @@ def _settings(summary: Summary) -> str:
         parts.append(f"every setting{seeds} diverged")
     if any(choices := Counter(map(describe_choice, finished))):
         parts.append(_counted(choices, " or "))
-    for name in finished[0]["chosen"] if finished else ():
+    chosen = finished[0]["chosen"] if finished else {}
+    in_order = {name: None for name in _IN_A_SETTING if name in chosen}  # in a row that was read, names are sorted
+    for name in in_order | chosen:
         if name != "dropout" or HEADS[finished[0]["head"]].has_dropout:
             values = Counter(_number(row["chosen"].get(name)) for row in finished)
             parts.append(f"{_SHORT.get(name, name)} {_counted(values, ' ')}")

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from gpu_sizes import Measured
 
-from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
+from layerbank.cache import ArraySpec, CacheWriter, ModelSpec
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
+from layerbank.data.split_rows import wanted_rows
 from layerbank.memory import HEADROOM
 from layerbank.probes import (
     PAPER,
@@ -31,6 +34,7 @@ from layerbank.probes.matmul import Matmul
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.tokens.placement import MOST_BUFFER_ROWS
 from layerbank.probing.tokens.resident import ResidentTokens
+from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
@@ -125,7 +129,7 @@ def accuracy(measured: Measured) -> Figures:
 def tokens(measured: Measured) -> Figures:
     """Tokens of a store, as `layerbank probe` has them: in the device's memory, or streamed."""
     with tempfile.TemporaryDirectory() as folder:
-        cache = write_store(Path(folder) / "train.zarr", measured)
+        cache = write_store(Path(folder), measured)
         stored = CachedTokens(cache, [parse_probe("alf", measured.sizes.depth)])
         held: list[ResidentTokens] = []
         upload_s = measured.once(lambda: held.append(ResidentTokens(stored, measured.device)))
@@ -228,38 +232,53 @@ def count_products(measured: Measured) -> int:
     return (4 * sizes.num_tokens * heads + 6 * inner_dim + 3 * sizes.num_classes) * sizes.embed_dim
 
 
-def write_store(path: Path, measured: Measured) -> TokenCache:
-    """cls and ap of every level, float16, noise."""
+def write_store(root: Path, measured: Measured) -> SplitTokens:
+    """cls and ap of every level, float16, noise; sorted by class."""
     sizes = measured.sizes
     levels = [*(f"block.{number}" for number in range(sizes.depth)), "final"]
-    spec = CacheSpec(
+    model = ModelSpec(
         architecture="none",
         weights="0" * 16,
-        tap="norm2",
         token_rule="1",
         transform="none",
         compute_dtype="float32",
         storage_dtype="float16",
-        manifest="0" * 16,
-        num_rows=sizes.num_stored,
-        backbone="none",
+        name="none",
+    )
+    numbers = np.arange(sizes.num_stored)
+    images = ImageSet(
+        hashes=numbers.astype(np.uint64) + np.uint64(1),
+        rule1_hashes=None,
+        is_known=np.ones(sizes.num_stored, dtype=np.bool_),
+        keeps_order=True,
+    )
+    record = SplitRecord(
         dataset="noise",
         split="train",
+        ids=[str(row) for row in range(sizes.num_stored)],
+        labels=numbers * sizes.num_classes // sizes.num_stored,
+        class_names=[str(number) for number in range(sizes.num_classes)],
+        images=images,
     )
-    writer = CacheWriter.open(
-        path,
-        spec,
-        [ArraySpec(level=level, kind=kind, row_shape=(sizes.embed_dim,)) for level in levels for kind in ("cls", "ap")],
-        labels=np.arange(sizes.num_stored) * sizes.num_classes // sizes.num_stored,
-        sample_ids=[str(row) for row in range(sizes.num_stored)],
-        batch_size=256,
-        attributes={"class_names": [str(number) for number in range(sizes.num_classes)]},
-    )
+    arrays = [
+        ArraySpec(level=level, kind=kind, row_shape=(sizes.embed_dim,)) for level in levels for kind in ("cls", "ap")
+    ]
+    rows = wanted_rows(images, None).rows
     noise = np.random.default_rng(0).standard_normal((4096, sizes.embed_dim)).astype(np.float16)
-    with writer:
+    path = model.folder(root) / "noise-train.zarr"
+    with CacheWriter.open(
+        path, model, rows, arrays, name="noise-train", sample_ids=record.ids, batch_size=256
+    ) as writer:
         for batch in writer.pending():
-            rows = np.arange(batch.start, batch.stop)
-            values = {array.name: noise[(rows + 97 * place) % 4096] for place, array in enumerate(batch.arrays)}
-            writer.append(batch, values, content_hashes=rows.astype(np.uint64))
+            here = np.arange(batch.start, batch.stop)
+            values = {array.name: noise[(here + 97 * place) % 4096] for place, array in enumerate(batch.arrays)}
+            writer.append(batch, values, content_hashes=rows.hashes[here])
         writer.complete()
-    return TokenCache.open(path)
+    return SplitRequest(
+        cache_root=root,
+        model=model,
+        tap="norm2",
+        record=record,
+        rule=None,
+        arrays=tuple((array.level, array.kind) for array in arrays),
+    ).open()

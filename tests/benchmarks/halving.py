@@ -1,8 +1,8 @@
-"""Successive halving against the full grid on a store of real tokens: what it saves, and how often it chooses otherwise.
+"""Successive halving against the full grid on real tokens: what it saves, and how often it chooses otherwise.
 
-    python tests/benchmarks/halving.py                             # the demo's stores, made under caches/ if need be
+    python tests/benchmarks/halving.py                             # the demo; what is missing is extracted to caches/
     python tests/benchmarks/halving.py --probes linear-all --num-seeds 3 --min-steps 500
-    python tests/benchmarks/halving.py --train caches/digits/train/STORE.zarr --test caches/digits/test/STORE.zarr
+    python tests/benchmarks/halving.py --model timm/vit_small_patch16_224 --data folder:photos --cache caches
 
 Every seed is another split, another initial weight, another order. The test accuracy of both choices is shown after the choice was
 made, as anywhere; it decides nothing.
@@ -11,9 +11,6 @@ made, as anywhere; it decides nothing.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -21,9 +18,15 @@ from statistics import mean
 import torch
 from machine import describe_machine
 
-from layerbank.cache import TokenCache
+from layerbank.data.image_set import identify
+from layerbank.data.sources import open_source
+from layerbank.data.split_rows import SplitRows
+from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together
+from layerbank.models.backbone import Backbone
+from layerbank.models.request import ModelRequest
 from layerbank.probes import PAPER, Head, SweepResult, TrainingProtocol, run_sweep
 from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.tokens.split_tokens import SplitTokens, request_tokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
 
@@ -37,22 +40,21 @@ class Pair:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, help="store of the training split")
-    parser.add_argument("--test", type=Path, help="store of the test split")
+    parser.add_argument("--model", default="demo/vit-s-focus")
+    parser.add_argument("--data", default="demo:digits")
+    parser.add_argument("--cache", type=Path, default=Path("caches"))
     parser.add_argument("--probes", nargs="+", default=["linear-cls", "linear-last", "linear-all"])
     parser.add_argument("--num-seeds", type=int, default=5)
-    parser.add_argument("--depth", type=int, default=12, help="blocks of the backbone")
     parser.add_argument("--min-steps", type=int, default=PAPER.min_steps)
     options = parser.parse_args()
-    if (options.train is None) != (options.test is None):
-        parser.error("give both --train and --test, or neither")
-    if options.train is None:
-        options.train, options.test = demo_stores()
+    backbone = ModelRequest(model=options.model).open("cpu")
+    every = [parse_probe(name, backbone.depth) for name in options.probes]
+    arrays = tuple(dict.fromkeys(array for named in every for array in named.arrays))
+    splits = [extract(backbone, split, arrays, options) for split in ("train", "test")]
     torch.set_num_threads(1)
     print(describe_machine(), flush=True)
-    for name in options.probes:
-        named = parse_probe(name, options.depth)
-        train, test = (CachedTokens(TokenCache.open(path), named).in_memory() for path in (options.train, options.test))
+    for name, named in zip(options.probes, every, strict=True):
+        train, test = (CachedTokens(split, named).in_memory() for split in splits)
         heads = named.num_heads or train.token_shape[0] if named.head == "attentive" else 0
         pairs = []
         for seed in range(options.num_seeds):
@@ -68,11 +70,15 @@ def main() -> None:
         summarize(name, protocol, pairs)
 
 
-def demo_stores() -> list[Path]:
-    """The stores of `make extract`, train and test; computes what is missing, a minute or two the first time."""
-    extract = ("extract", "--model", "demo/vit-s-focus", "--data", "demo:digits", "--json")
-    answer = subprocess.run([sys.executable, "-m", "layerbank", *extract], check=True, stdout=subprocess.PIPE)
-    return [Path(store) for store in json.loads(answer.stdout)["stores"]]
+def extract(
+    backbone: Backbone, split: str, arrays: tuple[tuple[str, str], ...], options: argparse.Namespace
+) -> SplitTokens:
+    """The tokens of a split; what is missing is computed, a minute or two for the demo."""
+    source = open_source(options.data, split)
+    rows = SplitRows(source=source, images=identify(source, options.cache))
+    extraction = Extraction(backbone=backbone, config=ExtractConfig(arrays=arrays), cache_root=options.cache)
+    extract_together([extraction], rows)
+    return request_tokens(options.cache, extraction.model, backbone.tap, rows, arrays).open()
 
 
 def describe(result: SweepResult) -> str:
