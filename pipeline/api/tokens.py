@@ -141,7 +141,8 @@ def extract(
         batch_size: images in a forward pass; None chooses it.
         workers: decoding processes; 0 decodes in this one.
         on_bad_image: "stop", or "skip" and leave the image out.
-        trust_files: take hashes from stores with images of the same names and sizes, without reading the images.
+        trust_files: take hashes from stores of the same data set and split with images of the same names and sizes, without
+            reading the images; of folders and archives of encoded images alone.
         overwrite: compute every row again.
         progress: True for progress bars, False for none, or a function that is called with every event.
 

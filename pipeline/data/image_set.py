@@ -92,14 +92,15 @@ def identify(
         source: the images, N rows.
         cache_root: the cache, whose index is used and brought up to date.
         may_hash: False reads no image; `is_known` says which rows have a hash.
-        trusted: hashes to take without reading the image, for rows that the index does not know. They are not kept.
+        trusted: hashes to take without reading the image, for rows that the index does not know. They are not kept. It is not
+            asked for a source whose images are not encoded: their sizes do not tell them apart.
         on_event: callback for progress.
 
     Raises:
         WorkError: a file changes again and again while it is read.
     """
     identification = _Identification(source, cache_root, on_event)
-    if trusted is not None:
+    if trusted is not None and source.is_encoded:
         identification.trust(trusted)
     if may_hash:
         identification.hash_the_rest()

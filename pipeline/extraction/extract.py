@@ -361,7 +361,8 @@ def _open_writer(extraction: Extraction, gap: Gap, rows: SplitRows) -> CacheWrit
 
 def _writer_options(extraction: Extraction, gap: Gap, rows: SplitRows) -> dict[str, Any]:
     is_whole = bool((gap.wanted >= 0).all())
-    sizes = rows.source.sizes[gap.wanted // rows.rows_an_image] if is_whole else None
+    has_sizes = is_whole and rows.source.is_encoded
+    sizes = rows.source.sizes[gap.wanted // rows.rows_an_image] if has_sizes else None
     return {
         "model": extraction.model,
         "rows": gap.rows,

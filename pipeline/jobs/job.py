@@ -37,7 +37,7 @@ class Job:
         compile_model: whether to use torch.compile; None does on a GPU.
         workers: decoding processes; None chooses it.
         on_bad_image: stop or skip.
-        trust_files: take content hashes from stores with images of the same names and sizes.
+        trust_files: take content hashes from stores of the same data set and split with images of the same names and sizes.
     """
 
     data: str
