@@ -17,7 +17,7 @@ from ..probing.attention import read_attention
 from ..probing.predict import SavedProbe
 from ..probing.probe import check_classes, row_folder, run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
-from ..probing.probe_spec import parse_probes
+from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import COLUMNS, Row, results_table, summarize
 from .data import images_from
@@ -237,10 +237,7 @@ def probe(
     >>> results.best.probe, results.records()[0]["seed"]
     ('ridge-cls', 0)
     """
-    backbone = train.model.backbone
-    check_classes(train.request.record, test.request.record)
-    named = leave_out_unfit(parse_probes(list(probes), backbone.depth), backbone.row_shape)
-    check_heads(named, backbone.row_shape)
+    named = _probes_of(train, test, probes)
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     splits = [replace(one.request, arrays=arrays) for one in (train, test)]
     with ExitStack() as stack:
@@ -253,10 +250,18 @@ def probe(
             [replace(base, seed=seed) for seed in seeds],
             Path(runs),
             config=train.description,
-            device=backbone.device,
+            device=train.model.backbone.device,
             retrain=retrain,
             verify=verify,
             memory=memory,
             on_event=on_event,
         )
         return Results(list(rows), run_folder(Path(runs), splits[0]))
+
+
+def _probes_of(train: Tokens, test: Tokens, probes: Sequence[str]) -> list[ProbeSpec]:
+    backbone = train.model.backbone
+    check_classes(train.request.record, test.request.record)
+    named = leave_out_unfit(parse_probes(list(probes), backbone.depth), backbone.row_shape)
+    check_heads(named, backbone.row_shape)
+    return named
