@@ -240,9 +240,8 @@ def probe(
     named = _probes_of(train, test, probes)
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     splits = [replace(one.request, arrays=arrays) for one in (train, test)]
+    base = open_protocol(protocol, seed=0)
     with ExitStack() as stack:
-        on_event = listener_of(progress, stack)
-        base = open_protocol(protocol, seed=0)
         rows = train_probes(
             splits[0],
             splits[1],
@@ -254,7 +253,7 @@ def probe(
             retrain=retrain,
             verify=verify,
             memory=memory,
-            on_event=on_event,
+            on_event=listener_of(progress, stack),
         )
         return Results(list(rows), run_folder(Path(runs), splits[0]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,8 @@ def extract(
     >>> tokens["final", "cls"][:2].shape
     (2, 192)
     """
-    chosen = _levels(model, levels)
     config = ExtractConfig(
-        arrays=tuple((level, kind) for level in chosen for kind in kinds),
+        arrays=tuple((level, kind) for level in _levels(model, levels) for kind in kinds),
         storage_dtype=choose_storage_dtype(storage_dtype),
         batch_size=batch_size,
         num_workers=workers,
@@ -173,9 +173,8 @@ def extract(
     )
     rule = ViewRule(num_views=views) if views else None
     with ExitStack() as stack:
-        on_event = listener_of(progress, stack)
-        rows = open_rows(images, Path(cache), rule=rule, trust_files=trust_files, on_event=on_event)
-        return _extract(model, rows, config, Path(cache), on_event)
+        rows = partial(open_rows, images, Path(cache), rule=rule, trust_files=trust_files)
+        return _extract(model, rows, config, Path(cache), listener_of(progress, stack))
 
 
 def _levels(model: Model, levels: str | Sequence[str]) -> Sequence[str]:
@@ -184,7 +183,10 @@ def _levels(model: Model, levels: str | Sequence[str]) -> Sequence[str]:
     return model.levels if levels == "every" else choose_levels(levels, model.backbone.depth)
 
 
-def _extract(model: Model, rows: SplitRows, config: ExtractConfig, cache: Path, on_event: OnEvent) -> Tokens:
+def _extract(
+    model: Model, open_: Callable[..., SplitRows], config: ExtractConfig, cache: Path, on_event: OnEvent
+) -> Tokens:
+    rows = open_(on_event=on_event)
     backbone = model.backbone
     request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
     data = rows.source.origin or f"python:{rows.source.name}"
