@@ -160,8 +160,6 @@ def extract(
     >>> tokens = lb.extract(model, images, levels="last", cache=folder, progress=False)
     >>> tokens["final", "cls"]
     RowArray(shape=(40, 192), dtype=float16)
-    >>> tokens["final", "cls"][:2].shape
-    (2, 192)
     """
     config = ExtractConfig(
         arrays=tuple((level, kind) for level in _levels(model, levels) for kind in kinds),
