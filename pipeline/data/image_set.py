@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest, xxh3_128
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
+from layerbank.cache import RowSet
 from layerbank.cache.index import (
     INDEX_SUFFIX,
     MISSING,
@@ -34,7 +35,7 @@ from layerbank.cache.index import (
 
 from ..errors import WorkError
 from ..events import HashingFinished, HashingProgress, HashingStarted, ImagesTrusted, IndexIgnored, OnEvent, ignore
-from .image_source import HASH_RULE, ImageSource, row_hash, row_hash_rule1, split_where
+from .image_source import ImageSource, row_hash, row_hash_rule1, split_where
 
 TRIES = 3  # for a file that changes while it is read
 PROGRESS_EVERY_S = 0.2
@@ -73,10 +74,8 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """Hex digest of the hashes in the order of the rows."""
-        digest = xxh3_128(f"layerbank images, rule {HASH_RULE}\n".encode())
-        digest.update(self.hashes.astype("<u8").tobytes())
-        return digest.hexdigest()
+        """64 hex digits: the digest of the hashes in the order of the rows, `RowSet.digest` of their centre views."""
+        return RowSet(hashes=self.hashes).digest
 
 
 def identify(

@@ -243,9 +243,9 @@ class Share:
 
 
 def prepare_shares(job: ExtractJob, on_event: OnEvent) -> Share:
-    """Do once what several workers need: check the job, compare the first images, begin new stores."""
+    """Do once what several workers need: check the job, compare the first images, begin anew what is to be overwritten."""
     prepared = prepare(job, on_event, None)
-    for rows, extractions in prepared:
+    for rows, extractions in prepared if job.overwrite else ():
         begin(extractions, rows)
     settled = tuple(
         (one.backbone.precision, {rows.source.split: of_split[number].parity or {} for rows, of_split in prepared})
