@@ -50,6 +50,10 @@ class WantedRows:
             return replace(self.rows, hashes=self.rule1_hashes).keys
         return self.rows.keys
 
+    def are_in(self, rows: RowSet) -> NDArray[np.bool_]:
+        """``[n]`` which rows of a store are among these; a row without a hash is not."""
+        return np.isin(rows.keys, self.keys(rows.hash_rule)) & (rows.keys != MISSING)
+
     def select(self, rows: NDArray[np.int64]) -> WantedRows:
         """Some of the rows, in the order given."""
         rule1 = None if self.rule1_hashes is None else self.rule1_hashes[rows]

@@ -145,7 +145,8 @@ def extract(
         on_bad_image: "stop", or "skip" and leave the image out.
         trust_files: take hashes from stores of the same data set and split with images of the same names and sizes, without
             reading the images; of folders and archives of encoded images alone.
-        overwrite: compute every row again.
+        overwrite: delete the stores of these images alone and compute their rows again; rows that lie in a store with others, or in
+            one of format 1, are kept.
         progress: True for progress bars, False for none, or a function that is called with every event.
 
     Raises:

@@ -329,7 +329,7 @@ def request_extraction(
         request, backbone: what `open_model` returned.
         arrays: the (level, kind) pairs to store.
         on_event: called with every event.
-        overwrite: whether every row is computed again.
+        overwrite: whether the stores of these images alone are made anew.
         worker: which of several workers of the stores this process is.
     """
     config = ExtractConfig(

@@ -98,7 +98,8 @@ class ExtractJob(Job):
         views_split: the split whose images get augmented views.
         levels: every, a layer set, or names of levels.
         kinds: kinds of tokens, with commas between.
-        overwrite: compute every row again.
+        overwrite: delete the stores of these images alone and compute their rows again; rows that lie in a store with others, or in
+            one of format 1, are kept.
     """
 
     models: tuple[tuple[str, str | None], ...]
