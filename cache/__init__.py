@@ -34,7 +34,6 @@ from .maintenance.catalog import (
     Unfinished,
     find_garbage,
     find_unfinished,
-    list_specs,
     list_stores,
     read_store_info,
     remove_garbage,
@@ -64,7 +63,7 @@ from .spec import ArraySpec, ModelSpec, StoreSpec, kinds_with_own_dtype, storage
 from .targets import Target, list_targets, read_target, write_target
 from .token_array import TokenArray, open_array
 from .view import TokenView
-from .writing.resume import remove_store
+from .writing.deleting import delete_store
 from .writing.staging import Batch
 from .writing.workers import Worker, check_test_lock, offer_test_lock
 from .writing.writer import CacheWriter
@@ -82,7 +81,7 @@ __all__ = [
     "kinds_with_own_dtype",
     # writing
     "CacheWriter",
-    "remove_store",
+    "delete_store",
     "Worker",
     "Batch",
     "BatchNotes",
@@ -127,7 +126,6 @@ __all__ = [
     "list_targets",
     # maintenance
     "list_stores",
-    "list_specs",
     "read_store_info",
     "StoreInfo",
     "verify_store",

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .damage import require_sound, static_damage
 from .errors import CacheError
 from .format import CONTENT_HASHES
 from .reader import ArrayKey, StoreFiles
@@ -48,6 +49,10 @@ class WantedRows:
         if hash_rule == 1 and self.rule1_hashes is not None:
             return replace(self.rows, hashes=self.rule1_hashes).keys
         return self.rows.keys
+
+    def are_in(self, rows: RowSet) -> NDArray[np.bool_]:
+        """``[n]`` which rows of a store are among these; a row without a hash is not."""
+        return np.isin(rows.keys, self.keys(rows.hash_rule)) & (rows.keys != MISSING)
 
     def select(self, rows: NDArray[np.int64]) -> WantedRows:
         """Some of the rows, in the order given."""
@@ -133,11 +138,12 @@ class ModelStores:
         return files.rows.keys[rows], np.full(len(rows), number), rows, is_skipped[rows]
 
 
-def known_hashes(root: str | Path, ids: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Content hashes of images that stores of any model record under the same name and size, without reading an image.
+def known_hashes(root: str | Path, name: str, ids: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Content hashes of images that stores of the same data, of any model, record under the same name and size.
 
     Args:
         root: the cache folder.
+        name: name of the data; stores of other data are not believed, whatever their images are called.
         ids: n names of images.
         sizes: ``[n]`` bytes of the encoded images.
 
@@ -149,8 +155,9 @@ def known_hashes(root: str | Path, ids: Sequence[str], sizes: NDArray[np.int64])
     for path in sorted(Path(root).glob(f"*-????????/*{STORE_SUFFIX}")):
         with suppress(CacheError, OSError):
             files = StoreFiles.read(path)
-            if files.sizes is None or files.header.spec.hash_rule != HASH_RULE:
+            if files.sizes is None or files.header.spec.hash_rule != HASH_RULE or files.header.spec.name != name:
                 continue
+            require_sound(path, list(static_damage(path, files.header)))
             known = files.rows.hashes
             for row, named in enumerate(zip(files.sample_ids, files.sizes.tolist(), strict=True)):
                 if (number := wanted.get(named)) is not None:

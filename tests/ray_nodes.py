@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from commands import MODEL
 
+from layerbank.jobs.job import ExtractJob
+
 STORE_BYTES = 80 << 20
 
 
@@ -67,12 +69,16 @@ def wait_until(is_so: Callable[[], object], patience_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def options(photos: Path, cache_root: Path) -> dict[str, Any]:
-    """The request that `layerbank extract` makes of the fixture `extract_arguments`."""
-    return {
-        "pairs": [(MODEL[1], "random")], "weights_seed": 0, "data": f"folder:{photos}", "tap": None, "tap_module": None,
-        "image_size": 32, "precision": "auto", "storage_dtype": "float16", "parity_threshold": None, "views": 0,
-        "view_scale": 0.08, "view_flip": True, "cache_root": cache_root, "device": "cpu", "batch_size": 16,
-        "compile_model": None, "workers": 0, "on_bad_image": "stop", "splits": ("train",), "views_split": "train",
-        "levels": "last", "kinds": "cls,ap", "overwrite": False,
-    }  # fmt: skip
+def options(photos: Path, cache_root: Path) -> ExtractJob:
+    """The job that `layerbank extract` makes of the fixture `extract_arguments`."""
+    return ExtractJob(
+        models=((MODEL[1], "random"),),
+        data=f"folder:{photos}",
+        image_size=32,
+        cache_root=cache_root,
+        device="cpu",
+        batch_size=16,
+        workers=0,
+        splits=("train",),
+        levels="last",
+    )

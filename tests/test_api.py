@@ -177,6 +177,8 @@ def test_images_that_do_not_fit_are_refused(model: lb.Model, tmp_path: Path) -> 
         lb.images_from(pixels, [0.5, 1, 0, 1])
     with raises("data.label_without_name", label="d"):
         lb.images_from(pixels, ["a", "b", "a", "d"], class_names=["a", "b"])
+    with raises("data.not_an_image", dtype="float32"):
+        lb.images_from(pixels.astype(np.float32), [0, 1, 0, 1]).read(0)
     with pytest.raises(lb.WorkError, match="float32"):
         extract(model, lb.images_from(pixels.astype(np.float32), [0, 1, 0, 1]), tmp_path)
 

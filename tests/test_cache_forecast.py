@@ -30,6 +30,7 @@ from layerbank.cache import (
     StoreForecast,
     Worker,
     forecast_store,
+    needed_bytes,
     storage_dtypes_text,
 )
 
@@ -135,9 +136,11 @@ def test_a_complete_store_lacks_nothing(tmp_path: Path) -> None:
 def test_a_store_that_is_made_anew_is_written_whole_and_the_old_one_is_freed_first(tmp_path: Path) -> None:
     spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
     fill(store, spec, arrays)
-    planned = forecast(store, spec, arrays, overwrite=True)
-    assert planned.frees_first
-    assert planned.written_bytes == planned.present_bytes == planned.size_bytes == on_disk(store)[0]
+    fill(tmp_path / "b.zarr", spec, arrays)
+    planned = forecast(store, spec, arrays, replaced=[store, tmp_path / "b.zarr"])
+    assert planned.written_bytes == planned.size_bytes == on_disk(store)[0]
+    assert (planned.freed_bytes, planned.present_bytes) == (2 * on_disk(store)[0], 0)
+    assert needed_bytes(tmp_path, [planned]) < needed_bytes(tmp_path, [forecast(tmp_path / "c.zarr", spec, arrays)])
 
 
 def test_the_forecast_of_a_shard_is_its_own_share(tmp_path: Path) -> None:

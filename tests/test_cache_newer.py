@@ -38,7 +38,6 @@ from layerbank.cache import (
     find_unfinished,
     forecast_store,
     import_hdf5,
-    list_specs,
     list_stores,
     repair_store,
     verify_store,
@@ -213,7 +212,7 @@ def test_a_store_of_a_newer_version_is_named_and_not_touched(root: Path, change:
             call()
     (info,) = list_stores(root)
     assert (info.path, info.state, getattr(info.problem, "key", None)) == (store, "unreadable", key)
-    assert find_garbage(root, unfinished_for_s=0.0) == find_unfinished(root) == list_specs(root) == []
+    assert find_garbage(root, unfinished_for_s=0.0) == find_unfinished(root) == []
     assert ModelStores(root, spec.model).stores == []
     assert tree(root) == before
     for overwrite in (False, True):
@@ -309,7 +308,6 @@ def test_a_hostile_header_is_one_of_our_errors_quickly(root: Path, change: Calla
     assert info.num_blocks_done <= 5
     find_garbage(root, unfinished_for_s=1.0)
     find_unfinished(root)
-    list_specs(root)
     ModelStores(root, make_model()).find(wanted(5), [KEY])
     with pytest.raises(CacheError):
         TokenStore.open(store).tokens("block.0", "cls")
@@ -412,5 +410,4 @@ def test_a_writer_with_other_rows_does_not_believe_a_hostile_store(store: Path) 
             name="a",
             sample_ids=["a"] * 1200,
             batch_size=9,
-            overwrite=False,
         )

@@ -229,12 +229,6 @@ def test_the_same_worker_twice_and_workers_of_another_number_are_refused(tmp_pat
     assert " as worker 0/2: " in refused.error.values["owner"]
 
 
-def test_a_worker_may_not_overwrite(tmp_path: Path) -> None:
-    with raises("cache.overwrite_by_worker", SpecError, worker="0/2"):
-        write_share(tmp_path / "a.zarr", Worker(0, 2), overwrite=True)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, 0)])
 def test_a_worker_has_a_number_below_their_count(index: int, count: int) -> None:
     with raises("cache.invalid_worker", SpecError, index=index, count=count):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,10 +39,13 @@ from layerbank.cache import (
     ChangedDataError,
     IncompleteStoreError,
     NotAStoreError,
+    NotWritableError,
     SpecError,
     SpecMismatchError,
     StoreLockedError,
     TokenStore,
+    Worker,
+    delete_store,
     verify_store,
 )
 
@@ -241,6 +246,36 @@ def test_overwrite_takes_a_store_with_a_damaged_header(tmp_path: Path) -> None:
     TokenStore.open(tmp_path / "a.zarr")
 
 
+def test_a_store_that_is_being_written_is_not_deleted(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store)
+    before = tree(store)
+    with open_writer(store, make_spec(), make_arrays()), raises("cache.store_locked", StoreLockedError, store=store):
+        delete_store(store)
+    worker = Worker(0, 2)
+    with open_writer(store, make_spec(), make_arrays(), worker=worker), raises("cache.store_locked", StoreLockedError):
+        delete_store(store)
+    assert tree(store) == before
+    delete_store(store)
+    assert list(tmp_path.iterdir()) == []
+    delete_store(store)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_a_deletion_is_one_of_our_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with raises("cache.not_writable", NotWritableError, path=store):
+        delete_store(store)
+    monkeypatch.undo()
+    TokenStore.open(store)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_not_a_store_is_neither_resumed_nor_deleted(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "a.zarr").mkdir()
@@ -272,7 +307,7 @@ def test_a_store_with_another_identity_is_refused_field_by_field(tmp_path: Path)
         ("weights", "ffffffff", "0123456789abcdef"),
         ("compute_dtype", "float16", "float32"),
     ]
-    assert "`layerbank extract --overwrite`" in refused.error.todo
+    assert "--cache DIR" in refused.error.todo
 
 
 def test_other_rows_are_another_store(tmp_path: Path) -> None:

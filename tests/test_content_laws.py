@@ -19,16 +19,30 @@ from photos import TINY_MODEL
 from PIL import Image
 from token_stores import tree, without_fsync
 
-from layerbank.cache import ChangedDataError, ModelStores, StoreFiles, known_hashes, verify_store
+from layerbank.api.data import images_from
+from layerbank.cache import (
+    ChangedDataError,
+    DamagedStoreError,
+    ModelStores,
+    RowSet,
+    StoreFiles,
+    StoreLockedError,
+    WantedRows,
+    known_hashes,
+    merge_stores,
+    verify_store,
+)
 from layerbank.cache.index import INDEX_FOLDER
 from layerbank.cache.targets import is_target_file
+from layerbank.cache.writing.locking import StoreLock
 from layerbank.data.image_set import identify
 from layerbank.data.image_source import ImageSource
 from layerbank.data.sources import BadImage, open_source
 from layerbank.data.split_rows import SplitRows
 from layerbank.events import Event, ImageSkipped, ImagesTrusted, RowsFound, ignore
-from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together
+from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together, forecasts
 from layerbank.extraction.repair import repair_and_fill
+from layerbank.jobs.extract import open_rows
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.request import ModelRequest
 from layerbank.probing.tokens.split_tokens import request_tokens
@@ -243,13 +257,13 @@ def test_other_images_under_equal_names_and_labels_in_another_folder_are_others(
     assert all(one[id] != two[id] for id in one)
 
 
-@KINDS
+@pytest.mark.parametrize("write", [write_folder, write_wds], ids=["folder", "wds"])
 def test_wrong_trust_in_files_is_named_before_a_row_is_written(write: Writer, extract: Passes, tmp_path: Path) -> None:
     data = write(tmp_path / "data", IMAGES)
     extract(data)
     write(tmp_path / "data", IMAGES | {"0/003": 77})
     shutil.rmtree(extract.root / INDEX_FOLDER)
-    trusted = lambda ids, sizes: known_hashes(extract.root, ids, sizes)  # noqa: E731
+    trusted = lambda ids, sizes: known_hashes(extract.root, "data-train", ids, sizes)  # noqa: E731
     assert extract(data, trusted=trusted) == 0
     (told,) = [event for event in extract.events if isinstance(event, ImagesTrusted)]
     assert told.num_images == 24
@@ -262,6 +276,41 @@ def test_wrong_trust_in_files_is_named_before_a_row_is_written(write: Writer, ex
         >= {k: v for k, v in before.items() if k.startswith("tokens/norm2/block.1/cls/c")}.items()
     )
     assert extract(data, arrays=(*ARRAYS, ("final", "cls"))) == 24
+
+
+def others(images: Pixels) -> Pixels:
+    return {name: number + 1000 for name, number in images.items()}
+
+
+@KINDS
+def test_trust_in_files_never_takes_another_data_set_for_this_one(
+    write: Writer, extract: Passes, tmp_path: Path
+) -> None:
+    extract(write(tmp_path / "first", IMAGES))
+    second = write(tmp_path / "second", others(IMAGES))  # equal ids and sizes
+    source = open_source(second, "train")
+    trusted = open_rows(source, extract.root, trust_files=True)
+    np.testing.assert_array_equal(trusted.images.hashes, identify(source, tmp_path / "elsewhere").hashes)
+
+
+def test_images_without_encoded_bytes_have_no_sizes_and_are_not_trusted(extract: Passes, tmp_path: Path) -> None:
+    first, second = (images_from([pixels_of(n) for n in range(start, start + 8)]) for start in (0, 100))
+    demo = open_source("demo:digits?train=8", "train")
+    hdf5 = open_source(write_hdf5(tmp_path / "data", IMAGES), "train")
+    for source in (first, demo, hdf5):
+        extract(source)
+    assert [files.sizes for files in extract.stores()] == [None, None, None]
+    for source in (first, second, demo, hdf5):
+        trusted = open_rows(source, extract.root, trust_files=True)
+        np.testing.assert_array_equal(trusted.images.hashes, identify(source, tmp_path / "elsewhere").hashes)
+
+
+def test_a_merge_of_several_data_sets_is_not_trusted(extract: Passes, tmp_path: Path) -> None:
+    extract(write_folder(tmp_path / "first", IMAGES))
+    extract(write_folder(tmp_path / "second", others(IMAGES)))
+    merge_stores([files.path for files in extract.stores()], name="first-train", delete=True)
+    (store,) = extract.stores()
+    assert (len(store.rows), store.sizes) == (48, None)
 
 
 # ---- stores that share rows
@@ -291,6 +340,7 @@ class Torn(ImageSource):
         self._source = open_source(data, "train")
         self.__dict__.update(self._source.__dict__)
         self.keeps_order, self.has_whole_files = self._source.keeps_order, self._source.has_whole_files
+        self.is_encoded = self._source.is_encoded
         self.num_good = num_good
 
     def files(self) -> Any:
@@ -449,6 +499,62 @@ def test_overwrite_deletes_the_stores_of_these_rows_alone_and_keeps_rows_beside_
     assert sorted(len(files.rows) for files in extract.stores()) == [6, 20]
     assert extract(part) == 0
     assert len(extract.tokens(first)) == 24
+
+
+def test_overwrite_makes_a_store_anew_whose_header_is_damaged(extract: Passes, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", IMAGES)
+    extract(data)
+    (store,) = extract.stores()
+    before = tree(store.path)
+    header = store.path / "zarr.json"
+    header.write_bytes(header.read_bytes().replace(b"BMP", b"bmp")[:-9])
+    with raises("cache.header_damaged", DamagedStoreError):
+        extract(data)
+    rows = rows_of(open_source(data, "train"), extract.root)
+    one = extract.extraction(overwrite=True)
+    (planned,) = forecasts(one, rows, one.find_gaps(rows).gaps)
+    assert (planned.num_missing_rows, planned.present_bytes) == (24, 0)
+    assert planned.freed_bytes > planned.size_bytes // 2
+    assert extract(data, overwrite=True) == 24
+    assert tree(store.path) == before
+
+
+def test_a_plan_of_overwrite_says_what_is_computed_again(extract: Passes, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", IMAGES)
+    extract(data)
+    rows = rows_of(open_source(data, "train"), extract.root)
+    one = extract.extraction(overwrite=True)
+    (planned,) = forecasts(one, rows, one.find_gaps(rows).gaps)
+    assert (planned.num_missing_rows, planned.written_bytes) == (24, planned.size_bytes)
+    assert planned.freed_bytes > 0
+
+
+def test_overwrite_refuses_a_store_that_is_being_written_and_deletes_nothing(extract: Passes, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", IMAGES)
+    extract(data)
+    (store,) = extract.stores()
+    before = tree(store.path)
+    lock = StoreLock(store.path)
+    lock.acquire()
+    try:
+        with raises("cache.store_locked", StoreLockedError):
+            extract(data, overwrite=True)
+    finally:
+        lock.release()
+    assert tree(store.path) == before
+
+
+def test_overwrite_takes_a_store_whose_hashes_are_of_rule_1(extract: Passes, tmp_path: Path) -> None:
+    """An upgraded store of images that are no files: its hashes are others than those of rule 2."""
+    source = open_source(write_hdf5(tmp_path / "data", IMAGES), "train")
+    extract(source)
+    (store,) = extract.stores()
+    rows = rows_of(source, extract.root)
+    assert rows.images.rule1_hashes is not None
+    old = RowSet(hashes=rows.images.rule1_hashes, hash_rule=1)
+    assert rows.wanted.are_in(old).all()
+    assert not WantedRows(rows=rows.wanted.rows).are_in(old).any()
+    assert rows.wanted.are_in(store.rows).all()
 
 
 def test_labels_lie_beside_a_store_also_if_its_first_writer_was_killed(extract: Passes, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_node_is_lost_in_the_middle_of_a_block_and_the_store_has_the_bytes_of_
             lambda: any(isinstance(one, ExtractionProgress) and one.num_done >= 312 for one in events), second
         )
         with RayExecutor([root], None, "auto", events.append) as executor:
-            share, _ = run_in_worker(partial(prepare_shares, options(many_photos, root)), executor, ignore)
+            share = run_in_worker(partial(prepare_shares, options(many_photos, root)), executor, ignore)
             run_workers(partial(extract_on_both, share, tmp_path, second.node_id), executor, events.append)
         killer.join()
     assert events[0] == ClusterJoined(num_nodes=2, num_workers=2, num_gpus=0, num_cpus=1)

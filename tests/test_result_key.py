@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_stores import write_small_store
 
+from layerbank.cache import Target
 from layerbank.probes import PAPER, QUICK, TrainingProtocol
 from layerbank.probing import result_key
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
-from layerbank.probing.result_key import ALWAYS, KEY_TABLE, DataKey, ResultKey, digest_targets
+from layerbank.probing.result_key import ALWAYS, KEY_TABLE, DataKey, ResultKey, data_of
 from layerbank.probing.results import key_of
 
 DATA = DataKey(
@@ -19,8 +22,10 @@ DATA = DataKey(
 )
 
 
-def key(name: str = "linear-cls", protocol: TrainingProtocol = PAPER, **changed: Any) -> ResultKey:
-    return ResultKey(data=DATA, protocol=replace(protocol, compute="float32"), probe=parse_probe(name, 12), **changed)
+def key(
+    name: str = "linear-cls", protocol: TrainingProtocol = PAPER, data: DataKey = DATA, **changed: Any
+) -> ResultKey:
+    return ResultKey(data=data, protocol=replace(protocol, compute="float32"), probe=parse_probe(name, 12), **changed)
 
 
 def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_frozen() -> None:
@@ -31,6 +36,8 @@ def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_froz
     assert {name for name in KEY_TABLE if name.startswith("probe.")} == of_probe
     assert {one.name for one in fields(DataKey)} <= set(KEY_TABLE)
     assert {name: frozen for name, frozen in KEY_TABLE.items() if frozen is not ALWAYS} == {
+        "train_usable": "all",
+        "test_usable": "all",
         "train_views": 0,
         "task": "classification",
         "metric": "balanced_accuracy",
@@ -114,14 +121,25 @@ def test_results_of_all_probes_of_a_study_have_one_setting() -> None:
 
 
 def test_targets_are_the_same_in_integers_of_any_width_and_others_by_value_order_or_name() -> None:
+    def digest(labels: object, names: tuple[str, ...] = ("cat", "dog"), kind: str = "multiclass") -> str:
+        return Target(values=np.asarray(labels), type=kind, class_names=names).digest
+
     labels = np.array([0, 1, 1])
-    digest = digest_targets(labels, ("cat", "dog"))
-    assert digest == digest_targets(labels.astype(np.uint8), ("cat", "dog"))
+    assert digest(labels) == digest(labels.astype(np.uint8))
     others = [
-        digest_targets(labels[::-1], ("cat", "dog")),
-        digest_targets(labels, ("dog", "cat")),
-        digest_targets(labels.astype(float), ("cat", "dog")),
-        digest_targets(labels[:, None], ("cat", "dog")),
-        digest_targets(labels, ("cat", "dog"), "several classes"),
+        digest(labels[::-1]),
+        digest(labels, ("dog", "cat")),
+        digest(labels.astype(float)),
+        digest(labels[:, None]),
     ]
-    assert len({digest, *others}) == 6
+    assert len({digest(labels), *others, digest(labels, kind="ordinal")}) == 6
+
+
+def test_images_without_usable_tokens_are_part_of_the_key(tmp_path: Path) -> None:
+    train = write_small_store(tmp_path)  # every hundredth image is skipped
+    test = write_small_store(tmp_path, num_rows=90, split="test")
+    data = data_of(train, test)
+    assert data.train_usable != "all"
+    assert data.test_usable == "all"
+    assert key(data=data).digest != key(data=replace(data, train_usable="all")).digest
+    assert "test_usable" not in key(data=data).fields()

@@ -24,6 +24,7 @@ from layerbank.cache import (
     RowSet,
     StoreSpec,
     WantedRows,
+    delete_store,
     storage_dtype_of,
 )
 
@@ -111,6 +112,8 @@ def open_writer(
     path: Path, spec: StoreSpec, arrays: Sequence[ArraySpec], rows: RowSet | None = None, **changes: Any
 ) -> CacheWriter:
     rows = make_rows(spec.num_rows) if rows is None else rows
+    if changes.pop("overwrite", False):
+        delete_store(path)
     arguments: dict[str, Any] = {
         "name": spec.name,
         "sample_ids": [f"image {row}" for row in range(len(rows))],

@@ -146,15 +146,6 @@ def measure_files(folder: Path) -> tuple[int, int]:
     return size_bytes, num_files
 
 
-def list_specs(root: str | Path) -> list[tuple[Path, StoreSpec]]:
-    """Path and spec of every readable store under a folder, complete or not."""
-    found = []
-    for path in find_stores(Path(root)):
-        with suppress(CacheError, OSError):
-            found.append((path, read_header(path).spec))
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
     """Something that may be deleted.

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ class StoreForecast:
         batch_size: rows per batch; an existing store keeps its own.
         missing_rows: the rows of each row block that lacks anything requested.
         size_bytes, num_files: all its files then; folders count nothing, the lock lies beside the store.
-        present_bytes, present_files: all its files now.
-        frees_first: whether the existing store is deleted before anything is written (`overwrite`).
+        present_bytes, present_files: all its files now; none if the store is deleted first.
+        freed_bytes: size of all stores that are deleted first.
         arrays: the requested arrays, by level and kind.
     """
 
@@ -92,7 +92,7 @@ class StoreForecast:
     num_files: int
     present_bytes: int
     present_files: int
-    frees_first: bool
+    freed_bytes: int
     arrays: tuple[ArrayForecast, ...]
 
     @property
@@ -101,11 +101,11 @@ class StoreForecast:
 
     @property
     def written_bytes(self) -> int:
-        return self.size_bytes if self.frees_first else max(self.size_bytes - self.present_bytes, 0)
+        return max(self.size_bytes - self.present_bytes, 0)
 
     @property
     def written_files(self) -> int:
-        return self.num_files if self.frees_first else max(self.num_files - self.present_files, 0)
+        return max(self.num_files - self.present_files, 0)
 
 
 def forecast_store(
@@ -120,10 +120,13 @@ def forecast_store(
     sizes: NDArray[np.int64] | None = None,
     attributes: Mapping[str, Any] | None = None,
     parity: Mapping[str, Mapping[str, Any]] | None = None,
-    overwrite: bool = False,
+    replaced: Collection[Path] = (),
     worker: Worker | None = None,
 ) -> StoreForecast:
     """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave; nothing is changed.
+
+    Args:
+        replaced: stores that are deleted before; this one may be among them.
 
     Raises:
         SpecError, SpecMismatchError, OldFormatError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
@@ -140,7 +143,7 @@ def forecast_store(
         attributes=attributes or {},
         parity=parity or {},
     )
-    starts_empty = overwrite or not store.exists()
+    starts_empty = store in replaced or not store.exists()
     header = request.blank_header() if starts_empty else read_header(store)
     journal = Journal() if starts_empty else read_journal(store)
     check_same(store, header, request)
@@ -163,7 +166,7 @@ def forecast_store(
     complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
     done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
     file_sizes = [*chunks, *static, *metadata_bytes, len(done.render()), len(finished.render())]
-    present_bytes, present_files = measure_files(store)
+    present_bytes, present_files = (0, 0) if starts_empty else measure_files(store)
     return StoreForecast(
         path=store,
         num_rows=len(rows),
@@ -173,7 +176,7 @@ def forecast_store(
         num_files=len(file_sizes),
         present_bytes=present_bytes,
         present_files=present_files,
-        frees_first=overwrite and store.exists(),
+        freed_bytes=sum(measure_files(one)[0] for one in replaced),
         arrays=tuple(_forecast_array(array, header, missing) for array in request.arrays),
     )
 
@@ -242,7 +245,7 @@ def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
     has_statvfs = hasattr(os, "statvfs")  # not on Windows
     block_bytes = (has_statvfs and os.statvfs(nearest_folder(root)).f_frsize) or UNKNOWN_BLOCK_BYTES
     files = sum(one.written_bytes + block_bytes * one.written_files for one in writing)
-    freed = sum(one.present_bytes for one in writing if one.frees_first)
+    freed = sum(one.freed_bytes for one in writing)
     return max(files - freed, 0) + HEADROOM_BYTES
 
 

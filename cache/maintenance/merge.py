@@ -24,7 +24,7 @@ from ..writing.locking import StoreLock
 from ..writing.writer import CacheWriter
 from .format1_content import label_target
 from .merge_sources import Sources
-from .upgrade import LABEL_TARGET, delete_store
+from .upgrade import LABEL_TARGET, delete_with_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ def _delete_merged(
             elif read_journal(part.path).entries != part.journal.entries:
                 kept[part.path] = "it was written meanwhile"
             else:
-                delete_store(part.path, root)
+                delete_with_folders(part.path, root)
         finally:
             lock.release()
     return kept

@@ -103,9 +103,14 @@ class Sources:
         return [known[part][row] for part, row in zip(self.part.tolist(), self.row.tolist(), strict=True)]
 
     def sizes(self) -> NDArray[np.int64] | None:
-        """None unless all stores recorded them."""
+        """None unless all stores recorded them and are of the same data: equal names in other data are other images."""
         sizes = [part.sizes for part in self.parts]
-        return None if any(one is None for one in sizes) else self.column([one for one in sizes if one is not None])
+        num_names = len({part.header.spec.name for part in self.parts})
+        return (
+            None
+            if num_names > 1 or any(one is None for one in sizes)
+            else self.column([one for one in sizes if one is not None])
+        )
 
     def notes(self, batch: Batch) -> BatchNotes:
         """Reasons of skipped rows; counts of values are known by store only, and their sums stand in the first batch."""

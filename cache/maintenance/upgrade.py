@@ -88,7 +88,7 @@ def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
             if not is_there:
                 _make_store(spec, root, old, content)
             if not content.damages:
-                delete_store(old, root)
+                delete_with_folders(old, root)
     finally:
         lock.release()
     num_left = _num_rows_left_behind(content.header, content.journal)
@@ -128,7 +128,7 @@ def remove_leftovers(root: str | Path) -> None:
                 _remove_empty_folders(inner / "store", Path(root))
 
 
-def delete_store(store: Path, root: Path) -> None:
+def delete_with_folders(store: Path, root: Path) -> None:
     """Delete a store with its lock, and the folders between it and `root` that are empty then; the caller holds the lock."""
     for left_behind in temporary_folders(store):
         shutil.rmtree(left_behind, ignore_errors=True)
@@ -293,6 +293,6 @@ def _remove_leftovers_of(store: Path, root: Path) -> None:
     lock.acquire()
     try:
         with storage_errors(store):
-            delete_store(store, root)
+            delete_with_folders(store, root)
     finally:
         lock.release()

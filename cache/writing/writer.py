@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic_files import storage_errors
-from ..errors import BatchError, ChangedDataError, IncompleteStoreError, SpecError
+from ..errors import BatchError, ChangedDataError, IncompleteStoreError
 from ..geometry import cut_batches
 from ..header import Header, read_header, write_header
 from ..journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
 from ..rows import RowSet
 from ..spec import ArraySpec, ModelSpec
 from .locking import StoreLock
-from .resume import Request, check_request, create_store, remove_store, resume_store, temporary_folders
+from .resume import Request, check_request, create_store, resume_store, temporary_folders
 from .staging import Batch, OpenBlock, check_batch
 from .workers import Worker, WorkerLock
 
@@ -73,7 +73,6 @@ class CacheWriter:
         sizes: NDArray[np.int64] | None = None,
         attributes: Mapping[str, Any] | None = None,
         parity: Mapping[str, Mapping[str, Any]] | None = None,
-        overwrite: bool = False,
         worker: Worker | None = None,
     ) -> CacheWriter:
         """Create the store, or resume an existing one and add new arrays to it.
@@ -89,7 +88,6 @@ class CacheWriter:
             sizes: ``[N]`` bytes of the encoded images, for `--trust-files`.
             attributes: what else to record, as JSON; kept from the first call.
             parity: path of an array -> how far it is from a float32 run, as JSON; kept for arrays that have none yet.
-            overwrite: delete an existing store first.
             worker: the number of this writer among several of this store, see `claim`; None for its only writer.
 
         Raises:
@@ -110,14 +108,10 @@ class CacheWriter:
             attributes=attributes or {},
             parity=parity or {},
         )
-        if worker is not None and overwrite:
-            raise SpecError("cache.overwrite_by_worker", worker=worker)
-        return cls.open_request(Path(path), request, overwrite=overwrite, worker=worker)
+        return cls.open_request(Path(path), request, worker=worker)
 
     @classmethod
-    def open_request(
-        cls, store: Path, request: Request, *, overwrite: bool = False, worker: Worker | None = None
-    ) -> CacheWriter:
+    def open_request(cls, store: Path, request: Request, *, worker: Worker | None = None) -> CacheWriter:
         """Like `open`, for a checked request: an import keeps the versions of the original."""
         lock = StoreLock(store) if worker is None else WorkerLock(store, worker)
         try:
@@ -126,8 +120,6 @@ class CacheWriter:
                 has_others = isinstance(lock, WorkerLock) and bool(lock.others())
                 for left_behind in temporary_folders(store):
                     shutil.rmtree(left_behind, ignore_errors=True)
-                if overwrite:
-                    remove_store(store)
                 if store.exists():
                     header, journal = resume_store(store, request, has_others=has_others)
                 else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..memory import memory_for_probes
+from ..jobs.probe import train_probes
 from ..probing.attention import read_attention
 from ..probing.predict import SavedProbe
-from ..probing.probe import check_classes, row_folder, run_folder, verify_tokens
-from ..probing.probe import probe as train_probes
+from ..probing.probe import check_classes, row_folder, run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
-from ..probing.probe_spec import parse_probes
+from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import COLUMNS, Row, results_table, summarize
 from .data import images_from
@@ -239,29 +237,30 @@ def probe(
     >>> results.best.probe, results.records()[0]["seed"]
     ('ridge-cls', 0)
     """
+    named = _probes_of(train, test, probes)
+    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
+    splits = [replace(one.request, arrays=arrays) for one in (train, test)]
+    base = open_protocol(protocol, seed=0)
+    with ExitStack() as stack:
+        rows = train_probes(
+            splits[0],
+            splits[1],
+            named,
+            [replace(base, seed=seed) for seed in seeds],
+            Path(runs),
+            config=train.description,
+            device=train.model.backbone.device,
+            retrain=retrain,
+            verify=verify,
+            memory=memory,
+            on_event=listener_of(progress, stack),
+        )
+        return Results(list(rows), run_folder(Path(runs), splits[0]))
+
+
+def _probes_of(train: Tokens, test: Tokens, probes: Sequence[str]) -> list[ProbeSpec]:
     backbone = train.model.backbone
     check_classes(train.request.record, test.request.record)
     named = leave_out_unfit(parse_probes(list(probes), backbone.depth), backbone.row_shape)
     check_heads(named, backbone.row_shape)
-    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    splits = [replace(one.request, arrays=arrays) for one in (train, test)]
-    with ExitStack() as stack:
-        on_event = listener_of(progress, stack)
-        check = cache(partial(verify_tokens, splits))  # once for all seeds, and not at all if every row is there
-        folder, rows = run_folder(Path(runs), splits[0]), []
-        base = open_protocol(protocol, seed=0)
-        for seed in seeds:
-            rows += train_probes(
-                splits[0],
-                splits[1],
-                named,
-                replace(base, seed=seed),
-                folder,
-                config=train.description,
-                retrain=retrain,
-                device=backbone.device,
-                memory_bytes=memory_for_probes(memory),
-                before_training=check if verify else (lambda: None),
-                on_event=on_event,
-            )
-    return Results(rows, folder)
+    return named

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from layerbank.cache import TokenArray
 
 from ..console import Listener
 from ..data.image_source import ImageSource
+from ..data.split_rows import SplitRows
 from ..data.views import ViewRule
 from ..events import OnEvent
 from ..extraction.extract import ExtractConfig
@@ -141,8 +143,10 @@ def extract(
         batch_size: images in a forward pass; None chooses it.
         workers: decoding processes; 0 decodes in this one.
         on_bad_image: "stop", or "skip" and leave the image out.
-        trust_files: take hashes from stores with images of the same names and sizes, without reading the images.
-        overwrite: compute every row again.
+        trust_files: take hashes from stores of the same data set and split with images of the same names and sizes, without
+            reading the images; of folders and archives of encoded images alone.
+        overwrite: delete the stores of these images alone and compute their rows again; rows that lie in a store with others, or in
+            one of format 1, are kept.
         progress: True for progress bars, False for none, or a function that is called with every event.
 
     Raises:
@@ -157,31 +161,39 @@ def extract(
     >>> tokens = lb.extract(model, images, levels="last", cache=folder, progress=False)
     >>> tokens["final", "cls"]
     RowArray(shape=(40, 192), dtype=float16)
-    >>> tokens["final", "cls"][:2].shape
-    (2, 192)
     """
+    config = ExtractConfig(
+        arrays=tuple((level, kind) for level in _levels(model, levels) for kind in kinds),
+        storage_dtype=choose_storage_dtype(storage_dtype),
+        batch_size=batch_size,
+        num_workers=workers,
+        on_bad_image=on_bad_image,
+        overwrite=overwrite,
+    )
+    rule = ViewRule(num_views=views) if views else None
     with ExitStack() as stack:
-        on_event = listener_of(progress, stack)
-        backbone = model.backbone
-        if isinstance(levels, str):
-            levels = backbone.levels if levels == "every" else choose_levels(levels, backbone.depth)
-        rule = ViewRule(num_views=views) if views else None
-        config = ExtractConfig(
-            arrays=tuple((level, kind) for level in levels for kind in kinds),
-            storage_dtype=choose_storage_dtype(storage_dtype),
-            batch_size=batch_size,
-            num_workers=workers,
-            on_bad_image=on_bad_image,
-            overwrite=overwrite,
-        )
-        request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
-        data = images.origin or f"python:{images.name}"
-        work = RequestedExtraction(backbone, request, data, Path(cache), config, on_event=on_event)
-        rows = open_rows(images, Path(cache), rule=rule, trust_files=trust_files, on_event=on_event)
-        (work,) = settle_and_check_disk([work], [rows])
-        if work.backbone is not backbone:
-            model = replace(model, backbone=work.backbone, request=work.request)
-        return Tokens(model, work.extract(rows), work.description())
+        rows = partial(open_rows, images, Path(cache), rule=rule, trust_files=trust_files)
+        return _extract(model, rows, config, Path(cache), listener_of(progress, stack))
+
+
+def _levels(model: Model, levels: str | Sequence[str]) -> Sequence[str]:
+    if not isinstance(levels, str):
+        return levels
+    return model.levels if levels == "every" else choose_levels(levels, model.backbone.depth)
+
+
+def _extract(
+    model: Model, open_: Callable[..., SplitRows], config: ExtractConfig, cache: Path, on_event: OnEvent
+) -> Tokens:
+    rows = open_(on_event=on_event)
+    backbone = model.backbone
+    request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
+    data = rows.source.origin or f"python:{rows.source.name}"
+    work = RequestedExtraction(backbone, request, data, cache, config, on_event=on_event)
+    (work,) = settle_and_check_disk([work], [rows])
+    if work.backbone is not backbone:
+        model = replace(model, backbone=work.backbone, request=work.request)
+    return Tokens(model, work.extract(rows), work.description())
 
 
 def listener_of(progress: Progress, stack: ExitStack) -> Callable[[Any], None]:

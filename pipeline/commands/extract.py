@@ -45,7 +45,8 @@ _options = shared.combine(
     click.option(
         "--overwrite",
         is_flag=True,
-        help="Delete the stores of these images alone and compute them again; images that lie in a store with others are kept.",
+        help="Delete the stores of these images alone and compute them again; tokens of images that lie in a store with "
+        "others, or in one of format 1, are kept.",
     ),
     click.option(
         "--processes",

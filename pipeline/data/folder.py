@@ -33,6 +33,7 @@ class FileSource(ImageSource):
     """
 
     has_whole_files = True
+    is_encoded = True
 
     def __init__(self, root: Path, split: str, entries: list[tuple[str, int, int]], class_names: list[str]) -> None:
         self.root = root

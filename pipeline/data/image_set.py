@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest, xxh3_128
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
+from layerbank.cache import RowSet
 from layerbank.cache.index import (
     INDEX_SUFFIX,
     MISSING,
@@ -34,7 +35,7 @@ from layerbank.cache.index import (
 
 from ..errors import WorkError
 from ..events import HashingFinished, HashingProgress, HashingStarted, ImagesTrusted, IndexIgnored, OnEvent, ignore
-from .image_source import HASH_RULE, ImageSource, row_hash, row_hash_rule1, split_where
+from .image_source import ImageSource, row_hash, row_hash_rule1, split_where
 
 TRIES = 3  # for a file that changes while it is read
 PROGRESS_EVERY_S = 0.2
@@ -73,10 +74,8 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """Hex digest of the hashes in the order of the rows."""
-        digest = xxh3_128(f"layerbank images, rule {HASH_RULE}\n".encode())
-        digest.update(self.hashes.astype("<u8").tobytes())
-        return digest.hexdigest()
+        """64 hex digits: the digest of the hashes in the order of the rows, `RowSet.digest` of their centre views."""
+        return RowSet(hashes=self.hashes).digest
 
 
 def identify(
@@ -93,14 +92,15 @@ def identify(
         source: the images, N rows.
         cache_root: the cache, whose index is used and brought up to date.
         may_hash: False reads no image; `is_known` says which rows have a hash.
-        trusted: hashes to take without reading the image, for rows that the index does not know. They are not kept.
+        trusted: hashes to take without reading the image, for rows that the index does not know. They are not kept. It is not
+            asked for a source whose images are not encoded: their sizes do not tell them apart.
         on_event: callback for progress.
 
     Raises:
         WorkError: a file changes again and again while it is read.
     """
     identification = _Identification(source, cache_root, on_event)
-    if trusted is not None:
+    if trusted is not None and source.is_encoded:
         identification.trust(trusted)
     if may_hash:
         identification.hash_the_rest()

@@ -95,6 +95,7 @@ class ImageSource(ABC):
         origin: absolute place of the data, for the name of their content index; `open_source` sets it where a source does not.
         has_whole_files: whether row i is all of file i of `files`.
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
+        is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
 
     Raises:
         RequestError: two samples have the same id, or an id or a class name is not valid Unicode.
@@ -103,6 +104,7 @@ class ImageSource(ABC):
     origin: str = ""
     has_whole_files: bool = False
     keeps_order: bool = False
+    is_encoded: bool = False
     rows_an_image: int = 1
 
     def __init__(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbank.cache import Target
 from layerbank.cache.atomic_files import replace_file
 
 from ..errors import WorkError
@@ -53,12 +54,10 @@ class SplitRecord:
 
     @cached_property
     def targets_digest(self) -> str:
-        """64 hex digits: SHA-256 of class names and labels in the order of the rows."""
-        digest = hashlib.sha256(json.dumps(["multiclass", list(self.class_names)]).encode())
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
-        return digest.hexdigest()
+        """64 hex digits: the digest of labels and class names, as stores keep them."""
+        return Target(values=self.labels, type="multiclass", class_names=self.class_names).digest
 
-    @property
+    @cached_property
     def file_name(self) -> str:
         """Name of the file that keeps it: equal records have equal names."""
         names = json.dumps([list(self.ids), self.images.digest, self.targets_digest])

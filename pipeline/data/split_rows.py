@@ -43,7 +43,7 @@ class SplitRows:
     @property
     def name(self) -> str:
         """Name of the data and the split, for people and for the paths of stores."""
-        return f"{self.source.name}-{self.source.split}"
+        return name_of(self.source)
 
     @cached_property
     def wanted(self) -> WantedRows:
@@ -71,6 +71,11 @@ class SplitRows:
     def centre(self) -> SplitRows:
         """The centre views alone."""
         return SplitRows(source=self.source, images=self.images)
+
+
+def name_of(source: ImageSource) -> str:
+    """Name of a data set and its split."""
+    return f"{source.name}-{source.split}"
 
 
 def wanted_rows(images: ImageSet, rule: ViewRule | None) -> WantedRows:

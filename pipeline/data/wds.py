@@ -30,6 +30,7 @@ class WdsSource(ImageSource):
     """The samples of one split in the order of shards and of members; ids are `<shard>/<key>`, relative."""
 
     keeps_order = True
+    is_encoded = True
 
     def __init__(self, address: str, split: str) -> None:
         layout = ShardPattern(address) if "{" in address else ShardFolder(address)

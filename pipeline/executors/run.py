@@ -7,7 +7,7 @@ from typing import Any
 
 from layerbank.cache import Worker
 
-from ..errors import RequestError
+from ..errors import WorkError
 from ..events import OnEvent, ignore
 from ..extraction.extract import extract_together
 from ..jobs.extract import extract_share, folders_of, prepare, prepare_shares
@@ -41,7 +41,7 @@ def run(
 
     Raises:
         RequestError: the job is wrong.
-        WorkError: a part of it failed.
+        WorkError: a part of a study failed; the rows of the others are in results.jsonl.
 
     >>> import tempfile, layerbank as lb
     >>> folder = tempfile.mkdtemp()
@@ -62,7 +62,7 @@ def run(
             found, failures = run_study(job, options or StudyOptions(), executor=executor, on_event=on_event)
             if failures:
                 first = failures[0]
-                raise RequestError("executors.study_failed", count=len(failures), first=f"{first.where}: {first.got}")
+                raise WorkError("executors.study_failed", count=len(failures), first=f"{first.where}: {first.got}")
             return list(found)
 
 

@@ -33,11 +33,12 @@ from layerbank.cache import (
     Target,
     Worker,
     array_key,
+    delete_store,
     find_gaps,
     forecast_store,
     ids_of,
     list_targets,
-    remove_store,
+    read_store_info,
     write_target,
 )
 
@@ -65,7 +66,7 @@ class ExtractConfig:
         num_workers: decoding processes; 0 decodes in this process.
         on_bad_image: `stop`, or `skip` and record the sample's id in the store.
         overwrite: delete the stores that hold some of the requested rows and no others, and compute those rows again. Rows that
-            other stores hold too, next to rows that were not asked for, are kept: they would be read from there anyway.
+            lie in a store next to rows that were not asked for, or in one of format 1, are kept and not computed.
         compile: whether to make one graph of the model with `torch.compile`; None does on a GPU. On a CPU it pays for large jobs.
         worker: which of several workers of the store this process is; None if it is the only one.
     """
@@ -127,9 +128,9 @@ class Extraction:
             for level, kind in self.config.arrays
         ]
 
-    def find_gaps(self, rows: SplitRows) -> Gaps:
+    def find_gaps(self, rows: SplitRows, stores: ModelStores | None = None) -> Gaps:
         """Find what no store of the model has of some rows; with `overwrite`, as if there were no store of these rows alone."""
-        stores = ModelStores(self.cache_root, self.model)
+        stores = stores or ModelStores(self.cache_root, self.model)
         keys = [array_key(self.backbone.tap, *array) for array in self.config.arrays]
         leave_out = self.replaced(stores, rows) if self.config.overwrite else ()
         return find_gaps(stores, rows.wanted, keys, order=rows.reading_order, name=rows.name, leave_out=leave_out)
@@ -138,16 +139,26 @@ class Extraction:
         """Whether a store of the model, other than those that `overwrite` deletes, is of any of these rows, whatever its arrays."""
         stores = ModelStores(self.cache_root, self.model)
         replaced = self.replaced(stores, rows) if self.config.overwrite else ()
-        keys = rows.wanted.rows.keys
-        return any(bool(np.isin(files.rows.keys, keys).any()) for files in stores.stores if files.path not in replaced)
+        return any(bool(rows.wanted.are_in(one.rows).any()) for one in stores.stores if one.path not in replaced)
 
     def replaced(self, stores: ModelStores, rows: SplitRows) -> list[Path]:
-        """The stores that `overwrite` deletes: those that hold some of these rows and no others."""
-        keys = rows.wanted.rows.keys
-        return [
-            files.path
-            for files in stores.stores
-            if files.header.format > 1 and bool(np.isin(files.rows.keys, keys).all())
+        """The readable stores that `overwrite` deletes: those that hold some of these rows and no others."""
+        found = []
+        for files in stores.stores:
+            are_wanted, has_hash = rows.wanted.are_in(files.rows), files.rows.hashes != 0
+            if files.header.format > 1 and are_wanted.any() and (are_wanted | ~has_hash).all():
+                found.append(files.path)
+        return found
+
+    def to_delete(self, rows: SplitRows, gaps: Sequence[Gap]) -> list[Path]:
+        """All stores that `overwrite` deletes: also what lies at the place of a new one and cannot be read."""
+        if not self.config.overwrite:
+            return []
+        replaced = self.replaced(ModelStores(self.cache_root, self.model), rows)
+        new = [gap for gap in gaps if gap.files is None and gap.path.exists() and gap.path not in replaced]
+        spec_of = {gap.path: read_store_info(gap.path).spec for gap in new}
+        return replaced + [
+            gap.path for gap in new if (spec := spec_of[gap.path]) is None or spec.rows_digest == gap.rows.digest
         ]
 
     def task(self, writer: BatchWriter, pending: Sequence[Batch], store: Path) -> ExtractionTask:
@@ -236,9 +247,10 @@ def forecasts(extraction: Extraction, rows: SplitRows, gaps: Sequence[Gap]) -> l
     """
     # on a GPU the chosen batch size may have more digits in the header, nothing else
     batch_size = extraction.config.batch_size or batch_size_on_a_cpu(extraction.backbone)
-    found = []
+    found: list[StoreForecast] = []
+    replaced = extraction.to_delete(rows, gaps)
     for gap in gaps:
-        options = _writer_options(extraction, gap, rows)
+        options = _writer_options(extraction, gap, rows) | {"replaced": () if found else replaced}
         found.append(forecast_store(gap.path, arrays=extraction.arrays, batch_size=batch_size, **options))
     return found
 
@@ -331,8 +343,8 @@ def _report_unreadable(rows: SplitRows, on_bad_image: str, on_event: OnEvent) ->
 def _remove_replaced(extraction: Extraction, rows: SplitRows) -> None:
     """Delete the stores of these rows alone, if the extraction overwrites."""
     if extraction.config.overwrite:
-        for path in extraction.replaced(ModelStores(extraction.cache_root, extraction.model), rows):
-            remove_store(path)
+        for path in extraction.to_delete(rows, extraction.find_gaps(rows).gaps):
+            delete_store(path)
 
 
 def _found(extraction: Extraction, rows: SplitRows, found: Gaps) -> RowsFound:
@@ -361,7 +373,8 @@ def _open_writer(extraction: Extraction, gap: Gap, rows: SplitRows) -> CacheWrit
 
 def _writer_options(extraction: Extraction, gap: Gap, rows: SplitRows) -> dict[str, Any]:
     is_whole = bool((gap.wanted >= 0).all())
-    sizes = rows.source.sizes[gap.wanted // rows.rows_an_image] if is_whole else None
+    has_sizes = is_whole and rows.source.is_encoded
+    sizes = rows.source.sizes[gap.wanted // rows.rows_an_image] if has_sizes else None
     return {
         "model": extraction.model,
         "rows": gap.rows,

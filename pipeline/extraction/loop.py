@@ -92,6 +92,7 @@ def run_tasks(
         on_event(_started(task, source))
     num_pending = sum(task.num_pending for task in tasks)
     num_done = 0
+    reported: set[str] = set()
     with ExitStack() as stack:
         decoded_pieces = stack.enter_context(
             closing(decode_batches(source, geometries, wanted, num_workers=num_workers))
@@ -100,7 +101,7 @@ def run_tasks(
         for _, _, numbers in pieces:
             with clock("decode_s"):
                 decoded = next(decoded_pieces)
-            _check_images(decoded, on_bad_image, on_event)
+            _check_images(decoded, on_bad_image, on_event, reported)
             for number in numbers:
                 if num_rows := runs[number].take(decoded, geometry_of[number]):
                     num_done += num_rows
@@ -260,12 +261,14 @@ def distinct_geometries(geometries: Sequence[Geometry]) -> tuple[list[Geometry],
     return [geometries[pickled.index(one)] for one in known], [known.index(one) for one in pickled]
 
 
-def _check_images(decoded: DecodedBatch, on_bad_image: str, on_event: OnEvent) -> None:
+def _check_images(decoded: DecodedBatch, on_bad_image: str, on_event: OnEvent, reported: set[str]) -> None:
     """Stop at the first unreadable image, or report which are skipped; the views of an image have one id and are reported once."""
-    for bad in {bad.id: bad for bad in decoded.bad.values()}.values():
+    for bad in decoded.bad.values():
         if on_bad_image == "stop":
             raise bad
-        on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
+        if bad.id not in reported:
+            reported.add(bad.id)
+            on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
 
 
 def _started(task: ExtractionTask, source: SelectedSource) -> ExtractionStarted:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,13 +178,13 @@ def _parity_of(gap: Gap) -> Mapping[str, Parity]:
 
 def _recorded(extraction: Extraction, rows: SplitRows, found: Gaps) -> list[tuple[str, Parity]]:
     """Path of an array and its parity, of every store that holds some of the rows and is not made anew."""
-    names, keys = {array.name for array in extraction.arrays}, rows.wanted.rows.keys
+    names = {array.name for array in extraction.arrays}
     stores = ModelStores(extraction.cache_root, extraction.model)
     replaced = extraction.replaced(stores, rows) if extraction.config.overwrite else ()
     return [
         (name, dict(parity))
         for files in stores.stores
-        if files.path not in replaced and np.isin(files.rows.keys, keys).any()
+        if files.path not in replaced and rows.wanted.are_in(files.rows).any()
         for name, parity in files.header.parity.items()
         if name in names
     ]

@@ -19,7 +19,7 @@ from layerbank.cache import StoreForecast, Worker, known_hashes
 
 from ..data.image_set import ImageSet, identify
 from ..data.sources import ImageSource, open_source
-from ..data.split_rows import SplitRows
+from ..data.split_rows import SplitRows, name_of
 from ..data.views import ViewRule
 from ..errors import RequestError
 from ..events import OnEvent, ignore
@@ -126,11 +126,11 @@ def open_rows(
         source: the images of a split.
         cache_root: folder of all stores and of the content index.
         rule: how augmented views are drawn; None for centre views alone.
-        trust_files: take hashes from stores with images of the same names and sizes.
+        trust_files: take hashes from stores of the same data set and split with images of the same names and sizes.
         may_hash: False reads no image: those that the content index does not know count as missing.
         on_event: called with every event.
     """
-    trusted = partial(known_hashes, cache_root) if trust_files else None
+    trusted = partial(known_hashes, cache_root, name_of(source)) if trust_files else None
     images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
     if not may_hash:
         images = _with_stand_ins(images, source.ids)
@@ -243,9 +243,9 @@ class Share:
 
 
 def prepare_shares(job: ExtractJob, on_event: OnEvent) -> Share:
-    """Do once what several workers need: check the job, compare the first images, begin new stores."""
+    """Do once what several workers need: check the job, compare the first images, begin anew what is to be overwritten."""
     prepared = prepare(job, on_event, None)
-    for rows, extractions in prepared:
+    for rows, extractions in prepared if job.overwrite else ():
         begin(extractions, rows)
     settled = tuple(
         (one.backbone.precision, {rows.source.split: of_split[number].parity or {} for rows, of_split in prepared})
@@ -329,7 +329,7 @@ def request_extraction(
         request, backbone: what `open_model` returned.
         arrays: the (level, kind) pairs to store.
         on_event: called with every event.
-        overwrite: whether every row is computed again.
+        overwrite: whether the stores of these images alone are made anew.
         worker: which of several workers of the stores this process is.
     """
     config = ExtractConfig(

@@ -37,7 +37,7 @@ class Job:
         compile_model: whether to use torch.compile; None does on a GPU.
         workers: decoding processes; None chooses it.
         on_bad_image: stop or skip.
-        trust_files: take content hashes from stores with images of the same names and sizes.
+        trust_files: take content hashes from stores of the same data set and split with images of the same names and sizes.
     """
 
     data: str
@@ -98,7 +98,8 @@ class ExtractJob(Job):
         views_split: the split whose images get augmented views.
         levels: every, a layer set, or names of levels.
         kinds: kinds of tokens, with commas between.
-        overwrite: compute every row again.
+        overwrite: delete the stores of these images alone and compute their rows again; rows that lie in a store with others, or in
+            one of format 1, are kept.
     """
 
     models: tuple[tuple[str, str | None], ...]

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from layerbank.probes import TrainingProtocol, resolve_compute
 
@@ -24,6 +27,7 @@ from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
+from ..probing.tokens.split_tokens import SplitRequest
 from ..quantities import parse_size
 from .extract import open_model, open_rows, request_extraction, settle_and_check_disk
 from .job import ProbeJob
@@ -37,8 +41,10 @@ def protocol_of(job: ProbeJob) -> TrainingProtocol:
     Raises:
         RequestError, SettingError: what is wrong with the options, before hours of extraction.
     """
-    if not job.probes or not job.seeds:
-        raise RequestError("jobs.no_probes" if job.seeds else "jobs.no_seeds")
+    if not job.probes:
+        raise RequestError("jobs.no_probes")
+    if not job.seeds:
+        raise RequestError("jobs.no_seeds")
     changed = {name: value for name in ("sweep", "compute") if (value := getattr(job, name)) is not None}
     if job.reference_quirks:
         changed["jitter_validation"] = True
@@ -117,24 +123,53 @@ def run_probes(
         train, test = (work.tokens(rows) for rows in splits)
     if job.train_views is not None:
         train = train.with_views(min(job.train_views, train.num_views))
-    verify = cache(partial(verify_tokens, [train, test]))  # once for all seeds, and not at all if every row is there
-    folder = run_folder(job.runs_root, train)
+    return run_folder(job.runs_root, train), train_probes(
+        train,
+        test,
+        named,
+        [replace(protocol, seed=seed) for seed in job.seeds],
+        job.runs_root,
+        config=work.description(),
+        device=work.backbone.device,
+        retrain=job.retrain,
+        verify=job.may_verify,
+        memory=job.memory,
+        num_sharers=num_sharers,
+        fail=fail,
+        on_event=on_event,
+    )
 
-    def rows() -> Iterator[Row]:
-        for seed in job.seeds:
-            yield from probe(
-                train,
-                test,
-                named,
-                replace(protocol, seed=seed),
-                folder,
-                config=work.description(),
-                retrain=job.retrain,
-                memory_bytes=memory_for_probes(job.memory, num_sharers),
-                device=work.backbone.device,
-                before_training=verify if job.may_verify else (lambda: None),
-                fail=None if fail is None else partial(fail, seed=seed if len(job.seeds) > 1 else None),
-                on_event=on_event,
-            )
 
-    return folder, rows()
+def train_probes(
+    train: SplitRequest,
+    test: SplitRequest,
+    named: Sequence[ProbeSpec],
+    protocols: Sequence[TrainingProtocol],
+    runs_root: Path,
+    *,
+    config: dict[str, Any],
+    device: torch.device,
+    retrain: bool = False,
+    verify: bool = True,
+    memory: str | None = None,
+    num_sharers: int = 1,
+    fail: Callable[..., None] | None = None,
+    on_event: OnEvent = ignore,
+) -> Iterator[Row]:
+    """Train probes on tokens that are there, once by each protocol, and yield the rows; for the arguments see `ProbeJob`."""
+    check = cache(partial(verify_tokens, [train, test]))  # once for all seeds, and not at all if every row is there
+    for protocol in protocols:
+        yield from probe(
+            train,
+            test,
+            named,
+            protocol,
+            run_folder(runs_root, train),
+            config=config,
+            retrain=retrain,
+            memory_bytes=memory_for_probes(memory, num_sharers),
+            device=device,
+            before_training=check if verify else (lambda: None),
+            fail=None if fail is None else partial(fail, seed=protocol.seed if len(protocols) > 1 else None),
+            on_event=on_event,
+        )

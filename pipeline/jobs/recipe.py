@@ -69,6 +69,15 @@ class Recipe:
     tap: str = "norm2"
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    def option(self, name: str) -> Any:
+        """The value of a field of `ProbeJob` that has no field here: that of the recipe, or the default."""
+        return self.more.get(name, ProbeJob.__dataclass_fields__[name].default)
+
+    @property
+    def splits(self) -> tuple[str, str]:
+        """Names of the training and the test split."""
+        return self.option("train_split"), self.option("test_split")
+
 
 def shipped_recipes() -> list[str]:
     """Return the names of the recipes that come with layerbank."""

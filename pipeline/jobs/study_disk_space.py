@@ -13,12 +13,12 @@ from contextlib import suppress
 
 import numpy as np
 
-from layerbank.cache import StoreFiles, free_bytes, list_stores
+from layerbank.cache import StoreFiles, array_key, free_bytes, list_stores
 
 from ..events import OnEvent, StudyShortOfDiskSpace
 from .recipe import Recipe
 from .study_plan import Split, bytes_of_arrays, find_probes, find_splits
-from .units import STORAGE_DTYPE, UNIT_ERRORS, StudyOptions
+from .units import UNIT_ERRORS, StudyOptions
 
 
 def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) -> None:
@@ -35,14 +35,16 @@ def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) ->
     splits: list[tuple[Split, ...]] = []
     for dataset in recipe.data:
         with suppress(*UNIT_ERRORS):  # its unit reports it
-            splits.append(find_splits(dataset, place).splits)
+            splits.append(find_splits(dataset, place, recipe.splits).splits)
     missing: list[int] = []
     for model in recipe.models:
         with suppress(*UNIT_ERRORS):
             probes, row_shape = find_probes(model, recipe, [])
             if row_shape is not None:
-                arrays = bytes_of_arrays(probes, row_shape)
-                missing += [sum(_missing_bytes(model, arrays, one, stores) for one in of_data) for of_data in splits]
+                arrays = bytes_of_arrays(probes, row_shape, recipe.option("storage_dtype"))
+                missing += [
+                    sum(_missing_bytes(model, arrays, one, stores, recipe) for one in of_data) for of_data in splits
+                ]
     needed, free = sum(missing), free_bytes(place.cache_root)
     if needed > free:
         num_units = sum(map(bool, missing))
@@ -54,22 +56,22 @@ def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) ->
 
 
 def _missing_bytes(
-    model: str, arrays: Mapping[tuple[str, str], int], split: Split, stores: Sequence[StoreFiles]
+    model: str, arrays: Mapping[tuple[str, str], int], split: Split, stores: Sequence[StoreFiles], recipe: Recipe
 ) -> int:
     """Return the bytes of the tokens of a split that no store of the model holds."""
     named = [
         files
         for files in stores
         if files.header.spec.model.name in (model, f"timm/{model}")
-        and files.header.spec.model.storage_dtype == STORAGE_DTYPE
+        and files.header.spec.model.storage_dtype == recipe.option("storage_dtype")
     ]
     missing = 0
     for (level, kind), size in arrays.items():
         held = [np.zeros(0, dtype=np.uint64)]
         for files in named:
-            names = [name for (_, *array), name in files.arrays.items() if array == [level, kind]]
-            rows = np.repeat(files.committed(names[:1]), files.header.block_rows)[: files.header.spec.num_rows]
-            held += [files.rows.hashes[rows]] if names else []
+            if (name := files.arrays.get(array_key(recipe.tap, level, kind))) is not None:
+                rows = np.repeat(files.committed([name]), files.header.block_rows)[: files.header.spec.num_rows]
+                held.append(files.rows.hashes[rows])
         num_held = 0 if split.hashes is None else int(np.isin(split.hashes, np.concatenate(held)).sum())
         missing += size * (split.num_images - num_held)
     return missing

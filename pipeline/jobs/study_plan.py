@@ -15,10 +15,10 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbank.cache import CacheError
+from layerbank.cache import CacheError, storage_dtype_of
 from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_batches, resolve_compute
 
-from ..data.catalogue import find_data, find_entry
+from ..data.catalogue import SPLITS, find_data, find_entry
 from ..data.image_set import identify
 from ..errors import LayerbankError, RequestError, WorkError
 from ..models.layers import unknown_level
@@ -35,7 +35,6 @@ from .recipe import Recipe
 from .units import StudyOptions, open_data, probes_that_fit, request_of
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "time", "remark")
-BYTES = 2  # of a float16 value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +91,18 @@ def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) 
         place: where data lie, and the device.
         calibrate: measure how long it would take on this machine.
     """
-    found = {dataset: find_splits(dataset, place) for dataset in recipe.data}
+    found = {dataset: find_splits(dataset, place, recipe.splits) for dataset in recipe.data}
     device = choose_device(place.device)
-    protocol = open_protocol(recipe.protocol, seed=0)
+    changed = {name: value for name in ("sweep", "compute") if (value := recipe.option(name)) is not None}
+    protocol = replace(open_protocol(recipe.protocol, seed=0), **changed)
+    num_views = recipe.option("views")
     units = []
     for model in recipe.models:
         problems: list[str] = []
         probes, row_shape = find_probes(model, recipe, problems)
-        image_bytes = sum(bytes_of_arrays(probes, row_shape).values()) if row_shape else None
+        image_bytes = (
+            sum(bytes_of_arrays(probes, row_shape, recipe.option("storage_dtype")).values()) if row_shape else None
+        )
         trainings = [(one, num_trainings(one, protocol, row_shape)) for one in probes] if row_shape else []
         image_s = None
         if calibrate and probes:
@@ -107,7 +110,7 @@ def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) 
             image_s = image_seconds(request_of(recipe, model, device), arrays, device)
         for dataset, data in found.items():
             num_train, num_test = (*(split.num_images for split in data.splits), None, None)[:2]
-            num_images = (num_train or 0) + (num_test or 0)
+            num_images = (num_train or 0) * (1 + num_views) + (num_test or 0)
             training_s = None
             if image_s is not None and row_shape and num_train and data.num_classes:
                 of_seed = [
@@ -161,10 +164,10 @@ def plan_title(units: Sequence[PlannedUnit]) -> str:
     )
 
 
-def find_splits(dataset: str, place: StudyOptions) -> Data:
+def find_splits(dataset: str, place: StudyOptions, names: tuple[str, str] = SPLITS) -> Data:
     """Look for a data set of a recipe; nothing is downloaded."""
     try:
-        _, sources = open_data(dataset, replace(place, fetch=False))
+        _, sources = open_data(dataset, replace(place, fetch=False), names)
     except (LayerbankError, CacheError) as error:
         entry = None if ":" in dataset else find_entry(dataset)
         if entry is None:
@@ -202,9 +205,14 @@ def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[P
     return [one for number, one in enumerate(with_bases) if one not in with_bases[:number]], row_shape
 
 
-def bytes_of_arrays(probes: Sequence[ProbeSpec], row_shape: RowShape) -> dict[tuple[str, str], int]:
+def bytes_of_arrays(probes: Sequence[ProbeSpec], row_shape: RowShape, storage_dtype: str) -> dict[tuple[str, str], int]:
     """Return the (level, kind) pairs that probes read -> bytes of the tokens of an image."""
-    return {array: BYTES * prod(row_shape(*array)) for one in probes for array in one.arrays}
+    bytes_of = {"float16": 2, "bfloat16": 2, "float32": 4}
+    return {
+        (level, kind): bytes_of[storage_dtype_of(storage_dtype, kind)] * prod(row_shape(level, kind))
+        for one in probes
+        for level, kind in one.arrays
+    }
 
 
 def num_trainings(named: ProbeSpec, protocol: TrainingProtocol, row_shape: RowShape) -> int:

@@ -32,7 +32,6 @@ from .job import ProbeJob
 from .probe import run_probes
 from .recipe import Recipe
 
-STORAGE_DTYPE = "float16"
 UNIT_ERRORS = (LayerbankError, OSError)  # any other exception is a bug and ends the study
 
 
@@ -149,7 +148,7 @@ def run_unit(
         check_compute(recipe, device)  # before the model; a node need not have what the driver has
         request = request_of(recipe, unit.model, device)
         backbone = (models or OpenModels()).open(request, device)
-        uri, sources = open_data(unit.dataset, options)
+        uri, sources = open_data(unit.dataset, options, recipe.splits)
         _, made = run_probes(
             probe_job(recipe, options, unit, uri),
             sources=sources,
@@ -181,7 +180,7 @@ def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
     return request_model(job, model, recipe.weights.get(model), device)
 
 
-def open_data(name: str, options: StudyOptions) -> tuple[str, list[ImageSource]]:
+def open_data(name: str, options: StudyOptions, splits: tuple[str, str] = SPLITS) -> tuple[str, list[ImageSource]]:
     """The URI of a data set of a recipe, and its train and test split.
 
     Raises:
@@ -190,8 +189,8 @@ def open_data(name: str, options: StudyOptions) -> tuple[str, list[ImageSource]]
     """
     entry = None if ":" in name else find_entry(name)
     uri = name if entry is None else locate_data(entry, options.data_root, fetch=options.fetch)
-    train, test = (open_source(uri, split) for split in SPLITS)
-    if entry is not None:
+    train, test = (open_source(uri, split) for split in splits)
+    if entry is not None and splits == SPLITS:
         check_size(entry, num_train=len(train), num_classes=len(train.class_names))
     check_classes(train, test)
     return uri, [train, test]
@@ -204,7 +203,12 @@ def probes_that_fit(
     fitting: dict[str, ProbeSpec] = {}
     for name in recipe.probes:
         try:
-            found = parse_probes([name], depth, num_heads=recipe.num_heads)
+            found = parse_probes(
+                [name],
+                depth,
+                num_heads=recipe.num_heads,
+                reference_quirks=recipe.option("reference_quirks"),
+            )
             found = leave_out_unfit(found, row_shape)
             for level, kind in (array for one in found for array in one.arrays):
                 row_shape(level, kind)

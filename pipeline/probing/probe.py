@@ -189,7 +189,7 @@ class _Run:
         self._are_saved = False
         self.failures = Failures(self.key, fail)
         self._of_study = ResultKey(
-            data=data_of(train, test),
+            data=data_of(self.cache, self.open_test()),  # which test images have tokens, not what they are
             train_views=train.num_views,
             protocol=protocol,
         )
@@ -335,7 +335,9 @@ class _Run:
     def _journal(self, group: ProbeGroup, search: ProbeSpec | None = None) -> SweepJournal:
         """The journal of a group's sweeps, or of the search of a post-hoc probe by the group of its base."""
         decisive = replace(self._of_study, protocol=group.protocol).fields() | {"device": group.placement.device.type}
-        del decisive["test_rows"], decisive["test_targets"]  # nothing is chosen on them
+        decisive = {
+            name: value for name, value in decisive.items() if not name.startswith("test_")
+        }  # nothing is chosen on it
         describe = group.describe_choice if search else group.describe
         rows = [self.key(named) for named in ([search] if search else group.probes)]
         return SweepJournal(self._folder / ".sweeps", decisive, describe, rows)

@@ -11,13 +11,11 @@ name, so `linear@final` and `linear-cls` have a row each, although they are the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
 from .probe_spec import ProbeSpec, SmallestLevels
 from .results import key_of
@@ -25,7 +23,7 @@ from .results import key_of
 if TYPE_CHECKING:
     from layerbank.probes import TrainingProtocol
 
-    from .tokens.split_tokens import SplitRequest
+    from .tokens.split_tokens import SplitTokens
 
 ALGORITHM = 1
 """Raised when a change of numerics changes results; the rows before are then computed again."""
@@ -40,6 +38,8 @@ KEY_TABLE: Mapping[str, Any] = {
     "test_rows": ALWAYS,
     "train_targets": ALWAYS,
     "test_targets": ALWAYS,
+    "train_usable": "all",
+    "test_usable": "all",
     "train_views": 0,
     "task": "classification",
     "metric": "balanced_accuracy",
@@ -84,7 +84,8 @@ class DataKey:
         model: the model and how its tokens are computed and stored.
         tap: where in a block the tokens are read.
         train_rows, test_rows: the rows of each split, in order.
-        train_targets, test_targets: `digest_targets` of each split.
+        train_targets, test_targets: digest of the labels and class names of each split.
+        train_usable, test_usable: "all", or the digest of which images have usable tokens: the others are left out.
     """
 
     model: str
@@ -93,6 +94,8 @@ class DataKey:
     test_rows: str
     train_targets: str
     test_targets: str
+    train_usable: str = "all"
+    test_usable: str = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,36 +150,25 @@ class ResultKey:
         return replace(self, probe=None).digest
 
 
-def data_of(train: SplitRequest, test: SplitRequest) -> DataKey:
+def data_of(train: SplitTokens, test: SplitTokens) -> DataKey:
     """The data of two splits: rows and targets without names, places and stores."""
     return DataKey(
         model=train.model.digest,
-        tap=train.tap,
-        train_rows=train.record.images.digest
-        if not train.rule
-        else key_of({"images": train.record.images.digest, "views": train.rule.describe()}),
-        test_rows=test.record.images.digest,
+        tap=train.request.tap,
+        train_rows=train.request.wanted.rows.digest,
+        test_rows=test.request.wanted.rows.digest,
         train_targets=train.record.targets_digest,
         test_targets=test.record.targets_digest,
+        train_usable=_usable(train),
+        test_usable=_usable(test),
     )
 
 
-def digest_targets(values: NDArray[Any], class_names: Sequence[str] = (), kind: str = "class") -> str:
-    """The digest of targets.
-
-    Args:
-        values: one for each row, in the order of the rows.
-        class_names: names of the classes, in the order of their numbers.
-        kind: type of the targets.
-
-    >>> digest_targets(np.array([0, 1]), ("cat", "dog")) == digest_targets(np.array([0, 1], np.int32), ("cat", "dog"))
-    True
-    """
-    if values.dtype.kind in "iub":  # labels of one data set may come in integers of any width
-        values = values.astype(np.int64)
-    content = xxhash.xxh3_128_hexdigest(values.astype(values.dtype.newbyteorder("<")).tobytes())
-    about = {"kind": kind, "dtype": values.dtype.kind, "shape": list(values.shape), "class_names": list(class_names)}
-    return key_of({**about, "values": content})
+def _usable(tokens: SplitTokens) -> str:
+    images = np.unique(tokens.images)
+    if len(images) == len(tokens.record):
+        return "all"
+    return key_of({"images": images.tolist()})
 
 
 def _probe_values(probe: ProbeSpec) -> dict[str, Any]:

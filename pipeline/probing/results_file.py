@@ -15,12 +15,12 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock
 
-from .. import __version__
 from ..errors import WorkError
 from .results import Row, canonical_json, digest_of_text, key_of
 from .row_fields import wrong_field
@@ -84,7 +84,7 @@ def append_row(path: Path, row: Row) -> Row:
         The row as `read_results` will give it: JSON has no tuples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = canonical_json({"format": FORMAT, "layerbank": __version__, **row})
+    text = canonical_json({"format": FORMAT, "layerbank": version("layerbank"), **row})
     line = f'{text[:-1]},"digest":"{digest_of_text(text.encode())}"}}'
     with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
         _end_last_line(file)

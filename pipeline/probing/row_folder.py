@@ -30,7 +30,6 @@ from torch import Tensor
 from layerbank.cache.atomic_files import sync_folder
 from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
-from .. import __version__
 from .attention import keep_attention
 from .probe_spec import ProbeSpec
 from .results import Row, key_of
@@ -76,7 +75,7 @@ def keep_probe(
             "dataset": train.record.dataset,
             "model_spec": train.model.to_dict(),
             "tap": train.request.tap,
-            "versions": {"layerbank": __version__} | {name: version(name) for name in PACKAGES},
+            "versions": {"layerbank": version("layerbank")} | {name: version(name) for name in PACKAGES},
         }
         save_probe(folder, result.probe, about)
         tokens = CachedTokens(test, named)

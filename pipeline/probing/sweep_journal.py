@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from layerbank.cache.atomic_files import replace_file
 from layerbank.probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
-from .. import __version__
 from .results import key_of
 
 ABANDONED_S = 30 * 24 * 3600.0
@@ -56,7 +55,7 @@ class SweepJournal:
     ) -> None:
         self._folder, self._describe, self._rows = folder, describe, list(rows)
         self._used: set[Path] = set()
-        self._setting = {**setting, "versions": {"layerbank": __version__, "torch": version("torch")}}
+        self._setting = {**setting, "versions": {"layerbank": version("layerbank"), "torch": version("torch")}}
 
     def find(self, key: BankKey) -> BankScores | None:
         """The scores of a bank; None if they were not kept, or cannot be read."""

@@ -15,9 +15,9 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jpegs import write_jpegs
 
@@ -25,11 +25,12 @@ from layerbank.events import Event, ExtractionStarted, ignore
 from layerbank.executors.local import LocalExecutor
 from layerbank.executors.workers import run_workers
 from layerbank.jobs.extract import extract_share, prepare_shares
+from layerbank.jobs.job import ExtractJob
 
 PROCESSES = (1, 2)
 
 
-def run(request: dict[str, Any], root: Path, num_processes: int) -> tuple[float, float, dict[Path, bytes]]:
+def run(job: ExtractJob, root: Path, num_processes: int) -> tuple[float, float, dict[Path, bytes]]:
     """Seconds of the work, seconds of the whole, and the files of the store."""
     started: list[float] = []
 
@@ -37,10 +38,11 @@ def run(request: dict[str, Any], root: Path, num_processes: int) -> tuple[float,
         if isinstance(event, ExtractionStarted):
             started.append(time.perf_counter())
 
-    share, (store,) = prepare_shares(request | {"cache_root": root}, ignore)
+    share = prepare_shares(replace(job, cache_root=root), ignore)
     begin = time.perf_counter()
     run_workers(partial(extract_share, share), LocalExecutor(num_processes), listen)
     end = time.perf_counter()
+    (store,) = Path(share.folders[0]).glob("*.zarr")
     return (
         end - started[0],
         end - begin,
@@ -56,20 +58,22 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    request: dict[str, Any] = {
-        "pairs": [(arguments.model, "random")], "weights_seed": 0, "tap": None, "tap_module": None,
-        "image_size": arguments.image_size, "precision": "float32", "storage_dtype": "float16", "parity_threshold": None,
-        "views": 0, "view_scale": 0.08, "view_flip": True, "device": "cpu", "batch_size": arguments.batch_size,
-        "compile_model": None, "workers": 0, "on_bad_image": "stop", "splits": ("train",), "views_split": "train",
-        "levels": "every", "kinds": "cls,ap", "overwrite": False,
-    }  # fmt: skip
     works: list[float] = []
     wholes: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        request["data"] = f"folder:{write_jpegs(Path(folder) / 'photos', arguments.images)}"
+        job = ExtractJob(
+            models=((arguments.model, "random"),),
+            data=f"folder:{write_jpegs(Path(folder) / 'photos', arguments.images)}",
+            image_size=arguments.image_size,
+            precision="float32",
+            device="cpu",
+            batch_size=arguments.batch_size,
+            workers=0,
+            splits=("train",),
+        )
         for repeat in range(arguments.repeats):
             (work_1, whole_1, one), (work_2, whole_2, two) = (
-                run(request, Path(folder) / f"caches-{repeat}-{number}", number) for number in PROCESSES
+                run(job, Path(folder) / f"caches-{repeat}-{number}", number) for number in PROCESSES
             )
             if one != two:
                 raise SystemExit("the stores differ")

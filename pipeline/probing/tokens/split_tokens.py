@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbank.cache import ArraySpec, ModelSpec, TokenArray, TokenView
+from layerbank.cache import ArraySpec, ModelSpec, TokenArray, TokenView, WantedRows
 
 from ...data.split_record import SplitRecord
 from ...data.split_rows import SplitRows, reading_order, wanted_rows
@@ -47,6 +47,11 @@ class SplitRequest:
     def num_views(self) -> int:
         """Augmented views of an image, beside the centre view."""
         return self.rule.num_views if self.rule else 0
+
+    @property
+    def wanted(self) -> WantedRows:
+        """The rows, as stores are searched for them."""
+        return wanted_rows(self.record.images, self.rule)
 
     def with_views(self, num_views: int) -> SplitRequest:
         """The same images with fewer augmented views."""
@@ -85,9 +90,8 @@ class SplitTokens:
     def __init__(self, request: SplitRequest) -> None:
         self.request = request
         record, rows_an_image = request.record, 1 + request.num_views
-        wanted = wanted_rows(record.images, request.rule)
         self._view = TokenView.open(
-            request.cache_root, request.model, wanted, request.arrays, tap=request.tap, name=request.name
+            request.cache_root, request.model, request.wanted, request.arrays, tap=request.tap, name=request.name
         )
         self.arrays: dict[tuple[str, str], ArraySpec] = self._view.arrays
         is_whole = (self._view.positions.reshape(-1, rows_an_image) >= 0).all(1)  # of each image
