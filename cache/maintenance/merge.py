@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ..damage import chunk_damage, quick_damage, require_sound
 from ..errors import FieldDifference, SpecError, SpecMismatchError
 from ..format import ChunkedArray, token_array
@@ -116,8 +118,9 @@ def _require_sound(part: StoreFiles, keys: Sequence[ArrayKey]) -> None:
 
 
 def _problems(part: StoreFiles, array: ChunkedArray) -> list[tuple[int, str]]:
-    committed = [(c, part.journal.checksum(array.name, c, array.grid)) for c in range(array.grid.num_chunks)]
-    return [(c, problem) for c, one in committed if one and (problem := array.problem(part.path, c, one))]
+    blocks = [block for block in part.journal.entries if part.journal.holds(block, array.name)]
+    committed = [(c, part.journal.checksum(array.name, c, array.grid)) for b in blocks for c in array.grid.chunks_of(b)]
+    return [(c, problem) for c, one in committed if (problem := array.problem(part.path, c, one))]
 
 
 def _write(sources: Sources, root: Path, name: str) -> Path:
@@ -170,7 +173,7 @@ def _write_targets(store: Path, targets: Mapping[str, Target], num_rows: int) ->
 
 
 def _join_targets(sources: Sources) -> tuple[dict[str, Target], list[str]]:
-    """The targets that all stores have alike, joined; the names of the others."""
+    """The targets that all stores have, with equal values for equal rows, joined; the names of the others."""
     known = [_targets_of(part) for part in sources.parts]
     joined, left_out = {}, []
     for name in sorted({name for targets in known for name in targets}):
@@ -179,7 +182,14 @@ def _join_targets(sources: Sources) -> tuple[dict[str, Target], list[str]]:
         if len(found) < len(known) or len(kinds) > 1:
             left_out.append(name)
         else:
-            joined[name] = replace(found[0], values=sources.column([one.values for one in found]))
+            values = sources.column([one.values for one in found])
+            if all(
+                np.array_equal(values[at], one.values[rows], equal_nan=values.dtype.kind == "f")
+                for one, (at, rows) in zip(found, sources.places(), strict=True)
+            ):
+                joined[name] = replace(found[0], values=values)
+            else:  # an image has another value in another store
+                left_out.append(name)
     return joined, left_out
 
 
