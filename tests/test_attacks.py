@@ -11,7 +11,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from commands import run
-from messages import raises, refuses
+from messages import raises
 from token_stores import make_arrays, write_images
 
 from layerbank.cache import DamagedStoreError, Target, export_hdf5, merge_stores, verify_store, write_target
