@@ -88,9 +88,7 @@ def test_names_sizes_reasons_and_counts_are_kept(stores: list[Path]) -> None:
         for n in numbers
     ]
     assert list(store.sample_ids) == expected
-    sizes = StoreFiles.read(store.path).sizes
-    assert sizes is not None
-    assert sizes.tolist() == (store.rows.hashes.astype(np.int64) & 0xFFFF).tolist()
+    assert StoreFiles.read(store.path).sizes is None  # equal names in other data are other images
     # image 650 is usable in the second store, and image 600 in the first
     assert {numbers[row]: reason for row, reason in store.skipped.items()} == {5: "cut off"}
     assert set(store.notes.saturated.values()) == {3}
@@ -168,8 +166,9 @@ def test_views_of_an_image_are_rows_of_their_own(tmp_path: Path) -> None:
 
 def test_targets_are_joined_where_type_and_class_names_agree(stores: list[Path]) -> None:
     for number, store in enumerate(stores):
-        num_rows = len(StoreFiles.read(store).rows)
-        values = np.full(num_rows, number)
+        rows = StoreFiles.read(store).rows
+        num_rows = len(rows)
+        values = (rows.hashes % np.uint64(3)).astype(np.int64)
         write_target(store, "place", Target(values=values, type="multiclass", class_names="abc"), num_rows=num_rows)
         names = "abc" if number else "abd"
         write_target(store, "other", Target(values=values, type="multiclass", class_names=names), num_rows=num_rows)

@@ -165,7 +165,7 @@ def _write_targets(store: Path, targets: Mapping[str, Target], num_rows: int) ->
     lock = StoreLock(store)
     lock.acquire()
     try:
-        for left_behind in (store / POINTERS).glob("staging.*"):  # by a merge that was killed
+        for left_behind in (store / POINTERS).glob(".staging-*"):  # by a merge that was killed
             shutil.rmtree(left_behind, ignore_errors=True)
         for name, target in targets.items():
             write_target(store, name, target, num_rows=num_rows)
