@@ -19,7 +19,7 @@ from ..damage import chunk_damage, quick_damage, require_sound
 from ..errors import FieldDifference, SpecError, SpecMismatchError
 from ..format import ChunkedArray, token_array
 from ..journal import read_journal
-from ..reader import ArrayKey, StoreFiles
+from ..reader import ArrayKey, StoreFiles, require_complete
 from ..spec import StoreSpec
 from ..targets import POINTERS, Target, list_targets, read_target, write_target
 from ..writing.locking import StoreLock
@@ -113,6 +113,7 @@ def _require_sound(part: StoreFiles, keys: Sequence[ArrayKey]) -> None:
     """Read every committed chunk of some arrays and compare it with its checksum."""
     names = [part.arrays[key] for key in keys]
     require_sound(part.path, list(quick_damage(part.path, part.header, part.journal, names)))
+    require_complete(part, [name for name in names if part.header.arrays[name].complete])
     for array in (token_array(part.header, name) for name in names):
         require_sound(part.path, [chunk_damage(array, chunk, one) for chunk, one in _problems(part, array)])
 
