@@ -114,22 +114,13 @@ def check_request(
             f"{num_rows} texts",
             f"{len(sample_ids)}, {num_empty} of them empty",
         ),
-        (
-            sizes is None or len(sizes) == num_rows,
-            "sizes",
-            f"{num_rows} numbers",
-            None if sizes is None else len(sizes),
-        ),
+        (sizes is None or len(sizes) == num_rows, "sizes", f"{num_rows} numbers", sizes is None or len(sizes)),
         (batch_size >= 1, "batch_size", "at least 1", batch_size),
         (set(parity) <= set(names), "parity", "parity of requested arrays", sorted(set(parity) - set(names))),
     ]
     wrong = [(name, rule, str(got)) for is_right, name, rule, got in checks if not is_right]
-    as_json: dict[str, Any] = {}
-    for argument, value, allow_nan in (("attributes", attributes, True), ("parity", parity, False)):
-        try:
-            as_json[argument] = json.loads(json.dumps(value, allow_nan=allow_nan))
-        except (TypeError, ValueError) as error:
-            wrong.append((argument, "values that JSON can hold", str(error)))
+    as_json, not_json = _through_json(attributes=(attributes, True), parity=(parity, False))
+    wrong += not_json
     if wrong:
         raise SpecError(
             "cache.invalid_arguments",
@@ -152,6 +143,18 @@ def check_request(
         batch_size=batch_size,
         **as_json,
     )
+
+
+def _through_json(**arguments: tuple[Any, bool]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """Arguments, each with whether it may hold NaN, as JSON gives them back; and what is wrong with the others."""
+    values: dict[str, Any] = {}
+    wrong = []
+    for name, (value, allow_nan) in arguments.items():
+        try:
+            values[name] = json.loads(json.dumps(value, allow_nan=allow_nan))
+        except (TypeError, ValueError) as error:
+            wrong.append((name, "values that JSON can hold", str(error)))
+    return values, wrong
 
 
 def temporary_folders(store: Path) -> tuple[Path, Path]:
