@@ -126,7 +126,10 @@ def _has_right_types(entry: Entry) -> bool:
     notes = entry.notes
     numbers = [entry.block, *notes.skipped, *notes.saturated.values(), *notes.nonfinite.values()]
     texts = [*notes.skipped.values(), *(crc for sums in entry.checksums.values() for crc in sums)]
-    return all(type(number) is int and number >= 0 for number in numbers) and all(type(one) is str for one in texts)
+    are_numbers = all(type(number) is int and number >= 0 for number in numbers)
+    return (
+        are_numbers and all(type(one) is str for one in texts) and all(entry.checksums.values())
+    )  # no array without chunks
 
 
 @dataclass(frozen=True, kw_only=True)

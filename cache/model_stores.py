@@ -54,8 +54,8 @@ class WantedRows:
 
     def are_in(self, rows: RowSet) -> NDArray[np.bool_]:
         """``[n]`` which rows of a store are among these; a row without a hash is not."""
-        among: NDArray[np.bool_] = np.isin(rows.keys, self.keys(rows.hash_rule)) & (rows.keys != MISSING)
-        return among
+        found: NDArray[np.bool_] = np.isin(rows.keys, self.keys(rows.hash_rule)) & (rows.keys != MISSING)
+        return found
 
     def select(self, rows: NDArray[np.int64]) -> WantedRows:
         """Some of the rows, in the order given."""

@@ -46,10 +46,11 @@ class _Layerbank(click.Group):
             print_error(error.where, {"expected": error.expected, "got": error.got, "do": error.todo})
             ctx.exit(_exit_code(error))
         except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.filename is None:
+            if isinstance(error, BrokenPipeError) or error.errno is None:
                 raise
             todo = "Check the path, its permissions and the free space. Everything committed is kept."
-            print_error(str(error.filename), {"got": error.strerror or str(error), "do": todo})
+            place = "a file" if error.filename is None else str(error.filename)  # a full disk names none
+            print_error(place, {"got": error.strerror or str(error), "do": todo})
             ctx.exit(1)
 
 

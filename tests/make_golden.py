@@ -1,6 +1,7 @@
-"""Make the golden stores of format 2: `python tests/make_golden.py FILE.zip`. Run once for a released format, never again.
+"""Make the golden files of format 2: `python tests/make_golden.py stores|runs FILE.zip`, once for a released format.
 
-`stores/` has stores that this version reads, `newer/` stores that it refuses by name.
+Of stores, `stores/` has some that this version reads, `newer/` some that it refuses by name. `runs/` has rows of probes of a random
+tiny model on the photos of `format1.zip`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
-from golden_stores import ARRAYS, hashes_of, make_array, make_model, write_rows
+from golden_stores import ARRAYS, hashes_of, make_array, make_model, unpack, write_rows
+from probe_runs import PROTOCOL, REQUEST, run, stores_of
 
 from layerbank.cache import RowSet, Target, merge_stores, write_target
 from layerbank.cache.header import read_header, write_header
+from layerbank.probing.probe import run_folder
 
 MODULE_TAP = "module:blocks.{i}.norm2"
 
 
-def make(folder: Path) -> None:
+def make_stores(folder: Path) -> None:
     root, tall = folder / "stores", RowSet(hashes=hashes_of(np.arange(1200)))
     complete = write_rows(root, tall, arrays=ARRAYS[:2], skipped=dict.fromkeys(range(99, 1200, 100), "cut off"))
     write_rows(root, tall, num_batches=4)  # grid2 in the first row block
@@ -53,16 +57,30 @@ def make(folder: Path) -> None:
     edit(version3, lambda attributes: attributes.update(format_version=3))
 
 
-def edit(store: Path, change: Any) -> None:
-    """Change a header's attributes and put its checksum right."""
-    from layerbank.cache.header import _checksum, _render
+def make_runs(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as work:
+        backbone, photos = REQUEST.open("cpu"), unpack(Path(work)) / "photos"
+        (photos / "test/red/03.png").unlink()  # unreadable
+        stores = stores_of(backbone, photos, Path(work) / "cache")
+        runs = run_folder(folder / "runs", stores[0])
+        protocol = replace(PROTOCOL, epochs=1, min_steps=4)
+        run(stores, runs, ("ridge-cls", "linear-cls"), protocol)
+        run(stores, runs, ("ridge-cls", "linear-cls"), replace(protocol, seed=1))
+        run(stores, runs, ("linear-cls-top2",), protocol)
 
+
+def edit(store: Path, change: Any) -> None:
+    """Change a header's attributes and put its checksum right, which is of the same bytes with zeros in its place."""
     document = json.loads((store / "zarr.json").read_bytes())
     attributes = document["attributes"]
     del attributes["header_crc32c"]
     change(attributes)
-    attributes["header_crc32c"] = _checksum(attributes)
-    (store / "zarr.json").write_bytes(_render(document))
+    attributes["header_crc32c"] = "0" * 8
+    raw = json.dumps(document, indent=2).encode()
+    end = b'"\n  }\n}'
+    (store / "zarr.json").write_bytes(
+        raw.removesuffix(b"0" * 8 + end) + f"{google_crc32c.value(raw):08x}".encode() + end
+    )
 
 
 def pack(folder: Path, archive: Path) -> None:
@@ -78,5 +96,5 @@ def pack(folder: Path, archive: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
-        make(Path(made))
-        pack(Path(made), Path(sys.argv[1]))
+        {"stores": make_stores, "runs": make_runs}[sys.argv[1]](Path(made))
+        pack(Path(made), Path(sys.argv[2]))

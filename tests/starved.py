@@ -169,14 +169,15 @@ def warm_up() -> None:
 
 
 def resident_bytes_of(name: str) -> int:
-    """Pages of mapped files of such a name that this process holds."""
-    total, file = 0, ""
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024 if name in file else 0
-        elif not line.split()[0].endswith(":"):
-            file = line
-    return total
+    """Pages of mapped files of such a name that this process holds, as the system would add them up in `smaps`, but fast."""
+    num_pages, page_bytes = 0, resource.getpagesize()
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if name in line:
+                first, end = (int(address, 16) // page_bytes for address in line.split()[0].split("-"))
+                entries = np.frombuffer(os.pread(pagemap.fileno(), 8 * (end - first), 8 * first), np.uint64)
+                num_pages += int(np.count_nonzero(entries >> np.uint64(63)))  # bit 63: the page is present
+    return num_pages * page_bytes
 
 
 def status_bytes() -> dict[str, int]:

@@ -177,6 +177,8 @@ def test_images_that_do_not_fit_are_refused(model: lb.Model, tmp_path: Path) -> 
         lb.images_from(pixels, [0.5, 1, 0, 1])
     with raises("data.label_without_name", label="d"):
         lb.images_from(pixels, ["a", "b", "a", "d"], class_names=["a", "b"])
+    with raises("data.not_an_image", dtype="float32"):
+        lb.images_from(pixels.astype(np.float32), [0, 1, 0, 1]).read(0)
     with pytest.raises(lb.WorkError, match="float32"):
         extract(model, lb.images_from(pixels.astype(np.float32), [0, 1, 0, 1]), tmp_path)
 
@@ -211,3 +213,16 @@ def test_a_result_names_what_it_cannot_do(model: lb.Model, photos: Path, tmp_pat
         results.best  # noqa: B018
     with raises("cache.rows_missing"):
         lb.probe(train, test, probes=["linear-all"], runs=tmp_path / "runs", progress=False)
+
+
+def test_labels_of_a_data_set_are_those_of_its_items_not_its_targets() -> None:
+    class Transformed(Dataset[Any]):
+        targets = (0, 1, 2, 3)
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(3, 8, 8, dtype=torch.uint8), self.targets[index] % 2
+
+    assert lb.images_from(Transformed(), class_names=["even", "odd"]).labels.tolist() == [0, 1, 0, 1]

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 from messages import raises, shows
 from probe_runs import PROTOCOL, REQUEST, run, stores_of
 
-import layerbank
 from layerbank import WorkError
 from layerbank.event_text import text_of
 from layerbank.events import Event, ProbeFinished, ResultSkipped
@@ -59,7 +59,7 @@ def test_a_row_has_its_key_field_by_field_its_stores_its_files_and_its_digest(
     written = {row["key"]: row for row in read_rows(folder / "results.jsonl")}
     assert {row["key"]: row for row in rows} == written
     for row in rows:
-        assert (row["format"], row["layerbank"]) == (2, layerbank.__version__)
+        assert (row["format"], row["layerbank"]) == (2, version("layerbank"))
         assert row["key"] == key_of(row["key_fields"])
         data = data_of(*stores)
         assert {name: row["key_fields"][name] for name in vars(data)} == vars(data)

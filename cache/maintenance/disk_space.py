@@ -125,8 +125,7 @@ def forecast_store(
 ) -> StoreForecast:
     """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave; nothing is changed.
 
-    Args:
-        replaced: stores that are deleted before; this one may be among them.
+    `replaced` are stores that are deleted before; this one may be among them.
 
     Raises:
         SpecError, SpecMismatchError, OldFormatError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
@@ -155,13 +154,7 @@ def forecast_store(
         and (worker is None or worker.helps or worker.owns(block))
     }
     finished = _finished_journal(header, journal, missing)
-    entries = finished.entries.values()
-    chunks = [
-        array.file_bytes
-        for array in block_arrays(header)
-        for entry in entries
-        for _ in entry.checksums.get(array.name, ())
-    ]
+    chunks = _chunk_bytes(header, finished)
     static = [static_array(header, name).file_bytes for name in header.static]
     complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
     done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
@@ -179,6 +172,16 @@ def forecast_store(
         freed_bytes=sum(measure_files(one)[0] for one in replaced),
         arrays=tuple(_forecast_array(array, header, missing) for array in request.arrays),
     )
+
+
+def _chunk_bytes(header: Header, journal: Journal) -> list[int]:
+    """The size of each chunk file in a journal."""
+    return [
+        array.file_bytes
+        for array in block_arrays(header)
+        for entry in journal.entries.values()
+        for _ in entry.checksums.get(array.name, ())
+    ]
 
 
 def _with_new_arrays(header: Header, request: Request) -> tuple[Header, list[int]]:

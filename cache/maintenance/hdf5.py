@@ -21,7 +21,14 @@ import numpy as np
 
 from ..atomic_files import storage_errors, sync_file, sync_folder
 from ..damage import require_sound, static_damage
-from ..errors import DamagedStoreError, IncompleteStoreError, NotAStoreError, OldFormatError, SpecError
+from ..errors import (
+    DamagedStoreError,
+    IncompleteStoreError,
+    NotAStoreError,
+    OldFormatError,
+    SpecError,
+    StorageFullError,
+)
 from ..format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, VIEWS, metadata_paths, token_array
 from ..header import FORMAT_VERSION, Header, parse_header, read_header
 from ..journal import BatchNotes, Journal, parse_line, read_journal
@@ -36,6 +43,7 @@ from ..writing.writer import CacheWriter
 
 HEADER_ATTRIBUTE = "layerbank_header"
 JOURNAL_DATASET = "journal"
+HEADROOM_BYTES = 1 << 20  # metadata of HDF5
 
 
 def export_hdf5(store: str | Path, file: str | Path) -> None:
@@ -59,6 +67,8 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
     require_sound(store, list(static_damage(store, header)))
     require_complete(files, list(header.arrays))
     staging = file.with_name(f"{file.name}.partial")
+    with storage_errors(file):
+        _require_space(file, files)
     try:
         with storage_errors(file):
             with h5py.File(staging, "w") as target:
@@ -75,6 +85,16 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
             sync_folder(file.parent)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def _require_space(file: Path, files: StoreFiles) -> None:
+    """Refuse a disk that is too small before anything is written: HDF5 cannot close a file that the disk no longer takes."""
+    arrays = [*files.header.static, *files.header.arrays]
+    needed = sum(one.stat().st_size for name in arrays for one in (files.path / name).glob("c.*"))
+    free = shutil.disk_usage(file.absolute().parent).free
+    if needed + HEADROOM_BYTES > free:
+        reason = f"{free:,} bytes free, about {needed + HEADROOM_BYTES:,} needed"
+        raise StorageFullError("cache.storage_full", path=file, reason=reason)
 
 
 def read_hdf5_spec(file: str | Path) -> StoreSpec:

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ..damage import chunk_damage, quick_damage, require_sound, static_damage
 from ..errors import FieldDifference, SpecError, SpecMismatchError
 from ..format import SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, ChunkedArray, token_array
 from ..journal import read_journal
-from ..reader import ArrayKey, StoreFiles
+from ..reader import ArrayKey, StoreFiles, require_complete
 from ..spec import StoreSpec
 from ..targets import LABEL, Target, list_targets, read_target, target_staging, write_target
 from ..writing.locking import StoreLock
@@ -112,13 +114,15 @@ def _require_sound(part: StoreFiles, keys: Sequence[ArrayKey]) -> None:
     require_sound(part.path, list(static_damage(part.path, part.header, names=(SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS))))
     names = [part.arrays[key] for key in keys]
     require_sound(part.path, list(quick_damage(part.path, part.header, part.journal, names)))
+    require_complete(part, [name for name in names if part.header.arrays[name].complete])
     for array in (token_array(part.header, name) for name in names):
         require_sound(part.path, [chunk_damage(array, chunk, one) for chunk, one in _problems(part, array)])
 
 
 def _problems(part: StoreFiles, array: ChunkedArray) -> list[tuple[int, str]]:
-    committed = [(c, part.journal.checksum(array.name, c, array.grid)) for c in range(array.grid.num_chunks)]
-    return [(c, problem) for c, one in committed if one and (problem := array.problem(part.path, c, one))]
+    blocks = [block for block in part.journal.entries if part.journal.holds(block, array.name)]
+    committed = [(c, part.journal.checksum(array.name, c, array.grid)) for b in blocks for c in array.grid.chunks_of(b)]
+    return [(c, problem) for c, one in committed if (problem := array.problem(part.path, c, one))]
 
 
 def _write(sources: Sources, root: Path, name: str) -> Path:
@@ -164,7 +168,7 @@ def _write_targets(store: Path, targets: Mapping[str, Target], num_rows: int) ->
 
 
 def _join_targets(sources: Sources) -> tuple[dict[str, Target], list[str]]:
-    """The targets that all stores have alike, joined; the names of the others."""
+    """The targets that all stores have, with equal values for equal rows, joined; the names of the others."""
     known = [_targets_of(part) for part in sources.parts]
     joined, left_out = {}, []
     for name in sorted({name for targets in known for name in targets}):
@@ -173,7 +177,14 @@ def _join_targets(sources: Sources) -> tuple[dict[str, Target], list[str]]:
         if len(found) < len(known) or len(kinds) > 1:
             left_out.append(name)
         else:
-            joined[name] = replace(found[0], values=sources.column([one.values for one in found]))
+            values = sources.column([one.values for one in found])
+            if all(
+                np.array_equal(values[at], one.values[rows], equal_nan=values.dtype.kind == "f")
+                for one, (at, rows) in zip(found, sources.places(), strict=True)
+            ):
+                joined[name] = replace(found[0], values=values)
+            else:  # an image has another value in another store
+                left_out.append(name)
     return joined, left_out
 
 

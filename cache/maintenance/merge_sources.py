@@ -6,7 +6,7 @@ Opens files for reading only.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -97,6 +97,13 @@ class Sources:
         for number, one in enumerate(values):
             out[self.part == number] = one[self.row[self.part == number]]
         return out
+
+    def places(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """For each merged store: rows of the new store, and the rows of the merged one that show the same."""
+        keys = self.rows.keys
+        for part in self.parts:
+            _, at, rows = np.intersect1d(keys, part.rows.keys, return_indices=True)
+            yield at, rows
 
     def sample_ids(self) -> list[str]:
         known = [part.sample_ids for part in self.parts]

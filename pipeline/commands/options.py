@@ -150,7 +150,7 @@ extraction_options = combine(
     ),
     click.option(
         "--views",
-        type=click.IntRange(0),
+        type=click.IntRange(0, 65_535),
         default=0,
         show_default=True,
         help="Number of augmented views (random crops, randomly mirrored) stored for each training image beside its centre view.",

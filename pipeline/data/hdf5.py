@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, nearest_name
-from .image_source import ImageSource, Stored, split_where
+from .image_source import ImageSource, Stored, numbers_as_names, split_where
 from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
 from .sources import DataSource
 
@@ -205,7 +205,7 @@ def _numbers_of_all_splits(parts: _Address, split: str, labels: NDArray[np.int64
     """Class names where the files give none: the numbers up to the highest class of any split."""
     others = (_read_labels(parts, other)[0] for other in splits_of(parts.label_file) if other != split)
     highest = max(int(one.max()) for one in (labels, *others))
-    return [str(number) for number in range(highest + 1)]
+    return numbers_as_names(highest, f"{parts.label_file}, labels")
 
 
 HDF5 = DataSource(

@@ -81,6 +81,20 @@ class BadImage(WorkError):
         self.id, self.file, self.reason, self.content_hash = id, file, reason, content_hash
 
 
+MOST_CLASSES = 1_000_000  # of a data set without class names; larger numbers are ids of something
+
+
+def numbers_as_names(highest: int, place: str) -> list[str]:
+    """Class names where the data give none: the numbers from 0 to the highest.
+
+    Raises:
+        RequestError: numbers so large that they name no classes.
+    """
+    if highest >= MOST_CLASSES:
+        raise RequestError("data.absurd_class_number", place=place, highest=f"{highest:.6g}", most=MOST_CLASSES)
+    return [str(number) for number in range(highest + 1)]
+
+
 class ImageSource(ABC):
     """N labelled images in a fixed order; picklable, so that worker processes can hold a copy.
 

@@ -63,11 +63,7 @@ class MemorySource(ImageSource):
 
 
 def _labels_of(items: Any) -> Sequence[Any]:
-    """The labels of a torch data set: its `targets` or `labels`, else those of its items, one by one."""
-    for attribute in ("targets", "labels"):
-        found = getattr(items, attribute, None)
-        if found is not None and len(found) == len(items):
-            return np.asarray(found).tolist()  # type: ignore[no-any-return]
+    """The labels of the items of a torch data set, one by one: its `targets` need not be those, after a `target_transform`, say."""
     return [np.asarray(items[row][1]).item() for row in range(len(items))]
 
 

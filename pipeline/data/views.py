@@ -19,6 +19,7 @@ from ..errors import RequestError
 VIEW_RULE = "2"
 """Version of drawing and cropping a view, part of a cache's identity: raise it when any view changes."""
 
+MOST_VIEWS = 65_535  # a store keeps the number of a view in 16 bits
 RATIOS = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 VIEW_SEED = "layerbank.view"
@@ -30,7 +31,7 @@ class ViewRule:
     """Parameters of views: torchvision's RandomResizedCrop to the model's size, then a mirror image half of the time.
 
     Args:
-        num_views: k, augmented views an image beside the centre one, at least 1.
+        num_views: k, augmented views an image beside the centre one, from 1 to 65,535.
         min_scale: smallest share of the image's area that a crop keeps, in (0, 1].
         flip: mirror half of the views.
 
@@ -43,7 +44,7 @@ class ViewRule:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_views < 1 or not 0 < self.min_scale <= 1:
+        if not 1 <= self.num_views <= MOST_VIEWS or not 0 < self.min_scale <= 1:
             raise RequestError("data.bad_views", num_views=self.num_views, min_scale=f"{self.min_scale:g}")
 
     def describe(self) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .image_source import ImageSource, Stored, split_where
+from .image_source import ImageSource, Stored, numbers_as_names, split_where
 from .patterns import ShardFolder, ShardPattern
 from .sources import DataSource
 from .tar_index import DamagedTar, Member, walk_tar
@@ -188,7 +188,7 @@ def _class_names(layout: ShardFolder | ShardPattern, split: str, samples: list[_
         labels = {highest.label}
         for other in set(layout.splits()) - {split}:
             labels.update(sample.label for shard in layout.shards(other) for sample in _samples(shard, ""))
-        return [str(label) for label in range(max(labels) + 1)]
+        return numbers_as_names(max(labels), f"{layout.root}, sample {highest.id}")
     names = [line.strip() for line in file.read_text(encoding="utf-8").strip().split("\n")]
     if highest.label >= len(names):
         place = f"{layout.root}, sample {highest.id}"

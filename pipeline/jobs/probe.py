@@ -41,8 +41,10 @@ def protocol_of(job: ProbeJob) -> TrainingProtocol:
     Raises:
         RequestError, SettingError: what is wrong with the options, before hours of extraction.
     """
-    if not job.probes or not job.seeds:
-        raise RequestError("jobs.no_probes" if job.seeds else "jobs.no_seeds")
+    if not job.probes:
+        raise RequestError("jobs.no_probes")
+    if not job.seeds:
+        raise RequestError("jobs.no_seeds")
     changed = {name: value for name in ("sweep", "compute") if (value := getattr(job, name)) is not None}
     if job.reference_quirks:
         changed["jitter_validation"] = True
