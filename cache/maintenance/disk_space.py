@@ -123,9 +123,7 @@ def forecast_store(
     replaced: Collection[Path] = (),
     worker: Worker | None = None,
 ) -> StoreForecast:
-    """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave; nothing is changed.
-
-    `replaced` are stores that are deleted before; this one may be among them.
+    """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave once `replaced` are deleted.
 
     Raises:
         SpecError, SpecMismatchError, OldFormatError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
@@ -143,8 +141,7 @@ def forecast_store(
         parity=parity or {},
     )
     starts_empty = store in replaced or not store.exists()
-    header = request.blank_header() if starts_empty else read_header(store)
-    journal = Journal() if starts_empty else read_journal(store)
+    header, journal = (request.blank_header(), Journal()) if starts_empty else (read_header(store), read_journal(store))
     check_same(store, header, request)
     header, metadata_bytes = _with_new_arrays(header, request)
     missing = {
@@ -155,11 +152,11 @@ def forecast_store(
     }
     finished = _finished_journal(header, journal, missing)
     chunks = _chunk_bytes(header, finished)
-    static = [static_array(header, name).file_bytes for name in header.static]
+    chunks += [static_array(header, name).file_bytes for name in header.static]
     complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
     done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
-    file_sizes = [*chunks, *static, *metadata_bytes, len(done.render()), len(finished.render())]
-    present_bytes, present_files = (0, 0) if starts_empty else measure_files(store)
+    file_sizes = [*chunks, *metadata_bytes, len(done.render()), len(finished.render())]
+    present = (0, 0) if starts_empty else measure_files(store)
     return StoreForecast(
         path=store,
         num_rows=len(rows),
@@ -167,8 +164,8 @@ def forecast_store(
         missing_rows=tuple(header.block_grid.block(block) for block in missing),
         size_bytes=sum(file_sizes),
         num_files=len(file_sizes),
-        present_bytes=present_bytes,
-        present_files=present_files,
+        present_bytes=present[0],
+        present_files=present[1],
         freed_bytes=sum(measure_files(one)[0] for one in replaced),
         arrays=tuple(_forecast_array(array, header, missing) for array in request.arrays),
     )
