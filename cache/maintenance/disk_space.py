@@ -143,7 +143,7 @@ def forecast_store(
     starts_empty = store in replaced or not store.exists()
     header, journal = (request.blank_header(), Journal()) if starts_empty else (read_header(store), read_journal(store))
     check_same(store, header, request)
-    header, metadata_bytes = _with_new_arrays(header, request)
+    header, file_sizes = _with_new_arrays(header, request)
     missing = {
         block: names
         for block in range(header.block_grid.num_blocks)
@@ -151,11 +151,10 @@ def forecast_store(
         and (worker is None or worker.helps or worker.owns(block))
     }
     finished = _finished_journal(header, journal, missing)
-    chunks = _chunk_bytes(header, finished)
-    chunks += [static_array(header, name).file_bytes for name in header.static]
+    file_sizes += _chunk_bytes(header, finished) + [static_array(header, name).file_bytes for name in header.static]
     complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
     done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
-    file_sizes = [*chunks, *metadata_bytes, len(done.render()), len(finished.render())]
+    file_sizes += [len(done.render()), len(finished.render())]
     present = (0, 0) if starts_empty else measure_files(store)
     return StoreForecast(
         path=store,
