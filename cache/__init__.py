@@ -60,7 +60,7 @@ from .reader import SampleIds, StoreFiles, TokenStore, require_current
 from .row_order import chunk_shuffle, exact_shuffle, spread_shuffle
 from .rows import HASH_RULE, RowSet
 from .spec import ArraySpec, ModelSpec, StoreSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
-from .targets import Target, list_targets, read_target, write_target
+from .targets import LABEL, Target, list_targets, read_target, write_target
 from .token_array import TokenArray, open_array
 from .view import TokenView
 from .writing.deleting import delete_store
@@ -121,6 +121,7 @@ __all__ = [
     "chunk_shuffle",
     # targets
     "Target",
+    "LABEL",
     "write_target",
     "read_target",
     "list_targets",

@@ -9,6 +9,7 @@ Knows nothing of images: the caller says which of its rows are wanted, and in wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class Gaps:
 
     Attributes:
         num_found: wanted rows that are in some store; equal rows count each.
+        num_skipped: those of them whose tokens are not usable, since the image could not be decoded.
         num_missing: wanted rows that are in none.
         num_unreadable: wanted rows without a hash.
         gaps: the stores to write them to.
@@ -55,6 +57,7 @@ class Gaps:
     """
 
     num_found: int
+    num_skipped: int
     num_missing: int
     num_unreadable: int
     gaps: tuple[Gap, ...]
@@ -69,6 +72,7 @@ def find_gaps(
     order: NDArray[np.int64],
     name: str,
     leave_out: Collection[Path] = (),
+    compute_skipped: bool = False,
 ) -> Gaps:
     """Find the rows for which some array is missing, and where to write them.
 
@@ -79,10 +83,14 @@ def find_gaps(
         order: ``[n]`` int64, the order in which rows are written to a new store.
         name: name of the data, for the path of a new store.
         leave_out: stores that are taken as not there: they are about to be made anew.
+        compute_skipped: whether rows count as missing whose image could not be decoded when they were written.
     """
     keys = wanted.rows.keys
     unreadable = wanted.rows.hashes == MISSING
-    missing = (stores.find(wanted, arrays, leave_out=leave_out).store < 0) & ~unreadable
+    found = stores.find(wanted, arrays, leave_out=leave_out)
+    missing = (found.store < 0) & ~unreadable
+    if compute_skipped:
+        missing |= found.skipped
     left = np.unique(keys[missing])
     gaps: list[Gap] = []
     unfinished: list[Gap] = []
@@ -98,9 +106,11 @@ def find_gaps(
             gaps.append(gap)
             left = np.setdiff1d(left, lacking)
     if len(left):
-        gaps.append(_new_store(stores, wanted, order[np.isin(keys[order], left)], name))
+        taken = {files.path for files in stores.stores} - set(leave_out)
+        gaps.append(_new_store(stores, wanted, order[np.isin(keys[order], left)], name, taken))
     return Gaps(
         num_found=int((~missing & ~unreadable).sum()),
+        num_skipped=int((found.skipped & ~missing).sum()),
         num_missing=int(missing.sum()),
         num_unreadable=int(unreadable.sum()),
         gaps=tuple(gaps),
@@ -135,6 +145,8 @@ def gap_of(
 def store_gap(files: StoreFiles, wanted: WantedRows) -> Gap:
     """All rows of a store as a gap, also those that are not among the wanted rows."""
     keys, here = files.rows.keys, wanted.keys(files.header.spec.hash_rule)
+    if not len(here):
+        return Gap(path=files.path, rows=files.rows, wanted=np.full(len(keys), NOWHERE), files=files)
     order = np.argsort(here, kind="stable")
     place = np.minimum(np.searchsorted(here[order], keys), len(here) - 1)
     number = np.where((here[order][place] == keys) & (keys != MISSING), order[place], NOWHERE)
@@ -145,24 +157,25 @@ def _num_blocks(files: StoreFiles) -> int:
     return files.header.block_grid.num_blocks
 
 
-def _new_store(stores: ModelStores, wanted: WantedRows, chosen: NDArray[np.int64], name: str) -> Gap:
-    """A store of the chosen rows, each once."""
+def _new_store(
+    stores: ModelStores, wanted: WantedRows, chosen: NDArray[np.int64], name: str, taken: Collection[Path]
+) -> Gap:
+    """A store of the chosen rows, each once, at a place of its own: where all rows of a store were skipped, that is taken."""
     _, first = np.unique(wanted.rows.keys[chosen], return_index=True)
     chosen = chosen[np.sort(first)]
     rows = wanted.rows.select(chosen)
-    spec = StoreSpec(
-        model=stores.model,
-        rows_digest=rows.digest,
-        num_rows=len(rows),
-        hash_rule=rows.hash_rule,
-        view_rule=rows.view_rule,
-        name=name,
-    )
-    return Gap(path=spec.path(stores.root), rows=rows, wanted=chosen, files=None)
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    paths = (StoreSpec.of_rows(stores.model, rows, one).path(stores.root) for one in names)
+    path = next(path for path in paths if path not in taken)
+    return Gap(path=path, rows=rows, wanted=chosen, files=None)
 
 
 def ids_of(gap: Gap, ids: Sequence[str]) -> Sequence[str]:
-    """The names of the rows of a gap's store: those of the wanted rows, or those that the store has."""
-    if gap.files is not None and (gap.wanted == NOWHERE).any():
+    """The names of the rows of a gap's store: those of the wanted rows, or those that the store has.
+
+    Damaged names are not taken, since they would get a checksum that holds: a row that is not wanted is named by its number then.
+    """
+    are_wanted = (gap.wanted != NOWHERE).all()
+    if gap.files is not None and not are_wanted and gap.files.has_sound_ids:
         return gap.files.sample_ids
-    return [ids[row] for row in gap.wanted.tolist()]
+    return [f"row {row}" if number == NOWHERE else ids[number] for row, number in enumerate(gap.wanted.tolist())]

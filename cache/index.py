@@ -1,8 +1,9 @@
 """The content index: hashes of the images in files, kept while the files stay as they were.
 
 A file whose size, mtime, ctime and inode are those recorded when it was last hashed is not read again, as in git. A file that was
-recorded within two seconds of its mtime or ctime may have changed since without a trace in them: it counts as unknown. Times are
-only compared with each other, so a clock that is wrong costs time and never gives a wrong hash.
+recorded within two seconds of its mtime or ctime may have changed since without a trace in them: it counts as unknown. The time of
+recording is this machine's, the others may be a file server's. If this machine is behind, files are hashed again without need; if
+it is ahead by more than two seconds, a change within the same tick of the server's clock as the one before goes unnoticed.
 
 An index is one file in `<cache>/.index/`, replaced whole and carrying a checksum. It is only ever a shortcut: one that is damaged,
 missing or of another version is made again. It knows files and numbers, not images: a file is named by a 64-bit key that its caller
@@ -120,7 +121,7 @@ class ContentIndex:
         Args:
             keys: [F] names of the files.
             status: [F] of each file, the same before and after its rows were hashed.
-            recorded_ns: [F] time before `status` was last read.
+            recorded_ns: [F] time before the first of its rows was read.
             num_rows: [F] rows of each file.
             hashes, rule1_hashes: [R] of the rows.
         """

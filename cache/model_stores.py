@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .damage import require_sound, static_damage
-from .errors import CacheError
+from .errors import CacheError, StoreMissingError
 from .format import CONTENT_HASHES
+from .header import read_header
+from .journal import read_journal
 from .reader import ArrayKey, StoreFiles
 from .rows import HASH_RULE, MISSING, RowSet
 from .spec import FINAL, ModelSpec
@@ -81,11 +83,34 @@ class ModelStores:
     Args:
         root: the cache folder; it need not exist.
         model: the model.
+
+    Attributes:
+        stores: the stores.
+        unreadable: path of a store of this model that cannot be read -> why; its rows are in no store, as far as anybody knows.
     """
 
     def __init__(self, root: str | Path, model: ModelSpec) -> None:
         self.root, self.model = Path(root), model
-        self.stores = list(_read_stores(self.root, model))
+        self.stores: list[StoreFiles] = []
+        self.unreadable: dict[Path, str] = {}
+        for path in sorted(_paths_of_model(self.root, model)):
+            self._read(path, is_of_model=True)
+        for path in sorted(_paths_of_format1(self.root)):
+            self._read(path, is_of_model=False)
+
+    def _read(self, path: Path, *, is_of_model: bool) -> None:
+        try:
+            header = read_header(path)
+            is_of_model = header.spec.model.identity() == self.model.identity()
+            if is_of_model:
+                files = StoreFiles(path, header, read_journal(path))
+                files.rows  # noqa: B018  # damaged hashes make a store unreadable
+                self.stores.append(files)
+        except StoreMissingError:  # deleted just now
+            pass
+        except (CacheError, OSError) as error:
+            if is_of_model:
+                self.unreadable[path] = error.got if isinstance(error, CacheError) else error.strerror or str(error)
 
     def find(self, wanted: WantedRows, arrays: Collection[ArrayKey], *, leave_out: Collection[Path] = ()) -> Location:
         """Find rows in row blocks in which all of these arrays are committed.
@@ -187,15 +212,6 @@ def array_names(files: StoreFiles, arrays: Collection[ArrayKey]) -> list[str] | 
 def array_key(tap: str, level: str, kind: str) -> ArrayKey:
     """The key of an array: `final` has no tap."""
     return ("" if level == FINAL else tap, level, kind)
-
-
-def _read_stores(root: Path, model: ModelSpec) -> Iterator[StoreFiles]:
-    for path in [*sorted(_paths_of_model(root, model)), *sorted(_paths_of_format1(root))]:
-        with suppress(CacheError, OSError):  # what cannot be read is for `cache verify`, and holds no row
-            files = StoreFiles.read(path)
-            if files.header.spec.model.identity() == model.identity():
-                files.rows  # noqa: B018  # damaged hashes make a store unreadable
-                yield files
 
 
 def _paths_of_model(root: Path, model: ModelSpec) -> Iterator[Path]:

@@ -91,6 +91,11 @@ class StoreFiles:
         return SampleIds(self.static(SAMPLE_ID_BYTES), self.static(SAMPLE_ID_OFFSETS))
 
     @property
+    def has_sound_ids(self) -> bool:
+        """Whether the sample ids are as they were written; reads them."""
+        return not any(static_damage(self.path, self.header, names=(SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS)))
+
+    @property
     def sizes(self) -> NDArray[np.int64] | None:
         """``[N]`` bytes of the encoded images; None where they were not recorded."""
         return self.static(SIZES) if SIZES in self.header.static else None

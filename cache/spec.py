@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FieldDifference, SpecError
+from .rows import RowSet
 
 MODEL_FIELDS = ("architecture", "weights", "token_rule", "transform", "compute_dtype", "storage_dtype")
 FINAL = "final"  # the one level that does not depend on the tap
@@ -153,6 +154,18 @@ class StoreSpec:
             got = "; ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
             expected = "a hex digest, at least one row, a hash rule from 1, a text, and a name that is not empty"
             raise SpecError("cache.invalid_spec", spec=type(self).__name__, expected=expected, got=got)
+
+    @classmethod
+    def of_rows(cls, model: ModelSpec, rows: RowSet, name: str) -> StoreSpec:
+        """The spec of a store of these rows."""
+        return cls(
+            model=model,
+            rows_digest=rows.digest,
+            num_rows=len(rows),
+            hash_rule=rows.hash_rule,
+            view_rule=rows.view_rule,
+            name=name,
+        )
 
     @property
     def fingerprint(self) -> str:

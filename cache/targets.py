@@ -32,11 +32,18 @@ from .format import CHECKSUM_BYTES, CONTENT_HASHES, create_array
 from .header import HEADER_FILE
 
 TARGETS = "targets"
+LABEL = "label"  # the target that keeps the classes of a data set
 POINTERS = f"{CONTENT_HASHES}/.targets"
 TARGET_TYPES = ("multiclass", "multilabel", "regression", "ordinal")
 
 _GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_FOLDER = rf"{TARGETS}/{_NAME.pattern}\.[0-9a-f]{{8}}"
+_STAGING = ".staging-"  # then the number of a process
+_FILES = re.compile(
+    rf"{TARGETS}/zarr\.json|{_FOLDER}/(zarr\.json|c\.0(\.0)?)|{re.escape(POINTERS)}/\.?{_NAME.pattern}\.json"
+)
+_FOLDERS = re.compile(rf"{TARGETS}|{re.escape(POINTERS)}|{_FOLDER}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,10 +92,8 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
         raise SpecError("cache.invalid_target", store=store, name=repr(name), types=types, num_rows=num_rows, got=got)
     folder, pointer = _folder(store, name, target.digest), _pointer(store, name)
     with storage_errors(store):
-        if group_problem(store) or not (store / TARGETS).exists():
-            (store / TARGETS).mkdir(exist_ok=True)
-            (store / POINTERS).mkdir(exist_ok=True)
-            replace_file(store / TARGETS / HEADER_FILE, _GROUP, store / POINTERS / f".{HEADER_FILE}")
+        if group_problem(store) or not (store / TARGETS).exists() or not (store / POINTERS).exists():
+            _write_group(store)
         if not _is_sound(folder, target.digest):
             _write_values(store, folder, replace(target, values=_stored(target.values)))
         content = json.dumps({"digest": target.digest, "metadata": _metadata_checksum(folder)}).encode()
@@ -135,8 +140,45 @@ def group_problem(store: Path) -> str | None:
 
 
 def is_target_file(path: str) -> bool:
-    """Whether a path inside a store belongs to its targets."""
-    return path.startswith((f"{TARGETS}/", f"{POINTERS}/"))
+    """Whether a path inside a store is that of a file of its targets, also of one that is being written."""
+    return bool(_FILES.fullmatch(path)) or path.startswith(f"{POINTERS}/{_STAGING}")
+
+
+def is_target_folder(path: str) -> bool:
+    """Whether a path inside a store is that of a folder of its targets."""
+    return bool(_FOLDERS.fullmatch(path)) or path.startswith(f"{POINTERS}/{_STAGING}")
+
+
+def target_staging(store: Path) -> list[Path]:
+    """What a killed process left of targets; a living writer may be about to rename it."""
+    return sorted((store / POINTERS).glob(f"{_STAGING}*"))
+
+
+def drop_damaged_targets(store: Path) -> list[str]:
+    """Delete the targets that cannot be read, so that they are written again; the caller holds the lock.
+
+    Returns:
+        Their names.
+    """
+    dropped = []
+    for name in list_targets(store):
+        try:
+            read_target(store, name)
+        except DamagedStoreError:
+            _pointer(store, name).unlink()
+            sync_folder(store / POINTERS)
+            for folder in (store / TARGETS).glob(f"{name}.*"):
+                shutil.rmtree(folder)
+            dropped.append(name)
+    if group_problem(store):
+        _write_group(store)
+    return dropped
+
+
+def _write_group(store: Path) -> None:
+    (store / TARGETS).mkdir(exist_ok=True)
+    (store / POINTERS).mkdir(exist_ok=True)
+    replace_file(store / TARGETS / HEADER_FILE, _GROUP, store / POINTERS / f".{HEADER_FILE}")
 
 
 def _stored(values: NDArray[Any]) -> NDArray[Any]:
@@ -162,7 +204,7 @@ def _is_sound(folder: Path, digest: str) -> bool:
 
 
 def _write_values(store: Path, folder: Path, target: Target) -> None:
-    staging = store / POINTERS / f".staging-{os.getpid()}"
+    staging = store / POINTERS / f"{_STAGING}{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     about = {"type": target.type, "class_names": list(target.class_names), "source": target.source}
     values, dimensions = target.values, ("row", "target")[: target.values.ndim]

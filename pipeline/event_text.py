@@ -117,9 +117,18 @@ def _(event: events.ClusterBusy) -> str:
 def _(event: events.RowsFound) -> str:
     what = "images" if not event.num_views else f"rows ({1 + event.num_views} views of each image)"
     unreadable = f", {event.num_unreadable:,} unreadable" if event.num_unreadable else ""
+    skipped = f" ({event.num_skipped:,} unreadable when they were extracted)" if event.num_skipped else ""
     return (
-        f"extract: {event.dataset}/{event.split}, {event.num_rows:,} {what}: {event.num_found:,} in the cache, "
+        f"extract: {event.dataset}/{event.split}, {event.num_rows:,} {what}: {event.num_found:,} in the cache{skipped}, "
         f"{event.num_missing:,} to compute{unreadable} ({event.backbone})"
+    )
+
+
+@text_of.register
+def _(event: events.StoresIgnored) -> str:
+    stores = "; ".join(f"{path}: {reason}" for path, reason in event.reasons.items())
+    return (
+        f"warning: the cache has stores of {event.backbone} that cannot be read, their rows count as missing: {stores}"
     )
 
 

@@ -5,7 +5,7 @@ Every event is a small frozen record; times are in seconds, sizes in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,6 +229,7 @@ class RowsFound(Event):
         num_rows: rows of the split: images, or images times views.
         num_views: augmented views of an image.
         num_found, num_missing: rows that are in the cache, and rows to compute; equal images count each.
+        num_skipped: rows that are in the cache without usable tokens, since the image could not be decoded.
         num_unreadable: rows of images that could not be read at all.
         stores: the stores that are to be written.
     """
@@ -241,7 +242,16 @@ class RowsFound(Event):
     num_found: int
     num_missing: int
     num_unreadable: int
+    num_skipped: int = 0
     stores: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoresIgnored(Event):
+    """Some stores of a model cannot be read, so what they hold counts as missing."""
+
+    backbone: str
+    reasons: Mapping[Path, str]
 
 
 @dataclass(frozen=True, kw_only=True)

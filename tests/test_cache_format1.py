@@ -34,6 +34,7 @@ from layerbank.cache import (
     array_key,
     export_hdf5,
     find_garbage,
+    find_unfinished,
     import_hdf5,
     list_stores,
     repair_store,
@@ -79,6 +80,7 @@ def test_stores_of_both_formats_lie_in_one_folder_and_a_hidden_one_is_left_out(u
     formats = {info.path: info.header.format for info in infos if info.header}
     assert (len(formats), sorted(set(formats.values())), formats[new]) == (10, [1, 2], 2)
     assert find_garbage(tmp_path / "a") == []
+    assert {one.has_hashes for one in find_unfinished(tmp_path / "a")} == {False}
     unfinished = {info.path.name: info for info in infos if info.state == "writing"}
     assert unfinished["timm-vit_tiny-9215b1f9.zarr"].missing_rows == [range(240, 1200)]
 

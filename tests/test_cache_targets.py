@@ -28,9 +28,11 @@ from layerbank.cache import (
     Target,
     TokenStore,
     export_hdf5,
+    find_garbage,
     import_hdf5,
     list_targets,
     read_target,
+    remove_garbage,
     repair_store,
     verify_store,
     write_target,
@@ -195,3 +197,16 @@ def test_targets_go_through_hdf5(store: Path, tmp_path: Path) -> None:
     export_hdf5(store, tmp_path / "a.h5")
     import_hdf5(tmp_path / "a.h5", tmp_path / "b.zarr")
     assert tree(tmp_path / "b.zarr") == tree(store)
+
+
+def test_what_a_killed_writer_left_of_a_target_is_garbage_and_no_damage(store: Path) -> None:
+    write(store)
+    left = store / POINTERS / ".staging-4711" / "label.00000000"
+    left.mkdir(parents=True)
+    (left / "c.0").write_bytes(b"half")
+    assert verify_store(store) == []
+    (found,) = find_garbage(store.parent)
+    assert found.path == left.parent
+    remove_garbage([found])
+    assert not left.parent.exists()
+    assert read_target(store, "label").digest == CLASSES.digest

@@ -6,6 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,9 +27,11 @@ from layerbank.cache import (
     NotAStoreError,
     StoreLockedError,
     StoreMissingError,
+    Target,
     TokenStore,
     repair_store,
     verify_store,
+    write_target,
 )
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
 
@@ -200,6 +203,23 @@ def test_foreign_files_are_deleted_only_on_request(store: Path, sound: Path) -> 
     assert [damage.file for damage in repair_store(store).foreign] == ["tokens/notes.txt"]
     assert (store / "tokens/notes.txt").exists()
     repair_store(store, remove_foreign=True)
+    assert tree(store) == tree(sound)
+
+
+@pytest.mark.parametrize("place", ["extra", "tokens/extra", "targets", "content_hashes/.targets", "sample_ids/x/y"])
+def test_foreign_folders_links_and_files_are_found_everywhere(store: Path, sound: Path, place: str) -> None:
+    if "targets" in place:
+        target = Target(values=np.zeros(make_spec().num_rows, np.int64), type="ordinal")
+        for one in (store, sound):
+            write_target(one, "label", target, num_rows=make_spec().num_rows)
+    empty, file, link = (store / place / name for name in ("empty", "notes.txt", "link"))
+    empty.mkdir(parents=True)
+    file.write_text("mine")
+    link.symlink_to(store.parent)
+    expected = sorted(one.relative_to(store).as_posix() for one in (empty, file, link))
+    assert [damage.file for damage in verify_store(store)] == expected
+    assert [damage.file for damage in repair_store(store, remove_foreign=True).foreign] == expected
+    assert verify_store(store) == []
     assert tree(store) == tree(sound)
 
 

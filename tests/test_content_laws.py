@@ -13,33 +13,48 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from commands import run
 from extractions import rows_of
 from messages import raises
 from photos import TINY_MODEL
 from PIL import Image
 from token_stores import tree, without_fsync
 
+import layerbank
+import layerbank.extraction.repair
+from layerbank import open_images, open_model
 from layerbank.api.data import images_from
 from layerbank.cache import (
+    CacheWriter,
     ChangedDataError,
+    Damage,
     DamagedStoreError,
     ModelStores,
     RowSet,
     StoreFiles,
     StoreLockedError,
+    Target,
+    TokenStore,
     WantedRows,
+    gap_of,
+    ids_of,
     known_hashes,
+    list_targets,
     merge_stores,
+    store_gap,
     verify_store,
+    write_target,
 )
 from layerbank.cache.index import INDEX_FOLDER
 from layerbank.cache.targets import is_target_file
 from layerbank.cache.writing.locking import StoreLock
+from layerbank.data import decoding
 from layerbank.data.image_set import identify
 from layerbank.data.image_source import ImageSource
 from layerbank.data.sources import BadImage, open_source
 from layerbank.data.split_rows import SplitRows
-from layerbank.events import Event, ImageSkipped, ImagesTrusted, RowsFound, ignore
+from layerbank.event_text import text_of
+from layerbank.events import Event, ImageSkipped, ImagesTrusted, RowsFound, StoresIgnored, ignore
 from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together, forecasts
 from layerbank.extraction.repair import repair_and_fill
 from layerbank.jobs.extract import open_rows
@@ -581,6 +596,104 @@ def test_an_image_that_cannot_be_read_at_all_is_named_and_has_no_row(extract: Pa
     assert (extract.found().num_found, extract.found().num_missing, extract.found().num_unreadable) == (0, 23, 1)
 
 
+# ---- images that could not be decoded, labels, stores that cannot be read
+
+
+def refuse_to_decode(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    refused, decode = {encoded(number) for number in numbers}, decoding.decode_rgb
+
+    def decode_others(stored: Any) -> Image.Image:
+        if bytes(stored) in refused:
+            raise ValueError("a kind of file that the installed decoder does not know")
+        return decode(stored)
+
+    monkeypatch.setattr(decoding, "decode_rgb", decode_others)
+
+
+def test_an_image_that_could_not_be_decoded_is_counted_and_tried_again_under_stop(
+    extract: Passes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_folder(tmp_path / "data", IMAGES)
+    with monkeypatch.context() as patch:
+        refuse_to_decode(patch, 7)
+        extract(data, on_bad_image="skip")
+        assert extract(data, on_bad_image="skip") == 0
+        assert (extract.found().num_found, extract.found().num_skipped, extract.found().num_missing) == (24, 1, 0)
+        assert "24 in the cache (1 unreadable when they were extracted)" in text_of(extract.found())
+        with raises("data.bad_image", BadImage, id="train/1/007.bmp"):
+            extract(data)
+    assert extract(data, on_bad_image="skip") == 0
+    assert extract(data) == 1
+    assert sorted(len(files.rows) for files in extract.stores()) == [1, 24]
+    assert extract(data) == 0
+    assert (extract.found().num_found, extract.found().num_skipped) == (24, 0)
+    assert len(extract.tokens(data)) == 24
+
+
+def test_the_place_of_a_store_whose_rows_were_all_skipped_is_taken(
+    extract: Passes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_folder(tmp_path / "data", {"0/7": 7, "1/8": 8})
+    with monkeypatch.context() as patch:
+        refuse_to_decode(patch, 7, 8)
+        extract(data, on_bad_image="skip")
+    assert extract(data) == 2
+    assert len(extract.stores()) == 2
+    assert extract(data) == 0
+    assert len(extract.tokens(data)) == 2
+
+
+def test_labels_are_beside_a_store_before_it_is_complete(
+    extract: Passes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_folder(tmp_path / "data", IMAGES)
+
+    def die(_: CacheWriter) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CacheWriter, "complete", die)
+        extract(data)
+    (store,) = extract.stores()
+    assert list_targets(store.path) == ["label"]
+    shutil.rmtree(store.path / "content_hashes/.targets")
+    assert extract(data) == 0
+    assert list_targets(store.path) == ["label"]
+
+
+def test_a_store_that_cannot_be_read_is_named(extract: Passes, tmp_path: Path) -> None:
+    images = open_images(write_folder(tmp_path / "data", IMAGES))
+    model = open_model(TINY_MODEL, weights="random", image_size=32, device="cpu")
+    options: dict[str, Any] = {"levels": "last", "cache": extract.root}
+    layerbank.extract(model, images, progress=False, **options)
+    (store,) = extract.stores()
+    flip(store.path / "content_hashes/c.0", 5)
+    assert [*ModelStores(extract.root, extract.extraction().model).unreadable] == [store.path]
+    events: list[Event] = []
+    layerbank.extract(model, images, progress=events.append, **options)
+    (told,) = [event for event in events if isinstance(event, StoresIgnored)]
+    assert [*told.reasons] == [store.path]
+    assert str(store.path) in text_of(told)
+
+
+def test_a_store_records_the_uri_that_was_opened(extract: Passes, tmp_path: Path) -> None:
+    model = open_model(TINY_MODEL, weights="random", image_size=32, device="cpu")
+    uri = write_hdf5(tmp_path / "data", IMAGES)
+    in_memory = images_from([pixels_of(n) for n in range(100, 108)], name="mine")
+    recorded = []
+    for images in (open_images(uri), in_memory):
+        tokens = layerbank.extract(model, images, levels="last", cache=extract.root, progress=False)
+        recorded.append(TokenStore.open(tokens.stores[0]).attributes["request"]["data"])
+    assert recorded == [uri, "python:mine"]
+    assert open_source(uri, "train").ids == open_images(uri).ids
+
+
+def flip(file: Path, place: int) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[place] ^= 1
+    file.write_bytes(raw)
+
+
 # ---- repair
 
 
@@ -633,3 +746,54 @@ def test_repair_restores_the_hashes_of_rows_from_the_images(recorded: tuple[Path
     chunk.write_bytes(bytes(chunk.stat().st_size))
     repair_and_fill(store, num_workers=0)
     assert tree(store) == before
+
+
+def test_repair_drops_damaged_targets_and_writes_the_labels_again(recorded: tuple[Path, Path]) -> None:
+    store, _ = recorded
+    before = tree(store)
+    write_target(store, "age", Target(values=np.arange(24.0), type="regression"), num_rows=24)
+    for chunk in store.glob("targets/*/c.0"):
+        flip(chunk, 3)
+    repaired = repair_and_fill(store, num_workers=0)
+    assert repaired.dropped_targets == ("age", "label")
+    assert (repaired.restored_later, repaired.still_damaged, repaired.num_rows) == ((), (), 0)
+    assert tree(store) == before
+    (store / "targets/zarr.json").write_bytes(b"{}")
+    repair_and_fill(store, num_workers=0)
+    assert tree(store) == before
+
+
+def test_what_is_still_damaged_after_a_repair_is_named_and_ends_with_1(
+    recorded: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = recorded
+    left = Damage(file="tokens/final/ap/c.0.0", problem="altered")
+    monkeypatch.setattr(layerbank.extraction.repair, "verify_store", lambda _: [left])
+    result = run("cache", "repair", store)
+    assert result.exit_code == 1
+    assert f"still damaged: {left}" in result.output
+
+
+def test_damaged_ids_are_never_written_again(recorded: tuple[Path, Path]) -> None:
+    store, place = recorded
+    flip(store / "sample_ids/bytes/c.0", 3)
+    (place / "train/0/003.bmp").unlink()
+    source = open_source(f"folder:{place}", "train")
+    rows = rows_of(source, store.parent.parent)
+    files = StoreFiles.read(store)
+    ids = ids_of(store_gap(files, rows.wanted), rows.ids)
+    (gone,) = np.flatnonzero(store_gap(files, rows.wanted).wanted < 0).tolist()
+    assert ids[gone] == f"row {gone}"
+    assert {*ids} == {*rows.ids, f"row {gone}"}
+    with raises("cache.store_damaged", DamagedStoreError, store=store):
+        merge_stores([store], name="other")
+    repair_and_fill(store, num_workers=0)
+    assert verify_store(store) == []
+    assert list(StoreFiles.read(store).sample_ids) == ids
+
+
+def test_a_store_of_which_nothing_is_wanted_is_no_gap(recorded: tuple[Path, Path]) -> None:
+    files = StoreFiles.read(recorded[0])
+    nothing = WantedRows(rows=RowSet(hashes=np.zeros(0, np.uint64)))
+    assert (store_gap(files, nothing).wanted == -1).all()
+    assert gap_of(files, nothing, [("", "final", "patch")])[0] is None

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_errors import refuses_data
+from data_errors import names_of, refuses_data
 from messages import raises
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
-from layerbank.data.image_source import names_digest
+from layerbank.api.data import images_from
 from layerbank.data.sources import SOURCES, BadImage, open_source
 
 
@@ -69,6 +69,8 @@ def test_a_path_to_tars_without_a_scheme_is_taken_for_wds(tmp_path):
 @pytest.mark.parametrize("split", ["", "a/b", "..", ".hidden"])
 def test_a_split_that_is_no_plain_name_is_refused(folder, split):
     refuses_data("data.bad_split_name", f"folder:{folder}", split, uri=f"folder:{folder}", split=split)
+    with raises("data.bad_split_name", uri="mine", split=split):
+        images_from([b"x"], name="mine", split=split)
 
 
 def test_each_source_says_what_it_is_in_a_line():
@@ -178,20 +180,6 @@ def test_a_file_name_that_is_not_utf8(folder):
     shutil.copy(folder / "test" / "wren" / "d.png", foreign)
     values = {"data": "birds, split train", "name": r"'train/wren/\udcff.png'", "count": 1}
     refuses_data("data.not_utf8", f"folder:{folder}", **values)
-
-
-# --- the digest of names ---
-
-
-def test_labels_and_class_names_are_no_part_of_the_digest_of_names(folder):
-    source = open_source(f"folder:{folder}", "train")
-    digest = names_digest(source)
-    source.labels[:] = 0
-    source.class_names[0] = "heron"
-    assert names_digest(source) == digest
-    with (folder / source.ids[3]).open("ab") as file:
-        file.write(b"\0")
-    assert names_digest(open_source(f"folder:{folder}", "train")) != digest
 
 
 # --- pixels ---
@@ -315,7 +303,7 @@ def test_a_bad_image_survives_pickling():
 def test_a_source_survives_pickling(folder):
     source = open_source(f"folder:{folder}", "train")
     copy = pickle.loads(pickle.dumps(source))
-    assert names_digest(copy) == names_digest(source)
+    assert names_of(copy) == names_of(source)
     assert [copy.load(row)[1] for row in range(4)] == [source.load(row)[1] for row in range(4)]
 
 
@@ -332,3 +320,9 @@ def test_images_at_any_depth_are_a_source_without_labels(folder: Path) -> None:
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     refuses_data("data.no_images", f"images:{tmp_path}", folder=tmp_path)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])
+def test_what_is_no_image_is_named_when_it_is_read(image):
+    with raises("data.not_an_image", place="mine[0]", dtype=image.dtype, shape=list(image.shape)):
+        images_from([image], name="mine").read(0)

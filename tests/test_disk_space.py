@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from commands import MODEL, run
+from extractions import rows_of
 from messages import raises, refuses, shows
 from own_mounts import in_own_mounts
 from photos import TINY_MODEL
@@ -21,6 +22,7 @@ from layerbank.data.catalogue import require_entry
 from layerbank.data.sources import open_source
 from layerbank.doctor.disk import check_disk
 from layerbank.events import Event, StudyShortOfDiskSpace
+from layerbank.extraction.extract import ExtractConfig
 from layerbank.jobs.extract import RequestedExtraction, settle_and_check_disk
 from layerbank.jobs.recipe import Recipe
 from layerbank.jobs.study_disk_space import report_disk_space
@@ -76,20 +78,20 @@ def test_a_float16_model_is_judged_by_the_store_that_it_comes_to(
     photos: Path, tmp_path: Path, full_disk: Any, loads: list[int]
 ) -> None:
     """It overflows and becomes a bfloat16 model, whose store is complete: a full disk is no hindrance."""
-    data, arrays, settings = f"folder:{photos}", (("final", "cls"),), {"num_workers": 0}
-    source = open_source(data, "test")
+    data, config = f"folder:{photos}", ExtractConfig(arrays=(("final", "cls"),), num_workers=0)
+    rows = rows_of(open_source(data, "test"), tmp_path)
 
     def work(kind: type[Planted], precision: str) -> RequestedExtraction:
         request = kind(model=TINY_MODEL, tap="block", precision=precision)
-        return RequestedExtraction(request.open("cpu"), request, data, tmp_path, "float16", arrays, settings)
+        return RequestedExtraction(request.open("cpu"), request, data, tmp_path, config)
 
-    work(Massive, "bfloat16").extract(source)
+    work(Massive, "bfloat16").extract(rows)
     full_disk(0)
-    (settled,) = settle_and_check_disk([work(Massive, "float16")], [source])
+    (settled,) = settle_and_check_disk([work(Massive, "float16")], [rows])
     assert settled.backbone.precision == "bfloat16"
     loads.clear()
     with raises("extraction.disk_too_small", RequestError, free="0 B"):
-        settle_and_check_disk([work(Massive, "float32")], [source])
+        settle_and_check_disk([work(Massive, "float32")], [rows])
     assert loads == []
 
 
@@ -107,7 +109,7 @@ def test_a_probe_and_a_study_refuse_it_too(photos: Path, tmp_path: Path, full_di
     assert result.exit_code == 1
     assert "--cache" in result.stderr
     assert "10.0 kB free" in result.stderr
-    assert not (tmp_path / "caches").exists()
+    assert not list((tmp_path / "caches").glob("*/*.zarr"))
 
 
 def test_a_study_whose_units_do_not_fit_together_says_so_first_and_begins_all_the_same(
@@ -137,7 +139,7 @@ def test_a_study_whose_units_do_not_fit_together_says_so_first_and_begins_all_th
     assert study(0, ["linear-cls"], two_sets) == [], "stores that are there need nothing"
     (warning,) = study(0, ["linear-cls", "linear-last"], two_sets)
     assert f"2 units still to extract: at least {size(of_cls)} of tokens" in warning, "only ap is missing"
-    for store in (tmp_path / "caches").glob("other/*/*.zarr"):
+    for store in (tmp_path / "caches").glob("*/other-*.zarr"):
         shutil.rmtree(store)
     (warning,) = study(0, ["linear-cls"], two_sets)
     assert f"1 unit still to extract: at least {size(2 * 192 * sum(num_images[2:]))} of tokens" in warning
@@ -148,10 +150,10 @@ def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
 ) -> None:
     monkeypatch.setattr(layerbank.jobs.study_disk_space, "free_bytes", lambda root: 0)
 
-    def refused(dataset: str, place: Any) -> Any:
+    def refused(dataset: str, place: Any, names: tuple[str, str]) -> Any:
         if "nowhere" in dataset:
             raise PermissionError(dataset)
-        return find_splits(dataset, place)
+        return find_splits(dataset, place, names)
 
     monkeypatch.setattr(layerbank.jobs.study_disk_space, "find_splits", refused)
     data = ("folder:nowhere", "dtd", f"folder:{photos}")
@@ -169,7 +171,7 @@ def test_a_repair_that_does_not_fit_is_refused_before_anything_is_dropped(
     photos: Path, tmp_path: Path, full_disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert extract(photos, tmp_path / "caches", "--split", "test").exit_code == 0
-    (store,) = (tmp_path / "caches").glob("*/test/*.zarr")
+    (store,) = (tmp_path / "caches").glob("*/*.zarr")
     sound = tree(store)
     altered = store / "tokens/final/ap/c.0.0"
     altered.write_bytes(bytes([altered.read_bytes()[0] ^ 1]) + altered.read_bytes()[1:])

@@ -448,6 +448,28 @@ def test_trusted_images_are_not_read_and_not_kept_in_the_index(filed: Data, tmp_
     assert sorted(honest.hashes.tolist()) == sorted(filed.expected().values())
 
 
+def test_an_archive_that_changes_while_it_is_read_is_recorded_as_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "data/train"
+    place.mkdir(parents=True)
+    with tarfile.open(place / "0.tar", "w") as tar:
+        _add(tar, "a.jpg", encoded(1))
+        _add(tar, "a.cls", b"0")
+    source = open_source(f"wds:{tmp_path / 'data'}", "train")
+    read_each, began, written = source.read_each, [], []
+
+    def read_slowly(rows: NDArray[np.int64]) -> Iterator[object]:
+        began.append(time.time_ns())
+        time.sleep(0.01)
+        return read_each(rows)
+
+    source.read_each = read_slowly  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(image_set, "write_index", lambda paths, index, scope: written.append(index))
+    identify(source, tmp_path / "cache")
+    assert written[0].records["recorded_ns"][0] <= began[0]
+
+
 # ---- bad input
 
 

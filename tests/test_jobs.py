@@ -61,6 +61,11 @@ def test_unknown_keys_other_types_and_newer_versions_are_refused() -> None:
     }.items():
         with raises("jobs.wrong_job_value", key=name):
             ProbeJob.from_dict(values | {name: value})
+    for name in ("data", "model", "probes"):
+        with raises("jobs.missing_job_keys", missing=name):
+            ProbeJob.from_dict({key: value for key, value in values.items() if key != name})
+    with raises("jobs.missing_job_keys", missing="data, models"):
+        ExtractJob.from_dict({})
     for other in ({"version": 2}, {"job": "extract"}):
         with raises("jobs.other_job"):
             ProbeJob.from_dict(values | other)

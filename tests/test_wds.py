@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_errors import refuses_data
+from data_errors import names_of, refuses_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import raises
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
-from layerbank.data.image_source import names_digest
 from layerbank.data.sources import BadImage, open_source
 from layerbank.data.tar_index import DamagedTar, walk_tar
 
@@ -123,7 +122,7 @@ def test_a_source_survives_pickling_and_a_moved_copy_has_the_same_digest(dataset
     source.load(0)
     assert pickle.loads(pickle.dumps(source)).load(6)[1] == source.load(6)[1]
     moved = shutil.copytree(dataset, tmp_path / "moved")
-    assert names_digest(open_source(f"wds:{moved}", "train")) == names_digest(source)
+    assert names_of(open_source(f"wds:{moved}", "train")) == names_of(source)
 
 
 # --- patterns ---
@@ -132,7 +131,7 @@ def test_a_source_survives_pickling_and_a_moved_copy_has_the_same_digest(dataset
 def test_a_pattern_and_a_folder_give_the_same_samples(dataset):
     by_folder = open_source(f"wds:{dataset}", "train")
     by_pattern = open_source(f"wds:{dataset}/{{split}}/{{0..1}}.tar", "train")
-    assert names_digest(by_pattern) == names_digest(by_folder)
+    assert names_of(by_pattern) == names_of(by_folder)
     assert by_pattern.name == "trees"
 
 

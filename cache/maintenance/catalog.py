@@ -20,10 +20,13 @@ from typing import Any
 
 from ..atomic_files import storage_errors
 from ..errors import CacheError, NewerStoreError, NotAStoreError
-from ..header import HEADER_FILE, Header, read_header
+from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from ..model_stores import STORE_SUFFIX
+from ..reader import StoreFiles
+from ..rows import MISSING
 from ..spec import ArraySpec, StoreSpec
+from ..targets import target_staging
 from ..writing.locking import LockOwner, StoreLock, is_locked, lock_file, owners_of, worker_files
 from ..writing.resume import temporary_folders
 
@@ -173,6 +176,7 @@ class Unfinished:
         num_blocks: its row blocks.
         num_blocks_done: those in which every array is committed.
         age_s: seconds since a process last wrote to it or opened it for writing.
+        has_hashes: whether it says of every row which image it is; else nobody can finish it (format 1, and what is made of it).
     """
 
     path: Path
@@ -180,6 +184,7 @@ class Unfinished:
     num_blocks: int
     num_blocks_done: int
     age_s: float
+    has_hashes: bool
 
 
 def find_garbage(root: str | Path, *, unfinished_for_s: float = math.inf) -> list[Garbage]:
@@ -253,6 +258,8 @@ def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
         yield _garbage(file, store, "the lock of a worker that was killed")
     for file in staging_files(store):
         yield _garbage(file, store, "a chunk that a killed writer left behind")
+    for folder in target_staging(store):
+        yield _garbage(folder, store, "a target that a killed writer left behind")
 
 
 def _garbage(path: Path, store: Path, reason: str) -> Garbage:
@@ -271,4 +278,14 @@ def _find_unfinished(info: StoreInfo) -> Unfinished | None:
         num_blocks=info.num_blocks,
         num_blocks_done=info.num_blocks_done,
         age_s=max(0.0, time.time() - written),
+        has_hashes=_has_hashes(info.path, info.header, info.journal),
     )
+
+
+def _has_hashes(store: Path, header: Header, journal: Journal) -> bool:
+    try:
+        return header.format == FORMAT_VERSION and bool(
+            (StoreFiles(store, header, journal).rows.hashes != MISSING).all()
+        )
+    except CacheError:
+        return True  # the same extraction restores them

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,7 @@ def forecast_store(
     replaced: Collection[Path] = (),
     worker: Worker | None = None,
 ) -> StoreForecast:
-    """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave; nothing is changed.
-
-    Args:
-        replaced: stores that are deleted before; this one may be among them.
+    """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave once `replaced` are deleted.
 
     Raises:
         SpecError, SpecMismatchError, OldFormatError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
@@ -144,16 +141,21 @@ def forecast_store(
         parity=parity or {},
     )
     starts_empty = store in replaced or not store.exists()
-    header = request.blank_header() if starts_empty else read_header(store)
-    journal = Journal() if starts_empty else read_journal(store)
+    header, journal = (request.blank_header(), Journal()) if starts_empty else (read_header(store), read_journal(store))
     check_same(store, header, request)
-    header, metadata_bytes = _with_new_arrays(header, request)
-    missing = _missing_arrays(header, journal, request, worker)
+    header, file_sizes = _with_new_arrays(header, request)
+    missing = {
+        block: names
+        for block in range(header.block_grid.num_blocks)
+        if (names := [a.name for a in request.arrays if not journal.holds(block, a.name)])
+        and (worker is None or worker.helps or worker.owns(block))
+    }
     finished = _finished_journal(header, journal, missing)
+    file_sizes += _chunk_bytes(header, finished) + [static_array(header, name).file_bytes for name in header.static]
     complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
     done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
-    file_sizes = [*_array_file_bytes(header, finished), *metadata_bytes, len(done.render()), len(finished.render())]
-    present_bytes, present_files = (0, 0) if starts_empty else measure_files(store)
+    file_sizes += [len(done.render()), len(finished.render())]
+    present = (0, 0) if starts_empty else measure_files(store)
     return StoreForecast(
         path=store,
         num_rows=len(rows),
@@ -161,30 +163,21 @@ def forecast_store(
         missing_rows=tuple(header.block_grid.block(block) for block in missing),
         size_bytes=sum(file_sizes),
         num_files=len(file_sizes),
-        present_bytes=present_bytes,
-        present_files=present_files,
+        present_bytes=present[0],
+        present_files=present[1],
         freed_bytes=sum(measure_files(one)[0] for one in replaced),
         arrays=tuple(_forecast_array(array, header, missing) for array in request.arrays),
     )
 
 
-def _missing_arrays(header: Header, journal: Journal, request: Request, worker: Worker | None) -> dict[int, list[str]]:
-    """Row block -> requested arrays that a worker would write; None is a lone one, who writes all."""
-    return {
-        block: names
-        for block in range(header.block_grid.num_blocks)
-        if (names := [a.name for a in request.arrays if not journal.holds(block, a.name)])
-        and (worker is None or worker.helps or worker.owns(block))
-    }
-
-
-def _array_file_bytes(header: Header, journal: Journal) -> Iterator[int]:
-    """The size of every chunk file that a journal names, and of every static array."""
-    for array in block_arrays(header):
-        for entry in journal.entries.values():
-            yield from [array.file_bytes] * len(entry.checksums.get(array.name, ()))
-    for name in header.static:
-        yield static_array(header, name).file_bytes
+def _chunk_bytes(header: Header, journal: Journal) -> list[int]:
+    """The size of each chunk file in a journal."""
+    return [
+        array.file_bytes
+        for array in block_arrays(header)
+        for entry in journal.entries.values()
+        for _ in entry.checksums.get(array.name, ())
+    ]
 
 
 def _with_new_arrays(header: Header, request: Request) -> tuple[Header, list[int]]:

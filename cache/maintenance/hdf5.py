@@ -152,9 +152,9 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
             if read_journal(store).entries != journal.entries or read_header(store).static != header.static:
                 shutil.rmtree(store)
                 raise DamagedStoreError("cache.hdf5_damaged", file=file)
+            for name, target in _import_targets(source):
+                write_target(store, name, target, num_rows=header.spec.num_rows)
             writer.complete()
-        for name, target in _import_targets(source):
-            write_target(store, name, target, num_rows=header.spec.num_rows)
 
 
 def _only_complete(header: Header, journal: Journal) -> tuple[Header, Journal]:

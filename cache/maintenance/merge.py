@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..damage import chunk_damage, quick_damage, require_sound
+from ..damage import chunk_damage, quick_damage, require_sound, static_damage
 from ..errors import FieldDifference, SpecError, SpecMismatchError
-from ..format import ChunkedArray, token_array
+from ..format import SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, ChunkedArray, token_array
 from ..journal import read_journal
 from ..reader import ArrayKey, StoreFiles, require_complete
 from ..spec import StoreSpec
-from ..targets import POINTERS, Target, list_targets, read_target, write_target
+from ..targets import LABEL, Target, list_targets, read_target, target_staging, write_target
 from ..writing.locking import StoreLock
 from ..writing.writer import CacheWriter
 from .format1_content import label_target
 from .merge_sources import Sources
-from .upgrade import LABEL_TARGET, delete_with_folders
+from .upgrade import delete_with_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,8 @@ def _check_same_model(parts: Sequence[StoreFiles]) -> None:
 
 
 def _require_sound(part: StoreFiles, keys: Sequence[ArrayKey]) -> None:
-    """Read every committed chunk of some arrays and compare it with its checksum."""
+    """Read the ids, and every committed chunk of some arrays, and compare them with their checksums."""
+    require_sound(part.path, list(static_damage(part.path, part.header, names=(SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS))))
     names = [part.arrays[key] for key in keys]
     require_sound(part.path, list(quick_damage(part.path, part.header, part.journal, names)))
     require_complete(part, [name for name in names if part.header.arrays[name].complete])
@@ -127,14 +128,7 @@ def _problems(part: StoreFiles, array: ChunkedArray) -> list[tuple[int, str]]:
 def _write(sources: Sources, root: Path, name: str) -> Path:
     """Write the new store, or what it lacks yet."""
     first, rows = sources.parts[0].header, sources.rows
-    spec = StoreSpec(
-        model=first.spec.model,
-        rows_digest=rows.digest,
-        num_rows=len(rows),
-        hash_rule=rows.hash_rule,
-        view_rule=rows.view_rule,
-        name=name,
-    )
+    spec = StoreSpec.of_rows(first.spec.model, rows, name)
     writer = CacheWriter.open(
         spec.path(root),
         spec.model,
@@ -165,7 +159,7 @@ def _write_targets(store: Path, targets: Mapping[str, Target], num_rows: int) ->
     lock = StoreLock(store)
     lock.acquire()
     try:
-        for left_behind in (store / POINTERS).glob(".staging-*"):  # by a merge that was killed
+        for left_behind in target_staging(store):  # by a merge that was killed
             shutil.rmtree(left_behind, ignore_errors=True)
         for name, target in targets.items():
             write_target(store, name, target, num_rows=num_rows)
@@ -196,7 +190,7 @@ def _join_targets(sources: Sources) -> tuple[dict[str, Target], list[str]]:
 
 def _targets_of(part: StoreFiles) -> dict[str, Target]:
     if part.header.format == 1:
-        return {LABEL_TARGET: label_target(part)}
+        return {LABEL: label_target(part)}
     return {name: read_target(part.path, name) for name in list_targets(part.path)}
 
 

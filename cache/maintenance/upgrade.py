@@ -29,13 +29,11 @@ from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header, write_hea
 from ..journal import Journal, read_journal, rewrite_journal
 from ..reader import StoreFiles
 from ..spec import StoreSpec
-from ..targets import write_target
+from ..targets import LABEL, write_target
 from ..writing.locking import StoreLock, is_locked, lock_file, worker_files
 from ..writing.resume import remove_store, temporary_folders
 from .catalog import find_stores
 from .format1_content import FINGERPRINT, Content, read_content
-
-LABEL_TARGET = "label"
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _MODEL_FOLDER = re.compile(r"-[0-9a-f]{8}$")
@@ -204,7 +202,7 @@ def _make_store(spec: StoreSpec, root: Path, old: Path, content: Content) -> Non
             _take_chunks(old, folder, header, content)
             rewrite_journal(folder, content.journal)
             if content.target is not None:
-                write_target(folder, LABEL_TARGET, content.target, num_rows=spec.num_rows)
+                write_target(folder, LABEL, content.target, num_rows=spec.num_rows)
             write_header(folder, header)
             _require_whole(folder, header, content.journal)
             os.replace(folder, new)

@@ -21,7 +21,16 @@ from ..header import HEADER_FILE, Header, read_header
 from ..header_values import COMPLETE
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from ..reader import StoreFiles, require_current
-from ..targets import POINTERS, TARGETS, group_problem, is_target_file, list_targets, read_target
+from ..targets import (
+    POINTERS,
+    TARGETS,
+    drop_damaged_targets,
+    group_problem,
+    is_target_file,
+    is_target_folder,
+    list_targets,
+    read_target,
+)
 from ..writing.locking import StoreLock
 from ..writing.resume import drop_damaged
 
@@ -78,15 +87,19 @@ class Repair:
 
     Args:
         dropped: chunks that are no longer in the journal; the same extraction computes them again.
-        restored_later: hashes, ids and metadata, which the same extraction restores, and targets, which have to be written again.
+        dropped_targets: names of targets that were damaged and are deleted; the same extraction writes `label` again.
+        restored_later: hashes, ids and metadata, which the same extraction restores.
         foreign: files that do not belong to the store.
         num_rows: rows that have to be computed again, for at least one array.
+        still_damaged: what is damaged after the extraction that followed, other than foreign files; empty before.
     """
 
     dropped: tuple[Damage, ...]
+    dropped_targets: tuple[str, ...]
     restored_later: tuple[Damage, ...]
     foreign: tuple[Damage, ...]
     num_rows: int
+    still_damaged: tuple[Damage, ...] = ()
 
 
 def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
@@ -119,13 +132,18 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
                 assert damage.rows is not None, "a chunk has rows"
                 by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
             drop_damaged(store, header, read_journal(store), by_block)
-            for damage in [*dropped, *(foreign if remove_foreign else [])]:
+            of_targets = set(_target_damage(store))
+            dropped_targets = drop_damaged_targets(store)
+            for damage in dropped:
                 (store / damage.file).unlink(missing_ok=True)
+            for damage in foreign if remove_foreign else []:
+                _remove_foreign(store, damage.file)
     finally:
         lock.release()
     return Repair(
         dropped=tuple(dropped),
-        restored_later=tuple(d for d in damages if d not in dropped and d not in foreign),
+        dropped_targets=tuple(dropped_targets),
+        restored_later=tuple(d for d in damages if d not in dropped and d not in foreign and d not in of_targets),
         foreign=tuple(foreign),
         num_rows=sum(len(header.block_grid.block(block)) for block in by_block),
     )
@@ -177,16 +195,40 @@ def _target_damage(store: Path) -> Iterator[Damage]:
 
 
 def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
-    """Files inside a store that the format does not have."""
+    """Files, links to folders and empty folders inside a store that the format does not have."""
     arrays = {array.name: array for array in block_arrays(header)}
     arrays |= {name: static_array(header, name) for name in header.static}
     in_progress = [*(store / JOURNAL_FOLDER).glob("worker-*.jsonl"), *staging_files(store)]
     known = {HEADER_FILE, *header.metadata, *(file.relative_to(store).as_posix() for file in in_progress)}
-    found = {
-        (Path(folder) / name).relative_to(store).as_posix() for folder, _, names in os.walk(store) for name in names
-    }
-    for path in sorted(found - known):
-        folder, _, name = path.rpartition("/")
-        is_chunk = folder in arrays and arrays[folder].has_file(name)
-        if not is_chunk and not is_target_file(path):
-            yield Damage(file=path, problem=FOREIGN)
+    known_folders = {JOURNAL_FOLDER, *arrays}
+    known_folders |= {parent.as_posix() for path in [*known, *arrays] for parent in Path(path).parents}
+    found = []
+    for place, folders, names in os.walk(store):
+        inside = Path(place).relative_to(store).as_posix()
+        for path in (_join(inside, name) for name in names):
+            folder, _, name = path.rpartition("/")
+            is_chunk = folder in arrays and arrays[folder].has_file(name)
+            if path not in known and not is_chunk and not is_target_file(path):
+                found.append(path)
+        if not folders and not names and inside not in known_folders and not is_target_folder(inside):
+            found.append(inside)
+        links = [_join(inside, name) for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [path for path in links if path not in known_folders and not is_target_folder(path)]
+    yield from (Damage(file=path, problem=FOREIGN) for path in sorted(found))
+
+
+def _join(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"
+
+
+def _remove_foreign(store: Path, path: str) -> None:
+    """Delete a file, a link or an empty folder, and the folders around it that are empty then."""
+    place = store / path
+    if place.is_dir() and not place.is_symlink():
+        place.rmdir()
+    else:
+        place.unlink(missing_ok=True)
+    for folder in place.parents:
+        if folder == store or any(folder.iterdir()):
+            break
+        folder.rmdir()

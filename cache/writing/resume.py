@@ -128,14 +128,7 @@ def check_request(
             got="; ".join(f"{name}: {got}" for name, _, got in wrong),
         )
     return Request(
-        spec=StoreSpec(
-            model=model,
-            rows_digest=rows.digest,
-            num_rows=num_rows,
-            hash_rule=rows.hash_rule,
-            view_rule=rows.view_rule,
-            name=name,
-        ),
+        spec=StoreSpec.of_rows(model, rows, name),
         rows=rows,
         arrays=tuple(sorted(arrays, key=array_order)),
         static=static_arrays(rows, sample_ids, sizes),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..data.image_source import ImageSource
 from ..data.in_memory import MemorySource
-from ..data.sources import open_source
+from ..data.sources import check_split, open_source
 
 
 def open_images(uri: str, split: str = "train") -> ImageSource:
@@ -54,7 +54,7 @@ def images_from(
         name, split: names of the data, for people and for the folders of results.
 
     Raises:
-        RequestError: numbers of labels or ids that do not fit, or something that is no image.
+        RequestError: numbers of labels or ids that do not fit, a split that is no name, or something that is no image.
 
     >>> import numpy as np, layerbank as lb
     >>> pixels = np.zeros((4, 32, 32, 3), np.uint8)
@@ -62,6 +62,7 @@ def images_from(
     >>> images.class_names, images.labels.tolist()
     (['cat', 'dog'], [0, 1, 0, 1])
     """
+    check_split(name, split)
     pairs = labels is None and _gives_pairs(images)
     return MemorySource(images, labels, name=name, split=split, ids=ids, class_names=class_names, pairs=pairs)
 

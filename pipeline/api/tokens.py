@@ -188,7 +188,7 @@ def _extract(
     rows = open_(on_event=on_event)
     backbone = model.backbone
     request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
-    data = rows.source.origin or f"python:{rows.source.name}"
+    data = rows.source.uri or f"python:{rows.source.name}"
     work = RequestedExtraction(backbone, request, data, cache, config, on_event=on_event)
     (work,) = settle_and_check_disk([work], [rows])
     if work.backbone is not backbone:

@@ -13,7 +13,7 @@ import click
 from . import options as shared
 
 if TYPE_CHECKING:
-    from layerbank.cache import Damage, StoreInfo, TokenStore
+    from layerbank.cache import Damage, StoreInfo, TokenStore, Unfinished
 
 _store = click.argument("store", type=shared.FOLDER)
 
@@ -125,11 +125,14 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
     """Drop damaged rows and compute them again, and no others.
 
     Model and data set are those the store was made from. If they are no longer there, the store keeps its sound rows; the
-    same `layerbank extract` fills it later.
+    same `layerbank extract` fills it later. A damaged target is deleted; the classes of the data set are written again. Exit
+    code 1 if something is still damaged afterwards.
 
     \b
     layerbank cache repair caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr
     """
+    from layerbank.cache import list_targets
+
     from ..console import Listener, print_lines
     from ..extraction.repair import repair_and_fill
     from ..models.request import choose_device, choose_workers
@@ -144,11 +147,19 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
             on_event=listener.show,
         )
     print_lines(f"  dropped and computed again: {one}" for one in done.dropped)
-    print_lines(f"  restored: {one}" for one in done.restored_later)
+    written = list_targets(store)
+    print_lines(
+        f"  target {name}: damaged, {'written again' if name in written else 'deleted: write it again'}"
+        for name in done.dropped_targets
+    )
+    print_lines(f"  restored: {one}" for one in done.restored_later if one not in done.still_damaged)
     print_lines(
         f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}" for one in done.foreign
     )
+    print_lines(f"  still damaged: {one}" for one in done.still_damaged)
     print_lines([f"{store}: {done.num_rows:,} rows computed again"])
+    if done.still_damaged:
+        click.get_current_context().exit(1)
 
 
 @cache.command()
@@ -205,7 +216,7 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) ->
         print_lines(
             [
                 f"kept: {one.path} ({size(one.size_bytes)}): unfinished, {done}, last written {age_text(one.age_s)} ago",
-                f"  to finish it: the same `layerbank extract` again, or: layerbank cache repair {shlex.quote(str(one.path))}",
+                f"  to finish it: {_how_to_finish(one)}",
             ]
         )
     if kept:
@@ -331,6 +342,12 @@ def merge(stores: tuple[Path, ...], name: str | None, cache_root: Path | None, d
     print_lines(f"  kept: {path}{f': {reason}' if delete else ''}" for path, reason in done.kept.items())
     if done.kept and not delete:
         print_lines(["  the same command with --delete deletes the merged stores"])
+
+
+def _how_to_finish(store: Unfinished) -> str:
+    if not store.has_hashes:
+        return "layerbank extract computes the rest into another store: this one does not say which images it lacks"
+    return f"the same `layerbank extract` again, or: layerbank cache repair {shlex.quote(str(store.path))}"
 
 
 def _summary(store: StoreInfo) -> dict[str, Any]:

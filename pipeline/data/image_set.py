@@ -32,6 +32,7 @@ from layerbank.cache.index import (
     rows_of,
     write_index,
 )
+from layerbank.cache.rows import MISSING as UNREADABLE
 
 from ..errors import WorkError
 from ..events import HashingFinished, HashingProgress, HashingStarted, ImagesTrusted, IndexIgnored, OnEvent, ignore
@@ -170,7 +171,8 @@ class _Identification:
         if not len(rows):
             return
         hashes = np.asarray(trusted([self.source.ids[row] for row in rows], self.source.sizes[rows]), dtype=np.uint64)
-        rows, hashes = rows[hashes != 0], hashes[hashes != 0]
+        is_there = hashes != UNREADABLE
+        rows, hashes = rows[is_there], hashes[is_there]
         self.hashes[rows] = self.rule1_hashes[rows] = hashes
         self.is_known[rows] = self.is_trusted[rows] = True
         if len(rows):
@@ -238,9 +240,9 @@ class _Identification:
     def _hash_parts(self, files: NDArray[np.int64], rows: NDArray[np.int64], progress: _Progress) -> NDArray[np.bool_]:
         """Hash rows of some files; [F] whether each stayed as it is."""
         paths = [self.paths[file] for file in files.tolist()]
+        now = time.time_ns()  # before the first byte is read: what changes from here on is younger than the record
         before = read_status(paths)
         self._hash_rows(rows, progress)
-        now = time.time_ns()
         self.status[files] = read_status(paths)
         same: NDArray[np.bool_] = self.status[files] == before
         self.recorded_ns[files] = np.where(same & (before["size"] >= 0), now, 0)
@@ -259,7 +261,7 @@ class _Identification:
         """Write the index of all files whose rows are all hashed and could all be read."""
         self.last_saved = time.monotonic()
         kept = (self.recorded_ns > 0) & (self.status["size"] >= 0)
-        whole = ~self.is_trusted & (self.hashes != 0)
+        whole = ~self.is_trusted & (self.hashes != UNREADABLE)
         broken = np.bincount(self.file_of_row[self.rows], ~whole[self.rows], minlength=len(self.paths))
         files = np.flatnonzero(kept & (broken == 0))
         rows = self.rows[rows_of(files, self.num_rows)]

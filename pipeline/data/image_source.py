@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from layerbank.cache.rows import HASH_RULE
 
 from ..errors import RequestError, WorkError
 
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 Stored = bytes | memoryview | NDArray[np.uint8]
 """What a source holds of an image: its encoded bytes, or its pixels [H, W] or [H, W, 3]."""
 
-HASH_RULE = 2
-"""Version of `row_hash`."""
+__all__ = ["BadImage", "HASH_RULE", "ImageSource", "NO_LABEL", "Stored", "row_hash", "row_hash_rule1", "split_where"]
+
+NO_LABEL = -1
+"""The label of images that have none."""
 
 
 def row_hash(stored: Stored) -> int:
@@ -106,6 +110,7 @@ class ImageSource(ABC):
         sizes: [N] bytes of each image as it is stored.
 
     Attributes:
+        uri: what `open_source` was given, to open the same images again; empty for images that a program holds.
         origin: absolute place of the data, for the name of their content index; `open_source` sets it where a source does not.
         has_whole_files: whether row i is all of file i of `files`.
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
@@ -115,11 +120,11 @@ class ImageSource(ABC):
         RequestError: two samples have the same id, or an id or a class name is not valid Unicode.
     """
 
+    uri: str = ""
     origin: str = ""
     has_whole_files: bool = False
     keeps_order: bool = False
     is_encoded: bool = False
-    rows_an_image: int = 1
 
     def __init__(
         self,
@@ -209,14 +214,3 @@ class ImageSource(ABC):
         foreign = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
         if foreign:
             raise RequestError("data.not_utf8", data=data, name=ascii(foreign[0]), count=len(foreign))
-
-
-def names_digest(source: ImageSource) -> str:
-    """Return the xxh3_128 of ids and sizes, one an image: what names a store of format 1."""
-    ids, sizes = (values[:: source.rows_an_image] for values in (source.ids, source.sizes))
-    encoded = [id.encode() for id in ids]
-    digest = xxh3_128(b"layerbank names 1")
-    digest.update(np.array([len(encoded), *map(len, encoded)], dtype="<i8").tobytes())
-    digest.update(b"".join(encoded))
-    digest.update(np.asarray(sizes, dtype="<i8").tobytes())
-    return digest.hexdigest()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from ..errors import RequestError
 from .folder import EXTENSIONS, FileSource, find_images
+from .image_source import NO_LABEL
 from .patterns import require_folder
 from .sources import DataSource
-
-NO_LABEL = -1
 
 
 def open_images(address: str, split: str) -> FileSource:

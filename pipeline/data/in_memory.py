@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .image_source import ImageSource
-
-NO_LABEL = -1
+from .image_source import NO_LABEL, ImageSource
 
 
 class MemorySource(ImageSource):

@@ -45,6 +45,16 @@ SOURCES = Registry(
 )
 
 
+def check_split(data: str, split: str) -> None:
+    """Refuse a name of a split that is no part of a path.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if not split or "/" in split or split.startswith("."):
+        raise RequestError("data.bad_split_name", uri=data, split=split)
+
+
 def open_source(uri: str, split: str) -> ImageSource:
     """Open one split of a data set.
 
@@ -63,8 +73,8 @@ def open_source(uri: str, split: str) -> ImageSource:
     source = SOURCES.require(scheme)
     if not address:
         raise RequestError("data.no_address", uri=uri, form=source.form)
-    if not split or "/" in split or split.startswith("."):
-        raise RequestError("data.bad_split_name", uri=uri, split=split)
+    check_split(uri, split)
     opened = source.open(address, split)
+    opened.uri = uri
     opened.origin = opened.origin or f"{scheme}:{os.path.abspath(os.path.expanduser(address))}"
     return opened

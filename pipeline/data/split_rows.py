@@ -5,6 +5,7 @@ Row `image * (1 + k) + view` is that view of that image. Knows sources and conte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,6 +45,12 @@ class SplitRows:
     def name(self) -> str:
         """Name of the data and the split, for people and for the paths of stores."""
         return name_of(self.source)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """N sample ids; the views of an image share its id."""
+        ids = self.source.ids
+        return ids if self.rows_an_image == 1 else [id for id in ids for _ in range(self.rows_an_image)]
 
     @cached_property
     def wanted(self) -> WantedRows:

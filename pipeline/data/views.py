@@ -12,12 +12,9 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import RequestError
-
-if TYPE_CHECKING:
-    pass
 
 VIEW_RULE = "2"
 """Version of drawing and cropping a view, part of a cache's identity: raise it when any view changes."""

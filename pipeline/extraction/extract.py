@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layerbank.cache import (
+    LABEL,
     ArraySpec,
     Batch,
     CacheWriter,
@@ -41,6 +43,7 @@ from layerbank.cache import (
     read_store_info,
     write_target,
 )
+from layerbank.cache.rows import MISSING
 
 from ..data.image_source import BadImage
 from ..data.selected_source import SelectedSource
@@ -51,8 +54,6 @@ from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
 from .loop import ExtractionTask, run_tasks
 from .write_behind import BatchWriter
-
-LABEL = "label"  # name of the target that keeps the classes of a data set beside a store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +133,23 @@ class Extraction:
         """Find what no store of the model has of some rows; with `overwrite`, as if there were no store of these rows alone."""
         stores = stores or ModelStores(self.cache_root, self.model)
         keys = [array_key(self.backbone.tap, *array) for array in self.config.arrays]
-        leave_out = self.replaced(stores, rows) if self.config.overwrite else ()
-        return find_gaps(stores, rows.wanted, keys, order=rows.reading_order, name=rows.name, leave_out=leave_out)
+        return find_gaps(
+            stores,
+            rows.wanted,
+            keys,
+            order=rows.reading_order,
+            name=rows.name,
+            leave_out=self.replaced(stores, rows) if self.config.overwrite else (),
+            compute_skipped=self.config.on_bad_image == "stop",
+        )
 
-    def has_rows(self, rows: SplitRows) -> bool:
+    def skipped(self, rows: SplitRows, stores: ModelStores) -> NDArray[np.int64]:
+        """Numbers of the images of which a store has a row without usable tokens, and none has a usable one."""
+        keys = [array_key(self.backbone.tap, *array) for array in self.config.arrays]
+        return np.unique(np.flatnonzero(stores.find(rows.wanted, keys).skipped) // rows.rows_an_image)
+
+    def has_rows(self, rows: SplitRows, stores: ModelStores) -> bool:
         """Whether a store of the model, other than those that `overwrite` deletes, is of any of these rows, whatever its arrays."""
-        stores = ModelStores(self.cache_root, self.model)
         replaced = self.replaced(stores, rows) if self.config.overwrite else ()
         return any(bool(rows.wanted.are_in(one.rows).any()) for one in stores.stores if one.path not in replaced)
 
@@ -145,7 +157,7 @@ class Extraction:
         """The readable stores that `overwrite` deletes: those that hold some of these rows and no others."""
         found = []
         for files in stores.stores:
-            are_wanted, has_hash = rows.wanted.are_in(files.rows), files.rows.hashes != 0
+            are_wanted, has_hash = rows.wanted.are_in(files.rows), files.rows.hashes != MISSING
             if files.header.format > 1 and are_wanted.any() and (are_wanted | ~has_hash).all():
                 found.append(files.path)
         return found
@@ -208,12 +220,17 @@ def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_e
     for one in extractions:
         _remove_replaced(one, rows)
     extractions = [replace(one, config=replace(one.config, overwrite=False)) for one in extractions]
+    gaps = []
     for one in extractions:
-        found = one.find_gaps(rows)
+        stores = ModelStores(one.cache_root, one.model)
+        _load_skipped(one, rows, stores)
+        found = one.find_gaps(rows, stores)
         on_event(_found(one, rows, found))
         _finish(one, found.unfinished, rows)
-    while not _fill_all(extractions, rows, on_event):
-        pass  # a store was given up: what it lacks goes to another one
+        gaps.append(found.gaps)
+    while not _fill_all(extractions, gaps, rows, on_event):
+        # a store was given up: what it lacks goes to another one
+        gaps = [one.find_gaps(rows).gaps for one in extractions]
 
 
 def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
@@ -224,7 +241,9 @@ def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
     """
     for one in extractions:
         _remove_replaced(one, rows)
-        for gap in one.find_gaps(rows).gaps:
+        stores = ModelStores(one.cache_root, one.model)
+        _load_skipped(one, rows, stores)
+        for gap in one.find_gaps(rows, stores).gaps:
             _open_writer(one, gap, rows).close()
             _keep_labels(gap, rows)
 
@@ -255,11 +274,13 @@ def forecasts(extraction: Extraction, rows: SplitRows, gaps: Sequence[Gap]) -> l
     return found
 
 
-def _fill_all(extractions: Sequence[Extraction], rows: SplitRows, on_event: OnEvent) -> bool:
+def _fill_all(
+    extractions: Sequence[Extraction], gaps: Sequence[Sequence[Gap]], rows: SplitRows, on_event: OnEvent
+) -> bool:
     """Write what each model lacks; return False if a store had lost more rows than there are images for, see `_fill`."""
     together: dict[str, list[tuple[Extraction, Gap]]] = defaultdict(list)
-    for one in extractions:
-        for gap in one.find_gaps(rows).gaps:
+    for one, of_model in zip(extractions, gaps, strict=True):
+        for gap in of_model:
             together[gap.rows.digest].append((one, gap))
     return all(_fill(pairs, rows, on_event) for pairs in together.values())
 
@@ -271,9 +292,12 @@ def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: On
         False if a store was found damaged in rows whose images are not at hand; it stays incomplete.
     """
     first, gap = pairs[0][0].config, pairs[0][1]
-    source = SelectedSource(rows, gap.wanted, ids_of(gap, _ids(rows)))
+    source = SelectedSource(rows, gap.wanted, ids_of(gap, rows.ids))
     with ExitStack() as stack:
         writers = [stack.enter_context(_open_writer(one, gap, rows)) for one, gap in pairs]
+        if first.worker is None or first.worker.index == 0:
+            for _, gap in pairs:
+                _keep_labels(gap, rows)
         tasks = [
             one.task(writer, _claim(writer, gap), gap.path) for (one, gap), writer in zip(pairs, writers, strict=True)
         ]
@@ -286,9 +310,6 @@ def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: On
             if not writer.pending() and not writer.complete():
                 num_missing = writer.num_missing_rows
                 on_event(ShareFinished(store=gap.path, worker=str(first.worker), num_missing=num_missing))
-    if first.worker is None or first.worker.index == 0:
-        for _, gap in pairs:
-            _keep_labels(gap, rows)
     return not any(left)
 
 
@@ -306,6 +327,7 @@ def _finish(extraction: Extraction, unfinished: Sequence[Gap], rows: SplitRows) 
             suppress(StoreLockedError, NotWritableError, StorageFullError),
             _open_writer(extraction, gap, rows) as writer,
         ):
+            _keep_labels(gap, rows)
             if not writer.claim():
                 writer.complete()
 
@@ -331,13 +353,20 @@ def _refuse_one_model_twice(extractions: Sequence[Extraction]) -> None:
 
 def _report_unreadable(rows: SplitRows, on_bad_image: str, on_event: OnEvent) -> None:
     """Report the images that cannot be read at all, whose rows no store can hold; raise BadImage for the first one if asked to."""
-    for image in np.flatnonzero((rows.images.hashes == 0) & rows.images.is_known).tolist():
+    for image in np.flatnonzero((rows.images.hashes == MISSING) & rows.images.is_known).tolist():
         try:
             rows.source.load(image)
         except BadImage as bad:
             if on_bad_image == "stop":
                 raise
             on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
+
+
+def _load_skipped(extraction: Extraction, rows: SplitRows, stores: ModelStores) -> None:
+    """Load the images again that could not be decoded when they were extracted; raise BadImage for the first one if asked to."""
+    if extraction.config.on_bad_image == "stop":
+        for image in extraction.skipped(rows, stores).tolist():
+            rows.source.load(image)
 
 
 def _remove_replaced(extraction: Extraction, rows: SplitRows) -> None:
@@ -355,6 +384,7 @@ def _found(extraction: Extraction, rows: SplitRows, found: Gaps) -> RowsFound:
         num_rows=len(rows),
         num_views=rows.rows_an_image - 1,
         num_found=found.num_found,
+        num_skipped=found.num_skipped,
         num_missing=found.num_missing,
         num_unreadable=found.num_unreadable,
         stores=tuple(gap.path for gap in found.gaps),
@@ -379,16 +409,11 @@ def _writer_options(extraction: Extraction, gap: Gap, rows: SplitRows) -> dict[s
         "model": extraction.model,
         "rows": gap.rows,
         "name": rows.name,
-        "sample_ids": ids_of(gap, _ids(rows)),
+        "sample_ids": ids_of(gap, rows.ids),
         "sizes": sizes,
         "attributes": {"request": extraction.request or {}},
         "parity": extraction.parity.get(gap.path),
     }
-
-
-def _ids(rows: SplitRows) -> Sequence[str]:
-    ids = rows.source.ids
-    return ids if rows.rows_an_image == 1 else [id for id in ids for _ in range(rows.rows_an_image)]
 
 
 def batch_size_of(extraction: Extraction, gap: Gap) -> int:

@@ -14,7 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from layerbank.cache import Gaps
+from layerbank.cache import Gaps, ModelStores
 
 from ..data.sources import ImageSource
 from ..data.split_rows import SplitRows
@@ -33,12 +33,13 @@ def needs_bfloat16(
     open_reference: Callable[[], Backbone],
     splits: Sequence[SplitRows],
     gaps: Sequence[Gaps],
+    stores: ModelStores,
     on_event: OnEvent,
 ) -> bool:
     """Return whether a float16 model overflows on the first images of a split of which the cache has no rows yet."""
     backbone = extraction.backbone
     for rows, found in zip(splits, gaps, strict=True):
-        if not found.num_missing or extraction.has_rows(rows):
+        if not found.num_missing or extraction.has_rows(rows, stores):
             continue
         if (overflow := find_overflow(backbone, open_reference, rows.source, on_event)) is None:
             continue

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from layerbank.cache import Gap, Gaps, ModelStores, storage_dtype_of
+from layerbank.cache import Gap, ModelStores, storage_dtype_of
 
 from ..data.selected_source import SelectedSource
 from ..data.split_rows import SplitRows
 from ..errors import RequestError, WorkError
-from ..events import OnEvent, ParityMeasured, ignore
+from ..events import OnEvent, ParityMeasured, StoresIgnored, ignore
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
@@ -77,12 +77,17 @@ def settle(
         raise RequestError("extraction.threshold_not_a_cosine", value=threshold)
     open_reference = reference_opener(request, backbone)
     extraction = Extraction(backbone=backbone, config=config, cache_root=cache_root)
-    gaps = [extraction.find_gaps(rows) for rows in splits]
-    if backbone.precision == "float16" and needs_bfloat16(extraction, open_reference, splits, gaps, on_event):
+    stores = ModelStores(cache_root, extraction.model)
+    gaps = [extraction.find_gaps(rows, stores) for rows in splits]
+    is_float16 = backbone.precision == "float16"
+    if is_float16 and needs_bfloat16(extraction, open_reference, splits, gaps, stores, on_event):
         request = replace(request, precision="bfloat16")
         backbone = request.open(str(backbone.device))
         extraction = replace(extraction, backbone=backbone)
-        gaps = [extraction.find_gaps(rows) for rows in splits]
+        stores = ModelStores(cache_root, extraction.model)
+        gaps = [extraction.find_gaps(rows, stores) for rows in splits]
+    if stores.unreadable:
+        on_event(StoresIgnored(backbone=backbone.model_id, reasons=stores.unreadable))
     parity: dict[str, Mapping[Path, Mapping[str, Parity]]] = {}
     for rows, found in zip(splits, gaps, strict=True):
         # each store on its own images, so that its record does not depend on what else is written
@@ -91,7 +96,7 @@ def settle(
             on_event(_measured_event(backbone, rows.source.split, config.storage_dtype, one))
         if threshold is not None:
             new = [pair for one in measured.values() for pair in one.items()]
-            _refuse_below(threshold, backbone, rows, [*_recorded(extraction, rows, found), *new])
+            _refuse_below(threshold, backbone, rows, [*_recorded(extraction, rows, stores), *new])
         parity[rows.source.split] = measured
     return Settled(request=request, backbone=backbone, parity=parity)
 
@@ -176,10 +181,9 @@ def _parity_of(gap: Gap) -> Mapping[str, Parity]:
     return {name: dict(header.parity.get(name, {})) for name in header.arrays}
 
 
-def _recorded(extraction: Extraction, rows: SplitRows, found: Gaps) -> list[tuple[str, Parity]]:
+def _recorded(extraction: Extraction, rows: SplitRows, stores: ModelStores) -> list[tuple[str, Parity]]:
     """Path of an array and its parity, of every store that holds some of the rows and is not made anew."""
     names = {array.name for array in extraction.arrays}
-    stores = ModelStores(extraction.cache_root, extraction.model)
     replaced = extraction.replaced(stores, rows) if extraction.config.overwrite else ()
     return [
         (name, dict(parity))

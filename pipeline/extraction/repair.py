@@ -17,6 +17,7 @@ from layerbank.cache import (
     StoreFiles,
     array_key,
     find_gaps,
+    ids_of,
     repair_store,
     require_current,
     store_gap,
@@ -70,7 +71,8 @@ def repair_and_fill(
     repaired = repair_store(store, remove_foreign=remove_foreign)
     for one, gap in zip(extractions, gaps, strict=True):
         fill_store(one, gap, rows, on_event=on_event)
-    return repaired
+    left = [damage for damage in verify_store(store) if damage not in repaired.foreign]
+    return replace(repaired, still_damaged=tuple(left))
 
 
 def _open_again(
@@ -127,7 +129,7 @@ def _whole(extraction: Extraction, files: StoreFiles, rows: SplitRows) -> Gap:
             "extraction.images_gone",
             store=files.path,
             count=len(needed),
-            id=files.sample_ids[int(needed[0])],
+            id=ids_of(gap, rows.ids)[int(needed[0])],
             data=(extraction.request or {})["data"],
             split=rows.source.split,
         )
@@ -148,6 +150,6 @@ def _rows_to_compute(extraction: Extraction, files: StoreFiles) -> NDArray[np.in
     header = files.header
     blocks = ~files.committed([files.arrays[key] for key in _keys(extraction)])
     for damage in verify_store(files.path):
-        if damage.rows is not None:
+        if damage.rows is not None and damage.array in header.arrays:  # of ids, rows are bytes
             blocks[damage.rows.start // header.block_rows] = True
     return np.flatnonzero(np.repeat(blocks, header.block_rows)[: header.spec.num_rows])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
@@ -78,14 +78,21 @@ class Job:
         """The job that `to_dict` wrote; fields that are left out have their defaults.
 
         Raises:
-            RequestError: an unknown key (names the nearest), a value of another type, or a job of a newer version.
+            RequestError: an unknown key (names the nearest), one that is missing, a value of another type, or a job of a newer
+                version.
         """
         where = f"{cls.kind} job"
         if values.get("version", VERSION) != VERSION or values.get("job", cls.kind) != cls.kind:
             got = f"{values.get('job', cls.kind)} job of version {values.get('version', VERSION)}"
             raise RequestError("jobs.other_job", where=where, version=VERSION, got=got)
         given = {name: value for name, value in values.items() if name not in ("job", "version")}
-        return cls(**{name: job_value(cls, name, value, where) for name, value in given.items()})
+        found = {name: job_value(cls, name, value, where) for name, value in given.items()}
+        required = [one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING]
+        if missing := [name for name in required if name not in found]:
+            raise RequestError(
+                "jobs.missing_job_keys", where=where, required=", ".join(required), missing=", ".join(missing)
+            )
+        return cls(**found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +168,8 @@ def job_value(job: type[Job], name: str, value: Any, where: str) -> Any:
     Raises:
         RequestError: no such field (names the nearest), or a value of another type.
     """
-    hints = {one.name: hint for one in fields(job) if (hint := get_type_hints(job)[one.name])}
+    every = get_type_hints(job)
+    hints = {one.name: every[one.name] for one in fields(job)}
     if name not in hints:
         raise RequestError("jobs.unknown_job_key", where=where, key=name, nearest=nearest_name(name, list(hints)))
     if not _fits(value, hints[name]):
