@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from probe_runs import FEW, REQUEST, run, stores_of
 
-from layerbank.cache import CacheError
+from layerbank.cache import TokenArray
 from layerbank.data.sources import open_source
 from layerbank.events import Event, ProbeFinished, ProbeProgress
 from layerbank.jobs.study_plan import num_trainings
@@ -24,7 +24,7 @@ from layerbank.probing.probe import probe, row_folder
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.results import results_table, summarize
 from layerbank.probing.results_file import read_rows
-from layerbank.probing.tokens.split_tokens import SplitRequest
+from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 from layerbank.report.saved import SavedHead
 
 NAMES = ("linear-cls", "attn-quarterly-smallest", "attn-quarterly-top3", "linear@best")
@@ -285,18 +285,31 @@ def test_a_post_hoc_probe_is_reused_and_never_for_another_setting(
     assert len(two[0]["derived"]["members"]) == 2
 
 
-def test_the_test_images_are_not_opened_before_everything_is_chosen_and_trained(
-    stores: tuple[SplitRequest, SplitRequest], made: tuple[Path, dict[str, Any]], tmp_path: Path
+def test_the_test_tokens_are_not_read_before_everything_is_chosen_and_trained(
+    stores: tuple[SplitRequest, SplitRequest],
+    made: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    class Gone(Exception):
+        pass
+
+    tokens = SplitTokens.tokens
+
+    def tokens_of_train(self: SplitTokens, level: str, kind: str) -> TokenArray:
+        if self.record.split == "test":
+            raise Gone
+        return tokens(self, level, kind)
+
+    monkeypatch.setattr(SplitTokens, "tokens", tokens_of_train)
     shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
     kept = [row for row in read_rows(tmp_path / "results.jsonl") if row["derived"] is None]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     events: list[Event] = []
-    gone = replace(stores[1], cache_root=tmp_path / "gone")
     for name in NAMES[1:3]:
         events.clear()
-        with pytest.raises(CacheError):
-            probe(stores[0], gone, [parse_probe(name, 12)], FEW, tmp_path, on_event=events.append)
+        with pytest.raises(Gone):
+            probe(*stores, [parse_probe(name, 12)], FEW, tmp_path, on_event=events.append)
         phases = [event.phase for event in events if isinstance(event, ProbeProgress)]
         assert list(dict.fromkeys(phases)) == ["select", "validate", "refit"]
         last = [event for event in events if isinstance(event, ProbeProgress)][-1]

@@ -338,7 +338,7 @@ def test_memory_stays_under_the_budget_while_tokens_are_read_and_trained_on(tmp_
 
 
 def test_a_budget_that_float32_tokens_exceed_and_stored_ones_do_not_keeps_them_in_memory(tmp_path: Path) -> None:
-    cache = write_small_store(tmp_path, num_rows=2400)
+    cache = write_small_store(tmp_path, num_rows=9600)
     tokens, (candidate,) = CachedTokens(cache, [ALF]), candidates_of(cache, ALF)
     training = place_tokens(tokens, [candidate], PROTOCOL, 10**9, CPU).plan.total_bytes
     placed = place_tokens(tokens, [candidate], PROTOCOL, training + 2 * tokens.stored_bytes - 1, CPU)
