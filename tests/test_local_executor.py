@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from layerbank.cache import NotWritableError
 from layerbank.events import Event, OnEvent, StudyUnit, ignore
 from layerbank.executors.executor import Done, Task
 from layerbank.executors.local import LocalExecutor
-from layerbank.probing.results_file import append_row, read_rows
+from layerbank.probing.results_file import append_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,9 +77,8 @@ def test_an_error_of_a_task_ends_all_and_arrives_with_its_class_key_and_values()
 def test_rows_of_several_processes_in_one_file_are_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     run_tasks([partial(write_rows, path, task) for task in range(3)], 3)
-    assert sorted(row["key"] for row in read_rows(path)) == sorted(
-        f"{task}-{n}" for task in range(3) for n in range(40)
-    )
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(row["key"] for row in rows) == sorted(f"{task}-{n}" for task in range(3) for n in range(40))
 
 
 def sleep_long(worker: int, on_event: OnEvent) -> None:

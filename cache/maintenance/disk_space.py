@@ -3,7 +3,7 @@
 The decision taken here: nothing is estimated. Chunk files have a size that the format fixes, and metadata, header and
 journal are made in memory as the writer makes them, with placeholders for checksums, which all have eight digits. So a
 forecast equals the size of the finished store to the byte, as long as no row is skipped and no value is out of range:
-those notes are not known yet.
+those notes are not known yet. Nor are the last digits of the measured parity, which a plan takes from other images.
 
 Reads the header and the journal of an existing store; the writer checks its chunks. Quotas, and disks that others fill
 meanwhile, show only when a write is refused (`StorageFullError`).

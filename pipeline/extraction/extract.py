@@ -270,6 +270,7 @@ def forecasts(extraction: Extraction, rows: SplitRows, gaps: Sequence[Gap]) -> l
     replaced = extraction.to_delete(rows, gaps)
     for gap in gaps:
         options = _writer_options(extraction, gap, rows) | {"replaced": () if found else replaced}
+        options["worker"] = extraction.config.worker
         found.append(forecast_store(gap.path, arrays=extraction.arrays, batch_size=batch_size, **options))
     return found
 
