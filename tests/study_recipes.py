@@ -11,12 +11,8 @@ from photos import TINY_MODEL
 from layerbank.probing.results_file import read_rows
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
-TIMES = (
-    "seconds",
-    "memory",
-    "together_with",
-    "digest",
-)  # all that may differ between two runs: what a row cost, and beside what
+# all that may differ between two runs: what a row cost, beside what, and which stores have images of several data sets
+TIMES = ("seconds", "memory", "together_with", "stores", "digest")
 
 
 def write_recipe(folder: Path, data: list[str], probes: list[str], models: tuple[str, ...] = (TINY_MODEL,)) -> Path:

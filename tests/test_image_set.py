@@ -434,6 +434,7 @@ def test_a_plan_reads_no_image(filed: Data, tmp_path: Path, monkeypatch: pytest.
 def test_trusted_images_are_not_read_and_not_kept_in_the_index(filed: Data, tmp_path: Path) -> None:
     if not filed.open().is_encoded:
         pytest.skip("only images kept as encoded files are trusted")
+
     def trusted(ids: object, sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
         hashes = np.arange(1, len(sizes) + 1, dtype=np.uint64)
         hashes[2:] = 0

@@ -166,7 +166,9 @@ def test_a_plan_hashes_nothing_and_says_how_many_images_it_does_not_know(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = time.time_ns
-    monkeypatch.setattr(image_set.time, "time_ns", lambda: real() + 10**10)  # files changed a moment ago are not recorded
+    monkeypatch.setattr(
+        image_set.time, "time_ns", lambda: real() + 10**10
+    )  # files changed a moment ago are not recorded
     data = shutil.copytree(photos, tmp_path / "photos")
     root = tmp_path / "caches"
     extract(data, root, "--split", "train", "--levels", "last")

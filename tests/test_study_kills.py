@@ -141,13 +141,18 @@ def exclusive(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def left_by(folder: Path) -> dict[str, Any]:
-    """All that a study leaves: rows in their order, without what may differ, and every other file's bytes."""
+    """All that a study leaves: rows in their order, without what may differ, and every other file's bytes.
+
+    The content index is left out: whether a file was old enough to be recorded depends on the clock.
+    """
     left: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.name == "results.jsonl":
             left[name] = [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(path)]
-        elif path.is_file() and not path.name.endswith(".lock") and "/attributes" not in name:
+        elif (
+            path.is_file() and not path.name.endswith(".lock") and "/attributes" not in name and "/.index/" not in name
+        ):
             left[name] = path.read_bytes()
     return left
 

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,13 +138,20 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else measure_files(path)[0]
 
 
-def measure_files(folder: Path) -> tuple[int, int]:
-    """Size and number of all files in a folder; those that a writer renames meanwhile may be missing."""
+def measure_files(folder: Path, *, leave_out: Callable[[str], bool] = lambda path: False) -> tuple[int, int]:
+    """Size and number of the files in a folder; those that a writer renames meanwhile may be missing.
+
+    Args:
+        folder: the folder.
+        leave_out: whether a file is not counted; called with its path in the folder.
+    """
     size_bytes = num_files = 0
     for place, _, names in os.walk(folder):
-        for name in names:
+        for path in (os.path.join(place, name) for name in names):
+            if leave_out(os.path.relpath(path, folder)):
+                continue
             with suppress(FileNotFoundError):
-                size_bytes += os.lstat(os.path.join(place, name)).st_size
+                size_bytes += os.lstat(path).st_size
                 num_files += 1
     return size_bytes, num_files
 

@@ -39,6 +39,7 @@ from ..header import Header, read_header
 from ..journal import Entry, Journal, read_journal
 from ..rows import RowSet
 from ..spec import ArraySpec, ModelSpec
+from ..targets import is_target_file
 from ..writing.resume import Request, check_request, check_same
 from ..writing.workers import Worker
 from ..writing.writer import CacheWriter
@@ -78,8 +79,8 @@ class StoreForecast:
         num_rows: N.
         batch_size: rows per batch; an existing store keeps its own.
         missing_rows: the rows of each row block that lacks anything requested.
-        size_bytes, num_files: all its files then; folders count nothing, the lock lies beside the store.
-        present_bytes, present_files: all its files now; none if the store is deleted first.
+        size_bytes, num_files: all its files then but for targets; folders count nothing, the lock lies beside the store.
+        present_bytes, present_files: the same now; none if the store is deleted first.
         freed_bytes: size of all stores that are deleted first.
         arrays: the requested arrays, by level and kind.
     """
@@ -155,7 +156,7 @@ def forecast_store(
     complete = {a.name: replace(header.arrays[a.name], complete=True) for a in request.arrays}
     done = replace(header, arrays={**header.arrays, **complete}, notes=finished.notes(header.arrays).totals())
     file_sizes += [len(done.render()), len(finished.render())]
-    present = (0, 0) if starts_empty else measure_files(store)
+    present = (0, 0) if starts_empty else measure_files(store, leave_out=is_target_file)
     return StoreForecast(
         path=store,
         num_rows=len(rows),

@@ -61,6 +61,11 @@ class Job:
 
     kind: ClassVar[str] = ""
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if one.type == "Path":  # as it is written above
+                object.__setattr__(self, one.name, Path(getattr(self, one.name)))
+
     @property
     def rule(self) -> ViewRule | None:
         """How the augmented views of training images are drawn; None without any."""
