@@ -27,42 +27,21 @@ import h5py
 import numpy as np
 import torch
 import zarr
+from noise_stores import write_rows
 
-from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenArray, TokenCache, export_hdf5
+from layerbank.cache import ArraySpec, TokenArray, TokenStore, export_hdf5
 from layerbank.cache.format import token_array
 from layerbank.cache.mapping import ChunkFiles, ChunkRows, JoinedRows, join_rows, map_rows, part_starts
-from layerbank.cache.reader import _chunk_files
+from layerbank.cache.reader import StoreFiles, chunk_files
 
 NUM_LEVELS, EMBED_DIM, BATCH = 13, 768, 2048
 ROUNDS, BATCHES = 5, 10
 NUM_STORES = 5
 
 
-def make_store(path: Path, num_rows: int, tokens_of: Callable[[str, int, int], np.ndarray]) -> None:
-    """13 levels of cls tokens, [N, 768] float16: 20 KB a row."""
-    levels = [*(f"block.{i}" for i in range(NUM_LEVELS - 1)), "final"]
-    spec = CacheSpec(
-        architecture="none",
-        weights="0" * 16,
-        tap="norm2",
-        token_rule="1",
-        transform="none",
-        compute_dtype="float32",
-        storage_dtype="float16",
-        manifest="0" * 16,
-        num_rows=num_rows,
-        backbone="none",
-        dataset="noise",
-        split="train",
-    )
-    arrays = [ArraySpec(level=level, kind="cls", row_shape=(EMBED_DIM,)) for level in levels]
-    ids = [str(row) for row in range(num_rows)]
-    labels = np.zeros(num_rows, dtype=np.int64)
-    with CacheWriter.open(path, spec, arrays, labels=labels, sample_ids=ids, batch_size=512) as writer:
-        for batch in writer.pending():
-            tokens = {array.name: tokens_of(array.level, batch.start, batch.stop) for array in batch.arrays}
-            writer.append(batch, tokens, content_hashes=np.arange(batch.start, batch.stop, dtype=np.uint64))
-        writer.complete()
+# 13 levels of cls tokens, [N, 768] float16: 20 KB a row
+LEVELS = [*(f"block.{number}" for number in range(NUM_LEVELS - 1)), "final"]
+ARRAYS = [ArraySpec(level=level, kind="cls", row_shape=(EMBED_DIM,)) for level in LEVELS]
 
 
 def compare(
@@ -110,9 +89,10 @@ def main() -> None:
         path, file = folder / "noise.zarr", folder / "noise.h5"
         if not path.exists():
             rng = np.random.default_rng(0)
-            make_store(
+            write_rows(
                 path,
-                options.rows,
+                range(options.rows),
+                ARRAYS,
                 lambda _, start, stop: rng.standard_normal((stop - start, EMBED_DIM), np.float32).astype(np.float16),
             )
         if options.only != "stores":
@@ -125,22 +105,20 @@ def main() -> None:
 
 def make_parts(path: Path) -> list[Path]:
     """The rows of a store in five stores."""
-    whole = TokenCache.open(path)
+    whole = TokenStore.open(path)
     num_rows = whole.num_rows // NUM_STORES
     parts = [path.with_name(f"part{part}.zarr") for part in range(NUM_STORES)]
     for part, at in enumerate(parts):
-        first = part * num_rows
         if not at.exists():
-            make_store(
-                at,
-                num_rows,
-                lambda level, start, stop, first=first: whole.tokens(level, "cls").read(first + start, first + stop),
+            numbers = range(part * num_rows, (part + 1) * num_rows)
+            write_rows(
+                at, numbers, ARRAYS, lambda array, start, stop: whole.tokens(array.level, "cls").read(start, stop)
             )
     return parts
 
 
 def measure(path: Path, file: Path) -> None:
-    cache = TokenCache.open(path)
+    cache = TokenStore.open(path)
     opened = [cache.tokens(level, "cls") for level in cache.levels]
     maps = [tokens.contiguous for tokens in opened]
     assert all(values is not None for values in maps), "this system has no contiguous maps"
@@ -150,7 +128,7 @@ def measure(path: Path, file: Path) -> None:
     outs = [torch.empty(BATCH, EMBED_DIM, dtype=torch.float16) for _ in tensors]
     source = torch.randn(NUM_LEVELS * 4 * BATCH, EMBED_DIM).half()  # 164 MB: not in any cache
     in_ram = [tensor.clone() for tensor in tensors]
-    portable = [ChunkRows(chunk_files(cache, level)) for level in cache.levels]
+    portable = [ChunkRows(files_of(cache, level)) for level in cache.levels]
     zarrays = [zarr.open_array(path / array.name, mode="r") for array in cache.arrays.values()]
     turn = iter(range(10**9))
 
@@ -213,9 +191,9 @@ def measure(path: Path, file: Path) -> None:
 
 def measure_stores(path: Path, part_paths: list[Path]) -> None:
     """The same rows in one store and in five: gathers of random, ascending and repeated rows, and the cost of opening."""
-    whole, opened = TokenCache.open(path), [TokenCache.open(part) for part in part_paths]
+    whole, opened = TokenStore.open(path), [TokenStore.open(part) for part in part_paths]
     num_rows = NUM_STORES * opened[0].num_rows
-    files = [[chunk_files(part, level) for part in opened] for level in whole.levels]
+    files = [[files_of(part, level) for part in opened] for level in whole.levels]
     one = [whole.tokens(level, "cls") for level in whole.levels]
     five = [TokenArray(level, join_rows(parts), "float16") for level, parts in zip(whole.levels, files, strict=True)]
     assert all(tokens.contiguous is not None for tokens in one + five), "this system has no contiguous maps"
@@ -258,7 +236,7 @@ def measure_stores(path: Path, part_paths: list[Path]) -> None:
             "five stores, one after the other": partial(take, one_by_one[:levels], orders["random"], positions),
         }
         show(f"2048 rows, random x {levels} levels of {num_rows} rows", compare(ways, num_rows), "one store")
-    show_opening([[chunk_files(whole, level)] for level in whole.levels], files)
+    show_opening([[files_of(whole, level)] for level in whole.levels], files)
 
 
 def show_opening(one: list[list[ChunkFiles]], five: list[list[ChunkFiles]]) -> None:
@@ -275,8 +253,8 @@ def show_opening(one: list[list[ChunkFiles]], five: list[list[ChunkFiles]]) -> N
         print(f"{name:44}{num_files:8}{median * 1e3:8.1f}{median / num_files * 1e6:8.1f}{address_bytes / 1e12:8.3f}")
 
 
-def chunk_files(cache: TokenCache, level: str) -> ChunkFiles:
-    return _chunk_files(cache.path, token_array(cache._header, cache.arrays[level, "cls"].name))
+def files_of(cache: TokenStore, level: str) -> ChunkFiles:
+    return chunk_files(cache.path, token_array(StoreFiles.read(cache.path).header, cache.arrays[level, "cls"].name))
 
 
 if __name__ == "__main__":

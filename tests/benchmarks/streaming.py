@@ -5,7 +5,7 @@
 A store of 12 levels of cls and ap tokens, D 384, float16: 18 KB a row, in the page cache. For linear-all and alf, the same bank in
 turns (A B A B), medians of the ratios of CPU time of the whole process:
 
-    streamed    from the map through the reading thread, in the order of `chunk_shuffle`; against resident, in the same order
+    streamed    from the map through the reading thread, in the order of streaming; against resident, in the same order
     stored      resident as they are stored (what `layerbank probe` does); against float32, normalised once
     together    four linear probes in one pass over the streamed store; against one after the other, and how much is read
 
@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe_machine
+from noise_stores import MODEL, sorted_split, write_rows
+from numpy.typing import NDArray
 
-from layerbank.cache import ArraySpec, CacheSpec, CacheWriter, TokenCache
+from layerbank.cache import ArraySpec
 from layerbank.probes import (
     PAPER,
     ArraySource,
@@ -46,11 +48,14 @@ from layerbank.probes import (
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.tokens.resident import ResidentTokens
+from layerbank.probing.tokens.split_tokens import SplitTokens
 from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens
 
 DEPTH, EMBED_DIM, NUM_CLASSES, BATCH = 12, 384, 47, 1024
 BUFFER_ROWS = 4096
+LEVELS = [*(f"block.{number}" for number in range(DEPTH)), "final"]
+ARRAYS = [ArraySpec(level=level, kind=kind, row_shape=(EMBED_DIM,)) for level in LEVELS for kind in ("cls", "ap")]
 TOGETHER = ("linear-last", "linear-mid", "linear-quarterly", "linear-all")
 
 
@@ -71,17 +76,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the store is made and kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        path = (options.folder or Path(temporary)) / f"{options.rows}.zarr"
+        root = options.folder or Path(temporary)
+        path = MODEL.folder(root) / f"{options.rows}.zarr"
         if not path.exists():
             make_store(path, options.rows)
-        cache = TokenCache.open(path)
+        cache = sorted_split(root, options.rows, NUM_CLASSES, ARRAYS)
         print(f"{describe_machine()}, {options.rows:,} rows, {options.device}, medians of {options.repeats}")
         for name in ("linear-all", "alf"):
             compare_places(cache, parse_probe(name, DEPTH), options)
         compare_company(cache, options)
 
 
-def compare_places(cache: TokenCache, named: ProbeSpec, options: argparse.Namespace) -> None:
+def compare_places(cache: SplitTokens, named: ProbeSpec, options: argparse.Namespace) -> None:
     tokens, device = CachedTokens(cache, [named]), torch.device(options.device)
     streamed = StreamedTokens(tokens, buffer_rows=BUFFER_ROWS, pin=device.type == "cuda")
     stored = InOrder(tokens, device, streamed)
@@ -102,7 +108,7 @@ def compare_places(cache: TokenCache, named: ProbeSpec, options: argparse.Namesp
         compare(f"{named.name:12} {what:6} stored / float32", work, stored, exact, options)
 
 
-def compare_company(cache: TokenCache, options: argparse.Namespace) -> None:
+def compare_company(cache: SplitTokens, options: argparse.Namespace) -> None:
     probes = [parse_probe(name, DEPTH) for name in TOGETHER]
 
     def source_of(read: list[ProbeSpec]) -> StreamedTokens:
@@ -132,7 +138,7 @@ def compare(what: str, work: Callable[[Any], None], one: Any, other: Any, option
     )
 
 
-def fit(cache: TokenCache, probes: list[ProbeSpec], source: TokenSource, options: argparse.Namespace) -> None:
+def fit(cache: SplitTokens, probes: list[ProbeSpec], source: TokenSource, options: argparse.Namespace) -> None:
     """An epoch of a bank of each probe."""
     settings = [Setting(lr=1e-3, weight_decay=1e-4)] * options.probes
     blocks = source.blocks  # type: ignore[attr-defined]
@@ -162,38 +168,12 @@ def seconds(work: Callable[[Any], None], way: Any, options: argparse.Namespace) 
 
 
 def make_store(path: Path, num_rows: int) -> None:
-    levels = [*(f"block.{number}" for number in range(DEPTH)), "final"]
-    spec = CacheSpec(
-        architecture="none",
-        weights="0" * 16,
-        tap="norm2",
-        token_rule="1",
-        transform="none",
-        compute_dtype="float32",
-        storage_dtype="float16",
-        manifest="0" * 16,
-        num_rows=num_rows,
-        backbone="none",
-        dataset="noise",
-        split="train",
-    )
-    arrays = [ArraySpec(level=level, kind=kind, row_shape=(EMBED_DIM,)) for level in levels for kind in ("cls", "ap")]
     noise = np.random.default_rng(0).standard_normal((8192, EMBED_DIM)).astype(np.float16)
-    writer = CacheWriter.open(
-        path,
-        spec,
-        arrays,
-        labels=np.arange(num_rows) * NUM_CLASSES // num_rows,
-        sample_ids=[str(row) for row in range(num_rows)],
-        batch_size=512,
-        attributes={"class_names": [str(number) for number in range(NUM_CLASSES)]},
-    )
-    with writer:
-        for batch in writer.pending():
-            rows = np.arange(batch.start, batch.stop)
-            tokens = {array.name: noise[(rows + 97 * place) % len(noise)] for place, array in enumerate(batch.arrays)}
-            writer.append(batch, tokens, content_hashes=rows.astype(np.uint64))
-        writer.complete()
+
+    def tokens_of(array: ArraySpec, start: int, stop: int) -> NDArray[np.float16]:
+        return noise[(np.arange(start, stop) + 97 * ARRAYS.index(array)) % len(noise)]
+
+    write_rows(path, range(num_rows), ARRAYS, tokens_of)
 
 
 if __name__ == "__main__":
