@@ -17,7 +17,9 @@ from layerbank import LayerbankError, RequestError
 from layerbank.cache import ModelStores, TokenStore, Worker, read_target
 from layerbank.cache.errors import StoreLockedError
 from layerbank.cache.writing.locking import StoreLock
+from layerbank.data import image_set
 from layerbank.data.sources import BadImage, ImageSource, open_source
+from layerbank.errors import WorkError
 from layerbank.events import (
     Event,
     ExtractionFinished,
@@ -209,3 +211,23 @@ def test_a_store_that_does_not_record_its_model_and_data_is_not_repaired(finishe
     with raises("extraction.unknown_origin", RequestError, store=finished):
         repair_and_fill(finished)
     assert tree(finished) == before
+
+
+@pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
+def test_an_image_that_could_not_be_read_for_a_moment_is_never_left_out(
+    backbone: Backbone, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_bad_image: str
+) -> None:
+    source, reads = open_source(f"folder:{photos}", "train"), iter(range(10**6))
+    real = image_set.read_whole
+
+    def read_whole(path: str) -> Any:
+        if next(reads) == 7:
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_set, "read_whole", read_whole)
+        with raises("extraction.unsteady_image", WorkError):
+            run(backbone, source, tmp_path, on_bad_image=on_bad_image)
+    store, _ = run(backbone, source, tmp_path, on_bad_image=on_bad_image)
+    assert TokenStore.open(store).num_rows == len(source)

@@ -156,7 +156,7 @@ class _Identification:
         found = np.flatnonzero(places >= 0)
         rows = self.rows[rows_of(found, self.num_rows)]
         self.hashes[rows], self.rule1_hashes[rows] = index.hashes_of(places[found])
-        self.is_known[rows] = True
+        self.is_known[rows] = self.hashes[rows] != UNREADABLE  # tried again: the disk may have failed for a moment
         self.recorded_ns[found] = index.records["recorded_ns"][places[found]]
 
     def _look_at(self, files: NDArray[np.int64]) -> NDArray[np.void]:

@@ -48,7 +48,7 @@ from layerbank.cache.rows import MISSING
 from ..data.image_source import BadImage
 from ..data.selected_source import SelectedSource
 from ..data.split_rows import SplitRows
-from ..errors import RequestError
+from ..errors import RequestError, WorkError
 from ..events import ImageSkipped, OnEvent, RowsFound, ShareFinished, ignore
 from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size
@@ -212,6 +212,7 @@ def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_e
     Raises:
         RequestError: a backbone has no such level or kind, or two extractions have the same model.
         BadImage: an image could not be read and `on_bad_image` is `stop`.
+        WorkError: an image could be read, but not when it was hashed.
         CacheError: a store is held by another process, holds something else, or cannot be written; or the data changed
             while they were read. What was committed to any of the stores is kept.
     """
@@ -353,7 +354,11 @@ def _refuse_one_model_twice(extractions: Sequence[Extraction]) -> None:
 
 
 def _report_unreadable(rows: SplitRows, on_bad_image: str, on_event: OnEvent) -> None:
-    """Report the images that cannot be read at all, whose rows no store can hold; raise BadImage for the first one if asked to."""
+    """Report the images that cannot be read at all, whose rows no store can hold; raise BadImage for the first one if asked to.
+
+    Raises:
+        WorkError: an image could not be read when it was to be hashed, and can be now: it would be left out without a reason.
+    """
     for image in np.flatnonzero((rows.images.hashes == MISSING) & rows.images.is_known).tolist():
         try:
             rows.source.load(image)
@@ -361,6 +366,8 @@ def _report_unreadable(rows: SplitRows, on_bad_image: str, on_event: OnEvent) ->
             if on_bad_image == "stop":
                 raise
             on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
+        else:
+            raise WorkError("extraction.unsteady_image", id=rows.source.ids[image], file=rows.source.file_of(image))
 
 
 def _load_skipped(extraction: Extraction, rows: SplitRows, stores: ModelStores) -> None:
