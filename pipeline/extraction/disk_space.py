@@ -1,6 +1,6 @@
 """Refuse an extraction for which the disk has too little space, before the first image.
 
-There is no option to go on regardless: tokens hardly compress, and the forecast is the finished store to the byte.
+There is no option to go on regardless: tokens hardly compress, and the forecast is the size of the finished store.
 """
 
 from __future__ import annotations
