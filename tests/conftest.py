@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import signal
 from collections import namedtuple
@@ -22,6 +23,12 @@ Usage = namedtuple("Usage", "total used free")
 def _one_thread() -> None:
     """Models this small run five times faster so on a busy machine: two threads wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_index_of_an_earlier_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that is read-only leaves its content index in the user's cache folder, for whoever comes next."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / f"user-cache-{secrets.token_hex(4)}"))
 
 
 @pytest.fixture(autouse=True, scope="session")
