@@ -10,15 +10,18 @@ from PIL import Image
 TINY_MODEL = "timm/vit_tiny_patch16_224"  # used with random weights at 32 px: 12 blocks, width 192, 4 patches
 
 
-def write_photos(folder: Path, per_class: dict[str, int], classes: tuple[str, ...] = ("blue", "green", "red")) -> Path:
+def write_photos(
+    folder: Path, per_class: dict[str, int], classes: tuple[str, ...] = ("blue", "green", "red"), *, seed: int = 0
+) -> Path:
     """Noisy squares of one colour a class: FOLDER/<split>/<class>/<n>.png, 40 x 40.
 
     Args:
         folder: where to; made if missing.
         per_class: split -> images a class.
         classes: names of the classes.
+        seed: folders of one seed have images in common.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for split, count in per_class.items():
         for label, name in enumerate(classes):
             place = folder / split / name
