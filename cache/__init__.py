@@ -64,6 +64,7 @@ from .targets import LABEL, Target, list_targets, read_target, write_target
 from .token_array import TokenArray, open_array
 from .view import TokenView
 from .writing.deleting import delete_store
+from .writing.resume import StoreRequest, check_request
 from .writing.staging import Batch
 from .writing.workers import Worker, check_test_lock, offer_test_lock
 from .writing.writer import CacheWriter
@@ -81,6 +82,8 @@ __all__ = [
     "kinds_with_own_dtype",
     # writing
     "CacheWriter",
+    "StoreRequest",
+    "check_request",
     "delete_store",
     "Worker",
     "Batch",

@@ -29,6 +29,7 @@ from layerbank.cache import (
     SpecMismatchError,
     StoreForecast,
     Worker,
+    check_request,
     forecast_store,
     needed_bytes,
     storage_dtypes_text,
@@ -48,7 +49,9 @@ def forecast(store: Path, spec: Any, arrays: list[ArraySpec], **changes: Any) ->
         "batch_size": BATCH_SIZE,
         "attributes": {"request": "all levels"},
     }
-    return forecast_store(store, spec.model, make_rows(spec.num_rows), arrays, **(arguments | changes))
+    how = {name: changes.pop(name) for name in ("replaced", "worker") if name in changes}
+    request = check_request(spec.model, make_rows(spec.num_rows), arrays, **(arguments | changes))
+    return forecast_store(store, request, **how)
 
 
 def fill(store: Path, spec: Any, arrays: list[ArraySpec], num_blocks: int | None = None, **changes: Any) -> None:

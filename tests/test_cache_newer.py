@@ -33,6 +33,7 @@ from layerbank.cache import (
     TokenStore,
     TokenView,
     array_key,
+    check_request,
     export_hdf5,
     find_garbage,
     find_unfinished,
@@ -204,7 +205,8 @@ def test_a_store_of_a_newer_version_is_named_and_not_touched(root: Path, change:
         lambda: repair_store(store, remove_foreign=True),
         lambda: export_hdf5(store, tmp_path / "b.h5"),
         lambda: forecast_store(
-            store, spec.model, make_rows(), make_arrays(), name="a", sample_ids=["a"] * 1200, batch_size=9
+            store,
+            check_request(spec.model, make_rows(), make_arrays(), name="a", sample_ids=["a"] * 1200, batch_size=9),
         ),
     ]
     for call in refused:

@@ -37,7 +37,7 @@ from ..reader import SampleIds, StoreFiles, chunk_files, require_complete, requi
 from ..rows import RowSet
 from ..spec import StoreSpec
 from ..targets import TARGETS, Target, list_targets, read_target, write_target
-from ..writing.resume import Request
+from ..writing.resume import StoreRequest
 from ..writing.staging import Batch
 from ..writing.writer import CacheWriter
 
@@ -131,7 +131,7 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
             view_rule=header.spec.view_rule,
             hash_rule=header.spec.hash_rule,
         )
-        request = Request(
+        request = StoreRequest(
             spec=header.spec,
             rows=rows,
             arrays=tuple(header.complete_arrays),
