@@ -25,7 +25,7 @@ from .format import CONTENT_HASHES
 from .header import read_header
 from .journal import read_journal
 from .reader import ArrayKey, StoreFiles
-from .rows import HASH_RULE, MISSING, RowSet
+from .rows import HASH_RULE, MISSING, RowSet, find_keys
 from .spec import FINAL, ModelSpec
 
 STORE_SUFFIX = ".zarr"
@@ -141,10 +141,8 @@ class ModelStores:
         if skipped.any():  # usable rows first; within both, candidates are sorted by path and row
             usable_first = np.argsort(skipped, kind="stable")
             known, store, row, skipped = (part[usable_first] for part in (known, store, row, skipped))
-        order = np.argsort(known, kind="stable")
-        place = _find_first(known[order], keys)
-        chosen = order[np.maximum(place, 0)]
-        is_there = (place >= 0) & (keys != MISSING)
+        place = find_keys(keys, known)
+        chosen, is_there = np.maximum(place, 0), place >= 0
         return Location(
             np.where(is_there, store[chosen], -1), np.where(is_there, row[chosen], 0), skipped[chosen] & is_there
         )
@@ -158,7 +156,7 @@ class ModelStores:
         blocks = files.committed(names)
         if not blocks.any():
             return None
-        rows = np.flatnonzero(np.repeat(blocks, files.header.block_rows)[: files.header.spec.num_rows])
+        rows = np.flatnonzero(files.rows_of(blocks))
         is_skipped = np.zeros(files.header.spec.num_rows, dtype=np.bool_)
         is_skipped[[row for row in files.skipped if row < len(is_skipped)]] = True
         return files.rows.keys[rows], np.full(len(rows), number), rows, is_skipped[rows]
@@ -189,15 +187,6 @@ def known_hashes(root: str | Path, name: str, ids: Sequence[str], sizes: NDArray
                 if (number := wanted.get(named)) is not None:
                     hashes[number] = known[row]
     return hashes
-
-
-def _find_first(ascending: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """``[n]`` the first place of each key among sorted numbers; -1 where it is not there."""
-    by_size = np.argsort(keys)  # searching in order reads memory in order: 3 times faster for a million keys
-    place = np.empty(len(keys), dtype=np.int64)
-    place[by_size] = np.searchsorted(ascending, keys[by_size])
-    place[place == len(ascending)] = 0
-    return np.where(ascending[place] == keys, place, -1)
 
 
 def array_names(files: StoreFiles, arrays: Collection[ArrayKey]) -> list[str] | None:

@@ -109,6 +109,11 @@ class StoreFiles:
         """``[num_blocks]``, whether all of these arrays are committed in a row block."""
         return self.journal.blocks_with(names, self.header.block_grid.num_blocks)
 
+    def rows_of(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """``[N]``, whether each row lies in one of the chosen row blocks (``[num_blocks]``)."""
+        rows: NDArray[np.bool_] = np.repeat(blocks, self.header.block_rows)[: self.header.spec.num_rows]
+        return rows
+
 
 class TokenStore:
     """A store whose completeness was checked; made by `TokenStore.open`.

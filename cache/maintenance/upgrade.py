@@ -11,7 +11,6 @@ The hashes stay those of rule 1. A row block that was not committed has no hashe
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import re
 import shutil
@@ -152,15 +151,8 @@ def _num_rows_left_behind(header: Header, journal: Journal) -> int:
 
 def _choose_place(root: Path, content: Content) -> tuple[StoreSpec, bool]:
     """The spec whose path is free for the new store, or holds it already: stores that differ in tap or labels have equal rows."""
-    spec = content.header.spec
-    for number in itertools.count(2):
-        path = spec.path(root)
-        if not path.exists():
-            return spec, False
-        if _holds(path, content):
-            return spec, True
-        spec = replace(spec, name=f"{content.header.spec.name}-{number}")
-    raise AssertionError("there is always another number")
+    places = ((spec, spec.path(root)) for spec in content.header.spec.numbered())
+    return next((spec, path.exists()) for spec, path in places if not path.exists() or _holds(path, content))
 
 
 def _holds(path: Path, content: Content) -> bool:

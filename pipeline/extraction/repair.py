@@ -152,4 +152,4 @@ def _rows_to_compute(extraction: Extraction, files: StoreFiles) -> NDArray[np.in
     for damage in verify_store(files.path):
         if damage.rows is not None and damage.array in header.arrays:  # of ids, rows are bytes
             blocks[damage.rows.start // header.block_rows] = True
-    return np.flatnonzero(np.repeat(blocks, header.block_rows)[: header.spec.num_rows])
+    return np.flatnonzero(files.rows_of(blocks))
