@@ -72,7 +72,7 @@ def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
     old = Path(path)
     root = Path(os.path.abspath(old)).parents[2] if root is None else Path(root)
     if not old.exists() and (done := _find_upgraded(old, root)):
-        _remove_leftovers_of(old, root)
+        remove_leftovers_of(old, root)
         return done
     if (version := read_header(old).format) != 1:
         raise SpecError("cache.not_old_format", store=old, expected=1, got=version)
@@ -118,7 +118,7 @@ def remove_leftovers(root: str | Path) -> None:
     for file in Path(root).glob("*/*/*.zarr.lock"):
         store = file.with_name(file.name.removesuffix(".lock"))
         if not store.exists() and not is_locked(store):
-            _remove_leftovers_of(store, Path(root))
+            remove_leftovers_of(store, Path(root))
     for folder in Path(root).glob("*/"):
         if not _MODEL_FOLDER.search(folder.name):  # those a writer may just have made
             for inner in [*folder.glob("*/"), folder]:
@@ -275,7 +275,8 @@ def _find_upgraded(old: Path, root: Path) -> Upgrade | None:
     return None
 
 
-def _remove_leftovers_of(store: Path, root: Path) -> None:
+def remove_leftovers_of(store: Path, root: Path) -> None:
+    """Remove what a killed process left of a store that it deleted."""
     if not lock_file(store).exists():
         _remove_empty_folders(store, root)
         return
