@@ -199,7 +199,7 @@ def test_an_upgraded_store_keeps_what_was_recorded(caches: Path) -> None:
     assert header.notes == before.notes
     assert store.skipped == dict(notes.skipped) == {11: "bytes in no image format that Pillow knows"}
     assert list(store.sample_ids) == ids
-    label = read_target(done.store, "label")
+    label = read_target(done.store, "label", num_rows=12)
     assert (label.values.tolist(), label.type) == ([0] * 4 + [1] * 4 + [2] * 4, "multiclass")
     assert list(label.class_names) == ["blue", "green", "red"]
     assert done.store.parent.parent == caches
@@ -258,14 +258,29 @@ def test_a_copy_that_was_upgraded_before_is_recognised_and_the_old_store_deleted
     assert upgrade_store(synthetic / COMPLETE, synthetic) == done  # a third time there is nothing left to do
 
 
-def test_an_upgraded_copy_that_was_damaged_since_does_not_cost_the_old_store(synthetic: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: (store / "tokens/final/cls/c.2.0").unlink(),
+        lambda store: flip(store / "tokens/final/cls/c.2.0"),
+        lambda store: flip(store / "sample_ids/bytes/c.0"),
+        lambda store: flip(store / "tokens/final/zarr.json"),
+        lambda store: flip(next(store.glob("targets/label.*/c.0"))),
+        lambda store: (store / "content_hashes/.targets/label.json").unlink(),
+    ],
+    ids=["chunk missing", "chunk altered", "ids altered", "metadata altered", "labels altered", "labels missing"],
+)
+def test_an_upgraded_copy_that_was_damaged_since_does_not_cost_the_old_store(
+    synthetic: Path, damage: Callable[[Path], object]
+) -> None:
     kept = shutil.copytree(synthetic / COMPLETE, synthetic.parent / "kept.zarr")
     done = upgrade_store(synthetic / COMPLETE, synthetic)
-    (done.store / "tokens/final/cls/c.2.0").unlink()
+    damage(done.store)
     shutil.copytree(kept, synthetic / COMPLETE)
     again = upgrade_store(synthetic / COMPLETE, synthetic)
     assert again.store != done.store
     assert verify_store(again.store) == []
+    assert list_targets(again.store) == ["label"]
 
 
 # Interruptions
@@ -560,6 +575,18 @@ def test_the_command_upgrades_the_stores_that_are_named_into_their_cache(synthet
     assert len(stores_under(synthetic, version=1)) == 3
     refuses(run("cache", "upgrade", store), "cache.not_old_format")
     refuses(run("cache", "upgrade", synthetic / "nothing.zarr"), "cache.store_missing")
+
+
+def test_an_upgrade_deletes_no_folder_of_others_and_names_a_store_near_the_root_of_the_disk(synthetic: Path) -> None:
+    """The folder of stores may be one that has other things in it."""
+    foreign = [synthetic / name for name in (".git/branches", "notes", "results/2024")]
+    for folder in foreign:
+        folder.mkdir(parents=True)
+    assert run("cache", "upgrade", "--cache", synthetic).exit_code == 0
+    assert all(folder.is_dir() for folder in foreign)
+    assert not (synthetic / "shapes").exists()
+    for command in (["upgrade"], ["merge"], ["merge", "--delete"]):
+        refuses(run("cache", *command, "/nothing.zarr"), "cache.store_missing")
 
 
 def test_the_command_upgrades_into_another_cache(synthetic: Path, tmp_path: Path) -> None:

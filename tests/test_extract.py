@@ -83,7 +83,7 @@ def test_rows_are_in_the_order_of_their_hashes_and_ids_and_labels_lie_beside_the
     order = np.argsort(hashes)
     np.testing.assert_array_equal(cache.rows.hashes, hashes[order])
     assert list(cache.sample_ids) == [source.ids[row] for row in order.tolist()]
-    target = read_target(finished, "label")
+    target = read_target(finished, "label", num_rows=cache.num_rows)
     np.testing.assert_array_equal(target.values, source.labels[order])
     assert (target.type, list(target.class_names)) == ("multiclass", ["blue", "green", "red"])
 

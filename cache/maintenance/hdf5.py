@@ -79,7 +79,7 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
                 for name in header.arrays:
                     _export_array(files, name, target)
                 for name in list_targets(store):
-                    _export_target(read_target(store, name), name, target)
+                    _export_target(read_target(store, name, num_rows=header.spec.num_rows), name, target)
             sync_file(staging)
             os.replace(staging, file)
             sync_folder(file.parent)

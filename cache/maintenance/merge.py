@@ -20,7 +20,7 @@ from ..atomic_files import storage_errors
 from ..damage import chunk_damage, quick_damage, require_sound, static_damage
 from ..errors import CacheError, FieldDifference, SpecError, SpecMismatchError
 from ..format import SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, ChunkedArray, token_array
-from ..header import read_header
+from ..header import FORMAT_VERSION, read_header
 from ..header_values import COMPLETE
 from ..journal import read_journal
 from ..reader import ArrayKey, StoreFiles, require_complete
@@ -31,7 +31,7 @@ from ..writing.locking import StoreLock
 from ..writing.writer import CacheWriter
 from .format1_content import label_target
 from .merge_sources import MERGED_FROM, Sources, committed_rows, names_of, shared_rows
-from .upgrade import delete_with_folders, remove_leftovers_of
+from .upgrade import cache_of, delete_with_folders, remove_leftovers_of
 from .verify import verify_store
 
 
@@ -90,15 +90,15 @@ def merge_stores(
     for part in parts:
         _require_sound(part, list(sources.arrays))
     targets = _join_targets(sources)
-    store = _write(sources, _cache_of(parts[0]) if root is None else Path(root), name)
+    root = cache_of(parts[0].path, parts[0].header.format) if root is None else Path(root)
+    store = _write(sources, root, name)
     _write_targets(store, targets, len(sources.rows))
     return replace(_finish(store, parts, delete=delete), num_repeated=sources.num_found - len(sources.rows))
 
 
 def _find_merged(given: Sequence[Path], root: str | Path | None) -> Path | None:
     """The complete store that an earlier call made from these; None if there is none."""
-    first = Path(os.path.abspath(given[0]))
-    roots = [first.parent.parent, first.parent.parent.parent] if root is None else [Path(root)]
+    roots = [cache_of(given[0], version) for version in (FORMAT_VERSION, 1)] if root is None else [Path(root)]
     for store in sorted(path for one in roots for path in one.glob("*/*.zarr")):
         with suppress(CacheError):
             header = read_header(store)
@@ -211,13 +211,8 @@ def _has_values(target: Target, rows: RowSet, other: Target, part: StoreFiles) -
 def _targets_of(part: StoreFiles) -> dict[str, Target]:
     if part.header.format == 1:
         return {LABEL: label_target(part)}
-    return {name: read_target(part.path, name) for name in list_targets(part.path)}
-
-
-def _cache_of(part: StoreFiles) -> Path:
-    """The cache folder: the stores of format 1 lie one folder deeper."""
-    folder = Path(os.path.abspath(part.path)).parent.parent
-    return folder.parent if part.header.format == 1 else folder
+    num_rows = part.header.spec.num_rows
+    return {name: read_target(part.path, name, num_rows=num_rows) for name in list_targets(part.path)}
 
 
 def _finish(store: Path, parts: Sequence[StoreFiles], *, delete: bool) -> Merge:

@@ -28,14 +28,14 @@ from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header, write_hea
 from ..journal import Journal, read_journal, rewrite_journal
 from ..reader import StoreFiles
 from ..spec import StoreSpec
-from ..targets import LABEL, write_target
+from ..targets import LABEL, list_targets, write_target
 from ..writing.locking import StoreLock, is_locked, lock_file, worker_files
 from ..writing.resume import remove_store, temporary_folders
 from .catalog import find_stores
 from .format1_content import FINGERPRINT, Content, read_content
+from .verify import verify_store
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_MODEL_FOLDER = re.compile(r"-[0-9a-f]{8}$")
 _OLD_NAME = re.compile(r"-([0-9a-f]{8})\.zarr$")
 
 
@@ -70,7 +70,7 @@ def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
         StorageFullError, NotWritableError: the disk refuses; the old store is as it was.
     """
     old = Path(path)
-    root = Path(os.path.abspath(old)).parents[2] if root is None else Path(root)
+    root = cache_of(old, 1) if root is None else Path(root)
     if not old.exists() and (done := _find_upgraded(old, root)):
         remove_leftovers_of(old, root)
         return done
@@ -110,7 +110,7 @@ def find_format1(root: str | Path) -> list[Path]:
 
 
 def remove_leftovers(root: str | Path) -> None:
-    """Remove what killed upgrades left of deleted stores of format 1: half-deleted folders, locks, empty folders.
+    """Remove what killed upgrades left of deleted stores of format 1: half-deleted folders, locks, the folders around these.
 
     Raises:
         NotWritableError: the disk refuses.
@@ -119,10 +119,12 @@ def remove_leftovers(root: str | Path) -> None:
         store = file.with_name(file.name.removesuffix(".lock"))
         if not store.exists() and not is_locked(store):
             remove_leftovers_of(store, Path(root))
-    for folder in Path(root).glob("*/"):
-        if not _MODEL_FOLDER.search(folder.name):  # those a writer may just have made
-            for inner in [*folder.glob("*/"), folder]:
-                _remove_empty_folders(inner / "store", Path(root))
+
+
+def cache_of(store: Path, version: int) -> Path:
+    """The cache folder that a store of a format lies in: those of format 1 lie one folder deeper."""
+    folder = Path(os.path.abspath(store)).parent.parent
+    return folder.parent if version == 1 else folder
 
 
 def delete_with_folders(store: Path, root: Path) -> None:
@@ -156,7 +158,7 @@ def _choose_place(root: Path, content: Content) -> tuple[StoreSpec, bool]:
 
 
 def _holds(path: Path, content: Content) -> bool:
-    """Whether a store is this one, upgraded before, and sound as far as sizes tell."""
+    """Whether a store is this one, upgraded before, and sound; reads it."""
     try:
         files = StoreFiles.read(path)
     except CacheError:
@@ -173,7 +175,8 @@ def _holds(path: Path, content: Content) -> bool:
         )
         and content.journal.entries.keys() <= files.journal.entries.keys()
     )
-    return is_same and has_all and not list(quick_damage(path, header, files.journal, list(header.arrays)))
+    has_target = content.target is None or LABEL in list_targets(path)
+    return is_same and has_all and has_target and not verify_store(path)
 
 
 def _make_store(spec: StoreSpec, root: Path, old: Path, content: Content) -> None:
