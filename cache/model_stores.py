@@ -23,7 +23,6 @@ from .damage import require_sound, static_damage
 from .errors import CacheError, StoreMissingError
 from .format import CONTENT_HASHES
 from .header import read_header
-from .journal import read_journal
 from .reader import ArrayKey, StoreFiles
 from .rows import HASH_RULE, MISSING, RowSet, find_keys
 from .spec import FINAL, ModelSpec
@@ -103,7 +102,7 @@ class ModelStores:
             header = read_header(path)
             is_of_model = header.spec.model.identity() == self.model.identity()
             if is_of_model:
-                files = StoreFiles(path, header, read_journal(path))
+                files = StoreFiles.with_header(path, header)
                 files.rows  # noqa: B018  # damaged hashes make a store unreadable
                 self.stores.append(files)
         except StoreMissingError:  # deleted just now
@@ -158,7 +157,7 @@ class ModelStores:
             return None
         rows = np.flatnonzero(files.rows_of(blocks))
         is_skipped = np.zeros(files.header.spec.num_rows, dtype=np.bool_)
-        is_skipped[[row for row in files.skipped if row < len(is_skipped)]] = True
+        is_skipped[[*files.skipped]] = True
         return files.rows.keys[rows], np.full(len(rows), number), rows, is_skipped[rows]
 
 

@@ -57,7 +57,13 @@ class StoreFiles:
         Raises:
             StoreMissingError, NotAStoreError, NewerStoreError, DamagedStoreError: as `read_header`.
         """
-        return cls(Path(path), read_header(Path(path)), read_journal(Path(path)))
+        return cls.with_header(Path(path), read_header(Path(path)))
+
+    @classmethod
+    def with_header(cls, path: Path, header: Header) -> StoreFiles:
+        """Read the journal; what it says of row blocks, arrays and rows that do not exist is left out."""
+        names = [array.name for array in block_arrays(header)]
+        return cls(path, header, read_journal(path).of_store(names, header.block_grid))
 
     @cached_property
     def arrays(self) -> dict[ArrayKey, str]:

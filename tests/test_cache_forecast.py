@@ -13,6 +13,7 @@ from token_stores import (
     append,
     hashes_of,
     make_arrays,
+    make_parity,
     make_rows,
     make_spec,
     open_writer,
@@ -88,7 +89,7 @@ def test_the_forecast_is_the_size_of_the_finished_store(
 ) -> None:
     storage_dtype = storage_dtypes_text(storage_dtype)
     spec, arrays, store = make_spec(num_rows, storage_dtype=storage_dtype), arrays_of(*kinds), tmp_path / "a.zarr"
-    parity = {array.name: {"cosine_min": 0.99987} for array in arrays}
+    parity = {array.name: make_parity() for array in arrays}
     planned = forecast(store, spec, arrays, parity=parity)
     assert not store.exists()
     fill(store, spec, arrays, parity=parity)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from commands import run
@@ -531,6 +532,55 @@ def test_a_damaged_header_is_named_and_nothing_is_touched(synthetic: Path) -> No
         upgrade_store(synthetic / COMPLETE, synthetic)
     assert tree(synthetic) == before
     assert synthetic / COMPLETE in find_format1(synthetic)
+
+
+def reseal(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a header of format 1 and give it the checksum that belongs to it."""
+    document = json.loads((store / "zarr.json").read_bytes())
+    attributes = document["attributes"]
+    del attributes["header_crc32c"]
+    change(attributes)
+    rendered = json.dumps(attributes, indent=2).encode()
+    attributes["header_crc32c"] = f"{google_crc32c.value(rendered):08x}"
+    (store / "zarr.json").write_bytes(json.dumps(document, indent=2).encode())
+
+
+def half_chunks(attributes: dict[str, Any]) -> None:
+    for entry in attributes["arrays"].values():
+        entry["chunk_rows"] //= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        (lambda attributes: attributes["attributes"].update(class_names=5), {"merge": False, "upgrade": False}),
+        (lambda attributes: attributes["attributes"].update(class_names=None), {"merge": False, "upgrade": False}),
+        (lambda attributes: attributes["attributes"].update(num_views="x"), {"merge": False, "upgrade": False}),
+        (lambda attributes: attributes["static"].pop("labels"), {"info": True, "merge": True, "upgrade": True}),
+        (
+            lambda attributes: attributes["static"]["labels"].update(shape=[7]),
+            {"info": True, "merge": True, "upgrade": True},
+        ),
+        (half_chunks, {"upgrade": True}),
+    ],
+    ids=["class names a number", "class names null", "views a text", "no labels", "few labels", "other chunks"],
+)
+def test_a_hostile_header_of_format_1_is_one_of_our_errors(
+    synthetic: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], fails: dict[str, bool]
+) -> None:
+    store = synthetic / COMPLETE
+    reseal(store, lambda attributes: None)
+    assert verify_store(store) == []
+    reseal(store, change)
+    before = tree(store)
+    for command, fails_here in fails.items():
+        target = ["--cache", tmp_path / command] if command != "info" else []
+        result = run("cache", command, store, *target)
+        if fails_here:
+            refuses(result, "cache.header_damaged", exit_code=1)
+            assert tree(store) == before
+        else:
+            assert result.exit_code == 0, result.output
 
 
 def test_hashes_that_are_damaged_make_a_store_of_format_1_unreadable_by_row(synthetic: Path) -> None:

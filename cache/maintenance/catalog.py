@@ -261,7 +261,7 @@ def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
             store, store, f"never finished ({done}) and no longer written; the same extraction would continue it"
         )
         return
-    for file in worker_files(store):
+    for file in worker_files(store).values():
         yield _garbage(file, store, "the lock of a worker that was killed")
     for file in staging_files(store):
         yield _garbage(file, store, "a chunk that a killed writer left behind")

@@ -22,7 +22,6 @@ from ..errors import CacheError, FieldDifference, SpecError, SpecMismatchError
 from ..format import SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, ChunkedArray, token_array
 from ..header import FORMAT_VERSION, read_header
 from ..header_values import COMPLETE
-from ..journal import read_journal
 from ..reader import ArrayKey, StoreFiles, require_complete
 from ..rows import RowSet
 from ..spec import StoreSpec
@@ -240,7 +239,7 @@ def _delete(part: StoreFiles, new: StoreFiles) -> str:
     lock = StoreLock(part.path)
     lock.acquire()
     try:
-        if read_journal(part.path).entries != part.journal.entries:
+        if StoreFiles.read(part.path).journal.entries != part.journal.entries:
             return "it was written meanwhile"
         if lacking := [*_arrays_left_out(part, new), *_targets_left_out(part, new), *_rows_left_out(part, new)]:
             return f"the new store has no {', '.join(lacking)}"

@@ -132,7 +132,7 @@ def delete_with_folders(store: Path, root: Path) -> None:
     for left_behind in temporary_folders(store):
         shutil.rmtree(left_behind, ignore_errors=True)
     remove_store(store)
-    for file in [*worker_files(store), lock_file(store)]:
+    for file in [*worker_files(store).values(), lock_file(store)]:
         file.unlink(missing_ok=True)
     _remove_empty_folders(store, root)
 
@@ -190,9 +190,7 @@ def _make_store(spec: StoreSpec, root: Path, old: Path, content: Content) -> Non
             shutil.rmtree(folder, ignore_errors=True)
             known = content.header.arrays
             arrays, metadata = create_skeleton(folder, spec, [entry.spec for entry in known.values()], content.static)
-            assert {n: e.chunk_rows for n, e in arrays.items()} == {n: e.chunk_rows for n, e in known.items()}, (
-                "geometry"
-            )
+            assert {n: e.chunk_rows for n, e in arrays.items()} == {n: e.chunk_rows for n, e in known.items()}
             header = replace(content.header, spec=spec, metadata=metadata)
             _take_chunks(old, folder, header, content)
             rewrite_journal(folder, content.journal)

@@ -69,10 +69,18 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
         for name, line, is_torn in journal.bad_lines
         if not is_torn or header.state == COMPLETE
     ]
+    names = [array.name for array in block_arrays(header)]
+    known = journal.of_store(names, header.block_grid).entries
+    bad_entries = [
+        Damage(file=JOURNAL_FOLDER, problem=f"row block {block}: it, an array or a skipped row does not exist")
+        for block, entry in sorted(journal.entries.items())
+        if known.get(block) != entry
+    ]
     static = list(static_damage(store, header))
     return [
         *metadata,
         *bad_lines,
+        *bad_entries,
         *static,
         *_rows_damage(store, header, static),
         *_block_damage(store, header, journal, only),

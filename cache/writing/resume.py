@@ -27,6 +27,7 @@ from ..format import (
     SAMPLE_ID_BYTES,
     SAMPLE_ID_OFFSETS,
     ChunkedArray,
+    block_arrays,
     create_skeleton,
     metadata_problem,
     static_array,
@@ -36,6 +37,7 @@ from ..format import (
 )
 from ..geometry import rows_per_block
 from ..header import HEADER_FILE, Header, read_header, write_header
+from ..header_values import PARITY_COUNTS, PARITY_NUMBERS, is_parity
 from ..journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
 from ..reader import require_current
 from ..rows import MISSING, RowSet
@@ -105,6 +107,7 @@ def check_request(
     attributes, parity = attributes or {}, parity or {}
     names = [array.name for array in arrays]
     num_empty = sum(not name for name in sample_ids)
+    not_parity = sorted(name for name, one in parity.items() if not is_parity(one))
     num_rows, num_missing = len(rows), int((rows.hashes == MISSING).sum())
     checks = [
         (names and len(set(names)) == len(names), "arrays", "at least one, each once", names),
@@ -118,6 +121,7 @@ def check_request(
         (sizes is None or len(sizes) == num_rows, "sizes", f"{num_rows} numbers", sizes is None or len(sizes)),
         (batch_size >= 1, "batch_size", "at least 1", batch_size),
         (set(parity) <= set(names), "parity", "parity of requested arrays", sorted(set(parity) - set(names))),
+        (not not_parity, "parity", f"with {', '.join(PARITY_COUNTS + PARITY_NUMBERS)}", not_parity),
     ]
     wrong = [(name, rule, str(got)) for is_right, name, rule, got in checks if not is_right]
     as_json, not_json = _through_json(attributes=(attributes, True), parity=(parity, False))
@@ -298,7 +302,8 @@ def drop_damaged(
     Returns:
         Header and journal as they are on the disk now.
     """
-    kept = {block: entry.without(damaged.get(block, ())) for block, entry in journal.entries.items()}
+    known = journal.of_store([array.name for array in block_arrays(header)], header.block_grid)
+    kept = {block: entry.without(damaged.get(block, ())) for block, entry in known.entries.items()}
     checked = Journal(entries={block: entry for block, entry in kept.items() if entry.checksums})
     blocks = range(header.block_grid.num_blocks)
     arrays = {
