@@ -10,6 +10,7 @@ Stores of format 1 lie in folders of data sets. They are read as they are, after
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -171,20 +172,25 @@ def known_hashes(root: str | Path, name: str, ids: Sequence[str], sizes: NDArray
         sizes: ``[n]`` bytes of the encoded images.
 
     Returns:
-        ``[n]`` uint64, 0 for images that no store names.
+        ``[n]`` uint64, 0 for images that no store names, that stores disagree about, or that have name and size of another one.
     """
-    wanted = {(id, size): number for number, (id, size) in enumerate(zip(ids, sizes.tolist(), strict=True))}
-    hashes = np.zeros(len(ids), dtype=np.uint64)
+    named = list(zip(ids, sizes.tolist(), strict=True))
+    counts = Counter(named)
+    wanted = {one: number for number, one in enumerate(named) if counts[one] == 1}
+    found: dict[int, int] = {}
     for path in sorted(Path(root).glob(f"*-????????/*{STORE_SUFFIX}")):
         with suppress(CacheError, OSError):
             files = StoreFiles.read(path)
             if files.sizes is None or files.header.spec.hash_rule != HASH_RULE or files.header.spec.name != name:
                 continue
             require_sound(path, list(static_damage(path, files.header)))
-            known = files.rows.hashes
-            for row, named in enumerate(zip(files.sample_ids, files.sizes.tolist(), strict=True)):
-                if (number := wanted.get(named)) is not None:
-                    hashes[number] = known[row]
+            rows = zip(files.sample_ids, files.sizes.tolist(), files.rows.hashes.tolist(), strict=True)
+            for name_of_image, size, hash in rows:
+                number = wanted.get((name_of_image, size))
+                if number is not None and found.setdefault(number, hash) != hash:
+                    found[number] = int(MISSING)
+    hashes = np.zeros(len(ids), dtype=np.uint64)
+    hashes[list(found)] = np.array(list(found.values()), dtype=np.uint64)
     return hashes
 
 
