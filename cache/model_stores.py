@@ -86,7 +86,8 @@ class ModelStores:
 
     Attributes:
         stores: the stores.
-        unreadable: path of a store of this model that cannot be read -> why; its rows are in no store, as far as anybody knows.
+        unreadable: path of a store of this model that cannot be read -> why; its rows count as missing. A store of format 1 with a
+            damaged header does not show its model and is not among them.
     """
 
     def __init__(self, root: str | Path, model: ModelSpec) -> None:

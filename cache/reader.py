@@ -182,11 +182,7 @@ class TokenStore:
         header = files.header
         if spec is not None and (differences := spec.difference(header.spec)):
             raise SpecMismatchError("cache.other_identity_to_read", store=files.path, differences=differences)
-        if not header.complete_arrays:
-            num_blocks, num_done = header.block_grid.num_blocks, len(files.journal.entries)
-            raise IncompleteStoreError(
-                "cache.store_incomplete", store=files.path, num_blocks=num_blocks, num_done=num_done
-            )
+        require_any_complete(files)
         hashes = [CONTENT_HASHES] if header.format == 1 else []
         require_sound(files.path, list(static_damage(files.path, header)))
         require_complete(files, [*hashes, *(array.name for array in header.complete_arrays)])
@@ -268,6 +264,17 @@ def require_current(store: Path, header: Header) -> Header:
     if header.format != FORMAT_VERSION:
         raise OldFormatError("cache.old_format", store=store, expected=FORMAT_VERSION, got=header.format)
     return header
+
+
+def require_any_complete(files: StoreFiles) -> None:
+    """Check that at least one array is complete.
+
+    Raises:
+        IncompleteStoreError: none is.
+    """
+    if not files.header.complete_arrays:
+        num_blocks, num_done = files.header.block_grid.num_blocks, len(files.journal.entries)
+        raise IncompleteStoreError("cache.store_incomplete", store=files.path, num_blocks=num_blocks, num_done=num_done)
 
 
 def require_complete(files: StoreFiles, names: Sequence[str]) -> None:

@@ -129,6 +129,16 @@ def test_kinds_and_levels_that_are_added_are_all_that_is_written(tmp_path: Path)
     assert planned.written_bytes == on_disk(store)[0] - before[0]
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["the store alone", "the request alone"])
+def test_a_store_keeps_or_lacks_sizes_whatever_a_later_request_has(tmp_path: Path, first: bool) -> None:
+    spec, arrays, store = make_spec(1797), arrays_of("cls"), tmp_path / "a.zarr"
+    sizes = np.arange(1797)
+    fill(store, spec, arrays, num_blocks=2, sizes=sizes if first else None)
+    planned = forecast(store, spec, arrays, sizes=None if first else sizes)
+    fill(store, spec, arrays, sizes=None if first else sizes)
+    assert (planned.size_bytes, planned.num_files) == on_disk(store)
+
+
 def test_a_complete_store_lacks_nothing(tmp_path: Path) -> None:
     spec, arrays, store = make_spec(), arrays_of("cls"), tmp_path / "a.zarr"
     fill(store, spec, arrays)

@@ -122,7 +122,7 @@ def test_a_store_of_format_1_is_read_on_a_read_only_disk(golden: Path, tmp_path:
     )
     assert len(lines) == 10
     assert lines[0] == "10 (1, 384)"
-    assert all(shows(line, "cache.not_writable") for line in lines[1::2])
+    assert all(shows(line, "cache.upgrade_not_writable") for line in lines[1::2])
 
 
 def test_a_store_of_format_1_is_never_written(golden: Path) -> None:
@@ -395,7 +395,11 @@ def refusing(number: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize(
     ("number", "key"),
-    [(errno.ENOSPC, "cache.storage_full"), (errno.EROFS, "cache.not_writable"), (errno.EACCES, "cache.not_writable")],
+    [
+        (errno.ENOSPC, "cache.storage_full"),
+        (errno.EROFS, "cache.upgrade_not_writable"),
+        (errno.EACCES, "cache.upgrade_not_writable"),
+    ],
 )
 def test_a_disk_that_refuses_leaves_the_old_store_as_it_was(
     synthetic: Path, monkeypatch: pytest.MonkeyPatch, number: int, key: str

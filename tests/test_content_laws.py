@@ -36,7 +36,6 @@ from layerbank.cache import (
     Target,
     TokenStore,
     WantedRows,
-    gap_of,
     ids_of,
     known_hashes,
     list_targets,
@@ -45,6 +44,7 @@ from layerbank.cache import (
     verify_store,
     write_target,
 )
+from layerbank.cache.gaps import gap_of
 from layerbank.cache.index import INDEX_FOLDER
 from layerbank.cache.targets import is_target_file
 from layerbank.cache.writing.locking import StoreLock

@@ -183,7 +183,7 @@ class Unfinished:
         num_blocks: its row blocks.
         num_blocks_done: those in which every array is committed.
         age_s: seconds since a process last wrote to it or opened it for writing.
-        has_hashes: whether it says of every row which image it is; else nobody can finish it (format 1, and what is made of it).
+        has_hashes: whether every row has a content hash; without them the store cannot be completed (format 1, and upgrades of it).
     """
 
     path: Path

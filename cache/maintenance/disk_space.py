@@ -44,6 +44,7 @@ from ..writing.writer import CacheWriter
 from .catalog import measure_files
 
 HEADROOM_BYTES = 1 << 20  # folders; new journal and header are written beside the old ones
+LABEL_BYTES = 8  # a row of the target `label`
 UNKNOWN_BLOCK_BYTES = 4096  # for file systems that do not report their block size
 BENCHMARK_BYTES = 64 << 20  # half a second of a slow disk
 BENCHMARK_PREFIX = ".layerbank-trial-"
@@ -165,7 +166,9 @@ def _chunk_bytes(header: Header, journal: Journal) -> list[int]:
 def _with_new_arrays(header: Header, request: StoreRequest) -> tuple[Header, list[int]]:
     """The header with the requested arrays, and the size of each ``zarr.json`` below the root."""
     arrays = {array.name: array for array in (*(entry.spec for entry in header.arrays.values()), *request.arrays)}
-    entries, metadata_bytes = measure_skeleton(request.spec, list(arrays.values()), request.static)
+    # an existing store keeps its own, without the sizes of a request, say; no memory is taken
+    static = {name: np.broadcast_to(np.zeros((), one.dtype), one.shape) for name, one in header.static.items()}
+    entries, metadata_bytes = measure_skeleton(request.spec, list(arrays.values()), static)
     header = replace(
         header,
         arrays={**entries, **header.arrays},
@@ -225,7 +228,7 @@ def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
         return 0
     has_statvfs = hasattr(os, "statvfs")  # not on Windows
     block_bytes = (has_statvfs and os.statvfs(nearest_folder(root)).f_frsize) or UNKNOWN_BLOCK_BYTES
-    files = sum(one.written_bytes + block_bytes * one.written_files for one in writing)
+    files = sum(one.written_bytes + block_bytes * one.written_files + LABEL_BYTES * one.num_rows for one in writing)
     freed = sum(one.freed_bytes for one in writing)
     return max(files - freed, 0) + HEADROOM_BYTES
 

@@ -24,7 +24,6 @@ from ..damage import require_sound, static_damage
 from ..errors import (
     CacheError,
     DamagedStoreError,
-    IncompleteStoreError,
     NotAStoreError,
     NotWritableError,
     OldFormatError,
@@ -35,7 +34,7 @@ from ..format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, VIEWS, 
 from ..header import FORMAT_VERSION, Header, parse_header, read_header
 from ..journal import BatchNotes, Journal, parse_line, read_journal
 from ..mapping import map_rows
-from ..reader import SampleIds, StoreFiles, chunk_files, require_complete, require_current
+from ..reader import SampleIds, StoreFiles, chunk_files, require_any_complete, require_complete, require_current
 from ..rows import RowSet
 from ..spec import StoreSpec
 from ..targets import TARGETS, Target, list_targets, read_target, write_target
@@ -64,9 +63,8 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
     _require_absent(file)
     files = StoreFiles.read(store)
     require_current(store, files.header)
+    require_any_complete(files)
     header, journal = _only_complete(files.header, files.journal)
-    if not header.arrays:
-        raise IncompleteStoreError("cache.store_incomplete", store=store, num_blocks=0, num_done=0)
     require_sound(store, list(static_damage(store, header)))
     require_complete(files, list(header.arrays))
     staging = file.with_name(f"{file.name}.partial")

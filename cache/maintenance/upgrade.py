@@ -20,9 +20,9 @@ from pathlib import Path
 
 import google_crc32c
 
-from ..atomic_files import storage_errors, sync_folder, write_all
+from ..atomic_files import storage_errors, sync_folder, write_file
 from ..damage import Damage, chunk_damage, quick_damage, require_sound
-from ..errors import CacheError, DamagedStoreError, SpecError
+from ..errors import CacheError, DamagedStoreError, NotWritableError, SpecError
 from ..format import CHECKSUM_BYTES, create_skeleton, token_array
 from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header, write_header
 from ..journal import Journal, read_journal, rewrite_journal
@@ -69,8 +69,13 @@ def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
         StoreLockedError: a process writes it.
         StorageFullError, NotWritableError: the disk refuses; the old store is as it was.
     """
-    old = Path(path)
-    root = cache_of(old, 1) if root is None else Path(root)
+    try:
+        return _upgrade(Path(path), cache_of(Path(path), 1) if root is None else Path(root))
+    except NotWritableError as error:
+        raise NotWritableError("cache.upgrade_not_writable", path=error.where, reason=error.got) from error
+
+
+def _upgrade(old: Path, root: Path) -> Upgrade:
     if not old.exists() and (done := _find_upgraded(old, root)):
         remove_leftovers_of(old, root)
         return done
@@ -244,12 +249,7 @@ def _copy(file: Path, new: Path, checksum: str | None) -> bool:
     data = file.read_bytes()
     if f"{google_crc32c.value(data[:-CHECKSUM_BYTES]):08x}" != checksum:
         return False
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_file(new, data)
     return True
 
 

@@ -305,7 +305,10 @@ def upgrade(stores: tuple[Path, ...], cache_root: Path | None) -> None:
         print_lines(f"  damaged: {one}" for one in done.damages)
         if done.damages:
             print_lines(
-                ["  the old store is kept; what is sound in it is in the new one: delete it when you need it no more"]
+                [
+                    "  The old store was kept. Everything sound in it is in the new store. "
+                    "Delete the old one when you no longer need it."
+                ]
             )
             has_failed = True
     if not stores:
