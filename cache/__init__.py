@@ -26,7 +26,7 @@ from .errors import (
     StoreMissingError,
 )
 from .format1 import model_of_format1
-from .gaps import Gap, Gaps, find_gaps, gap_of, ids_of, store_gap
+from .gaps import Gap, Gaps, find_gaps, ids_of, store_gap
 from .journal import BatchNotes, Journal
 from .maintenance.catalog import (
     Garbage,
@@ -40,8 +40,6 @@ from .maintenance.catalog import (
 )
 from .maintenance.disk_space import (
     BENCHMARK_PREFIX,
-    ArrayForecast,
-    BlockTime,
     StoreForecast,
     check_writable,
     forecast_store,
@@ -55,15 +53,16 @@ from .maintenance.hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .maintenance.merge import Merge, merge_stores
 from .maintenance.upgrade import Upgrade, find_format1, remove_leftovers, upgrade_store
 from .maintenance.verify import Repair, repair_store, verify_store
-from .model_stores import Location, ModelStores, WantedRows, array_key, known_hashes
-from .reader import SampleIds, StoreFiles, TokenStore, require_current
-from .row_order import chunk_shuffle, exact_shuffle, spread_shuffle
+from .model_stores import ModelStores, WantedRows, array_key, known_hashes
+from .reader import StoreFiles, TokenStore, require_current
+from .row_order import chunk_shuffle, spread_shuffle
 from .rows import HASH_RULE, RowSet
 from .spec import ArraySpec, ModelSpec, StoreSpec, kinds_with_own_dtype, storage_dtype_of, storage_dtypes_text
 from .targets import LABEL, Target, list_targets, read_target, write_target
-from .token_array import TokenArray, open_array
+from .token_array import TokenArray
 from .view import TokenView
 from .writing.deleting import delete_store
+from .writing.resume import StoreRequest, check_request
 from .writing.staging import Batch
 from .writing.workers import Worker, check_test_lock, offer_test_lock
 from .writing.writer import CacheWriter
@@ -81,30 +80,28 @@ __all__ = [
     "kinds_with_own_dtype",
     # writing
     "CacheWriter",
+    "StoreRequest",
+    "check_request",
     "delete_store",
     "Worker",
     "Batch",
     "BatchNotes",
     "forecast_store",
     "StoreForecast",
-    "ArrayForecast",
     "free_bytes",
     "free_files",
     "needed_bytes",
     "nearest_folder",
     "check_writable",
     "time_block",
-    "BlockTime",
     "BENCHMARK_PREFIX",
     # reading
     "TokenView",
     "WantedRows",
     "ModelStores",
-    "Location",
     "array_key",
     "known_hashes",
     "find_gaps",
-    "gap_of",
     "store_gap",
     "ids_of",
     "Gap",
@@ -114,9 +111,6 @@ __all__ = [
     "require_current",
     "Journal",
     "TokenArray",
-    "SampleIds",
-    "open_array",
-    "exact_shuffle",
     "spread_shuffle",
     "chunk_shuffle",
     # targets

@@ -25,14 +25,19 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def replace_file(path: Path, data: bytes, staging: Path) -> None:
-    """Replace the content of `path` in one step, by way of `staging` on the same file system."""
-    fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file and fsync it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace_file(path: Path, data: bytes, staging: Path) -> None:
+    """Replace the content of `path` in one step, by way of `staging` on the same file system."""
+    write_file(staging, data)
     os.replace(staging, path)
     sync_folder(path.parent)
 

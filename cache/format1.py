@@ -65,9 +65,10 @@ def model_of_format1(spec: Mapping[str, Any]) -> ModelSpec:
 def is_sound_format1(raw: bytes, document: Mapping[str, Any]) -> bool:
     """Whether a header of format 1 has its one rendering, and the checksum of the attributes before it."""
     attributes = {name: value for name, value in document["attributes"].items() if name != "header_crc32c"}
-    checksum = f"{google_crc32c.value(_render(attributes)):08x}"
-    return _render(document) == raw and document["attributes"].get("header_crc32c") == checksum
+    checksum = f"{google_crc32c.value(render(attributes)):08x}"
+    return render(document) == raw and document["attributes"].get("header_crc32c") == checksum
 
 
-def _render(document: Mapping[str, Any]) -> bytes:
+def render(document: Mapping[str, Any]) -> bytes:
+    """The bytes of a header file, in either format."""
     return json.dumps(document, indent=2, ensure_ascii=True).encode("ascii")

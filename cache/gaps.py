@@ -9,7 +9,6 @@ Knows nothing of images: the caller says which of its rows are wanted, and in wh
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from .header import FORMAT_VERSION
 from .model_stores import ModelStores, WantedRows
 from .reader import ArrayKey, StoreFiles
-from .rows import MISSING, RowSet
+from .rows import MISSING, RowSet, find_keys
 from .spec import StoreSpec
 
 NOWHERE = -1
@@ -133,7 +132,7 @@ def gap_of(
         return None, nothing
     names = [files.arrays[array] for array in arrays if array in files.arrays]
     blocks = files.committed(names) if len(names) == len(arrays) else np.zeros(_num_blocks(files), dtype=np.bool_)
-    is_lacking = np.repeat(~blocks, files.header.block_rows)[: files.header.spec.num_rows]
+    is_lacking = files.rows_of(~blocks)
     if blocks.all() and all(files.header.arrays[name].complete for name in names):
         return None, nothing
     gap = store_gap(files, wanted)
@@ -144,12 +143,7 @@ def gap_of(
 
 def store_gap(files: StoreFiles, wanted: WantedRows) -> Gap:
     """All rows of a store as a gap, also those that are not among the wanted rows."""
-    keys, here = files.rows.keys, wanted.keys(files.header.spec.hash_rule)
-    if not len(here):
-        return Gap(path=files.path, rows=files.rows, wanted=np.full(len(keys), NOWHERE), files=files)
-    order = np.argsort(here, kind="stable")
-    place = np.minimum(np.searchsorted(here[order], keys), len(here) - 1)
-    number = np.where((here[order][place] == keys) & (keys != MISSING), order[place], NOWHERE)
+    number = find_keys(files.rows.keys, wanted.keys(files.header.spec.hash_rule))
     return Gap(path=files.path, rows=files.rows, wanted=number, files=files)
 
 
@@ -164,8 +158,7 @@ def _new_store(
     _, first = np.unique(wanted.rows.keys[chosen], return_index=True)
     chosen = chosen[np.sort(first)]
     rows = wanted.rows.select(chosen)
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    paths = (StoreSpec.of_rows(stores.model, rows, one).path(stores.root) for one in names)
+    paths = (spec.path(stores.root) for spec in StoreSpec.of_rows(stores.model, rows, name).numbered())
     path = next(path for path in paths if path not in taken)
     return Gap(path=path, rows=rows, wanted=chosen, files=None)
 

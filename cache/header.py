@@ -20,7 +20,7 @@ import google_crc32c
 
 from .atomic_files import replace_file
 from .errors import CacheError, DamagedStoreError, NewerStoreError, NotAStoreError, SpecError, StoreMissingError
-from .format1 import attributes_from_format1, is_sound_format1
+from .format1 import attributes_from_format1, is_sound_format1, render
 from .geometry import Grid
 from .header_values import ARRAY_FIELDS, COMPLETE, OPTIONAL, ROWS_FIELDS, WRITING, check_values, newer_parts
 from .journal import JOURNAL_FOLDER, STAGING_PREFIX
@@ -135,7 +135,7 @@ class Header:
             "optional": optional,
         }
         attributes["header_crc32c"] = _NO_CHECKSUM
-        raw = _render({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        raw = render({"zarr_format": 3, "node_type": "group", "attributes": attributes})
         return _with_checksum(raw, google_crc32c.value(raw))
 
 
@@ -254,10 +254,6 @@ def _entry_from_dict(name: str, entry: Mapping[str, Any], version: int) -> Array
     if spec.name != name:
         raise ValueError(f"array {name} is not {spec.name}")
     return ArrayEntry(spec=spec, chunk_rows=entry["chunk_rows"], complete=entry["state"] == COMPLETE)
-
-
-def _render(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=2, ensure_ascii=True).encode("ascii")
 
 
 def _is_sound(raw: bytes) -> bool:

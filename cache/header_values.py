@@ -22,6 +22,8 @@ REQUIRED = ("state", "model", "rows", "block_rows", "batch_size", "arrays", "sta
 ROWS_FIELDS = ("digest", "num_rows", "hash_rule", "view_rule")
 ARRAY_FIELDS = ("tap", "level", "kind", "row_shape", "chunk_rows", "state")
 STATIC_FIELDS = ("shape", "dtype", "crc32c")
+PARITY_COUNTS = ("num_images", "saturated", "nonfinite", "reference_nonfinite")
+PARITY_NUMBERS = ("cosine_min", "cosine_mean", "max_relative_error")
 OPTIONAL = ("names", "versions", "notes", "parity", "attributes")
 
 _PLAIN_DTYPE = re.compile(r"u?int(8|16|32|64)|float(16|32|64)|bool")
@@ -69,14 +71,24 @@ def check_values(required: Mapping[str, Any], optional: Mapping[str, Any], versi
     for sized, size in ((_PER_ROW, num_rows), (_PER_BORDER, num_rows + 1)):
         for name in sized.keys() & static.keys():
             _require(name, (static[name]["shape"], static[name]["dtype"]) == ([size], sized[name]))
-    hashes = {"content_hashes"} if version > 1 else set()
-    _require("static", {"sample_ids/bytes", "sample_ids/offsets", *hashes} <= static.keys())
+    written_once = {"sample_ids/bytes", "sample_ids/offsets", "content_hashes" if version > 1 else "labels"}
+    _require("static", written_once <= static.keys())
+    _require("labels", version > 1 or static["labels"]["shape"][0] == num_rows)
     _require(
         "metadata",
         all(_PATH.fullmatch(path) and _CHECKSUM.fullmatch(crc) for path, crc in required["metadata"].items()),
     )
     _require("optional", all(isinstance(optional.get(name, {}), Mapping) for name in OPTIONAL))
-    _require("parity", all(isinstance(one, Mapping) for one in optional.get("parity", {}).values()))
+    _require("parity", all(map(is_parity, optional.get("parity", {}).values())))
+
+
+def is_parity(value: object) -> bool:
+    """Whether a value is the parity of an array: it has every number that README.md lists."""
+    if not isinstance(value, Mapping):
+        return False
+    counts, numbers = ([value.get(name) for name in names] for names in (PARITY_COUNTS, PARITY_NUMBERS))
+    are_counts = all(type(one) is int and 0 <= one < 2**63 for one in counts)
+    return are_counts and all(isinstance(one, int | float) and -1e300 < one < 1e300 for one in numbers)
 
 
 def _unknown(part: str, entries: Iterable[Mapping[str, Any]], known: Iterable[str]) -> set[str]:

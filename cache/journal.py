@@ -126,7 +126,7 @@ def _has_right_types(entry: Entry) -> bool:
     notes = entry.notes
     numbers = [entry.block, *notes.skipped, *notes.saturated.values(), *notes.nonfinite.values()]
     texts = [*notes.skipped.values(), *(crc for sums in entry.checksums.values() for crc in sums)]
-    are_numbers = all(type(number) is int and number >= 0 for number in numbers)
+    are_numbers = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     return (
         are_numbers and all(type(one) is str for one in texts) and all(entry.checksums.values())
     )  # no array without chunks
@@ -154,6 +154,16 @@ class Journal:
         entry = self.entries.get(block)
         return entry is not None and name in entry.checksums
 
+    def of_store(self, names: Collection[str], grid: Grid) -> Journal:
+        """The journal without row blocks, arrays and skipped rows that the store does not have."""
+        entries = {}
+        for block in (block for block in self.entries if block < grid.num_blocks):
+            rows, entry = grid.block(block), self.entries[block]
+            kept = entry.without(entry.checksums.keys() - set(names))
+            skipped = {row: reason for row, reason in kept.notes.skipped.items() if row in rows}
+            entries[block] = replace(kept, notes=replace(kept.notes, skipped=skipped))
+        return replace(self, entries=entries)
+
     def checksum(self, name: str, chunk: int, grid: Grid) -> str | None:
         """The CRC-32C of a chunk, None if it is not committed."""
         block = grid.chunk(chunk).start // grid.block_rows
@@ -167,7 +177,7 @@ class Journal:
         held = np.zeros(num_blocks, dtype=np.bool_)
         wanted = set(names)
         for block, entry in self.entries.items():
-            if 0 <= block < num_blocks:
+            if block < num_blocks:
                 held[block] = wanted <= entry.checksums.keys()
         return held
 

@@ -57,7 +57,13 @@ class StoreFiles:
         Raises:
             StoreMissingError, NotAStoreError, NewerStoreError, DamagedStoreError: as `read_header`.
         """
-        return cls(Path(path), read_header(Path(path)), read_journal(Path(path)))
+        return cls.with_header(Path(path), read_header(Path(path)))
+
+    @classmethod
+    def with_header(cls, path: Path, header: Header) -> StoreFiles:
+        """Read the journal; what it says of row blocks, arrays and rows that do not exist is left out."""
+        names = [array.name for array in block_arrays(header)]
+        return cls(path, header, read_journal(path).of_store(names, header.block_grid))
 
     @cached_property
     def arrays(self) -> dict[ArrayKey, str]:
@@ -108,6 +114,11 @@ class StoreFiles:
     def committed(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """``[num_blocks]``, whether all of these arrays are committed in a row block."""
         return self.journal.blocks_with(names, self.header.block_grid.num_blocks)
+
+    def rows_of(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """``[N]``, whether each row lies in one of the chosen row blocks (``[num_blocks]``)."""
+        rows: NDArray[np.bool_] = np.repeat(blocks, self.header.block_rows)[: self.header.spec.num_rows]
+        return rows
 
 
 class TokenStore:
@@ -171,11 +182,7 @@ class TokenStore:
         header = files.header
         if spec is not None and (differences := spec.difference(header.spec)):
             raise SpecMismatchError("cache.other_identity_to_read", store=files.path, differences=differences)
-        if not header.complete_arrays:
-            num_blocks, num_done = header.block_grid.num_blocks, len(files.journal.entries)
-            raise IncompleteStoreError(
-                "cache.store_incomplete", store=files.path, num_blocks=num_blocks, num_done=num_done
-            )
+        require_any_complete(files)
         hashes = [CONTENT_HASHES] if header.format == 1 else []
         require_sound(files.path, list(static_damage(files.path, header)))
         require_complete(files, [*hashes, *(array.name for array in header.complete_arrays)])
@@ -257,6 +264,17 @@ def require_current(store: Path, header: Header) -> Header:
     if header.format != FORMAT_VERSION:
         raise OldFormatError("cache.old_format", store=store, expected=FORMAT_VERSION, got=header.format)
     return header
+
+
+def require_any_complete(files: StoreFiles) -> None:
+    """Check that at least one array is complete.
+
+    Raises:
+        IncompleteStoreError: none is.
+    """
+    if not files.header.complete_arrays:
+        num_blocks, num_done = files.header.block_grid.num_blocks, len(files.journal.entries)
+        raise IncompleteStoreError("cache.store_incomplete", store=files.path, num_blocks=num_blocks, num_done=num_done)
 
 
 def require_complete(files: StoreFiles, names: Sequence[str]) -> None:

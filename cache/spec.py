@@ -12,10 +12,11 @@ Does not touch files.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,11 @@ class StoreSpec:
     def fingerprint(self) -> str:
         """64 hex digits: SHA-256 of the digests of model and rows."""
         return hashlib.sha256(f"{self.model.digest} {self.rows_digest}".encode("ascii")).hexdigest()
+
+    def numbered(self) -> Iterator[StoreSpec]:
+        """This spec, then the same by the names ``<name>-2``, ``<name>-3``, ...: stores of equal rows need different paths."""
+        yield self
+        yield from (replace(self, name=f"{self.name}-{number}") for number in itertools.count(2))
 
     def difference(self, other: StoreSpec) -> list[FieldDifference]:
         """The fields of the identity in which `other` (got) differs from this spec (expected)."""

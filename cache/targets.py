@@ -101,12 +101,17 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
             replace_file(pointer, content, pointer.with_name(f".{pointer.name}"))
 
 
-def read_target(store: str | Path, name: str) -> Target:
+def read_target(store: str | Path, name: str, *, num_rows: int) -> Target:
     """The target of a name.
+
+    Args:
+        store: the store.
+        name: name of the target.
+        num_rows: N of the store.
 
     Raises:
         MissingTargetError: the store has none of this name.
-        DamagedStoreError: its values are not those that were written.
+        DamagedStoreError: its values are not those that were written, or not N.
     """
     store = Path(store)
     if name not in list_targets(store):
@@ -121,6 +126,9 @@ def read_target(store: str | Path, name: str) -> Target:
         raise DamagedStoreError("cache.target_damaged", store=store, name=name, reason=error) from error
     if not is_sound:
         raise DamagedStoreError("cache.target_damaged", store=store, name=name, reason="other values than were written")
+    if target.values.shape[:1] != (num_rows,):
+        reason = f"values of shape {target.values.shape} for {num_rows} rows"
+        raise DamagedStoreError("cache.target_damaged", store=store, name=name, reason=reason)
     return target
 
 
@@ -154,7 +162,7 @@ def target_staging(store: Path) -> list[Path]:
     return sorted((store / POINTERS).glob(f"{_STAGING}*"))
 
 
-def drop_damaged_targets(store: Path) -> list[str]:
+def drop_damaged_targets(store: Path, *, num_rows: int) -> list[str]:
     """Delete the targets that cannot be read, so that they are written again; the caller holds the lock.
 
     Returns:
@@ -163,7 +171,7 @@ def drop_damaged_targets(store: Path) -> list[str]:
     dropped = []
     for name in list_targets(store):
         try:
-            read_target(store, name)
+            read_target(store, name, num_rows=num_rows)
         except DamagedStoreError:
             _pointer(store, name).unlink()
             sync_folder(store / POINTERS)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SpecError
-from .mapping import DONT_NEED, WILL_NEED, Rows, open_rows
+from .mapping import DONT_NEED, WILL_NEED, Rows
 
 
 class TokenArray:
@@ -83,9 +82,3 @@ class TokenArray:
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.shape[0]:
             raise SpecError("cache.rows_out_of_range", array=self.name, num_rows=self.shape[0], start=start, stop=stop)
-
-
-def open_array(path: str | Path) -> TokenArray:
-    """Open a Zarr array of any store: mapped if its chunks are plain, else through zarr."""
-    rows = open_rows(Path(path))
-    return TokenArray(str(path), rows, rows.dtype.name)

@@ -6,6 +6,8 @@ answers at once.
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import click
@@ -67,6 +69,8 @@ def main() -> None:
     \b
     layerbank probe --model demo/vit-s-focus --data demo:digits --protocol quick
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text in its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 for command in (extract, plan, probe, predict, study, report, attention, cache, models, datasets, probes, doctor):

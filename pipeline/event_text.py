@@ -42,7 +42,7 @@ def _(event: events.IndexIgnored) -> str:
 @text_of.register
 def _(event: events.ExtractionStarted) -> str:
     return (
-        f"extract: {event.num_pending:,} of {event.num_rows:,} images of {event.dataset}/{event.split} through "
+        f"extract: {event.num_pending:,} of {counted(event.num_rows, 'image')} of {event.dataset}/{event.split} through "
         f"{event.backbone} ({event.precision} on {event.device}{', compiled' * event.compiled}, "
         f"batches of {event.batch_size}, {event.num_arrays} arrays) -> {event.store}"
     )
@@ -63,7 +63,7 @@ def _(event: events.CompileFailed) -> str:
 
 @text_of.register
 def _(event: events.BatchHalved) -> str:
-    return f"extract: warning: {event.backbone}: {event.reason}; from here on {event.num_images} images at a time"
+    return f"extract: warning: {event.backbone}: {event.reason}; from here on {counted(event.num_images, 'image')} at a time"
 
 
 @text_of.register
@@ -76,7 +76,7 @@ def _(event: events.ExtractionProgress) -> str:
 def _(event: events.ExtractionFinished) -> str:
     rate = event.num_computed / event.elapsed_s if event.elapsed_s else 0.0
     return (
-        f"extract: done, {event.num_computed:,} images in {event.elapsed_s:.1f} s ({rate:.1f} images/s; "
+        f"extract: done, {counted(event.num_computed, 'image')} in {event.elapsed_s:.1f} s ({rate:.1f} images/s; "
         f"{_time_shares(event)}), {size(event.size_bytes)} of tokens"
     )
 
@@ -85,7 +85,7 @@ def _(event: events.ExtractionFinished) -> str:
 def _(event: events.ShareFinished) -> str:
     return (
         f"extract: worker {event.worker} has finished its share; {event.store} is not complete: "
-        f"{event.num_missing:,} rows of other workers are missing. Run the other shards, or the same command without "
+        f"{counted(event.num_missing, 'row')} of other workers still missing. Run the other shards, or the same command without "
         "--shard for the rest"
     )
 
@@ -115,11 +115,12 @@ def _(event: events.ClusterBusy) -> str:
 
 @text_of.register
 def _(event: events.RowsFound) -> str:
-    what = "images" if not event.num_views else f"rows ({1 + event.num_views} views of each image)"
+    what = counted(event.num_rows, "row" if event.num_views else "image")
+    views = f" ({1 + event.num_views} views of each image)" if event.num_views else ""
     unreadable = f", {event.num_unreadable:,} unreadable" if event.num_unreadable else ""
     skipped = f" ({event.num_skipped:,} unreadable when they were extracted)" if event.num_skipped else ""
     return (
-        f"extract: {event.dataset}/{event.split}, {event.num_rows:,} {what}: {event.num_found:,} in the cache{skipped}, "
+        f"extract: {event.dataset}/{event.split}, {what}{views}: {event.num_found:,} in the cache{skipped}, "
         f"{event.num_missing:,} to compute{unreadable} ({event.backbone})"
     )
 
@@ -145,7 +146,7 @@ def _(event: events.ParityMeasured) -> str:
         else f"{event.compute_dtype}, stored as {event.storage_dtype}, against float32"
     )
     return (
-        f"extract: {event.split}: {compared}, on {event.num_images} images: minimum cosine similarity "
+        f"extract: {event.split}: {compared}, on {counted(event.num_images, 'image')}: minimum cosine similarity "
         f"{event.cosine_min:.6g} at {event.cosine_level}, largest relative error {event.max_relative_error:.2g} at "
         f"{event.error_level}; {event.num_saturated:,} values saturated, {event.num_nonfinite:,} not finite"
     )

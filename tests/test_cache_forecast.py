@@ -13,6 +13,7 @@ from token_stores import (
     append,
     hashes_of,
     make_arrays,
+    make_parity,
     make_rows,
     make_spec,
     open_writer,
@@ -29,6 +30,7 @@ from layerbank.cache import (
     SpecMismatchError,
     StoreForecast,
     Worker,
+    check_request,
     forecast_store,
     needed_bytes,
     storage_dtypes_text,
@@ -48,7 +50,9 @@ def forecast(store: Path, spec: Any, arrays: list[ArraySpec], **changes: Any) ->
         "batch_size": BATCH_SIZE,
         "attributes": {"request": "all levels"},
     }
-    return forecast_store(store, spec.model, make_rows(spec.num_rows), arrays, **(arguments | changes))
+    how = {name: changes.pop(name) for name in ("replaced", "worker") if name in changes}
+    request = check_request(spec.model, make_rows(spec.num_rows), arrays, **(arguments | changes))
+    return forecast_store(store, request, **how)
 
 
 def fill(store: Path, spec: Any, arrays: list[ArraySpec], num_blocks: int | None = None, **changes: Any) -> None:
@@ -85,7 +89,7 @@ def test_the_forecast_is_the_size_of_the_finished_store(
 ) -> None:
     storage_dtype = storage_dtypes_text(storage_dtype)
     spec, arrays, store = make_spec(num_rows, storage_dtype=storage_dtype), arrays_of(*kinds), tmp_path / "a.zarr"
-    parity = {array.name: {"cosine_min": 0.99987} for array in arrays}
+    parity = {array.name: make_parity() for array in arrays}
     planned = forecast(store, spec, arrays, parity=parity)
     assert not store.exists()
     fill(store, spec, arrays, parity=parity)
@@ -123,6 +127,16 @@ def test_kinds_and_levels_that_are_added_are_all_that_is_written(tmp_path: Path)
     fill(store, spec, more)
     assert (planned.size_bytes, planned.num_files) == on_disk(store)
     assert planned.written_bytes == on_disk(store)[0] - before[0]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the store alone", "the request alone"])
+def test_a_store_keeps_or_lacks_sizes_whatever_a_later_request_has(tmp_path: Path, first: bool) -> None:
+    spec, arrays, store = make_spec(1797), arrays_of("cls"), tmp_path / "a.zarr"
+    sizes = np.arange(1797)
+    fill(store, spec, arrays, num_blocks=2, sizes=sizes if first else None)
+    planned = forecast(store, spec, arrays, sizes=None if first else sizes)
+    fill(store, spec, arrays, sizes=None if first else sizes)
+    assert (planned.size_bytes, planned.num_files) == on_disk(store)
 
 
 def test_a_complete_store_lacks_nothing(tmp_path: Path) -> None:

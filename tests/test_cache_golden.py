@@ -78,9 +78,9 @@ def test_rows_of_an_unfinished_store_are_found(golden: Path) -> None:
 def test_targets_and_taps_are_read(golden: Path) -> None:
     store = store_of(golden, "shapes")
     assert list_targets(store) == ["age", "label"]
-    assert read_target(store, "label").values.tolist() == (np.arange(1200) % 3).tolist()
-    assert list(read_target(store, "label").class_names) == ["a", "b", "c"]
-    ages = read_target(store, "age")
+    assert read_target(store, "label", num_rows=1200).values.tolist() == (np.arange(1200) % 3).tolist()
+    assert list(read_target(store, "label", num_rows=1200).class_names) == ["a", "b", "c"]
+    ages = read_target(store, "age", num_rows=1200)
     assert ages.values[:, 0].tolist() == (np.arange(1200) / 7).tolist()
     assert np.isnan(ages.values[:, 1]).all()
     assert TokenStore.open(store_of(golden, "taps")).taps == ["block", MODULE_TAP, "norm2"]

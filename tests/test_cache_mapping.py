@@ -19,7 +19,7 @@ from messages import raises
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from layerbank.cache import DamagedStoreError, SpecError, open_array
+from layerbank.cache import DamagedStoreError, SpecError, TokenArray
 from layerbank.cache.mapping import (
     ChunkFiles,
     ChunkRows,
@@ -48,6 +48,11 @@ def make_array(path: Path, values: NDArray[Any], chunk_rows: int, **changes: Any
     } | changes
     array = zarr.create_array(path, shape=values.shape, dtype=values.dtype, zarr_format=3, **arguments)
     array[...] = values
+
+
+def open_array(path: Path) -> TokenArray:
+    rows = open_rows(path)
+    return TokenArray(str(path), rows, rows.dtype.name)
 
 
 def some_values(num_rows: int, row_shape: tuple[int, ...], dtype: str, seed: int = 0) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_names_sizes_reasons_and_counts_are_kept(stores: list[Path]) -> None:
     assert set(store.notes.saturated.values()) == {3}
     assert store.spec.name == "all of it"
     assert store.batch_size == 60
-    assert store.attributes == {"merged_from": [read_header(path).spec.fingerprint for path in stores]}
+    assert store.attributes == {"merged_from": [f"{path.parent.name}/{path.name}" for path in stores]}
 
 
 def test_sizes_are_kept_where_all_stores_are_of_the_same_data(stores: list[Path]) -> None:
@@ -182,7 +183,7 @@ def test_targets_are_joined_where_type_and_class_names_agree(stores: list[Path])
     done = merge_stores(stores, delete=True)
     assert list_targets(done.store) == ["place"]
     assert set(done.targets_left_out) == {"age", "other"}
-    place = read_target(done.store, "place")
+    place = read_target(done.store, "place", num_rows=1320)
     hashes = TokenStore.open(done.store).rows.hashes
     assert place.values.tolist() == (hashes % np.uint64(3)).tolist()
     assert [*done.kept] == stores
@@ -222,15 +223,14 @@ def test_a_store_that_is_in_order_already_is_its_own_merger_and_is_never_deleted
 # Interruptions and bad input
 
 KILLER = """
-import json, os, random, signal, sys, time, traceback
+import json, os, shutil, signal, sys, traceback
 from pathlib import Path
 from layerbank.cache import merge_stores
 
-root, stores = Path(sys.argv[1]), sys.argv[2:]
-random.seed(1)
+cache, root, delete = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "delete"
 os.fsync = lambda fd: None  # nobody cuts the power
 
-def merge(folder, kill_at_call):
+def merge(folder, stores, kill_at_call):
     pid = os.fork()
     if pid == 0:
         try:
@@ -241,9 +241,9 @@ def merge(folder, kill_at_call):
                         os.kill(os.getpid(), signal.SIGKILL)
                     return call(*arguments, **keywords)
                 return counted
-            for name in ("write", "replace", "rename", "unlink", "mkdir"):
+            for name in ("write", "replace", "rename", "unlink", "mkdir", "rmdir"):
                 setattr(os, name, deadly(getattr(os, name)))
-            merge_stores(stores, folder)
+            merge_stores(stores, folder, delete=delete)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -253,10 +253,15 @@ def merge(folder, kill_at_call):
     return os.WIFSIGNALED(status)
 
 kills = 0
-for number in range(0, 10**9, 17):
-    killed = merge(root / str(number), number)
+for number in range(0, 10**9, int(sys.argv[4])):
+    folder = root / str(number)
+    if delete:
+        shutil.copytree(cache, folder)
+    stores = [(folder if delete else cache) / name for name in sys.argv[5:]]
+    killed = merge(folder, stores, number)
     kills += killed
-    merge(root / str(number), 10**9)
+    merge(folder, stores, 10**9)
+    merge(folder, stores, 10**9)
     if not killed:
         break
 print(json.dumps(kills))
@@ -264,21 +269,133 @@ print(json.dumps(kills))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("delete", [False, True], ids=["keep", "delete"])
 def test_a_merge_killed_before_any_call_that_changes_the_disk_ends_the_same_when_it_is_repeated(
-    stores: list[Path], tmp_path: Path
+    stores: list[Path], tmp_path: Path, delete: bool
 ) -> None:
+    cache = stores[0].parents[1]
     for store in stores:
         num_rows = len(StoreFiles.read(store).rows)
         write_target(store, "age", Target(values=np.ones(num_rows), type="regression"), num_rows=num_rows)
-    merge_stores(stores, tmp_path / "uninterrupted")
+    names = [str(store.relative_to(cache)) for store in stores]
+    uninterrupted = tmp_path / "uninterrupted"
+    if delete:
+        shutil.copytree(cache, uninterrupted)
+    merge_stores([(uninterrupted if delete else cache) / name for name in names], uninterrupted, delete=delete)
     (tmp_path / "killed").mkdir()
-    command = [sys.executable, "-c", KILLER, str(tmp_path / "killed"), *map(str, stores)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        KILLER,
+        str(cache),
+        str(tmp_path / "killed"),
+        *(["delete", "29"] if delete else ["keep", "17"]),
+    ]
+    result = subprocess.run([*command, *names], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) >= 8
     for root in (tmp_path / "killed").iterdir():
-        assert tree(root) == tree(tmp_path / "uninterrupted"), root
-        assert folders_of(root) == folders_of(tmp_path / "uninterrupted"), root
+        assert tree(root) == tree(uninterrupted), root
+        assert folders_of(root) == folders_of(uninterrupted), root
+        assert len([*root.rglob("*.zarr")]) == 1
+
+
+def test_a_deletion_goes_on_from_a_store_of_the_same_model_only(stores: list[Path], tmp_path: Path) -> None:
+    """Folders of stores are named after their rows, so those of two models have the same names."""
+    cache, other = stores[0].parents[1], make_model(weights="ffff0000")
+    others = [
+        write_rows(cache, StoreFiles.read(store).rows, model=other, name=name)
+        for store, name in zip(stores, ["first", "second", "third"], strict=True)
+    ]
+    assert [store.name for store in others] == [store.name for store in stores]
+    merge_stores(stores)
+    shutil.rmtree(others[0])
+    with raises("cache.store_missing", store=others[0]):
+        merge_stores(others, delete=True)
+    assert [store.exists() for store in others] == [False, True, True]
+
+
+def test_a_deletion_goes_on_where_the_first_store_was_of_format_1(tmp_path: Path) -> None:
+    old = unpack(tmp_path) / "synthetic/shapes/train/timm-vit_tiny-9215b1f9.zarr"
+    first = merge_stores([old]).store
+    new = write_rows(
+        first.parents[1],
+        RowSet(hashes=hashes_of(range(5000, 5100)), hash_rule=1),
+        model=read_header(old).spec.model,
+        arrays=[replace(one, name="") for one in TokenStore.open(first).arrays.values()],
+    )
+    label = replace(read_target(first, "label", num_rows=1199), values=np.zeros(100, np.int64))
+    write_target(new, "label", label, num_rows=100)
+    merge_stores([old, new])
+    shutil.rmtree(old)
+    done = merge_stores([old, new], delete=True)
+    assert (done.num_rows, dict(done.kept), new.exists()) == (1299, {}, False)
+    assert merge_stores([old, new], delete=True) == done
+
+
+def test_usable_tokens_are_not_given_up_for_those_of_a_store_that_skipped_the_row(stores: list[Path]) -> None:
+    """The new store's rows may be those of a store that is there already, in the same order."""
+    done = merge_stores(stores)
+    rows = TokenStore.open(done.store).rows
+    row = int(np.flatnonzero(rows.hashes == hashes_of([5]))[0])
+    assert [*TokenStore.open(done.store).skipped] == [row]
+    recovered = write_rows(done.store.parents[1], images([5]), name="recovered")
+    again = merge_stores([done.store, recovered], name="first", delete=True)
+    assert again.store.name.startswith("first-2-")
+    assert dict(again.kept) == {}
+    assert (done.store.exists(), recovered.exists()) == (False, False)
+    assert TokenStore.open(again.store).skipped == {}
+    assert (read_tokens(again.store, KEYS[1])[row] == tokens_of(ARRAYS[1], rows.hashes)[row]).all()
+
+
+def test_nothing_is_deleted_for_a_merged_store_that_is_damaged(stores: list[Path]) -> None:
+    done = merge_stores(stores)
+    file = done.store / "tokens/final/cls/c.1.0"
+    raw = bytearray(file.read_bytes())
+    raw[100] ^= 1
+    file.write_bytes(raw)
+    with raises("cache.store_damaged", store=done.store):
+        merge_stores(stores, delete=True)
+    shutil.rmtree(stores[0])  # as a deletion that was interrupted leaves it
+    with raises("cache.store_damaged", store=done.store):
+        merge_stores(stores, delete=True)
+    assert [store.exists() for store in stores] == [False, True, True]
+
+
+def test_equal_images_of_one_store_with_unequal_labels_have_no_label_in_the_new_store(tmp_path: Path) -> None:
+    store = write_rows(tmp_path, images([*range(50), 7, 8]))
+    values = np.arange(52) % 50
+    for name, label in (("alike", 7), ("unlike", 9)):
+        values[50] = label
+        write_target(store, name, Target(values=values, type="multiclass"), num_rows=52)
+    values[51] = 8
+    write_target(store, "alike", Target(values=np.array([*range(50), 7, 8]), type="multiclass"), num_rows=52)
+    done = merge_stores([store], delete=True)
+    assert (done.num_rows, done.num_repeated) == (50, 2)
+    assert (list_targets(done.store), done.targets_left_out) == (["alike"], ("unlike",))
+    assert dict(done.kept) == {store: "the new store has no unlike"}
+
+
+def test_what_a_store_has_of_its_own_is_not_left_out_where_others_are_merged_into_it(tmp_path: Path) -> None:
+    rows = images(range(60)).select(np.argsort(hashes_of(range(60))))
+    target = Target(values=np.ones(60), type="regression")
+    first = write_rows(tmp_path, rows)
+    second = write_rows(tmp_path, images(range(40)), arrays=ARRAYS[:2])
+    write_target(first, "age", target, num_rows=60)
+    write_target(first, "weight", target, num_rows=60)
+    write_target(second, "weight", Target(values=np.zeros(40), type="regression"), num_rows=40)
+    done = merge_stores([first, second], delete=True)
+    assert done.store == first
+    assert (done.arrays_left_out, done.targets_left_out) == ((), ("weight",))
+    assert dict(done.kept) == {second: "the new store has no weight"}
+
+
+def test_a_link_to_the_new_store_is_not_another_store(stores: list[Path], tmp_path: Path) -> None:
+    done = merge_stores(stores)
+    (tmp_path / "link").symlink_to(done.store.parents[1])
+    linked = tmp_path / "link" / done.store.relative_to(done.store.parents[1])
+    assert dict(merge_stores([linked, done.store], done.store.parents[1], delete=True).kept) == {}
+    assert verify_store(done.store) == []
 
 
 def test_stores_of_different_models_are_refused_by_the_fields_that_differ(tmp_path: Path) -> None:

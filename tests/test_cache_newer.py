@@ -12,10 +12,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+from commands import run
 from messages import raises
 from token_stores import (
     make_arrays,
     make_model,
+    make_parity,
     make_rows,
     make_spec,
     tree,
@@ -33,12 +35,14 @@ from layerbank.cache import (
     TokenStore,
     TokenView,
     array_key,
+    check_request,
     export_hdf5,
     find_garbage,
     find_unfinished,
     forecast_store,
     import_hdf5,
     list_stores,
+    merge_stores,
     repair_store,
     verify_store,
 )
@@ -204,7 +208,8 @@ def test_a_store_of_a_newer_version_is_named_and_not_touched(root: Path, change:
         lambda: repair_store(store, remove_foreign=True),
         lambda: export_hdf5(store, tmp_path / "b.h5"),
         lambda: forecast_store(
-            store, spec.model, make_rows(), make_arrays(), name="a", sample_ids=["a"] * 1200, batch_size=9
+            store,
+            check_request(spec.model, make_rows(), make_arrays(), name="a", sample_ids=["a"] * 1200, batch_size=9),
         ),
     ]
     for call in refused:
@@ -290,7 +295,22 @@ HOSTILE = [
     value("optional", "names", to="a"),
     value("optional", "names", "data", to=["a"]),
     value("optional", "notes", to=nested(900)),
-    value("optional", "parity", to={ARRAY: 7}),
+    *(
+        value("optional", "parity", to={ARRAY: one})
+        for one in (
+            7,
+            {},
+            {"cosine_min": 0.9},
+            make_parity() | {"cosine_min": None},
+            make_parity() | {"cosine_mean": "x"},
+            make_parity(cosine_min=float("nan")),
+            make_parity(max_relative_error=float("inf")),
+            make_parity() | {"saturated": [1]},
+            make_parity(cosine_mean=10**400),
+            make_parity(num_images=-1),
+            make_parity(nonfinite=0.5),
+        )
+    ),
     value("optional", "attributes", to=list(range(100_000))),
     value("format_version", to="2"),
     value("format_version", to=0),
@@ -351,7 +371,7 @@ BAD_LINES = [
     *(line(block=block) for block in ("0", None, 1.0, -1, True, [0], {})),
     *(line(checksums=sums) for sums in ([], None, {ARRAY: 7}, {ARRAY: [7]}, {ARRAY: None})),
     *(line(skipped=rows) for rows in ([[1]], [["1", "a"]], [[-1, "a"]], [[1, 2]], [[[1], "a"]], 7)),
-    *(line(saturated=counts) for counts in ({ARRAY: "1"}, {ARRAY: -1}, {ARRAY: None}, [])),
+    *(line(saturated=counts) for counts in ({ARRAY: "1"}, {ARRAY: -1}, {ARRAY: None}, {ARRAY: 10**4000}, [])),
     line(extra=1),
     b"[" * 100_000 + b"\n",
     b'{"entry":' * 100_000 + b"\n",
@@ -370,11 +390,17 @@ def test_a_line_of_the_journal_with_wrong_types_is_damage(store: Path, raw: byte
     assert tree(store) == tree(sound)
 
 
-GOOD_LINES = [line(block=10**15), line(skipped=[[10**15, "far away"]]), line(checksums={"tokens/x": []}, block=3)]
+STRAY_LINES = [
+    line(block=10**15),
+    line(block=5),
+    line(skipped=[[10**15, "far away"]]),
+    line(skipped=[[1199, "of another row block"]]),
+    line(checksums={"tokens/x": ["00000000"]}),
+]
 
 
-@pytest.mark.parametrize("raw", GOOD_LINES)
-def test_a_line_about_what_does_not_exist_costs_nothing(root: Path, raw: bytes, sound: Path) -> None:
+@pytest.mark.parametrize("raw", STRAY_LINES)
+def test_a_line_about_what_does_not_exist_costs_nothing_and_is_named(root: Path, raw: bytes, sound: Path) -> None:
     store = make_spec().path(root)
     (store / JOURNAL).write_bytes(raw + (sound / JOURNAL).read_bytes())
     started = time.perf_counter()
@@ -382,10 +408,14 @@ def test_a_line_about_what_does_not_exist_costs_nothing(root: Path, raw: bytes, 
     assert (info.num_blocks_done, info.missing_rows) == (5, [])
     view = TokenView.open(root, make_model(), wanted(1200), [("block.0", "cls")])
     assert np.flatnonzero(view.positions < 0).tolist() == list(range(99, 1200, 100))
-    verify_store(store)
-    assert isinstance(TokenStore.open(store).skipped, dict)
+    assert [damage.file for damage in verify_store(store)] == [JOURNAL_FOLDER]
+    assert TokenStore.open(store).skipped == TokenStore.open(sound).skipped
+    assert run("cache", "info", store).exit_code == 0
+    assert merge_stores([store], root, name="merged").num_rows == 1200
     assert write_store(store) == []
     assert time.perf_counter() - started < 5
+    repair_store(store)
+    assert tree(store) == tree(sound)
 
 
 def test_a_journal_of_many_row_blocks_is_read_in_linear_time(store: Path) -> None:

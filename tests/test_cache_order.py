@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerbank.cache import chunk_shuffle, exact_shuffle
+from layerbank.cache import chunk_shuffle, spread_shuffle
 
+exact_shuffle = partial(chunk_shuffle, block_rows=1, buffer_blocks=1 << 40)  # one buffer of all rows
 subsets = st.sets(st.integers(0, 500)).map(lambda rows: np.array(sorted(rows), dtype=np.int64))
 seeds = st.integers(0, 2**63)
 
@@ -22,6 +24,7 @@ def test_every_order_is_a_permutation_of_its_rows(
 ) -> None:
     for order in (
         exact_shuffle(rows, seed=seed, epoch=epoch),
+        spread_shuffle(rows, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=seed, epoch=epoch),
         chunk_shuffle(rows, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=seed, epoch=epoch),
     ):
         assert order.dtype == np.int64
@@ -36,7 +39,8 @@ def test_the_orders_of_a_seed_are_these_for_ever() -> None:
 
 
 def test_another_process_gets_the_same_order() -> None:
-    code = "import numpy as np; from layerbank.cache import exact_shuffle; print(exact_shuffle(np.arange(100), seed=3).tolist())"
+    code = "import numpy as np; from layerbank.cache import chunk_shuffle as shuffle; print(shuffle(np.arange(100), "
+    code += "block_rows=1, buffer_blocks=100, seed=3).tolist())"
     root = Path(__file__).parent.parent
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str(exact_shuffle(np.arange(100), seed=3).tolist())

@@ -14,6 +14,7 @@ import zarr
 from token_stores import (
     VIEW_RULE,
     make_arrays,
+    make_parity,
     make_rows,
     make_spec,
     tree,
@@ -57,7 +58,7 @@ def table(first_heading: str) -> list[list[str]]:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("readme") / "a.zarr"
     arrays = [*make_arrays(["final"], ["cls"]), *make_arrays(["block.0"], ["grid2"])]
-    parity = {array.name: {"cosine_min": 0.9999} for array in arrays}
+    parity = {array.name: make_parity() for array in arrays}
     rows = make_rows(np.arange(1200), np.arange(1200) % 2)
     write_store(path, make_spec(rows=rows), arrays, rows=rows, parity=parity, sizes=np.arange(1200))
     write_target(

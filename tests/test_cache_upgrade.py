@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from commands import run
@@ -121,7 +122,7 @@ def test_a_store_of_format_1_is_read_on_a_read_only_disk(golden: Path, tmp_path:
     )
     assert len(lines) == 10
     assert lines[0] == "10 (1, 384)"
-    assert all(shows(line, "cache.not_writable") for line in lines[1::2])
+    assert all(shows(line, "cache.upgrade_not_writable") for line in lines[1::2])
 
 
 def test_a_store_of_format_1_is_never_written(golden: Path) -> None:
@@ -199,7 +200,7 @@ def test_an_upgraded_store_keeps_what_was_recorded(caches: Path) -> None:
     assert header.notes == before.notes
     assert store.skipped == dict(notes.skipped) == {11: "bytes in no image format that Pillow knows"}
     assert list(store.sample_ids) == ids
-    label = read_target(done.store, "label")
+    label = read_target(done.store, "label", num_rows=12)
     assert (label.values.tolist(), label.type) == ([0] * 4 + [1] * 4 + [2] * 4, "multiclass")
     assert list(label.class_names) == ["blue", "green", "red"]
     assert done.store.parent.parent == caches
@@ -258,14 +259,29 @@ def test_a_copy_that_was_upgraded_before_is_recognised_and_the_old_store_deleted
     assert upgrade_store(synthetic / COMPLETE, synthetic) == done  # a third time there is nothing left to do
 
 
-def test_an_upgraded_copy_that_was_damaged_since_does_not_cost_the_old_store(synthetic: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: (store / "tokens/final/cls/c.2.0").unlink(),
+        lambda store: flip(store / "tokens/final/cls/c.2.0"),
+        lambda store: flip(store / "sample_ids/bytes/c.0"),
+        lambda store: flip(store / "tokens/final/zarr.json"),
+        lambda store: flip(next(store.glob("targets/label.*/c.0"))),
+        lambda store: (store / "content_hashes/.targets/label.json").unlink(),
+    ],
+    ids=["chunk missing", "chunk altered", "ids altered", "metadata altered", "labels altered", "labels missing"],
+)
+def test_an_upgraded_copy_that_was_damaged_since_does_not_cost_the_old_store(
+    synthetic: Path, damage: Callable[[Path], object]
+) -> None:
     kept = shutil.copytree(synthetic / COMPLETE, synthetic.parent / "kept.zarr")
     done = upgrade_store(synthetic / COMPLETE, synthetic)
-    (done.store / "tokens/final/cls/c.2.0").unlink()
+    damage(done.store)
     shutil.copytree(kept, synthetic / COMPLETE)
     again = upgrade_store(synthetic / COMPLETE, synthetic)
     assert again.store != done.store
     assert verify_store(again.store) == []
+    assert list_targets(again.store) == ["label"]
 
 
 # Interruptions
@@ -379,7 +395,11 @@ def refusing(number: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize(
     ("number", "key"),
-    [(errno.ENOSPC, "cache.storage_full"), (errno.EROFS, "cache.not_writable"), (errno.EACCES, "cache.not_writable")],
+    [
+        (errno.ENOSPC, "cache.storage_full"),
+        (errno.EROFS, "cache.upgrade_not_writable"),
+        (errno.EACCES, "cache.upgrade_not_writable"),
+    ],
 )
 def test_a_disk_that_refuses_leaves_the_old_store_as_it_was(
     synthetic: Path, monkeypatch: pytest.MonkeyPatch, number: int, key: str
@@ -518,6 +538,55 @@ def test_a_damaged_header_is_named_and_nothing_is_touched(synthetic: Path) -> No
     assert synthetic / COMPLETE in find_format1(synthetic)
 
 
+def reseal(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a header of format 1 and give it the checksum that belongs to it."""
+    document = json.loads((store / "zarr.json").read_bytes())
+    attributes = document["attributes"]
+    del attributes["header_crc32c"]
+    change(attributes)
+    rendered = json.dumps(attributes, indent=2).encode()
+    attributes["header_crc32c"] = f"{google_crc32c.value(rendered):08x}"
+    (store / "zarr.json").write_bytes(json.dumps(document, indent=2).encode())
+
+
+def half_chunks(attributes: dict[str, Any]) -> None:
+    for entry in attributes["arrays"].values():
+        entry["chunk_rows"] //= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        (lambda attributes: attributes["attributes"].update(class_names=5), {"merge": False, "upgrade": False}),
+        (lambda attributes: attributes["attributes"].update(class_names=None), {"merge": False, "upgrade": False}),
+        (lambda attributes: attributes["attributes"].update(num_views="x"), {"merge": False, "upgrade": False}),
+        (lambda attributes: attributes["static"].pop("labels"), {"info": True, "merge": True, "upgrade": True}),
+        (
+            lambda attributes: attributes["static"]["labels"].update(shape=[7]),
+            {"info": True, "merge": True, "upgrade": True},
+        ),
+        (half_chunks, {"upgrade": True}),
+    ],
+    ids=["class names a number", "class names null", "views a text", "no labels", "few labels", "other chunks"],
+)
+def test_a_hostile_header_of_format_1_is_one_of_our_errors(
+    synthetic: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], fails: dict[str, bool]
+) -> None:
+    store = synthetic / COMPLETE
+    reseal(store, lambda attributes: None)
+    assert verify_store(store) == []
+    reseal(store, change)
+    before = tree(store)
+    for command, fails_here in fails.items():
+        target = ["--cache", tmp_path / command] if command != "info" else []
+        result = run("cache", command, store, *target)
+        if fails_here:
+            refuses(result, "cache.header_damaged", exit_code=1)
+            assert tree(store) == before
+        else:
+            assert result.exit_code == 0, result.output
+
+
 def test_hashes_that_are_damaged_make_a_store_of_format_1_unreadable_by_row(synthetic: Path) -> None:
     os.truncate(synthetic / COMPLETE / "content_hashes/c.2", 1000)
     with raises("cache.store_damaged"):
@@ -560,6 +629,18 @@ def test_the_command_upgrades_the_stores_that_are_named_into_their_cache(synthet
     assert len(stores_under(synthetic, version=1)) == 3
     refuses(run("cache", "upgrade", store), "cache.not_old_format")
     refuses(run("cache", "upgrade", synthetic / "nothing.zarr"), "cache.store_missing")
+
+
+def test_an_upgrade_deletes_no_folder_of_others_and_names_a_store_near_the_root_of_the_disk(synthetic: Path) -> None:
+    """The folder of stores may be one that has other things in it."""
+    foreign = [synthetic / name for name in (".git/branches", "notes", "results/2024")]
+    for folder in foreign:
+        folder.mkdir(parents=True)
+    assert run("cache", "upgrade", "--cache", synthetic).exit_code == 0
+    assert all(folder.is_dir() for folder in foreign)
+    assert not (synthetic / "shapes").exists()
+    for command in (["upgrade"], ["merge"], ["merge", "--delete"]):
+        refuses(run("cache", *command, "/nothing.zarr"), "cache.store_missing")
 
 
 def test_the_command_upgrades_into_another_cache(synthetic: Path, tmp_path: Path) -> None:

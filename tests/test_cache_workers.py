@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import run
 from messages import raises
 from token_stores import (
     append,
@@ -280,10 +281,22 @@ def test_the_lock_of_a_killed_worker_is_garbage_and_goes_with_the_next_writer(tm
     (garbage,) = find_garbage(tmp_path)
     assert (garbage.path, garbage.reason) == (worker_file(store, 3), "the lock of a worker that was killed")
     remove_garbage([garbage])
-    assert worker_files(store) == []
+    assert worker_files(store) == {}
     worker_file(store, 3).write_text("{}")
     with open_writer(store, make_spec(), make_arrays()):
-        assert worker_files(store) == []
+        assert worker_files(store) == {}
+
+
+def test_a_file_named_like_the_lock_of_a_worker_is_none(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store)
+    for number in ("x", "1x", "", "-1"):
+        store.with_name(f"a.zarr.worker-{number}.lock").write_text("{}")
+    assert worker_files(store) == {}
+    assert not is_locked(store)
+    with open_writer(store, make_spec(), make_arrays()):
+        pass
+    assert run("cache", "ls", "--cache", tmp_path).exit_code == 0
 
 
 def test_leaving_frees_the_claimed_row_blocks(tmp_path: Path) -> None:

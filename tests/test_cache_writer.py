@@ -21,6 +21,7 @@ from token_stores import (
     files_of,
     hashes_of,
     make_arrays,
+    make_parity,
     make_rows,
     make_spec,
     open_writer,
@@ -151,7 +152,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
-PARITY = {array.name: {"cosine_min": 0.99987, "nonfinite": index} for index, array in enumerate(make_arrays())}
+PARITY = {array.name: make_parity(nonfinite=index) for index, array in enumerate(make_arrays())}
 
 
 @pytest.mark.parametrize("split", [1, 2, 3])
@@ -170,7 +171,7 @@ def test_what_was_measured_of_an_array_is_kept_and_never_replaced(tmp_path: Path
     assert TokenStore.open(tmp_path / "a.zarr").parity == {}  # not measured
     write_store(tmp_path / "a.zarr", parity=PARITY)  # measured later, when nothing is pending
     assert TokenStore.open(tmp_path / "a.zarr").parity == PARITY
-    write_store(tmp_path / "a.zarr", parity={name: {"cosine_min": 0.0} for name in PARITY})
+    write_store(tmp_path / "a.zarr", parity={name: make_parity(cosine_min=0.0) for name in PARITY})
     assert TokenStore.open(tmp_path / "a.zarr").parity == PARITY
     assert verify_store(tmp_path / "a.zarr") == []
 

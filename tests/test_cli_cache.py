@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MODEL, run
-from messages import refuses
+from commands import MODEL, run, start
+from messages import refuses, shows
 from photos import TINY_MODEL, write_photos
 
 from layerbank.cache import TokenStore
@@ -89,6 +89,34 @@ def test_a_missing_store_is_a_wrong_request(tmp_path: Path) -> None:
         assert result.exit_code == 2, result.output
         assert "no.zarr" in result.stderr
         assert "Traceback" not in result.output
+
+
+def test_verify_goes_on_after_a_store_that_cannot_be_read(store: Path, tmp_path: Path) -> None:
+    (text := tmp_path / "text.zarr").mkdir()
+    (text / "zarr.json").write_text("{}")
+    missing = tmp_path / "missing.zarr"
+    result = run("cache", "verify", missing, text, store)
+    assert result.exit_code == 1
+    assert (shows(result.output, "cache.store_missing"), shows(result.output, "cache.other_group")) == (True, True)
+    assert f"{store}: sound" in result.output
+    result = run("cache", "verify", missing, store, "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert [one["file"] for one in report[str(missing)]] == ["."]
+    assert report[str(store)] == []
+    refuses(run("cache", "verify", missing), "cache.store_missing")
+
+
+def test_names_that_are_not_utf_8_are_shown_with_their_bytes(store: Path) -> None:
+    """Python's own rule for standard output depends on the system; some refuse such names."""
+    name = os.fsdecode(b"caf\xe9.png")
+    (store / name).write_text("")
+    for environment in ({"PYTHONIOENCODING": "utf-8:strict"}, {"PYTHONIOENCODING": "ascii:strict"}):
+        for more in ([], ["--json"]):
+            process = start("cache", "verify", store, *more, **environment)
+            shown, errors = process.communicate()
+            assert (process.returncode, errors) == (1, "")
+            assert r"caf\udce9.png" in shown
 
 
 def test_verify_of_a_sound_store_ends_with_0(store: Path) -> None:

@@ -18,7 +18,7 @@ from extractions import rows_of
 from messages import raises
 from photos import TINY_MODEL
 from PIL import Image
-from token_stores import tree, without_fsync
+from token_stores import make_rows, make_spec, tree, without_fsync, write_store
 
 import layerbank
 import layerbank.extraction.repair
@@ -36,7 +36,6 @@ from layerbank.cache import (
     Target,
     TokenStore,
     WantedRows,
-    gap_of,
     ids_of,
     known_hashes,
     list_targets,
@@ -45,6 +44,7 @@ from layerbank.cache import (
     verify_store,
     write_target,
 )
+from layerbank.cache.gaps import gap_of
 from layerbank.cache.index import INDEX_FOLDER
 from layerbank.cache.targets import is_target_file
 from layerbank.cache.writing.locking import StoreLock
@@ -291,6 +291,23 @@ def test_wrong_trust_in_files_is_named_before_a_row_is_written(write: Writer, ex
         >= {k: v for k, v in before.items() if k.startswith("tokens/norm2/block.1/cls/c")}.items()
     )
     assert extract(data, arrays=(*ARRAYS, ("final", "cls"))) == 24
+
+
+def test_images_that_stores_disagree_about_are_hashed(tmp_path: Path) -> None:
+    """Two versions of a data set with files of equal names and sizes, and an archive with two files of one name."""
+
+    def write(images: list[int], name: str, ids: list[str]) -> None:
+        rows = make_rows(images)
+        spec = make_spec(rows=rows, name=name)
+        write_store(spec.path(tmp_path), spec, rows=rows, sample_ids=ids, sizes=np.full(len(ids), 7))
+
+    write([0, 1, 2], "data-train", ["a", "b", "c"])
+    write([3, 1], "data-train", ["a", "b"])
+    expected = [0, int(make_rows([1]).hashes[0]), int(make_rows([2]).hashes[0]), 0]
+    assert known_hashes(tmp_path, "data-train", list("abcd"), np.full(4, 7)).tolist() == expected
+    assert known_hashes(tmp_path, "data-train", list("cbc"), np.full(3, 7)).tolist() == [0, expected[1], 0]
+    write([5, 6], "twice", ["a", "a"])
+    assert known_hashes(tmp_path, "twice", ["a"], np.full(1, 7)).tolist() == [0]
 
 
 def others(images: Pixels) -> Pixels:
@@ -582,7 +599,9 @@ def test_labels_lie_beside_a_store_also_if_its_first_writer_was_killed(extract: 
     (store,) = extract.stores()
     source = open_source(data, "train")
     of_id = dict(zip(source.ids, source.labels.tolist(), strict=True))
-    assert read_target(store.path, "label").values.tolist() == [of_id[id] for id in store.sample_ids]
+    assert read_target(store.path, "label", num_rows=store.num_rows).values.tolist() == [
+        of_id[id] for id in store.sample_ids
+    ]
 
 
 def test_an_image_that_cannot_be_read_at_all_is_named_and_has_no_row(extract: Passes, tmp_path: Path) -> None:

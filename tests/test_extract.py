@@ -12,6 +12,7 @@ from extractions import extract, only_store, rows_of
 from messages import raises
 from photos import TINY_MODEL, write_photos
 from stores import tree
+from token_stores import write_store
 
 from layerbank import LayerbankError, RequestError
 from layerbank.cache import ModelStores, TokenStore, Worker, read_target
@@ -83,7 +84,7 @@ def test_rows_are_in_the_order_of_their_hashes_and_ids_and_labels_lie_beside_the
     order = np.argsort(hashes)
     np.testing.assert_array_equal(cache.rows.hashes, hashes[order])
     assert list(cache.sample_ids) == [source.ids[row] for row in order.tolist()]
-    target = read_target(finished, "label")
+    target = read_target(finished, "label", num_rows=cache.num_rows)
     np.testing.assert_array_equal(target.values, source.labels[order])
     assert (target.type, list(target.class_names)) == ("multiclass", ["blue", "green", "red"])
 
@@ -211,6 +212,32 @@ def test_a_store_that_does_not_record_its_model_and_data_is_not_repaired(finishe
     with raises("extraction.unknown_origin", RequestError, store=finished):
         repair_and_fill(finished)
     assert tree(finished) == before
+
+
+ORIGIN = {"model": {"model": TINY_MODEL}, "data": "demo:digits", "split": "train"}
+
+
+@pytest.mark.parametrize(
+    ("origin", "key"),
+    [
+        ("all levels", "extraction.unknown_origin"),
+        (ORIGIN | {"model": TINY_MODEL}, "extraction.unknown_origin"),
+        (ORIGIN | {"data": {}}, "extraction.unknown_origin"),
+        (ORIGIN | {"split": ["train"]}, "extraction.unknown_origin"),
+        (ORIGIN | {"views": 3}, "extraction.unknown_origin"),
+        (ORIGIN | {"views": {"num_views": "3"}}, "extraction.unknown_origin"),
+        (ORIGIN | {"views": {}}, "extraction.unknown_origin"),
+        (ORIGIN | {"model": {}}, "models.invalid_request"),
+        (ORIGIN | {"model": {"model": 5}}, "models.invalid_request"),
+        (ORIGIN | {"model": {"model": TINY_MODEL, "image_size": "32"}}, "models.invalid_request"),
+    ],
+)
+def test_a_store_with_a_record_of_other_types_is_not_repaired(tmp_path: Path, origin: Any, key: str) -> None:
+    write_store(tmp_path / "a.zarr", attributes={"request": origin})
+    before = tree(tmp_path / "a.zarr")
+    with raises(key, RequestError):
+        repair_and_fill(tmp_path / "a.zarr")
+    assert tree(tmp_path / "a.zarr") == before
 
 
 @pytest.mark.parametrize("on_bad_image", ["stop", "skip"])

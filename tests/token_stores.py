@@ -47,6 +47,12 @@ def make_model(**changes: Any) -> ModelSpec:
     return ModelSpec(**(values | changes))
 
 
+def make_parity(**changes: float) -> dict[str, float]:
+    """The parity of an array."""
+    values = {"num_images": 32, "cosine_min": 0.99987, "cosine_mean": 0.99998, "max_relative_error": 0.00049}
+    return values | {"saturated": 0, "nonfinite": 0, "reference_nonfinite": 0} | changes
+
+
 def make_rows(images: int | Sequence[int] | NDArray[np.int64] = NUM_ROWS, views: Sequence[int] | None = None) -> RowSet:
     """The rows of these images, or of images 0 to `images` - 1."""
     numbers = np.arange(images) if isinstance(images, int) else np.asarray(images, dtype=np.int64)

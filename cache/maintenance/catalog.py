@@ -183,7 +183,7 @@ class Unfinished:
         num_blocks: its row blocks.
         num_blocks_done: those in which every array is committed.
         age_s: seconds since a process last wrote to it or opened it for writing.
-        has_hashes: whether it says of every row which image it is; else nobody can finish it (format 1, and what is made of it).
+        has_hashes: whether every row has a content hash; without them the store cannot be completed (format 1, and upgrades of it).
     """
 
     path: Path
@@ -261,7 +261,7 @@ def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
             store, store, f"never finished ({done}) and no longer written; the same extraction would continue it"
         )
         return
-    for file in worker_files(store):
+    for file in worker_files(store).values():
         yield _garbage(file, store, "the lock of a worker that was killed")
     for file in staging_files(store):
         yield _garbage(file, store, "a chunk that a killed writer left behind")

@@ -19,10 +19,8 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..atomic_files import storage_errors
 from ..errors import NotWritableError
@@ -40,12 +38,13 @@ from ..journal import Entry, Journal, read_journal
 from ..rows import RowSet
 from ..spec import ArraySpec, ModelSpec
 from ..targets import is_target_file
-from ..writing.resume import Request, check_request, check_same
+from ..writing.resume import StoreRequest, check_same
 from ..writing.workers import Worker
 from ..writing.writer import CacheWriter
 from .catalog import measure_files
 
 HEADROOM_BYTES = 1 << 20  # folders; new journal and header are written beside the old ones
+LABEL_BYTES = 8  # a row of the target `label`
 UNKNOWN_BLOCK_BYTES = 4096  # for file systems that do not report their block size
 BENCHMARK_BYTES = 64 << 20  # half a second of a slow disk
 BENCHMARK_PREFIX = ".layerbank-trial-"
@@ -110,37 +109,20 @@ class StoreForecast:
 
 
 def forecast_store(
-    path: str | Path,
-    model: ModelSpec,
-    rows: RowSet,
-    arrays: Sequence[ArraySpec],
-    *,
-    name: str,
-    sample_ids: Sequence[str],
-    batch_size: int,
-    sizes: NDArray[np.int64] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-    parity: Mapping[str, Mapping[str, Any]] | None = None,
-    replaced: Collection[Path] = (),
-    worker: Worker | None = None,
+    path: str | Path, request: StoreRequest, *, replaced: Collection[Path] = (), worker: Worker | None = None
 ) -> StoreForecast:
-    """Forecast what `CacheWriter.open` with the same arguments, and all its batches, would leave once `replaced` are deleted.
+    """Forecast what `CacheWriter.open_request` with the same arguments, and all its batches, would leave.
+
+    Args:
+        path: the store.
+        request: what `check_request` returns.
+        replaced: stores that are deleted first.
+        worker: the number of this writer among several of this store; None for its only writer.
 
     Raises:
-        SpecError, SpecMismatchError, OldFormatError, NotAStoreError, DamagedStoreError: as `CacheWriter.open`.
+        SpecMismatchError, OldFormatError, NotAStoreError, NewerStoreError, DamagedStoreError: as `CacheWriter.open`.
     """
     store = Path(path)
-    request = check_request(
-        model,
-        rows,
-        arrays,
-        name=name,
-        sample_ids=sample_ids,
-        sizes=sizes,
-        batch_size=batch_size,
-        attributes=attributes or {},
-        parity=parity or {},
-    )
     starts_empty = store in replaced or not store.exists()
     header, journal = (request.blank_header(), Journal()) if starts_empty else (read_header(store), read_journal(store))
     check_same(store, header, request)
@@ -159,7 +141,7 @@ def forecast_store(
     present = (0, 0) if starts_empty else measure_files(store, leave_out=is_target_file)
     return StoreForecast(
         path=store,
-        num_rows=len(rows),
+        num_rows=len(request.rows),
         batch_size=header.batch_size,
         missing_rows=tuple(header.block_grid.block(block) for block in missing),
         size_bytes=sum(file_sizes),
@@ -181,10 +163,12 @@ def _chunk_bytes(header: Header, journal: Journal) -> list[int]:
     ]
 
 
-def _with_new_arrays(header: Header, request: Request) -> tuple[Header, list[int]]:
+def _with_new_arrays(header: Header, request: StoreRequest) -> tuple[Header, list[int]]:
     """The header with the requested arrays, and the size of each ``zarr.json`` below the root."""
     arrays = {array.name: array for array in (*(entry.spec for entry in header.arrays.values()), *request.arrays)}
-    entries, metadata_bytes = measure_skeleton(request.spec, list(arrays.values()), request.static)
+    # an existing store keeps its own, without the sizes of a request, say; no memory is taken
+    static = {name: np.broadcast_to(np.zeros((), one.dtype), one.shape) for name, one in header.static.items()}
+    entries, metadata_bytes = measure_skeleton(request.spec, list(arrays.values()), static)
     header = replace(
         header,
         arrays={**entries, **header.arrays},
@@ -244,7 +228,7 @@ def needed_bytes(root: Path, forecasts: Sequence[StoreForecast]) -> int:
         return 0
     has_statvfs = hasattr(os, "statvfs")  # not on Windows
     block_bytes = (has_statvfs and os.statvfs(nearest_folder(root)).f_frsize) or UNKNOWN_BLOCK_BYTES
-    files = sum(one.written_bytes + block_bytes * one.written_files for one in writing)
+    files = sum(one.written_bytes + block_bytes * one.written_files + LABEL_BYTES * one.num_rows for one in writing)
     freed = sum(one.freed_bytes for one in writing)
     return max(files - freed, 0) + HEADROOM_BYTES
 

@@ -5,6 +5,7 @@ The decision taken here: damage is collected, never raised, so that everything e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..damage import Damage, chunk_damage, require_sound, static_damage, swapped_chunks
+from ..errors import DamagedStoreError
 from ..format import (
     CONTENT_HASHES,
     LABELS,
@@ -23,7 +25,8 @@ from ..format import (
     static_entry,
     token_array,
 )
-from ..header import ArrayEntry, Header
+from ..geometry import rows_per_block, rows_per_chunk
+from ..header import HEADER_FILE, ArrayEntry, Header
 from ..header_values import COMPLETE
 from ..journal import JOURNAL_FOLDER, BatchNotes, Entry, Journal
 from ..reader import StoreFiles, rows_of_format1
@@ -57,7 +60,12 @@ class Content:
 
 
 def read_content(files: StoreFiles, *, read: bool) -> Content:
-    """Everything that is sound in a store of format 1; chunks of tokens are read, or judged by size and stored checksum."""
+    """Everything that is sound in a store of format 1; chunks of tokens are read, or judged by size and stored checksum.
+
+    Raises:
+        DamagedStoreError: the header has chunks of other sizes than the format.
+    """
+    _require_geometry(files)
     header, damages = files.header, [*foreign_files(files.path, files.header)]
     for file, line, is_torn in files.journal.bad_lines:
         if not is_torn or header.state == COMPLETE:
@@ -85,6 +93,19 @@ def read_content(files: StoreFiles, *, read: bool) -> Content:
     )
 
 
+def _require_geometry(files: StoreFiles) -> None:
+    header = files.header
+    num_rows = header.spec.num_rows
+    chunk_rows = {
+        name: rows_per_chunk(num_rows, math.prod(array.row_shape) * array.dtype.itemsize)
+        for name in header.arrays
+        for array in [token_array(header, name)]
+    }
+    is_same = chunk_rows == {name: entry.chunk_rows for name, entry in header.arrays.items()}
+    if not is_same or header.block_rows != rows_per_block(num_rows):
+        raise DamagedStoreError("cache.header_damaged", file=files.path / HEADER_FILE)
+
+
 def label_target(files: StoreFiles) -> Target:
     """The labels of a store of format 1.
 
@@ -97,7 +118,8 @@ def label_target(files: StoreFiles) -> Target:
     values = np.array(files.static(LABELS))
     if values.dtype.kind not in "iu":
         return Target(values=values, type="regression", source="format 1")
-    names = [str(name) for name in files.header.attributes.get("class_names", ())]
+    recorded = files.header.attributes.get("class_names")
+    names = [str(name) for name in recorded] if isinstance(recorded, list) else []
     fits = values.ndim == 1 and values.min() >= 0 and values.max() < len(names)
     return Target(values=values, type="multiclass", class_names=names if fits else (), source="format 1")
 
@@ -128,7 +150,7 @@ def _new_journal(files: StoreFiles, names: Mapping[str, str], lost: set[tuple[in
         kept = {name for name in entry.checksums if name in names and (block, name) not in lost}
         notes = entry.notes.of_arrays(kept)
         checksums = {names[name]: entry.checksums[name] for name in kept}
-        if checksums and block < files.header.block_grid.num_blocks:
+        if checksums:
             saturated, nonfinite = (
                 {names[name]: count for name, count in counts.items()} for counts in (notes.saturated, notes.nonfinite)
             )

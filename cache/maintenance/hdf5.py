@@ -22,9 +22,10 @@ import numpy as np
 from ..atomic_files import storage_errors, sync_file, sync_folder
 from ..damage import require_sound, static_damage
 from ..errors import (
+    CacheError,
     DamagedStoreError,
-    IncompleteStoreError,
     NotAStoreError,
+    NotWritableError,
     OldFormatError,
     SpecError,
     StorageFullError,
@@ -33,11 +34,12 @@ from ..format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, VIEWS, 
 from ..header import FORMAT_VERSION, Header, parse_header, read_header
 from ..journal import BatchNotes, Journal, parse_line, read_journal
 from ..mapping import map_rows
-from ..reader import SampleIds, StoreFiles, chunk_files, require_complete, require_current
+from ..reader import SampleIds, StoreFiles, chunk_files, require_any_complete, require_complete, require_current
 from ..rows import RowSet
 from ..spec import StoreSpec
 from ..targets import TARGETS, Target, list_targets, read_target, write_target
-from ..writing.resume import Request
+from ..writing.locking import StoreLock
+from ..writing.resume import StoreRequest, temporary_folders
 from ..writing.staging import Batch
 from ..writing.writer import CacheWriter
 
@@ -61,9 +63,8 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
     _require_absent(file)
     files = StoreFiles.read(store)
     require_current(store, files.header)
+    require_any_complete(files)
     header, journal = _only_complete(files.header, files.journal)
-    if not header.arrays:
-        raise IncompleteStoreError("cache.store_incomplete", store=store, num_blocks=0, num_done=0)
     require_sound(store, list(static_damage(store, header)))
     require_complete(files, list(header.arrays))
     staging = file.with_name(f"{file.name}.partial")
@@ -79,7 +80,7 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
                 for name in header.arrays:
                     _export_array(files, name, target)
                 for name in list_targets(store):
-                    _export_target(read_target(store, name), name, target)
+                    _export_target(read_target(store, name, num_rows=header.spec.num_rows), name, target)
             sync_file(staging)
             os.replace(staging, file)
             sync_folder(file.parent)
@@ -108,7 +109,7 @@ def read_hdf5_spec(file: str | Path) -> StoreSpec:
 
 
 def import_hdf5(file: str | Path, store: str | Path) -> None:
-    """Make a store from a file of `export_hdf5`.
+    """Make a store from a file of `export_hdf5`, which appears whole or not at all; after an interruption it can be repeated.
 
     Args:
         file: the HDF5 file.
@@ -117,44 +118,75 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
     Raises:
         SpecError: the store exists.
         NotAStoreError: the file is not an exported store.
-        DamagedStoreError: its data do not have the checksums in its journal; no store is left.
-        CacheError: the disk refuses.
+        DamagedStoreError: its data are not those that were exported.
+        StoreLockedError: another process makes the store.
+        StorageFullError, NotWritableError: the disk refuses.
     """
     file, store = Path(file), Path(store)
     _require_absent(store)
-    with _open_exported(file) as (source, header):
-        journal = _read_journal(source, file)
-        static = {name: source[name][...] for name in header.static}
-        rows = RowSet(
-            hashes=static[CONTENT_HASHES],
-            views=static.get(VIEWS),
-            view_rule=header.spec.view_rule,
-            hash_rule=header.spec.hash_rule,
-        )
-        request = Request(
-            spec=header.spec,
-            rows=rows,
-            arrays=tuple(header.complete_arrays),
-            static=static,
-            sample_ids=SampleIds(static[SAMPLE_ID_BYTES], static[SAMPLE_ID_OFFSETS]),
-            batch_size=header.batch_size,
-            attributes=header.attributes,
-            parity=header.parity,
-            versions=header.versions,
-            unknown=header.unknown,
-        )
-        with CacheWriter.open_request(store, request) as writer:
-            for batch in writer.pending():
-                part = slice(batch.start, batch.stop)
-                tokens = {array.name: source[array.name][part] for array in batch.arrays}
-                notes = _notes_of(batch, journal, header.block_rows)
-                writer.append(batch, tokens, content_hashes=source[CONTENT_HASHES][part], notes=notes)
-            if read_journal(store).entries != journal.entries or read_header(store).static != header.static:
-                shutil.rmtree(store)
-                raise DamagedStoreError("cache.hdf5_damaged", file=file)
-            for name, target in _import_targets(source):
-                write_target(store, name, target, num_rows=header.spec.num_rows)
-            writer.complete()
+    lock, (folder, _) = StoreLock(store), temporary_folders(store)
+    staging = folder / "import"  # and its own lock, which goes with the folder
+    lock.acquire()
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        with _open_exported(file) as (source, header):
+            try:
+                _write_imported(source, header, staging)
+            except (StorageFullError, NotWritableError):
+                raise
+            except (CacheError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+                raise DamagedStoreError("cache.hdf5_damaged", file=file, reason=_reason(error)) from error
+        with storage_errors(store):
+            os.replace(staging, store)
+            sync_folder(store.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _reason(error: Exception) -> str:
+    return error.got if isinstance(error, CacheError) else f"{type(error).__name__}: {error}"
+
+
+def _write_imported(source: Any, header: Header, store: Path) -> None:
+    """Make the store of an exported file.
+
+    Raises:
+        CacheError, KeyError, TypeError, ValueError, AttributeError, OSError: the file is damaged, or the disk refuses.
+    """
+    journal, spec = _read_journal(source), header.spec
+    sizes = {**{name: entry.shape for name, entry in header.static.items()}, **_token_shapes(header)}
+    if wrong := [name for name, shape in sizes.items() if source[name].shape != shape]:
+        raise ValueError(f"{wrong[0]} has another shape")
+    static = {name: source[name][...] for name in header.static}
+    hashes = static[CONTENT_HASHES]
+    request = StoreRequest(
+        spec=spec,
+        rows=RowSet(hashes=hashes, views=static.get(VIEWS), view_rule=spec.view_rule, hash_rule=spec.hash_rule),
+        arrays=tuple(header.complete_arrays),
+        static=static,
+        sample_ids=SampleIds(static[SAMPLE_ID_BYTES], static[SAMPLE_ID_OFFSETS]),
+        batch_size=header.batch_size,
+        attributes=header.attributes,
+        parity=header.parity,
+        versions=header.versions,
+        unknown=header.unknown,
+    )
+    with CacheWriter.open_request(store, request) as writer:
+        for batch in writer.pending():
+            part = slice(batch.start, batch.stop)
+            tokens = {array.name: source[array.name][part] for array in batch.arrays}
+            notes = _notes_of(batch, journal, header.block_rows)
+            writer.append(batch, tokens, content_hashes=hashes[part], notes=notes)
+        for name, target in _import_targets(source, spec.num_rows):
+            write_target(store, name, target, num_rows=spec.num_rows)
+        if read_journal(store).entries != journal.entries or read_header(store).static != header.static:
+            raise ValueError("data with another CRC-32C")
+        writer.complete()
+
+
+def _token_shapes(header: Header) -> dict[str, tuple[int, ...]]:
+    return {name: (header.spec.num_rows, *entry.spec.row_shape) for name, entry in header.arrays.items()}
 
 
 def _only_complete(header: Header, journal: Journal) -> tuple[Header, Journal]:
@@ -182,15 +214,17 @@ def _export_target(kept: Target, name: str, target: Any) -> None:
     target[f"{TARGETS}/{name}"].attrs["about"] = json.dumps(about)
 
 
-def _import_targets(source: Any) -> Iterator[tuple[str, Target]]:
+def _import_targets(source: Any, num_rows: int) -> Iterator[tuple[str, Target]]:
     for name, dataset in source.get(TARGETS, {}).items():
+        if dataset.shape[:1] != (num_rows,):
+            raise ValueError(f"target {name} has another shape")
         yield name, Target(values=dataset[...], **json.loads(dataset.attrs["about"]))
 
 
-def _read_journal(source: Mapping[str, Any], file: Path) -> Journal:
+def _read_journal(source: Mapping[str, Any]) -> Journal:
     entries = [parse_line(line) for line in source[JOURNAL_DATASET][...].tobytes().splitlines(keepends=True)]
     if None in entries:
-        raise DamagedStoreError("cache.hdf5_damaged", file=file)
+        raise ValueError("an altered line of the journal")
     return Journal(entries={entry.block: entry for entry in entries if entry is not None})
 
 

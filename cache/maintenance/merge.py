@@ -10,23 +10,28 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..atomic_files import storage_errors
 from ..damage import chunk_damage, quick_damage, require_sound, static_damage
-from ..errors import FieldDifference, SpecError, SpecMismatchError
+from ..errors import CacheError, FieldDifference, SpecError, SpecMismatchError
 from ..format import SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, ChunkedArray, token_array
-from ..journal import read_journal
+from ..header import FORMAT_VERSION, read_header
+from ..header_values import COMPLETE
 from ..reader import ArrayKey, StoreFiles, require_complete
+from ..rows import RowSet
 from ..spec import StoreSpec
 from ..targets import LABEL, Target, list_targets, read_target, target_staging, write_target
 from ..writing.locking import StoreLock
 from ..writing.writer import CacheWriter
 from .format1_content import label_target
-from .merge_sources import Sources
-from .upgrade import delete_with_folders
+from .merge_sources import MERGED_FROM, Sources, committed_rows, names_of, shared_rows
+from .upgrade import cache_of, delete_with_folders, remove_leftovers_of
+from .verify import verify_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +41,10 @@ class Merge:
     Args:
         store: the new store.
         num_rows: its rows.
-        num_repeated: rows of the merged stores beyond those, since another store has the same image in the same view.
-        arrays_left_out: paths of arrays that not all of the stores have.
-        targets_left_out: targets that not all of the stores have, or not with the same type and class names.
+        num_repeated: rows of the merged stores beyond those, since another store has the same image in the same view; 0 where an
+            earlier call was interrupted while it deleted them.
+        arrays_left_out: paths of arrays that the new store lacks, since not all of the stores have them.
+        targets_left_out: targets that not all of the stores have, or not with the same type, class names and values.
         kept: merged store -> why it was not deleted.
     """
 
@@ -53,13 +59,13 @@ class Merge:
 def merge_stores(
     paths: Sequence[str | Path], root: str | Path | None = None, *, name: str | None = None, delete: bool = False
 ) -> Merge:
-    """Make one store of the rows of several; after an interruption the same call goes on.
+    """Make one store of the rows of several; after an interruption the same call goes on, also with the deletion.
 
     Args:
         paths: stores of one model, of either format.
         root: the cache folder of the new store; None is the one that the first store lies in.
         name: name of the new store; None is the first store's.
-        delete: delete each merged store afterwards, unless it has something that the new one lacks.
+        delete: read the new store back, then delete each merged store, unless it has something that the new one lacks.
 
     Raises:
         SpecMismatchError: stores of different models, or with hashes or views by different rules.
@@ -68,8 +74,13 @@ def merge_stores(
         StoreLockedError: another process writes the new store, or one that is to be deleted.
         StorageFullError, NotWritableError: the disk refuses; committed row blocks are kept.
     """
-    unique = {os.path.abspath(path): Path(path) for path in paths}
-    parts = [StoreFiles.read(path) for path in unique.values()]
+    given = list({os.path.realpath(path): Path(path) for path in paths}.values())
+    gone = [path for path in given if not path.exists()]
+    if delete and gone and (store := _find_merged(given, root)):
+        for path in gone:
+            remove_leftovers_of(path, store.parent.parent)
+        return _finish(store, [StoreFiles.read(path) for path in given if path not in gone], delete=True)
+    parts = [StoreFiles.read(path) for path in given]
     _check_same_model(parts)
     sources = Sources(parts)
     if not sources.arrays or not len(sources.rows):
@@ -77,19 +88,22 @@ def merge_stores(
         raise SpecError("cache.nothing_to_merge", store=parts[0].path, num_stores=len(parts), **values)
     for part in parts:
         _require_sound(part, list(sources.arrays))
-    targets, targets_left_out = _join_targets(sources)
-    root = _cache_of(parts[0]) if root is None else Path(root)
-    store = _write(sources, root, name or parts[0].header.spec.name)
+    targets = _join_targets(sources)
+    root = cache_of(parts[0].path, parts[0].header.format) if root is None else Path(root)
+    store = _write(sources, root, name)
     _write_targets(store, targets, len(sources.rows))
-    left_out = dict.fromkeys(name for part in parts for key, name in part.arrays.items() if key not in sources.arrays)
-    return Merge(
-        store=store,
-        num_rows=len(sources.rows),
-        num_repeated=sources.num_found - len(sources.rows),
-        arrays_left_out=tuple(left_out),
-        targets_left_out=tuple(targets_left_out),
-        kept=_delete_merged(sources, store, root, targets_left_out, delete=delete),
-    )
+    return replace(_finish(store, parts, delete=delete), num_repeated=sources.num_found - len(sources.rows))
+
+
+def _find_merged(given: Sequence[Path], root: str | Path | None) -> Path | None:
+    """The complete store that an earlier call made from these; None if there is none."""
+    roots = [cache_of(given[0], version) for version in (FORMAT_VERSION, 1)] if root is None else [Path(root)]
+    for store in sorted(path for one in roots for path in one.glob("*/*.zarr")):
+        with suppress(CacheError):
+            header = read_header(store)
+            if header.state == COMPLETE and header.attributes.get(MERGED_FROM) == names_of(given):
+                return store
+    return None
 
 
 def _check_same_model(parts: Sequence[StoreFiles]) -> None:
@@ -125,16 +139,22 @@ def _problems(part: StoreFiles, array: ChunkedArray) -> list[tuple[int, str]]:
     return [(c, problem) for c, one in committed if (problem := array.problem(part.path, c, one))]
 
 
-def _write(sources: Sources, root: Path, name: str) -> Path:
+def _write(sources: Sources, root: Path, name: str | None) -> Path:
     """Write the new store, or what it lacks yet."""
     first, rows = sources.parts[0].header, sources.rows
-    spec = StoreSpec.of_rows(first.spec.model, rows, name)
+    wanted = StoreSpec.of_rows(first.spec.model, rows, name or first.spec.name)
+    # a store of these rows may be there; one without tokens of a row that has some cannot be completed
+    spec = next(
+        spec
+        for spec in wanted.numbered()
+        if not (path := spec.path(root)).exists() or StoreFiles.read(path).skipped.keys() <= sources.skipped.keys()
+    )
     writer = CacheWriter.open(
         spec.path(root),
         spec.model,
         rows,
         list(sources.arrays.values()),
-        name=name,
+        name=spec.name,
         sample_ids=sources.sample_ids(),
         batch_size=first.batch_size,
         sizes=sources.sizes(),
@@ -167,60 +187,87 @@ def _write_targets(store: Path, targets: Mapping[str, Target], num_rows: int) ->
         lock.release()
 
 
-def _join_targets(sources: Sources) -> tuple[dict[str, Target], list[str]]:
-    """The targets that all stores have, with equal values for equal rows, joined; the names of the others."""
+def _join_targets(sources: Sources) -> dict[str, Target]:
+    """The targets that all stores have, with equal values for equal rows, joined."""
     known = [_targets_of(part) for part in sources.parts]
-    joined, left_out = {}, []
-    for name in sorted({name for targets in known for name in targets}):
-        found = [targets[name] for targets in known if name in targets]
-        kinds = {(one.type, tuple(one.class_names), one.values.dtype, one.values.shape[1:]) for one in found}
-        if len(found) < len(known) or len(kinds) > 1:
-            left_out.append(name)
-        else:
-            values = sources.column([one.values for one in found])
-            if all(
-                np.array_equal(values[at], one.values[rows], equal_nan=values.dtype.kind == "f")
-                for one, (at, rows) in zip(found, sources.places(), strict=True)
-            ):
-                joined[name] = replace(found[0], values=values)
-            else:  # an image has another value in another store
-                left_out.append(name)
-    return joined, left_out
+    joined = {}
+    for name in sorted(set.intersection(*map(set, known))):
+        found = [targets[name] for targets in known]
+        if len({(one.values.dtype, one.values.shape[1:]) for one in found}) == 1:
+            target = replace(found[0], values=sources.column([one.values for one in found]))
+            if all(_has_values(target, sources.rows, *one) for one in zip(found, sources.parts, strict=True)):
+                joined[name] = target
+    return joined
+
+
+def _has_values(target: Target, rows: RowSet, other: Target, part: StoreFiles) -> bool:
+    """Whether a target of some rows says the same as that of a store, for the rows that both have."""
+    at, known = shared_rows(rows, part)
+    is_same_kind = (target.type, [*target.class_names]) == (other.type, [*other.class_names])
+    return is_same_kind and np.array_equal(target.values[at], other.values[known], equal_nan=True)
 
 
 def _targets_of(part: StoreFiles) -> dict[str, Target]:
     if part.header.format == 1:
         return {LABEL: label_target(part)}
-    return {name: read_target(part.path, name) for name in list_targets(part.path)}
+    num_rows = part.header.spec.num_rows
+    return {name: read_target(part.path, name, num_rows=num_rows) for name in list_targets(part.path)}
 
 
-def _cache_of(part: StoreFiles) -> Path:
-    """The cache folder: the stores of format 1 lie one folder deeper."""
-    return Path(os.path.abspath(part.path)).parents[2 if part.header.format == 1 else 1]
+def _finish(store: Path, parts: Sequence[StoreFiles], *, delete: bool) -> Merge:
+    """Delete the merged stores, if that is wanted; the result."""
+    new = StoreFiles.read(store)
+    _check_same_model([new, *parts])
+    merged = [part for part in parts if not os.path.samefile(part.path, store)]
+    if delete and merged:
+        require_sound(store, verify_store(store))  # an earlier call may have written it
+    arrays_left_out = dict.fromkeys(name for part in parts for name in _arrays_left_out(part, new))
+    targets_left_out = sorted({name for part in parts for name in _targets_left_out(part, new)})
+    reasons = {part.path: _delete(part, new) if delete else "nobody asked for its deletion" for part in merged}
+    return Merge(
+        store=store,
+        num_rows=new.header.spec.num_rows,
+        num_repeated=0,
+        arrays_left_out=tuple(arrays_left_out),
+        targets_left_out=tuple(targets_left_out),
+        kept={path: reason for path, reason in reasons.items() if reason},
+    )
 
 
-def _delete_merged(
-    sources: Sources, store: Path, root: Path, targets_left_out: Sequence[str], *, delete: bool
-) -> dict[Path, str]:
-    """Delete the merged stores, if that is wanted; returns those that are kept, and why."""
-    kept = {}
-    for part in sources.parts:
-        if os.path.abspath(part.path) == os.path.abspath(store):
-            continue
-        if not delete:
-            kept[part.path] = "nobody asked for its deletion"
-            continue
-        arrays = [name for key, name in part.arrays.items() if key not in sources.arrays]
-        targets = [name for name in _targets_of(part) if name in targets_left_out]
-        lock = StoreLock(part.path)
-        lock.acquire()
-        try:
-            if arrays or targets:
-                kept[part.path] = f"the new store has no {', '.join([*arrays, *targets])}"
-            elif read_journal(part.path).entries != part.journal.entries:
-                kept[part.path] = "it was written meanwhile"
-            else:
-                delete_with_folders(part.path, root)
-        finally:
-            lock.release()
-    return kept
+def _delete(part: StoreFiles, new: StoreFiles) -> str:
+    """Delete a merged store, unless it has something that the new one lacks; returns why it is kept, or an empty text."""
+    lock = StoreLock(part.path)
+    lock.acquire()
+    try:
+        if StoreFiles.read(part.path).journal.entries != part.journal.entries:
+            return "it was written meanwhile"
+        if lacking := [*_arrays_left_out(part, new), *_targets_left_out(part, new), *_rows_left_out(part, new)]:
+            return f"the new store has no {', '.join(lacking)}"
+        with storage_errors(part.path):
+            delete_with_folders(part.path, new.path.parent.parent)
+    finally:
+        lock.release()
+    return ""
+
+
+def _arrays_left_out(part: StoreFiles, new: StoreFiles) -> list[str]:
+    """The paths of the arrays of a merged store that the new one lacks."""
+    return [name for key, name in part.arrays.items() if key not in new.arrays]
+
+
+def _targets_left_out(part: StoreFiles, new: StoreFiles) -> list[str]:
+    """The names of the targets of a merged store that the new one lacks, or has with other values."""
+    known = _targets_of(new)
+    targets = _targets_of(part).items()
+    return [name for name, one in targets if name not in known or not _has_values(known[name], new.rows, one, part)]
+
+
+def _rows_left_out(part: StoreFiles, new: StoreFiles) -> list[str]:
+    """How many rows with tokens of a merged store have none in the new one."""
+    keys = part.arrays.keys() & new.arrays.keys()
+    usable = []
+    for one in (part, new):
+        rows, skipped = committed_rows(one, keys)
+        usable.append(one.rows.keys[rows[~skipped]])
+    num_lost = int((~np.isin(usable[0], usable[1])).sum())
+    return [f"tokens of {num_lost:,} of its rows"] if num_lost else []

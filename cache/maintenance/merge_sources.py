@@ -5,10 +5,12 @@ Opens files for reading only.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,13 @@ from ..journal import BatchNotes
 from ..mapping import join_rows, part_starts
 from ..model_stores import array_names
 from ..reader import NUM_VIEWS, ArrayKey, StoreFiles, chunk_files
-from ..rows import MISSING, RowSet
+from ..rows import MISSING, RowSet, find_keys
 from ..spec import ArraySpec
 from ..token_array import TokenArray
 from ..writing.staging import Batch
 from .format1_content import FINGERPRINT
 
-MERGED_FROM = "merged_from"  # attribute of a merged store: the fingerprints of the stores
+MERGED_FROM = "merged_from"  # attribute of a merged store: the stores, by `names_of`
 
 
 class Sources:
@@ -42,7 +44,7 @@ class Sources:
     def __init__(self, parts: Sequence[StoreFiles]) -> None:
         self.parts = parts
         self.arrays = _common_arrays(parts)
-        found = [_usable_rows(part, list(self.arrays)) for part in parts] if self.arrays else []
+        found = [_usable_rows(part, self.arrays) for part in parts] if self.arrays else []
         columns = [np.concatenate(column) for column in zip(*found, strict=True)] or [np.zeros(0, np.int64)] * 4
         hashes, views, skipped, row = columns
         part = np.repeat(np.arange(len(found)), [len(rows) for *_, rows in found])
@@ -98,13 +100,6 @@ class Sources:
             out[self.part == number] = one[self.row[self.part == number]]
         return out
 
-    def places(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """For each merged store: rows of the new store, and the rows of the merged one that show the same."""
-        keys = self.rows.keys
-        for part in self.parts:
-            _, at, rows = np.intersect1d(keys, part.rows.keys, return_indices=True)
-            yield at, rows
-
     def sample_ids(self) -> list[str]:
         known = [part.sample_ids for part in self.parts]
         return [known[part][row] for part, row in zip(self.part.tolist(), self.row.tolist(), strict=True)]
@@ -148,7 +143,12 @@ class Sources:
             for name, value in first.items()
             if name not in own and all(other.get(name) == value for other in others)
         }
-        return {**same, MERGED_FROM: [part.header.spec.fingerprint for part in self.parts]}
+        return {**same, MERGED_FROM: names_of([part.path for part in self.parts])}
+
+
+def names_of(stores: Sequence[Path]) -> list[str]:
+    """Name and folder of each store, sorted: the digests of rows and model are in them."""
+    return sorted("/".join(Path(os.path.abspath(store)).parts[-2:]) for store in stores)
 
 
 def _common_arrays(parts: Sequence[StoreFiles]) -> dict[ArrayKey, ArraySpec]:
@@ -166,10 +166,22 @@ def _common_arrays(parts: Sequence[StoreFiles]) -> dict[ArrayKey, ArraySpec]:
     return common
 
 
-def _usable_rows(part: StoreFiles, keys: Sequence[ArrayKey]) -> tuple[NDArray[Any], ...]:
-    """Hash, view, whether it was skipped, and number, of the rows whose tokens of all these arrays are committed."""
-    num_rows, rows = part.header.spec.num_rows, part.rows
+def _usable_rows(part: StoreFiles, keys: Collection[ArrayKey]) -> tuple[NDArray[Any], ...]:
+    """Hash, view, whether it was skipped, and number, of the committed rows of a store."""
+    rows, skipped = committed_rows(part, keys)
+    views = np.zeros(len(part.rows), np.uint16) if part.rows.views is None else part.rows.views
+    return part.rows.hashes[rows], views[rows], skipped, rows
+
+
+def committed_rows(part: StoreFiles, keys: Collection[ArrayKey]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """``[n]`` the rows of a store whose row blocks are committed for all these arrays, and whether each was skipped."""
     blocks = part.committed(array_names(part, keys) or [])
-    chosen = np.flatnonzero(np.repeat(blocks, part.header.block_rows)[:num_rows] & (rows.hashes != MISSING))
-    views = np.zeros(num_rows, np.uint16) if rows.views is None else rows.views
-    return rows.hashes[chosen], views[chosen], np.isin(chosen, [*part.skipped]), chosen
+    rows = np.flatnonzero(part.rows_of(blocks) & (part.rows.hashes != MISSING))
+    return rows, np.isin(rows, [*part.skipped])
+
+
+def shared_rows(rows: RowSet, part: StoreFiles) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of a store that show the same as one of `rows`: ``[n]`` places in `rows`, ``[n]`` rows of the store."""
+    places = find_keys(part.rows.keys, rows.keys)
+    known = np.flatnonzero(places >= 0)
+    return places[known], known

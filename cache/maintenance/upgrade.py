@@ -11,7 +11,6 @@ The hashes stay those of rule 1. A row block that was not committed has no hashe
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import re
 import shutil
@@ -21,22 +20,22 @@ from pathlib import Path
 
 import google_crc32c
 
-from ..atomic_files import storage_errors, sync_folder, write_all
+from ..atomic_files import storage_errors, sync_folder, write_file
 from ..damage import Damage, chunk_damage, quick_damage, require_sound
-from ..errors import CacheError, DamagedStoreError, SpecError
+from ..errors import CacheError, DamagedStoreError, NotWritableError, SpecError
 from ..format import CHECKSUM_BYTES, create_skeleton, token_array
 from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header, write_header
 from ..journal import Journal, read_journal, rewrite_journal
 from ..reader import StoreFiles
 from ..spec import StoreSpec
-from ..targets import LABEL, write_target
+from ..targets import LABEL, list_targets, write_target
 from ..writing.locking import StoreLock, is_locked, lock_file, worker_files
 from ..writing.resume import remove_store, temporary_folders
 from .catalog import find_stores
 from .format1_content import FINGERPRINT, Content, read_content
+from .verify import verify_store
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_MODEL_FOLDER = re.compile(r"-[0-9a-f]{8}$")
 _OLD_NAME = re.compile(r"-([0-9a-f]{8})\.zarr$")
 
 
@@ -70,10 +69,15 @@ def upgrade_store(path: str | Path, root: str | Path | None = None) -> Upgrade:
         StoreLockedError: a process writes it.
         StorageFullError, NotWritableError: the disk refuses; the old store is as it was.
     """
-    old = Path(path)
-    root = Path(os.path.abspath(old)).parents[2] if root is None else Path(root)
+    try:
+        return _upgrade(Path(path), cache_of(Path(path), 1) if root is None else Path(root))
+    except NotWritableError as error:
+        raise NotWritableError("cache.upgrade_not_writable", path=error.where, reason=error.got) from error
+
+
+def _upgrade(old: Path, root: Path) -> Upgrade:
     if not old.exists() and (done := _find_upgraded(old, root)):
-        _remove_leftovers_of(old, root)
+        remove_leftovers_of(old, root)
         return done
     if (version := read_header(old).format) != 1:
         raise SpecError("cache.not_old_format", store=old, expected=1, got=version)
@@ -111,7 +115,7 @@ def find_format1(root: str | Path) -> list[Path]:
 
 
 def remove_leftovers(root: str | Path) -> None:
-    """Remove what killed upgrades left of deleted stores of format 1: half-deleted folders, locks, empty folders.
+    """Remove what killed upgrades left of deleted stores of format 1: half-deleted folders, locks, the folders around these.
 
     Raises:
         NotWritableError: the disk refuses.
@@ -119,11 +123,13 @@ def remove_leftovers(root: str | Path) -> None:
     for file in Path(root).glob("*/*/*.zarr.lock"):
         store = file.with_name(file.name.removesuffix(".lock"))
         if not store.exists() and not is_locked(store):
-            _remove_leftovers_of(store, Path(root))
-    for folder in Path(root).glob("*/"):
-        if not _MODEL_FOLDER.search(folder.name):  # those a writer may just have made
-            for inner in [*folder.glob("*/"), folder]:
-                _remove_empty_folders(inner / "store", Path(root))
+            remove_leftovers_of(store, Path(root))
+
+
+def cache_of(store: Path, version: int) -> Path:
+    """The cache folder that a store of a format lies in: those of format 1 lie one folder deeper."""
+    folder = Path(os.path.abspath(store)).parent.parent
+    return folder.parent if version == 1 else folder
 
 
 def delete_with_folders(store: Path, root: Path) -> None:
@@ -131,7 +137,7 @@ def delete_with_folders(store: Path, root: Path) -> None:
     for left_behind in temporary_folders(store):
         shutil.rmtree(left_behind, ignore_errors=True)
     remove_store(store)
-    for file in [*worker_files(store), lock_file(store)]:
+    for file in [*worker_files(store).values(), lock_file(store)]:
         file.unlink(missing_ok=True)
     _remove_empty_folders(store, root)
 
@@ -152,19 +158,12 @@ def _num_rows_left_behind(header: Header, journal: Journal) -> int:
 
 def _choose_place(root: Path, content: Content) -> tuple[StoreSpec, bool]:
     """The spec whose path is free for the new store, or holds it already: stores that differ in tap or labels have equal rows."""
-    spec = content.header.spec
-    for number in itertools.count(2):
-        path = spec.path(root)
-        if not path.exists():
-            return spec, False
-        if _holds(path, content):
-            return spec, True
-        spec = replace(spec, name=f"{content.header.spec.name}-{number}")
-    raise AssertionError("there is always another number")
+    places = ((spec, spec.path(root)) for spec in content.header.spec.numbered())
+    return next((spec, path.exists()) for spec, path in places if not path.exists() or _holds(path, content))
 
 
 def _holds(path: Path, content: Content) -> bool:
-    """Whether a store is this one, upgraded before, and sound as far as sizes tell."""
+    """Whether a store is this one, upgraded before, and sound; reads it."""
     try:
         files = StoreFiles.read(path)
     except CacheError:
@@ -181,7 +180,8 @@ def _holds(path: Path, content: Content) -> bool:
         )
         and content.journal.entries.keys() <= files.journal.entries.keys()
     )
-    return is_same and has_all and not list(quick_damage(path, header, files.journal, list(header.arrays)))
+    has_target = content.target is None or LABEL in list_targets(path)
+    return is_same and has_all and has_target and not verify_store(path)
 
 
 def _make_store(spec: StoreSpec, root: Path, old: Path, content: Content) -> None:
@@ -195,9 +195,7 @@ def _make_store(spec: StoreSpec, root: Path, old: Path, content: Content) -> Non
             shutil.rmtree(folder, ignore_errors=True)
             known = content.header.arrays
             arrays, metadata = create_skeleton(folder, spec, [entry.spec for entry in known.values()], content.static)
-            assert {n: e.chunk_rows for n, e in arrays.items()} == {n: e.chunk_rows for n, e in known.items()}, (
-                "geometry"
-            )
+            assert {n: e.chunk_rows for n, e in arrays.items()} == {n: e.chunk_rows for n, e in known.items()}
             header = replace(content.header, spec=spec, metadata=metadata)
             _take_chunks(old, folder, header, content)
             rewrite_journal(folder, content.journal)
@@ -251,12 +249,7 @@ def _copy(file: Path, new: Path, checksum: str | None) -> bool:
     data = file.read_bytes()
     if f"{google_crc32c.value(data[:-CHECKSUM_BYTES]):08x}" != checksum:
         return False
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_file(new, data)
     return True
 
 
@@ -283,7 +276,8 @@ def _find_upgraded(old: Path, root: Path) -> Upgrade | None:
     return None
 
 
-def _remove_leftovers_of(store: Path, root: Path) -> None:
+def remove_leftovers_of(store: Path, root: Path) -> None:
+    """Remove what a killed process left of a store that it deleted."""
     if not lock_file(store).exists():
         _remove_empty_folders(store, root)
         return

@@ -69,14 +69,22 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
         for name, line, is_torn in journal.bad_lines
         if not is_torn or header.state == COMPLETE
     ]
+    names = [array.name for array in block_arrays(header)]
+    known = journal.of_store(names, header.block_grid).entries
+    bad_entries = [
+        Damage(file=JOURNAL_FOLDER, problem=f"row block {block}: it, an array or a skipped row does not exist")
+        for block, entry in sorted(journal.entries.items())
+        if known.get(block) != entry
+    ]
     static = list(static_damage(store, header))
     return [
         *metadata,
         *bad_lines,
+        *bad_entries,
         *static,
         *_rows_damage(store, header, static),
         *_block_damage(store, header, journal, only),
-        *_target_damage(store),
+        *_target_damage(store, header.spec.num_rows),
         *foreign_files(store, header),
     ]
 
@@ -132,8 +140,8 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
                 assert damage.rows is not None, "a chunk has rows"
                 by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
             drop_damaged(store, header, read_journal(store), by_block)
-            of_targets = set(_target_damage(store))
-            dropped_targets = drop_damaged_targets(store)
+            of_targets = set(_target_damage(store, header.spec.num_rows))
+            dropped_targets = drop_damaged_targets(store, num_rows=header.spec.num_rows)
             for damage in dropped:
                 (store / damage.file).unlink(missing_ok=True)
             for damage in foreign if remove_foreign else []:
@@ -184,12 +192,12 @@ def _rows_damage(store: Path, header: Header, static: Collection[Damage]) -> Ite
             yield chunk_damage(array, 0, "altered")
 
 
-def _target_damage(store: Path) -> Iterator[Damage]:
+def _target_damage(store: Path, num_rows: int) -> Iterator[Damage]:
     if problem := group_problem(store):
         yield Damage(file=f"{TARGETS}/{HEADER_FILE}", problem=problem)
     for name in list_targets(store):
         try:
-            read_target(store, name)
+            read_target(store, name, num_rows=num_rows)
         except CacheError as error:
             yield Damage(file=f"{POINTERS}/{name}.json", problem=error.got)
 

@@ -95,7 +95,7 @@ class StoreLock:
             try:
                 if living := living_workers(self.store):
                     raise locked_error(self.store, living[min(living)])
-                for file in worker_files(self.store):  # of dead workers; none starts while this lock is held
+                for file in worker_files(self.store).values():  # of dead workers; none starts while this lock is held
                     file.unlink()
             except BaseException:
                 self._lock.release()
@@ -118,8 +118,11 @@ def worker_file(store: Path, index: int) -> Path:
     return store.with_name(f"{store.name}.worker-{index}.lock")
 
 
-def worker_files(store: Path) -> list[Path]:
-    return sorted(store.parent.glob(f"{glob.escape(store.name)}.worker-*.lock"))
+def worker_files(store: Path) -> dict[int, Path]:
+    """The lock files of the workers of a store, by their index."""
+    files = store.parent.glob(f"{glob.escape(store.name)}.worker-[0-9]*.lock")
+    digits = {file.name.removeprefix(f"{store.name}.worker-").removesuffix(".lock"): file for file in files}
+    return {int(number): file for number, file in digits.items() if number.isdecimal()}
 
 
 def take_lock(lock: FileLock, store: Path) -> None:
@@ -156,8 +159,7 @@ def read_owner(file: Path) -> LockOwner | None:
 
 def living_workers(store: Path) -> dict[int, LockOwner | None]:
     """The workers that hold their lock now: index -> owner, None for one that left no name."""
-    numbers = {int(file.name.rsplit("-", 1)[1].removesuffix(".lock")): file for file in worker_files(store)}
-    return {number: read_owner(file) for number, file in numbers.items() if is_held(file)}
+    return {number: read_owner(file) for number, file in worker_files(store).items() if is_held(file)}
 
 
 def owners_of(store: Path) -> list[LockOwner]:

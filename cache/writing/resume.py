@@ -27,6 +27,7 @@ from ..format import (
     SAMPLE_ID_BYTES,
     SAMPLE_ID_OFFSETS,
     ChunkedArray,
+    block_arrays,
     create_skeleton,
     metadata_problem,
     static_array,
@@ -36,6 +37,7 @@ from ..format import (
 )
 from ..geometry import rows_per_block
 from ..header import HEADER_FILE, Header, read_header, write_header
+from ..header_values import PARITY_COUNTS, PARITY_NUMBERS, is_parity
 from ..journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
 from ..reader import require_current
 from ..rows import MISSING, RowSet
@@ -43,7 +45,7 @@ from ..spec import ArraySpec, ModelSpec, StoreSpec, array_order
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class StoreRequest:
     """The checked arguments of `CacheWriter.open`.
 
     Args:
@@ -92,18 +94,20 @@ def check_request(
     *,
     name: str,
     sample_ids: Sequence[str],
-    sizes: NDArray[np.int64] | None,
     batch_size: int,
-    attributes: Mapping[str, Any],
-    parity: Mapping[str, Mapping[str, Any]],
-) -> Request:
-    """Check the arguments of `CacheWriter.open`.
+    sizes: NDArray[np.int64] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    parity: Mapping[str, Mapping[str, Any]] | None = None,
+) -> StoreRequest:
+    """Check the arguments of `CacheWriter.open`, which explains them.
 
     Raises:
         SpecError: names every invalid argument.
     """
+    attributes, parity = attributes or {}, parity or {}
     names = [array.name for array in arrays]
     num_empty = sum(not name for name in sample_ids)
+    not_parity = sorted(name for name, one in parity.items() if not is_parity(one))
     num_rows, num_missing = len(rows), int((rows.hashes == MISSING).sum())
     checks = [
         (names and len(set(names)) == len(names), "arrays", "at least one, each once", names),
@@ -117,6 +121,7 @@ def check_request(
         (sizes is None or len(sizes) == num_rows, "sizes", f"{num_rows} numbers", sizes is None or len(sizes)),
         (batch_size >= 1, "batch_size", "at least 1", batch_size),
         (set(parity) <= set(names), "parity", "parity of requested arrays", sorted(set(parity) - set(names))),
+        (not not_parity, "parity", f"with {', '.join(PARITY_COUNTS + PARITY_NUMBERS)}", not_parity),
     ]
     wrong = [(name, rule, str(got)) for is_right, name, rule, got in checks if not is_right]
     as_json, not_json = _through_json(attributes=(attributes, True), parity=(parity, False))
@@ -127,7 +132,7 @@ def check_request(
             expected="; ".join(f"{name}: {rule}" for name, rule, _ in wrong),
             got="; ".join(f"{name}: {got}" for name, _, got in wrong),
         )
-    return Request(
+    return StoreRequest(
         spec=StoreSpec.of_rows(model, rows, name),
         rows=rows,
         arrays=tuple(sorted(arrays, key=array_order)),
@@ -177,7 +182,7 @@ def remove_store(store: Path) -> None:
     shutil.rmtree(old)
 
 
-def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
+def create_store(store: Path, request: StoreRequest) -> tuple[Header, Journal]:
     """Make a store without a single row block."""
     folder, _ = temporary_folders(store)
     arrays, metadata = create_skeleton(folder, request.spec, request.arrays, request.static)
@@ -189,7 +194,7 @@ def create_store(store: Path, request: Request) -> tuple[Header, Journal]:
     return header, Journal()
 
 
-def resume_store(store: Path, request: Request, *, has_others: bool = False) -> tuple[Header, Journal]:
+def resume_store(store: Path, request: StoreRequest, *, has_others: bool = False) -> tuple[Header, Journal]:
     """Resume a store: check that it is the requested one, add new arrays, drop damaged chunks.
 
     With `has_others`, other workers are writing the store: damage is not checked again, and their staging files are kept.
@@ -211,7 +216,7 @@ def resume_store(store: Path, request: Request, *, has_others: bool = False) -> 
     return drop_damaged(store, header, journal, damaged)
 
 
-def check_same(store: Path, header: Header, request: Request) -> None:
+def check_same(store: Path, header: Header, request: StoreRequest) -> None:
     """Raise unless the store is the requested one: same model and rows, same row shapes, a format that is written."""
     require_current(store, header)
     if differences := request.spec.difference(header.spec):
@@ -228,7 +233,7 @@ def check_same(store: Path, header: Header, request: Request) -> None:
             )
 
 
-def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
+def _with_skeleton(store: Path, header: Header, request: StoreRequest) -> Header:
     """Add the new arrays, and restore every file that is written once and was altered."""
     new = [array for array in request.arrays if array.name not in header.arrays]
     altered_metadata = {path for path, crc in header.metadata.items() if metadata_problem(store, path, crc)}
@@ -267,7 +272,7 @@ def _with_skeleton(store: Path, header: Header, request: Request) -> Header:
     return header
 
 
-def _restorable(header: Header, request: Request, altered: Collection[str]) -> dict[str, NDArray[Any]]:
+def _restorable(header: Header, request: StoreRequest, altered: Collection[str]) -> dict[str, NDArray[Any]]:
     """The values of static arrays that the request can restore: equal ones, and its ids where those of the store are lost."""
     values = {name: request.static[name] for name in header.static if name in request.static}
     are_lost = bool({SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS} & set(altered))
@@ -297,7 +302,8 @@ def drop_damaged(
     Returns:
         Header and journal as they are on the disk now.
     """
-    kept = {block: entry.without(damaged.get(block, ())) for block, entry in journal.entries.items()}
+    known = journal.of_store([array.name for array in block_arrays(header)], header.block_grid)
+    kept = {block: entry.without(damaged.get(block, ())) for block, entry in known.entries.items()}
     checked = Journal(entries={block: entry for block, entry in kept.items() if entry.checksums})
     blocks = range(header.block_grid.num_blocks)
     arrays = {

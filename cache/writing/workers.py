@@ -160,7 +160,7 @@ class WorkerLock:
         write_owner(self._file, self._name)
 
     def _remove_dead(self) -> None:
-        for file in worker_files(self.store):
+        for file in worker_files(self.store).values():
             if not is_held(file):
                 file.unlink()
 

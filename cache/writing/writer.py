@@ -29,7 +29,7 @@ from ..journal import BatchNotes, Journal, append_entry, cut_torn_line, read_jou
 from ..rows import RowSet
 from ..spec import ArraySpec, ModelSpec
 from .locking import StoreLock
-from .resume import Request, check_request, create_store, resume_store, temporary_folders
+from .resume import StoreRequest, check_request, create_store, resume_store, temporary_folders
 from .staging import Batch, OpenBlock, check_batch
 from .workers import Worker, WorkerLock
 
@@ -44,7 +44,7 @@ class CacheWriter:
     """
 
     def __init__(
-        self, path: Path, request: Request, header: Header, journal: Journal, lock: StoreLock | WorkerLock
+        self, path: Path, request: StoreRequest, header: Header, journal: Journal, lock: StoreLock | WorkerLock
     ) -> None:
         self.path = path
         self.batch_size = header.batch_size
@@ -105,14 +105,14 @@ class CacheWriter:
             sample_ids=sample_ids,
             sizes=sizes,
             batch_size=batch_size,
-            attributes=attributes or {},
-            parity=parity or {},
+            attributes=attributes,
+            parity=parity,
         )
         return cls.open_request(Path(path), request, worker=worker)
 
     @classmethod
-    def open_request(cls, store: Path, request: Request, *, worker: Worker | None = None) -> CacheWriter:
-        """Like `open`, for a checked request: an import keeps the versions of the original."""
+    def open_request(cls, store: Path, request: StoreRequest, *, worker: Worker | None = None) -> CacheWriter:
+        """Like `open`, with the arguments as `check_request` returns them."""
         lock = StoreLock(store) if worker is None else WorkerLock(store, worker)
         try:
             with storage_errors(store), lock.exclusive():  # the first worker makes the store, the next ones find it

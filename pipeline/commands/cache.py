@@ -99,19 +99,26 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
     \b
     layerbank cache verify caches/*/*.zarr
     """
-    from layerbank.cache import verify_store
+    from layerbank.cache import CacheError, Damage, verify_store
 
-    from ..console import print_json, print_lines
+    from ..console import print_error, print_json, print_lines
 
-    damages = {str(store): verify_store(store) for store in stores}
+    damages: dict[str, list[Damage]] = {}
+    for store in stores:
+        try:
+            found = damages[str(store)] = verify_store(store)
+        except CacheError as error:
+            if len(stores) == 1:
+                raise
+            damages[str(store)] = [Damage(file=".", problem=error.got)]
+            print_error(error.where, {"expected": error.expected, "got": error.got, "do": error.todo})
+            continue
+        if not as_json:
+            print_lines([f"{store}: {f'{len(found)} damaged' if found else 'sound'}", *(f"  {one}" for one in found)])
+            if found:
+                print_lines([f"  to repair it: layerbank cache repair {shlex.quote(str(store))}"])
     if as_json:
         print_json({store: [_damage(one) for one in found] for store, found in damages.items()})
-    else:
-        for store, found in damages.items():
-            print_lines([f"{store}: {'sound' if not found else f'{len(found)} damaged'}"])
-            print_lines(f"  {one}" for one in found)
-            if found:
-                print_lines([f"  to repair it: layerbank cache repair {store}"])
     if any(damages.values()):
         click.get_current_context().exit(1)
 
@@ -298,7 +305,10 @@ def upgrade(stores: tuple[Path, ...], cache_root: Path | None) -> None:
         print_lines(f"  damaged: {one}" for one in done.damages)
         if done.damages:
             print_lines(
-                ["  the old store is kept; what is sound in it is in the new one: delete it when you need it no more"]
+                [
+                    "  The old store was kept. Everything sound in it is in the new store. "
+                    "Delete the old one when you no longer need it."
+                ]
             )
             has_failed = True
     if not stores:

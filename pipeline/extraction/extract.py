@@ -32,9 +32,11 @@ from layerbank.cache import (
     StorageFullError,
     StoreForecast,
     StoreLockedError,
+    StoreRequest,
     Target,
     Worker,
     array_key,
+    check_request,
     delete_store,
     find_gaps,
     forecast_store,
@@ -267,13 +269,16 @@ def forecasts(extraction: Extraction, rows: SplitRows, gaps: Sequence[Gap]) -> l
     """
     # on a GPU the chosen batch size may have more digits in the header, nothing else
     batch_size = extraction.config.batch_size or batch_size_on_a_cpu(extraction.backbone)
-    found: list[StoreForecast] = []
     replaced = extraction.to_delete(rows, gaps)
-    for gap in gaps:
-        options = _writer_options(extraction, gap, rows) | {"replaced": () if found else replaced}
-        options["worker"] = extraction.config.worker
-        found.append(forecast_store(gap.path, arrays=extraction.arrays, batch_size=batch_size, **options))
-    return found
+    return [
+        forecast_store(
+            gap.path,
+            _request(extraction, gap, rows, batch_size),
+            replaced=() if number else replaced,
+            worker=extraction.config.worker,
+        )
+        for number, gap in enumerate(gaps)
+    ]
 
 
 def _fill_all(
@@ -400,28 +405,24 @@ def _found(extraction: Extraction, rows: SplitRows, found: Gaps) -> RowsFound:
 
 
 def _open_writer(extraction: Extraction, gap: Gap, rows: SplitRows) -> CacheWriter:
-    return CacheWriter.open(
-        gap.path,
-        arrays=extraction.arrays,
-        batch_size=batch_size_of(extraction, gap),
-        worker=extraction.config.worker,
-        **_writer_options(extraction, gap, rows),
-    )
+    request = _request(extraction, gap, rows, batch_size_of(extraction, gap))
+    return CacheWriter.open_request(gap.path, request, worker=extraction.config.worker)
 
 
-def _writer_options(extraction: Extraction, gap: Gap, rows: SplitRows) -> dict[str, Any]:
+def _request(extraction: Extraction, gap: Gap, rows: SplitRows, batch_size: int) -> StoreRequest:
     is_whole = bool((gap.wanted >= 0).all())
     has_sizes = is_whole and rows.source.is_encoded
-    sizes = rows.source.sizes[gap.wanted // rows.rows_an_image] if has_sizes else None
-    return {
-        "model": extraction.model,
-        "rows": gap.rows,
-        "name": rows.name,
-        "sample_ids": ids_of(gap, rows.ids),
-        "sizes": sizes,
-        "attributes": {"request": extraction.request or {}},
-        "parity": extraction.parity.get(gap.path),
-    }
+    return check_request(
+        extraction.model,
+        gap.rows,
+        extraction.arrays,
+        name=rows.name,
+        sample_ids=ids_of(gap, rows.ids),
+        batch_size=batch_size,
+        sizes=rows.source.sizes[gap.wanted // rows.rows_an_image] if has_sizes else None,
+        attributes={"request": extraction.request or {}},
+        parity=extraction.parity.get(gap.path),
+    )
 
 
 def batch_size_of(extraction: Extraction, gap: Gap) -> int:

@@ -81,14 +81,18 @@ def _open_again(
     """Open the model and the data that a store was made from; an extraction for each tap of the store."""
     store, header = files.path, files.header
     model = header.spec.model
-    request = header.attributes.get("request") or {}
-    if not {"model", "data", "split"} <= request.keys():
+    request = header.attributes.get("request")
+    parts = {"model": dict, "data": str, "split": str}
+    if not isinstance(request, dict) or not all(isinstance(request.get(part), kind) for part, kind in parts.items()):
         raise RequestError("extraction.unknown_origin", store=store)
+    try:
+        asked = replace(ModelRequest.from_dict(request["model"]), precision=model.compute_dtype)
+        rule = ViewRule.from_dict(request["views"]) if "views" in request else None
+    except TypeError:  # values of other types
+        raise RequestError("extraction.unknown_origin", store=store) from None
     source = open_source(request["data"], request["split"])
-    rule = ViewRule.from_dict(request["views"]) if "views" in request else None
     images = identify(source, store.parent.parent, on_event=on_event)
     rows = SplitRows(source=source, images=images, rule=rule)
-    asked = replace(ModelRequest.from_dict(request["model"]), precision=model.compute_dtype)
     extractions = []
     for tap in sorted({entry.spec.tap for entry in header.arrays.values()} - {""}) or [asked.tap]:
         specs = [entry.spec for entry in header.arrays.values() if entry.spec.tap in ("", tap)]
@@ -152,4 +156,4 @@ def _rows_to_compute(extraction: Extraction, files: StoreFiles) -> NDArray[np.in
     for damage in verify_store(files.path):
         if damage.rows is not None and damage.array in header.arrays:  # of ids, rows are bytes
             blocks[damage.rows.start // header.block_rows] = True
-    return np.flatnonzero(np.repeat(blocks, header.block_rows)[: header.spec.num_rows])
+    return np.flatnonzero(files.rows_of(blocks))

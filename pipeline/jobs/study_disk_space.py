@@ -70,8 +70,7 @@ def _missing_bytes(
         held = [np.zeros(0, dtype=np.uint64)]
         for files in named:
             if (name := files.arrays.get(array_key(recipe.tap, level, kind))) is not None:
-                rows = np.repeat(files.committed([name]), files.header.block_rows)[: files.header.spec.num_rows]
-                held.append(files.rows.hashes[rows])
+                held.append(files.rows.hashes[files.rows_of(files.committed([name]))])
         num_held = 0 if split.hashes is None else int(np.isin(split.hashes, np.concatenate(held)).sum())
         missing += size * (split.num_images - num_held)
     return missing

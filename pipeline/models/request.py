@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import RequestError
 
@@ -55,12 +55,17 @@ class ModelRequest:
         """The request that `to_dict` wrote.
 
         Raises:
-            RequestError: a key that this version does not know.
+            RequestError: a key that this version does not know, or a value of another type.
         """
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             known = ", ".join(field.name for field in fields(cls))
             raise RequestError("models.unknown_request_keys", keys=", ".join(unknown), known=known)
+        types = get_type_hints(cls)
+        wrong = {name: value for name, value in values.items() if not isinstance(value, types[name])}
+        if wrong or "model" not in values:
+            got = ", ".join(f"{name} = {value!r}" for name, value in wrong.items()) or "no model"
+            raise RequestError("models.invalid_request", got=got)
         return cls(**values)
 
 
