@@ -1,4 +1,4 @@
-"""Arrays in one file with a checksum, for what can be made again: the content index, the samples in tars.
+"""Arrays in one file with a checksum, for what can be made again: the content index, the samples in tars, checked chunks.
 
 Such a file is only ever a shortcut. It is replaced whole, and one that is damaged, of other data or of another version is not used.
 """
@@ -75,10 +75,7 @@ def write_arrays(
     Returns:
         An empty text, or why no place can be written.
     """
-    header = json.dumps({"scope": scope, **{name: len(array) for name, array in arrays.items()}}).encode()
-    start = (8 + len(header)).to_bytes(8, "little")
-    content = b"".join((start, header, *(array.data for array in arrays.values())))
-    data = f"{title} {version} {xxh3_128_hexdigest(content)}\n".encode() + content
+    data = render_arrays(title, version, scope, arrays)
     problem = "no folder"
     for path in paths:
         try:
@@ -94,6 +91,14 @@ def write_arrays(
             continue
         return ""
     return problem
+
+
+def render_arrays(title: str, version: int, scope: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """The content of a file for `read_arrays`."""
+    header = json.dumps({"scope": scope, **{name: len(array) for name, array in arrays.items()}}).encode()
+    start = (8 + len(header)).to_bytes(8, "little")
+    content = b"".join((start, header, *(array.data for array in arrays.values())))
+    return f"{title} {version} {xxh3_128_hexdigest(content)}\n".encode() + content
 
 
 def _remove_stale_staging(path: Path) -> None:
