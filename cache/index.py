@@ -5,35 +5,28 @@ recorded within two seconds of its mtime or ctime may have changed since without
 recording is this machine's, the others may be a file server's. If this machine is behind, files are hashed again without need; if
 it is ahead by more than two seconds, a change within the same tick of the server's clock as the one before goes unnoticed.
 
-An index is one file in `<cache>/.index/`, replaced whole and carrying a checksum. It is only ever a shortcut: one that is damaged,
-missing or of another version is made again. It knows files and numbers, not images: a file is named by a 64-bit key that its caller
-makes of the path and of what is read from it, and may hold one row (a file an image) or many (an archive).
+An index is one file in `<cache>/.index/`, see `checked_arrays`; one that cannot be used is made again. It knows files and numbers,
+not images: a file is named by a 64-bit key that its caller makes of the path and of what is read from it, and may hold one row (a
+file an image) or many (an archive).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_128_hexdigest
 
-from .atomic_files import replace_file
+from .checked_arrays import read_arrays, write_arrays
 
 INDEX_FOLDER = ".index"
 INDEX_SUFFIX = ".index"
-STAGING_SUFFIX = ".part"
 FORMAT, FORMAT_VERSION = "layerbank content index", 1
 SETTLED_NS = 2 * 10**9
 """Age of a file's last change from which its record is trusted."""
-STALE_STAGING_S = 3600.0
 
 STATUS = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8"), ("inode", "<u8")])
 RECORD = np.dtype([("key", "<u8"), ("status", STATUS), ("recorded_ns", "<i8"), ("num_rows", "<i8")])
@@ -42,10 +35,6 @@ MISSING: Status = (-1, 0, 0, 0)
 
 Array = NDArray[np.void]
 Hashes = NDArray[np.uint64]
-
-
-class UnusableIndex(Exception):
-    """An index that cannot be used; its argument says why."""
 
 
 def read_status(paths: Sequence[str | Path]) -> Array:
@@ -143,26 +132,35 @@ class ContentIndex:
         Returns:
             [F] place of each file among the records; -1 for a file that is unknown, has changed or was recorded too early.
         """
-        found = np.full(len(keys), -1)
-        if not len(self.records):
-            return found
-        places = _places(np.ascontiguousarray(self.records["key"]), keys)
-        records = self.records[places]
-        last_change = np.maximum(records["status"]["mtime_ns"], records["status"]["ctime_ns"])
-        candidates = np.flatnonzero(
-            (records["key"] == keys)
-            & (records["num_rows"] == num_rows)
-            & (last_change <= records["recorded_ns"] - SETTLED_NS)
-        )
-        same = same_status(records["status"][candidates], status_of(candidates))
-        found[candidates[same]] = places[candidates[same]]
-        return found
+        return find_records(self.records, keys, status_of, num_rows)
 
     def hashes_of(self, places: NDArray[np.int64]) -> tuple[Hashes, Hashes]:
         """Hashes by rule 2 and by rule 1 of the rows of some records, file by file."""
         rows = rows_of(places, self.records["num_rows"])
         rule1 = self.hashes if self.rule1_hashes is None else self.rule1_hashes
         return self.hashes[rows], rule1[rows]
+
+
+def find_records(
+    records: Array,
+    keys: NDArray[np.uint64],
+    status_of: Callable[[NDArray[np.int64]], Array],
+    num_rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Find files that are as they were when they were recorded, as `ContentIndex.find`; None is any number of rows."""
+    found = np.full(len(keys), -1)
+    if not len(records):
+        return found
+    places = _places(np.ascontiguousarray(records["key"]), keys)
+    records = records[places]
+    last_change = np.maximum(records["status"]["mtime_ns"], records["status"]["ctime_ns"])
+    may_be_same = (records["key"] == keys) & (last_change <= records["recorded_ns"] - SETTLED_NS)
+    if num_rows is not None:
+        may_be_same &= records["num_rows"] == num_rows
+    candidates = np.flatnonzero(may_be_same)
+    same = same_status(records["status"][candidates], status_of(candidates))
+    found[candidates[same]] = places[candidates[same]]
+    return found
 
 
 def _places(recorded: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -203,8 +201,13 @@ def rows_of(files: NDArray[np.int64], num_rows: NDArray[np.int64]) -> NDArray[np
 
 def index_folders(cache_root: Path) -> list[Path]:
     """Where indexes may lie, best first: in the cache, or, where that is read-only, in the user's cache folder."""
+    return [cache_root / INDEX_FOLDER, *user_folders()]
+
+
+def user_folders() -> list[Path]:
+    """The folder of indexes in the user's cache folder; none where the user has no such folder."""
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [cache_root / INDEX_FOLDER, *([Path(user, "layerbank", "index")] if os.path.isabs(user) else [])]
+    return [Path(user, "layerbank", "index")] if os.path.isabs(user) else []
 
 
 def read_index(path: Path, scope: str) -> ContentIndex:
@@ -217,32 +220,12 @@ def read_index(path: Path, scope: str) -> ContentIndex:
     Raises:
         UnusableIndex: it cannot be read, is damaged, or is of other data or another version.
     """
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    hash_dtype = np.dtype("<u8")
+    dtypes = {"files": RECORD, "rows": hash_dtype, "rule1_rows": hash_dtype}
+    arrays = read_arrays(path, FORMAT, FORMAT_VERSION, scope, dtypes)
+    if arrays is None:
         return EMPTY
-    except OSError as error:
-        raise UnusableIndex(error.strerror or str(error)) from error
-    first, _, _ = data[:200].partition(b"\n")
-    words = first.decode(errors="replace").removeprefix(FORMAT).split()
-    if not first.startswith(FORMAT.encode()) or len(words) != 2:
-        raise UnusableIndex("it is no content index")
-    if words[0] != str(FORMAT_VERSION):
-        raise UnusableIndex(f"another version of layerbank wrote it (format {words[0]})")
-    content = memoryview(data)[len(first) + 1 :]
-    if xxh3_128_hexdigest(content) != words[1]:
-        raise UnusableIndex("it is damaged")
-    header_bytes = int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:header_bytes]))
-    if header["scope"] != scope:
-        raise UnusableIndex("it belongs to other data")
-    parts = (RECORD, header["files"]), (np.dtype("<u8"), header["rows"]), (np.dtype("<u8"), header["rule1_rows"])
-    arrays: list[NDArray[Any]] = []
-    for dtype, count in parts:
-        # a copy, because the bytes in the file are not aligned
-        arrays.append(np.frombuffer(content, dtype=dtype, count=count, offset=header_bytes).copy())
-        header_bytes += arrays[-1].nbytes
-    records, hashes, rule1 = arrays
+    records, hashes, rule1 = arrays.values()
     return ContentIndex(records, hashes, rule1 if len(rule1) else None)
 
 
@@ -253,30 +236,5 @@ def write_index(paths: Sequence[Path], index: ContentIndex, scope: str) -> str:
         An empty text, or why no place can be written.
     """
     rule1 = np.empty(0, dtype=np.uint64) if index.rule1_hashes is None else index.rule1_hashes
-    counts = {"files": len(index.records), "rows": len(index.hashes), "rule1_rows": len(rule1)}
-    header = json.dumps({"scope": scope, **counts}).encode()
-    start = (8 + len(header)).to_bytes(8, "little")
-    content = b"".join((start, header, index.records.data, index.hashes.data, rule1.data))
-    data = f"{FORMAT} {FORMAT_VERSION} {xxh3_128_hexdigest(content)}\n".encode() + content
-    problem = "no folder"
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale_staging(path)
-            staging = path.with_name(f"{path.name}.{secrets.token_hex(4)}{STAGING_SUFFIX}")
-            try:
-                replace_file(path, data, staging)
-            finally:
-                staging.unlink(missing_ok=True)
-        except OSError as error:
-            problem = error.strerror or str(error)
-            continue
-        return ""
-    return problem
-
-
-def _remove_stale_staging(path: Path) -> None:
-    """Remove what processes that were killed left of this index."""
-    for file in path.parent.glob(f"{path.name}.*{STAGING_SUFFIX}"):
-        if time.time() - file.stat().st_mtime > STALE_STAGING_S:
-            file.unlink(missing_ok=True)
+    arrays = {"files": index.records, "rows": index.hashes, "rule1_rows": rule1}
+    return write_arrays(paths, FORMAT, FORMAT_VERSION, scope, arrays)

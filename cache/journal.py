@@ -29,6 +29,7 @@ from .geometry import Grid
 
 JOURNAL_FOLDER = "content_hashes/.journal"
 WORKER_FILE = "worker-0.jsonl"  # written by the only writer of a store; the only one in a complete store
+CHECKED_FILE = "checked"  # of an unfinished store, see `writing.checked_chunks`
 STAGING_PREFIX = "aside~"  # files being written; the owner of the lock may remove them
 
 

@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from .banks.budget import FLOAT_BYTES, MemoryPlan, plan_memory, sizes_of
+from .banks.budget import FLOAT_BYTES, MemoryPlan, least_memory, plan_memory, sizes_of, too_little_memory
 from .banks.make_bank import make_bank
 from .data.rows import Reading
 from .data.token_source import TokenSource, blocks_of, has_blocks
@@ -83,12 +83,14 @@ class GroupPlan:
         banks_bytes: memory for the banks of a pass; None is no limit.
         num_passes: passes over the batches that train all banks of all candidates.
         total_bytes: upper bound of the memory for training.
+        least_bytes: the smallest memory for which there is a plan.
     """
 
     heads: Mapping[Candidate, TrainableHead]
     banks_bytes: int | None
     num_passes: int
     total_bytes: int
+    least_bytes: int
 
 
 def plan_group(
@@ -112,7 +114,11 @@ def plan_group(
     ]
     alone = len(candidates) == 1 and readings[0].whole
     shared_bytes = 0 if alone else FLOAT_BYTES * sizes[0].batch_size * prod(source.token_shape)
-    banks_bytes = None if memory_bytes is None else max(memory_bytes - shared_bytes, 0)
+    neediest = max(sizes, key=least_memory)
+    least_bytes = shared_bytes + least_memory(neediest)
+    if memory_bytes is not None and memory_bytes < least_bytes:
+        raise too_little_memory(least_bytes, memory_bytes, neediest.token_shape)
+    banks_bytes = None if memory_bytes is None else memory_bytes - shared_bytes
     heads = {
         candidate: TrainableHead(
             candidate=candidate,
@@ -131,6 +137,7 @@ def plan_group(
         banks_bytes=banks_bytes,
         num_passes=len(passes),
         total_bytes=shared_bytes + max(sum(banks[bank] for bank in of_pass) for of_pass in passes),
+        least_bytes=least_bytes,
     )
 
 

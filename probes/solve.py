@@ -72,21 +72,18 @@ def run_solvers(
     reporter.report(0)
     scores: list[tuple[SettingScore, ...]] = []
     for open_train in candidates:
-        found: list[SettingScore] = []
-        for score in _score(head, open_train, settings, protocol, seconds):
-            found.append(score)
-            reporter.report(len(scores) * len(settings) + len(found))
-        scores.append(tuple(found))
+        scores.append(_score(head, open_train, settings, protocol, seconds))
+        reporter.report(len(scores) * len(settings))
     best = choose([score for found in scores for score in found])
     assert best is not None
     assert not isinstance(best.setting, Setting)
     candidate = next(number for number, found in enumerate(scores) if any(score is best for score in found))
     with timed(seconds, "refit"):
         train = candidates[candidate]()
-        (probe,) = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
+        (probe,) = probes = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
     with timed(seconds, "test"):
         check_test(train, test := open_test(candidate))
-        logits = _logits(probe, test, torch.arange(len(test.labels)))
+        logits = torch.cat([part[0] for part in _logits(probes, test, torch.arange(len(test.labels)))])
     return SweepResult(
         head=head,
         candidate=candidate,
@@ -110,7 +107,7 @@ def _score(
     settings: Sequence[SolvedSetting],
     protocol: TrainingProtocol,
     seconds: dict[str, float],
-) -> Iterator[SettingScore]:
+) -> tuple[SettingScore, ...]:
     """Solve every setting of a candidate on the kept images, score it on those held out."""
     with timed(seconds, "select"):
         train = open_train()
@@ -118,11 +115,13 @@ def _score(
             raise SettingError("probes.tokens_not_flat", head=head.kind, shape=train.token_shape)
         kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
         probes = _solve(head, train, kept, settings)
-    for setting, probe in zip(settings, probes, strict=True):
-        with timed(seconds, "validate"):
-            logits = _logits(probe, train, held_out)
-            accuracy = balanced_accuracy(logits.argmax(1), train.labels[held_out], train.num_classes).item()
-        yield SettingScore(setting=setting, validation=accuracy, num_steps=0)
+    with timed(seconds, "validate"):
+        predicted = torch.cat([logits.argmax(2) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N]
+        accuracies = balanced_accuracy(predicted, train.labels[held_out], train.num_classes).tolist()
+    return tuple(
+        SettingScore(setting=setting, validation=accuracy, num_steps=0)
+        for setting, accuracy in zip(settings, accuracies, strict=True)
+    )
 
 
 def _solve(head: Head, source: TokenSource, rows: Tensor, settings: Sequence[SolvedSetting]) -> Sequence[HeadModule]:
@@ -139,6 +138,7 @@ def _solve(head: Head, source: TokenSource, rows: Tensor, settings: Sequence[Sol
     return [probe.eval() for probe in probes]
 
 
-def _logits(probe: HeadModule, source: TokenSource, rows: Tensor) -> Tensor:
-    """[N, C] float32 on the CPU, in the order of the rows."""
-    return torch.cat([probe(source.take(part).cpu()) for part in torch.split(rows, BATCH)])
+def _logits(probes: Sequence[HeadModule], source: TokenSource, rows: Tensor) -> Iterator[Tensor]:
+    """[P, b, C] float32 on the CPU for each part of the rows, in order; tokens are read once for all probes."""
+    for part in torch.split(rows, BATCH):
+        yield torch.stack(type(probes[0]).forward_each(probes, source.take(part).cpu()))

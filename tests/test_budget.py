@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from messages import raises
-from sweeps import ATTENTIVE, LINEAR, SMALL, make_source
+from sweeps import ATTENTIVE, LINEAR, SMALL, make_block_source, make_source
+from sweeps import HEADS as CANDIDATES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +23,7 @@ from layerbank.probes import (
     Setting,
     SettingError,
     Sizes,
+    plan_group,
     plan_memory,
     run_sweep,
     sizes_of,
@@ -176,6 +178,14 @@ def test_a_budget_too_small_for_one_probe_is_refused_with_the_memory_that_is_nee
     source = make_source(LINEAR, 150, 0)
     with raises("probes.too_little_memory", SettingError, needed="9 MB", token_shape=(64,), given="1 MB"):
         run_sweep(LINEAR, source, lambda: source, SMALL, memory_bytes=1_000_000)
+
+
+def test_a_refusal_of_heads_that_train_together_counts_the_rows_that_they_share() -> None:
+    source, candidates = make_block_source(150, 0), [CANDIDATES["linear-cls"], CANDIDATES["alf"]]
+    least_bytes = plan_group(candidates, source, SMALL, None).least_bytes
+    assert plan_group(candidates, source, SMALL, least_bytes).total_bytes <= least_bytes
+    with raises("probes.too_little_memory", SettingError):
+        plan_group(candidates, source, SMALL, least_bytes - 1)
 
 
 class _Listener(TorchDispatchMode):

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from layerbank.cache import index
+from layerbank.cache.checked_arrays import STALE_STAGING_S, UnusableIndex
 from layerbank.cache.index import (
     EMPTY,
     SETTLED_NS,
-    STALE_STAGING_S,
     STATUS,
     ContentIndex,
-    UnusableIndex,
     index_folders,
     read_index,
     read_status,

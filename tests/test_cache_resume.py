@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from messages import raises
 from token_stores import (
@@ -22,9 +23,9 @@ from token_stores import (
     write_store,
 )
 
-from layerbank.cache import IncompleteStoreError, TokenStore, verify_store
+from layerbank.cache import IncompleteStoreError, TokenStore, Worker, format, index, verify_store
 from layerbank.cache.header import read_header
-from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE, read_journal
+from layerbank.cache.journal import CHECKED_FILE, JOURNAL_FOLDER, WORKER_FILE, read_journal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
@@ -276,3 +277,98 @@ def test_resuming_reads_what_is_under_way_but_only_measures_what_is_complete(tmp
     chunk.write_bytes(raw[:-1])
     assert {(b.block, b.arrays) for b in write_store(tmp_path / "a.zarr", arrays=arrays[:2])} == {(2, (arrays[0],))}
     assert TokenStore.open(tmp_path / "a.zarr").num_rows == NUM_ROWS
+
+
+@pytest.fixture
+def chunks_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The chunk files that are read back from here on; a file counts as settled at once."""
+    read: list[str] = []
+    fromfile = np.fromfile
+    monkeypatch.setattr(index, "SETTLED_NS", 0)
+    monkeypatch.setattr(
+        format.np, "fromfile", lambda file, *args, **options: read.append(str(file)) or fromfile(file, *args, **options)
+    )
+    return read
+
+
+def tokens_of(read: list[str]) -> list[str]:
+    return [file.partition("/tokens/")[2] for file in read if "/tokens/" in file]
+
+
+def test_each_committed_chunk_is_read_back_once_however_often_a_store_is_resumed(
+    tmp_path: Path, uninterrupted: Path, chunks_read: list[str]
+) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store, num_batches=12)
+    assert tokens_of(chunks_read) == []
+    for _ in range(3):
+        open_writer(store, make_spec(), make_arrays()).close()
+    read = tokens_of(chunks_read)
+    assert (
+        len(read)
+        == len(set(read))
+        == sum(len(sums) for e in read_journal(store).entries.values() for sums in e.checksums.values())
+    )
+    assert verify_store(store) == []
+    chunks_read.clear()
+    write_store(store, num_batches=4)
+    open_writer(store, make_spec(), make_arrays()).close()
+    assert {file.split("/c.")[1][0] for file in tokens_of(chunks_read)} == {"3"}
+    write_store(store)
+    assert tree(store) == tree(uninterrupted)
+
+
+def test_shards_one_after_the_other_read_each_chunk_once(tmp_path: Path, chunks_read: list[str]) -> None:
+    store = tmp_path / "a.zarr"
+    for number in range(5):
+        with open_writer(store, make_spec(), make_arrays(), worker=Worker(number, 5, helps=False)) as writer:
+            for batch in writer.claim():
+                append(writer, batch)
+            assert writer.complete() == (number == 4)
+    read = tokens_of(chunks_read)
+    assert {file.split("/c.")[1][0] for file in read} == set("0123")
+    assert len(read) == len(set(read))
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "missing", "replaced"])
+def test_a_chunk_that_was_damaged_after_it_was_checked_is_computed_again(
+    tmp_path: Path, uninterrupted: Path, chunks_read: list[str], damage: str
+) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store, num_batches=12)
+    open_writer(store, make_spec(), make_arrays()).close()
+    chunk = store / "tokens/final/cls/c.1.0"
+    raw = chunk.read_bytes()
+    if damage == "altered":
+        times = (chunk.stat().st_atime_ns, chunk.stat().st_mtime_ns)
+        chunk.write_bytes(raw[:17] + bytes([raw[17] ^ 64]) + raw[18:])
+        os.utime(chunk, ns=times)  # the ctime still shows it
+    elif damage == "cut":
+        chunk.write_bytes(raw[:-1])
+    elif damage == "missing":
+        chunk.unlink()
+    else:
+        other = tmp_path / "other"
+        other.write_bytes(raw[::-1])
+        os.replace(other, chunk)
+    assert [batch.block for batch in write_store(store) if batch.block < 3] == [1] * 4
+    assert tree(store) == tree(uninterrupted)
+
+
+def test_a_damaged_record_of_checked_chunks_costs_only_their_reading(
+    tmp_path: Path, uninterrupted: Path, chunks_read: list[str]
+) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store, num_batches=12)
+    open_writer(store, make_spec(), make_arrays()).close()
+    record = store / JOURNAL_FOLDER / CHECKED_FILE
+    raw = record.read_bytes()
+    num_chunks = len(tokens_of(chunks_read))
+    for damaged in (b"", raw[:-1], raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]):
+        record.write_bytes(damaged)
+        chunks_read.clear()
+        open_writer(store, make_spec(), make_arrays()).close()
+        assert len(tokens_of(chunks_read)) == num_chunks
+        assert record.read_bytes() != damaged
+    write_store(store)
+    assert tree(store) == tree(uninterrupted)

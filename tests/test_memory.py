@@ -26,6 +26,7 @@ from layerbank.memory import (
 )
 from layerbank.probes import QUICK, Candidate, Head, SettingError
 from layerbank.probing.probe_spec import ProbeSpec
+from layerbank.probing.tokens import placement
 from layerbank.probing.tokens.placement import FEWEST_BUFFER_ROWS, MOST_BUFFER_ROWS, Placement, place_tokens
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.split_tokens import SplitRequest
@@ -165,7 +166,15 @@ def test_the_order_of_streamed_tokens_does_not_hang_on_a_little_memory_more_or_l
     assert one.buffer_rows == two.buffer_rows
 
 
-def test_a_budget_too_small_for_one_probe_is_an_error_that_says_how_much_it_takes(tokens: CachedTokens) -> None:
-    with raises("probes.too_little_memory", SettingError, token_shape=(1024,)) as refused:
-        place(tokens, 20_000_000)
-    assert refused.error.values["needed"].endswith(" MB")
+@pytest.mark.parametrize("given_mb", [1, 5, 15, 20])
+def test_a_refusal_names_the_memory_of_the_whole_program_that_is_enough(
+    tokens: CachedTokens, given_mb: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "anonymous_memory_bytes", lambda: 300_000_000)
+    values = {"token_shape": (1024,), "given": f"{300 + given_mb} MB", "used": "300 MB"}
+    with raises("probing.too_little_memory", SettingError, **values) as refused:
+        place(tokens, given_mb * 10**6)
+    needed_mb = int(refused.error.values["needed"].removesuffix(" MB")) - 300
+    assert place(tokens, needed_mb * 10**6).planned_bytes <= needed_mb * 10**6
+    with raises("probing.too_little_memory", SettingError, needed=f"{300 + needed_mb} MB"):
+        place(tokens, (needed_mb - 1) * 10**6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from messages import raises
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from layerbank.probes import (
     ArraySource,
@@ -205,6 +207,27 @@ def solve_alone(kind: str, source: ArraySource, protocol: TrainingProtocol) -> L
     probe.classifier.weight.data.copy_(weight)
     probe.classifier.bias.data.copy_(bias)
     return probe
+
+
+def test_the_cosines_of_knn_are_computed_once_for_all_numbers_of_neighbors() -> None:
+    train, test = make_source(120, 24), make_source(60, 24)
+    flops = []
+    for num_neighbors in ((5,), (1, 5, 20, 50, 200)):
+        with FlopCounterMode(display=False) as counter:
+            run_solver(Head(kind="knn"), train, lambda: test, replace(PROTOCOL, num_neighbors=num_neighbors))
+        flops.append(counter.get_total_flops())
+    assert flops[1] == flops[0] > 0
+
+
+def test_the_grid_of_knn_has_the_scores_of_each_number_alone() -> None:
+    train, test = make_source(120, 24), make_source(60, 24)
+    numbers = (1, 5, 20, 50, 200)
+    alone = [
+        run_solver(Head(kind="knn"), train, lambda: test, replace(PROTOCOL, num_neighbors=(number,)))
+        for number in numbers
+    ]
+    together = run_solver(Head(kind="knn"), train, lambda: test, replace(PROTOCOL, num_neighbors=numbers))
+    assert together.scores == tuple(score for one in alone for score in one.scores)
 
 
 def test_the_grids_are_those_of_the_protocol() -> None:

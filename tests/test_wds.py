@@ -15,6 +15,8 @@ from messages import raises
 from PIL import Image
 from xxhash import xxh3_64_intdigest
 
+from layerbank.cache import index
+from layerbank.data import tar_samples
 from layerbank.data.sources import BadImage, open_source
 from layerbank.data.tar_index import DamagedTar, walk_tar
 
@@ -243,6 +245,110 @@ def test_a_tar_cut_after_opening_is_a_bad_image(dataset):
         file.truncate(600)
     with raises("data.bad_image", reason=f"the tar ends after 88 of {len(encoded_image(0))} bytes"):
         source.load(0)
+
+
+# --- the kept index ---
+
+
+@pytest.fixture
+def walked(monkeypatch) -> list[str]:
+    """The tars that are walked from here on; a tar counts as settled at once."""
+    tars: list[str] = []
+    monkeypatch.setattr(index, "SETTLED_NS", 0)
+    monkeypatch.setattr(
+        tar_samples, "walk_tar", lambda file: tars.append("/".join(Path(file.name).parts[-2:])) or walk_tar(file)
+    )
+    return tars
+
+
+def describe(source):
+    places = [source.file_of(row) for row in range(len(source))]
+    return names_of(source), places, source.sizes.tolist()
+
+
+def kept_index() -> Path:
+    (folder,) = index.user_folders()
+    (file,) = folder.glob("*.tars")
+    return file
+
+
+@pytest.mark.parametrize("form", ["", "/{split}/{0..1}.tar"])
+def test_tars_are_walked_by_the_first_process_alone(dataset, walked, form):
+    first = open_source(f"wds:{dataset}{form}", "train")
+    assert walked == ["train/0.tar", "train/1.tar"]
+    again = open_source(f"wds:{dataset}{form}", "train")
+    assert len(walked) == 2
+    assert describe(again) == describe(first)
+    assert [again.read(row) for row in range(7)] == [encoded_image(row) for row in range(7)]
+
+
+def test_a_tar_that_changed_or_is_new_is_walked_and_no_other(dataset, walked):
+    (dataset / "train" / "nshards.txt").unlink()
+    open_source(f"wds:{dataset}", "train")
+    write_tar(dataset / "train" / "0.tar", samples(20, 2))
+    write_tar(dataset / "train" / "2.tar", samples(30, 1))
+    walked.clear()
+    changed = open_source(f"wds:{dataset}", "train")
+    assert walked == ["train/0.tar", "train/2.tar"]
+    assert [changed.read(row) for row in range(6)] == [encoded_image(n) for n in (20, 21, 4, 5, 6, 30)]
+    (dataset / "train" / "1.tar").unlink()
+    walked.clear()
+    assert [id.split("/")[1] for id in open_source(f"wds:{dataset}", "train").ids] == ["0.tar", "0.tar", "2.tar"]
+    assert walked == []
+
+
+def test_classes_of_other_splits_are_kept_too(dataset, walked):
+    (dataset / "classnames.txt").unlink()
+    first = open_source(f"wds:{dataset}", "train")
+    assert sorted(walked) == ["test/0.tar", "train/0.tar", "train/1.tar"]
+    assert open_source(f"wds:{dataset}", "train").class_names == first.class_names
+    open_source(f"wds:{dataset}", "test")
+    assert len(walked) == 3
+
+
+def test_a_kept_index_that_is_damaged_is_made_again(dataset, walked):
+    first = describe(open_source(f"wds:{dataset}", "train"))
+    content = kept_index().read_bytes()
+    for damaged in (
+        b"",
+        content[:-1],
+        content[:40],
+        *(content[:n] + b"~" + content[n + 1 :] for n in range(0, 200, 7)),
+    ):
+        kept_index().write_bytes(damaged)
+        walked.clear()
+        assert describe(open_source(f"wds:{dataset}", "train")) == first
+        assert len(walked) == 2
+        assert kept_index().read_bytes() != damaged
+
+
+def test_a_tar_that_was_just_written_is_walked_again(dataset, walked, monkeypatch):
+    monkeypatch.setattr(index, "SETTLED_NS", 10**12)
+    for _ in range(2):
+        open_source(f"wds:{dataset}", "test")
+    assert walked == ["test/0.tar"] * 2
+
+
+def test_a_tar_that_changes_while_it_is_walked_is_not_kept(dataset, walked, monkeypatch):
+    def walk_and_touch(file):
+        yield from walk_tar(file)
+        Path(file.name).touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_samples, "walk_tar", walk_and_touch)
+        open_source(f"wds:{dataset}", "test")
+    open_source(f"wds:{dataset}", "test")
+    assert walked == ["test/0.tar"]
+
+
+def test_where_no_index_can_be_kept_tars_are_walked(dataset, walked, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for place in (str(tmp_path / "file"), "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", place)
+        walked.clear()
+        for _ in range(2):
+            assert len(open_source(f"wds:{dataset}", "test")) == 2
+        assert walked == ["test/0.tar"] * 2
 
 
 # --- damaged tars ---

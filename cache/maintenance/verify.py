@@ -19,7 +19,7 @@ from ..errors import CacheError, DamagedStoreError, NotAStoreError
 from ..format import CONTENT_HASHES, SAMPLE_ID_OFFSETS, VIEWS, block_arrays, metadata_problem, static_array
 from ..header import HEADER_FILE, Header, read_header
 from ..header_values import COMPLETE
-from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
+from ..journal import CHECKED_FILE, JOURNAL_FOLDER, Journal, read_journal, staging_files
 from ..reader import StoreFiles, require_current
 from ..targets import (
     POINTERS,
@@ -207,7 +207,12 @@ def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
     arrays = {array.name: array for array in block_arrays(header)}
     arrays |= {name: static_array(header, name) for name in header.static}
     in_progress = [*(store / JOURNAL_FOLDER).glob("worker-*.jsonl"), *staging_files(store)]
-    known = {HEADER_FILE, *header.metadata, *(file.relative_to(store).as_posix() for file in in_progress)}
+    known = {
+        HEADER_FILE,
+        f"{JOURNAL_FOLDER}/{CHECKED_FILE}",
+        *header.metadata,
+        *(file.relative_to(store).as_posix() for file in in_progress),
+    }
     known_folders = {JOURNAL_FOLDER, *arrays}
     known_folders |= {parent.as_posix() for path in [*known, *arrays] for parent in Path(path).parents}
     found = []

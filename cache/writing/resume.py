@@ -1,8 +1,9 @@
 """Prepare a writer: check its arguments, then create the store or find what an existing one lacks.
 
 The decision taken here: a store appears whole (made beside its place, then renamed), and the journal counts only where
-the files agree with it. Arrays in progress are read again and compared with their checksums; of complete ones only the
-sizes are checked, because reading 50 GB at each start would cost more than it finds (`verify` reads them). A store is the
+the files agree with it. Each chunk of an array in progress is read again once and compared with its checksum (`checked_chunks`);
+of complete arrays only the sizes are checked, because reading 50 GB at each start would cost more than it finds (`verify` reads
+them). A store is the
 requested one if its model and its rows are; ids are names that the first writer gave, and stay.
 """
 
@@ -38,10 +39,11 @@ from ..format import (
 from ..geometry import rows_per_block
 from ..header import HEADER_FILE, Header, read_header, write_header
 from ..header_values import PARITY_COUNTS, PARITY_NUMBERS, is_parity
-from ..journal import JOURNAL_FOLDER, Entry, Journal, read_journal, rewrite_journal, staging_files
+from ..journal import JOURNAL_FOLDER, Journal, read_journal, rewrite_journal, staging_files
 from ..reader import require_current
 from ..rows import MISSING, RowSet
 from ..spec import ArraySpec, ModelSpec, StoreSpec, array_order
+from .checked_chunks import check_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,11 +211,7 @@ def resume_store(store: Path, request: StoreRequest, *, has_others: bool = False
     header = _with_skeleton(store, header, request)
     journal = read_journal(store)
     arrays = [token_array(header, array.name) for array in request.arrays]
-    damaged = {
-        block: {a.name for a in arrays if a.name in entry.checksums and not _is_sound(store, header, a, entry)}
-        for block, entry in journal.entries.items()
-    }
-    return drop_damaged(store, header, journal, damaged)
+    return drop_damaged(store, header, journal, _find_damaged(store, header, journal, arrays))
 
 
 def check_same(store: Path, header: Header, request: StoreRequest) -> None:
@@ -283,15 +281,24 @@ def _restorable(header: Header, request: StoreRequest, altered: Collection[str])
     }
 
 
-def _is_sound(store: Path, header: Header, array: ChunkedArray, entry: Entry) -> bool:
-    known = header.arrays.get(array.name)
-    measure_only = known is not None and known.complete
-    chunks = array.grid.chunks_of(entry.block)
-    sums = entry.checksums[array.name]
-    return len(sums) == len(chunks) and not any(
-        array.problem(store, chunk, checksum, read=not measure_only)
-        for chunk, checksum in zip(chunks, sums, strict=True)
-    )
+def _find_damaged(store: Path, header: Header, journal: Journal, arrays: Sequence[ChunkedArray]) -> dict[int, set[str]]:
+    """Row block -> the arrays of which a committed chunk there is damaged."""
+    damaged: dict[int, set[str]] = {}
+    to_read: list[tuple[ChunkedArray, int, str]] = []
+    for block, entry in journal.entries.items():
+        for array in (array for array in arrays if array.name in entry.checksums):
+            chunks, sums = array.grid.chunks_of(block), entry.checksums[array.name]
+            committed = [(array, chunk, checksum) for chunk, checksum in zip(chunks, sums, strict=False)]
+            if len(sums) != len(chunks):
+                damaged.setdefault(block, set()).add(array.name)
+            elif not header.arrays[array.name].complete:
+                to_read += committed
+            elif any(array.problem(store, chunk, checksum, read=False) for _, chunk, checksum in committed):
+                damaged.setdefault(block, set()).add(array.name)
+    for (array, chunk, _), problem in zip(to_read, check_chunks(store, to_read), strict=True):
+        if problem:
+            damaged.setdefault(array.grid.chunk(chunk).start // header.block_rows, set()).add(array.name)
+    return damaged
 
 
 def drop_damaged(

@@ -28,6 +28,7 @@ from ..header import Header, read_header, write_header
 from ..journal import BatchNotes, Journal, append_entry, cut_torn_line, read_journal, rewrite_journal
 from ..rows import RowSet
 from ..spec import ArraySpec, ModelSpec
+from .checked_chunks import forget_checked
 from .locking import StoreLock
 from .resume import StoreRequest, check_request, create_store, resume_store, temporary_folders
 from .staging import Batch, OpenBlock, check_batch
@@ -226,6 +227,7 @@ class CacheWriter:
             header = replace(self._header, arrays={**self._header.arrays, **arrays})
             notes = self._journal.notes(array.name for array in header.complete_arrays)
             header = replace(header, notes=notes.totals())
+            forget_checked(self.path)
             if header != self._header:
                 rewrite_journal(self.path, self._journal)
                 write_header(self.path, header)

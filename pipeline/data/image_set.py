@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from layerbank.cache import RowSet
+from layerbank.cache.checked_arrays import UnusableIndex
 from layerbank.cache.index import (
     INDEX_SUFFIX,
     MISSING,
     STATUS,
     ContentIndex,
-    UnusableIndex,
     index_folders,
     read_index,
     read_status,

@@ -29,6 +29,10 @@ class ShardFolder:
     def splits(self) -> list[str]:
         return sorted({path.parent.name for path in self.root.glob("*/*.tar")})
 
+    def place(self, split: str) -> str:
+        """The absolute place of a split's shards, whichever of them are there."""
+        return os.path.abspath(self.root / split)
+
     def shards(self, split: str) -> list[Path]:
         """The shards of a split, in order. Raises RequestError for no such split or a missing shard."""
         folder = self.root / split
@@ -55,6 +59,10 @@ class ShardPattern:
 
     def splits(self) -> list[str]:
         return splits_of(self.pattern)
+
+    def place(self, split: str) -> str:
+        """The absolute place of a split's shards, whichever of them are there."""
+        return os.path.abspath(self.pattern.replace(SPLIT, split))
 
     def shards(self, split: str) -> list[Path]:
         """The shards of a split, in order. Raises RequestError for no such split or a missing shard."""

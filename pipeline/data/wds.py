@@ -1,8 +1,6 @@
-"""`wds:`: WebDataset tars on a local disk, read by row through an index of their headers.
+"""`wds:`: WebDataset tars on a local disk, read by row: an image is one read at its offset, nothing is extracted.
 
-A sample is the members of a tar with one key (the name up to its first dot): an image (`jpg`, `jpeg`, `png`, `webp`; the first of
-these if there are several) and `cls`, the class index as text. Nothing is extracted: an image is one read at its offset.
-`classnames.txt` above the splits names the classes.
+`tar_samples` says what a sample is and where its image lies. `classnames.txt` above the splits names the classes.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +17,9 @@ from ..errors import RequestError
 from .image_source import ImageSource, Stored, numbers_as_names, split_where
 from .patterns import ShardFolder, ShardPattern
 from .sources import DataSource
-from .tar_index import DamagedTar, Member, walk_tar
+from .tar_samples import read_samples
 
 BLOCK_BYTES = 1 << 20  # read at a time where every image is read: stays in the processor's cache
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 
 
 class WdsSource(ImageSource):
@@ -35,23 +31,22 @@ class WdsSource(ImageSource):
     def __init__(self, address: str, split: str) -> None:
         layout = ShardPattern(address) if "{" in address else ShardFolder(address)
         self._shards = layout.shards(split)
-        names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
-        samples = [
-            (number, sample) for number, shard in enumerate(self._shards) for sample in _samples(shard, names[number])
-        ]
-        if not samples:
+        samples = read_samples(self._shards, layout.place(split))
+        if not samples.keys:
             raise RequestError("data.no_samples", data=f"wds:{address}", split=split, count=len(self._shards))
-        class_names = _class_names(layout, split, [sample for _, sample in samples])
-        self._shard_of = np.array([number for number, _ in samples], dtype=np.int32)
-        self._offsets = np.array([sample.image.offset for _, sample in samples], dtype=np.int64)
+        names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
+        self._shard_of = np.repeat(np.arange(len(names), dtype=np.int32), samples.counts)
+        ids = [f"{names[shard]}/{key}" for shard, key in zip(self._shard_of.tolist(), samples.keys, strict=True)]
+        class_names = _class_names(layout, split, samples.table["label"], ids)
+        self._offsets = samples.table["offset"].copy()
         self._open: tuple[int, _OpenFile] | None = None  # the shard read last
         super().__init__(
             name=layout.name,
             split=split,
-            ids=[sample.id for _, sample in samples],
-            labels=np.array([sample.label for _, sample in samples], dtype=np.int64),
+            ids=ids,
+            labels=samples.table["label"],
             class_names=class_names,
-            sizes=np.array([sample.image.size for _, sample in samples], dtype=np.int64),
+            sizes=samples.table["size"],
         )
 
     def read(self, row: int) -> bytes:
@@ -131,68 +126,20 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    id: str
-    label: int
-    image: Member
-
-
-def _samples(shard: Path, name: str) -> Iterator[_Sample]:
-    """Index one shard. Raises RequestError for damage, and for a sample that lacks or repeats a member."""
-    by_key: dict[str, dict[str, Member]] = {}
-    classes: dict[str, bytes] = {}
-    with shard.open("rb") as file:
-        try:
-            for member in walk_tar(file):
-                folder, slash, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if not stem:
-                    continue  # a name that starts with a dot belongs to no sample, as in webdataset
-                key, extension = folder + slash + stem, extension.lower()
-                members = by_key.setdefault(key, {})
-                if extension in members:
-                    raise RequestError(
-                        "data.repeated_member", key=key, shard=shard, extension=extension, offset=member.offset
-                    )
-                members[extension] = member
-                if extension == "cls":
-                    file.seek(member.offset)
-                    classes[key] = file.read(member.size)
-        except DamagedTar as error:
-            whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
-            values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
-            raise RequestError("data.damaged_tar", **values) from error
-    for key, members in by_key.items():
-        image, found = _image_of(members), ", ".join(sorted(members))
-        if image is None:
-            raise RequestError(
-                "data.sample_without_image", key=key, shard=shard, extensions=", ".join(IMAGE_KEYS), found=found
-            )
-        if key not in classes:
-            raise RequestError("data.sample_without_class", key=key, shard=shard, found=found)
-        if not classes[key].strip().isdigit():
-            raise RequestError("data.bad_class_index", key=key, shard=shard, content=repr(classes[key][:20]))
-        yield _Sample(f"{name}/{key}", int(classes[key]), image)
-
-
-def _image_of(members: dict[str, Member]) -> Member | None:
-    return next((members[key] for key in IMAGE_KEYS if key in members), None)
-
-
-def _class_names(layout: ShardFolder | ShardPattern, split: str, samples: list[_Sample]) -> list[str]:
+def _class_names(
+    layout: ShardFolder | ShardPattern, split: str, labels: NDArray[np.int64], ids: Sequence[str]
+) -> list[str]:
     """The lines of classnames.txt; without that file the numbers up to the highest class of any split."""
-    highest = max(samples, key=lambda sample: sample.label)
+    place, highest = f"{layout.root}, sample {ids[int(labels.argmax())]}", int(labels.max())
     file = layout.root / "classnames.txt"
     if not file.is_file():
-        labels = {highest.label}
         for other in set(layout.splits()) - {split}:
-            labels.update(sample.label for shard in layout.shards(other) for sample in _samples(shard, ""))
-        return numbers_as_names(max(labels), f"{layout.root}, sample {highest.id}")
+            others = read_samples(layout.shards(other), layout.place(other)).table["label"]
+            highest = int(others.max(initial=highest))
+        return numbers_as_names(highest, place)
     names = [line.strip() for line in file.read_text(encoding="utf-8").strip().split("\n")]
-    if highest.label >= len(names):
-        place = f"{layout.root}, sample {highest.id}"
-        raise RequestError("data.class_without_name", place=place, count=len(names), label=highest.label)
+    if highest >= len(names):
+        raise RequestError("data.class_without_name", place=place, count=len(names), label=highest)
     return names
 
 

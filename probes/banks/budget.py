@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
@@ -102,17 +102,21 @@ def plan_memory(sizes: Sizes, budget_bytes: int | None = None) -> MemoryPlan:
     Raises:
         SettingError: the budget is too small for one probe at a time.
     """
-    needed_bytes: float = math.inf
     for plan in _plans(sizes):
         if budget_bytes is None or plan.total_bytes <= budget_bytes:
             return plan
-        needed_bytes = min(needed_bytes, plan.total_bytes)
-    raise SettingError(
-        "probes.too_little_memory",
-        needed=_megabytes(needed_bytes),
-        given=_megabytes(budget_bytes or 0),
-        token_shape=sizes.token_shape,
-    )
+    raise too_little_memory(least_memory(sizes), budget_bytes or 0, sizes.token_shape)
+
+
+def least_memory(sizes: Sizes) -> int:
+    """The smallest budget of `plan_memory`, in bytes."""
+    return min(plan.total_bytes for plan in _plans(replace(sizes, num_probes=1)))
+
+
+def too_little_memory(needed_bytes: int, given_bytes: int, token_shape: tuple[int, ...]) -> SettingError:
+    """The error for a budget in which not even one probe at a time can be trained."""
+    given, needed = f"{given_bytes / 1e6:,.0f} MB", f"{math.ceil(needed_bytes / 1e6):,} MB"
+    return SettingError("probes.too_little_memory", needed=needed, given=given, token_shape=token_shape)
 
 
 def _plans(sizes: Sizes) -> Iterator[MemoryPlan]:
@@ -226,7 +230,3 @@ def _shared_floats(sizes: Sizes, probes: int) -> int:
     evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
     predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
     return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)
-
-
-def _megabytes(size_bytes: float) -> str:
-    return f"{size_bytes / 1e6:,.0f} MB"

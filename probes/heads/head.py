@@ -65,6 +65,11 @@ class HeadModule(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def forward_each(cls, probes: Sequence[Self], features: Tensor) -> list[Tensor]:
+        """Logits [B, C] of several probes that were solved together on the same rows, as `forward` of each."""
+        return [probe(features) for probe in probes]
+
+    @classmethod
     def restore(cls, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Self:
         """A module of saved sizes that can load the saved weights."""
         return cls(**sizes)

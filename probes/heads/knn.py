@@ -81,11 +81,25 @@ class KnnProbe(HeadModule):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]: the logarithm of each class's share of the vote."""
+        return self._vote(*self._find_nearest(features))
+
+    @classmethod
+    def forward_each(cls, probes: Sequence[Self], features: Tensor) -> list[Tensor]:
+        """Logits [B, C] of probes that share a bank: the neighbours are found once, for the largest k."""
+        cosines, neighbors = max(probes, key=lambda probe: probe.num_neighbors)._find_nearest(features)
+        return [probe._vote(cosines, neighbors) for probe in probes]
+
+    def _find_nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines [B, k] and bank rows [B, k] of the nearest training images, the nearest first."""
         cosines = normalize(features, dim=-1) @ self.bank.T  # [B, N]
         nearest = cosines.topk(min(self.num_neighbors, len(self.bank)), dim=1)
-        shares = (nearest.values / self.temperature).softmax(1)  # [B, k]
-        votes = shares.new_zeros(len(features), self.num_classes)
-        votes.scatter_add_(1, self.bank_labels[nearest.indices], shares)
+        return nearest.values, nearest.indices
+
+    def _vote(self, cosines: Tensor, neighbors: Tensor) -> Tensor:
+        """[B, C] logarithm of each class's share of the vote of the first k neighbours."""
+        shares = (cosines[:, : self.num_neighbors] / self.temperature).softmax(1)  # [B, k]
+        votes = shares.new_zeros(len(shares), self.num_classes)
+        votes.scatter_add_(1, self.bank_labels[neighbors[:, : self.num_neighbors]], shares)
         return votes.clamp_(min=SMALLEST_SHARE).log_()
 
 

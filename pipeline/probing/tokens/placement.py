@@ -7,15 +7,25 @@ what is read of a row, and probes of different tokens can share a pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from layerbank.probes import Candidate, GroupPlan, MemoryPlan, TokenSource, TrainingProtocol, plan_group, sizes_of
+from layerbank.probes import (
+    Candidate,
+    GroupPlan,
+    MemoryPlan,
+    SettingError,
+    TokenSource,
+    TrainingProtocol,
+    plan_group,
+    sizes_of,
+)
 
-from ...memory import free_device_bytes
+from ...memory import anonymous_memory_bytes, free_device_bytes
 from .resident import ResidentTokens
 from .streaming import StreamedTokens, stream_bytes
 from .token_source import CachedTokens
@@ -103,27 +113,41 @@ def place_tokens(
         candidates[0].head, tokens.token_shape, tokens.num_classes, len(tokens.labels), protocol
     ).batch_size
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
-    whole_bytes = plan_group(candidates, tokens, protocol, None).total_bytes
+    whole = plan_group(candidates, tokens, protocol, None)
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
     held_bytes = tokens.stored_bytes + (batch_rows * tokens.stored_row_bytes if on_gpu else beside_bytes)
-    if may_stay and (held_bytes + whole_bytes <= budget_bytes or 2 * held_bytes <= budget_bytes):
-        where, buffer_rows = "resident", 0
-        host_bytes = beside_bytes if on_gpu else held_bytes
-        taken_bytes = held_bytes
-    else:
-        where = "streamed"
+
+    def hold(budget_bytes: int) -> tuple[int, int, int]:
+        """Rows of the buffer, 0 for resident tokens, and what tokens take of the host's memory and of a budget."""
+        if may_stay and (held_bytes + whole.total_bytes <= budget_bytes or 2 * held_bytes <= budget_bytes):
+            return 0, beside_bytes if on_gpu else held_bytes, held_bytes
+        of_host = memory_bytes if on_gpu else budget_bytes
         fixed_bytes = stream_bytes(tokens, max(batch_rows, EVALUATION_ROWS), 0)
-        if buffer_rows is None:
-            buffer_rows = _buffer_rows(memory_bytes - fixed_bytes, memory_bytes, tokens.stored_row_bytes)
-        host_bytes = fixed_bytes + 2 * buffer_rows * tokens.stored_row_bytes
-        taken_bytes = 0 if on_gpu else host_bytes
-    training_bytes = max(budget_bytes - taken_bytes, 0)
+        rows = buffer_rows or _buffer_rows(of_host - fixed_bytes, of_host, tokens.stored_row_bytes)
+        host_bytes = fixed_bytes + 2 * rows * tokens.stored_row_bytes
+        return rows, host_bytes, 0 if on_gpu else host_bytes
+
+    held_rows, host_bytes, taken_bytes = hold(budget_bytes)
+    training_bytes = budget_bytes - taken_bytes
+    if training_bytes < whole.least_bytes:
+        enough_bytes = budget_bytes
+        while enough_bytes < (needed_bytes := hold(enough_bytes)[2] + whole.least_bytes):
+            enough_bytes = needed_bytes  # a larger budget may be given a larger buffer
+        used_bytes = 0 if on_gpu else anonymous_memory_bytes()
+        raise SettingError(
+            "probing.too_little_memory",
+            needed=f"{math.ceil((enough_bytes + used_bytes) / 1e6):,} MB",
+            given=f"{(budget_bytes + used_bytes) / 1e6:,.0f} MB",
+            used=f"{used_bytes / 1e6:,.0f} MB",
+            training=f"{whole.least_bytes / 1e6:,.0f} MB",
+            token_shape=tokens.token_shape,
+        )
     plan = plan_group(candidates, tokens, protocol, training_bytes)
     return Placement(
-        tokens=where,
+        tokens="streamed" if held_rows else "resident",
         device=device,
-        buffer_rows=buffer_rows,
+        buffer_rows=held_rows,
         host_bytes=host_bytes,
         memory_bytes=memory_bytes,
         budget_bytes=budget_bytes,

@@ -1,0 +1,167 @@
+"""The samples in WebDataset tars, found by a walk over the headers and kept for the next process.
+
+A sample is the members of a tar with one key (the name up to its first dot): an image (`jpg`, `jpeg`, `png`, `webp`; the first of
+these if there are several) and `cls`, the class index as text.
+
+The walk takes 20 s for a million samples, so what it found lies in the user's cache folder, one file for the tars of a split. A tar
+is walked again unless its size, mtime, ctime and inode are those of its record, by the rules of the content index
+(`layerbank.cache.index`). A file that is damaged, or that cannot be written, only costs the walk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
+
+from layerbank.cache.checked_arrays import UnusableIndex, read_arrays, write_arrays
+from layerbank.cache.index import RECORD, find_records, read_status, same_status, user_folders
+
+from ..errors import RequestError
+from .tar_index import DamagedTar, Member, walk_tar
+
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+FORMAT, FORMAT_VERSION = "layerbank tar index", 1
+SUFFIX = ".tars"
+SAMPLE = np.dtype([("label", "<i8"), ("offset", "<i8"), ("size", "<i8")])
+DTYPES = {"tars": RECORD, "samples": SAMPLE, "keys": np.dtype("u1")}
+SEPARATOR = "\0"  # of keys; no name in a tar holds it, except in damaged pax headers
+
+Table = NDArray[np.void]
+
+
+@dataclass(frozen=True, eq=False)
+class TarSamples:
+    """N samples of F tars, tar by tar.
+
+    Attributes:
+        records: [F] RECORD, one a tar.
+        keys: N keys.
+        table: [N] SAMPLE: class, and place and bytes of the image.
+    """
+
+    records: Table
+    keys: list[str]
+    table: Table
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[F] samples of each tar."""
+        counts: NDArray[np.int64] = self.records["num_rows"]
+        return counts
+
+
+def read_samples(tars: Sequence[Path], scope: str) -> TarSamples:
+    """Return the samples of some tars; only tars that are new or have changed are walked.
+
+    Args:
+        tars: F paths.
+        scope: names these tars among all tars of this user, whichever of them are there.
+
+    Raises:
+        RequestError: a tar is damaged, or a sample lacks or repeats a member.
+    """
+    name = f"{xxh3_64_hexdigest(_encode(scope))}{SUFFIX}"
+    files = [folder / name for folder in user_folders()]
+    paths = [os.path.abspath(tar) for tar in tars]
+    records = np.zeros(len(tars), dtype=RECORD)
+    records["key"] = [xxh3_64_intdigest(_encode(path)) for path in paths]
+    records["recorded_ns"] = time.time_ns()  # before the first tar is looked at: what changes from here on is younger
+    records["status"] = read_status(paths)
+    known = _read_known(files, scope)
+    places = find_records(known.records, records["key"], lambda found: records["status"][found])
+    stops = np.cumsum(known.counts)
+    parts = []
+    for number, place in enumerate(places.tolist()):
+        if place < 0:
+            keys, table = _walk(tars[number])
+        else:
+            rows = slice(int(stops[place] - known.counts[place]), int(stops[place]))
+            keys, table = known.keys[rows], known.table[rows]
+            records["recorded_ns"][number] = known.records["recorded_ns"][place]
+        records["num_rows"][number] = len(keys)
+        parts.append((keys, table))
+    samples = TarSamples(
+        records,
+        [key for keys, _ in parts for key in keys],
+        np.concatenate([np.empty(0, dtype=SAMPLE), *(table for _, table in parts)]),
+    )
+    if (places < 0).any():
+        has_changed = ~same_status(records["status"], read_status(paths))
+        records["recorded_ns"][has_changed] = 0  # while it was walked
+        _write(files, samples, scope)
+    return samples
+
+
+def _read_known(files: Sequence[Path], scope: str) -> TarSamples:
+    for file in files:
+        try:
+            arrays = read_arrays(file, FORMAT, FORMAT_VERSION, scope, DTYPES)
+        except UnusableIndex:
+            continue
+        if arrays is not None:
+            text = arrays["keys"].tobytes().decode(errors="surrogateescape")
+            return TarSamples(arrays["tars"], text.split(SEPARATOR)[:-1], arrays["samples"])
+    return TarSamples(np.empty(0, dtype=RECORD), [], np.empty(0, dtype=SAMPLE))
+
+
+def _write(files: Sequence[Path], samples: TarSamples, scope: str) -> None:
+    text = "".join(key + SEPARATOR for key in samples.keys)
+    if text.count(SEPARATOR) == len(samples.keys):
+        keys = np.frombuffer(_encode(text), dtype=np.uint8)
+        arrays = {"tars": samples.records, "samples": samples.table, "keys": keys}
+        write_arrays(files, FORMAT, FORMAT_VERSION, scope, arrays)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+def _walk(shard: Path) -> tuple[list[str], Table]:
+    """Keys and table of the samples of one tar. Raises RequestError for damage, and for a sample that lacks or repeats a member."""
+    by_key: dict[str, dict[str, Member]] = {}
+    classes: dict[str, bytes] = {}
+    with shard.open("rb") as file:
+        try:
+            for member in walk_tar(file):
+                folder, slash, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                if not stem:
+                    continue  # a name that starts with a dot belongs to no sample, as in webdataset
+                key, extension = folder + slash + stem, extension.lower()
+                members = by_key.setdefault(key, {})
+                if extension in members:
+                    raise RequestError(
+                        "data.repeated_member", key=key, shard=shard, extension=extension, offset=member.offset
+                    )
+                members[extension] = member
+                if extension == "cls":
+                    file.seek(member.offset)
+                    classes[key] = file.read(member.size)
+        except DamagedTar as error:
+            whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
+            values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
+            raise RequestError("data.damaged_tar", **values) from error
+    samples = []
+    for key, members in by_key.items():
+        image, found = _image_of(members), ", ".join(sorted(members))
+        if image is None:
+            raise RequestError(
+                "data.sample_without_image", key=key, shard=shard, extensions=", ".join(IMAGE_KEYS), found=found
+            )
+        if key not in classes:
+            raise RequestError("data.sample_without_class", key=key, shard=shard, found=found)
+        if not classes[key].strip().isdigit():
+            raise RequestError("data.bad_class_index", key=key, shard=shard, content=repr(classes[key][:20]))
+        samples.append((int(classes[key]), image.offset, image.size))
+    return list(by_key), np.array(samples, dtype=SAMPLE)
+
+
+def _image_of(members: dict[str, Member]) -> Member | None:
+    return next((members[key] for key in IMAGE_KEYS if key in members), None)
