@@ -8,7 +8,7 @@ from typing import Any
 from . import events
 from .extraction.meter import limit_of
 from .probing.results import describe_choice
-from .quantities import counted, size
+from .quantities import counted, few, size
 
 
 @singledispatch
@@ -129,6 +129,18 @@ def _(event: events.StoresIgnored) -> str:
     stores = "; ".join(f"{path}: {reason}" for path, reason in event.reasons.items())
     return (
         f"warning: the cache has stores of {event.backbone} that cannot be read, their rows count as missing: {stores}"
+    )
+
+
+@text_of.register
+def _(event: events.UnevenClasses) -> str:
+    parts = (
+        (event.untested, f"in {event.train} without images in {event.test}"),
+        (event.untrained, f"in {event.test} without images in {event.train}"),
+        (event.single, f"with a single image in {event.train}"),
+    )
+    return "warning: " + "; ".join(
+        f"{counted(len(names), 'class', 'classes')} {what}: {few(names)}" for names, what in parts if names
     )
 
 

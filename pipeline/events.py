@@ -51,6 +51,17 @@ class HashingFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnevenClasses(Event):
+    """Classes of a training and a test split that deserve a look; each tuple may be empty, not all of them."""
+
+    train: str
+    test: str
+    untested: tuple[str, ...]  # with training images, without test images
+    untrained: tuple[str, ...]  # the other way round: only where nothing is trained
+    single: tuple[str, ...]  # with one training image: none is left for validation
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImagesTrusted(Event):
     """Images were not read: their ids and sizes are those of images in a store, and that was to be enough."""
 

@@ -220,7 +220,7 @@ def test_predict_refuses_a_folder_without_a_probe(tmp_path: Path) -> None:
 
 
 def test_images_without_labels_are_no_data_to_probe(place: dict[str, Any], photos: Path) -> None:
-    error = refuses_to_probe(place, "--data", f"images:{photos}", key="probing.unlabelled_images")
+    error = refuses_to_probe(place, "--data", f"images:{photos}", key="data.unlabelled_images")
     assert error.values["data"] == f"{photos.name}/train"
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from extractions import extract
 from messages import raises
-from photos import write_photos
 from probe_runs import BATCH, PROTOCOL, REQUEST, run, stores_of
 
 import layerbank
@@ -26,7 +25,7 @@ from layerbank.models.backbone import Backbone
 from layerbank.models.rounding import float_tokens, round_tokens
 from layerbank.probes import ArraySource, concat_tokens, run_sweeps
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import check_classes, check_one_model, probe, row_folder, run_folder, verify_tokens
+from layerbank.probing.probe import check_one_model, probe, row_folder, run_folder, verify_tokens
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
@@ -368,14 +367,6 @@ def test_splits_of_two_models_are_refused(stores: tuple[SplitRequest, SplitReque
         check_one_model(train, other)
     with raises("probing.different_models", RequestError, train_model="tap = norm2", test_model="tap = attn"):
         check_one_model(train, replace(test, tap="attn"))
-
-
-def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
-    one = write_photos(tmp_path / "one", {"train": 2})
-    two = write_photos(tmp_path / "two", {"test": 2}, ("blue", "green", "violet"))
-    classes = {"train_classes": "3: blue, green, red", "test_classes": "3: blue, green, violet"}
-    with raises("probing.different_classes", RequestError, test="two/test", **classes):
-        check_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
 
 
 def test_a_name_may_change_the_protocol_and_its_gain_still_counts(

@@ -1,7 +1,7 @@
 """`folder:DIR`: images in `DIR/<split>/<class>/**`, torchvision's ImageFolder with a folder a split above it.
 
-Ids are paths relative to DIR. Classes are the folder names of all splits, sorted, so that a class keeps its index where a split
-lacks it.
+Ids are paths relative to DIR. Classes are the folders of the split with an image in them, sorted; other folders of DIR, such as
+`runs` and `caches`, do not matter.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def open_folder(address: str, split: str) -> FileSource:
         RequestError: no such folder or split, or images that lie elsewhere than in class folders.
     """
     root = require_folder("folder", address)
-    class_names = _classes_of_all_splits(root, split)
+    class_names = _classes_of(root, split)
     entries = [
         (id, label, size)
         for label, name in enumerate(class_names)
@@ -92,24 +92,27 @@ def find_images(
                 yield from find_images(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
 
 
-def _classes_of_all_splits(root: Path, split: str) -> list[str]:
-    """Sorted names of the class folders with an image in some split; refuses a `split` without."""
+def _classes_of(root: Path, split: str) -> list[str]:
+    """Sorted names of the class folders of a split with an image in them."""
     data, folder = f"folder:{root}", root / split
-    classes = {
-        name: {one for one in _folders(root / name) if next(find_images(root / name / one), None)}
-        for name in _folders(root)
-    }
-    if split not in classes:
-        raise no_such_split(data, split, f"{folder}/<class>/", [name for name, found in classes.items() if found])
+    if not folder.is_dir():
+        splits = [
+            name for name in _folders(root) if any(_has_images(root / name / one) for one in _folders(root / name))
+        ]
+        raise no_such_split(data, split, f"{folder}/<class>/", splits)
     if loose := sorted(entry.name for entry in os.scandir(folder) if _is_image(entry)):
         raise RequestError("data.images_without_class", data=data, split=split, count=len(loose), first=loose[0])
-    if not classes[split]:
-        names = [name for _, _, names in os.walk(folder) for name in names]
-        endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
-        found = ", ".join(f"{ending} ({count})" for ending, count in endings.most_common(3)) or "no files"
-        extensions = " ".join(sorted(EXTENSIONS))
-        raise RequestError("data.split_without_images", data=data, split=split, extensions=extensions, found=found)
-    return sorted(set().union(*classes.values()))
+    if classes := [name for name in _folders(folder) if _has_images(folder / name)]:
+        return classes
+    names = [name for _, _, names in os.walk(folder) for name in names]
+    endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
+    found = ", ".join(f"{ending} ({count})" for ending, count in endings.most_common(3)) or "no files"
+    extensions = " ".join(sorted(EXTENSIONS))
+    raise RequestError("data.split_without_images", data=data, split=split, extensions=extensions, found=found)
+
+
+def _has_images(folder: Path) -> bool:
+    return next(find_images(folder), None) is not None
 
 
 def _folders(folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, nearest_name
-from .image_source import ImageSource, Stored, numbers_as_names, split_where
+from .image_source import ImageSource, Stored, classes_by_value, split_where
 from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
 from .sources import DataSource
 
@@ -60,7 +60,9 @@ class Hdf5Source(ImageSource):
         if len(labels) != num_images:
             raise RequestError("data.label_count", data=data, split=split, images=num_images, labels=len(labels))
         self._open_in: tuple[int, h5py.Dataset] | None = None
-        names = label_class_names or class_names or _numbers_of_all_splits(parts, split, labels)
+        names = label_class_names or class_names
+        if not names:
+            labels, names = classes_by_value(labels)
         if labels.max() >= len(names):
             place = f"{data}, split {split}"
             raise RequestError("data.class_without_name", place=place, count=len(names), label=labels.max())
@@ -197,15 +199,8 @@ def _class_names(holder: h5py.File | h5py.Dataset) -> list[str]:
     for attribute in CLASS_NAME_ATTRIBUTES:
         if attribute in holder.attrs:
             names = np.ravel(holder.attrs[attribute])
-            return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+            return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
     return []
-
-
-def _numbers_of_all_splits(parts: _Address, split: str, labels: NDArray[np.int64]) -> list[str]:
-    """Class names where the files give none: the numbers up to the highest class of any split."""
-    others = (_read_labels(parts, other)[0] for other in splits_of(parts.label_file) if other != split)
-    highest = max(int(one.max()) for one in (labels, *others))
-    return numbers_as_names(highest, f"{parts.label_file}, labels")
 
 
 HDF5 = DataSource(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .image_source import ImageSource, Stored, numbers_as_names, split_where
-from .patterns import ShardFolder, ShardPattern
+from .image_source import ImageSource, Stored, classes_by_value, split_where
+from .patterns import ShardFolder, ShardPattern, read_text
 from .sources import DataSource
 from .tar_index import DamagedTar, Member, walk_tar
 
 BLOCK_BYTES = 1 << 20  # read at a time where every image is read: stays in the processor's cache
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+_CLASS = re.compile(rb"\d{1,18}")  # fits into 64 bits
 
 
 class WdsSource(ImageSource):
@@ -41,7 +43,7 @@ class WdsSource(ImageSource):
         ]
         if not samples:
             raise RequestError("data.no_samples", data=f"wds:{address}", split=split, count=len(self._shards))
-        class_names = _class_names(layout, split, [sample for _, sample in samples])
+        labels, class_names = _classes(layout, [sample for _, sample in samples])
         self._shard_of = np.array([number for number, _ in samples], dtype=np.int32)
         self._offsets = np.array([sample.image.offset for _, sample in samples], dtype=np.int64)
         self._open: tuple[int, _OpenFile] | None = None  # the shard read last
@@ -49,7 +51,7 @@ class WdsSource(ImageSource):
             name=layout.name,
             split=split,
             ids=[sample.id for _, sample in samples],
-            labels=np.array([sample.label for _, sample in samples], dtype=np.int64),
+            labels=labels,
             class_names=class_names,
             sizes=np.array([sample.image.size for _, sample in samples], dtype=np.int64),
         )
@@ -158,7 +160,7 @@ def _samples(shard: Path, name: str) -> Iterator[_Sample]:
                 members[extension] = member
                 if extension == "cls":
                     file.seek(member.offset)
-                    classes[key] = file.read(member.size)
+                    classes[key] = file.read(min(member.size, 64))
         except DamagedTar as error:
             whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
             values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
@@ -171,7 +173,7 @@ def _samples(shard: Path, name: str) -> Iterator[_Sample]:
             )
         if key not in classes:
             raise RequestError("data.sample_without_class", key=key, shard=shard, found=found)
-        if not classes[key].strip().isdigit():
+        if not _CLASS.fullmatch(classes[key].strip()):
             raise RequestError("data.bad_class_index", key=key, shard=shard, content=repr(classes[key][:20]))
         yield _Sample(f"{name}/{key}", int(classes[key]), image)
 
@@ -180,20 +182,18 @@ def _image_of(members: dict[str, Member]) -> Member | None:
     return next((members[key] for key in IMAGE_KEYS if key in members), None)
 
 
-def _class_names(layout: ShardFolder | ShardPattern, split: str, samples: list[_Sample]) -> list[str]:
-    """The lines of classnames.txt; without that file the numbers up to the highest class of any split."""
-    highest = max(samples, key=lambda sample: sample.label)
+def _classes(layout: ShardFolder | ShardPattern, samples: list[_Sample]) -> tuple[NDArray[np.int64], list[str]]:
+    """Class indices [N], and the lines of classnames.txt; without that file, the numbers that occur are the classes."""
+    labels = np.array([sample.label for sample in samples], dtype=np.int64)
     file = layout.root / "classnames.txt"
     if not file.is_file():
-        labels = {highest.label}
-        for other in set(layout.splits()) - {split}:
-            labels.update(sample.label for shard in layout.shards(other) for sample in _samples(shard, ""))
-        return numbers_as_names(max(labels), f"{layout.root}, sample {highest.id}")
-    names = [line.strip() for line in file.read_text(encoding="utf-8").strip().split("\n")]
-    if highest.label >= len(names):
-        place = f"{layout.root}, sample {highest.id}"
-        raise RequestError("data.class_without_name", place=place, count=len(names), label=highest.label)
-    return names
+        return classes_by_value(labels)
+    names = [line.strip() for line in read_text(file).strip().split("\n")]
+    highest = int(labels.argmax())
+    if labels[highest] >= len(names):
+        place = f"{layout.root}, sample {samples[highest].id}"
+        raise RequestError("data.class_without_name", place=place, count=len(names), label=labels[highest])
+    return labels, names
 
 
 WDS = DataSource(

@@ -17,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from layerbank.cache import StoreForecast, Worker, known_hashes
 
+from ..data.classes import uneven_classes
 from ..data.image_set import ImageSet, identify
 from ..data.sources import ImageSource, open_source
 from ..data.split_rows import SplitRows, name_of
@@ -166,6 +167,9 @@ def prepare(
         RequestError: wrong options, or a disk that is too small or cannot be written.
     """
     sources = [open_source(job.data, split) for split in dict.fromkeys(job.splits)]  # before the slow model
+    for other in sources[1:]:
+        if uneven := uneven_classes(sources[0], other):
+            on_event(uneven)
     requested = []
     for number, (model, weights) in enumerate(job.models):
         precision, parity = (job.precision, {}) if settled is None else settled[number]

@@ -15,6 +15,7 @@ import torch
 
 from layerbank.probes import TrainingProtocol, resolve_compute
 
+from ..data.classes import match_classes
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
 from ..errors import RequestError
@@ -22,7 +23,7 @@ from ..events import OnEvent, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device
-from ..probing.probe import check_classes, check_train_views, probe, run_folder, verify_tokens
+from ..probing.probe import check_train_views, probe, run_folder, verify_tokens
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
@@ -70,14 +71,14 @@ def probes_of(job: ProbeJob, backbone: Backbone) -> list[ProbeSpec]:
     return named
 
 
-def open_splits(job: ProbeJob) -> list[ImageSource]:
+def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
     """The training and the test images of a job.
 
     Raises:
-        RequestError: no such data, or splits of different classes.
+        RequestError: no such data, or test images of classes without training images.
     """
     train, test = (open_source(job.data, split) for split in (job.train_split, job.test_split))
-    check_classes(train, test)
+    match_classes(train, test, on_event)
     return [train, test]
 
 
@@ -106,7 +107,7 @@ def run_probes(
         The folder of the results, and the rows, which are trained as they are taken.
     """
     protocol = protocol_of(job)
-    train_source, test_source = open_splits(job) if sources is None else sources
+    train_source, test_source = open_splits(job, on_event) if sources is None else sources
     request, backbone = open_model(job, job.model, job.weights) if opened is None else opened
     named = list(choose(job, backbone))
     if not named:

@@ -21,8 +21,6 @@ import torch
 from layerbank.cache import DamagedStoreError, verify_store
 from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
-from ..data.sources import ImageSource
-from ..data.split_record import SplitRecord
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
@@ -48,25 +46,6 @@ def run_folder(runs_root: Path, train: SplitRequest) -> Path:
 def row_folder(folder: Path, row: Row) -> Path:
     """The folder of a row's probe, predictions and picture: two settings of one probe never share it."""
     return folder / f"{row['probe']}-{row['key'][:8]}"
-
-
-def check_classes(train: ImageSource | SplitRecord, test: ImageSource | SplitRecord) -> None:
-    """Raise RequestError unless the splits have labels, and both name the same classes in the same order."""
-    names = [f"{one.name}/{one.split}" for one in (train, test)]
-    if not train.class_names:
-        raise RequestError("probing.unlabelled_images", data=names[0])
-    if list(train.class_names) != list(test.class_names):
-        raise RequestError(
-            "probing.different_classes",
-            train=names[0],
-            test=names[1],
-            train_classes=_few(train.class_names),
-            test_classes=_few(test.class_names),
-        )
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)}: " + ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def check_train_views(train_views: int | None, num_views: int) -> None:
