@@ -150,6 +150,40 @@ def _(event: events.ImageSkipped) -> str:
 
 
 @text_of.register
+def _(event: events.FilesLeftOut) -> str:
+    number = sum(event.counts.values())
+    found = [f"{extension} ({count:,})" for extension, count in sorted(event.counts.items(), key=lambda one: -one[1])]
+    what = "is no image and" if number == 1 else "are no images and"
+    return f"{counted(number, 'file')} of {event.dataset}/{event.split} {what} left out: {few(found)}"
+
+
+@text_of.register
+def _(event: events.TwoLabels) -> str:
+    return (
+        f"warning: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with the bytes of another image and "
+        f"another label, {event.first} first"
+    )
+
+
+@text_of.register
+def _(event: events.SharedImages) -> str:
+    other = f", {event.num_relabelled:,} of them with another label" if event.num_relabelled else ""
+    return (
+        f"warning: {event.num_shared:,} of {counted(event.num_test, 'image')} of {event.test} are also in {event.train}{other}; "
+        "`layerbank report` shows accuracies without them"
+    )
+
+
+@text_of.register
+def _(event: events.FlatImages) -> str:
+    return (
+        f"warning: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with hardly any contrast "
+        f"({event.first}{', ...' * (event.num_images > 1)}): fewer than 16 levels as 8-bit RGB. Deep or transparent images may "
+        "have lost their content; look at some."
+    )
+
+
+@text_of.register
 def _(event: events.ParityMeasured) -> str:
     compared = (
         f"storage rounding error of {event.storage_dtype}"

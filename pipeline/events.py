@@ -144,6 +144,46 @@ class ImageSkipped(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilesLeftOut(Event):
+    """Files among the images of a split that are no images, by their names."""
+
+    dataset: str
+    split: str
+    counts: Mapping[str, int]  # extension -> files
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoLabels(Event):
+    """Images that are byte for byte an image of the same split with another label."""
+
+    dataset: str
+    split: str
+    num_images: int
+    first: str  # id
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedImages(Event):
+    """Test images that are training images too."""
+
+    train: str
+    test: str
+    num_shared: int
+    num_test: int
+    num_relabelled: int  # of the shared ones, with another label
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatImages(Event):
+    """Images with hardly any contrast once they are 8-bit RGB: a single colour, or fewer than 16 levels."""
+
+    dataset: str
+    split: str
+    num_images: int
+    first: str  # id
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokensOutOfRange(Event):
     """Values that the storage dtype could not hold, or that were not finite, in one array so far."""
 

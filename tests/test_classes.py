@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from commands import run
+from commands import MODEL, run
 from messages import raises, refuses
 from photos import write_photos
 
@@ -161,3 +161,57 @@ def test_a_class_that_is_no_number_of_64_bits_is_refused(label: bytes, tmp_path:
             tar.addfile(info, io.BytesIO(data))
     with raises("data.bad_class_index", RequestError):
         open_source(f"wds:{tmp_path}", "train")
+
+
+def test_images_in_two_splits_and_under_two_labels_are_counted(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 8, "test": 4})
+    for name, place in (("000", "test/red/same.png"), ("001", "test/blue/moved.png"), ("002", "train/blue/twice.png")):
+        (photos / place).write_bytes((photos / "train" / "red" / f"{name}.png").read_bytes())
+    folders = ["--cache", tmp_path / "caches", "--runs", tmp_path / "runs"]
+    result = run("probe", *MODEL, "--data", f"folder:{photos}", "--probe", "ridge-cls", *folders)
+    assert result.exit_code == 0
+    assert "2 of 14 images of photos/test are also in photos/train, 1 of them with another label" in result.stderr
+    assert "2 images of photos/train with the bytes of another image and another label" in result.stderr
+
+
+def test_class_names_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = in_tars(tmp_path, train=[0, 1])
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+
+    def fail(self: Path, **_: object) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with raises("data.unreadable_text", RequestError, file=tmp_path / "classnames.txt", reason="Input/output error"):
+        open_source(uri, "train")
+
+
+@pytest.mark.parametrize("uri", ["folder:{}", "images:{}/train"])
+def test_files_that_are_no_images_are_counted_by_extension(uri: str, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 2})
+    for name in (
+        "a.GIF",
+        "b.gif",
+        "notes.txt",
+        "LICENSE",
+        ".DS_Store",
+        "Thumbs.db",
+        "._x.png",
+        ".git/c.gif",
+        "@eaDir/d.png",
+    ):
+        (photos / "train" / "red" / name).parent.mkdir(exist_ok=True)
+        (photos / "train" / "red" / name).touch()
+    source = open_source(uri.format(photos), "train")
+    assert len(source) == 6
+    assert source.left_out == {".gif": 2, ".txt": 1, "no extension": 1}
+
+
+def test_what_is_left_out_is_said_once(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 2})
+    (photos / "train" / "red" / "a.gif").touch()
+    result = run(
+        "extract", *MODEL, "--data", f"folder:{photos}", "--split", "train", "--levels", "last", "--cache", tmp_path
+    )
+    assert result.exit_code == 0
+    assert result.stderr.count("1 file of photos/train is no image and left out: .gif (1)") == 1

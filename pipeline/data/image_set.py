@@ -79,6 +79,17 @@ class ImageSet:
         return RowSet(hashes=self.hashes).digest
 
 
+def images_with_two_labels(hashes: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of the images [n] that are byte for byte an image with another label.
+
+    >>> images_with_two_labels(np.array([7, 7, 8, 7, 8, 0, 0], np.uint64), np.array([0, 0, 1, 2, 1, 0, 1])).tolist()
+    [0, 1, 3]
+    """
+    pairs = np.unique(np.stack([hashes, labels.astype(np.uint64)]), axis=1)
+    found, counts = np.unique(pairs[0], return_counts=True)
+    return np.flatnonzero(np.isin(hashes, found[(counts > 1) & (found != UNREADABLE)]))
+
+
 def identify(
     source: ImageSource,
     cache_root: Path,

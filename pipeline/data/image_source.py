@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,6 +114,7 @@ class ImageSource(ABC):
         origin: absolute place of the data, for the name of their content index; `open_source` sets it where a source does not.
         has_whole_files: whether row i is all of file i of `files`.
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
+        left_out: extension -> number of files that are no images, where a source looks for them.
         is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
 
     Raises:
@@ -124,6 +126,7 @@ class ImageSource(ABC):
     has_whole_files: bool = False
     keeps_order: bool = False
     is_encoded: bool = False
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,

@@ -18,12 +18,12 @@ from xxhash import xxh3_64_intdigest
 from layerbank.cache import StoreForecast, Worker, known_hashes
 
 from ..data.classes import uneven_classes
-from ..data.image_set import ImageSet, identify
+from ..data.image_set import ImageSet, identify, images_with_two_labels
 from ..data.sources import ImageSource, open_source
 from ..data.split_rows import SplitRows, name_of
 from ..data.views import ViewRule
 from ..errors import RequestError
-from ..events import OnEvent, ignore
+from ..events import FilesLeftOut, OnEvent, TwoLabels, ignore
 from ..extraction.decoding import start_worker_server
 from ..extraction.disk_space import check_disk_space
 from ..extraction.extract import ExtractConfig, Extraction, begin, extract_together, forecasts
@@ -131,10 +131,15 @@ def open_rows(
         may_hash: False reads no image: those that the content index does not know count as missing.
         on_event: called with every event.
     """
+    if source.left_out:
+        on_event(FilesLeftOut(dataset=source.name, split=source.split, counts=dict(source.left_out)))
     trusted = partial(known_hashes, cache_root, name_of(source)) if trust_files else None
     images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
     if not may_hash:
         images = _with_stand_ins(images, source.ids)
+    if len(alike := images_with_two_labels(images.hashes, source.labels)):
+        names = {"dataset": source.name, "split": source.split}
+        on_event(TwoLabels(**names, num_images=len(alike), first=source.ids[alike[0]]))
     return SplitRows(source=source, images=images, rule=rule)
 
 

@@ -16,10 +16,11 @@ import torch
 from layerbank.probes import TrainingProtocol, resolve_compute
 
 from ..data.classes import match_classes
+from ..data.duplicates import duplicates_of
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
 from ..errors import RequestError
-from ..events import OnEvent, ignore
+from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device
@@ -116,6 +117,17 @@ def run_probes(
     work = request_extraction(job, request, backbone, arrays, on_event)
     rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
     splits = [rows_of(train_source, rule=job.rule), rows_of(test_source)]
+    shared = duplicates_of(splits[0].record, splits[1].record)
+    if shared.pairs:
+        on_event(
+            SharedImages(
+                train=f"{train_source.name}/{job.train_split}",
+                test=f"{test_source.name}/{job.test_split}",
+                num_shared=len(shared.pairs),
+                num_test=shared.num_test,
+                num_relabelled=shared.num_relabelled,
+            )
+        )
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
         train, test = (work.extract(rows) for rows in splits)
