@@ -40,6 +40,14 @@ def _(event: events.IndexIgnored) -> str:
 
 
 @text_of.register
+def _(event: events.IndexNotKept) -> str:
+    return (
+        f"warning: the hashes of {event.dataset}/{event.split} cannot be kept, neither in the cache nor in the user's cache "
+        f"folder ({event.reason}): the next command reads the images again"
+    )
+
+
+@text_of.register
 def _(event: events.ExtractionStarted) -> str:
     return (
         f"extract: {event.num_pending:,} of {event.num_rows:,} images of {event.dataset}/{event.split} through "

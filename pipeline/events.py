@@ -79,6 +79,15 @@ class IndexIgnored(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexNotKept(Event):
+    """No content index can be written: the images will be hashed again by the next command."""
+
+    dataset: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionStarted(Event):
     """Stage one begins, or goes on with, a store."""
 

@@ -215,3 +215,11 @@ def test_what_is_left_out_is_said_once(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0
     assert result.stderr.count("1 file of photos/train is no image and left out: .gif (1)") == 1
+
+
+def test_labels_beyond_63_bits_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x_train.h5", "w") as file:
+        file["images"] = np.zeros((2, 8, 8, 3), np.uint8)
+        file["labels"] = np.array([0, 2**64 - 1], np.uint64)
+    with raises("data.negative_label", RequestError, label=2**64 - 1):
+        open_source(f"hdf5:{tmp_path}/x_{{split}}.h5", "train")

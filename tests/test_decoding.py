@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import MODEL, run
+from messages import raises
 from photos import write_photos
 from PIL import Image
 
+import layerbank as lb
+from layerbank import RequestError
 from layerbank.data.decoding import decode_rgb, is_flat
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
@@ -85,3 +88,16 @@ def test_extract_counts_flat_images_once_and_names_one(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0
     assert "3 images of photos/train with hardly any contrast (train/red/black" in result.stderr
+
+
+def test_deep_images_from_python_are_scaled_as_those_in_files() -> None:
+    pixels = np.linspace(0, 65535, 1200).astype(np.uint16).reshape(40, 30)
+    by_pillow = lb.images_from([Image.fromarray(pixels)], [0])
+    from_file = lb.images_from([encoded(pixels)], [0])
+    assert np.array_equal(np.asarray(by_pillow.load(0)[0]), np.asarray(from_file.load(0)[0]))
+
+
+@pytest.mark.parametrize("labels", [[-1, 0, 1], np.array([0, 1, 2**63], np.uint64)])
+def test_class_numbers_that_mean_no_label_are_refused(labels: object) -> None:
+    with raises("data.negative_class", RequestError):
+        lb.images_from([NOISE] * 3, labels)

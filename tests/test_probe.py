@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.results import results_table
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.sweep_journal import SweepJournal
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.token_source import CachedTokens, join_tokens
 
@@ -307,6 +309,35 @@ def test_retraining_writes_the_row_again(stores: tuple[SplitRequest, SplitReques
     run(stores, tmp_path, ("linear-cls",))
     _, events = run(stores, tmp_path, ("linear-cls",), retrain=True)
     assert [event.reused for event in events if isinstance(event, ProbeFinished)] == [False]
+
+
+def test_an_interrupted_retraining_goes_on(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _ = run(stores, tmp_path, ("linear-cls", "attn-last"))
+    real, kept = SweepJournal.keep, []
+
+    def keep(self: SweepJournal, key: Any, scores: Any) -> None:
+        real(self, key, scores)
+        kept.append(key)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepJournal, "keep", keep)
+        with pytest.raises(KeyboardInterrupt):
+            run(stores, tmp_path, ("linear-cls", "attn-last"), retrain=True)
+    find, found = SweepJournal.find, []
+
+    def find_counted(self: SweepJournal, key: Any) -> Any:
+        found.append(find(self, key))
+        return found[-1]
+
+    monkeypatch.setattr(SweepJournal, "find", find_counted)
+    again, _ = run(stores, tmp_path, ("linear-cls", "attn-last"), retrain=True)
+    assert sum(scores is not None for scores in found) == 2
+    assert [row["test"] for row in again] == [row["test"] for row in rows]
+    assert not (tmp_path / ".sweeps").exists()
 
 
 def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(

@@ -37,12 +37,17 @@ def decode_rgb(stored: bytes | NDArray[np.uint8]) -> Image.Image:
             raise ValueError(
                 "{} x {} pixels: one side is more than {} times the other".format(*image.size, LARGEST_RATIO)
             )
-        if image.mode.startswith("I"):  # 16-bit grey; older Pillow opens it as 32-bit "I"
-            eight_bits = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-            return Image.fromarray(eight_bits.astype(np.uint8)).convert("RGB")
-        if image.mode == "P" and "transparency" in image.info:
-            return image.convert("RGBA").convert("RGB")  # the pixels of convert("RGB"), without Pillow's warning
-        return image.convert("RGB")
+        return rgb_of(image)
+
+
+def rgb_of(image: Image.Image) -> Image.Image:
+    """The RGB image of any other."""
+    if image.mode.startswith("I"):  # 16-bit grey; older Pillow opens it as 32-bit "I"
+        eight_bits = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return Image.fromarray(eight_bits.astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")  # the pixels of convert("RGB"), without Pillow's warning
+    return image.convert("RGB")
 
 
 def is_flat(image: Image.Image) -> bool:

@@ -190,9 +190,10 @@ def _read_labels(parts: _Address, split: str) -> tuple[NDArray[np.int64], list[s
         place, class_names = f"{file.filename}::{dataset.name}", _class_names(dataset) or _class_names(file)
     if values.dtype.kind not in "iub" or not values.ndim or not values.size == len(values) > 0:
         raise RequestError("data.not_labels", dataset=place, dtype=values.dtype, shape=list(values.shape))
-    if values.min() < 0:
-        raise RequestError("data.negative_label", dataset=place, label=values.min())
-    return values.reshape(-1).astype(np.int64), class_names
+    labels = values.reshape(-1).astype(np.int64)  # uint64 beyond 2^63 becomes negative
+    if labels.min() < 0:
+        raise RequestError("data.negative_label", dataset=place, label=values.reshape(-1)[labels.argmin()])
+    return labels, class_names
 
 
 def _class_names(holder: h5py.File | h5py.Dataset) -> list[str]:

@@ -35,7 +35,16 @@ from layerbank.cache.index import (
 from layerbank.cache.rows import MISSING as UNREADABLE
 
 from ..errors import WorkError
-from ..events import HashingFinished, HashingProgress, HashingStarted, ImagesTrusted, IndexIgnored, OnEvent, ignore
+from ..events import (
+    HashingFinished,
+    HashingProgress,
+    HashingStarted,
+    ImagesTrusted,
+    IndexIgnored,
+    IndexNotKept,
+    OnEvent,
+    ignore,
+)
 from .image_source import ImageSource, row_hash, row_hash_rule1, split_where
 
 TRIES = 3  # for a file that changes while it is read
@@ -136,6 +145,7 @@ class _Identification:
         self.recorded_ns = np.zeros(len(self.paths), dtype=np.int64)
         self.keys = self._file_keys()
         origin = source.origin or f"{type(source).__module__}.{type(source).__qualname__}:{source.name}"
+        self.is_reported = False  # that the index cannot be kept
         self.scope = f"{origin}\n{source.split}"
         label = re.sub(r"[^\w.-]+", "-", f"{source.name}-{source.split}")[:80]
         name = f"{label}-{xxh3_64_hexdigest(self.scope.encode(errors='surrogatepass'))}{INDEX_SUFFIX}"
@@ -284,7 +294,10 @@ class _Identification:
             self.hashes[rows],
             self.rule1_hashes[rows],
         )
-        write_index(self.index_paths, index, self.scope)
+        problem = write_index(self.index_paths, index, self.scope)
+        if problem and not self.is_reported:
+            self.is_reported = True
+            self.on_event(IndexNotKept(dataset=self.source.name, split=self.source.split, reason=problem))
 
     def image_set(self) -> ImageSet:
         same = np.array_equal(self.hashes, self.rule1_hashes)

@@ -171,6 +171,10 @@ def prepare(
     Raises:
         RequestError: wrong options, or a disk that is too small or cannot be written.
     """
+    if not job.models or not job.splits:
+        raise RequestError("jobs.nothing_to_extract", models=len(job.models), splits=len(job.splits))
+    if job.rule and job.views_split not in job.splits:
+        raise RequestError("jobs.views_of_another_split", split=job.views_split, splits=", ".join(job.splits))
     sources = [open_source(job.data, split) for split in dict.fromkeys(job.splits)]  # before the slow model
     for other in sources[1:]:
         if uneven := uneven_classes(sources[0], other):
