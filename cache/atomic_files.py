@@ -1,13 +1,17 @@
 """Files that appear whole or not at all.
 
 A file is written under a staging name, fsynced and renamed, then its folder is fsynced: after a crash either the old
-content is there or the new.
+content is there or the new. Where a lock does not keep other writers away, the staging name is that of one thread of one process.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import re
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +39,33 @@ def write_file(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def replace_file(path: Path, data: bytes, staging: Path) -> None:
-    """Replace the content of `path` in one step, by way of `staging` on the same file system."""
+def staging_beside(path: Path) -> Path:
+    """Name a file beside `path` that no other thread writes; remove what ended processes of this machine left under such names."""
+    owner, hidden = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}", f".{path.stem}."
+    of_any = re.compile(rf"{re.escape(hidden + socket.gethostname())}-(\d+)-\d+{re.escape(path.suffix)}")
+    for name in glob.glob(f"{glob.escape(hidden)}*", root_dir=path.parent):
+        if (match := of_any.fullmatch(name)) and _has_ended(int(match[1])):
+            (path.parent / name).unlink(missing_ok=True)
+    return path.with_name(f"{hidden}{owner}{path.suffix}")
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
+
+
+def replace_file(path: Path, data: bytes, staging: Path | None = None) -> None:
+    """Replace the content of `path` in one step.
+
+    Args:
+        path: the file.
+        data: its new content.
+        staging: where to write it first, on the same file system; None is a name of this thread, see `staging_beside`.
+    """
+    staging = staging_beside(path) if staging is None else staging
     write_file(staging, data)
     os.replace(staging, path)
     sync_folder(path.parent)

@@ -8,7 +8,7 @@ from typing import Any
 from . import events
 from .extraction.meter import limit_of
 from .probing.results import describe_choice
-from .quantities import counted, size
+from .quantities import counted, few, size
 
 
 @singledispatch
@@ -37,6 +37,14 @@ def _(event: events.ImagesTrusted) -> str:
 @text_of.register
 def _(event: events.IndexIgnored) -> str:
     return f"warning: the content index {event.path} is ignored: {event.reason}; images are hashed again"
+
+
+@text_of.register
+def _(event: events.IndexNotKept) -> str:
+    return (
+        f"warning: the hashes of {event.dataset}/{event.split} cannot be kept, neither in the cache nor in the user's cache "
+        f"folder ({event.reason}): the next command reads the images again"
+    )
 
 
 @text_of.register
@@ -134,8 +142,54 @@ def _(event: events.StoresIgnored) -> str:
 
 
 @text_of.register
+def _(event: events.UnevenClasses) -> str:
+    parts = (
+        (event.untested, f"in {event.train} without images in {event.test}"),
+        (event.untrained, f"in {event.test} without images in {event.train}"),
+        (event.single, f"with a single image in {event.train}"),
+    )
+    return "warning: " + "; ".join(
+        f"{counted(len(names), 'class', 'classes')} {what}: {few(names)}" for names, what in parts if names
+    )
+
+
+@text_of.register
 def _(event: events.ImageSkipped) -> str:
     return f"extract: skipped image {event.sample_id!r} in {event.file}: {event.reason}"
+
+
+@text_of.register
+def _(event: events.FilesLeftOut) -> str:
+    number = sum(event.counts.values())
+    found = [f"{extension} ({count:,})" for extension, count in sorted(event.counts.items(), key=lambda one: -one[1])]
+    what = "is no image and" if number == 1 else "are no images and"
+    return f"{counted(number, 'file')} of {event.dataset}/{event.split} {what} left out: {few(found)}"
+
+
+@text_of.register
+def _(event: events.TwoLabels) -> str:
+    return (
+        f"warning: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with the bytes of another image and "
+        f"another label, {event.first} first"
+    )
+
+
+@text_of.register
+def _(event: events.SharedImages) -> str:
+    other = f", {event.num_relabelled:,} of them with another label" if event.num_relabelled else ""
+    return (
+        f"warning: {event.num_shared:,} of {counted(event.num_test, 'image')} of {event.test} are also in {event.train}{other}; "
+        "`layerbank report` shows accuracies without them"
+    )
+
+
+@text_of.register
+def _(event: events.FlatImages) -> str:
+    return (
+        f"warning: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with hardly any contrast "
+        f"({event.first}{', ...' * (event.num_images > 1)}): fewer than 16 levels as 8-bit RGB. Deep or transparent images may "
+        "have lost their content; look at some."
+    )
 
 
 @text_of.register

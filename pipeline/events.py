@@ -51,6 +51,17 @@ class HashingFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnevenClasses(Event):
+    """Classes of a training and a test split that deserve a look; each tuple may be empty, not all of them."""
+
+    train: str
+    test: str
+    untested: tuple[str, ...]  # with training images, without test images
+    untrained: tuple[str, ...]  # the other way round: only where nothing is trained
+    single: tuple[str, ...]  # with one training image: none is left for validation
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImagesTrusted(Event):
     """Images were not read: their ids and sizes are those of images in a store, and that was to be enough."""
 
@@ -64,6 +75,15 @@ class IndexIgnored(Event):
     """A content index cannot be used; the images are hashed again."""
 
     path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexNotKept(Event):
+    """No content index can be written: the images will be hashed again by the next command."""
+
+    dataset: str
+    split: str
     reason: str
 
 
@@ -130,6 +150,46 @@ class ImageSkipped(Event):
     sample_id: str
     file: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesLeftOut(Event):
+    """Files among the images of a split that are no images, by their names."""
+
+    dataset: str
+    split: str
+    counts: Mapping[str, int]  # extension -> files
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoLabels(Event):
+    """Images that are byte for byte an image of the same split with another label."""
+
+    dataset: str
+    split: str
+    num_images: int
+    first: str  # id
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedImages(Event):
+    """Test images that are training images too."""
+
+    train: str
+    test: str
+    num_shared: int
+    num_test: int
+    num_relabelled: int  # of the shared ones, with another label
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatImages(Event):
+    """Images with hardly any contrast once they are 8-bit RGB: a single colour, or fewer than 16 levels."""
+
+    dataset: str
+    split: str
+    num_images: int
+    first: str  # id
 
 
 @dataclass(frozen=True, kw_only=True)

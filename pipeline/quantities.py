@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from .errors import RequestError
 
@@ -101,10 +102,20 @@ def parse_numbers(text: str, *, where: str, at_least: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun; the plural of most is `noun` + s.
 
-    >>> counted(1, "model"), counted(1200, "image")
-    ('1 model', '1,200 images')
+    >>> counted(1, "model"), counted(1200, "image"), counted(2, "class", "classes")
+    ('1 model', '1,200 images', '2 classes')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names.
+
+    >>> few(["cat", "dog"]), few(["1", "2", "3", "4"], most=2), few([])
+    ('cat, dog', '1, 2, ... (4 in all)', 'none')
+    """
+    more = f", ... ({len(names):,} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "none"

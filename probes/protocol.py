@@ -93,9 +93,9 @@ class TrainingProtocol:
             ("lrs", "at least one, all > 0", _all(self.lrs, lambda lr: 0 < lr < math.inf)),
             ("weight_decays", "at least one, all >= 0", _all(self.weight_decays, lambda decay: decay >= 0)),
             ("dropouts", "at least one, all in [0, 1)", _all(self.dropouts, lambda rate: 0 <= rate < 1)),
-            ("epochs", ">= 1", self.epochs >= 1),
-            ("min_steps", ">= 0", self.min_steps >= 0),
-            ("batch_size", ">= 2", self.batch_size >= 2),
+            ("epochs", "an integer >= 1", _is_integer(self.epochs, 1)),
+            ("min_steps", "an integer >= 0", _is_integer(self.min_steps, 0)),
+            ("batch_size", "an integer >= 2", _is_integer(self.batch_size, 2)),
             ("validation_fraction", "in (0, 1)", 0 < self.validation_fraction < 1),
             ("jitter_std", ">= 0", self.jitter_std >= 0),
             ("jitter_probability", "in [0, 1]", 0 <= self.jitter_probability <= 1),
@@ -106,11 +106,11 @@ class TrainingProtocol:
             (
                 "num_neighbors",
                 "at least one, all integers >= 1",
-                _all(self.num_neighbors, lambda count: isinstance(count, int) and count >= 1),
+                _all(self.num_neighbors, lambda count: _is_integer(count, 1)),
             ),
             ("sweep", "'full' or 'halving'", self.sweep in ("full", "halving")),
             ("compute", "auto, " + ", ".join(COMPUTES), self.compute in ("auto", *COMPUTES)),
-            ("seed", ">= 0", self.seed >= 0),
+            ("seed", "an integer in [0, 2^63)", _is_integer(self.seed, 0)),
         )
         wrong = [(name, rule) for name, rule, holds in ranges if not holds]
         if wrong:
@@ -166,6 +166,11 @@ def first_duplicates(settings: Sequence[Setting]) -> list[int]:
         )
         for index, one in enumerate(settings)
     ]
+
+
+def _is_integer(value: object, least: int) -> bool:
+    """Whether a value is an integer of at most 64 bits, from `least`; True is none."""
+    return type(value) is int and least <= value < 2**63
 
 
 def _all(values: Sequence[float], rule: Callable[[float], bool]) -> bool:

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import google_crc32c
-import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from commands import run
@@ -16,7 +15,6 @@ from token_stores import make_arrays, write_images
 
 from layerbank.cache import DamagedStoreError, Target, export_hdf5, merge_stores, verify_store, write_target
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE, parse_line
-from layerbank.data.sources import open_source
 from layerbank.data.views import ViewRule
 
 
@@ -49,14 +47,6 @@ def test_targets_that_contradict_each_other_are_left_out_of_a_merge(tmp_path: Pa
     merged = merge_stores(stores, tmp_path, name="merged", delete=True)
     assert merged.targets_left_out == ("label",)
     assert all(store.exists() for store in stores)
-
-
-def test_class_numbers_that_are_ids_are_refused_at_once(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "x_train.h5", "w") as file:
-        file["images"] = np.zeros((3, 8, 8, 3), np.uint8)
-        file["labels"] = np.array([0, 1, 1_700_000_000])
-    with raises("data.absurd_class_number"):
-        open_source(f"hdf5:{tmp_path}/x_{{split}}.h5", "train")
 
 
 def test_more_views_than_a_store_can_number_are_refused() -> None:

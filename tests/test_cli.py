@@ -220,7 +220,7 @@ def test_predict_refuses_a_folder_without_a_probe(tmp_path: Path) -> None:
 
 
 def test_images_without_labels_are_no_data_to_probe(place: dict[str, Any], photos: Path) -> None:
-    error = refuses_to_probe(place, "--data", f"images:{photos}", key="probing.unlabelled_images")
+    error = refuses_to_probe(place, "--data", f"images:{photos}", key="data.unlabelled_images")
     assert error.values["data"] == f"{photos.name}/train"
 
 
@@ -265,9 +265,9 @@ def test_a_failure_of_the_work_ends_with_1(photos: Path, tmp_path: Path) -> None
 def test_workers_default_to_one_for_16_cores_on_a_cpu_and_to_the_cores_for_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("layerbank.models.request.num_cores", lambda: 8)
     assert (choose_workers(None, "cpu"), choose_workers(None, "cuda"), choose_workers(0, "cuda:1")) == (0, 7, 0)
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("layerbank.models.request.num_cores", lambda: 64)
     assert (choose_workers(None, "cpu"), choose_workers(None, "cuda")) == (4, 16)
 
 

@@ -258,3 +258,13 @@ def test_an_image_that_could_not_be_read_for_a_moment_is_never_left_out(
             run(backbone, source, tmp_path, on_bad_image=on_bad_image)
     store, _ = run(backbone, source, tmp_path, on_bad_image=on_bad_image)
     assert TokenStore.open(store).num_rows == len(source)
+
+
+def test_one_model_under_two_names_is_refused_before_anything_is_deleted(
+    backbone: Backbone, source: ImageSource, finished: Path
+) -> None:
+    before, config = tree(finished), ExtractConfig(arrays=ARRAYS, batch_size=16, num_workers=0, overwrite=True)
+    extraction = Extraction(backbone=backbone, config=config, cache_root=finished.parents[1])
+    with raises("extraction.two_models_one_store", RequestError):
+        begin([extraction, extraction], rows_of(source, finished.parents[1]))
+    assert tree(finished) == before

@@ -36,16 +36,13 @@ def pcam(tmp_path: Path) -> str:
 def test_pixels_and_labels_lie_in_two_files_as_patchcamelyon_ships_them(pcam):
     train, test = open_source(pcam, "train"), open_source(pcam, "test")
     assert train.ids == [f"pcam_train_x.h5[{row}]" for row in range(4)]
-    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 1, 0], [2, 1])
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 1, 0], [1, 0])
+    assert (train.class_names, test.class_names) == (["0", "1"], ["1", "2"])
     assert train.labels.dtype == np.int64
     assert (train.name, train.split) == ("pcam_x", "train")
     image, content_hash = test.load(1)
     assert np.array_equal(np.asarray(image), PIXELS[5])
     assert content_hash == row_hash(PIXELS[5])
-
-
-def test_without_class_names_classes_are_the_numbers_of_all_splits(pcam):
-    assert open_source(pcam, "train").class_names == ["0", "1", "2"]  # 2 is only in test
 
 
 @pytest.mark.parametrize("names", [("images", "labels"), ("x", "label"), ("data", "y")])

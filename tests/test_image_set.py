@@ -41,6 +41,7 @@ from layerbank.events import (
     HashingStarted,
     ImagesTrusted,
     IndexIgnored,
+    IndexNotKept,
 )
 
 NUM = 6
@@ -648,6 +649,9 @@ def test_without_any_place_for_an_index_images_are_hashed_each_time(
     cache.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     assert [hashed(data.open(), cache)[1] for _ in range(2)] == [NUM, NUM]
+    events: list[Event] = []
+    identify(data.open(), cache, on_event=events.append)
+    assert len([event for event in events if isinstance(event, IndexNotKept)]) == 1
 
 
 @pytest.mark.parametrize("ahead_s", [-3600, 0, 1])

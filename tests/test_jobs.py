@@ -14,6 +14,7 @@ from messages import raises, refuses
 from photos import TINY_MODEL, write_photos
 
 import layerbank as lb
+from layerbank import RequestError
 from layerbank.events import Event, ProbeFinished, RowsFound
 from layerbank.jobs.job import ExtractJob, ProbeJob
 from layerbank.jobs.probe import protocol_of
@@ -152,3 +153,16 @@ def test_a_study_that_fails_in_part_is_an_error_of_run(tmp_path: Path) -> None:
     options = StudyOptions(cache_root=tmp_path / "caches", runs_root=tmp_path / "runs", device="cpu")
     with raises("executors.study_failed", count=1):
         lb.run(open_recipe(str(file)), options=options)
+
+
+def test_augmented_views_of_a_split_that_is_not_extracted_are_refused(tmp_path: Path) -> None:
+    job = ExtractJob(data=f"folder:{tmp_path}", models=((TINY_MODEL, "random"),), views=2, views_split="trian")
+    with raises("jobs.views_of_another_split", RequestError, split="trian", splits="train, test"):
+        lb.run(job)
+
+
+@pytest.mark.parametrize("empty", [{"models": ()}, {"splits": ()}])
+def test_a_job_without_models_or_splits_is_refused(empty: dict[str, Any], tmp_path: Path) -> None:
+    values = {"models": ((TINY_MODEL, "random"),), "data": f"folder:{tmp_path}"} | empty
+    with raises("jobs.nothing_to_extract", RequestError):
+        lb.run(ExtractJob(**values))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,19 @@ def refuse_two(task: int, worker: int, on_event: OnEvent) -> int:
 def write_rows(path: Path, task: int, worker: int, on_event: OnEvent) -> None:
     for number in range(40):
         append_row(path, {"key": f"{task}-{number}", "text": "x" * 20_000})
+
+
+def die_in_a_message(worker: int, on_event: OnEvent) -> int:
+    for number in range(3, 64):  # the pipe to the parent is one of the first descriptors
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, struct.pack("!i", 1000) + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def test_a_process_that_dies_in_the_middle_of_a_message_is_a_lost_worker() -> None:
+    assert run_tasks([die_in_a_message, partial(square, 3)], 1)[0] == "killed by SIGKILL"
 
 
 def test_every_task_is_done_once_by_processes_that_stay_and_have_numbers() -> None:

@@ -7,13 +7,13 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from extractions import extract
 from messages import raises
-from photos import write_photos
 from probe_runs import BATCH, PROTOCOL, REQUEST, run, stores_of
 
 import layerbank
@@ -26,12 +26,13 @@ from layerbank.models.backbone import Backbone
 from layerbank.models.rounding import float_tokens, round_tokens
 from layerbank.probes import ArraySource, concat_tokens, run_sweeps
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import check_classes, check_one_model, probe, row_folder, run_folder, verify_tokens
+from layerbank.probing.probe import check_one_model, probe, row_folder, run_folder, verify_tokens
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.results import results_table
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.sweep_journal import SweepJournal
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.token_source import CachedTokens, join_tokens
 
@@ -310,6 +311,35 @@ def test_retraining_writes_the_row_again(stores: tuple[SplitRequest, SplitReques
     assert [event.reused for event in events if isinstance(event, ProbeFinished)] == [False]
 
 
+def test_an_interrupted_retraining_goes_on(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _ = run(stores, tmp_path, ("linear-cls", "attn-last"))
+    real, kept = SweepJournal.keep, []
+
+    def keep(self: SweepJournal, key: Any, scores: Any) -> None:
+        real(self, key, scores)
+        kept.append(key)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepJournal, "keep", keep)
+        with pytest.raises(KeyboardInterrupt):
+            run(stores, tmp_path, ("linear-cls", "attn-last"), retrain=True)
+    find, found = SweepJournal.find, []
+
+    def find_counted(self: SweepJournal, key: Any) -> Any:
+        found.append(find(self, key))
+        return found[-1]
+
+    monkeypatch.setattr(SweepJournal, "find", find_counted)
+    again, _ = run(stores, tmp_path, ("linear-cls", "attn-last"), retrain=True)
+    assert sum(scores is not None for scores in found) == 2
+    assert [row["test"] for row in again] == [row["test"] for row in rows]
+    assert not (tmp_path / ".sweeps").exists()
+
+
 def test_a_probe_all_of_whose_settings_diverge_is_a_row_that_says_so(
     stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
 ) -> None:
@@ -368,14 +398,6 @@ def test_splits_of_two_models_are_refused(stores: tuple[SplitRequest, SplitReque
         check_one_model(train, other)
     with raises("probing.different_models", RequestError, train_model="tap = norm2", test_model="tap = attn"):
         check_one_model(train, replace(test, tap="attn"))
-
-
-def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
-    one = write_photos(tmp_path / "one", {"train": 2})
-    two = write_photos(tmp_path / "two", {"test": 2}, ("blue", "green", "violet"))
-    classes = {"train_classes": "3: blue, green, red", "test_classes": "3: blue, green, violet"}
-    with raises("probing.different_classes", RequestError, test="two/test", **classes):
-        check_classes(open_source(f"folder:{one}", "train"), open_source(f"folder:{two}", "test"))
 
 
 def test_a_name_may_change_the_protocol_and_its_gain_still_counts(

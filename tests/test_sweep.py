@@ -223,10 +223,18 @@ def test_a_protocol_with_several_wrong_values_is_refused_with_all_of_them() -> N
     with raises(
         "probes.wrong_protocol",
         SettingError,
-        rules="lrs at least one, all > 0; dropouts at least one, all in [0, 1); epochs >= 1; batch_size >= 2; seed >= 0",
+        rules="lrs at least one, all > 0; dropouts at least one, all in [0, 1); epochs an integer >= 1; "
+        "batch_size an integer >= 2; seed an integer in [0, 2^63)",
         values="lrs (); dropouts (1.0,); epochs 0; batch_size 1; seed -1",
     ):
         TrainingProtocol(lrs=(), dropouts=(1.0,), epochs=0, batch_size=1, seed=-1)
+
+
+@pytest.mark.parametrize("name", ["epochs", "min_steps", "batch_size", "seed"])
+@pytest.mark.parametrize("value", [1.5, True, 10**40, 8.0])
+def test_a_number_that_is_no_integer_of_64_bits_is_refused(name: str, value: object) -> None:
+    with raises("probes.wrong_protocol", SettingError, values=f"{name} {value}"):
+        TrainingProtocol(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

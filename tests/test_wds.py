@@ -113,12 +113,6 @@ def test_without_nshards_all_tars_in_numeric_order(tmp_path):
     ]
 
 
-def test_without_class_names_classes_are_the_numbers_of_all_splits(dataset):
-    (dataset / "classnames.txt").unlink()
-    write_tar(dataset / "test" / "0.tar", samples(7, 2, num_classes=9))
-    assert open_source(f"wds:{dataset}", "train").class_names == [str(n) for n in range(9)]
-
-
 def test_a_source_survives_pickling_and_a_moved_copy_has_the_same_digest(dataset, tmp_path):
     source = open_source(f"wds:{dataset}", "train")
     source.load(0)

@@ -128,7 +128,9 @@ def test_a_shard_alone_says_what_is_missing_and_the_next_completes_the_store(
     assert first.exit_code == 0
     store = store_in(tmp_path)
     said = " ".join(first.stderr.split())
-    assert f"worker 0/2 has finished its share; {store} is not complete: 296 rows of other workers still missing" in said
+    assert (
+        f"worker 0/2 has finished its share; {store} is not complete: 296 rows of other workers still missing" in said
+    )
     info = run("cache", "info", store).stdout
     assert "state: writing" in info
     assert "missing_rows: 304 to 599" in info

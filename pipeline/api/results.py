@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.classes import labels_by_name
 from ..errors import RequestError
 from ..jobs.probe import train_probes
 from ..probing.attention import read_attention
 from ..probing.predict import SavedProbe
-from ..probing.probe import check_classes, row_folder, run_folder
+from ..probing.probe import row_folder, run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
@@ -25,6 +26,8 @@ from .tokens import Progress, Tokens, listener_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ..models.backbone import Backbone
 
 
 class Classifier:
@@ -237,9 +240,14 @@ def probe(
     >>> results.best.probe, results.records()[0]["seed"]
     ('ridge-cls', 0)
     """
-    named = _probes_of(train, test, probes)
+    record = train.request.record
+    labels = labels_by_name(record, test.request.record)
+    records = record, replace(test.request.record, labels=labels, class_names=record.class_names)
+    named = _probes_of(train.model.backbone, probes)
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    splits = [replace(one.request, arrays=arrays) for one in (train, test)]
+    splits = [
+        replace(one.request, arrays=arrays, record=record) for one, record in zip((train, test), records, strict=True)
+    ]
     base = open_protocol(protocol, seed=0)
     with ExitStack() as stack:
         rows = train_probes(
@@ -258,9 +266,7 @@ def probe(
         return Results(list(rows), run_folder(Path(runs), splits[0]))
 
 
-def _probes_of(train: Tokens, test: Tokens, probes: Sequence[str]) -> list[ProbeSpec]:
-    backbone = train.model.backbone
-    check_classes(train.request.record, test.request.record)
+def _probes_of(backbone: Backbone, probes: Sequence[str]) -> list[ProbeSpec]:
     named = leave_out_unfit(parse_probes(list(probes), backbone.depth), backbone.row_shape)
     check_heads(named, backbone.row_shape)
     return named

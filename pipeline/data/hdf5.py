@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, nearest_name
-from .image_source import ImageSource, Stored, numbers_as_names, split_where
+from .image_source import ImageSource, Stored, classes_by_value, split_where
 from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
 from .sources import DataSource
 
@@ -60,7 +60,9 @@ class Hdf5Source(ImageSource):
         if len(labels) != num_images:
             raise RequestError("data.label_count", data=data, split=split, images=num_images, labels=len(labels))
         self._open_in: tuple[int, h5py.Dataset] | None = None
-        names = label_class_names or class_names or _numbers_of_all_splits(parts, split, labels)
+        names = label_class_names or class_names
+        if not names:
+            labels, names = classes_by_value(labels)
         if labels.max() >= len(names):
             place = f"{data}, split {split}"
             raise RequestError("data.class_without_name", place=place, count=len(names), label=labels.max())
@@ -188,24 +190,18 @@ def _read_labels(parts: _Address, split: str) -> tuple[NDArray[np.int64], list[s
         place, class_names = f"{file.filename}::{dataset.name}", _class_names(dataset) or _class_names(file)
     if values.dtype.kind not in "iub" or not values.ndim or not values.size == len(values) > 0:
         raise RequestError("data.not_labels", dataset=place, dtype=values.dtype, shape=list(values.shape))
-    if values.min() < 0:
-        raise RequestError("data.negative_label", dataset=place, label=values.min())
-    return values.reshape(-1).astype(np.int64), class_names
+    labels = values.reshape(-1).astype(np.int64)  # uint64 beyond 2^63 becomes negative
+    if labels.min() < 0:
+        raise RequestError("data.negative_label", dataset=place, label=values.reshape(-1)[labels.argmin()])
+    return labels, class_names
 
 
 def _class_names(holder: h5py.File | h5py.Dataset) -> list[str]:
     for attribute in CLASS_NAME_ATTRIBUTES:
         if attribute in holder.attrs:
             names = np.ravel(holder.attrs[attribute])
-            return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+            return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
     return []
-
-
-def _numbers_of_all_splits(parts: _Address, split: str, labels: NDArray[np.int64]) -> list[str]:
-    """Class names where the files give none: the numbers up to the highest class of any split."""
-    others = (_read_labels(parts, other)[0] for other in splits_of(parts.label_file) if other != split)
-    highest = max(int(one.max()) for one in (labels, *others))
-    return numbers_as_names(highest, f"{parts.label_file}, labels")
 
 
 HDF5 = DataSource(

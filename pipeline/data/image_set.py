@@ -35,7 +35,16 @@ from layerbank.cache.index import (
 from layerbank.cache.rows import MISSING as UNREADABLE
 
 from ..errors import WorkError
-from ..events import HashingFinished, HashingProgress, HashingStarted, ImagesTrusted, IndexIgnored, OnEvent, ignore
+from ..events import (
+    HashingFinished,
+    HashingProgress,
+    HashingStarted,
+    ImagesTrusted,
+    IndexIgnored,
+    IndexNotKept,
+    OnEvent,
+    ignore,
+)
 from .image_source import ImageSource, row_hash, row_hash_rule1, split_where
 
 TRIES = 3  # for a file that changes while it is read
@@ -77,6 +86,17 @@ class ImageSet:
     def digest(self) -> str:
         """64 hex digits: the digest of the hashes in the order of the rows, `RowSet.digest` of their centre views."""
         return RowSet(hashes=self.hashes).digest
+
+
+def images_with_two_labels(hashes: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of the images [n] that are byte for byte an image with another label.
+
+    >>> images_with_two_labels(np.array([7, 7, 8, 7, 8, 0, 0], np.uint64), np.array([0, 0, 1, 2, 1, 0, 1])).tolist()
+    [0, 1, 3]
+    """
+    pairs = np.unique(np.stack([hashes, labels.astype(np.uint64)]), axis=1)
+    found, counts = np.unique(pairs[0], return_counts=True)
+    return np.flatnonzero(np.isin(hashes, found[(counts > 1) & (found != UNREADABLE)]))
 
 
 def identify(
@@ -125,6 +145,7 @@ class _Identification:
         self.recorded_ns = np.zeros(len(self.paths), dtype=np.int64)
         self.keys = self._file_keys()
         origin = source.origin or f"{type(source).__module__}.{type(source).__qualname__}:{source.name}"
+        self.is_reported = False  # that the index cannot be kept
         self.scope = f"{origin}\n{source.split}"
         label = re.sub(r"[^\w.-]+", "-", f"{source.name}-{source.split}")[:80]
         name = f"{label}-{xxh3_64_hexdigest(self.scope.encode(errors='surrogatepass'))}{INDEX_SUFFIX}"
@@ -273,7 +294,10 @@ class _Identification:
             self.hashes[rows],
             self.rule1_hashes[rows],
         )
-        write_index(self.index_paths, index, self.scope)
+        problem = write_index(self.index_paths, index, self.scope)
+        if problem and not self.is_reported:
+            self.is_reported = True
+            self.on_event(IndexNotKept(dataset=self.source.name, split=self.source.split, reason=problem))
 
     def image_set(self) -> ImageSet:
         same = np.array_equal(self.hashes, self.rule1_hashes)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,18 +82,17 @@ class BadImage(WorkError):
         self.id, self.file, self.reason, self.content_hash = id, file, reason, content_hash
 
 
-MOST_CLASSES = 1_000_000  # of a data set without class names; larger numbers are ids of something
+def classes_by_value(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+    """Number the classes of N labels that have no names.
 
+    Returns:
+        [N] class indices in 0..C-1, and the C labels as text, in rising order.
 
-def numbers_as_names(highest: int, place: str) -> list[str]:
-    """Class names where the data give none: the numbers from 0 to the highest.
-
-    Raises:
-        RequestError: numbers so large that they name no classes.
+    >>> classes_by_value(np.array([47220, 7, 47220]))
+    (array([1, 0, 1]), ['7', '47220'])
     """
-    if highest >= MOST_CLASSES:
-        raise RequestError("data.absurd_class_number", place=place, highest=f"{highest:.6g}", most=MOST_CLASSES)
-    return [str(number) for number in range(highest + 1)]
+    found, labels = np.unique(values, return_inverse=True)
+    return labels.reshape(-1), [str(value) for value in found.tolist()]
 
 
 class ImageSource(ABC):
@@ -106,7 +106,7 @@ class ImageSource(ABC):
         split: name of the split.
         ids: N distinct sample ids.
         labels: [N] class indices in 0..C-1.
-        class_names: C names, of all splits together.
+        class_names: C names.
         sizes: [N] bytes of each image as it is stored.
 
     Attributes:
@@ -114,6 +114,7 @@ class ImageSource(ABC):
         origin: absolute place of the data, for the name of their content index; `open_source` sets it where a source does not.
         has_whole_files: whether row i is all of file i of `files`.
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
+        left_out: extension -> number of files that are no images, where a source looks for them.
         is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
 
     Raises:
@@ -125,6 +126,7 @@ class ImageSource(ABC):
     has_whole_files: bool = False
     keeps_order: bool = False
     is_encoded: bool = False
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class ImageSource(ABC):
 
     @property
     def num_classes(self) -> int:
-        """C, counted over all splits of the data set."""
+        """C."""
         return len(self.class_names)
 
     def load(self, row: int) -> tuple[Image, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ..errors import RequestError
 from .folder import EXTENSIONS, FileSource, find_images
 from .image_source import NO_LABEL
@@ -16,10 +18,11 @@ def open_images(address: str, split: str) -> FileSource:
         RequestError: no such folder, or no image in it.
     """
     root = require_folder("images", address)
-    entries = [(id, NO_LABEL, size) for id, size in find_images(root)]
+    left_out: Counter[str] = Counter()
+    entries = [(id, NO_LABEL, size) for id, size in find_images(root, left_out=left_out)]
     if not entries:
         raise RequestError("data.no_images", folder=root, extensions=" ".join(sorted(EXTENSIONS)))
-    return FileSource(root, split, entries, [])
+    return FileSource(root, split, entries, [], left_out)
 
 
 IMAGES = DataSource(

@@ -82,6 +82,9 @@ def _classes(
             low, high = int(numbers.min()), int(numbers.max())
             raise RequestError("data.label_out_of_range", name=name, low=low, high=high, count=len(class_names))
         return numbers, list(class_names)
+    if values.dtype.kind in "iu" and not 0 <= values.min() <= values.max() < 2**63:
+        label = values.min() if values.min() < 0 else values.max()
+        raise RequestError("data.negative_class", name=name, label=label)
     if values.dtype.kind not in "iubU":
         raise RequestError("data.labels_of_other_type", name=name, dtype=values.dtype)
     known = sorted(set(values.tolist())) if class_names is None else list(class_names)
@@ -98,7 +101,9 @@ def _stored(image: Any, place: str) -> bytes | NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
     if hasattr(image, "convert"):  # a PIL image
-        return np.asarray(image.convert("RGB"))
+        from .decoding import rgb_of  # imports Pillow
+
+        return np.asarray(rgb_of(image))
     values = np.asarray(image)
     is_torch = hasattr(image, "permute")
     if is_torch and values.ndim == 3:

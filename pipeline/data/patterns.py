@@ -38,8 +38,8 @@ class ShardFolder:
         folder = self.root / split
         count_file = folder / "nshards.txt"
         if count_file.is_file():
-            count = count_file.read_text().strip()
-            if not count.isdigit():
+            count = read_text(count_file).strip()
+            if not re.fullmatch(r"\d{1,7}", count, re.ASCII):
                 raise RequestError("data.bad_shard_count", file=count_file, content=repr(count))
             return _require_shards([folder / f"{number}.tar" for number in range(int(count))])
         shards = sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))  # 10.tar after 9.tar
@@ -79,6 +79,23 @@ def _require_shards(shards: list[Path]) -> list[Path]:
         folder = shards[0].parent
         raise RequestError("data.missing_shards", folder=folder, count=len(shards), missing=len(missing), names=first)
     return shards
+
+
+def read_text(file: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        RequestError: another encoding, or a file that cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RequestError(
+            "data.not_utf8_text", file=file, line=line, byte=f"{error.object[error.start]:#04x}"
+        ) from None
+    except OSError as error:
+        raise RequestError("data.unreadable_text", file=file, reason=error.strerror or error) from error
 
 
 def require_folder(scheme: str, address: str) -> Path:

@@ -88,7 +88,7 @@ class SplitRecord:
             if self.images.rule1_hashes is not None:
                 arrays["rule1_hashes"] = self.images.rule1_hashes
             np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its stubs take no dict of arrays
-            replace_file(file, content.getvalue(), file.with_name(f".{file.name}"))
+            replace_file(file, content.getvalue())
         return file.name
 
 

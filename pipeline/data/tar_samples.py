@@ -1,7 +1,7 @@
 """The samples in WebDataset tars, found by a walk over the headers and kept for the next process.
 
-A sample is the members of a tar with one key (the name up to its first dot): an image (`jpg`, `jpeg`, `png`, `webp`; the first of
-these if there are several) and `cls`, the class index as text.
+A sample is the members of a tar with one key (the name up to its first dot): an image (an extension of `IMAGE_KEYS`,
+the first of them if there are several) and `cls`, the class index as text.
 
 The walk takes 20 s for a million samples, so what it found lies in the user's cache folder, one file for the tars of a split. A tar
 is walked again unless its size, mtime, ctime and inode are those of its record, by the rules of the content index
@@ -11,6 +11,7 @@ is walked again unless its size, mtime, ctime and inode are those of its record,
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from layerbank.cache.index import RECORD, find_records, read_status, same_status
 from ..errors import RequestError
 from .tar_index import DamagedTar, Member, walk_tar
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
+_CLASS = re.compile(rb"\d{1,18}")  # fits into 64 bits
 FORMAT, FORMAT_VERSION = "layerbank tar index", 1
 SUFFIX = ".tars"
 SAMPLE = np.dtype([("label", "<i8"), ("offset", "<i8"), ("size", "<i8")])
@@ -143,7 +145,7 @@ def _walk(shard: Path) -> tuple[list[str], Table]:
                 members[extension] = member
                 if extension == "cls":
                     file.seek(member.offset)
-                    classes[key] = file.read(member.size)
+                    classes[key] = file.read(min(member.size, 64))
         except DamagedTar as error:
             whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
             values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
@@ -157,7 +159,7 @@ def _walk(shard: Path) -> tuple[list[str], Table]:
             )
         if key not in classes:
             raise RequestError("data.sample_without_class", key=key, shard=shard, found=found)
-        if not classes[key].strip().isdigit():
+        if not _CLASS.fullmatch(classes[key].strip()):
             raise RequestError("data.bad_class_index", key=key, shard=shard, content=repr(classes[key][:20]))
         samples.append((int(classes[key]), image.offset, image.size))
     return list(by_key), np.array(samples, dtype=SAMPLE)

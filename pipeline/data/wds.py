@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .image_source import ImageSource, Stored, numbers_as_names, split_where
-from .patterns import ShardFolder, ShardPattern
+from .image_source import ImageSource, Stored, classes_by_value, split_where
+from .patterns import ShardFolder, ShardPattern, read_text
 from .sources import DataSource
 from .tar_samples import read_samples
 
@@ -37,14 +37,14 @@ class WdsSource(ImageSource):
         names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
         self._shard_of = np.repeat(np.arange(len(names), dtype=np.int32), samples.counts)
         ids = [f"{names[shard]}/{key}" for shard, key in zip(self._shard_of.tolist(), samples.keys, strict=True)]
-        class_names = _class_names(layout, split, samples.table["label"], ids)
+        labels, class_names = _classes(layout, samples.table["label"], ids)
         self._offsets = samples.table["offset"].copy()
         self._open: tuple[int, _OpenFile] | None = None  # the shard read last
         super().__init__(
             name=layout.name,
             split=split,
             ids=ids,
-            labels=samples.table["label"],
+            labels=labels,
             class_names=class_names,
             sizes=samples.table["size"],
         )
@@ -126,21 +126,19 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-def _class_names(
-    layout: ShardFolder | ShardPattern, split: str, labels: NDArray[np.int64], ids: Sequence[str]
-) -> list[str]:
-    """The lines of classnames.txt; without that file the numbers up to the highest class of any split."""
-    place, highest = f"{layout.root}, sample {ids[int(labels.argmax())]}", int(labels.max())
+def _classes(
+    layout: ShardFolder | ShardPattern, labels: NDArray[np.int64], ids: Sequence[str]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Class indices [N], and the lines of classnames.txt; without that file, the numbers that occur are the classes."""
     file = layout.root / "classnames.txt"
     if not file.is_file():
-        for other in set(layout.splits()) - {split}:
-            others = read_samples(layout.shards(other), layout.place(other)).table["label"]
-            highest = int(others.max(initial=highest))
-        return numbers_as_names(highest, place)
-    names = [line.strip() for line in file.read_text(encoding="utf-8").strip().split("\n")]
-    if highest >= len(names):
-        raise RequestError("data.class_without_name", place=place, count=len(names), label=highest)
-    return names
+        return classes_by_value(labels)
+    names = [line.strip() for line in read_text(file).strip().split("\n")]
+    highest = int(labels.argmax())
+    if labels[highest] >= len(names):
+        place = f"{layout.root}, sample {ids[highest]}"
+        raise RequestError("data.class_without_name", place=place, count=len(names), label=labels[highest])
+    return labels, names
 
 
 WDS = DataSource(

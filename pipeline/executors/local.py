@@ -19,6 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from ..cores import num_cores
 from .executor import Died, Executor, Running, Task, run_task
 
 TERMINATION_S = 15.0  # a process that gets SIGTERM discards its row block and ends; later it is killed
@@ -62,7 +63,7 @@ class LocalExecutor(Executor):
         for pipe in ready:
             try:
                 message = pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # also in the middle of a message
                 message = Died(self._join(pipe))
             yield pipe, message
 
@@ -138,7 +139,7 @@ def _work(number: int, num_processes: int, pipe: Connection) -> None:
         while True:
             try:
                 task = pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):
                 return
             run_task(task, number, send)
     except SystemExit:  # the parent waits for the end of this process, and Python takes seconds to unload torch
@@ -157,4 +158,4 @@ def _share_cores(num_processes: int) -> None:
     """Limit torch's threads: processes that each use every core wait for each other."""
     import torch
 
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // num_processes)))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), num_cores() // num_processes)))

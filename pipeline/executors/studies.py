@@ -142,4 +142,4 @@ def write_failures(path: Path, failures: Sequence[StudyFailed]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures]
-    replace_file(path, "".join(lines).encode(), path.with_name(f".{path.name}"))
+    replace_file(path, "".join(lines).encode())

@@ -103,7 +103,7 @@ class Relay:
         ] = {}  # (worker, its stores before) -> progress on a store
         self._finished: dict[Path, ExtractionFinished] = {}
         self._found: set[tuple[str, str, str]] = set()  # model, data set and split
-        self._out_of_range: dict[tuple[str, int], TokensOutOfRange] = {}
+        self._out_of_range: dict[tuple[tuple[str, int], int], TokensOutOfRange] = {}
 
     def add(self, worker: int, event: Event) -> None:
         """Take one event of one worker."""
@@ -131,8 +131,9 @@ class Relay:
             case ShareFinished():
                 pass  # the others go on
             case TokensOutOfRange():
-                self._out_of_range[event.array, worker] = event
-                same = [one for (array, _), one in self._out_of_range.items() if array == event.array]
+                place = event.array, self._num_finished[worker]  # workers take the stores in the same order
+                self._out_of_range[place, worker] = event
+                same = [one for (other, _), one in self._out_of_range.items() if other == place]
                 num_saturated, num_nonfinite = (
                     sum(one.num_saturated for one in same),
                     sum(one.num_nonfinite for one in same),

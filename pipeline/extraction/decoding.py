@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.decoding import is_flat
 from ..data.sources import BadImage, ImageSource
 from ..data.views import VIEW_SEED, ViewRule, draw_view
 from ..errors import WorkError
@@ -48,6 +49,7 @@ class DecodedBatch:
         images: index of a transform -> [B, 3, H, W] in the dtype it gives; rows of bad images are zeros.
         content_hashes: [B] uint64, content hash of each image; 0 for images that could not be read at all.
         bad: row -> why it could not be decoded. The caller decides whether that ends the work.
+        flat: rows whose image has hardly any contrast, see `is_flat`.
     """
 
     start: int
@@ -55,6 +57,7 @@ class DecodedBatch:
     images: dict[int, torch.Tensor]
     content_hashes: NDArray[np.uint64]
     bad: dict[int, BadImage]
+    flat: tuple[int, ...] = ()
 
 
 def decode_batches(
@@ -147,6 +150,7 @@ class _Decoding(Dataset[DecodedBatch]):
         images: dict[int, torch.Tensor] = {}
         content_hashes = np.zeros(stop - start, dtype=np.uint64)
         bad: dict[int, BadImage] = {}
+        flat: list[int] = []
         for row in range(start, stop):
             try:
                 image, content_hash = self.source.load(row)
@@ -154,6 +158,8 @@ class _Decoding(Dataset[DecodedBatch]):
                 bad[row] = error
                 content_hashes[row - start] = error.content_hash
                 continue
+            if is_flat(image):
+                flat.append(row)
             for number in wanted:
                 pixels = self.transforms[number](image)
                 if number not in images:
@@ -164,7 +170,7 @@ class _Decoding(Dataset[DecodedBatch]):
             if number not in images:  # every image is bad
                 pixels = self.transforms[number](Image.new("RGB", (256, 256)))
                 images[number] = pixels.new_zeros(stop - start, *pixels.shape)
-        return DecodedBatch(start, stop, images, content_hashes, bad)
+        return DecodedBatch(start, stop, images, content_hashes, bad, tuple(flat))
 
 
 @dataclass(frozen=True, kw_only=True)

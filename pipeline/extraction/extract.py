@@ -242,6 +242,7 @@ def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
     Raises:
         As `extract_together`.
     """
+    _refuse_one_model_twice(extractions)
     for one in extractions:
         _remove_replaced(one, rows)
         stores = ModelStores(one.cache_root, one.model)

@@ -26,7 +26,15 @@ import torch
 from layerbank.cache import Batch, storage_dtype_of
 
 from ..data.selected_source import SelectedSource
-from ..events import ExtractionFinished, ExtractionProgress, ExtractionStarted, ImageSkipped, OnEvent, TokensOutOfRange
+from ..events import (
+    ExtractionFinished,
+    ExtractionProgress,
+    ExtractionStarted,
+    FlatImages,
+    ImageSkipped,
+    OnEvent,
+    TokensOutOfRange,
+)
 from ..models.backbone import Backbone
 from ..models.transform import Geometry
 from .decoding import DecodedBatch, Rows, decode_batches
@@ -93,6 +101,7 @@ def run_tasks(
     num_pending = sum(task.num_pending for task in tasks)
     num_done = 0
     reported: set[str] = set()
+    flat: dict[str, None] = {}  # ids: the views of an image share one
     with ExitStack() as stack:
         decoded_pieces = stack.enter_context(
             closing(decode_batches(source, geometries, wanted, num_workers=num_workers))
@@ -102,6 +111,7 @@ def run_tasks(
             with clock("decode_s"):
                 decoded = next(decoded_pieces)
             _check_images(decoded, on_bad_image, on_event, reported)
+            flat |= dict.fromkeys(source.ids[row] for row in decoded.flat)
             for number in numbers:
                 if num_rows := runs[number].take(decoded, geometry_of[number]):
                     num_done += num_rows
@@ -112,6 +122,8 @@ def run_tasks(
                     )
         for run in runs:
             run.finish()
+        if flat:
+            on_event(FlatImages(dataset=source.name, split=source.split, num_images=len(flat), first=next(iter(flat))))
         for run in runs:
             on_event(run.finished(num_rows=len(source), num_workers=num_workers))
 

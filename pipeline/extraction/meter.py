@@ -5,10 +5,10 @@ The limit is whatever the loop spends most of its time on. It should be the devi
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from math import ceil
 
+from ..cores import num_cores
 from ..events import ExtractionFinished, ExtractionProgress
 
 
@@ -58,10 +58,3 @@ def limit_of(event: ExtractionProgress | ExtractionFinished) -> Limit:
     return find_limit(
         event.decode_s, event.compute_s, event.write_s, num_workers=event.num_workers, num_cores=num_cores()
     )
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -17,12 +17,13 @@ from xxhash import xxh3_64_intdigest
 
 from layerbank.cache import StoreForecast, Worker, known_hashes
 
-from ..data.image_set import ImageSet, identify
+from ..data.classes import uneven_classes
+from ..data.image_set import ImageSet, identify, images_with_two_labels
 from ..data.sources import ImageSource, open_source
 from ..data.split_rows import SplitRows, name_of
 from ..data.views import ViewRule
 from ..errors import RequestError
-from ..events import OnEvent, ignore
+from ..events import FilesLeftOut, OnEvent, TwoLabels, ignore
 from ..extraction.decoding import start_worker_server
 from ..extraction.disk_space import check_disk_space
 from ..extraction.extract import ExtractConfig, Extraction, begin, extract_together, forecasts
@@ -130,10 +131,15 @@ def open_rows(
         may_hash: False reads no image: those that the content index does not know count as missing.
         on_event: called with every event.
     """
+    if source.left_out:
+        on_event(FilesLeftOut(dataset=source.name, split=source.split, counts=dict(source.left_out)))
     trusted = partial(known_hashes, cache_root, name_of(source)) if trust_files else None
     images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
     if not may_hash:
         images = _with_stand_ins(images, source.ids)
+    if len(alike := images_with_two_labels(images.hashes, source.labels)):
+        names = {"dataset": source.name, "split": source.split}
+        on_event(TwoLabels(**names, num_images=len(alike), first=source.ids[alike[0]]))
     return SplitRows(source=source, images=images, rule=rule)
 
 
@@ -165,7 +171,14 @@ def prepare(
     Raises:
         RequestError: wrong options, or a disk that is too small or cannot be written.
     """
+    if not job.models or not job.splits:
+        raise RequestError("jobs.nothing_to_extract", models=len(job.models), splits=len(job.splits))
+    if job.rule and job.views_split not in job.splits:
+        raise RequestError("jobs.views_of_another_split", split=job.views_split, splits=", ".join(job.splits))
     sources = [open_source(job.data, split) for split in dict.fromkeys(job.splits)]  # before the slow model
+    for other in sources[1:]:
+        if uneven := uneven_classes(sources[0], other):
+            on_event(uneven)
     requested = []
     for number, (model, weights) in enumerate(job.models):
         precision, parity = (job.precision, {}) if settled is None else settled[number]

@@ -15,14 +15,16 @@ import torch
 
 from layerbank.probes import TrainingProtocol, resolve_compute
 
+from ..data.classes import match_classes
+from ..data.duplicates import duplicates_of
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
 from ..errors import RequestError
-from ..events import OnEvent, ignore
+from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device
-from ..probing.probe import check_classes, check_train_views, probe, run_folder, verify_tokens
+from ..probing.probe import check_train_views, probe, run_folder, verify_tokens
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
@@ -70,14 +72,14 @@ def probes_of(job: ProbeJob, backbone: Backbone) -> list[ProbeSpec]:
     return named
 
 
-def open_splits(job: ProbeJob) -> list[ImageSource]:
+def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
     """The training and the test images of a job.
 
     Raises:
-        RequestError: no such data, or splits of different classes.
+        RequestError: no such data, or test images of classes without training images.
     """
     train, test = (open_source(job.data, split) for split in (job.train_split, job.test_split))
-    check_classes(train, test)
+    match_classes(train, test, on_event)
     return [train, test]
 
 
@@ -106,7 +108,7 @@ def run_probes(
         The folder of the results, and the rows, which are trained as they are taken.
     """
     protocol = protocol_of(job)
-    train_source, test_source = open_splits(job) if sources is None else sources
+    train_source, test_source = open_splits(job, on_event) if sources is None else sources
     request, backbone = open_model(job, job.model, job.weights) if opened is None else opened
     named = list(choose(job, backbone))
     if not named:
@@ -115,6 +117,17 @@ def run_probes(
     work = request_extraction(job, request, backbone, arrays, on_event)
     rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
     splits = [rows_of(train_source, rule=job.rule), rows_of(test_source)]
+    shared = duplicates_of(splits[0].record, splits[1].record)
+    if shared.pairs:
+        on_event(
+            SharedImages(
+                train=f"{train_source.name}/{job.train_split}",
+                test=f"{test_source.name}/{job.test_split}",
+                num_shared=len(shared.pairs),
+                num_test=shared.num_test,
+                num_relabelled=shared.num_relabelled,
+            )
+        )
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
         train, test = (work.extract(rows) for rows in splits)

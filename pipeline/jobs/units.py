@@ -17,12 +17,12 @@ from typing import Any
 from layerbank.probes import resolve_compute
 
 from ..data.catalogue import SPLITS, check_size, find_entry, locate_data
+from ..data.classes import match_classes
 from ..data.sources import ImageSource, open_source
 from ..errors import LayerbankError, WorkError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device
-from ..probing.probe import check_classes
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
@@ -148,7 +148,7 @@ def run_unit(
         check_compute(recipe, device)  # before the model; a node need not have what the driver has
         request = request_of(recipe, unit.model, device)
         backbone = (models or OpenModels()).open(request, device)
-        uri, sources = open_data(unit.dataset, options, recipe.splits)
+        uri, sources = open_data(unit.dataset, options, recipe.splits, on_event)
         _, made = run_probes(
             probe_job(recipe, options, unit, uri),
             sources=sources,
@@ -180,7 +180,9 @@ def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
     return request_model(job, model, recipe.weights.get(model), device)
 
 
-def open_data(name: str, options: StudyOptions, splits: tuple[str, str] = SPLITS) -> tuple[str, list[ImageSource]]:
+def open_data(
+    name: str, options: StudyOptions, splits: tuple[str, str] = SPLITS, on_event: OnEvent = ignore
+) -> tuple[str, list[ImageSource]]:
     """The URI of a data set of a recipe, and its train and test split.
 
     Raises:
@@ -192,7 +194,7 @@ def open_data(name: str, options: StudyOptions, splits: tuple[str, str] = SPLITS
     train, test = (open_source(uri, split) for split in splits)
     if entry is not None and splits == SPLITS:
         check_size(entry, num_train=len(train), num_classes=len(train.class_names))
-    check_classes(train, test)
+    match_classes(train, test, on_event)
     return uri, [train, test]
 
 

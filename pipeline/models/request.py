@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from ..cores import num_cores
 from ..errors import RequestError
 
 if TYPE_CHECKING:
@@ -147,5 +147,5 @@ def choose_workers(num_workers: int | None, device: str) -> int:
     """
     if num_workers is not None:
         return num_workers
-    cores = os.cpu_count() or 2
+    cores = num_cores()
     return max(1, min(16, cores - 1)) if device.startswith("cuda") else cores // 16

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from layerbank.cache import Batch, BatchNotes, Gaps, StoreForecast, ids_of, time_block
 
+from ..cores import num_cores
 from ..data.selected_source import SelectedSource
 from ..data.split_rows import SplitRows
 from ..events import BatchHalved, CompileFailed, Event, ExtractionFinished, ExtractionProgress, OnEvent
 from ..extraction.decoding import PREFETCHED_BATCHES
 from ..extraction.extract import Extraction, batch_size_of, forecasts
 from ..extraction.loop import run_tasks
-from ..extraction.meter import find_limit, num_cores
+from ..extraction.meter import find_limit
 from ..extraction.write_behind import QUEUED_BATCHES
 from ..memory import peak_memory_bytes
 

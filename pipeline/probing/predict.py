@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from layerbank.cache import ModelSpec, model_of_format1
 from layerbank.probes import load_probe
 
+from ..data.image_source import NO_LABEL
 from ..data.sources import ImageSource
 from ..errors import RequestError
 from ..events import ImageSkipped, OnEvent, ignore
@@ -92,7 +93,6 @@ class SavedProbe:
         on_event: OnEvent = ignore,
     ) -> Iterator[Prediction]:
         """Classify every image of a source, in order; skipped images are left out. For the arguments see `scores`."""
-        known = list(source.class_names) == self.class_names
         how: dict[str, Any] = {"num_workers": num_workers, "on_bad_image": on_bad_image, "on_event": on_event}
         for one in self.scores(source, batch_size=batch_size, **how):
             best = torch.from_numpy(one.logits).softmax(-1).max(-1)
@@ -100,7 +100,7 @@ class SavedProbe:
                 sample_id=source.ids[one.row],
                 label=self.class_names[int(best.indices)],
                 probability=float(best.values),
-                target=self.class_names[int(source.labels[one.row])] if known else None,
+                target=None if source.labels[one.row] == NO_LABEL else source.class_names[source.labels[one.row]],
             )
 
     def scores(

@@ -21,8 +21,6 @@ import torch
 from layerbank.cache import DamagedStoreError, verify_store
 from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
-from ..data.sources import ImageSource
-from ..data.split_record import SplitRecord
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
@@ -48,25 +46,6 @@ def run_folder(runs_root: Path, train: SplitRequest) -> Path:
 def row_folder(folder: Path, row: Row) -> Path:
     """The folder of a row's probe, predictions and picture: two settings of one probe never share it."""
     return folder / f"{row['probe']}-{row['key'][:8]}"
-
-
-def check_classes(train: ImageSource | SplitRecord, test: ImageSource | SplitRecord) -> None:
-    """Raise RequestError unless the splits have labels, and both name the same classes in the same order."""
-    names = [f"{one.name}/{one.split}" for one in (train, test)]
-    if not train.class_names:
-        raise RequestError("probing.unlabelled_images", data=names[0])
-    if list(train.class_names) != list(test.class_names):
-        raise RequestError(
-            "probing.different_classes",
-            train=names[0],
-            test=names[1],
-            train_classes=_few(train.class_names),
-            test_classes=_few(test.class_names),
-        )
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)}: " + ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def check_train_views(train_views: int | None, num_views: int) -> None:
@@ -197,7 +176,7 @@ class _Run:
         for error in results.skipped:
             self._report_skipped(error)
         self.rows = {row["key"]: row for row in results.rows if is_reusable(row)}
-        self._clear_journal()  # a run may have been killed just after its last row
+        self._to_train: set[str] = set()  # keys
 
     def result_key(self, named: ProbeSpec) -> ResultKey:
         """Everything that decides a probe's row."""
@@ -233,7 +212,7 @@ class _Run:
 
     def find_missing(self, probes: Sequence[ProbeSpec], *, retrain: bool) -> list[ProbeSpec]:
         """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
-        missing: dict[str, ProbeSpec] = {}
+        missing: dict[str, ProbeSpec] = {}  # by key
         for named in probes:
             with self.failures.of(named):
                 self._check_arrays(named)
@@ -248,6 +227,8 @@ class _Run:
             if named.derived is not None and not self._has_row(base_key := self.key(named.derived.base)):
                 missing.setdefault(base_key, named.derived.base)
             missing.setdefault(key, named)
+        self._to_train = set(missing)
+        self._clear_journal()  # a run may have been killed just after its last row
         return list(missing.values())
 
     def _check_arrays(self, named: ProbeSpec) -> None:
@@ -283,14 +264,14 @@ class _Run:
 
     def train(self, group: ProbeGroup) -> None:
         """Train a group; if it fails because of one of its probes, each by itself."""
-        if self.failures.together(group.probes, partial(self._train_together, group)):
-            return
-        placed = group.placement
-        for named in group.probes:  # scores of finished banks are in the journal
-            with self.failures.of(named):
-                self._train_together(
-                    make_group(self.cache, [named], group.protocol, placed.memory_bytes, placed.device)
-                )
+        if not self.failures.together(group.probes, partial(self._train_together, group)):
+            placed = group.placement
+            for named in group.probes:  # scores of finished banks are in the journal
+                with self.failures.of(named):
+                    self._train_together(
+                        make_group(self.cache, [named], group.protocol, placed.memory_bytes, placed.device)
+                    )
+        self._clear_journal()
 
     def _train_together(self, group: ProbeGroup) -> None:
         with large_blocks_returned(group.placement.spare_bytes):
@@ -309,6 +290,7 @@ class _Run:
             self.keep(
                 train_post_hoc(named, self.rows[self.key(base)], group, self.open_test, journal_of, self._on_event)
             )
+        self._clear_journal()
 
     def keep(self, trained: Trained) -> None:
         """Write the folder and the row of a probe."""
@@ -329,7 +311,7 @@ class _Run:
             row["cost"] |= {name: row["cost"][name] + of_base[name] for name in ("trainings", "probe_steps")}
         row = append_row(self._folder / RESULTS, row)
         self.rows[row["key"]] = row
-        self._clear_journal()
+        self._to_train.discard(row["key"])
         self._on_event(ProbeFinished(probe=named.name, row=row, reused=False))
 
     def _journal(self, group: ProbeGroup, search: ProbeSpec | None = None) -> SweepJournal:
@@ -343,4 +325,4 @@ class _Run:
         return SweepJournal(self._folder / ".sweeps", decisive, describe, rows)
 
     def _clear_journal(self) -> None:
-        clear_finished(self._folder / ".sweeps", self.rows.keys())
+        clear_finished(self._folder / ".sweeps", self.rows.keys() - self._to_train)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .bootstrap import LEVEL, Interval, difference_interval
+from .bootstrap import LEVEL, Interval, class_mean, difference_interval
 
 Levels = tuple[str, ...]
 
@@ -35,7 +35,7 @@ class Validated:
     @property
     def accuracy(self) -> float:
         """Balanced, in [0, 1]."""
-        return float(np.mean([self.hits[self.labels == label].mean() for label in np.unique(self.labels)]))
+        return class_mean(self.hits, self.labels)
 
 
 TrainSubsets = Callable[[Sequence[Levels]], Sequence[Validated]]  # candidates of a round -> one each, in the same order

@@ -95,7 +95,7 @@ class SweepJournal:
         path, content = self._path(key), io.BytesIO()
         np.savez(content, rows=np.array(self._rows), **arrays)  # type: ignore[arg-type]  # as in attention.py
         self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content.getvalue(), path.with_name(f".{path.name}"))
+        replace_file(path, content.getvalue())
         self._renew(path)
 
     def _renew(self, path: Path) -> None:
@@ -122,7 +122,7 @@ def clear_finished(folder: Path, finished: Collection[str]) -> None:
     oldest_s = time.time() - ABANDONED_S
     for path in folder.glob("*.npz"):  # staging files too
         with suppress(*UNREADABLE):  # among them: its sweep has just removed it
-            if path.stat().st_mtime < oldest_s or set(_read(path)["rows"].tolist()) <= set(finished):
+            if path.stat().st_mtime < oldest_s or set(_rows_of(path)) <= set(finished):
                 path.unlink(missing_ok=True)
     with suppress(OSError):  # it is not empty
         folder.rmdir()
@@ -131,6 +131,13 @@ def clear_finished(folder: Path, finished: Collection[str]) -> None:
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def _rows_of(path: Path) -> list[str]:
+    """The keys that a file is kept for; its other arrays are not read."""
+    with np.load(path, allow_pickle=False) as arrays:
+        keys: list[str] = arrays["rows"].tolist()
+        return keys
 
 
 def _search_key(candidate: Candidate, setting: Setting) -> BankKey:

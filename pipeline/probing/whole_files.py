@@ -11,11 +11,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbank.cache.atomic_files import staging_beside
+
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A staging file to write; at the end it is on the disk and takes the place of `path`."""
-    staging = path.with_name(f".{path.name}")
+    staging = staging_beside(path)
     with staging.open("wb") as file:
         yield file
         file.flush()

@@ -22,7 +22,7 @@ from ..events import OnEvent, ignore
 from ..probing.results import Row
 from ..quantities import counted
 from ..statistics.dataset_table import DatasetTable, dataset_table
-from ..statistics.duplicates import Duplicates, accuracies_without, duplicates_of
+from ..statistics.duplicates import accuracies_without
 from ..statistics.findings import Finding, find
 from ..statistics.scores import GIVEN_LEVEL, Case, Table, scores_of_rows, table_of
 from ..statistics.tested import Tested, read_tested
@@ -30,6 +30,7 @@ from .page.blocks import Block, Note, Picture
 from .style import drawn_as
 
 if TYPE_CHECKING:
+    from ..data.duplicates import Duplicates
     from ..data.split_record import SplitRecord
     from ..probing.tokens.split_tokens import SplitRequest
 
@@ -166,6 +167,8 @@ class ReportData:
     @cached_property
     def duplicates(self) -> dict[str, tuple[Duplicates, dict[tuple[Case, str], tuple[float, float]]]]:
         """Data set -> test images that are training images, and accuracies without them; not for runs of format 1."""
+        from ..data.duplicates import duplicates_of
+
         found = {}
         for dataset in dict.fromkeys(case.dataset for case in self.cases):
             cases = [case for case in self.cases if case.dataset == dataset]
