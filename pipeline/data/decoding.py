@@ -23,12 +23,17 @@ def decode_rgb(stored: bytes | NDArray[np.uint8]) -> Image.Image:
     if not stored:
         raise ValueError("no bytes")
     with Image.open(io.BytesIO(stored)) as image:
-        if image.mode.startswith("I"):  # 16-bit grey; older Pillow opens it as 32-bit "I"
-            eight_bits = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-            return Image.fromarray(eight_bits.astype(np.uint8)).convert("RGB")
-        if image.mode == "P" and "transparency" in image.info:
-            return image.convert("RGBA").convert("RGB")  # the pixels of convert("RGB"), without Pillow's warning
-        return image.convert("RGB")
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The RGB image of one of any mode."""
+    if image.mode.startswith("I"):  # 16-bit grey; older Pillow opens it as 32-bit "I"
+        eight_bits = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return Image.fromarray(eight_bits.astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")  # the pixels of convert("RGB"), without Pillow's warning
+    return image.convert("RGB")
 
 
 def failure_reason(error: Exception) -> str:

@@ -237,17 +237,28 @@ class StudyJob(TrainingJob):
     kind: ClassVar[str] = "study"
 
 
-def job_value(job: type[Job], name: str, value: Any) -> Any:
+def job_value(job: type[Job], name: str, value: Any, where: str = "") -> Any:
     """The value of a field as the job holds it: lists become tuples, and texts paths where the field is one.
+
+    Args:
+        job: the kind of job.
+        name: the field.
+        value: what was given for it.
+        where: who was given it; the job itself by default.
 
     Raises:
         RequestError: a value of another type, or out of its range.
     """
     hint = _hints_of(job)[name]  # type: ignore[arg-type]  # the class is hashable, its values need not be
+    return typed_value(value, hint, where or f"{job.kind} job", name)
+
+
+def typed_value(value: Any, hint: Any, where: str, name: str) -> Any:
+    """A value as a field of this type holds it; for the arguments see `job_value`."""
     try:
         return _converted(value, hint)
     except _Unfit:
-        where, shown = f"{job.kind} job", repr(value)[:80]
+        shown = repr(value)[:80]
         raise RequestError("jobs.wrong_job_value", where=where, key=name, type=_text_of(hint), value=shown) from None
 
 
