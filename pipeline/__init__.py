@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from .api.results import Classifier, Result, Results, probe
     from .api.tokens import RowArray, Tokens, extract
     from .data.image_source import ImageSource
+    from .executors.local import LocalExecutor
+    from .executors.ray_executor import RayExecutor
     from .executors.run import run
-    from .jobs.job import ExtractJob, ProbeJob
+    from .jobs.job import ExtractJob, ProbeJob, StudyJob
+    from .jobs.recipe import open_recipe
 
 __version__ = "0.2.0"
 __all__ = [
@@ -46,6 +49,10 @@ __all__ = [
     "run",
     "ExtractJob",
     "ProbeJob",
+    "StudyJob",
+    "open_recipe",
+    "LocalExecutor",
+    "RayExecutor",
     "LayerbankError",
     "RequestError",
     "WorkError",
@@ -68,6 +75,10 @@ _HOMES = {
     "run": "executors.run",
     "ExtractJob": "jobs.job",
     "ProbeJob": "jobs.job",
+    "StudyJob": "jobs.job",
+    "open_recipe": "jobs.recipe",
+    "LocalExecutor": "executors.local",
+    "RayExecutor": "executors.ray_executor",
 }
 
 

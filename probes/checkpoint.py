@@ -2,8 +2,10 @@
 
     {"format": 1,
      "head": {"kind": "attentive", "embed_dim": 384, "num_heads": 24, "num_classes": 10},
+     "token_shape": [24, 384],
      "config": {...}}
 
+`token_shape` is that of the normalised tokens of an image that the probe was trained on, if the caller gave it: others are refused.
 `config` is the caller's: model, levels, kinds, class names, whatever is needed to use the probe again. Both files are staged and
 renamed, `probe.json` last: a folder without it holds no probe. Nothing is ever unpickled.
 """
@@ -12,45 +14,79 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from .ensemble import Ensemble
-from .errors import CheckpointError, CheckpointMissing
+from .errors import CheckpointError, CheckpointMissing, DataError, SettingError
 from .heads import HEADS, HeadModule
 
 FORMAT = 1
+LENGTH_TOLERANCE = (
+    5e-3  # of a squared length; tokens that were rounded to float16 after they were normalised are off by 1e-4
+)
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
 
 
-def save_probe(folder: str | os.PathLike[str], probe: HeadModule | Ensemble, config: Mapping[str, Any]) -> None:
+def save_probe(
+    folder: str | os.PathLike[str],
+    probe: HeadModule | Ensemble,
+    config: Mapping[str, Any],
+    *,
+    token_shape: Sequence[int] | None = None,
+) -> None:
     """Write a probe into a folder, replacing one that is there.
 
     Args:
         folder: made if missing.
         probe: its weights and statistics are saved.
         config: JSON values; `load_probe` returns them.
+        token_shape: (T, D) or (F,) of the normalised tokens of an image that it was trained on; the loaded probe then refuses
+            tokens of another number or length. None if they were not normalised: it refuses tokens of another width only.
+
+    Raises:
+        SettingError: the config holds something else than JSON values.
+
+    >>> import tempfile
+    >>> from layerbank.probes import LinearProbe
+    >>> folder = tempfile.mkdtemp()
+    >>> save_probe(folder, LinearProbe(8, 3), {"classes": ["a", "b", "c"]}, token_shape=(8,))
+    >>> probe, config = load_probe(folder)
+    >>> config["classes"]
+    ['a', 'b', 'c']
     """
     folder = Path(folder)
+    tokens = {} if token_shape is None else {"token_shape": list(token_shape)}
+    described = {"format": FORMAT, "head": probe.describe()} | tokens | {"config": dict(config)}
+    try:
+        description = json.dumps(described, indent=2)
+    except (TypeError, ValueError) as error:
+        raise SettingError("probes.config_not_json", reason=error) from error
     folder.mkdir(parents=True, exist_ok=True)
-    description = json.dumps({"format": FORMAT, "head": probe.describe(), "config": dict(config)}, indent=2)
     (folder / DESCRIPTION).unlink(missing_ok=True)  # never an old description beside new weights
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in probe.state_dict().items()}
     _write(folder / WEIGHTS, save(weights))  # save_file gives a file that nobody else may read
     _write(folder / DESCRIPTION, f"{description}\n".encode())
 
 
-def load_probe(folder: str | os.PathLike[str]) -> tuple[HeadModule | Ensemble, dict[str, Any]]:
+def load_probe(
+    folder: str | os.PathLike[str], *, any_tokens: bool = False
+) -> tuple[HeadModule | Ensemble, dict[str, Any]]:
     """Read a probe that `save_probe` wrote.
 
+    Args:
+        folder: the folder.
+        any_tokens: let the probe compute with tokens of any number and length.
+
     Returns:
-        the probe in evaluation mode, and the caller's config.
+        the probe in evaluation mode, and the caller's config. The probe raises DataError for tokens that it was not trained on.
 
     Raises:
         CheckpointMissing: the folder holds no probe.
@@ -78,7 +114,47 @@ def load_probe(folder: str | os.PathLike[str]) -> tuple[HeadModule | Ensemble, d
         raise CheckpointError("probes.unknown_saved_head", file=file, reason=repr(error)) from error
     _check_shapes(folder / WEIGHTS, probe, weights)
     probe.load_state_dict(weights)
+    if not any_tokens:
+        probe.register_forward_pre_hook(partial(_check_tokens, description.get("token_shape")))
     return probe.eval(), config
+
+
+def _check_tokens(token_shape: Sequence[int] | None, probe: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Refuse tokens that a loaded probe would compute nonsense with."""
+    tokens = torch.as_tensor(arguments[0])
+    dtype = next(one.dtype for one in probe.state_dict().values() if one.is_floating_point())
+    shape = token_shape or _shape_of_head(probe)
+    fits = tokens.dtype == dtype and tokens.dim() == len(shape) + 1
+    if not fits or any(want not in (None, size) for want, size in zip(shape, tokens.shape[1:], strict=True)):
+        letters = ", ".join(["B", *("T" if size is None else str(size) for size in shape)])
+        got = f"{tokens.dtype} {list(tokens.shape)}"
+        raise DataError("probes.other_tokens", expected=f"{dtype} [{letters}]", got=got)
+    if token_shape is not None and not _is_normalized(tokens):
+        lengths = torch.linalg.vector_norm(tokens.float(), dim=-1)
+        raise DataError("probes.tokens_not_normalized", least=float(lengths.min()), largest=float(lengths.max()))
+
+
+def _shape_of_head(probe: nn.Module) -> tuple[int | None, ...]:
+    """(F,) or (T, D) of the tokens that a head reads; T is None: not known."""
+    head: Any = probe.members[0] if isinstance(probe, Ensemble) else probe
+    sizes = head.sizes
+    return (sizes["num_features"],) if HEADS[head.kind].flat else (None, sizes["embed_dim"])
+
+
+def _is_normalized(tokens: Tensor) -> bool:
+    """Whether tokens [B, T, D] have length 1, or 0 where they are padding; those [B, F] a sum of such squares.
+
+    Tokens that were normalised over the token axis have such sums in each channel.
+    """
+    squares = tokens.float().square()
+    lengths = squares.sum(-1)
+    if tokens.dim() == 2:
+        return _are_whole(lengths)
+    return (_are_whole(lengths) and bool((lengths < 1.5).all())) or _are_whole(squares.sum(1))
+
+
+def _are_whole(values: Tensor) -> bool:
+    return bool(((values - values.round()).abs() < LENGTH_TOLERANCE).all())
 
 
 def _restore(description: dict[str, Any], weights: dict[str, Tensor], prefix: str = "") -> HeadModule | Ensemble:

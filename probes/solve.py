@@ -129,7 +129,7 @@ def _solve(head: Head, source: TokenSource, rows: Tensor, settings: Sequence[Sol
     features = torch.cat([source.take(part).cpu().clone() for part in torch.split(rows, BATCH)])
     num_broken = int((~features.isfinite()).any(1).sum())
     if num_broken:
-        raise DataError("probes.tokens_not_finite", head=head.kind, num_broken=num_broken, num_samples=len(features))
+        raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(features))
     labels, solver = source.labels[rows], HEADS[head.kind].solver
     assert solver is not None
     weights = class_weights(labels, source.num_classes)[labels]

@@ -178,9 +178,9 @@ def test_images_that_do_not_fit_are_refused(model: lb.Model, tmp_path: Path) -> 
     with raises("data.label_without_name", label="d"):
         lb.images_from(pixels, ["a", "b", "a", "d"], class_names=["a", "b"])
     with raises("data.not_an_image", dtype="float32"):
-        lb.images_from(pixels.astype(np.float32), [0, 1, 0, 1]).read(0)
+        lb.images_from(pixels.astype(np.float32), [0, 1, 0, 1])
     with pytest.raises(lb.WorkError, match="float32"):
-        extract(model, lb.images_from(pixels.astype(np.float32), [0, 1, 0, 1]), tmp_path)
+        extract(model, lb.images_from([pixels[0], *pixels[1:].astype(np.float32)], [0, 1, 0, 1]), tmp_path)
 
 
 def test_a_module_of_ones_own_gives_the_tokens_of_its_blocks(photos: Path, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 from messages import raises
 from safetensors.torch import load_file, save_file
 
+from layerbank.probes import HEADS, Ensemble, Head, concat_tokens, make_probe, stack_tokens
 from layerbank.probes.checkpoint import load_probe, save_probe
 from layerbank.probes.data.token_source import l2_normalize
-from layerbank.probes.errors import CheckpointError, CheckpointMissing
+from layerbank.probes.errors import CheckpointError, CheckpointMissing, DataError, SettingError
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.heads.knn import KnnProbe
 from layerbank.probes.heads.linear import LinearProbe
@@ -119,3 +120,60 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "probe.safetensors").write_bytes(b"\x00" * 40)
     with raises("probes.damaged_weights", CheckpointError, file=tmp_path / "probe.safetensors"):
         load_probe(tmp_path)
+
+
+SHAPES = {True: (24,), False: (4, 12)}  # flat or not
+
+
+@pytest.mark.parametrize("kind", [kind for kind, head in HEADS.items() if not head.is_solved])
+def test_a_loaded_probe_refuses_tokens_that_it_was_not_trained_on(tmp_path: Path, kind: str) -> None:
+    shape = SHAPES[HEADS[kind].flat]
+    registered = HEADS[kind]
+    head = Head(kind=kind, num_heads=2 * registered.has_heads, num_levels=2 * registered.has_levels)
+    probe = make_probe(head, shape, 3)
+    save_probe(tmp_path, probe, {}, token_shape=shape)
+    loaded, _ = load_probe(tmp_path)
+    tokens = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    fitting = l2_normalize(tokens)
+    assert torch.equal(loaded(fitting), probe.eval()(fitting))
+    wrong = [fitting[..., :-1], fitting.unsqueeze(1), fitting.half(), fitting.double(), fitting[0], fitting.long()]
+    wrong += [] if HEADS[kind].flat else [fitting[:, :3], fitting.repeat(1, 2, 1)]
+    for one in wrong:
+        with raises("probes.other_tokens", DataError):
+            loaded(one)
+    for one in (tokens, 1.1 * fitting, fitting / 0):
+        with raises("probes.tokens_not_normalized", DataError):
+            loaded(one)
+    lenient, _ = load_probe(tmp_path, any_tokens=True)
+    assert torch.equal(lenient(tokens), probe(tokens))
+
+
+def test_a_loaded_probe_takes_tokens_as_stack_tokens_and_concat_tokens_join_them(tmp_path: Path) -> None:
+    parts = [*torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(0)), torch.randn(5, 1, 6)]
+    for tokens in (
+        stack_tokens(parts),
+        stack_tokens(parts, token_axis=True),
+        concat_tokens(parts),
+        concat_tokens(parts[:1]),
+    ):
+        stacked = tokens.dim() == 3
+        probe = AttentiveProbe(8, 2, 3) if stacked else LinearProbe(tokens.shape[1], 3)
+        save_probe(tmp_path, probe, {}, token_shape=tokens.shape[1:])
+        loaded, _ = load_probe(tmp_path)
+        assert torch.equal(loaded(tokens), probe.eval()(tokens))
+
+
+def test_a_probe_saved_without_the_shape_of_its_tokens_checks_their_width(tmp_path: Path) -> None:
+    save_probe(tmp_path, Ensemble([AttentiveProbe(8, 2, 3, seed=seed) for seed in range(2)]), {})
+    loaded, _ = load_probe(tmp_path)
+    assert loaded(torch.randn(2, 5, 8)).shape == (2, 3)
+    with raises("probes.other_tokens", DataError, expected="torch.float32 [B, T, 8]"):
+        loaded(torch.randn(2, 5, 7))
+
+
+def test_a_config_that_is_no_json_is_refused_and_leaves_the_probe_that_was_there(tmp_path: Path) -> None:
+    save_probe(tmp_path, LinearProbe(7, 3), {"number": 1})
+    for config in ({"folder": tmp_path}, {"tokens": torch.zeros(2)}):
+        with raises("probes.config_not_json", SettingError):
+            save_probe(tmp_path, LinearProbe(7, 3), config)
+    assert load_probe(tmp_path)[1] == {"number": 1}

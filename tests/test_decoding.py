@@ -99,5 +99,5 @@ def test_deep_images_from_python_are_scaled_as_those_in_files() -> None:
 
 @pytest.mark.parametrize("labels", [[-1, 0, 1], np.array([0, 1, 2**63], np.uint64)])
 def test_class_numbers_that_mean_no_label_are_refused(labels: object) -> None:
-    with raises("data.negative_class", RequestError):
+    with raises("data.negative_class_number", RequestError):
         lb.images_from([NOISE] * 3, labels)

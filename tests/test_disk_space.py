@@ -24,10 +24,9 @@ from layerbank.doctor.disk import check_disk
 from layerbank.events import Event, StudyShortOfDiskSpace
 from layerbank.extraction.extract import ExtractConfig
 from layerbank.jobs.extract import RequestedExtraction, settle_and_check_disk
-from layerbank.jobs.recipe import Recipe
+from layerbank.jobs.job import StudyJob
 from layerbank.jobs.study_disk_space import report_disk_space
 from layerbank.jobs.study_plan import find_splits
-from layerbank.jobs.units import StudyOptions
 from layerbank.quantities import size
 
 ROOT = Path(__file__).parent.parent
@@ -154,16 +153,23 @@ def test_models_and_data_that_cannot_be_looked_at_are_for_their_units_to_tell(
 ) -> None:
     monkeypatch.setattr(layerbank.jobs.study_disk_space, "free_bytes", lambda root: 0)
 
-    def refused(dataset: str, place: Any, names: tuple[str, str]) -> Any:
+    def refused(job: StudyJob, dataset: str) -> Any:
         if "nowhere" in dataset:
             raise PermissionError(dataset)
-        return find_splits(dataset, place, names)
+        return find_splits(job, dataset)
 
     monkeypatch.setattr(layerbank.jobs.study_disk_space, "find_splits", refused)
     data = ("folder:nowhere", "dtd", f"folder:{photos}")
-    recipe = Recipe(models=("timm/vit_nonsense", TINY_MODEL), data=data, probes=("linear-cls",), image_size=32)
+    job = StudyJob(
+        models=("timm/vit_nonsense", TINY_MODEL),
+        data=data,
+        probes=("linear-cls",),
+        image_size=32,
+        cache_root=tmp_path / "caches",
+        data_root=tmp_path,
+    )
     events: list[Event] = []
-    report_disk_space(recipe, StudyOptions(cache_root=tmp_path / "caches", data_root=tmp_path), events.append)
+    report_disk_space(job, events.append)
     (event,) = events
     assert isinstance(event, StudyShortOfDiskSpace)
     num_photos = sum(len(open_source(f"folder:{photos}", split)) for split in ("train", "test"))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ from layerbank.executors.ray_executor import RayExecutor
 from layerbank.executors.studies import run_study
 from layerbank.executors.workers import run_in_worker, run_workers
 from layerbank.jobs.extract import extract_share, prepare_shares
+from layerbank.jobs.job import StudyJob
 from layerbank.jobs.recipe import open_recipe
-from layerbank.jobs.units import StudyOptions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -164,10 +165,10 @@ def test_a_node_is_lost_in_the_middle_of_a_study_and_stores_and_results_are_thos
     ]
     recipe = open_recipe(str(write_recipe(tmp_path, data, ["linear-cls", "alf"])))
 
-    def folders_of(name: str) -> StudyOptions:
-        return StudyOptions(cache_root=tmp_path / name / "caches", runs_root=tmp_path / name / "runs", num_workers=0)
+    def study_in(name: str) -> StudyJob:
+        return replace(recipe, cache_root=tmp_path / name / "caches", runs_root=tmp_path / name / "runs", workers=0)
 
-    alone, failures = run_study(recipe, folders_of("alone"))
+    alone, failures = run_study(study_in("alone"))
     assert not failures
     events: list[Event] = []
     with nodes((1, 1)) as cluster, driver_of(cluster):
@@ -175,7 +176,7 @@ def test_a_node_is_lost_in_the_middle_of_a_study_and_stores_and_results_are_thos
         killer = when(lambda: is_writing(second, tmp_path / "spread" / "caches"), second)
         folders = [tmp_path / "spread" / name for name in ("caches", "runs")]
         with RayExecutor(folders, None, "auto", events.append) as executor:
-            spread, failures = run_study(recipe, folders_of("spread"), executor=executor, on_event=events.append)
+            spread, failures = run_study(study_in("spread"), executor=executor, on_event=events.append)
         killer.join()
     assert not failures
     assert len([event for event in events if isinstance(event, StudyUnitAgain)]) == 1

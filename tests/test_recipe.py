@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from layerbank import RequestError
 from layerbank.data.catalogue import CATALOGUE
 from layerbank.jobs.recipe import SHIPPED, open_recipe, shipped_recipes
 from layerbank.jobs.study_plan import plan_study
-from layerbank.jobs.units import StudyOptions
 
 GOOD = 'models = ["timm/a"]\ndata = ["demo:digits"]\nprobes = ["alf"]\n'
 
@@ -38,13 +38,13 @@ def test_a_recipe_says_models_data_and_probes_and_the_rest_has_defaults(tmp_path
     ("line", "problem"),
     [
         ("seed = [0]", "the key 'seed' (did you mean 'seeds'?)"),
-        ("seeds = [0, 0]", "seeds = [0, 0] (a list of different whole numbers from 0)"),
+        ("seeds = [0, 0]", "0 twice in seeds"),
         ("seeds = []", "seeds = []"),
         ("seeds = [true]", "seeds = [True]"),
-        ("num_heads = [0]", "num_heads = [0] (a list of different whole numbers from 1)"),
+        ("num_heads = [0]", "num_heads = [0] (a list, each a whole number from 1)"),
         ('protocol = "papr"', "protocol = 'papr'"),
-        ("image_size = 0", "image_size = 0 (pixels, from 1)"),
-        ('tap = "norm1"', "tap = 'norm1' (norm2 or block)"),
+        ("image_size = 0", "image_size = 0 (a whole number from 1, or None)"),
+        ('tap = "norm1"', "tap = 'norm1' ('norm2' or 'block', or None)"),
         ('weights = "random"', "weights = 'random'"),
         ('weights = {"timm/b" = "random"}', "weights of 'timm/b', which is not in models"),
     ],
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, line: str, problem: str) -> None
         ("demo:digits", "dema:digits", "data 'dema:digits' (a scheme among folder"),
         ("alf", "alv", "probe 'alv'"),
         ('["alf"]', '["alf", "alf"]', "'alf' twice in probes"),
-        ('["alf"]', "[]", "probes = [] (a list of texts, not empty)"),
+        ('["alf"]', "[]", "probes = [] (a list, each a text, not empty)"),
         ('models = ["timm/a"]', "", "no models"),
     ],
 )
@@ -99,7 +99,7 @@ def test_the_papers_recipe_has_eleven_models_and_every_data_set_of_the_catalogue
 
 
 def test_a_plan_counts_images_trainings_and_bytes_and_fetches_nothing(tmp_path: Path) -> None:
-    (unit,) = plan_study(open_recipe("smoke"), StudyOptions(data_root=tmp_path))
+    (unit,) = plan_study(replace(open_recipe("smoke"), data_root=tmp_path))
     tokens = 12 * (1 + 1 + 4) * 192  # final and blocks 1 to 11: cls, ap and four cells
     assert (unit.num_train, unit.num_test, unit.problems) == (300, 100, ())
     assert unit.size_bytes == 400 * 2 * tokens
@@ -110,7 +110,8 @@ def test_a_plan_counts_images_trainings_and_bytes_and_fetches_nothing(tmp_path: 
 def test_a_plan_counts_what_is_made_of_other_probes_and_those_once(tmp_path: Path) -> None:
     probes = '["alf-smallest", "alf-top3", "alf", "linear@best", "linear-all-top9"]'
     text = GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace('["alf"]', probes)
-    (unit,) = plan_study(open_recipe(write(tmp_path, text + 'protocol = "quick"\n')), StudyOptions(data_root=tmp_path))
+    job = open_recipe(write(tmp_path, text + f'protocol = "quick"\ndata_root = "{tmp_path}"\n'))
+    (unit,) = plan_study(job)
     alf, linear_all = 4 + 1, 4 + 1
     assert unit.num_trainings == (78 + 1) + (3 + 3) + alf + (13 * 4 + 1) + (4 + 4) + linear_all
     assert unit.problems == ()
@@ -120,7 +121,7 @@ def test_a_plan_knows_the_training_images_of_a_data_set_that_is_not_here(tmp_pat
     recipe = open_recipe(
         write(tmp_path, GOOD.replace("timm/a", "timm/vit_tiny_patch16_224").replace("demo:digits", "dtd"))
     )
-    (unit,) = plan_study(recipe, StudyOptions(data_root=tmp_path))
+    (unit,) = plan_study(replace(recipe, data_root=tmp_path))
     assert (unit.num_train, unit.num_test, unit.problems) == (1880, None, ("to be downloaded",))
-    (offline,) = plan_study(recipe, StudyOptions(data_root=tmp_path, fetch=False))
+    (offline,) = plan_study(replace(recipe, data_root=tmp_path, fetch=False))
     assert "no such folder" in offline.problems[0]

@@ -258,7 +258,7 @@ def test_test_images_unlike_the_training_images_are_refused() -> None:
 def test_tokens_that_are_not_finite_are_refused(kind: str) -> None:
     source = make_source(60, 24)
     source.tokens[7, 3] = torch.nan
-    with raises("probes.tokens_not_finite", DataError, head=kind, num_broken=1):
+    with raises("probes.tokens_not_finite", DataError, num_broken=1):
         run_solver(Head(kind=kind), source, lambda: source, PROTOCOL)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from messages import raises
 
+from layerbank.probes import ColumnBlock
 from layerbank.probes.data.token_source import ArraySource, TokenSource, concat_tokens, l2_normalize, stack_tokens
 from layerbank.probes.errors import DataError
 
@@ -65,9 +68,43 @@ def test_parts_that_do_not_go_together_are_refused(wrong: list[torch.Tensor]) ->
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     tokens = torch.zeros(3, 2)
-    with raises("probes.labels_do_not_match", DataError, tokens=[3, 2], labels=[2]):
+    with raises("probes.labels_do_not_match", DataError, tokens="torch.float32 [3, 2]", labels=[2]):
         ArraySource(tokens, torch.tensor([0, 1]), 2)
     with raises("probes.labels_out_of_range", DataError, last=1, least=0, largest=2):
         ArraySource(tokens, torch.tensor([0, 1, 2]), 2)
     with raises("probes.labels_not_int64", DataError, dtype=torch.float32):
         ArraySource(tokens, torch.tensor([0.0, 1.0, 1.0]), 2)
+
+
+NAN = torch.tensor([[0.6, 0.8], [float("nan"), 0.0], [1.0, 0.0]])
+TOKENS, LABELS = l2_normalize(torch.ones(3, 2)), torch.tensor([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("key", "changed"),
+    [
+        ("probes.labels_do_not_match", {"tokens": torch.ones(3)}),
+        ("probes.labels_do_not_match", {"tokens": torch.ones(3, 2, dtype=torch.int64)}),
+        ("probes.labels_do_not_match", {"tokens": torch.ones(4, 2)}),
+        ("probes.labels_do_not_match", {"labels": torch.zeros(3, 1, dtype=torch.int64)}),
+        ("probes.labels_do_not_match", {"labels": torch.eye(3, dtype=torch.int64)}),
+        ("probes.labels_not_int64", {"labels": torch.tensor([0.0, 1.0, 1.0])}),
+        ("probes.labels_out_of_range", {"labels": torch.tensor([0, -1, 1])}),
+        ("probes.labels_out_of_range", {"num_classes": 1}),
+        ("probes.tokens_not_finite", {"tokens": NAN}),
+        ("probes.tokens_not_finite", {"tokens": torch.full((3, 2), float("inf")).half()}),
+        ("probes.images_not_ascending", {"images": torch.tensor([0, 1, 0])}),
+        ("probes.images_not_ascending", {"images": torch.tensor([0, 1])}),
+        ("probes.images_not_ascending", {"images": torch.tensor([0.0, 1.0, 2.0])}),
+        ("probes.blocks_do_not_match", {"blocks": (ColumnBlock(name="a", num_tokens=1, width=3),)}),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(key: str, changed: dict[str, Any]) -> None:
+    given = {"tokens": TOKENS, "labels": LABELS, "num_classes": 2, "images": torch.tensor([0, 0, 4])}
+    with raises(key, DataError):
+        ArraySource(**given | changed)
+
+
+def test_large_finite_tokens_and_numpy_arrays_are_taken() -> None:
+    assert len(ArraySource(torch.full((3, 2), 3e38), LABELS, 2).labels) == 3
+    assert ArraySource(TOKENS.numpy(), LABELS.numpy(), 2).token_shape == (2,)  # type: ignore[arg-type]

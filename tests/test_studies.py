@@ -29,8 +29,9 @@ from layerbank.executors.executor import Done, Executor, Lost
 from layerbank.executors.local import LocalExecutor
 from layerbank.executors.ray_placement import place_actors
 from layerbank.executors.studies import run_study
-from layerbank.jobs.recipe import Recipe, open_recipe
-from layerbank.jobs.units import StudyOptions, UnitResult, run_unit, units_of
+from layerbank.jobs.job import StudyJob
+from layerbank.jobs.recipe import open_recipe
+from layerbank.jobs.units import UnitResult, run_unit, units_of
 from layerbank.probes import SettingError
 
 
@@ -134,12 +135,17 @@ def test_two_processes_leave_the_results_of_one(
 def test_a_unit_can_be_done_anywhere_and_says_what_it_could_not_do(
     finished: dict[str, Any], tmp_path: Path, photos: Path
 ) -> None:
-    recipe = replace(open_recipe(str(finished["recipe"])), probes=("linear-cls", "alf-grid9"))
-    options = StudyOptions(cache_root=tmp_path / "caches", runs_root=tmp_path / "runs", num_workers=0)
-    assert [unit.dataset for unit in units_of(recipe)] == list(recipe.data)
-    sent = pickle.loads(pickle.dumps((recipe, options, units_of(recipe)[0])))
+    job = replace(
+        open_recipe(str(finished["recipe"])),
+        probes=("linear-cls", "alf-grid9"),
+        cache_root=tmp_path / "caches",
+        runs_root=tmp_path / "runs",
+        workers=0,
+    )
+    assert [unit.dataset for unit in units_of(job)] == list(job.data)
+    sent = pickle.loads(pickle.dumps((job, units_of(job)[0])))
     done = pickle.loads(pickle.dumps(run_unit(*sent)))
-    assert done.unit == units_of(recipe)[0]
+    assert done.unit == units_of(job)[0]
     assert [row["probe"] for row in done.rows] == ["linear-cls"]
     assert [failure.probe for failure in done.failures] == ["alf-grid9"]
 
@@ -153,19 +159,19 @@ class FakeExecutor:
         self.devices: list[str] = []
 
     def run(self, tasks: Sequence[Any], on_event: object, *, share: bool = False) -> Iterator[Done | Lost]:
-        self.devices = [task.args[1].device for task in tasks]
+        self.devices = [task.args[0].device for task in tasks]
         yield from self.outcomes
 
 
 def test_a_unit_whose_process_is_lost_is_a_failure_and_the_next_unit_is_done(
     finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = open_recipe(str(finished["recipe"]))
-    units = units_of(recipe)
+    job = replace(open_recipe(str(finished["recipe"])), runs_root=tmp_path)
+    units = units_of(job)
     events: list[Event] = []
     lost = [Lost(0, "it died", 0, True), Lost(0, "killed by SIGKILL", 0, False)]
     executor = FakeExecutor([Done(1, UnitResult(unit=units[1], rows=(), failures=())), *lost])
-    rows, failures = run_study(recipe, StudyOptions(runs_root=tmp_path), executor=executor, on_event=events.append)
+    rows, failures = run_study(job, executor=executor, on_event=events.append)
     assert rows == []
     assert [(one.dataset, one.got) for one in failures] == [(units[0].dataset, "killed by SIGKILL")]
     assert failures[0].todo == find_message("jobs.unit_lost").todo
@@ -174,20 +180,20 @@ def test_a_unit_whose_process_is_lost_is_a_failure_and_the_next_unit_is_done(
     assert [one.reason for one in events if isinstance(one, StudyUnitAgain)] == ["it died"]
 
 
-def of_a_gpu(folder: Path, data: Sequence[str]) -> Recipe:
-    """A recipe whose protocol only a GPU can follow."""
+def of_a_gpu(folder: Path, data: Sequence[str], device: str = "cpu") -> StudyJob:
+    """A study whose protocol only a GPU can follow."""
     recipe = write_recipe(folder, list(data), ["linear-cls"])
     (folder / "fast.toml").write_text(FAST + 'compute = "tf32"\n')
-    return open_recipe(str(recipe))
+    return replace(open_recipe(str(recipe)), cache_root=folder, runs_root=folder, device=device)
 
 
-@pytest.mark.parametrize("executor", [None, LocalExecutor(2, "cpu")], ids=["one process", "several processes"])
+@pytest.mark.parametrize("executor", [None, LocalExecutor(2)], ids=["one process", "several processes"])
 def test_a_protocol_that_this_device_cannot_follow_is_refused_before_any_unit(
     tmp_path: Path, two_sets: list[str], executor: Executor | None
 ) -> None:
-    recipe, events = of_a_gpu(tmp_path, two_sets), list[Event]()
+    events: list[Event] = []
     with pytest.raises(SettingError) as refused:
-        run_study(recipe, StudyOptions(runs_root=tmp_path, device="cpu"), executor=executor, on_event=events.append)
+        run_study(of_a_gpu(tmp_path, two_sets), executor=executor, on_event=events.append)
     assert refused.value.where == "compute on cpu"
     assert events == []
 
@@ -197,8 +203,8 @@ def test_a_unit_fails_with_the_message_where_it_runs_on_another_device_than_was_
 ) -> None:
     """Before its model is opened."""
     monkeypatch.delattr(layerbank.jobs.units.OpenModels, "open")
-    recipe = of_a_gpu(tmp_path, two_sets[:1])
-    done = run_unit(recipe, StudyOptions(runs_root=tmp_path, device="cpu"), units_of(recipe)[0])
+    job = of_a_gpu(tmp_path, two_sets[:1])
+    done = run_unit(job, units_of(job)[0])
     assert [(one.probe, one.where, one.got) for one in done.failures] == [(None, "compute on cpu", "'tf32'")]
 
 
@@ -206,25 +212,30 @@ def test_a_unit_fails_with_the_message_where_it_runs_on_another_device_than_was_
 def test_on_a_cluster_the_devices_of_the_cluster_decide_not_the_drivers_own(
     tmp_path: Path, two_sets: list[str], monkeypatch: pytest.MonkeyPatch, here: str
 ) -> None:
-    recipe, options = of_a_gpu(tmp_path, two_sets), StudyOptions(cache_root=tmp_path, runs_root=tmp_path)
+    job = of_a_gpu(tmp_path, two_sets, "auto")
     monkeypatch.setattr(layerbank.executors.studies, "choose_device", lambda device: here)
-    done = [Done(number, UnitResult(unit=unit, rows=(), failures=())) for number, unit in enumerate(units_of(recipe))]
+    done = [Done(number, UnitResult(unit=unit, rows=(), failures=())) for number, unit in enumerate(units_of(job))]
     cluster = FakeExecutor(done, place_actors([{"CPU": 2, "GPU": 1}], None, "auto").device)
-    assert run_study(recipe, options, executor=cluster) == ([], [])
+    assert run_study(job, executor=cluster) == ([], [])
     assert cluster.devices == ["cuda", "cuda"]
     with pytest.raises(SettingError) as refused:
-        run_study(recipe, options, executor=FakeExecutor(done, place_actors([{"CPU": 2}], None, "auto").device))
+        run_study(job, executor=FakeExecutor(done, place_actors([{"CPU": 2}], None, "auto").device))
     assert refused.value.where == "compute on cpu"
 
 
 def test_a_file_of_the_system_that_cannot_be_used_fails_the_unit_with_a_message(
     finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = replace(open_recipe(str(finished["recipe"])), probes=("linear-cls",))
     no_folder = tmp_path / "runs"
     no_folder.touch()
-    options = StudyOptions(cache_root=finished["folder"] / "caches", runs_root=no_folder, num_workers=0)
-    (failure,) = run_unit(recipe, options, units_of(recipe)[0]).failures
+    job = replace(
+        open_recipe(str(finished["recipe"])),
+        probes=("linear-cls",),
+        cache_root=finished["folder"] / "caches",
+        runs_root=no_folder,
+        workers=0,
+    )
+    (failure,) = run_unit(job, units_of(job)[0]).failures
     assert failure.where.startswith(str(no_folder))
     assert failure.todo == find_message("jobs.file_error").todo
 

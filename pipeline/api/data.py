@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ..data.image_source import ImageSource
-from ..data.in_memory import MemorySource
+from ..data.in_memory import MemorySource, stored_image
 from ..data.sources import check_split, open_source
+from ..errors import RequestError
+from ..jobs.job import typed_value
+from .arguments import names_from
 
 
 def open_images(uri: str, split: str = "train") -> ImageSource:
@@ -30,7 +34,7 @@ def open_images(uri: str, split: str = "train") -> ImageSource:
     >>> len(images), images.class_names[:3]
     (40, ['0', '1', '2'])
     """
-    return open_source(uri, split)
+    return open_source(typed_value(uri, str, "open_images", "uri"), typed_value(split, str, "open_images", "split"))
 
 
 def images_from(
@@ -54,7 +58,8 @@ def images_from(
         name, split: names of the data, for people and for the folders of results.
 
     Raises:
-        RequestError: numbers of labels or ids that do not fit, a split that is no name, or something that is no image.
+        RequestError: one image in place of several, something that is no image, numbers of labels or ids that do not fit, labels
+            that are neither class numbers nor names, class names that are not distinct, or a split that is no name.
 
     >>> import numpy as np, layerbank as lb
     >>> pixels = np.zeros((4, 32, 32, 3), np.uint8)
@@ -62,11 +67,29 @@ def images_from(
     >>> images.class_names, images.labels.tolist()
     (['cat', 'dog'], [0, 1, 0, 1])
     """
+    where = "images_from"
+    for argument, value in (("name", name), ("split", split)):
+        typed_value(value, str, where, argument)
     check_split(name, split)
-    pairs = labels is None and _gives_pairs(images)
+    if (
+        isinstance(images, str | bytes | Path | Mapping)
+        or not hasattr(images, "__getitem__")
+        or not hasattr(images, "__len__")
+    ):
+        raise RequestError("api.not_images", got=type(images).__name__)
+    first: Any = images[0] if len(images) else None
+    pairs = labels is None and isinstance(first, tuple | list) and len(first) == 2
+    _check_first(images, first[0] if pairs else first, name)
+    ids, class_names = names_from(ids, where, "ids"), names_from(class_names, where, "class_names")
     return MemorySource(images, labels, name=name, split=split, ids=ids, class_names=class_names, pairs=pairs)
 
 
-def _gives_pairs(images: Any) -> bool:
-    first = images[0] if len(images) else None
-    return isinstance(first, tuple | list) and len(first) == 2
+def _check_first(images: Any, first: Any, name: str) -> None:
+    """Refuse arrays that are no images, and one image in place of several."""
+    if not hasattr(first, "shape"):
+        return
+    shape = tuple(getattr(images, "shape", ()))
+    colours = shape[0] if hasattr(images, "permute") else shape[-1] if shape else 0
+    if len(shape) == 2 or (len(shape) == 3 and colours in (3, 4)):
+        raise RequestError("api.not_images", got=f"one image of shape {list(shape)}")
+    stored_image(first, f"{name}[0]")

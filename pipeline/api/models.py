@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import RequestError
+from ..jobs.job import Positive, ProbeJob, job_value, typed_value
 from ..models.backbone import Backbone, backbone_of
 from ..models.own_module import tower_from
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_tap
+from .arguments import check_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +43,7 @@ class Model:
 def open_model(
     model: str,
     *,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     tap: str = "norm2",
     image_size: int | None = None,
     device: str = "auto",
@@ -65,14 +69,17 @@ def open_model(
     >>> lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
     Model('timm/vit_tiny_patch16_224', depth=12, image_size=(32, 32), device='cpu')
     """
-    device = choose_device(device)
+    where = "open_model"
+    device = choose_device(str(device))
+    precision = job_value(ProbeJob, "precision", precision, where)
+    tap = typed_value(tap, str, where, "tap")
     request = ModelRequest(
-        model=model,
-        weights=weights,
+        model=job_value(ProbeJob, "model", model, where),
+        weights=job_value(ProbeJob, "weights", None if weights is None else str(weights), where),
         tap=choose_tap(None, tap.removeprefix("module:")) if tap.startswith("module:") else tap,
-        image_size=image_size,
+        image_size=job_value(ProbeJob, "image_size", image_size, where),
         precision=choose_precision(precision, device),
-        seed=seed,
+        seed=typed_value(seed, int, where, "seed"),
     )
     return Model(request.open(device), request)
 
@@ -99,19 +106,30 @@ def model_from(
         device: "auto", "cpu", "cuda", ...
 
     Raises:
-        RequestError: no such list of blocks (names those that exist), or tokens that do not fit the patches.
+        RequestError: no such list of blocks (names those that exist), tokens that do not fit the patches, or a transform whose
+            output is no float32 [3, H, W] of this size.
 
     >>> import timm, layerbank as lb
     >>> own = timm.create_model("vit_tiny_patch16_224", img_size=32)
     >>> lb.model_from(own, blocks="blocks", name="own/tiny", image_size=32, device="cpu").levels[-2:]
     ['block.11', 'final']
     """
+    from torch import nn
+
+    where = "model_from"
+    check_kind(module, nn.Module, f"{where}, module", "a torch.nn.Module")
+    if not (transform is None or callable(transform)):
+        got = type(transform).__name__
+        raise RequestError(
+            "api.wrong_argument", where=f"{where}, transform", expected="a function of a PIL image, or None", got=got
+        )
+    tap = typed_value(tap, str, where, "tap")
     tower = tower_from(
         module,
-        blocks=blocks,
-        name=name or f"own/{type(module).__name__}",
-        image_size=image_size,
+        blocks=typed_value(blocks, str, where, "blocks"),
+        name=typed_value(name, str | None, where, "name") or f"own/{type(module).__name__}",
+        image_size=typed_value(image_size, Positive, where, "image_size"),
         transform=transform,
         tap=tap,
     )
-    return Model(backbone_of(tower, tap=tap, device=choose_device(device), precision="float32"), None)
+    return Model(backbone_of(tower, tap=tap, device=choose_device(str(device)), precision="float32"), None)

@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import labels_by_name
+from ..data.image_source import ImageSource
 from ..errors import RequestError
+from ..jobs.job import ProbeJob, job_value
 from ..jobs.probe import train_probes
+from ..models.request import choose_device
 from ..probing.attention import read_attention
 from ..probing.predict import SavedProbe
 from ..probing.probe import row_folder, run_folder
@@ -21,6 +24,7 @@ from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import COLUMNS, Row, results_table, summarize
+from .arguments import check_kind, folder_from
 from .data import images_from
 from .tokens import Progress, Tokens, listener_of
 
@@ -49,17 +53,19 @@ class Classifier:
             ProbeError: there is no readable probe.
             RequestError: the backbone is not the one that the probe was trained on.
         """
-        self._saved = SavedProbe(Path(folder), weights=weights, device=device)
+        folder = folder_from(folder, "Classifier, folder")
+        self._saved = SavedProbe(folder, weights=weights, device=choose_device(str(device)))
         self.class_names = list(self._saved.class_names)
 
     def predict(self, images: Any, *, batch_size: int | None = None) -> list[str]:
         """The most probable class of each image.
 
         Args:
-            images: what `images_from` takes: paths, PIL images, arrays, encoded bytes.
+            images: what `images_from` takes (paths, PIL images, arrays, encoded bytes), or what it or `open_images` returns.
             batch_size: images in a forward pass; None chooses it.
 
         Raises:
+            RequestError: no sequence of images, or a wrong batch size.
             BadImage: an image cannot be read.
         """
         return [self.class_names[number] for number in self.predict_proba(images, batch_size=batch_size).argmax(1)]
@@ -68,9 +74,10 @@ class Classifier:
         """The probability of each class, [N, C] float32.
 
         Raises:
-            BadImage: an image cannot be read.
+            RequestError, BadImage: as `predict`.
         """
-        source = images_from(images, name="images", split="predict")
+        batch_size = job_value(ProbeJob, "batch_size", batch_size, "predict")
+        source = images if isinstance(images, ImageSource) else images_from(images, split="predict")
         logits = [one.logits for one in self._saved.scores(source, batch_size=batch_size, num_workers=0)]
         values = np.stack(logits)
         values = np.exp(values - values.max(1, keepdims=True))
@@ -226,7 +233,7 @@ def probe(
         progress: True for progress bars, False for none, or a function that is called with every event.
 
     Raises:
-        RequestError: unknown probes, splits of different classes or models.
+        RequestError: unknown probes, splits of different classes or models, or a wrong value of another argument.
         CacheError: the tokens lack a level or kind of a probe, or are damaged.
 
     >>> import tempfile, layerbank as lb
@@ -240,22 +247,35 @@ def probe(
     >>> results.best.probe, results.records()[0]["seed"]
     ('ridge-cls', 0)
     """
+    where = "probe"
+    for name, tokens in (("train", train), ("test", test)):
+        check_kind(tokens, Tokens, f"{where}, {name}", "Tokens of extract")
+    given = {
+        "probes": probes,
+        "protocol": str(protocol),
+        "seeds": seeds,
+        "memory": memory,
+        "retrain": retrain,
+        "may_verify": verify,
+    }
+    checked = {name: job_value(ProbeJob, name, value, where) for name, value in given.items()}
+    runs = folder_from(runs, f"{where}, runs")
     record = train.request.record
     labels = labels_by_name(record, test.request.record)
     records = record, replace(test.request.record, labels=labels, class_names=record.class_names)
-    named = _probes_of(train.model.backbone, probes)
+    named = _probes_of(train.model.backbone, checked["probes"])
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     splits = [
         replace(one.request, arrays=arrays, record=record) for one, record in zip((train, test), records, strict=True)
     ]
-    base = open_protocol(protocol, seed=0)
+    base = open_protocol(checked["protocol"], seed=0)
     with ExitStack() as stack:
         rows = train_probes(
             splits[0],
             splits[1],
             named,
-            [replace(base, seed=seed) for seed in seeds],
-            Path(runs),
+            [replace(base, seed=seed) for seed in checked["seeds"]],
+            runs,
             config=train.description,
             device=train.model.backbone.device,
             retrain=retrain,
@@ -263,7 +283,7 @@ def probe(
             memory=memory,
             on_event=listener_of(progress, stack),
         )
-        return Results(list(rows), run_folder(Path(runs), splits[0]))
+        return Results(list(rows), run_folder(runs, splits[0]))
 
 
 def _probes_of(backbone: Backbone, probes: Sequence[str]) -> list[ProbeSpec]:

@@ -18,13 +18,16 @@ from ..console import Listener
 from ..data.image_source import ImageSource
 from ..data.split_rows import SplitRows
 from ..data.views import ViewRule
+from ..errors import RequestError
 from ..events import OnEvent
 from ..extraction.extract import ExtractConfig
 from ..jobs.extract import RequestedExtraction, open_rows, settle_and_check_disk
+from ..jobs.job import ExtractJob, Names, job_value, typed_value
 from ..models.layers import choose_levels
 from ..models.request import ModelRequest, choose_storage_dtype
 from ..models.rounding import float_tokens
 from ..probing.tokens.split_tokens import SplitRequest, SplitTokens
+from .arguments import check_kind, folder_from
 from .models import Model
 
 Progress = bool | OnEvent
@@ -68,9 +71,11 @@ class Tokens:
         """The tokens of a level and kind.
 
         Raises:
+            RequestError: the key is no pair of a level and a kind.
             MissingArrayError: they were not extracted.
         """
-        return RowArray(self._open.tokens(*array), self._open.positions)
+        level, kind = typed_value(array, tuple[str, str], "Tokens[...]", "a level and a kind")
+        return RowArray(self._open.tokens(level, kind), self._open.positions)
 
     def __repr__(self) -> str:
         return f"Tokens({self.request.name!r}, {len(self):,} images, {len(self.arrays)} arrays of {self.request.model.name!r})"
@@ -96,16 +101,18 @@ class RowArray:
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         first, *rest = rows if isinstance(rows, tuple) else (rows,)
+        if any(not isinstance(one, int | np.integer | slice) for one in rest) or first is None or np.ndim(first) > 1:
+            raise RequestError("api.wrong_rows", got=repr(rows)[:80])
+        if first is Ellipsis:
+            first, rest = slice(None), [slice(None)] * (len(self.shape) - 1 - len(rest)) + rest
         places = self._positions[first]
-        if np.ndim(places) == 0:
-            return np.asarray(self._read(np.atleast_1d(places))[0][tuple(rest)])
-        return self._read(places)[(slice(None), *rest)]
+        return self._read(places)[(*[slice(None)] * places.ndim, *rest)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self._read(self._positions).astype(self.dtype if dtype is None else dtype, copy=False)
 
     def _read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
-        stored = self._tokens.take(positions)
+        stored = self._tokens.take(np.atleast_1d(positions)).reshape(*positions.shape, *self.shape[1:])
         if self._tokens.logical_dtype == "bfloat16":
             stored = float_tokens(stored, "bfloat16").float().numpy()
         return stored
@@ -162,23 +169,40 @@ def extract(
     >>> tokens["final", "cls"]
     RowArray(shape=(40, 192), dtype=float16)
     """
+    where = "extract"
+    check_kind(model, Model, f"{where}, model", "a Model of open_model or model_from")
+    check_kind(images, ImageSource, f"{where}, images", "images of open_images or images_from")
+    checked = {
+        name: job_value(ExtractJob, name, value, where)
+        for name, value in {
+            "storage_dtype": storage_dtype,
+            "views": views,
+            "batch_size": batch_size,
+            "workers": workers,
+            "on_bad_image": on_bad_image,
+            "trust_files": trust_files,
+            "overwrite": overwrite,
+        }.items()
+    }
+    kinds = typed_value(kinds, Names, where, "kinds")
+    cache = folder_from(cache, f"{where}, cache")
     config = ExtractConfig(
         arrays=tuple((level, kind) for level in _levels(model, levels) for kind in kinds),
         storage_dtype=choose_storage_dtype(storage_dtype),
-        batch_size=batch_size,
-        num_workers=workers,
+        batch_size=checked["batch_size"],
+        num_workers=checked["workers"],
         on_bad_image=on_bad_image,
         overwrite=overwrite,
     )
-    rule = ViewRule(num_views=views) if views else None
+    rule = ViewRule(num_views=checked["views"]) if views else None
     with ExitStack() as stack:
-        rows = partial(open_rows, images, Path(cache), rule=rule, trust_files=trust_files)
-        return _extract(model, rows, config, Path(cache), listener_of(progress, stack))
+        rows = partial(open_rows, images, cache, rule=rule, trust_files=trust_files)
+        return _extract(model, rows, config, cache, listener_of(progress, stack))
 
 
 def _levels(model: Model, levels: str | Sequence[str]) -> Sequence[str]:
     if not isinstance(levels, str):
-        return levels
+        return list(typed_value(levels, Names, "extract", "levels"))
     return model.levels if levels == "every" else choose_levels(levels, model.backbone.depth)
 
 
@@ -200,4 +224,5 @@ def listener_of(progress: Progress, stack: ExitStack) -> Callable[[Any], None]:
     """The callback for events: a progress display for True, nothing for False, or the given function."""
     if callable(progress):
         return progress
+    typed_value(progress, bool, "progress", "True, False or a function of an event")
     return stack.enter_context(Listener(quiet=not progress)).show

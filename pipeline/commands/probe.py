@@ -92,6 +92,7 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     from ..jobs.extract import split_names
     from ..jobs.job import ProbeJob
     from ..jobs.probe import protocol_of, run_probes
+    from ..models.request import choose_device
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers
@@ -103,7 +104,7 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
         num_heads=() if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
         **options,
     )
-    protocol_of(job)
+    protocol_of(job, choose_device(job.device))
     with Listener(quiet=as_json, events=events) as listener:
         folder, made = run_probes(job, on_event=listener.show)
         rows = list(made)

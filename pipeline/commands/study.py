@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from . import options as shared
 
 if TYPE_CHECKING:
-    from ..jobs.recipe import Recipe
-    from ..jobs.units import StudyOptions
+    from ..jobs.job import StudyJob
     from ..probing.results import Row
 
 STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
@@ -54,64 +54,45 @@ def study(
     recipe: str,
     dry_run: bool,
     calibrate: bool,
-    data_root: Path,
-    fetch: bool,
-    cache_root: Path,
-    runs_root: Path,
-    device: str,
-    memory: str | None,
-    workers: int | None,
     processes: int | None,
     engine: str,
     events: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Run a whole study: every model on every data set of a recipe, every probe, every seed.
 
-    RECIPE is smoke, demo, layers, ablations, paper-base, paper-full, or a TOML file with models, data, probes and optionally seeds,
-    protocol, num_heads, weights, image_size, tap. Run it again after a crash and it continues where it stopped. Parts that fail are
-    reported and listed in RUNS/failures.jsonl, the rest goes on, and the exit code is 1.
+    RECIPE is smoke, demo, layers, ablations, paper-base, paper-full, or a TOML file with models, data, probes and optionally the
+    other options of `layerbank probe`. Options given here replace those of the file. Run it again after a crash and it continues
+    where it stopped. Parts that fail are reported and listed in RUNS/failures.jsonl, the rest goes on, and the exit code is 1.
 
     \b
     layerbank study demo --dry-run
     """
     from ..console import print_json, print_table
     from ..jobs.recipe import open_recipe
-    from ..jobs.units import StudyOptions
-    from ..quantities import parse_size
 
     if calibrate and not dry_run:
         from ..errors import RequestError
 
         raise RequestError("jobs.calibrate_without_dry_run")
-    opened = open_recipe(recipe)
-    if memory is not None:
-        parse_size(memory)
-    options = StudyOptions(
-        cache_root=cache_root,
-        runs_root=runs_root,
-        data_root=data_root,
-        fetch=fetch,
-        device=device,
-        memory=memory,
-        num_workers=workers,
-    )
+    source_of = click.get_current_context().get_parameter_source
+    given = {name: value for name, value in options.items() if source_of(name) is not ParameterSource.DEFAULT}
+    job = replace(open_recipe(recipe), **given)
     if dry_run:
         from ..jobs.study_plan import PLAN_COLUMNS, plan_study, plan_table, plan_title
 
-        planned = plan_study(opened, options, calibrate=calibrate)
+        planned = plan_study(job, calibrate=calibrate)
         if as_json:
             print_json([asdict(unit) for unit in planned])
         else:
             print_table(PLAN_COLUMNS, plan_table(planned), title=plan_title(planned))
         return
-    if not _run(opened, options, processes, on_ray=engine == "ray", events=events, as_json=as_json):
+    if not _run(job, processes, on_ray=engine == "ray", events=events, as_json=as_json):
         raise SystemExit(1)
 
 
-def _run(
-    recipe: Recipe, options: StudyOptions, processes: int | None, *, on_ray: bool, events: Path | None, as_json: bool
-) -> bool:
+def _run(job: StudyJob, processes: int | None, *, on_ray: bool, events: Path | None, as_json: bool) -> bool:
     """Run a study and show its results; return whether all of it was done."""
     from contextlib import ExitStack
 
@@ -123,22 +104,20 @@ def _run(
     from ..executors.studies import run_study
     from ..extraction.ranks import choose_processes
     from ..jobs.units import units_of
-    from ..models.request import choose_device
 
     with ExitStack() as stack:
         listener = stack.enter_context(Listener(quiet=as_json, events=events))
         executor: Executor | None = None
         if on_ray:
-            folders = (options.cache_root, options.runs_root)
-            executor = stack.enter_context(RayExecutor(folders, processes, options.device, listener.show))
-        elif (num_processes := choose_processes(processes, options.device, None)) > 1:
-            num_processes = min(num_processes, len(units_of(recipe)))
-            executor = LocalExecutor(num_processes, choose_device(options.device))
-        rows, failures = run_study(recipe, options, executor=executor, on_event=listener.show)
+            folders = (job.cache_root, job.runs_root)
+            executor = stack.enter_context(RayExecutor(folders, processes, job.device, listener.show))
+        elif (num_processes := choose_processes(processes, job.device, None)) > 1:
+            executor = LocalExecutor(min(num_processes, len(units_of(job))))
+        rows, failures = run_study(job, executor=executor, on_event=listener.show)
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:
-        print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {options.runs_root}")
+        print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {job.runs_root}")
         for failure in failures:
             part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
             click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)

@@ -37,11 +37,11 @@ def decode_rgb(stored: bytes | NDArray[np.uint8]) -> Image.Image:
             raise ValueError(
                 "{} x {} pixels: one side is more than {} times the other".format(*image.size, LARGEST_RATIO)
             )
-        return rgb_of(image)
+        return to_rgb(image)
 
 
-def rgb_of(image: Image.Image) -> Image.Image:
-    """The RGB image of any other."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The RGB image of one of any mode."""
     if image.mode.startswith("I"):  # 16-bit grey; older Pillow opens it as 32-bit "I"
         eight_bits = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
         return Image.fromarray(eight_bits.astype(np.uint8)).convert("RGB")

@@ -56,7 +56,7 @@ class MemorySource(ImageSource):
 
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
         item = self._items[row]
-        return _stored(item[0] if self._pairs else item, f"{self.name}[{row}]")
+        return stored_image(item[0] if self._pairs else item, f"{self.name}[{row}]")
 
     def file_of(self, row: int) -> str:
         return f"item {row} of {self.name}"
@@ -64,16 +64,24 @@ class MemorySource(ImageSource):
 
 def _labels_of(items: Any) -> Sequence[Any]:
     """The labels of the items of a torch data set, one by one: its `targets` need not be those, after a `target_transform`, say."""
-    return [np.asarray(items[row][1]).item() for row in range(len(items))]
+    labels = [np.asarray(items[row][1]) for row in range(len(items))]
+    return [label.item() if label.ndim == 0 else label for label in labels]
 
 
 def _classes(
     labels: Sequence[Any] | NDArray[Any] | None, class_names: Sequence[str] | None, num_images: int, name: str
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Class numbers [N] and class names; labels that are names are numbered in sorted order."""
+    if labels is None and class_names is not None:
+        raise RequestError("data.number_of_labels", name=name, images=num_images, shape="none")
     if labels is None:
         return np.full(num_images, NO_LABEL), []
-    values = np.asarray(labels)
+    if class_names is not None and (twice := [one for one in class_names if list(class_names).count(one) > 1]):
+        raise RequestError("data.class_names_twice", twice=", ".join(dict.fromkeys(twice)))
+    try:
+        values = np.asarray(labels)
+    except ValueError:  # lists of different lengths
+        values = np.asarray(list(labels), dtype=object)
     if values.shape != (num_images,):
         raise RequestError("data.number_of_labels", name=name, images=num_images, shape=list(values.shape))
     if values.dtype.kind in "iub" and class_names is not None:
@@ -82,11 +90,11 @@ def _classes(
             low, high = int(numbers.min()), int(numbers.max())
             raise RequestError("data.label_out_of_range", name=name, low=low, high=high, count=len(class_names))
         return numbers, list(class_names)
-    if values.dtype.kind in "iu" and not 0 <= values.min() <= values.max() < 2**63:
-        label = values.min() if values.min() < 0 else values.max()
-        raise RequestError("data.negative_class", name=name, label=label)
     if values.dtype.kind not in "iubU":
         raise RequestError("data.labels_of_other_type", name=name, dtype=values.dtype)
+    if values.dtype.kind in "iu" and not 0 <= values.min() <= values.max() < 2**63:
+        label = values.min() if values.min() < 0 else values.max()
+        raise RequestError("data.negative_class_number", name=name, label=label)
     known = sorted(set(values.tolist())) if class_names is None else list(class_names)
     number_of = {value: number for number, value in enumerate(known)}
     if foreign := [value for value in values.tolist() if value not in number_of]:
@@ -94,16 +102,20 @@ def _classes(
     return np.array([number_of[value] for value in values.tolist()]), [str(value) for value in known]
 
 
-def _stored(image: Any, place: str) -> bytes | NDArray[np.uint8]:
-    """Encoded bytes, or uint8 pixels [H, W] or [H, W, 3]."""
+def stored_image(image: Any, place: str) -> bytes | NDArray[np.uint8]:
+    """Encoded bytes, or uint8 pixels [H, W] or [H, W, 3].
+
+    Raises:
+        RequestError: something that is no image.
+    """
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
     if hasattr(image, "convert"):  # a PIL image
-        from .decoding import rgb_of  # imports Pillow
+        from .decoding import to_rgb
 
-        return np.asarray(rgb_of(image))
+        return np.asarray(to_rgb(image))
     values = np.asarray(image)
     is_torch = hasattr(image, "permute")
     if is_torch and values.ndim == 3:

@@ -74,14 +74,14 @@ class Executor(ABC):
     Attributes:
         num_workers: number of tasks that run at a time.
         num_per_machine: the most workers that one machine runs.
-        device: where tasks compute: `cpu`, `cuda`, `cuda:1`, ...
+        device: where tasks compute, `cpu` or `cuda`; None where their job says.
         max_attempts: a task is given up when so many workers died with it.
         begins_at_once: whether a worker never waits for resources before it begins.
     """
 
     num_workers: int
     num_per_machine: int
-    device: str
+    device: str | None = None
     max_attempts = 1
     begins_at_once = True
 

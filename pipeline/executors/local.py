@@ -17,25 +17,35 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from numbers import Integral
 from typing import Any
 
 from ..cores import num_cores
+from ..errors import RequestError
 from .executor import Died, Executor, Running, Task, run_task
 
 TERMINATION_S = 15.0  # a process that gets SIGTERM discards its row block and ends; later it is killed
 
 
 class LocalExecutor(Executor):
-    """Runs tasks in processes of this machine.
+    """Runs tasks in processes of this machine, on the device of the job; of several GPUs each process has its own in turn.
 
     Args:
         num_workers: number of processes, at least 1.
-        device: where tasks compute.
+
+    Raises:
+        RequestError: another number.
+
+    >>> import layerbank as lb
+    >>> executor = lb.LocalExecutor(2)  # for lb.run(job, executor=executor), below `if __name__ == "__main__":` in a script
+    >>> executor.num_workers
+    2
     """
 
-    def __init__(self, num_workers: int, device: str = "cpu") -> None:
-        self.num_workers = self.num_per_machine = num_workers
-        self.device = device
+    def __init__(self, num_workers: int) -> None:
+        if not isinstance(num_workers, Integral) or num_workers < 1:
+            raise RequestError("executors.number_of_workers", got=repr(num_workers))
+        self.num_workers = self.num_per_machine = int(num_workers)
         self._processes: dict[Any, Any] = {}  # our end of the pipe -> process
         self._idle: list[Any] = []
 

@@ -21,7 +21,7 @@ from typing import Any
 from layerbank.cache import offer_test_lock
 
 from ..errors import RequestError
-from ..events import ClusterBusy, ClusterJoined, OnEvent
+from ..events import ClusterBusy, ClusterJoined, OnEvent, ignore
 from .executor import Died, Executor, Running, Task
 from .ray_actor import Actor
 from .ray_connection import HEAD_CHECK_S, HeadCheck, connected
@@ -47,13 +47,24 @@ class RayExecutor(Executor):
         RequestError: Ray is not installed, there is no such cluster, or it is too small.
         NotWritableError: a folder cannot be written.
         WorkError: while tasks run, the head of the cluster was lost.
+
+    >>> import layerbank as lb
+    >>> def run_on_cluster(job: lb.StudyJob) -> list[dict]:
+    ...     with lb.RayExecutor([job.cache_root, job.runs_root]) as executor:
+    ...         return lb.run(job, executor=executor)
     """
 
     max_attempts = MAX_ATTEMPTS
     begins_at_once = False
 
-    def __init__(self, folders: Sequence[Path], count: int | None, device: str, on_event: OnEvent) -> None:
-        self._folders, self._count, self.device, self._on_event = folders, count, device, on_event
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        count: int | None = None,
+        device: str = "auto",
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self._folders, self._count, self._device, self._on_event = list(map(Path, folders)), count, device, on_event
         self._actors: list[Any] = []
         self._actor_of: dict[Any, Any] = {}  # stream of messages -> actor
         self._idle: list[Any] = []
@@ -65,7 +76,7 @@ class RayExecutor(Executor):
             self._ray = stack.enter_context(connected())
             self._head = HeadCheck(self._ray.get_runtime_context().gcs_address)
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-            placement = place_actors(nodes, self._count, self.device)
+            placement = place_actors(nodes, self._count, self._device)
             self._test_locks = [stack.enter_context(offer_test_lock(folder)) for folder in self._folders]
             stack.callback(lambda: self._kill(self._actors))
             self._closing = stack.pop_all()

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from layerbank.cache import Worker
 
-from ..errors import WorkError
+from ..errors import RequestError, WorkError
 from ..events import OnEvent, ignore
 from ..extraction.extract import extract_together
 from ..jobs.extract import extract_share, folders_of, prepare, prepare_shares
-from ..jobs.job import ExtractJob, ProbeJob
+from ..jobs.job import ExtractJob, ProbeJob, StudyJob
 from ..jobs.probe import run_probes
-from ..jobs.recipe import Recipe
-from ..jobs.units import StudyOptions
 from .executor import Executor
-from .local import LocalExecutor
 from .studies import run_study
 from .workers import run_in_worker, run_workers
 
 
 def run(
-    job: ExtractJob | ProbeJob | Recipe,
-    *,
-    executor: Executor | None = None,
-    options: StudyOptions | None = None,
-    on_event: OnEvent = ignore,
+    job: ExtractJob | ProbeJob | StudyJob, *, executor: Executor | None = None, on_event: OnEvent = ignore
 ) -> list[Any]:
     """Do a job.
 
     Args:
         job: what to do: an extraction, probes, or a study.
-        executor: runs it in several workers; None runs it in this process. Probes are always trained in this process.
-        options: of a study: folders and device.
+        executor: `LocalExecutor` or `RayExecutor`, which runs it in several workers; None runs it in this process. A `ProbeJob` is
+            always run in this process.
         on_event: called with every event.
 
     Returns:
@@ -58,12 +52,14 @@ def run(
         case ProbeJob():
             _, rows = run_probes(job, on_event=on_event)
             return list(rows)
-        case Recipe():
-            found, failures = run_study(job, options or StudyOptions(), executor=executor, on_event=on_event)
+        case StudyJob():
+            found, failures = run_study(job, executor=executor, on_event=on_event)
             if failures:
                 first = failures[0]
                 raise WorkError("executors.study_failed", count=len(failures), first=f"{first.where}: {first.got}")
             return list(found)
+        case _:
+            raise RequestError("executors.not_a_job", type=type(job).__name__)
 
 
 def run_extraction(
@@ -82,11 +78,9 @@ def run_extraction(
         for rows, extractions in prepared:
             extract_together(extractions, rows, on_event=on_event)
         return folders_of(prepared)
-    if isinstance(executor, LocalExecutor):
+    if executor.device is None:
         share = prepare_shares(job, on_event)
     else:  # there, because the device that settles the precision is there
-        from dataclasses import replace
-
         share = run_in_worker(partial(prepare_shares, replace(job, device=executor.device)), executor, on_event)
     run_workers(partial(extract_share, share), executor, on_event)
     return list(share.folders)

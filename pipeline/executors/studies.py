@@ -1,7 +1,7 @@
-"""A study: every unit of a recipe (`jobs/units.py`), one after the other in this process, or in the workers of an executor.
+"""A study: every unit of it (`jobs/units.py`), one after the other in this process, or in the workers of an executor.
 
 The decisions taken here: a study has no state of its own, because stores, journals and results.jsonl say what is done; an executor
-runs the units in any order, and their results are put into the order of the recipe. What could not be done is a row of
+runs the units in any order, and their results are put into the order of the job. What could not be done is a row of
 RUNS/failures.jsonl; results.jsonl holds results only. failures.jsonl is rewritten at the end of every run: it says what failed in
 the last one.
 """
@@ -32,18 +32,11 @@ from ..events import (
     ignore,
 )
 from ..extraction.ranks import device_of_worker
-from ..jobs.recipe import Recipe
+from ..jobs.job import StudyJob
+from ..jobs.probe import protocol_of
+from ..jobs.recipe import check_study
 from ..jobs.study_disk_space import report_disk_space
-from ..jobs.units import (
-    OpenModels,
-    StudyOptions,
-    Unit,
-    UnitResult,
-    check_compute,
-    result_of_lost_unit,
-    run_unit,
-    units_of,
-)
+from ..jobs.units import OpenModels, Unit, UnitResult, result_of_lost_unit, run_unit, units_of
 from ..models.request import choose_device
 from ..probing.results import Row
 from .executor import Done, Executor
@@ -65,26 +58,31 @@ _MODELS = OpenModels()  # of a worker process, from one unit to the next
 
 
 def run_study(
-    recipe: Recipe, options: StudyOptions, *, executor: Executor | None = None, on_event: OnEvent = ignore
+    job: StudyJob, *, executor: Executor | None = None, on_event: OnEvent = ignore
 ) -> tuple[list[Row], list[StudyFailed]]:
-    """Run all units of a recipe that are not done.
+    """Run all units of a study that are not done.
 
     Args:
-        recipe: models, data sets, probes, seeds, protocol.
-        options: folders and device.
+        job: models, data sets, probes, seeds, protocol, folders, device.
         executor: runs the units; None runs them in this process.
         on_event: called with every event.
 
     Returns:
-        Every row of the study, those of earlier runs too, and every failure, in the order of the recipe.
+        Every row of the study, those of earlier runs too, and every failure, in the order of the job.
 
     Raises:
+        RequestError: the job is wrong.
         SettingError: the device on which the units run cannot compute as the protocol says.
     """
-    report_disk_space(recipe, options, on_event)
-    units = units_of(recipe)
+    check_study(job)
+    device = (executor and executor.device) or choose_device(
+        job.device
+    )  # what this process has does not matter on a cluster
+    protocol_of(job, device)
+    report_disk_space(job, on_event)
+    units = units_of(job)
     results: dict[Unit, UnitResult] = {}
-    for result in _run_units(recipe, options, units, executor, on_event):
+    for result in _run_units(replace(job, device=device), units, executor, on_event):
         results[result.unit] = result
         on_event(
             StudyUnitFinished(
@@ -97,23 +95,21 @@ def run_study(
             )
         )
     failures = [failure for unit in units for failure in results[unit].failures]
-    write_failures(options.runs_root / FAILURES, failures)
+    write_failures(job.runs_root / FAILURES, failures)
     return [row for unit in units for row in results[unit].rows], failures
 
 
 def _run_units(
-    recipe: Recipe, options: StudyOptions, units: Sequence[Unit], executor: Executor | None, on_event: OnEvent
+    job: StudyJob, units: Sequence[Unit], executor: Executor | None, on_event: OnEvent
 ) -> Iterator[UnitResult]:
     """Run units in this process, one model in memory at a time, or in any order in the workers of an executor."""
     if executor is None:
-        check_compute(recipe, choose_device(options.device))
         models = OpenModels()
         for unit in units:
-            yield run_unit(recipe, options, unit, models=models, on_event=on_event)
+            yield run_unit(job, unit, models=models, on_event=on_event)
         return
-    check_compute(recipe, executor.device)  # this process computes nothing: its own device does not matter
-    options = replace(options, device=executor.device, num_sharers=min(executor.num_per_machine, len(units)))
-    tasks = [partial(_run_unit_in_worker, recipe, options, unit) for unit in units]
+    num_sharers = min(executor.num_per_machine, len(units))
+    tasks = [partial(_run_unit_in_worker, job, unit, num_sharers) for unit in units]
     for outcome in executor.run(tasks, lambda number, event: on_event(event)):
         unit = units[outcome.index]
         if isinstance(outcome, Done):
@@ -124,15 +120,13 @@ def _run_units(
             yield result_of_lost_unit(unit, outcome.reason, on_event)
 
 
-def _run_unit_in_worker(
-    recipe: Recipe, options: StudyOptions, unit: Unit, worker: int, on_event: OnEvent
-) -> UnitResult:
+def _run_unit_in_worker(job: StudyJob, unit: Unit, num_sharers: int, worker: int, on_event: OnEvent) -> UnitResult:
     def filtered(event: Event) -> None:
         if isinstance(event, _SHOWN_OF_PARALLEL_UNITS):
             on_event(event)
 
-    options = replace(options, device=device_of_worker(options.device, worker))
-    return run_unit(recipe, options, unit, models=_MODELS, on_event=filtered)
+    job = replace(job, device=device_of_worker(job.device, worker))
+    return run_unit(job, unit, num_sharers=num_sharers, models=_MODELS, on_event=filtered)
 
 
 def write_failures(path: Path, failures: Sequence[StudyFailed]) -> None:

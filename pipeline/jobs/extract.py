@@ -40,7 +40,7 @@ from ..models.request import (
     choose_workers,
 )
 from ..probing.tokens.split_tokens import SplitRequest, request_tokens
-from .job import ExtractJob, Job
+from .job import ExtractJob, Job, ProbeJob
 
 Prepared = list[tuple[SplitRows, list[Extraction]]]
 """The extractions of each split, one a model."""
@@ -171,8 +171,6 @@ def prepare(
     Raises:
         RequestError: wrong options, or a disk that is too small or cannot be written.
     """
-    if not job.models or not job.splits:
-        raise RequestError("jobs.nothing_to_extract", models=len(job.models), splits=len(job.splits))
     if job.rule and job.views_split not in job.splits:
         raise RequestError("jobs.views_of_another_split", split=job.views_split, splits=", ".join(job.splits))
     sources = [open_source(job.data, split) for split in dict.fromkeys(job.splits)]  # before the slow model
@@ -182,7 +180,8 @@ def prepare(
     requested = []
     for number, (model, weights) in enumerate(job.models):
         precision, parity = (job.precision, {}) if settled is None else settled[number]
-        request, backbone = open_model(replace(job, precision=precision), model, weights)
+        asked = replace(job, precision=precision)  # type: ignore[arg-type]  # it is a name that a job had
+        request, backbone = open_model(asked, model, weights)
         chosen = backbone.levels if job.levels == "every" else choose_levels(job.levels, backbone.depth)
         arrays = [(level, kind) for level in chosen for kind in split_names(job.kinds)]
         one = request_extraction(job, request, backbone, arrays, on_event, overwrite=job.overwrite, worker=worker)
@@ -326,7 +325,7 @@ def request_of(job: Job, model: str, weights: str | None, device: str) -> ModelR
 
 
 def request_extraction(
-    job: Job,
+    job: ExtractJob | ProbeJob,
     request: ModelRequest,
     backbone: Backbone,
     arrays: Sequence[tuple[str, str]],

@@ -1,28 +1,40 @@
 """What is to be done, as data: frozen, serialisable descriptions that the command line, recipes and Python make alike.
 
-A job has no behaviour; `extract.py`, `probe.py` and `units.py` do it. Its fields are the options of the command of the same name.
+A job checks the types and ranges of its fields, and has no other behaviour: `extract.py`, `probe.py` and `units.py` do it. Its
+fields are the options of the command of the same name.
 """
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from ..data.views import ViewRule
 from ..errors import RequestError, nearest_name
 
 VERSION = 1  # raised when the meaning of a field changes
 
+Natural = Annotated[int, 0]
+"""A whole number from 0."""
+
+Positive = Annotated[int, 1]
+"""A whole number from 1."""
+
+Names = Annotated[tuple[str, ...], 1]
+"""At least one text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The fields that all jobs with a model and data have.
+    """The fields that all jobs have.
 
     Attributes:
-        data: URI of the data.
         cache_root: folder of all stores.
         weights_seed: seed for random initial weights.
         tap: norm2 or block; None is norm2.
@@ -30,7 +42,7 @@ class Job:
         image_size: side of the square input in pixels; None for the model's own.
         precision: auto, float32, float16 or bfloat16.
         storage_dtype: dtype of tokens on disk, or one for each kind.
-        parity_threshold: minimum cosine similarity of a token to a float32 run; None checks nothing.
+        parity_threshold: minimum cosine similarity of a token to a float32 run, 0 to 1; None checks nothing.
         views, view_scale, view_flip: augmented views of each training image, and how they are drawn.
         device: auto, cpu, cuda, ...
         batch_size: images in a forward pass; None chooses it.
@@ -38,33 +50,35 @@ class Job:
         workers: decoding processes; None chooses it.
         on_bad_image: stop or skip.
         trust_files: take content hashes from stores of the same data set and split with images of the same names and sizes.
+
+    Raises:
+        RequestError: a value of another type or out of its range.
     """
 
-    data: str
     cache_root: Path = Path("caches")
     weights_seed: int = 0
-    tap: str | None = None
+    tap: Literal["norm2", "block"] | None = None
     tap_module: str | None = None
-    image_size: int | None = None
-    precision: str = "auto"
+    image_size: Positive | None = None
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     storage_dtype: str = "float16"
-    parity_threshold: float | None = None
-    views: int = 0
-    view_scale: float = 0.08
+    parity_threshold: Annotated[float, 0, 1] | None = None
+    views: Natural = 0
+    view_scale: Annotated[float, 0, 1] = 0.08
     view_flip: bool = True
     device: str = "auto"
-    batch_size: int | None = None
+    batch_size: Positive | None = None
     compile_model: bool | None = None
-    workers: int | None = None
-    on_bad_image: str = "stop"
+    workers: Natural | None = None
+    on_bad_image: Literal["stop", "skip"] = "stop"
     trust_files: bool = False
 
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            if one.type == "Path":  # as it is written above
-                object.__setattr__(self, one.name, Path(getattr(self, one.name)))
+            value = job_value(type(self), one.name, getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
 
     @property
     def rule(self) -> ViewRule | None:
@@ -74,7 +88,7 @@ class Job:
         return ViewRule(num_views=self.views, min_scale=self.view_scale, flip=self.view_flip)
 
     def to_dict(self) -> dict[str, Any]:
-        """The job as JSON and TOML can hold it."""
+        """The job as JSON can hold it."""
         values = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
         return {"job": self.kind, "version": VERSION} | values
 
@@ -89,15 +103,23 @@ class Job:
         where = f"{cls.kind} job"
         if values.get("version", VERSION) != VERSION or values.get("job", cls.kind) != cls.kind:
             got = f"{values.get('job', cls.kind)} job of version {values.get('version', VERSION)}"
-            raise RequestError("jobs.other_job", where=where, version=VERSION, got=got)
-        given = {name: value for name, value in values.items() if name not in ("job", "version")}
-        found = {name: job_value(cls, name, value, where) for name, value in given.items()}
+            raise RequestError("jobs.other_job", where=where, kind=cls.kind, version=VERSION, got=got)
+        given = {name: value for name, value in values.items() if name not in HEADER}
+        names = [one.name for one in fields(cls)]
+        if unknown := [name for name in given if name not in names]:
+            raise RequestError(
+                "jobs.unknown_job_key", where=where, key=unknown[0], nearest=nearest_name(unknown[0], names)
+            )
         required = [one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING]
-        if missing := [name for name in required if name not in found]:
+        if missing := [name for name in required if name not in given]:
             raise RequestError(
                 "jobs.missing_job_keys", where=where, required=", ".join(required), missing=", ".join(missing)
             )
-        return cls(**found)
+        return cls(**given)
+
+
+HEADER = ("job", "version")
+"""Keys of `to_dict` that are no fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +127,7 @@ class ExtractJob(Job):
     """`layerbank extract`: the tokens of some splits by some models.
 
     Attributes:
+        data: URI of the data.
         models: pairs of a model id and its weights (None for the pretrained ones, "random", or a file).
         splits: names of the splits.
         views_split: the split whose images get augmented views.
@@ -112,10 +135,16 @@ class ExtractJob(Job):
         kinds: kinds of tokens, with commas between.
         overwrite: delete the stores of these images alone and compute their rows again; rows that lie in a store with others, or in
             one of format 1, are kept.
+
+    >>> import layerbank as lb
+    >>> job = lb.ExtractJob(data="folder:photos", models=[("timm/vit_tiny_patch16_224", None)], kinds="cls")
+    >>> lb.ExtractJob.from_dict(job.to_dict()) == job
+    True
     """
 
-    models: tuple[tuple[str, str | None], ...]
-    splits: tuple[str, ...] = ("train", "test")
+    data: str
+    models: Annotated[tuple[tuple[str, str | None], ...], 1]
+    splits: Names = ("train", "test")
     views_split: str = "train"
     levels: str = "every"
     kinds: str = "cls,ap"
@@ -125,16 +154,15 @@ class ExtractJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeJob(Job):
-    """`layerbank probe`: probes on the tokens of one model and data set; missing tokens are extracted first.
+class TrainingJob(Job):
+    """The fields that `ProbeJob` and `StudyJob` have in common.
 
     Attributes:
-        model, weights: the model id, and its weights (None for the pretrained ones, "random", or a file).
-        probes: names of probes.
-        protocol: paper, quick, or a TOML file.
+        probes: names of probes, as `layerbank probe --probe` takes them.
+        protocol: paper, quick, or a TOML file, from the folder where the job runs.
         sweep: full or halving; None is the protocol's.
         compute: precision of matrix products; None is the protocol's.
-        num_heads: train each probe that has heads once with each of these.
+        num_heads: train each probe that has heads once with each of these; empty: what its name says.
         seeds: the whole protocol is run once for each.
         reference_quirks: repeat what the paper's code does and the paper does not say.
         train_split, test_split: names of the splits.
@@ -146,68 +174,152 @@ class ProbeJob(Job):
         runs_root: folder of all results.
     """
 
-    model: str
-    weights: str | None = None
-    probes: tuple[str, ...]
+    probes: Names
     protocol: str = "paper"
-    sweep: str | None = None
-    compute: str | None = None
-    num_heads: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    sweep: Literal["full", "halving"] | None = None
+    compute: Literal["auto", "float32", "tf32", "bfloat16"] | None = None
+    num_heads: tuple[Positive, ...] = ()
+    seeds: Annotated[tuple[Natural, ...], 1] = (0,)
     reference_quirks: bool = False
     train_split: str = "train"
     test_split: str = "test"
     may_extract: bool = True
     may_verify: bool = True
     memory: str | None = None
-    train_views: int | None = None
+    train_views: Natural | None = None
     retrain: bool = False
     runs_root: Path = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeJob(TrainingJob):
+    """`layerbank probe`: probes on the tokens of one model and data set; missing tokens are extracted first.
+
+    Attributes:
+        data: URI of the data.
+        model, weights: the model id, and its weights (None for the pretrained ones, "random", or a file).
+
+    >>> import layerbank as lb
+    >>> lb.ProbeJob(data="folder:photos", model="timm/vit_tiny_patch16_224", probes=["alf"], seeds=range(3)).seeds
+    (0, 1, 2)
+    """
+
+    data: str
+    model: str
+    weights: str | None = None
 
     kind: ClassVar[str] = "probe"
 
 
-def job_value(job: type[Job], name: str, value: Any, where: str) -> Any:
-    """The value of a field as the job holds it.
+@dataclass(frozen=True, kw_only=True)
+class StudyJob(TrainingJob):
+    """`layerbank study`: every model on every data set, every probe, every seed. Its fields are the keys of a recipe.
+
+    Attributes:
+        models: ids of backbones.
+        data: URIs (`demo:digits`, `folder:DIR`), or names of the catalogue (`cifar10`), looked for under the data root.
+        weights: model -> `random` or a file; a model that is not here has its pretrained ones.
+        data_root: folder of the catalogue's data sets.
+        fetch: whether missing data sets may be fetched.
+
+    >>> import layerbank as lb
+    >>> job = lb.StudyJob(models=["timm/vit_tiny_patch16_224"], data=["demo:digits"], probes=["linear-cls", "alf"])
+    >>> job.to_dict()["probes"], job.seeds
+    (['linear-cls', 'alf'], (0,))
+    """
+
+    models: Names
+    data: Names
+    weights: Mapping[str, str] = field(default_factory=dict)
+    data_root: Path = Path("data")
+    fetch: bool = True
+
+    kind: ClassVar[str] = "study"
+
+
+def job_value(job: type[Job], name: str, value: Any, where: str = "") -> Any:
+    """The value of a field as the job holds it: lists become tuples, and texts paths where the field is one.
+
+    Args:
+        job: the kind of job.
+        name: the field.
+        value: what was given for it.
+        where: who was given it; the job itself by default.
 
     Raises:
-        RequestError: no such field (names the nearest), or a value of another type.
+        RequestError: a value of another type, or out of its range.
     """
-    every = get_type_hints(job)
-    hints = {one.name: every[one.name] for one in fields(job)}
-    if name not in hints:
-        raise RequestError("jobs.unknown_job_key", where=where, key=name, nearest=nearest_name(name, list(hints)))
-    if not _fits(value, hints[name]):
-        raise RequestError(
-            "jobs.wrong_job_value", where=where, key=name, type=_type_name(hints[name]), value=repr(value)[:80]
-        )
-    return _converted(value, hints[name])
+    hint = _hints_of(job)[name]  # type: ignore[arg-type]  # the class is hashable, its values need not be
+    return typed_value(value, hint, where or f"{job.kind} job", name)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return len(each) == len(value) and all(_fits(one, kind) for one, kind in zip(value, each, strict=True))
-    if hint is type(None):
-        return value is None
-    if hint is float:
-        return type(value) in (int, float)
-    return isinstance(value, str | Path) if hint is Path else type(value) is hint
+def typed_value(value: Any, hint: Any, where: str, name: str) -> Any:
+    """A value as a field of this type holds it; for the arguments see `job_value`."""
+    try:
+        return _converted(value, hint)
+    except _Unfit:
+        shown = repr(value)[:80]
+        raise RequestError("jobs.wrong_job_value", where=where, key=name, type=_text_of(hint), value=shown) from None
+
+
+class _Unfit(Exception):
+    """A value is none of its type."""
+
+
+@cache
+def _hints_of(job: Any) -> dict[str, Any]:
+    return get_type_hints(job, include_extras=True)
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_converted(one, None) for one in value)
-    return Path(value) if hint is Path else value
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):  # of a type and None
+        return None if value is None else _converted(value, arguments[0])
+    if origin is Annotated:
+        found = _converted(value, arguments[0])
+        size = len(found) if isinstance(found, tuple) else found
+        _require(arguments[1] <= size <= (*arguments, math.inf)[2])
+        return found
+    if origin is Literal:
+        _require(isinstance(value, str) and value in arguments)
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple | range))
+        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        _require(len(value) == len(each))
+        return tuple(map(_converted, value, each))
+    if origin is Mapping:
+        _require(isinstance(value, Mapping))
+        return {_converted(key, arguments[0]): _converted(one, arguments[1]) for key, one in value.items()}
+    _require(isinstance(value, _ACCEPTED[hint]) and isinstance(value, bool) == (hint is bool))
+    return hint(value)
 
 
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", None) if get_origin(hint) is None else str(hint).replace("typing.", "")  # type: ignore[return-value]
+def _require(fits: bool) -> None:
+    if not fits:
+        raise _Unfit
+
+
+_ACCEPTED: Mapping[Any, Any] = {str: str, int: Integral, float: Real, bool: bool, Path: str | Path}
+_TEXTS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+
+
+def _text_of(hint: Any) -> str:
+    """A type as a message names it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return f"{_text_of(arguments[0])}, or None"
+    if origin is Annotated:
+        if get_origin(arguments[0]) is tuple:
+            return f"{_text_of(arguments[0])}, not empty"
+        return f"{_text_of(arguments[0])} from {arguments[1]}" + "".join(f" to {most}" for most in arguments[2:])
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a pair of {' and '.join(map(_text_of, arguments))}"
+    if origin is tuple:
+        return f"a list, each {_text_of(arguments[0])}"
+    return "a table of texts" if origin is Mapping else _TEXTS[hint]
 
 
 def _plain(value: Any) -> Any:

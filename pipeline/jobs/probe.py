@@ -19,7 +19,6 @@ from ..data.classes import match_classes
 from ..data.duplicates import duplicates_of
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
-from ..errors import RequestError
 from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
@@ -32,26 +31,27 @@ from ..probing.results import Row
 from ..probing.tokens.split_tokens import SplitRequest
 from ..quantities import parse_size
 from .extract import open_model, open_rows, request_extraction, settle_and_check_disk
-from .job import ProbeJob
+from .job import ProbeJob, TrainingJob
 
 ChooseProbes = Callable[[ProbeJob, Backbone], Sequence[ProbeSpec]]
 
 
-def protocol_of(job: ProbeJob) -> TrainingProtocol:
+def protocol_of(job: TrainingJob, device: str | None = None) -> TrainingProtocol:
     """The training protocol of a job, for its first seed.
+
+    Args:
+        job: the job.
+        device: where it will be followed; None does not check whether that device can.
 
     Raises:
         RequestError, SettingError: what is wrong with the options, before hours of extraction.
     """
-    if not job.probes:
-        raise RequestError("jobs.no_probes")
-    if not job.seeds:
-        raise RequestError("jobs.no_seeds")
     changed = {name: value for name in ("sweep", "compute") if (value := getattr(job, name)) is not None}
     if job.reference_quirks:
         changed["jitter_validation"] = True
     protocol = replace(open_protocol(job.protocol, seed=job.seeds[0]), **changed)
-    resolve_compute(protocol.compute, choose_device(job.device))
+    if device is not None:
+        resolve_compute(protocol.compute, device)
     if job.memory is not None:
         parse_size(job.memory)
     check_train_views(job.train_views, job.views)
@@ -107,7 +107,7 @@ def run_probes(
     Returns:
         The folder of the results, and the rows, which are trained as they are taken.
     """
-    protocol = protocol_of(job)
+    protocol = protocol_of(job, choose_device(job.device))
     train_source, test_source = open_splits(job, on_event) if sources is None else sources
     request, backbone = open_model(job, job.model, job.weights) if opened is None else opened
     named = list(choose(job, backbone))

@@ -16,60 +16,58 @@ import numpy as np
 from layerbank.cache import StoreFiles, array_key, free_bytes, list_stores
 
 from ..events import OnEvent, StudyShortOfDiskSpace
-from .recipe import Recipe
+from ..models.request import choose_tap
+from .job import StudyJob
 from .study_plan import Split, bytes_of_arrays, find_probes, find_splits
-from .units import UNIT_ERRORS, StudyOptions
+from .units import UNIT_ERRORS
 
 
-def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) -> None:
+def report_disk_space(job: StudyJob, on_event: OnEvent) -> None:
     """Report if what the units of a study lack is more than the disk takes; a single unit checks that itself.
 
     Args:
-        recipe: the study.
-        place: where stores and data lie.
+        job: the study.
         on_event: callback for the warning.
     """
-    if len(recipe.models) * len(recipe.data) < 2:
+    if len(job.models) * len(job.data) < 2:
         return
-    stores = [StoreFiles(one.path, one.header, one.journal) for one in list_stores(place.cache_root) if one.header]
+    stores = [StoreFiles(one.path, one.header, one.journal) for one in list_stores(job.cache_root) if one.header]
     splits: list[tuple[Split, ...]] = []
-    for dataset in recipe.data:
+    for dataset in job.data:
         with suppress(*UNIT_ERRORS):  # its unit reports it
-            splits.append(find_splits(dataset, place, recipe.splits).splits)
+            splits.append(find_splits(job, dataset).splits)
     missing: list[int] = []
-    for model in recipe.models:
+    for model in job.models:
         with suppress(*UNIT_ERRORS):
-            probes, row_shape = find_probes(model, recipe, [])
+            probes, row_shape = find_probes(job, model, [])
             if row_shape is not None:
-                arrays = bytes_of_arrays(probes, row_shape, recipe.option("storage_dtype"))
+                arrays = bytes_of_arrays(probes, row_shape, job.storage_dtype)
                 missing += [
-                    sum(_missing_bytes(model, arrays, one, stores, recipe) for one in of_data) for of_data in splits
+                    sum(_missing_bytes(model, arrays, one, stores, job) for one in of_data) for of_data in splits
                 ]
-    needed, free = sum(missing), free_bytes(place.cache_root)
+    needed, free = sum(missing), free_bytes(job.cache_root)
     if needed > free:
         num_units = sum(map(bool, missing))
         on_event(
-            StudyShortOfDiskSpace(
-                cache_root=place.cache_root, num_units=num_units, needed_bytes=needed, free_bytes=free
-            )
+            StudyShortOfDiskSpace(cache_root=job.cache_root, num_units=num_units, needed_bytes=needed, free_bytes=free)
         )
 
 
 def _missing_bytes(
-    model: str, arrays: Mapping[tuple[str, str], int], split: Split, stores: Sequence[StoreFiles], recipe: Recipe
+    model: str, arrays: Mapping[tuple[str, str], int], split: Split, stores: Sequence[StoreFiles], job: StudyJob
 ) -> int:
     """Return the bytes of the tokens of a split that no store of the model holds."""
     named = [
         files
         for files in stores
         if files.header.spec.model.name in (model, f"timm/{model}")
-        and files.header.spec.model.storage_dtype == recipe.option("storage_dtype")
+        and files.header.spec.model.storage_dtype == job.storage_dtype
     ]
-    missing = 0
+    missing, tap = 0, choose_tap(job.tap, job.tap_module)
     for (level, kind), size in arrays.items():
         held = [np.zeros(0, dtype=np.uint64)]
         for files in named:
-            if (name := files.arrays.get(array_key(recipe.tap, level, kind))) is not None:
+            if (name := files.arrays.get(array_key(tap, level, kind))) is not None:
                 held.append(files.rows.hashes[files.rows_of(files.committed([name]))])
         num_held = 0 if split.hashes is None else int(np.isin(split.hashes, np.concatenate(held)).sum())
         missing += size * (split.num_images - num_held)

@@ -18,21 +18,23 @@ from numpy.typing import NDArray
 from layerbank.cache import CacheError, storage_dtype_of
 from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_batches, resolve_compute
 
-from ..data.catalogue import SPLITS, find_data, find_entry
+from ..data.catalogue import find_data, find_entry
 from ..data.image_set import identify
 from ..errors import LayerbankError, RequestError, WorkError
 from ..models.layers import unknown_level
 from ..models.listing import open_meta_tower
-from ..models.request import choose_device
+from ..models.request import choose_device, choose_tap
 from ..models.taps import kind_shape
 from ..models.tower import measure_widths
 from ..planning.calibrate_study import image_seconds, step_seconds
 from ..probing.probe_sizes import RowShape, head_of, token_shape
 from ..probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
-from ..probing.protocols import open_protocol
 from ..quantities import duration
-from .recipe import Recipe
-from .units import StudyOptions, open_data, probes_that_fit, request_of
+from .extract import request_of
+from .job import StudyJob
+from .probe import protocol_of
+from .recipe import check_study
+from .units import open_data, probes_that_fit
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "time", "remark")
 
@@ -42,7 +44,7 @@ class PlannedUnit:
     """One model on one data set.
 
     Attributes:
-        model, dataset: as the recipe names them.
+        model, dataset: as the study names them.
         num_train, num_test: images; None if unknown before the data are here.
         num_trainings: settings of all probes and seeds, without duplicate settings, and the final training of each.
         forward_s, training_s: seconds that images and probes would take on this machine; None if not calibrated.
@@ -83,48 +85,44 @@ class Data:
     problems: tuple[str, ...] = ()
 
 
-def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) -> list[PlannedUnit]:
-    """Plan every unit of a recipe, in its order; nothing is downloaded or written.
+def plan_study(job: StudyJob, *, calibrate: bool = False) -> list[PlannedUnit]:
+    """Plan every unit of a study, in its order; nothing is downloaded or written.
 
     Args:
-        recipe: the study.
-        place: where data lie, and the device.
+        job: the study.
         calibrate: measure how long it would take on this machine.
     """
-    found = {dataset: find_splits(dataset, place, recipe.splits) for dataset in recipe.data}
-    device = choose_device(place.device)
-    changed = {name: value for name in ("sweep", "compute") if (value := recipe.option(name)) is not None}
-    protocol = replace(open_protocol(recipe.protocol, seed=0), **changed)
-    num_views = recipe.option("views")
+    check_study(job)
+    found = {dataset: find_splits(job, dataset) for dataset in job.data}
+    device = choose_device(job.device)
+    protocol = protocol_of(job)
     units = []
-    for model in recipe.models:
+    for model in job.models:
         problems: list[str] = []
-        probes, row_shape = find_probes(model, recipe, problems)
-        image_bytes = (
-            sum(bytes_of_arrays(probes, row_shape, recipe.option("storage_dtype")).values()) if row_shape else None
-        )
+        probes, row_shape = find_probes(job, model, problems)
+        image_bytes = sum(bytes_of_arrays(probes, row_shape, job.storage_dtype).values()) if row_shape else None
         trainings = [(one, num_trainings(one, protocol, row_shape)) for one in probes] if row_shape else []
         image_s = None
         if calibrate and probes:
             arrays = list(dict.fromkeys(array for one in probes for array in one.arrays))
-            image_s = image_seconds(request_of(recipe, model, device), arrays, device)
+            image_s = image_seconds(request_of(job, model, None, device), arrays, device)
         for dataset, data in found.items():
             num_train, num_test = (*(split.num_images for split in data.splits), None, None)[:2]
-            num_images = (num_train or 0) * (1 + num_views) + (num_test or 0)
+            num_images = (num_train or 0) * (1 + job.views) + (num_test or 0)
             training_s = None
             if image_s is not None and row_shape and num_train and data.num_classes:
                 of_seed = [
                     count * training_seconds(one, row_shape, protocol, num_train, data.num_classes, device)
                     for one, count in trainings
                 ]
-                training_s = len(recipe.seeds) * sum(of_seed)
+                training_s = len(job.seeds) * sum(of_seed)
             units.append(
                 PlannedUnit(
                     model=model,
                     dataset=dataset,
                     num_train=num_train,
                     num_test=num_test,
-                    num_trainings=sum(count for _, count in trainings) * len(recipe.seeds),
+                    num_trainings=sum(count for _, count in trainings) * len(job.seeds),
                     forward_s=None if image_s is None else num_images * image_s,
                     training_s=training_s,
                     size_bytes=num_images * image_bytes if num_images and image_bytes else None,
@@ -164,31 +162,32 @@ def plan_title(units: Sequence[PlannedUnit]) -> str:
     )
 
 
-def find_splits(dataset: str, place: StudyOptions, names: tuple[str, str] = SPLITS) -> Data:
-    """Look for a data set of a recipe; nothing is downloaded."""
+def find_splits(job: StudyJob, dataset: str) -> Data:
+    """Look for a data set of a study; nothing is downloaded."""
     try:
-        _, sources = open_data(dataset, replace(place, fetch=False), names)
+        _, sources = open_data(replace(job, fetch=False), dataset)
     except (LayerbankError, CacheError) as error:
         entry = None if ":" in dataset else find_entry(dataset)
         if entry is None:
             return Data(problems=(f"{error.where}: {error.got}",))
-        downloads = place.fetch and find_data(entry, place.data_root) is None
+        downloads = job.fetch and find_data(entry, job.data_root) is None
         problem = "to be downloaded" if downloads else f"{error.where}: {error.got}"
         train = Split(num_images=entry.num_train)
         return Data(splits=(train,), num_classes=entry.num_classes, problems=(problem,))
-    known = [identify(source, place.cache_root, may_hash=False).hashes for source in sources]
+    known = [identify(source, job.cache_root, may_hash=False).hashes for source in sources]
     splits = tuple(Split(num_images=len(hashes), hashes=hashes) for hashes in known)
     return Data(splits=splits, num_classes=len(sources[0].class_names))
 
 
-def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:
+def find_probes(job: StudyJob, model: str, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:
     """Return the probes that are trained on a model, with those they are derived from, and the shapes of its tokens.
 
     Whatever does not fit is added to the problems.
     """
     try:
-        tower = open_meta_tower(model, tap=recipe.tap, image_size=recipe.image_size)
-        widths = measure_widths(tower, recipe.tap)
+        tap = choose_tap(job.tap, job.tap_module)
+        tower = open_meta_tower(model, tap=tap, image_size=job.image_size)
+        widths = measure_widths(tower, tap)
     except (RequestError, WorkError) as error:
         problems.append(f"{error.where}: {error.got}")
         return [], None
@@ -199,7 +198,7 @@ def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[P
         return (*kind_shape(kind, tower.layout), widths[level])
 
     fitting = probes_that_fit(
-        recipe, len(tower.blocks), row_shape, lambda name, error: problems.append(f"{name} does not fit")
+        job, len(tower.blocks), row_shape, lambda name, error: problems.append(f"{name} does not fit")
     )
     with_bases = [one for probe in fitting for one in ((probe.derived.base, probe) if probe.derived else (probe,))]
     return [one for number, one in enumerate(with_bases) if one not in with_bases[:number]], row_shape

@@ -1,8 +1,8 @@
 """A unit of a study: one model on one data set, all probes and seeds. Each is what `layerbank probe` does.
 
-The decisions taken here: a unit needs a recipe, the options of the study and its name, all of which pickle, so any process that
-sees the same folders may run it; it goes on from whatever a killed run left in its stores, its sweep journal and its results.jsonl,
-and writes its own rows. What cannot be done comes back as data and the rest of the unit goes on; any other exception is a bug.
+The decisions taken here: a unit needs the job of the study and its own name, which pickle, so any process that sees the same
+folders may run it; it goes on from whatever a killed run left in its stores, its sweep journal and its results.jsonl, and writes
+its own rows. What cannot be done comes back as data and the rest of the unit goes on; any other exception is a bug.
 
 Knows nothing of other units: `executors/studies.py` decides who runs which, and in what order.
 """
@@ -10,11 +10,8 @@ Knows nothing of other units: `executors/studies.py` decides who runs which, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
-
-from layerbank.probes import resolve_compute
 
 from ..data.catalogue import SPLITS, check_size, find_entry, locate_data
 from ..data.classes import match_classes
@@ -25,47 +22,20 @@ from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
-from ..probing.protocols import open_protocol
 from ..probing.results import Row
 from .extract import request_of as request_model
-from .job import ProbeJob
-from .probe import run_probes
-from .recipe import Recipe
+from .job import ProbeJob, StudyJob, TrainingJob
+from .probe import protocol_of, run_probes
 
 UNIT_ERRORS = (LayerbankError, OSError)  # any other exception is a bug and ends the study
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One model on one data set, as the recipe names them."""
+    """One model on one data set, as the study names them."""
 
     model: str
     dataset: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions:
-    """Where a study finds data and writes results, and what it runs on.
-
-    Attributes:
-        cache_root: folder of all stores.
-        runs_root: folder of all results.
-        data_root: folder of the catalogue's data sets.
-        fetch: whether missing data sets may be fetched.
-        device: auto, cpu, cuda, ...
-        memory: memory of the whole program, such as 4GB; None is 80 % of what is free.
-        num_workers: number of decoding processes; None chooses it by the number of cores.
-        num_sharers: number of processes that run units on this machine at once; each takes its part of the memory.
-    """
-
-    cache_root: Path = Path("caches")
-    runs_root: Path = Path("runs")
-    data_root: Path = Path("data")
-    fetch: bool = True
-    device: str = "auto"
-    memory: str | None = None
-    num_workers: int | None = None
-    num_sharers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +88,25 @@ class OpenModels:
         return self._last[2]
 
 
-def units_of(recipe: Recipe) -> list[Unit]:
-    """Every unit of a recipe, models in the outer loop. Units are independent: they may run in any order, or at the same time."""
-    return [Unit(model=model, dataset=dataset) for model in recipe.models for dataset in recipe.data]
+def units_of(job: StudyJob) -> list[Unit]:
+    """Every unit of a study, models in the outer loop. Units are independent: they may run in any order, or at the same time."""
+    return [Unit(model=model, dataset=dataset) for model in job.models for dataset in job.data]
 
 
 def run_unit(
-    recipe: Recipe, options: StudyOptions, unit: Unit, *, models: OpenModels | None = None, on_event: OnEvent = ignore
+    job: StudyJob,
+    unit: Unit,
+    *,
+    num_sharers: int = 1,
+    models: OpenModels | None = None,
+    on_event: OnEvent = ignore,
 ) -> UnitResult:
     """Do what is not done of a unit: extract, train, test, write rows.
 
     Args:
-        recipe: the recipe of the study.
-        options: folders and device.
-        unit: one of `units_of(recipe)`.
+        job: the study.
+        unit: one of `units_of(job)`.
+        num_sharers: number of processes that run units on this machine at once; each takes its part of the memory.
         models: for a process that runs several units one after the other.
         on_event: called with every event.
     """
@@ -144,18 +119,18 @@ def run_unit(
     on_event(StudyUnit(model=unit.model, dataset=unit.dataset))
     rows: list[Row] = []
     try:
-        device = choose_device(options.device)
-        check_compute(recipe, device)  # before the model; a node need not have what the driver has
-        request = request_of(recipe, unit.model, device)
+        device = choose_device(job.device)
+        protocol_of(job, device)  # before the model; a node need not have what the driver has
+        request = request_model(job, unit.model, job.weights.get(unit.model), device)
         backbone = (models or OpenModels()).open(request, device)
-        uri, sources = open_data(unit.dataset, options, recipe.splits, on_event)
+        uri, sources = open_data(job, unit.dataset, on_event)
         _, made = run_probes(
-            probe_job(recipe, options, unit, uri),
+            probe_job(job, unit, uri),
             sources=sources,
             opened=(request, backbone),
-            choose=lambda job, backbone: probes_that_fit(recipe, backbone.depth, backbone.row_shape, fail),
+            choose=lambda one, backbone: probes_that_fit(job, backbone.depth, backbone.row_shape, fail),
             fail=fail,
-            num_sharers=options.num_sharers,
+            num_sharers=num_sharers,
             on_event=on_event,
         )
         for row in made:
@@ -165,32 +140,16 @@ def run_unit(
     return UnitResult(unit=unit, rows=tuple(rows), failures=tuple(failures))
 
 
-def check_compute(recipe: Recipe, device: str) -> None:
-    """Refuse a protocol that a device cannot compute by, before hours of extraction.
-
-    Raises:
-        SettingError: such as tf32 on a CPU.
-    """
-    resolve_compute(open_protocol(recipe.protocol, seed=0).compute, device)
-
-
-def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
-    """The request for a model of a recipe."""
-    job = probe_job(recipe, StudyOptions(), Unit(model=model, dataset=""), "")
-    return request_model(job, model, recipe.weights.get(model), device)
-
-
-def open_data(
-    name: str, options: StudyOptions, splits: tuple[str, str] = SPLITS, on_event: OnEvent = ignore
-) -> tuple[str, list[ImageSource]]:
-    """The URI of a data set of a recipe, and its train and test split.
+def open_data(job: StudyJob, name: str, on_event: OnEvent = ignore) -> tuple[str, list[ImageSource]]:
+    """The URI of a data set of a study, and its train and test split.
 
     Raises:
         WorkError: a data set of the catalogue is missing and cannot be fetched.
         RequestError: no such data, or a data set of another size than the study's.
     """
     entry = None if ":" in name else find_entry(name)
-    uri = name if entry is None else locate_data(entry, options.data_root, fetch=options.fetch)
+    uri = name if entry is None else locate_data(entry, job.data_root, fetch=job.fetch)
+    splits = (job.train_split, job.test_split)
     train, test = (open_source(uri, split) for split in splits)
     if entry is not None and splits == SPLITS:
         check_size(entry, num_train=len(train), num_classes=len(train.class_names))
@@ -199,17 +158,17 @@ def open_data(
 
 
 def probes_that_fit(
-    recipe: Recipe, depth: int, row_shape: RowShape, fail: Callable[[str | None, Exception], None]
+    job: StudyJob, depth: int, row_shape: RowShape, fail: Callable[[str | None, Exception], None]
 ) -> list[ProbeSpec]:
     """The probes that a backbone can have; the others fail one by one, such as `linear-cls` of a model without CLS."""
     fitting: dict[str, ProbeSpec] = {}
-    for name in recipe.probes:
+    for name in job.probes:
         try:
             found = parse_probes(
                 [name],
                 depth,
-                num_heads=recipe.num_heads,
-                reference_quirks=recipe.option("reference_quirks"),
+                num_heads=job.num_heads,
+                reference_quirks=job.reference_quirks,
             )
             found = leave_out_unfit(found, row_shape)
             for level, kind in (array for one in found for array in one.arrays):
@@ -222,25 +181,10 @@ def probes_that_fit(
     return list(fitting.values())
 
 
-def probe_job(recipe: Recipe, options: StudyOptions, unit: Unit, uri: str) -> ProbeJob:
+def probe_job(job: StudyJob, unit: Unit, uri: str) -> ProbeJob:
     """The job of a unit."""
-    return ProbeJob(
-        model=unit.model,
-        weights=recipe.weights.get(unit.model),
-        data=uri,
-        probes=recipe.probes,
-        protocol=recipe.protocol,
-        num_heads=recipe.num_heads,
-        seeds=recipe.seeds,
-        image_size=recipe.image_size,
-        tap=recipe.tap,
-        cache_root=options.cache_root,
-        runs_root=options.runs_root,
-        device=options.device,
-        memory=options.memory,
-        workers=options.num_workers,
-        **recipe.more,
-    )
+    shared = {one.name: getattr(job, one.name) for one in fields(TrainingJob)}
+    return ProbeJob(model=unit.model, weights=job.weights.get(unit.model), data=uri, **shared)
 
 
 def _failure(unit: Unit, probe_name: str | None, error: Any, seed: int | None = None) -> StudyFailed:

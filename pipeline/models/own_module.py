@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from xxhash import xxh3_64_hexdigest
 
 from ..errors import RequestError, first_line, nearest_name
+from .tap_modules import named_blocks, tap_candidates, tap_pattern
 from .timm_models import transform_text
 from .torchhub_models import EVALUATION
 from .tower import Tower
@@ -45,6 +47,10 @@ def tower_from(
             forward(torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise RequestError("models.does_not_run", model=name, size=image_size, reason=first_line(error)) from error
+    if (pattern := tap_pattern(tap)) is not None:
+        named_blocks(model, pattern, name, lambda: tap_candidates(model, forward, size))
+    if transform is not None:
+        _check_transform(transform, size)
     holder = model.get_submodule(blocks.rpartition(".")[0])
     last, final, how = final_norm(holder if hasattr(holder, "norm") else model, found)
     config: dict[str, Any] = EVALUATION | {"input_size": (3, *size)}
@@ -64,6 +70,19 @@ def tower_from(
         transform_id=text,
         architecture=f"own module blocks={blocks} image={image_size}x{image_size} final={how} modules={digest}",
     )
+
+
+def _check_transform(transform: Callable[[Any], Tensor], size: tuple[int, int]) -> None:
+    try:
+        output = transform(Image.new("RGB", (size[1] + 32, size[0] + 16)))
+    except Exception as error:  # any function may come here, and it may fail in any way
+        raise RequestError(
+            "models.transform_output", size=list(size), got=f"{type(error).__name__}: {error}"
+        ) from error
+    is_tensor = isinstance(output, Tensor)
+    if not is_tensor or output.dtype != torch.float32 or output.shape != (3, *size):
+        got = f"{output.dtype} {list(output.shape)}" if is_tensor else type(output).__name__
+        raise RequestError("models.transform_output", size=list(size), got=got)
 
 
 def _list_of_blocks(model: nn.Module, blocks: str, name: str) -> tuple[nn.Module, ...]:

@@ -77,8 +77,8 @@ def keep_probe(
             "tap": train.request.tap,
             "versions": {"layerbank": version("layerbank")} | {name: version(name) for name in PACKAGES},
         }
-        save_probe(folder, result.probe, about)
         tokens = CachedTokens(test, named)
+        save_probe(folder, result.probe, about, token_shape=tokens.token_shape)
         sample_ids = tokens.sample_ids
         assert result.test_logits is not None
         save_arrays(

@@ -54,7 +54,7 @@ class SavedHead:
     """
 
     def __init__(self, folder: Path, split: SplitRequest) -> None:
-        self.probe, config = load_probe(folder)
+        self.probe, config = load_probe(folder, any_tokens=True)  # some of its tokens, see `predict`
         self.named = ProbeSpec.from_dict(config["probe"])
         _check_backbone(folder, trained_model(config), split)
         self.cache = replace(split, arrays=tuple(self.named.arrays), rule=None).open()

@@ -6,6 +6,7 @@ Tokens reach a probe L2-normalised over D, then stacked (attentive heads) or con
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from math import prod
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -137,18 +138,26 @@ def read_batches(source: TokenSource, batches: Iterable[Tensor]) -> Generator[tu
             yield rows, source.take(rows)
 
 
+ROWS_AT_ONCE = 4096  # that are searched for values that are not finite
+
+
 class ArraySource:
     """A token source in memory, of the host or of a GPU; rows are gathered on that device.
 
     Args:
-        tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
+        tokens: [N, T, D] or [N, F] float, finite, already normalised: see `stack_tokens` and `concat_tokens`.
         labels: [N] int64.
         num_classes: C.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
 
     Raises:
-        DataError: tokens and labels differ in length, or labels are not class numbers.
+        DataError: tokens, labels, images and blocks differ in length, labels are not class numbers, tokens are not finite, or
+            images are not ascending.
+
+    >>> source = ArraySource(l2_normalize(torch.ones(4, 8)), torch.tensor([0, 1, 0, 1]), 2)
+    >>> source.token_shape, source.take(torch.tensor([3])).shape
+    ((8,), torch.Size([1, 8]))
     """
 
     def __init__(
@@ -159,11 +168,22 @@ class ArraySource:
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
     ) -> None:
-        if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
-            raise DataError("probes.labels_do_not_match", tokens=list(tokens.shape), labels=list(labels.shape))
+        tokens, labels = torch.as_tensor(tokens), torch.as_tensor(labels)
+        if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or labels.shape != tokens.shape[:1]:
+            shown = f"{tokens.dtype} {list(tokens.shape)}"
+            raise DataError("probes.labels_do_not_match", tokens=shown, labels=list(labels.shape))
         check_labels(labels, num_classes)
-        self.tokens, self.labels, self.num_classes = tokens, labels, num_classes
-        self.images = torch.arange(len(labels)) if images is None else images
+        images = torch.arange(len(labels)) if images is None else torch.as_tensor(images)
+        _check_images(images, len(labels))
+        if blocks is not None and (size := sum(block.size for block in blocks)) != prod(tokens.shape[1:]):
+            raise DataError("probes.blocks_do_not_match", size=prod(tokens.shape[1:]), blocks=size)
+        if not tokens.sum(dtype=torch.float32).isfinite():  # a sum may overflow: look again
+            num_broken = sum(
+                int((~part.isfinite()).flatten(1).any(1).sum()) for part in torch.split(tokens, ROWS_AT_ONCE)
+            )
+            if num_broken:
+                raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
+        self.tokens, self.labels, self.num_classes, self.images = tokens, labels, num_classes, images
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 
@@ -171,6 +191,17 @@ class ArraySource:
         """Tokens float32 [B, *token_shape] of rows [B] int64, in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
         return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
+
+
+def _check_images(images: Tensor, num_rows: int) -> None:
+    """Refuse images of rows that are not ascending: views of one image would count as several."""
+    if images.shape == (num_rows,) and images.dtype == torch.int64:
+        if bool((images[1:] >= images[:-1]).all()):
+            return
+        got = "numbers that descend"
+    else:
+        got = f"{images.dtype} {list(images.shape)}"
+    raise DataError("probes.images_not_ascending", num_rows=num_rows, got=got)
 
 
 def l2_normalize(x: Tensor) -> Tensor:
