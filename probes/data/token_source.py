@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..losses import check_labels
+from ..tasks import Task, as_task
 from ..workspace import Workspace
 from .rows import ColumnBlock, Reading, upload, whole_row
 
@@ -22,15 +22,15 @@ class TokenSource(Protocol):
     """Tokens and labels of N images.
 
     Attributes:
-        labels: [N] int64 on the CPU, from 0 to num_classes - 1.
-        num_classes: C of the data set; not every class need occur.
+        labels: [N] on the CPU, the targets of the task: class numbers, or what else it asks for.
+        task: what is asked of the tokens.
         token_shape: (T, D) for attentive heads, (F,) for linear ones.
     """
 
     @property
     def labels(self) -> Tensor: ...
     @property
-    def num_classes(self) -> int: ...
+    def task(self) -> Task: ...
     @property
     def token_shape(self) -> tuple[int, ...]: ...
 
@@ -142,27 +142,27 @@ class ArraySource:
 
     Args:
         tokens: [N, T, D] or [N, F] float, already normalised: see `stack_tokens` and `concat_tokens`.
-        labels: [N] int64.
-        num_classes: C.
+        labels: [N], the targets of the task.
+        task: what is asked of the tokens; a number C stands for classification into C classes, with int64 labels.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
 
     Raises:
-        DataError: tokens and labels differ in length, or labels are not class numbers.
+        DataError: tokens and labels differ in length, or the task cannot use the labels.
     """
 
     def __init__(
         self,
         tokens: Tensor,
         labels: Tensor,
-        num_classes: int,
+        task: Task | int,
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
     ) -> None:
         if tokens.dim() not in (2, 3) or labels.shape != tokens.shape[:1]:
             raise DataError("probes.labels_do_not_match", tokens=list(tokens.shape), labels=list(labels.shape))
-        check_labels(labels, num_classes)
-        self.tokens, self.labels, self.num_classes = tokens, labels, num_classes
+        self.tokens, self.labels, self.task = tokens, labels, as_task(task)
+        self.task.check(labels)
         self.images = torch.arange(len(labels)) if images is None else images
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
