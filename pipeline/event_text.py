@@ -7,7 +7,7 @@ from typing import Any
 
 from . import events
 from .extraction.meter import limit_of
-from .probing.results import describe_choice
+from .probing.results import BALANCED_ACCURACY, describe_choice, metric_of
 from .quantities import counted, size
 
 
@@ -214,12 +214,12 @@ def _(event: events.ProbeFinished) -> str:
     reused = " (from results.jsonl, not trained again)" if event.reused else ""
     if row["test"] is None:
         return f"probe {event.probe}: every setting diverged{reused}"
-    validation, test = row["validation"], row["test"]["balanced_accuracy"]
+    metric = metric_of(row)
+    validation, test = metric.factor * row["validation"], metric.of_test(row)
     chosen = f" ({choice})" if (choice := describe_choice(row)) else ""
-    return (
-        f"probe {event.probe}{chosen}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced "
-        f"accuracy{reused}"
-    )
+    named = "% balanced accuracy" if metric is BALANCED_ACCURACY else metric.title
+    digits = f".{metric.num_digits}f"
+    return f"probe {event.probe}{chosen}: validation {validation:{digits}}, test {test:{digits}} {named}{reused}"
 
 
 @text_of.register
