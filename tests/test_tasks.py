@@ -20,7 +20,7 @@ from layerbank import RequestError
 from layerbank.data.sources import open_source
 from layerbank.data.split_record import load_record
 from layerbank.event_text import text_of
-from layerbank.events import ProbeFinished
+from layerbank.events import ProbeFinished, ProbeProgress
 from layerbank.models.backbone import Backbone
 from layerbank.probes import (
     HEADS,
@@ -29,6 +29,7 @@ from layerbank.probes import (
     AttentiveBank,
     AttentiveProbe,
     Bank,
+    DataError,
     Head,
     LinearBank,
     LinearProbe,
@@ -216,6 +217,9 @@ def test_a_task_of_a_plug_in_has_rows_a_table_saved_probes_and_predictions(
     assert ": r2; " in results_title(rows, tmp_path)
     finished = [text_of(event) for event in events if isinstance(event, ProbeFinished)]
     assert any(text.endswith(f"test {linear:.3f} r2") for text in finished)
+    progress = [text_of(event) for event in events if isinstance(event, ProbeProgress) and event.best is not None]
+    assert progress
+    assert not any("%" in text for text in progress)
 
     again, events = run(splits, tmp_path / "runs", PROBES, FEW)
     assert again == rows
@@ -253,6 +257,19 @@ def test_probes_that_cannot_answer_a_task_and_splits_of_two_tasks_are_refused(
             run(splits, tmp_path, (name,))
     with raises("probing.different_tasks", RequestError, train_task="toy-number", test_task="multiclass"):
         run((splits[0], stores[1]), tmp_path, ("linear-cls",))
+
+
+@pytest.mark.usefixtures("_number_task")
+def test_targets_that_a_task_cannot_use_are_refused_before_anything_is_trained(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
+    unknown = with_numbers(stores[1])
+    unknown.record.labels[3] = np.nan
+    with pytest.raises(DataError, match="expected finite numbers, got 1 that are not"):
+        run((with_numbers(stores[0]), unknown), tmp_path, ("linear-cls",))
+    unlabelled = replace(stores[0].record, labels=np.full(len(stores[0].record), -1))
+    with raises("probes.labels_out_of_range", DataError, last=2, least=-1):
+        run((replace(stores[0], record=unlabelled), stores[1]), tmp_path, ("linear-cls",))
 
 
 def test_a_task_that_is_not_installed_is_named(stores: tuple[SplitRequest, SplitRequest], tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def probe(
     Raises:
         RequestError: the two splits are of different models or tasks, or a probe cannot answer the task.
         CacheError: some images have no tokens, or a store is damaged.
+        DataError: targets that the task cannot use.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
         WorkError: results.jsonl cannot be read.
     """
@@ -191,6 +192,8 @@ class _Run:
         self._opened_test: SplitTokens | None = None
         self._are_saved = False
         self.failures = Failures(self.key, fail)
+        for split in (self.cache, self.open_test()):
+            split.task.check(torch.from_numpy(split.labels))
         self._of_study = ResultKey(
             data=data_of(self.cache, self.open_test()),  # which test images have tokens, not what they are
             train_views=train.num_views,

@@ -55,13 +55,23 @@ class Metric:
         key: its name in `test` of the row.
         title: its name and unit in a title.
         factor: what it is multiplied by to be shown: 100 where it is a share shown in percent.
+        unit: stands after a number in a sentence.
         num_digits: digits after the point.
     """
 
     key: str
     title: str
     factor: float = 1.0
+    unit: str = ""
     num_digits: int = 3
+
+    def show(self, score: float) -> str:
+        """A score as text, without its unit.
+
+        >>> BALANCED_ACCURACY.show(0.9312), metric_named("r2").show(0.9312)
+        ('93.1', '0.931')
+        """
+        return f"{self.factor * score:.{self.num_digits}f}"
 
     def of_test(self, row: Row) -> float:
         """The score of the test images of a row that has not diverged, as it is shown."""
@@ -72,12 +82,19 @@ class Metric:
         return self.factor * float(row["test"][self.key] - reference["test"][self.key])
 
 
-BALANCED_ACCURACY = Metric(key="balanced_accuracy", title="balanced accuracy in percent", factor=100.0, num_digits=1)
+BALANCED_ACCURACY = Metric(
+    key="balanced_accuracy", title="balanced accuracy in percent", factor=100.0, unit=" %", num_digits=1
+)
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of this name."""
+    return BALANCED_ACCURACY if name == BALANCED_ACCURACY.key else Metric(key=name, title=name)
 
 
 def metric_of(row: Row) -> Metric:
     """The metric of a row: balanced accuracy, unless it is of another task than multiclass."""
-    return Metric(key=row["metric"], title=row["metric"]) if "task" in row else BALANCED_ACCURACY
+    return metric_named(row["metric"]) if "task" in row else BALANCED_ACCURACY
 
 
 def gains(rows: Iterable[Row]) -> dict[str, float]:
