@@ -61,7 +61,7 @@ class Number(Task):
     def score(self, predictions: Tensor, targets: Tensor) -> Tensor:
         targets = targets.double()
         unexplained = (predictions.double() - targets).square().sum(-1)
-        return 1 - unexplained / (targets - targets.mean()).square().sum()
+        return 1 - unexplained / (targets - targets.mean()).square().sum().clamp(min=1e-12)  # finite for equal targets
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         predictions = self.predict(outputs)

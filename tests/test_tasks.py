@@ -272,6 +272,22 @@ def test_targets_that_a_task_cannot_use_are_refused_before_anything_is_trained(
         run((replace(stores[0], record=unlabelled), stores[1]), tmp_path, ("linear-cls",))
 
 
+def test_a_saved_probe_names_its_task_and_one_that_names_none_is_multiclass(
+    stores: tuple[SplitRequest, SplitRequest], photos: Path, tmp_path: Path
+) -> None:
+    (row,), _ = run(stores, tmp_path, ("linear-cls",))
+    assert not {"task", "metric"} & (row.keys() | row["key_fields"].keys())
+    file = row_folder(tmp_path, row) / "probe.json"
+    about = json.loads(file.read_text())
+    source = open_source(f"folder:{photos}", "test")
+    before = list(SavedProbe(file.parent).predict(source, num_workers=0))
+    assert about["config"].pop("task") == {"type": "multiclass"}
+    file.write_text(json.dumps(about))
+    saved = SavedProbe(file.parent)
+    assert saved.task == Multiclass(num_classes=3)
+    assert list(saved.predict(source, num_workers=0)) == before
+
+
 def test_a_task_that_is_not_installed_is_named(stores: tuple[SplitRequest, SplitRequest], tmp_path: Path) -> None:
     with raises("layerbank.unknown_part", RequestError, noun="task", name="toy-number"):
         run((with_numbers(stores[0]), with_numbers(stores[1])), tmp_path, ("linear-cls",))

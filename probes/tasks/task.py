@@ -104,11 +104,14 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """The metric that settings are chosen by: predictions [..., N], targets [N] of the data set -> [...] float64."""
+        """The metric that settings are chosen by: predictions [..., N], targets [N] of the data set -> [...] float64.
+
+        Finite where the predictions are.
+        """
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """All metrics of outputs [N, C] on targets [N] of the data set, by name."""
+        """All metrics of outputs [N, C] on targets [N] of the data set, by name; finite where the outputs are."""
 
     def describe(self) -> dict[str, Any]:
         """The type and the fitted numbers, as a saved probe keeps them."""
