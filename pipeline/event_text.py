@@ -7,7 +7,7 @@ from typing import Any
 
 from . import events
 from .extraction.meter import limit_of
-from .probing.results import describe_choice
+from .probing.results import BALANCED_ACCURACY, describe_choice, metric_named, metric_of
 from .quantities import counted, few, size
 
 
@@ -259,7 +259,8 @@ def _(event: events.UploadFailed) -> str:
 @text_of.register
 def _(event: events.ProbeProgress) -> str:
     rate = "" if event.probe_steps_per_s is None else f", {event.probe_steps_per_s:,.0f} probe steps/s"
-    best = "" if event.best is None else f", best validation {100 * event.best:.1f} %"
+    metric = metric_named(event.metric)
+    best = "" if event.best is None else f", best validation {metric.show(event.best)}{metric.unit}"
     return f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes{rate}{best}"
 
 
@@ -269,12 +270,11 @@ def _(event: events.ProbeFinished) -> str:
     reused = " (from results.jsonl, not trained again)" if event.reused else ""
     if row["test"] is None:
         return f"probe {event.probe}: every setting diverged{reused}"
-    validation, test = row["validation"], row["test"]["balanced_accuracy"]
+    metric = metric_of(row)
+    validation, test = metric.show(row["validation"]), metric.show(row["test"][metric.key])
     chosen = f" ({choice})" if (choice := describe_choice(row)) else ""
-    return (
-        f"probe {event.probe}{chosen}: validation {100 * validation:.1f}, test {100 * test:.1f} % balanced "
-        f"accuracy{reused}"
-    )
+    named = "% balanced accuracy" if metric is BALANCED_ACCURACY else metric.title
+    return f"probe {event.probe}{chosen}: validation {validation}, test {test} {named}{reused}"
 
 
 @text_of.register

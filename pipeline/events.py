@@ -368,7 +368,8 @@ class ProbeProgress(Event):
     num_steps: int
     num_probes: int  # settings of all of them that are trained or evaluated at once
     probe_steps_per_s: float | None = None
-    best: float | None = None  # validation balanced accuracy so far, in [0, 1], of any setting of any of them
+    best: float | None = None  # highest validation score so far, of any setting of any of them
+    metric: str = "balanced_accuracy"  # what `best` is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ from .heads.simpool import SimPoolProbe
 from .heads.vjepa import VJepaProbe
 from .matmul import COMPUTES, fast_exact_matmul, resolve_compute
 from .metrics import balanced_accuracy, top_k_accuracy
-from .outcome import LearningCurves, Metrics, Rung, SettingScore, SweepResult
+from .outcome import LearningCurves, Rung, SettingScore, SweepResult
 from .plan import Candidate, GroupPlan, plan_group
 from .protocol import (
     PAPER,
@@ -62,6 +62,8 @@ from .protocol import (
 from .select import BankKey, BankScores, Journal
 from .solve import run_solver, run_solvers
 from .sweep import run_sweep, run_sweeps
+from .tasks import TASKS, Task, restore_task
+from .tasks.multiclass import Multiclass
 
 __all__ = [
     # tokens
@@ -79,6 +81,11 @@ __all__ = [
     "l2_normalize_",
     "stack_tokens",
     "concat_tokens",
+    # tasks
+    "Task",
+    "TASKS",
+    "restore_task",
+    "Multiclass",
     # heads
     "AttentiveProbe",
     "LinearProbe",
@@ -154,7 +161,6 @@ __all__ = [
     "SweepResult",
     "SettingScore",
     "Rung",
-    "Metrics",
     "Progress",
     # results
     "balanced_accuracy",

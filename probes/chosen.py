@@ -17,11 +17,11 @@ from .data.batches import BatchPlan
 from .data.split import split_rows
 from .data.token_source import TokenSource
 from .ensemble import Ensemble, mean_of_members
-from .evaluate import check_test, collect_logits, compute_all_logits, measure
+from .evaluate import check_test, collect_logits, compute_all_logits
 from .events import OnEvent
 from .fit import FitResult, attribute_time, fit_banks
 from .heads import HeadModule
-from .outcome import LearningCurves, Metrics, join_curves
+from .outcome import LearningCurves, join_curves
 from .plan import Candidate, GroupPlan, TrainableHead, plan_group, plan_passes
 from .protocol import Setting, TrainingProtocol
 
@@ -43,7 +43,7 @@ class Refit:
         curves: [1, K]; [k, K] for an ensemble.
         probe: None if it diverged.
         test_logits: [N, C] float32; None if it diverged.
-        test: metrics; None if it diverged.
+        test: metrics of the task; None if it diverged.
         seconds: its share of the wall time of refit and test.
     """
 
@@ -51,7 +51,7 @@ class Refit:
     curves: LearningCurves
     probe: HeadModule | Ensemble | None
     test_logits: Tensor | None
-    test: Metrics | None
+    test: dict[str, float] | None
     seconds: dict[str, float]
 
 
@@ -168,6 +168,7 @@ def refit(
             fitted[choice] = result
             if not bool(result.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
                 probes[choice] = probe
+    task = train.task.fit(train.labels)
     logits: dict[Choice, Tensor] = {}
     test: TokenSource | None = None
     for of_pass in filter(None, [[one for one in of_pass if one in probes] for of_pass in passes]):
@@ -185,7 +186,7 @@ def refit(
             curves=result.curves,
             probe=probes.get(choice),
             test_logits=logits.get(choice),
-            test=None if test is None or choice not in logits else measure(logits[choice], test),
+            test=None if test is None or choice not in logits else task.measure(logits[choice], test.labels),
             seconds=seconds[choice],
         )
         for choice, result in fitted.items()
@@ -213,8 +214,9 @@ def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource])
         return replace(members[0], curves=curves, seconds=seconds)
     logits = mean_of_members(torch.stack([logits for _, logits in sound]))
     probe = Ensemble([probe for probe, _ in sound if not isinstance(probe, Ensemble)])
-    test = measure(logits, open_test())
-    return replace(members[0], curves=curves, probe=probe, test_logits=logits, test=test, seconds=seconds)
+    test = open_test()
+    metrics = test.task.measure(logits, test.labels)
+    return replace(members[0], curves=curves, probe=probe, test_logits=logits, test=metrics, seconds=seconds)
 
 
 def _plan(

@@ -1,4 +1,4 @@
-"""Class scores of banks without dropout, and their accuracy on the held-out images and on the test images."""
+"""Outputs of banks without dropout, and their scores on the held-out images and on the test images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from .data.token_source import TokenSource, blocks_of, read_batches, read_whole,
 from .errors import DataError
 from .events import OnEvent, Reporter
 from .fit import BankRun
-from .metrics import balanced_accuracy, top_k_accuracy
-from .outcome import Metrics
 from .protocol import TrainingProtocol
+from .tasks import Task
 from .workspace import Workspace
 
 
@@ -69,7 +68,7 @@ def collect_logits(
 ) -> list[Tensor]:
     """Class scores [P, N, C] of each bank of all rows of a source, in their order; arguments as in `compute_all_logits`."""
     rows = torch.arange(len(source.labels))
-    scores = [torch.empty(run.bank.num_probes, len(rows), source.num_classes) for run in bank_runs]
+    scores = [torch.empty(run.bank.num_probes, len(rows), source.task.num_outputs) for run in bank_runs]
     for places, parts in compute_all_logits(bank_runs, source, rows, phase=phase, best=best, on_event=on_event):
         for of_bank, part in zip(scores, parts, strict=True):
             of_bank[:, places] = part
@@ -112,43 +111,38 @@ def validate(
     source: TokenSource,
     rows: Tensor,
     protocol: TrainingProtocol,
+    task: Task,
     *,
     best: float | None = None,
     on_event: OnEvent | None = None,
 ) -> list[Tensor]:
-    """Balanced accuracy [P] float64 of each bank's probes on some rows; NaN for a probe whose scores are not finite."""
-    predictions = [torch.empty(run.bank.num_probes, len(rows), dtype=torch.int64) for run in bank_runs]
+    """The task's score [P] float64 of each bank's probes on some rows; NaN for a probe whose outputs are not finite.
+
+    `task` is fitted to the rows that the probes were trained on.
+    """
+    predictions = [torch.empty(run.bank.num_probes, len(rows), dtype=task.target_dtype) for run in bank_runs]
     finite = [torch.ones(run.bank.num_probes, dtype=torch.bool) for run in bank_runs]
     jitter = protocol if protocol.jitter_validation else None
     for places, parts in compute_all_logits(
         bank_runs, source, rows, jitter=jitter, phase="validate", best=best, on_event=on_event
     ):
         for number, logits in enumerate(parts):
-            predictions[number][:, places] = logits.argmax(2)
+            predictions[number][:, places] = task.predict(logits)
             finite[number] &= logits.isfinite().flatten(1).all(1)
     labels = source.labels[rows]
     return [
-        balanced_accuracy(predicted, labels, source.num_classes).masked_fill_(~good, torch.nan)
+        task.score(predicted, labels).masked_fill_(~good, torch.nan)
         for predicted, good in zip(predictions, finite, strict=True)
     ]
 
 
 def check_test(train: TokenSource, test: TokenSource) -> None:
-    """Raise DataError unless test tokens and training tokens have the same shape and number of classes."""
-    if (test.token_shape, test.num_classes) != (train.token_shape, train.num_classes):
+    """Raise DataError unless test tokens and training tokens have the same shape and the same task."""
+    if (test.token_shape, test.task) != (train.token_shape, train.task):
         raise DataError(
             "probes.test_tokens_differ",
             train_shape=train.token_shape,
-            train_classes=train.num_classes,
+            train_task=train.task,
             test_shape=test.token_shape,
-            test_classes=test.num_classes,
+            test_task=test.task,
         )
-
-
-def measure(logits: Tensor, test: TokenSource) -> Metrics:
-    """The accuracies of class scores [N, C]."""
-    return Metrics(
-        balanced_accuracy=balanced_accuracy(logits.argmax(1), test.labels, test.num_classes).item(),
-        top1=top_k_accuracy(logits, test.labels, 1).item(),
-        top5=top_k_accuracy(logits, test.labels, 5).item(),
-    )

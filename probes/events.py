@@ -20,7 +20,7 @@ class Progress:
         num_steps: of the phase.
         num_probes: probes trained or evaluated together.
         probe_steps_per_s: probes times steps per second since the phase began; None before the first step.
-        best: highest validation score so far, in [0, 1]; None if nothing has been validated.
+        best: highest validation score so far, by the metric of the task; None if nothing has been validated.
         loss: lowest training loss among the probes at this step; None if nothing is trained.
     """
 

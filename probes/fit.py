@@ -30,6 +30,7 @@ from .events import OnEvent, Reporter
 from .outcome import LearningCurves, sampled_steps
 from .protocol import Setting, TrainingProtocol
 from .seeds import make_generator
+from .tasks import Task
 from .workspace import Workspace
 
 
@@ -145,7 +146,7 @@ def fit_banks(
     for run in bank_runs:
         _check_settings(run)
     plan = plan_batches(len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
-    weight_of_class = class_weights(source.labels[rows], source.num_classes)
+    task = source.task.fit(source.labels[rows])
     schedule_steps = plan.num_steps if schedule_steps is None else min(schedule_steps, plan.num_steps)
     num_steps = schedule_steps if max_steps is None else min(max_steps, schedule_steps)
     device, blocks = bank_runs[0].bank.stacks[0].device, blocks_of(source)
@@ -156,16 +157,16 @@ def fit_banks(
     batches = islice(_batches(plan, source, rows, protocol.seed), num_steps)
     with contextlib.closing(read_batches(source, batches)) as stream:
         for step, (batch, read) in enumerate(stream):
-            labels = source.labels[batch]
-            weights = weight_of_class[labels]
-            weights, labels = weights / weights.sum(), upload(labels, device)
+            targets = task.encode(source.labels[batch])
+            weights = task.sample_weights(targets)
+            weights, targets = weights / weights.sum(), upload(targets, device)
             tokens = read.to(device, non_blocking=True).flatten(1)
             jitter = draw_jitter(protocol, step, len(tokens), workspace)
             if jitter is not None:
                 jitter_blocks(jitter, tokens, blocks)
             for training in trainings:
                 with training.run.timed():
-                    training.step(step, training.run.reading.read(tokens, workspace, jitter), labels, weights)
+                    training.step(step, training.run.reading.read(tokens, workspace, jitter), targets, weights, task)
             reporter.report(step + 1, [training.losses for training in trainings])
     return [training.result(plan) for training in trainings]
 
@@ -192,11 +193,12 @@ class _Training:
         self._curves = torch.full((len(self._points), bank.num_probes), torch.nan, device=self._device)
         self.losses = torch.full((bank.num_probes,), torch.nan, device=self._device)
 
-    def step(self, step: int, tokens: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Gradients, clipping, AdamW: tokens [B, *token_shape] and labels [B] on the device, weights [B] on the host."""
+    def step(self, step: int, tokens: Tensor, targets: Tensor, weights: Tensor, task: Task) -> None:
+        """Gradients, clipping, AdamW: tokens [B, *token_shape] and targets [B] on the device, weights [B] on the host."""
         bank = self.run.bank
         noise = _draw_noise(bank, tokens, self._protocol.seed, step)
-        self.losses = bank.compute_gradients(tokens, labels, upload(weights.to(self._dtype), self._device), noise)
+        weights = upload(weights.to(self._dtype), self._device)
+        self.losses = bank.compute_gradients(tokens, targets, weights, noise, task)
         self._finite &= self.losses.isfinite()
         lrs = {lr: cosine_lr(step, self._schedule_steps, lr, self._protocol.min_lr) for lr in set(self._peaks)}
         if step in self._points:
@@ -212,17 +214,6 @@ class _Training:
         losses = self._curves[: len(steps)].t().contiguous().cpu()
         curves = LearningCurves(steps=torch.tensor(steps), losses=losses, lrs=torch.tensor(self._lrs).t().contiguous())
         return FitResult(diverged=~self._finite.cpu(), final_loss=self.losses.cpu(), curves=curves, plan=plan)
-
-
-def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Weights N / (C n_c) that give every class the same total; 0 for a class that does not occur. [C] float64.
-
-    >>> class_weights(torch.tensor([0, 0, 0, 1]), num_classes=3).tolist()
-    [0.4444444444444444, 1.3333333333333333, 0.0]
-    """
-    counts = torch.bincount(labels, minlength=num_classes).double()
-    weights = len(labels) / (num_classes * counts)
-    return weights.masked_fill_(counts == 0, 0.0)
 
 
 def cosine_lr(step: int, num_steps: int, peak_lr: float, min_lr: float) -> float:

@@ -90,7 +90,7 @@ class SettingScore:
 
     Attributes:
         setting: a point of the grid.
-        validation: balanced accuracy on the validation images; None if the training diverged.
+        validation: the task's score of the validation images; None if the training diverged.
         num_steps: optimiser steps of its last training: fewer than the schedule if a halving sweep dropped it; 0 if it was solved.
     """
 
@@ -103,15 +103,6 @@ class SettingScore:
         return self.validation is None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """Accuracies in [0, 1]."""
-
-    balanced_accuracy: float
-    top1: float
-    top5: float
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepResult:
     """The result of a sweep.
@@ -120,9 +111,9 @@ class SweepResult:
         head: head of the chosen candidate.
         scores: one for each setting of the chosen candidate, in the order in which they win ties.
         chosen: the best setting; None if every setting diverged.
-        validation: its balanced accuracy on the validation images.
+        validation: its score on the validation images.
         diverged: every setting diverged, or the final training did.
-        test: metrics on the test images; None if diverged.
+        test: metrics of the task on the test images, by name; None if diverged.
         test_logits: [N, C] float32 in the order of the test source; None if diverged.
         probe: the probe trained on all training images; None if diverged.
         num_parameters: parameters of the probe.
@@ -143,7 +134,7 @@ class SweepResult:
     chosen: Setting | SolvedSetting | None
     validation: float | None
     diverged: bool
-    test: Metrics | None
+    test: dict[str, float] | None
     test_logits: Tensor | None
     probe: Probe | None
     num_parameters: int
@@ -160,7 +151,7 @@ class SweepResult:
 
 
 def choose(scores: Sequence[SettingScore]) -> SettingScore | None:
-    """The score with the highest validation accuracy, the first among equals; None if all settings diverged.
+    """The score with the highest validation score, the first among equals; None if all settings diverged.
 
     >>> one, two = Setting(lr=0.1, weight_decay=0.0), Setting(lr=0.01, weight_decay=0.0)
     >>> def pick(*accuracies):

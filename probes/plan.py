@@ -19,8 +19,9 @@ from .data.rows import Reading
 from .data.token_source import TokenSource, blocks_of, has_blocks
 from .errors import SettingError
 from .fit import BankRun
-from .heads import HEADS, Head, HeadModule, make_probe
+from .heads import HEADS, Head, HeadModule, check_task, make_probe
 from .protocol import Setting, TrainingProtocol
+from .tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class TrainableHead:
     Attributes:
         candidate: the head and the blocks that it reads.
         reading: tokens of a row that the head reads.
-        num_classes: C.
+        task: what is asked of the tokens.
         protocol: grid, seed and matmul precision.
         memory: number and shape of the banks of the grid.
         refit_bytes: upper bound of the memory for training one probe.
@@ -51,7 +52,7 @@ class TrainableHead:
 
     candidate: Candidate
     reading: Reading
-    num_classes: int
+    task: Task
     protocol: TrainingProtocol
     memory: MemoryPlan
     refit_bytes: int
@@ -60,7 +61,7 @@ class TrainableHead:
     def initial(self) -> HeadModule:
         """The probe with the initial weights of every setting."""
         seed = self.protocol.seed
-        return make_probe(self.candidate.head, self.reading.token_shape, self.num_classes, seed=seed)
+        return make_probe(self.candidate.head, self.reading.token_shape, self.task.num_outputs, seed=seed)
 
     def make_run(
         self,
@@ -105,11 +106,13 @@ def plan_group(
         memory_bytes: memory for training; None is no limit.
 
     Raises:
-        SettingError: head and tokens do not fit each other, or the memory is too small for one probe of a head.
+        SettingError: head and tokens or head and task do not fit each other, or the memory is too small for one probe of a head.
     """
+    for one in candidates:
+        check_task(one.head, source.task)
     readings = [reading_of(one, source) for one in candidates]
     sizes = [
-        sizes_of(one.head, reading.token_shape, source.num_classes, len(source.labels), protocol)
+        sizes_of(one.head, reading.token_shape, source.task, len(source.labels), protocol)
         for one, reading in zip(candidates, readings, strict=True)
     ]
     alone = len(candidates) == 1 and readings[0].whole
@@ -123,7 +126,7 @@ def plan_group(
         candidate: TrainableHead(
             candidate=candidate,
             reading=reading,
-            num_classes=source.num_classes,
+            task=source.task,
             protocol=protocol,
             memory=plan_memory(of_head, banks_bytes),
             refit_bytes=plan_memory(replace(of_head, num_probes=1)).total_bytes,

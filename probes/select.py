@@ -54,7 +54,7 @@ class BankScores:
     """The result of a bank.
 
     Attributes:
-        accuracies: [P] float64, balanced accuracy on the held-out images; NaN for a probe that diverged.
+        accuracies: [P] float64, the task's score on the held-out images; NaN for a probe that diverged.
         curves: learning curves of its training.
     """
 
@@ -117,6 +117,7 @@ def select(
         on_event: called with `Progress`.
     """
     kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
+    task = train.task.fit(train.labels[kept])
     plan = plan_batches(len(kept), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     grids = [_Grid(head, plan) for head in heads.values()]
     for rung in range(len(grids[0].planned)):
@@ -139,7 +140,7 @@ def select(
                     runs, train, kept, protocol, schedule_steps=steps, phase="select", best=best, on_event=report
                 )
             with attribute_time("validate", runs):
-                accuracies = validate(runs, train, held_out, protocol, best=best, on_event=report)
+                accuracies = validate(runs, train, held_out, protocol, task, best=best, on_event=report)
             del runs  # before the next banks take their memory
             for bank, outcome, accuracy in zip(banks_of_pass, fitted, accuracies, strict=True):
                 accuracy.masked_fill_(outcome.diverged, torch.nan)

@@ -1,7 +1,7 @@
 """Probes that are solved, not trained: ridge, logistic regression and kNN on the tokens of the linear probes.
 
 The protocol of a sweep applies: the same stratified images are held out, each setting is solved on the rest and scored on them by
-balanced accuracy, the best (first of equals) is solved again on all training images, and the test images are opened once, last.
+the task's metric, the best (first of equals) is solved again on all training images, and the test images are opened once, last.
 Every class has the same weight (kNN has no weights). There is no jitter, batch or step; a solution depends on the seed through the
 split alone. Several candidates are one head on several sets of tokens, whose settings form one grid. The features of one candidate
 at a time are held in memory: 4 N F bytes for kNN, about 30 N F for ridge and logistic regression (float32, float64, and the
@@ -19,13 +19,12 @@ from torch import Tensor
 from .data.split import split_rows
 from .data.token_source import TokenSource
 from .errors import DataError, SettingError
-from .evaluate import check_test, measure
+from .evaluate import check_test
 from .events import OnEvent, Reporter
-from .fit import class_weights
-from .heads import HEADS, Head, HeadModule
-from .metrics import balanced_accuracy
+from .heads import HEADS, Head, HeadModule, check_task
 from .outcome import SettingScore, SweepResult, choose, timed
 from .protocol import Setting, SolvedSetting, TrainingProtocol
+from .tasks import Task
 
 BATCH = 1024
 
@@ -63,7 +62,7 @@ def run_solvers(
         on_event: called with `Progress`.
 
     Raises:
-        SettingError: the head is trained, or the tokens are not concatenated.
+        SettingError: the head is trained or cannot answer the task, or the tokens are not concatenated.
         DataError: too few images to hold some out, tokens that are not finite, or test tokens unlike the training tokens.
     """
     settings = protocol.solved_settings(head)
@@ -80,7 +79,8 @@ def run_solvers(
     candidate = next(number for number, found in enumerate(scores) if any(score is best for score in found))
     with timed(seconds, "refit"):
         train = candidates[candidate]()
-        (probe,) = probes = _solve(head, train, torch.arange(len(train.labels)), [best.setting])
+        task = train.task.fit(train.labels)
+        (probe,) = probes = _solve(head, train, torch.arange(len(train.labels)), task, [best.setting])
     with timed(seconds, "test"):
         check_test(train, test := open_test(candidate))
         logits = torch.cat([part[0] for part in _logits(probes, test, torch.arange(len(test.labels)))])
@@ -92,7 +92,7 @@ def run_solvers(
         chosen=best.setting,
         validation=best.validation,
         diverged=False,
-        test=measure(logits, test),
+        test=task.measure(logits, test.labels),
         test_logits=logits,
         probe=probe,
         num_parameters=sum(parameter.numel() for parameter in probe.parameters()),
@@ -111,30 +111,34 @@ def _score(
     """Solve every setting of a candidate on the kept images, score it on those held out."""
     with timed(seconds, "select"):
         train = open_train()
+        check_task(head, train.task)
         if len(train.token_shape) != 1:
             raise SettingError("probes.tokens_not_flat", head=head.kind, shape=train.token_shape)
         kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
-        probes = _solve(head, train, kept, settings)
+        task = train.task.fit(train.labels[kept])
+        probes = _solve(head, train, kept, task, settings)
     with timed(seconds, "validate"):
-        predicted = torch.cat([logits.argmax(2) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N]
-        accuracies = balanced_accuracy(predicted, train.labels[held_out], train.num_classes).tolist()
+        predicted = torch.cat([task.predict(logits) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N]
+        found = task.score(predicted, train.labels[held_out]).tolist()
     return tuple(
-        SettingScore(setting=setting, validation=accuracy, num_steps=0)
-        for setting, accuracy in zip(settings, accuracies, strict=True)
+        SettingScore(setting=setting, validation=score, num_steps=0)
+        for setting, score in zip(settings, found, strict=True)
     )
 
 
-def _solve(head: Head, source: TokenSource, rows: Tensor, settings: Sequence[SolvedSetting]) -> Sequence[HeadModule]:
+def _solve(
+    head: Head, source: TokenSource, rows: Tensor, task: Task, settings: Sequence[SolvedSetting]
+) -> Sequence[HeadModule]:
     """One probe a setting, solved on some rows."""
     features = torch.cat([source.take(part).cpu().clone() for part in torch.split(rows, BATCH)])
     num_broken = int((~features.isfinite()).any(1).sum())
     if num_broken:
         raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(features))
-    labels, solver = source.labels[rows], HEADS[head.kind].solver
+    targets, solver = task.encode(source.labels[rows]), HEADS[head.kind].solver
     assert solver is not None
-    weights = class_weights(labels, source.num_classes)[labels]
+    weights = task.sample_weights(targets)
     values = [astuple(setting)[0] for setting in settings]
-    probes = solver(features, labels, weights / weights.sum(), source.num_classes, values)
+    probes = solver(features, targets, weights / weights.sum(), task, values)
     return [probe.eval() for probe in probes]
 
 

@@ -42,9 +42,10 @@ from layerbank.probes.banks.memory_trace import count_bytes
 from layerbank.probes.heads import HEADS, make_probe
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.protocol import PAPER
+from layerbank.probes.tasks.multiclass import Multiclass
 
 MULTIPLY = ("mm", "bmm", "addmm", "baddbmm")
-PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), 47, 5000, PAPER)
+PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), Multiclass(num_classes=47), 5000, PAPER)
 
 
 def head_of(kind: str) -> Head:
@@ -81,7 +82,7 @@ TRAINED = [name for name, head_type in HEADS.items() if not head_type.is_solved]
 @pytest.mark.parametrize("kind", TRAINED)
 def test_parameters_are_counted_as_the_modules_have_them(kind: str) -> None:
     head, shape = head_of(kind), (48,) if kind == "linear" else (6, 48)
-    sizes = sizes_of(head, shape, 7, 100, PAPER)
+    sizes = sizes_of(head, shape, Multiclass(num_classes=7), 100, PAPER)
     assert _num_parameters(sizes) == sum(parameter.numel() for parameter in make_probe(head, shape, 7).parameters())
 
 
@@ -102,18 +103,22 @@ def test_a_memory_trace_without_values_counts_what_one_with_values_counts_and_th
     head, counted = head_of(kind), []
     for device in ("cpu", "meta"):
         probe = make_probe(head, (6, 48), 7)
-        plan = plan_memory(sizes_of(head, (6, 48), 7, 300, replace(PAPER, batch_size=256)))
+        plan = plan_memory(sizes_of(head, (6, 48), Multiclass(num_classes=7), 300, replace(PAPER, batch_size=256)))
         bank = make_bank(probe, [Setting(lr=0.1, weight_decay=0.0)], plan, device=device)
         batch = [torch.zeros(60, 6, 48), torch.zeros(60, dtype=torch.int64), torch.full((60,), 1 / 60)]
         tokens, labels, weights = (value.to(device) for value in batch)
         counted.append(count_bytes(lambda b=bank, t=tokens, n=labels, w=weights: b.compute_gradients(t, n, w, {}))[0])
     assert counted[0] == pytest.approx(counted[1], rel=0.02)
-    sizes = Sizes(head=head, token_shape=(6, 48), num_classes=7, num_held_out=0, num_probes=1, batch_size=60)
+    sizes = Sizes(
+        head=head, token_shape=(6, 48), task=Multiclass(num_classes=7), num_held_out=0, num_probes=1, batch_size=60
+    )
     assert counted[0] <= FLOAT_BYTES * _scratch_floats(sizes, 1, plan.group_size, plan.chunk_size) + 3 * tokens.nbytes
 
 
 def test_less_memory_means_chunks_for_heads_that_allow_them_and_more_banks_for_the_others() -> None:
-    sizes = {kind: sizes_of(head_of(kind), (48, 96), 7, 5000, PAPER) for kind in ("simpool", "ep")}
+    sizes = {
+        kind: sizes_of(head_of(kind), (48, 96), Multiclass(num_classes=7), 5000, PAPER) for kind in ("simpool", "ep")
+    }
     whole = {kind: plan_memory(of_kind) for kind, of_kind in sizes.items()}
     assert (whole["simpool"].chunk_size, whole["ep"].chunk_size) == (CHUNK_SIZE, 0)
     smaller = plan_memory(sizes["simpool"], whole["simpool"].total_bytes - 1)
@@ -129,7 +134,7 @@ def test_the_plan_is_an_upper_bound_of_the_scratch_memory_of_a_bank(num_probes: 
     sizes = Sizes(
         head=Head(kind="attentive", num_heads=6),
         token_shape=(5, 48),
-        num_classes=7,
+        task=Multiclass(num_classes=7),
         num_held_out=0,
         num_probes=num_probes,
         batch_size=batch_size,
@@ -152,7 +157,7 @@ def test_a_grid_in_several_banks_chooses_and_trains_what_the_grid_in_one_does(he
     protocol = replace(SMALL, lrs=(1e-2, 1e-3))  # at lr 0.1 training is chaotic: rounding decides
     train, test = make_source(head, 150, 0), make_source(head, 60, 1)
     whole = run_sweep(head, train, lambda: test, protocol)
-    sizes = sizes_of(head, train.token_shape, 3, 150, protocol)
+    sizes = sizes_of(head, train.token_shape, Multiclass(num_classes=3), 150, protocol)
     enough_for_two = min(plan.total_bytes for plan in _plans(sizes) if plan.probes_at_once == 2)
     events: list[Progress] = []
     parted = run_sweep(head, train, lambda: test, protocol, memory_bytes=enough_for_two, on_event=events.append)
@@ -212,7 +217,9 @@ def test_the_plan_includes_the_code_that_one_dnn_compiles_for_each_kind_of_produ
     monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: True)
     shape = (24, 384) if kind == "attentive" else (2048,)
     head = Head(kind=kind, num_heads=24 if kind == "attentive" else 0)
-    sizes = replace(sizes_of(head, shape, 47, 1000, PAPER), num_probes=num_probes, batch_size=300)
+    sizes = replace(
+        sizes_of(head, shape, Multiclass(num_classes=47), 1000, PAPER), num_probes=num_probes, batch_size=300
+    )
     with _Listener() as listener, torch.no_grad():
         for probes, batches in ((num_probes, (300, 260)), (1, (300, 280))):
             if kind == "linear":

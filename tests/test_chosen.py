@@ -141,7 +141,7 @@ def test_an_ensemble_is_the_mean_of_the_probabilities_and_is_saved_as_such(tmp_p
     assert joined.test is not None
     np.testing.assert_allclose(joined.test_logits.exp(), wide.mean(0), rtol=1e-5)
     right = wide.mean(0).argmax(1) == test.labels.numpy()
-    assert joined.test.top1 == pytest.approx(right.mean())
+    assert joined.test["top1"] == pytest.approx(right.mean())
     assert isinstance(joined.probe, Ensemble)
     save_probe(tmp_path, joined.probe, {"name": "three"})
     loaded, config = load_probe(tmp_path)

@@ -18,10 +18,12 @@ from layerbank.probes.data.rows import add_jitter
 from layerbank.probes.data.token_source import ArraySource
 from layerbank.probes.errors import SettingError
 from layerbank.probes.events import Progress
-from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
+from layerbank.probes.fit import cosine_lr, fit_bank
 from layerbank.probes.heads.linear import LinearProbe
 from layerbank.probes.protocol import Setting, TrainingProtocol
 from layerbank.probes.seeds import make_generator
+from layerbank.probes.tasks import Task
+from layerbank.probes.tasks.multiclass import class_weights
 
 
 def make_bank(kind: str, settings: list[Setting], seeds: list[int], dtype: torch.dtype = torch.float32) -> Bank:
@@ -220,10 +222,10 @@ def test_tokens_reach_the_bank_in_the_order_of_the_plan() -> None:
 
     class Watcher(LinearBank):
         def compute_gradients(
-            self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]
+            self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task
         ) -> Tensor:
-            seen.append((tokens[:, 0].long(), labels))
-            return super().compute_gradients(tokens, labels, weights, noise)
+            seen.append((tokens[:, 0].long(), targets))
+            return super().compute_gradients(tokens, targets, weights, noise, task)
 
     labels = torch.arange(100) % 7
     source = ArraySource(labels.float().view(-1, 1), labels, 7)

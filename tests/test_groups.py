@@ -42,7 +42,7 @@ class Streamed(ArraySource):
 
 
 def streamed(source: ArraySource) -> Streamed:
-    return Streamed(source.tokens, source.labels, source.num_classes, blocks=source.blocks)
+    return Streamed(source.tokens, source.labels, source.task, blocks=source.blocks)
 
 
 def never_open() -> ArraySource:

@@ -19,7 +19,7 @@ from layerbank.probes.checkpoint import load_probe, save_probe
 from layerbank.probes.data.rows import add_jitter
 from layerbank.probes.data.token_source import ArraySource, concat_tokens, stack_tokens
 from layerbank.probes.errors import SettingError
-from layerbank.probes.fit import class_weights, cosine_lr, fit_bank
+from layerbank.probes.fit import cosine_lr, fit_bank
 from layerbank.probes.heads import HEADS, Head, HeadModule
 from layerbank.probes.heads import make_probe as make_untrained
 from layerbank.probes.heads.abmilp import AbmilpProbe
@@ -36,6 +36,7 @@ from layerbank.probes.heads.vjepa import VJepaProbe
 from layerbank.probes.protocol import PAPER, Setting, TrainingProtocol
 from layerbank.probes.seeds import make_generator
 from layerbank.probes.sweep import run_sweep
+from layerbank.probes.tasks.multiclass import class_weights
 
 D, T, C, L = 12, 6, 3, 3
 MAKERS: dict[str, Callable[[int], HeadModule]] = {
@@ -425,7 +426,7 @@ def test_a_sweep_chooses_refits_tests_and_saves(kind: str, tmp_path: Path) -> No
     assert len(result.scores) == (4 if head_type.has_dropout else 2)
     assert not result.diverged
     assert result.test is not None
-    assert result.test.balanced_accuracy > 0.8
+    assert result.test["balanced_accuracy"] > 0.8
     assert isinstance(result.probe, head_type.module)
     assert result.test_logits is not None
     torch.testing.assert_close(result.probe(test.tokens), result.test_logits, rtol=1e-4, atol=1e-4)

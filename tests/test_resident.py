@@ -30,6 +30,7 @@ from layerbank.probes import (
     fit_banks,
     run_sweeps,
 )
+from layerbank.probes.tasks.multiclass import Multiclass
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_groups import candidates_of, open_group, plan_groups
 from layerbank.probing.probe_spec import ProbeSpec, TopSettings
@@ -65,7 +66,7 @@ def test_rows_are_those_of_the_map_bit_for_bit(
     tokens = CachedTokens(write_small_store(tmp_path, dtype), probes)
     held = ResidentTokens(tokens, CPU)
     assert held.size_bytes == tokens.stored_bytes
-    assert (held.token_shape, held.blocks, held.num_classes) == (tokens.token_shape, tokens.blocks, 3)
+    assert (held.token_shape, held.blocks, held.task) == (tokens.token_shape, tokens.blocks, Multiclass(num_classes=3))
     assert len(held.labels) == NUM_ROWS - 6
     rows = some_rows(len(held.labels))
     assert torch.equal(held.take(rows), tokens.take(rows))

@@ -32,10 +32,11 @@ from layerbank.probes import (
     run_solvers,
 )
 from layerbank.probes.data.split import split_stratified
-from layerbank.probes.fit import class_weights
 from layerbank.probes.heads.logreg import ABSENT_BIAS, solve_logreg
 from layerbank.probes.heads.ridge import solve_ridge
+from layerbank.probes.tasks.multiclass import Multiclass, class_weights
 
+THREE = Multiclass(num_classes=3)
 PENALTIES = (1e-1, 1e-3, 1e-5)
 PROTOCOL = TrainingProtocol(penalties=PENALTIES, num_neighbors=(5, 20))
 SHAPES = [(120, 24), (60, 150)]  # more images than features, and fewer
@@ -60,7 +61,7 @@ def sample_weights(labels: Tensor) -> Tensor:
 def test_ridge_is_that_of_scikit_learn_for_every_penalty(shape: tuple[int, int]) -> None:
     source = make_source(*shape)
     x, labels = source.tokens.double(), source.labels
-    solutions = solve_ridge(x, labels, sample_weights(labels), 3, PENALTIES)
+    solutions = solve_ridge(x, labels, sample_weights(labels), THREE, PENALTIES)
     for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
         oracle = Ridge(alpha=penalty)
         oracle.fit(x.numpy(), np.eye(3)[labels.numpy()], sample_weight=sample_weights(labels).numpy())
@@ -73,7 +74,7 @@ def test_logistic_regression_is_that_of_scikit_learn_for_every_penalty(shape: tu
     """scikit-learn sums the losses where we average them: its C is 1 / penalty when the weights sum to 1."""
     source = make_source(*shape)
     x, labels = source.tokens.double(), source.labels
-    solutions = solve_logreg(x, labels, sample_weights(labels), 3, PENALTIES)
+    solutions = solve_logreg(x, labels, sample_weights(labels), THREE, PENALTIES)
     for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
         oracle = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=20000, solver="newton-cg")
         oracle.fit(x.numpy(), labels.numpy(), sample_weight=sample_weights(labels).numpy())
@@ -87,7 +88,9 @@ def test_logistic_regression_is_that_of_scikit_learn_for_every_penalty(shape: tu
 def test_logistic_regression_stands_where_its_gradient_is_zero(shape: tuple[int, int]) -> None:
     source = make_source(*shape)
     x, labels = source.tokens.double(), source.labels
-    for penalty, solution in zip(PENALTIES, solve_logreg(x, labels, sample_weights(labels), 3, PENALTIES), strict=True):
+    for penalty, solution in zip(
+        PENALTIES, solve_logreg(x, labels, sample_weights(labels), THREE, PENALTIES), strict=True
+    ):
         weight, bias = (part.requires_grad_() for part in solution)
         nll = torch.nn.functional.cross_entropy(x @ weight.T + bias, labels, reduction="none")
         loss = (nll * sample_weights(labels)).sum() + penalty / 2 * weight.square().sum()
@@ -116,7 +119,7 @@ def test_a_class_without_images_never_wins() -> None:
     x, labels = source.tokens.double(), source.labels
     weights = class_weights(labels, 5)[labels]
     for solve in (solve_ridge, solve_logreg):
-        ((weight, bias),) = solve(x, labels, weights / weights.sum(), 5, [1e-3])
+        ((weight, bias),) = solve(x, labels, weights / weights.sum(), Multiclass(num_classes=5), [1e-3])
         assert not weight[3:].any()
         assert (torch.addmm(bias, x, weight.T).argmax(1) < 3).all()
     assert bias[3:].tolist() == [ABSENT_BIAS] * 2
@@ -150,7 +153,7 @@ def test_a_solver_chooses_on_held_out_images_solves_again_on_all_and_tests_once(
     assert result.test is not None
     assert result.test_logits is not None
     assert torch.equal(result.probe(test.tokens), result.test_logits)
-    assert result.test.balanced_accuracy > 0.6
+    assert result.test["balanced_accuracy"] > 0.6
     assert result.num_parameters == (0 if kind == "knn" else 25 * 3)
     if isinstance(result.probe, KnnProbe):
         assert len(result.probe.bank) == 150
@@ -202,7 +205,7 @@ def solve_alone(kind: str, source: ArraySource, protocol: TrainingProtocol) -> L
         bank = l2_normalize(source.tokens)
         return KnnProbe(bank, source.labels, 3, num_neighbors=protocol.num_neighbors[0])
     solve = solve_ridge if kind == "ridge" else solve_logreg
-    ((weight, bias),) = solve(source.tokens.double(), source.labels, weights, 3, protocol.penalties)
+    ((weight, bias),) = solve(source.tokens.double(), source.labels, weights, THREE, protocol.penalties)
     probe = LinearProbe(24, 3)
     probe.classifier.weight.data.copy_(weight)
     probe.classifier.bias.data.copy_(bias)
@@ -250,7 +253,7 @@ def test_tokens_that_are_stacked_are_refused() -> None:
 
 
 def test_test_images_unlike_the_training_images_are_refused() -> None:
-    with raises("probes.test_tokens_differ", DataError, train_shape=(24,), train_classes=3):
+    with raises("probes.test_tokens_differ", DataError, train_shape=(24,), train_task=THREE):
         run_solver(Head(kind="knn"), make_source(60, 24), lambda: make_source(60, 20), PROTOCOL)
 
 

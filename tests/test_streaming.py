@@ -45,7 +45,7 @@ class InOrder(ArraySource):
     """Resident tokens in the order of streamed ones."""
 
     def __init__(self, tokens: torch.Tensor, streamed: StreamedTokens) -> None:
-        super().__init__(tokens, streamed.labels, streamed.num_classes)
+        super().__init__(tokens, streamed.labels, streamed.task)
         self.order = streamed.order
 
 

@@ -25,6 +25,7 @@ from layerbank.probes.metrics import balanced_accuracy
 from layerbank.probes.outcome import SettingScore, choose
 from layerbank.probes.protocol import PAPER, QUICK, Head, Setting, TrainingProtocol
 from layerbank.probes.sweep import run_sweep
+from layerbank.probes.tasks.multiclass import Multiclass
 
 
 class Watched(ArraySource):
@@ -46,8 +47,8 @@ def test_a_sweep_chooses_refits_and_tests(head: Head) -> None:
     assert not result.diverged
     assert result.chosen is not None
     assert result.test is not None
-    assert result.test.balanced_accuracy > 0.8
-    assert result.test.top1 <= result.test.top5 == 1
+    assert result.test["balanced_accuracy"] > 0.8
+    assert result.test["top1"] <= result.test["top5"] == 1
     assert result.probe is not None
     assert result.test_logits is not None
     torch.testing.assert_close(result.probe(test.tokens), result.test_logits, rtol=1e-4, atol=1e-4)
@@ -203,7 +204,12 @@ def test_tokens_of_the_wrong_shape_are_refused() -> None:
 def test_test_images_unlike_the_training_images_are_refused() -> None:
     other = ArraySource(torch.zeros(5, 7), torch.zeros(5, dtype=torch.int64), 2)
     with raises(
-        "probes.test_tokens_differ", DataError, train_shape=(64,), train_classes=3, test_shape=(7,), test_classes=2
+        "probes.test_tokens_differ",
+        DataError,
+        train_shape=(64,),
+        train_task=Multiclass(num_classes=3),
+        test_shape=(7,),
+        test_task=Multiclass(num_classes=2),
     ):
         run_sweep(LINEAR, make_source(LINEAR, 60, 0), lambda: other, SMALL)
 

@@ -1,4 +1,4 @@
-"""What is known of a split without its images: ids, labels, class names and content hashes. Kept beside results.
+"""What is known of a split without its images: ids, labels, their task, class names and content hashes. Kept beside results.
 
 With it and the cache, everything that was computed of a split can be found and read again, wherever the images are by then.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from layerbank.cache.atomic_files import replace_file
 from ..errors import WorkError
 from .image_set import ImageSet
 
+MULTICLASS = "multiclass"  # the only task that records of layerbank 0.2.0 and before have; they do not name it
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitRecord:
@@ -32,17 +35,19 @@ class SplitRecord:
     Args:
         dataset, split: their names.
         ids: N sample ids.
-        labels: [N] int64 class indices, -1 where there are none.
-        class_names: C names.
+        labels: [N] what the task asks for: int64 class indices, -1 where there are none; or float64 numbers.
+        class_names: C names; empty for a task without classes.
         images: their content hashes.
+        task: the type of the task, a name in `layerbank.probes.TASKS`.
     """
 
     dataset: str
     split: str
     ids: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     class_names: Sequence[str]
     images: ImageSet
+    task: str = MULTICLASS
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,7 +60,7 @@ class SplitRecord:
     @cached_property
     def targets_digest(self) -> str:
         """64 hex digits: the digest of labels and class names, as stores keep them."""
-        return Target(values=self.labels, type="multiclass", class_names=self.class_names).digest
+        return Target(values=self.labels, type=self.task, class_names=self.class_names).digest
 
     @cached_property
     def file_name(self) -> str:
@@ -78,6 +83,8 @@ class SplitRecord:
                 "class_names": list(self.class_names),
                 "keeps_order": self.images.keeps_order,
             }
+            if self.task != MULTICLASS:
+                about["task"] = self.task
             content = io.BytesIO()
             arrays = {
                 "about": np.array(json.dumps(about)),
@@ -115,6 +122,7 @@ def load_record(file: Path) -> SplitRecord:
                 labels=arrays["labels"],
                 class_names=about["class_names"],
                 images=images,
+                task=about.get("task", MULTICLASS),
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise WorkError("data.unreadable_record", file=file, reason=error) from error

@@ -17,6 +17,7 @@ REGISTRIES = (
     "layerbank.data.sources:SOURCES",
     "layerbank.models.families:MODEL_FAMILIES",
     "layerbank.probes.heads.registry:HEADS",
+    "layerbank.probes.tasks.registry:TASKS",
     "layerbank.report.figures:FIGURES",
 )
 BROKEN = (ImportError, RuntimeError, OSError, AttributeError)  # raised by packages that were built for other versions

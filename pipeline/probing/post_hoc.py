@@ -27,7 +27,6 @@ from layerbank.probes import (
     SettingScore,
     SweepResult,
     TokenSource,
-    balanced_accuracy,
     first_duplicates,
     join_members,
     score_held_out,
@@ -159,7 +158,8 @@ class _PostHocTraining:
         ]
         members = tuple(scores[index] for index in best_members(eligible, num_members))
         candidate, labels = self._candidate(self.group.probes[0]), self._held_out_labels()
-        together = torch.zeros(len(labels), self.source.num_classes)
+        task = self.source.task
+        together = torch.zeros(len(labels), task.num_outputs)
 
         def see(number: int, places: Tensor, logits: Tensor) -> None:
             together[places] += logits.double().softmax(-1).nan_to_num().float()
@@ -169,7 +169,7 @@ class _PostHocTraining:
         return self._finish(
             self.group.probes[0],
             members,
-            validation=balanced_accuracy(together.argmax(1), labels, self.source.num_classes).item(),
+            validation=task.score(task.predict(together), labels).item(),
             num_trained=len(members),
             record={"members": [asdict(_setting(one)) | {"validation": one.validation} for one in members]},
             held_out={},

@@ -1,4 +1,4 @@
-"""Classify new images with a saved probe: from image files to class probabilities, without a store.
+"""Predict for new images with a saved probe: from image files to classes with probabilities, or numbers, without a store.
 
 Tokens are computed exactly as stage one computes them (same weights, transform, tap, rounding to the storage dtype), so a test
 image gets the prediction that the probe was tested with. A backbone other than the one the probe was trained on is refused.
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from layerbank.cache import ModelSpec, model_of_format1
-from layerbank.probes import load_probe
+from layerbank.probes import load_probe, restore_task
 
 from ..data.image_source import NO_LABEL
 from ..data.sources import ImageSource
@@ -42,26 +42,26 @@ class Prediction:
 
     Attributes:
         sample_id: as the source names it.
-        label: name of the most probable class.
-        probability: probability of that class, in [0, 1].
+        label: name of the most probable class; a number, as text, for a task without classes.
+        probability: probability of that class, in [0, 1]; None for a task without classes.
         target: name of the true class, None where the source has no labels.
     """
 
     sample_id: str
     label: str
-    probability: float
+    probability: float | None
     target: str | None
 
 
 class Scores(NamedTuple):
-    """The class scores [C] float32 of a row of a source."""
+    """The outputs [C] float32 of a row of a source."""
 
     row: int
     logits: NDArray[np.float32]
 
 
 class SavedProbe:
-    """A trained probe and the backbone it belongs to, ready to classify.
+    """A trained probe and the backbone it belongs to, ready to predict.
 
     Args:
         folder: a folder that `layerbank probe` saved: runs/<...>/<name>-<key>.
@@ -70,7 +70,7 @@ class SavedProbe:
 
     Raises:
         ProbeError: no readable probe in the folder.
-        RequestError: the backbone is not the one the probe was trained on.
+        RequestError: the backbone is not the one the probe was trained on, or its task is not in the registry.
     """
 
     def __init__(self, folder: Path, *, weights: str | None = None, device: str = "cpu") -> None:
@@ -80,6 +80,7 @@ class SavedProbe:
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
         self.named = ProbeSpec.from_dict(config["probe"])
         self.class_names: list[str] = config["class_names"]
+        self.task = restore_task(config.get("task"), len(self.class_names))
         self._model = trained_model(config)
         _check_backbone(folder, self._model, self.backbone)
 
@@ -92,14 +93,15 @@ class SavedProbe:
         on_bad_image: str = "stop",
         on_event: OnEvent = ignore,
     ) -> Iterator[Prediction]:
-        """Classify every image of a source, in order; skipped images are left out. For the arguments see `scores`."""
+        """The predictions for every image of a source, in order; skipped images are left out. For the arguments see `scores`."""
         how: dict[str, Any] = {"num_workers": num_workers, "on_bad_image": on_bad_image, "on_event": on_event}
         for one in self.scores(source, batch_size=batch_size, **how):
-            best = torch.from_numpy(one.logits).softmax(-1).max(-1)
+            outputs = torch.from_numpy(one.logits)
+            found, confidence = self.task.predict(outputs).item(), self.task.confidence(outputs)
             yield Prediction(
                 sample_id=source.ids[one.row],
-                label=self.class_names[int(best.indices)],
-                probability=float(best.values),
+                label=self.class_names[int(found)] if self.class_names else f"{found:g}",
+                probability=None if confidence is None else float(confidence),
                 target=None if source.labels[one.row] == NO_LABEL else source.class_names[source.labels[one.row]],
             )
 
@@ -178,7 +180,8 @@ def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[str]:
     """Yield the lines of a CSV file: a header, then one line an image."""
     yield _csv_line("id", "predicted", "probability", "target")
     for one in predictions:
-        yield _csv_line(one.sample_id, one.label, f"{one.probability:.6f}", one.target or "")
+        probability = "" if one.probability is None else f"{one.probability:.6f}"
+        yield _csv_line(one.sample_id, one.label, probability, one.target or "")
 
 
 def _csv_line(*values: str) -> str:

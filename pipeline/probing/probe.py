@@ -21,6 +21,7 @@ import torch
 from layerbank.cache import DamagedStoreError, verify_store
 from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
+from ..data.split_record import MULTICLASS
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
@@ -28,7 +29,7 @@ from .failing import Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
 from .probe_spec import ProbeSpec
-from .result_key import ResultKey, data_of
+from .result_key import ResultKey, data_of, task_in_keys
 from .results import Row
 from .results_file import RESULTS, append_row, is_reusable, read_results
 from .row_files import wrong_file
@@ -57,7 +58,7 @@ def check_train_views(train_views: int | None, num_views: int) -> None:
 
 
 def check_one_model(train: SplitRequest, test: SplitRequest) -> None:
-    """Raise RequestError unless both splits are of one model in one precision, and of one tap."""
+    """Raise RequestError unless both splits are of one model in one precision, of one tap and of one task."""
     different = [one.field for one in train.model.difference(test.model)]
     both = [{name: getattr(one.model, name) for name in different} for one in (train, test)]
     if train.tap != test.tap:
@@ -66,6 +67,9 @@ def check_one_model(train: SplitRequest, test: SplitRequest) -> None:
         of_train, of_test = (", ".join(f"{name} = {value}" for name, value in values.items()) for values in both)
         names = {"train": train.name, "test": test.name}
         raise RequestError("probing.different_models", **names, train_model=of_train, test_model=of_test)
+    if train.record.task != test.record.task:
+        tasks = {"train_task": train.record.task, "test_task": test.record.task}
+        raise RequestError("probing.different_tasks", train=train.name, test=test.name, **tasks)
 
 
 def verify_tokens(splits: Sequence[SplitRequest]) -> None:
@@ -113,8 +117,9 @@ def probe(
         on_event: called with what happens.
 
     Raises:
-        RequestError: the two splits are of different models.
+        RequestError: the two splits are of different models or tasks, or a probe cannot answer the task.
         CacheError: some images have no tokens, or a store is damaged.
+        DataError: targets that the task cannot use.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
         WorkError: results.jsonl cannot be read.
     """
@@ -167,10 +172,14 @@ class _Run:
         self._opened_test: SplitTokens | None = None
         self._are_saved = False
         self.failures = Failures(self.key, fail)
+        for split in (self.cache, self.open_test()):
+            split.task.check(torch.from_numpy(split.labels))
         self._of_study = ResultKey(
             data=data_of(self.cache, self.open_test()),  # which test images have tokens, not what they are
             train_views=train.num_views,
             protocol=protocol,
+            task=task_in_keys(self.cache.task.type),
+            metric=self.cache.task.metric,
         )
         results = read_results(folder / RESULTS)
         for error in results.skipped:
@@ -216,6 +225,7 @@ class _Run:
         for named in probes:
             with self.failures.of(named):
                 self._check_arrays(named)
+                self._check_task(named)
         for named in probes:
             key = self.key(named)
             if named in self.failures:
@@ -243,6 +253,14 @@ class _Run:
                 num_arrays=len(self._train.arrays),
                 kinds=",".join(dict.fromkeys(kind for _, kind in named.arrays)),
             )
+
+    def _check_task(self, named: ProbeSpec) -> None:
+        """Raise RequestError if a probe cannot answer the task of the splits."""
+        task, tasks = self.cache.task.type, HEADS[named.head].tasks
+        if named.derived is not None:
+            tasks = (MULTICLASS,)
+        if tasks is not None and task not in tasks:
+            raise RequestError("probing.probe_not_for_task", probe=named.name, tasks=", ".join(tasks), task=task)
 
     def _restore_records(self, row: Row) -> None:
         """Write the records that a row refers to if they are gone or damaged."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.split_record import MULTICLASS
 from .probe_spec import ProbeSpec, SmallestLevels
 from .results import key_of
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 ALGORITHM = 1
 """Raised when a change of numerics changes results; the rows before are then computed again."""
+
+MULTICLASS_IN_KEYS = "classification"
+"""The task `multiclass` as keys have it: they were introduced before there was another one."""
 
 ALWAYS: Any = object()  # in the table: the field is never left out
 
@@ -41,7 +45,7 @@ KEY_TABLE: Mapping[str, Any] = {
     "train_usable": "all",
     "test_usable": "all",
     "train_views": 0,
-    "task": "classification",
+    "task": MULTICLASS_IN_KEYS,
     "metric": "balanced_accuracy",
     "split.rule": "fraction of each class",
     "split.validation_fraction": ALWAYS,
@@ -107,7 +111,7 @@ class ResultKey:
         train_views: views of each training image beside the centre one.
         protocol: the training protocol with its matmul precision resolved; its seed is that of the split, too.
         probe: None for what all probes of a study have in common.
-        task, metric: what is learnt, and by which score a setting is chosen.
+        task, metric: type of the task, in the words of `KEY_TABLE`, and the score that a setting is chosen by.
         split: how validation images are chosen.
         algorithm: version of the numerics.
     """
@@ -116,7 +120,7 @@ class ResultKey:
     train_views: int = 0
     protocol: TrainingProtocol
     probe: ProbeSpec | None = None
-    task: str = "classification"
+    task: str = MULTICLASS_IN_KEYS
     metric: str = "balanced_accuracy"
     split: str = "fraction of each class"
     algorithm: int = ALGORITHM
@@ -162,6 +166,11 @@ def data_of(train: SplitTokens, test: SplitTokens) -> DataKey:
         train_usable=_usable(train),
         test_usable=_usable(test),
     )
+
+
+def task_in_keys(task: str) -> str:
+    """A type of task in the words of `KEY_TABLE`."""
+    return MULTICLASS_IN_KEYS if task == MULTICLASS else task
 
 
 def _usable(tokens: SplitTokens) -> str:

@@ -47,12 +47,62 @@ def digest_of_text(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """The metric that the settings of a row were chosen by, and how it is shown.
+
+    Attributes:
+        key: its name in `test` of the row.
+        title: its name and unit in a title.
+        factor: what it is multiplied by to be shown: 100 where it is a share shown in percent.
+        unit: stands after a number in a sentence.
+        num_digits: digits after the point.
+    """
+
+    key: str
+    title: str
+    factor: float = 1.0
+    unit: str = ""
+    num_digits: int = 3
+
+    def show(self, score: float) -> str:
+        """A score as text, without its unit.
+
+        >>> BALANCED_ACCURACY.show(0.9312), metric_named("r2").show(0.9312)
+        ('93.1', '0.931')
+        """
+        return f"{self.factor * score:.{self.num_digits}f}"
+
+    def of_test(self, row: Row) -> float:
+        """The score of the test images of a row that has not diverged, as it is shown."""
+        return self.factor * float(row["test"][self.key])
+
+    def gain(self, row: Row, reference: Row) -> float:
+        """The difference between the test scores of two such rows."""
+        return self.factor * float(row["test"][self.key] - reference["test"][self.key])
+
+
+BALANCED_ACCURACY = Metric(
+    key="balanced_accuracy", title="balanced accuracy in percent", factor=100.0, unit=" %", num_digits=1
+)
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of this name."""
+    return BALANCED_ACCURACY if name == BALANCED_ACCURACY.key else Metric(key=name, title=name)
+
+
+def metric_of(row: Row) -> Metric:
+    """The metric of a row: balanced accuracy, unless it is of another task than multiclass."""
+    return metric_named(row["metric"]) if "task" in row else BALANCED_ACCURACY
+
+
 def gains(rows: Iterable[Row]) -> dict[str, float]:
-    """Points of test balanced accuracy over `linear-cls`, by key; empty where there is no such row to compare with."""
+    """Test score over that of `linear-cls`, by key, in points of percent for accuracies; empty where there is no such row."""
     rows = [row for row in rows if row["test"] is not None]
-    reference = {row["setting_of_study"]: row["test"]["balanced_accuracy"] for row in rows if row["probe"] == REFERENCE}
+    reference = {row["setting_of_study"]: row for row in rows if row["probe"] == REFERENCE}
     return {
-        row["key"]: 100 * (row["test"]["balanced_accuracy"] - reference[row["setting_of_study"]])
+        row["key"]: metric_of(row).gain(row, reference[row["setting_of_study"]])
         for row in rows
         if row["setting_of_study"] in reference
     }
@@ -88,8 +138,8 @@ class Summary:
 
     Attributes:
         rows: one a seed, in the order given.
-        validation, test: balanced accuracy in percent; None if every seed diverged.
-        gain: points over `linear-cls` of the same seed; None where there is none to compare with.
+        validation, test: scores as `metric` shows them, balanced accuracy in percent; None if every seed diverged.
+        gain: test score over `linear-cls` of the same seed; None where there is none to compare with.
     """
 
     rows: tuple[Row, ...]
@@ -100,6 +150,10 @@ class Summary:
     @property
     def probe(self) -> str:
         return str(self.rows[0]["probe"])
+
+    @property
+    def metric(self) -> Metric:
+        return metric_of(self.rows[0])
 
     @property
     def seeds(self) -> list[int]:
@@ -138,11 +192,12 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
     return [
         Summary(
             rows=tuple(group),
-            validation=_spread(100 * row["validation"] for row in group if row["test"] is not None),
-            test=_spread(100 * row["test"]["balanced_accuracy"] for row in group if row["test"] is not None),
+            validation=_spread(metric.factor * row["validation"] for row in group if row["test"] is not None),
+            test=_spread(metric.of_test(row) for row in group if row["test"] is not None),
             gain=_spread(gain_of[row["key"]] for row in group if row["key"] in gain_of),
         )
         for group in groups.values()
+        for metric in [metric_of(group[0])]
     ]
 
 
@@ -156,7 +211,7 @@ def _fields_of_format_1(row: Row) -> dict[str, Any]:
 
 
 def results_table(rows: Sequence[Row]) -> list[list[str]]:
-    """One line a probe, under COLUMNS: balanced accuracy in percent, gain in points over `linear-cls`, seconds of all phases.
+    """One line a probe, under COLUMNS: scores and gain over `linear-cls` as `Metric` shows them, seconds of all phases.
 
     A probe all of whose settings diverged has dashes in place of numbers.
     """
@@ -164,9 +219,9 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
         [
             summary.probe,
             _settings(summary),
-            _show(summary.validation, ".1f"),
-            _show(summary.test, ".1f"),
-            _show(summary.gain, "+.1f"),
+            _show(summary.validation, summary.metric),
+            _show(summary.test, summary.metric),
+            _show(summary.gain, summary.metric, sign="+"),
             f"{summary.rows[0]['num_parameters']:,}",
             f"{summary.seconds:.1f}",
             " ".join(row["key"][:8] for row in summary.rows),
@@ -180,7 +235,7 @@ def results_title(rows: Sequence[Row], folder: Path) -> str:
     seeds = list(dict.fromkeys(row["protocol"]["seed"] for row in rows))
     over = f", mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
     quirks = ", with the reference's quirks" if any(row["protocol"]["jitter_validation"] for row in rows) else ""
-    return f"{rows[0]['backbone']} on {rows[0]['dataset']}: balanced accuracy in percent{over}{quirks}; {folder}"
+    return f"{rows[0]['backbone']} on {rows[0]['dataset']}: {metric_of(rows[0]).title}{over}{quirks}; {folder}"
 
 
 def _settings(summary: Summary) -> str:
@@ -221,7 +276,8 @@ def _spread(values: Iterable[float]) -> Spread | None:
     return Spread(mean=fmean(known), std=stdev(known) if len(known) > 1 else None) if known else None
 
 
-def _show(spread: Spread | None, format_: str) -> str:
+def _show(spread: Spread | None, metric: Metric, sign: str = "") -> str:
     if spread is None:
         return "-"
-    return f"{spread.mean:{format_}}" + ("" if spread.std is None else f" ± {spread.std:.1f}")
+    digits = f".{metric.num_digits}f"
+    return f"{spread.mean:{sign}{digits}}" + ("" if spread.std is None else f" ± {spread.std:{digits}}")

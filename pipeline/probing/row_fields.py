@@ -1,5 +1,7 @@
 """The fields of a row of results, and what each may hold: whoever reads a row may rely on it.
 
+Scores are accuracies in [0, 1], or any numbers in a row of another task than multiclass, which names it and its metric.
+
 Only fields that something reads are listed. An optional field may be missing; one of another type makes the row damaged.
 """
 
@@ -89,8 +91,8 @@ FIELDS: dict[str, Check] = {
     "dataset": _is_text,
     "setting_of_study": _is_text,
     "protocol": _object_with(seed=_is_count),
-    "test": _or_null(lambda value: _object_with(balanced_accuracy=_is_share)(value) and _object_of(_is_share)(value)),
-    "validation": _or_null(_is_share),
+    "task": _is_text,
+    "metric": _is_text,
     "train_fingerprint": _is_text,
     "test_fingerprint": _is_text,
     "train_views": _is_count,
@@ -125,7 +127,12 @@ def wrong_field(row: dict[str, Any], *, newer: bool) -> str | None:
     missing = [name for name in (*NEEDED, *(NEEDED_SINCE_2 if newer else ())) if name not in row]
     if missing:
         return f"a row without {', '.join(missing)}"
-    for name, check in FIELDS.items():
+    is_score, metric = (_is_number, row.get("metric")) if "task" in row else (_is_share, "balanced_accuracy")
+    scores = {
+        "test": _or_null(lambda value: _object_of(is_score)(value) and metric in value),
+        "validation": _or_null(is_score),
+    }
+    for name, check in (FIELDS | scores).items():
         if name in row and not check(row[name]):
             return f"the {name} {row[name]!r:.60}"
     return None

@@ -1,7 +1,7 @@
 """The files of a probe: a folder with its weights, predictions, learning curves and attention map, and one row of results.
 
     probe.safetensors, probe.json   the probe, and what is needed to run it again
-    test.npz                        sample_ids [N] text, labels [N] int64, logits [N, C] float32
+    test.npz                        sample_ids [N] text, labels [N] int64 (float64 for numbers), logits [N, C] float32
     curves.npz                      of the P settings in row order: steps [K] int64, loss [P, K] and lr [P, K] float32, of the batch
                                     before the step; NaN where a halving sweep has no such point; of the final training refit_steps,
                                     refit_loss [1, K], refit_lr, and of an ensemble [k, K], a line a member; a post-hoc probe has
@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from layerbank.cache.atomic_files import sync_folder
 from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
+from ..data.split_record import MULTICLASS
 from .attention import keep_attention
 from .probe_spec import ProbeSpec
 from .results import Row, key_of
@@ -72,6 +74,7 @@ def keep_probe(
             **config,
             "probe": _plain(named) | {"num_heads": result.head.num_heads},
             "class_names": train.class_names,
+            "task": train.task.fit(torch.from_numpy(train.labels)).describe(),
             "dataset": train.record.dataset,
             "model_spec": train.model.to_dict(),
             "tap": train.request.tap,
@@ -119,9 +122,13 @@ def _save_curves(result: SweepResult, folder: Path) -> str | None:
 
 
 def _row(trained: Trained, train: SplitTokens, test: SplitTokens) -> Row:
-    """A line of results.jsonl without its keys; accuracies in [0, 1], null where every setting diverged."""
+    """A line of results.jsonl without its keys; scores are null where every setting diverged.
+
+    A row without `task` and `metric` is of the task multiclass, with scores in [0, 1] of which `balanced_accuracy` has chosen.
+    """
     result, named = trained.result, trained.candidate
-    return {
+    task = {} if train.task.type == MULTICLASS else {"task": train.task.type, "metric": train.task.metric}
+    return task | {
         "backbone": train.model.name,
         "dataset": train.record.dataset,
         "train_fingerprint": fingerprint(train),
@@ -134,7 +141,7 @@ def _row(trained: Trained, train: SplitTokens, test: SplitTokens) -> Row:
         "diverged": result.diverged,
         "chosen": None if result.chosen is None else asdict(result.chosen),
         "validation": result.validation,
-        "test": None if result.test is None else asdict(result.test),
+        "test": result.test,
         "settings": _settings(result.scores),
         "candidate": named.name if trained.named.candidates else None,
         "candidates": [

@@ -86,7 +86,7 @@ def train_group(
         memory_bytes=group.placement.training_bytes,
         device=group.placement.device,
         journal=journal_of(group),
-        on_event=relay(group.names, on_event),
+        on_event=relay(group.names, on_event, group.cache.task.metric),
     )
     return [
         Trained(
@@ -174,8 +174,8 @@ def solve_probe(
     )
 
 
-def relay(names: tuple[str, ...], on_event: OnEvent) -> Callable[[Progress], None]:
-    """Progress of a training as events of the probes that train."""
+def relay(names: tuple[str, ...], on_event: OnEvent, metric: str = "balanced_accuracy") -> Callable[[Progress], None]:
+    """Progress of a training as events of the probes that train; `metric` is what settings are chosen by."""
     return lambda event: on_event(
         ProbeProgress(
             probes=names,
@@ -185,6 +185,7 @@ def relay(names: tuple[str, ...], on_event: OnEvent) -> Callable[[Progress], Non
             num_probes=event.num_probes,
             probe_steps_per_s=event.probe_steps_per_s,
             best=event.best,
+            metric=metric,
         )
     )
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..heads.attention import FusionHead
 from ..matmul import Matmul
+from ..tasks.multiclass import TASK as MULTICLASS
+from ..tasks.task import Task
 from ..workspace import Workspace
 from .folded import LAYER_NORM_EPS, FoldedGroup, chunks
 from .stack import Stack, check_dropouts, check_one_shape, extract_module
@@ -39,15 +41,18 @@ class Bank(Protocol):
         """The numbers of attention heads for which a step needs dropout noise."""
         ...
 
-    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
+    def compute_gradients(
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+    ) -> Tensor:
         """Compute loss and gradients; the gradients are written into the stacks.
 
         Args:
             tokens: [B, *token_shape], B >= 2.
-            labels: [B] int64.
-            weights: [B] of the samples in the loss, summing to 1.
+            targets: [B], encoded by the task.
+            weights: [B], or [P, B], of the samples in the loss, summing to 1.
             noise: num_heads -> uniform [B, T, H] in [0, 1), for each of noise_heads. A probe with dropout rate p drops
                 values below p, so all rates share one draw.
+            task: its loss is what the gradients are of.
 
         Returns:
             loss [P].
@@ -55,7 +60,7 @@ class Bank(Protocol):
         ...
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Class scores in evaluation mode: [B, *token_shape] -> [P, B, C]."""
+        """Outputs in evaluation mode: [B, *token_shape] -> [P, B, C]."""
         ...
 
     def probe(self, index: int) -> nn.Module:
@@ -131,13 +136,17 @@ class AttentiveBank:
         """Scratch memory so far, beside weights, gradients, optimiser and the batch itself."""
         return self._workspace.size_bytes + self._matmul.factors.size_bytes
 
-    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
+    def compute_gradients(
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+    ) -> Tensor:
         xhat = self._normalize(tokens)
         losses = xhat.new_empty(self.num_probes, dtype=weights.dtype)
         with self._matmul.active():
             for group in self._groups:
                 of_heads = noise[group.num_heads] if group.dropout > 0 else None
-                losses.index_copy_(0, group.stack.index, group.compute_gradients(xhat, labels, weights, of_heads))
+                of_group = weights if weights.dim() == 1 else weights[group.stack.index]
+                found = group.compute_gradients(xhat, targets, of_group, of_heads, task)
+                losses.index_copy_(0, group.stack.index, found)
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ..heads import HEADS, Head, make_probe
 from ..heads.attention import FusionHead
 from ..matmul import ONE_DNN_FROM_BYTES
 from ..protocol import TrainingProtocol
+from ..tasks.task import Task
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .memory_trace import chunks_are_possible, step_bytes
 
@@ -62,7 +63,7 @@ class Sizes:
     Attributes:
         head: the head.
         token_shape: (T, D) or (F,).
-        num_classes: C.
+        task: what is asked of the tokens.
         num_held_out: images held out for validation.
         num_probes: settings of the grid.
         batch_size: B, the larger one of selection and refit.
@@ -71,23 +72,28 @@ class Sizes:
 
     head: Head
     token_shape: tuple[int, ...]
-    num_classes: int
+    task: Task
     num_held_out: int
     num_probes: int
     batch_size: int
     compute: str = "float32"
 
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self.task.num_outputs
+
 
 def sizes_of(
-    head: Head, token_shape: tuple[int, ...], num_classes: int, num_samples: int, protocol: TrainingProtocol
+    head: Head, token_shape: tuple[int, ...], task: Task, num_samples: int, protocol: TrainingProtocol
 ) -> Sizes:
     """The sizes of a sweep over `num_samples` images, of which the protocol holds some out."""
-    held_out = int(protocol.validation_fraction * num_samples) + num_classes
+    held_out = int(protocol.validation_fraction * num_samples) + task.num_strata
     candidates = (num_samples, max(num_samples - held_out, 1))
     return Sizes(
         head=head,
         token_shape=token_shape,
-        num_classes=num_classes,
+        task=task,
         num_held_out=held_out,
         num_probes=len(protocol.settings(head)),
         # a last batch of one joins the batch before
@@ -126,7 +132,7 @@ def _plans(sizes: Sizes) -> Iterator[MemoryPlan]:
         groups, whole = (GROUP_SIZE, 4, 2, 1), sizes.batch_size  # a batch in chunks computes z twice
         shapes = [(group, whole) for group in groups]
         shapes += [(group, chunk) for group in groups for chunk in CHUNK_SIZES if chunk < whole]
-    elif _bank(sizes) == "module" and chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_classes):
+    elif _bank(sizes) == "module" and chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_outputs):
         shapes = [(0, chunk) for chunk in CHUNK_SIZES]
     smaller = sorted({-(-sizes.num_probes // banks) for banks in range(1, sizes.num_probes + 1)}, reverse=True)
     for probes_at_once in smaller:
@@ -149,11 +155,11 @@ def _bank(sizes: Sizes) -> str:
 
 def _num_parameters(sizes: Sizes) -> int:
     width = sizes.token_shape[-1]
-    classifier = (width + 1) * sizes.num_classes
+    classifier = (width + 1) * sizes.num_outputs
     if _bank(sizes) == "linear":
         return classifier
     if sizes.head.kind != "attentive":
-        probe = make_probe(sizes.head, sizes.token_shape, sizes.num_classes)
+        probe = make_probe(sizes.head, sizes.token_shape, sizes.num_outputs)
         return sum(parameter.numel() for parameter in probe.parameters())
     return 4 * width * _inner_dim(sizes) + 10 * width + classifier
 
@@ -167,13 +173,13 @@ def _inner_dim(sizes: Sizes) -> int:
 def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> int:
     """Buffers of `FoldedGroup` and of the classifier, or of `LinearBank`, with their names there; or the memory trace."""
     batch = max(sizes.batch_size, EVALUATION_BATCH)
-    scores = batch * sizes.num_classes
+    scores = batch * sizes.num_outputs
     if _bank(sizes) == "linear":
-        rounded = 2 * (probes * scores + (batch + probes * sizes.num_classes) * sizes.token_shape[0])
+        rounded = 2 * (probes * scores + (batch + probes * sizes.num_outputs) * sizes.token_shape[0])
         # logits twice, their gradient, log probabilities, one temporary
         return 5 * probes * scores + (rounded if sizes.compute == "bfloat16" else 0)
     if _bank(sizes) == "module":
-        traced = step_bytes(sizes.head, sizes.token_shape, sizes.num_classes, batch, chunk_size)
+        traced = step_bytes(sizes.head, sizes.token_shape, sizes.task, batch, chunk_size)
         return traced // FLOAT_BYTES + 2 * probes * scores
     num_tokens, embed_dim = sizes.token_shape
     inner, heads = _inner_dim(sizes), sizes.head.num_heads
@@ -182,7 +188,7 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     whole_batch = batch * (group * (2 * embed_dim + inner) + (num_tokens + 1) * width)  # y dy pooled attention
     one_chunk = chunk * (width * embed_dim + group * inner + 3 * num_tokens * width)  # z v da kept and a product
     weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
-    classifier = group * (4 * scores + 3 * sizes.num_classes * embed_dim)
+    classifier = group * (4 * scores + 3 * sizes.num_outputs * embed_dim)
     places = 0
     if sizes.head.num_levels:
         places = 3 * group * num_tokens * (embed_dim + heads)  # and their gradients
@@ -200,7 +206,7 @@ def _code_bytes(sizes: Sizes, probes: int, group_size: int, chunk_size: int) -> 
     batch, tokens = sizes.batch_size, math.prod(sizes.token_shape)
     kinds: list[tuple[int, int]] = []  # size of a product in floats, and the number of products of this size
     if _bank(sizes) == "linear":
-        widths = probes * sizes.num_classes, sizes.num_classes
+        widths = probes * sizes.num_outputs, sizes.num_outputs
         kinds = [(batch * tokens + width * (tokens + batch), 2) for width in widths]
     elif _bank(sizes) == "module":
         kinds = [(batch * tokens // 8, 2 * PRODUCTS_OF_A_MODULE)]
@@ -227,6 +233,6 @@ def _shared_floats(sizes: Sizes, probes: int) -> int:
     batch = max(sizes.batch_size, EVALUATION_BATCH)
     copies = batch * 3 * math.prod(sizes.token_shape)  # as read, jitter, normalised
     noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEADS[sizes.head.kind].has_dropout else 0
-    evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_classes
+    evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_outputs
     predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
     return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)

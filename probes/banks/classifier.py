@@ -1,4 +1,4 @@
-"""The end of every probe: BatchNorm, classifier, weighted cross entropy, for P probes at once, with gradients by hand.
+"""The end of every probe: BatchNorm, classifier and the loss of the task, for P probes at once, with gradients by hand.
 
 It needs the whole batch, even where the part before runs in chunks. A BatchNorm without affine part has gain 1 and bias 0,
 which are not trained.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import cross_entropy
+from ..tasks.task import Task
 from .stack import Stack
 
 EPS = 1e-5
@@ -17,7 +17,7 @@ MOMENTUM = 0.1
 
 
 def train_classifier(
-    stack: Stack, y: Tensor, offset: Tensor, labels: Tensor, weights: Tensor, *, out: Tensor
+    stack: Stack, y: Tensor, offset: Tensor, targets: Tensor, weights: Tensor, task: Task, *, out: Tensor
 ) -> Tensor:
     """Forward and backward pass of BatchNorm, classifier and loss.
 
@@ -25,8 +25,9 @@ def train_classifier(
         stack: has "bn" and "classifier"; their gradients are written, the running statistics are updated.
         y: [P, B, D]; overwritten.
         offset: [P, D], a constant part of y: BatchNorm removes it, only the running mean contains it.
-        labels: [B].
-        weights: [B] of the samples in the loss, summing to 1.
+        targets: [B], encoded.
+        weights: [B], or [P, B], of the samples in the loss, summing to 1.
+        task: its loss.
         out: [P, B, D], receives the gradient of the loss with respect to y.
 
     Returns:
@@ -46,7 +47,7 @@ def train_classifier(
     weight, (gain, shift) = values["classifier.weight"], _affine_part(stack)  # [P, C, D], [P, 1, D] twice
     matrix = weight * gain
     bias = torch.bmm(shift, weight.mT) + values["classifier.bias"].unsqueeze(1)
-    loss, dlogits = cross_entropy(torch.baddbmm(bias, yhat, matrix.mT), labels, weights)
+    loss, dlogits = task.loss_and_grad(torch.baddbmm(bias, yhat, matrix.mT), targets, weights)
 
     dbias = dlogits.sum(1)  # [P, C]
     dmatrix = torch.bmm(dlogits.mT, yhat)  # [P, C, D]

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..matmul import Matmul
+from ..tasks.task import Task
 from ..workspace import Workspace
 from .classifier import fold_batch_norm, train_classifier
 from .stack import Stack
@@ -86,14 +87,17 @@ class FoldedGroup:
             self._forbidden = bias.t().repeat_interleave(num_heads, 1)
         self._chunk_size, self._matmul, self._workspace = chunk_size, matmul, workspace
 
-    def compute_gradients(self, xhat: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None) -> Tensor:
+    def compute_gradients(
+        self, xhat: Tensor, targets: Tensor, weights: Tensor, noise: Tensor | None, task: Task
+    ) -> Tensor:
         """Compute loss and gradients of one step.
 
         Args:
             xhat: [B, T, D] tokens after LayerNorm without its affine part.
-            labels: [B].
-            weights: [B] of the samples in the loss, summing to 1.
+            targets: [B], encoded.
+            weights: [B], or [P, B], of the samples in the loss, summing to 1.
             noise: [B, T, H] uniform in [0, 1); None without dropout.
+            task: its loss.
 
         Returns:
             loss [P]; gradients are in the stack, running statistics are updated.
@@ -108,7 +112,7 @@ class FoldedGroup:
         self._matmul.bmm(pooled, values["proj.weight"].mT, out=y)
         dy = self._empty("dy", *y.shape)
         with self._matmul.library_for(y.nbytes):
-            loss = train_classifier(self.stack, y, values["proj.bias"], labels, weights, out=dy)
+            loss = train_classifier(self.stack, y, values["proj.bias"], targets, weights, task, out=dy)
         self._matmul.bmm(dy.mT, pooled, out=grads["proj.weight"])
         dpooled = self._matmul.bmm(dy, values["proj.weight"], out=pooled)
         du = self._backward_pooling(xhat, folded, dpooled, z, keep)

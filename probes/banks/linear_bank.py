@@ -1,4 +1,4 @@
-"""Linear probes that train as one program: the classes of all probes are columns of one matrix product."""
+"""Linear probes that train as one program: the outputs of all probes are columns of one matrix product."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..heads.linear import LinearProbe
-from ..losses import cross_entropy
 from ..matmul import Matmul
+from ..tasks.multiclass import TASK as MULTICLASS
+from ..tasks.task import Task
 from ..workspace import Workspace
 from .stack import Stack, check_one_shape, extract_module
 
@@ -50,11 +51,13 @@ class LinearBank:
     def stacks(self) -> list[Stack]:
         return [self._stack]
 
-    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
+    def compute_gradients(
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+    ) -> Tensor:
         tokens = self._matmul.factor(tokens.to(self._stack.dtype))
         grads = self._stack.grads
         with self._matmul.active():
-            loss, dlogits = cross_entropy(self._logits(tokens), labels, weights, batch_first=True)
+            loss, dlogits = task.loss_and_grad(self._logits(tokens), targets, weights, batch_first=True)
             torch.sum(dlogits, 0, out=grads["classifier.bias"])
             self._matmul.mm(dlogits.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
         return loss

@@ -18,24 +18,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..heads import Head, HeadModule, make_probe
+from ..tasks.task import Task
 from .module_bank import ModuleBank, allows_chunks
 
 
 @lru_cache(maxsize=256)
-def step_bytes(head: Head, token_shape: tuple[int, ...], num_classes: int, batch_size: int, chunk_size: int) -> int:
+def step_bytes(head: Head, token_shape: tuple[int, ...], task: Task, batch_size: int, chunk_size: int) -> int:
     """Upper bound of the memory of a training step of one probe, beside batch, weights and gradients.
 
     Args:
         head: a head that `ModuleBank` trains.
         token_shape: (T, D).
-        num_classes: C.
+        task: its loss is computed.
         batch_size: B.
         chunk_size: samples computed together; 0 is the whole batch.
     """
-    bank = ModuleBank([_probe(head, token_shape, num_classes)], device="meta", chunk_size=chunk_size or None)
+    bank = ModuleBank([_probe(head, token_shape, task.num_outputs)], device="meta", chunk_size=chunk_size or None)
     batch = torch.empty(batch_size, *token_shape, device="meta")
-    labels, weights = torch.empty(batch_size, dtype=torch.int64, device="meta"), torch.empty(batch_size, device="meta")
-    peak_bytes, largest_bytes = count_bytes(lambda: bank.compute_gradients(batch, labels, weights, {}))
+    targets = torch.empty(batch_size, dtype=task.target_dtype, device="meta")
+    weights = torch.empty(batch_size, device="meta")
+    peak_bytes, largest_bytes = count_bytes(lambda: bank.compute_gradients(batch, targets, weights, {}, task))
     return peak_bytes + 2 * largest_bytes
 
 

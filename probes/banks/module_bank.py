@@ -20,11 +20,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.functional import cross_entropy
 
 from ..errors import SettingError
 from ..heads import HeadModule
 from ..matmul import Matmul
+from ..tasks.multiclass import TASK as MULTICLASS
+from ..tasks.task import Task
 from .bank import split_evenly
 from .folded import chunks
 from .stack import Stack, check_dropouts, extract_module
@@ -87,7 +88,9 @@ class ModuleBank:
     def noise_heads(self) -> list[int]:
         return [self._head.sizes["num_heads"]] if any(self._rates) else []
 
-    def compute_gradients(self, tokens: Tensor, labels: Tensor, weights: Tensor, noise: dict[int, Tensor]) -> Tensor:
+    def compute_gradients(
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+    ) -> Tensor:
         tokens = tokens.to(self._dtype)
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None
         losses = tokens.new_empty(self.num_probes)
@@ -97,9 +100,10 @@ class ModuleBank:
                     self._compute_group(
                         stack,
                         tokens[rows],
-                        labels[rows],
-                        weights[rows],
+                        targets[rows],
+                        weights[..., rows],
                         None if of_heads is None else of_heads[rows],
+                        task,
                         first=rows.start == 0,
                     )
                     for rows in chunks(len(tokens), self._chunk_size or len(tokens))
@@ -127,25 +131,35 @@ class ModuleBank:
         return extract_module(self._stacks, index)
 
     def _compute_group(
-        self, stack: Stack, tokens: Tensor, labels: Tensor, weights: Tensor, noise: Tensor | None, *, first: bool
+        self,
+        stack: Stack,
+        tokens: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        noise: Tensor | None,
+        task: Task,
+        *,
+        first: bool,
     ) -> Tensor:
         """Loss [P] of one stack and chunk; writes gradients, or adds them after the first chunk; updates running statistics."""
         self._skeleton.train()
 
         def loss_of_one(
-            values: dict[str, Tensor], statistics: dict[str, Tensor], rate: Tensor
+            values: dict[str, Tensor], statistics: dict[str, Tensor], rate: Tensor, of_samples: Tensor
         ) -> tuple[Tensor, dict[str, Tensor]]:
             inputs = [tokens]
             if noise is not None:
                 keep = (noise >= rate.to(noise.dtype)).to(tokens.dtype) / (1 - rate).to(tokens.dtype)
                 inputs.append(keep.mT)  # [B, H, T]
-            logits = functional_call(self._skeleton, (values, statistics), tuple(inputs))
-            loss = (cross_entropy(logits, labels, reduction="none") * weights).sum()
+            outputs = functional_call(self._skeleton, (values, statistics), tuple(inputs))
+            loss = (task.loss_each(outputs, targets) * of_samples).sum()
             return loss, _take_statistics(self._skeleton)
 
-        of_all = vmap(grad_and_value(loss_of_one, has_aux=True))
+        each = weights.dim() == 2
+        of_all = vmap(grad_and_value(loss_of_one, has_aux=True), in_dims=(0, 0, 0, 0 if each else None))
         rates = self._rates_on_device.index_select(0, stack.index)
-        gradients, (losses, seen) = of_all(stack.values, stack.statistics, rates)
+        of_probes = weights[stack.index] if each else weights
+        gradients, (losses, seen) = of_all(stack.values, stack.statistics, rates, of_probes)
         for name, gradient in gradients.items():
             if name in self._head.zero_gradient:
                 continue
@@ -157,8 +171,8 @@ class ModuleBank:
                 stack.grads[name].masked_fill_((rates == 0).view(-1, *(1,) * (gradient.dim() - 1)), 0)
         for name, statistic in seen.items():
             stack.statistics[name].lerp_(statistic, _MOMENTUM)
-        of_probes: Tensor = losses
-        return of_probes
+        of_stack: Tensor = losses
+        return of_stack
 
 
 class _BatchNorm(nn.BatchNorm1d):

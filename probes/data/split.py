@@ -1,4 +1,4 @@
-"""The validation split: the same fraction of every class, and no image on both sides.
+"""The validation split: the same fraction of every stratum, such as a class, and no image on both sides.
 
 Images are held out, not rows. A source may hold several views of an image (cached augmentations): all rows of a held-out image
 leave the training, and it is scored by its first row, the centre view. So the same images are held out with and without views.
@@ -28,10 +28,11 @@ def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor,
     Raises:
         DataError: no class has two images.
     """
+    strata = source.task.strata(source.labels)
     if not isinstance(source, ViewedSource):
-        return split_stratified(source.labels, fraction, seed)
+        return split_stratified(strata, fraction, seed)
     centre = centre_rows(source.images)
-    kept, held_out = split_stratified(source.labels[centre], fraction, seed)
+    kept, held_out = split_stratified(strata[centre], fraction, seed)
     trained = torch.isin(source.images, source.images[centre[kept]])
     return trained.nonzero().squeeze(1), centre[held_out]
 

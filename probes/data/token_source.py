@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..losses import check_labels
+from ..tasks import Task, as_task
 from ..workspace import Workspace
 from .rows import ColumnBlock, Reading, upload, whole_row
 
@@ -23,15 +23,15 @@ class TokenSource(Protocol):
     """Tokens and labels of N images.
 
     Attributes:
-        labels: [N] int64 on the CPU, from 0 to num_classes - 1.
-        num_classes: C of the data set; not every class need occur.
+        labels: [N] on the CPU, the targets of the task: class numbers, or what else it asks for.
+        task: what is asked of the tokens.
         token_shape: (T, D) for attentive heads, (F,) for linear ones.
     """
 
     @property
     def labels(self) -> Tensor: ...
     @property
-    def num_classes(self) -> int: ...
+    def task(self) -> Task: ...
     @property
     def token_shape(self) -> tuple[int, ...]: ...
 
@@ -146,13 +146,13 @@ class ArraySource:
 
     Args:
         tokens: [N, T, D] or [N, F] float, finite, already normalised: see `stack_tokens` and `concat_tokens`.
-        labels: [N] int64.
-        num_classes: C.
+        labels: [N], the targets of the task.
+        task: what is asked of the tokens; a number C stands for classification into C classes, with int64 labels.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
 
     Raises:
-        DataError: tokens, labels, images and blocks differ in length, labels are not class numbers, tokens are not finite, or
+        DataError: tokens, labels, images and blocks differ in length, the task cannot use the labels, tokens are not finite, or
             images are not ascending.
 
     >>> source = ArraySource(l2_normalize(torch.ones(4, 8)), torch.tensor([0, 1, 0, 1]), 2)
@@ -164,7 +164,7 @@ class ArraySource:
         self,
         tokens: Tensor,
         labels: Tensor,
-        num_classes: int,
+        task: Task | int,
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
     ) -> None:
@@ -172,7 +172,8 @@ class ArraySource:
         if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or labels.shape != tokens.shape[:1]:
             shown = f"{tokens.dtype} {list(tokens.shape)}"
             raise DataError("probes.labels_do_not_match", tokens=shown, labels=list(labels.shape))
-        check_labels(labels, num_classes)
+        self.task = as_task(task)
+        self.task.check(labels)
         images = torch.arange(len(labels)) if images is None else torch.as_tensor(images)
         _check_images(images, len(labels))
         if blocks is not None and (size := sum(block.size for block in blocks)) != prod(tokens.shape[1:]):
@@ -183,7 +184,7 @@ class ArraySource:
             )
             if num_broken:
                 raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
-        self.tokens, self.labels, self.num_classes, self.images = tokens, labels, num_classes, images
+        self.tokens, self.labels, self.images = tokens, labels, images
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import SettingError
 from ..seeds import make_generator
+from ..tasks.task import Task
 
 
 class HeadModule(nn.Module):
-    """A plain module from tokens [B, T, D] or features [B, F], L2-normalised and padded, to logits [B, C]; abstract.
+    """A plain module from tokens [B, T, D] or features [B, F], L2-normalised and padded, to outputs [B, C]; abstract.
 
     A subclass sets `kind`, has a `classifier`, and computes its input in `pool`. It uses no random numbers and no in-place writes
     (except in BatchNorm), so that `torch.func` can run many probes at once.
@@ -26,7 +27,7 @@ class HeadModule(nn.Module):
             num_heads: H.
             num_levels, num_tokens: L and T, tokens level by level, T/L of each.
             num_features: F, of concatenated tokens.
-            num_classes: C.
+            num_classes: C, the number of outputs: a number for each class, or what else the task asks for.
         seed: for the initial weights, PyTorch's default for Linear unless the head says otherwise.
 
     Attributes:
@@ -105,8 +106,8 @@ def initial_weights(seed: int) -> torch.Generator:
 
 
 NumHeads = tuple[int, int] | Literal["one a token"]
-Solver = Callable[[Tensor, Tensor, Tensor, int, Sequence[float]], Sequence[HeadModule]]
-"""Features [N, F] float32, labels [N] int64, sample weights [N] float64 that sum to 1, C, and the grid -> one module a value."""
+Solver = Callable[[Tensor, Tensor, Tensor, Task, Sequence[float]], Sequence[HeadModule]]
+"""Features [N, F] float32, encoded targets [N], weights [N] float64 that sum to 1, task, and the grid -> one module a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +148,7 @@ class HeadType:
         bank: which bank trains it. `folded` and `linear` have hand-written gradients for the heads of this package; `module`
             differentiates any module by `torch.func`.
         solver: solves the head instead of training it; None for a trained head.
+        tasks: the types of task that it can answer; None for all.
         has_parameters: False for a solved head that keeps training tokens instead.
         grid: for a solved head, the field of the protocol that lists its settings.
         own_forms: the forms of its names; None for the usual ones.
@@ -162,6 +164,7 @@ class HeadType:
     removable_levels: bool = False
     bank: Literal["folded", "linear", "module"] = "module"
     solver: Solver | None = None
+    tasks: tuple[str, ...] | None = None
     has_parameters: bool = True
     grid: Literal["penalties", "num_neighbors"] = "penalties"
     own_forms: tuple[Form, ...] | None = None

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import SettingError
-from ..losses import check_labels
+from ..tasks.multiclass import Multiclass
+from ..tasks.task import Task
 from .head import HeadModule, HeadType
 
 TEMPERATURE = 0.07
@@ -61,7 +62,7 @@ class KnnProbe(HeadModule):
                 num_neighbors=num_neighbors,
                 temperature=temperature,
             )
-        check_labels(bank_labels, num_classes)
+        Multiclass(num_classes=num_classes).check(bank_labels)
         super().__init__(
             num_samples=len(bank), num_features=bank.shape[1], num_classes=num_classes, num_neighbors=num_neighbors
         )
@@ -103,11 +104,17 @@ class KnnProbe(HeadModule):
         return votes.clamp_(min=SMALLEST_SHARE).log_()
 
 
-def _solve(
-    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, numbers: Sequence[float]
-) -> list[KnnProbe]:
+def _solve(features: Tensor, targets: Tensor, weights: Tensor, task: Task, numbers: Sequence[float]) -> list[KnnProbe]:
     bank = normalize(features, dim=-1)
-    return [KnnProbe(bank, labels, num_classes, num_neighbors=int(number)) for number in numbers]
+    return [KnnProbe(bank, targets, task.num_outputs, num_neighbors=int(number)) for number in numbers]
 
 
-HEAD = HeadType(name="knn", module=KnnProbe, flat=True, solver=_solve, has_parameters=False, grid="num_neighbors")
+HEAD = HeadType(
+    name="knn",
+    module=KnnProbe,
+    flat=True,
+    solver=_solve,
+    tasks=(Multiclass.type,),
+    has_parameters=False,
+    grid="num_neighbors",
+)

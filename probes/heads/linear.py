@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..tasks.task import Task
 from .head import HeadModule, HeadType, Solver, initial_weights, make_linear
 
 
@@ -25,16 +26,16 @@ class LinearProbe(HeadModule):
 
 
 def linear_solver(
-    solve: Callable[[Tensor, Tensor, Tensor, int, Sequence[float]], list[tuple[Tensor, Tensor]]],
+    solve: Callable[[Tensor, Tensor, Tensor, Task, Sequence[float]], list[tuple[Tensor, Tensor]]],
 ) -> Solver:
     """A solver of float64 (weight [C, F], bias [C]) as one of probes, which are float32 as saved ones are."""
 
     @torch.no_grad()
     def solve_probes(
-        features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, values: Sequence[float]
+        features: Tensor, targets: Tensor, weights: Tensor, task: Task, values: Sequence[float]
     ) -> list[HeadModule]:
-        probes = [LinearProbe(features.shape[1], num_classes) for _ in values]
-        for probe, parts in zip(probes, solve(features.double(), labels, weights, num_classes, values), strict=True):
+        probes = [LinearProbe(features.shape[1], task.num_outputs) for _ in values]
+        for probe, parts in zip(probes, solve(features.double(), targets, weights, task, values), strict=True):
             for parameter, part in zip((probe.classifier.weight, probe.classifier.bias), parts, strict=True):
                 parameter.copy_(part)
         return list(probes)

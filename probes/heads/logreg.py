@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..losses import cross_entropy
+from ..tasks.multiclass import Multiclass
+from ..tasks.task import Task
 from .head import HeadType
 from .linear import LinearProbe, linear_solver
 
@@ -26,12 +27,13 @@ ABSENT_BIAS = -1e4  # for a class without images, whose free bias would go to mi
 
 
 def solve_logreg(
-    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, penalties: Sequence[float]
+    features: Tensor, labels: Tensor, weights: Tensor, task: Task, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
     """Weights of a linear classifier for each penalty: arguments and result as in `solve_ridge`.
 
     A class that does not occur gets zero weights and a bias that never wins.
     """
+    num_classes = task.num_outputs
     classes, targets = torch.unique(labels, return_inverse=True)
     mean = weights @ features
     x, basis = features - mean, None
@@ -54,6 +56,7 @@ def solve_logreg(
 
 def _minimize(x: Tensor, labels: Tensor, weights: Tensor, penalty: float, weight: Tensor, bias: Tensor) -> None:
     """Move weight and bias to the optimum, in place; the gradient by hand, as in the banks."""
+    loss_and_grad = Multiclass(num_classes=len(bias)).loss_and_grad
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=MAX_ITERATIONS,
@@ -64,7 +67,7 @@ def _minimize(x: Tensor, labels: Tensor, weights: Tensor, penalty: float, weight
     )
 
     def evaluate() -> Tensor:
-        loss, dlogits = cross_entropy(torch.addmm(bias, x, weight.T).unsqueeze(0), labels, weights)
+        loss, dlogits = loss_and_grad(torch.addmm(bias, x, weight.T).unsqueeze(0), labels, weights)
         weight.grad = (dlogits[0].T @ x).add_(weight, alpha=penalty)
         bias.grad = dlogits[0].sum(0)
         return loss[0] + 0.5 * penalty * weight.square().sum()
@@ -72,4 +75,6 @@ def _minimize(x: Tensor, labels: Tensor, weights: Tensor, penalty: float, weight
     optimizer.step(evaluate)  # type: ignore[no-untyped-call]
 
 
-HEAD = HeadType(name="logreg", module=LinearProbe, flat=True, solver=linear_solver(solve_logreg))
+HEAD = HeadType(
+    name="logreg", module=LinearProbe, flat=True, solver=linear_solver(solve_logreg), tasks=(Multiclass.type,)
+)

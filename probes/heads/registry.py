@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from layerbank.registry import Registry
 
 from ..errors import SettingError
+from ..tasks.task import Task
 from .head import HeadModule, HeadType
 
 _NAMES = (
@@ -54,7 +55,7 @@ def make_probe(head: Head, token_shape: tuple[int, ...], num_classes: int, *, se
     Args:
         head: its kind and numbers.
         token_shape: (T, D) of stacked tokens, (F,) of concatenated ones.
-        num_classes: C.
+        num_classes: C, the number of outputs.
         seed: for the initial weights.
 
     Raises:
@@ -70,3 +71,10 @@ def make_probe(head: Head, token_shape: tuple[int, ...], num_classes: int, *, se
     if head_type.has_levels:
         sizes |= {"num_levels": head.num_levels, "num_tokens": token_shape[0]}
     return head_type.module(**sizes, num_classes=num_classes, seed=seed)
+
+
+def check_task(head: Head, task: Task) -> None:
+    """Raise SettingError if the head cannot answer the task."""
+    tasks = HEADS[head.kind].tasks
+    if tasks is not None and task.type not in tasks:
+        raise SettingError("probes.head_not_for_task", head=head.kind, tasks=", ".join(tasks), task=task.type)

@@ -1,4 +1,4 @@
-"""Ridge regression on one-hot targets, solved for every penalty from one eigendecomposition.
+"""Ridge regression on numbers, one-hot for classes, solved for every penalty from one eigendecomposition.
 
     minimise  sum_i w_i || y_i - W x_i - b ||^2 + penalty ||W||^2        sum_i w_i = 1, b is free
 
@@ -13,29 +13,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..tasks.task import Task
 from .head import HeadType
 from .linear import LinearProbe, linear_solver
 
 
 def solve_ridge(
-    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, penalties: Sequence[float]
+    features: Tensor, targets: Tensor, weights: Tensor, task: Task, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Weights of a linear classifier for each penalty.
+    """Weights of a linear layer for each penalty.
 
     Args:
         features: [N, F] float64.
-        labels: [N] int64; the targets are 1 for the class and 0 for the others.
+        targets: [N], encoded; the outputs approximate `Task.ridge_targets`.
         weights: [N] float64 of the samples, summing to 1.
-        num_classes: C.
+        task: what is asked of the features.
         penalties: each > 0.
 
     Returns:
         (weight [C, F], bias [C]) for each penalty, float64.
     """
-    targets = torch.nn.functional.one_hot(labels, num_classes).double()
-    mean_x, mean_y = weights @ features, weights @ targets
+    numbers = task.ridge_targets(targets)
+    mean_x, mean_y = weights @ features, weights @ numbers
     scale = weights.sqrt().unsqueeze(1)
-    x, y = (features - mean_x) * scale, (targets - mean_y) * scale
+    x, y = (features - mean_x) * scale, (numbers - mean_y) * scale
     dual = len(x) < x.shape[1]
     values, vectors = torch.linalg.eigh(x @ x.T if dual else x.T @ x)
     rotated = vectors.T @ (y if dual else x.T @ y)

@@ -26,9 +26,10 @@ from machine import describe_machine
 from layerbank.probes.banks.bank import CHUNK_SIZE, GROUP_SIZE, AttentiveBank
 from layerbank.probes.data.rows import add_jitter
 from layerbank.probes.data.token_source import ArraySource, stack_tokens
-from layerbank.probes.fit import class_weights, fit_bank
+from layerbank.probes.fit import fit_bank
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.protocol import PAPER, Head, TrainingProtocol
+from layerbank.probes.tasks.multiclass import class_weights
 
 NUM_HEADS, NUM_TOKENS, NUM_CLASSES, BATCH = 24, 24, 47, 200
 NUM_BATCHES = 5  # of an epoch

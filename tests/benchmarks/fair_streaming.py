@@ -89,10 +89,10 @@ def accuracy(source: ArraySource, test: ArraySource, seed: int) -> float:
     protocol = TrainingProtocol(
         lrs=(LR,), weight_decays=(1e-4,), dropouts=(0.0,), epochs=EPOCHS, min_steps=1, batch_size=BATCH, seed=seed
     )
-    bank = LinearBank([LinearProbe(WIDTH, test.num_classes)])
+    bank = LinearBank([LinearProbe(WIDTH, test.task.num_outputs)])
     fit_bank(bank, source, torch.arange(len(source.labels)), [Setting(lr=LR, weight_decay=1e-4)], protocol)
     logits = torch.cat(list(compute_logits(bank, test, torch.arange(len(test.labels)))), 1)
-    return float(balanced_accuracy(logits.argmax(2), test.labels, test.num_classes))
+    return float(balanced_accuracy(logits.argmax(2), test.labels, test.task.num_outputs))
 
 
 if __name__ == "__main__":

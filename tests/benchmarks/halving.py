@@ -87,7 +87,7 @@ def describe(result: SweepResult) -> str:
     assert result.test is not None
     return (
         f"lr {result.chosen.lr:g} wd {result.chosen.weight_decay:g} p {result.chosen.dropout:g} "
-        f"validation {100 * result.validation:.2f} test {100 * result.test.balanced_accuracy:.2f} "
+        f"validation {100 * result.validation:.2f} test {100 * result.test['balanced_accuracy']:.2f} "
         f"{result.seconds['select']:.1f} s"
     )
 
@@ -101,7 +101,7 @@ def summarize(name: str, protocol: TrainingProtocol, pairs: list[Pair]) -> None:
         for one in pairs
     ]
     test = [
-        100 * (one.halving.test.balanced_accuracy - one.full.test.balanced_accuracy)  # type: ignore[union-attr]
+        100 * (one.halving.test["balanced_accuracy"] - one.full.test["balanced_accuracy"])  # type: ignore[union-attr]
         for one in pairs
     ]
     ratio = sum(one.halving.seconds["select"] for one in pairs) / sum(one.full.seconds["select"] for one in pairs)

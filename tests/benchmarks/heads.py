@@ -34,7 +34,7 @@ from layerbank.probes import (
 )
 from layerbank.probes.banks.module_bank import GROUP_SIZE
 from layerbank.probes.data.rows import add_jitter
-from layerbank.probes.fit import class_weights
+from layerbank.probes.tasks.multiclass import class_weights
 
 NUM_CLASSES, BATCH, NUM_PROBES, NUM_LEVELS = 47, 200, 8, 12
 NUM_HEADS = {"cae": 8, "alf-embed": 24, "ep": 32, "aim": 12, "vjepa": 12, "map": 12}

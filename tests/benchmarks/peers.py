@@ -47,7 +47,8 @@ from layerbank.probes import (
     first_duplicates,
 )
 from layerbank.probes.data.token_source import l2_normalize
-from layerbank.probes.fit import class_weights, fit_bank
+from layerbank.probes.fit import fit_bank
+from layerbank.probes.tasks.multiclass import class_weights
 
 BATCH, NUM_CLASSES = 200, 47
 PROTOCOL = TrainingProtocol(dropouts=(0.0,), batch_size=BATCH, epochs=1, min_steps=1000)

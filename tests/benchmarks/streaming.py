@@ -93,7 +93,7 @@ def compare_places(cache: SplitTokens, named: ProbeSpec, options: argparse.Names
     stored = InOrder(tokens, device, streamed)
     widened = tokens.in_memory()
     widened.tokens = widened.tokens.to(device)
-    exact = ArraySource(widened.tokens, tokens.labels, tokens.num_classes, blocks=tokens.blocks)
+    exact = ArraySource(widened.tokens, tokens.labels, tokens.task, blocks=tokens.blocks)
     order = streamed.order(torch.arange(len(tokens.labels)), 0, 0).split(BATCH)
 
     def read(source: TokenSource) -> None:

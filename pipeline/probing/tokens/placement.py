@@ -109,9 +109,7 @@ def place_tokens(
         SettingError: not even one probe at a time fits.
     """
     on_gpu = device.type == "cuda"
-    batch_rows = sizes_of(
-        candidates[0].head, tokens.token_shape, tokens.num_classes, len(tokens.labels), protocol
-    ).batch_size
+    batch_rows = sizes_of(candidates[0].head, tokens.token_shape, tokens.task, len(tokens.labels), protocol).batch_size
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
     whole = plan_group(candidates, tokens, protocol, None)
     # the test tokens are streamed in any case: each is read once

@@ -32,7 +32,7 @@ class ResidentTokens:
 
     def __init__(self, tokens: CachedTokens, device: torch.device) -> None:
         assert tokens.blocks is not None, "rows are held as blocks, not as one head wants them"
-        self.labels, self.num_classes, self.images = tokens.labels, tokens.num_classes, tokens.images
+        self.labels, self.task, self.images = tokens.labels, tokens.task, tokens.images
         self.blocks, self.token_shape = tokens.blocks, tokens.token_shape
         self.device, self._rows = device, tokens.rows
         widths: Counter[torch.dtype] = Counter()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerbank.cache import ArraySpec, ModelSpec, TokenArray, TokenView, WantedRows
+from layerbank.probes import TASKS, Task
 
 from ...data.split_record import SplitRecord
 from ...data.split_rows import SplitRows, reading_order, wanted_rows
@@ -82,7 +84,8 @@ class SplitTokens:
         arrays: (level, kind) -> spec of each array.
         positions: [n] int64, place of each row in the arrays of `tokens`, in any order; equal images share one.
         images: [n] int64, ascending: the number of the image of each row; the first row of an image is its centre view.
-        labels: [n] int64.
+        labels: [n] what the task asks for, of each row.
+        task: what is asked of the tokens.
         reading_order: [n] int64, the rows in the order in which they are best read.
         stores: the stores that are read.
     """
@@ -98,7 +101,8 @@ class SplitTokens:
         rows = np.flatnonzero(np.repeat(is_whole, rows_an_image))
         self.positions: NDArray[np.int64] = self._view.positions[rows]
         self.images: NDArray[np.int64] = rows // rows_an_image
-        self.labels: NDArray[np.int64] = record.labels[self.images]
+        self.labels: NDArray[Any] = record.labels[self.images]
+        self.task: Task = TASKS.require(record.task).for_classes(len(record.class_names))
         number = np.full(len(self._view.positions), -1)
         number[rows] = np.arange(len(rows))
         order = number[reading_order(record.images, rows_an_image)]

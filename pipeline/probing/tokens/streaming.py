@@ -48,13 +48,13 @@ class StreamedTokens:
 
     def __init__(self, tokens: CachedTokens, *, buffer_rows: int, pin: bool = False) -> None:
         self._tokens, self._pin = tokens, pin
-        self.labels, self.num_classes, self.token_shape = tokens.labels, tokens.num_classes, tokens.token_shape
+        self.labels, self.task, self.token_shape = tokens.labels, tokens.task, tokens.token_shape
         self.images, self.blocks = tokens.images, tokens.blocks
         self.reading_order = tokens.reading_order
         self._rank = torch.empty_like(self.reading_order)
         self._rank[self.reading_order] = torch.arange(len(self._rank))
-        in_order = self.labels[self.reading_order], self.images[self.reading_order]
-        self.stretches = choose_stretches(*in_order, buffer_rows)
+        strata, order = self.task.strata(self.labels), self.reading_order
+        self.stretches = choose_stretches(strata[order], self.images[order], buffer_rows)
         self._window_rows = buffer_rows
         self._scattered = self.stretches.spread or tokens.mean_run_bytes(self.stretches.rows) < SHORT_RUN_BYTES
 

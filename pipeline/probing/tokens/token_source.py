@@ -123,8 +123,8 @@ class CachedTokens:
         blocks: blocks of a row that several probes read: see `layerbank.probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         reading_order: [N] int64, the rows in the order in which they are best read.
-        labels: [N] int64, of the rows that could be read.
-        num_classes: from the data set, not from the labels that happen to occur.
+        labels: [N] of the rows that could be read.
+        task: with the classes of the data set, not those that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated or side by side.
         stored_rows: [N] int64, the position of each row in the store, in any order; equal images may share one.
         stored_row_bytes: bytes of one image on the disk.
@@ -140,7 +140,7 @@ class CachedTokens:
         self.images = torch.from_numpy(cache.images)
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.labels = torch.from_numpy(cache.labels)
-        self.num_classes = len(cache.class_names)
+        self.task = cache.task
         self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
         flat = HEADS[probes.head].flat if isinstance(probes, ProbeSpec) else True
         self._reading = Reading(self.rows.blocks, flat=flat)
@@ -216,7 +216,7 @@ class CachedTokens:
         for rows in torch.split(self.reading_order, RELEASE_ROWS):
             put_rows(tokens, rows, self.take(rows))
             self.release(rows)
-        return ArraySource(tokens, self.labels, self.num_classes, self.images, self.blocks)
+        return ArraySource(tokens, self.labels, self.task, self.images, self.blocks)
 
 
 def runs_of(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
