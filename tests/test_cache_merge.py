@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from golden_stores import (
     without_fsync,  # noqa: F401
     write_rows,
 )
+from kills import run_program
 from messages import raises, refuses
 
 from layerbank.cache import (
@@ -222,44 +220,17 @@ def test_a_store_that_is_in_order_already_is_its_own_merger_and_is_never_deleted
 # Interruptions and bad input
 
 KILLER = """
-import json, os, random, signal, sys, time, traceback
+import json
 from pathlib import Path
+from kills import is_killed
 from layerbank.cache import merge_stores
 
 root, stores = Path(sys.argv[1]), sys.argv[2:]
-random.seed(1)
-os.fsync = lambda fd: None  # nobody cuts the power
-
-def merge(folder, kill_at_call):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            calls = iter(range(10**9))
-            def deadly(call):
-                def counted(*arguments, **keywords):
-                    if next(calls) == kill_at_call:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return call(*arguments, **keywords)
-                return counted
-            for name in ("write", "replace", "rename", "unlink", "mkdir"):
-                setattr(os, name, deadly(getattr(os, name)))
-            merge_stores(stores, folder)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    status = os.waitpid(pid, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return os.WIFSIGNALED(status)
-
-kills = 0
-for number in range(0, 10**9, 17):
-    killed = merge(root / str(number), number)
-    kills += killed
-    merge(root / str(number), 10**9)
-    if not killed:
-        break
-print(json.dumps(kills))
+number = 0
+while is_killed(lambda: merge_stores(stores, root / str(number)), at_call=number):
+    assert not is_killed(lambda: merge_stores(stores, root / str(number)))
+    number += 17
+print(json.dumps(number))
 """
 
 
@@ -272,10 +243,7 @@ def test_a_merge_killed_before_any_call_that_changes_the_disk_ends_the_same_when
         write_target(store, "age", Target(values=np.ones(num_rows), type="regression"), num_rows=num_rows)
     merge_stores(stores, tmp_path / "uninterrupted")
     (tmp_path / "killed").mkdir()
-    command = [sys.executable, "-c", KILLER, str(tmp_path / "killed"), *map(str, stores)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) >= 8
+    assert run_program(KILLER, tmp_path / "killed", *stores) > 8 * 17
     for root in (tmp_path / "killed").iterdir():
         assert tree(root) == tree(tmp_path / "uninterrupted"), root
         assert folders_of(root) == folders_of(tmp_path / "uninterrupted"), root
