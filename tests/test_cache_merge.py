@@ -10,21 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
-from golden_stores import (
-    ARRAYS,
-    folders_of,
-    hashes_of,
-    make_array,
-    make_model,
-    read_tokens,
-    tokens_of,
-    tree,
-    unpack,
-    without_fsync,  # noqa: F401
-    write_rows,
-)
+from golden_stores import ARRAYS, read_tokens, tree, unpack, write_rows
 from kills import run_program
 from messages import raises, refuses
+from token_stores import folders_of, hashes_of, make_array, make_model, tokens_of, without_fsync  # noqa: F401
 
 from layerbank.cache import (
     RowSet,
@@ -49,7 +38,7 @@ KEYS = [("norm2", "block.0", "cls"), ("", "final", "cls"), ("", "final", "grid2"
 
 
 def images(numbers: Sequence[int]) -> RowSet:
-    return RowSet(hashes=hashes_of(np.asarray(numbers)))
+    return RowSet(hashes=hashes_of(numbers))
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run
-from golden_stores import committed_values, folders_of, make_model, stores_under, tree, unpack, without_fsync  # noqa: F401
+from golden_stores import committed_values, stores_under, tree, unpack
 from kills import run_program
 from messages import raises, refuses, shows
 from own_mounts import in_own_mounts
+from token_stores import folders_of, make_model, without_fsync  # noqa: F401
 
 from layerbank.cache import (
     CacheWriter,
