@@ -1,22 +1,19 @@
-"""The stores of released formats in `tests/golden/`, and small stores of rows for tests that upgrade and merge.
-
-A token is a function of its array and of its image's hash, so that stores of any rows in any order can be compared.
-"""
+"""The stores of released formats in `tests/golden/`, and stores of any rows as the golden ones were written."""
 
 from __future__ import annotations
 
-import os
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+import token_stores
 from numpy.typing import NDArray
+from token_stores import append, make_array, make_model, make_spec, open_writer
 
-from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, ModelSpec, RowSet, StoreFiles, StoreSpec, TokenStore
+from layerbank.cache import ArraySpec, BatchNotes, ModelSpec, RowSet, StoreFiles, TokenStore
 from layerbank.cache.format import token_array
 from layerbank.cache.header import read_header
 
@@ -56,39 +53,7 @@ def committed_values(store: Path) -> tuple[RowSet, ArrayValues]:
     return files.rows, values
 
 
-def make_model(**changes: str) -> ModelSpec:
-    values = {
-        "architecture": "timm/vit_tiny img_size=32",
-        "weights": "0123456789abcdef",
-        "token_rule": "1",
-        "transform": "resize 32",
-        "compute_dtype": "float32",
-        "storage_dtype": "float16",
-        "name": "timm/vit_tiny",
-    }
-    return ModelSpec(**(values | changes))
-
-
-def make_array(level: str, kind: str = "cls", tap: str = "norm2", width: int = 8) -> ArraySpec:
-    return ArraySpec(level=level, kind=kind, tap=tap, row_shape=(4, width) if kind == "grid2" else (width,))
-
-
 ARRAYS = (make_array("block.0"), make_array("final"), make_array("final", "grid2"))
-
-
-def hashes_of(images: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The content hash of each numbered image, in no order."""
-    return (np.asarray(images, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-
-
-def tokens_of(array: ArraySpec, hashes: NDArray[np.uint64], views: NDArray[np.uint16] | None = None) -> NDArray[Any]:
-    """``[n, *row_shape]`` float16, exact."""
-    columns = np.arange(int(np.prod(array.row_shape)), dtype=np.uint64)
-    seeds = hashes if views is None else hashes + views.astype(np.uint64) * np.uint64(977)
-    values = (
-        seeds[:, None] * np.uint64(31) + columns * np.uint64(7) + np.uint64(zlib.crc32(array.name.encode()))
-    ) % 2048
-    return values.astype(np.float16).reshape(len(hashes), *array.row_shape) - np.float16(1024)
 
 
 def write_rows(
@@ -100,41 +65,23 @@ def write_rows(
     name: str = "shapes",
     skipped: Mapping[int, str] | None = None,
     num_batches: int | None = None,
-    before_batch: Callable[[], None] = lambda: None,
-    **changes: Any,
 ) -> Path:
     """Write a store of rows; with `num_batches` only so many batches, and it is left incomplete.
 
     Args:
         skipped: row -> reason.
     """
-    model = model or make_model()
-    spec = StoreSpec(
-        model=model,
-        rows_digest=rows.digest,
-        num_rows=len(rows),
-        hash_rule=rows.hash_rule,
-        view_rule=rows.view_rule,
-        name=name,
-    )
-    arguments: dict[str, Any] = {
-        "sample_ids": [f"{name} {row}" for row in range(len(rows))],
-        "sizes": rows.hashes.astype(np.int64) & 0xFFFF,
-        "batch_size": 60,
-        "attributes": {"dataset": name},
-    }
-    writer = CacheWriter.open(spec.path(root), model, rows, arrays, name=name, **(arguments | changes))
-    with writer:
+    spec = replace(make_spec(rows=rows, name=name), model=model or make_model())
+    named = {"sample_ids": [f"{name} {row}" for row in range(len(rows))], "attributes": {"dataset": name}}
+    with open_writer(
+        spec.path(root), spec, arrays, rows, sizes=rows.hashes.astype(np.int64) & 0xFFFF, **named
+    ) as writer:
         for batch in writer.pending()[:num_batches]:
-            before_batch()
-            part = slice(batch.start, batch.stop)
-            views = None if rows.views is None else rows.views[part]
-            tokens = {array.name: tokens_of(array, rows.hashes[part], views) for array in batch.arrays}
             notes = BatchNotes(
                 skipped={row: why for row, why in (skipped or {}).items() if row in range(batch.start, batch.stop)},
                 saturated={array.name: 1 for array in batch.arrays if batch.start == 0},
             )
-            writer.append(batch, tokens, content_hashes=rows.hashes[part], notes=notes)
+            append(writer, batch, notes=notes)
         if num_batches is None:
             writer.complete()
     return writer.path
@@ -148,17 +95,4 @@ def read_tokens(store: Path, key: tuple[str, str, str]) -> NDArray[Any]:
 
 def tree(path: Path) -> dict[str, bytes]:
     """Every file below a folder, locks excepted: relative path -> content."""
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.endswith(".lock"))
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
-
-
-def folders_of(path: Path) -> set[str]:
-    return {folder.relative_to(path).as_posix() for folder in path.rglob("*") if folder.is_dir()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_fsync() -> Iterator[None]:
-    """For test files that import it: nobody cuts the power here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda fd: None)
-        yield
+    return {file: content for file, content in token_stores.tree(path).items() if not file.endswith(".lock")}

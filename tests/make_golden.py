@@ -16,8 +16,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from golden_stores import ARRAYS, hashes_of, make_array, make_model, unpack, write_rows
+from golden_stores import ARRAYS, unpack, write_rows
 from probe_runs import PROTOCOL, REQUEST, run, stores_of
+from token_stores import hashes_of, make_array, make_model
 
 from layerbank.cache import RowSet, Target, merge_stores, write_target
 from layerbank.cache.header import read_header, write_header

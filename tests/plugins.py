@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -14,6 +15,7 @@ def install_plugin(folder: Path, entry_points: str, source: str = "", name: str 
         source: of the module.
         name: of the distribution and of the module.
     """
+    sys.modules.pop(name, None)  # of an earlier test
     (folder / f"{name}.py").write_text(source)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()

@@ -61,9 +61,11 @@ def fill(store: Path, spec: Any, arrays: list[ArraySpec], num_blocks: int | None
         for batch in writer.claim():
             if num_blocks is not None and batch.block >= num_blocks:
                 return
-            rows = np.arange(batch.start, batch.stop)
-            tokens = {array.name: tokens_of(array, rows, spec.model.storage_dtype) for array in batch.arrays}
-            writer.append(batch, tokens, content_hashes=hashes_of(rows), notes=BatchNotes())
+            hashes = hashes_of(range(batch.start, batch.stop))
+            tokens = {
+                array.name: tokens_of(array, hashes, storage_dtype=spec.model.storage_dtype) for array in batch.arrays
+            }
+            writer.append(batch, tokens, content_hashes=hashes, notes=BatchNotes())
         writer.complete()
 
 

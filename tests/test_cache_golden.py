@@ -6,19 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_stores import (
-    ARRAYS,
-    hashes_of,
-    make_array,
-    make_model,
-    stores_under,
-    tokens_of,
-    tree,
-    unpack,
-    without_fsync,  # noqa: F401
-    write_rows,
-)
+from golden_stores import ARRAYS, stores_under, tree, unpack, write_rows
 from messages import raises
+from token_stores import hashes_of, make_array, make_model, tokens_of, without_fsync  # noqa: F401
 
 from layerbank.cache import (
     NewerStoreError,

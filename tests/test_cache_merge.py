@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
-from golden_stores import (
-    ARRAYS,
-    folders_of,
-    hashes_of,
-    make_array,
-    make_model,
-    read_tokens,
-    tokens_of,
-    tree,
-    unpack,
-    without_fsync,  # noqa: F401
-    write_rows,
-)
+from golden_stores import ARRAYS, read_tokens, tree, unpack, write_rows
+from kills import run_program
 from messages import raises, refuses
+from token_stores import folders_of, hashes_of, make_array, make_model, tokens_of, without_fsync  # noqa: F401
 
 from layerbank.cache import (
     RowSet,
@@ -52,7 +39,7 @@ KEYS = [("norm2", "block.0", "cls"), ("", "final", "cls"), ("", "final", "grid2"
 
 
 def images(numbers: Sequence[int]) -> RowSet:
-    return RowSet(hashes=hashes_of(np.asarray(numbers)))
+    return RowSet(hashes=hashes_of(numbers))
 
 
 @pytest.fixture
@@ -223,47 +210,27 @@ def test_a_store_that_is_in_order_already_is_its_own_merger_and_is_never_deleted
 # Interruptions and bad input
 
 KILLER = """
-import json, os, shutil, signal, sys, traceback
+import json, shutil
 from pathlib import Path
+from kills import is_killed
 from layerbank.cache import merge_stores
 
 cache, root, delete = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "delete"
-os.fsync = lambda fd: None  # nobody cuts the power
+step, names = int(sys.argv[4]), sys.argv[5:]
 
-def merge(folder, stores, kill_at_call):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            calls = iter(range(10**9))
-            def deadly(call):
-                def counted(*arguments, **keywords):
-                    if next(calls) == kill_at_call:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return call(*arguments, **keywords)
-                return counted
-            for name in ("write", "replace", "rename", "unlink", "mkdir", "rmdir"):
-                setattr(os, name, deadly(getattr(os, name)))
-            merge_stores(stores, folder, delete=delete)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    status = os.waitpid(pid, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return os.WIFSIGNALED(status)
+def is_merge_killed(folder, **when):
+    stores = [(folder if delete else cache) / name for name in names]
+    return is_killed(lambda: merge_stores(stores, folder, delete=delete), **when)
 
-kills = 0
-for number in range(0, 10**9, int(sys.argv[4])):
-    folder = root / str(number)
+kills, killed = 0, True
+while killed:
+    folder = root / str(kills)
     if delete:
         shutil.copytree(cache, folder)
-    stores = [(folder if delete else cache) / name for name in sys.argv[5:]]
-    killed = merge(folder, stores, number)
+    killed = is_merge_killed(folder, at_call=kills * step)
+    for _ in range(2):
+        assert not is_merge_killed(folder)
     kills += killed
-    merge(folder, stores, 10**9)
-    merge(folder, stores, 10**9)
-    if not killed:
-        break
 print(json.dumps(kills))
 """
 
@@ -283,17 +250,8 @@ def test_a_merge_killed_before_any_call_that_changes_the_disk_ends_the_same_when
         shutil.copytree(cache, uninterrupted)
     merge_stores([(uninterrupted if delete else cache) / name for name in names], uninterrupted, delete=delete)
     (tmp_path / "killed").mkdir()
-    command = [
-        sys.executable,
-        "-c",
-        KILLER,
-        str(cache),
-        str(tmp_path / "killed"),
-        *(["delete", "29"] if delete else ["keep", "17"]),
-    ]
-    result = subprocess.run([*command, *names], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) >= 8
+    how = ("delete", 29) if delete else ("keep", 17)
+    assert run_program(KILLER, cache, tmp_path / "killed", *how, *names) >= 8
     for root in (tmp_path / "killed").iterdir():
         assert tree(root) == tree(uninterrupted), root
         assert folders_of(root) == folders_of(uninterrupted), root

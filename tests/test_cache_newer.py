@@ -322,7 +322,7 @@ HOSTILE = [
 def test_a_hostile_header_is_one_of_our_errors_quickly(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     store = make_spec().path(root)
     rewrite(store, change)
-    before, started = tree(root), time.perf_counter()
+    before, started = tree(root), time.process_time()
     (info,) = list_stores(root)
     assert info.missing_rows is not None
     assert info.num_blocks_done <= 5
@@ -334,7 +334,7 @@ def test_a_hostile_header_is_one_of_our_errors_quickly(root: Path, change: Calla
     with pytest.raises(CacheError):
         TokenView.open(root, make_model(), wanted(5), [("block.0", "cls")])
     assert verify_store(store) != []
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert tree(root) == before
     with pytest.raises(CacheError):
         write_store(store)
@@ -403,7 +403,7 @@ STRAY_LINES = [
 def test_a_line_about_what_does_not_exist_costs_nothing_and_is_named(root: Path, raw: bytes, sound: Path) -> None:
     store = make_spec().path(root)
     (store / JOURNAL).write_bytes(raw + (sound / JOURNAL).read_bytes())
-    started = time.perf_counter()
+    started = time.process_time()
     (info,) = list_stores(root)
     assert (info.num_blocks_done, info.missing_rows) == (5, [])
     view = TokenView.open(root, make_model(), wanted(1200), [("block.0", "cls")])
@@ -413,7 +413,7 @@ def test_a_line_about_what_does_not_exist_costs_nothing_and_is_named(root: Path,
     assert run("cache", "info", store).exit_code == 0
     assert merge_stores([store], root, name="merged").num_rows == 1200
     assert write_store(store) == []
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     repair_store(store)
     assert tree(store) == tree(sound)
 
@@ -422,10 +422,10 @@ def test_a_journal_of_many_row_blocks_is_read_in_linear_time(store: Path) -> Non
     seconds = []
     for num in (2_000, 8_000):
         (store / JOURNAL).write_bytes(b"".join(line(block=block) for block in range(num)))
-        started = time.perf_counter()
+        started = time.process_time()
         (info,) = list_stores(store.parent)
         assert len(info.journal.entries) == num
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert seconds[1] < 12 * seconds[0]
 
 

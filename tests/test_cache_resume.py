@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import run_program
 from messages import raises
 from token_stores import (
     NUM_ROWS,
@@ -29,48 +28,18 @@ from layerbank.cache.journal import CHECKED_FILE, JOURNAL_FOLDER, WORKER_FILE, r
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
-# Runs alone, imports only what it needs, and forks a writer that it kills; so a new process costs milliseconds.
 KILLER = """
-import json, os, random, signal, sys, time, traceback
+import json, random, time
 from pathlib import Path
+from kills import is_killed
 from token_stores import make_arrays, make_spec, write_store
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 arrays = make_arrays()
 random.seed(0)
 
-def run(path, kill_after_s=None, kill_at_call=None, **arguments):
-    "Fork a writer; returns (whether it was killed, seconds)."
-    started = time.perf_counter()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if kill_at_call is not None:
-                die_at_call(kill_at_call)
-            write_store(path, make_spec(), before_batch=lambda: time.sleep(random.random() * 0.004), **arguments)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return os.WIFSIGNALED(status), time.perf_counter() - started
-
-def die_at_call(number):
-    "SIGKILL to ourselves just before the given call that changes the disk."
-    os.fsync = lambda fd: None  # nobody cuts the power
-    calls = iter(range(10**9))
-    def deadly(call):
-        def counted(*arguments, **keywords):
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **keywords)
-        return counted
-    for name in ("write", "replace", "unlink", "mkdir", "ftruncate"):
-        setattr(os, name, deadly(getattr(os, name)))
+def write(path, **arguments):
+    write_store(path, make_spec(), before_batch=lambda: time.sleep(random.random() * 0.004), **arguments)
 
 kills, stores, seen = 0, [], {}
 
@@ -88,41 +57,31 @@ def look(path):
     seen[where] = seen.get(where, 0) + 1
 
 if mode == "random":
-    uninterrupted_s = run(folder / "warm.zarr", arrays=arrays)[1]
+    started = time.perf_counter()
+    is_killed(lambda: write(folder / "warm.zarr", arrays=arrays))
+    uninterrupted_s = time.perf_counter() - started
     while kills < 24:
         path = folder / f"{len(stores)}.zarr"
         if len(stores) % 3 == 1:                 # the later arrays are added to a complete store
-            run(path, arrays=arrays[:2])
+            is_killed(lambda: write(path, arrays=arrays[:2]))
         arguments = {"overwrite": len(stores) % 3 == 2}
-        while run(path, kill_after_s=random.random() * uninterrupted_s, arrays=arrays, **arguments)[0]:
+        while is_killed(lambda: write(path, arrays=arrays, **arguments), after_s=random.random() * uninterrupted_s):
             kills += 1
             look(path)
             arguments = {}
         stores.append(path.name)
 else:
-    first, step = int(sys.argv[3]), int(sys.argv[4])
-    for number in range(first, 10**9, step):
-        path = folder / f"{number}.zarr"
-        killed, _ = run(path, kill_at_call=number, arrays=arrays)
+    killed, step = True, int(sys.argv[3])
+    while killed:
+        path = folder / f"{kills * step}.zarr"
+        killed = is_killed(lambda: write(path, arrays=arrays), at_call=kills * step)
         if killed:
+            kills += 1
             look(path)
-            run(path, kill_at_call=10**9, arrays=arrays)
+            is_killed(lambda: write(path, arrays=arrays))
         stores.append(path.name)
-        if not killed:
-            break
-        kills += 1
 print(json.dumps({"kills": kills, "stores": stores, "seen": seen}))
 """
-
-
-def run_killer(folder: Path, *arguments: str) -> dict[str, object]:
-    tests = Path(__file__).parent
-    program = f"import sys; sys.path.insert(0, {str(tests)!r})\n{KILLER}"
-    command = [sys.executable, "-c", program, str(folder), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    report: dict[str, object] = json.loads(result.stdout)
-    return report
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +94,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_processes_killed_at_random_moments_leave_the_same_bytes_in_the_end(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    report = run_killer(tmp_path, "random")
-    assert isinstance(report["kills"], int)
-    assert isinstance(report["stores"], list)
+    report = run_program(KILLER, tmp_path, "random")
     assert report["kills"] >= 20
     for store in report["stores"]:
         assert tree(tmp_path / store) == tree(uninterrupted), report
@@ -149,9 +106,7 @@ def test_processes_killed_at_random_moments_leave_the_same_bytes_in_the_end(
 def test_a_process_killed_before_any_call_that_changes_the_disk_leaves_the_same_bytes_in_the_end(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    report = run_killer(tmp_path, "calls", "0", "7")
-    assert isinstance(report["kills"], int)
-    assert isinstance(report["stores"], list)
+    report = run_program(KILLER, tmp_path, "calls", 7)
     assert report["kills"] >= 20
     for store in report["stores"]:
         assert tree(tmp_path / store) == tree(uninterrupted), (store, report)

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ import google_crc32c
 import numpy as np
 import pytest
 from commands import run
-from golden_stores import committed_values, folders_of, make_model, stores_under, tree, unpack, without_fsync  # noqa: F401
+from golden_stores import committed_values, stores_under, tree, unpack
+from kills import run_program
 from messages import raises, refuses, shows
 from own_mounts import in_own_mounts
+from token_stores import folders_of, make_model, without_fsync  # noqa: F401
 
 from layerbank.cache import (
     CacheWriter,
@@ -287,59 +287,35 @@ def test_an_upgraded_copy_that_was_damaged_since_does_not_cost_the_old_store(
 # Interruptions
 
 KILLER = """
-import json, os, shutil, signal, sys, traceback
+import json, os, shutil
 from pathlib import Path
+from kills import is_killed
 from layerbank.cache import find_format1, remove_leftovers, upgrade_store
 
-source, folder, first, step, links = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+source, folder, step, links = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 
-def upgrade(root, kill_at_call):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.fsync = lambda fd: None  # nobody cuts the power
-            if links == "copies":
-                original = os.link  # zarr makes its own files with it
-                def link(source, target):
-                    if Path(target).name.startswith(("c.", ".layerbank")):
-                        raise OSError(1, "no links here")
-                    original(source, target)
-                os.link = link
-            die_at_call(kill_at_call)
-            for path in find_format1(root):
-                upgrade_store(path, root)
-            remove_leftovers(root)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    status = os.waitpid(pid, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return os.WIFSIGNALED(status)
+def upgrade():
+    for path in find_format1(root):
+        upgrade_store(path, root)
+    remove_leftovers(root)
 
-def die_at_call(number):
-    "SIGKILL to ourselves just before the given call that changes the disk."
-    calls = iter(range(10**9))
-    def deadly(call):
-        def counted(*arguments, **keywords):
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **keywords)
-        return counted
-    for name in ("write", "replace", "rename", "link", "unlink", "rmdir", "mkdir"):
-        setattr(os, name, deadly(getattr(os, name)))
+if links == "copies":
+    original = os.link  # zarr makes its own files with it
+    def link(source, target):
+        if Path(target).name.startswith(("c.", ".layerbank")):
+            raise OSError(1, "no links here")
+        original(source, target)
+    os.link = link
 
-kills, states = 0, {}
-for number in range(first, 10**9, step):
+number, states, killed = -step, {}, True
+while killed:
+    number += step
     root = shutil.copytree(source, folder / str(number))
-    killed = upgrade(root, number)
+    killed = is_killed(upgrade, at_call=number)
     state = f"{len(list(root.glob('*/*/*.zarr')))} old, {len(list(root.glob('*/*.zarr')))} new"
     states[state] = states.get(state, 0) + 1
-    if not killed:
-        break
-    kills += 1
-    upgrade(root, 10**9)
-print(json.dumps({"kills": kills, "states": states}))
+    assert not is_killed(upgrade)
+print(json.dumps({"calls": number, "states": states}))
 """
 
 
@@ -357,11 +333,8 @@ def test_an_upgrade_killed_before_any_call_that_changes_the_disk_ends_the_same_w
     uninterrupted = shutil.copytree(source, tmp_path / "uninterrupted")
     upgrade_all(uninterrupted)
     (tmp_path / "killed").mkdir()
-    command = [sys.executable, "-c", KILLER, str(source), str(tmp_path / "killed"), "0", str(step), links]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
-    assert report["kills"] * step >= 200
+    report = run_program(KILLER, source, tmp_path / "killed", step, links)
+    assert report["calls"] >= 200
     assert {"2 old, 0 new", "1 old, 1 new", "0 old, 2 new"} <= report["states"].keys()
     for root in (tmp_path / "killed").iterdir():
         assert tree(root) == tree(uninterrupted), (root, report)

@@ -57,7 +57,7 @@ def test_zarr_itself_reads_what_was_written(tmp_path: Path) -> None:
     write_store(tmp_path / "a.zarr")
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     for array in make_arrays():
-        np.testing.assert_array_equal(group[array.name][...], tokens_of(array, ROWS))  # type: ignore[index]
+        np.testing.assert_array_equal(group[array.name][...], tokens_of(array, hashes_of(ROWS)))  # type: ignore[index]
         assert group[array.name].metadata.dimension_names[0] == "row"  # type: ignore[union-attr]
     np.testing.assert_array_equal(group["content_hashes"][...], hashes_of(ROWS))  # type: ignore[index]
     offsets = group["sample_ids/offsets"][...]  # type: ignore[index]
@@ -188,7 +188,9 @@ def test_each_kind_is_stored_in_its_own_dtype(tmp_path: Path) -> None:
         ]
         tokens = cache.tokens(array.level, array.kind)
         assert (tokens.logical_dtype, tokens.dtype) == (logical, np.dtype(on_disk))
-        np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(array, ROWS, spec.model.storage_dtype))
+        np.testing.assert_array_equal(
+            tokens.read(0, NUM_ROWS), tokens_of(array, hashes_of(ROWS), storage_dtype=spec.model.storage_dtype)
+        )
     assert verify_store(tmp_path / "a.zarr") == []
 
 
@@ -295,7 +297,9 @@ def test_bfloat16_is_stored_as_its_bits(tmp_path: Path) -> None:
     assert (stored.dtype, stored.attrs["logical_dtype"]) == (np.uint16, "bfloat16")
     tokens = TokenStore.open(tmp_path / "a.zarr").tokens("final", "cls")
     assert (tokens.dtype, tokens.logical_dtype) == (np.uint16, "bfloat16")
-    np.testing.assert_array_equal(tokens.read(0, NUM_ROWS), tokens_of(arrays[1], ROWS, "bfloat16"))
+    np.testing.assert_array_equal(
+        tokens.read(0, NUM_ROWS), tokens_of(arrays[1], hashes_of(ROWS), storage_dtype="bfloat16")
+    )
 
 
 def test_a_store_with_another_identity_is_refused_field_by_field(tmp_path: Path) -> None:
@@ -371,7 +375,7 @@ def fewer_arrays(batch: Batch) -> dict[str, Any]:
 
 
 def unknown_array(batch: Batch) -> dict[str, Any]:
-    tokens = {array.name: tokens_of(array, np.arange(batch.start, batch.stop)) for array in batch.arrays}
+    tokens = {array.name: tokens_of(array, hashes_of(range(batch.start, batch.stop))) for array in batch.arrays}
     return {"tokens": tokens | {"tokens/final/ap": np.zeros((len(batch), 8), np.float16)}}
 
 
@@ -416,11 +420,11 @@ def test_a_batch_that_does_not_fit_is_refused_and_the_right_one_written(
 ) -> None:
     with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
         batch = writer.pending()[0]
-        rows = np.arange(batch.start, batch.stop)
+        hashes = hashes_of(range(batch.start, batch.stop))
         arguments: dict[str, Any] = {
             "batch": batch,
-            "tokens": {array.name: tokens_of(array, rows) for array in batch.arrays},
-            "content_hashes": hashes_of(rows),
+            "tokens": {array.name: tokens_of(array, hashes) for array in batch.arrays},
+            "content_hashes": hashes,
         } | change(batch)
         with raises(key, BatchError, start=0, stop=60) as refused:
             writer.append(arguments.pop("batch"), arguments.pop("tokens"), **arguments)

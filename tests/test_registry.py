@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[float]:
     install_plugin(tmp_path, text, "TAU = 6.28\nWORD = 'tau'\n")
     (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "zippy", raising=False)
     return Registry("layerbank.numbers", "number", float, {"nan": "math:nan", "pi": "math:pi"})
 
 

@@ -20,12 +20,13 @@ PROTOCOL = "epochs = 1\nmin_steps = 6\nlrs = [0.01]\nweight_decays = [1e-4, 0.1]
 PROBES = ["linear-cls", "attn-mid", "attn-mid-smallest", "attn-mid-top2"]
 
 # Imports once and forks each study that it is to kill, so that a kill costs a second. Reads lines of JSON: the arguments of the
-# command, and where to kill it; answers how the command ended, and after how many calls that change the disk.
+# command, and where to kill it; answers how the command ended.
 RUNNER = """
 import io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 import layerbank.probing.probe, layerbank.probing.results, layerbank.executors.studies, layerbank.console, layerbank.cli  # noqa
+from kills import die_at_call
 from layerbank.console import Listener
 from layerbank.cli import main
 
@@ -59,27 +60,16 @@ def in_the_line(number):
     os.fsync = fsync
 
 def at_call(number):
-    "Before a call that changes the disk."
     os.fsync = lambda descriptor: None  # nobody cuts the power
-    calls = iter(range(10**9))
-    def deadly(call):
-        def counted(*arguments, **keywords):
-            if next(calls) == number:
-                kill()
-            return call(*arguments, **keywords)
-        return counted
-    for name in ("write", "replace", "unlink", "mkdir", "ftruncate"):
-        setattr(os, name, deadly(getattr(os, name)))
-    return calls
+    die_at_call(number)
 
 for line in sys.stdin:
     order = json.loads(line)
-    counting, told = os.pipe()
     pid = os.fork()
     if pid == 0:
         sys.stdout = sys.stderr = io.StringIO()
         where, *rest = order["kill"]
-        calls = {"event": at_event, "line": in_the_line, "call": at_call, "nowhere": lambda: None}[where](*rest)
+        {"event": at_event, "line": in_the_line, "call": at_call, "nowhere": lambda: None}[where](*rest)
         code = 0
         try:
             main(order["arguments"])
@@ -95,7 +85,7 @@ class Runner:
     """Studies in processes of their own, one after the other."""
 
     def __init__(self, arguments: list[str]) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
         self._arguments = arguments
         self._process = subprocess.Popen(
             [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

@@ -80,38 +80,43 @@ def make_spec(
     )
 
 
+def make_array(level: str, kind: str = "cls", tap: str = "norm2", width: int = 8) -> ArraySpec:
+    return ArraySpec(level=level, kind=kind, tap=tap, row_shape=(4, width) if kind == "grid2" else (width,))
+
+
 def make_arrays(
     levels: Sequence[str] = ("block.0", "final"),
     kinds: Sequence[str] = ("cls", "grid2"),
     width: int = 8,
     tap: str = "norm2",
 ) -> list[ArraySpec]:
-    shapes = {"grid2": (4, width)}
-    return [
-        ArraySpec(level=level, kind=kind, row_shape=shapes.get(kind, (width,)), tap=tap)
-        for level in levels
-        for kind in kinds
-    ]
+    return [make_array(level, kind, tap, width) for level in levels for kind in kinds]
 
 
-def tokens_of(array: ArraySpec, rows: NDArray[np.int64], storage_dtype: str = "float16") -> NDArray[Any]:
+def tokens_of(
+    array: ArraySpec,
+    hashes: NDArray[np.uint64],
+    views: NDArray[np.uint16] | None = None,
+    storage_dtype: str = "float16",
+) -> NDArray[Any]:
     """[n, *row_shape] in the dtype on disk; every value is exact in float16. The storage dtype may be one by kind."""
     storage_dtype = storage_dtype_of(storage_dtype, array.kind)
-    columns = np.arange(int(np.prod(array.row_shape)))
-    values = (rows[:, None] * 31 + columns * 7 + zlib.crc32(array.name.encode())) % 2048 - 1024
-    if storage_dtype == "bfloat16":
-        return values.astype(np.uint16).reshape(len(rows), *array.row_shape)
-    return values.astype(storage_dtype).reshape(len(rows), *array.row_shape)
+    seeds = hashes if views is None else hashes + views.astype(np.uint64) * np.uint64(977)
+    columns = np.arange(int(np.prod(array.row_shape)), dtype=np.uint64)
+    name = np.uint64(zlib.crc32(array.name.encode()))
+    values = (seeds[:, None] * np.uint64(31) + columns * np.uint64(7) + name) % np.uint64(2048)
+    dtype = np.uint16 if storage_dtype == "bfloat16" else np.dtype(storage_dtype)
+    return (values.astype(np.int64) - 1024).astype(dtype).reshape(len(hashes), *array.row_shape)
 
 
-def hashes_of(images: NDArray[np.int64]) -> NDArray[np.uint64]:
-    return (images.astype(np.uint64) + np.uint64(1)) * np.uint64(_FACTOR)
+def hashes_of(images: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The content hash of each numbered image, in no order."""
+    return (np.asarray(images, np.uint64) + np.uint64(1)) * np.uint64(_FACTOR)
 
 
 def numbers_of(rows: RowSet) -> NDArray[np.int64]:
-    """The number of the image of each row, larger by 1,000,003 a view: the `rows` of `tokens_of`."""
-    images = (rows.hashes * np.uint64(pow(_FACTOR, -1, 2**64)) - np.uint64(1)).astype(np.int64)
-    return images if rows.views is None else images + rows.views.astype(np.int64) * 1_000_003
+    """The number of the image of each row."""
+    return (rows.hashes * np.uint64(pow(_FACTOR, -1, 2**64)) - np.uint64(1)).astype(np.int64)
 
 
 def open_writer(
@@ -133,14 +138,15 @@ def append(writer: CacheWriter, batch: Batch, **changes: Any) -> None:
     request = writer._request
     rows = request.rows.select(np.arange(batch.start, batch.stop))
     tokens = {
-        array.name: tokens_of(array, numbers_of(rows), request.spec.model.storage_dtype) for array in batch.arrays
+        array.name: tokens_of(array, rows.hashes, rows.views, request.spec.model.storage_dtype)
+        for array in batch.arrays
     }
     writer.append(batch, tokens, **({"content_hashes": rows.hashes, "notes": notes_of(batch, rows)} | changes))
 
 
 def notes_of(batch: Batch, rows: RowSet | None = None) -> BatchNotes:
     """Every hundredth image is unreadable, and one value of each token of row 7 was too large."""
-    images = np.arange(batch.start, batch.stop) if rows is None else numbers_of(RowSet(hashes=rows.hashes))
+    images = np.arange(batch.start, batch.stop) if rows is None else numbers_of(rows)
     return BatchNotes(
         skipped={batch.start + i: f"image {n} is cut off" for i, n in enumerate(images.tolist()) if n % 100 == 99},
         saturated={array.name: 1 for array in batch.arrays if batch.start <= 7 < batch.stop},

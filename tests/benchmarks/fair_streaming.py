@@ -11,38 +11,22 @@ rows in %, mean and standard deviation over seeds.
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 from machine import describe_machine
 
-from layerbank.probes import (
-    ArraySource,
-    LinearBank,
-    LinearProbe,
-    Setting,
-    TrainingProtocol,
-    balanced_accuracy,
-    compute_logits,
-    fit_bank,
-    l2_normalize,
-)
+from layerbank.probes import ArraySource, l2_normalize
 from layerbank.probing.tokens.stretches import STRETCH_ROWS, STRETCHES, Stretches, choose_stretches
+
+sys.path.append(str(Path(__file__).parent.parent))
+from ordered_tokens import OrderedTokens, accuracy
 
 WIDTH = 64
 NOISE = {10: 6.0, 1000: 4.0}
-BATCH, EPOCHS, LR = 2048, 5, 0.1
-
-
-class Ordered(ArraySource):
-    """Tokens in memory in the order of streamed ones."""
-
-    def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, num_classes: int, stretches: Stretches) -> None:
-        super().__init__(tokens, labels, num_classes)
-        self._stretches = stretches
-
-    def order(self, rows: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
-        return self._stretches.shuffle(rows, seed, epoch)
+BATCH, EPOCHS = 2048, 5
 
 
 def main() -> None:
@@ -72,7 +56,9 @@ def compare(num_classes: int, in_order: str, options: argparse.Namespace) -> Non
     train, test = (tokens[~tested], labels[~tested]), ArraySource(tokens[tested], labels[tested], num_classes)
 
     def text_of(source: ArraySource) -> str:
-        accuracies = [100 * accuracy(source, test, seed) for seed in range(options.seeds)]
+        accuracies = [
+            100 * accuracy(source, test, seed, epochs=EPOCHS, batch_size=BATCH) for seed in range(options.seeds)
+        ]
         return f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}"
 
     resident = text_of(ArraySource(*train, num_classes))
@@ -80,19 +66,9 @@ def compare(num_classes: int, in_order: str, options: argparse.Namespace) -> Non
         chosen = choose_stretches(train[1], torch.arange(len(train[1])), buffer_rows)
         length = min(STRETCH_ROWS, buffer_rows // STRETCHES)
         long = Stretches(rows=length, in_buffer=buffer_rows // length)
-        texts = [text_of(Ordered(*train, num_classes, one)) for one in (long, chosen)]
+        texts = [text_of(OrderedTokens(*train, num_classes, one)) for one in (long, chosen)]
         what = f"{chosen.rows} rows, {'spread' if chosen.spread else 'from anywhere'}"
         print("|", " | ".join([str(num_classes), in_order, str(buffer_rows), resident, *texts, what]), "|", flush=True)
-
-
-def accuracy(source: ArraySource, test: ArraySource, seed: int) -> float:
-    protocol = TrainingProtocol(
-        lrs=(LR,), weight_decays=(1e-4,), dropouts=(0.0,), epochs=EPOCHS, min_steps=1, batch_size=BATCH, seed=seed
-    )
-    bank = LinearBank([LinearProbe(WIDTH, test.task.num_outputs)])
-    fit_bank(bank, source, torch.arange(len(source.labels)), [Setting(lr=LR, weight_decay=1e-4)], protocol)
-    logits = torch.cat(list(compute_logits(bank, test, torch.arange(len(test.labels)))), 1)
-    return float(balanced_accuracy(logits.argmax(2), test.labels, test.task.num_outputs))
 
 
 if __name__ == "__main__":
