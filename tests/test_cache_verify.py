@@ -223,6 +223,24 @@ def test_foreign_folders_links_and_files_are_found_everywhere(store: Path, sound
     assert tree(store) == tree(sound)
 
 
+@pytest.mark.parametrize("content", [[], ["notes.txt"]], ids=["empty", "with a file"])
+@pytest.mark.parametrize("file", ["tokens/final/cls/c.1.0", "tokens/final/cls/zarr.json", "sample_ids/bytes/c.0"])
+def test_a_folder_in_the_place_of_a_file_is_repaired(store: Path, sound: Path, file: str, content: list[str]) -> None:
+    (store / file).unlink()
+    (store / file).mkdir()
+    for name in content:
+        (store / file / name).write_text("mine")
+    assert file in {damage.file for damage in verify_store(store)}
+    repaired = repair_store(store)
+    assert [damage.file for damage in repaired.foreign] == [f"{file}/{name}" for name in content]
+    if content:
+        assert (store / file / "notes.txt").read_text() == "mine"
+        repair_store(store, remove_foreign=True)
+    write_store(store)
+    assert verify_store(store) == []
+    assert tree(store) == tree(sound)
+
+
 def test_repairing_a_sound_store_changes_nothing(store: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in files_of(store)}
     assert repair_store(store).num_rows == 0

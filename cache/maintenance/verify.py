@@ -9,6 +9,7 @@ no others.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,12 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
             drop_damaged(store, header, read_journal(store), by_block)
             of_targets = set(_target_damage(store, header.spec.num_rows))
             dropped_targets = drop_damaged_targets(store, num_rows=header.spec.num_rows)
-            for damage in dropped:
-                (store / damage.file).unlink(missing_ok=True)
+            for damage in damages:
+                if damage not in foreign and (store / damage.file).is_dir():
+                    _remove_folder(store / damage.file, with_content=remove_foreign)
+                elif damage in dropped:
+                    (store / damage.file).unlink(missing_ok=True)
+            foreign = [damage for damage in foreign if os.path.lexists(store / damage.file)]
             for damage in foreign if remove_foreign else []:
                 _remove_foreign(store, damage.file)
     finally:
@@ -232,6 +237,16 @@ def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
 
 def _join(folder: str, name: str) -> str:
     return name if folder == "." else f"{folder}/{name}"
+
+
+def _remove_folder(folder: Path, *, with_content: bool) -> None:
+    """Delete a folder in the place of a file of the store, one with something in it on request only."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif with_content:
+        shutil.rmtree(folder)
+    elif not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _remove_foreign(store: Path, path: str) -> None:
