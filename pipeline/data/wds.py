@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,19 +74,20 @@ class WdsSource(ImageSource):
 
     def _read_shard(self, file: io.FileIO, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
         """Yield images of one shard, read in blocks of many members."""
-        buffer = bytearray(2 * BLOCK_BYTES)
+        buffer = memoryview(bytearray(2 * BLOCK_BYTES))
+        # as numbers of Python: ten images a block are too few for arrays
+        starts, sizes = self._offsets[rows].tolist(), self.sizes[rows].tolist()
         blocks = self._offsets[rows] // BLOCK_BYTES
-        for wanted in split_where(blocks[1:] != blocks[:-1], rows):
-            starts, sizes = self._offsets[wanted], self.sizes[wanted]
-            start, stop = int(starts.min()), int((starts + sizes).max())
+        for first, last in pairwise([0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]):
+            places = list(zip(starts[first:last], sizes[first:last], strict=True))
+            start, stop = min(places)[0], max(map(sum, places))
             if stop - start > len(buffer):
-                buffer = bytearray(stop - start)
-            block = memoryview(buffer)[: stop - start]
-            if _read_into(block, file, start):
-                for first, size in zip((starts - start).tolist(), sizes.tolist(), strict=True):
-                    yield block[first : first + size]
+                buffer = memoryview(bytearray(stop - start))
+            if _read_into(buffer[: stop - start], file, start):
+                for offset, size in places:
+                    yield buffer[offset - start : offset - start + size]
             else:  # a part of the disk cannot be read, or the file was cut
-                yield from map(self._read_or_none, wanted.tolist())
+                yield from map(self._read_or_none, rows[first:last].tolist())
 
     def files(self) -> tuple[Sequence[Path], NDArray[np.int64]]:
         return [shard.absolute() for shard in self._shards], self._shard_of.astype(np.int64)

@@ -8,7 +8,7 @@ what is read of a row, and probes of different tokens can share a pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,18 +129,8 @@ def place_tokens(
     held_rows, host_bytes, taken_bytes = hold(budget_bytes)
     training_bytes = budget_bytes - taken_bytes
     if training_bytes < whole.least_bytes:
-        enough_bytes = budget_bytes
-        while enough_bytes < (needed_bytes := hold(enough_bytes)[2] + whole.least_bytes):
-            enough_bytes = needed_bytes  # a larger budget may be given a larger buffer
         used_bytes = 0 if on_gpu else anonymous_memory_bytes()
-        raise SettingError(
-            "probing.too_little_memory",
-            needed=f"{math.ceil((enough_bytes + used_bytes) / 1e6):,} MB",
-            given=f"{(budget_bytes + used_bytes) / 1e6:,.0f} MB",
-            used=f"{used_bytes / 1e6:,.0f} MB",
-            training=f"{whole.least_bytes / 1e6:,.0f} MB",
-            token_shape=tokens.token_shape,
-        )
+        raise _refusal(tokens, budget_bytes, whole.least_bytes, lambda budget: hold(budget)[2], used_bytes)
     plan = plan_group(candidates, tokens, protocol, training_bytes)
     return Placement(
         tokens="streamed" if held_rows else "resident",
@@ -152,6 +142,31 @@ def place_tokens(
         training_bytes=training_bytes,
         planned_bytes=taken_bytes + plan.total_bytes,
         plan=plan,
+    )
+
+
+def _refusal(
+    tokens: CachedTokens, budget_bytes: int, training_bytes: int, taken_of: Callable[[int], int], used_bytes: int
+) -> SettingError:
+    """The error for a budget that is too small, with the one that is enough; both as memory of the whole program.
+
+    Args:
+        tokens: tokens of the training split.
+        budget_bytes: the budget.
+        training_bytes: what training one probe at a time takes.
+        taken_of: what tokens take of a budget; a larger one may be given a larger buffer.
+        used_bytes: what the program has beside the budget.
+    """
+    enough_bytes = budget_bytes
+    while enough_bytes < (needed_bytes := taken_of(enough_bytes) + training_bytes):
+        enough_bytes = needed_bytes
+    return SettingError(
+        "probing.too_little_memory",
+        needed=f"{math.ceil((enough_bytes + used_bytes) / 1e6):,} MB",
+        given=f"{(budget_bytes + used_bytes) / 1e6:,.0f} MB",
+        used=f"{used_bytes / 1e6:,.0f} MB",
+        training=f"{training_bytes / 1e6:,.0f} MB",
+        token_shape=tokens.token_shape,
     )
 
 
