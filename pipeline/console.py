@@ -1,7 +1,7 @@
 """What a person sees: progress, tables and errors. Progress and errors go to stderr, answers to stdout.
 
-On a terminal progress is one moving line; elsewhere (a log, a pipe) it is a plain line every ten seconds. This module and
-`cli.py`, `commands/` are the only ones that know rich and click.
+On a terminal and in a notebook progress is one moving line; elsewhere (a log, a pipe) it is a plain line every ten seconds. This
+module and `cli.py`, `commands/` are the only ones that know rich and click.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +39,8 @@ from .events import (
 )
 
 PLAIN_LINE_EVERY_S = 10.0
+NOTEBOOK_EVERY_S = 0.2
+BAR_WIDTH = 16
 WIDEST = 1000  # characters of a table that is not shown on a terminal
 
 
@@ -58,6 +61,7 @@ class Listener:
         self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._cell = NotebookLine() if self._console.is_jupyter and not quiet else None
         self._began = self._last_plain = time.monotonic()
         self._last_done = 0
         self._shown_out_of_range: dict[str, int] = {}
@@ -67,7 +71,7 @@ class Listener:
         if self._console.is_terminal and not self._console.quiet:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=16),
+                BarColumn(bar_width=BAR_WIDTH),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
             )
@@ -78,6 +82,7 @@ class Listener:
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:
             self._progress.stop()
+        self._end()
         if self._events is not None:
             self._events.close()
 
@@ -137,15 +142,48 @@ class Listener:
         self._last_done = done
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note)
+            return
+        left_s = (time.monotonic() - self._began) * (total - done) / max(done, 1)
+        line = f"{note}; {left_s:.0f} s left"
+        if self._cell is not None:
+            self._cell.show(done / max(total, 1), line)
         elif time.monotonic() - self._last_plain > PLAIN_LINE_EVERY_S:
             self._last_plain = time.monotonic()
-            left_s = (time.monotonic() - self._began) * (total - done) / max(done, 1)
-            self._print(f"  {note}; {left_s:.0f} s left")
+            self._print(f"  {line}")
 
     def _end(self) -> None:
+        if self._cell is not None:
+            self._cell.clear()
         if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
+
+
+class NotebookLine:
+    """A line with a bar in the output of a notebook cell, written over until it is cleared; it needs no widgets."""
+
+    def __init__(self) -> None:
+        self._display: Any = None
+        self._shown = 0.0
+
+    def show(self, fraction: float, text: str) -> None:
+        """Show a bar, filled to a fraction in [0, 1], and a text."""
+        if self._display is not None and time.monotonic() - self._shown < NOTEBOOK_EVERY_S:
+            return
+        self._shown = time.monotonic()
+        filled = round(BAR_WIDTH * fraction)
+        content = {"text/plain": f"{'█' * filled}{'░' * (BAR_WIDTH - filled)} {text}"}
+        if self._display is None:
+            show = import_module("IPython.display").display  # there, in a notebook
+            self._display = show(content, raw=True, display_id=True)
+        else:
+            self._display.update(content, raw=True)
+
+    def clear(self) -> None:
+        """Leave an empty line."""
+        if self._display is not None:
+            self._display.update({"text/plain": ""}, raw=True)
+            self._display = None
 
 
 def print_table(

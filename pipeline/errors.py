@@ -79,6 +79,13 @@ class LayerbankError(Exception):
         key: the key; empty if the message is in no table.
         values: the values as text.
         where, expected, got, todo: the four parts with the values filled in.
+
+    >>> import layerbank as lb
+    >>> try:
+    ...     lb.open_images("photos")
+    ... except lb.LayerbankError as error:
+    ...     print(error.key, error.values["nearest"])
+    data.no_scheme folder:photos
     """
 
     key: str
@@ -114,8 +121,24 @@ def _restore(kind: type[LayerbankError]) -> LayerbankError:
 
 
 class RequestError(LayerbankError, ValueError):
-    """The request was wrong; nothing was done."""
+    """The request was wrong; nothing was done.
+
+    >>> import layerbank as lb
+    >>> try:
+    ...     lb.ProbeJob(data="folder:photos", model="timm/vit_tiny_patch16_224", probes="alf")
+    ... except lb.RequestError as error:
+    ...     print(error.where)
+    probe job, probes
+    """
 
 
 class WorkError(LayerbankError, RuntimeError):
-    """The work failed; what was committed before is kept."""
+    """The work failed; what was committed before is kept.
+
+    >>> import layerbank as lb
+    >>> try:
+    ...     lb.images_from(["nowhere.jpg"], ["cat"]).load(0)
+    ... except lb.WorkError as error:
+    ...     print(error.key)
+    data.bad_image
+    """

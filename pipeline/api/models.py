@@ -25,6 +25,10 @@ class Model:
     Attributes:
         backbone: the model with its taps.
         request: how to open it again; None for a module of one's own.
+
+    >>> import layerbank as lb
+    >>> lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu").levels[:2]
+    ['block.0', 'block.1']
     """
 
     backbone: Backbone

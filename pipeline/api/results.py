@@ -39,6 +39,19 @@ class Classifier:
 
     Attributes:
         class_names: C names.
+
+    >>> import tempfile, layerbank as lb
+    >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    >>> folder = tempfile.mkdtemp()
+    >>> train, test = (
+    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
+    ...     for split in ("train", "test")
+    ... )
+    >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
+    >>> classifier = lb.Classifier(results.best.folder)
+    >>> probabilities = classifier.predict_proba(lb.open_images("demo:digits?train=60&test=20", "test"))
+    >>> probabilities.shape, len(classifier.class_names)
+    ((20, 10), 10)
     """
 
     def __init__(self, folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> None:
@@ -91,6 +104,18 @@ class Result:
     Attributes:
         row: all its numbers, as results.jsonl has them.
         folder: its files.
+
+    >>> import tempfile, layerbank as lb
+    >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    >>> folder = tempfile.mkdtemp()
+    >>> train, test = (
+    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
+    ...     for split in ("train", "test")
+    ... )
+    >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
+    >>> result = results[0]
+    >>> result.probe, 0 <= result.balanced_accuracy <= 1
+    ('ridge-cls', True)
     """
 
     def __init__(self, row: Row, folder: Path) -> None:
@@ -139,6 +164,17 @@ class Results(Sequence[Result]):
 
     Attributes:
         folder: where results.jsonl and the folders of the probes are.
+
+    >>> import tempfile, layerbank as lb
+    >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    >>> folder = tempfile.mkdtemp()
+    >>> train, test = (
+    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
+    ...     for split in ("train", "test")
+    ... )
+    >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
+    >>> len(results), sorted(results.records()[0])[:3]
+    (1, ['key', 'num_parameters', 'probe'])
     """
 
     def __init__(self, rows: Sequence[Row], folder: Path) -> None:

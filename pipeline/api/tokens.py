@@ -45,6 +45,13 @@ class Tokens:
         labels: [N] int64.
         ids: N sample ids.
         class_names: C names.
+
+    >>> import tempfile, layerbank as lb
+    >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    >>> images = lb.open_images("demo:digits?train=40&test=20", split="test")
+    >>> tokens = lb.extract(model, images, levels="last", cache=tempfile.mkdtemp(), progress=False)
+    >>> tokens.arrays, len(tokens), tokens["final", "ap"].shape
+    ([('final', 'cls'), ('final', 'ap')], 20, (20, 192))
     """
 
     def __init__(self, model: Model, request: SplitRequest, description: dict[str, Any]) -> None:
@@ -89,6 +96,18 @@ class RowArray:
 
     Attributes:
         shape, dtype: of the array.
+
+    Raises:
+        RequestError: an index of another form.
+        IndexError: a row that is not there.
+
+    >>> import tempfile, layerbank as lb
+    >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
+    >>> images = lb.open_images("demo:digits?train=40&test=20", split="test")
+    >>> tokens = lb.extract(model, images, levels="last", cache=tempfile.mkdtemp(), progress=False)
+    >>> array = tokens["final", "cls"]
+    >>> array[3].shape, array[5:9, :10].shape, array[tokens.labels == 1].shape[1:]
+    ((192,), (4, 10), (192,))
     """
 
     def __init__(self, tokens: TokenArray, positions: NDArray[np.int64]) -> None:

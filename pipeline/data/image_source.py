@@ -119,6 +119,11 @@ class ImageSource(ABC):
 
     Raises:
         RequestError: two samples have the same id, or an id or a class name is not valid Unicode.
+
+    >>> import layerbank as lb
+    >>> images = lb.open_images("demo:digits?train=40&test=20", split="test")
+    >>> isinstance(images, lb.ImageSource), len(images), images.num_classes
+    (True, 20, 10)
     """
 
     uri: str = ""

@@ -29,6 +29,7 @@ from ..events import (
     StudyUnitFinished,
     TokensOutOfRange,
     UploadFailed,
+    ending_on_callback_errors,
     ignore,
 )
 from ..extraction.ranks import device_of_worker
@@ -106,7 +107,9 @@ def _run_units(
     if executor is None:
         models = OpenModels()
         for unit in units:
-            yield run_unit(job, unit, models=models, on_event=on_event)
+            with ending_on_callback_errors(on_event) as heard:
+                result = run_unit(job, unit, models=models, on_event=heard)
+            yield result
         return
     num_sharers = min(executor.num_per_machine, len(units))
     tasks = [partial(_run_unit_in_worker, job, unit, num_sharers) for unit in units]
