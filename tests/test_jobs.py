@@ -15,7 +15,7 @@ from photos import TINY_MODEL, write_photos
 
 import layerbank as lb
 from layerbank.events import Event, ProbeFinished, RowsFound
-from layerbank.jobs.job import ExtractJob, ProbeJob
+from layerbank.jobs.job import NEVER_IN_FILES, ExtractJob, ProbeJob
 from layerbank.jobs.probe import protocol_of
 from layerbank.jobs.recipe import MORE, open_recipe
 from layerbank.jobs.units import StudyOptions, probe_job, units_of
@@ -87,7 +87,7 @@ def test_the_command_line_and_python_make_the_same_rows(photos: Path, tmp_path: 
 def test_a_recipe_can_express_every_option_of_probe(tmp_path: Path) -> None:
     of_the_study = {"cache_root", "runs_root", "device", "memory", "workers", "model", "data", "tap_module"}
     of_a_recipe = {"tap", "probes", "seeds", "protocol", "num_heads", "image_size", "weights"}
-    assert {one.name for one in fields(ProbeJob)} == {*MORE, *of_the_study, *of_a_recipe}
+    assert {one.name for one in fields(ProbeJob)} == {*MORE, *NEVER_IN_FILES, *of_the_study, *of_a_recipe}
     file = tmp_path / "recipe.toml"
     file.write_text(
         'models = ["a"]\ndata = ["folder:x"]\nprobes = ["alf"]\nsweep = "halving"\nviews = 2\nretrain = true\n'

@@ -75,6 +75,14 @@ events = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, without progress.")
 
+allow_code = click.option(
+    "--allow-code",
+    metavar="MODEL",
+    multiple=True,
+    help="Let this model run code of its own, with your rights; needed for torchhub: models that your trusted.toml does not "
+    "list. May be given several times. [default: none]",
+)
+
 _MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
 one_model = combine(
     click.option("--model", required=True, help=_MODELS),
@@ -175,6 +183,7 @@ extraction_options = combine(
     ),
     workers,
     on_bad_image,
+    allow_code,
 )
 
 

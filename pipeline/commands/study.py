@@ -48,6 +48,7 @@ STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
     "else 1]",
 )
 @shared.engine
+@shared.allow_code
 @shared.events
 @shared.as_json
 def study(
@@ -63,6 +64,7 @@ def study(
     workers: int | None,
     processes: int | None,
     engine: str,
+    allow_code: tuple[str, ...],
     events: Path | None,
     as_json: bool,
 ) -> None:
@@ -95,6 +97,7 @@ def study(
         device=device,
         memory=memory,
         num_workers=workers,
+        allow_code=allow_code,
     )
     if dry_run:
         from ..jobs.study_plan import PLAN_COLUMNS, plan_study, plan_table, plan_title

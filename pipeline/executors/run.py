@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..jobs.job import ExtractJob, ProbeJob
 from ..jobs.probe import run_probes
 from ..jobs.recipe import Recipe
 from ..jobs.units import StudyOptions
+from ..models.families import models_with_code
+from ..models.trust import CodePermission
 from .executor import Executor
 from .local import LocalExecutor
 from .studies import run_study
@@ -82,11 +85,11 @@ def run_extraction(
         for rows, extractions in prepared:
             extract_together(extractions, rows, on_event=on_event)
         return folders_of(prepared)
+    permission = CodePermission(job.allow_code)
+    job = replace(job, allow_code=models_with_code([model for model, _ in job.models], permission))
     if isinstance(executor, LocalExecutor):
         share = prepare_shares(job, on_event)
     else:  # there, because the device that settles the precision is there
-        from dataclasses import replace
-
         share = run_in_worker(partial(prepare_shares, replace(job, device=executor.device)), executor, on_event)
     run_workers(partial(extract_share, share), executor, on_event)
     return list(share.folders)

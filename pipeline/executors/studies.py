@@ -40,10 +40,12 @@ from ..jobs.units import (
     Unit,
     UnitResult,
     check_compute,
+    permission_of,
     result_of_lost_unit,
     run_unit,
     units_of,
 )
+from ..models.families import models_with_code
 from ..models.request import choose_device
 from ..probing.results import Row
 from .executor import Done, Executor
@@ -80,7 +82,9 @@ def run_study(
 
     Raises:
         SettingError: the device on which the units run cannot compute as the protocol says.
+        RequestError: a model whose code is not allowed to run.
     """
+    options = replace(options, allow_code=models_with_code(recipe.models, permission_of(recipe, options)))
     report_disk_space(recipe, options, on_event)
     units = units_of(recipe)
     results: dict[Unit, UnitResult] = {}

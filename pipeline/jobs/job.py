@@ -15,6 +15,7 @@ from ..data.views import ViewRule
 from ..errors import RequestError, nearest_name
 
 VERSION = 1  # raised when the meaning of a field changes
+NEVER_IN_FILES = ("allow_code",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Job:
         workers: decoding processes; None chooses it.
         on_bad_image: stop or skip.
         trust_files: take content hashes from stores of the same data set and split with images of the same names and sizes.
+        allow_code: ids of models that may run code of their own. Not part of a job as data: `to_dict` leaves it out, and
+            `from_dict` refuses it, because no file may give that permission.
     """
 
     data: str
@@ -58,6 +61,7 @@ class Job:
     workers: int | None = None
     on_bad_image: str = "stop"
     trust_files: bool = False
+    allow_code: tuple[str, ...] = ()
 
     kind: ClassVar[str] = ""
 
@@ -75,7 +79,7 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON and TOML can hold it."""
-        values = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+        values = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in NEVER_IN_FILES}
         return {"job": self.kind, "version": VERSION} | values
 
     @classmethod
@@ -83,8 +87,8 @@ class Job:
         """The job that `to_dict` wrote; fields that are left out have their defaults.
 
         Raises:
-            RequestError: an unknown key (names the nearest), one that is missing, a value of another type, or a job of a newer
-                version.
+            RequestError: an unknown key (names the nearest), one that is missing, a value of another type, a permission to run
+                code, or a job of a newer version.
         """
         where = f"{cls.kind} job"
         if values.get("version", VERSION) != VERSION or values.get("job", cls.kind) != cls.kind:
@@ -171,8 +175,10 @@ def job_value(job: type[Job], name: str, value: Any, where: str) -> Any:
     """The value of a field as the job holds it.
 
     Raises:
-        RequestError: no such field (names the nearest), or a value of another type.
+        RequestError: no such field (names the nearest), one that no file may set, or a value of another type.
     """
+    if name in NEVER_IN_FILES:
+        raise RequestError("jobs.permission_in_file", where=where, key=name)
     every = get_type_hints(job)
     hints = {one.name: every[one.name] for one in fields(job)}
     if name not in hints:

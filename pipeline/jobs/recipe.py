@@ -18,7 +18,7 @@ from ..data.sources import SOURCES
 from ..errors import RequestError, nearest_name
 from ..probing.probe_spec import parse_probes
 from ..probing.protocols import open_protocol
-from .job import ProbeJob, job_value
+from .job import NEVER_IN_FILES, ProbeJob, job_value
 
 SHIPPED = Path(__file__).parent / "recipes"
 _OF_THE_STUDY = (
@@ -36,14 +36,14 @@ _OF_THE_STUDY = (
 MORE = tuple(
     one.name
     for one in fields(ProbeJob)
-    if one.name not in (*_OF_THE_STUDY, "probes", "seeds", "protocol", "num_heads", "image_size")
+    if one.name not in (*_OF_THE_STUDY, *NEVER_IN_FILES, "probes", "seeds", "protocol", "num_heads", "image_size")
 )
 ANY_DEPTH = 12  # to check names of probes: the depth of a model is known when it is opened
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The parts of a study; every field is a key of the TOML file.
+    """The parts of a study; every field but `file` is a key of the TOML file.
 
     Attributes:
         models: ids of backbones.
@@ -56,6 +56,7 @@ class Recipe:
         image_size: side of the square input in pixels; None is each model's own.
         tap: norm2 or block.
         more: any other field of `ProbeJob`, such as storage_dtype or sweep; the keys of the TOML file that are not above.
+        file: where it was read from, for messages; None for one that was made in Python.
     """
 
     models: tuple[str, ...]
@@ -68,6 +69,7 @@ class Recipe:
     image_size: int | None = None
     tap: str = "norm2"
     more: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = field(default=None, compare=False)
 
     def option(self, name: str) -> Any:
         """The value of a field of `ProbeJob` that has no field here: that of the recipe, or the default."""
@@ -106,7 +108,7 @@ def open_recipe(name: str) -> Recipe:
         raise RequestError("jobs.recipe_invalid", path=path, problems="; ".join(problems), num_problems=len(problems))
     checked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     more = {key: job_value(ProbeJob, key, checked.pop(key), str(path)) for key in MORE if key in checked}
-    return Recipe(**checked, more=more)
+    return Recipe(**checked, more=more, file=path)
 
 
 def _problems(values: Mapping[str, Any]) -> list[str]:
@@ -120,6 +122,8 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
             )
         elif key in known:
             problems += _CHECKS[key](key, value)
+        elif key in NEVER_IN_FILES:
+            problems.append(f"{key} (no file can give this permission: use --{key.replace('_', '-')} MODEL)")
         else:
             nearest = nearest_name(key, known)
             problems.append(f"the key {key!r} (did you mean {nearest!r}?)")

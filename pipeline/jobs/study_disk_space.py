@@ -18,7 +18,7 @@ from layerbank.cache import StoreFiles, array_key, free_bytes, list_stores
 from ..events import OnEvent, StudyShortOfDiskSpace
 from .recipe import Recipe
 from .study_plan import Split, bytes_of_arrays, find_probes, find_splits
-from .units import UNIT_ERRORS, StudyOptions
+from .units import UNIT_ERRORS, StudyOptions, permission_of
 
 
 def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) -> None:
@@ -39,7 +39,7 @@ def report_disk_space(recipe: Recipe, place: StudyOptions, on_event: OnEvent) ->
     missing: list[int] = []
     for model in recipe.models:
         with suppress(*UNIT_ERRORS):
-            probes, row_shape = find_probes(model, recipe, [])
+            probes, row_shape = find_probes(model, recipe, permission_of(recipe, place), [])
             if row_shape is not None:
                 arrays = bytes_of_arrays(probes, row_shape, recipe.option("storage_dtype"))
                 missing += [

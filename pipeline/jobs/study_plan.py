@@ -21,18 +21,20 @@ from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_bat
 from ..data.catalogue import SPLITS, find_data, find_entry
 from ..data.image_set import identify
 from ..errors import LayerbankError, RequestError, WorkError
+from ..models.families import models_with_code
 from ..models.layers import unknown_level
 from ..models.listing import open_meta_tower
 from ..models.request import choose_device
 from ..models.taps import kind_shape
 from ..models.tower import measure_widths
+from ..models.trust import CodePermission
 from ..planning.calibrate_study import image_seconds, step_seconds
 from ..probing.probe_sizes import RowShape, head_of, token_shape
 from ..probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
 from ..probing.protocols import open_protocol
 from ..quantities import duration
 from .recipe import Recipe
-from .units import StudyOptions, open_data, probes_that_fit, request_of
+from .units import StudyOptions, open_data, permission_of, probes_that_fit, request_of
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "time", "remark")
 
@@ -90,7 +92,12 @@ def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) 
         recipe: the study.
         place: where data lie, and the device.
         calibrate: measure how long it would take on this machine.
+
+    Raises:
+        RequestError: a model whose code is not allowed to run.
     """
+    permission = permission_of(recipe, place)
+    models_with_code(recipe.models, permission)
     found = {dataset: find_splits(dataset, place, recipe.splits) for dataset in recipe.data}
     device = choose_device(place.device)
     changed = {name: value for name in ("sweep", "compute") if (value := recipe.option(name)) is not None}
@@ -99,7 +106,7 @@ def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) 
     units = []
     for model in recipe.models:
         problems: list[str] = []
-        probes, row_shape = find_probes(model, recipe, problems)
+        probes, row_shape = find_probes(model, recipe, permission, problems)
         image_bytes = (
             sum(bytes_of_arrays(probes, row_shape, recipe.option("storage_dtype")).values()) if row_shape else None
         )
@@ -107,7 +114,7 @@ def plan_study(recipe: Recipe, place: StudyOptions, *, calibrate: bool = False) 
         image_s = None
         if calibrate and probes:
             arrays = list(dict.fromkeys(array for one in probes for array in one.arrays))
-            image_s = image_seconds(request_of(recipe, model, device), arrays, device)
+            image_s = image_seconds(request_of(recipe, place, model, device), arrays, device)
         for dataset, data in found.items():
             num_train, num_test = (*(split.num_images for split in data.splits), None, None)[:2]
             num_images = (num_train or 0) * (1 + num_views) + (num_test or 0)
@@ -181,13 +188,15 @@ def find_splits(dataset: str, place: StudyOptions, names: tuple[str, str] = SPLI
     return Data(splits=splits, num_classes=len(sources[0].class_names))
 
 
-def find_probes(model: str, recipe: Recipe, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:
+def find_probes(
+    model: str, recipe: Recipe, permission: CodePermission, problems: list[str]
+) -> tuple[list[ProbeSpec], RowShape | None]:
     """Return the probes that are trained on a model, with those they are derived from, and the shapes of its tokens.
 
     Whatever does not fit is added to the problems.
     """
     try:
-        tower = open_meta_tower(model, tap=recipe.tap, image_size=recipe.image_size)
+        tower = open_meta_tower(model, tap=recipe.tap, image_size=recipe.image_size, permission=permission)
         widths = measure_widths(tower, recipe.tap)
     except (RequestError, WorkError) as error:
         problems.append(f"{error.where}: {error.got}")

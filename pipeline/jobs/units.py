@@ -10,7 +10,7 @@ Knows nothing of other units: `executors/studies.py` decides who runs which, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..errors import LayerbankError, WorkError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device
+from ..models.trust import CodePermission
 from ..probing.probe import check_classes
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
@@ -56,6 +57,7 @@ class StudyOptions:
         memory: memory of the whole program, such as 4GB; None is 80 % of what is free.
         num_workers: number of decoding processes; None chooses it by the number of cores.
         num_sharers: number of processes that run units on this machine at once; each takes its part of the memory.
+        allow_code: ids of models that may run code of their own.
     """
 
     cache_root: Path = Path("caches")
@@ -66,6 +68,7 @@ class StudyOptions:
     memory: str | None = None
     num_workers: int | None = None
     num_sharers: int = 1
+    allow_code: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ def run_unit(
     try:
         device = choose_device(options.device)
         check_compute(recipe, device)  # before the model; a node need not have what the driver has
-        request = request_of(recipe, unit.model, device)
+        request = request_of(recipe, options, unit.model, device)
         backbone = (models or OpenModels()).open(request, device)
         uri, sources = open_data(unit.dataset, options, recipe.splits)
         _, made = run_probes(
@@ -174,10 +177,16 @@ def check_compute(recipe: Recipe, device: str) -> None:
     resolve_compute(open_protocol(recipe.protocol, seed=0).compute, device)
 
 
-def request_of(recipe: Recipe, model: str, device: str) -> ModelRequest:
+def permission_of(recipe: Recipe, options: StudyOptions) -> CodePermission:
+    """Which models of a study may run code of their own."""
+    return CodePermission(options.allow_code, "a recipe" if recipe.file is None else str(recipe.file))
+
+
+def request_of(recipe: Recipe, options: StudyOptions, model: str, device: str) -> ModelRequest:
     """The request for a model of a recipe."""
-    job = probe_job(recipe, StudyOptions(), Unit(model=model, dataset=""), "")
-    return request_model(job, model, recipe.weights.get(model), device)
+    job = probe_job(recipe, options, Unit(model=model, dataset=""), "")
+    request = request_model(job, model, recipe.weights.get(model), device)
+    return replace(request, permission=permission_of(recipe, options))
 
 
 def open_data(name: str, options: StudyOptions, splits: tuple[str, str] = SPLITS) -> tuple[str, list[ImageSource]]:
@@ -237,6 +246,7 @@ def probe_job(recipe: Recipe, options: StudyOptions, unit: Unit, uri: str) -> Pr
         device=options.device,
         memory=options.memory,
         workers=options.num_workers,
+        allow_code=options.allow_code,
         **recipe.more,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..extraction.decoding import Rows, decode_batches
 from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
+from ..models.trust import CodePermission
 from .probe_spec import ProbeSpec
 from .tokens.token_source import join_tokens
 
@@ -66,16 +67,20 @@ class SavedProbe:
         folder: a folder that `layerbank probe` saved: runs/<...>/<name>-<key>.
         weights: where the backbone's weights are now; None if they have not moved.
         device: where the backbone runs.
+        allow_code: ids of models that may run code of their own.
 
     Raises:
         ProbeError: no readable probe in the folder.
-        RequestError: the backbone is not the one the probe was trained on.
+        RequestError: the backbone is not the one the probe was trained on, or its code is not allowed to run.
     """
 
-    def __init__(self, folder: Path, *, weights: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, *, weights: str | None = None, device: str = "cpu", allow_code: Sequence[str] = ()
+    ) -> None:
         module, config = load_probe(folder)
         self.module = module.eval()
-        request = ModelRequest.from_dict(config["model"])
+        permission = CodePermission(allow_code, str(folder / "probe.json"))
+        request = ModelRequest.from_dict(config["model"], permission)
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
         self.named = ProbeSpec.from_dict(config["probe"])
         self.class_names: list[str] = config["class_names"]
