@@ -8,18 +8,38 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbank.cache.index import read_whole
+
 from ..errors import RequestError
+from .image_files import LEADS_OUT, leads_out, not_a_file, not_followed, require_inside
 from .image_source import ImageSource
 from .patterns import no_such_split, require_folder
 from .sources import DataSource
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))  # torchvision's
+
+
+class FoundImage(NamedTuple):
+    """A name of an image below a folder.
+
+    Attributes:
+        id: path relative to the folder of the data.
+        size: bytes; 0 for one that is not read.
+        problem: why it is not read; "" for one that is.
+        is_folder: whether it is a whole folder, which is not followed.
+    """
+
+    id: str
+    size: int
+    problem: str = ""
+    is_folder: bool = False
 
 
 class FileSource(ImageSource):
@@ -28,76 +48,102 @@ class FileSource(ImageSource):
     Args:
         root: the folder that ids are relative to.
         split: name of the split.
-        entries: (id, label, bytes) of each image.
+        entries: each image with its label.
         class_names: C names.
+
+    Raises:
+        RequestError: a folder leads out of `root`.
     """
 
     has_whole_files = True
     is_encoded = True
 
-    def __init__(self, root: Path, split: str, entries: list[tuple[str, int, int]], class_names: list[str]) -> None:
+    def __init__(
+        self, root: Path, split: str, entries: Iterable[tuple[FoundImage, int]], class_names: list[str]
+    ) -> None:
+        found, labels = zip(*sorted(entries), strict=True)
+        if folders := {one.id: one.problem for one in found if one.is_folder}:
+            raise not_followed(str(root), folders)
         self.root = root
-        ids, labels, sizes = zip(*sorted(entries), strict=True)
+        self._not_read = {row: one.problem for row, one in enumerate(found) if one.problem}
+        self.has_whole_files = not self._not_read
         super().__init__(
             name=root.resolve().name,
             split=split,
-            ids=ids,
+            ids=[one.id for one in found],
             labels=np.array(labels, dtype=np.int64),
             class_names=class_names,
-            sizes=np.array(sizes, dtype=np.int64),
+            sizes=np.array([one.size for one in found], dtype=np.int64),
         )
 
     def read(self, row: int) -> bytes:
-        return (self.root / self.ids[row]).read_bytes()
+        if problem := self._not_read.get(row):
+            raise OSError(problem)
+        return read_whole(self.root / self.ids[row])[0]
 
     def file_of(self, row: int) -> str:
         return str(self.root / self.ids[row])
 
     def files(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         root = os.path.abspath(self.root)
-        return [f"{root}/{id}" for id in self.ids], np.arange(len(self))
+        is_read = np.ones(len(self), dtype=bool)
+        is_read[list(self._not_read)] = False
+        paths = [f"{root}/{self.ids[row]}" for row in np.flatnonzero(is_read).tolist()]
+        return paths, np.where(is_read, np.cumsum(is_read) - 1, -1)
 
 
 def open_folder(address: str, split: str) -> FileSource:
     """The images of one split.
 
     Raises:
-        RequestError: no such folder or split, or images that lie elsewhere than in class folders.
+        RequestError: no such folder or split, images that lie elsewhere than in class folders, or a folder that leads out.
     """
     root = require_folder("folder", address)
     class_names = _classes_of_all_splits(root, split)
     entries = [
-        (id, label, size)
-        for label, name in enumerate(class_names)
-        for id, size in find_images(root / split / name, f"{split}/{name}/")
+        (found, label) for label, name in enumerate(class_names) for found in find_images(root, f"{split}/{name}/")
     ]
     return FileSource(root, split, entries, class_names)
 
 
-def find_images(
-    folder: Path, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[str, int]]:
-    """(id, bytes) of every image below a folder, `prefix` before each id. Links are followed, but not back to a folder `above`."""
-    if not folder.is_dir():
-        return
+def find_images(root: Path, prefix: str = "") -> Iterator[FoundImage]:
+    """Yield every image below `root/prefix`; `prefix` is empty or ends with a slash.
+
+    Links are followed, but not out of `root` nor back to a folder above. What is not followed is named: a link to a file that leads
+    out, a pipe or a device as an image that cannot be read, a link to a folder as a folder.
+    """
+    if (root / prefix).is_dir():
+        yield from _images_below(root, os.path.realpath(root), prefix, frozenset())
+
+
+def _images_below(root: Path, real: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[FoundImage]:
+    folder = root / prefix
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
+            id = prefix + entry.name
+            leaves = entry.is_symlink() and leads_out(entry.path, real)
             if _is_image(entry):
-                yield prefix + entry.name, _size_bytes(entry)
+                problem = LEADS_OUT if leaves else not_a_file(entry.path)
+                yield FoundImage(id, 0 if problem else _size_bytes(entry), problem)
             elif entry.is_dir() and not entry.name.startswith("."):
-                yield from find_images(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
+                if leaves:
+                    yield FoundImage(id, 0, LEADS_OUT, is_folder=True)
+                else:
+                    yield from _images_below(root, real, f"{id}/", above | {here})
 
 
 def _classes_of_all_splits(root: Path, split: str) -> list[str]:
     """Sorted names of the class folders with an image in some split; refuses a `split` without."""
     data, folder = f"folder:{root}", root / split
+    folders = {name: _folders(root / name) for name in _folders(root)}
+    require_inside(data, root, _links(root, folders), are_folders=True)
     classes = {
-        name: {one for one in _folders(root / name) if next(find_images(root / name / one), None)}
-        for name in _folders(root)
+        name: {one for one in found if next(find_images(root, f"{name}/{one}/"), None)}
+        for name, found in folders.items()
     }
     if split not in classes:
         raise no_such_split(data, split, f"{folder}/<class>/", [name for name, found in classes.items() if found])
@@ -116,6 +162,12 @@ def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _links(root: Path, folders: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Those folders of splits and classes that are links."""
+    every = [root / name for name in folders] + [root / name / one for name, found in folders.items() for one in found]
+    return [folder for folder in every if folder.is_symlink()]
+
+
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """By extension. Names that start with a dot are what systems leave behind (`._cat.jpg`), not images."""
     name = entry.name
@@ -126,7 +178,7 @@ def _size_bytes(entry: os.DirEntry[str]) -> int:
     """0 for a link to nothing: it counts, so that it is named as a bad image and not left out silently."""
     try:
         return entry.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

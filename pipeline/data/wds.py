@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from .image_files import require_inside
 from .image_source import ImageSource, Stored, numbers_as_names, split_where
 from .patterns import ShardFolder, ShardPattern
 from .sources import DataSource
@@ -189,6 +190,7 @@ def _class_names(layout: ShardFolder | ShardPattern, split: str, samples: list[_
         for other in set(layout.splits()) - {split}:
             labels.update(sample.label for shard in layout.shards(other) for sample in _samples(shard, ""))
         return numbers_as_names(max(labels), f"{layout.root}, sample {highest.id}")
+    require_inside(f"wds:{layout.root}", layout.root, [file])
     names = [line.strip() for line in file.read_text(encoding="utf-8").strip().split("\n")]
     if highest.label >= len(names):
         place = f"{layout.root}, sample {highest.id}"
