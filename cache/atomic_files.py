@@ -25,9 +25,21 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
+def open_staging(path: Path) -> int:
+    """Open a staging file to write. A link or a pipe that somebody left there is neither followed nor waited for.
+
+    Raises:
+        OSError: there is one.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):  # not on every system
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o666)
+
+
 def replace_file(path: Path, data: bytes, staging: Path) -> None:
     """Replace the content of `path` in one step, by way of `staging` on the same file system."""
-    fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    fd = open_staging(staging)
     try:
         write_all(fd, data)
         os.fsync(fd)

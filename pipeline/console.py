@@ -7,6 +7,7 @@ On a terminal progress is one moving line; elsewhere (a log, a pipe) it is a pla
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -36,6 +37,7 @@ from .events import (
     TokensOutOfRange,
     TrainingStarted,
 )
+from .outputs import STDOUT, check_output
 
 PLAIN_LINE_EVERY_S = 10.0
 WIDEST = 1000  # characters of a table that is not shown on a terminal
@@ -49,7 +51,7 @@ class Listener:
 
         Args:
             quiet: show nothing.
-            events: file to which every event is appended as a line of JSON.
+            events: file to which every event is appended as a line of JSON; `outputs.STDOUT` is standard output.
 
         Raises:
             RequestError: the file cannot be written.
@@ -78,7 +80,7 @@ class Listener:
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:
             self._progress.stop()
-        if self._events is not None:
+        if self._events is not None and self._events is not sys.stdout:
             self._events.close()
 
     def show(self, event: Event) -> None:
@@ -177,17 +179,20 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def open_events(path: Path) -> IO[str]:
-    """Open a file of events to append to.
+    """Open a file of events to append to, or standard output.
 
     Raises:
         RequestError: it is no regular file, or cannot be written.
     """
-    if path.exists() and not path.is_file():
-        raise RequestError("layerbank.events_not_a_file", path=path)
+    check_output(path, "--events")
+    if path == STDOUT:
+        return sys.stdout
     try:
         return path.open("a", encoding="utf-8")
     except OSError as error:
-        raise RequestError("layerbank.events_not_writable", path=path, reason=error.strerror) from error
+        raise RequestError(
+            "layerbank.output_not_writable", where="--events", path=path, reason=error.strerror
+        ) from error
 
 
 def event_line(event: Event) -> str:

@@ -227,7 +227,7 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) ->
 
 @cache.command()
 @_store
-@click.argument("file", type=shared.FILE)
+@click.argument("file", type=shared.OutputFile(dash=False))
 def export(store: Path, file: Path) -> None:
     """Write a store as one HDF5 file.
 

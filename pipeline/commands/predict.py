@@ -42,7 +42,7 @@ def predict(
     \b
     layerbank predict --probe runs/photos/STORE/alf-1a2b3c4d --data images:holiday
     """
-    from ..console import Listener, print_json, print_lines
+    from ..console import Listener, print_json
     from ..data.sources import open_source
     from ..models.request import choose_device, choose_workers
     from ..probing.predict import SavedProbe, predictions_csv
@@ -61,4 +61,5 @@ def predict(
         if as_json:
             print_json([asdict(prediction) for prediction in predictions])
         else:
-            print_lines(predictions_csv(predictions))
+            for line in predictions_csv(predictions):
+                click.echo(line, nl=False)  # bytes as they are: a console would drop tabs and bells of names

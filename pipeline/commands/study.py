@@ -80,8 +80,10 @@ def study(
     from ..console import print_json, print_table
     from ..jobs.recipe import open_recipe
     from ..jobs.units import StudyOptions
+    from ..outputs import STDOUT, check_different
     from ..quantities import parse_size
 
+    check_different({"--events": events, "--json": STDOUT if as_json else None})
     if calibrate and not dry_run:
         from ..errors import RequestError
 
@@ -141,7 +143,8 @@ def _run(
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:
-        print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {options.runs_root}")
+        with shared.answers_beside(events):
+            print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {options.runs_root}")
         for failure in failures:
             part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
             click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)

@@ -6,8 +6,6 @@ image gets the prediction that the probe was tested with. A backbone other than 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,6 +28,7 @@ from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
 from ..models.trust import CodePermission
+from ..outputs import csv_line
 from .probe_spec import ProbeSpec
 from .tokens.token_source import join_tokens
 
@@ -179,14 +178,8 @@ def _check_backbone(folder: Path, model: ModelSpec, backbone: Backbone) -> None:
         )
 
 
-def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """Yield the lines of a CSV file: a header, then one line an image."""
-    yield _csv_line("id", "predicted", "probability", "target")
+def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+    """Yield the lines of a CSV file in UTF-8: a header, then one line an image."""
+    yield csv_line(["id", "predicted", "probability", "target"]).encode()
     for one in predictions:
-        yield _csv_line(one.sample_id, one.label, f"{one.probability:.6f}", one.target or "")
-
-
-def _csv_line(*values: str) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
+        yield csv_line([one.sample_id, one.label, f"{one.probability:.6f}", one.target]).encode()
