@@ -43,8 +43,8 @@ def check_output(path: Path, where: str) -> None:
     except OSError as error:
         raise RequestError("layerbank.output_not_writable", where=where, path=path, reason=error.strerror) from error
     else:
-        if not stat.S_ISREG(mode):
-            raise RequestError("layerbank.output_not_a_file", where=where, path=path, kind=_kind_of(mode))
+        if kind := kind_of(mode):
+            raise RequestError("layerbank.output_not_a_file", where=where, path=path, kind=kind)
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
         raise RequestError("layerbank.output_not_writable", where=where, path=path, reason=f"{above} is no folder")
@@ -92,10 +92,12 @@ def write_output(path: Path, content: bytes) -> None:
         staging.unlink(missing_ok=True)
 
 
-def _kind_of(mode: int) -> str:
-    if stat.S_ISLNK(mode):
-        return "a link"
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+def kind_of(mode: int) -> str:
+    """What a file is, by its mode (`os.stat`), if it is not regular; "" if it is."""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def csv_line(cells: Sequence[Any]) -> str:

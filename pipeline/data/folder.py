@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from layerbank.cache.index import read_whole
 
 from ..errors import RequestError
-from .image_files import LEADS_OUT, leads_out, not_a_file, not_followed, require_inside
+from ..outputs import kind_of
+from .image_files import LEADS_OUT, leads_out, not_followed, require_inside
 from .image_source import ImageSource
 from .patterns import no_such_split, require_folder
 from .sources import DataSource
@@ -127,8 +128,7 @@ def _images_below(root: Path, real: str, prefix: str, above: frozenset[tuple[int
             id = prefix + entry.name
             leaves = entry.is_symlink() and leads_out(entry.path, real)
             if _is_image(entry):
-                problem = LEADS_OUT if leaves else not_a_file(entry.path)
-                yield FoundImage(id, 0 if problem else _size_bytes(entry), problem)
+                yield FoundImage(id, 0, LEADS_OUT) if leaves else _found(id, entry)
             elif entry.is_dir() and not entry.name.startswith("."):
                 if leaves:
                     yield FoundImage(id, 0, LEADS_OUT, is_folder=True)
@@ -174,12 +174,14 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS and not entry.is_dir()
 
 
-def _size_bytes(entry: os.DirEntry[str]) -> int:
-    """0 for a link to nothing: it counts, so that it is named as a bad image and not left out silently."""
+def _found(id: str, entry: os.DirEntry[str]) -> FoundImage:
+    """An image with its size; a link to nothing counts, so that it is named as a bad image and not left out silently."""
     try:
-        return entry.stat().st_size
+        status = entry.stat()
     except OSError:
-        return 0
+        return FoundImage(id, 0)
+    problem = kind_of(status.st_mode)
+    return FoundImage(id, 0 if problem else status.st_size, problem)
 
 
 FOLDER = DataSource(

@@ -6,29 +6,21 @@ A pipe or a device would be waited for without end, and a link that leads out wo
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import RequestError
+from ..outputs import kind_of
 
 LEADS_OUT = "a link that leaves the folder of the data"
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def not_a_file(path: str | Path) -> str:
     """What a path is, links followed, if no regular file; "" for a regular file and for a path that is not there."""
     try:
-        mode = os.stat(path).st_mode
+        return kind_of(os.stat(path).st_mode)
     except OSError:
         return ""
-    return "" if stat.S_ISREG(mode) else next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
 
 
 def leads_out(path: str | Path, root: str) -> bool:
