@@ -29,9 +29,21 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
+def open_staging(path: Path) -> int:
+    """Open a staging file to write. A link or a pipe that somebody left there is neither followed nor waited for.
+
+    Raises:
+        OSError: there is one.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):  # not on every system
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o666)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file and fsync it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    fd = open_staging(path)
     try:
         write_all(fd, data)
         os.fsync(fd)

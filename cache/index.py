@@ -13,6 +13,7 @@ file an image) or many (an archive).
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,19 +44,20 @@ def read_status(paths: Sequence[str | Path]) -> Array:
 
 
 def read_whole(path: str | Path) -> tuple[bytes, Status, bool]:
-    """Read a file.
+    """Read a regular file.
 
     Returns:
         Its bytes, its status afterwards, and whether that is also its status before.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is something else, such as a pipe, which is not waited for.
     """
-    fd = os.open(
-        path, os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    )  # faster than `open`, and the status costs no look-up of the path
+    # faster than `open`, and the status costs no look-up of the path
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         before = os.fstat(fd)
+        if not stat.S_ISREG(before.st_mode):
+            raise OSError("no regular file")
         content = os.read(fd, before.st_size)
         while len(content) < before.st_size and (more := os.read(fd, before.st_size - len(content))):
             content += more

@@ -7,6 +7,7 @@ module and `cli.py`, `commands/` are the only ones that know rich and click.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -37,6 +38,7 @@ from .events import (
     TokensOutOfRange,
     TrainingStarted,
 )
+from .outputs import STDOUT, check_output
 
 PLAIN_LINE_EVERY_S = 10.0
 NOTEBOOK_EVERY_S = 0.2
@@ -52,7 +54,7 @@ class Listener:
 
         Args:
             quiet: show nothing.
-            events: file to which every event is appended as a line of JSON.
+            events: file to which every event is appended as a line of JSON; `outputs.STDOUT` is standard output.
 
         Raises:
             RequestError: the file cannot be written.
@@ -83,7 +85,7 @@ class Listener:
         if self._progress is not None:
             self._progress.stop()
         self._end()
-        if self._events is not None:
+        if self._events is not None and self._events is not sys.stdout:
             self._events.close()
 
     def show(self, event: Event) -> None:
@@ -215,17 +217,20 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def open_events(path: Path) -> IO[str]:
-    """Open a file of events to append to.
+    """Open a file of events to append to, or standard output.
 
     Raises:
         RequestError: it is no regular file, or cannot be written.
     """
-    if path.exists() and not path.is_file():
-        raise RequestError("layerbank.events_not_a_file", path=path)
+    check_output(path, "--events")
+    if path == STDOUT:
+        return sys.stdout
     try:
         return path.open("a", encoding="utf-8")
     except OSError as error:
-        raise RequestError("layerbank.events_not_writable", path=path, reason=error.strerror) from error
+        raise RequestError(
+            "layerbank.output_not_writable", where="--events", path=path, reason=error.strerror
+        ) from error
 
 
 def event_line(event: Event) -> str:

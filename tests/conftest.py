@@ -27,8 +27,13 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_index_of_an_earlier_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that is read-only leaves its content index in the user's cache folder, for whoever comes next."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / f"user-cache-{secrets.token_hex(4)}"))
+    """A cache that is read-only leaves its content index in the user's cache folder, for whoever comes next.
+
+    The folder of settings is a new one too: a developer's own list of trusted models decides no test.
+    """
+    folder = tmp_path_factory.getbasetemp() / f"user-{secrets.token_hex(4)}"
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}-cache")
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"{folder}-config")
 
 
 @pytest.fixture(autouse=True, scope="session")

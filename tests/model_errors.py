@@ -8,6 +8,7 @@ from messages import check, raises
 
 from layerbank.errors import LayerbankError, RequestError
 from layerbank.models.backbone import open_backbone
+from layerbank.models.trust import CodePermission
 
 
 def refuses_model(
@@ -20,6 +21,6 @@ def refuses_model(
 ) -> LayerbankError:
     """Opening a model ends with the message of this key, with these of its values among others; returns the error."""
     with raises(key, kind) as refused:
-        open_backbone(model_id, **(options or {}))
+        open_backbone(model_id, permission=CodePermission(model_id), **(options or {}))
     check(refused.error, key, values)
     return refused.error

@@ -336,21 +336,6 @@ def test_two_datasets_of_one_hdf5_file_are_not_mistaken_for_each_other(tmp_path:
         assert len(digests) == 2
 
 
-def test_pixels_that_lie_in_other_hdf5_files_are_hashed_each_time(tmp_path: Path, settled: None) -> None:
-    Data("hdf5", tmp_path / "data")
-    layout = h5py.VirtualLayout((NUM, 12, 10, 3), dtype="u1")
-    layout[:] = h5py.VirtualSource(str(tmp_path / "data/x_train.h5"), "x", (NUM, 12, 10, 3))
-    with h5py.File(tmp_path / "data/virtual_train.h5", "w") as file:
-        file.create_virtual_dataset("x", layout)
-        file["y"] = np.zeros(NUM, dtype=np.int64)
-    uri = f"hdf5:{tmp_path}/data/virtual_{{split}}.h5"
-    before = identify(open_source(uri, "train"), tmp_path / "cache")
-    with h5py.File(tmp_path / "data/x_train.h5", "r+") as file:
-        file["x"][3] = pixels_of(99)
-    after = identify(open_source(uri, "train"), tmp_path / "cache")
-    assert np.flatnonzero(after.hashes != before.hashes).tolist() == [3]
-
-
 def test_an_hdf5_file_replaced_while_its_source_is_open_is_read_anew(tmp_path: Path, settled: None) -> None:
     data = Data("hdf5", tmp_path / "data")
     source = data.open()

@@ -264,9 +264,9 @@ def test_every_event_is_a_line_of_the_events_file(photos: Path, tmp_path: Path) 
     assert names[0] == "HashingStarted"
     assert names.count("RowsFound") == 2
     assert "ExtractionFinished" in names
-    refuses(run_command("extract", *options, "--events", "/dev/null"), "layerbank.events_not_a_file")
+    refuses(run_command("extract", *options, "--events", "/dev/null"), "layerbank.output_not_a_file")
     folder = tmp_path / "nowhere" / "events.jsonl"
-    refuses(run_command("extract", *options, "--events", str(folder)), "layerbank.events_not_writable")
+    refuses(run_command("extract", *options, "--events", str(folder)), "layerbank.output_not_writable")
     refused = refuses(run_command("probe", *options, "--probe", ""), "jobs.wrong_job_value")
     assert refused.values["key"] == "probes"
 

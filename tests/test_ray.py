@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from commands import MODEL, run, start, wait_until_at_work
 from groups import has_ended
+from hub_repository import SIZE, has_run, write_repository
 from messages import raises, refuses
 from photos import TINY_MODEL
 from ray_nodes import options
@@ -45,6 +46,7 @@ from layerbank.executors.ray_executor import RayExecutor
 from layerbank.executors.ray_placement import place_actors
 from layerbank.executors.workers import run_in_worker, run_workers
 from layerbank.jobs.extract import extract_share, prepare_shares
+from layerbank.models.trust import trust_file
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,34 @@ def test_a_cluster_leaves_the_bytes_of_one_process_and_json_alone_on_stdout(
     assert tree(store) == tree(extracted_store)
     assert not is_locked(store)
     assert list(tmp_path.glob(f"{TEST_LOCK_PREFIX}*")) == []
+
+
+def test_a_node_without_the_users_trust_file_gets_the_permission_of_the_driver(
+    cluster: Any, photos: Path, tmp_path: Path
+) -> None:
+    """The actors were started before XDG_CONFIG_HOME was set, as on another machine."""
+    repository = write_repository(tmp_path / "repository")
+    model = f"torchhub:{repository}:tiny"
+    options = (
+        "--data",
+        f"folder:{photos}",
+        "--split",
+        "test",
+        "--image-size",
+        SIZE,
+        "--levels",
+        "last",
+        "--workers",
+        0,
+    )
+    command = ("extract", "--model", model, *options, "--engine", "ray", "--cache", tmp_path / "caches")
+    refuses(run(*command), "models.code_not_allowed", model=model)
+    assert not has_run(repository)
+    trust_file().parent.mkdir(parents=True)
+    trust_file().write_text(f"models = [{json.dumps(model)}]")
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    assert has_run(repository)
 
 
 def extract_or_die(share: dict[str, Any], dead: Path, worker: Worker, on_event: OnEvent) -> None:

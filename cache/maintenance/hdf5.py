@@ -31,6 +31,7 @@ from ..errors import (
     StorageFullError,
 )
 from ..format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, VIEWS, metadata_paths, token_array
+from ..hdf5_inside import place_outside
 from ..header import FORMAT_VERSION, Header, parse_header, read_header
 from ..journal import BatchNotes, Journal, parse_line, read_journal
 from ..mapping import map_rows
@@ -243,6 +244,8 @@ def _notes_of(batch: Batch, journal: Journal, block_rows: int) -> BatchNotes:
 def _open_exported(file: Path) -> Iterator[tuple[Any, Header]]:
     if not file.exists():
         raise NotAStoreError("cache.hdf5_missing", file=file)
+    if not file.is_file():
+        raise NotAStoreError("cache.hdf5_unreadable", file=file, reason="no regular file")
     try:
         source = h5py.File(file, "r")
     except OSError as error:
@@ -253,9 +256,24 @@ def _open_exported(file: Path) -> Iterator[tuple[Any, Header]]:
         header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii", "replace"), file)
         if header.format != FORMAT_VERSION:
             raise OldFormatError("cache.old_hdf5", file=file, expected=FORMAT_VERSION, got=header.format)
+        _require_inside(source, header, file)
         yield source, header
 
 
+def _require_inside(source: Any, header: Header, file: Path) -> None:
+    """Refuse an export that would bring in data of other files.
+
+    Raises:
+        NotAStoreError: a dataset leads out of the file.
+    """
+    names = [JOURNAL_DATASET, *header.static, *header.arrays, TARGETS]
+    if TARGETS in source and not place_outside(source, TARGETS):
+        names += [f"{TARGETS}/{name}" for name in source[TARGETS]]
+    for name in names:
+        if place := place_outside(source, name):
+            raise NotAStoreError("cache.hdf5_outside", file=file, name=name, place=place)
+
+
 def _require_absent(path: Path) -> None:
-    if path.exists():
+    if os.path.lexists(path):
         raise SpecError("cache.path_taken", path=path)

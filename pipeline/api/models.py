@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from ..jobs.job import Positive, ProbeJob, job_value, typed_value
 from ..models.backbone import Backbone, backbone_of
 from ..models.own_module import tower_from
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_tap
+from ..models.trust import CodePermission
 from .arguments import check_kind
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def open_model(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    allow_code: Sequence[str] = (),
 ) -> Model:
     """Open a backbone by its id.
 
@@ -64,9 +66,10 @@ def open_model(
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto" (float16 on a GPU, float32 on a CPU), "float32", "float16" or "bfloat16".
         seed: seed for random weights.
+        allow_code: ids of models that may run code of their own, such as those of `torchhub:`.
 
     Raises:
-        RequestError: a wrong name, file, tap, size, device or precision.
+        RequestError: a wrong name, file, tap, size, device or precision, or code that is not allowed to run.
         WorkError: weights have to come from a hub that cannot be reached.
 
     >>> import layerbank as lb
@@ -84,6 +87,7 @@ def open_model(
         image_size=job_value(ProbeJob, "image_size", image_size, where),
         precision=choose_precision(precision, device),
         seed=typed_value(seed, int, where, "seed"),
+        permission=CodePermission(allow_code, "open_model"),
     )
     return Model(request.open(device), request)
 

@@ -54,20 +54,23 @@ class Classifier:
     ((20, 10), 10)
     """
 
-    def __init__(self, folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: str | Path, *, weights: str | None = None, device: str = "cpu", allow_code: Sequence[str] = ()
+    ) -> None:
         """Open a folder that `probe` saved: runs/DATASET/MODEL/PROBE-KEY.
 
         Args:
             folder: the folder.
             weights: where the weights of the backbone are now; None if they have not moved.
             device: where the backbone runs.
+            allow_code: ids of models that may run code of their own.
 
         Raises:
             ProbeError: there is no readable probe.
-            RequestError: the backbone is not the one that the probe was trained on.
+            RequestError: the backbone is not the one that the probe was trained on, or its code is not allowed to run.
         """
         folder = folder_from(folder, "Classifier, folder")
-        self._saved = SavedProbe(folder, weights=weights, device=choose_device(str(device)))
+        self._saved = SavedProbe(folder, weights=weights, device=choose_device(str(device)), allow_code=allow_code)
         self.class_names = list(self._saved.class_names)
 
     def predict(self, images: Any, *, batch_size: int | None = None) -> list[str]:
@@ -131,9 +134,9 @@ class Result:
         """On the test images, in [0, 1]; NaN where every setting diverged."""
         return float("nan") if self.row["test"] is None else float(self.row["test"]["balanced_accuracy"])
 
-    def classifier(self, device: str = "cpu") -> Classifier:
-        """The trained probe with its backbone."""
-        return Classifier(self.folder, device=device)
+    def classifier(self, device: str = "cpu", *, allow_code: Sequence[str] = ()) -> Classifier:
+        """The trained probe with its backbone; for `allow_code` see `open_model`."""
+        return Classifier(self.folder, device=device, allow_code=allow_code)
 
     def plot_attention(self) -> Figure:
         """Attention over levels and kinds, averaged over heads and test images: a matplotlib figure.

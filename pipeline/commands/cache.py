@@ -128,7 +128,8 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
 @shared.device
 @shared.workers
 @click.option("--remove-foreign", is_flag=True, help="Also delete files that do not belong to the store.")
-def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) -> None:
+@shared.allow_code
+def repair(store: Path, device: str, workers: int | None, remove_foreign: bool, allow_code: tuple[str, ...]) -> None:
     """Drop damaged rows and compute them again, and no others.
 
     Model and data set are those the store was made from. If they are no longer there, the store keeps its sound rows; the
@@ -151,6 +152,7 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool) 
             device=device,
             num_workers=choose_workers(workers, device),
             remove_foreign=remove_foreign,
+            allow_code=allow_code,
             on_event=listener.show,
         )
     print_lines(f"  dropped and computed again: {one}" for one in done.dropped)
@@ -232,7 +234,7 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) ->
 
 @cache.command()
 @_store
-@click.argument("file", type=shared.FILE)
+@click.argument("file", type=shared.OutputFile(dash=False))
 def export(store: Path, file: Path) -> None:
     """Write a store as one HDF5 file.
 

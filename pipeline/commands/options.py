@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,57 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     return decorate
 
 
+class OutputFile(click.Path):
+    """A file to write; what must not be replaced is refused before the command begins.
+
+    Args:
+        dash: whether `-` is standard output.
+    """
+
+    def __init__(self, *, dash: bool = True) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.dash = dash
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from ..errors import RequestError
+        from ..outputs import STDOUT, check_output
+
+        path, where = (
+            Path(value),
+            param.opts[0] if isinstance(param, click.Option) else str(param and param.name).upper(),
+        )
+        if path == STDOUT and not self.dash:
+            raise RequestError("layerbank.not_to_stdout", where=where)
+        check_output(path, where)
+        return path
+
+
+class OutputFolder(click.Path):
+    """A folder to write files into; it is made if nothing has its name."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from ..errors import RequestError
+
+        path, where = Path(value), param.opts[0] if param else ""
+        if str(path) == "-":
+            raise RequestError("layerbank.not_to_stdout", where=where)
+        if os.path.lexists(path) and not path.is_dir():
+            raise RequestError("layerbank.output_not_a_folder", where=where, path=path)
+        return path
+
+
+@contextmanager
+def answers_beside(*outputs: Path | None) -> Iterator[None]:
+    """Within it answers go to standard error, if an output has standard output for itself."""
+    with redirect_stdout(sys.stderr) if Path("-") in outputs else nullcontext():
+        yield
+
+
 FILE = click.Path(dir_okay=False, path_type=Path)
+OUTPUT = OutputFile()
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -71,9 +124,20 @@ on_bad_image = click.option(
     help="Stop at an image that cannot be read, or skip it and record its id.",
 )
 events = click.option(
-    "--events", type=FILE, metavar="FILE", help="Append every event to this file, a line of JSON each."
+    "--events",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Append every event to this file, a line of JSON each; - is standard output.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, without progress.")
+
+allow_code = click.option(
+    "--allow-code",
+    metavar="MODEL",
+    multiple=True,
+    help="Let this model run code of its own, with your rights; needed for torchhub: models that your trusted.toml does not "
+    "list. May be given several times. [default: none]",
+)
 
 _MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
 one_model = combine(
@@ -175,6 +239,7 @@ extraction_options = combine(
     ),
     workers,
     on_bad_image,
+    allow_code,
 )
 
 

@@ -24,7 +24,7 @@ from . import options as shared
     "--weights", metavar="FILE", help="The backbone's weights, if they have moved. [default: where they were]"
 )
 @shared.device
-@shared.combine(shared.batch_size(), shared.workers, shared.on_bad_image, shared.as_json)
+@shared.combine(shared.batch_size(), shared.workers, shared.on_bad_image, shared.allow_code, shared.as_json)
 def predict(
     folder: Path,
     data: str,
@@ -34,6 +34,7 @@ def predict(
     batch_size: int | None,
     workers: int | None,
     on_bad_image: str,
+    allow_code: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Classify images with a trained probe: CSV on stdout, one line an image.
@@ -41,14 +42,14 @@ def predict(
     \b
     layerbank predict --probe runs/photos/STORE/alf-1a2b3c4d --data images:holiday
     """
-    from ..console import Listener, print_json, print_lines
+    from ..console import Listener, print_json
     from ..data.sources import open_source
     from ..models.request import choose_device, choose_workers
     from ..probing.predict import SavedProbe, predictions_csv
 
     with Listener(quiet=as_json) as listener:
         device = choose_device(device)
-        saved = SavedProbe(folder, weights=weights, device=device)
+        saved = SavedProbe(folder, weights=weights, device=device, allow_code=allow_code)
         source = open_source(data, split)
         predictions = saved.predict(
             source,
@@ -60,4 +61,5 @@ def predict(
         if as_json:
             print_json([asdict(prediction) for prediction in predictions])
         else:
-            print_lines(predictions_csv(predictions))
+            for line in predictions_csv(predictions):
+                click.echo(line, nl=False)  # bytes as they are: a console would drop tabs and bells of names

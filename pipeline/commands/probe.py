@@ -93,10 +93,12 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     from ..jobs.job import ProbeJob
     from ..jobs.probe import protocol_of, run_probes
     from ..models.request import choose_device
+    from ..outputs import STDOUT, check_different
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers
 
+    check_different({"--events": events, "--json": STDOUT if as_json else None})
     num_heads = options.pop("num_heads")
     job = ProbeJob(
         probes=tuple(DEMO_PROBES) if probes is None else split_names(probes),
@@ -110,5 +112,6 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
         rows = list(made)
     if as_json:
         print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})
-    else:
+        return
+    with shared.answers_beside(events):
         print_table(COLUMNS, results_table(rows), title=results_title(rows, folder))

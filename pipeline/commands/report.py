@@ -14,14 +14,16 @@ FEW = 12
 
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path))
-@click.option("--html", type=shared.FILE, help="[default: RUNS/report/index.html]")
+@click.option("--html", type=shared.OUTPUT, help="[default: RUNS/report/index.html]")
 @click.option(
-    "--figures", type=shared.FOLDER, help="Every figure as SVG, PNG and CSV, into this folder. [default: none]"
+    "--figures",
+    type=shared.OutputFolder(),
+    help="Every figure as SVG, PNG and CSV, into this folder. [default: none]",
 )
-@click.option("--markdown", type=shared.FILE, help="Findings and means. [default: none]")
-@click.option("--csv", type=shared.FILE, help="Every result, a line each. [default: none]")
-@click.option("--parquet", type=shared.FILE, help="The same as Parquet; needs layerbank[parquet]. [default: none]")
-@click.option("--latex", type=shared.FILE, help="Means, for booktabs. [default: none]")
+@click.option("--markdown", type=shared.OUTPUT, help="Findings and means. [default: none]")
+@click.option("--csv", type=shared.OUTPUT, help="Every result, a line each. [default: none]")
+@click.option("--parquet", type=shared.OUTPUT, help="The same as Parquet; needs layerbank[parquet]. [default: none]")
+@click.option("--latex", type=shared.OUTPUT, help="Means, for booktabs. [default: none]")
 @click.option("--compare", type=click.Choice(["paper"]), help="Add the published numbers. [default: none]")
 @shared.cache_root
 @click.option(
@@ -49,16 +51,21 @@ def report(
 ) -> None:
     """Make one HTML page of all results under RUNS: who wins, by how much, every number, figure and setting.
 
-    The page needs no network. Results that cannot be read are left out and named.
+    The page needs no network. Results that cannot be read are left out and named. One of the files may be -, standard output; the
+    findings then go to standard error.
 
     \b
     layerbank report runs --compare paper --figures figures --csv results.csv
     """
     from ..console import Listener, print_json, print_lines
+    from ..outputs import STDOUT, check_different, check_output, write_output
     from ..report.figures.results import require_parquet, write_parquet
     from ..report.report import ReportOptions, make_report, write_figures
-    from ..report.style import write_file
 
+    page = html or runs / "report" / "index.html"
+    check_output(page, "--html")
+    named = {"--html": page, "--markdown": markdown, "--csv": csv, "--parquet": parquet, "--latex": latex}
+    check_different({**named, "--json": STDOUT if as_json else None})
     if parquet is not None:
         require_parquet()
     with Listener(quiet=as_json) as listener:
@@ -71,11 +78,10 @@ def report(
             on_event=listener.show,
         )
         made = make_report(runs, options)
-    page = html or runs / "report" / "index.html"
     texts = {page: made.html, markdown: made.markdown, csv: made.csv, latex: made.latex}
     written = [path for path in texts if path is not None]
     for path in written:
-        write_file(path, texts[path].encode())
+        write_output(path, texts[path].encode())
     if parquet is not None:
         write_parquet(parquet, made.records)
         written.append(parquet)
@@ -86,9 +92,10 @@ def report(
         print_json({"num_rows": len(made.records), **{name: list(one) for name, one in lists.items()}, "files": files})
         return
     left_out = [f"left out: {note}" for note in made.notes]
-    print_lines([*made.headlines, *_few(made.findings), *_few(left_out), *(f"wrote {path}" for path in written)])
-    if figures is not None:
-        print_lines([f"wrote {len(made.figures)} figures, each as SVG, PNG and CSV, to {figures}"])
+    with shared.answers_beside(*named.values()):
+        print_lines([*made.headlines, *_few(made.findings), *_few(left_out), *(f"wrote {path}" for path in written)])
+        if figures is not None:
+            print_lines([f"wrote {len(made.figures)} figures, each as SVG, PNG and CSV, to {figures}"])
 
 
 def _few(lines: Sequence[str]) -> list[str]:

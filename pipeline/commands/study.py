@@ -48,6 +48,7 @@ STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
     "else 1]",
 )
 @shared.engine
+@shared.allow_code
 @shared.events
 @shared.as_json
 def study(
@@ -56,6 +57,7 @@ def study(
     calibrate: bool,
     processes: int | None,
     engine: str,
+    allow_code: tuple[str, ...],
     events: Path | None,
     as_json: bool,
     **options: Any,
@@ -71,14 +73,19 @@ def study(
     """
     from ..console import print_json, print_table
     from ..jobs.recipe import open_recipe
+    from ..models.families import models_with_code
+    from ..models.trust import CodePermission
+    from ..outputs import STDOUT, check_different
 
+    check_different({"--events": events, "--json": STDOUT if as_json else None})
     if calibrate and not dry_run:
         from ..errors import RequestError
 
         raise RequestError("jobs.calibrate_without_dry_run")
     source_of = click.get_current_context().get_parameter_source
     given = {name: value for name, value in options.items() if source_of(name) is not ParameterSource.DEFAULT}
-    job = replace(open_recipe(recipe), **given)
+    job = replace(open_recipe(recipe), allow_code=allow_code, **given)
+    models_with_code(job.models, CodePermission(job.allow_code, recipe))
     if dry_run:
         from ..jobs.study_plan import PLAN_COLUMNS, plan_study, plan_table, plan_title
 
@@ -117,7 +124,8 @@ def _run(job: StudyJob, processes: int | None, *, on_ray: bool, events: Path | N
     if as_json:
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:
-        print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {job.runs_root}")
+        with shared.answers_beside(events):
+            print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {job.runs_root}")
         for failure in failures:
             part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
             click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)

@@ -3,6 +3,7 @@
 * `convert("RGB")`, as the folder loaders of torchvision and timm do: alpha is dropped, not composited, and CMYK is converted
   without a colour profile.
 * The EXIF orientation is **not** applied, as there, so that published numbers stay comparable.
+* Only the formats below are opened: Pillow has readers for others that start programs, such as Ghostscript for EPS.
 * 16-bit grey images are scaled to 8 bits; Pillow's own conversion clips at 255, which leaves them white.
 
 Pillow does not compare the checksums in PNG files, so a damaged or unwritten end would be decoded as black; they are compared here.
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # of `folder.EXTENSIONS`; Pillow calls PGM PPM
 LARGEST_RATIO = 256
 """Of the sides of an image: models resize the shorter side, so one of 1 x 20,000 pixels would take gigabytes."""
 FEW_LEVELS = 16
@@ -32,7 +34,7 @@ def decode_rgb(stored: bytes | NDArray[np.uint8]) -> Image.Image:
         raise ValueError("no bytes")
     if stored.startswith(_PNG):
         _check_png(stored)
-    with Image.open(io.BytesIO(stored)) as image:
+    with Image.open(io.BytesIO(stored), formats=FORMATS) as image:
         if max(image.size) > LARGEST_RATIO * min(image.size):
             raise ValueError(
                 "{} x {} pixels: one side is more than {} times the other".format(*image.size, LARGEST_RATIO)
@@ -82,7 +84,7 @@ def _check_png(stored: bytes) -> None:
 def failure_reason(error: Exception) -> str:
     """Why an image failed, in words that are the same on every run: no addresses, no absolute paths."""
     if isinstance(error, UnidentifiedImageError):
-        return "bytes in no image format that Pillow knows"
+        return f"bytes in none of the formats {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return error.strerror
     return re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import RequestError
+from .decoding import FORMATS
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _read_climate() -> DemoImages:
 
 def _open_map(path: Path) -> NDArray[np.uint8]:
     """The pixels of a map of the whole earth; another size would put every tile elsewhere."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         if image.size not in ((5400, 2700), (12960, 6480)):
             width, height = image.size
             raise RequestError("data.map_of_another_size", path=path, width=width, height=height)

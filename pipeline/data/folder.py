@@ -8,18 +8,39 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbank.cache.index import read_whole
+
 from ..errors import RequestError
+from ..outputs import kind_of
+from .image_files import LEADS_OUT, leads_out, not_followed, require_inside
 from .image_source import ImageSource
 from .patterns import no_such_split, require_folder
 from .sources import DataSource
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))  # torchvision's
+
+
+class FoundImage(NamedTuple):
+    """A name of an image below a folder.
+
+    Attributes:
+        id: path relative to the folder of the data.
+        size: bytes; 0 for one that is not read.
+        problem: why it is not read; "" for one that is.
+        is_folder: whether it is a whole folder, which is not followed.
+    """
+
+    id: str
+    size: int
+    problem: str = ""
+    is_folder: bool = False
 
 
 class FileSource(ImageSource):
@@ -28,9 +49,12 @@ class FileSource(ImageSource):
     Args:
         root: the folder that ids are relative to.
         split: name of the split.
-        entries: (id, label, bytes) of each image.
+        entries: each image with its label.
         class_names: C names.
         left_out: extension -> number of files that are no images.
+
+    Raises:
+        RequestError: a folder leads out of `root`.
     """
 
     has_whole_files = True
@@ -40,93 +64,110 @@ class FileSource(ImageSource):
         self,
         root: Path,
         split: str,
-        entries: list[tuple[str, int, int]],
+        entries: Iterable[tuple[FoundImage, int]],
         class_names: list[str],
         left_out: Mapping[str, int],
     ) -> None:
-        self.root = root
-        self.left_out = left_out
-        ids, labels, sizes = zip(*sorted(entries), strict=True)
+        found, labels = zip(*sorted(entries), strict=True)
+        if folders := {one.id: one.problem for one in found if one.is_folder}:
+            raise not_followed(str(root), folders)
+        self.root, self.left_out = root, left_out
+        self._not_read = {row: one.problem for row, one in enumerate(found) if one.problem}
+        self.has_whole_files = not self._not_read
         super().__init__(
             name=root.resolve().name,
             split=split,
-            ids=ids,
+            ids=[one.id for one in found],
             labels=np.array(labels, dtype=np.int64),
             class_names=class_names,
-            sizes=np.array(sizes, dtype=np.int64),
+            sizes=np.array([one.size for one in found], dtype=np.int64),
         )
 
     def read(self, row: int) -> bytes:
-        return (self.root / self.ids[row]).read_bytes()
+        if problem := self._not_read.get(row):
+            raise OSError(problem)
+        return read_whole(self.root / self.ids[row])[0]
 
     def file_of(self, row: int) -> str:
         return str(self.root / self.ids[row])
 
     def files(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         root = os.path.abspath(self.root)
-        return [f"{root}/{id}" for id in self.ids], np.arange(len(self))
+        is_read = np.ones(len(self), dtype=bool)
+        is_read[list(self._not_read)] = False
+        paths = [f"{root}/{self.ids[row]}" for row in np.flatnonzero(is_read).tolist()]
+        return paths, np.where(is_read, np.cumsum(is_read) - 1, -1)
 
 
 def open_folder(address: str, split: str) -> FileSource:
     """The images of one split.
 
     Raises:
-        RequestError: no such folder or split, or images that lie elsewhere than in class folders.
+        RequestError: no such folder or split, images that lie elsewhere than in class folders, or a folder that leads out.
     """
     root = require_folder("folder", address)
     class_names = _classes_of(root, split)
     left_out: Counter[str] = Counter()
     entries = [
-        (id, label, size)
+        (found, label)
         for label, name in enumerate(class_names)
-        for id, size in find_images(root / split / name, f"{split}/{name}/", left_out)
+        for found in find_images(root, f"{split}/{name}/", left_out)
     ]
     return FileSource(root, split, entries, class_names, left_out)
 
 
-def find_images(
-    folder: Path,
-    prefix: str = "",
-    left_out: Counter[str] | None = None,
-    above: frozenset[tuple[int, int]] = frozenset(),
-) -> Iterator[tuple[str, int]]:
-    """Yield (id, bytes) of every image below a folder. Links are followed, but not back to a folder `above`.
+def find_images(root: Path, prefix: str = "", left_out: Counter[str] | None = None) -> Iterator[FoundImage]:
+    """Yield every image below `root/prefix`.
+
+    Links are followed, but not out of `root` nor back to a folder above. What is not followed is named: a link to a file that leads
+    out, a pipe or a device as an image that cannot be read, a link to a folder as a folder.
 
     Args:
-        folder: where to look.
-        prefix: put before each id.
+        root: the folder of the data.
+        prefix: empty, or the folder to look in, with a slash at its end.
         left_out: extension -> number of files that are no images, which is counted up.
-        above: (device, inode) of the folders above.
     """
-    if not folder.is_dir():
-        return
+    if (root / prefix).is_dir():
+        counted = Counter() if left_out is None else left_out
+        yield from _images_below(root, os.path.realpath(root), prefix, counted, frozenset())
+
+
+def _images_below(
+    root: Path, real: str, prefix: str, left_out: Counter[str], above: frozenset[tuple[int, int]]
+) -> Iterator[FoundImage]:
+    folder = root / prefix
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
+            id = prefix + entry.name
+            leaves = entry.is_symlink() and leads_out(entry.path, real)
             if _is_image(entry):
-                yield prefix + entry.name, _size_bytes(entry)
+                yield FoundImage(id, 0, LEADS_OUT) if leaves else _found(id, entry)
             elif _is_of_the_system(entry.name):
                 continue
-            elif entry.is_dir():
-                yield from find_images(folder / entry.name, f"{prefix}{entry.name}/", left_out, above | {here})
-            elif left_out is not None:
+            elif not entry.is_dir():
                 left_out[os.path.splitext(entry.name)[1].lower() or "no extension"] += 1
+            elif leaves:
+                yield FoundImage(id, 0, LEADS_OUT, is_folder=True)
+            else:
+                yield from _images_below(root, real, f"{id}/", left_out, above | {here})
 
 
 def _classes_of(root: Path, split: str) -> list[str]:
     """Sorted names of the class folders of a split with an image in them."""
     data, folder = f"folder:{root}", root / split
     if not folder.is_dir():
-        splits = [
-            name for name in _folders(root) if any(_has_images(root / name / one) for one in _folders(root / name))
-        ]
+        folders = {name: _folders(root / name) for name in _folders(root)}
+        splits = [name for name, found in folders.items() if any(_has_images(root, f"{name}/{one}/") for one in found)]
         raise no_such_split(data, split, f"{folder}/<class>/", splits)
+    links = [one for one in (folder, *(folder / name for name in _folders(folder))) if one.is_symlink()]
+    require_inside(data, root, links, are_folders=True)
     if loose := sorted(entry.name for entry in os.scandir(folder) if _is_image(entry)):
         raise RequestError("data.images_without_class", data=data, split=split, count=len(loose), first=loose[0])
-    if classes := [name for name in _folders(folder) if _has_images(folder / name)]:
+    if classes := [name for name in _folders(folder) if _has_images(root, f"{split}/{name}/")]:
         return classes
     names = [name for _, _, names in os.walk(folder) for name in names]
     endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
@@ -135,8 +176,8 @@ def _classes_of(root: Path, split: str) -> list[str]:
     raise RequestError("data.split_without_images", data=data, split=split, extensions=extensions, found=found)
 
 
-def _has_images(folder: Path) -> bool:
-    return next(find_images(folder), None) is not None
+def _has_images(root: Path, prefix: str) -> bool:
+    return next(find_images(root, prefix), None) is not None
 
 
 def _folders(folder: Path) -> list[str]:
@@ -154,12 +195,14 @@ def _is_of_the_system(name: str) -> bool:
     return name.startswith((".", "@")) or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")
 
 
-def _size_bytes(entry: os.DirEntry[str]) -> int:
-    """0 for a link to nothing: it counts, so that it is named as a bad image and not left out silently."""
+def _found(id: str, entry: os.DirEntry[str]) -> FoundImage:
+    """An image with its size; a link to nothing counts, so that it is named as a bad image and not left out silently."""
     try:
-        return entry.stat().st_size
-    except FileNotFoundError:
-        return 0
+        status = entry.stat()
+    except OSError:
+        return FoundImage(id, 0)
+    problem = kind_of(status.st_mode)
+    return FoundImage(id, 0 if problem else status.st_size, problem)
 
 
 FOLDER = DataSource(

@@ -5,6 +5,7 @@
 
     hdf5:pcam/camelyonpatch_level_2_split_{split}_x.h5?labels=camelyonpatch_level_2_split_{split}_y.h5::y
 
+Both datasets lie in their file as a whole: links to other files, external storage and virtual datasets of other files are refused.
 A file is opened once a process: HDF5 handles survive neither pickling nor a fork.
 """
 
@@ -21,7 +22,10 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbank.cache.hdf5_inside import place_outside
+
 from ..errors import RequestError, nearest_name
+from .image_files import not_a_file
 from .image_source import ImageSource, Stored, classes_by_value, split_where
 from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
 from .sources import DataSource
@@ -43,7 +47,7 @@ class Hdf5Source(ImageSource):
         require_split(data)
         parts = _parse(address)
         self._path = Path(parts.image_file.replace(SPLIT, split))
-        if not self._path.is_file():
+        if not self._path.exists():
             raise no_such_split(data, split, str(self._path), splits_of(parts.image_file))
         with _open(self._path) as file:
             images = _dataset(file, parts.images.replace(SPLIT, split), IMAGE_NAMES, "images")
@@ -52,8 +56,6 @@ class Hdf5Source(ImageSource):
             num_images, image_bytes = images.shape[0], math.prod(images.shape[1:])
             self._chunk_cache_bytes = max(DEFAULT_CHUNK_CACHE_BYTES, _chunk_row_bytes(images))
             self._block_rows = _block_rows(images)
-            # pixels in other files may change while this one stays as it is
-            self._is_one_file = not (images.is_virtual or images.external or images.file.filename != file.filename)
             class_names = _class_names(file)
         self.origin = f"hdf5:{os.path.abspath(self._path)}::{self._dataset_name}"
         labels, label_class_names = _read_labels(parts, split)
@@ -93,8 +95,6 @@ class Hdf5Source(ImageSource):
                     yield _plain(block[row - first])
 
     def files(self) -> tuple[Sequence[Path], NDArray[np.int64]]:
-        if not self._is_one_file:
-            return (), np.full(len(self), -1)
         return (self._path.absolute(),), np.zeros(len(self), dtype=np.int64)
 
     def _open_dataset(self) -> h5py.Dataset:
@@ -135,6 +135,8 @@ def _parse(address: str) -> _Address:
 def _open(path: Path) -> h5py.File:
     if not path.exists():
         raise RequestError("data.no_hdf5_file", path=path)
+    if problem := not_a_file(path):
+        raise RequestError("data.not_hdf5", path=path, reason=problem)
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -142,9 +144,11 @@ def _open(path: Path) -> h5py.File:
 
 
 def _dataset(file: h5py.File, name: str, defaults: tuple[str, ...], option: str) -> h5py.Dataset:
-    """The dataset called `name`, or the first of the default names that exists."""
+    """The dataset called `name`, or the first of the default names that exists. Nothing outside the file is opened."""
     names = (name,) if name else defaults
     for candidate in names:
+        if place := place_outside(file, candidate):
+            raise RequestError("data.hdf5_outside", dataset=f"{file.filename}::{candidate}", place=place)
         if isinstance(file.get(candidate), h5py.Dataset):
             return file[candidate]
     present: list[str] = []

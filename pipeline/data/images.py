@@ -15,11 +15,11 @@ def open_images(address: str, split: str) -> FileSource:
     """All images below a folder, sorted by path; ids are paths relative to it, labels are -1 and there are no classes.
 
     Raises:
-        RequestError: no such folder, or no image in it.
+        RequestError: no such folder, no image in it, or a folder that leads out.
     """
     root = require_folder("images", address)
     left_out: Counter[str] = Counter()
-    entries = [(id, NO_LABEL, size) for id, size in find_images(root, left_out=left_out)]
+    entries = [(found, NO_LABEL) for found in find_images(root, left_out=left_out)]
     if not entries:
         raise RequestError("data.no_images", folder=root, extensions=" ".join(sorted(EXTENSIONS)))
     return FileSource(root, split, entries, [], left_out)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbank.cache.index import read_whole
+
 from ..errors import RequestError
 from .image_source import NO_LABEL, ImageSource
 
@@ -111,7 +113,7 @@ def stored_image(image: Any, place: str) -> bytes | NDArray[np.uint8]:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):
-        return Path(image).read_bytes()
+        return read_whole(image)[0]
     if hasattr(image, "convert"):  # a PIL image
         from .decoding import to_rgb
 

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from ..errors import RequestError
+from .image_files import require_inside
 
 SPLIT = "{split}"
 
@@ -41,11 +42,11 @@ class ShardFolder:
             count = read_text(count_file).strip()
             if not re.fullmatch(r"\d{1,7}", count, re.ASCII):
                 raise RequestError("data.bad_shard_count", file=count_file, content=repr(count))
-            return _require_shards([folder / f"{number}.tar" for number in range(int(count))])
+            return _require_shards(self.root, [folder / f"{number}.tar" for number in range(int(count))])
         shards = sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))  # 10.tar after 9.tar
         if not shards:
             raise no_such_split(f"wds:{self.root}", split, f"{folder}/*.tar", self.splits())
-        return shards
+        return _require_shards(self.root, shards)
 
 
 class ShardPattern:
@@ -69,15 +70,17 @@ class ShardPattern:
         shards = [Path(path) for path in expand_braces(self.pattern.replace(SPLIT, split))]
         if not any(shard.exists() for shard in shards):
             raise no_such_split(f"wds:{self.pattern}", split, str(shards[0]), self.splits())
-        return _require_shards(shards)
+        return _require_shards(self.root, shards)
 
 
-def _require_shards(shards: list[Path]) -> list[Path]:
-    missing = [shard.name for shard in shards if not shard.is_file()]
+def _require_shards(root: Path, shards: list[Path]) -> list[Path]:
+    """The shards, all of which are there and lie in the folder of the data."""
+    missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         folder = shards[0].parent
         raise RequestError("data.missing_shards", folder=folder, count=len(shards), missing=len(missing), names=first)
+    require_inside(f"wds:{root}", root, shards)
     return shards
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from .image_files import require_inside
 from .image_source import ImageSource, Stored, classes_by_value, split_where
 from .patterns import ShardFolder, ShardPattern, read_text
 from .sources import DataSource
@@ -135,6 +136,7 @@ def _classes(
     file = layout.root / "classnames.txt"
     if not file.is_file():
         return classes_by_value(labels)
+    require_inside(f"wds:{layout.root}", layout.root, [file])
     names = [line.strip() for line in read_text(file).strip().split("\n")]
     highest = int(labels.argmax())
     if labels[highest] >= len(names):

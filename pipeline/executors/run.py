@@ -14,6 +14,8 @@ from ..extraction.extract import extract_together
 from ..jobs.extract import extract_share, folders_of, prepare, prepare_shares
 from ..jobs.job import ExtractJob, ProbeJob, StudyJob
 from ..jobs.probe import run_probes
+from ..models.families import models_with_code
+from ..models.trust import CodePermission
 from .executor import Executor
 from .studies import run_study
 from .workers import run_in_worker, run_workers
@@ -78,6 +80,8 @@ def run_extraction(
         for rows, extractions in prepared:
             extract_together(extractions, rows, on_event=on_event)
         return folders_of(prepared)
+    permission = CodePermission(job.allow_code)
+    job = replace(job, allow_code=models_with_code([model for model, _ in job.models], permission))
     if executor.device is None:
         share = prepare_shares(job, on_event)
     else:  # there, because the device that settles the precision is there

@@ -37,7 +37,8 @@ from ..jobs.job import StudyJob
 from ..jobs.probe import protocol_of
 from ..jobs.recipe import check_study
 from ..jobs.study_disk_space import report_disk_space
-from ..jobs.units import OpenModels, Unit, UnitResult, result_of_lost_unit, run_unit, units_of
+from ..jobs.units import OpenModels, Unit, UnitResult, permission_of, result_of_lost_unit, run_unit, units_of
+from ..models.families import models_with_code
 from ..models.request import choose_device
 from ..probing.results import Row
 from .executor import Done, Executor
@@ -74,8 +75,10 @@ def run_study(
     Raises:
         RequestError: the job is wrong.
         SettingError: the device on which the units run cannot compute as the protocol says.
+        RequestError: a model whose code is not allowed to run.
     """
     check_study(job)
+    job = replace(job, allow_code=models_with_code(job.models, permission_of(job)))
     device = (executor and executor.device) or choose_device(
         job.device
     )  # what this process has does not matter on a cluster

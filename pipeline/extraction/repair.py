@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from ..data.split_rows import SplitRows
 from ..data.views import ViewRule
 from ..errors import RequestError
 from ..events import OnEvent, ignore
+from ..models.families import models_with_code
 from ..models.request import ModelRequest
+from ..models.trust import CodePermission
 from .disk_space import check_disk_space
 from .extract import ExtractConfig, Extraction, fill_store, forecasts
 
@@ -41,6 +44,7 @@ def repair_and_fill(
     device: str = "cpu",
     num_workers: int = 1,
     remove_foreign: bool = False,
+    allow_code: Sequence[str] = (),
     on_event: OnEvent = ignore,
 ) -> Repair:
     """Repair a store in place.
@@ -53,17 +57,18 @@ def repair_and_fill(
         device: where the model runs.
         num_workers: decoding processes.
         remove_foreign: also delete files that do not belong to the store.
+        allow_code: ids of models that may run code of their own.
         on_event: callback for progress.
 
     Raises:
-        RequestError: the store does not record its model and data, they cannot be opened, images of rows to compute are gone, or
-            the disk is too small.
+        RequestError: the store does not record its model and data, they cannot be opened, the model's code is not allowed to run,
+            images of rows to compute are gone, or the disk is too small.
         SpecMismatchError: the model has changed.
         CacheError: no such store, held by another process, of an older format, or damaged beyond repair.
     """
     files = StoreFiles.read(store)
     require_current(files.path, files.header)
-    extractions, rows = _open_again(files, device, num_workers, on_event)
+    extractions, rows = _open_again(files, device, num_workers, allow_code, on_event)
     gaps = [_whole(one, files, rows) for one in extractions]
     # a damaged file of the right size frees the space that the new one takes
     planned = [forecast for one, gap in zip(extractions, gaps, strict=True) for forecast in forecasts(one, rows, [gap])]
@@ -76,7 +81,7 @@ def repair_and_fill(
 
 
 def _open_again(
-    files: StoreFiles, device: str, num_workers: int, on_event: OnEvent
+    files: StoreFiles, device: str, num_workers: int, allow_code: Sequence[str], on_event: OnEvent
 ) -> tuple[list[Extraction], SplitRows]:
     """Open the model and the data that a store was made from; an extraction for each tap of the store."""
     store, header = files.path, files.header
@@ -85,11 +90,13 @@ def _open_again(
     parts = {"model": dict, "data": str, "split": str}
     if not isinstance(request, dict) or not all(isinstance(request.get(part), kind) for part, kind in parts.items()):
         raise RequestError("extraction.unknown_origin", store=store)
+    permission = CodePermission(allow_code, str(store / "zarr.json"))
     try:
-        asked = replace(ModelRequest.from_dict(request["model"]), precision=model.compute_dtype)
+        asked = replace(ModelRequest.from_dict(request["model"], permission), precision=model.compute_dtype)
         rule = ViewRule.from_dict(request["views"]) if "views" in request else None
     except TypeError:  # values of other types
         raise RequestError("extraction.unknown_origin", store=store) from None
+    models_with_code([asked.model], permission)  # before the images are hashed
     source = open_source(request["data"], request["split"])
     images = identify(source, store.parent.parent, on_event=on_event)
     rows = SplitRows(source=source, images=images, rule=rule)

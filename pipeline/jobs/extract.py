@@ -39,6 +39,7 @@ from ..models.request import (
     choose_tap,
     choose_workers,
 )
+from ..models.trust import CodePermission
 from ..probing.tokens.split_tokens import SplitRequest, request_tokens
 from .job import ExtractJob, Job, ProbeJob
 
@@ -321,6 +322,7 @@ def request_of(job: Job, model: str, weights: str | None, device: str) -> ModelR
         image_size=job.image_size,
         precision=choose_precision(job.precision, device),
         seed=job.weights_seed,
+        permission=CodePermission(job.allow_code),
     )
 
 

@@ -19,6 +19,7 @@ from ..data.views import ViewRule
 from ..errors import RequestError, nearest_name
 
 VERSION = 1  # raised when the meaning of a field changes
+NEVER_IN_FILES = ("allow_code",)
 
 Natural = Annotated[int, 0]
 """A whole number from 0."""
@@ -50,6 +51,8 @@ class Job:
         workers: decoding processes; None chooses it.
         on_bad_image: stop or skip.
         trust_files: take content hashes from stores of the same data set and split with images of the same names and sizes.
+        allow_code: ids of models that may run code of their own. Not part of a job as data: `to_dict` leaves it out, and
+            `from_dict` refuses it, because no file may give that permission.
 
     Raises:
         RequestError: a value of another type or out of its range.
@@ -72,6 +75,7 @@ class Job:
     workers: Natural | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
     trust_files: bool = False
+    allow_code: tuple[str, ...] = ()
 
     kind: ClassVar[str] = ""
 
@@ -89,7 +93,7 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON can hold it."""
-        values = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+        values = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in NEVER_IN_FILES}
         return {"job": self.kind, "version": VERSION} | values
 
     @classmethod
@@ -97,14 +101,16 @@ class Job:
         """The job that `to_dict` wrote; fields that are left out have their defaults.
 
         Raises:
-            RequestError: an unknown key (names the nearest), one that is missing, a value of another type, or a job of a newer
-                version.
+            RequestError: an unknown key (names the nearest), one that is missing, a value of another type, a permission to run
+                code, or a job of a newer version.
         """
         where = f"{cls.kind} job"
         if values.get("version", VERSION) != VERSION or values.get("job", cls.kind) != cls.kind:
             got = f"{values.get('job', cls.kind)} job of version {values.get('version', VERSION)}"
             raise RequestError("jobs.other_job", where=where, kind=cls.kind, version=VERSION, got=got)
         given = {name: value for name, value in values.items() if name not in HEADER}
+        if forbidden := [name for name in given if name in NEVER_IN_FILES]:
+            raise RequestError("jobs.permission_in_file", where=where, key=forbidden[0])
         names = [one.name for one in fields(cls)]
         if unknown := [name for name in given if name not in names]:
             raise RequestError(

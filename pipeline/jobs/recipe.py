@@ -17,7 +17,7 @@ from ..data.sources import SOURCES
 from ..errors import RequestError, nearest_name
 from ..probing.probe_spec import parse_probes
 from ..probing.protocols import open_protocol
-from .job import HEADER, StudyJob, job_value
+from .job import HEADER, NEVER_IN_FILES, StudyJob, job_value
 
 SHIPPED = Path(__file__).parent / "recipes"
 ANY_DEPTH = 12  # to check names of probes: the depth of a model is known when it is opened
@@ -60,7 +60,10 @@ def check_study(job: StudyJob) -> None:
     Raises:
         RequestError: names every problem.
     """
-    _refuse(_problems({one.name: getattr(job, one.name) for one in fields(job)}), "study job")
+    _refuse(
+        _problems({one.name: getattr(job, one.name) for one in fields(job) if one.name not in NEVER_IN_FILES}),
+        "study job",
+    )
 
 
 def _refuse(problems: Sequence[str], where: str) -> None:
@@ -73,7 +76,9 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     known = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(StudyJob)}
     problems = []
     for key, value in values.items():
-        if key in known:
+        if key in NEVER_IN_FILES:
+            problems.append(f"{key} (no file can give this permission: use --{key.replace('_', '-')} MODEL)")
+        elif key in known:
             problems += _problems_of_value(key, value)
         elif key not in HEADER:
             problems.append(f"the key {key!r} (did you mean {nearest_name(key, known)!r}?)")

@@ -21,6 +21,7 @@ from layerbank.probes import HEADS, TrainingProtocol, first_duplicates, plan_bat
 from ..data.catalogue import find_data, find_entry
 from ..data.image_set import identify
 from ..errors import LayerbankError, RequestError, WorkError
+from ..models.families import models_with_code
 from ..models.layers import unknown_level
 from ..models.listing import open_meta_tower
 from ..models.request import choose_device, choose_tap
@@ -34,7 +35,7 @@ from .extract import request_of
 from .job import StudyJob
 from .probe import protocol_of
 from .recipe import check_study
-from .units import open_data, probes_that_fit
+from .units import open_data, permission_of, probes_that_fit
 
 PLAN_COLUMNS = ("model", "data set", "images", "trainings", "tokens", "time", "remark")
 
@@ -91,8 +92,12 @@ def plan_study(job: StudyJob, *, calibrate: bool = False) -> list[PlannedUnit]:
     Args:
         job: the study.
         calibrate: measure how long it would take on this machine.
+
+    Raises:
+        RequestError: a model whose code is not allowed to run.
     """
     check_study(job)
+    models_with_code(job.models, permission_of(job))
     found = {dataset: find_splits(job, dataset) for dataset in job.data}
     device = choose_device(job.device)
     protocol = protocol_of(job)
@@ -186,7 +191,7 @@ def find_probes(job: StudyJob, model: str, problems: list[str]) -> tuple[list[Pr
     """
     try:
         tap = choose_tap(job.tap, job.tap_module)
-        tower = open_meta_tower(model, tap=tap, image_size=job.image_size)
+        tower = open_meta_tower(model, tap=tap, image_size=job.image_size, permission=permission_of(job))
         widths = measure_widths(tower, tap)
     except (RequestError, WorkError) as error:
         problems.append(f"{error.where}: {error.got}")

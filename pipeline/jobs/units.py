@@ -20,6 +20,7 @@ from ..errors import LayerbankError, WorkError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore
 from ..models.backbone import Backbone
 from ..models.request import ModelRequest, choose_device
+from ..models.trust import CodePermission
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.results import Row
@@ -138,6 +139,11 @@ def run_unit(
     except UNIT_ERRORS as error:
         fail(None, error)
     return UnitResult(unit=unit, rows=tuple(rows), failures=tuple(failures))
+
+
+def permission_of(job: StudyJob) -> CodePermission:
+    """Which models of a study may run code of their own."""
+    return CodePermission(job.allow_code, "a study")
 
 
 def open_data(job: StudyJob, name: str, on_event: OnEvent = ignore) -> tuple[str, list[ImageSource]]:

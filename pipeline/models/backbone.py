@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from layerbank.probes import fast_exact_matmul
 
 from ..errors import RequestError
-from .families import find_family
+from .families import open_tower
 from .layers import FINAL, level_names, unknown_level
 from .taps import TOKEN_RULE, TokenLayout, kind_shape, pool_tokens
 from .tower import Tower, measure_widths, tapped_modules
 from .transform import Geometry, Normalisation, split_transform
+from .trust import NO_CODE, CodePermission
 from .weights import weights_digest
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,6 +46,7 @@ def open_backbone(
     device: str = "cpu",
     precision: str = "float32",
     seed: int = 0,
+    permission: CodePermission = NO_CODE,
 ) -> Backbone:
     """Build a backbone, move it to its device and precision, and check its taps on a blank image there.
 
@@ -56,13 +58,15 @@ def open_backbone(
         device: where it runs, as torch names it.
         precision: float32, float16 or bfloat16, for weights and activations.
         seed: seed for random weights.
+        permission: which models may run code of their own.
 
     Raises:
-        RequestError: a wrong name, file, tap, size, device or precision, or a model whose taps cannot be found.
+        RequestError: a wrong name, file, tap, size, device or precision, code that is not allowed to run, or a model whose taps
+            cannot be found.
         WorkError: weights have to come from the hub, and it cannot be reached.
     """
     target = _usable_device(device, precision)
-    tower = find_family(model_id).open(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    tower = open_tower(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed, permission=permission)
     return backbone_of(tower, tap=tap, device=target, precision=precision)
 
 

@@ -8,11 +8,12 @@ none of the libraries.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..registry import Registry
+from .trust import CodeOf, CodePermission
 
 if TYPE_CHECKING:
     from .tower import Tower
@@ -60,6 +61,7 @@ class ModelFamily:
         without_tag: model id -> the id without a tag of weights.
         tags: model id without a tag -> tags of its pretrained weights.
         open_blank: opens a model of the same shape with random weights, for `layerbank models`; None if `open` does.
+        code_of: for models that run code which their id names; a model is then opened only with permission for that code.
     """
 
     form: str
@@ -69,6 +71,7 @@ class ModelFamily:
     without_tag: Callable[[str], str] = str
     tags: Callable[[str], Sequence[str]] = lambda model_id: ()
     open_blank: OpenModel | None = None
+    code_of: CodeOf | None = None
 
 
 MODEL_FAMILIES = Registry(
@@ -91,5 +94,51 @@ def find_family(model_id: str) -> ModelFamily:
     Raises:
         RequestError: the id begins with the name of no family, or with that of a plug-in that cannot be loaded.
     """
+    return MODEL_FAMILIES.require(_family_name(model_id))
+
+
+def open_tower(
+    model_id: str,
+    *,
+    weights: str | None,
+    tap: str,
+    image_size: int | None,
+    seed: int,
+    permission: CodePermission,
+    blank: bool = False,
+) -> Tower:
+    """Open a model of any family; every model is opened here.
+
+    Args:
+        model_id, weights, tap, image_size, seed: as `OpenModel` takes them.
+        permission: which models may run code of their own.
+        blank: open it by `open_blank`.
+
+    Raises:
+        RequestError: no such family, code that is not allowed to run, or what the family raises.
+    """
+    family = find_family(model_id)
+    if family.code_of is not None:
+        permission.require(model_id, family.code_of)
+    open_model = (family.open_blank or family.open) if blank else family.open
+    return open_model(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+
+
+def models_with_code(models: Iterable[str], permission: CodePermission) -> tuple[str, ...]:
+    """Return those of some models that run code, for worker processes, which may lack the user's trust file.
+
+    Raises:
+        RequestError: one of them is not allowed to.
+    """
+    found = []
+    for model_id in models:
+        family = MODEL_FAMILIES.get(_family_name(model_id))
+        if family is not None and family.code_of is not None:
+            permission.require(model_id, family.code_of)
+            found.append(model_id)
+    return tuple(found)
+
+
+def _family_name(model_id: str) -> str:
     prefix = re.match(r"([^/:]+)[/:]", model_id)
-    return MODEL_FAMILIES.require(prefix[1] if prefix else "timm")
+    return prefix[1] if prefix else "timm"

@@ -15,8 +15,9 @@ from functools import cache
 import torch
 
 from ..errors import RequestError
-from .families import MODEL_FAMILIES, ModelGroup, find_family
+from .families import MODEL_FAMILIES, ModelGroup, find_family, open_tower
 from .tower import Tower, measure_widths
+from .trust import NO_CODE, CodePermission
 from .weights import RANDOM, quiet_libraries
 
 
@@ -139,22 +140,24 @@ def describe(model_id: str) -> ModelFacts:
     )
 
 
-def open_meta_tower(model_id: str, *, tap: str, image_size: int | None) -> Tower:
+def open_meta_tower(model_id: str, *, tap: str, image_size: int | None, permission: CodePermission = NO_CODE) -> Tower:
     """A model without its weights, on torch's meta device.
 
     Args:
         model_id: of `model_names`, or with a tag of weights.
         tap: norm2 or block.
         image_size: pixels a side; None for the model's own.
+        permission: which models may run code of their own.
 
     Raises:
-        RequestError: it is no plain vision transformer.
+        RequestError: it is no plain vision transformer, or its code is not allowed to run.
     """
-    family = find_family(model_id)
-    open_blank = family.open_blank or family.open
+    untagged = find_family(model_id).without_tag(model_id)
     with quiet_libraries(), torch.device("meta"):
         try:
-            tower = open_blank(family.without_tag(model_id), weights=RANDOM, tap=tap, image_size=image_size, seed=0)
+            tower = open_tower(
+                untagged, weights=RANDOM, tap=tap, image_size=image_size, seed=0, permission=permission, blank=True
+            )
         except NotImplementedError as error:  # no vision transformer is built by numbers that it computes itself
             reason = str(error).partition(": ")[0]
             raise RequestError("models.not_built_without_weights", model=model_id, reason=reason) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..cores import num_cores
 from ..errors import RequestError
+from .trust import NO_CODE, CodePermission
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -24,6 +25,7 @@ class ModelRequest:
         image_size: side of the square input in pixels; None for the model's own.
         precision: dtype of weights and activations.
         seed: seed for random weights.
+        permission: which models may run code of their own. It is never written to a file, nor read from one.
     """
 
     model: str
@@ -32,6 +34,7 @@ class ModelRequest:
     image_size: int | None = None
     precision: str = "float32"
     seed: int = 0
+    permission: CodePermission = field(default=NO_CODE, compare=False, repr=False)
 
     def open(self, device: str) -> Backbone:
         """Build the model on a device and load its weights."""
@@ -45,28 +48,30 @@ class ModelRequest:
             device=device,
             precision=self.precision,
             seed=self.seed,
+            permission=self.permission,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        del values["permission"]
+        return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelRequest:
-        """The request that `to_dict` wrote.
+    def from_dict(cls, values: dict[str, Any], permission: CodePermission = NO_CODE) -> ModelRequest:
+        """The request that `to_dict` wrote, with the permission that the caller gives.
 
         Raises:
             RequestError: a key that this version does not know, or a value of another type.
         """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            known = ", ".join(field.name for field in fields(cls))
-            raise RequestError("models.unknown_request_keys", keys=", ".join(unknown), known=known)
+        known = [one.name for one in fields(cls) if one.name != "permission"]
+        if unknown := sorted(set(values) - set(known)):
+            raise RequestError("models.unknown_request_keys", keys=", ".join(unknown), known=", ".join(known))
         types = get_type_hints(cls)
         wrong = {name: value for name, value in values.items() if not isinstance(value, types[name])}
         if wrong or "model" not in values:
             got = ", ".join(f"{name} = {value!r}" for name, value in wrong.items()) or "no model"
             raise RequestError("models.invalid_request", got=got)
-        return cls(**values)
+        return cls(**values, permission=permission)
 
 
 def pair_models_with_weights(models: Sequence[str], weights: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -1,7 +1,7 @@
 """Models that a repository's `hubconf.py` builds, by `torchhub:<repo>:<entry>`: for example DINOv2's own code.
 
-The repository is `owner/name[:ref]` on GitHub or a folder. **Its code runs here**, so one on GitHub is opened only if torch's hub
-trusts it already or torch trusts its owner. The transform is the one DINO, DINOv2 and MAE are evaluated with,
+The repository is `owner/name[:ref]` on GitHub or a folder. **Its code runs here**, so it is opened only with permission, see
+`trust.py`. The transform is the one DINO, DINOv2 and MAE are evaluated with,
 at 224 pixels unless `--image-size` says otherwise: a hub entry has none.
 
 The architecture's text holds a digest of the file that defines the model's class, because the entry's name says nothing of what
@@ -11,6 +11,7 @@ the code does today. It covers no file imported from there.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from .vit_parts import final_norm, find_blocks, layout_of
 from .weights import RANDOM, load_strictly, read_state_dict
 
 IMAGE_SIZE = 224
-TRUSTED_OWNERS = ("facebookresearch", "pytorch")  # as torch.hub itself
 EVALUATION = {
     "crop_pct": 0.875,  # 224 / 256
     "crop_mode": "center",
@@ -42,18 +42,16 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
     """Build a model of a torch hub repository, by default at 224 pixels; for the arguments see `families.OpenModel`.
 
     Raises:
-        RequestError: no such repository or entry, code that is not trusted, weights that do not fit, no vision transformer, or one
-            that does not run at this size.
+        RequestError: no such repository or entry, weights that do not fit, no vision transformer, or one that does not run at this
+            size.
         WorkError: GitHub cannot be reached.
     """
     repo, entry = _split(model_id)
-    local = repo.startswith((".", "/", "~"))
+    local = _is_folder(repo)
     if local:
-        repo = str(Path(repo).expanduser().resolve())
+        repo = _absolute(repo, Path.cwd())
         if not (Path(repo) / "hubconf.py").is_file():
             raise RequestError("models.no_hubconf", model=model_id, folder=repo)
-    else:
-        _check_trust(model_id, repo)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(model_id, repo, entry, weights, local=local).eval()
@@ -95,18 +93,30 @@ def _split(model_id: str) -> tuple[str, str]:
     ('facebookresearch/dinov2:main', 'dinov2_vits14')
     """
     repo, _, entry = model_id.removeprefix("torchhub:").rpartition(":")
-    if not repo or not entry or ("/" not in repo and not repo.startswith(".")):
+    if not model_id.startswith("torchhub:") or not repo or not entry or ("/" not in repo and not repo.startswith(".")):
         raise RequestError("models.bad_torchhub_id", model=model_id)
     return repo, entry
 
 
-def _check_trust(model_id: str, repo: str) -> None:
-    """Refuse code that the user has not trusted before; torch itself would prompt on stdin."""
-    owner, name = repo.partition(":")[0].split("/", 1)
-    hub = Path(torch.hub.get_dir())
-    listed = (hub / "trusted_list").read_text().split() if (hub / "trusted_list").is_file() else []
-    if owner not in TRUSTED_OWNERS and f"{owner}_{name}" not in listed and not any(hub.glob(f"{owner}_{name}_*")):
-        raise RequestError("models.untrusted_repository", model=model_id, name=f"{owner}/{name}", repository=repo)
+def code_of(model_id: str, folder: Path) -> str:
+    """The id with the absolute path of a repository that is a folder; relative ones lie in `folder`.
+
+    >>> code_of("torchhub:./vits/../tiny:small", Path("/models"))
+    'torchhub:/models/tiny:small'
+
+    Raises:
+        RequestError: it is no id of this family.
+    """
+    repo, entry = _split(model_id)
+    return f"torchhub:{_absolute(repo, folder) if _is_folder(repo) else repo}:{entry}"
+
+
+def _is_folder(repo: str) -> bool:
+    return repo.startswith((".", "/", "~"))
+
+
+def _absolute(repo: str, folder: Path) -> str:
+    return os.path.realpath(folder / os.path.expanduser(repo))
 
 
 def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: bool) -> nn.Module:
@@ -138,4 +148,4 @@ def _build(model_id: str, repo: str, entry: str, weights: str | None, *, local: 
     return model
 
 
-TORCHHUB = ModelFamily(form="torchhub:REPO:ENTRY", open=open_torchhub)
+TORCHHUB = ModelFamily(form="torchhub:REPO:ENTRY", open=open_torchhub, code_of=code_of)

@@ -285,7 +285,8 @@ def draw_heads(folder: Path, kept: Mapping[str, Any]) -> Path:
     label = "share of a head's attention"
     figure.colorbar(image, ax=panels, label=label, format=lambda share, _: f"{share:.0%}", pad=0.01)
     path = folder / "attention-heads.png"
-    figure.savefig(path, metadata={"Software": None})
+    with new_file(path) as picture:
+        figure.savefig(picture, format="png", metadata={"Software": None})
     return path
 
 

@@ -6,9 +6,7 @@ image gets the prediction that the probe was tested with. A backbone other than 
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +28,8 @@ from ..extraction.decoding import Rows, decode_batches
 from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest
 from ..models.rounding import float_tokens, round_tokens
+from ..models.trust import CodePermission
+from ..outputs import csv_line
 from .probe_spec import ProbeSpec
 from .tokens.token_source import join_tokens
 
@@ -67,16 +67,21 @@ class SavedProbe:
         folder: a folder that `layerbank probe` saved: runs/<...>/<name>-<key>.
         weights: where the backbone's weights are now; None if they have not moved.
         device: where the backbone runs.
+        allow_code: ids of models that may run code of their own.
 
     Raises:
         ProbeError: no readable probe in the folder.
-        RequestError: the backbone is not the one the probe was trained on, or its task is not in the registry.
+        RequestError: the backbone is not the one the probe was trained on, its code is not allowed to run, or its task is not in
+            the registry.
     """
 
-    def __init__(self, folder: Path, *, weights: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, *, weights: str | None = None, device: str = "cpu", allow_code: Sequence[str] = ()
+    ) -> None:
         module, config = load_probe(folder)
         self.module = module.eval()
-        request = ModelRequest.from_dict(config["model"])
+        permission = CodePermission(allow_code, str(folder / "probe.json"))
+        request = ModelRequest.from_dict(config["model"], permission)
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
         self.named = ProbeSpec.from_dict(config["probe"])
         self.class_names: list[str] = config["class_names"]
@@ -176,15 +181,9 @@ def _check_backbone(folder: Path, model: ModelSpec, backbone: Backbone) -> None:
         )
 
 
-def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """Yield the lines of a CSV file: a header, then one line an image."""
-    yield _csv_line("id", "predicted", "probability", "target")
+def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+    """Yield the lines of a CSV file in UTF-8: a header, then one line an image."""
+    yield csv_line(["id", "predicted", "probability", "target"]).encode()
     for one in predictions:
         probability = "" if one.probability is None else f"{one.probability:.6f}"
-        yield _csv_line(one.sample_id, one.label, probability, one.target or "")
-
-
-def _csv_line(*values: str) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
+        yield csv_line([one.sample_id, one.label, probability, one.target]).encode()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from ..outputs import write_output
 from ..probing.results import Row
 from ..quantities import counted
 from ..statistics.dataset_table import table_latex, table_markdown
@@ -23,7 +24,6 @@ from .gather import gather
 from .page import render_page
 from .page.blocks import Block, Bullets, Gallery, Group, Picture, Section
 from .report_data import ReportData, ReportOptions
-from .style import write_file
 
 __all__ = ["Report", "ReportOptions", "make_report", "write_figures"]
 
@@ -102,7 +102,7 @@ def write_figures(folder: Path, figures: Mapping[str, Picture]) -> list[Path]:
         for suffix, content in (("svg", picture.svg), ("png", picture.png), ("csv", picture.csv)):
             if content:
                 written.append(folder / f"{name}.{suffix}")
-                write_file(written[-1], content)
+                write_output(written[-1], content)
     return written
 
 

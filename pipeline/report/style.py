@@ -7,7 +7,6 @@ are those of Okabe and Ito; no two probes differ by colour alone. matplotlib's g
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..outputs import write_output
 from .page.blocks import csv_text
 
 if TYPE_CHECKING:
@@ -95,13 +95,13 @@ def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequ
         The path of the PNG.
     """
     rounded = [[f"{one:.6g}" if isinstance(one, float) and one == one else one for one in line] for line in lines]
-    write_file(stem.with_name(stem.name + ".csv"), csv_text(header, rounded).encode())
+    write_output(stem.with_name(stem.name + ".csv"), csv_text(header, rounded).encode())
     # without the date and the version of matplotlib
     metadata: dict[str, Any] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     for suffix in _FORMATS.get():
         content = io.BytesIO()
         figure.savefig(content, format=suffix, metadata=metadata[suffix])
-        write_file(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue())
+        write_output(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue())
     return stem.with_name(stem.name + ".png")
 
 
@@ -159,14 +159,3 @@ def one_line_each(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(-len(names) + 0.4, 0.6)
     axes.tick_params(axis="y", length=0)
     grid(axes, "x")
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ...errors import RequestError
+from ...outputs import write_output
 from ...probing.results import describe_choice, gains
 from ..page.blocks import DataTable, csv_text
 from ..page.numbers import accuracy, integer, percent, points, points2, span
@@ -122,10 +123,9 @@ def write_parquet(path: Path, records: Sequence[Record]) -> None:
 
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
     schema = pa.schema([(field.name, kinds[str(field.type).split(" ")[0]]) for field in fields(Record)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    parquet.write_table(pa.Table.from_pylist([asdict(one) for one in records], schema=schema), staging)
-    staging.replace(path)
+    content = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist([asdict(one) for one in records], schema=schema), content)
+    write_output(path, content.getvalue())
 
 
 COLUMNS: dict[str, Callable[[Record], str]] = {

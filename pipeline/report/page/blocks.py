@@ -8,13 +8,13 @@ The template chooses how to show a block by the name of its class. Nothing here 
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from ...outputs import csv_line
 
 MAX_LINES = 2000  # of a table on the page; its CSV has them all
 WIDE_POINTS = 300  # width of an SVG from which it takes both columns of a paper, and the whole width of the page
@@ -24,12 +24,8 @@ _NO_NUMBER = ("", "-", "diverged")
 
 
 def csv_text(header: Iterable[str], lines: Iterable[Sequence[Any]]) -> str:
-    """CSV as in every file of a report: None and NaN are empty, floats have all their digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([None if cell is None or cell != cell else cell for cell in line] for line in lines)
-    return text.getvalue()
+    """CSV as in every file of a report, see `csv_line`."""
+    return "".join(csv_line(list(line)) for line in (list(header), *lines))
 
 
 def data_uri(content: bytes | str, media_type: str) -> str:
