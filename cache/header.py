@@ -177,7 +177,9 @@ def parse_header(raw: bytes, path: Path) -> Header:
     if len(raw) > MAX_HEADER_BYTES:
         raise damaged
     try:
-        document = json.loads(raw)
+        document = json.loads(
+            raw, parse_constant=lambda name: None
+        )  # attributes could hold NaN, which JSON does not have
         attributes = document["attributes"]
         name, version = attributes["format"], attributes["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -257,7 +259,7 @@ def _entry_from_dict(name: str, entry: Mapping[str, Any], version: int) -> Array
 
 
 def _render(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=2, ensure_ascii=True).encode("ascii")
+    return json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
 def _is_sound(raw: bytes) -> bool:

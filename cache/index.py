@@ -254,7 +254,7 @@ def write_index(paths: Sequence[Path], index: ContentIndex, scope: str) -> str:
     """
     rule1 = np.empty(0, dtype=np.uint64) if index.rule1_hashes is None else index.rule1_hashes
     counts = {"files": len(index.records), "rows": len(index.hashes), "rule1_rows": len(rule1)}
-    header = json.dumps({"scope": scope, **counts}).encode()
+    header = json.dumps({"scope": scope, **counts}, allow_nan=False).encode()
     start = (8 + len(header)).to_bytes(8, "little")
     content = b"".join((start, header, index.records.data, index.hashes.data, rule1.data))
     data = f"{FORMAT} {FORMAT_VERSION} {xxh3_128_hexdigest(content)}\n".encode() + content

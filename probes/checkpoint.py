@@ -39,7 +39,9 @@ def save_probe(folder: str | os.PathLike[str], probe: HeadModule | Ensemble, con
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    description = json.dumps({"format": FORMAT, "head": probe.describe(), "config": dict(config)}, indent=2)
+    description = json.dumps(
+        {"format": FORMAT, "head": probe.describe(), "config": dict(config)}, indent=2, allow_nan=False
+    )
     (folder / DESCRIPTION).unlink(missing_ok=True)  # never an old description beside new weights
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in probe.state_dict().items()}
     _write(folder / WEIGHTS, save(weights))  # save_file gives a file that nobody else may read

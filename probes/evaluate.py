@@ -134,7 +134,9 @@ def validate(
 
 
 def check_test(train: TokenSource, test: TokenSource) -> None:
-    """Raise DataError unless test tokens and training tokens have the same shape and number of classes."""
+    """Raise DataError unless there are test tokens, of the same shape and number of classes as the training tokens."""
+    if not len(test.labels):
+        raise DataError("probes.no_test_images")
     if (test.token_shape, test.num_classes) != (train.token_shape, train.num_classes):
         raise DataError(
             "probes.test_tokens_differ",
@@ -146,7 +148,14 @@ def check_test(train: TokenSource, test: TokenSource) -> None:
 
 
 def measure(logits: Tensor, test: TokenSource) -> Metrics:
-    """The accuracies of class scores [N, C]."""
+    """The accuracies of class scores [N, C].
+
+    Raises:
+        DataError: scores that are not finite, which have no accuracy.
+    """
+    num_broken = int((~logits.isfinite()).any(1).sum())
+    if num_broken:
+        raise DataError("probes.scores_not_finite", num_broken=num_broken, num_images=len(logits))
     return Metrics(
         balanced_accuracy=balanced_accuracy(logits.argmax(1), test.labels, test.num_classes).item(),
         top1=top_k_accuracy(logits, test.labels, 1).item(),

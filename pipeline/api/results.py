@@ -15,11 +15,12 @@ from ..errors import RequestError
 from ..jobs.probe import train_probes
 from ..probing.attention import read_attention
 from ..probing.predict import SavedProbe
-from ..probing.probe import check_classes, row_folder, run_folder
+from ..probing.probe import check_classes, run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import COLUMNS, Row, results_table, summarize
+from ..probing.row_files import row_folder
 from .data import images_from
 from .tokens import Progress, Tokens, listener_of
 

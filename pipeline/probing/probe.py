@@ -33,7 +33,7 @@ from .probe_spec import ProbeSpec
 from .result_key import ResultKey, data_of
 from .results import Row
 from .results_file import RESULTS, append_row, is_reusable, read_results
-from .row_files import wrong_file
+from .row_files import row_folder, wrong_file
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.split_tokens import SplitRequest, SplitTokens
@@ -43,11 +43,6 @@ from .training import Trained, large_blocks_returned, solve_probe, train_group
 def run_folder(runs_root: Path, train: SplitRequest) -> Path:
     """The folder of all results of a model and a data set: RUNS/<data set>/<model>-<first 8 of its digest>."""
     return runs_root / train.record.dataset / train.model.folder("").name
-
-
-def row_folder(folder: Path, row: Row) -> Path:
-    """The folder of a row's probe, predictions and picture: two settings of one probe never share it."""
-    return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
 def check_classes(train: ImageSource | SplitRecord, test: ImageSource | SplitRecord) -> None:
@@ -137,7 +132,7 @@ def probe(
         RequestError: the two splits are of different models.
         CacheError: some images have no tokens, or a store is damaged.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
-        WorkError: results.jsonl cannot be read.
+        WorkError: results.jsonl cannot be read, or none of the test images.
     """
     check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
@@ -187,6 +182,8 @@ class _Run:
         self.cache = train.open()
         self._opened_test: SplitTokens | None = None
         self._are_saved = False
+        if not len(self.open_test().images):
+            raise WorkError("probing.no_test_images", data=test.name, num_images=len(test.record))
         self.failures = Failures(self.key, fail)
         self._of_study = ResultKey(
             data=data_of(self.cache, self.open_test()),  # which test images have tokens, not what they are
