@@ -95,7 +95,9 @@ def write_arrays(
 
 def render_arrays(title: str, version: int, scope: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """The content of a file for `read_arrays`."""
-    header = json.dumps({"scope": scope, **{name: len(array) for name, array in arrays.items()}}).encode()
+    header = json.dumps(
+        {"scope": scope, **{name: len(array) for name, array in arrays.items()}}, allow_nan=False
+    ).encode()
     start = (8 + len(header)).to_bytes(8, "little")
     content = b"".join((start, header, *(array.data for array in arrays.values())))
     return f"{title} {version} {xxh3_128_hexdigest(content)}\n".encode() + content

@@ -177,7 +177,9 @@ def parse_header(raw: bytes, path: Path) -> Header:
     if len(raw) > MAX_HEADER_BYTES:
         raise damaged
     try:
-        document = json.loads(raw)
+        document = json.loads(
+            raw, parse_constant=lambda name: None
+        )  # attributes could hold NaN, which JSON does not have
         attributes = document["attributes"]
         name, version = attributes["format"], attributes["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -80,7 +80,7 @@ class ModelSpec:
     @property
     def digest(self) -> str:
         """64 hex digits: SHA-256 of the identity fields as JSON with sorted keys, no spaces and ASCII only."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def identity(self) -> dict[str, str]:

@@ -36,7 +36,7 @@ LABEL = "label"  # the target that keeps the classes of a data set
 POINTERS = f"{CONTENT_HASHES}/.targets"
 TARGET_TYPES = ("multiclass", "multilabel", "regression", "ordinal")
 
-_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
+_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2, allow_nan=False).encode()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FOLDER = rf"{TARGETS}/{_NAME.pattern}\.[0-9a-f]{{8}}"
 _STAGING = ".staging-"  # then the number of a process
@@ -67,7 +67,7 @@ class Target:
         """64 hex digits: SHA-256 of type, class names, dtype, shape and values; the source is left out."""
         values = _stored(self.values)
         head = [self.type, list(self.class_names), values.dtype.name, list(values.shape)]
-        digest = hashlib.sha256(json.dumps(head, ensure_ascii=True).encode("ascii"))
+        digest = hashlib.sha256(json.dumps(head, ensure_ascii=True, allow_nan=False).encode("ascii"))
         digest.update(values.data)
         return digest.hexdigest()
 
@@ -96,7 +96,8 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
             _write_group(store)
         if not _is_sound(folder, target.digest):
             _write_values(store, folder, replace(target, values=_stored(target.values)))
-        content = json.dumps({"digest": target.digest, "metadata": _metadata_checksum(folder)}).encode()
+        values = {"digest": target.digest, "metadata": _metadata_checksum(folder)}
+        content = json.dumps(values, allow_nan=False).encode()
         if not pointer.exists() or pointer.read_bytes() != content:
             replace_file(pointer, content, pointer.with_name(f".{pointer.name}"))
 

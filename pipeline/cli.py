@@ -21,6 +21,7 @@ from .commands.predict import predict
 from .commands.probe import probe
 from .commands.probes import attention, probes
 from .commands.report import report
+from .commands.runs import runs
 from .commands.study import study
 from .errors import LayerbankError
 
@@ -73,7 +74,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-for command in (extract, plan, probe, predict, study, report, attention, cache, models, datasets, probes, doctor):
+for command in (extract, plan, probe, predict, study, report, runs, attention, cache, models, datasets, probes, doctor):
     main.add_command(command)
 
 

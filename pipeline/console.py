@@ -7,6 +7,7 @@ module and `cli.py`, `commands/` are the only ones that know rich and click.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -235,12 +236,23 @@ def open_events(path: Path) -> IO[str]:
 
 def event_line(event: Event) -> str:
     """An event as a line of JSON: `event` is its type, `time` in seconds since the epoch."""
-    return json.dumps({"event": type(event).__name__, "time": time.time(), **asdict(event)}, default=str) + "\n"
+    values = {"event": type(event).__name__, "time": time.time(), **asdict(event)}
+    return json.dumps(_finite(values), default=str, allow_nan=False) + "\n"
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    Console(highlight=False, soft_wrap=True).print(Text(json.dumps(value, indent=2, ensure_ascii=False)))
+    """One JSON document on stdout; numbers that are not finite are null."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    Console(highlight=False, soft_wrap=True).print(Text(text))
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every number that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_error(where: str, parts: Mapping[str, str]) -> None:

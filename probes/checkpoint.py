@@ -66,7 +66,7 @@ def save_probe(
     tokens = {} if token_shape is None else {"token_shape": list(token_shape)}
     described = {"format": FORMAT, "head": probe.describe()} | tokens | {"config": dict(config)}
     try:
-        description = json.dumps(described, indent=2)
+        description = json.dumps(described, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise SettingError("probes.config_not_json", reason=error) from error
     folder.mkdir(parents=True, exist_ok=True)

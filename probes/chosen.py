@@ -17,7 +17,7 @@ from .data.batches import BatchPlan
 from .data.split import split_rows
 from .data.token_source import TokenSource
 from .ensemble import Ensemble, mean_of_members
-from .evaluate import check_test, collect_logits, compute_all_logits
+from .evaluate import check_test, collect_logits, compute_all_logits, measure
 from .events import OnEvent
 from .fit import FitResult, attribute_time, fit_banks
 from .heads import HeadModule
@@ -186,7 +186,7 @@ def refit(
             curves=result.curves,
             probe=probes.get(choice),
             test_logits=logits.get(choice),
-            test=None if test is None or choice not in logits else task.measure(logits[choice], test.labels),
+            test=None if test is None or choice not in logits else measure(task, logits[choice], test.labels),
             seconds=seconds[choice],
         )
         for choice, result in fitted.items()
@@ -215,7 +215,7 @@ def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource])
     logits = mean_of_members(torch.stack([logits for _, logits in sound]))
     probe = Ensemble([probe for probe, _ in sound if not isinstance(probe, Ensemble)])
     test = open_test()
-    metrics = test.task.measure(logits, test.labels)
+    metrics = measure(test.task, logits, test.labels)
     return replace(members[0], curves=curves, probe=probe, test_logits=logits, test=metrics, seconds=seconds)
 
 

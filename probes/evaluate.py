@@ -137,7 +137,9 @@ def validate(
 
 
 def check_test(train: TokenSource, test: TokenSource) -> None:
-    """Raise DataError unless test tokens and training tokens have the same shape and the same task."""
+    """Raise DataError unless there are test tokens, of the same shape and task as the training tokens."""
+    if not len(test.labels):
+        raise DataError("probes.no_test_images")
     if (test.token_shape, test.task) != (train.token_shape, train.task):
         raise DataError(
             "probes.test_tokens_differ",
@@ -146,3 +148,15 @@ def check_test(train: TokenSource, test: TokenSource) -> None:
             test_shape=test.token_shape,
             test_task=test.task,
         )
+
+
+def measure(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """All metrics of outputs [N, C] on targets [N], by name.
+
+    Raises:
+        DataError: outputs that are not finite, which have no metric.
+    """
+    num_broken = int((~outputs.isfinite()).any(1).sum())
+    if num_broken:
+        raise DataError("probes.scores_not_finite", num_broken=num_broken, num_images=len(outputs))
+    return task.measure(outputs, targets)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .data.split import split_rows
 from .data.token_source import TokenSource
 from .errors import DataError, SettingError
-from .evaluate import check_test
+from .evaluate import check_test, measure
 from .events import OnEvent, Reporter
 from .heads import HEADS, Head, HeadModule, check_task
 from .outcome import SettingScore, SweepResult, choose, timed
@@ -92,7 +92,7 @@ def run_solvers(
         chosen=best.setting,
         validation=best.validation,
         diverged=False,
-        test=task.measure(logits, test.labels),
+        test=measure(task, logits, test.labels),
         test_logits=logits,
         probe=probe,
         num_parameters=sum(parameter.numel() for parameter in probe.parameters()),

@@ -10,8 +10,30 @@ from typing import Any
 
 import numpy as np
 
+from layerbank.data.image_set import ImageSet
+from layerbank.data.split_record import SplitRecord
+from layerbank.probing.results import key_of
+from layerbank.probing.results_file import RESULTS, append_row, read_rows
+from layerbank.probing.row_files import digest_files, row_folder
+
+SPLITS = ("train", "test")
+CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 LEVELS = ["block.1", "block.2", "final"]
 KINDS = ["cls", "ap"]
+REST: dict[str, Any] = {  # of format 2, what is not in every row of a test
+    "images": {},
+    "train_fingerprint": "0" * 32,
+    "test_fingerprint": "1" * 32,
+    "head": "linear",
+    "levels": LEVELS,
+    "kinds": KINDS,
+    "num_heads": None,
+    "normalize": "width",
+    "chosen": {"lr": 0.1, "weight_decay": 0.0001, "dropout": 0.0},
+    "num_parameters": 1234,
+    "cost": {"trainings": 22, "probe_steps": 11_022, "tokens_read": 6},
+    "seconds": {"select": 1.5, "test": 0.25},
+}
 STRENGTH = {"linear-cls": 1.0, "linear-all": 1.5, "attn-last": 1.2, "alf": 2.0, "aat": 1.6}
 
 
@@ -27,7 +49,7 @@ def write_study(
     datasets: Sequence[str] = ("pets",),
     seeds: Sequence[int] = (0,),
     probes: Sequence[str] = ("linear-cls", "linear-all", "alf"),
-    classes: Sequence[str] = ("ant", "bee", "cat", "dog", "eel", "fox"),
+    classes: Sequence[str] = CLASSES,
     num_images: int = 90,
     ids: str = "image",
     strength: dict[str, float] | None = None,
@@ -46,6 +68,34 @@ def write_study(
             )
         (store / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
+
+
+def write_format_2(folder: Path, *, train_rows: str = "a", **study: Any) -> Path:
+    """The rows of `write_study` as rows of format 2, with their files and the records of their images."""
+    for results in sorted(write_study(folder, **study).rglob(RESULTS)):
+        rows = read_rows(results)
+        results.unlink()
+        for row in rows:
+            place = results.parent / f"{row['probe']}-{row['key'][:8]}"
+            data = {"train_rows": train_rows, "test_rows": row["dataset"]}
+            common = {"model": row["backbone"], **data, "split.seed": row["protocol"]["seed"]}
+            decisive = {**common, "probe.name": row["probe"]}
+            row = REST | row
+            row |= {"key": key_of(decisive), "key_fields": decisive, "setting_of_study": key_of(common), "stores": {}}
+            row["images"] = {split: record_of(place, row["dataset"], split).save(place.parent) for split in SPLITS}
+            row["files"] = digest_files(place, [path.name for path in place.iterdir()])
+            place.rename(row_folder(results.parent, row))
+            append_row(results, row)
+    return folder
+
+
+def record_of(place: Path, dataset: str, split: str) -> SplitRecord:
+    """The images of a row; those of training have the ids of those of testing, and other content."""
+    with np.load(place / "test.npz") as saved:
+        ids, labels = saved["sample_ids"].tolist(), saved["labels"]
+    hashes = np.arange(len(ids), dtype=np.uint64) + np.uint64(1 if split == "test" else 1_000_000)
+    images = ImageSet(hashes=hashes, rule1_hashes=None, is_known=np.ones(len(ids), bool), keeps_order=True)
+    return SplitRecord(dataset=dataset, split=split, ids=ids, labels=labels, class_names=CLASSES, images=images)
 
 
 def _write_row(

@@ -20,10 +20,11 @@ from layerbank.events import Event, ProbeFinished, ProbeProgress
 from layerbank.jobs.study_plan import num_trainings
 from layerbank.probes import Setting, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import probe, row_folder
+from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.results import results_table, summarize
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 from layerbank.report.saved import SavedHead
 

@@ -26,12 +26,13 @@ from layerbank.models.backbone import Backbone
 from layerbank.models.rounding import float_tokens, round_tokens
 from layerbank.probes import ArraySource, concat_tokens, run_sweeps
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import check_one_model, probe, row_folder, run_folder, verify_tokens
+from layerbank.probing.probe import check_one_model, probe, run_folder, verify_tokens
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.results import results_table
 from layerbank.probing.results_file import read_rows
+from layerbank.probing.row_files import row_folder
 from layerbank.probing.sweep_journal import SweepJournal
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.token_source import CachedTokens, join_tokens

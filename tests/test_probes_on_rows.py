@@ -24,8 +24,9 @@ from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.request import ModelRequest
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.predict import SavedProbe, trained_model
-from layerbank.probing.probe import probe, row_folder, verify_tokens
+from layerbank.probing.probe import probe, verify_tokens
 from layerbank.probing.probe_spec import ProbeSpec
+from layerbank.probing.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 
 RIDGE = ProbeSpec(name="ridge", head="ridge", levels=("final",), kinds=("cls",))

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from commands import run
 from messages import shows
-from study_runs import write_study
+from report_page import ReadPage
+from study_runs import write_format_2, write_study
 
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.result_key import DataKey, ResultKey
-from layerbank.probing.results import key_of
 from layerbank.probing.results_file import RESULTS, append_row, read_results, read_rows
-from layerbank.probing.row_files import digest_files, wrong_file
+from layerbank.probing.row_files import wrong_file
 from layerbank.statistics.scores import group_by_setting
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,23 +35,6 @@ def golden_runs(number: int, folder: Path) -> Path:
 def report(runs: Path) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(run("report", runs, "--json").stdout)
     return answer
-
-
-def write_format_2(folder: Path, *, train_rows: str = "a", **study: Any) -> Path:
-    """The rows of `write_study` as rows of format 2, with their files."""
-    for results in sorted(write_study(folder, **study).rglob(RESULTS)):
-        rows = read_rows(results)
-        results.unlink()
-        for row in rows:
-            place = results.parent / f"{row['probe']}-{row['key'][:8]}"
-            data = {"train_rows": train_rows, "test_rows": row["dataset"]}
-            common = {"model": row["backbone"], **data, "split.seed": row["protocol"]["seed"]}
-            decisive = {**common, "probe.name": row["probe"]}
-            row |= {"key": key_of(decisive), "key_fields": decisive, "setting_of_study": key_of(common), "stores": {}}
-            row["files"] = digest_files(place, [path.name for path in place.iterdir()])
-            place.rename(results.parent / f"{row['probe']}-{row['key'][:8]}")
-            append_row(results, row)
-    return folder
 
 
 def test_runs_of_format_1_are_reported_with_their_numbers(tmp_path: Path) -> None:
@@ -164,3 +147,26 @@ def test_a_report_of_probes_that_all_diverged_has_no_table_and_no_error(tmp_path
     answer = report(runs)
     assert answer["num_rows"] == 3
     assert "3 results diverged at every setting." in answer["summary"]
+
+
+@pytest.mark.parametrize(("dataset", "seed"), [("birds", 0), ("pets", 1)])
+def test_one_more_result_of_one_probe_makes_it_no_winner(tmp_path: Path, dataset: str, seed: int) -> None:
+    """The winner is found among the cases that the probes share; the other case is named, and wins nothing."""
+    runs = write_format_2(tmp_path / "runs")
+    before = report(runs)
+    write_format_2(tmp_path / "more", datasets=(dataset,), seeds=(seed,), probes=("linear-cls",))
+    shutil.move(tmp_path / "more" / "data00", runs / "more")
+    answer = report(runs)
+    assert answer["num_rows"] == 4
+    assert before["summary"][0].startswith("alf has the highest mean accuracy: ")
+    assert answer["summary"][0] == before["summary"][0].replace(
+        "over 1 case", "over the 1 of 2 cases that have all of linear-cls, linear-all, alf"
+    )
+    assert answer["findings"][0] == before["findings"][0]
+    assert answer["findings"][1].endswith("and there is no other probe to compare it with.")
+    tables = ReadPage(runs / "report" / "index.html").tables
+    wins = {line["probe"]: line["best on"] for line in tables["probes"].records()}
+    assert wins == {"linear-cls": "0", "linear-all": "0", "alf": "1"}
+    (line,) = [line for line in tables["by-dataset"].records() if line["data set"] not in ("mean", "mean rank")]
+    assert line["data set"] == "pets"
+    assert "-" not in line.values()

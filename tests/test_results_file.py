@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from messages import check, raises
+from study_runs import REST
 
 from layerbank import WorkError
 from layerbank.probing.results import key_of
@@ -27,18 +28,19 @@ def row(name: str = "alf", **changed: Any) -> dict[str, Any]:
         "stores": {"train": ["photos/train/vit.zarr"], "test": []},
         "backbone": "tiny",
         "dataset": "häuser",
-        "protocol": {"seed": 0, "clip_norm": float("inf")},
+        "protocol": {"seed": 0, "clip_norm": "inf"},
         "test": {"balanced_accuracy": 0.5, "top1": 1},
         "validation": 0.25,
         "settings": [{"lr": 0.1, "validation": 0.25}, {"lr": 1e38, "validation": None}],
         "files": {"test.npz": "0" * 32},
+        **REST,
         **changed,
     }
 
 
 def of_format_1(**changed: Any) -> dict[str, Any]:
-    values = row() | changed
-    return {name: value for name, value in values.items() if name not in ("key_fields", "stores", "files")}
+    newer = ("key_fields", "stores", "files", *REST)
+    return {name: value for name, value in row().items() if name not in newer} | changed
 
 
 def signed(values: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +121,16 @@ DAMAGES: dict[str, tuple[str, str]] = {
     "the key of another": (json.dumps(signed(row(key="0" * 32))), "a key that is not that of its fields"),
     "a lone surrogate": (json.dumps(signed(row(dataset="\ud800"))), "a text that is no Unicode"),
     "a lone surrogate of format 1": (json.dumps(of_format_1(backbone="\ud800")), "a text that is no Unicode"),
-    "NaN": (json.dumps(of_format_1(test={"balanced_accuracy": float("nan")})), "the test {'balanced_accuracy': nan}"),
-    "infinity": (json.dumps(of_format_1(validation=float("inf"))), "the validation inf"),
+    "NaN": (json.dumps(of_format_1(test={"balanced_accuracy": float("nan")})), "no JSON (NaN is no number of JSON)"),
+    "infinity": (json.dumps(of_format_1(validation=float("inf"))), "no JSON (Infinity is no number of JSON)"),
+    "1e400 in a field that nobody reads": (
+        json.dumps(signed(row(note=1.5))).replace('"note": 1.5', '"note": 1e400'),
+        "no JSON (Out of range float values",
+    ),
+    "a protocol that is nested": (json.dumps(of_format_1(protocol={"seed": 0, "lrs": [[1]]})), "the protocol"),
+    "a test without a setting": (json.dumps(signed(row(chosen=None))), "a test without the chosen"),
+    "no levels": (json.dumps(signed(row(levels=[]))), "the levels []"),
+    "images elsewhere": (json.dumps(signed(row(images={"test": "../a.npz"}))), "the images {'test': '../a.npz'}"),
     "10^400": (
         json.dumps(of_format_1()).replace('"balanced_accuracy": 0.5', f'"balanced_accuracy": 1{"0" * 400}'),
         "the test {'balanced_accuracy': 1000",

@@ -18,8 +18,9 @@ from layerbank.data.sources import open_source
 from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, AttentiveProbe
-from layerbank.probing.probe import probe, row_folder
+from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.saved import SavedHead, prune_tokens
 from layerbank.statistics.attention import AttentionMap, mean_map, read_attention, spread_of

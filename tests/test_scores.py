@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from layerbank import RequestError
 from layerbank.statistics.scores import (
     Case,
     Score,
+    compared,
     gains_of,
     group_by_protocol,
     mean_ranks,
@@ -58,6 +60,34 @@ def test_a_table_sets_the_probes_of_a_case_side_by_side_with_nan_where_there_is_
     assert table.probes == ("linear-cls", "alf")
     np.testing.assert_array_equal(table.values, [[50, 60], [np.nan, 70]])
     np.testing.assert_array_equal(gains_of(table).values, [[0, 10], [np.nan, np.nan]])
+
+
+def test_probes_are_compared_on_the_cases_that_they_share() -> None:
+    def scores(**datasets: str) -> list[Score]:
+        return [
+            Score(model="vit", dataset=dataset, probe=probe, percent=50.0)
+            for dataset, probes in datasets.items()
+            for probe in probes.split()
+        ]
+
+    def shared(**datasets: str) -> dict[str, str]:
+        found: dict[str, list[str]] = {}
+        for score in compared(scores(**datasets)):
+            found.setdefault(score.dataset, []).append(score.probe)
+        return {dataset: " ".join(probes) for dataset, probes in found.items()}
+
+    assert shared(pets="linear alf", birds="linear") == {"pets": "linear alf"}
+    assert shared(pets="linear alf", birds="linear", cars="linear", dogs="linear") == {"pets": "linear alf"}
+    assert shared(pets="linear alf aat", birds="linear alf") == {"pets": "linear alf aat"}
+    assert shared(pets="linear alf aat", birds="linear alf", cars="alf linear") == {
+        "pets": "linear alf",
+        "birds": "linear alf",
+        "cars": "alf linear",
+    }
+    assert shared(pets="linear", birds="alf") == {}
+    assert shared() == {}
+    diverged = [replace(one, percent=float("nan")) for one in scores(pets="linear alf")]
+    assert compared(diverged) == diverged  # it has the case
 
 
 def test_two_protocols_in_one_line_are_refused_and_named() -> None:

@@ -16,7 +16,7 @@ from small_stores import write_small_store
 
 from layerbank.data.sources import open_source
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import row_folder
+from layerbank.probing.row_files import row_folder
 
 NUM_THREADS = 8
 

@@ -36,8 +36,9 @@ from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, split_rows
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.probe import check_train_views, probe, row_folder
+from layerbank.probing.probe import check_train_views, probe
 from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.token_source import CachedTokens
 

@@ -212,7 +212,7 @@ def _export_array(files: StoreFiles, name: str, target: Any) -> None:
 def _export_target(kept: Target, name: str, target: Any) -> None:
     target[f"{TARGETS}/{name}"] = kept.values
     about = {"type": kept.type, "class_names": list(kept.class_names), "source": kept.source}
-    target[f"{TARGETS}/{name}"].attrs["about"] = json.dumps(about)
+    target[f"{TARGETS}/{name}"].attrs["about"] = json.dumps(about, allow_nan=False)
 
 
 def _import_targets(source: Any, num_rows: int) -> Iterator[tuple[str, Target]]:

@@ -145,7 +145,7 @@ def locked_error(store: Path, owner: LockOwner | None) -> StoreLockedError:
 
 
 def write_owner(file: Path, owner: LockOwner) -> None:
-    file.write_text(json.dumps(asdict(owner)))
+    file.write_text(json.dumps(asdict(owner), allow_nan=False))
 
 
 def read_owner(file: Path) -> LockOwner | None:

@@ -126,7 +126,7 @@ def check_request(
         (not not_parity, "parity", f"with {', '.join(PARITY_COUNTS + PARITY_NUMBERS)}", not_parity),
     ]
     wrong = [(name, rule, str(got)) for is_right, name, rule, got in checks if not is_right]
-    as_json, not_json = _through_json(attributes=(attributes, True), parity=(parity, False))
+    as_json, not_json = _through_json(attributes=attributes, parity=parity)
     wrong += not_json
     if wrong:
         raise SpecError(
@@ -145,13 +145,13 @@ def check_request(
     )
 
 
-def _through_json(**arguments: tuple[Any, bool]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
-    """Arguments, each with whether it may hold NaN, as JSON gives them back; and what is wrong with the others."""
+def _through_json(**arguments: Any) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """Arguments as JSON gives them back; and what is wrong with the others."""
     values: dict[str, Any] = {}
     wrong = []
-    for name, (value, allow_nan) in arguments.items():
+    for name, value in arguments.items():
         try:
-            values[name] = json.loads(json.dumps(value, allow_nan=allow_nan))
+            values[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
             wrong.append((name, "values that JSON can hold", str(error)))
     return values, wrong

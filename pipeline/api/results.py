@@ -19,11 +19,12 @@ from ..jobs.probe import train_probes
 from ..models.request import choose_device
 from ..probing.attention import read_attention
 from ..probing.predict import SavedProbe
-from ..probing.probe import row_folder, run_folder
+from ..probing.probe import run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import COLUMNS, Row, results_table, summarize
+from ..probing.row_files import row_folder
 from .arguments import check_kind, folder_from
 from .data import images_from
 from .tokens import Progress, Tokens, listener_of

@@ -65,7 +65,7 @@ class SplitRecord:
     @cached_property
     def file_name(self) -> str:
         """Name of the file that keeps it: equal records have equal names."""
-        names = json.dumps([list(self.ids), self.images.digest, self.targets_digest])
+        names = json.dumps([list(self.ids), self.images.digest, self.targets_digest], allow_nan=False)
         return f"{self.split}-{hashlib.sha256(names.encode()).hexdigest()[:12]}.npz"
 
     def save(self, folder: Path) -> str:
@@ -87,7 +87,7 @@ class SplitRecord:
                 about["task"] = self.task
             content = io.BytesIO()
             arrays = {
-                "about": np.array(json.dumps(about)),
+                "about": np.array(json.dumps(about, allow_nan=False)),
                 "ids": np.array(self.ids),
                 "labels": self.labels,
                 "hashes": self.images.hashes,

@@ -141,5 +141,5 @@ def write_failures(path: Path, failures: Sequence[StudyFailed]) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures]
+    lines = [json.dumps(asdict(failure), ensure_ascii=False, allow_nan=False) + "\n" for failure in failures]
     replace_file(path, "".join(lines).encode())

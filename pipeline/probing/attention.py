@@ -85,7 +85,7 @@ def keep_attention(
         **summary,
         "heads": _head_records(statistics, mass_of_head),
     }
-    text = json.dumps(description, indent=1) + "\n"
+    text = json.dumps(description, indent=1, allow_nan=False) + "\n"
     with new_file(folder / "attention.json") as file:
         file.write(text.encode())
     save_arrays(

@@ -32,7 +32,7 @@ from .probe_spec import ProbeSpec
 from .result_key import ResultKey, data_of, task_in_keys
 from .results import Row
 from .results_file import RESULTS, append_row, is_reusable, read_results
-from .row_files import wrong_file
+from .row_files import row_folder, wrong_file
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.split_tokens import SplitRequest, SplitTokens
@@ -42,11 +42,6 @@ from .training import Trained, large_blocks_returned, solve_probe, train_group
 def run_folder(runs_root: Path, train: SplitRequest) -> Path:
     """The folder of all results of a model and a data set: RUNS/<data set>/<model>-<first 8 of its digest>."""
     return runs_root / train.record.dataset / train.model.folder("").name
-
-
-def row_folder(folder: Path, row: Row) -> Path:
-    """The folder of a row's probe, predictions and picture: two settings of one probe never share it."""
-    return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
 def check_train_views(train_views: int | None, num_views: int) -> None:
@@ -121,7 +116,7 @@ def probe(
         CacheError: some images have no tokens, or a store is damaged.
         DataError: targets that the task cannot use.
         SettingError: not even one probe at a time fits into the memory, or the device cannot compute as the protocol says.
-        WorkError: results.jsonl cannot be read.
+        WorkError: results.jsonl cannot be read, or none of the test images.
     """
     check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
@@ -171,6 +166,8 @@ class _Run:
         self.cache = train.open()
         self._opened_test: SplitTokens | None = None
         self._are_saved = False
+        if not len(self.open_test().images):
+            raise WorkError("probing.no_test_images", data=test.name, num_images=len(test.record))
         self.failures = Failures(self.key, fail)
         for split in (self.cache, self.open_test()):
             split.task.check(torch.from_numpy(split.labels))

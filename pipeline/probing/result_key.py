@@ -19,7 +19,7 @@ import numpy as np
 
 from ..data.split_record import MULTICLASS
 from .probe_spec import ProbeSpec, SmallestLevels
-from .results import key_of
+from .results import key_of, plain_values
 
 if TYPE_CHECKING:
     from layerbank.probes import TrainingProtocol
@@ -198,7 +198,7 @@ def _inner(probe: ProbeSpec) -> dict[str, Any]:
 
 def _without_frozen(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON values in the order of the table, without those that equal the frozen one; a field must be in the table."""
-    plain = {name: _plain(value) for name, value in values.items()}
+    plain = {name: plain_values(value) for name, value in values.items()}
     unknown = plain.keys() - KEY_TABLE.keys()
     assert not unknown, f"add to KEY_TABLE, with the value that had its effect so far: {sorted(unknown)}"
     kept = [name for name, frozen in KEY_TABLE.items() if name in plain and not _is_frozen(plain[name], frozen)]
@@ -207,12 +207,3 @@ def _without_frozen(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_frozen(value: Any, frozen: Any) -> bool:
     return frozen is not ALWAYS and type(value) is type(frozen) and bool(value == frozen)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: objects and lists."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
-    return value

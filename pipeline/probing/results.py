@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -38,8 +39,21 @@ def key_of(setting: dict[str, Any]) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted names, without spaces, in ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """JSON with sorted names, without spaces, in ASCII; raises ValueError for NaN and infinities, which JSON does not have."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def plain_values(value: Any) -> Any:
+    """A value as JSON has it: objects and lists; an infinite number, such as a `clip_norm` that clips nothing, is a text.
+
+    >>> plain_values({"clip_norm": float("inf"), "lrs": (0.1, 0.01)})
+    {'clip_norm': 'inf', 'lrs': [0.1, 0.01]}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain_values(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain_values(one) for one in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def digest_of_text(text: bytes) -> str:
@@ -234,7 +248,7 @@ def results_title(rows: Sequence[Row], folder: Path) -> str:
     """The title of the table: backbone, data set, seeds and folder."""
     seeds = list(dict.fromkeys(row["protocol"]["seed"] for row in rows))
     over = f", mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
-    quirks = ", with the reference's quirks" if any(row["protocol"]["jitter_validation"] for row in rows) else ""
+    quirks = ", with the reference's quirks" if any(row["protocol"].get("jitter_validation") for row in rows) else ""
     return f"{rows[0]['backbone']} on {rows[0]['dataset']}: {metric_of(rows[0]).title}{over}{quirks}; {folder}"
 
 
@@ -252,7 +266,7 @@ def _settings(summary: Summary) -> str:
     chosen = finished[0]["chosen"] if finished else {}
     in_order = {name: None for name in _IN_A_SETTING if name in chosen}  # in a row that was read, names are sorted
     for name in in_order | chosen:
-        if name != "dropout" or HEADS[finished[0]["head"]].has_dropout:
+        if name != "dropout" or finished[0]["head"] not in HEADS or HEADS[finished[0]["head"]].has_dropout:
             values = Counter(_number(row["chosen"].get(name)) for row in finished)
             parts.append(f"{_SHORT.get(name, name)} {_counted(values, ' ')}")
     return ", ".join(parts)

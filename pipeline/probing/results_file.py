@@ -112,7 +112,8 @@ def _read_line(path: Path, number: int, line: bytes, *, is_torn: bool) -> Row:
         WorkError: the line is no row, or one of a newer format.
     """
     try:
-        row = json.loads(line.decode())  # not as bytes: those may hold lone surrogates
+        # not as bytes: those may hold lone surrogates
+        row = json.loads(line.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         reason = "a line that was cut short" if is_torn else f"no JSON ({error})"
         raise WorkError("probing.damaged_row", path=path, line=number, reason=reason) from None
@@ -123,9 +124,17 @@ def _read_line(path: Path, number: int, line: bytes, *, is_torn: bool) -> Row:
         version = row.get("layerbank", "an unknown version")
         values = {"known": FORMAT, "format": found, "version": f"{version!s:.40}"}
         raise WorkError("probing.newer_row", path=path, line=number, **values)
-    if wrong := _wrong(row, found, line):
+    try:
+        wrong = _wrong(row, found, line)
+    except (ValueError, RecursionError) as error:  # 1e400, and what is nested too deeply to be written again
+        wrong = f"no JSON ({error})"
+    if wrong:
         raise WorkError("probing.damaged_row", path=path, line=number, reason=wrong)
     return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _wrong(row: Row, found: Any, line: bytes) -> str | None:
@@ -155,7 +164,7 @@ def _is_as_written(row: Row, line: bytes) -> bool:
 
 def _is_encodable(row: Row) -> bool:
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         return False
     return True

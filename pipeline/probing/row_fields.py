@@ -1,8 +1,9 @@
 """The fields of a row of results, and what each may hold: whoever reads a row may rely on it.
 
-Scores are accuracies in [0, 1], or any numbers in a row of another task than multiclass, which names it and its metric.
+Only fields that something reads are listed. Every row of format 2 has all of `NEEDED_SINCE_2`; the rest may be missing. A field of
+another type makes the row damaged, and so do fields that contradict each other.
 
-Only fields that something reads are listed. An optional field may be missing; one of another type makes the row damaged.
+Scores are accuracies in [0, 1], or any numbers in a row of another task than multiclass, which names it and its metric.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ Check = Callable[[Any], bool]
 
 MOST = 2**63  # of integers, as in Parquet and NumPy
 NEEDED = ("key", "probe", "backbone", "dataset", "test", "protocol", "setting_of_study")
-NEEDED_SINCE_2 = ("layerbank", "key_fields", "stores", "files", "digest")
+NEEDED_SINCE_2 = (
+    *("layerbank", "key_fields", "stores", "files", "digest", "images", "train_fingerprint", "test_fingerprint"),
+    *("head", "levels", "kinds", "num_heads", "normalize", "chosen", "validation", "settings"),
+    *("num_parameters", "cost", "seconds"),
+)
 _NUMBERS = {int, float, type(None)}
+_LONGEST_NAME_BYTES = 246  # the name of a folder has a dash and 8 digits more, and 255 bytes at most
 _FILE_NAME = re.compile(r"[^/\\\x00]+")
 
 
@@ -26,7 +32,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_file_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(_FILE_NAME.fullmatch(value)) and value not in (".", "..")
+    if not isinstance(value, str) or len(value.encode()) > _LONGEST_NAME_BYTES:
+        return False
+    return bool(_FILE_NAME.fullmatch(value)) and value not in (".", "..")
 
 
 def _is_count(value: Any) -> bool:
@@ -63,6 +71,13 @@ def _object_with(**checks: Check) -> Check:
     )
 
 
+def _is_protocol(value: Any) -> bool:
+    if not _object_with(seed=_is_count)(value):
+        return False
+    flat = [one for field in value.values() for one in (field if isinstance(field, list) else [field])]
+    return all(isinstance(one, str) or one is None or _is_number(one) or isinstance(one, bool) for one in flat)
+
+
 def _is_setting(value: Any) -> bool:
     """A setting, or one with its score; all that it has are numbers, null where it diverged."""
     if not isinstance(value, dict) or not _NUMBERS.issuperset(map(type, value.values())):
@@ -84,21 +99,26 @@ def _is_derived(value: Any) -> bool:
     return _list_of(_object_with(diverged=lambda one: isinstance(one, bool)))(members) and _is_text(base)
 
 
+def _is_list_of_texts(value: Any) -> bool:
+    return bool(value) and _list_of(_is_text)(value)
+
+
 FIELDS: dict[str, Check] = {
     "key": _is_file_name,
     "probe": _is_file_name,
     "backbone": _is_text,
     "dataset": _is_text,
     "setting_of_study": _is_text,
-    "protocol": _object_with(seed=_is_count),
+    "protocol": _is_protocol,
     "task": _is_text,
     "metric": _is_text,
     "train_fingerprint": _is_text,
     "test_fingerprint": _is_text,
     "train_views": _is_count,
+    "images": _object_of(_is_file_name),
     "head": _is_text,
-    "levels": _list_of(_is_text),
-    "kinds": _list_of(_is_text),
+    "levels": _is_list_of_texts,
+    "kinds": _is_list_of_texts,
     "num_heads": _or_null(_is_count),
     "normalize": _is_text,
     "compute": _or_null(_is_text),
@@ -126,7 +146,8 @@ def wrong_field(row: dict[str, Any], *, newer: bool) -> str | None:
     """
     missing = [name for name in (*NEEDED, *(NEEDED_SINCE_2 if newer else ())) if name not in row]
     if missing:
-        return f"a row without {', '.join(missing)}"
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        return f"a row without {shown}"
     is_score, metric = (_is_number, row.get("metric")) if "task" in row else (_is_share, "balanced_accuracy")
     scores = {
         "test": _or_null(lambda value: _object_of(is_score)(value) and metric in value),
@@ -135,4 +156,5 @@ def wrong_field(row: dict[str, Any], *, newer: bool) -> str | None:
     for name, check in (FIELDS | scores).items():
         if name in row and not check(row[name]):
             return f"the {name} {row[name]!r:.60}"
-    return None
+    lacking = [name for name in ("chosen", "validation") if name in row and row[name] is None]
+    return f"a test without the {lacking[0]}" if row["test"] is not None and lacking else None

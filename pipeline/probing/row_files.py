@@ -1,13 +1,20 @@
-"""The digests of the files in a row's folder: whether they are still those that the row was written with."""
+"""The folder of a row, and the digests of its files: whether they are still those that the row was written with."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 _AT_ONCE_BYTES = 1 << 20
+
+
+def row_folder(folder: Path, row: Mapping[str, Any]) -> Path:
+    """The folder of a row's probe, predictions and picture, beside results.jsonl: two settings of one probe never share it."""
+    return folder / f"{row['probe']}-{row['key'][:8]}"
 
 
 def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -25,6 +32,8 @@ def wrong_file(folder: Path, files: Mapping[str, str], *, only: Iterable[str] | 
     """
     for name in files if only is None else [name for name in only if name in files]:
         try:
+            if not stat.S_ISREG((folder / name).stat().st_mode):
+                return f"no file {name}, but something else of that name"  # a pipe would be waited for
             found = _digest(folder / name)
         except FileNotFoundError:
             return f"no {name}"

@@ -34,7 +34,7 @@ from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepRe
 from ..data.split_record import MULTICLASS
 from .attention import keep_attention
 from .probe_spec import ProbeSpec
-from .results import Row, key_of
+from .results import Row, key_of, plain_values
 from .row_files import digest_files
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.split_tokens import SplitTokens
@@ -155,7 +155,7 @@ def _row(trained: Trained, train: SplitTokens, test: SplitTokens) -> Row:
         "probe_steps": sum(rung.probe_steps for rung in result.rungs),
         "derived": trained.derived,
         "refit": _plan(result.refit),
-        "protocol": asdict(trained.protocol),
+        "protocol": plain_values(asdict(trained.protocol)),
         "compute": None if HEADS[named.head].is_solved else trained.protocol.compute,
         "cost": _cost(trained, train),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},

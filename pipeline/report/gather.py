@@ -12,10 +12,24 @@ from pathlib import Path
 from ..errors import RequestError, WorkError
 from ..probing.results import Row
 from ..probing.results_file import RESULTS, read_results
-from ..probing.row_files import wrong_file
+from ..probing.row_files import row_folder, wrong_file
 
 FILES = ("test.npz", "probe.json", "attention.csv", "attention.npz")
 """The files of a row that a report reads."""
+
+
+def results_files(runs: Path) -> list[Path]:
+    """Every results.jsonl of a folder, by path.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not runs.is_dir():
+        raise RequestError("report.runs_missing", runs=runs)
+    paths = sorted(runs.rglob(RESULTS))
+    if not paths:
+        raise RequestError("report.no_results", runs=runs)
+    return paths
 
 
 def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
@@ -32,11 +46,7 @@ def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
         RequestError: there is no results.jsonl.
         WorkError: no line can be used.
     """
-    if not runs.is_dir():
-        raise RequestError("report.runs_missing", runs=runs)
-    paths = sorted(runs.rglob(RESULTS))
-    if not paths:
-        raise RequestError("report.no_results", runs=runs)
+    paths = results_files(runs)
     found: dict[str, Row] = {}
     folders: dict[str, Path] = {}
     notes: list[str] = []
@@ -51,7 +61,7 @@ def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
             if row["key"] in folders and folders[row["key"]].parent != path.parent:
                 notes.append(f"{path}: {row['probe']} is also in {folders[row['key']].parent}; the first counts.")
                 continue
-            folder = path.parent / f"{row['probe']}-{row['key'][:8]}"
+            folder = row_folder(path.parent, row)
             # a row whose files are gone is shown without what they hold
             there = [name for name in FILES if (folder / name).exists()]
             if reason := wrong_file(folder, row.get("files", {}), only=there):

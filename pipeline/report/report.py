@@ -17,13 +17,27 @@ from ..outputs import write_output
 from ..probing.results import Row
 from ..quantities import counted
 from ..statistics.dataset_table import table_latex, table_markdown
-from ..statistics.scores import group_by_protocol, group_by_setting
+from ..statistics.scores import case_of, group_by_protocol, group_by_setting
 from .figures import FIGURES
 from .figures.results import Record, csv_of, records_of
 from .gather import gather
 from .page import render_page
 from .page.blocks import Block, Bullets, Gallery, Group, Picture, Section
 from .report_data import ReportData, ReportOptions
+
+_FEW = 4  # rows that a note names
+_DECISIVE = {  # fields of a key that probes of one study share
+    "algorithm": "the version of layerbank",
+    "model": "the weights of the model",
+    "tap": "the tap",
+    "train_rows": "the training images",
+    "test_rows": "the test images",
+    "train_targets": "the labels",
+    "test_targets": "the labels",
+    "train_usable": "which images could be read",
+    "test_usable": "which images could be read",
+    "train_views": "the number of views",
+}
 
 __all__ = ["Report", "ReportOptions", "make_report", "write_figures"]
 
@@ -89,8 +103,8 @@ def make_report(runs: Path, options: ReportOptions) -> Report:
         latex="\n".join(table_latex(data.dataset_table) for data in protocols),
         records=tuple(records),
         figures=figures,
-        headlines=tuple(text for data in protocols for text in data.headlines),
-        findings=tuple(str(finding) for data in protocols for finding in data.findings),
+        headlines=tuple(_of_groups(groups, [data.headlines for data in protocols])),
+        findings=tuple(_of_groups(groups, [data.findings for data in protocols])),
         notes=once,
     )
 
@@ -150,15 +164,33 @@ def _titled(by_protocol: Sequence[Sequence[Sequence[Row]]]) -> Iterator[tuple[st
 
 
 def _several_settings(by_protocol: Sequence[Sequence[Sequence[Row]]]) -> list[str]:
-    """A note on each model and data set that has results of several settings."""
-    cases: dict[tuple[str, str], None] = {}
-    for _, *others in by_protocol:
-        cases |= dict.fromkeys((row["backbone"], row["dataset"]) for rows in others for row in rows)
-    return [
-        f"{dataset} with {model} has results of several settings: other images, labels, weights or views, or results of an "
-        "earlier version of layerbank. They are not compared; each setting has sections of its own."
-        for model, dataset in cases
-    ]
+    """A note on each model and data set that has results of several settings: which rows, and in what they differ."""
+    notes = []
+    for by_setting in by_protocol:
+        cases = dict.fromkeys(case_of(row)[:2] for rows in by_setting[1:] for row in rows)
+        for model, dataset in cases:
+            of_each = [[row for row in rows if case_of(row)[:2] == (model, dataset)] for rows in by_setting]
+            of_each = [rows for rows in of_each if rows]
+            shown = "; ".join(f"setting {number}: {_few_rows(rows)}" for number, rows in enumerate(of_each, 1))
+            notes.append(
+                f"{dataset} with {model} has results of several settings, which differ in {_difference(of_each)} ({shown}). They "
+                "are not compared; each setting has sections of its own."
+            )
+    return list(dict.fromkeys(notes))
+
+
+def _few_rows(rows: Sequence[Row]) -> str:
+    more = f" and {len(rows) - _FEW} more" if len(rows) > _FEW else ""
+    return ", ".join(f"{row['probe']} (row {row['key'][:8]})" for row in rows[:_FEW]) + more
+
+
+def _difference(settings: Sequence[Sequence[Row]]) -> str:
+    """What rows of several settings differ in, in words."""
+    fields = [rows[0].get("key_fields") for rows in settings]
+    if any(one is None for one in fields):
+        return "the format of their rows, or in images, labels, weights or views"
+    words = [words for name, words in _DECISIVE.items() if len({str(one.get(name)) for one in fields if one}) > 1]
+    return ", ".join(dict.fromkeys(words)) or "the digest of their study, or in what a probe of this name is"
 
 
 def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
@@ -166,7 +198,7 @@ def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
     if len(by_protocol) == 1:
         return [""]
     protocols = [
-        {name: json.dumps(value).strip('[]"') for name, value in rows[0]["protocol"].items() if name != "seed"}
+        {name: _plain_text(value) for name, value in rows[0]["protocol"].items() if name != "seed"}
         for rows in by_protocol
     ]
     names = dict.fromkeys(name for protocol in protocols for name in protocol)
@@ -177,10 +209,20 @@ def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
     ]
 
 
+def _plain_text(value: object) -> str:
+    return json.dumps(value, allow_nan=False).strip('[]"')
+
+
 def _lead(records: Sequence[Record]) -> str:
     nouns = {"model": "model", "dataset": "data set", "probe": "probe", "seed": "seed"}
     parts = [counted(len({getattr(one, field) for one in records}), noun) for field, noun in nouns.items()]
     return f"{counted(len(records), 'result')}: {', '.join(parts)}. Accuracy is balanced test accuracy."
+
+
+def _of_groups(groups: Sequence[Group], texts: Sequence[Sequence[object]]) -> Iterator[str]:
+    """The sentences of every group, with its title where there are several."""
+    for group, of_group in zip(groups, texts, strict=True):
+        yield from (f"{group.title}: {text}" if group.title else str(text) for text in of_group)
 
 
 def _markdown(title: str, data: ReportData) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from ..quantities import counted
 from ..statistics.dataset_table import DatasetTable, dataset_table
 from ..statistics.duplicates import accuracies_without
 from ..statistics.findings import Finding, find
-from ..statistics.scores import GIVEN_LEVEL, Case, Table, scores_of_rows, table_of
+from ..statistics.scores import GIVEN_LEVEL, Case, Score, Table, case_of, compared, scores_of_rows, table_of
 from ..statistics.tested import Tested, read_tested
 from .page.blocks import Block, Note, Picture
 from .style import drawn_as
@@ -101,7 +102,7 @@ class ReportData:
         self.scores = scores_of_rows(rows)
         self.table = table_of(self.scores)
         self.cases = self.table.cases
-        self.row = {(Case(row["backbone"], row["dataset"], row["protocol"]["seed"]), row["probe"]): row for row in rows}
+        self.row = {(case_of(row), row["probe"]): row for row in rows}
         self.rows_of: dict[Case, dict[str, Row]] = {}
         for (case, probe), row in self.row.items():
             self.rows_of.setdefault(case, {})[probe] = row
@@ -145,6 +146,18 @@ class ReportData:
         kept = [probe for probe in self.table.probes if not GIVEN_LEVEL.fullmatch(probe)]
         return self.table.only(kept) if kept else self.table
 
+    def compared(self, *fields: str) -> Table:
+        """The main table reduced by `scores.compared`, separately for cases that differ in one of these fields of a case; all of it
+        if it has one probe only.
+        """
+        if len(self.main.probes) == 1:
+            return self.main
+        groups: dict[tuple[object, ...], list[Score]] = {}
+        for score in self.scores:
+            if score.probe in self.main.probes:
+                groups.setdefault(tuple(getattr(score.case, field) for field in fields), []).append(score)
+        return table_of(score for group in groups.values() for score in compared(group))
+
     @cached_property
     def findings(self) -> list[Finding]:
         """The winner of each case."""
@@ -152,17 +165,28 @@ class ReportData:
 
     @cached_property
     def dataset_table(self) -> DatasetTable:
-        """Means by data set, with marks by test and warnings of duplicate images."""
-        by_dataset = {case.dataset: case for case in self.cases}
-        alone = len(by_dataset) == len(self.cases)  # one model, one seed: McNemar can decide
+        """Means by data set over the cases that compare, with marks by test and warnings of duplicate images."""
+        table = self.compared("dataset")
+        case_of_dataset = {case.dataset: case for case in table.cases}
+        alone = len(case_of_dataset) == len(table.cases)  # one model, one seed: McNemar can decide
 
         def compare(dataset: str, best: str, other: str) -> float:
-            return self.tested[by_dataset[dataset]].mcnemar(best, other)
+            return self.tested[case_of_dataset[dataset]].mcnemar(best, other)
 
         warnings = {dataset: found.warning for dataset, (found, _) in self.duplicates.items()}
-        means = self.main.mean_over("model", "seed")
+        means = table.mean_over("model", "seed")
         shown = [probe for probe in means.probes if np.isfinite(means.column(probe)).any()]
-        return dataset_table(self.main, shown, compare=compare if alone else None, warnings=warnings)
+        made = dataset_table(table, shown, compare=compare if alone else None, warnings=warnings)
+        return replace(made, note=" ".join([made.note, *self._fewer_cases(table)]))
+
+    def _fewer_cases(self, table: Table) -> Iterator[str]:
+        """A sentence on each data set of which a table has not all cases."""
+        every, shown = (Counter(case.dataset for case in one.cases) for one in (self.main, table))
+        for dataset, number in every.items():
+            if not shown[dataset]:
+                yield f"{dataset} has no two probes to compare."
+            elif shown[dataset] < number:
+                yield f"{dataset}: over {shown[dataset]} of {counted(number, 'case')}, those that have every probe of its line."
 
     @cached_property
     def duplicates(self) -> dict[str, tuple[Duplicates, dict[tuple[Case, str], tuple[float, float]]]]:
@@ -186,11 +210,13 @@ class ReportData:
     def config(self, case: Case, probe: str) -> dict[str, Any]:
         """`config` in a row's probe.json: data, classes, stores, model and versions; {} if the file is gone."""
         try:
-            saved = json.loads((self.folder(case, probe) / "probe.json").read_text(encoding="utf-8"))
+            file = self.folder(case, probe) / "probe.json"
+            text = file.read_text(encoding="utf-8") if file.is_file() else ""  # a pipe would be waited for
+            saved = json.loads(text, parse_constant=lambda name: None)
             config: dict[str, Any] = saved["config"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
-        return config
+        return config if isinstance(config, dict) else {}
 
     def config_of_case(self, case: Case) -> dict[str, Any]:
         """The config of the first probe of a case that has one: data, classes and stores are common to all."""
@@ -198,8 +224,9 @@ class ReportData:
 
     def class_names(self, case: Case, num_classes: int) -> list[str]:
         """Class names of one case; numbers if the names are gone."""
-        names = self.config_of_case(case).get("class_names", [])
-        return [str(names[label]) if label < len(names) else str(label) for label in range(num_classes)]
+        names = self.config_of_case(case).get("class_names")
+        known = names if isinstance(names, list) else []
+        return [str(known[label]) if label < len(known) else str(label) for label in range(num_classes)]
 
     def record(self, case: Case, split: str, probe: str | None = None) -> SplitRecord | None:
         """The images of a case's `train` or `test` split; None for runs of format 1, and where the file is gone.
@@ -230,7 +257,10 @@ class ReportData:
         if record is None or "tap" not in config:
             return None
         arrays = {
-            (level, kind) for row in self.rows_of[case].values() for level in row["levels"] for kind in row["kinds"]
+            (level, kind)
+            for row in self.rows_of[case].values()
+            for level in row.get("levels", [])
+            for kind in row.get("kinds", [])
         }
         return SplitRequest(
             cache_root=self.options.cache_root,
@@ -277,9 +307,10 @@ class ReportData:
         """Digests of the images of both splits; the model's name if they are not known, so that it equals no other's."""
         fields = next((row["key_fields"] for row in self.rows_of[case].values() if "key_fields" in row), None)
         if fields is not None:
-            return [str(fields[f"{split}_rows"]) for split in ("train", "test")]
+            return [str(fields.get(f"{split}_rows", case.model)) for split in ("train", "test")]
         config = self.config_of_case(case)
-        return [config.get(name, {}).get("manifest", case.model) for name in ("cache", "test_cache")]
+        caches = [config.get(name) for name in ("cache", "test_cache")]
+        return [str(one.get("manifest", case.model)) if isinstance(one, dict) else case.model for one in caches]
 
 
 def _by_depth(array: tuple[str, str]) -> tuple[bool, int, str]:

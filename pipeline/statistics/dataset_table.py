@@ -30,7 +30,7 @@ class Cell:
     Attributes:
         mean: over models and seeds, NaN where one is missing or diverged.
         std: over them, NaN for one.
-        best: the highest mean of its line.
+        best: the highest mean of its line, of several probes.
         tied: tested, and not significantly below the best.
     """
 
@@ -114,7 +114,7 @@ def _line(dataset: str, part: Table, compare: CompareProbes | None, tested_by: s
         tested_by.add("McNemar over test images")
     tied = {name for name, q in zip(others, adjust(p_values), strict=True) if q >= ALPHA}
     return tuple(
-        Cell(mean=mean, std=one.std, best=name == best, tied=name in tied)
+        Cell(mean=mean, std=one.std, best=name == best and len(part.probes) > 1, tied=name in tied)
         for name, mean, one in zip(part.probes, means, summaries, strict=True)
     )
 

@@ -6,6 +6,7 @@ interval.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Finding:
         q_value: McNemar's exact test of the two on all images alike, after Benjamini and Hochberg over all cases; NaN without
             predictions.
         alf: balanced accuracy of `alf`, NaN if there is none.
+        num_probes: how many probes the case has, those that diverged among them.
     """
 
     case: Case
@@ -38,11 +40,15 @@ class Finding:
     gain: Interval | None
     q_value: float
     alf: float
+    num_probes: int
 
     def __str__(self) -> str:
         """The finding in a sentence."""
         case, gain = self.case, self.gain
-        text = f"{case.model} on {case.dataset}, seed {case.seed}: {self.probe} is best with {self.percent:.1f} %"
+        where = f"{case.model} on {case.dataset}, seed {case.seed}: "
+        if self.num_probes == 1:
+            return f"{where}{self.probe} has {self.percent:.1f} %, and there is no other probe to compare it with."
+        text = f"{where}{self.probe} is best with {self.percent:.1f} %"
         if gain is None:
             text += f"; there is no {REFERENCE} to compare it with"
         elif self.probe == REFERENCE:
@@ -59,6 +65,7 @@ class Finding:
 def find(scores: Sequence[Score], tested: Mapping[Case, Tested]) -> list[Finding]:
     """The finding of every case, in the order of the scores, which are of one protocol."""
     cases: dict[Case, dict[str, float]] = {}
+    num_probes = Counter(score.case for score in scores)
     for score in scores:
         if np.isfinite(score.percent):
             cases.setdefault(score.case, {})[score.probe] = score.percent
@@ -74,6 +81,7 @@ def find(scores: Sequence[Score], tested: Mapping[Case, Tested]) -> list[Finding
             gain=_gain(cases[case], best, tested[case]),
             q_value=q_value,
             alf=cases[case].get("alf", float("nan")),
+            num_probes=num_probes[case],
         )
         for (case, best), q_value in zip(winners.items(), adjust(p_values), strict=True)
     ]

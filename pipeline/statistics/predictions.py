@@ -70,11 +70,37 @@ def read_predictions(folder: Path) -> Predictions:
     """
     path = folder / "test.npz"
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is not a file")
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return Predictions(sample_ids=file["sample_ids"], labels=file["labels"], logits=file["logits"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            predictions = Predictions(sample_ids=file["sample_ids"], labels=file["labels"], logits=file["logits"])
+        _check(predictions)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        BadZipFile,
+        AttributeError,
+    ) as error:  # no array, but a file's bytes
         reason = str(error) or type(error).__name__
         raise WorkError("statistics.bad_predictions", path=path, reason=reason) from error
+    return predictions
+
+
+def _check(predictions: Predictions) -> None:
+    """Raise ValueError unless the arrays are those of N images with at least one class."""
+    ids, labels, logits = predictions.sample_ids, predictions.labels, predictions.logits
+    kinds = (ids.dtype.kind, labels.dtype.kind, logits.dtype.kind)
+    if kinds not in (("U", "i", "f"), ("U", "u", "f")):
+        raise ValueError(f"arrays of {ids.dtype}, {labels.dtype} and {logits.dtype}")
+    num_images, num_classes = logits.shape if logits.ndim == 2 else (0, 0)
+    if not num_images * num_classes or ids.shape != (num_images,) or labels.shape != (num_images,):
+        raise ValueError(f"arrays of the shapes {ids.shape}, {labels.shape} and {logits.shape}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} of {num_classes} classes")
+    if not np.isfinite(logits).all():
+        raise ValueError("class scores that are not finite")
 
 
 def accuracies(predictions: Predictions) -> Accuracies:

@@ -20,6 +20,7 @@ from ..errors import RequestError
 from ..probing.probe_spec import REFERENCE
 from ..probing.results import Row, key_of
 
+_Kind = tuple[bool, int, str]
 GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # not linear@best, which is one probe in each case
 
 
@@ -113,6 +114,11 @@ class Table:
         return replace(self, cases=tuple(groups), values=np.array(values).reshape(len(groups), len(self.probes)))
 
 
+def case_of(row: Row) -> Case:
+    """The case of a row."""
+    return Case(row["backbone"], row["dataset"], row["protocol"]["seed"])
+
+
 def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
     """Scores of the rows of results.jsonl; of rows with one key the last counts, as it does for `layerbank probe`."""
     last = {row["key"]: row for row in rows}
@@ -142,18 +148,36 @@ def group_by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def group_by_setting(rows: Sequence[Row]) -> list[list[Row]]:
     """Separate results of one protocol that have the same names and other settings: other images, labels, weights or views.
 
-    Rows of format 1 are of other settings than those of format 2, and come after them.
+    Rows of format 1 are of other settings than those of format 2, and come after them. A second row of one probe, model, data set,
+    seed and setting (of a probe that was changed and kept its name) is in the next group.
 
     Returns:
-        Groups in which each model has one setting on each data set; only one if that is so already.
+        Groups that `table_of` takes, in which each model has one setting on each data set; only one if that is so already.
     """
-    settings: dict[tuple[str, str], dict[str, Row]] = {}  # model, data set -> settings in the order of the groups
-    for row in sorted(rows, key=lambda row: "key_fields" not in row):
-        settings.setdefault((row["backbone"], row["dataset"]), {}).setdefault(_setting_of_row(row), row)
+    kinds = _kinds_of(rows)
+    settings: dict[tuple[str, str], dict[_Kind, None]] = {}  # model, data set -> settings in the order of the groups
+    for row, kind in sorted(zip(rows, kinds, strict=True), key=lambda pair: pair[1][:2]):
+        settings.setdefault(case_of(row)[:2], {})[kind] = None
     groups: list[list[Row]] = [[] for _ in range(max(map(len, settings.values()), default=0))]
-    for row in rows:
-        groups[[*settings[row["backbone"], row["dataset"]]].index(_setting_of_row(row))].append(row)
+    for row, kind in zip(rows, kinds, strict=True):
+        groups[[*settings[case_of(row)[:2]]].index(kind)].append(row)
     return groups
+
+
+def _kinds_of(rows: Sequence[Row]) -> list[_Kind]:
+    """Of each row: whether it is of format 1; how many tables of its case and setting it does not fit into; its setting."""
+    tables: dict[tuple[Case, str], list[tuple[str, set[str]]]] = {}  # of each, `setting_of_study` and probes
+    kinds = []
+    for row in rows:
+        setting, study, probe = _setting_of_row(row), row["setting_of_study"], row["probe"]
+        known = tables.setdefault((case_of(row), setting), [])
+        fitting = (number for number, (one, probes) in enumerate(known) if one == study and probe not in probes)
+        number = next(fitting, len(known))
+        if number == len(known):
+            known.append((study, set()))
+        known[number][1].add(probe)
+        kinds.append(("key_fields" not in row, number, setting))
+    return kinds
 
 
 def _setting_of_row(row: Row) -> str:
@@ -165,6 +189,30 @@ def _setting_of_row(row: Row) -> str:
         )
     names = ("train_fingerprint", "test_fingerprint", "train_views")
     return key_of({name: row.get(name) for name in names})
+
+
+def compared(scores: Iterable[Score]) -> list[Score]:
+    """The scores of the cases that several probes share, so that no probe looks better for having fewer or other cases.
+
+    Of the sets of probes that some case has, it is the one with the most scores beside one probe's, (probes - 1) x cases that have
+    them all; of equals the larger, then the first. A probe that diverged in a case has that case.
+
+    Returns:
+        Scores in the order given; none where no case has two probes.
+    """
+    scores = list(scores)
+    probes_of: dict[Case, set[str]] = {}
+    for score in scores:
+        probes_of.setdefault(score.case, set()).add(score.probe)
+    candidates = dict.fromkeys(map(frozenset, probes_of.values()))
+
+    def size(probes: frozenset[str]) -> tuple[int, int]:
+        return (len(probes) - 1) * sum(probes <= of_case for of_case in probes_of.values()), len(probes)
+
+    kept = max(candidates, key=size, default=frozenset())
+    if len(kept) < 2:
+        return []
+    return [score for score in scores if score.probe in kept and kept <= probes_of[score.case]]
 
 
 def table_of(scores: Iterable[Score]) -> Table:

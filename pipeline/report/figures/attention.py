@@ -127,14 +127,21 @@ def _maps(data: ReportData) -> dict[tuple[str, str], dict[str, AttentionMap]]:
     found: dict[tuple[str, str], dict[str, list[AttentionMap]]] = {}
     for (case, probe), row in data.row.items():
         folder = data.folder(case, probe)
-        if row["test"] is None or not Path(folder, "attention.csv").exists():
+        if row["test"] is None or not Path(folder, "attention.csv").is_file():
             continue
         try:
             one = read_attention(folder)
         except (RequestError, WorkError) as error:
             data.notes.append(f"No attention map of {probe} on {case.dataset}: {error}")
             continue
-        found.setdefault((probe, case.model), {}).setdefault(case.dataset, []).append(one)
+        seeds = found.setdefault((probe, case.model), {}).setdefault(case.dataset, [])
+        if seeds and (one.levels, one.kinds) != (seeds[0].levels, seeds[0].kinds):
+            data.notes.append(
+                f"The map of {probe} on {case.dataset} with seed {case.seed} has other levels or kinds than those of seeds before, "
+                "and is in no mean with them."
+            )
+            continue
+        seeds.append(one)
     order = sorted(found, key=lambda pair: (pair[0] != "alf", "@" in pair[0]))
     return {pair: {name: mean_map(several) for name, several in found[pair].items()} for pair in order}
 

@@ -36,7 +36,7 @@ def _make(data: ReportData) -> list[Block]:
 
 
 def _alf(data: ReportData) -> list[DataTable]:
-    averaged = data.main.mean_over("model", "seed")
+    averaged = data.compared("dataset").mean_over("model", "seed")
     if "alf" not in averaged.probes or len(averaged.probes) < 2:
         return []
     others = [name for name in averaged.probes if name != "alf"]

@@ -109,12 +109,12 @@ def thumbnails(config: dict[str, Any], test: SplitRecord | None, sample_ids: Ite
     Raises:
         LayerbankError: the data do not exist any more, or one of these images is another one now.
     """
-    if "data" not in config or test is None:
+    if not isinstance(config.get("data"), str) or test is None:
         raise WorkError("report.data_not_recorded")
     uri = config["data"]
     try:
         source = open_source(uri, test.split)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise WorkError("report.data_unreachable", uri=uri, reason=error) from error
     rows = {id: row for row, id in enumerate(source.ids)}
     hashes = dict(zip(test.ids, test.images.hashes.tolist(), strict=True))
@@ -147,17 +147,21 @@ def _attention(data: ReportData, case: Case, probe: str, rows: list[int]) -> dic
     """The attention maps of some images, by `attention.npz`; empty without that file, or if it is of other images."""
     sample_ids = data.tested[case].sample_ids
     path = Path(data.folder(case, probe), "attention.npz")
-    if not path.exists():
+    if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            ids, mass = saved["sample_ids"], saved["mass"]  # [N], [N, L, K]
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as saved:
+            ids, mass = map(np.asarray, (saved["sample_ids"], saved["mass"]))  # [N], [N, L, K]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         data.notes.append(f"No attention to single images of {case.dataset}: {path} cannot be read: {error}")
         return {}
     levels, kinds = (tuple(data.row[case, probe].get(name, [])) for name in ("levels", "kinds"))
-    if mass.shape != (len(sample_ids), len(levels), len(kinds)) or (ids != sample_ids).any():
+    of_images = ids.dtype.kind == "U" and np.array_equal(ids, sample_ids)
+    if not of_images or mass.shape != (len(sample_ids), len(levels), len(kinds)):
         data.notes.append(f"No attention to single images of {case.dataset}: {path} is of other images.")
+        return {}
+    if mass.dtype.kind != "f" or not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any((1, 2)).all()):
+        data.notes.append(f"No attention to single images of {case.dataset}: {path} holds no shares of attention.")
         return {}
     return {row: AttentionMap(levels=levels, kinds=kinds, shares=mass[row].T.astype(np.float64)) for row in rows}
 

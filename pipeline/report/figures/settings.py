@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from ...probing.results import Row
 from ...statistics.scores import Case
@@ -14,7 +15,7 @@ from ..report_data import ReportData, ReportFigure
 def _make(data: ReportData) -> list[Block]:
     """The protocol, the chosen settings, models and versions, each folded."""
     protocol = [
-        (name, json.dumps(value, ensure_ascii=False).strip('"'))
+        (name, value if isinstance(value, str) else json.dumps(value, allow_nan=False))
         for name, value in data.rows[0]["protocol"].items()
         if name != "seed"
     ]
@@ -22,9 +23,9 @@ def _make(data: ReportData) -> list[Block]:
     caption = "The setting that was chosen on validation, of how many; levels, kinds; fingerprints of the stores"
     table = table_of_values("settings", caption, dict.fromkeys(lines[0], str), [list(line.values()) for line in lines])
     configs = {case: data.config_of_case(case) for case in data.cases}
-    versions = {f"{name} {version}" for one in configs.values() for name, version in one.get("versions", {}).items()}
-    models = {case.model: configs[case].get("model") for case in data.cases}
-    pairs = [(name, json.dumps(about, ensure_ascii=False)) for name, about in models.items() if about]
+    versions = {f"{name} {version}" for one in configs.values() for name, version in _object(one, "versions").items()}
+    models = {case.model: _object(configs[case], "model") for case in data.cases}
+    pairs = [(name, json.dumps(about, ensure_ascii=False, allow_nan=False)) for name, about in models.items() if about]
     blocks: list[Block] = [
         Fold(title="The protocol", blocks=[Pairs(protocol)]),
         Fold(title="What was chosen", blocks=[table]),
@@ -33,6 +34,11 @@ def _make(data: ReportData) -> list[Block]:
         pairs.insert(0, ("versions of the trainings", ", ".join(sorted(versions))))
         blocks.append(Fold(title="Models and versions", blocks=[Pairs(pairs)]))
     return blocks
+
+
+def _object(config: dict[str, Any], name: str) -> dict[str, Any]:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _line(case: Case, row: Row) -> dict[str, str]:
