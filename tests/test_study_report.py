@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -321,6 +323,31 @@ def test_attention_that_is_damaged_or_of_other_images_is_said(tmp_path: Path) ->
     assert "No attention map of alf on two: " in left_out
     assert "No attention to single images of three: " in left_out
     assert "is of other images." in left_out
+
+
+def test_seeds_that_chose_different_levels_have_the_attention_map_of_most(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs", seeds=(0, 1, 2))
+    first, other, last = sorted(runs.glob("*/store/alf-*/attention.csv"))
+    other.write_text("level,kind,share,std\nfinal,cls,1.0,0.0\n")
+    last.write_bytes(first.read_bytes())
+    left_out = json.loads(run("report", runs, "--json").stdout)["left_out"]
+    note = "The seeds of alf on pets chose different levels or kinds: its attention map is the mean over 2 of 3 seeds."
+    assert note in left_out
+    shares = [float(line["share"]) for line in csv.DictReader(first.read_text().splitlines())]
+    (drawn,) = [
+        lines for name, lines in ReadPage(runs / "report" / "index.html").csvs.items() if re.match("attention-0", name)
+    ]
+    assert sorted(float(line["share"]) for line in drawn) == pytest.approx(sorted(shares), abs=1e-5)
+
+
+def test_a_case_with_probes_on_one_level_only_has_its_classes_beside_cases_with_others(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs")
+    write_study(tmp_path / "more", datasets=("birds",), probes=("linear@1", "linear@final"))
+    (tmp_path / "more" / "data00").rename(runs / "data01")
+    assert run("report", runs).exit_code == 0
+    tables = ReadPage(runs / "report" / "index.html").tables
+    assert tables["classes-0"].columns == ["class", "test images", "linear-cls", "linear-all", "alf"]
+    assert tables["classes-1"].columns == ["class", "test images", "linear@1", "linear@final"]
 
 
 def test_results_that_diverged_everywhere_are_shown_as_such(tmp_path: Path) -> None:
