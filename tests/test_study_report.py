@@ -157,12 +157,22 @@ def test_markdown_and_latex_have_the_same_means(tmp_path: Path) -> None:
 
 def test_results_the_paper_lacks_are_said_to_have_no_counterpart(tmp_path: Path) -> None:
     answer = json.loads(run("report", write_runs(tmp_path), "--compare", "paper", "--json").stdout)
-    assert "Against the paper: it has none of these models, data sets and probes together." in answer["left_out"]
+    assert any(note.startswith("Against the paper: it has none of these models,") for note in answer["left_out"])
 
 
 def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -> None:
     models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "an unpublished set"]
     runs = write_study(tmp_path / "runs", models=models, datasets=datasets, probes=("linear-cls", "alf", "linear-all"))
+    num_classes = {"wds/vtab/cifar10": 10, "PCAM": 2}
+    for row in [row for path in runs.rglob("results.jsonl") for row in read_rows(path)]:
+        (file,) = runs.glob(f"*/store/{row['probe']}-{row['key'][:8]}/probe.json")
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved["config"] |= {
+            "model": {"weights": None, "image_size": 224},
+            "data": "wds:data",
+            "class_names": num_classes.get(row["dataset"], 3) * ["a class"],
+        }
+        file.write_text(json.dumps(saved))
     run("report", runs, "--compare", "paper")
     page = ReadPage(runs / "report" / "index.html")
     ours = {(one["model"], one["data set"], one["probe"]): one for one in page.tables["results"].records()}
