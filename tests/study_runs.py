@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from layerbank.probing.results_file import read_results
+
 LEVELS = ["block.1", "block.2", "final"]
 KINDS = ["cls", "ap"]
 STRENGTH = {"linear-cls": 1.0, "linear-all": 1.5, "attn-last": 1.2, "alf": 2.0, "aat": 1.6}
@@ -18,6 +20,11 @@ STRENGTH = {"linear-cls": 1.0, "linear-all": 1.5, "attn-last": 1.2, "alf": 2.0, 
 def balanced(labels: np.ndarray, logits: np.ndarray) -> float:
     """Balanced accuracy in [0, 1], in one line."""
     return float(np.mean([(logits.argmax(1)[labels == one] == one).mean() for one in np.unique(labels)]))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file."""
+    return list(read_results(path).rows)
 
 
 def write_study(

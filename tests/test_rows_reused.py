@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from messages import raises, shows
 from probe_runs import PROTOCOL, REQUEST, run, stores_of
+from study_runs import read_rows
 
 from layerbank import WorkError
 from layerbank.event_text import text_of
@@ -21,7 +22,6 @@ from layerbank.events import Event, ProbeFinished, ResultSkipped
 from layerbank.probing.probe import row_folder
 from layerbank.probing.result_key import KEY_TABLE, data_of
 from layerbank.probing.results import key_of
-from layerbank.probing.results_file import read_rows
 from layerbank.probing.tokens.split_tokens import SplitRequest
 
 Runs = tuple[Path, list[dict[str, Any]]]

@@ -19,11 +19,10 @@ from matplotlib.figure import Figure
 from messages import refuses, shows
 from plugins import install_plugin
 from report_page import ReadPage, require_computed_again
-from study_runs import balanced, write_study
+from study_runs import balanced, read_rows, write_study
 
 from layerbank.data.image_set import ImageSet
 from layerbank.data.split_record import SplitRecord
-from layerbank.probing.results_file import read_rows
 from layerbank.report.figures import FIGURES
 from layerbank.report.report import ReportOptions, make_report
 from layerbank.statistics.paper import MODELS, published_scores
