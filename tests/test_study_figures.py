@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from messages import raises
@@ -192,6 +193,22 @@ def test_a_similarity_without_a_value_is_an_empty_cell(tmp_path: Path) -> None:
     lines = lines_of(FIGURES["similarity"], tmp_path)
     assert [line["cka"] for line in lines if line["level"] == "block.1"] == ["1"] + [""] * 11
     assert len(lines) == 144
+
+
+def test_similarities_of_different_levels_are_drawn_at_their_depths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Similarity(levels=("block.0", "block.2", "final"), values=np.eye(3), kernel="linear", num_images=9, seed=None)
+    drawn: list[list[int]] = []
+    plot = Axes.plot
+
+    def look(axes: Axes, x: Any, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(list(x))
+        return plot(axes, x, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", look)
+    draw_similarity_to_final({"pets": SIMILARITY, "cars": few}, tmp_path / "figure")
+    assert drawn == [[*range(1, 13)], [0, 2, 12]]
 
 
 def test_levels_that_are_all_alike_make_an_empty_picture(tmp_path: Path) -> None:

@@ -53,12 +53,13 @@ def draw_similarity(similarity: Similarity, stem: Path) -> None:
 def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path) -> None:
     """Draw CKA of every level with the last one over depth, a line for each name (data sets, kernels)."""
     lines = []
+    levels = sorted({level for one in similarities.values() for level in one.levels}, key=_depth)
     with drawing(COLUMN, 2.1) as figure:
         axes = figure.add_subplot()
         for number, (name, one) in enumerate(similarities.items()):
             values = one.values[-1]
             axes.plot(
-                range(len(values)),
+                [levels.index(level) for level in one.levels],
                 values,
                 color=CYCLE[number % len(CYCLE)],
                 marker=MARKERS[number % len(MARKERS)],
@@ -69,7 +70,6 @@ def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path)
                 (name, one.kernel, one.num_images, "" if one.seed is None else one.seed, level, float(value))
                 for level, value in zip(one.levels, values, strict=True)
             ]
-        levels = next(iter(similarities.values())).levels
         step = 1 if len(levels) <= 14 else 3
         axes.set_xticks(range(0, len(levels), step), [short_level(level) for level in levels][::step])
         axes.set(xlabel="level (block; final = after the last norm)", ylabel=f"CKA with {levels[-1]}")
@@ -77,6 +77,11 @@ def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path)
         if len(similarities) > 1:
             figure.legend(loc="outside lower center", ncols=3)
         save(figure, stem, ("line", "kernel", "num_images", "seed", "level", "cka"), lines)
+
+
+def _depth(level: str) -> float:
+    number = short_level(level)
+    return int(number) if number.isdigit() else np.inf
 
 
 def draw_train_test(points: Mapping[str, Sequence[tuple[str, float, float]]], stem: Path) -> None:
