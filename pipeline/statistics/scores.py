@@ -137,25 +137,31 @@ def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
 
 
 def group_by_protocol(rows: Iterable[Row]) -> list[list[Row]]:
-    """Group rows by everything in the protocol of their study but the seed, in the order in which they first occurred.
+    """Group rows by everything in the protocol of their study but the seed, in the order in which protocols first occurred.
 
     The row of a solved probe is in the group of every matmul precision in which others of its setting were trained, as it depends
     on none; without such rows, in that of the first precision.
     """
-    placed = []
-    computes: dict[str, dict[str, None]] = {}  # digest of a setting, or of a protocol -> precisions of trained probes
+    protocols: dict[str, list[tuple[Row, str | None]]] = {}  # digest without the precision -> rows, each with its own
     for row in rows:
         protocol = study_protocol(row)
         compute = str(protocol.pop("compute")) if "compute" in protocol else None
-        placed.append((row, setting_of(row), key_of(protocol), compute))
+        protocols.setdefault(key_of(protocol), []).append((row, compute))
+    return [group for placed in protocols.values() for group in _by_compute(placed)]
+
+
+def _by_compute(placed: Sequence[tuple[Row, str | None]]) -> list[list[Row]]:
+    """Separate the rows of a protocol by their matmul precision, which is None for solved probes."""
+    groups: dict[str, list[Row]] = {compute: [] for _, compute in placed if compute is not None}
+    if len(groups) < 2:
+        return [[row for row, _ in placed]]
+    trained: dict[str, dict[str, None]] = {}  # setting -> precisions
+    for row, compute in placed:
         if compute is not None:
-            for digest in placed[-1][1:3]:
-                computes.setdefault(digest, {})[compute] = None
-    groups: dict[tuple[str, str | None], list[Row]] = {}
-    for row, setting, others, compute in placed:
-        fitting = [*computes.get(setting, ())] or [*computes.get(others, [None])][:1]
-        for one in fitting if compute is None else [compute]:
-            groups.setdefault((others, one), []).append(row)
+            trained.setdefault(setting_of(row), {})[compute] = None
+    for row, compute in placed:
+        for one in trained.get(setting_of(row), [*groups][:1]) if compute is None else [compute]:
+            groups[one].append(row)
     return [*groups.values()]
 
 
