@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from photos import TINY_MODEL
-
-from layerbank.probing.results_file import read_rows
+from study_runs import read_rows
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 # all that may differ between two runs: what a row cost, beside what, and which stores have images of several data sets

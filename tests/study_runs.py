@@ -13,7 +13,7 @@ import numpy as np
 from layerbank.data.image_set import ImageSet
 from layerbank.data.split_record import SplitRecord
 from layerbank.probing.results import key_of
-from layerbank.probing.results_file import RESULTS, append_row, read_rows
+from layerbank.probing.results_file import RESULTS, append_row, read_results
 from layerbank.probing.row_files import digest_files, row_folder
 
 SPLITS = ("train", "test")
@@ -40,6 +40,11 @@ STRENGTH = {"linear-cls": 1.0, "linear-all": 1.5, "attn-last": 1.2, "alf": 2.0, 
 def balanced(labels: np.ndarray, logits: np.ndarray) -> float:
     """Balanced accuracy in [0, 1], in one line."""
     return float(np.mean([(logits.argmax(1)[labels == one] == one).mean() for one in np.unique(labels)]))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file."""
+    return list(read_results(path).rows)
 
 
 def write_study(

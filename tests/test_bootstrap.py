@@ -10,6 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from layerbank import RequestError
 from layerbank.probing.bootstrap import (
+    NUM_RESAMPLES,
     Interval,
     class_mean,
     difference_interval,
@@ -53,7 +54,8 @@ def test_with_one_class_the_interval_is_scipys() -> None:
 
 def test_the_interval_of_a_difference_is_scipys_paired_one() -> None:
     hits, labels = example()[0], np.zeros(300, dtype=np.int64)
-    ours = difference_interval(hits[0], hits[1], labels, num_resamples=9999)
+    difference = hits[0].astype(float) - hits[1]
+    (ours,) = intervals(difference[None], labels, num_resamples=9999)
     theirs = stats.bootstrap(
         (hits[0].astype(float), hits[1].astype(float)),
         lambda x, y, axis: (x - y).mean(axis),
@@ -76,9 +78,9 @@ def test_the_value_is_the_balanced_accuracy_itself_and_lies_within() -> None:
 def test_many_probes_at_once_have_the_intervals_of_each_alone() -> None:
     hits, labels = example()
     values = np.stack([*hits.astype(float), hits[0].astype(float) - hits[1]])
-    together = intervals(values, labels, seed=4)
-    alone = [accuracy_interval(one, labels, seed=4) for one in hits]
-    alone.append(difference_interval(hits[0], hits[1], labels, seed=4))
+    together = intervals(values, labels)
+    alone = [accuracy_interval(one, labels) for one in hits]
+    alone.append(difference_interval(hits[0], hits[1], labels))
     for one, other in zip(together, alone, strict=True):
         assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-12)
 
@@ -129,10 +131,10 @@ def test_without_images_there_is_nothing_to_resample() -> None:
 
 def test_seeds_are_resampled_as_scipy_does_and_diverged_ones_left_out() -> None:
     values = np.array([71.0, 72.5, np.nan, 70.2, 73.1])
-    interval = seed_interval(values, num_resamples=999)
+    interval = seed_interval(values)
     finite = values[np.isfinite(values)]
     theirs = stats.bootstrap(
-        (finite,), np.mean, n_resamples=999, method="percentile", rng=np.random.default_rng(0)
+        (finite,), np.mean, n_resamples=NUM_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     assert (interval.value, interval.low, interval.high) == pytest.approx((finite.mean(), theirs.low, theirs.high))
 

@@ -26,10 +26,10 @@ from damaged_runs import (
 )
 from messages import check, refuses
 from report_page import ReadPage
-from study_runs import write_format_2, write_study
+from study_runs import read_rows, write_format_2, write_study
 
 from layerbank.probing.results import key_of
-from layerbank.probing.results_file import RESULTS, append_row, read_rows
+from layerbank.probing.results_file import RESULTS, append_row
 from layerbank.probing.row_files import digest_files, row_folder
 from layerbank.report.verify import verify_runs
 

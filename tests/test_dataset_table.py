@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -50,6 +52,16 @@ def test_every_mark_of_the_published_table_is_found_by_scipy() -> None:
             probe: (probe == best, probe != best and q[probe] >= 0.05) for probe in FIVE
         }
     assert made.ranks == pytest.approx([82 / 19, 54 / 19, 69 / 19, 52 / 19, 28 / 19])  # the sums of ranks of test_paper
+
+
+@pytest.mark.parametrize("num_models", [2, 6])
+def test_a_probe_that_no_other_can_be_compared_with_is_best_and_untested(num_models: int) -> None:
+    whole = table(num_models, alf=50, aat=40)
+    values = whole.values.copy()
+    values[0, 1] = np.nan
+    made = dataset_table(replace(whole, values=values), compare=lambda *_: 0.5)
+    assert [(cell.best, cell.tied) for cell in made.lines["pets"]] == [(True, False), (False, False)]
+    assert made.note == "Bold: best mean. Nothing is underlined: too few models and seeds to test."
 
 
 def test_with_one_model_nothing_is_underlined_and_the_note_says_why() -> None:

@@ -14,6 +14,7 @@ from commands import run as run_command
 from messages import check, raises
 from small_stores import ALF, GRID, LINEAR, PROTOCOL, write_small_store
 from study_recipes import arguments, results, write_recipe
+from study_runs import read_rows
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.jobs.probe
@@ -24,7 +25,6 @@ from layerbank.events import Event, ProbeProgress, TrainingStarted
 from layerbank.probes import DataError, Head, SettingError
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec, SmallestLevels, TopSettings
-from layerbank.probing.results_file import read_rows
 from layerbank.probing.tokens.split_tokens import SplitRequest
 
 UNFIT = ProbeSpec(name="unfit", head="cae", levels=("block.0",), kinds=("grid2",), num_heads=7)  # of 24 channels

@@ -13,6 +13,7 @@ from layerbank.statistics.paper import (
     PaperModel,
     beside_paper,
     find_model,
+    has_papers_inputs,
     published_scores,
 )
 from layerbank.statistics.scores import Score, gains_of, mean_ranks, summarize, table_of
@@ -98,6 +99,24 @@ def test_our_results_stand_beside_the_papers_of_the_same_model_data_set_and_prob
     [found] = beside_paper([score(model, "wds_vtab-cifar10", "alf", 98.0)])
     assert (found.published, found.published_gain) == pytest.approx((98.35000038, 98.35000038 - 98.13998938))
     assert found.difference == pytest.approx(-0.35000038)
+
+
+def test_a_result_of_other_weights_image_size_or_data_is_not_the_papers() -> None:
+    model = {"weights": None, "image_size": 224}
+    config = {"model": model, "data": "wds:data/wds_cars", "class_names": ["a car"] * 196}
+    dinov2, vit = (score(one.model, "cars", "alf") for one in (MODELS[3], MODELS[0]))
+    assert has_papers_inputs(dinov2, config)
+    own_size = {"model": model | {"image_size": None}}
+    assert has_papers_inputs(vit, config | own_size)
+    others: list[dict[str, object]] = [
+        own_size,  # 518 pixels
+        {"model": model | {"weights": "random"}},
+        {"data": "folder:cars"},
+        {"class_names": ["a car"] * 10},
+        {"model": {}},
+    ]
+    assert not any(has_papers_inputs(dinov2, config | other) for other in others)
+    assert not has_papers_inputs(dinov2, {})
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from probe_runs import FEW, REQUEST, run, stores_of
+from study_runs import read_rows
 
 from layerbank.cache import TokenArray
 from layerbank.data.sources import open_source
@@ -23,7 +24,6 @@ from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.results import results_table, summarize
-from layerbank.probing.results_file import read_rows
 from layerbank.probing.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 from layerbank.report.saved import SavedHead

@@ -15,6 +15,7 @@ import torch
 from extractions import extract
 from messages import raises
 from probe_runs import BATCH, PROTOCOL, REQUEST, run, stores_of
+from study_runs import read_rows
 
 import layerbank
 from layerbank import RequestError
@@ -31,7 +32,6 @@ from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.results import results_table
-from layerbank.probing.results_file import read_rows
 from layerbank.probing.row_files import row_folder
 from layerbank.probing.sweep_journal import SweepJournal
 from layerbank.probing.tokens.split_tokens import SplitRequest

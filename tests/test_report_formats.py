@@ -13,12 +13,12 @@ import pytest
 from commands import run
 from messages import shows
 from report_page import ReadPage
-from study_runs import write_format_2, write_study
+from study_runs import read_rows, write_format_2, write_study
 
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe_spec import parse_probe
 from layerbank.probing.result_key import DataKey, ResultKey
-from layerbank.probing.results_file import RESULTS, append_row, read_results, read_rows
+from layerbank.probing.results_file import RESULTS, append_row, read_results
 from layerbank.probing.row_files import wrong_file
 from layerbank.statistics.scores import group_by_setting
 

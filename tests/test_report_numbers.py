@@ -461,7 +461,7 @@ def test_the_sentence_that_stands_for_a_figure_has_the_numbers_that_are_drawn(
     assert f"Box plot. Mean gain in points over linear-cls: {gains}." in alts
     pooled = {probe: np.sqrt(grid.var(axis=2, ddof=1).mean()) for probe, grid in grids.items()}
     stds = ", ".join(f"{probe} std {pooled[probe]:.2f}" for probe in PROBES)
-    assert f"How far each seed lies from the mean of its model and data set, a line a probe: {stds}." in alts
+    assert f"How far each seed lies from the mean of its model and data set, one line per probe: {stds}." in alts
     of_map = {(one["model"], one["data set"]): one for one in page.tables["attention-spread"].records()}
     for model in MODELS:
         start = f"Heat map of the attention of alf ({model}) over levels and kinds. "

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from messages import raises, shows
 from probe_runs import PROTOCOL, REQUEST, run, stores_of
+from study_runs import read_rows
 
 from layerbank import WorkError
 from layerbank.event_text import text_of
 from layerbank.events import Event, ProbeFinished, ResultSkipped
 from layerbank.probing.result_key import KEY_TABLE, data_of
 from layerbank.probing.results import key_of
-from layerbank.probing.results_file import read_rows
 from layerbank.probing.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest
 

@@ -76,12 +76,13 @@ def test_it_can_be_asked_about_the_training_images(study: Study) -> None:
     assert 0 <= accuracies(train).balanced <= 1
 
 
-def test_attention_by_head_averages_to_the_saved_map(study: Study) -> None:
+def test_attention_to_the_tokens_adds_up_to_the_saved_map(study: Study) -> None:
     saved = read_attention(study.folder("alf-grid2"))
-    heads = SavedHead(study.folder("alf-grid2"), study.test).attention_by_head()
-    assert heads.shape == (24, 2, 12)
-    np.testing.assert_allclose(heads.sum((1, 2)), 1)
-    np.testing.assert_allclose(heads.mean(0), saved.shares, atol=1e-6)
+    heads = SavedHead(study.folder("alf-grid2"), study.test).attention().numpy()
+    assert heads.shape == (24, 12 * (1 + 4))
+    np.testing.assert_allclose(heads.sum(1), 1)
+    mass = heads.mean(0).reshape(12, 5)  # of a level one cls token, then four cells
+    np.testing.assert_allclose([mass[:, 0], mass[:, 1:].sum(1)], saved.shares, atol=1e-6)
     assert (saved.kinds, saved.levels[0], saved.levels[-1]) == (("cls", "grid2"), "block.1", "final")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from hypothesis import strategies as st
 from messages import raises
 
 from layerbank import RequestError
+from layerbank.probes import HEADS, QUICK, TrainingProtocol
+from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.result_key import DataKey, ResultKey
+from layerbank.probing.results import gains
 from layerbank.statistics.scores import (
     Case,
     Score,
@@ -22,6 +27,7 @@ from layerbank.statistics.scores import (
     gains_of,
     group_by_protocol,
     mean_ranks,
+    protocol_of_rows,
     scores_of_rows,
     summarize,
     table_of,
@@ -108,7 +114,51 @@ def test_two_scores_of_one_probe_are_refused_and_named() -> None:
 def test_rows_are_grouped_by_all_of_the_protocol_but_the_seed() -> None:
     one, two, other = (row(key, "alf", 0.5, seed=seed) for key, seed in (("a", 0), ("b", 1), ("c", 0)))
     other["protocol"]["epochs"] = 3
-    assert [*group_by_protocol([one, other, two]).values()] == [[one, two], [other]]
+    assert group_by_protocol([one, other, two]) == [[one, two], [other]]
+
+
+def as_json(protocol: TrainingProtocol) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(asdict(protocol)))
+    return values
+
+
+def study_row(probe: str, accuracy: float, **changes: Any) -> dict[str, Any]:
+    """A row as `layerbank probe` writes it, of a study whose protocol has these changes."""
+    named, protocol = parse_probe(probe, 12), replace(QUICK, **changes)
+    solved = HEADS[named.head].is_solved
+    data = DataKey(model="m", tap="block", train_rows="a", test_rows="b", train_targets="c", test_targets="d")
+    study = ResultKey(data=data, protocol=protocol)
+    key = replace(study, probe=named, protocol=replace(protocol, compute="float32") if solved else protocol)
+    of_probe = replace(protocol, **named.protocol)  # type: ignore[arg-type]
+    return row(key.digest, probe, accuracy, study.setting, protocol.seed) | {
+        "key_fields": key.fields(),
+        "protocol": as_json(of_probe),
+        "compute": None if solved else protocol.compute,
+    }
+
+
+def test_a_probe_that_changes_the_protocol_is_compared_with_the_others_of_its_study() -> None:
+    rows = [study_row("linear-cls", 0.5), study_row("aat-quarterly", 0.75), study_row("ridge-cls", 0.6)]
+    rows.append(study_row("aat-quarterly", 0.7, jitter_validation=True))
+    assert group_by_protocol(rows) == [rows[:3], rows[3:]]
+    assert gains_of(table_of(scores_of_rows(rows[:3]))).values.round(6).tolist() == [[0, 25, 10]]
+    used = as_json(QUICK)
+    del used["seed"]
+    assert protocol_of_rows(rows[1:3]) == used
+    assert protocol_of_rows(rows[3:]) == used | {"jitter_validation": True}
+
+
+def test_a_solved_probe_is_compared_in_every_matmul_precision() -> None:
+    """Its row is reused: a study of another precision writes none."""
+    solved, precise = study_row("ridge-cls", 0.6), study_row("linear-cls", 0.5)
+    quick, fused = (study_row(probe, 0.55, compute="bfloat16") for probe in ("linear-cls", "alf"))
+    alone = study_row("knn-cls", 0.6, seed=1)
+    rows = [solved, precise, alone, quick, fused]
+    assert group_by_protocol(rows) == [[solved, precise, alone], [solved, quick, fused]]
+    for some, expected in (([solved, precise], 10), ([solved, quick, fused], 5)):
+        assert gains(some)[solved["key"]] == pytest.approx(expected)
+        assert gains_of(table_of(scores_of_rows(some))).values[0, 0] == pytest.approx(expected)
+    assert gains(rows)[fused["key"]] == 0  # a trained probe is compared in its own precision
 
 
 def test_two_seeds_are_two_lines_and_their_mean_is_one() -> None:

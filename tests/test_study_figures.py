@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from messages import raises
@@ -74,10 +75,10 @@ def seeds() -> Table:
 
 
 ATTENTION, SIMILARITY, BY_LEVEL, SEEDS = maps(), similarity(), by_level(), seeds()
-Draw = Callable[[Path], Path]
+Draw = Callable[[Path], None]
 FIGURES: dict[str, Draw] = {
-    "gains": lambda stem: draw_gains(PAPER, stem, probes=FIVE),
-    "sizes": lambda stem: draw_gains_by_size(PAPER, stem, probes=("linear-all", "aat", "alf")),
+    "gains": lambda stem: draw_gains(PAPER.only(["linear-cls", *FIVE]), stem),
+    "sizes": lambda stem: draw_gains_by_size(PAPER.only(["linear-cls", "linear-all", "aat", "alf"]), stem),
     "table": lambda stem: draw_table(
         dataset_table(table_of(published_scores()), FIVE, warnings={"Pets": "3 of 3669 test images " * 4}),
         stem,
@@ -86,11 +87,16 @@ FIGURES: dict[str, Draw] = {
     "similarity": lambda stem: draw_similarity(SIMILARITY, stem),
     "to final": lambda stem: draw_similarity_to_final({"linear": SIMILARITY, "rbf": similarity("rbf", 0)}, stem),
     "levels": lambda stem: draw_levels(BY_LEVEL, stem),
-    "kinds": lambda stem: draw_series(kinds_series(SEEDS), stem, relative_to="cls+ap"),
+    "kinds": lambda stem: draw_series(kinds_series(SEEDS), stem),
     "pruning": lambda stem: draw_series(pruning_series({"pets": [(1, 0.5), (24, 0.9)], "cars": [(1, 0.2)]}), stem),
     "seeds": lambda stem: draw_seeds(SEEDS, stem),
     "train and test": lambda stem: draw_train_test({"alf": [("pets", 1.0, 0.8), ("cars", 0.9, 0.7)]}, stem),
 }
+
+
+def png_of(draw: Draw, stem: Path) -> Path:
+    draw(stem)
+    return stem.with_name(stem.name + ".png")
 
 
 @pytest.fixture
@@ -130,7 +136,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_figure_is_a_column_wide_with_nothing_cut_off_and_the_same_bytes_every_time(
     name: str, tmp_path: Path, drawn: list[str]
 ) -> None:
-    paths = [FIGURES[name](tmp_path / folder / "a.figure") for folder in ("one", "two")]
+    paths = [png_of(FIGURES[name], tmp_path / folder / "a.figure") for folder in ("one", "two")]
     assert {file.name for file in paths[0].parent.iterdir()} == {"a.figure.png", "a.figure.svg", "a.figure.csv"}
     with Image.open(paths[0]) as image:
         assert image.width == pytest.approx(COLUMN * DPI, abs=1)
@@ -142,13 +148,13 @@ def test_a_figure_is_a_column_wide_with_nothing_cut_off_and_the_same_bytes_every
     assert not re.search(rb"\d{4}-\d\d-\d\dT", paths[0].with_suffix(".svg").read_bytes())  # no date
 
 
-def lines_of(path: Path) -> list[dict[str, str]]:
-    with path.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+def lines_of(draw: Draw, folder: Path) -> list[dict[str, str]]:
+    with png_of(draw, folder / "figure").with_suffix(".csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def test_the_gains_that_are_drawn_are_the_papers(tmp_path: Path) -> None:
-    lines = lines_of(FIGURES["gains"](tmp_path / "gains"))
+    lines = lines_of(FIGURES["gains"], tmp_path)
     for probe in FIVE:
         values = np.array([float(line["gain"]) for line in lines if line["probe"] == probe])
         assert summarize(values).mean == pytest.approx(summarize(gains_of(PAPER).column(probe)).mean, abs=1e-4)
@@ -156,7 +162,7 @@ def test_the_gains_that_are_drawn_are_the_papers(tmp_path: Path) -> None:
 
 
 def test_the_gains_by_size_are_means_over_data_sets(tmp_path: Path) -> None:
-    lines = lines_of(FIGURES["sizes"](tmp_path / "sizes"))
+    lines = lines_of(FIGURES["sizes"], tmp_path)
     [found] = [line for line in lines if (line["family"], line["size"], line["probe"]) == ("DINOv2", "B", "alf")]
     gains = gains_of(PAPER)
     values = [
@@ -170,7 +176,7 @@ def test_the_gains_by_size_are_means_over_data_sets(tmp_path: Path) -> None:
 
 
 def test_the_attention_that_is_drawn_is_that_of_the_maps_with_their_spread(tmp_path: Path) -> None:
-    lines = lines_of(FIGURES["attention"](tmp_path / "attention"))
+    lines = lines_of(FIGURES["attention"], tmp_path)
     assert len(lines) == 3 * 2 * 12
     for name, map_ in ATTENTION.items():
         mine = [line for line in lines if line["line"] == name]
@@ -184,18 +190,34 @@ def test_heads_can_be_drawn_one_below_the_other(tmp_path: Path, drawn: list[str]
 
 
 def test_a_similarity_without_a_value_is_an_empty_cell(tmp_path: Path) -> None:
-    lines = lines_of(FIGURES["similarity"](tmp_path / "similarity"))
+    lines = lines_of(FIGURES["similarity"], tmp_path)
     assert [line["cka"] for line in lines if line["level"] == "block.1"] == ["1"] + [""] * 11
     assert len(lines) == 144
 
 
+def test_similarities_of_different_levels_are_drawn_at_their_depths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Similarity(levels=("block.0", "block.2", "final"), values=np.eye(3), kernel="linear", num_images=9, seed=None)
+    drawn: list[list[int]] = []
+    plot = Axes.plot
+
+    def look(axes: Axes, x: Any, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(list(x))
+        return plot(axes, x, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", look)
+    draw_similarity_to_final({"pets": SIMILARITY, "cars": few}, tmp_path / "figure")
+    assert drawn == [[*range(1, 13)], [0, 2, 12]]
+
+
 def test_levels_that_are_all_alike_make_an_empty_picture(tmp_path: Path) -> None:
     empty = replace(SIMILARITY, values=np.full((12, 12), np.nan))
-    assert {line["cka"] for line in lines_of(draw_similarity(empty, tmp_path / "empty"))} == {""}
+    assert {line["cka"] for line in lines_of(lambda stem: draw_similarity(empty, stem), tmp_path)} == {""}
 
 
 def test_levels_are_drawn_at_their_depth_and_what_diverged_is_not(tmp_path: Path) -> None:
-    lines = lines_of(FIGURES["levels"](tmp_path / "levels"))
+    lines = lines_of(FIGURES["levels"], tmp_path)
     mine = {line["probe"]: line for line in lines if line["dataset"] == "digits"}
     assert (mine["linear@11"]["level"], mine["linear@final"]["level"]) == ("11", "12")
     assert float(mine["aat@final"]["percent"]) == 82
@@ -203,17 +225,17 @@ def test_levels_are_drawn_at_their_depth_and_what_diverged_is_not(tmp_path: Path
     assert "aat-quarterly" not in mine
 
 
-def test_kinds_are_shown_relative_to_both(tmp_path: Path) -> None:
-    lines = lines_of(FIGURES["kinds"](tmp_path / "kinds"))
-    assert [(line["tokens_of_alf"], line["percent"], line["drawn"]) for line in lines[:3]] == [
-        ("cls", "41", "-10"),
-        ("ap", "46", "-5"),
-        ("cls+ap", "51", "0"),
+def test_kinds_are_shown_side_by_side(tmp_path: Path) -> None:
+    lines = lines_of(FIGURES["kinds"], tmp_path)
+    assert [(line["tokens_of_alf"], line["percent"]) for line in lines[:3]] == [
+        ("cls", "41"),
+        ("ap", "46"),
+        ("cls+ap", "51"),
     ]
 
 
 def test_seeds_are_shown_as_distances_from_their_mean(tmp_path: Path) -> None:
-    lines = lines_of(FIGURES["seeds"](tmp_path / "seeds"))
+    lines = lines_of(FIGURES["seeds"], tmp_path)
     assert [line["deviation"] for line in lines[:3]] == ["-1", "0", "1"]
     with raises("report.one_seed"):
         draw_seeds(PAPER, tmp_path / "none")
@@ -222,7 +244,7 @@ def test_seeds_are_shown_as_distances_from_their_mean(tmp_path: Path) -> None:
 def row(heads: int, accuracy: float | None, dataset: str = "pets", **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"head": "attentive", "levels": ["final"], "kinds": ["cls", "ap"], "backbone": "vit"}
     test = None if accuracy is None else {"balanced_accuracy": accuracy}
-    return {**values, "dataset": dataset, "num_heads": heads, "test": test, **changes}
+    return {**values, "dataset": dataset, "num_heads": heads, "test": test, "protocol": {"seed": 0}, **changes}
 
 
 def test_heads_are_rows_on_the_same_tokens_that_differ_in_heads() -> None:
@@ -232,6 +254,17 @@ def test_heads_are_rows_on_the_same_tokens_that_differ_in_heads() -> None:
     np.testing.assert_array_equal(series.values, [[np.nan, 50, 75], [np.nan, np.nan, np.nan]])
     with raises("report.no_head_counts", kinds="ap", levels="final"):
         heads_series(rows, ["final"], ["ap"])
+
+
+def test_heads_are_averaged_over_seeds_and_over_no_other_probes() -> None:
+    alf = [row(24, 0.6, protocol={"seed": seed}) for seed in (0, 1)]
+    alf[1]["test"]["balanced_accuracy"] = 0.7
+    top = row(24, 0.9, derived={"base": "alf", "members": []})
+    best = row(24, 0.9, candidate="attn-last")
+    alias = row(24, 0.6)
+    series = heads_series([row(4, 0.5), *alf, top, best, alias], ["final"], ["cls", "ap"])
+    assert series.steps == ("4", "24")
+    np.testing.assert_allclose(series.values, [[50, 65]])
 
 
 def test_figures_without_their_probes_say_what_is_missing(tmp_path: Path) -> None:
@@ -267,5 +300,4 @@ def test_the_size_of_a_model_is_in_its_name(model: str, size: tuple[str, str]) -
 
 def test_no_figure_is_drawn_without_results(tmp_path: Path) -> None:
     table = table_of([score("linear-cls", float("nan")), score("alf", float("nan"))])
-    path = draw_gains(table, tmp_path / "gains")
-    assert [line["gain"] for line in lines_of(path)] == [""]
+    assert [line["gain"] for line in lines_of(lambda stem: draw_gains(table, stem), tmp_path)] == [""]

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from photos import TINY_MODEL, write_photos
-
-from layerbank.probing.results_file import read_rows
+from study_runs import read_rows
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "memory", "together_with", "digest")  # all that may differ between two runs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,11 +19,10 @@ from matplotlib.figure import Figure
 from messages import refuses, shows
 from plugins import install_plugin
 from report_page import ReadPage, require_computed_again
-from study_runs import balanced, write_study
+from study_runs import balanced, read_rows, write_study
 
 from layerbank.data.image_set import ImageSet
 from layerbank.data.split_record import SplitRecord
-from layerbank.probing.results_file import read_rows
 from layerbank.report.figures import FIGURES
 from layerbank.report.report import ReportOptions, make_report
 from layerbank.statistics.paper import MODELS, published_scores
@@ -155,12 +156,22 @@ def test_markdown_and_latex_have_the_same_means(tmp_path: Path) -> None:
 
 def test_results_the_paper_lacks_are_said_to_have_no_counterpart(tmp_path: Path) -> None:
     answer = json.loads(run("report", write_runs(tmp_path), "--compare", "paper", "--json").stdout)
-    assert "Against the paper: it has none of these models, data sets and probes together." in answer["left_out"]
+    assert any(note.startswith("Against the paper: it has none of these models,") for note in answer["left_out"])
 
 
 def test_results_of_the_papers_models_stand_beside_its_numbers(tmp_path: Path) -> None:
     models, datasets = [MODELS[3].model, MODELS[7].model], ["wds/vtab/cifar10", "PCAM", "an unpublished set"]
     runs = write_study(tmp_path / "runs", models=models, datasets=datasets, probes=("linear-cls", "alf", "linear-all"))
+    num_classes = {"wds/vtab/cifar10": 10, "PCAM": 2}
+    for row in [row for path in runs.rglob("results.jsonl") for row in read_rows(path)]:
+        (file,) = runs.glob(f"*/store/{row['probe']}-{row['key'][:8]}/probe.json")
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved["config"] |= {
+            "model": {"weights": None, "image_size": 224},
+            "data": "wds:data",
+            "class_names": num_classes.get(row["dataset"], 3) * ["a class"],
+        }
+        file.write_text(json.dumps(saved))
     run("report", runs, "--compare", "paper")
     page = ReadPage(runs / "report" / "index.html")
     ours = {(one["model"], one["data set"], one["probe"]): one for one in page.tables["results"].records()}
@@ -321,6 +332,31 @@ def test_attention_that_is_damaged_or_of_other_images_is_said(tmp_path: Path) ->
     assert "No attention map of alf on two: " in left_out
     assert "No attention to single images of three: " in left_out
     assert "is of other images." in left_out
+
+
+def test_seeds_that_chose_different_levels_have_the_attention_map_of_most(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs", seeds=(0, 1, 2))
+    first, other, last = sorted(runs.glob("*/store/alf-*/attention.csv"))
+    other.write_text("level,kind,share,std\nfinal,cls,1.0,0.0\n")
+    last.write_bytes(first.read_bytes())
+    left_out = json.loads(run("report", runs, "--json").stdout)["left_out"]
+    note = "The seeds of alf on pets chose different levels or kinds: its attention map is the mean over 2 of 3 seeds."
+    assert note in left_out
+    shares = [float(line["share"]) for line in csv.DictReader(first.read_text().splitlines())]
+    (drawn,) = [
+        lines for name, lines in ReadPage(runs / "report" / "index.html").csvs.items() if re.match("attention-0", name)
+    ]
+    assert sorted(float(line["share"]) for line in drawn) == pytest.approx(sorted(shares), abs=1e-5)
+
+
+def test_a_case_with_probes_on_one_level_only_has_its_classes_beside_cases_with_others(tmp_path: Path) -> None:
+    runs = write_study(tmp_path / "runs")
+    write_study(tmp_path / "more", datasets=("birds",), probes=("linear@1", "linear@final"))
+    (tmp_path / "more" / "data00").rename(runs / "data01")
+    assert run("report", runs).exit_code == 0
+    tables = ReadPage(runs / "report" / "index.html").tables
+    assert tables["classes-0"].columns == ["class", "test images", "linear-cls", "linear-all", "alf"]
+    assert tables["classes-1"].columns == ["class", "test images", "linear@1", "linear@final"]
 
 
 def test_results_that_diverged_everywhere_are_shown_as_such(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import starved
 import torch
+from study_runs import read_rows
 from sweeps import HEADS, SMALL, make_block_source
 
 from layerbank.events import Event, MemoryPlanned, ProbeProgress
@@ -35,7 +36,6 @@ from layerbank.probing import sweep_journal
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_groups import plan_groups
 from layerbank.probing.probe_spec import ProbeSpec
-from layerbank.probing.results_file import read_rows
 from layerbank.probing.row_files import row_folder
 from layerbank.probing.sweep_journal import SweepJournal, clear_finished
 from layerbank.probing.tokens.split_tokens import SplitRequest

@@ -18,7 +18,6 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,26 +153,6 @@ def _number(values: torch.Tensor) -> dict[str, float]:
     return {"mean": values.mean().item(), "std": values.std(correction=0).item()}
 
 
-def attention_map(mass: NDArray[np.float64], num_levels: int, tokens_per_kind: Sequence[int]) -> NDArray[np.float64]:
-    """Sum the attention to the tokens of each kind and level.
-
-    Args:
-        mass: [T] attention to each token; levels first, then kinds, then cells.
-        num_levels: number of levels.
-        tokens_per_kind: number of tokens of each kind at a level.
-
-    Returns:
-        [kinds, levels]; sums to 1.
-
-    >>> attention_map(np.array([0.1, 0.2, 0.3, 0.4]), 2, [1, 1])
-    array([[0.1, 0.3],
-           [0.2, 0.4]])
-    """
-    per_level = mass.reshape(num_levels, sum(tokens_per_kind))
-    borders = np.cumsum([0, *tokens_per_kind])
-    return np.stack([per_level[:, start:stop].sum(1) for start, stop in pairwise(borders)])
-
-
 def draw_attention_map(
     path: Path,
     shares: NDArray[np.float64],
@@ -269,7 +248,7 @@ def head_table(kept: Mapping[str, Any]) -> Table:
 
 
 def draw_heads(folder: Path, kept: Mapping[str, Any]) -> Path:
-    """Write `attention-heads.png` into the folder, a heat map a kind with one row a head, and return its path."""
+    """Write `attention-heads.png` into the folder, one heat map per kind with one row per head, and return its path."""
     mass, levels, kinds = _mass_of_head(kept), kept["levels"], kept["kinds"]
     order = depth_order(mass)
     figure = _new_figure(max(4.5, 1.8 + 0.42 * len(levels) * len(kinds)), 1.4 + 0.17 * len(order))

@@ -65,24 +65,14 @@ def intervals(
     ]
 
 
-def difference_interval(
-    first: NDArray[np.bool_],
-    second: NDArray[np.bool_],
-    labels: NDArray[np.int64],
-    *,
-    level: float = LEVEL,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+def difference_interval(first: NDArray[np.bool_], second: NDArray[np.bool_], labels: NDArray[np.int64]) -> Interval:
     """Balanced accuracy of the first probe less that of the second, paired over test images."""
     difference = first.astype(np.float64) - second  # before the product: a probe less itself is zero to the last bit
-    (found,) = intervals(difference[None], labels, level=level, num_resamples=num_resamples, seed=seed)
+    (found,) = intervals(difference[None], labels)
     return found
 
 
-def seed_interval(
-    values: NDArray[np.float64], *, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Interval:
+def seed_interval(values: NDArray[np.float64]) -> Interval:
     """Mean over S seeds and its interval: the variation of the training, not of the test set.
 
     With few seeds a percentile interval is too narrow (for 3 there are only 10 different resamples): read it as a spread.
@@ -97,10 +87,10 @@ def seed_interval(
     result = stats.bootstrap(
         (finite,),
         np.mean,
-        confidence_level=level,
-        n_resamples=num_resamples,
+        confidence_level=LEVEL,
+        n_resamples=NUM_RESAMPLES,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     low, high = result.confidence_interval
     return Interval(value=float(finite.mean()), low=float(low), high=float(high))

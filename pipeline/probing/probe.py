@@ -102,7 +102,7 @@ def probe(
         train, test: the two splits, of the same model.
         named_probes: what to train.
         protocol: grid, schedule, seed.
-        folder: where results.jsonl goes, and a folder a row.
+        folder: where results.jsonl goes, and one folder per row.
         config: what is needed to run the backbone again, kept with every saved probe.
         retrain: compute rows again even if they are there.
         memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.

@@ -25,6 +25,7 @@ Row = dict[str, Any]
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
 SEEDS = ("split.seed", "protocol.seed")
 """Fields of a key in which the rows of one probe differ from seed to seed."""
+COMPUTE = "protocol.compute"
 _IN_A_SETTING = ("lr", "weight_decay", "dropout", "penalty", "num_neighbors")
 _SHORT = {"weight_decay": "wd", "num_neighbors": "k"}
 
@@ -111,15 +112,38 @@ def metric_of(row: Row) -> Metric:
     return metric_named(row["metric"]) if "task" in row else BALANCED_ACCURACY
 
 
+def setting_of(row: Row) -> str:
+    """The digest of all that decides a row beside its probe and the matmul precision, which solved heads do not depend on.
+
+    Rows of format 1 have the digest of everything but the probe.
+    """
+    if "key_fields" not in row:
+        return str(row["setting_of_study"])
+    fields = row["key_fields"].items()
+    return key_of({name: value for name, value in fields if not name.startswith("probe.") and name != COMPUTE})
+
+
 def gains(rows: Iterable[Row]) -> dict[str, float]:
-    """Test score over that of `linear-cls`, by key, in points of percent for accuracies; empty where there is no such row."""
+    """Test score over that of `linear-cls`, by key, in points of percent for accuracies; empty where there is no such row.
+
+    Probes that are trained are compared in their own matmul precision, probes that are solved in any.
+    """
     rows = [row for row in rows if row["test"] is not None]
-    reference = {row["setting_of_study"]: row for row in rows if row["probe"] == REFERENCE}
+    references: dict[tuple[str, str | None], Row] = {}
+    for row in rows:
+        if row["probe"] == REFERENCE:
+            references |= {(setting_of(row), compute): row for compute in (_compute_of(row), None)}
+    cases = {row["key"]: (setting_of(row), _compute_of(row)) for row in rows}
     return {
-        row["key"]: metric_of(row).gain(row, reference[row["setting_of_study"]])
+        row["key"]: metric_of(row).gain(row, references[case])
         for row in rows
-        if row["setting_of_study"] in reference
+        if (case := cases[row["key"]]) in references
     }
+
+
+def _compute_of(row: Row) -> str | None:
+    """The matmul precision as the key of a row has it; None for a solved head, and for rows of format 1."""
+    return row["key_fields"].get(COMPUTE, "") if "key_fields" in row and row.get("compute") else None
 
 
 def describe_choice(row: Row) -> str:

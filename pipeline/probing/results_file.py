@@ -70,11 +70,6 @@ def read_results(path: Path) -> ResultsFile:
     return ResultsFile(rows=tuple(rows), skipped=tuple(skipped))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file that can be read."""
-    return list(read_results(path).rows)
-
-
 def append_row(path: Path, row: Row) -> Row:
     """Append a row with its format, version and digest, and wait until it is on the disk; a torn last line is cut off first.
 

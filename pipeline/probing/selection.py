@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from .bootstrap import LEVEL, Interval, class_mean, difference_interval
+from .bootstrap import Interval, class_mean, difference_interval
 
 Levels = tuple[str, ...]
 
@@ -60,19 +60,17 @@ class LevelChoice:
     num_trained: int
 
 
-def smallest_levels(levels: Sequence[str], train: TrainSubsets, *, level: float = LEVEL, seed: int = 0) -> LevelChoice:
+def smallest_levels(levels: Sequence[str], train: TrainSubsets) -> LevelChoice:
     """Find few levels that are as good as the best many, by greedy forward selection on the validation images.
 
     The level that helps most is added until all are in; chosen is the smallest set on the way whose gap to the
-    best one is not above zero with the stated confidence (paired bootstrap over validation images). Greedy is not exhaustive: a
+    best one is not above zero with a confidence of 95 % (paired bootstrap over validation images). Greedy is not exhaustive: a
     pair of levels that only helps together is found late. L levels take L (L + 1) / 2 probes, in L rounds. The deeper of equals is
     taken.
 
     Args:
         levels: L names, shallow to deep, L >= 1.
         train: trains one probe a set of levels.
-        level: confidence level, in (0, 1).
-        seed: seed for the bootstrap.
 
     Raises:
         RequestError: no levels.
@@ -90,7 +88,7 @@ def smallest_levels(levels: Sequence[str], train: TrainSubsets, *, level: float 
         assert len(path[-1].levels) == size, "train() returned other levels"
     best = max(path, key=lambda one: one.accuracy)  # the smallest of equals
     for one in path:
-        gap = difference_interval(best.hits, one.hits, best.labels, level=level, seed=seed)
+        gap = difference_interval(best.hits, one.hits, best.labels)
         if gap.holds_zero:
             return LevelChoice(chosen=one, best=best, gap=gap, path=tuple(path), num_trained=num_trained)
     raise AssertionError("the best set has no gap to itself")

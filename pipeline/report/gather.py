@@ -39,8 +39,8 @@ def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
         runs: the `--runs` of `layerbank probe`, or a folder in it.
 
     Returns:
-        The rows in the order of the paths of their files, of rows with one key in a file the last; key -> the folder of the row,
-        which may be gone; what was left out and why, a sentence each.
+        The rows in the order of the paths of their files; key -> the folder of the row, which may be gone; what was left out and
+        why, a sentence each. If a file has several rows with one key, the last one counts.
 
     Raises:
         RequestError: there is no results.jsonl.

@@ -17,7 +17,7 @@ from ..outputs import write_output
 from ..probing.results import Row
 from ..quantities import counted
 from ..statistics.dataset_table import table_latex, table_markdown
-from ..statistics.scores import case_of, group_by_protocol, group_by_setting
+from ..statistics.scores import case_of, group_by_protocol, group_by_setting, protocol_of_rows
 from .figures import FIGURES
 from .figures.results import Record, csv_of, records_of
 from .gather import gather
@@ -48,7 +48,7 @@ class Report:
 
     Attributes:
         html, markdown, csv, latex: contents of whole files.
-        records: every result.
+        records: every result; of a solved probe one for each matmul precision of the probes beside it.
         figures: file name without a suffix -> figure.
         headlines: the answer in a few sentences.
         findings: the winner of each case, a sentence each.
@@ -79,7 +79,7 @@ def make_report(runs: Path, options: ReportOptions) -> Report:
     """
     every_row, folders, notes = gather(runs)
     notes += [f"The figure {name} of a plug-in: {reason}" for name, reason in FIGURES.broken.items()]
-    by_protocol = [group_by_setting(rows) for rows in group_by_protocol(every_row).values()]
+    by_protocol = [group_by_setting(rows) for rows in group_by_protocol(every_row)]
     notes += _several_settings(by_protocol)
     groups: list[Group] = []
     protocols: list[ReportData] = []
@@ -197,10 +197,7 @@ def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:
     """The fields in which each protocol differs from the others; "" if there is only one protocol."""
     if len(by_protocol) == 1:
         return [""]
-    protocols = [
-        {name: _plain_text(value) for name, value in rows[0]["protocol"].items() if name != "seed"}
-        for rows in by_protocol
-    ]
+    protocols = [{name: _plain_text(value) for name, value in protocol_of_rows(rows).items()} for rows in by_protocol]
     names = dict.fromkeys(name for protocol in protocols for name in protocol)
     differing = [name for name in names if len({protocol.get(name) for protocol in protocols}) > 1][:3]
     return [
@@ -216,7 +213,8 @@ def _plain_text(value: object) -> str:
 def _lead(records: Sequence[Record]) -> str:
     nouns = {"model": "model", "dataset": "data set", "probe": "probe", "seed": "seed"}
     parts = [counted(len({getattr(one, field) for one in records}), noun) for field, noun in nouns.items()]
-    return f"{counted(len(records), 'result')}: {', '.join(parts)}. Accuracy is balanced test accuracy."
+    num_results = len({one.key for one in records})
+    return f"{counted(num_results, 'result')}: {', '.join(parts)}. Accuracy is balanced test accuracy."
 
 
 def _of_groups(groups: Sequence[Group], texts: Sequence[Sequence[object]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A saved probe on stored tokens: its accuracy on any split, its attention head by head, and its accuracy without some tokens.
+"""A saved probe on stored tokens: its accuracy on any split, its attention, and its accuracy without some tokens.
 
 Nothing is trained. The tokens must be of the backbone that the probe was trained on.
 """
@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from layerbank.cache import ModelSpec
 from layerbank.probes import AlfEmbedProbe, AttentiveProbe, CaeProbe, attention_mass, load_probe
 
 from ..errors import RequestError
-from ..probing.attention import attention_map
 from ..probing.predict import BACKBONE_FIELDS, trained_model
 from ..probing.probe_spec import ProbeSpec
 from ..probing.tokens.split_tokens import SplitRequest
@@ -80,17 +78,6 @@ class SavedHead:
             labels=self.tokens.labels.numpy(),
             logits=torch.cat(parts)[order.argsort()].numpy(),
         )
-
-    def attention_by_head(self) -> NDArray[np.float64]:
-        """[H, kinds, levels] shares of attention, averaged over the images of the split; each head sums to 1.
-
-        Raises:
-            RequestError: the head does not attend.
-        """
-        row_shapes = [self.cache.arrays[self.named.levels[0], kind].row_shape for kind in self.named.kinds]
-        counts = [shape[0] if len(shape) > 1 else 1 for shape in row_shapes]  # tokens of each kind
-        heads = self.attention().numpy()  # [H, T]
-        return np.stack([attention_map(mass, len(self.named.levels), counts) for mass in heads])
 
     def attention(self) -> torch.Tensor:
         """[H, T] float64 attention of each head and token, averaged over the images of the split.

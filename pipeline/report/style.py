@@ -83,16 +83,13 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> Path:
+def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
     """Write STEM.csv, STEM.svg and STEM.png (see `drawn_as`), each whole or not at all.
 
     Args:
         figure: drawn, inside its `drawing` block.
         stem: path without a suffix; a dot in the name is no suffix.
         header, lines: the numbers that are drawn; floats are written with six digits, NaN as nothing.
-
-    Returns:
-        The path of the PNG.
     """
     rounded = [[f"{one:.6g}" if isinstance(one, float) and one == one else one for one in line] for line in lines]
     write_output(stem.with_name(stem.name + ".csv"), csv_text(header, rounded).encode())
@@ -102,7 +99,6 @@ def save(figure: Figure, stem: Path, header: Sequence[str], lines: Iterable[Sequ
         content = io.BytesIO()
         figure.savefig(content, format=suffix, metadata=metadata[suffix])
         write_output(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue())
-    return stem.with_name(stem.name + ".png")
 
 
 def drawn_name(name: str) -> str:

@@ -7,15 +7,17 @@ without a counterpart is left out, never matched by similarity.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from ..data.catalogue import find_entry
 from .scores import Score
 
 PAPER = "paper"
+IMAGE_SIZE = 224  # pixels
 
 PROBES = {
     "CLS last layer": "linear-cls",
@@ -40,21 +42,23 @@ class PaperModel:
         size: S, B or L.
         name: in the paper's tables.
         model: our id of the same weights.
+        image_size: side of the model's own input in pixels; the paper's is 224 for all.
     """
 
     family: str
     size: str
     name: str
     model: str
+    image_size: int = 224
 
 
 MODELS = (
     PaperModel("ViT", "S", "vit_small_patch16_224", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
     PaperModel("ViT", "B", "vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
     PaperModel("ViT", "L", "vit_large_patch16_224", "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
-    PaperModel("DINOv2", "S", "dinov2-vit-small-p14", "timm/vit_small_patch14_dinov2.lvd142m"),
-    PaperModel("DINOv2", "B", "dinov2-vit-base-p14", "timm/vit_base_patch14_dinov2.lvd142m"),
-    PaperModel("DINOv2", "L", "dinov2-vit-large-p14", "timm/vit_large_patch14_dinov2.lvd142m"),
+    PaperModel("DINOv2", "S", "dinov2-vit-small-p14", "timm/vit_small_patch14_dinov2.lvd142m", 518),
+    PaperModel("DINOv2", "B", "dinov2-vit-base-p14", "timm/vit_base_patch14_dinov2.lvd142m", 518),
+    PaperModel("DINOv2", "L", "dinov2-vit-large-p14", "timm/vit_large_patch14_dinov2.lvd142m", 518),
     PaperModel("CLIP", "B", "OpenCLIP_ViT-B-32_openai", "open_clip/ViT-B-32-quickgelu/openai"),
     PaperModel("CLIP", "B", "OpenCLIP_ViT-B-16_openai", "open_clip/ViT-B-16-quickgelu/openai"),
     PaperModel("CLIP", "L", "OpenCLIP_ViT-L-14_openai", "open_clip/ViT-L-14-quickgelu/openai"),
@@ -107,6 +111,24 @@ class BesidePaper:
     def difference(self) -> float:
         """Points of ours over the paper's."""
         return self.ours.percent - self.published
+
+
+def has_papers_inputs(score: Score, config: Mapping[str, Any]) -> bool:
+    """Whether a result is of the paper's weights, image size and data set, not only of a model and data with their names.
+
+    Args:
+        score: the result.
+        config: of its probe.json; what it does not say is not the paper's.
+    """
+    model, entry, request = find_model(score.model), find_entry(score.dataset), config.get("model", {})
+    return (
+        model is not None
+        and entry is not None
+        and request.get("weights", "unknown") is None
+        and (request.get("image_size") or model.image_size) == IMAGE_SIZE
+        and str(config.get("data")).startswith("wds:")
+        and len(config.get("class_names", ())) == entry.num_classes
+    )
 
 
 def beside_paper(scores: Iterable[Score]) -> list[BesidePaper]:

@@ -18,10 +18,16 @@ from scipy.stats import rankdata
 
 from ..errors import RequestError
 from ..probing.probe_spec import REFERENCE
-from ..probing.results import Row, key_of
+from ..probing.result_key import ALWAYS, KEY_TABLE
+from ..probing.results import Row, key_of, setting_of
 
 _Kind = tuple[bool, int, str]
 GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # not linear@best, which is one probe in each case
+_FROZEN = {  # fields of the protocol with the values that a key leaves out
+    name.removeprefix("protocol."): value
+    for name, value in KEY_TABLE.items()
+    if name.startswith("protocol.") and value is not ALWAYS
+}
 
 
 class Case(NamedTuple):
@@ -42,7 +48,7 @@ class Score:
         probe: name of the probe.
         seed: seed of its training.
         percent: test balanced accuracy, 0 to 100; NaN where every setting diverged.
-        setting: digest of everything but the probe; scores of two settings are not compared.
+        setting: digest of everything but the probe and the matmul precision; scores of two settings are not compared.
         key: key of the row in results.jsonl, "" for a score that has none.
     """
 
@@ -129,20 +135,63 @@ def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
             probe=row["probe"],
             seed=row["protocol"]["seed"],
             percent=float("nan") if row["test"] is None else 100 * row["test"]["balanced_accuracy"],
-            setting=row["setting_of_study"],
+            setting=setting_of(row),
             key=row["key"],
         )
         for row in last.values()
     ]
 
 
-def group_by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Group rows by everything in the protocol but the seed: digest -> rows, in the order in which they first occurred."""
-    groups: dict[str, list[Row]] = {}
+def group_by_protocol(rows: Iterable[Row]) -> list[list[Row]]:
+    """Group rows by everything in the protocol of their study but the seed, in the order in which protocols first occurred.
+
+    The row of a solved probe is in the group of every matmul precision in which others of its setting were trained, as it depends
+    on none; without such rows, in that of the first precision.
+    """
+    protocols: dict[str, list[tuple[Row, str | None]]] = {}  # digest without the precision -> rows, each with its own
     for row in rows:
-        protocol = {name: value for name, value in row["protocol"].items() if name != "seed"}
-        groups.setdefault(key_of(protocol), []).append(row)
-    return groups
+        protocol = study_protocol(row)
+        compute = str(protocol.pop("compute")) if "compute" in protocol else None
+        protocols.setdefault(key_of(protocol), []).append((row, compute))
+    return [group for placed in protocols.values() for group in _by_compute(placed)]
+
+
+def _by_compute(placed: Sequence[tuple[Row, str | None]]) -> list[list[Row]]:
+    """Separate the rows of a protocol by their matmul precision, which is None for solved probes."""
+    groups: dict[str, list[Row]] = {compute: [] for _, compute in placed if compute is not None}
+    if len(groups) < 2:
+        return [[row for row, _ in placed]]
+    trained: dict[str, dict[str, None]] = {}  # setting -> precisions
+    for row, compute in placed:
+        if compute is not None:
+            trained.setdefault(setting_of(row), {})[compute] = None
+    for row, compute in placed:
+        for one in trained.get(setting_of(row), [*groups][:1]) if compute is None else [compute]:
+            groups[one].append(row)
+    return [*groups.values()]
+
+
+def protocol_of_rows(rows: Iterable[Row]) -> dict[str, Any]:
+    """The protocol that a group of rows has in common."""
+    return {name: value for row in rows for name, value in study_protocol(row).items()}
+
+
+def study_protocol(row: Row) -> dict[str, Any]:
+    """The protocol of a row's study without its seed; the row itself has the protocol with what its probe changes of it.
+
+    Rows of format 1 have only the latter. The row of a solved probe has no `compute`.
+    """
+    protocol = _FROZEN | row["protocol"]
+    if "key_fields" in row:
+        decisive = {name.partition(".")[::2]: value for name, value in row["key_fields"].items()}
+        protocol |= _FROZEN | {name: value for (of, name), value in decisive.items() if of in ("protocol", "split")}
+    without = {"seed", "compute"} if _is_solved(row) else {"seed"}
+    return {name: value for name, value in protocol.items() if name not in without}
+
+
+def _is_solved(row: Row) -> bool:
+    """Whether its head is solved, in float64 by any protocol; not known of rows of format 1."""
+    return "key_fields" in row and row.get("compute") is None
 
 
 def group_by_setting(rows: Sequence[Row]) -> list[list[Row]]:

@@ -72,7 +72,7 @@ def compare_with(
         RequestError: no such probe in the table.
     """
     base = table.column(other)
-    names = [name for name in (probes or table.probes) if name != other]
+    names = [name for name in (table.probes if probes is None else probes) if name != other]
     return _with_q_values([_wilcoxon(name, other, table.column(name) - base, alternative) for name in names])
 
 

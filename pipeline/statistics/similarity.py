@@ -32,8 +32,9 @@ Read = Callable[[NDArray[np.int64]], NDArray[Any]]  # rows -> [n, D]
 
 ROWS_AT_ONCE = 2048
 MEMORY_BYTES = 1 << 30
-SIGMA = 0.2
+SIGMA = 0.2  # a distance between tokens of unit length
 SUBSET = 2000
+SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,20 +56,14 @@ class Similarity:
     seed: int | None
 
 
-def linear_similarity(
-    levels: Mapping[str, Read],
-    rows: NDArray[np.int64],
-    *,
-    memory_bytes: int = MEMORY_BYTES,
-    progress: Callable[[int, int], None] | None = None,
-) -> Similarity:
+def linear_similarity(levels: Mapping[str, Read], rows: NDArray[np.int64]) -> Similarity:
     """Unbiased linear CKA between all levels, exact over all rows.
+
+    There are as many passes over the tokens as the [D, D] products of all pairs of levels need with MEMORY_BYTES at a time.
 
     Args:
         levels: name -> function that reads its tokens; see `levels_of`.
         rows: [N] which images, N >= 4, in the order in which they are read.
-        memory_bytes: for the products [D, D] of pairs of levels; with less memory there are more passes over the tokens.
-        progress: called with pairs done and pairs in all.
 
     Raises:
         RequestError: fewer than four images.
@@ -83,42 +78,31 @@ def linear_similarity(
         taken_bytes = 0
         for one, two in pairs[len(hsic) :]:
             taken_bytes += 8 * widths[one] * widths[two]
-            if part and taken_bytes > memory_bytes:
+            if part and taken_bytes > MEMORY_BYTES:
                 break
             part.append((one, two))
         hsic |= _linear_hsic([levels[name] for name in names], rows, part)
-        if progress is not None:
-            progress(len(hsic), len(pairs))
     return Similarity(levels=names, values=_cka(hsic, len(names)), kernel="linear", num_images=len(rows), seed=None)
 
 
-def rbf_similarity(
-    levels: Mapping[str, Read],
-    rows: NDArray[np.int64],
-    *,
-    sigma: float = SIGMA,
-    num_images: int = SUBSET,
-    seed: int = 0,
-) -> Similarity:
-    """Unbiased CKA with the kernel exp(-|x - y|^2 / (2 sigma^2)) between all levels, on a subset of the images.
+def rbf_similarity(levels: Mapping[str, Read], rows: NDArray[np.int64], *, num_images: int = SUBSET) -> Similarity:
+    """Unbiased CKA with the kernel exp(-|x - y|^2 / (2 SIGMA^2)) between all levels, on a subset of the images drawn with SEED.
 
     Args:
         levels: name -> function that reads its tokens.
         rows: [N] which images to draw from.
-        sigma: a distance between tokens of unit length, > 0.
         num_images: n, how many to draw; all if there are no more. It takes 8 n^2 bytes for each level.
-        seed: seed for the draw.
 
     Raises:
         RequestError: fewer than four images.
     """
     chosen = rows
     if num_images < len(rows):
-        chosen = np.sort(np.random.default_rng(seed).choice(rows, num_images, replace=False))
+        chosen = np.sort(np.random.default_rng(SEED).choice(rows, num_images, replace=False))
     _require_images(len(chosen))
     grams = []
     for read in levels.values():
-        grams.append(np.exp(squareform(pdist(_unit(read(chosen)), "sqeuclidean")) / (-2 * sigma**2)))
+        grams.append(np.exp(squareform(pdist(_unit(read(chosen)), "sqeuclidean")) / (-2 * SIGMA**2)))
         np.fill_diagonal(grams[-1], 0)
     pairs = combinations_with_replacement(range(len(grams)), 2)
     hsic = {(one, two): hsic_of_grams(grams[one], grams[two]) for one, two in pairs}
@@ -127,7 +111,7 @@ def rbf_similarity(
         values=_cka(hsic, len(grams)),
         kernel="rbf",
         num_images=len(chosen),
-        seed=seed if num_images < len(rows) else None,
+        seed=SEED if num_images < len(rows) else None,
     )
 
 

@@ -171,7 +171,9 @@ def _refusal(
 
 
 def _buffer_rows(left_bytes: int, memory_bytes: int, row_bytes: int) -> int:
-    """The largest power of two, within limits, that takes a quarter of the memory with usual rows, and of what is left with these.
+    """Rows of a shuffle buffer: the largest power of two, within limits, that both of two budgets allow.
+
+    Rows of USUAL_ROW_BYTES may take a quarter of all memory. These rows may take a quarter of what is left.
 
     >>> _buffer_rows(5 << 28, 6 << 28, 1500), _buffer_rows(5 << 28, 6 << 28, 36_864), _buffer_rows(5 << 28, 6 << 28, 302_592)
     (4096, 4096, 1024)

@@ -69,21 +69,31 @@ def kinds_series(table: Table, probe: str = "alf") -> Series:
 def heads_series(rows: Sequence[Row], levels: Sequence[str], kinds: Sequence[str]) -> Series:
     """Attentive probes on the same tokens with different numbers of heads, averaged over seeds.
 
+    Probes that chose their tokens on validation, and ensembles, are others and left out.
+
     Raises:
         RequestError: no such row.
     """
-    found: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        if row["head"] == "attentive" and row["levels"] == list(levels) and row["kinds"] == list(kinds):
+    found: dict[str, dict[int, dict[int, float]]] = {}  # case -> number of heads -> seed -> percent
+    for row in _attentive(rows):
+        if row["levels"] == list(levels) and row["kinds"] == list(kinds):
             percent = float("nan") if row["test"] is None else 100 * row["test"]["balanced_accuracy"]
             by_heads = found.setdefault(f"{row['dataset']} ({row['backbone']})", {})
-            by_heads.setdefault(row["num_heads"], []).append(percent)
+            by_heads.setdefault(row["num_heads"], {}).setdefault(row["protocol"]["seed"], percent)  # or an alias
     if not found:
         raise RequestError("report.no_head_counts", kinds=", ".join(kinds), levels=", ".join(levels))
     steps = sorted({heads for by_heads in found.values() for heads in by_heads})
-    nan = [float("nan")]
-    values = np.array([[np.mean(by_heads.get(heads, nan)) for heads in steps] for by_heads in found.values()])
-    return Series(varied="heads", steps=tuple(map(str, steps)), cases=tuple(found), values=values)
+    none = {0: float("nan")}
+    values = [[np.mean([*by_heads.get(heads, none).values()]) for heads in steps] for by_heads in found.values()]
+    return Series(varied="heads", steps=tuple(map(str, steps)), cases=tuple(found), values=np.array(values))
+
+
+def _attentive(rows: Sequence[Row]) -> list[Row]:
+    return [
+        row
+        for row in rows
+        if row.get("head") == "attentive" and row.get("candidate") is None and row.get("derived") is None
+    ]
 
 
 def pruning_series(kept: Mapping[str, Sequence[tuple[int, float]]]) -> Series:
@@ -94,17 +104,9 @@ def pruning_series(kept: Mapping[str, Sequence[tuple[int, float]]]) -> Series:
     return Series(varied="tokens kept", steps=tuple(map(str, steps)), cases=tuple(kept), values=values)
 
 
-def draw_series(series: Series, stem: Path, *, relative_to: str | None = None) -> Path:
-    """Draw a thin line for each case and a thick one for the mean of the cases that have every step.
-
-    Args:
-        series: accuracies.
-        stem: path of the files to write, without a suffix.
-        relative_to: a step that is subtracted from every case; None shows percent.
-    """
+def draw_series(series: Series, stem: Path) -> None:
+    """Draw a thin line for each case and a thick one for the mean of the cases that have every step."""
     values = series.values
-    if relative_to is not None:
-        values = values - values[:, [series.steps.index(relative_to)]]
     x = np.arange(len(series.steps))
     with drawing(COLUMN, 2.2) as figure:
         axes = figure.add_subplot()
@@ -125,24 +127,21 @@ def draw_series(series: Series, stem: Path, *, relative_to: str | None = None) -
         if len(whole) > 1:
             mean = f"mean of {len(whole)}"
             axes.plot(x, whole.mean(0), color=BLACK, linewidth=2, marker="o", markersize=4, label=mean)
-        if relative_to is not None:
-            axes.axhline(0, color=GREY, linewidth=0.7)
         step = max(1, len(x) // 12)
         axes.set_xticks(x[::step], series.steps[::step])
-        ylabel = f"points over {relative_to}" if relative_to is not None else "balanced accuracy (%)"
-        axes.set(xlim=(-0.3, len(x) - 0.7), xlabel=series.varied, ylabel=ylabel)
+        axes.set(xlim=(-0.3, len(x) - 0.7), xlabel=series.varied, ylabel="balanced accuracy (%)")
         grid(axes)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2 if few else 1)
         lines = [
-            (name, at, float(value), float(drawn))
-            for name, line, shown in zip(series.cases, series.values, values, strict=True)
-            for at, value, drawn in zip(series.steps, line, shown, strict=True)
+            (name, at, float(value))
+            for name, line in zip(series.cases, values, strict=True)
+            for at, value in zip(series.steps, line, strict=True)
         ]
-        return save(figure, stem, ("case", series.varied.replace(" ", "_"), "percent", "drawn"), lines)
+        save(figure, stem, ("case", series.varied.replace(" ", "_"), "percent"), lines)
 
 
-def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None) -> Path:
+def draw_seeds(table: Table, stem: Path) -> None:
     """Draw the distance of each seed from the mean of its model and data set, a line for each probe, with the pooled deviation.
 
     Raises:
@@ -151,8 +150,7 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
     several = [lines for lines in table.group_seeds().values() if len(lines) > 1]
     if not several:
         raise RequestError("report.one_seed")
-    names = [name for name in (probes or table.probes) if name in table.probes]
-    lines = []
+    names, lines = table.probes, []
     with drawing(COLUMN, 0.62 + 0.23 * len(names)) as figure:
         axes = figure.add_subplot()
         for place, name in enumerate(names):
@@ -169,7 +167,7 @@ def draw_seeds(table: Table, stem: Path, *, probes: Sequence[str] | None = None)
         axes.set_xlabel("points from the mean over seeds")
         axes.set_title("std", loc="right", fontsize=6.5, x=1.1, pad=2)
         one_line_each(axes, names)
-        return save(figure, stem, ("probe", "model", "dataset", "seed", "percent", "deviation"), lines)
+        save(figure, stem, ("probe", "model", "dataset", "seed", "percent", "deviation"), lines)
 
 
 def std_within(table: Table, probe: str) -> float:
@@ -198,7 +196,7 @@ def _kinds(data: ReportData) -> list[Picture] | None:
 
 
 def _heads(data: ReportData) -> list[Picture] | None:
-    attentive = [row for row in data.rows if row.get("head") == "attentive"]
+    attentive = _attentive(data.rows)
     probes: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[int, str]] = {}
     for row in attentive:
         if row.get("num_heads"):
@@ -245,8 +243,8 @@ def _seeds(data: ReportData) -> list[Block] | None:
     stds = ", ".join(f"{probe} std {percent2(std_within(table, probe))}" for probe in probes)
     picture = data.draw(
         "seeds",
-        lambda stem: draw_seeds(table, stem, probes=probes),
-        alt=f"How far each seed lies from the mean of its model and data set, a line a probe: {stds}.",
+        lambda stem: draw_seeds(table.only(probes), stem),
+        alt=f"How far each seed lies from the mean of its model and data set, one line per probe: {stds}.",
         caption="Every seed against the mean over seeds of its model and data set; std pooled within.",
     )
     shown_table = DataTable(

@@ -34,7 +34,7 @@ MAX_PICTURES = 24  # heat maps on a page; of 11 models with 10 attentive probes 
 WIDE = 16  # levels from which a heat map takes both columns
 
 
-def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> Path:
+def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> None:
     """Draw a line for each map (data sets, models or heads), a panel for each kind, a cell for each level.
 
     At the right are the entropy in nats and the fewest cells with 80 % of the attention.
@@ -74,7 +74,7 @@ def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> Path:
             for k, kind in enumerate(first.kinds)
             for i, level in enumerate(first.levels)
         ]
-        return save(figure, stem, ("line", "kind", "level", "share", "entropy", "mass80"), lines)
+        save(figure, stem, ("line", "kind", "level", "share", "entropy", "mass80"), lines)
 
 
 def _write_spreads(axes: Axes, spreads: Sequence[Spread]) -> None:
@@ -143,7 +143,21 @@ def _maps(data: ReportData) -> dict[tuple[str, str], dict[str, AttentionMap]]:
             continue
         seeds.append(one)
     order = sorted(found, key=lambda pair: (pair[0] != "alf", "@" in pair[0]))
-    return {pair: {name: mean_map(several) for name, several in found[pair].items()} for pair in order}
+    return {pair: {name: _mean(data, pair[0], name, maps) for name, maps in found[pair].items()} for pair in order}
+
+
+def _mean(data: ReportData, probe: str, dataset: str, maps: Sequence[AttentionMap]) -> AttentionMap:
+    """The mean over the seeds that chose the same levels and kinds; over the most if seeds chose different ones."""
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[AttentionMap]] = {}
+    for one in maps:
+        alike.setdefault((one.levels, one.kinds), []).append(one)
+    most = max(alike.values(), key=len)
+    if len(most) < len(maps):
+        data.notes.append(
+            f"The seeds of {probe} on {dataset} chose different levels or kinds: its attention map is the mean over "
+            f"{len(most)} of {counted(len(maps), 'seed')}."
+        )
+    return mean_map(most)
 
 
 def _draw(data: ReportData, number: int, probe: str, model: str, of_dataset: Mapping[str, AttentionMap]) -> Picture:

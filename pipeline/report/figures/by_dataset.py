@@ -17,7 +17,7 @@ NAMES, MARGIN = 1.3, 0.22  # inches: of the data sets' names, and at the right f
 HEAD, STEP, NOTE = 0.62, 0.145, 0.105  # inches: heights of the head, a line, a line of notes
 
 
-def draw_table(table: DatasetTable, stem: Path) -> Path:
+def draw_table(table: DatasetTable, stem: Path) -> None:
     """Draw means in percent, bold if best, underlined if not significantly below; the CSV has means, spreads and marks."""
     width = COLUMN if len(table.probes) <= 6 else PAGE
     notes = [table.note, *(f"{name}: {text}" for name, text in table.warnings.items())]
@@ -65,7 +65,7 @@ def draw_table(table: DatasetTable, stem: Path) -> Path:
             for name, cells in table.lines.items()
             for probe, cell in zip(table.probes, cells, strict=True)
         ]
-        return save(figure, stem, ("dataset", "probe", "mean", "std", "best", "tied"), lines)
+        save(figure, stem, ("dataset", "probe", "mean", "std", "best", "tied"), lines)
 
 
 def _make(data: ReportData) -> list[Block]:

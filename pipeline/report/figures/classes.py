@@ -20,7 +20,7 @@ def _make(data: ReportData) -> list[Block]:
 
 def _table(data: ReportData, case: Case, number: int) -> DataTable:
     tested = data.tested[case]
-    probes = [name for name in tested.hits if name in data.main.probes]
+    probes = [name for name in tested.hits if name in data.main.probes] or list(tested.hits)
     shares = 100 * np.stack([tested.accuracies[name].of_class for name in probes], axis=1)  # [C, P]
     names = data.class_names(case, len(shares))
     counts = [int((tested.labels == label).sum()) for label in range(len(shares))]

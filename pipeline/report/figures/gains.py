@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,23 +38,21 @@ _WORDS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "g
 _LETTER = re.compile(r"(?<![a-z])vit[-_]?(ti|s|b|l|h|g)(?![a-z])", re.IGNORECASE)
 
 
-def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None, reference: str = REFERENCE) -> Path:
-    """Draw the gains of every probe over all cases.
+def draw_gains(table: Table, stem: Path) -> None:
+    """Draw the gains of every probe over `linear-cls`, over all cases.
 
     A box shows the quartiles, with whiskers to 1.5 times their distance. Every case is a dot, the mean a diamond and a number. A
     star marks a gain that is significant over data sets (`compare_gains`: Wilcoxon, one-sided, FDR 5 %).
 
     Args:
-        table: accuracies in percent.
+        table: accuracies in percent; its probes are drawn from top to bottom.
         stem: path of the files to write, without a suffix.
-        probes: from top to bottom; None takes those of the table.
-        reference: the probe that gains are over; it has no box.
 
     Raises:
         RequestError: no result of the reference.
     """
-    gains = gains_of(table, reference)
-    names = [name for name in (probes or table.probes) if name in table.probes and name != reference]
+    gains = gains_of(table)
+    names = [name for name in table.probes if name != REFERENCE]
     tests = {one.probe: one for one in compare_gains(gains, names)}
     with drawing(COLUMN, 0.62 + 0.23 * max(len(names), 1)) as figure:
         axes = figure.add_subplot()
@@ -81,7 +78,7 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
             axes.plot([mean], [place], "D", color="white", markeredgecolor=BLACK, markeredgewidth=0.7, markersize=3.4)
             star = " *" if tests[name].significant else ""
             beside(axes, place, f"{mean:+.2f}{star}" if len(column) else "no result")
-        axes.set_xlabel(f"gain over {reference} (points of balanced accuracy)")
+        axes.set_xlabel(f"gain over {REFERENCE} (points of balanced accuracy)")
         axes.set_title("mean", loc="right", fontsize=6.5, x=1.13, pad=2)
         one_line_each(axes, names)
         lines = [
@@ -89,7 +86,7 @@ def draw_gains(table: Table, stem: Path, *, probes: Sequence[str] | None = None,
             for name in names
             for case, value in zip(gains.cases, gains.column(name), strict=True)
         ]
-        return save(figure, stem, ("probe", "model", "dataset", "seed", "gain", "p", "q"), lines)
+        save(figure, stem, ("probe", "model", "dataset", "seed", "gain", "p", "q"), lines)
 
 
 def size_of(model: str) -> tuple[str, str] | None:
@@ -112,22 +109,18 @@ def size_of(model: str) -> tuple[str, str] | None:
     return None
 
 
-def draw_gains_by_size(
-    table: Table, stem: Path, *, probes: Sequence[str] | None = None, reference: str = REFERENCE
-) -> Path:
+def draw_gains_by_size(table: Table, stem: Path) -> None:
     """Draw the mean gain over data sets against the size of the model, a panel for each family, with the standard error.
 
     Args:
-        table: accuracies in percent.
+        table: accuracies in percent; each probe but `linear-cls` is a line.
         stem: path of the files to write, without a suffix.
-        probes: a line for each; None takes those of the table.
-        reference: the probe that gains are over.
 
     Raises:
         RequestError: no result of the reference, or no model of known size.
     """
-    gains = gains_of(table, reference).mean_over("seed")
-    names = [name for name in (probes or table.probes) if name in table.probes and name != reference]
+    gains = gains_of(table).mean_over("seed")
+    names = [name for name in table.probes if name != REFERENCE]
     families: dict[str, dict[str, list[int]]] = {}
     for line, case in enumerate(gains.cases):
         if found := size_of(case.model):
@@ -161,9 +154,9 @@ def draw_gains_by_size(
             axes.set_xticks(range(len(sizes)), sizes)
             axes.set(xlim=(-0.4, len(sizes) - 0.6), title=drawn_name(family))
             grid(axes)
-        panels[0].set_ylabel(f"gain over {reference} (points)")
+        panels[0].set_ylabel(f"gain over {REFERENCE} (points)")
         legend_of(panels[0], ncols=4)
-        return save(figure, stem, ("family", "size", "probe", "mean_gain", "standard_error", "num_cases"), lines)
+        save(figure, stem, ("family", "size", "probe", "mean_gain", "standard_error", "num_cases"), lines)
 
 
 def _mean_gains(table: Table) -> dict[str, float]:
@@ -187,7 +180,7 @@ def _gains(data: ReportData) -> list[Picture] | None:
             "gains",
             lambda stem: draw_gains(data.main, stem),
             alt=f"Box plot. Mean gain in points over {REFERENCE}: {numbers}.",
-            caption=f"Gain over {REFERENCE}, a dot a case; a star is significant over data sets (Wilcoxon, FDR 5 %).",
+            caption=f"Gain over {REFERENCE}, one dot per case; a star is significant over data sets (Wilcoxon, FDR 5 %).",
         )
     ]
 
@@ -204,7 +197,7 @@ def _gains_by_size(data: ReportData) -> list[Picture] | None:
     return [
         data.draw(
             "gains-by-size",
-            lambda stem: draw_gains_by_size(table, stem, probes=probes),
+            lambda stem: draw_gains_by_size(table.only([REFERENCE, *probes]), stem),
             alt=f"Mean gain over {REFERENCE} against the size of the model: {', '.join(drawn)}. The numbers are in the CSV.",
             caption="Mean gain over data sets by size of the model, with the standard error of the mean.",
         )

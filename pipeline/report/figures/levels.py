@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +27,15 @@ from ..style import (
 )
 
 STEMS = {"linear": ("linear, cls", BLUE), "linear-ap": ("linear, ap", ORANGE), "aat": ("aat, all tokens", GREEN)}
-FUSED = {"alf": (VERMILION, "--"), "aat-quarterly": (PURPLE, ":"), "linear-all": (BLUE, "-.")}
+FUSED = {"alf": (VERMILION, "--"), "aat-quarterly": (PURPLE, ":")}  # probes on many levels
 
 
-def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat-quarterly")) -> Path:
+def draw_levels(table: Table, stem: Path) -> None:
     """Draw a panel for each case (model and data set), two beside each other.
 
     Args:
-        table: accuracies in percent of probes `linear@k`, `linear-ap@k`, `aat@k`, and of those on many levels.
+        table: accuracies in percent of probes `linear@k`, `linear-ap@k`, `aat@k`; those of FUSED are drawn as horizontal lines.
         stem: path of the files to write, without a suffix.
-        fused: probes drawn as horizontal lines, where they are in the table.
 
     Raises:
         RequestError: the table has no probe on a single level.
@@ -64,9 +62,8 @@ def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat
                 label, color = STEMS.get(name, (name, VERMILION))
                 axes.plot(x, y, color=color, marker=MARKERS[place % len(MARKERS)], markersize=2.6, label=label)
                 lines += [(*case[:2], *point) for point in zip(probes, x, y, strict=True)]
-            for name in fused:
+            for name, (color, style) in FUSED.items():
                 if name in averaged.probes and np.isfinite(value := float(averaged.column(name)[number])):
-                    color, style = FUSED.get(name, (VERMILION, "--"))
                     axes.axhline(value, color=color, linestyle=style, label=name)
                     lines.append((*case[:2], name, "", value))
             dataset = drawn_name(case.dataset)
@@ -79,7 +76,7 @@ def draw_levels(table: Table, stem: Path, *, fused: Sequence[str] = ("alf", "aat
             empty.set_axis_off()
         figure.supylabel("balanced accuracy (%)", fontsize=7)
         legend_of(panels[0], ncols=3)
-        return save(figure, stem, ("model", "dataset", "probe", "level", "percent"), lines)
+        save(figure, stem, ("model", "dataset", "probe", "level", "percent"), lines)
 
 
 def _make(data: ReportData) -> list[Picture] | None:

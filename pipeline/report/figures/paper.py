@@ -6,7 +6,7 @@ import numpy as np
 
 from ...probing.results import gains
 from ...quantities import counted
-from ...statistics.paper import beside_paper
+from ...statistics.paper import IMAGE_SIZE, beside_paper, has_papers_inputs
 from ..page.blocks import Block, Columns, Note, table_of_values
 from ..page.numbers import percent2, points2
 from ..report_data import ReportData, ReportFigure
@@ -30,6 +30,10 @@ MEAN_COLUMNS: Columns = {
     "mean of the paper's gains": points2,
 }
 MEANS = "By probe: how far ours lie above the published accuracies, and the mean gains of both on the same cases"
+COMPARED = (
+    f"Compared are results of the pretrained weights at {IMAGE_SIZE} pixels, on data that are read as wds: and have the name and "
+    "the number of classes of the paper's."
+)
 NOTE = (
     "The published numbers are of one seed, from Ciernik et al. 2026 (arXiv 2601.09322). Its authors validated with "
     "jitter, ran CLIP's weights with GELU and normalised the tokens of aat over the token axis; layerbank does none of "
@@ -41,9 +45,12 @@ def _make(data: ReportData) -> list[Block]:
     """Every result with a counterpart, and means by probe; nothing without --compare paper."""
     if not data.options.against_paper:
         return []
-    pairs = beside_paper([one for one in data.scores if np.isfinite(one.percent)])
+    finite = [one for one in data.scores if np.isfinite(one.percent)]
+    pairs = [
+        one for one in beside_paper(finite) if has_papers_inputs(one.ours, data.config(one.ours.case, one.ours.probe))
+    ]
     if not pairs:
-        data.notes.append("Against the paper: it has none of these models, data sets and probes together.")
+        data.notes.append(f"Against the paper: it has none of these models, data sets and probes together. {COMPARED}")
         return []
     gain_of = gains(data.rows)
     values = [
@@ -66,7 +73,7 @@ def _make(data: ReportData) -> list[Block]:
     return [
         table_of_values("paper-means", MEANS, MEAN_COLUMNS, means),
         table_of_values("paper", caption, COLUMNS, values),
-        Note(NOTE),
+        Note(f"{COMPARED} {NOTE}"),
     ]
 
 

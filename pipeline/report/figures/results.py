@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ...errors import RequestError
 from ...outputs import write_output
-from ...probing.results import describe_choice, gains
+from ...probing.results import Row, describe_choice, gains
+from ...statistics.scores import Case
 from ..page.blocks import DataTable, csv_text
 from ..page.numbers import accuracy, integer, percent, points, points2, span
 from ..report_data import ReportData, ReportFigure
@@ -32,7 +33,8 @@ class Record:
         tokens_read: for each image.
         trainings: all that it took to find the probe, including those of the probe it is derived from.
         seconds: its share of training and testing.
-        setting: digest of stores and protocol.
+        setting: digest of stores and protocol; of a solved probe, which is compared in any matmul precision, that of the trained
+            probes beside it.
         key: key of the row.
     """
 
@@ -87,11 +89,16 @@ def records_of(data: ReportData) -> list[Record]:
                 tokens_read=row.get("cost", {}).get("tokens_read"),
                 trainings=row.get("cost", {}).get("trainings"),
                 seconds=sum(row["seconds"].values()) if "seconds" in row else None,
-                setting=row["setting_of_study"],
+                setting=_setting(data, case, row),
                 key=row["key"],
             )
         )
     return records
+
+
+def _setting(data: ReportData, case: Case, row: Row) -> str:
+    trained = (one["setting_of_study"] for one in data.rows_of[case].values() if one.get("compute"))
+    return str(next(trained, row["setting_of_study"]))
 
 
 def csv_of(records: Sequence[Record]) -> str:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ...probing.results import Row
-from ...statistics.scores import Case
+from ...statistics.scores import Case, protocol_of_rows
 from ..page.blocks import Block, Fold, Pairs, table_of_values
 from ..page.numbers import percent
 from ..report_data import ReportData, ReportFigure
@@ -15,9 +15,8 @@ from ..report_data import ReportData, ReportFigure
 def _make(data: ReportData) -> list[Block]:
     """The protocol, the chosen settings, models and versions, each folded."""
     protocol = [
-        (name, value if isinstance(value, str) else json.dumps(value, allow_nan=False))
-        for name, value in data.rows[0]["protocol"].items()
-        if name != "seed"
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False))
+        for name, value in protocol_of_rows(data.rows).items()
     ]
     lines = [_line(case, row) for (case, _), row in data.row.items()]
     caption = "The setting that was chosen on validation, of how many; levels, kinds; fingerprints of the stores"

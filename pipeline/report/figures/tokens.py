@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # they take torch, which a report without tokens does without
     from ...statistics.similarity import Similarity
 
 Splits = dict[Case, tuple["SplitRequest", "SplitRequest"]]  # of the training and of the test images
-KIND = "cls"
+KINDS = ("cls", "ap")  # similarity is that of the first of these that a store has
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # numbers of tokens to keep, up to all
 
 
-def draw_similarity(similarity: Similarity, stem: Path) -> Path:
+def draw_similarity(similarity: Similarity, stem: Path) -> None:
     """Draw CKA between all levels of a backbone; cells without a value stay grey."""
     names = [short_level(level) for level in similarity.levels]
     count = len(names)
@@ -47,18 +47,19 @@ def draw_similarity(similarity: Similarity, stem: Path) -> Path:
             for i in range(count)
             for j in range(count)
         ]
-        return save(figure, stem, ("level", "other", "cka"), lines)
+        save(figure, stem, ("level", "other", "cka"), lines)
 
 
-def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path) -> Path:
+def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path) -> None:
     """Draw CKA of every level with the last one over depth, a line for each name (data sets, kernels)."""
     lines = []
+    levels = sorted({level for one in similarities.values() for level in one.levels}, key=_depth)
     with drawing(COLUMN, 2.1) as figure:
         axes = figure.add_subplot()
         for number, (name, one) in enumerate(similarities.items()):
             values = one.values[-1]
             axes.plot(
-                range(len(values)),
+                [levels.index(level) for level in one.levels],
                 values,
                 color=CYCLE[number % len(CYCLE)],
                 marker=MARKERS[number % len(MARKERS)],
@@ -69,17 +70,21 @@ def draw_similarity_to_final(similarities: Mapping[str, Similarity], stem: Path)
                 (name, one.kernel, one.num_images, "" if one.seed is None else one.seed, level, float(value))
                 for level, value in zip(one.levels, values, strict=True)
             ]
-        levels = next(iter(similarities.values())).levels
         step = 1 if len(levels) <= 14 else 3
         axes.set_xticks(range(0, len(levels), step), [short_level(level) for level in levels][::step])
         axes.set(xlabel="level (block; final = after the last norm)", ylabel=f"CKA with {levels[-1]}")
         grid(axes)
         if len(similarities) > 1:
             figure.legend(loc="outside lower center", ncols=3)
-        return save(figure, stem, ("line", "kernel", "num_images", "seed", "level", "cka"), lines)
+        save(figure, stem, ("line", "kernel", "num_images", "seed", "level", "cka"), lines)
 
 
-def draw_train_test(points: Mapping[str, Sequence[tuple[str, float, float]]], stem: Path) -> Path:
+def _depth(level: str) -> float:
+    number = short_level(level)
+    return int(number) if number.isdigit() else np.inf
+
+
+def draw_train_test(points: Mapping[str, Sequence[tuple[str, float, float]]], stem: Path) -> None:
     """Draw test against training accuracy: a probe far under the diagonal has overfitted.
 
     Args:
@@ -104,7 +109,7 @@ def draw_train_test(points: Mapping[str, Sequence[tuple[str, float, float]]], st
         axes.set(xlabel="balanced accuracy on training images (%)", ylabel="on test images (%)")
         grid(axes, "both")
         figure.legend(loc="outside lower center", ncols=2)
-        return save(figure, stem, ("probe", "case", "train_percent", "test_percent"), lines)
+        save(figure, stem, ("probe", "case", "train_percent", "test_percent"), lines)
 
 
 def _make(data: ReportData) -> list[Picture] | None:
@@ -147,37 +152,41 @@ def _few(names: Sequence[str]) -> str:
 def _similarity(data: ReportData, splits: Splits) -> list[Picture]:
     from ...statistics.similarity import SUBSET, levels_of, linear_similarity, rbf_similarity
 
-    by_model: dict[str, dict[str, Similarity]] = {}
+    by_model: dict[tuple[str, str], dict[str, Similarity]] = {}  # model, kind -> lines
     pictures = []
     unseeded = list({(one.model, one.dataset): one for one in splits}.values())
     for number, case in enumerate(unseeded):
         _progress(data, f"similarity of levels, {case.dataset}", number, len(unseeded))
         try:
             tokens = splits[case][1].open()
-            levels = levels_of(tokens, KIND, [level for level, kind in tokens.arrays if kind == KIND])
+            kind = next((kind for kind in KINDS if any(kind == one for _, one in tokens.arrays)), None)
+            if kind is None:
+                data.notes.append(f"No similarity of levels of {case.dataset}: no probe reads cls or ap tokens.")
+                continue
+            levels = levels_of(tokens, kind, [level for level, one in tokens.arrays if one == kind])
             linear = linear_similarity(levels, tokens.reading_order)
             gaussian = rbf_similarity(levels, np.arange(len(tokens.labels)), num_images=SUBSET)
         except LayerbankError as error:
             data.notes.append(f"No similarity of levels of {case.dataset}: {error}")
             continue
-        lines = by_model.setdefault(case.model, {})
+        lines = by_model.setdefault((case.model, kind), {})
         lines |= {f"{case.dataset}, linear": linear, f"{case.dataset}, rbf": gaussian}
-        pictures.append(_draw_similarity(data, case, number, linear))
-    to_final = [_draw_to_final(data, *one, number) for number, one in enumerate(by_model.items())]
+        pictures.append(_draw_similarity(data, case, kind, number, linear))
+    to_final = [_draw_to_final(data, *of, lines, number) for number, (of, lines) in enumerate(by_model.items())]
     return to_final + pictures
 
 
-def _draw_similarity(data: ReportData, case: Case, number: int, linear: Similarity) -> Picture:
+def _draw_similarity(data: ReportData, case: Case, kind: str, number: int, linear: Similarity) -> Picture:
     return data.draw(
         f"cka-{number}",
         lambda stem: draw_similarity(linear, stem),
-        alt=f"Heat map of unbiased linear CKA between all levels of {case.model} on {case.dataset}, {KIND} tokens. "
+        alt=f"Heat map of unbiased linear CKA between all levels of {case.model} on {case.dataset}, {kind} tokens. "
         f"First with last level: {linear.values[0, -1]:.2f}.",
-        caption=f"Similarity of the levels of {case.model} on the test images of {case.dataset} ({KIND} tokens).",
+        caption=f"Similarity of the levels of {case.model} on the test images of {case.dataset} ({kind} tokens).",
     )
 
 
-def _draw_to_final(data: ReportData, model: str, lines: dict[str, Similarity], number: int) -> Picture:
+def _draw_to_final(data: ReportData, model: str, kind: str, lines: dict[str, Similarity], number: int) -> Picture:
     from ...statistics.similarity import SIGMA, SUBSET
 
     first = "; ".join(f"{name}: first level {one.values[0, -1]:.2f}" for name, one in lines.items())
@@ -186,7 +195,7 @@ def _draw_to_final(data: ReportData, model: str, lines: dict[str, Similarity], n
         lambda stem: draw_similarity_to_final(lines, stem),
         alt=f"CKA of every level of {model} with its last, over depth. {first}.",
         caption=(
-            f"Similarity of every level of {model} to the last one ({KIND} tokens of test images; rbf: sigma {SIGMA:g}, at most "
+            f"Similarity of every level of {model} to the last one ({kind} tokens of test images; rbf: sigma {SIGMA:g}, at most "
             f"{SUBSET:,} images, drawn with the seed in the CSV)."
         ),
     )
