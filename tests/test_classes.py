@@ -223,3 +223,14 @@ def test_labels_beyond_63_bits_are_refused(tmp_path: Path) -> None:
         file["labels"] = np.array([0, 2**64 - 1], np.uint64)
     with raises("data.negative_label", RequestError, label=2**64 - 1):
         open_source(f"hdf5:{tmp_path}/x_{{split}}.h5", "train")
+
+
+def test_a_test_split_without_a_readable_image_is_failed_work(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 8, "test": 2})
+    for number, file in enumerate(photos.glob("test/*/*.png")):
+        file.write_bytes(b"%d" % number)
+    folders = ["--cache", tmp_path / "caches", "--runs", tmp_path / "runs"]
+    how = ["--probe", "ridge-cls", "--on-bad-image", "skip"]
+    result = run("probe", *MODEL, "--data", f"folder:{photos}", *how, *folders)
+    refuses(result, "probing.no_test_images", exit_code=1, num_images=6)
+    assert list(tmp_path.rglob("results.jsonl")) == []

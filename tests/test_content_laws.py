@@ -599,9 +599,7 @@ def test_labels_lie_beside_a_store_also_if_its_first_writer_was_killed(extract: 
     (store,) = extract.stores()
     source = open_source(data, "train")
     of_id = dict(zip(source.ids, source.labels.tolist(), strict=True))
-    assert read_target(store.path, "label", num_rows=store.num_rows).values.tolist() == [
-        of_id[id] for id in store.sample_ids
-    ]
+    assert read_target(store.path, "label", num_rows=24).values.tolist() == [of_id[id] for id in store.sample_ids]
 
 
 def test_an_image_that_cannot_be_read_at_all_is_named_and_has_no_row(extract: Passes, tmp_path: Path) -> None:

@@ -113,4 +113,7 @@ def _foreign(folder: Path, rows: list[Row], *, may_be_known: bool, harmless: lis
         if entry.name in HARMLESS:
             harmless.append(entry)
         elif not any(entry.rglob(RESULTS)):  # a folder in a folder of runs
-            yield WorkError("report.foreign_file" if may_be_known else "report.lost_row", path=entry)
+            if may_be_known:
+                yield WorkError("report.foreign_file", path=entry)
+            else:
+                yield WorkError("report.lost_row", path=entry)
