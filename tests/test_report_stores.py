@@ -391,7 +391,7 @@ def _squared_distances(tokens: np.ndarray) -> np.ndarray:
 
 def reading_copy(place: dict[str, Any], probe: str) -> torch.nn.Module:
     """The plain module with the saved weights."""
-    return load_probe(place["at"] / f"{probe}-{place['rows'][probe]['key'][:8]}")[0]
+    return load_probe(place["at"] / f"{probe}-{place['rows'][probe]['key'][:8]}", any_tokens=True)[0]
 
 
 @torch.no_grad()
@@ -439,7 +439,7 @@ def test_the_plain_loop_agrees_where_each_token_matters(place: dict[str, Any], t
     weights["to_q.weight"] *= 12
     weights["to_v.weight"] += 0.3 * torch.randn(weights["to_v.weight"].shape, generator=noise)
     save_file(weights, tmp_path / "alf" / "probe.safetensors")
-    alf = load_probe(tmp_path / "alf")[0]
+    alf = load_probe(tmp_path / "alf", any_tokens=True)[0]
     assert isinstance(alf, AttentiveProbe)
     train, test = (request_of(place, split, []) for split in ("train", "test"))
     counts = list(range(1, 25))

@@ -90,7 +90,7 @@ TOKENS, LABELS = l2_normalize(torch.ones(3, 2)), torch.tensor([0, 1, 1])
         ("probes.labels_do_not_match", {"labels": torch.eye(3, dtype=torch.int64)}),
         ("probes.labels_not_int64", {"labels": torch.tensor([0.0, 1.0, 1.0])}),
         ("probes.labels_out_of_range", {"labels": torch.tensor([0, -1, 1])}),
-        ("probes.labels_out_of_range", {"num_classes": 1}),
+        ("probes.labels_out_of_range", {"task": 1}),
         ("probes.tokens_not_finite", {"tokens": NAN}),
         ("probes.tokens_not_finite", {"tokens": torch.full((3, 2), float("inf")).half()}),
         ("probes.images_not_ascending", {"images": torch.tensor([0, 1, 0])}),
@@ -100,7 +100,7 @@ TOKENS, LABELS = l2_normalize(torch.ones(3, 2)), torch.tensor([0, 1, 1])
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(key: str, changed: dict[str, Any]) -> None:
-    given = {"tokens": TOKENS, "labels": LABELS, "num_classes": 2, "images": torch.tensor([0, 0, 4])}
+    given = {"tokens": TOKENS, "labels": LABELS, "task": 2, "images": torch.tensor([0, 0, 4])}
     with raises(key, DataError):
         ArraySource(**given | changed)
 

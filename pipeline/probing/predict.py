@@ -107,8 +107,13 @@ class SavedProbe:
                 sample_id=source.ids[one.row],
                 label=self.class_names[int(found)] if self.class_names else f"{found:g}",
                 probability=None if confidence is None else float(confidence),
-                target=None if source.labels[one.row] == NO_LABEL else source.class_names[source.labels[one.row]],
+                target=self._target(source, one.row),
             )
+
+    def _target(self, source: ImageSource, row: int) -> str | None:
+        """The name of the true class of an image; None where there are no classes, or it has none."""
+        has_class = self.class_names and source.labels[row] != NO_LABEL
+        return source.class_names[source.labels[row]] if has_class else None
 
     def scores(
         self,

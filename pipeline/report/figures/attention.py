@@ -134,14 +134,7 @@ def _maps(data: ReportData) -> dict[tuple[str, str], dict[str, AttentionMap]]:
         except (RequestError, WorkError) as error:
             data.notes.append(f"No attention map of {probe} on {case.dataset}: {error}")
             continue
-        seeds = found.setdefault((probe, case.model), {}).setdefault(case.dataset, [])
-        if seeds and (one.levels, one.kinds) != (seeds[0].levels, seeds[0].kinds):
-            data.notes.append(
-                f"The map of {probe} on {case.dataset} with seed {case.seed} has other levels or kinds than those of seeds before, "
-                "and is in no mean with them."
-            )
-            continue
-        seeds.append(one)
+        found.setdefault((probe, case.model), {}).setdefault(case.dataset, []).append(one)
     order = sorted(found, key=lambda pair: (pair[0] != "alf", "@" in pair[0]))
     return {pair: {name: _mean(data, pair[0], name, maps) for name, maps in found[pair].items()} for pair in order}
 
