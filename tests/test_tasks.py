@@ -60,7 +60,7 @@ PROBES = ("linear-cls", "attn-last", "simpool", "ridge-last")  # a linear bank, 
 def _number_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     site = tmp_path / "site"
     site.mkdir()
-    install_plugin(site, POINTS, name="numbers")
+    install_plugin(site, POINTS, name="toy_numbers")
     monkeypatch.syspath_prepend(str(site))
     TASKS.__dict__.pop("_plugins", None)
     yield

@@ -24,8 +24,7 @@ from layerbank.cache.atomic_files import replace_file
 
 from ..errors import WorkError
 from .image_set import ImageSet
-
-MULTICLASS = "multiclass"  # the only task that records of layerbank 0.2.0 and before have; they do not name it
+from .task_names import MULTICLASS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
