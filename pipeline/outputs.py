@@ -117,5 +117,6 @@ def csv_line(cells: Sequence[Any]) -> str:
 
 def _csv_cell(cell: Any) -> Any:
     if isinstance(cell, str):
-        return f"'{cell}" if cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
+        is_formula = len(cell) > 1 and cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell)
+        return f"'{cell}" if is_formula else cell
     return None if cell is None or cell != cell else cell

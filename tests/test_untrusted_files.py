@@ -19,7 +19,7 @@ from PIL import Image
 from token_stores import make_arrays, write_images
 
 from layerbank.cache import export_hdf5, import_hdf5
-from layerbank.cache.hdf5_inside import place_outside
+from layerbank.cache.maintenance.hdf5_inside import place_outside
 from layerbank.data.folder import EXTENSIONS
 from layerbank.data.image_set import identify
 from layerbank.data.in_memory import MemorySource

@@ -16,9 +16,9 @@ from PIL import Image
 from xxhash import xxh3_64_intdigest
 
 from layerbank.cache import index
-from layerbank.data import tar_samples
 from layerbank.data.sources import BadImage, open_source
-from layerbank.data.tar_index import DamagedTar, walk_tar
+from layerbank.data.tars import samples as tar_samples
+from layerbank.data.tars.headers import DamagedTar, walk_tar
 
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "wds_cifar10_subset"
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -234,13 +235,17 @@ def test_events_of_two_workers_tell_one_story() -> None:
         (0, out_of_range(2)), (1, out_of_range(3)), (1, skipped),
     ]:  # fmt: skip
         relay.add(worker, event)
-    relay.add(0, finished)
+    for worker, event in [
+        (1, finished), (1, started), (1, out_of_range(1)),  # a second share of the same store
+        (0, finished), (0, replace(started, store=STORE.with_name("other.zarr"))), (0, out_of_range(7)),
+    ]:  # fmt: skip
+        relay.add(worker, event)
     relay.finish()
-    assert [e.num_pending for e in events if isinstance(e, ExtractionStarted)] == [80]
+    assert [e.num_pending for e in events if isinstance(e, ExtractionStarted)] == [80, 80]
     shown = [e for e in events if isinstance(e, ExtractionProgress)]
     assert [(e.num_done, e.num_pending) for e in shown] == [(10, 80), (30, 80), (35, 80)]
     assert all(e.decode_s == pytest.approx(e.elapsed_s / 2) for e in shown)
-    assert [e.num_saturated for e in events if isinstance(e, TokensOutOfRange)] == [2, 5]
+    assert [e.num_saturated for e in events if isinstance(e, TokensOutOfRange)] == [2, 5, 6, 7]
     assert skipped in events
     (end,) = [e for e in events if isinstance(e, ExtractionFinished)]
-    assert (end.num_computed, end.size_bytes) == (40, 10)
+    assert (end.num_computed, end.size_bytes) == (60, 15)

@@ -31,7 +31,6 @@ from ..errors import (
     StorageFullError,
 )
 from ..format import CONTENT_HASHES, SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, VIEWS, metadata_paths, token_array
-from ..hdf5_inside import place_outside
 from ..header import FORMAT_VERSION, Header, parse_header, read_header
 from ..journal import BatchNotes, Journal, parse_line, read_journal
 from ..mapping import map_rows
@@ -43,6 +42,7 @@ from ..writing.locking import StoreLock
 from ..writing.resume import StoreRequest, temporary_folders
 from ..writing.staging import Batch
 from ..writing.writer import CacheWriter
+from .hdf5_inside import place_outside
 
 HEADER_ATTRIBUTE = "layerbank_header"
 JOURNAL_DATASET = "journal"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..models.backbone import Backbone
+    from ..probing.tokens.split_tokens import SplitRequest
 
 
 class Classifier:
@@ -44,10 +45,8 @@ class Classifier:
     >>> import tempfile, layerbank as lb
     >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
     >>> folder = tempfile.mkdtemp()
-    >>> train, test = (
-    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
-    ...     for split in ("train", "test")
-    ... )
+    >>> images = [lb.open_images("demo:digits?train=60&test=20", split) for split in ("train", "test")]
+    >>> train, test = (lb.extract(model, one, levels="last", cache=folder, progress=False) for one in images)
     >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
     >>> classifier = lb.Classifier(results.best.folder)
     >>> probabilities = classifier.predict_proba(lb.open_images("demo:digits?train=60&test=20", "test"))
@@ -112,10 +111,8 @@ class Result:
     >>> import tempfile, layerbank as lb
     >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
     >>> folder = tempfile.mkdtemp()
-    >>> train, test = (
-    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
-    ...     for split in ("train", "test")
-    ... )
+    >>> images = [lb.open_images("demo:digits?train=60&test=20", split) for split in ("train", "test")]
+    >>> train, test = (lb.extract(model, one, levels="last", cache=folder, progress=False) for one in images)
     >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
     >>> result = results[0]
     >>> result.probe, 0 <= result.balanced_accuracy <= 1
@@ -172,10 +169,8 @@ class Results(Sequence[Result]):
     >>> import tempfile, layerbank as lb
     >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
     >>> folder = tempfile.mkdtemp()
-    >>> train, test = (
-    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
-    ...     for split in ("train", "test")
-    ... )
+    >>> images = [lb.open_images("demo:digits?train=60&test=20", split) for split in ("train", "test")]
+    >>> train, test = (lb.extract(model, one, levels="last", cache=folder, progress=False) for one in images)
     >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
     >>> len(results), sorted(results.records()[0])[:3]
     (1, ['key', 'num_parameters', 'probe'])
@@ -268,8 +263,7 @@ def probe(
         seeds: the whole protocol is run once for each.
         runs: folder of all results. What it has already is not trained again.
         memory: memory that this may use, such as "4GB"; None is 80 % of what is free.
-        retrain: train again what is there.
-        verify: check the stored tokens against their checksums first.
+        retrain, verify: train again what is there; check the stored tokens against their checksums first.
         progress: True for progress bars, False for none, or a function that is called with every event.
 
     Raises:
@@ -279,40 +273,23 @@ def probe(
     >>> import tempfile, layerbank as lb
     >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
     >>> folder = tempfile.mkdtemp()
-    >>> train, test = (
-    ...     lb.extract(model, lb.open_images("demo:digits?train=60&test=20", split), levels="last", cache=folder, progress=False)
-    ...     for split in ("train", "test")
-    ... )
+    >>> images = [lb.open_images("demo:digits?train=60&test=20", split) for split in ("train", "test")]
+    >>> train, test = (lb.extract(model, one, levels="last", cache=folder, progress=False) for one in images)
     >>> results = lb.probe(train, test, probes=["ridge-cls"], runs=folder + "/runs", progress=False)
     >>> results.best.probe, results.records()[0]["seed"]
     ('ridge-cls', 0)
     """
-    where = "probe"
-    for name, tokens in (("train", train), ("test", test)):
-        check_kind(tokens, Tokens, f"{where}, {name}", "Tokens of extract")
-    given = {
-        "probes": probes,
-        "protocol": str(protocol),
-        "seeds": seeds,
-        "memory": memory,
-        "retrain": retrain,
-        "may_verify": verify,
+    check_kind(train, Tokens, "probe, train", "Tokens of extract")
+    check_kind(test, Tokens, "probe, test", "Tokens of extract")
+    given = {"probes": probes, "protocol": str(protocol), "seeds": seeds, "memory": memory, "retrain": retrain}
+    checked = {
+        name: job_value(ProbeJob, name, value, "probe") for name, value in (given | {"may_verify": verify}).items()
     }
-    checked = {name: job_value(ProbeJob, name, value, where) for name, value in given.items()}
-    runs = folder_from(runs, f"{where}, runs")
-    record = train.request.record
-    labels = labels_by_name(record, test.request.record)
-    records = record, replace(test.request.record, labels=labels, class_names=record.class_names)
-    named = _probes_of(train.model.backbone, checked["probes"])
-    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    splits = [
-        replace(one.request, arrays=arrays, record=record) for one, record in zip((train, test), records, strict=True)
-    ]
+    named, runs = _probes_of(train.model.backbone, checked["probes"]), folder_from(runs, "probe, runs")
     base = open_protocol(checked["protocol"], seed=0)
     with ExitStack() as stack:
         rows = train_probes(
-            splits[0],
-            splits[1],
+            *(splits := _splits_of(train, test, named)),
             named,
             [replace(base, seed=seed) for seed in checked["seeds"]],
             runs,
@@ -324,6 +301,14 @@ def probe(
             on_event=listener_of(progress, stack),
         )
         return Results(list(rows), run_folder(runs, splits[0]))
+
+
+def _splits_of(train: Tokens, test: Tokens, named: Sequence[ProbeSpec]) -> tuple[SplitRequest, SplitRequest]:
+    """The requests for both splits, with the arrays of the probes and the classes of the training split."""
+    arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
+    record, other = train.request.record, test.request.record
+    matched = replace(other, labels=labels_by_name(record, other), class_names=record.class_names)
+    return replace(train.request, arrays=arrays), replace(test.request, arrays=arrays, record=matched)
 
 
 def _probes_of(backbone: Backbone, probes: Sequence[str]) -> list[ProbeSpec]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -188,35 +188,30 @@ def extract(
     >>> tokens["final", "cls"]
     RowArray(shape=(40, 192), dtype=float16)
     """
-    where = "extract"
-    check_kind(model, Model, f"{where}, model", "a Model of open_model or model_from")
-    check_kind(images, ImageSource, f"{where}, images", "images of open_images or images_from")
-    checked = {
-        name: job_value(ExtractJob, name, value, where)
-        for name, value in {
-            "storage_dtype": storage_dtype,
-            "views": views,
-            "batch_size": batch_size,
-            "workers": workers,
-            "on_bad_image": on_bad_image,
-            "trust_files": trust_files,
-            "overwrite": overwrite,
-        }.items()
-    }
-    kinds = typed_value(kinds, Names, where, "kinds")
-    cache = folder_from(cache, f"{where}, cache")
-    config = ExtractConfig(
-        arrays=tuple((level, kind) for level in _levels(model, levels) for kind in kinds),
-        storage_dtype=choose_storage_dtype(storage_dtype),
-        batch_size=checked["batch_size"],
-        num_workers=checked["workers"],
-        on_bad_image=on_bad_image,
-        overwrite=overwrite,
-    )
+    check_kind(model, Model, "extract, model", "a Model of open_model or model_from")
+    check_kind(images, ImageSource, "extract, images", "images of open_images or images_from")
+    given = {"storage_dtype": storage_dtype, "views": views, "batch_size": batch_size, "workers": workers}
+    given |= {"on_bad_image": on_bad_image, "trust_files": trust_files, "overwrite": overwrite}
+    checked = {name: job_value(ExtractJob, name, value, "extract") for name, value in given.items()}
+    config, cache = _config_of(model, kinds, levels, checked), folder_from(cache, "extract, cache")
     rule = ViewRule(num_views=checked["views"]) if views else None
     with ExitStack() as stack:
         rows = partial(open_rows, images, cache, rule=rule, trust_files=trust_files)
         return _extract(model, rows, config, cache, listener_of(progress, stack))
+
+
+def _config_of(
+    model: Model, kinds: Sequence[str], levels: str | Sequence[str], checked: Mapping[str, Any]
+) -> ExtractConfig:
+    kinds = typed_value(kinds, Names, "extract", "kinds")
+    return ExtractConfig(
+        arrays=tuple((level, kind) for level in _levels(model, levels) for kind in kinds),
+        storage_dtype=choose_storage_dtype(checked["storage_dtype"]),
+        batch_size=checked["batch_size"],
+        num_workers=checked["workers"],
+        on_bad_image=checked["on_bad_image"],
+        overwrite=checked["overwrite"],
+    )
 
 
 def _levels(model: Model, levels: str | Sequence[str]) -> Sequence[str]:

@@ -87,15 +87,7 @@ def report(
         written.append(parquet)
     drawn = [] if figures is None else write_figures(figures, made.figures)
     if as_json:
-        lists = {"summary": made.headlines, "findings": made.findings, "left_out": made.notes}
-        files = [str(path) for path in (*written, *drawn)]
-        print_json(
-            {
-                "num_rows": len({one.key for one in made.records}),
-                **{name: list(one) for name, one in lists.items()},
-                "files": files,
-            }
-        )
+        print_json(made.to_dict() | {"files": [str(path) for path in (*written, *drawn)]})
         return
     left_out = [f"left out: {note}" for note in made.notes]
     with shared.answers_beside(*named.values()):

@@ -22,7 +22,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbank.cache.hdf5_inside import place_outside
+from layerbank.cache.maintenance.hdf5_inside import place_outside
 
 from ..errors import RequestError, nearest_name
 from .image_files import not_a_file

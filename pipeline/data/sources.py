@@ -37,7 +37,7 @@ SOURCES = Registry(
     DataSource,
     {
         "folder": "layerbank.data.folder:FOLDER",
-        "wds": "layerbank.data.wds:WDS",
+        "wds": "layerbank.data.tars.wds:WDS",
         "hdf5": "layerbank.data.hdf5:HDF5",
         "images": "layerbank.data.images:IMAGES",
         "demo": "layerbank.data.demo:DEMO",

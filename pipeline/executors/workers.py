@@ -103,12 +103,14 @@ class Relay:
         ] = {}  # (worker, its stores before) -> progress on a store
         self._finished: dict[Path, ExtractionFinished] = {}
         self._found: set[tuple[str, str, str]] = set()  # model, data set and split
-        self._out_of_range: dict[tuple[tuple[str, int], int], TokensOutOfRange] = {}
+        self._stores: dict[int, Path] = {}  # worker -> the store it fills
+        self._out_of_range: dict[tuple[tuple[str, Path | None], int, int], TokensOutOfRange] = {}
 
     def add(self, worker: int, event: Event) -> None:
         """Take one event of one worker."""
         match event:
             case ExtractionStarted():
+                self._stores[worker] = event.store
                 if event.store not in self._num_missing:
                     self._num_missing[event.store] = event.num_missing
                     self._on_event(replace(event, num_pending=event.num_missing))
@@ -131,9 +133,9 @@ class Relay:
             case ShareFinished():
                 pass  # the others go on
             case TokensOutOfRange():
-                place = event.array, self._num_finished[worker]  # workers take the stores in the same order
-                self._out_of_range[place, worker] = event
-                same = [one for (other, _), one in self._out_of_range.items() if other == place]
+                place = event.array, self._stores.get(worker)
+                self._out_of_range[place, worker, self._num_finished[worker]] = event  # each share counts from 0
+                same = [one for (other, *_), one in self._out_of_range.items() if other == place]
                 num_saturated, num_nonfinite = (
                     sum(one.num_saturated for one in same),
                     sum(one.num_nonfinite for one in same),

@@ -19,6 +19,7 @@ from ..data.classes import match_classes
 from ..data.duplicates import duplicates_of
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
+from ..data.split_record import SplitRecord
 from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
@@ -117,17 +118,7 @@ def run_probes(
     work = request_extraction(job, request, backbone, arrays, on_event)
     rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
     splits = [rows_of(train_source, rule=job.rule), rows_of(test_source)]
-    shared = duplicates_of(splits[0].record, splits[1].record)
-    if shared.pairs:
-        on_event(
-            SharedImages(
-                train=f"{train_source.name}/{job.train_split}",
-                test=f"{test_source.name}/{job.test_split}",
-                num_shared=len(shared.pairs),
-                num_test=shared.num_test,
-                num_relabelled=shared.num_relabelled,
-            )
-        )
+    _report_shared_images(splits[0].record, splits[1].record, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
         train, test = (work.extract(rows) for rows in splits)
@@ -151,6 +142,20 @@ def run_probes(
         fail=fail,
         on_event=on_event,
     )
+
+
+def _report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEvent) -> None:
+    shared = duplicates_of(train, test)
+    if shared.pairs:
+        on_event(
+            SharedImages(
+                train=f"{train.name}/{train.split}",
+                test=f"{test.name}/{test.split}",
+                num_shared=len(shared.pairs),
+                num_test=shared.num_test,
+                num_relabelled=shared.num_relabelled,
+            )
+        )
 
 
 def train_probes(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ..outputs import write_output
 from ..probing.results import Row
@@ -64,6 +65,15 @@ class Report:
     headlines: tuple[str, ...]
     findings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "num_rows": len({one.key for one in self.records}),
+            "summary": list(self.headlines),
+            "findings": list(self.findings),
+            "left_out": list(self.notes),
+        }
 
 
 def make_report(runs: Path, options: ReportOptions) -> Report:

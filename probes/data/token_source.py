@@ -152,8 +152,8 @@ class ArraySource:
         blocks: blocks of rows [F], see `BlockSource`.
 
     Raises:
-        DataError: tokens, labels, images and blocks differ in length, the task cannot use the labels, tokens are not finite, or
-            images are not ascending.
+        DataError: tokens, labels, images and blocks differ in length, the task cannot use the labels, tokens (of the host) are not
+            finite, or images are not ascending.
 
     >>> source = ArraySource(l2_normalize(torch.ones(4, 8)), torch.tensor([0, 1, 0, 1]), 2)
     >>> source.token_shape, source.take(torch.tensor([3])).shape
@@ -178,7 +178,8 @@ class ArraySource:
         _check_images(images, len(labels))
         if blocks is not None and (size := sum(block.size for block in blocks)) != prod(tokens.shape[1:]):
             raise DataError("probes.blocks_do_not_match", size=prod(tokens.shape[1:]), blocks=size)
-        if not tokens.sum(dtype=torch.float32).isfinite():  # a sum may overflow: look again
+        # a sum may overflow: look again; to look at tokens of a GPU would be to wait for it
+        if tokens.device.type == "cpu" and not tokens.sum(dtype=torch.float32).isfinite():
             num_broken = sum(
                 int((~part.isfinite()).flatten(1).any(1).sum()) for part in torch.split(tokens, ROWS_AT_ONCE)
             )

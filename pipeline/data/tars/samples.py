@@ -24,8 +24,8 @@ from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 from layerbank.cache.checked_arrays import UnusableIndex, read_arrays, write_arrays
 from layerbank.cache.index import RECORD, find_records, read_status, same_status, user_folders
 
-from ..errors import RequestError
-from .tar_index import DamagedTar, Member, walk_tar
+from ...errors import RequestError
+from .headers import DamagedTar, Member, walk_tar
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
 _CLASS = re.compile(rb"\d{1,18}")  # fits into 64 bits

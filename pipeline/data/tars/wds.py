@@ -1,6 +1,6 @@
 """`wds:`: WebDataset tars on a local disk, read by row: an image is one read at its offset, nothing is extracted.
 
-`tar_samples` says what a sample is and where its image lies. `classnames.txt` above the splits names the classes.
+`samples` says what a sample is and where its image lies. `classnames.txt` above the splits names the classes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError
-from .image_files import require_inside
-from .image_source import ImageSource, Stored, classes_by_value, split_where
-from .patterns import ShardFolder, ShardPattern, read_text
-from .sources import DataSource
-from .tar_samples import read_samples
+from ...errors import RequestError
+from ..image_files import require_inside
+from ..image_source import ImageSource, Stored, classes_by_value, split_where
+from ..patterns import ShardFolder, ShardPattern, read_text
+from ..sources import DataSource
+from .samples import read_samples
 
 BLOCK_BYTES = 1 << 20  # read at a time where every image is read: stays in the processor's cache
 
