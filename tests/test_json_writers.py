@@ -12,8 +12,9 @@ from messages import raises
 
 from layerbank.console import event_line, print_json
 from layerbank.events import ProbeProgress
-from layerbank.probes import DataError
+from layerbank.probes import ArraySource, DataError
 from layerbank.probes.evaluate import check_test, measure
+from layerbank.probes.tasks import as_task
 from layerbank.probing.results import canonical_json
 
 ROOT = Path(__file__).parent.parent
@@ -51,16 +52,9 @@ def test_answers_and_events_have_null_for_what_json_does_not_have(capsys: pytest
             canonical_json({"a": [value]})
 
 
-class Tokens:
-    """The labels of some test images."""
-
-    def __init__(self, num_images: int) -> None:
-        self.labels, self.num_classes, self.token_shape = torch.zeros(num_images, dtype=torch.int64), 2, (4,)
-
-
 def test_scores_that_are_not_finite_and_tests_without_images_are_errors() -> None:
     logits = torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [float("inf"), 0.0]])
     with raises("probes.scores_not_finite", DataError, num_broken=2, num_images=3):
-        measure(logits, Tokens(3))  # type: ignore[arg-type]
+        measure(as_task(2), logits, torch.zeros(3, dtype=torch.int64))
     with raises("probes.no_test_images", DataError):
-        check_test(Tokens(3), Tokens(0))  # type: ignore[arg-type]
+        check_test(*(ArraySource(torch.zeros(n, 4), torch.zeros(n, dtype=torch.int64), 2) for n in (3, 0)))
