@@ -106,7 +106,7 @@ def csv_line(cells: Sequence[Any]) -> str:
     Text that begins as a formula gets an apostrophe before it, so that spreadsheets show it and do not compute it; numbers stay.
 
     >>> csv_line(["=1+1", "-0.5", -0.5, None, "a"])
-    "'=1+1,-0.5,-0.5,,a\\\\n"
+    "'=1+1,-0.5,-0.5,,a\\n"
     """
     line = io.StringIO()
     csv.writer(line, lineterminator="\r\n").writerow(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,8 @@ import layerbank as lb
 from layerbank.cli import main
 from layerbank.executors.local import LocalExecutor
 from layerbank.executors.studies import run_study
-from layerbank.jobs.recipe import Recipe, open_recipe
+from layerbank.jobs.recipe import open_recipe
 from layerbank.jobs.study_plan import plan_study
-from layerbank.jobs.units import StudyOptions
 from layerbank.models.families import MODEL_FAMILIES, models_with_code
 from layerbank.models.listing import open_meta_tower
 from layerbank.models.trust import CodePermission, trust_file
@@ -148,15 +148,16 @@ def trust(*models: str) -> None:
 def test_python_asks_for_the_same_permission(place: Place, tmp_path: Path) -> None:
     options = {"data": place.values["data"], "image_size": SIZE, "levels": "last", "cache_root": tmp_path, "workers": 0}
     job = lb.ExtractJob(models=((place.model, None),), **options)
-    recipe = open_recipe(str(place.values["recipe"]))
+    study = replace(open_recipe(str(place.values["recipe"])), runs_root=tmp_path / "runs")
     for attempt in (
         lambda: lb.open_model(place.model, image_size=SIZE),
         lambda: lb.Classifier(place.values["folder"]),
         lambda: lb.run(job),
         lambda: lb.run(job, executor=LocalExecutor(2)),
-        lambda: run_study(recipe, StudyOptions(runs_root=tmp_path / "runs")),
-        lambda: run_study(recipe, StudyOptions(runs_root=tmp_path / "runs"), executor=LocalExecutor(1)),
-        lambda: plan_study(recipe, StudyOptions()),
+        lambda: run_study(study),
+        lambda: run_study(study, executor=LocalExecutor(1)),
+        lambda: lb.run(study),
+        lambda: plan_study(study),
         lambda: open_meta_tower(place.model, tap="block", image_size=SIZE),
     ):
         with raises("models.code_not_allowed", lb.RequestError):
@@ -173,10 +174,16 @@ def test_worker_processes_get_the_permission(place: Place, tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("kind", [lb.ExtractJob, lb.ProbeJob])
-def test_no_job_in_a_file_gives_permission(kind: type[lb.ExtractJob | lb.ProbeJob]) -> None:
-    more: dict[str, Any] = {"probes": ["alf"], "model": "a"} if kind is lb.ProbeJob else {"models": [["a", None]]}
-    job = kind.from_dict({"data": "folder:x", **more})
+MODELS: dict[Any, dict[str, Any]] = {
+    lb.ExtractJob: {"data": "x", "models": [["a", None]]},
+    lb.ProbeJob: {"data": "x", "model": "a", "probes": ["alf"]},
+    lb.StudyJob: {"data": ["x"], "models": ["a"], "probes": ["alf"]},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_no_job_in_a_file_gives_permission(kind: Any) -> None:
+    job = kind.from_dict(MODELS[kind])
     assert "allow_code" not in job.to_dict()
     with raises("jobs.permission_in_file", key="allow_code"):
         kind.from_dict(job.to_dict() | {"allow_code": ["torchhub:a/b:c"]})
@@ -255,7 +262,7 @@ def test_the_families_that_run_code_are_known() -> None:
     assert RUNS_CODE == ["torchhub"]
 
 
-def test_a_recipe_made_in_python_is_named_so(place: Place) -> None:
-    recipe = Recipe(models=(place.model,), data=(place.values["data"],), probes=("linear-cls",))
-    with raises("models.code_not_allowed", asked_by="a recipe"):
-        plan_study(recipe, StudyOptions())
+def test_a_study_made_in_python_is_named_so(place: Place) -> None:
+    job = lb.StudyJob(models=[place.model], data=[place.values["data"]], probes=["linear-cls"])
+    with raises("models.code_not_allowed", asked_by="a study"):
+        plan_study(job)
