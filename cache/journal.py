@@ -202,9 +202,13 @@ def read_journal(store: Path) -> Journal:
     journal = Journal()
     bad_lines: list[tuple[str, int, bool]] = []
     for file in sorted((store / JOURNAL_FOLDER).glob("worker-*.jsonl")):
+        if not file.is_file():
+            if os.path.lexists(file):  # a folder, a pipe or a link to nothing: `verify` reports it
+                continue
+            return read_journal(store)  # a writer has merged the files meanwhile: there are fewer now
         try:
             raw = file.read_bytes()
-        except FileNotFoundError:  # a writer has merged the files meanwhile: there are fewer now
+        except FileNotFoundError:
             return read_journal(store)
         for number, line in enumerate(raw.splitlines(keepends=True), start=1):
             if entry := parse_line(line):

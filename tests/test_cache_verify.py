@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from messages import raises
@@ -29,11 +31,13 @@ from layerbank.cache import (
     StoreMissingError,
     Target,
     TokenStore,
+    list_stores,
     repair_store,
     verify_store,
     write_target,
 )
 from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
+from layerbank.cache.maintenance.verify import harmless_files
 
 JOURNAL = f"{JOURNAL_FOLDER}/{WORKER_FILE}"
 
@@ -204,6 +208,35 @@ def test_foreign_files_are_deleted_only_on_request(store: Path, sound: Path) -> 
     assert (store / "tokens/notes.txt").exists()
     repair_store(store, remove_foreign=True)
     assert tree(store) == tree(sound)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+@pytest.mark.parametrize("worker", [0, 7])
+def test_a_journal_that_is_no_file_is_reported_and_not_waited_for(store: Path, kind: str, worker: int) -> None:
+    file = store / JOURNAL_FOLDER / f"worker-{worker}.jsonl"
+    file.unlink(missing_ok=True)
+    {"folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "link to nothing": lambda: file.symlink_to("nothing")}[
+        kind
+    ]()
+    assert f"{JOURNAL_FOLDER}/{file.name}" in {damage.file for damage in verify_store(store)}
+    assert store in {info.path for info in list_stores(store.parents[1])}
+
+
+def test_what_file_managers_leave_is_no_damage(store: Path) -> None:
+    places = [
+        ".DS_Store",
+        "tokens/final/cls/Thumbs.db",
+        "sample_ids/._zarr.json",
+        "content_hashes/.journal/desktop.ini",
+    ]
+    for place in places:
+        (store / place).touch()
+    assert verify_store(store) == []
+    assert repair_store(store).foreign == ()
+    assert harmless_files(store) == sorted(store / place for place in places)
+    shown = run("cache", "verify", store)
+    assert shown.exit_code == 0
+    assert "harmless, of a file manager: tokens/final/cls/Thumbs.db" in shown.stdout
 
 
 @pytest.mark.parametrize("place", ["extra", "tokens/extra", "targets", "content_hashes/.targets", "sample_ids/x/y"])

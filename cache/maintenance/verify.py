@@ -36,6 +36,7 @@ from ..writing.locking import StoreLock
 from ..writing.resume import drop_damaged
 
 FOREIGN = "does not belong to the store"
+_OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 
 
 def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None = None) -> list[Damage]:
@@ -207,11 +208,26 @@ def _target_damage(store: Path, num_rows: int) -> Iterator[Damage]:
             yield Damage(file=f"{POINTERS}/{name}.json", problem=error.got)
 
 
+def is_harmless(name: str) -> bool:
+    """Whether file managers and network drives leave files of this name in folders that are looked at.
+
+    >>> is_harmless(".DS_Store"), is_harmless("._zarr.json"), is_harmless("zarr.json")
+    (True, True, False)
+    """
+    return name in _OF_FILE_MANAGERS or name.startswith("._")
+
+
+def harmless_files(store: str | Path) -> list[Path]:
+    """The files in a store that file managers leave there, and that are no damage."""
+    return sorted(file for file in Path(store).rglob("*") if is_harmless(file.name) and not file.is_dir())
+
+
 def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
-    """Files, links to folders and empty folders inside a store that the format does not have."""
+    """Files, links to folders and empty folders inside a store that the format does not have, other than harmless files."""
     arrays = {array.name: array for array in block_arrays(header)}
     arrays |= {name: static_array(header, name) for name in header.static}
-    in_progress = [*(store / JOURNAL_FOLDER).glob("worker-*.jsonl"), *staging_files(store)]
+    journals = [file for file in (store / JOURNAL_FOLDER).glob("worker-*.jsonl") if file.is_file()]
+    in_progress = [*journals, *staging_files(store)]
     known = {
         HEADER_FILE,
         f"{JOURNAL_FOLDER}/{CHECKED_FILE}",
@@ -226,7 +242,7 @@ def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
         for path in (_join(inside, name) for name in names):
             folder, _, name = path.rpartition("/")
             is_chunk = folder in arrays and arrays[folder].has_file(name)
-            if path not in known and not is_chunk and not is_target_file(path):
+            if path not in known and not is_chunk and not is_target_file(path) and not is_harmless(name):
                 found.append(path)
         if not folders and not names and inside not in known_folders and not is_target_folder(inside):
             found.append(inside)

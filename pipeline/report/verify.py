@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerbank.cache.maintenance.verify import is_harmless
+
 from ..data.split_record import load_record
 from ..errors import WorkError
 from ..probing.results import Row
@@ -19,7 +21,6 @@ from ..probing.row_files import row_folder, wrong_file
 from ..statistics.predictions import accuracies, read_predictions
 from .gather import results_files
 
-HARMLESS = (".DS_Store", "Thumbs.db", "desktop.ini")  # of file managers
 _OWN = (RESULTS, f".{RESULTS}.lock", ".sweeps", "report")  # `layerbank report` of this folder writes the last
 _ROUNDING = 1e-6
 
@@ -110,7 +111,7 @@ def _foreign(folder: Path, rows: list[Row], *, may_be_known: bool, harmless: lis
         if entry.name not in _OWN and entry not in files and entry not in old and entry.name not in records
     ]
     for entry in sorted(beside + inside):
-        if entry.name in HARMLESS:
+        if is_harmless(entry.name):
             harmless.append(entry)
         elif not any(entry.rglob(RESULTS)):  # a folder in a folder of runs
             if may_be_known:

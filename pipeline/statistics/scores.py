@@ -215,10 +215,10 @@ def group_by_setting(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _kinds_of(rows: Sequence[Row]) -> list[_Kind]:
     """Of each row: whether it is of format 1; how many tables of its case and setting it does not fit into; its setting."""
-    tables: dict[tuple[Case, str], list[tuple[str, set[str]]]] = {}  # of each, `setting_of_study` and probes
+    tables: dict[tuple[Case, str], list[tuple[str, set[str]]]] = {}  # of each, `setting_of` its rows, and probes
     kinds = []
     for row in rows:
-        setting, study, probe = _setting_of_row(row), row["setting_of_study"], row["probe"]
+        setting, study, probe = _setting_of_row(row), setting_of(row), row["probe"]
         known = tables.setdefault((case_of(row), setting), [])
         fitting = (number for number, (one, probes) in enumerate(known) if one == study and probe not in probes)
         number = next(fitting, len(known))
