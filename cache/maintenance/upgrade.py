@@ -124,6 +124,12 @@ def remove_leftovers(root: str | Path) -> None:
         store = file.with_name(file.name.removesuffix(".lock"))
         if not store.exists() and not is_locked(store):
             remove_leftovers_of(store, Path(root))
+    # killed between the lock and its folders, which are empty and named as the new store is
+    names = [store.name for store in Path(root).glob("*/*.zarr")]
+    for folder in [*Path(root).glob("*/*"), *Path(root).glob("*")]:
+        named = "-".join(folder.relative_to(root).parts)
+        if folder.is_dir() and any(name.startswith(f"{named}-") for name in names):
+            _remove_empty_folders(folder / "store", Path(root))
 
 
 def cache_of(store: Path, version: int) -> Path:

@@ -23,8 +23,8 @@ from layerbank.cache import Target
 from layerbank.cache.atomic_files import replace_file
 
 from ..errors import WorkError
-from . import MULTICLASS
 from .image_set import ImageSet
+from .task_names import MULTICLASS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,7 +21,7 @@ import torch
 from layerbank.cache import DamagedStoreError, verify_store
 from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
 
-from ..data import MULTICLASS
+from ..data.task_names import MULTICLASS
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data import MULTICLASS
+from ..data.task_names import MULTICLASS
 from .probe_spec import ProbeSpec, SmallestLevels
 from .results import key_of, plain_values
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from layerbank.cache.atomic_files import sync_folder
 from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepResult, save_probe
 
-from ..data import MULTICLASS
+from ..data.task_names import MULTICLASS
 from .attention import keep_attention
 from .probe_spec import ProbeSpec
 from .results import Row, key_of, plain_values
