@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from commands import MODEL, run
 from messages import raises, refuses
-from photos import write_photos
+from photos import TINY_MODEL, write_photos
 
+import layerbank as lb
 from layerbank.data.classes import match_classes
 from layerbank.data.image_source import ImageSource
 from layerbank.data.sources import open_source
 from layerbank.errors import RequestError
-from layerbank.events import Event, UnevenClasses
+from layerbank.events import Event, FilesLeftOut, UnevenClasses
 
 CLASSES = ("blue", "green", "red")
 
@@ -234,3 +236,62 @@ def test_a_test_split_without_a_readable_image_is_failed_work(tmp_path: Path) ->
     result = run("probe", *MODEL, "--data", f"folder:{photos}", *how, *folders)
     refuses(result, "probing.no_test_images", exit_code=1, num_images=6)
     assert list(tmp_path.rglob("results.jsonl")) == []
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 2], [2, 0, 1, 1]])
+def test_classes_of_one_name_keep_their_numbers_where_both_splits_name_the_same(
+    labels: list[int], tmp_path: Path
+) -> None:
+    uri = in_tars(tmp_path, train=[0, 1, 2, 0], test=labels)
+    (tmp_path / "classnames.txt").write_text("crane\nowl\ncrane\n")  # the bird and the machine
+    train, test, events = match(uri)
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 2, 0], labels)
+    assert test.class_names == ["crane", "owl", "crane"]
+    (event,) = events
+    assert isinstance(event, UnevenClasses)
+    assert event.single == ("owl", "crane")
+
+
+def test_classes_of_one_name_are_refused_where_the_splits_name_others(tmp_path: Path) -> None:
+    for split, names in (("train", ["crane", "owl", "crane"]), ("test", ["owl", "crane"])):
+        with h5py.File(tmp_path / f"x_{split}.h5", "w") as file:
+            file["images"] = np.zeros((4, 8, 8, 3), np.uint8)
+            file["labels"] = np.array([0, 1, 0, 1])
+            file["labels"].attrs["class_names"] = names
+    with raises("data.ambiguous_classes", RequestError, names="crane"):
+        match(f"hdf5:{tmp_path}/x_{{split}}.h5")
+
+
+def test_what_is_said_of_the_data_is_said_once_by_several_processes(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 70, "test": 3})
+    (photos / "train" / "red" / "a.gif").touch()
+    (photos / "train" / "blue" / "twice.png").write_bytes((photos / "train" / "red" / "000.png").read_bytes())
+    shutil.rmtree(photos / "test" / "red")
+    options = ("--data", f"folder:{photos}", "--levels", "last", "--processes", "2", "--cache", tmp_path / "caches")
+    result = run("extract", *MODEL, *options)
+    assert result.exit_code == 0, result.output
+    for text in (
+        "1 file of photos/train",
+        "2 images of photos/train with the bytes",
+        "1 class in photos/train without images",
+    ):
+        assert result.stderr.count(text) == 1
+
+
+def test_python_reports_the_same(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 8, "test": 3})
+    (photos / "train" / "red" / "a.gif").touch()
+    shutil.rmtree(photos / "test" / "red")
+    model = lb.open_model(TINY_MODEL, weights="random", image_size=32, device="cpu")
+    events: list[Event] = []
+    train, test = (
+        lb.extract(
+            model, lb.open_images(f"folder:{photos}", split), levels="last", cache=tmp_path, progress=events.append
+        )
+        for split in ("train", "test")
+    )
+    lb.probe(train, test, probes=["ridge-cls"], runs=tmp_path / "runs", progress=events.append)
+    assert [type(event) for event in events if isinstance(event, FilesLeftOut | UnevenClasses)] == [
+        FilesLeftOut,
+        UnevenClasses,
+    ]

@@ -101,3 +101,8 @@ def test_deep_images_from_python_are_scaled_as_those_in_files() -> None:
 def test_class_numbers_that_mean_no_label_are_refused(labels: object) -> None:
     with raises("data.negative_class_number", RequestError):
         lb.images_from([NOISE] * 3, labels)
+
+
+def test_pixels_of_a_thin_image_are_refused_as_those_of_a_file_are() -> None:
+    with pytest.raises(ValueError, match="times the other"):
+        decode_rgb(np.zeros((1, 257, 3), np.uint8))

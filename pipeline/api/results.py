@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.classes import labels_by_name
+from ..data.classes import labels_by_name, uneven_classes
 from ..data.image_source import ImageSource
 from ..errors import RequestError
+from ..events import OnEvent
 from ..jobs.job import ProbeJob, job_value
 from ..jobs.probe import train_probes
 from ..models.request import choose_device
@@ -32,7 +33,6 @@ from .tokens import Progress, Tokens, listener_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..models.backbone import Backbone
     from ..probing.tokens.split_tokens import SplitRequest
 
 
@@ -279,17 +279,16 @@ def probe(
     >>> results.best.probe, results.records()[0]["seed"]
     ('ridge-cls', 0)
     """
-    check_kind(train, Tokens, "probe, train", "Tokens of extract")
-    check_kind(test, Tokens, "probe, test", "Tokens of extract")
     given = {"probes": probes, "protocol": str(protocol), "seeds": seeds, "memory": memory, "retrain": retrain}
     checked = {
         name: job_value(ProbeJob, name, value, "probe") for name, value in (given | {"may_verify": verify}).items()
     }
-    named, runs = _probes_of(train.model.backbone, checked["probes"]), folder_from(runs, "probe, runs")
+    named, runs = _probes_of(train, test, checked["probes"]), folder_from(runs, "probe, runs")
     base = open_protocol(checked["protocol"], seed=0)
     with ExitStack() as stack:
+        on_event = listener_of(progress, stack)
         rows = train_probes(
-            *(splits := _splits_of(train, test, named)),
+            *(splits := _splits_of(train, test, named, on_event)),
             named,
             [replace(base, seed=seed) for seed in checked["seeds"]],
             runs,
@@ -298,20 +297,27 @@ def probe(
             retrain=retrain,
             verify=verify,
             memory=memory,
-            on_event=listener_of(progress, stack),
+            on_event=on_event,
         )
         return Results(list(rows), run_folder(runs, splits[0]))
 
 
-def _splits_of(train: Tokens, test: Tokens, named: Sequence[ProbeSpec]) -> tuple[SplitRequest, SplitRequest]:
+def _splits_of(
+    train: Tokens, test: Tokens, named: Sequence[ProbeSpec], on_event: OnEvent
+) -> tuple[SplitRequest, SplitRequest]:
     """The requests for both splits, with the arrays of the probes and the classes of the training split."""
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     record, other = train.request.record, test.request.record
+    if uneven := uneven_classes(record, other):
+        on_event(uneven)
     matched = replace(other, labels=labels_by_name(record, other), class_names=record.class_names)
     return replace(train.request, arrays=arrays), replace(test.request, arrays=arrays, record=matched)
 
 
-def _probes_of(backbone: Backbone, probes: Sequence[str]) -> list[ProbeSpec]:
+def _probes_of(train: Tokens, test: Tokens, probes: Sequence[str]) -> list[ProbeSpec]:
+    check_kind(train, Tokens, "probe, train", "Tokens of extract")
+    check_kind(test, Tokens, "probe, test", "Tokens of extract")
+    backbone = train.model.backbone
     named = leave_out_unfit(parse_probes(list(probes), backbone.depth), backbone.row_shape)
     check_heads(named, backbone.row_shape)
     return named

@@ -21,7 +21,7 @@ from ..data.views import ViewRule
 from ..errors import RequestError
 from ..events import OnEvent
 from ..extraction.extract import ExtractConfig
-from ..jobs.extract import RequestedExtraction, open_rows, settle_and_check_disk
+from ..jobs.extract import RequestedExtraction, open_rows, report_data, settle_and_check_disk
 from ..jobs.job import ExtractJob, Names, job_value, typed_value
 from ..models.layers import choose_levels
 from ..models.request import ModelRequest, choose_storage_dtype
@@ -224,6 +224,7 @@ def _extract(
     model: Model, open_: Callable[..., SplitRows], config: ExtractConfig, cache: Path, on_event: OnEvent
 ) -> Tokens:
     rows = open_(on_event=on_event)
+    report_data(rows, on_event)
     backbone = model.backbone
     request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
     data = rows.source.uri or f"python:{rows.source.name}"

@@ -7,6 +7,7 @@ split become their numbers by name, whatever numbers they had.
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,42 +37,54 @@ def labels_by_name(train: Labelled, test: Labelled) -> NDArray[np.int64]:
     """The labels of the test images [N], as numbers of the classes of the training split.
 
     Raises:
-        RequestError: as `match_classes`.
+        RequestError: as `match_classes`; or two classes have one name, and the splits do not name the same classes in one order.
     """
     for one in (train, test):
         if not one.class_names:
             raise RequestError("data.unlabelled_images", data=_name(one))
-    counts = _counts(train)
-    if np.count_nonzero(counts) < 2:
-        names = few([name for name, count in zip(train.class_names, counts, strict=True) if count])
-        raise RequestError("data.one_class", data=_name(train), names=names)
-    trained = {name: number for number, name in enumerate(train.class_names) if counts[number]}
-    numbers = np.array([trained.get(name, NO_LABEL) for name in test.class_names])
-    tested = _counts(test) > 0
-    if unknown := [test.class_names[number] for number in np.flatnonzero(tested & (numbers == NO_LABEL)).tolist()]:
-        alike = {_folded(name): name for name in trained}
-        if look_alike := next((name for name in unknown if _folded(name) in alike), None):
-            both = {"trained": ascii(alike[_folded(look_alike)]), "tested": ascii(look_alike)}
-            raise RequestError("data.look_alike_classes", train=_name(train), test=_name(test), **both)
-        names, trained_names = few(unknown), few(list(trained))
-        raise RequestError(
-            "data.untrained_classes", train=_name(train), test=_name(test), names=names, trained=trained_names
-        )
-    return np.where(test.labels == NO_LABEL, NO_LABEL, numbers[test.labels])
+    trained, tested = (_counts(one) > 0 for one in (train, test))
+    if np.count_nonzero(trained) < 2:
+        raise RequestError("data.one_class", data=_name(train), names=few(_chosen(train, trained)))
+    numbers = _numbers(train, test)
+    is_trained = np.append(trained, False)[numbers]  # the last one stands for NO_LABEL, -1
+    unknown = _chosen(test, tested & ~is_trained)
+    if not unknown:
+        return np.where(test.labels == NO_LABEL, NO_LABEL, numbers[test.labels])
+    both = {"train": _name(train), "test": _name(test)}
+    alike = {_folded(name): name for name in _chosen(train, trained)}
+    for name in unknown:
+        if (other := alike.get(_folded(name), name)) != name:
+            raise RequestError("data.look_alike_classes", **both, trained=ascii(other), tested=ascii(name))
+    raise RequestError("data.untrained_classes", **both, names=few(unknown), trained=few(_chosen(train, trained)))
 
 
 def uneven_classes(train: Labelled, test: Labelled) -> UnevenClasses | None:
     """Classes that only one of the splits has images of, and those with one training image; None if there are none."""
-    names = [
-        {name: int(count) for name, count in zip(one.class_names, _counts(one), strict=True) if count}
-        for one in (train, test)
-    ]
-    untested = tuple(name for name in names[0] if name not in names[1])
-    untrained = tuple(name for name in names[1] if name not in names[0])
-    single = tuple(name for name, count in names[0].items() if count == 1)
+    counts = _counts(train)
+    of_train, of_test = _chosen(train, counts > 0), _chosen(test, _counts(test) > 0)
+    untested = tuple(name for name in of_train if name not in set(of_test))
+    untrained = tuple(name for name in of_test if name not in set(of_train))
+    single = tuple(_chosen(train, counts == 1))
     if not (untested or untrained or single):
         return None
     return UnevenClasses(train=_name(train), test=_name(test), untested=untested, untrained=untrained, single=single)
+
+
+def _numbers(train: Labelled, test: Labelled) -> NDArray[np.int64]:
+    """[C of the test split] number of each class in the training split; NO_LABEL for one that it does not name."""
+    names, others = list(train.class_names), list(test.class_names)
+    if names == others:  # of 1,000 class names of ImageNet, some are given twice
+        return np.arange(len(names))
+    number_of = {name: number for number, name in enumerate(names)}
+    for one, of_one in ((train, names), (test, others)):
+        if len(set(of_one)) < len(of_one):
+            twice = [name for name, count in Counter(of_one).items() if count > 1]
+            raise RequestError("data.ambiguous_classes", data=_name(one), names=few(twice))
+    return np.array([number_of.get(name, NO_LABEL) for name in others])
+
+
+def _chosen(split: Labelled, chosen: NDArray[np.bool_]) -> list[str]:
+    return [split.class_names[number] for number in np.flatnonzero(chosen).tolist()]
 
 
 def _counts(split: Labelled) -> NDArray[np.int64]:

@@ -29,17 +29,19 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def decode_rgb(stored: bytes | NDArray[np.uint8]) -> Image.Image:
     """The RGB image of encoded bytes, or of pixels [H, W] or [H, W, 3]."""
     if not isinstance(stored, bytes):
-        return Image.fromarray(stored).convert("RGB")
+        return to_rgb(_checked(Image.fromarray(stored)))
     if not stored:
         raise ValueError("no bytes")
     if stored.startswith(_PNG):
         _check_png(stored)
     with Image.open(io.BytesIO(stored), formats=FORMATS) as image:
-        if max(image.size) > LARGEST_RATIO * min(image.size):
-            raise ValueError(
-                "{} x {} pixels: one side is more than {} times the other".format(*image.size, LARGEST_RATIO)
-            )
-        return to_rgb(image)
+        return to_rgb(_checked(image))
+
+
+def _checked(image: Image.Image) -> Image.Image:
+    if max(image.size) > LARGEST_RATIO * min(image.size):
+        raise ValueError("{} x {} pixels: one side is more than {} times the other".format(*image.size, LARGEST_RATIO))
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -94,9 +94,10 @@ def images_with_two_labels(hashes: NDArray[np.uint64], labels: NDArray[np.int64]
     >>> images_with_two_labels(np.array([7, 7, 8, 7, 8, 0, 0], np.uint64), np.array([0, 0, 1, 2, 1, 0, 1])).tolist()
     [0, 1, 3]
     """
-    pairs = np.unique(np.stack([hashes, labels.astype(np.uint64)]), axis=1)
-    found, counts = np.unique(pairs[0], return_counts=True)
-    return np.flatnonzero(np.isin(hashes, found[(counts > 1) & (found != UNREADABLE)]))
+    order = np.lexsort((labels, hashes))
+    by_hash, by_label = hashes[order], labels[order]
+    differ = (by_hash[1:] == by_hash[:-1]) & (by_label[1:] != by_label[:-1]) & (by_hash[1:] != UNREADABLE)
+    return np.flatnonzero(np.isin(hashes, by_hash[1:][differ]))
 
 
 def identify(

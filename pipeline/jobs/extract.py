@@ -132,16 +132,22 @@ def open_rows(
         may_hash: False reads no image: those that the content index does not know count as missing.
         on_event: called with every event.
     """
-    if source.left_out:
-        on_event(FilesLeftOut(dataset=source.name, split=source.split, counts=dict(source.left_out)))
     trusted = partial(known_hashes, cache_root, name_of(source)) if trust_files else None
     images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
     if not may_hash:
         images = _with_stand_ins(images, source.ids)
-    if len(alike := images_with_two_labels(images.hashes, source.labels)):
+    return SplitRows(source=source, images=images, rule=rule)
+
+
+def report_data(rows: SplitRows, on_event: OnEvent) -> None:
+    """Report files that are no images, and images under two labels."""
+    source = rows.source
+    if source.left_out:
+        on_event(FilesLeftOut(dataset=source.name, split=source.split, counts=dict(source.left_out)))
+    alike = images_with_two_labels(rows.images.hashes, source.labels)
+    if len(alike):
         names = {"dataset": source.name, "split": source.split}
         on_event(TwoLabels(**names, num_images=len(alike), first=source.ids[alike[0]]))
-    return SplitRows(source=source, images=images, rule=rule)
 
 
 def _with_stand_ins(images: ImageSet, ids: Sequence[str]) -> ImageSet:
@@ -175,7 +181,8 @@ def prepare(
     if job.rule and job.views_split not in job.splits:
         raise RequestError("jobs.views_of_another_split", split=job.views_split, splits=", ".join(job.splits))
     sources = [open_source(job.data, split) for split in dict.fromkeys(job.splits)]  # before the slow model
-    for other in sources[1:]:
+    is_first = settled is None  # of the processes of this command: what is said of the data is said once
+    for other in sources[1:] if is_first else ():
         if uneven := uneven_classes(sources[0], other):
             on_event(uneven)
     requested = []
@@ -198,6 +205,8 @@ def prepare(
         )
         for source in sources
     ]
+    for rows in splits if is_first else ():
+        report_data(rows, on_event)
     if only_plan:
         requested = [one.settled(splits) for one in requested]
     elif settled is None:

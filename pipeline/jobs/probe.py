@@ -31,7 +31,7 @@ from ..probing.protocols import open_protocol
 from ..probing.results import Row
 from ..probing.tokens.split_tokens import SplitRequest
 from ..quantities import parse_size
-from .extract import open_model, open_rows, request_extraction, settle_and_check_disk
+from .extract import open_model, open_rows, report_data, request_extraction, settle_and_check_disk
 from .job import ProbeJob, TrainingJob
 
 ChooseProbes = Callable[[ProbeJob, Backbone], Sequence[ProbeSpec]]
@@ -118,6 +118,8 @@ def run_probes(
     work = request_extraction(job, request, backbone, arrays, on_event)
     rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
     splits = [rows_of(train_source, rule=job.rule), rows_of(test_source)]
+    for rows in splits:
+        report_data(rows, on_event)
     _report_shared_images(splits[0].record, splits[1].record, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)

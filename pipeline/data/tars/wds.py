@@ -147,7 +147,7 @@ def _classes(
 
 WDS = DataSource(
     form="wds:DIR | wds:DIR/{split}/{000..010}.tar",
-    meaning="WebDataset tars: jpg, png or webp, and cls",
+    meaning="WebDataset tars: an image (jpg, png, webp, ...) and cls",
     example="wds:wds_cifar10/{split}/{000..010}.tar",
     open=WdsSource,
 )
