@@ -1,4 +1,4 @@
-"""Files that the options of a command name to be written: which are refused, `-`, whole or not at all, and CSV that spreadsheets show as text."""
+"""Files that options name to be written: which are refused, `-`, whole or not at all, and CSV that spreadsheets show as text."""
 
 from __future__ import annotations
 
