@@ -77,13 +77,10 @@ def write_output(path: Path, content: bytes) -> None:
         return
     check_output(path, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(
-        f".layerbank-{secrets.token_hex(8)}"
-    )  # a name of its own: nobody can have put a link there
+    staging = path.with_name(f".layerbank-{secrets.token_hex(8)}")  # nobody can have put a link there
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        with open(
-            os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb"
-        ) as file:
+        with open(os.open(staging, flags, 0o666), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

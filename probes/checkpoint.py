@@ -29,9 +29,8 @@ from .errors import CheckpointError, CheckpointMissing, DataError, SettingError
 from .heads import HEADS, HeadModule
 
 FORMAT = 1
-LENGTH_TOLERANCE = (
-    5e-3  # of a squared length; tokens that were rounded to float16 after they were normalised are off by 1e-4
-)
+# of a squared length; tokens that were rounded to float16 after they were normalised are off by 1e-4
+LENGTH_TOLERANCE = 5e-3
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
 
 
@@ -83,7 +82,8 @@ def load_probe(
 
     Args:
         folder: the folder.
-        any_tokens: let the probe compute with tokens of any number and length.
+        any_tokens: let the probe compute with tokens of any number and length, without a look at their values: for `vmap`,
+            `compile` and loops on a GPU, which would wait for it.
 
     Returns:
         the probe in evaluation mode, and the caller's config. The probe raises DataError for tokens that it was not trained on.
@@ -115,13 +115,16 @@ def load_probe(
     _check_shapes(folder / WEIGHTS, probe, weights)
     probe.load_state_dict(weights)
     if not any_tokens:
-        probe.register_forward_pre_hook(partial(_check_tokens, description.get("token_shape")))
+        check = partial(_check_tokens, description.get("token_shape"))
+        probe.register_forward_pre_hook(check, with_kwargs=True)
     return probe.eval(), config
 
 
-def _check_tokens(token_shape: Sequence[int] | None, probe: nn.Module, arguments: tuple[Any, ...]) -> None:
+def _check_tokens(
+    token_shape: Sequence[int] | None, probe: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> None:
     """Refuse tokens that a loaded probe would compute nonsense with."""
-    tokens = torch.as_tensor(arguments[0])
+    tokens = torch.as_tensor(next(iter((*arguments, *named.values()))))
     dtype = next(one.dtype for one in probe.state_dict().values() if one.is_floating_point())
     shape = token_shape or _shape_of_head(probe)
     fits = tokens.dtype == dtype and tokens.dim() == len(shape) + 1

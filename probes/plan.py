@@ -44,7 +44,7 @@ class TrainableHead:
     Attributes:
         candidate: the head and the blocks that it reads.
         reading: tokens of a row that the head reads.
-        task: what is asked of the tokens.
+        task: the task of the data set.
         protocol: grid, seed and matmul precision.
         memory: number and shape of the banks of the grid.
         refit_bytes: upper bound of the memory for training one probe.
@@ -117,10 +117,10 @@ def plan_group(
     ]
     alone = len(candidates) == 1 and readings[0].whole
     shared_bytes = 0 if alone else FLOAT_BYTES * sizes[0].batch_size * prod(source.token_shape)
-    neediest = max(sizes, key=least_memory)
-    least_bytes = shared_bytes + least_memory(neediest)
+    least = [least_memory(of_head) for of_head in sizes]
+    least_bytes = shared_bytes + max(least)
     if memory_bytes is not None and memory_bytes < least_bytes:
-        raise too_little_memory(least_bytes, memory_bytes, neediest.token_shape)
+        raise too_little_memory(least_bytes, memory_bytes, sizes[least.index(max(least))].token_shape)
     banks_bytes = None if memory_bytes is None else memory_bytes - shared_bytes
     heads = {
         candidate: TrainableHead(

@@ -169,7 +169,7 @@ def first_duplicates(settings: Sequence[Setting]) -> list[int]:
 
 
 def _is_integer(value: object, least: int) -> bool:
-    """Whether a value is an integer of at most 64 bits, from `least`; True is none."""
+    """Whether a value is an `int` from `least` to 2^63 - 1; a bool is not accepted."""
     return type(value) is int and least <= value < 2**63
 
 

@@ -128,7 +128,7 @@ def test_class_names_may_be_an_array_and_16_bits_are_scaled_as_in_files(tmp_path
     ],
 )
 def test_data_and_models_are_opened_by_texts_and_numbers(call: Callable[[], object]) -> None:
-    with raises("jobs.wrong_job_value"):
+    with raises("api.wrong_argument"):
         call()
 
 
@@ -176,7 +176,7 @@ def test_a_module_that_is_no_backbone_is_refused(own: nn.Module, key: str, chang
         ("jobs.wrong_job_value", {"workers": -1}),
         ("jobs.wrong_job_value", {"on_bad_image": "ignore"}),
         ("api.wrong_argument", {"cache": None}),
-        ("jobs.wrong_job_value", {"progress": "bar"}),
+        ("api.wrong_argument", {"progress": "bar"}),
     ],
 )
 def test_an_extraction_that_cannot_be_meant_is_refused(

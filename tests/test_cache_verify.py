@@ -236,7 +236,7 @@ def test_what_file_managers_leave_is_no_damage(store: Path) -> None:
     assert harmless_files(store) == sorted(store / place for place in places)
     shown = run("cache", "verify", store)
     assert shown.exit_code == 0
-    assert "harmless, of a file manager: tokens/final/cls/Thumbs.db" in shown.stdout
+    assert "harmless, written by a file manager: tokens/final/cls/Thumbs.db" in shown.stdout
 
 
 @pytest.mark.parametrize("place", ["extra", "tokens/extra", "targets", "content_hashes/.targets", "sample_ids/x/y"])

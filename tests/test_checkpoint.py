@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -136,6 +137,8 @@ def test_a_loaded_probe_refuses_tokens_that_it_was_not_trained_on(tmp_path: Path
     tokens = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
     fitting = l2_normalize(tokens)
     assert torch.equal(loaded(fitting), probe.eval()(fitting))
+    name = list(inspect.signature(type(probe).forward).parameters)[1]  # after self
+    assert torch.equal(loaded(**{name: fitting}), probe(fitting))
     wrong = [fitting[..., :-1], fitting.unsqueeze(1), fitting.half(), fitting.double(), fitting[0], fitting.long()]
     wrong += [] if HEADS[kind].flat else [fitting[:, :3], fitting.repeat(1, 2, 1)]
     for one in wrong:

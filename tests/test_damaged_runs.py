@@ -287,9 +287,9 @@ def test_lines_that_are_damaged_newer_edited_copied_or_lost_are_named(runs: Path
     text = path.read_text()
     lines = text.splitlines(keepends=True)
     for damaged, found in (
-        (text.replace('"validation":0.5', '"validation":0.75', 1), ["probing.damaged_row", "report.lost_row"]),
+        (text.replace('"validation":0.5', '"validation":0.75', 1), ["probing.damaged_row", "report.foreign_file"]),
         (text + '{"format": 3}\n', ["probing.newer_row"]),
-        (text[:-9], ["probing.damaged_row", "report.lost_row"]),
+        (text[:-9], ["probing.damaged_row", "report.foreign_file"]),
         ("".join(lines[1:]), ["report.foreign_file"]),
         ("".join(reversed(lines)), []),
         (text + lines[0], []),
@@ -323,6 +323,21 @@ def test_what_belongs_to_no_row_is_named_and_what_file_managers_leave_is_harmles
     assert str(alf / ".test.npz") in result.stdout
     (problem, _) = json.loads(run("runs", "verify", runs, "--json").stdout)["problems"]
     assert sorted(problem) == ["do", "expected", "got", "where"]
+
+
+def test_folders_and_files_without_results_are_named_wherever_they_lie(runs: Path) -> None:
+    place = results_of(runs).parent
+    shutil.copytree(place, runs / "lost" / "store")
+    (runs / "lost" / "store" / RESULTS).unlink()
+    (runs / "notes.txt").touch()
+    (runs / "data00" / "notes.txt").touch()
+    for name in ("failures.jsonl", ".DS_Store", "report"):
+        (runs / name).touch()
+    found = verify_runs(runs)
+    foreign = [problem.where for problem in found.problems]
+    assert foreign == [str(runs / name) for name in ("data00/notes.txt", "lost", "notes.txt")]
+    assert found.harmless == (runs / ".DS_Store",)
+    assert verify_runs(place).problems == ()
 
 
 def test_rows_of_format_1_are_not_called_sound_and_no_folder_and_no_results_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import starved
 import torch
 from absent_gpu import absent_gpu
+from messages import raises
 from small_stores import ALF, GRID, LINEAR, NUM_ROWS, PROTOCOL, QUIRK, small_request, write_small_store
 from token_stores import without_fsync  # noqa: F401
 
@@ -26,6 +27,7 @@ from layerbank.probes import (
     BankRun,
     Reading,
     Setting,
+    SettingError,
     SweepResult,
     fit_banks,
     run_sweeps,
@@ -224,6 +226,11 @@ def test_on_a_gpu_tokens_lie_in_its_memory_where_they_fit_and_are_streamed_where
     streamed = place(10**10)
     assert streamed.tokens == "streamed"
     assert streamed.training_bytes == free_bytes  # buffers lie in the host's
+    free_bytes = 10**6
+    with raises("probing.too_little_gpu_memory", SettingError, device="cuda", given="1 MB") as refused:
+        place(10**10)
+    free_bytes = int(refused.error.values["needed"].removesuffix(" MB")) * 10**6
+    assert place(10**10).training_bytes == free_bytes
 
 
 def no_room(*arguments: object, **more: object) -> None:

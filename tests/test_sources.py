@@ -107,4 +107,5 @@ def test_arrays_that_do_not_fit_are_refused(key: str, changed: dict[str, Any]) -
 
 def test_large_finite_tokens_and_numpy_arrays_are_taken() -> None:
     assert len(ArraySource(torch.full((3, 2), 3e38), LABELS, 2).labels) == 3
-    assert ArraySource(TOKENS.numpy(), LABELS.numpy(), 2).token_shape == (2,)  # type: ignore[arg-type]
+    numbers = LABELS.numpy()
+    assert ArraySource(TOKENS.numpy(), numbers, numbers.max() + 1).task.num_outputs == 2  # type: ignore[arg-type]

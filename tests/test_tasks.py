@@ -49,6 +49,7 @@ from layerbank.probing.probe import row_folder
 from layerbank.probing.results import results_table, results_title
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.gather import gather
+from layerbank.report.verify import verify_runs
 
 POINTS = "[layerbank.tasks]\ntoy-number = number_task:TASK\n"
 TASKS_HERE = (Multiclass(num_classes=3), Number())
@@ -227,6 +228,7 @@ def test_a_task_of_a_plug_in_has_rows_a_table_saved_probes_and_predictions(
     record = load_record(tmp_path / "runs" / rows[0]["images"]["train"])
     assert (record.task, record.labels.tolist()) == ("toy-number", train.record.labels.tolist())
 
+    assert verify_runs(tmp_path / "runs").problems == ()
     source = open_source(f"folder:{photos}", "test")
     for row in rows:
         saved = SavedProbe(row_folder(tmp_path / "runs", row))

@@ -263,7 +263,8 @@ def probe(
         seeds: the whole protocol is run once for each.
         runs: folder of all results. What it has already is not trained again.
         memory: memory that this may use, such as "4GB"; None is 80 % of what is free.
-        retrain, verify: train again what is there; check the stored tokens against their checksums first.
+        retrain: train again what is there.
+        verify: check the stored tokens against their checksums first.
         progress: True for progress bars, False for none, or a function that is called with every event.
 
     Raises:

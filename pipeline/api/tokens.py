@@ -81,7 +81,10 @@ class Tokens:
             RequestError: the key is no pair of a level and a kind.
             MissingArrayError: they were not extracted.
         """
-        level, kind = typed_value(array, tuple[str, str], "Tokens[...]", "a level and a kind")
+        if not (isinstance(array, tuple) and len(array) == 2 and all(isinstance(one, str) for one in array)):
+            got = repr(array)[:80]
+            raise RequestError("api.wrong_argument", where="Tokens[...]", expected="a pair (level, kind)", got=got)
+        level, kind = array
         return RowArray(self._open.tokens(level, kind), self._open.positions)
 
     def __repr__(self) -> str:
@@ -239,5 +242,5 @@ def listener_of(progress: Progress, stack: ExitStack) -> Callable[[Any], None]:
     """The callback for events: a progress display for True, nothing for False, or the given function."""
     if callable(progress):
         return progress
-    typed_value(progress, bool, "progress", "True, False or a function of an event")
+    check_kind(progress, bool, "progress", "True, False or a callable")
     return stack.enter_context(Listener(quiet=not progress)).show

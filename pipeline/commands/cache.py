@@ -116,7 +116,9 @@ def verify(stores: tuple[Path, ...], as_json: bool) -> None:
             continue
         if not as_json:
             print_lines([f"{store}: {f'{len(found)} damaged' if found else 'sound'}", *(f"  {one}" for one in found)])
-            print_lines(f"  harmless, of a file manager: {file.relative_to(store)}" for file in harmless_files(store))
+            print_lines(
+                f"  harmless, written by a file manager: {file.relative_to(store)}" for file in harmless_files(store)
+            )
             if found:
                 print_lines([f"  to repair it: layerbank cache repair {shlex.quote(str(store))}"])
     if as_json:
@@ -136,7 +138,7 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool, 
 
     Model and data set are those the store was made from. If they are no longer there, the store keeps its sound rows; the
     same `layerbank extract` fills it later. A damaged target is deleted; the classes of the data set are written again. Exit
-    code 1 if something is still damaged or foreign afterwards.
+    code 1 if damage or foreign files remain.
 
     \b
     layerbank cache repair caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr

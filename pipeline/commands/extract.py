@@ -86,9 +86,8 @@ def extract(dry_run: bool, engine: str, events: Path | None, as_json: bool, **op
     from ..extraction.cpu_precision import advise_on_precision
     from ..extraction.ranks import refuse_shards
     from ..models.request import choose_device
-    from ..outputs import STDOUT, check_different
 
-    check_different({"--events": events, "--json": STDOUT if as_json else None})
+    shared.check_answers(events, as_json)
     job, processes, worker = _job_of(options)
     with Listener(quiet=as_json, events=events) as listener:
         if engine == "ray":

@@ -40,10 +40,8 @@ class OutputFile(click.Path):
         from ..errors import RequestError
         from ..outputs import STDOUT, check_output
 
-        path, where = (
-            Path(value),
-            param.opts[0] if isinstance(param, click.Option) else str(param and param.name).upper(),
-        )
+        path = Path(value)
+        where = param.opts[0] if isinstance(param, click.Option) else str(param and param.name).upper()
         if path == STDOUT and not self.dash:
             raise RequestError("layerbank.not_to_stdout", where=where)
         check_output(path, where)
@@ -65,6 +63,17 @@ class OutputFolder(click.Path):
         if os.path.lexists(path) and not path.is_dir():
             raise RequestError("layerbank.output_not_a_folder", where=where, path=path)
         return path
+
+
+def check_answers(events: Path | None, as_json: bool) -> None:
+    """Refuse `--events -` together with `--json`.
+
+    Raises:
+        RequestError: both ask for standard output.
+    """
+    from ..outputs import STDOUT, check_different
+
+    check_different({"--events": events, "--json": STDOUT if as_json else None})
 
 
 @contextmanager

@@ -93,12 +93,11 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     from ..jobs.job import ProbeJob
     from ..jobs.probe import protocol_of, run_probes
     from ..models.request import choose_device
-    from ..outputs import STDOUT, check_different
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers
 
-    check_different({"--events": events, "--json": STDOUT if as_json else None})
+    shared.check_answers(events, as_json)
     num_heads = options.pop("num_heads")
     job = ProbeJob(
         probes=tuple(DEMO_PROBES) if probes is None else split_names(probes),

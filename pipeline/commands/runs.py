@@ -44,6 +44,6 @@ def verify(folder: Path, as_json: bool) -> None:
         state = counted(len(found.problems), "problem") if found.problems else "sound"
         print_lines([f"{folder}: {counted(found.num_rows, 'row')} in {counted(found.num_files, 'file')}, {state}"])
         print_lines(f"  {one}" for one in found.problems)
-        print_lines(f"  {path}: of a file manager, harmless" for path in found.harmless)
+        print_lines(f"  harmless, written by a file manager: {path}" for path in found.harmless)
     if found.problems:
         click.get_current_context().exit(1)

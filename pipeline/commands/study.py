@@ -75,9 +75,8 @@ def study(
     from ..jobs.recipe import open_recipe
     from ..models.families import models_with_code
     from ..models.trust import CodePermission
-    from ..outputs import STDOUT, check_different
 
-    check_different({"--events": events, "--json": STDOUT if as_json else None})
+    shared.check_answers(events, as_json)
     if calibrate and not dry_run:
         from ..errors import RequestError
 

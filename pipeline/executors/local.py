@@ -28,7 +28,7 @@ TERMINATION_S = 15.0  # a process that gets SIGTERM discards its row block and e
 
 
 class LocalExecutor(Executor):
-    """Runs tasks in processes of this machine, on the device of the job; of several GPUs each process has its own in turn.
+    """Runs tasks in processes of this machine, on the device of the job; several GPUs are assigned to the processes in turn.
 
     Args:
         num_workers: number of processes, at least 1.

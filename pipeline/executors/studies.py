@@ -41,9 +41,8 @@ from ..jobs.units import OpenModels, Unit, UnitResult, permission_of, result_of_
 from ..models.families import models_with_code
 from ..models.request import choose_device
 from ..probing.results import Row
+from ..probing.results_file import FAILURES
 from .executor import Done, Executor
-
-FAILURES = "failures.jsonl"
 
 # shown of units that run side by side; interleaved progress lines of several units would say nothing
 _SHOWN_OF_PARALLEL_UNITS = (
@@ -73,15 +72,13 @@ def run_study(
         Every row of the study, those of earlier runs too, and every failure, in the order of the job.
 
     Raises:
-        RequestError: the job is wrong.
+        RequestError: the job is wrong, or names a model whose code is not allowed to run.
         SettingError: the device on which the units run cannot compute as the protocol says.
-        RequestError: a model whose code is not allowed to run.
     """
     check_study(job)
     job = replace(job, allow_code=models_with_code(job.models, permission_of(job)))
-    device = (executor and executor.device) or choose_device(
-        job.device
-    )  # what this process has does not matter on a cluster
+    # what this process has does not matter on a cluster
+    device = (executor and executor.device) or choose_device(job.device)
     protocol_of(job, device)
     report_disk_space(job, on_event)
     units = units_of(job)

@@ -332,9 +332,8 @@ class _Run:
     def _journal(self, group: ProbeGroup, search: ProbeSpec | None = None) -> SweepJournal:
         """The journal of a group's sweeps, or of the search of a post-hoc probe by the group of its base."""
         decisive = replace(self._of_study, protocol=group.protocol).fields() | {"device": group.placement.device.type}
-        decisive = {
-            name: value for name, value in decisive.items() if not name.startswith("test_")
-        }  # nothing is chosen on it
+        # nothing is chosen on the test split
+        decisive = {name: value for name, value in decisive.items() if not name.startswith("test_")}
         describe = group.describe_choice if search else group.describe
         rows = [self.key(named) for named in ([search] if search else group.probes)]
         return SweepJournal(self._folder / ".sweeps", decisive, describe, rows)

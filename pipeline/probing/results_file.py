@@ -27,6 +27,7 @@ from .row_fields import wrong_field
 
 FORMAT = 2
 RESULTS = "results.jsonl"
+FAILURES = "failures.jsonl"  # of a study, beside the folders of its data sets
 _ONLY_NEWER = ("layerbank", "key_fields", "files", "digest")  # fields that no row of format 1 has
 _TAIL_BYTES = 1 << 16
 _END = re.compile(rb',"digest":"([0-9a-f]{32})"\}\s*\Z')  # of a line as append_row writes it

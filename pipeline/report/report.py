@@ -200,7 +200,10 @@ def _difference(settings: Sequence[Sequence[Row]]) -> str:
     if any(one is None for one in fields):
         return "the format of their rows, or in images, labels, weights or views"
     words = [words for name, words in _DECISIVE.items() if len({str(one.get(name)) for one in fields if one}) > 1]
-    return ", ".join(dict.fromkeys(words)) or "the digest of their study, or in what a probe of this name is"
+    return (
+        ", ".join(dict.fromkeys(words))
+        or "other settings of the study, or another definition of a probe of the same name"
+    )
 
 
 def _titles(by_protocol: Sequence[Sequence[Row]]) -> list[str]:

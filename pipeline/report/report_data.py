@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from ..probing.tokens.split_tokens import SplitRequest
 
 NUM_SHOWN = 12  # cases of which images are shown; with 24 of 4 KB each they come to 1.5 MB of the page
+
+
+_CONFIG_TYPES: Mapping[str, type] = {"model": dict, "versions": dict, "class_names": list, "data": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +211,10 @@ class ReportData:
         return found
 
     def config(self, case: Case, probe: str) -> dict[str, Any]:
-        """`config` in a row's probe.json: data, classes, stores, model and versions; {} if the file is gone."""
+        """`config` in a row's probe.json: data, classes, stores, model and versions; {} if the file is gone.
+
+        A value of another type than `layerbank probe` writes is left out.
+        """
         try:
             file = self.folder(case, probe) / "probe.json"
             text = file.read_text(encoding="utf-8") if file.is_file() else ""  # a pipe would be waited for
@@ -216,7 +222,9 @@ class ReportData:
             config: dict[str, Any] = saved["config"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
-        return config if isinstance(config, dict) else {}
+        if not isinstance(config, dict):
+            return {}
+        return {name: value for name, value in config.items() if isinstance(value, _CONFIG_TYPES.get(name, object))}
 
     def config_of_case(self, case: Case) -> dict[str, Any]:
         """The config of the first probe of a case that has one: data, classes and stores are common to all."""
@@ -224,8 +232,7 @@ class ReportData:
 
     def class_names(self, case: Case, num_classes: int) -> list[str]:
         """Class names of one case; numbers if the names are gone."""
-        names = self.config_of_case(case).get("class_names")
-        known = names if isinstance(names, list) else []
+        known = self.config_of_case(case).get("class_names", [])
         return [str(known[label]) if label < len(known) else str(label) for label in range(num_classes)]
 
     def record(self, case: Case, split: str, probe: str | None = None) -> SplitRecord | None:
@@ -271,7 +278,7 @@ class ReportData:
             arrays=tuple(sorted(arrays, key=_by_depth)),
         )
 
-    def draw(self, name: str, draw: Callable[[Path], object], *, alt: str, caption: str) -> Picture:
+    def draw(self, name: str, draw: Callable[[Path], None], *, alt: str, caption: str) -> Picture:
         """Draw a figure and keep it.
 
         Args:

@@ -7,7 +7,7 @@ folders of rows that no line refers to: of a run that was killed, or of a line t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from layerbank.cache.maintenance.verify import is_harmless
 from ..data.split_record import load_record
 from ..errors import WorkError
 from ..probing.results import Row
-from ..probing.results_file import RESULTS, is_reusable, read_results
+from ..probing.results_file import FAILURES, RESULTS, is_reusable, read_results
 from ..probing.row_files import row_folder, wrong_file
 from ..statistics.predictions import accuracies, read_predictions
 from .gather import results_files
 
 _OWN = (RESULTS, f".{RESULTS}.lock", ".sweeps", "report")  # `layerbank report` of this folder writes the last
+_OF_THE_WHOLE = ("report", FAILURES)
 _ROUNDING = 1e-6
 
 
@@ -53,9 +54,10 @@ def verify_runs(runs: Path) -> VerifiedRuns:
     """
     paths = results_files(runs)
     problems: list[WorkError] = []
-    harmless: list[Path] = []
     places: dict[str, Path] = {}  # key -> where its row is
+    rows_in: dict[Path, list[Row]] = {}  # folder -> the last row of each key
     for path in paths:
+        rows_in[path.parent] = []
         try:
             results = read_results(path)
         except WorkError as error:
@@ -68,9 +70,14 @@ def verify_runs(runs: Path) -> VerifiedRuns:
                 problems.append(WorkError("report.repeated_row", path=path, probe=row["probe"], other=places[key]))
             places.setdefault(key, path)
             problems += _row_problems(path, row)
-        problems += _foreign(path.parent, list(rows.values()), may_be_known=not results.skipped, harmless=harmless)
+        rows_in[path.parent] = list(rows.values())
+    unknown = sorted(_unknown(runs, rows_in))
+    problems += [WorkError("report.foreign_file", path=path) for path in unknown if not is_harmless(path.name)]
     return VerifiedRuns(
-        num_files=len(paths), num_rows=len(places), problems=tuple(problems), harmless=tuple(sorted(harmless))
+        num_files=len(paths),
+        num_rows=len(places),
+        problems=tuple(problems),
+        harmless=tuple(path for path in unknown if is_harmless(path.name)),
     )
 
 
@@ -87,7 +94,9 @@ def _row_problems(path: Path, row: Row) -> Iterator[WorkError]:
             load_record(path.parent / name)
         except WorkError as error:
             yield error
-    if row["test"] is None or "test.npz" not in row["files"]:
+    if (
+        row["test"] is None or "test.npz" not in row["files"] or "task" in row
+    ):  # predictions of classes are understood here
         return
     try:
         found = accuracies(read_predictions(folder)).balanced
@@ -99,22 +108,16 @@ def _row_problems(path: Path, row: Row) -> Iterator[WorkError]:
         yield WorkError("report.edited_row", path=path, probe=row["probe"], key=row["key"][:8], **values)
 
 
-def _foreign(folder: Path, rows: list[Row], *, may_be_known: bool, harmless: list[Path]) -> Iterator[WorkError]:
-    """What lies beside the rows and belongs to none of them; `harmless` is extended."""
-    files = {row_folder(folder, row): {*row.get("files", ())} for row in rows if is_reusable(row)}
-    old = {row_folder(folder, row) for row in rows} - files.keys()
-    records = {name for row in rows for name in row.get("images", {}).values()}
-    inside = [entry for place in files if place.is_dir() for entry in place.iterdir() if entry.name not in files[place]]
-    beside = [
-        entry
-        for entry in folder.iterdir()
-        if entry.name not in _OWN and entry not in files and entry not in old and entry.name not in records
-    ]
-    for entry in sorted(beside + inside):
-        if is_harmless(entry.name):
-            harmless.append(entry)
-        elif not any(entry.rglob(RESULTS)):  # a folder in a folder of runs
-            if may_be_known:
-                yield WorkError("report.foreign_file", path=entry)
-            else:
-                yield WorkError("report.lost_row", path=entry)
+def _unknown(runs: Path, rows_in: Mapping[Path, Sequence[Row]]) -> Iterator[Path]:
+    """What belongs to no row: in the folders above files of results, beside these, and in the folders of rows."""
+    above = {folder for place in rows_in for folder in place.parents if folder == runs or runs in folder.parents}
+    for folder in above | rows_in.keys():
+        rows = rows_in.get(folder, ())
+        known = {row_folder(folder, row) for row in rows} | above | rows_in.keys()
+        names = {name for row in rows for name in row.get("images", {}).values()}
+        names |= {*(_OWN if folder in rows_in else ()), *(_OF_THE_WHOLE if folder == runs else ())}
+        yield from (entry for entry in folder.iterdir() if entry not in known and entry.name not in names)
+        for row in filter(is_reusable, rows):
+            place = row_folder(folder, row)
+            entries = place.iterdir() if place.is_dir() else ()
+            yield from (entry for entry in entries if entry.name not in row["files"])

@@ -82,7 +82,7 @@ def read_predictions(folder: Path) -> Predictions:
         EOFError,
         BadZipFile,
         AttributeError,
-    ) as error:  # no array, but a file's bytes
+    ) as error:  # the last: bytes, not an array
         reason = str(error) or type(error).__name__
         raise WorkError("statistics.bad_predictions", path=path, reason=reason) from error
     return predictions
@@ -92,7 +92,7 @@ def _check(predictions: Predictions) -> None:
     """Raise ValueError unless the arrays are those of N images with at least one class."""
     ids, labels, logits = predictions.sample_ids, predictions.labels, predictions.logits
     kinds = (ids.dtype.kind, labels.dtype.kind, logits.dtype.kind)
-    if kinds not in (("U", "i", "f"), ("U", "u", "f")):
+    if kinds != ("U", "i", "f"):
         raise ValueError(f"arrays of {ids.dtype}, {labels.dtype} and {logits.dtype}")
     num_images, num_classes = logits.shape if logits.ndim == 2 else (0, 0)
     if not num_images * num_classes or ids.shape != (num_images,) or labels.shape != (num_images,):

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 
 from ..data.batches import EVALUATION_BATCH, choose_batch_size
 from ..errors import SettingError
-from ..heads import HEADS, Head, make_probe
+from ..heads import HEADS, Head
 from ..heads.attention import FusionHead
 from ..matmul import ONE_DNN_FROM_BYTES
 from ..protocol import TrainingProtocol
 from ..tasks.task import Task
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
-from .memory_trace import chunks_are_possible, step_bytes
+from .memory_trace import chunks_are_possible, probe_of, step_bytes
 
 CHUNK_SIZES = (CHUNK_SIZE, 128, 64, 32)
 FLOAT_BYTES = 4
@@ -63,7 +63,7 @@ class Sizes:
     Attributes:
         head: the head.
         token_shape: (T, D) or (F,).
-        task: what is asked of the tokens.
+        task: the task of the data set.
         num_held_out: images held out for validation.
         num_probes: settings of the grid.
         batch_size: B, the larger one of selection and refit.
@@ -80,7 +80,7 @@ class Sizes:
 
     @property
     def num_outputs(self) -> int:
-        """C."""
+        """C, the number of outputs of a probe."""
         return self.task.num_outputs
 
 
@@ -159,7 +159,7 @@ def _num_parameters(sizes: Sizes) -> int:
     if _bank(sizes) == "linear":
         return classifier
     if sizes.head.kind != "attentive":
-        probe = make_probe(sizes.head, sizes.token_shape, sizes.num_outputs)
+        probe = probe_of(sizes.head, sizes.token_shape, sizes.num_outputs)
         return sum(parameter.numel() for parameter in probe.parameters())
     return 4 * width * _inner_dim(sizes) + 10 * width + classifier
 

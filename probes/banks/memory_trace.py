@@ -33,7 +33,7 @@ def step_bytes(head: Head, token_shape: tuple[int, ...], task: Task, batch_size:
         batch_size: B.
         chunk_size: samples computed together; 0 is the whole batch.
     """
-    bank = ModuleBank([_probe(head, token_shape, task.num_outputs)], device="meta", chunk_size=chunk_size or None)
+    bank = ModuleBank([probe_of(head, token_shape, task.num_outputs)], device="meta", chunk_size=chunk_size or None)
     batch = torch.empty(batch_size, *token_shape, device="meta")
     targets = torch.empty(batch_size, dtype=task.target_dtype, device="meta")
     weights = torch.empty(batch_size, device="meta")
@@ -43,11 +43,12 @@ def step_bytes(head: Head, token_shape: tuple[int, ...], task: Task, batch_size:
 
 def chunks_are_possible(head: Head, token_shape: tuple[int, ...], num_classes: int) -> bool:
     """Whether `ModuleBank` can process a batch of this head in chunks."""
-    return allows_chunks(_probe(head, token_shape, num_classes))
+    return allows_chunks(probe_of(head, token_shape, num_classes))
 
 
 @lru_cache(maxsize=16)
-def _probe(head: Head, token_shape: tuple[int, ...], num_classes: int) -> HeadModule:
+def probe_of(head: Head, token_shape: tuple[int, ...], num_classes: int) -> HeadModule:
+    """A probe of these sizes, kept for the next call; its weights do not matter."""
     return make_probe(head, token_shape, num_classes)
 
 

@@ -26,7 +26,7 @@ def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor,
         all rows of the kept images, and the centre row of each held-out image; sorted, int64.
 
     Raises:
-        DataError: no class has two images.
+        DataError: no stratum, such as a class, has two images.
     """
     strata = source.task.strata(source.labels)
     if not isinstance(source, ViewedSource):
@@ -65,7 +65,7 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         rows to train on and rows held out, sorted, int64.
 
     Raises:
-        DataError: no class has two images.
+        DataError: no stratum, such as a class, has two images.
 
     >>> kept, held_out = split_stratified(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2]), 0.25, seed=0)
     >>> len(kept), sorted(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2])[held_out].tolist())

@@ -24,7 +24,7 @@ class TokenSource(Protocol):
 
     Attributes:
         labels: [N] on the CPU, the targets of the task: class numbers, or what else it asks for.
-        task: what is asked of the tokens.
+        task: the task of the data set.
         token_shape: (T, D) for attentive heads, (F,) for linear ones.
     """
 
@@ -147,7 +147,7 @@ class ArraySource:
     Args:
         tokens: [N, T, D] or [N, F] float, finite, already normalised: see `stack_tokens` and `concat_tokens`.
         labels: [N], the targets of the task.
-        task: what is asked of the tokens; a number C stands for classification into C classes, with int64 labels.
+        task: the task of the data set; a number C stands for classification into C classes, with int64 labels.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
 
@@ -178,7 +178,7 @@ class ArraySource:
         _check_images(images, len(labels))
         if blocks is not None and (size := sum(block.size for block in blocks)) != prod(tokens.shape[1:]):
             raise DataError("probes.blocks_do_not_match", size=prod(tokens.shape[1:]), blocks=size)
-        # a sum may overflow: look again; to look at tokens of a GPU would be to wait for it
+        # A float32 sum can overflow: look again before raising. Tokens on a GPU are not checked, which would wait for it.
         if tokens.device.type == "cpu" and not tokens.sum(dtype=torch.float32).isfinite():
             num_broken = sum(
                 int((~part.isfinite()).flatten(1).any(1).sum()) for part in torch.split(tokens, ROWS_AT_ONCE)

@@ -27,7 +27,7 @@ def solve_ridge(
         features: [N, F] float64.
         targets: [N], encoded; the outputs approximate `Task.ridge_targets`.
         weights: [N] float64 of the samples, summing to 1.
-        task: what is asked of the features.
+        task: the task of the data set.
         penalties: each > 0.
 
     Returns:

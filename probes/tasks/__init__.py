@@ -1,4 +1,4 @@
-"""Tasks: what is asked of a probe. One file a type of task, and one line in the registry."""
+"""Tasks: the outputs, targets, loss and metrics of probes. One file per type of task, and one line in the registry."""
 
 from .registry import TASKS, as_task, restore_task
 from .task import Task

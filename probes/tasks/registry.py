@@ -35,4 +35,4 @@ def restore_task(saved: Mapping[str, Any] | None, num_classes: int) -> Task:
 
 def as_task(task: Task | int) -> Task:
     """A task as it is; a number C stands for classification into C classes."""
-    return Multiclass(num_classes=task) if isinstance(task, int) else task
+    return task if isinstance(task, Task) else Multiclass(num_classes=int(task))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """What is asked of a probe about an image; abstract.
+    """The outputs, targets, loss and metrics of a probe; abstract.
 
     A subclass is a frozen dataclass. Two tasks that compare equal have the same outputs, loss and scores; fields that `fit` sets
     are left out of the comparison (`field(compare=False)`).

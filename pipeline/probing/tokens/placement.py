@@ -129,8 +129,10 @@ def place_tokens(
     held_rows, host_bytes, taken_bytes = hold(budget_bytes)
     training_bytes = budget_bytes - taken_bytes
     if training_bytes < whole.least_bytes:
-        used_bytes = 0 if on_gpu else anonymous_memory_bytes()
-        raise _refusal(tokens, budget_bytes, whole.least_bytes, lambda budget: hold(budget)[2], used_bytes)
+        if on_gpu:
+            sizes = {"needed": f"{math.ceil(whole.least_bytes / 1e6):,} MB", "given": f"{training_bytes / 1e6:,.0f} MB"}
+            raise SettingError("probing.too_little_gpu_memory", **sizes, device=device, token_shape=tokens.token_shape)
+        raise _refusal(tokens, budget_bytes, whole.least_bytes, lambda budget: hold(budget)[2])
     plan = plan_group(candidates, tokens, protocol, training_bytes)
     return Placement(
         tokens="streamed" if held_rows else "resident",
@@ -146,7 +148,7 @@ def place_tokens(
 
 
 def _refusal(
-    tokens: CachedTokens, budget_bytes: int, training_bytes: int, taken_of: Callable[[int], int], used_bytes: int
+    tokens: CachedTokens, budget_bytes: int, training_bytes: int, taken_of: Callable[[int], int]
 ) -> SettingError:
     """The error for a budget that is too small, with the one that is enough; both as memory of the whole program.
 
@@ -155,8 +157,8 @@ def _refusal(
         budget_bytes: the budget.
         training_bytes: what training one probe at a time takes.
         taken_of: what tokens take of a budget; a larger one may be given a larger buffer.
-        used_bytes: what the program has beside the budget.
     """
+    used_bytes = anonymous_memory_bytes()
     enough_bytes = budget_bytes
     while enough_bytes < (needed_bytes := taken_of(enough_bytes) + training_bytes):
         enough_bytes = needed_bytes

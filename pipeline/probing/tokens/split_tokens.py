@@ -85,7 +85,7 @@ class SplitTokens:
         positions: [n] int64, place of each row in the arrays of `tokens`, in any order; equal images share one.
         images: [n] int64, ascending: the number of the image of each row; the first row of an image is its centre view.
         labels: [n] what the task asks for, of each row.
-        task: what is asked of the tokens.
+        task: the task of the data set.
         reading_order: [n] int64, the rows in the order in which they are best read.
         stores: the stores that are read.
     """

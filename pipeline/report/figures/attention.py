@@ -35,7 +35,7 @@ WIDE = 16  # levels from which a heat map takes both columns
 
 
 def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> None:
-    """Draw a line for each map (data sets, models or heads), a panel for each kind, a cell for each level.
+    """Draw a line for each map (data sets or models), a panel for each kind, a cell for each level.
 
     At the right are the entropy in nats and the fewest cells with 80 % of the attention.
 

@@ -109,7 +109,7 @@ def thumbnails(config: dict[str, Any], test: SplitRecord | None, sample_ids: Ite
     Raises:
         LayerbankError: the data do not exist any more, or one of these images is another one now.
     """
-    if not isinstance(config.get("data"), str) or test is None:
+    if "data" not in config or test is None:
         raise WorkError("report.data_not_recorded")
     uri = config["data"]
     try:

@@ -31,8 +31,8 @@ MEAN_COLUMNS: Columns = {
 }
 MEANS = "By probe: how far ours lie above the published accuracies, and the mean gains of both on the same cases"
 COMPARED = (
-    f"Compared are results of the pretrained weights at {IMAGE_SIZE} pixels, on data that are read as wds: and have the name and "
-    "the number of classes of the paper's."
+    f"Only results with the pretrained weights at {IMAGE_SIZE} pixels are compared, on data read with wds: whose name and number "
+    "of classes are those of the paper's data set."
 )
 NOTE = (
     "The published numbers are of one seed, from Ciernik et al. 2026 (arXiv 2601.09322). Its authors validated with "

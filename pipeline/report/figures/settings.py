@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from ...probing.results import Row
 from ...statistics.scores import Case, protocol_of_rows
@@ -22,8 +21,8 @@ def _make(data: ReportData) -> list[Block]:
     caption = "The setting that was chosen on validation, of how many; levels, kinds; fingerprints of the stores"
     table = table_of_values("settings", caption, dict.fromkeys(lines[0], str), [list(line.values()) for line in lines])
     configs = {case: data.config_of_case(case) for case in data.cases}
-    versions = {f"{name} {version}" for one in configs.values() for name, version in _object(one, "versions").items()}
-    models = {case.model: _object(configs[case], "model") for case in data.cases}
+    versions = {f"{name} {version}" for one in configs.values() for name, version in one.get("versions", {}).items()}
+    models = {case.model: configs[case].get("model", {}) for case in data.cases}
     pairs = [(name, json.dumps(about, ensure_ascii=False, allow_nan=False)) for name, about in models.items() if about]
     blocks: list[Block] = [
         Fold(title="The protocol", blocks=[Pairs(protocol)]),
@@ -33,11 +32,6 @@ def _make(data: ReportData) -> list[Block]:
         pairs.insert(0, ("versions of the trainings", ", ".join(sorted(versions))))
         blocks.append(Fold(title="Models and versions", blocks=[Pairs(pairs)]))
     return blocks
-
-
-def _object(config: dict[str, Any], name: str) -> dict[str, Any]:
-    value = config.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _line(case: Case, row: Row) -> dict[str, str]:

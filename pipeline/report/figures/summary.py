@@ -52,7 +52,7 @@ def _best(data: ReportData) -> list[str]:
     if not table.probes:
         return ["No case has results of two probes, so there is no mean accuracy to compare."]
     others = [probe for probe in data.main.probes if probe not in table.probes]
-    not_compared = [f"Not compared, for want of results in these cases: {', '.join(others)}."] if others else []
+    not_compared = [f"Not compared, because results are missing in these cases: {', '.join(others)}."] if others else []
     finished = [probe for probe in table.probes if np.isfinite(table.column(probe)).all()]
     if not finished:  # a probe must not look better for having diverged in some case
         return ["No probe has a result in every case, so there is no mean accuracy to compare.", *not_compared]
