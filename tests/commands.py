@@ -38,14 +38,13 @@ def run(*arguments: object) -> Result:
 
 def start(*arguments: object, in_a_group_of_its_own: bool = False, **environment: str) -> subprocess.Popen[str]:
     """`layerbank ARGUMENTS...` in a process of its own, or as a terminal starts it: in a group that gets its Ctrl-C."""
-    paths = {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "layerbank", *map(str, arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | paths | environment,
+        env=os.environ | environment,
         start_new_session=in_a_group_of_its_own,
     )
 

@@ -1,4 +1,4 @@
-"""Small folders of real image files, and the model that reads them in the tests."""
+"""Small folders of real image files, and the models that read them in the tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-TINY_MODEL = "timm/vit_tiny_patch16_224"  # used with random weights at 32 px: 12 blocks, width 192, 4 patches
+# used with random weights at 32 px: 4 patches
+TINY_MODEL, TINY_DEPTH, TINY_WIDTH = "timm/test_vit", 6, 64
+VIT_TINY = "timm/vit_tiny_patch16_224"  # 12 blocks of width 192, for probes of many levels and heads; takes three times as long
 
 
 def write_photos(

@@ -16,7 +16,7 @@ from layerbank.extraction.parity import Settled, settle
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.request import ModelRequest
 
-ARRAYS = [(level, kind) for level in ("block.1", "block.11", "final") for kind in ("cls", "ap")]
+ARRAYS = [(level, kind) for level in ("block.1", "block.5", "final") for kind in ("cls", "ap")]
 
 
 class Planted(ModelRequest):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from extractions import extract
-from photos import TINY_MODEL
+from photos import VIT_TINY
 
 from layerbank.data.sources import open_source
 from layerbank.events import Event
@@ -23,7 +23,7 @@ BATCH = 16
 PROTOCOL = replace(QUICK, lrs=(1e-2, 1e-3), weight_decays=(1e-4,), epochs=3, min_steps=20)
 FEW = replace(PROTOCOL, lrs=(1e-2, 1e-3, 3e-4), weight_decays=(1e-4, 1e-1), min_steps=40)
 KINDS = ("cls", "ap", "grid2", "patch")
-REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
+REQUEST = ModelRequest(model=VIT_TINY, weights="random", image_size=32)
 
 
 def stores_of(

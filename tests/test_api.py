@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from messages import raises
-from photos import TINY_MODEL, write_photos
+from photos import TINY_MODEL, TINY_WIDTH, write_photos
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -134,7 +134,7 @@ def test_an_array_is_sliced_like_numpy(model: lb.Model, photos: Path, tmp_path: 
     tokens = extract(model, lb.open_images(f"folder:{photos}"), tmp_path, kinds=("cls", "grid2"))
     array = tokens["final", "grid2"]
     whole = np.asarray(array)
-    assert (array.shape, array.dtype, len(array)) == ((24, 4, 192), np.float16, 24)
+    assert (array.shape, array.dtype, len(array)) == ((24, 4, TINY_WIDTH), np.float16, 24)
     for index in (
         3,
         -1,
@@ -189,7 +189,7 @@ def test_a_module_of_ones_own_gives_the_tokens_of_its_blocks(photos: Path, tmp_p
     import timm
 
     torch.manual_seed(0)
-    own = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
+    own = timm.create_model("test_vit", img_size=32).eval()
     wrapped = lb.model_from(own, blocks="blocks", name="own/tiny", image_size=32, device="cpu")
     tokens = extract(wrapped, lb.open_images(f"folder:{photos}"), tmp_path, storage_dtype="float32")
     pixels = torch.stack([wrapped.backbone.transform(Image.open(photos / id).convert("RGB")) for id in tokens.ids])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,20 +18,10 @@ import pytest
 from commands import MODEL, run, start
 from messages import refuses, shows
 from photos import TINY_MODEL, write_photos
+from stores import tree
 
 from layerbank.cache import TokenStore
 from layerbank.cache.header import read_header, write_header
-
-
-def tree(store: Path) -> dict[str, str]:
-    files = sorted(path for path in store.rglob("*") if path.is_file())
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="module")
-def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 images: three blocks, so that a run can be killed between them."""
-    return write_photos(tmp_path_factory.mktemp("data") / "photos", {"train": 200})
 
 
 def extract(photos: Path, root: Path, *more: str) -> list[str]:
@@ -60,7 +49,7 @@ def test_ls_shows_each_store_with_its_state_rows_kinds_and_size(store: Path) -> 
     result = run("cache", "ls", "--cache", store.parents[1])
     assert result.exit_code == 0
     (line,) = result.stdout.splitlines()[1:]
-    for word in (store.name, "complete", "600", "13", "cls", "ap", "float16", "MB"):
+    for word in (store.name, "complete", "600", "7", "cls", "ap", "float16", "MB"):
         assert word in line
     assert json.loads(run("cache", "ls", "--cache", store.parents[1], "--json").stdout)[0]["state"] == "complete"
 

@@ -35,7 +35,7 @@ from layerbank.extraction.repair import repair_and_fill
 from layerbank.models.backbone import Backbone, open_backbone
 from layerbank.models.rounding import round_tokens
 
-ARRAYS = tuple((level, kind) for level in ("block.0", "block.11", "final") for kind in ("cls", "ap", "grid2", "patch"))
+ARRAYS = tuple((level, kind) for level in ("block.0", "block.5", "final") for kind in ("cls", "ap", "grid2", "patch"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_store_holds_the_models_tokens_rounded_to_the_storage_dtype(
     cache = TokenStore.open(store)
     order = rows_of(source, tmp_path).reading_order
     images = torch.stack([backbone.transform(source.load(row)[0]) for row in order[:16].tolist()])
-    forward = backbone.compile(["block.0", "block.11", "final"], ["cls", "ap", "grid2", "patch"])
+    forward = backbone.compile(["block.0", "block.5", "final"], ["cls", "ap", "grid2", "patch"])
     tokens = forward(images)
     for level, kind in ARRAYS:
         stored = cache.tokens(level, kind).read(0, 16)
@@ -202,8 +202,8 @@ def test_wrong_settings_are_refused_by_name() -> None:
 def test_a_level_the_model_lacks_is_refused_before_anything_is_written(
     backbone: Backbone, source: ImageSource, tmp_path: Path
 ) -> None:
-    with pytest.raises(LayerbankError, match=r"block\.12"):
-        run(backbone, source, tmp_path, arrays=(("block.12", "cls"),))
+    with pytest.raises(LayerbankError, match=r"block\.6"):
+        run(backbone, source, tmp_path, arrays=(("block.6", "cls"),))
     assert list(tmp_path.rglob("*.zarr")) == []
 
 

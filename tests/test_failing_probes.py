@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import run as run_command
 from messages import check, raises
+from photos import TINY_MODEL
 from small_stores import ALF, GRID, LINEAR, PROTOCOL, write_small_store
 from study_recipes import arguments, results, write_recipe
 from study_runs import read_rows
@@ -264,7 +265,7 @@ def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_w
     assert [(one["probe"], one["seed"]) for one in failures] == [
         *(("alf", 0), ("alf-top2", 0), ("alf", 3), ("alf-top2", 3))
     ]
-    assert "failed: timm/vit_tiny_patch16_224 on folder:" in result.stderr
+    assert f"failed: {TINY_MODEL} on folder:" in result.stderr
     assert ", alf-top2, seed 3: probe alf-top2: a base that failed: " in result.stderr
     again = run_command(*arguments(recipe, tmp_path))
     assert again.exit_code == 0, again.output

@@ -105,7 +105,7 @@ def test_a_half_precision_model_is_compared_with_the_same_model_in_float32(
     assert settled.backbone.precision == precision
     assert [type(event) for event in events] == [ParityMeasured]
     levels = parity_by_level(parity_of(settled))
-    assert list(levels) == ["block.1", "block.11", "final"]
+    assert list(levels) == ["block.1", "block.5", "final"]
     for level in levels.values():
         assert level["max_relative_error"] > 2.0**-bits  # more than storing alone would cost
         assert 1 - 2.0 ** (-bits - 2) * 64 < level["cosine_min"] <= level["cosine_mean"] < 1
@@ -150,7 +150,7 @@ def test_what_float16_storage_cuts_off_is_counted_by_array(source: ImageSource, 
     )
     parity = parity_of(settled)
     assert parity["tokens/block/block.1/cls"]["saturated"] == 0
-    assert parity["tokens/block/block.2/cls"]["saturated"] == parity["tokens/block/block.11/ap"]["saturated"] == 32
+    assert parity["tokens/block/block.2/cls"]["saturated"] == parity["tokens/block/block.5/ap"]["saturated"] == 32
     assert parity["tokens/block/block.2/cls"]["max_relative_error"] == pytest.approx(1 - 65504 / 1e5, rel=0.01)
     assert parity["tokens/block/block.2/cls"]["cosine_min"] > 0.999  # blind to it
     [measured] = events
@@ -180,7 +180,7 @@ def test_a_threshold_makes_it_an_error_before_anything_is_written(
         "extraction.below_parity_threshold", WorkError, threshold=threshold, split="train", **values
     ) as refused:
         look(source, tmp_path, request_, threshold=threshold)
-    assert refused.error.values["array"].startswith("tokens/block/block.11/" if values["num_saturated"] else "tokens/")
+    assert refused.error.values["array"].startswith("tokens/block/block.5/" if values["num_saturated"] else "tokens/")
     assert 0.9 < float(refused.error.values["cosine"]) < 1
     assert list(tmp_path.rglob("*.zarr")) == []
     look(source, tmp_path, threshold=0.999)  # holds

@@ -16,7 +16,7 @@ import pytest
 import torch
 from commands import MODEL, run
 from messages import shows
-from photos import write_photos
+from photos import VIT_TINY, write_photos
 from PIL import Image
 from report_page import ReadPage, require_computed_again
 from safetensors.torch import load_file, save_file
@@ -47,7 +47,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
     (folder / "fast.toml").write_text(FAST)
     where = ("--data", f"folder:{photos}", "--cache", folder / "caches", "--runs", folder / "runs")
-    trained = run("probe", *MODEL, *where, "--protocol", folder / "fast.toml", "--probe", PROBES)
+    trained = run(
+        "probe", "--model", VIT_TINY, *MODEL[2:], *where, "--protocol", folder / "fast.toml", "--probe", PROBES
+    )
     assert trained.exit_code == 0, trained.output
     more = (
         "--markdown",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from extractions import extract
 from messages import raises
-from photos import TINY_MODEL
+from photos import VIT_TINY
 
 from layerbank import RequestError, WorkError
 from layerbank.data.sources import open_source
@@ -43,7 +43,7 @@ class Study:
         self.rows: dict[str, dict[str, Any]] = dict(zip(names, rows, strict=True))
 
     def store(self, photos: Path, split: str, seed: int) -> SplitRequest:
-        backbone = ModelRequest(model=TINY_MODEL, weights="random", seed=seed, image_size=32).open("cpu")
+        backbone = ModelRequest(model=VIT_TINY, weights="random", seed=seed, image_size=32).open("cpu")
         arrays = tuple((level, kind) for level in backbone.levels for kind in KINDS)
         config = ExtractConfig(arrays=arrays, batch_size=16, num_workers=0)
         return extract(backbone, open_source(f"folder:{photos}", split), config, self.root / "caches")

@@ -72,7 +72,7 @@ def test_all_tasks_at_once_leave_the_bytes_of_one_run(
     command.chmod(0o755)
     (tmp_path / "photos").symlink_to(photos_folder / "photos")
     (tmp_path / "extract.sbatch").write_text(SCRIPT)
-    paths = {"PATH": f"{command.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    paths = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
     tasks = [
         subprocess.Popen(
             ["bash", "extract.sbatch"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import signal
 import subprocess
@@ -104,7 +103,7 @@ def test_a_study_killed_and_run_again_has_the_results_of_one_that_was_not(
     """The command itself; more moments are in test_study_kills.py."""
     recipe = finished["recipe"]  # the same protocol file, hence the same keys
     command = [sys.executable, "-m", "layerbank", *arguments(recipe, tmp_path)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/*/results.jsonl")):
         assert process.poll() is None, "it must be killed while it works"
@@ -117,14 +116,11 @@ def test_a_study_killed_and_run_again_has_the_results_of_one_that_was_not(
     assert results(tmp_path) == results(finished["folder"])
 
 
-def test_two_processes_leave_the_results_of_one(
-    two_sets: list[str], finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the other run
+def test_two_processes_leave_the_results_of_one(finished: dict[str, Any], tmp_path: Path) -> None:
     result = run(*arguments(finished["recipe"], tmp_path), "--processes", "2")
     assert result.exit_code == 0, result.output
     assert results(tmp_path) == results(finished["folder"])
-    assert result.stderr.count("study: timm/vit_tiny_patch16_224 on folder:") == 2
+    assert result.stderr.count(f"study: {TINY_MODEL} on folder:") == 2
     assert "study: 2 of 2 done" in result.stderr
     assert "settings" not in result.stderr, "lines of probes would not say of which unit they are"
     assert [line.split()[:3] for line in result.stdout.splitlines()[1:]] == [

@@ -84,7 +84,7 @@ class Runner:
     """Studies in processes of their own, one after the other."""
 
     def __init__(self, arguments: list[str]) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
         self._arguments = arguments
         self._process = subprocess.Popen(
             [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

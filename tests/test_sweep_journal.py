@@ -212,7 +212,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(tmp_path: Path) 
     stores = starved.write_stores(tmp_path, NUM_ROWS)
     memory_bytes = enough_for_two_banks(*stores)
     root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
+    environment = os.environ | {"PYTHONPATH": str(root / "tests")}
     command = [sys.executable, __file__, str(tmp_path), str(tmp_path / "killed"), str(memory_bytes)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -44,7 +44,7 @@ from layerbank.probing.tokens.token_source import CachedTokens
 
 RULE = ViewRule(num_views=2, min_scale=0.3)
 REQUEST = ModelRequest(model=TINY_MODEL, weights="random", image_size=32)
-ARRAYS = (("block.6", "cls"), ("final", "cls"), ("final", "ap"))
+ARRAYS = (("block.3", "cls"), ("final", "cls"), ("final", "ap"))
 
 
 @pytest.fixture(scope="module")
