@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import secrets
 import shutil
 import signal
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from commands import MODEL, run
 from photos import write_photos
 
 from layerbank.data.sources import ImageSource
-from layerbank.extraction import cpu_precision
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -28,14 +25,6 @@ def _one_thread() -> None:
     """Models this small run five times faster so on a busy machine, here and in other processes: threads wait for each other."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_look_at_the_cpu() -> Iterator[None]:
-    """Every extraction would measure anew whether the CPU multiplies faster in bfloat16: longer than some tests take."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_precision, "_product_s", functools.cache(cpu_precision._product_s))
-        yield
 
 
 @pytest.fixture(autouse=True)

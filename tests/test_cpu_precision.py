@@ -15,10 +15,22 @@ from layerbank.models.request import choose_precision
 def test_bfloat16_is_recommended_where_it_is_half_as_fast_again(
     monkeypatch: pytest.MonkeyPatch, half_s: float, told: bool
 ) -> None:
-    monkeypatch.setattr(cpu_precision, "_product_s", lambda dtype: half_s if dtype == torch.bfloat16 else 1.0)
+    monkeypatch.setattr(cpu_precision, "_product_s", lambda dtype, shape: half_s if dtype == torch.bfloat16 else 1.0)
     events: list[Event] = []
     advise_on_precision(events.append)
     assert events == ([PrecisionAdvice(precision="bfloat16", speedup=1 / half_s)] if told else [])
+
+
+def test_where_bfloat16_is_emulated_a_small_product_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[int, int, int]] = []
+
+    def product_s(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
+        measured.append(shape)
+        return 70.0 if dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(cpu_precision, "_product_s", product_s)
+    assert bfloat16_speedup() == 1 / 70
+    assert set(measured) == {cpu_precision.SHAPES[0]}
 
 
 def test_the_speed_of_this_cpu_is_a_ratio_of_measured_times() -> None:
