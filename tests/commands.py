@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from click.testing import CliRunner, Result
-from photos import TINY_MODEL
+from photos import TINY_MODEL, VIT_TINY
 
 from layerbank import cli
 from layerbank.cache.writing.locking import LockOwner, read_owner, worker_file
@@ -18,6 +18,7 @@ from layerbank.cache.writing.locking import LockOwner, read_owner, worker_file
 ROOT = Path(__file__).parent.parent
 
 MODEL = ("--model", TINY_MODEL, "--weights", "random", "--image-size", "32", "--workers", "0", "--batch-size", "16")
+VIT = ("--model", VIT_TINY, *MODEL[2:])
 
 
 def run(*arguments: object) -> Result:

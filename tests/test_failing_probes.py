@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import run as run_command
 from messages import check, raises
-from photos import TINY_MODEL
+from photos import VIT_TINY
 from small_stores import ALF, GRID, LINEAR, PROTOCOL, write_small_store
 from study_recipes import arguments, results, write_recipe
 from study_runs import read_rows
@@ -251,7 +251,7 @@ def test_a_bug_is_not_taken_for_a_failure_of_a_probe(
 def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_which_seed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "alf", "alf-top2", "linear-all"])
+    recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "alf", "alf-top2", "linear-all"], VIT_TINY)
     recipe.write_text("seeds = [0, 3]\n" + recipe.read_text())
     with monkeypatch.context() as patch:
         patch.setattr(layerbank.jobs.probe, "memory_for_probes", lambda *rest: 60_000_000)
@@ -265,7 +265,7 @@ def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_w
     assert [(one["probe"], one["seed"]) for one in failures] == [
         *(("alf", 0), ("alf-top2", 0), ("alf", 3), ("alf-top2", 3))
     ]
-    assert f"failed: {TINY_MODEL} on folder:" in result.stderr
+    assert f"failed: {VIT_TINY} on folder:" in result.stderr
     assert ", alf-top2, seed 3: probe alf-top2: a base that failed: " in result.stderr
     again = run_command(*arguments(recipe, tmp_path))
     assert again.exit_code == 0, again.output

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import MODEL, run
+from commands import VIT, run
 from messages import shows
-from photos import VIT_TINY, write_photos
+from photos import write_photos
 from PIL import Image
 from report_page import ReadPage, require_computed_again
 from safetensors.torch import load_file, save_file
@@ -47,9 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
     (folder / "fast.toml").write_text(FAST)
     where = ("--data", f"folder:{photos}", "--cache", folder / "caches", "--runs", folder / "runs")
-    trained = run(
-        "probe", "--model", VIT_TINY, *MODEL[2:], *where, "--protocol", folder / "fast.toml", "--probe", PROBES
-    )
+    trained = run("probe", *VIT, *where, "--protocol", folder / "fast.toml", "--probe", PROBES)
     assert trained.exit_code == 0, trained.output
     more = (
         "--markdown",
@@ -376,7 +374,7 @@ def test_similarity_to_the_last_level_is_that_of_both_kernels_on_the_images_it_s
 
 def test_similarity_is_that_of_mean_patches_where_no_probe_reads_cls(place: dict[str, Any], tmp_path: Path) -> None:
     where = ("--data", f"folder:{place['photos']}", "--cache", place["folder"] / "caches", "--runs", tmp_path)
-    trained = run("probe", *MODEL, *where, "--probe", "ridge-ap@0,ridge-ap")
+    trained = run("probe", *VIT, *where, "--probe", "ridge-ap@0,ridge-ap")
     assert trained.exit_code == 0, trained.output
     run("report", tmp_path, "--cache", place["folder"] / "caches", "--tokens", "--json")
     first, final = unit_tokens(place, "test", ["block.0", "final"], ["ap"]).transpose(1, 0, 2)
