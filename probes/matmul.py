@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,15 +163,17 @@ class Matmul:
 
 @contextmanager
 def fast_exact_matmul(device: torch.device) -> Iterator[None]:
-    """Within, float32 products on a CPU are exact and use oneDNN where it is exact; on a GPU nothing changes.
+    """Within, float32 products are exact: on a CPU by oneDNN where it is exact, on a GPU without TF32, in convolutions too.
 
-    For models that are run, not trained: their products have few sizes, whose code is soon compiled.
+    For models that are run, not trained: their products have few sizes, whose code is soon compiled. The caller's settings are
+    restored.
     """
-    if device.type != "cpu":
-        yield
-        return
-    with _float32_products("medium" if one_dnn_is_exact() else "highest"):
-        yield
+    if device.type == "cpu":
+        with _float32_products("medium" if one_dnn_is_exact() else "highest"):
+            yield
+    else:
+        with _float32_products("highest", exact_convolutions=True):
+            yield
 
 
 def _interleaved(factor: Tensor) -> bool:
@@ -179,31 +182,38 @@ def _interleaved(factor: Tensor) -> bool:
 
 
 @contextmanager
-def _float32_products(precision: str) -> Iterator[None]:
+def _float32_products(precision: str, *, exact_convolutions: bool = False) -> Iterator[None]:
+    """Set torch's precision of float32 products, and keep cuDNN from rounding the factors of convolutions to TF32, its default."""
+    cudnn: Any = torch.backends.cudnn
     try:
-        before = torch.get_float32_matmul_precision()
+        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:  # the program has set the precision of each backend by itself, as torch advises from 2.9 on
-        with _each_backend(precision):
+        with _each_backend(precision, exact_convolutions):
             yield
         return
     torch.set_float32_matmul_precision(precision)
+    cudnn.allow_tf32 = before[1] and not exact_convolutions
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
 
 
 @contextmanager
-def _each_backend(precision: str) -> Iterator[None]:
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+def _each_backend(precision: str, exact_convolutions: bool) -> Iterator[None]:
+    backends: Any = torch.backends
     wanted = {"highest": ("ieee", "ieee"), "high": ("tf32", "ieee"), "medium": ("tf32", "bf16")}[precision]
+    settings = [*zip((backends.cuda.matmul, backends.mkldnn.matmul), wanted, strict=True)]
+    if exact_convolutions:
+        settings.append((backends.cudnn.conv, "ieee"))
+    before = [(backend, backend.fp32_precision) for backend, _ in settings]
     try:
-        for backend, value in zip(backends, wanted, strict=True):
+        for backend, value in settings:
             backend.fp32_precision = value
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
+        for backend, value in before:
             backend.fp32_precision = value
 
 

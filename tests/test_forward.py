@@ -10,16 +10,19 @@ import pytest
 import timm
 import torch
 from extractions import extract, only_store, rows_of
+from hypothesis import given
+from hypothesis import strategies as st
 from messages import raises
 from photos import TINY_MODEL
 from torch import Tensor, nn
 
 from layerbank import WorkError
+from layerbank.cache.geometry import Grid, cut_batches, rows_per_block
 from layerbank.data.sources import open_source
 from layerbank.events import BatchHalved, CompileFailed, Event
-from layerbank.extraction.batch_size import LARGEST, choose_batch_size, fitting_batch_size
+from layerbank.extraction.batch_size import LARGEST, choose_batch_size, even_batch_size, fitting_batch_size
 from layerbank.extraction.extract import ExtractConfig
-from layerbank.extraction.forward import SteadyForward
+from layerbank.extraction.forward import SteadyForward, padded_size
 from layerbank.models.backbone import Backbone, Tokens, open_backbone
 from layerbank.models.tower import tapped_modules
 
@@ -37,10 +40,12 @@ def images(count: int = BATCH_SIZE, size: int = 32) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def steady(backbone: Backbone, *, backend: Any = None, events: list[Event] | None = None) -> SteadyForward:
+def steady(
+    backbone: Backbone, *, backend: Any = None, events: list[Event] | None = None, batch_size: int = BATCH_SIZE
+) -> SteadyForward:
     return SteadyForward(
         backbone.compile(backbone.levels, KINDS),
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         model_id=backbone.model_id,
         backend=backend,
         on_event=(events if events is not None else []).append,
@@ -99,7 +104,7 @@ def test_inductors_graph_gives_the_tokens_of_the_plain_pass_within_a_hundred_tho
     assert events == []
 
 
-def test_a_last_batch_is_padded_so_that_one_graph_serves_all(backbone: Backbone) -> None:
+def test_a_batch_that_is_nearly_full_is_padded_and_a_shorter_one_takes_the_plain_pass(backbone: Backbone) -> None:
     graphs: list[tuple[int, ...]] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -107,12 +112,39 @@ def test_a_last_batch_is_padded_so_that_one_graph_serves_all(backbone: Backbone)
         return graph.forward
 
     torch._dynamo.reset()
-    compiled = steady(backbone, backend=backend)
-    for count in (BATCH_SIZE, 3, BATCH_SIZE, 1):
+    compiled = steady(backbone, backend=backend, batch_size=16)
+    for count in (16, 15, 16, 14, 1):
         got = compiled(images(count))
         assert {len(values) for kinds in got.values() for values in kinds.values()} == {count}
         assert largest_error(got, steady(backbone)(images(count))) < 1e-5
     assert len(graphs) == 1
+
+
+def test_a_model_has_a_graph_for_each_of_many_batch_sizes(backbone: Backbone) -> None:
+    """Each store has a size of its own; torch ends compilation after eight unless it is told otherwise."""
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    torch._dynamo.reset()
+    events: list[Event] = []
+    for batch_size in range(2, 14):
+        got = steady(backbone, backend=backend, events=events, batch_size=batch_size)(images(batch_size))
+        assert largest_error(got, steady(backbone)(images(batch_size))) < 1e-5
+    assert len(graphs) == 12
+    assert events == []
+
+
+@given(num_rows=st.integers(1, 30_000), most=st.integers(0, 9).map(lambda power: 1 << power))
+def test_hardly_more_images_go_through_a_gpu_than_there_are(num_rows: int, most: int) -> None:
+    grid = Grid(num_rows, rows_per_block(num_rows), 1)
+    batch_size = even_batch_size(grid.block_rows, most)
+    assert batch_size <= most
+    batches = [batch for block in range(grid.num_blocks) for batch in cut_batches(grid.block(block), batch_size)]
+    assert sum(padded_size(len(batch), batch_size) for batch in batches) <= 1.02 * num_rows + 96
+    assert len(batches) <= grid.num_blocks * -(-grid.block_rows // most), "and in no more passes"
 
 
 def test_a_compiler_that_fails_is_told_once_and_the_model_runs_without(backbone: Backbone) -> None:
@@ -188,8 +220,8 @@ def test_halves_are_compiled_too(backbone: Backbone) -> None:
 
     torch._dynamo.reset()
     events: list[Event] = []
-    got = steady(backbone, backend=backend, events=events)(images(7))
-    assert largest_error(got, steady(backbone)(images(7))) < 1e-5
+    got = steady(backbone, backend=backend, events=events)(images())
+    assert largest_error(got, steady(backbone)(images())) < 1e-5
     assert [type(event) for event in events] == [BatchHalved]
     assert passes == [4, 4]
 

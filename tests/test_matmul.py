@@ -101,9 +101,9 @@ def test_one_dnn_is_believed_only_where_it_keeps_the_factors(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("device", "exact", "seen"), [("cpu", True, "medium"), ("cpu", False, "highest"), ("cuda", True, "high")]
+    ("device", "exact", "seen"), [("cpu", True, "medium"), ("cpu", False, "highest"), ("cuda", True, "highest")]
 )
-def test_models_use_one_dnn_where_it_is_exact_and_nothing_changes_on_a_gpu(
+def test_products_of_models_are_exact_on_a_cpu_by_one_dnn_where_that_is_exact_on_a_gpu_without_tf32(
     device: str, exact: bool, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("layerbank.probes.matmul.one_dnn_is_exact", lambda: exact)
@@ -112,8 +112,10 @@ def test_models_use_one_dnn_where_it_is_exact_and_nothing_changes_on_a_gpu(
     try:
         with pytest.raises(KeyError), fast_exact_matmul(torch.device(device)):
             assert torch.get_float32_matmul_precision() == seen
+            assert torch.backends.cudnn.allow_tf32 == (device == "cpu"), "the patch embedding is a convolution"
             raise KeyError
         assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32, "torch's default, as it was before"
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -130,6 +132,10 @@ with matmul.fast_exact_matmul(torch.device("cpu")):
     print(one_dnn.fp32_precision)
 with matmul.Matmul("float32", torch.float32, torch.device("cpu")).active():
     print(cuda.fp32_precision, one_dnn.fp32_precision)
+convolutions = torch.backends.cudnn.conv
+with matmul.fast_exact_matmul(torch.device("cuda")):
+    print(cuda.fp32_precision, convolutions.fp32_precision)
+print(convolutions.fp32_precision)
 print((cuda.fp32_precision, one_dnn.fp32_precision) == {around})
 """
 
@@ -147,7 +153,7 @@ def test_a_program_may_set_the_precision_of_every_backend_itself(around: tuple[s
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines() == ["bf16" if exact else "ieee", "ieee ieee", "True"]
+    assert done.stdout.splitlines() == ["bf16" if exact else "ieee", "ieee ieee", "ieee ieee", "tf32", "True"]
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from layerbank.probes import (
 from layerbank.probes.data.token_source import OrderedSource
 from layerbank.probing.probe_spec import ProbeSpec
 from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
-from layerbank.probing.tokens.streaming import READER_NAME, StreamedTokens
+from layerbank.probing.tokens.streaming import READER_NAME, StreamedTokens, _Buffer
 from layerbank.probing.tokens.stretches import Stretches
 from layerbank.probing.tokens.token_source import CachedTokens
 
@@ -255,3 +256,24 @@ def test_memory_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Pa
     assert answer["tokens"] == ["streamed"]
     assert answer["accuracies"] == [pytest.approx(1, abs=0.1)]
     assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes
+
+
+def test_a_buffer_waits_for_the_stream_that_copies_it_whatever_the_current_device_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An event on another GPU's stream would be over at once, and the buffer filled while it is still copied."""
+    calls: list[Any] = []
+
+    class Event:
+        def record(self, stream: Any) -> None:
+            calls.append(("record", stream))
+
+        def synchronize(self) -> None:
+            calls.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    buffer = _Buffer(torch.device("cuda:1"))
+    buffer.give_back()
+    buffer.wait()
+    assert calls == [("record", "stream of cuda:1"), "synchronize"]

@@ -115,7 +115,7 @@ def batch_size(more: str = "") -> Callable[[Command], Command]:
         "--batch-size",
         type=click.IntRange(1),
         help="Images per forward pass. [default: on a CPU up to 64 images and 1,600 tokens (8 images of 224 pixels in patches of "
-        f"16); on a GPU the largest power of two up to 512 that fits into its free memory{more}]",
+        f"16); on a GPU up to 512, as its free memory holds{more}]",
     )
 
 

@@ -52,6 +52,15 @@ def batch_size_on_a_cpu(backbone: Backbone) -> int:
     return 1 << min(max(fitting, 1), LARGEST_ON_A_CPU).bit_length() - 1
 
 
+def even_batch_size(num_rows: int, most: int) -> int:
+    """Return the size of the fewest batches of at most `most` rows, as equal as they can be.
+
+    >>> even_batch_size(592, 512), even_batch_size(128, 512)
+    (296, 128)
+    """
+    return -(-num_rows // -(-num_rows // most))
+
+
 def fitting_batch_size(peak_bytes: Callable[[int], int], free_bytes: int) -> int:
     """Return the largest power of two, 1 to LARGEST, whose forward pass fits into the memory.
 

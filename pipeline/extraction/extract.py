@@ -45,6 +45,7 @@ from layerbank.cache import (
     read_store_info,
     write_target,
 )
+from layerbank.cache.geometry import rows_per_block
 from layerbank.cache.rows import MISSING
 
 from ..data.image_source import BadImage
@@ -53,7 +54,7 @@ from ..data.split_rows import SplitRows
 from ..errors import RequestError, WorkError
 from ..events import ImageSkipped, OnEvent, RowsFound, ShareFinished, ignore
 from ..models.backbone import Backbone
-from .batch_size import batch_size_on_a_cpu, choose_batch_size
+from .batch_size import batch_size_on_a_cpu, choose_batch_size, even_batch_size
 from .loop import ExtractionTask, run_tasks
 from .write_behind import BatchWriter
 
@@ -427,11 +428,15 @@ def _request(extraction: Extraction, gap: Gap, rows: SplitRows, batch_size: int)
 
 
 def batch_size_of(extraction: Extraction, gap: Gap) -> int:
-    """Choose the batch size of a new store; an existing one keeps its own, so nothing is tried out for it."""
+    """Choose the batch size of a new store; an existing one keeps its own, so nothing is tried out for it.
+
+    A GPU's is made smaller until it divides a row block, of which no batch crosses the border.
+    """
     backbone, config = extraction.backbone, extraction.config
     if config.batch_size is not None:
         return config.batch_size
     if gap.files is not None:
         return batch_size_on_a_cpu(backbone)
     levels, kinds = (list(dict.fromkeys(names)) for names in zip(*config.arrays, strict=True))
-    return choose_batch_size(backbone, backbone.compile(levels, kinds))
+    batch_size = choose_batch_size(backbone, backbone.compile(levels, kinds))
+    return even_batch_size(rows_per_block(len(gap.rows)), batch_size) if backbone.device.type == "cuda" else batch_size

@@ -20,6 +20,9 @@ from ..events import BatchHalved, CompileFailed, OnEvent
 from ..memory import shortage_of
 from ..models.backbone import TokenFunction, Tokens
 
+MOST_PADDING = 1 / 16  # of a batch; a shorter one takes the plain pass
+MOST_SHAPES = 1024  # graphs of a model: each size of batch has one, and torch gives up after eight
+
 
 class SteadyForward:
     """`images [n, 3, H, W] -> tokens`, for n up to the batch size.
@@ -46,7 +49,7 @@ class SteadyForward:
         self._compiled: Callable[[Tensor], Tokens] | None = None
         self._known: set[int] = set()  # batch sizes that the compiler has managed
         if backend is not None:
-            # one shape at a time: the last batch is padded to it, so a graph is made once a size
+            # one shape at a time: a batch that is nearly full is padded to it, so a graph is made once a size
             self._compiled = torch.compile(function.forward, backend=backend, fullgraph=True, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tokens:
@@ -67,10 +70,11 @@ class SteadyForward:
 
     def _part(self, images: Tensor) -> Tokens:
         ready = self._function.normalise(images)
-        if self._compiled is None:
+        if self._compiled is None or padded_size(len(ready), self._part_size) < self._part_size:
             return self._function.forward(ready)
         try:
-            tokens = self._compiled(_padded(ready, self._part_size))
+            with torch._dynamo.config.patch(cache_size_limit=MOST_SHAPES):
+                tokens = self._compiled(_padded(ready, self._part_size))
         except Exception as error:  # compilers raise anything; if it is the model's own, the plain pass raises it again
             if self._part_size in self._known or shortage_of(error):
                 raise
@@ -91,6 +95,15 @@ class SteadyForward:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # pieces of the size that did not fit
         self._on_event(BatchHalved(backbone=self._model_id, num_images=self._part_size, reason=reason))
+
+
+def padded_size(num_images: int, batch_size: int) -> int:
+    """Return how many images go through the model for a batch: those of a full one if few are missing, else its own.
+
+    >>> padded_size(60, 64), padded_size(59, 64)
+    (64, 59)
+    """
+    return batch_size if batch_size - num_images <= MOST_PADDING * batch_size else num_images
 
 
 def _joined(parts: list[Tokens]) -> Tokens:

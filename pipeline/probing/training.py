@@ -135,7 +135,7 @@ def _announce(group: ProbeGroup, on_event: OnEvent, *, again: bool = False) -> N
 def open_tokens(test: SplitTokens, group: ProbeGroup) -> StreamedTokens:
     """The test images, with all that the probes of a group read of them."""
     tokens = CachedTokens(test, [one for named in group.probes for one in named.family])
-    return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, pin=group.placement.device.type == "cuda")
+    return StreamedTokens(tokens, buffer_rows=FEWEST_BUFFER_ROWS, device=group.placement.device)
 
 
 def solve_probe(

@@ -143,7 +143,7 @@ def tokens(measured: Measured) -> Figures:
             yield {"what": f"take, {name}", "rows": len(batch), "take_s": take_s, "waits": waits}
         largest = float((held[0].take(batch) - exact.take(batch)).abs().max())
         yield {"what": "take, largest difference from the host's bits", "difference": largest}
-        streamed = StreamedTokens(stored, buffer_rows=MOST_BUFFER_ROWS, pin=measured.on_gpu)
+        streamed = StreamedTokens(stored, buffer_rows=MOST_BUFFER_ROWS, device=measured.device)
         order = torch.split(streamed.order(torch.arange(len(stored.labels)), 0, 0), 2048)
 
         def read() -> None:

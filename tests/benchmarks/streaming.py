@@ -89,7 +89,7 @@ def main() -> None:
 
 def compare_places(cache: SplitTokens, named: ProbeSpec, options: argparse.Namespace) -> None:
     tokens, device = CachedTokens(cache, [named]), torch.device(options.device)
-    streamed = StreamedTokens(tokens, buffer_rows=BUFFER_ROWS, pin=device.type == "cuda")
+    streamed = StreamedTokens(tokens, buffer_rows=BUFFER_ROWS, device=device)
     stored = InOrder(tokens, device, streamed)
     widened = tokens.in_memory()
     widened.tokens = widened.tokens.to(device)
@@ -112,7 +112,7 @@ def compare_company(cache: SplitTokens, options: argparse.Namespace) -> None:
     probes = [parse_probe(name, DEPTH) for name in TOGETHER]
 
     def source_of(read: list[ProbeSpec]) -> StreamedTokens:
-        return StreamedTokens(CachedTokens(cache, read), buffer_rows=BUFFER_ROWS, pin=options.device != "cpu")
+        return StreamedTokens(CachedTokens(cache, read), buffer_rows=BUFFER_ROWS, device=torch.device(options.device))
 
     def train(groups: list[list[ProbeSpec]]) -> None:
         for group in groups:

@@ -75,7 +75,7 @@ class Placement:
         """
         if self.tokens == "resident":
             return ResidentTokens(tokens, self.device)
-        return StreamedTokens(tokens, buffer_rows=self.buffer_rows, pin=self.device.type == "cuda")
+        return StreamedTokens(tokens, buffer_rows=self.buffer_rows, device=self.device)
 
     def describe(self, memory: MemoryPlan) -> dict[str, Any]:
         """Return what a row of results keeps of it and of the memory of its probe: all that could change the result's bits."""

@@ -27,6 +27,7 @@ from .windows import PART_ROWS, Take, read_windows
 
 NUM_BUFFERS = 2  # one that the trainer reads, one that is filled
 READER_NAME = "layerbank token reader"
+CPU = torch.device("cpu")
 BATCHES_AHEAD = 2  # batches that the system begins to read before they are gathered
 FAULT_BYTES = 64 << 10  # of a file, that Linux maps at a page fault
 SHORT_RUN_BYTES = 16 << 10  # of an array, of which a page fault maps too much else: see `windows.py`
@@ -39,15 +40,15 @@ class StreamedTokens:
     Args:
         tokens: which tokens.
         buffer_rows: rows of the store that are shuffled together. Two such buffers are resident at most.
-        pin: give batches in page-locked memory, for a GPU.
+        device: where the batches go; for a GPU they are given in page-locked memory.
 
     Attributes:
         reading_order: [N] int64, the rows in the order in which they are best read; stretches are cut from it.
         stretches: how it is cut and shuffled.
     """
 
-    def __init__(self, tokens: CachedTokens, *, buffer_rows: int, pin: bool = False) -> None:
-        self._tokens, self._pin = tokens, pin
+    def __init__(self, tokens: CachedTokens, *, buffer_rows: int, device: torch.device = CPU) -> None:
+        self._tokens, self._device = tokens, device
         self.labels, self.task, self.token_shape = tokens.labels, tokens.task, tokens.token_shape
         self.images, self.blocks = tokens.images, tokens.blocks
         self.reading_order = tokens.reading_order
@@ -74,7 +75,7 @@ class StreamedTokens:
         announced = (
             read_windows(self._tokens, batches, self._window_rows) if self._scattered else self._announced(batches)
         )
-        buffers = cycle([_Buffer(pin=self._pin) for _ in range(NUM_BUFFERS)])
+        buffers = cycle([_Buffer(self._device) for _ in range(NUM_BUFFERS)])
 
         def read() -> tuple[torch.Tensor, _Buffer] | None:
             batch = next(announced, None)
@@ -85,7 +86,7 @@ class StreamedTokens:
             take(buffer.tokens(len(rows), self.token_shape))
             return rows, buffer
 
-        with closing(announced), ThreadPoolExecutor(1, thread_name_prefix=READER_NAME) as thread:
+        with closing(announced), ThreadPoolExecutor(1, READER_NAME, _begin_thread, (self._device,)) as thread:
             reading = thread.submit(read)
             while (batch := reading.result()) is not None:
                 reading = thread.submit(read)  # into the buffer that the trainer does not read
@@ -131,6 +132,12 @@ class StreamedTokens:
             advice(self.reading_order[rows[rows < len(self.reading_order)]])
 
 
+def _begin_thread(device: torch.device) -> None:
+    """A thread begins on GPU 0, where page-locked memory would make a context of its own."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int:
     """An upper bound of what streaming takes: pages of the map, buffers, one gather, and lists as long as the split."""
     of_batch = 4 * int(np.prod(tokens.token_shape))
@@ -143,8 +150,8 @@ def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int
 class _Buffer:
     """Memory for one batch; for a GPU it is page-locked, and not used again before the copy out of it is over."""
 
-    def __init__(self, *, pin: bool) -> None:
-        self._pin = pin
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pin = device, device.type == "cuda"
         self._values = torch.empty(0)
         self._copied: torch.cuda.Event | None = None
 
@@ -156,10 +163,12 @@ class _Buffer:
         return self._values[:size].view(num_rows, *token_shape)
 
     def give_back(self) -> None:
-        """The trainer calls this when it has queued all copies."""
+        """The trainer calls this when it has queued all copies, which it does on the current stream of their device."""
         if self._pin:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+            self._copied.record(
+                torch.cuda.current_stream(self._device)
+            )  # not of the current device, which may be another
 
     def wait(self) -> None:
         """Wait until the memory may be filled again."""
