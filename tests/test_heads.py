@@ -110,7 +110,7 @@ def test_parameters_before_the_classifier_are_those_of_the_protocol(embed_dim: i
         AimProbe(d, 12, C, num_queries=5): 2 * d**2 + 5 * d,
         EpProbe(d, 32, C): 32 * d + d**2,
         EpProbe(d, 32, C, reduction=4): 32 * d + d**2 // 4,
-        VJepaProbe(d, 12, C): 12 * d**2 + 14 * d,
+        VJepaProbe(d, 12, C): 11 * d**2 + 13 * d,
         MapProbe(d, 12, C): 12 * d**2 + 12 * d,
         AbmilpProbe(d, C): d**2 + 2 * d + 1,
         SimPoolProbe(d, C): 2 * d**2 + 2 * d,
@@ -183,7 +183,7 @@ def equation(probe: Any, x: Tensor) -> Tensor:
         inside = normed(x, probe.norm1)
         keys, values, query = probe.to_k(inside), probe.to_v(inside), probe.to_q(probe.query)[0]
         y = torch.stack([attend_plainly(query, k, v, 3) for k, v in zip(keys, values, strict=True)])
-        y = probe.query + probe.proj(y)
+        y = probe.query + y
         return y + probe.fc2(gelu(probe.fc1(normed(y, probe.norm2))))
     if isinstance(probe, MapProbe):
         keys, values, query = probe.to_k(x), probe.to_v(x), probe.to_q(probe.query)[0]

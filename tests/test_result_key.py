@@ -33,7 +33,7 @@ def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_froz
     of_protocol = {f"protocol.{one.name}" for one in fields(TrainingProtocol)} - {"protocol.validation_fraction"}
     of_probe = {f"probe.{one.name}" for one in fields(ProbeSpec)} - {"probe.depth"}
     assert {name for name in KEY_TABLE if name.startswith("protocol.")} == of_protocol
-    assert {name for name in KEY_TABLE if name.startswith("probe.")} == of_probe
+    assert {name for name in KEY_TABLE if name.startswith("probe.")} == of_probe | {"probe.head_version"}
     assert {one.name for one in fields(DataKey)} <= set(KEY_TABLE)
     assert {name: frozen for name, frozen in KEY_TABLE.items() if frozen is not ALWAYS} == {
         "train_usable": "all",
@@ -45,6 +45,7 @@ def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_froz
         "protocol.jitter_validation": False,
         "protocol.sweep": "full",
         "protocol.compute": "float32",
+        "probe.head_version": 1,
         "probe.num_heads": None,
         "probe.normalize": "width",
         "probe.protocol": {},

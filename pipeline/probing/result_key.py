@@ -68,6 +68,7 @@ KEY_TABLE: Mapping[str, Any] = {
     "protocol.seed": ALWAYS,
     "probe.name": ALWAYS,
     "probe.head": ALWAYS,
+    "probe.head_version": 1,
     "probe.levels": ALWAYS,
     "probe.kinds": ALWAYS,
     "probe.num_heads": None,
@@ -182,7 +183,10 @@ def _usable(tokens: SplitTokens) -> str:
 
 def _probe_values(probe: ProbeSpec) -> dict[str, Any]:
     """Field -> JSON value; probes within a probe by the same table."""
+    from layerbank.probes import HEADS
+
     values = {one.name: getattr(probe, one.name) for one in fields(probe) if one.name not in _NOT_DECISIVE}
+    values["head_version"] = HEADS[probe.head].version
     values["candidates"] = [_inner(one) for one in probe.candidates]
     if probe.derived is not None:
         rule = "smallest" if isinstance(probe.derived, SmallestLevels) else "top"

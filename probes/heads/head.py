@@ -152,6 +152,8 @@ class HeadType:
         has_parameters: False for a solved head that keeps training tokens instead.
         grid: for a solved head, the field of the protocol that lists its settings.
         own_forms: the forms of its names; None for the usual ones.
+        version: raised when a change of its equation or its initial weights changes results; the rows before are then computed
+            again.
     """
 
     name: str
@@ -168,6 +170,7 @@ class HeadType:
     has_parameters: bool = True
     grid: Literal["penalties", "num_neighbors"] = "penalties"
     own_forms: tuple[Form, ...] | None = None
+    version: int = 1
 
     @property
     def has_heads(self) -> bool:
