@@ -32,6 +32,23 @@ def test_what_is_solved_reads_the_tokens_of_the_linear_probe(head: str, part: st
     assert (solved.levels, solved.kinds, solved.num_heads) == (linear.levels, linear.kinds, None)
 
 
+@pytest.mark.parametrize("head", ["linear", "ridge", "logreg", "knn"])
+@pytest.mark.parametrize(
+    ("part", "attentive"),
+    [
+        ("grid2", "alf-grid2"),
+        ("grid3-mid", "alf-grid3-mid"),
+        ("patch", "aat"),
+        ("patch@3", "aat@3"),
+        ("patch-mid", "cae-mid"),
+    ],
+)
+def test_flat_heads_read_cells_and_patches_as_attention_does(head: str, part: str, attentive: str) -> None:
+    flat, other = parse_probe(f"{head}-{part}", 12), parse_probe(attentive, 12)
+    assert (flat.head, flat.levels, flat.kinds, flat.num_heads) == (head, other.levels, other.kinds, None)
+    assert flat.short_name == f"{head}-{part}"
+
+
 def test_alf_is_attention_over_cls_and_ap_of_all_levels_but_block_0_with_one_head_a_token() -> None:
     probe = parse_probe("alf", 12)
     assert probe.levels == (*(f"block.{k}" for k in range(1, 12)), "final")

@@ -4,6 +4,7 @@
     linear-{set}                      cls + ap of a layer set, concatenated, a linear layer
     attn-{set}, alf = attn-all        cls + ap of a layer set, stacked, attention with one head a token
     linear-{set}-cls, alf-ap, ...     the same on one of the two kinds
+    linear-grid{g}, linear-patch, ... the tokens of alf-grid{g} and of aat, concatenated, a linear layer; also -{set} and @k
     ridge-*, logreg-*, knn-*          the tokens of linear-*, solved: closed form, L-BFGS, nearest neighbours
     alf-grid{g}, alf-grid{g}-{set}    cls + g x g cells of a layer set, stacked, attention with 24 heads (48 from depth 24)
     aat                               cls + every patch of `final`, attention with 8 heads

@@ -196,6 +196,12 @@ class HeadType:
                 Form(text=f"{self.name}-{{layers}}-{{kind}}"),
                 Form(text=f"{self.name}@{{level}}", kinds=("cls",)),
                 Form(text=f"{self.name}-ap@{{level}}", kinds=("ap",)),
+                Form(text=f"{self.name}-{{grid}}", layers="all", kinds=("cls",)),
+                Form(text=f"{self.name}-{{grid}}-{{layers}}", kinds=("cls",)),
+                Form(text=f"{self.name}-{{grid}}@{{level}}", kinds=("cls",)),
+                Form(text=f"{self.name}-patch", kinds=("cls", "patch")),
+                Form(text=f"{self.name}-patch-{{layers}}", kinds=("cls", "patch")),
+                Form(text=f"{self.name}-patch@{{level}}", kinds=("cls", "patch")),
             )
         forms = (
             Form(text=self.name, layers=self.layers, kinds=self.kinds),
