@@ -83,7 +83,7 @@ def train_group(
         source,
         lambda: open_tokens(open_test(), group),
         group.protocol,
-        memory_bytes=group.placement.training_bytes,
+        plan=group.placement.plan,
         device=group.placement.device,
         journal=journal_of(group),
         on_event=relay(group.names, on_event, group.cache.task.metric),
