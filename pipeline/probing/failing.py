@@ -20,7 +20,7 @@ Fail = Callable[[str, Exception], None]
 """Called with the name of a probe that failed, and the error."""
 
 ProbeFailure = RequestError | WorkError | ProbeError
-_CAUGHT = (RequestError, WorkError, ProbeError, MemoryError, RuntimeError)
+CAUGHT = (RequestError, WorkError, ProbeError, MemoryError, RuntimeError)
 
 
 class Failures:
@@ -51,26 +51,20 @@ class Failures:
         """Within, an error that concerns one probe is recorded as this probe's."""
         try:
             yield
-        except _CAUGHT as error:
+        except CAUGHT as error:
             self.add(named, error)
 
-    def together(self, probes: Sequence[ProbeSpec], work: Callable[[], None]) -> bool:
-        """Do the work of some probes.
+    def add_of_group(self, probes: Sequence[ProbeSpec], error: Exception) -> bool:
+        """Record the error of a group as that of its only probe; raise one that does not concern one probe.
 
         Returns:
-            False if it failed and any of several probes may be the cause.
+            False for a group of several probes, any of which may be the cause: nothing is recorded.
         """
         if len(probes) == 1 or self._fail is None:
-            with self.of(probes[0]):
-                work()
-            return True
-        try:
-            work()
-        except _CAUGHT as error:
-            if _failure(probes[0], error) is None:
-                raise
-            return False
-        return True
+            self.add(probes[0], error)
+        elif _failure(probes[0], error) is None:
+            raise error
+        return len(probes) == 1
 
     def check_base(self, named: ProbeSpec, base: ProbeSpec) -> None:
         """Raise WorkError if the base of a post-hoc probe has failed."""
