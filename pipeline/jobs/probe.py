@@ -125,7 +125,7 @@ def prepare_probes(
     _report_shared_images(splits[0].record, splits[1].record, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
-        train, test = (work.extract(rows) for rows in splits)
+        train, test = work.extract(splits)
     else:
         work = work.settled(splits)
         train, test = (work.tokens(rows) for rows in splits)

@@ -27,23 +27,22 @@ class Failures:
     """The probes of one run that failed.
 
     Args:
-        key: returns the key of a probe's row.
         fail: called with each; None raises the first one's error.
     """
 
-    def __init__(self, key: Callable[[ProbeSpec], str], fail: Fail | None) -> None:
-        self._key, self._fail = key, fail
-        self._errors: dict[str, ProbeFailure] = {}
+    def __init__(self, fail: Fail | None) -> None:
+        self._fail = fail
+        self._errors: dict[str, ProbeFailure] = {}  # by the name of the probe
 
     def __contains__(self, named: ProbeSpec) -> bool:
-        return self._key(named) in self._errors
+        return named.name in self._errors
 
     def add(self, named: ProbeSpec, error: Exception) -> None:
         """Record the error as this probe's; raise one that does not concern one probe."""
         failure = _failure(named, error) if self._fail else None
         if self._fail is None or failure is None:
             raise error
-        self._errors[self._key(named)] = failure
+        self._errors[named.name] = failure
         self._fail(named.name, failure)
 
     @contextmanager
@@ -68,7 +67,7 @@ class Failures:
 
     def check_base(self, named: ProbeSpec, base: ProbeSpec) -> None:
         """Raise WorkError if the base of a post-hoc probe has failed."""
-        if error := self._errors.get(self._key(base)):
+        if error := self._errors.get(base.name):
             raise WorkError(
                 "probing.base_failed", probe=named.name, base=base.name, base_where=error.where, base_got=error.got
             )

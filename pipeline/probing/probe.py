@@ -166,9 +166,10 @@ class _Run:
         self.cache = train.open()
         self._opened_test: SplitTokens | None = None
         self._are_saved = False
+        self._keys: dict[str, tuple[ProbeSpec, str]] = {}  # by the name of the probe
         if not len(self.open_test().images):
             raise WorkError("probing.no_test_images", data=test.name, num_images=len(test.record))
-        self.failures = Failures(self.key, fail)
+        self.failures = Failures(fail)
         for split in (self.cache, self.open_test()):
             split.task.check(torch.from_numpy(split.labels))
         self._of_study = ResultKey(
@@ -192,7 +193,10 @@ class _Run:
 
     def key(self, named: ProbeSpec) -> str:
         """The key of a probe's row."""
-        return self.result_key(named).digest
+        known = self._keys.get(named.name)
+        if known is None or known[0] != named:
+            known = self._keys[named.name] = named, self.result_key(named).digest
+        return known[1]
 
     def protocol_of(self, named: ProbeSpec) -> TrainingProtocol:
         """The protocol with what a probe changes of it."""
