@@ -76,6 +76,7 @@ class TokenView:
         *,
         tap: str = "norm2",
         name: str = "the images",
+        stores: ModelStores | None = None,
     ) -> TokenView:
         """Find rows in the stores of a model.
 
@@ -86,12 +87,13 @@ class TokenView:
             arrays: (level, kind) of the arrays that each row must have.
             tap: the tap of these arrays.
             name: name of the data, for messages.
+            stores: the stores of the model, if they were read already.
 
         Raises:
             MissingRowsError: some rows are in no store with all of these arrays.
             DamagedStoreError: a file of a store that is read is missing or of another size.
         """
-        view = cls(ModelStores(root, model), tap, list(dict.fromkeys(arrays)), wanted, name)
+        view = cls(stores or ModelStores(root, model), tap, list(dict.fromkeys(arrays)), wanted, name)
         for files in {part.files.path: part.files for part in view._parts}.values():
             names = array_names(files, list(view._keys.values())) or []
             require_sound(files.path, list(quick_damage(files.path, files.header, files.journal, names)))

@@ -6,7 +6,7 @@ made on the held-out images of the protocol; the test images are opened once, af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from .events import OnEvent
 from .fit import FitResult, attribute_time, fit_banks
 from .heads import HeadModule
 from .outcome import LearningCurves, join_curves
-from .plan import Candidate, GroupPlan, TrainableHead, plan_group, plan_passes
+from .plan import Candidate, GroupPlan, plan_group, plan_passes
 from .protocol import Setting, TrainingProtocol
 
 
@@ -126,33 +126,30 @@ def train_chosen(
         DataError: the test tokens differ from the training tokens in shape or classes.
     """
     plan = _plan(choices, train, protocol, memory_bytes)
-    refits = refit(
-        choices, plan.heads, train, open_test, protocol, memory_bytes=plan.banks_bytes, device=device, on_event=on_event
-    )
+    refits = refit(choices, plan, train, open_test, protocol, device, on_event=on_event)
     return [refits[choice] for choice in choices]
 
 
 def refit(
     choices: Sequence[Choice],
-    heads: Mapping[Candidate, TrainableHead],
+    plan: GroupPlan,
     train: TokenSource,
     open_test: Callable[[], TokenSource],
     protocol: TrainingProtocol,
-    *,
-    memory_bytes: int | None,
     device: torch.device | str,
+    *,
     best: float | None = None,
     on_event: OnEvent | None,
 ) -> dict[Choice, Refit]:
-    """`train_chosen` for heads that are prepared already.
+    """`train_chosen` by a plan that is there.
 
     Args:
-        heads: the head of each candidate.
-        memory_bytes: memory for the probes of a pass; None is no limit.
+        plan: the heads, and the memory for the probes of a pass.
         best: highest validation score among the choices, for the progress events.
     """
+    heads = plan.heads
     sizes = [heads[choice.candidate].refit_bytes for choice in choices]
-    passes = [[choices[place] for place in places] for places in plan_passes(sizes, memory_bytes)]
+    passes = [[choices[place] for place in places] for places in plan_passes(sizes, plan.banks_bytes)]
     seconds: dict[Choice, dict[str, float]] = {choice: {} for choice in choices}
     fitted: dict[Choice, FitResult] = {}
     probes: dict[Choice, HeadModule] = {}

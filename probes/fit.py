@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from .banks.bank import Bank
 from .banks.stack import AdamW
 from .data.batches import BatchPlan, plan_batches
-from .data.rows import Reading, draw_jitter, jitter_blocks, upload
+from .data.rows import Jitter, Reading, draw_jitter, jitter_blocks, upload
 from .data.token_source import OrderedSource, TokenSource, blocks_of, read_batches, read_whole
 from .errors import SettingError
 from .events import OnEvent, Reporter
@@ -143,47 +143,63 @@ def fit_banks(
         DataError: there are fewer than two rows.
         SettingError: a bank does not have one setting for each probe.
     """
-    for run in bank_runs:
-        _check_settings(run)
     plan = plan_batches(len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
     task = source.task.fit(source.labels[rows])
     schedule_steps = plan.num_steps if schedule_steps is None else min(schedule_steps, plan.num_steps)
     num_steps = schedule_steps if max_steps is None else min(max_steps, schedule_steps)
-    device, blocks = bank_runs[0].bank.stacks[0].device, blocks_of(source)
+    device = bank_runs[0].bank.stacks[0].device
     workspace = Workspace(torch.float32, device)
     trainings = [_Training(run, protocol, schedule_steps) for run in bank_runs]
     reporter = Reporter(on_event, phase, num_steps, sum(run.bank.num_probes for run in bank_runs), best)
     reporter.report(0)
     batches = islice(_batches(plan, source, rows, protocol.seed), num_steps)
-    with contextlib.closing(read_batches(source, batches)) as stream:
-        for step, (batch, read) in enumerate(stream):
-            targets = task.encode(source.labels[batch])
-            weights = task.sample_weights(targets)
-            weights, targets = weights / weights.sum(), upload(targets, device)
-            tokens = read.to(device, non_blocking=True).flatten(1)
-            jitter = draw_jitter(protocol, step, len(tokens), workspace)
-            if jitter is not None:
-                jitter_blocks(jitter, tokens, blocks)
-            for training in trainings:
-                with training.run.timed():
-                    training.step(step, training.run.reading.read(tokens, workspace, jitter), targets, weights, task)
+    with contextlib.closing(_samples(source, batches, task, protocol, workspace)) as stream:
+        for step, (samples, jitter, targets, weights) in enumerate(stream):
+            for run, training in zip(bank_runs, trainings, strict=True):
+                with run.timed():
+                    tokens = run.reading.read(samples, workspace, jitter)
+                    of_samples = upload(weights.to(training.dtype), device)
+                    noise = training.draw_noise(step, len(samples))
+                    training.update(step, run.bank.compute_gradients(tokens, targets, of_samples, noise, task))
+                    del noise  # before that of the next bank is drawn
             reporter.report(step + 1, [training.losses for training in trainings])
     return [training.result(plan) for training in trainings]
 
 
-def _check_settings(run: BankRun) -> None:
-    num_probes, num_settings = run.bank.num_probes, len(run.settings)
-    if num_settings != num_probes:
-        raise SettingError("probes.wrong_num_settings", num_probes=num_probes, num_settings=num_settings)
+def _samples(
+    source: TokenSource, batches: Iterable[Tensor], task: Task, protocol: TrainingProtocol, workspace: Workspace
+) -> Generator[tuple[Tensor, Jitter | None, Tensor, Tensor], None, None]:
+    """What the banks share of each step.
+
+    Yields:
+        jittered rows [B, F] on the device, their jitter, encoded targets [B] on the device, weights [B] on the host, summing to 1.
+    """
+    device, blocks = workspace.device, blocks_of(source)
+    with contextlib.closing(read_batches(source, batches)) as stream:
+        for step, (batch, read) in enumerate(stream):
+            targets = task.encode(source.labels[batch])
+            weights = task.sample_weights(targets)
+            rows = read.to(device, non_blocking=True).flatten(1)
+            jitter = draw_jitter(protocol, step, len(rows), workspace)
+            if jitter is not None:
+                jitter_blocks(jitter, rows, blocks)
+            yield rows, jitter, upload(targets, device), weights / weights.sum()
 
 
 class _Training:
-    """State of the training of one bank."""
+    """State of the training of one bank.
+
+    Attributes:
+        losses: [P] of the last step.
+        dtype: of the arithmetic.
+    """
 
     def __init__(self, run: BankRun, protocol: TrainingProtocol, schedule_steps: int) -> None:
-        bank = run.bank
-        self.run, self._protocol, self._schedule_steps = run, protocol, schedule_steps
-        self._device, self._dtype = bank.stacks[0].device, bank.stacks[0].dtype
+        bank, num_settings = run.bank, len(run.settings)
+        if num_settings != bank.num_probes:
+            raise SettingError("probes.wrong_num_settings", num_probes=bank.num_probes, num_settings=num_settings)
+        self._run, self._protocol, self._schedule_steps = run, protocol, schedule_steps
+        self._device, self.dtype = bank.stacks[0].device, bank.stacks[0].dtype
         self._optimizer = AdamW(bank.stacks, run.settings)
         self._peaks = [setting.lr for setting in run.settings]
         self._finite = torch.ones(bank.num_probes, dtype=torch.bool, device=self._device)
@@ -193,18 +209,23 @@ class _Training:
         self._curves = torch.full((len(self._points), bank.num_probes), torch.nan, device=self._device)
         self.losses = torch.full((bank.num_probes,), torch.nan, device=self._device)
 
-    def step(self, step: int, tokens: Tensor, targets: Tensor, weights: Tensor, task: Task) -> None:
-        """Gradients, clipping, AdamW: tokens [B, *token_shape] and targets [B] on the device, weights [B] on the host."""
-        bank = self.run.bank
-        noise = _draw_noise(bank, tokens, self._protocol.seed, step)
-        weights = upload(weights.to(self._dtype), self._device)
-        self.losses = bank.compute_gradients(tokens, targets, weights, noise, task)
-        self._finite &= self.losses.isfinite()
+    def draw_noise(self, step: int, num_samples: int) -> dict[int, Tensor]:
+        """Uniform noise [B, T, H] for each number of heads; probes of all dropout rates share one draw."""
+        noise, num_tokens = {}, self._run.reading.token_shape[0]
+        for num_heads in self._run.bank.noise_heads:
+            generator = make_generator(self._protocol.seed, "attention dropout", num_heads, step, device=self._device)
+            noise[num_heads] = torch.rand(num_samples, num_tokens, num_heads, generator=generator, device=self._device)
+        return noise
+
+    def update(self, step: int, losses: Tensor) -> None:
+        """Clip the gradients and change the weights; losses [P] are those of the step."""
+        self.losses = losses
+        self._finite &= losses.isfinite()
         lrs = {lr: cosine_lr(step, self._schedule_steps, lr, self._protocol.min_lr) for lr in set(self._peaks)}
         if step in self._points:
-            self._curves[self._points[step]].copy_(self.losses)
+            self._curves[self._points[step]].copy_(losses)
             self._lrs.append([lrs[lr] for lr in self._peaks])
-        for stack in bank.stacks:
+        for stack in self._run.bank.stacks:
             stack.clip_grads(self._protocol.clip_norm)
         self._optimizer.step(lrs)
 
@@ -230,12 +251,3 @@ def _batches(plan: BatchPlan, source: TokenSource, rows: Tensor, seed: int) -> I
     if isinstance(source, OrderedSource):
         return plan.cut(lambda epoch: source.order(rows, seed, epoch))
     return (rows[positions] for positions in plan.batches(seed))
-
-
-def _draw_noise(bank: Bank, tokens: Tensor, seed: int, step: int) -> dict[int, Tensor]:
-    """Uniform noise [B, T, H] for each number of heads; probes of all dropout rates share one draw."""
-    noise = {}
-    for num_heads in bank.noise_heads:
-        generator = make_generator(seed, "attention dropout", num_heads, step, device=tokens.device)
-        noise[num_heads] = torch.rand(*tokens.shape[:2], num_heads, generator=generator, device=tokens.device)
-    return noise

@@ -119,46 +119,29 @@ class Matmul:
         """x in the dtype of the factors; round a factor of several products once."""
         return x.to(self._dtype)
 
-    def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-        """Product of two matrices."""
-        return self._multiply(torch.mm, a, b, out)
-
-    def bmm(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-        """Batched product of matrices."""
-        return self._multiply(torch.bmm, a, b, out)
-
-    def add_mm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-        """total += a b; on the first call total = a b, whatever its content."""
-        self._accumulate(total.addmm_, torch.mm, total, a, b, first)
-
-    def add_bmm(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-        """`add_mm` for batches of matrices."""
-        self._accumulate(total.baddbmm_, torch.bmm, total, a, b, first)
-
-    def _accumulate(
-        self,
-        add: Callable[..., Tensor],
-        product: Callable[..., Tensor],
-        total: Tensor,
-        a: Tensor,
-        b: Tensor,
-        first: bool,
-    ) -> None:
-        if total.dtype == self._dtype:
-            with self.library_for(a.nbytes + b.nbytes + total.nbytes):
-                add(self.factor(a), self.factor(b), beta=0 if first else 1)
-        elif first:
-            self._multiply(product, a, b, total)
-        else:
-            total.add_(self._multiply(product, a, b, torch.empty_like(total)))
-
-    def _multiply(self, product: Callable[..., Tensor], a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        a, b = self.factor(a), self.factor(b)
+    def multiply(self, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        """Product of two matrices, or of two batches of matrices."""
+        a, b, product = self.factor(a), self.factor(b), _product_of(a)
         if out.dtype != self._dtype and self._on_gpu and has_float32_output():
             return product(a, b, out_dtype=out.dtype, out=out)
         a, b = a.to(out.dtype), b.to(out.dtype)
         with self.library_for(0 if _interleaved(a) or _interleaved(b) else a.nbytes + b.nbytes + out.nbytes):
             return product(a, b, out=out)
+
+    def accumulate(self, total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+        """total += a b; on the first call total = a b, whatever its content."""
+        if total.dtype == self._dtype:
+            add = total.addmm_ if total.dim() == 2 else total.baddbmm_
+            with self.library_for(a.nbytes + b.nbytes + total.nbytes):
+                add(self.factor(a), self.factor(b), beta=0 if first else 1)
+        elif first:
+            self.multiply(a, b, out=total)
+        else:
+            total.add_(self.multiply(a, b, out=torch.empty_like(total)))
+
+
+def _product_of(factor: Tensor) -> Callable[..., Tensor]:
+    return torch.mm if factor.dim() == 2 else torch.bmm
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from .banks.budget import FLOAT_BYTES, MemoryPlan, least_memory, plan_memory, sizes_of, too_little_memory
+from .banks.budget import FLOAT_BYTES, MemoryPlan, Sizes, least_memory, plan_memory, sizes_of, too_little_memory
 from .banks.make_bank import make_bank
 from .data.rows import Reading
 from .data.token_source import TokenSource, blocks_of, has_blocks
@@ -21,7 +21,6 @@ from .errors import SettingError
 from .fit import BankRun
 from .heads import HEADS, Head, HeadModule, check_task, make_probe
 from .protocol import Setting, TrainingProtocol
-from .tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +43,27 @@ class TrainableHead:
     Attributes:
         candidate: the head and the blocks that it reads.
         reading: tokens of a row that the head reads.
-        task: the task of the data set.
+        sizes: what decides the memory of its grid, with the task of the data set.
         protocol: grid, seed and matmul precision.
         memory: number and shape of the banks of the grid.
-        refit_bytes: upper bound of the memory for training one probe.
     """
 
     candidate: Candidate
     reading: Reading
-    task: Task
+    sizes: Sizes
     protocol: TrainingProtocol
     memory: MemoryPlan
-    refit_bytes: int
+
+    @cached_property
+    def refit_bytes(self) -> int:
+        """Upper bound of the memory for training one probe."""
+        return plan_memory(replace(self.sizes, num_probes=1)).total_bytes
 
     @cached_property
     def initial(self) -> HeadModule:
         """The probe with the initial weights of every setting."""
         seed = self.protocol.seed
-        return make_probe(self.candidate.head, self.reading.token_shape, self.task.num_outputs, seed=seed)
+        return make_probe(self.candidate.head, self.reading.token_shape, self.sizes.num_outputs, seed=seed)
 
     def make_run(
         self,
@@ -81,17 +83,57 @@ class GroupPlan:
 
     Attributes:
         heads: the head of each candidate.
-        banks_bytes: memory for the banks of a pass; None is no limit.
-        num_passes: passes over the batches that train all banks of all candidates.
-        total_bytes: upper bound of the memory for training.
-        least_bytes: the smallest memory for which there is a plan.
+        shared_bytes: memory for the rows of a batch, beside the banks of a pass.
+        memory_bytes: memory for training; None is no limit.
     """
 
     heads: Mapping[Candidate, TrainableHead]
-    banks_bytes: int | None
-    num_passes: int
-    total_bytes: int
-    least_bytes: int
+    shared_bytes: int
+    memory_bytes: int | None = None
+
+    @property
+    def banks_bytes(self) -> int | None:
+        """Memory for the banks of a pass; None is no limit."""
+        return None if self.memory_bytes is None else self.memory_bytes - self.shared_bytes
+
+    @cached_property
+    def passes(self) -> list[list[int]]:
+        """The sizes of the banks of each pass that trains all banks of all candidates."""
+        banks = [head.memory.total_bytes for head in self.heads.values() for _ in range(head.memory.num_banks)]
+        return [[banks[bank] for bank in of_pass] for of_pass in plan_passes(banks, self.banks_bytes)]
+
+    @property
+    def num_passes(self) -> int:
+        """Passes over the batches that train all banks of all candidates."""
+        return len(self.passes)
+
+    @property
+    def total_bytes(self) -> int:
+        """Upper bound of the memory for training."""
+        return self.shared_bytes + max(map(sum, self.passes))
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest memory for which there is a plan."""
+        return self.shared_bytes + max(least_memory(head.sizes) for head in self.heads.values())
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the largest batch."""
+        return next(iter(self.heads.values())).sizes.batch_size
+
+    def within(self, memory_bytes: int) -> GroupPlan:
+        """The same heads in less memory, in more banks or passes where that is necessary.
+
+        Raises:
+            SettingError: the memory is too small for one probe of a head.
+        """
+        if memory_bytes < self.least_bytes:
+            most = max((head.sizes for head in self.heads.values()), key=least_memory)
+            raise too_little_memory(self.least_bytes, memory_bytes, most.token_shape)
+        limit = memory_bytes - self.shared_bytes
+        heads = {one: replace(head, memory=plan_memory(head.sizes, limit)) for one, head in self.heads.items()}
+        return replace(self, heads=heads, memory_bytes=memory_bytes)
 
 
 def plan_group(
@@ -108,40 +150,19 @@ def plan_group(
     Raises:
         SettingError: head and tokens or head and task do not fit each other, or the memory is too small for one probe of a head.
     """
-    for one in candidates:
-        check_task(one.head, source.task)
-    readings = [reading_of(one, source) for one in candidates]
-    sizes = [
-        sizes_of(one.head, reading.token_shape, source.task, len(source.labels), protocol)
-        for one, reading in zip(candidates, readings, strict=True)
-    ]
-    alone = len(candidates) == 1 and readings[0].whole
-    shared_bytes = 0 if alone else FLOAT_BYTES * sizes[0].batch_size * prod(source.token_shape)
-    least = [least_memory(of_head) for of_head in sizes]
-    least_bytes = shared_bytes + max(least)
-    if memory_bytes is not None and memory_bytes < least_bytes:
-        raise too_little_memory(least_bytes, memory_bytes, sizes[least.index(max(least))].token_shape)
-    banks_bytes = None if memory_bytes is None else memory_bytes - shared_bytes
-    heads = {
-        candidate: TrainableHead(
-            candidate=candidate,
-            reading=reading,
-            task=source.task,
-            protocol=protocol,
-            memory=plan_memory(of_head, banks_bytes),
-            refit_bytes=plan_memory(replace(of_head, num_probes=1)).total_bytes,
+    heads = {}
+    for candidate in candidates:
+        check_task(candidate.head, source.task)
+        reading = reading_of(candidate, source)
+        sizes = sizes_of(candidate.head, reading.token_shape, source.task, len(source.labels), protocol)
+        heads[candidate] = TrainableHead(
+            candidate=candidate, reading=reading, sizes=sizes, protocol=protocol, memory=plan_memory(sizes)
         )
-        for candidate, reading, of_head in zip(candidates, readings, sizes, strict=True)
-    }
-    banks = [head.memory.total_bytes for head in heads.values() for _ in range(head.memory.num_banks)]
-    passes = plan_passes(banks, banks_bytes)
-    return GroupPlan(
-        heads=heads,
-        banks_bytes=banks_bytes,
-        num_passes=len(passes),
-        total_bytes=shared_bytes + max(sum(banks[bank] for bank in of_pass) for of_pass in passes),
-        least_bytes=least_bytes,
+    alone = len(candidates) == 1 and reading.whole
+    plan = GroupPlan(
+        heads=heads, shared_bytes=0 if alone else FLOAT_BYTES * sizes.batch_size * prod(source.token_shape)
     )
+    return plan if memory_bytes is None else plan.within(memory_bytes)
 
 
 def plan_passes(sizes: Sequence[int], budget_bytes: int | None) -> list[list[int]]:

@@ -1,8 +1,8 @@
-"""Train the grids of some heads on the kept images, together, and score each setting on the held-out images.
+"""The grids of heads that train together: their banks, pass by pass, and the validation score of each setting.
 
-Grids are trained bank by bank; banks that fit into the memory share a pass over the batches. The scores of a finished bank are
-written to a journal, if there is one, so that a sweep that was interrupted does not train it again. Settings that train to the
-same bits (`protocol.first_duplicates`) are trained once and get the same score.
+Grids are trained bank by bank (`sweep.py`); banks that fit into the memory share a pass over the batches. The scores of a finished
+bank are written to a journal, if there is one, so that a sweep that was interrupted does not train it again. Settings that train to
+the same bits (`protocol.first_duplicates`) are trained once and get the same score.
 
 A sweep is full by default, one round of all settings. Successive halving is an option:
 
@@ -19,7 +19,7 @@ more, 4 a half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,11 +29,10 @@ from torch import Tensor
 from .data.batches import BatchPlan, plan_batches
 from .data.split import split_rows
 from .data.token_source import TokenSource
-from .evaluate import validate
 from .events import OnEvent, Progress
-from .fit import attribute_time, fit_banks
+from .fit import BankRun, FitResult
 from .outcome import LearningCurves, Rung, SettingScore, join_curves
-from .plan import Candidate, TrainableHead, plan_passes
+from .plan import Candidate, GroupPlan, TrainableHead, plan_passes
 from .protocol import Setting, TrainingProtocol, first_duplicates
 
 SHRINK = 3  # each rung trains a third of the settings for three times the steps, at equal cost
@@ -95,69 +94,78 @@ class Selection:
     seconds: dict[str, float]
 
 
-def select(
-    heads: Mapping[Candidate, TrainableHead],
-    train: TokenSource,
-    protocol: TrainingProtocol,
-    *,
-    memory_bytes: int | None,
-    device: torch.device | str,
-    journal: Journal | None,
-    on_event: OnEvent | None,
-) -> dict[Candidate, Selection]:
-    """Score every setting of every head.
+class GridSearch:
+    """The grids of some heads on their way through the rungs.
 
     Args:
-        heads: the head of each candidate.
+        plan: the heads, and the memory for the banks of a pass.
         train: the training images.
         protocol: the grid, the split and how to train.
-        memory_bytes: memory for the banks of a pass; None is no limit.
-        device: of the arithmetic.
         journal: finished banks.
-        on_event: called with `Progress`.
+
+    Attributes:
+        kept: [n] int64, the rows that train.
+        held_out: [m] int64, the rows that score.
+        task: fitted to the rows that train.
     """
-    kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
-    task = train.task.fit(train.labels[kept])
-    plan = plan_batches(len(kept), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
-    grids = [_Grid(head, plan) for head in heads.values()]
-    for rung in range(len(grids[0].planned)):
-        banks: list[_GridBank] = []
-        for bank in (bank for grid in grids for bank in grid.begin(rung)):
-            known = None if journal is None else journal.find(bank.key)
-            if known is None:
-                banks.append(bank)
-            else:
-                bank.grid.record(bank, known)
-        passes = plan_passes([bank.grid.head.memory.total_bytes for bank in banks], memory_bytes)
-        for number, places in enumerate(passes):
-            banks_of_pass = [banks[place] for place in places]
-            runs = [bank.grid.head.make_run(bank.key.settings, device, bank.grid.seconds) for bank in banks_of_pass]
-            steps = banks_of_pass[0].key.num_steps
-            best = max((grid.best for grid in grids if grid.best is not None), default=None)
-            report = _events_of_pass(on_event, number, len(passes))
-            with attribute_time("select", runs):
-                fitted = fit_banks(
-                    runs, train, kept, protocol, schedule_steps=steps, phase="select", best=best, on_event=report
-                )
-            with attribute_time("validate", runs):
-                accuracies = validate(runs, train, held_out, protocol, task, best=best, on_event=report)
-            del runs  # before the next banks take their memory
-            for bank, outcome, accuracy in zip(banks_of_pass, fitted, accuracies, strict=True):
-                accuracy.masked_fill_(outcome.diverged, torch.nan)
-                scores = BankScores(accuracies=accuracy, curves=outcome.curves)
-                if journal is not None:
-                    journal.keep(bank.key, scores)
-                bank.grid.record(bank, scores)
-    return {grid.head.candidate: grid.selection() for grid in grids}
+
+    def __init__(
+        self, plan: GroupPlan, train: TokenSource, protocol: TrainingProtocol, journal: Journal | None
+    ) -> None:
+        self.kept, self.held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
+        self.task = train.task.fit(train.labels[self.kept])
+        batches = plan_batches(
+            len(self.kept), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
+        )
+        self._banks_bytes, self._journal = plan.banks_bytes, journal
+        self._grids = [_Grid(head, batches) for head in plan.heads.values()]
+
+    @property
+    def best(self) -> float | None:
+        """The highest validation score so far."""
+        return max((grid.best for grid in self._grids if grid.best is not None), default=None)
+
+    def passes(self, on_event: OnEvent | None) -> Iterator[tuple[list[GridBank], OnEvent | None]]:
+        """The banks of each pass that are not in the journal, and a callback for the progress of the pass.
+
+        The scores of a pass have to be recorded before the next one is taken.
+        """
+        for rung in range(len(self._grids[0].planned)):
+            banks = []
+            for bank in (bank for grid in self._grids for bank in grid.begin(rung)):
+                known = None if self._journal is None else self._journal.find(bank.key)
+                if known is None:
+                    banks.append(bank)
+                else:
+                    bank.grid.record(bank, known)
+            passes = plan_passes([bank.grid.head.memory.total_bytes for bank in banks], self._banks_bytes)
+            for number, places in enumerate(passes):
+                yield [banks[place] for place in places], _events_of_pass(on_event, number, len(passes))
+
+    def record(self, banks: Sequence[GridBank], fitted: Sequence[FitResult], accuracies: Sequence[Tensor]) -> None:
+        """Keep the scores [P] of the banks of a pass."""
+        for bank, outcome, accuracy in zip(banks, fitted, accuracies, strict=True):
+            scores = BankScores(accuracies=accuracy.masked_fill(outcome.diverged, torch.nan), curves=outcome.curves)
+            if self._journal is not None:
+                self._journal.keep(bank.key, scores)
+            bank.grid.record(bank, scores)
+
+    def selections(self) -> dict[Candidate, Selection]:
+        """The scores of each head, after the last pass."""
+        return {grid.head.candidate: grid.selection() for grid in self._grids}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _GridBank:
+class GridBank:
     """A bank of a grid, with the indices of its settings in the grid."""
 
     grid: _Grid
     members: list[int]
     key: BankKey
+
+    def make_run(self, device: torch.device | str) -> BankRun:
+        """The bank, with the initial weights."""
+        return self.grid.head.make_run(self.key.settings, device, self.grid.seconds)
 
 
 class _Grid:
@@ -177,7 +185,7 @@ class _Grid:
     def best(self) -> float | None:
         return max((score.validation for score in self._scores.values() if score.validation is not None), default=None)
 
-    def begin(self, number: int) -> list[_GridBank]:
+    def begin(self, number: int) -> list[GridBank]:
         """The banks of a rung."""
         rung, settings = self.planned[number], self._settings
         if number:
@@ -193,10 +201,10 @@ class _Grid:
             members = [by_dropout[place] for place in places]
             trained = tuple(settings[member] for member in members)
             key = BankKey(candidate=self.head.candidate, settings=trained, num_steps=rung.num_steps)
-            banks.append(_GridBank(grid=self, members=members, key=key))
+            banks.append(GridBank(grid=self, members=members, key=key))
         return banks
 
-    def record(self, bank: _GridBank, scores: BankScores) -> None:
+    def record(self, bank: GridBank, scores: BankScores) -> None:
         self._curves.append((bank.members, scores.curves))
         for member, accuracy in zip(bank.members, scores.accuracies.tolist(), strict=True):
             self._scores[member] = SettingScore(

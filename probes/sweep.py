@@ -18,12 +18,14 @@ import torch
 
 from .chosen import Choice, Refit, refit
 from .data.token_source import TokenSource
+from .evaluate import validate
 from .events import OnEvent
+from .fit import attribute_time, fit_banks
 from .heads import Head
 from .outcome import Rung, SweepResult, choose
-from .plan import Candidate, TrainableHead, plan_group
+from .plan import Candidate, GroupPlan, TrainableHead, plan_group
 from .protocol import Setting, TrainingProtocol
-from .select import Journal, Selection, select
+from .select import GridSearch, Journal, Selection
 
 
 def run_sweep(
@@ -36,11 +38,10 @@ def run_sweep(
     device: torch.device | str = "cpu",
     on_event: OnEvent | None = None,
 ) -> SweepResult:
-    """The sweep of one head that reads whole rows; other arguments and errors as in `run_sweeps`."""
-    sweeps = [[Candidate(head=head)]]
-    (result,) = run_sweeps(
-        sweeps, train, open_test, protocol, memory_bytes=memory_bytes, device=device, on_event=on_event
-    )
+    """The sweep of one head that reads whole rows, trained in `memory_bytes`; the rest as in `run_sweeps`."""
+    candidate = Candidate(head=head)
+    plan = plan_group([candidate], train, protocol, memory_bytes)
+    (result,) = run_sweeps([[candidate]], train, open_test, protocol, plan=plan, device=device, on_event=on_event)
     return result
 
 
@@ -50,7 +51,7 @@ def run_sweeps(
     open_test: Callable[[], TokenSource],
     protocol: TrainingProtocol,
     *,
-    memory_bytes: int | None = None,
+    plan: GroupPlan | None = None,
     device: torch.device | str = "cpu",
     journal: Journal | None = None,
     on_event: OnEvent | None = None,
@@ -63,8 +64,8 @@ def run_sweeps(
         train: the training images; candidates read blocks of its rows.
         open_test: opens the test images; called once, after all training.
         protocol: the grid and how to train.
-        memory_bytes: memory for training on the device, beside tokens that a source keeps there; see `banks/budget.py`. What does
-            not fit at once is trained in several banks and passes, one after the other. None is no limit.
+        plan: of `plan_group`, for all candidates, these images and this protocol. What does not fit at once into its memory is
+            trained in several banks and passes, one after the other. None plans without a limit.
         device: of the arithmetic.
         journal: keeps finished banks, so that an interrupted sweep can continue.
         on_event: called with `Progress`, at most four times a second.
@@ -73,36 +74,31 @@ def run_sweeps(
         the result of each sweep.
 
     Raises:
-        SettingError: head and tokens do not fit each other, or the memory is too small for one probe.
+        SettingError: head and tokens do not fit each other.
         DataError: there are too few images to hold some out, or the test tokens differ from the training tokens.
     """
-    candidates = list(dict.fromkeys(one for sweep in sweeps for one in sweep))
-    group = plan_group(candidates, train, protocol, memory_bytes)
-    selections = select(
-        group.heads,
-        train,
-        protocol,
-        memory_bytes=group.banks_bytes,
-        device=device,
-        journal=journal,
-        on_event=on_event,
-    )
+    if plan is None:
+        plan = plan_group(list(dict.fromkeys(one for sweep in sweeps for one in sweep)), train, protocol, None)
+    search = GridSearch(plan, train, protocol, journal)
+    for banks, report in search.passes(on_event):
+        runs, steps, best = [bank.make_run(device) for bank in banks], banks[0].key.num_steps, search.best
+        with attribute_time("select", runs):
+            fitted = fit_banks(
+                runs, train, search.kept, protocol, schedule_steps=steps, phase="select", best=best, on_event=report
+            )
+        with attribute_time("validate", runs):
+            scores = validate(runs, train, search.held_out, protocol, search.task, best=best, on_event=report)
+        del runs  # before the next banks take their memory
+        search.record(banks, fitted, scores)
+    selections = search.selections()
     chosen = [_choose(sweep, selections) for sweep in sweeps]
-    winners = [None if best is None else best[0] for best in chosen]
-    refits = refit(
-        list(dict.fromkeys(winner for winner in winners if winner is not None)),
-        group.heads,
-        train,
-        open_test,
-        protocol,
-        memory_bytes=group.banks_bytes,
-        device=device,
-        best=max((best[1] for best in chosen if best is not None), default=None),
-        on_event=on_event,
-    )
+    winners = [None if found is None else found[0] for found in chosen]
+    choices = list(dict.fromkeys(filter(None, winners)))
+    best = max((validation for _, validation in filter(None, chosen)), default=None)
+    refits = refit(choices, plan, train, open_test, protocol, device, best=best, on_event=on_event)
     return [
-        _result(sweep, group.heads, selections, best, None if best is None else refits[best[0]], seconds)
-        for sweep, best, seconds in zip(sweeps, chosen, _seconds(sweeps, selections, winners, refits), strict=True)
+        _result(sweep, plan.heads, selections, found, None if found is None else refits[found[0]], seconds)
+        for sweep, found, seconds in zip(sweeps, chosen, _seconds(sweeps, selections, winners, refits), strict=True)
     ]
 
 

@@ -84,7 +84,7 @@ def test_a_float16_model_is_judged_by_the_store_that_it_comes_to(
         request = kind(model=TINY_MODEL, tap="block", precision=precision)
         return RequestedExtraction(request.open("cpu"), request, data, tmp_path, config)
 
-    work(Massive, "bfloat16").extract(rows)
+    work(Massive, "bfloat16").extract([rows])
     full_disk(0)
     (settled,) = settle_and_check_disk([work(Massive, "float16")], [rows])
     assert settled.backbone.precision == "bfloat16"

@@ -19,6 +19,7 @@ from study_runs import read_rows
 from token_stores import without_fsync  # noqa: F401
 
 import layerbank.jobs.probe
+import layerbank.probing.probe
 import layerbank.probing.training
 from layerbank import RequestError, WorkError
 from layerbank.errors import Message
@@ -99,14 +100,14 @@ def test_a_group_that_fails_because_of_one_probe_is_repeated_probe_by_probe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refused = DataError(Message(where="tokens", expected="other tokens", got="these", todo="Repair them."))
-    original = layerbank.probing.training.run_sweeps
+    original = layerbank.probing.probe.run_sweeps
 
     def run_sweeps(sweeps: Any, *rest: Any, **more: Any) -> Any:
         if any(sweep[0].head == Head(kind="attentive", num_heads=GRID.num_heads or 0) for sweep in sweeps):
             raise refused
         return original(sweeps, *rest, **more)
 
-    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", run_sweeps)
+    monkeypatch.setattr(layerbank.probing.probe, "run_sweeps", run_sweeps)
     rows, failed, events = run(stores, tmp_path, [LINEAR, GRID, ALF])
     assert started(events) == [("linear", "grid", "alf"), ("linear",), ("grid",), ("alf",)]
     assert failed == [("grid", refused)]
@@ -191,7 +192,7 @@ def test_what_a_group_had_chosen_before_it_failed_is_not_trained_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = layerbank.probing.training.run_sweeps
+    original = layerbank.probing.probe.run_sweeps
 
     def only_alone(sweeps: Any, *rest: Any, **more: Any) -> Any:
         results = original(sweeps, *rest, **more)
@@ -199,7 +200,7 @@ def test_what_a_group_had_chosen_before_it_failed_is_not_trained_again(
             raise SettingError(Message(where="group", expected="one probe", got="several", todo="Train it alone."))
         return results
 
-    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", only_alone)
+    monkeypatch.setattr(layerbank.probing.probe, "run_sweeps", only_alone)
     rows, failed, events = run(stores, tmp_path, [LINEAR, ALF])
     assert failed == []
     assert by_name(rows) == {name: wanted[name] for name in ("linear", "alf")}
@@ -218,14 +219,14 @@ def test_memory_that_runs_out_is_a_failure_and_a_group_that_is_too_large_trains_
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    original = layerbank.probing.training.run_sweeps
+    original = layerbank.probing.probe.run_sweeps
 
     def run_sweeps(sweeps: Any, *rest: Any, **more: Any) -> Any:
         if len(sweeps) > 1 or sweeps[0][0].head.kind == "attentive":
             raise error
         return original(sweeps, *rest, **more)
 
-    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", run_sweeps)
+    monkeypatch.setattr(layerbank.probing.probe, "run_sweeps", run_sweeps)
     rows, failed, _ = run(stores, tmp_path, [LINEAR, ALF])
     assert by_name(rows) == {"linear": wanted["linear"]}
     ((name, failure),) = failed
@@ -242,7 +243,7 @@ def test_a_bug_is_not_taken_for_a_failure_of_a_probe(
     def broken(*rest: Any, **more: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(layerbank.probing.training, "run_sweeps", broken)
+    monkeypatch.setattr(layerbank.probing.probe, "run_sweeps", broken)
     for asked in ([LINEAR, ALF], [ALF]):
         with pytest.raises(RuntimeError, match="a bug"):
             run(stores, tmp_path, asked)

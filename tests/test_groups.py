@@ -172,7 +172,7 @@ def test_what_does_not_fit_at_once_trains_in_several_passes_and_comes_out_the_sa
         train,
         lambda: test,
         SMALL,
-        memory_bytes=whole.total_bytes - 1,
+        plan=less,
         on_event=events.append,
     )
     for result, wanted in zip(parted, run_sweeps([[one] for one in heads], train, lambda: test, SMALL), strict=True):

@@ -50,12 +50,12 @@ def products_of(matmul: Matmul, a: Tensor, b: Tensor) -> list[Tensor]:
     """Each way to a product, in float32."""
     matrices, batches = torch.empty(3, 64, 64), torch.empty(3, 2, 64, 64)
     with matmul.active():
-        matmul.mm(a, b, out=matrices[0])
-        matmul.bmm(a.expand(2, 64, 64), b.expand(2, 64, 64), out=batches[0])
-        matmul.add_mm(matrices[1].fill_(torch.nan), a, b, first=True)
-        matmul.add_mm(matrices[2].fill_(1), a, b, first=False)
-        matmul.add_bmm(batches[1].fill_(torch.nan), a.expand(2, 64, 64), b.expand(2, 64, 64), first=True)
-        matmul.add_bmm(batches[2].fill_(1), a.expand(2, 64, 64), b.expand(2, 64, 64), first=False)
+        matmul.multiply(a, b, out=matrices[0])
+        matmul.multiply(a.expand(2, 64, 64), b.expand(2, 64, 64), out=batches[0])
+        matmul.accumulate(matrices[1].fill_(torch.nan), a, b, first=True)
+        matmul.accumulate(matrices[2].fill_(1), a, b, first=False)
+        matmul.accumulate(batches[1].fill_(torch.nan), a.expand(2, 64, 64), b.expand(2, 64, 64), first=True)
+        matmul.accumulate(batches[2].fill_(1), a.expand(2, 64, 64), b.expand(2, 64, 64), first=False)
     return [matrices[0], batches[0], matrices[1], batches[1], matrices[2] - 1, batches[2] - 1]
 
 
@@ -235,7 +235,7 @@ def test_one_dnn_computes_large_products_and_none_of_an_evaluation(monkeypatch: 
     for training in (True, False):
         with matmul.active(training=training):
             for size in (width, width // 2):
-                matmul.mm(torch.ones(1, 1), torch.ones(1, size // 2), out=torch.empty(1, size // 2))
+                matmul.multiply(torch.ones(1, 1), torch.ones(1, size // 2), out=torch.empty(1, size // 2))
     assert seen == ["medium", "highest", "highest", "highest"]
 
 
@@ -264,8 +264,8 @@ def test_interleaved_factors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> 
     seen = precisions_of("bmm", monkeypatch)
     matmul, a, b = Matmul("float32", torch.float32, CPU), torch.rand(64, 64, 128), torch.rand(128, 64, 64)
     with matmul.active():
-        matmul.bmm(b, torch.rand(128, 64, 64), out=torch.empty(128, 64, 64))
-        in_place = matmul.bmm(b, a.permute(2, 0, 1), out=torch.empty(128, 64, 64))
+        matmul.multiply(b, torch.rand(128, 64, 64), out=torch.empty(128, 64, 64))
+        in_place = matmul.multiply(b, a.permute(2, 0, 1), out=torch.empty(128, 64, 64))
     assert seen == ["medium", "highest"]
     torch.testing.assert_close(in_place, b @ a.permute(2, 0, 1))
 
@@ -284,7 +284,7 @@ def test_a_torch_without_float32_output_gets_rounded_factors_as_float32(monkeypa
         monkeypatch.setattr(torch, "mm", listen)
         a = torch.ones(4, 4, device="cuda")
         with matmul.active():
-            matmul.mm(a, a, out=torch.empty_like(a))
+            matmul.multiply(a, a, out=torch.empty_like(a))
             assert torch.get_float32_matmul_precision() == "high"
     assert given == [torch.float32, torch.float32]
 
@@ -303,11 +303,11 @@ def test_a_gpu_gets_factors_of_one_type_and_gives_float32(compute: str, monkeypa
         monkeypatch.setattr(torch, "set_float32_matmul_precision", record)
         with matmul.active():
             assert matmul.factor(a).dtype == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-            assert matmul.bmm(a, b, out=torch.empty_like(a)).dtype == torch.float32
+            assert matmul.multiply(a, b, out=torch.empty_like(a)).dtype == torch.float32
             kept = matmul.factors.empty("a factor", 2, 4, 4)
-            assert matmul.bmm(matmul.factor(a), b, out=kept).dtype == matmul.factor(a).dtype
-            matmul.add_mm(a[0], kept[0], b[0], first=False)
-            matmul.add_bmm(a, kept, b, first=False)
+            assert matmul.multiply(matmul.factor(a), b, out=kept).dtype == matmul.factor(a).dtype
+            matmul.accumulate(a[0], kept[0], b[0], first=False)
+            matmul.accumulate(a, kept, b, first=False)
         assert seen[0] == ("highest" if compute == "float32" else "high")
 
 

@@ -22,6 +22,7 @@ from study_recipes import FAST, arguments, results, write_recipe
 
 import layerbank.executors.studies
 import layerbank.jobs.units
+from layerbank.cache import ModelStores
 from layerbank.errors import find_message
 from layerbank.events import Event, StudyUnitAgain, StudyUnitFinished
 from layerbank.executors.executor import Done, Executor, Lost
@@ -32,6 +33,7 @@ from layerbank.jobs.job import StudyJob
 from layerbank.jobs.recipe import open_recipe
 from layerbank.jobs.units import UnitResult, run_unit, units_of
 from layerbank.probes import SettingError
+from layerbank.probing.result_key import ResultKey
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,27 @@ def test_rerunning_a_finished_study_extracts_nothing_trains_nothing_and_writes_n
     assert "settings train together" not in result.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     assert result.stdout == finished["result"].stdout
+
+
+def test_a_finished_study_reads_the_stores_of_a_unit_once_and_computes_each_key_once(
+    finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    read, digest = ModelStores.__init__, ResultKey.digest.fget
+    assert digest is not None
+
+    def counted_read(self: ModelStores, *rest: Any) -> None:
+        calls.append("stores")
+        read(self, *rest)
+
+    def counted_digest(self: ResultKey) -> str:
+        calls.append("key")
+        return digest(self)
+
+    monkeypatch.setattr(ModelStores, "__init__", counted_read)
+    monkeypatch.setattr(ResultKey, "digest", property(counted_digest))
+    assert run(*arguments(finished["recipe"], finished["folder"])).exit_code == 0
+    assert (calls.count("stores"), calls.count("key")) == (2, 4)
 
 
 def test_json_has_every_row_and_no_progress(finished: dict[str, Any]) -> None:

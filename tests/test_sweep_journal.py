@@ -58,7 +58,7 @@ def sweep(folder: Path, on_event: Any = None, memory_bytes: int | None = None, *
         train,
         lambda: test,
         SMALL,
-        memory_bytes=memory_bytes,
+        plan=plan_group(SWEPT, train, SMALL, memory_bytes),
         journal=journal,
         on_event=on_event,
     )

@@ -16,7 +16,7 @@ from ..data.image_source import ImageSource
 from ..errors import RequestError
 from ..events import OnEvent
 from ..jobs.job import ProbeJob, job_value
-from ..jobs.probe import train_probes
+from ..jobs.probe import prepare_trainings
 from ..models.request import choose_device
 from ..probing.attention import read_attention
 from ..probing.predict import SavedProbe
@@ -288,7 +288,7 @@ def probe(
     base = open_protocol(checked["protocol"], seed=0)
     with ExitStack() as stack:
         on_event = listener_of(progress, stack)
-        rows = train_probes(
+        trainings = prepare_trainings(
             *(splits := _splits_of(train, test, named, on_event)),
             named,
             [replace(base, seed=seed) for seed in checked["seeds"]],
@@ -300,7 +300,8 @@ def probe(
             memory=memory,
             on_event=on_event,
         )
-        return Results(list(rows), run_folder(runs, splits[0]))
+        rows = [row for training in trainings for row in training()]
+        return Results(rows, run_folder(runs, splits[0]))
 
 
 def _splits_of(

@@ -235,7 +235,8 @@ def _extract(
     (work,) = settle_and_check_disk([work], [rows])
     if work.backbone is not backbone:
         model = replace(model, backbone=work.backbone, request=work.request)
-    return Tokens(model, work.extract(rows), work.description())
+    (tokens,) = work.extract([rows])
+    return Tokens(model, replace(tokens, stores=None), work.description())
 
 
 def listener_of(progress: Progress, stack: ExitStack) -> Callable[[Any], None]:

@@ -91,7 +91,7 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     from ..console import Listener, print_json, print_table
     from ..jobs.extract import split_names
     from ..jobs.job import ProbeJob
-    from ..jobs.probe import protocol_of, run_probes
+    from ..jobs.probe import prepare_probes, protocol_of
     from ..models.request import choose_device
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
@@ -107,8 +107,8 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     )
     protocol_of(job, choose_device(job.device))
     with Listener(quiet=as_json, events=events) as listener:
-        folder, made = run_probes(job, on_event=listener.show)
-        rows = list(made)
+        folder, trainings = prepare_probes(job, on_event=listener.show)
+        rows = [row for training in trainings for row in training()]
     if as_json:
         print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})
         return

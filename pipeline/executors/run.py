@@ -13,7 +13,7 @@ from ..events import OnEvent, ignore
 from ..extraction.extract import extract_together
 from ..jobs.extract import extract_share, folders_of, prepare, prepare_shares
 from ..jobs.job import ExtractJob, ProbeJob, StudyJob
-from ..jobs.probe import run_probes
+from ..jobs.probe import prepare_probes
 from ..models.families import models_with_code
 from ..models.trust import CodePermission
 from .executor import Executor
@@ -52,8 +52,10 @@ def run(
         case ExtractJob():
             return run_extraction(job, executor=executor, on_event=on_event)
         case ProbeJob():
-            _, rows = run_probes(job, on_event=on_event)
-            return list(rows)
+            rows = []
+            for training in prepare_probes(job, on_event=on_event)[1]:
+                rows += training()
+            return rows
         case StudyJob():
             found, failures = run_study(job, executor=executor, on_event=on_event)
             if failures:

@@ -106,6 +106,7 @@ class Extraction:
         cache_root: folder of all stores.
         request: kept in the attributes of new stores, so that `cache repair` can do the same work again.
         parity: what `parity.settle` measured, kept in the stores: store -> path of an array -> parity.
+        stores: the stores of the model, if they were read just now and nothing was written since; None reads them.
     """
 
     backbone: Backbone
@@ -113,6 +114,7 @@ class Extraction:
     cache_root: Path
     request: dict[str, Any] | None = None
     parity: Mapping[Path, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    stores: ModelStores | None = None
 
     @property
     def model(self) -> ModelSpec:
@@ -132,9 +134,13 @@ class Extraction:
             for level, kind in self.config.arrays
         ]
 
+    def read_stores(self) -> ModelStores:
+        """Return the stores of the model."""
+        return self.stores or ModelStores(self.cache_root, self.model)
+
     def find_gaps(self, rows: SplitRows, stores: ModelStores | None = None) -> Gaps:
         """Find what no store of the model has of some rows; with `overwrite`, as if there were no store of these rows alone."""
-        stores = stores or ModelStores(self.cache_root, self.model)
+        stores = stores or self.read_stores()
         keys = [array_key(self.backbone.tap, *array) for array in self.config.arrays]
         return find_gaps(
             stores,
@@ -169,7 +175,7 @@ class Extraction:
         """All stores that `overwrite` deletes: also what lies at the place of a new one and cannot be read."""
         if not self.config.overwrite:
             return []
-        replaced = self.replaced(ModelStores(self.cache_root, self.model), rows)
+        replaced = self.replaced(self.read_stores(), rows)
         new = [gap for gap in gaps if gap.files is None and gap.path.exists() and gap.path not in replaced]
         spec_of = {gap.path: read_store_info(gap.path).spec for gap in new}
         return replaced + [
@@ -202,7 +208,7 @@ def model_of(backbone: Backbone, storage_dtype: str) -> ModelSpec:
     )
 
 
-def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_event: OnEvent = ignore) -> None:
+def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_event: OnEvent = ignore) -> bool:
     """Bring the cache to hold the requested tokens of some rows by several models, decoding each image once.
 
     Models that lack the same rows share the decoding; what only some of them lack is decoded for those alone.
@@ -211,6 +217,9 @@ def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_e
         extractions: one for each model. How to decode, and what to do with a bad image, is taken from the first.
         rows: images and views, N of them.
         on_event: callback for progress.
+
+    Returns:
+        Whether a store was deleted or written.
 
     Raises:
         RequestError: a backbone has no such level or kind, or two extractions have the same model.
@@ -223,18 +232,21 @@ def extract_together(extractions: Sequence[Extraction], rows: SplitRows, *, on_e
     _report_unreadable(rows, extractions[0].config.on_bad_image, on_event)
     for one in extractions:
         _remove_replaced(one, rows)
-    extractions = [replace(one, config=replace(one.config, overwrite=False)) for one in extractions]
+    is_changed = any(one.config.overwrite for one in extractions)
+    anew = [replace(one, config=replace(one.config, overwrite=False), stores=None) for one in extractions]
     gaps = []
-    for one in extractions:
-        stores = ModelStores(one.cache_root, one.model)
+    for one in anew if is_changed else extractions:
+        stores = one.read_stores()
         _load_skipped(one, rows, stores)
         found = one.find_gaps(rows, stores)
         on_event(_found(one, rows, found))
         _finish(one, found.unfinished, rows)
         gaps.append(found.gaps)
-    while not _fill_all(extractions, gaps, rows, on_event):
+        is_changed = is_changed or bool(found.gaps or found.unfinished)
+    while not _fill_all(anew, gaps, rows, on_event):
         # a store was given up: what it lacks goes to another one
-        gaps = [one.find_gaps(rows).gaps for one in extractions]
+        gaps = [one.find_gaps(rows).gaps for one in anew]
+    return is_changed
 
 
 def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
@@ -246,7 +258,7 @@ def begin(extractions: Sequence[Extraction], rows: SplitRows) -> None:
     _refuse_one_model_twice(extractions)
     for one in extractions:
         _remove_replaced(one, rows)
-        stores = ModelStores(one.cache_root, one.model)
+        stores = ModelStores(one.cache_root, one.model)  # without those that were removed
         _load_skipped(one, rows, stores)
         for gap in one.find_gaps(rows, stores).gaps:
             _open_writer(one, gap, rows).close()

@@ -39,11 +39,13 @@ class Settled:
     Attributes:
         request, backbone: as requested, or in bfloat16.
         parity: split -> store -> path of an array -> parity, of arrays that are new to the store.
+        stores: the stores of the model.
     """
 
     request: ModelRequest
     backbone: Backbone
     parity: Mapping[str, Mapping[Path, Mapping[str, Parity]]]
+    stores: ModelStores
 
 
 def settle(
@@ -54,6 +56,7 @@ def settle(
     cache_root: Path,
     *,
     threshold: float | None = None,
+    stores: ModelStores | None = None,
     on_event: OnEvent = ignore,
 ) -> Settled:
     """Compare the first images of each split with a float32 run, and choose bfloat16 where float16 overflows.
@@ -67,6 +70,7 @@ def settle(
         config: what is stored, and how.
         cache_root: the folder of all stores.
         threshold: minimum cosine similarity of a token, 0 to 1; with it saturated and non-finite values are errors too.
+        stores: the stores of the model, if they were read just now.
         on_event: callback for what was measured.
 
     Raises:
@@ -77,14 +81,14 @@ def settle(
         raise RequestError("extraction.threshold_not_a_cosine", value=threshold)
     open_reference = reference_opener(request, backbone)
     extraction = Extraction(backbone=backbone, config=config, cache_root=cache_root)
-    stores = ModelStores(cache_root, extraction.model)
+    stores = stores or extraction.read_stores()
     gaps = [extraction.find_gaps(rows, stores) for rows in splits]
     is_float16 = backbone.precision == "float16"
     if is_float16 and needs_bfloat16(extraction, open_reference, splits, gaps, stores, on_event):
         request = replace(request, precision="bfloat16")
         backbone = request.open(str(backbone.device))
         extraction = replace(extraction, backbone=backbone)
-        stores = ModelStores(cache_root, extraction.model)
+        stores = extraction.read_stores()
         gaps = [extraction.find_gaps(rows, stores) for rows in splits]
     if stores.unreadable:
         on_event(StoresIgnored(backbone=backbone.model_id, reasons=stores.unreadable))
@@ -98,7 +102,7 @@ def settle(
             new = [pair for one in measured.values() for pair in one.items()]
             _refuse_below(threshold, backbone, rows, [*_recorded(extraction, rows, stores), *new])
         parity[rows.source.split] = measured
-    return Settled(request=request, backbone=backbone, parity=parity)
+    return Settled(request=request, backbone=backbone, parity=parity, stores=stores)
 
 
 def compare_tokens(stored: Tensor, reference: Tensor) -> Parity:

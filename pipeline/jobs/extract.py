@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from layerbank.cache import StoreForecast, Worker, known_hashes
+from layerbank.cache import ModelStores, StoreForecast, Worker, known_hashes
 
 from ..data.classes import uneven_classes
 from ..data.image_set import ImageSet, identify, images_with_two_labels
@@ -63,6 +63,7 @@ class RequestedExtraction:
         parity_threshold: minimum cosine similarity of a token to a float32 run; None accepts any.
         parity: split -> store -> parity measured on its first images.
         on_event: called with every event.
+        stores: the stores of the model, if they were read just now and nothing was written since; None reads them.
     """
 
     backbone: Backbone
@@ -73,6 +74,7 @@ class RequestedExtraction:
     parity_threshold: float | None = None
     parity: Mapping[str, Mapping[Path, Mapping[str, Any]]] = field(default_factory=dict)
     on_event: OnEvent = ignore
+    stores: ModelStores | None = None
 
     def settled(self, splits: Sequence[SplitRows]) -> RequestedExtraction:
         """Compare the first images of each split with float32; the precision may change, see `parity.settle`."""
@@ -83,18 +85,23 @@ class RequestedExtraction:
             self.config,
             self.cache_root,
             threshold=self.parity_threshold,
+            stores=self.stores,
             on_event=self.on_event,
         )
-        return replace(self, backbone=found.backbone, request=found.request, parity=found.parity)
+        return replace(self, backbone=found.backbone, request=found.request, parity=found.parity, stores=found.stores)
 
     def tokens(self, rows: SplitRows) -> SplitRequest:
         """Return the request for the tokens of a split, which need not exist yet."""
-        return request_tokens(self.cache_root, self.extraction(rows).model, self.backbone.tap, rows, self.config.arrays)
+        model, arrays = self.extraction(rows).model, self.config.arrays
+        return request_tokens(self.cache_root, model, self.backbone.tap, rows, arrays, self.stores)
 
-    def extract(self, rows: SplitRows) -> SplitRequest:
-        """Compute what the cache lacks of a split."""
-        extract_together([self.extraction(rows)], rows, on_event=self.on_event)
-        return self.tokens(rows)
+    def extract(self, splits: Sequence[SplitRows]) -> list[SplitRequest]:
+        """Compute what the cache lacks of some splits."""
+        work = self
+        for rows in splits:
+            if extract_together([work.extraction(rows)], rows, on_event=self.on_event):
+                work = replace(work, stores=None)
+        return [work.tokens(rows) for rows in splits]
 
     def extraction(self, rows: SplitRows) -> Extraction:
         """Return the extraction of one split."""
@@ -104,6 +111,7 @@ class RequestedExtraction:
             cache_root=self.cache_root,
             request=self.description(rows),
             parity=self.parity.get(rows.source.split, {}),
+            stores=self.stores,
         )
 
     def description(self, rows: SplitRows | None = None) -> dict[str, Any]:
@@ -211,6 +219,7 @@ def prepare(
         requested = [one.settled(splits) for one in requested]
     elif settled is None:
         requested = settle_and_check_disk(requested, splits)
+    requested = [replace(one, stores=None) for one in requested]  # a split may have rows that one before it writes
     return [(rows, [one.extraction(rows) for one in requested]) for rows in splits]
 
 
@@ -228,6 +237,7 @@ def settle_and_check_disk(
     Raises:
         RequestError: the disk is too small, or cannot be written.
     """
+    requested = [replace(one, stores=one.extraction(splits[0]).read_stores()) for one in requested]
     certain = [one for one in requested if one.backbone.precision != "float16"]
     _check_disk(certain, splits)
     settled = [one.settled(splits) for one in requested]

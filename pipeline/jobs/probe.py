@@ -35,6 +35,8 @@ from .extract import open_model, open_rows, report_data, request_extraction, set
 from .job import ProbeJob, TrainingJob
 
 ChooseProbes = Callable[[ProbeJob, Backbone], Sequence[ProbeSpec]]
+Training = Callable[[], list[Row]]
+"""Trains the probes of a job by one seed, and returns their rows."""
 
 
 def protocol_of(job: TrainingJob, device: str | None = None) -> TrainingProtocol:
@@ -84,7 +86,7 @@ def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
     return [train, test]
 
 
-def run_probes(
+def prepare_probes(
     job: ProbeJob,
     *,
     sources: Sequence[ImageSource] | None = None,
@@ -93,8 +95,8 @@ def run_probes(
     fail: Callable[..., None] | None = None,
     num_sharers: int = 1,
     on_event: OnEvent = ignore,
-) -> tuple[Path, Iterator[Row]]:
-    """Extract what is missing, and train the probes once for each seed.
+) -> tuple[Path, Iterator[Training]]:
+    """Extract what is missing, and prepare the training of the probes by each seed.
 
     Args:
         job: what to do.
@@ -106,7 +108,7 @@ def run_probes(
         on_event: called with every event.
 
     Returns:
-        The folder of the results, and the rows, which are trained as they are taken.
+        The folder of the results, and the trainings, to be called one after the other.
     """
     protocol = protocol_of(job, choose_device(job.device))
     train_source, test_source = open_splits(job, on_event) if sources is None else sources
@@ -123,13 +125,13 @@ def run_probes(
     _report_shared_images(splits[0].record, splits[1].record, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
-        train, test = (work.extract(rows) for rows in splits)
+        train, test = work.extract(splits)
     else:
         work = work.settled(splits)
         train, test = (work.tokens(rows) for rows in splits)
     if job.train_views is not None:
         train = train.with_views(min(job.train_views, train.num_views))
-    return run_folder(job.runs_root, train), train_probes(
+    return run_folder(job.runs_root, train), prepare_trainings(
         train,
         test,
         named,
@@ -160,7 +162,7 @@ def _report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEve
         )
 
 
-def train_probes(
+def prepare_trainings(
     train: SplitRequest,
     test: SplitRequest,
     named: Sequence[ProbeSpec],
@@ -175,11 +177,12 @@ def train_probes(
     num_sharers: int = 1,
     fail: Callable[..., None] | None = None,
     on_event: OnEvent = ignore,
-) -> Iterator[Row]:
-    """Train probes on tokens that are there, once by each protocol, and yield the rows; for the arguments see `ProbeJob`."""
+) -> Iterator[Training]:
+    """The trainings of probes on tokens that are there, one by each protocol; for the arguments see `ProbeJob`."""
     check = cache(partial(verify_tokens, [train, test]))  # once for all seeds, and not at all if every row is there
     for protocol in protocols:
-        yield from probe(
+        yield partial(
+            probe,
             train,
             test,
             named,

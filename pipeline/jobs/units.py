@@ -26,7 +26,7 @@ from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.results import Row
 from .extract import request_of as request_model
 from .job import ProbeJob, StudyJob, TrainingJob
-from .probe import protocol_of, run_probes
+from .probe import prepare_probes, protocol_of
 
 UNIT_ERRORS = (LayerbankError, OSError)  # any other exception is a bug and ends the study
 
@@ -125,7 +125,7 @@ def run_unit(
         request = request_model(job, unit.model, job.weights.get(unit.model), device)
         backbone = (models or OpenModels()).open(request, device)
         uri, sources = open_data(job, unit.dataset, on_event)
-        _, made = run_probes(
+        _, trainings = prepare_probes(
             probe_job(job, unit, uri),
             sources=sources,
             opened=(request, backbone),
@@ -134,8 +134,8 @@ def run_unit(
             num_sharers=num_sharers,
             on_event=on_event,
         )
-        for row in made:
-            rows.append(row)  # rows that were made before an error are kept
+        for training in trainings:
+            rows += training()  # rows that were made before an error are kept
     except UNIT_ERRORS as error:
         fail(None, error)
     return UnitResult(unit=unit, rows=tuple(rows), failures=tuple(failures))

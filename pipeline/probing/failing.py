@@ -20,30 +20,29 @@ Fail = Callable[[str, Exception], None]
 """Called with the name of a probe that failed, and the error."""
 
 ProbeFailure = RequestError | WorkError | ProbeError
-_CAUGHT = (RequestError, WorkError, ProbeError, MemoryError, RuntimeError)
+CAUGHT = (RequestError, WorkError, ProbeError, MemoryError, RuntimeError)
 
 
 class Failures:
     """The probes of one run that failed.
 
     Args:
-        key: returns the key of a probe's row.
         fail: called with each; None raises the first one's error.
     """
 
-    def __init__(self, key: Callable[[ProbeSpec], str], fail: Fail | None) -> None:
-        self._key, self._fail = key, fail
-        self._errors: dict[str, ProbeFailure] = {}
+    def __init__(self, fail: Fail | None) -> None:
+        self._fail = fail
+        self._errors: dict[str, ProbeFailure] = {}  # by the name of the probe
 
     def __contains__(self, named: ProbeSpec) -> bool:
-        return self._key(named) in self._errors
+        return named.name in self._errors
 
     def add(self, named: ProbeSpec, error: Exception) -> None:
         """Record the error as this probe's; raise one that does not concern one probe."""
         failure = _failure(named, error) if self._fail else None
         if self._fail is None or failure is None:
             raise error
-        self._errors[self._key(named)] = failure
+        self._errors[named.name] = failure
         self._fail(named.name, failure)
 
     @contextmanager
@@ -51,30 +50,24 @@ class Failures:
         """Within, an error that concerns one probe is recorded as this probe's."""
         try:
             yield
-        except _CAUGHT as error:
+        except CAUGHT as error:
             self.add(named, error)
 
-    def together(self, probes: Sequence[ProbeSpec], work: Callable[[], None]) -> bool:
-        """Do the work of some probes.
+    def add_of_group(self, probes: Sequence[ProbeSpec], error: Exception) -> bool:
+        """Record the error of a group as that of its only probe; raise one that does not concern one probe.
 
         Returns:
-            False if it failed and any of several probes may be the cause.
+            False for a group of several probes, any of which may be the cause: nothing is recorded.
         """
         if len(probes) == 1 or self._fail is None:
-            with self.of(probes[0]):
-                work()
-            return True
-        try:
-            work()
-        except _CAUGHT as error:
-            if _failure(probes[0], error) is None:
-                raise
-            return False
-        return True
+            self.add(probes[0], error)
+        elif _failure(probes[0], error) is None:
+            raise error
+        return len(probes) == 1
 
     def check_base(self, named: ProbeSpec, base: ProbeSpec) -> None:
         """Raise WorkError if the base of a post-hoc probe has failed."""
-        if error := self._errors.get(self._key(base)):
+        if error := self._errors.get(base.name):
             raise WorkError(
                 "probing.base_failed", probe=named.name, base=base.name, base_where=error.where, base_got=error.got
             )

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from layerbank.cache import DamagedStoreError, verify_store
-from layerbank.probes import HEADS, TrainingProtocol, resolve_compute
+from layerbank.probes import HEADS, TrainingProtocol, resolve_compute, run_sweeps
 
 from ..data.task_names import MULTICLASS
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
-from .failing import Fail, Failures
+from .failing import CAUGHT, Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
 from .probe_spec import ProbeSpec
@@ -36,7 +36,7 @@ from .row_files import row_folder, wrong_file
 from .row_folder import keep_probe
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.split_tokens import SplitRequest, SplitTokens
-from .training import Trained, large_blocks_returned, solve_probe, train_group
+from .training import Trained, large_blocks_returned, open_tokens, open_training, relay, solve_probe, trained_of
 
 
 def run_folder(runs_root: Path, train: SplitRequest) -> Path:
@@ -125,20 +125,20 @@ def probe(
     missing = run.find_missing(named_probes, retrain=retrain)
     if missing:
         before_training()
-    trained, post_hoc = [], []
-    for named in missing:
-        if HEADS[named.head].is_solved:
-            with run.failures.of(named):
-                run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
-        elif named.derived is not None:
-            post_hoc.append(named)
-        else:
-            trained.append((named, run.protocol_of(named)))
-    for group in plan_groups(run.cache, trained, memory_bytes, torch.device(device), refuse=run.failures.add):
-        run.train(group)
-    for named in post_hoc:
+    for named in (named for named in missing if HEADS[named.head].is_solved):
         with run.failures.of(named):
-            run.train_post_hoc(named, memory_bytes, torch.device(device))
+            run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
+    trained = [named for named in missing if not HEADS[named.head].is_solved and named.derived is None]
+    wanted, device = [(named, run.protocol_of(named)) for named in trained], torch.device(device)
+    for group in plan_groups(run.cache, wanted, memory_bytes, device, refuse=run.failures.add):
+        if not run.train(group):
+            for named in group.probes:  # scores of finished banks are in the journal
+                with run.failures.of(named):
+                    run.train(make_group(run.cache, [named], group.protocol, memory_bytes, device))
+        run.clear_journal()
+    for named in (named for named in missing if named.derived is not None):
+        with run.failures.of(named):
+            run.train_post_hoc(named, memory_bytes, device)
     return [run.rows[run.key(named)] for named in named_probes if named not in run.failures]
 
 
@@ -166,9 +166,10 @@ class _Run:
         self.cache = train.open()
         self._opened_test: SplitTokens | None = None
         self._are_saved = False
+        self._keys: dict[str, tuple[ProbeSpec, str]] = {}  # by the name of the probe
         if not len(self.open_test().images):
             raise WorkError("probing.no_test_images", data=test.name, num_images=len(test.record))
-        self.failures = Failures(self.key, fail)
+        self.failures = Failures(fail)
         for split in (self.cache, self.open_test()):
             split.task.check(torch.from_numpy(split.labels))
         self._of_study = ResultKey(
@@ -192,7 +193,10 @@ class _Run:
 
     def key(self, named: ProbeSpec) -> str:
         """The key of a probe's row."""
-        return self.result_key(named).digest
+        known = self._keys.get(named.name)
+        if known is None or known[0] != named:
+            known = self._keys[named.name] = named, self.result_key(named).digest
+        return known[1]
 
     def protocol_of(self, named: ProbeSpec) -> TrainingProtocol:
         """The protocol with what a probe changes of it."""
@@ -235,7 +239,7 @@ class _Run:
                 missing.setdefault(base_key, named.derived.base)
             missing.setdefault(key, named)
         self._to_train = set(missing)
-        self._clear_journal()  # a run may have been killed just after its last row
+        self.clear_journal()  # a run may have been killed just after its last row
         return list(missing.values())
 
     def _check_arrays(self, named: ProbeSpec) -> None:
@@ -277,22 +281,32 @@ class _Run:
     def _report_skipped(self, error: WorkError) -> None:
         self._on_event(ResultSkipped(where=error.where, expected=error.expected, got=error.got, todo=error.todo))
 
-    def train(self, group: ProbeGroup) -> None:
-        """Train a group; if it fails because of one of its probes, each by itself."""
-        if not self.failures.together(group.probes, partial(self._train_together, group)):
-            placed = group.placement
-            for named in group.probes:  # scores of finished banks are in the journal
-                with self.failures.of(named):
-                    self._train_together(
-                        make_group(self.cache, [named], group.protocol, placed.memory_bytes, placed.device)
-                    )
-        self._clear_journal()
+    def train(self, group: ProbeGroup) -> bool:
+        """Train the probes of a group together, test them, and keep what comes of them.
 
-    def _train_together(self, group: ProbeGroup) -> None:
-        with large_blocks_returned(group.placement.spare_bytes):
-            for trained in train_group(group, self.open_test, self._journal, self._on_event):
-                with self.failures.of(trained.named):
-                    self.keep(trained)
+        Returns:
+            False if that failed and any of several probes may be the cause.
+        """
+        try:
+            with large_blocks_returned(group.placement.spare_bytes):
+                group, tokens = open_training(group, self._on_event)
+                results = run_sweeps(
+                    group.sweeps,
+                    tokens,
+                    lambda: open_tokens(self.open_test(), group),
+                    group.protocol,
+                    plan=group.placement.plan,
+                    device=group.placement.device,
+                    journal=self._journal(group),
+                    on_event=relay(group.names, self._on_event, group.cache.task.metric),
+                )
+                del tokens  # what is kept needs other memory
+                for trained in trained_of(group, results):
+                    with self.failures.of(trained.named):
+                        self.keep(trained)
+        except CAUGHT as error:
+            return self.failures.add_of_group(group.probes, error)
+        return True
 
     def train_post_hoc(self, named: ProbeSpec, memory_bytes: int, device: torch.device) -> None:
         """Make a post-hoc probe of its base, which has been trained."""
@@ -305,7 +319,7 @@ class _Run:
             self.keep(
                 train_post_hoc(named, self.rows[self.key(base)], group, self.open_test, journal_of, self._on_event)
             )
-        self._clear_journal()
+        self.clear_journal()
 
     def keep(self, trained: Trained) -> None:
         """Write the folder and the row of a probe."""
@@ -338,5 +352,6 @@ class _Run:
         rows = [self.key(named) for named in ([search] if search else group.probes)]
         return SweepJournal(self._folder / ".sweeps", decisive, describe, rows)
 
-    def _clear_journal(self) -> None:
+    def clear_journal(self) -> None:
+        """Remove the files of sweeps all of whose rows are written."""
         clear_finished(self._folder / ".sweeps", self.rows.keys() - self._to_train)

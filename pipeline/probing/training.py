@@ -1,16 +1,16 @@
-"""Train a group of probes, or solve one, and test it: opens the test store last, and passes on progress."""
+"""The parts of a training around its sweeps: what is reported, which tokens are opened, what a probe keeps; and solved probes."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
-from layerbank.probes import Journal, Progress, SweepResult, TrainingProtocol, run_solvers, run_sweeps
+from layerbank.probes import Progress, SweepResult, TokenSource, TrainingProtocol, run_solvers
 
 from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, TrainingStarted
 from .probe_groups import ProbeGroup, open_group
@@ -53,20 +53,8 @@ class Trained:
     held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def train_group(
-    group: ProbeGroup,
-    open_test: Callable[[], SplitTokens],
-    journal_of: Callable[[ProbeGroup], Journal | None],
-    on_event: OnEvent,
-) -> list[Trained]:
-    """Train the probes of a group together, and test them.
-
-    Args:
-        group: which probes, on which tokens.
-        open_test: opens the test store; called once, after the last training step.
-        journal_of: returns the journal of finished banks; called with the group as it is trained.
-        on_event: called with what happens.
-    """
+def open_training(group: ProbeGroup, on_event: OnEvent) -> tuple[ProbeGroup, TokenSource]:
+    """Report what a group trains, and open its tokens; the group has another placement if they fit the memory no longer."""
     _announce(group, on_event)
     planned, (group, source) = group, open_group(group, on_event)
     if group is not planned:
@@ -78,16 +66,11 @@ def train_group(
             num_passes=group.placement.plan.num_passes,
         )
     )
-    results = run_sweeps(
-        group.sweeps,
-        source,
-        lambda: open_tokens(open_test(), group),
-        group.protocol,
-        memory_bytes=group.placement.training_bytes,
-        device=group.placement.device,
-        journal=journal_of(group),
-        on_event=relay(group.names, on_event, group.cache.task.metric),
-    )
+    return group, source
+
+
+def trained_of(group: ProbeGroup, results: Sequence[SweepResult]) -> list[Trained]:
+    """The results of a group's sweeps as those of its probes."""
     return [
         Trained(
             named=named,

@@ -18,6 +18,7 @@ from ..matmul import Matmul
 from ..tasks.multiclass import TASK as MULTICLASS
 from ..tasks.task import Task
 from ..workspace import Workspace
+from .classifier import train_classifier
 from .folded import LAYER_NORM_EPS, FoldedGroup, chunks
 from .stack import Stack, check_dropouts, check_one_shape, extract_module
 
@@ -143,10 +144,20 @@ class AttentiveBank:
         losses = xhat.new_empty(self.num_probes, dtype=weights.dtype)
         with self._matmul.active():
             for group in self._groups:
-                of_heads = noise[group.num_heads] if group.dropout > 0 else None
-                of_group = weights if weights.dim() == 1 else weights[group.stack.index]
-                found = group.compute_gradients(xhat, targets, of_group, of_heads, task)
-                losses.index_copy_(0, group.stack.index, found)
+                stack, values, grads = group.stack, group.stack.values, group.stack.grads
+                of_group = weights if weights.dim() == 1 else weights[stack.index]
+                folded, keep = group.fold(), group.keep(noise, xhat.dtype)
+                pooled, z = group.forward_pooling(xhat, folded, keep)  # [P, B, I]
+                y = self._workspace.empty("y", group.num_probes, len(xhat), group.embed_dim)
+                self._matmul.multiply(pooled, values["proj.weight"].mT, out=y)
+                dy = self._workspace.empty("dy", *y.shape)
+                with self._matmul.library_for(y.nbytes):
+                    loss = train_classifier(stack, y, values["proj.bias"], targets, of_group, task, out=dy)
+                losses.index_copy_(0, stack.index, loss)
+                self._matmul.multiply(dy.mT, pooled, out=grads["proj.weight"])
+                dpooled = self._matmul.multiply(dy, values["proj.weight"], out=pooled)
+                group.backward_query(folded, *group.backward_pooling(xhat, folded, dpooled, z, keep))
+                del folded, keep  # before those of the next group are made
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:

@@ -28,16 +28,15 @@ import torch
 from torch import Tensor
 
 from ..matmul import Matmul
-from ..tasks.task import Task
 from ..workspace import Workspace
-from .classifier import fold_batch_norm, train_classifier
+from .classifier import fold_batch_norm
 from .stack import Stack
 
 LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class _Folded:
+class Folded:
     """Tensors that depend on the weights alone, computed once a step."""
 
     normed: Tensor  # [P, D] the query after LayerNorm, before its affine part
@@ -53,7 +52,7 @@ class _Folded:
 
 
 class FoldedGroup:
-    """The probes of one stack, all with the same num_heads and the same attention dropout.
+    """The attention pooling of the probes of one stack, all with the same num_heads and the same attention dropout.
 
     Args:
         stack: probes of one class; gradients and running statistics are written into it.
@@ -87,49 +86,24 @@ class FoldedGroup:
             self._forbidden = bias.t().repeat_interleave(num_heads, 1)
         self._chunk_size, self._matmul, self._workspace = chunk_size, matmul, workspace
 
-    def compute_gradients(
-        self, xhat: Tensor, targets: Tensor, weights: Tensor, noise: Tensor | None, task: Task
-    ) -> Tensor:
-        """Compute loss and gradients of one step.
-
-        Args:
-            xhat: [B, T, D] tokens after LayerNorm without its affine part.
-            targets: [B], encoded.
-            weights: [B], or [P, B], of the samples in the loss, summing to 1.
-            noise: [B, T, H] uniform in [0, 1); None without dropout.
-            task: its loss.
-
-        Returns:
-            loss [P]; gradients are in the stack, running statistics are updated.
-        """
-        values, grads = self.stack.values, self.stack.grads
-        keep = None
-        if noise is not None:
-            keep = (noise >= self.dropout).to(xhat.dtype).div_(1 - self.dropout)
-        folded = self._fold()
-        pooled, z = self._forward_pooling(xhat, folded, keep)  # [P, B, I]
-        y = self._empty("y", self.num_probes, len(xhat), self.embed_dim)
-        self._matmul.bmm(pooled, values["proj.weight"].mT, out=y)
-        dy = self._empty("dy", *y.shape)
-        with self._matmul.library_for(y.nbytes):
-            loss = train_classifier(self.stack, y, values["proj.bias"], targets, weights, task, out=dy)
-        self._matmul.bmm(dy.mT, pooled, out=grads["proj.weight"])
-        dpooled = self._matmul.bmm(dy, values["proj.weight"], out=pooled)
-        du = self._backward_pooling(xhat, folded, dpooled, z, keep)
-        self._backward_query(folded, *du)
-        return loss
+    def keep(self, noise: dict[int, Tensor], dtype: torch.dtype) -> Tensor | None:
+        """The dropout mask [B, T, H] of a step, 0 or 1 / (1 - p), from `Bank.compute_gradients`' noise; None without dropout."""
+        if self.dropout == 0:
+            return None
+        return (noise[self.num_heads] >= self.dropout).to(dtype).div_(1 - self.dropout)
 
     def logits(self, xhat: Tensor) -> Tensor:
         """Class scores in evaluation mode, [B, T, D] -> [P, B, C]; Wo, BatchNorm and classifier are one matrix."""
         classifier, bias = fold_batch_norm(self.stack)  # [P, C, D], [P, 1, C]
         matrix = torch.bmm(classifier, self.stack.values["proj.weight"])  # [P, C, I]
         bias = torch.baddbmm(bias, self.stack.values["proj.bias"].unsqueeze(1), classifier.mT)
-        pooled, _ = self._forward_pooling(xhat, self._fold(), None)
+        pooled, _ = self.forward_pooling(xhat, self.fold(), None)
         return torch.baddbmm(bias, pooled, matrix.mT)
 
     # -- the weights, without a batch axis ----------------------------------------------------------------------------
 
-    def _fold(self) -> _Folded:
+    def fold(self) -> Folded:
+        """Compute what depends on the weights alone."""
         values = self.stack.values
         query = values["query"].squeeze(1)  # [P, D]
         variance, mean = torch.var_mean(query, 1, correction=0, keepdim=True)
@@ -148,7 +122,7 @@ class FoldedGroup:
         matrix = self._matmul.factors.empty("matrix", *values["to_v.weight"].shape)
         torch.mul(values["to_v.weight"], values["norm_v.weight"].unsqueeze(1), out=matrix)
         shift = torch.bmm(values["norm_v.bias"].unsqueeze(1), values["to_v.weight"].mT)
-        return _Folded(
+        return Folded(
             normed=normed,
             rstd=rstd,
             affine=affine,
@@ -161,7 +135,7 @@ class FoldedGroup:
             shift=shift.view(-1, 1, self.head_dim),
         )
 
-    def _backward_query(self, folded: _Folded, du: Tensor, doffset: Tensor) -> None:
+    def backward_query(self, folded: Folded, du: Tensor, doffset: Tensor) -> None:
         """Gradients of gamma_k, Wk, Wq, LN_q, q and e from du [P, H, D] and doffset [P, T, H]."""
         values, grads = self.stack.values, self.stack.grads
         torch.sum(folded.keys * du, 1, out=grads["norm_k.weight"])
@@ -189,7 +163,7 @@ class FoldedGroup:
 
     # -- attention and values, nearly all of the cost ----------------------------------------------------------------
 
-    def _forward_pooling(self, xhat: Tensor, folded: _Folded, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward_pooling(self, xhat: Tensor, folded: Folded, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The pooled values v [P, B, I], and z if one chunk holds the whole batch; A stays in the workspace."""
         num_samples, num_tokens, _ = xhat.shape
         width = self.num_probes * self.num_heads  # PH
@@ -198,14 +172,14 @@ class FoldedGroup:
         pooled = self._empty("pooled", self.num_probes, num_samples, self.num_heads, self.head_dim)
         for rows in chunks(num_samples, self._chunk_size):
             x, a = xhat[rows], attention[rows]
-            self._matmul.mm(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
+            self._matmul.multiply(x.flatten(0, 1), folded.u.t(), out=a.flatten(0, 1))
             if folded.offset is not None:
                 a.add_(folded.offset)
             torch.softmax(a, 1, out=a)
             kept = a if keep is None else self._kept(a, keep[rows])
             z = self._pool(kept, x)
             v = self._empty("v", width, len(x), self.head_dim)
-            self._matmul.bmm(z, folded.matrix.mT, out=v)
+            self._matmul.multiply(z, folded.matrix.mT, out=v)
             if keep is None:
                 v.add_(folded.shift)
             else:
@@ -214,8 +188,8 @@ class FoldedGroup:
             pooled[:, rows] = v.view(self.num_probes, self.num_heads, len(x), self.head_dim).transpose(1, 2)
         return pooled.flatten(2), z if z.shape[1] == num_samples else None
 
-    def _backward_pooling(
-        self, xhat: Tensor, folded: _Folded, dpooled: Tensor, z: Tensor | None, keep: Tensor | None
+    def backward_pooling(
+        self, xhat: Tensor, folded: Folded, dpooled: Tensor, z: Tensor | None, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """du [P, H, D] and doffset [P, T, H] from dv [P, B, I]; writes the gradients of Wv, gamma_v and beta_v."""
         num_samples, num_tokens, embed_dim = xhat.shape
@@ -234,10 +208,10 @@ class FoldedGroup:
             dv = self._empty("v", width, len(x), self.head_dim)
             dv.view(self.num_probes, self.num_heads, len(x), self.head_dim).copy_(dv_by_head[:, :, rows])
             first = rows.start == 0
-            self._matmul.add_bmm(dmatrix, dv.mT, z, first=first)
-            dz = self._matmul.bmm(dv, folded.matrix, out=z)  # overwrites z, which is no longer needed
+            self._matmul.accumulate(dmatrix, dv.mT, z, first=first)
+            dz = self._matmul.multiply(dv, folded.matrix, out=z)  # overwrites z, which is no longer needed
             da = self._empty("da", len(x), num_tokens, width)
-            self._matmul.bmm(x, dz.permute(1, 2, 0), out=da)
+            self._matmul.multiply(x, dz.permute(1, 2, 0), out=da)
             if keep is not None:
                 da.add_((dv * folded.shift).sum(2).t().unsqueeze(1))
                 da = self._kept(da, keep[rows])
@@ -245,7 +219,7 @@ class FoldedGroup:
             da.sub_((da * a).sum(1, keepdim=True)).mul_(a)  # through the softmax
             doffset += da.sum(0)
             # not x^T da: with so few columns it is 20 times slower
-            self._matmul.add_mm(du, da.flatten(0, 1).t(), x.flatten(0, 1), first=first)
+            self._matmul.accumulate(du, da.flatten(0, 1).t(), x.flatten(0, 1), first=first)
         self._backward_values(dshift if keep is not None else None)
         doffset = doffset.view(num_tokens, self.num_probes, self.num_heads).transpose(0, 1)
         return du.view(self.num_probes, self.num_heads, embed_dim), doffset
@@ -266,7 +240,7 @@ class FoldedGroup:
     def _pool(self, kept: Tensor, x: Tensor) -> Tensor:
         """z [PH, b, D] from A' [b, T, PH] and tokens [b, T, D]."""
         z = self._matmul.factors.empty("z", kept.shape[2], len(x), self.embed_dim)
-        self._matmul.bmm(kept.mT, x, out=z.transpose(0, 1))  # in the layout in which it is read
+        self._matmul.multiply(kept.mT, x, out=z.transpose(0, 1))  # in the layout in which it is read
         return z
 
     def _kept(self, x: Tensor, keep: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class LinearBank:
         with self._matmul.active():
             loss, dlogits = task.loss_and_grad(self._logits(tokens), targets, weights, batch_first=True)
             torch.sum(dlogits, 0, out=grads["classifier.bias"])
-            self._matmul.mm(dlogits.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
+            self._matmul.multiply(dlogits.flatten(1).t(), tokens, out=grads["classifier.weight"].flatten(0, 1))
         return loss
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class LinearBank:
         """Logits [B, P, C], valid until the next call."""
         weight, bias = self._stack.values["classifier.weight"], self._stack.values["classifier.bias"]
         logits = self._workspace.empty("logits", len(tokens), *bias.shape)
-        self._matmul.mm(tokens, weight.flatten(0, 1).t(), out=logits.flatten(1))
+        self._matmul.multiply(tokens, weight.flatten(0, 1).t(), out=logits.flatten(1))
         return logits.add_(bias)
 
     def probe(self, index: int) -> nn.Module:

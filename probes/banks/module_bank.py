@@ -15,7 +15,8 @@ sample depends on all others, and the whole batch is processed at once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,21 +95,21 @@ class ModuleBank:
         tokens = tokens.to(self._dtype)
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None
         losses = tokens.new_empty(self.num_probes)
+        self._skeleton.train()
+        each = weights.dim() == 2
         with self._matmul.active(), self._matmul.library_for(tokens.nbytes // _PRODUCT_SHARE):
             for stack in self._stacks:
-                of_stack = [
-                    self._compute_group(
-                        stack,
-                        tokens[rows],
-                        targets[rows],
-                        weights[..., rows],
-                        None if of_heads is None else of_heads[rows],
-                        task,
-                        first=rows.start == 0,
-                    )
-                    for rows in chunks(len(tokens), self._chunk_size or len(tokens))
-                ]
-                losses.index_copy_(0, stack.index, torch.stack(of_stack).sum(0))
+                rates, of_probes = self._rates_on_device[stack.index], weights[stack.index] if each else weights
+                of_chunks = []
+                for rows in chunks(len(tokens), self._chunk_size or len(tokens)):
+                    keep = None if of_heads is None else of_heads[rows]
+                    loss_of_one = self._loss_function(tokens[rows], targets[rows], keep, task)
+                    of_all = vmap(grad_and_value(loss_of_one, has_aux=True), in_dims=(0, 0, 0, 0 if each else None))
+                    gradients, (loss, seen) = of_all(stack.values, stack.statistics, rates, of_probes[..., rows])
+                    self._write(stack, gradients, seen, rates, first=rows.start == 0)
+                    of_chunks.append(loss)
+                    del gradients, seen  # before those of the next chunk are made
+                losses.index_copy_(0, stack.index, torch.stack(of_chunks).sum(0))
         return losses
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -130,19 +131,8 @@ class ModuleBank:
     def probe(self, index: int) -> nn.Module:
         return extract_module(self._stacks, index)
 
-    def _compute_group(
-        self,
-        stack: Stack,
-        tokens: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        noise: Tensor | None,
-        task: Task,
-        *,
-        first: bool,
-    ) -> Tensor:
-        """Loss [P] of one stack and chunk; writes gradients, or adds them after the first chunk; updates running statistics."""
-        self._skeleton.train()
+    def _loss_function(self, tokens: Tensor, targets: Tensor, noise: Tensor | None, task: Task) -> Callable[..., Any]:
+        """The loss of one probe on some samples as a function of its weights, and the statistics of these samples."""
 
         def loss_of_one(
             values: dict[str, Tensor], statistics: dict[str, Tensor], rate: Tensor, of_samples: Tensor
@@ -155,11 +145,18 @@ class ModuleBank:
             loss = (task.loss_each(outputs, targets) * of_samples).sum()
             return loss, _take_statistics(self._skeleton)
 
-        each = weights.dim() == 2
-        of_all = vmap(grad_and_value(loss_of_one, has_aux=True), in_dims=(0, 0, 0, 0 if each else None))
-        rates = self._rates_on_device.index_select(0, stack.index)
-        of_probes = weights[stack.index] if each else weights
-        gradients, (losses, seen) = of_all(stack.values, stack.statistics, rates, of_probes)
+        return loss_of_one
+
+    def _write(
+        self,
+        stack: Stack,
+        gradients: dict[str, Tensor],
+        seen: dict[str, Tensor],
+        rates: Tensor,
+        *,
+        first: bool,
+    ) -> None:
+        """Write the gradients of a chunk, or add them after the first one; update the running statistics."""
         for name, gradient in gradients.items():
             if name in self._head.zero_gradient:
                 continue
@@ -171,8 +168,6 @@ class ModuleBank:
                 stack.grads[name].masked_fill_((rates == 0).view(-1, *(1,) * (gradient.dim() - 1)), 0)
         for name, statistic in seen.items():
             stack.statistics[name].lerp_(statistic, _MOMENTUM)
-        of_stack: Tensor = losses
-        return of_stack
 
 
 class _BatchNorm(nn.BatchNorm1d):

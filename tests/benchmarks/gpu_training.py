@@ -221,7 +221,7 @@ def product_flops(measured: Measured, compute: str) -> float:
     matmul = Matmul(compute, torch.float32, device)
     a, out = matmul.factor(torch.randn(size, size, device=device)), torch.empty(size, size, device=device)
     with matmul.active():
-        return 2 * size**3 / measured.seconds(lambda: matmul.mm(a, a, out=out))
+        return 2 * size**3 / measured.seconds(lambda: matmul.multiply(a, a, out=out))
 
 
 def count_products(measured: Measured) -> int:

@@ -22,7 +22,6 @@ from layerbank.probes import (
     TokenSource,
     TrainingProtocol,
     plan_group,
-    sizes_of,
 )
 
 from ...memory import anonymous_memory_bytes, free_device_bytes
@@ -109,9 +108,9 @@ def place_tokens(
         SettingError: not even one probe at a time fits.
     """
     on_gpu = device.type == "cuda"
-    batch_rows = sizes_of(candidates[0].head, tokens.token_shape, tokens.task, len(tokens.labels), protocol).batch_size
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
     whole = plan_group(candidates, tokens, protocol, None)
+    batch_rows, least_bytes = whole.batch_size, whole.least_bytes
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
     held_bytes = tokens.stored_bytes + (batch_rows * tokens.stored_row_bytes if on_gpu else beside_bytes)
@@ -128,12 +127,12 @@ def place_tokens(
 
     held_rows, host_bytes, taken_bytes = hold(budget_bytes)
     training_bytes = budget_bytes - taken_bytes
-    if training_bytes < whole.least_bytes:
+    if training_bytes < least_bytes:
         if on_gpu:
-            sizes = {"needed": f"{math.ceil(whole.least_bytes / 1e6):,} MB", "given": f"{training_bytes / 1e6:,.0f} MB"}
+            sizes = {"needed": f"{math.ceil(least_bytes / 1e6):,} MB", "given": f"{training_bytes / 1e6:,.0f} MB"}
             raise SettingError("probing.too_little_gpu_memory", **sizes, device=device, token_shape=tokens.token_shape)
-        raise _refusal(tokens, budget_bytes, whole.least_bytes, lambda budget: hold(budget)[2])
-    plan = plan_group(candidates, tokens, protocol, training_bytes)
+        raise _refusal(tokens, budget_bytes, least_bytes, lambda budget: hold(budget)[2])
+    plan = whole.within(training_bytes)
     return Placement(
         tokens="streamed" if held_rows else "resident",
         device=device,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbank.cache import ArraySpec, ModelSpec, TokenArray, TokenView, WantedRows
+from layerbank.cache import ArraySpec, ModelSpec, ModelStores, TokenArray, TokenView, WantedRows
 from layerbank.probes import TASKS, Task
 
 from ...data.split_record import SplitRecord
@@ -32,6 +32,7 @@ class SplitRequest:
         record: the images of the split.
         rule: how augmented views were drawn; None for centre views alone.
         arrays: (level, kind) pairs that each row must have.
+        stores: the stores of the model, if they were read already; None reads them whenever the tokens are opened.
     """
 
     cache_root: Path
@@ -40,6 +41,7 @@ class SplitRequest:
     record: SplitRecord
     rule: ViewRule | None
     arrays: tuple[tuple[str, str], ...]
+    stores: ModelStores | None = None
 
     @property
     def name(self) -> str:
@@ -70,10 +72,17 @@ class SplitRequest:
 
 
 def request_tokens(
-    cache_root: Path, model: ModelSpec, tap: str, rows: SplitRows, arrays: tuple[tuple[str, str], ...]
+    cache_root: Path,
+    model: ModelSpec,
+    tap: str,
+    rows: SplitRows,
+    arrays: tuple[tuple[str, str], ...],
+    stores: ModelStores | None = None,
 ) -> SplitRequest:
     """The request for the tokens of the rows of a split."""
-    return SplitRequest(cache_root=cache_root, model=model, tap=tap, record=rows.record, rule=rows.rule, arrays=arrays)
+    return SplitRequest(
+        cache_root=cache_root, model=model, tap=tap, record=rows.record, rule=rows.rule, arrays=arrays, stores=stores
+    )
 
 
 class SplitTokens:
@@ -94,7 +103,13 @@ class SplitTokens:
         self.request = request
         record, rows_an_image = request.record, 1 + request.num_views
         self._view = TokenView.open(
-            request.cache_root, request.model, request.wanted, request.arrays, tap=request.tap, name=request.name
+            request.cache_root,
+            request.model,
+            request.wanted,
+            request.arrays,
+            tap=request.tap,
+            name=request.name,
+            stores=request.stores,
         )
         self.arrays: dict[tuple[str, str], ArraySpec] = self._view.arrays
         is_whole = (self._view.positions.reshape(-1, rows_an_image) >= 0).all(1)  # of each image
