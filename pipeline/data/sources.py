@@ -37,8 +37,9 @@ SOURCES = Registry(
     DataSource,
     {
         "folder": "layerbank.data.folder:FOLDER",
+        "csv": "layerbank.data.tables.text:CSV",
         "wds": "layerbank.data.tars.wds:WDS",
-        "hdf5": "layerbank.data.hdf5:HDF5",
+        "hdf5": "layerbank.data.arrays.hdf5:HDF5",
         "images": "layerbank.data.images:IMAGES",
         "demo": "layerbank.data.demo:DEMO",
     },

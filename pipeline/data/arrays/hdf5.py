@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from layerbank.cache.maintenance.hdf5_inside import place_outside
 
-from ..errors import RequestError, nearest_name
-from .image_files import not_a_file
-from .image_source import ImageSource, Stored, classes_by_value, split_where
-from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
-from .sources import DataSource
+from ...errors import RequestError, nearest_name
+from ..image_files import not_a_file
+from ..image_source import ImageSource, Stored, classes_by_value, split_where
+from ..patterns import SPLIT, data_name, no_such_split, require_split, splits_of
+from ..sources import DataSource
 
 IMAGE_NAMES = ("images", "x", "data")  # tried in this order where the address names no dataset
 LABEL_NAMES = ("labels", "label", "y")

@@ -1,0 +1,1 @@
+"""Images that lie as pixels in arrays of a file."""
