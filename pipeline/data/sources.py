@@ -38,6 +38,8 @@ SOURCES = Registry(
     {
         "folder": "layerbank.data.folder:FOLDER",
         "csv": "layerbank.data.tables.text:CSV",
+        "parquet": "layerbank.data.tables.parquet:PARQUET",
+        "hf": "layerbank.data.tables.hf:HF",
         "wds": "layerbank.data.tars.wds:WDS",
         "hdf5": "layerbank.data.arrays.hdf5:HDF5",
         "images": "layerbank.data.images:IMAGES",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ class Table:
     Attributes:
         place: where it lies, for messages.
         columns: name -> N values, as texts, numbers or None.
+        class_names: name of a column of class numbers -> the names of the classes, where the file gives them.
     """
 
     place: str
     columns: Mapping[str, Sequence[Any]]
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -38,8 +40,7 @@ class Table:
             RequestError: there is none of this name; names the nearest.
         """
         if name not in self.columns:
-            nearest, names = nearest_name(name, self.columns), ", ".join(self.columns)
-            raise RequestError("data.no_column", table=self.place, name=repr(name), names=names, nearest=nearest)
+            raise no_column(self.place, name, list(self.columns))
         return self.columns[name]
 
     def filled_column(self, name: str) -> Sequence[Any]:
@@ -63,7 +64,14 @@ class Table:
     def take(self, rows: NDArray[np.int64]) -> Table:
         """Some rows, by number."""
         numbers = rows.tolist()
-        return Table(self.place, {name: [values[row] for row in numbers] for name, values in self.columns.items()})
+        columns = {name: [values[row] for row in numbers] for name, values in self.columns.items()}
+        return Table(self.place, columns, self.class_names)
+
+
+def no_column(place: str, name: str, names: Sequence[str]) -> RequestError:
+    """The error for a name that no column has."""
+    nearest = nearest_name(name, names)
+    return RequestError("data.no_column", table=place, name=repr(name), names=", ".join(names), nearest=nearest)
 
 
 def is_missing(value: Any) -> bool:

@@ -131,11 +131,22 @@ def labels_of(table: Table, options: Mapping[str, str], ids: Sequence[str]) -> t
     column = _label_column(table, options)
     if column is None or all(map(is_missing, table.column(column))):
         return np.full(len(table), NO_LABEL, dtype=np.int64), []
-    return classes_of(table.column(column), ids, f"{table.place}, column {column}")
+    place = f"{table.place}, column {column}"
+    labels, class_names = classes_of(table.column(column), ids, place)
+    if (names := table.class_names.get(column)) is None:
+        return labels, class_names
+    numbers = np.array([int(name) for name in class_names])  # labels number the names of the file
+    if numbers[-1] >= len(names):
+        raise RequestError("data.class_without_name", place=place, count=len(names), label=numbers[-1])
+    return numbers[labels], list(names)
 
 
 def _label_column(table: Table, options: Mapping[str, str]) -> str | None:
-    return options["label"] if "label" in options else table.usual_column(USUAL_LABELS)
+    """The column of labels: the one that is named, one with a usual name, or the only one with names of classes."""
+    if "label" in options:
+        return options["label"]
+    named = list(table.class_names)
+    return table.usual_column(USUAL_LABELS) or (named[0] if len(named) == 1 else None)
 
 
 def _sizes(place: str, folder: Path, paths: Sequence[str]) -> NDArray[np.int64]:
