@@ -171,7 +171,7 @@ def test_images_directly_in_the_split_folder(folder, with_classes):
             shutil.rmtree(folder / "train" / name)
     write_image(folder / "train" / "loose.png")
     write_image(folder / "train" / "stray.png")
-    refuses_data("data.images_without_class", f"folder:{folder}", count=2, first="loose.png", split="train")
+    refuses_data("data.images_without_class", f"folder:{folder}", count=2, first="loose.png", folder=folder / "train")
 
 
 def test_a_file_name_that_is_not_utf8(folder):
