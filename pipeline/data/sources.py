@@ -42,6 +42,8 @@ SOURCES = Registry(
         "hf": "layerbank.data.tables.hf:HF",
         "wds": "layerbank.data.tars.wds:WDS",
         "hdf5": "layerbank.data.arrays.hdf5:HDF5",
+        "npz": "layerbank.data.arrays.npz:NPZ",
+        "torchvision": "layerbank.data.arrays.torchvision_data:TORCHVISION",
         "images": "layerbank.data.images:IMAGES",
         "demo": "layerbank.data.demo:DEMO",
     },

@@ -1,1 +1,1 @@
-"""Images that lie as pixels in arrays of a file."""
+"""Images as pixels: in arrays of a file, and as the data sets of torchvision give them."""
