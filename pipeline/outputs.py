@@ -21,7 +21,22 @@ from .errors import RequestError
 
 STDOUT = Path("-")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a letter before the colon is a drive of Windows
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how text begins that a spreadsheet may take for a formula
+
+
+def check_local(path: Path, where: str) -> None:
+    """Refuse a URL in place of a path of this machine: a folder named `s3:` would be made.
+
+    Args:
+        path: the path; `Path` takes one of the slashes of a URL away.
+        where: the option or argument that names it.
+
+    Raises:
+        RequestError: it is a URL.
+    """
+    if _URL.match(str(path)):
+        raise RequestError("layerbank.url_not_a_path", where=where, path=path)
 
 
 def check_output(path: Path, where: str) -> None:
@@ -36,6 +51,7 @@ def check_output(path: Path, where: str) -> None:
     """
     if path == STDOUT:
         return
+    check_local(path, where)
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:

@@ -51,7 +51,10 @@ def folder(tmp_path: Path) -> Path:
         (
             "/data/cats",
             "data.no_scheme",
-            {"schemes": "folder, wds, hdf5, images, demo", "nearest": "folder:/data/cats"},
+            {
+                "schemes": "folder, csv, parquet, hf, wds, hdf5, npz, torchvision, images, demo",
+                "nearest": "folder:/data/cats",
+            },
         ),
         ("", "data.no_scheme", {"nearest": "folder:"}),
     ],
@@ -74,7 +77,7 @@ def test_a_split_that_is_no_plain_name_is_refused(folder, split):
 
 
 def test_each_source_says_what_it_is_in_a_line():
-    assert list(SOURCES) == ["folder", "wds", "hdf5", "images", "demo"]
+    assert list(SOURCES) == ["folder", "csv", "parquet", "hf", "wds", "hdf5", "npz", "torchvision", "images", "demo"]
     for name, source in SOURCES.items():
         assert source.form.startswith(f"{name}:")
         assert "\n" not in source.meaning
@@ -171,7 +174,7 @@ def test_images_directly_in_the_split_folder(folder, with_classes):
             shutil.rmtree(folder / "train" / name)
     write_image(folder / "train" / "loose.png")
     write_image(folder / "train" / "stray.png")
-    refuses_data("data.images_without_class", f"folder:{folder}", count=2, first="loose.png", split="train")
+    refuses_data("data.images_without_class", f"folder:{folder}", count=2, first="loose.png", folder=folder / "train")
 
 
 def test_a_file_name_that_is_not_utf8(folder):

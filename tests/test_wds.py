@@ -199,9 +199,8 @@ def test_a_tar_without_samples(tmp_path):
             "data.sample_without_image",
             {"extensions": "jpg, jpeg, png, webp, bmp, tif, tiff, ppm, pgm", "found": "cls, txt"},
         ),
-        ([("a.png", b"x"), ("a.cls", b"oak")], "data.bad_class_index", {"content": "b'oak'"}),
-        ([("a.png", b"x"), ("a.cls", b"-1")], "data.bad_class_index", {"content": "b'-1'"}),
-        ([("a.png", b"x"), ("a.cls", b"")], "data.bad_class_index", {"content": "b''"}),
+        ([("a.png", b"x"), ("a.cls", b"")], "data.bad_class", {"content": "b''", "member": "cls"}),
+        ([("a.png", b"x"), ("a.cls", b"\xff")], "data.bad_class", {"content": "b'\\xff'"}),
         (
             [("a.png", b"x"), ("a.cls", b"1"), ("a.png", b"x")],
             "data.repeated_member",
@@ -469,3 +468,69 @@ class TestCifarSubset:
                 assert member is not None
                 assert content_hash == xxh3_64_intdigest(member.read())
                 assert (image.size, image.mode) == ((32, 32), "RGB")
+
+
+# --- labels in other members ---
+
+
+def with_labels(root: Path, **members: list[bytes]) -> Path:
+    """A training shard whose samples have an image and these members."""
+    content: list[tuple[str, bytes]] = []
+    for number in range(3):
+        content.append((f"{number}.png", encoded_image(number)))
+        content += [(f"{number}.{extension}", values[number]) for extension, values in members.items()]
+    write_tar(root / "train" / "0.tar", content)
+    return root
+
+
+def test_labels_may_be_texts(tmp_path):
+    root = with_labels(tmp_path, cls=[b"oak", "Ölbaum\n".encode(), b"oak"])
+    for _ in range(2):  # walked, then known
+        source = open_source(f"wds:{root}", "train")
+        assert (source.class_names, source.labels.tolist()) == (["oak", "Ölbaum"], [0, 1, 0])
+    (root / "classnames.txt").write_text("Ölbaum\nfir\noak\n", encoding="utf-8")
+    source = open_source(f"wds:{root}", "train")
+    assert (source.class_names, source.labels.tolist()) == (["Ölbaum", "fir", "oak"], [2, 0, 2])
+
+
+def test_labels_may_be_in_another_member(tmp_path):
+    json = [b'{"kind": "oak", "age": 3, "one_hot": [0, 1]}', b'{"kind": "fir", "age": 7}', b'{"kind": "oak", "age": 3}']
+    root = with_labels(tmp_path, txt=[b"tall", b"small", b"tall"], json=json)
+    for label, class_names, labels in (
+        ("txt", ["small", "tall"], [1, 0, 1]),
+        ("json:kind", ["fir", "oak"], [1, 0, 1]),
+        ("json:age", ["3", "7"], [0, 1, 0]),
+    ):
+        for _ in range(2):
+            source = open_source(f"wds:{root}?label={label}", "train")
+            assert (source.class_names, source.labels.tolist()) == (class_names, labels)
+    refuses_data("data.bad_class", f"wds:{root}?label=json:one_hot", key="1", member="json:one_hot")
+    refuses_data("data.sample_without_class", f"wds:{root}", key="0", member="cls", found="json, png, txt")
+    refuses_data("data.unknown_option", f"wds:{root}?labels=txt", option="labels", nearest="label")
+
+
+def test_one_hot_lists_are_classes(tmp_path):
+    json = [b'{"y": [0, 0, 1]}', b'{"y": [1, 0, 0]}', b'{"y": [0.0, 0.0, 1.0]}']
+    source = open_source(f"wds:{with_labels(tmp_path, json=json)}?label=json:y", "train")
+    assert (source.class_names, source.labels.tolist()) == (["0", "2"], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b'{"y": null}', b'{"y": [1, 1]}', b'{"y": NaN}', b'{"y": {}}', b"[" * 9999]
+)
+def test_values_that_are_no_labels_are_named(tmp_path, content):
+    root = with_labels(tmp_path, json=[b'{"y": 1}', content, b'{"y": 2}'])
+    refuses_data("data.bad_class", f"wds:{root}?label=json:y", key="1", member="json:y")
+
+
+@pytest.mark.parametrize(
+    ("labels", "key", "values"),
+    [
+        ([b"1", b"-1", b"0"], "data.label_below_zero", {"label": -1}),
+        ([b"1", b"0.5", b"0"], "data.decimal_labels", {"first": "0.5"}),
+        ([b"1", b"oak", b"0"], "data.mixed_labels", {"found": "2 whole numbers, 1 texts, such as train/0.tar/1"}),
+        ([b"fir", b"oak", b"0"], "data.mixed_labels", {"found": "1 whole numbers, such as train/0.tar/2, 2 texts"}),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels, key, values):
+    refuses_data(key, f"wds:{with_labels(tmp_path, cls=labels)}", **values)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import RequestError
 from ..jobs.job import typed_value
+from ..outputs import check_local
 
 
 def check_kind(value: Any, kind: type[Any], where: str, expected: str) -> None:
@@ -31,9 +32,10 @@ def folder_from(value: Any, where: str) -> Path:
     """The path of a folder.
 
     Raises:
-        RequestError: neither a text nor a path.
+        RequestError: neither a text nor a path, or a URL.
     """
     check_kind(value, str | Path, where, "the path of a folder")  # type: ignore[arg-type]
+    check_local(Path(value), where)
     return Path(value)
 
 

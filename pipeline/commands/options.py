@@ -40,12 +40,24 @@ class OutputFile(click.Path):
         from ..errors import RequestError
         from ..outputs import STDOUT, check_output
 
-        path = Path(value)
-        where = param.opts[0] if isinstance(param, click.Option) else str(param and param.name).upper()
+        path, where = Path(value), _name_of(param)
         if path == STDOUT and not self.dash:
             raise RequestError("layerbank.not_to_stdout", where=where)
         check_output(path, where)
         return path
+
+
+class Folder(click.Path):
+    """A folder of this machine, which need not be there; a URL is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..outputs import check_local
+
+        check_local(Path(value), _name_of(param))
+        return super().convert(value, param, ctx)
 
 
 class OutputFolder(click.Path):
@@ -56,13 +68,19 @@ class OutputFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         from ..errors import RequestError
+        from ..outputs import check_local
 
-        path, where = Path(value), param.opts[0] if param else ""
+        path, where = Path(value), _name_of(param)
         if str(path) == "-":
             raise RequestError("layerbank.not_to_stdout", where=where)
+        check_local(path, where)
         if os.path.lexists(path) and not path.is_dir():
             raise RequestError("layerbank.output_not_a_folder", where=where, path=path)
         return path
+
+
+def _name_of(param: click.Parameter | None) -> str:
+    return param.opts[0] if isinstance(param, click.Option) else str(param and param.name).upper()
 
 
 def check_answers(events: Path | None, as_json: bool) -> None:
@@ -85,7 +103,7 @@ def answers_beside(*outputs: Path | None) -> Iterator[None]:
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 OUTPUT = OutputFile()
-FOLDER = click.Path(file_okay=False, path_type=Path)
+FOLDER = Folder()
 
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 cache_root = click.option(

@@ -1,7 +1,8 @@
 """`folder:DIR`: images in `DIR/<split>/<class>/**`, torchvision's ImageFolder with a folder a split above it.
 
 Ids are paths relative to DIR. Classes are the folders of the split with an image in them, sorted; other folders of DIR, such as
-`runs` and `caches`, do not matter.
+`runs` and `caches`, do not matter. With `?split=0.2` images lie in `DIR/<class>/**`, and a fraction of each class is held out as
+`test`. With `?classes=nested` the class of an image is the whole path of its folder (`birds/wren`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from ..errors import RequestError
 from ..outputs import kind_of
 from .image_files import LEADS_OUT, leads_out, not_followed, require_inside
 from .image_source import ImageSource
-from .patterns import no_such_split, require_folder
+from .patterns import no_such_split, parse_options, require_folder
 from .sources import DataSource
+from .tables.split_column import parse_fraction, parse_seed, rows_held_out
 
+OPTIONS = ("split", "seed", "classes")
+NESTED = "nested"
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))  # torchvision's
 
 
@@ -103,17 +108,32 @@ def open_folder(address: str, split: str) -> FileSource:
     """The images of one split.
 
     Raises:
-        RequestError: no such folder or split, images that lie elsewhere than in class folders, or a folder that leads out.
+        RequestError: no such folder or split, images that lie elsewhere than in class folders, a folder that leads out, or wrong
+            options.
     """
-    root = require_folder("folder", address)
-    class_names = _classes_of(root, split)
+    path, options = parse_options("folder", address, OPTIONS)
+    root, data = require_folder("folder", path), f"folder:{address}"
+    fraction = parse_fraction(options.get("split", ""))
+    for option, is_right in (("split", fraction is not None), ("classes", options.get("classes") == NESTED)):
+        if option in options and not is_right:
+            raise RequestError("data.bad_folder_option", data=data, option=f"{option}={options[option]}")
+    if "seed" in options and fraction is None:
+        raise RequestError("data.seed_without_fraction", data=data)
+    prefix = f"{split}/" if fraction is None else ""
     left_out: Counter[str] = Counter()
-    entries = [
-        (found, label)
-        for label, name in enumerate(class_names)
-        for found in find_images(root, f"{split}/{name}/", left_out)
-    ]
-    return FileSource(root, split, entries, class_names, left_out)
+    names = _classes_of(root, split) if prefix else _classes_without_splits(data, root)
+    entries = [(found, name) for name in names for found in find_images(root, f"{prefix}{name}/", left_out)]
+    if "classes" in options:
+        entries = [(found, os.path.dirname(found.id.removeprefix(prefix))) for found, _ in entries]
+    if fraction is not None:
+        entries.sort()
+        ids, classes = [found.id for found, _ in entries], [name for _, name in entries]
+        seed = parse_seed(data, options.get("seed", "0"))
+        rows = rows_held_out(ids, classes, split, fraction, data=data, seed=seed)
+        entries = [entries[row] for row in rows.tolist()]
+    class_names = sorted({name for _, name in entries})
+    number_of = {name: number for number, name in enumerate(class_names)}
+    return FileSource(root, split, [(found, number_of[name]) for found, name in entries], class_names, left_out)
 
 
 def find_images(root: Path, prefix: str = "", left_out: Counter[str] | None = None) -> Iterator[FoundImage]:
@@ -163,17 +183,31 @@ def _classes_of(root: Path, split: str) -> list[str]:
         folders = {name: _folders(root / name) for name in _folders(root)}
         splits = [name for name, found in folders.items() if any(_has_images(root, f"{name}/{one}/") for one in found)]
         raise no_such_split(data, split, f"{folder}/<class>/", splits)
-    links = [one for one in (folder, *(folder / name for name in _folders(folder))) if one.is_symlink()]
+    return _classes_in(data, root, split)
+
+
+def _classes_without_splits(data: str, root: Path) -> list[str]:
+    """Sorted names of the class folders with an image in them, where no folder of a split lies above."""
+    classes = _classes_in(data, root, "")
+    if splits := [name for name in classes if name.casefold() in SPLIT_NAMES]:
+        raise RequestError("data.splits_as_classes", data=data, names=", ".join(splits))
+    return classes
+
+
+def _classes_in(data: str, root: Path, split: str) -> list[str]:
+    """Sorted names of the folders of `root/split` with an image in them; `split` is empty where there are no splits."""
+    folder, prefix = root / split, f"{split}/" if split else ""
+    links = [one for one in (folder, *(folder / name for name in _folders(folder))) if one.is_symlink() and one != root]
     require_inside(data, root, links, are_folders=True)
     if loose := sorted(entry.name for entry in os.scandir(folder) if _is_image(entry)):
-        raise RequestError("data.images_without_class", data=data, split=split, count=len(loose), first=loose[0])
-    if classes := [name for name in _folders(folder) if _has_images(root, f"{split}/{name}/")]:
+        raise RequestError("data.images_without_class", data=data, folder=folder, count=len(loose), first=loose[0])
+    if classes := [name for name in _folders(folder) if _has_images(root, f"{prefix}{name}/")]:
         return classes
     names = [name for _, _, names in os.walk(folder) for name in names]
     endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
     found = ", ".join(f"{ending} ({count})" for ending, count in endings.most_common(3)) or "no files"
     extensions = " ".join(sorted(EXTENSIONS))
-    raise RequestError("data.split_without_images", data=data, split=split, extensions=extensions, found=found)
+    raise RequestError("data.split_without_images", data=data, folder=folder, extensions=extensions, found=found)
 
 
 def _has_images(root: Path, prefix: str) -> bool:
@@ -206,5 +240,8 @@ def _found(id: str, entry: os.DirEntry[str]) -> FoundImage:
 
 
 FOLDER = DataSource(
-    form="folder:DIR", meaning="images in DIR/<split>/<class>/", example="folder:photos", open=open_folder
+    form="folder:DIR",
+    meaning="images in DIR/<split>/<class>/; with ?split=0.2 in DIR/<class>/, a fifth of each class held out",
+    example="folder:photos",
+    open=open_folder,
 )

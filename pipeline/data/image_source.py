@@ -25,6 +25,8 @@ from ..errors import RequestError, WorkError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .table import Table
+
 
 Stored = bytes | memoryview | NDArray[np.uint8]
 """What a source holds of an image: its encoded bytes, or its pixels [H, W] or [H, W, 3]."""
@@ -115,6 +117,7 @@ class ImageSource(ABC):
         has_whole_files: whether row i is all of file i of `files`.
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
         left_out: extension -> number of files that are no images, where a source looks for them.
+        table: every column of the rows, where a table lists them; other targets can be taken from it.
         is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
 
     Raises:
@@ -132,6 +135,7 @@ class ImageSource(ABC):
     keeps_order: bool = False
     is_encoded: bool = False
     left_out: Mapping[str, int] = MappingProxyType({})
+    table: Table | None = None
 
     def __init__(
         self,

@@ -12,9 +12,11 @@ import glob
 import itertools
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import parse_qsl
 
-from ..errors import RequestError
+from ..errors import RequestError, nearest_name
 from .image_files import require_inside
 
 SPLIT = "{split}"
@@ -119,6 +121,26 @@ def require_split(uri: str) -> None:
     """Refuse a pattern that means the same files for every split: test data would be training data."""
     if SPLIT not in uri:
         raise RequestError("data.pattern_without_split", uri=uri)
+
+
+def parse_options(scheme: str, address: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Split an address `PATH?option=value&...` into the path and its options; a path that exists may have a question mark.
+
+    Raises:
+        RequestError: an option that is not known; names the nearest.
+
+    >>> parse_options("csv", "photos.csv?label=kind&seed=3", ["label", "seed"])
+    ('photos.csv', {'label': 'kind', 'seed': '3'})
+    """
+    if os.path.exists(os.path.expanduser(address)):
+        return os.path.expanduser(address), {}
+    path, _, query = address.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := sorted(set(options) - set(known)):
+        nearest = nearest_name(unknown[0], known)
+        values = {"option": unknown[0], "known": ", ".join(known), "nearest": nearest}
+        raise RequestError("data.unknown_option", uri=f"{scheme}:{address}", **values)
+    return os.path.expanduser(path), options
 
 
 def no_such_split(data: str, split: str, place: str, splits: list[str]) -> RequestError:

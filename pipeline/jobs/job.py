@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 
 from ..data.views import ViewRule
 from ..errors import RequestError, nearest_name
+from ..outputs import check_local
 
 VERSION = 1  # raised when the meaning of a field changes
 NEVER_IN_FILES = ("allow_code",)
@@ -256,7 +257,11 @@ def job_value(job: type[Job], name: str, value: Any, where: str = "") -> Any:
         RequestError: a value of another type, or out of its range.
     """
     hint = _hints_of(job)[name]  # type: ignore[arg-type]  # the class is hashable, its values need not be
-    return typed_value(value, hint, where or f"{job.kind} job", name)
+    where = where or f"{job.kind} job"
+    found = typed_value(value, hint, where, name)
+    if isinstance(found, Path):
+        check_local(found, f"{where}, {name}")
+    return found
 
 
 def typed_value(value: Any, hint: Any, where: str, name: str) -> Any:

@@ -1,7 +1,7 @@
 """The samples in WebDataset tars, found by a walk over the headers and kept for the next process.
 
 A sample is the members of a tar with one key (the name up to its first dot): an image (an extension of `IMAGE_KEYS`,
-the first of them if there are several) and `cls`, the class index as text.
+the first of them if there are several) and a label: the text of `cls` or of another member, or a value in a JSON member.
 
 The walk takes 20 s for a million samples, so what it found lies in the user's cache folder, one file for the tars of a split. A tar
 is walked again unless its size, mtime, ctime and inode are those of its record, by the rules of the content index
@@ -10,12 +10,13 @@ is walked again unless its size, mtime, ctime and inode are those of its record,
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +29,47 @@ from ...errors import RequestError
 from .headers import DamagedTar, Member, walk_tar
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
-_CLASS = re.compile(rb"\d{1,18}")  # fits into 64 bits
-FORMAT, FORMAT_VERSION = "layerbank tar index", 1
+MOST_LABEL_BYTES, MOST_JSON_BYTES = 1024, 1 << 24
+FORMAT, FORMAT_VERSION = "layerbank tar index", 2
 SUFFIX = ".tars"
-SAMPLE = np.dtype([("label", "<i8"), ("offset", "<i8"), ("size", "<i8")])
-DTYPES = {"tars": RECORD, "samples": SAMPLE, "keys": np.dtype("u1")}
-SEPARATOR = "\0"  # of keys; no name in a tar holds it, except in damaged pax headers
+SAMPLE = np.dtype([("offset", "<i8"), ("size", "<i8")])
+DTYPES = {"tars": RECORD, "samples": SAMPLE, "keys": np.dtype("u1"), "labels": np.dtype("u1")}
+SEPARATOR = "\0"  # of keys and of labels; no name in a tar holds it, except in damaged pax headers
 
 Table = NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class LabelMember:
+    """Where the label of a sample is.
+
+    Attributes:
+        extension: of the member.
+        key: of the value in a JSON object; empty for a member that is the label as text.
+
+    >>> LabelMember("cls").read(b"3\\n"), LabelMember("json", "kind").read(b'{"kind": "owl"}')
+    ('3', 'owl')
+    >>> LabelMember("json", "one_hot").read(b'{"one_hot": [0, 0, 1]}')
+    '2'
+    """
+
+    extension: str = "cls"
+    key: str = ""
+
+    def read(self, content: bytes) -> str:
+        """The label as text. Raises ValueError for anything else than a text, a whole number or a one-hot list."""
+        if not self.key:
+            value: Any = content.decode().strip()
+        else:
+            value = json.loads(content)[self.key]
+            if isinstance(value, list) and sorted(value) == [0] * (len(value) - 1) + [1]:
+                value = value.index(1)
+        if not isinstance(value, str | int | float) or value != value or not str(value).strip():
+            raise ValueError("no text or number")
+        return str(value).strip()
+
+
+CLASS_INDEX = LabelMember()
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +79,13 @@ class TarSamples:
     Attributes:
         records: [F] RECORD, one a tar.
         keys: N keys.
-        table: [N] SAMPLE: class, and place and bytes of the image.
+        labels: N labels as text.
+        table: [N] SAMPLE: place and bytes of the image.
     """
 
     records: Table
     keys: list[str]
+    labels: list[str]
     table: Table
 
     @property
@@ -59,16 +95,18 @@ class TarSamples:
         return counts
 
 
-def read_samples(tars: Sequence[Path], scope: str) -> TarSamples:
+def read_samples(tars: Sequence[Path], scope: str, label: LabelMember = CLASS_INDEX) -> TarSamples:
     """Return the samples of some tars; only tars that are new or have changed are walked.
 
     Args:
         tars: F paths.
         scope: names these tars among all tars of this user, whichever of them are there.
+        label: where labels are.
 
     Raises:
         RequestError: a tar is damaged, or a sample lacks or repeats a member.
     """
+    scope = scope if label == CLASS_INDEX else f"{scope}\n{label.extension}:{label.key}"
     name = f"{xxh3_64_hexdigest(_encode(scope))}{SUFFIX}"
     files = [folder / name for folder in user_folders()]
     paths = [os.path.abspath(tar) for tar in tars]
@@ -82,17 +120,18 @@ def read_samples(tars: Sequence[Path], scope: str) -> TarSamples:
     parts = []
     for number, place in enumerate(places.tolist()):
         if place < 0:
-            keys, table = _walk(tars[number])
+            keys, labels, table = _walk(tars[number], label)
         else:
             rows = slice(int(stops[place] - known.counts[place]), int(stops[place]))
-            keys, table = known.keys[rows], known.table[rows]
+            keys, labels, table = known.keys[rows], known.labels[rows], known.table[rows]
             records["recorded_ns"][number] = known.records["recorded_ns"][place]
         records["num_rows"][number] = len(keys)
-        parts.append((keys, table))
+        parts.append((keys, labels, table))
     samples = TarSamples(
         records,
-        [key for keys, _ in parts for key in keys],
-        np.concatenate([np.empty(0, dtype=SAMPLE), *(table for _, table in parts)]),
+        [key for keys, _, _ in parts for key in keys],
+        [label for _, labels, _ in parts for label in labels],
+        np.concatenate([np.empty(0, dtype=SAMPLE), *(table for _, _, table in parts)]),
     )
     if (places < 0).any():
         has_changed = ~same_status(records["status"], read_status(paths))
@@ -108,25 +147,32 @@ def _read_known(files: Sequence[Path], scope: str) -> TarSamples:
         except UnusableIndex:
             continue
         if arrays is not None:
-            text = arrays["keys"].tobytes().decode(errors="surrogateescape")
-            return TarSamples(arrays["tars"], text.split(SEPARATOR)[:-1], arrays["samples"])
-    return TarSamples(np.empty(0, dtype=RECORD), [], np.empty(0, dtype=SAMPLE))
+            keys, labels = (_split(arrays[name]) for name in ("keys", "labels"))
+            shared = {label: label for label in labels}  # one object for each label, not for each sample
+            return TarSamples(arrays["tars"], keys, [shared[label] for label in labels], arrays["samples"])
+    return TarSamples(np.empty(0, dtype=RECORD), [], [], np.empty(0, dtype=SAMPLE))
+
+
+def _split(joined: NDArray[np.uint8]) -> list[str]:
+    return joined.tobytes().decode(errors="surrogateescape").split(SEPARATOR)[:-1]
 
 
 def _write(files: Sequence[Path], samples: TarSamples, scope: str) -> None:
-    text = "".join(key + SEPARATOR for key in samples.keys)
-    if text.count(SEPARATOR) == len(samples.keys):
-        keys = np.frombuffer(_encode(text), dtype=np.uint8)
-        arrays = {"tars": samples.records, "samples": samples.table, "keys": keys}
-        write_arrays(files, FORMAT, FORMAT_VERSION, scope, arrays)
+    arrays: dict[str, NDArray[Any]] = {"tars": samples.records, "samples": samples.table}
+    for name, texts in (("keys", samples.keys), ("labels", samples.labels)):
+        joined = "".join(text + SEPARATOR for text in texts)
+        if joined.count(SEPARATOR) > len(texts):
+            return
+        arrays[name] = np.frombuffer(_encode(joined), dtype=np.uint8)
+    write_arrays(files, FORMAT, FORMAT_VERSION, scope, arrays)
 
 
 def _encode(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _walk(shard: Path) -> tuple[list[str], Table]:
-    """Keys and table of the samples of one tar. Raises RequestError for damage, and for a sample that lacks or repeats a member."""
+def _walk(shard: Path, label: LabelMember) -> tuple[list[str], list[str], Table]:
+    """Keys, labels and table of one tar. Raises RequestError for damage, and for a sample that lacks or repeats a member."""
     by_key: dict[str, dict[str, Member]] = {}
     classes: dict[str, bytes] = {}
     with shard.open("rb") as file:
@@ -143,14 +189,14 @@ def _walk(shard: Path) -> tuple[list[str], Table]:
                         "data.repeated_member", key=key, shard=shard, extension=extension, offset=member.offset
                     )
                 members[extension] = member
-                if extension == "cls":
+                if extension == label.extension:
                     file.seek(member.offset)
-                    classes[key] = file.read(min(member.size, 64))
+                    classes[key] = file.read(min(member.size, MOST_JSON_BYTES if label.key else MOST_LABEL_BYTES))
         except DamagedTar as error:
             whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
             values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
             raise RequestError("data.damaged_tar", **values) from error
-    samples = []
+    labels, samples = [], []
     for key, members in by_key.items():
         image, found = _image_of(members), ", ".join(sorted(members))
         if image is None:
@@ -158,11 +204,15 @@ def _walk(shard: Path) -> tuple[list[str], Table]:
                 "data.sample_without_image", key=key, shard=shard, extensions=", ".join(IMAGE_KEYS), found=found
             )
         if key not in classes:
-            raise RequestError("data.sample_without_class", key=key, shard=shard, found=found)
-        if not _CLASS.fullmatch(classes[key].strip()):
-            raise RequestError("data.bad_class_index", key=key, shard=shard, content=repr(classes[key][:20]))
-        samples.append((int(classes[key]), image.offset, image.size))
-    return list(by_key), np.array(samples, dtype=SAMPLE)
+            raise RequestError("data.sample_without_class", key=key, shard=shard, member=label.extension, found=found)
+        try:
+            labels.append(label.read(classes[key]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            place = f"{label.extension}:{label.key}" if label.key else label.extension
+            content = repr(classes[key][:40])
+            raise RequestError("data.bad_class", key=key, shard=shard, member=place, content=content) from None
+        samples.append((image.offset, image.size))
+    return list(by_key), labels, np.array(samples, dtype=SAMPLE)
 
 
 def _image_of(members: dict[str, Member]) -> Member | None:

@@ -1,12 +1,14 @@
 """`wds:`: WebDataset tars on a local disk, read by row: an image is one read at its offset, nothing is extracted.
 
-`samples` says what a sample is and where its image lies. `classnames.txt` above the splits names the classes.
+`samples` says what a sample is and where its image lies. `classnames.txt` above the splits names the classes. The label is the text
+of `cls`, or what `?label=` names: another member (`txt`), or a value in a JSON member (`json:label`).
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +19,12 @@ from numpy.typing import NDArray
 from ...errors import RequestError
 from ..image_files import require_inside
 from ..image_source import ImageSource, Stored, classes_by_value, split_where
-from ..patterns import ShardFolder, ShardPattern, read_text
+from ..patterns import ShardFolder, ShardPattern, parse_options, read_text
 from ..sources import DataSource
-from .samples import read_samples
+from ..tables.class_column import classes_of
+from .samples import LabelMember, read_samples
 
+_INDEX = re.compile(r"[0-9]{1,18}")  # fits into 64 bits
 BLOCK_BYTES = 1 << 20  # read at a time where every image is read: stays in the processor's cache
 
 
@@ -31,15 +35,17 @@ class WdsSource(ImageSource):
     is_encoded = True
 
     def __init__(self, address: str, split: str) -> None:
-        layout = ShardPattern(address) if "{" in address else ShardFolder(address)
+        pattern, options = parse_options("wds", address, ("label",))
+        layout = ShardPattern(pattern) if "{" in pattern else ShardFolder(pattern)
         self._shards = layout.shards(split)
-        samples = read_samples(self._shards, layout.place(split))
+        extension, _, key = options.get("label", "cls").partition(":")
+        samples = read_samples(self._shards, layout.place(split), LabelMember(extension.lower(), key))
         if not samples.keys:
             raise RequestError("data.no_samples", data=f"wds:{address}", split=split, count=len(self._shards))
         names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
         self._shard_of = np.repeat(np.arange(len(names), dtype=np.int32), samples.counts)
         ids = [f"{names[shard]}/{key}" for shard, key in zip(self._shard_of.tolist(), samples.keys, strict=True)]
-        labels, class_names = _classes(layout, samples.table["label"], ids)
+        labels, class_names = _classes(layout, samples.labels, ids)
         self._offsets = samples.table["offset"].copy()
         self._open: tuple[int, _OpenFile] | None = None  # the shard read last
         super().__init__(
@@ -130,14 +136,26 @@ class _OpenFile:
 
 
 def _classes(
-    layout: ShardFolder | ShardPattern, labels: NDArray[np.int64], ids: Sequence[str]
+    layout: ShardFolder | ShardPattern, texts: Sequence[str], ids: Sequence[str]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Class indices [N], and the lines of classnames.txt; without that file, the numbers that occur are the classes."""
-    file = layout.root / "classnames.txt"
-    if not file.is_file():
+    """Class indices [N], and the lines of classnames.txt; without that file, the labels that occur are the classes."""
+    names = _class_names(layout)
+    if not all(map(_INDEX.fullmatch, texts)):
+        place = f"labels of wds:{layout.root}"
+        labels, found = classes_of(texts, ids, place)
+        are_numbers = [bool(_INDEX.fullmatch(text)) for text in texts]
+        if mixed := sum(are_numbers):
+            is_rare = 2 * mixed < len(texts)
+            example = f", such as {ids[are_numbers.index(is_rare)]}"
+            numbers, others = f"{mixed:,} whole numbers", f"{len(texts) - mixed:,} texts"
+            counts = f"{numbers}{example}, {others}" if is_rare else f"{numbers}, {others}{example}"
+            raise RequestError("data.mixed_labels", place=place, found=counts)
+        if set(found) <= set(names):
+            return np.array([names.index(name) for name in found])[labels], names
+        return labels, found
+    labels = np.array([int(text) for text in texts], dtype=np.int64)
+    if not names:
         return classes_by_value(labels)
-    require_inside(f"wds:{layout.root}", layout.root, [file])
-    names = [line.strip() for line in read_text(file).strip().split("\n")]
     highest = int(labels.argmax())
     if labels[highest] >= len(names):
         place = f"{layout.root}, sample {ids[highest]}"
@@ -145,9 +163,17 @@ def _classes(
     return labels, names
 
 
+def _class_names(layout: ShardFolder | ShardPattern) -> list[str]:
+    file = layout.root / "classnames.txt"
+    if not file.is_file():
+        return []
+    require_inside(f"wds:{layout.root}", layout.root, [file])
+    return [line.strip() for line in read_text(file).strip().split("\n")]
+
+
 WDS = DataSource(
     form="wds:DIR | wds:DIR/{split}/{000..010}.tar",
-    meaning="WebDataset tars: an image (jpg, png, webp, ...) and cls",
+    meaning="WebDataset tars: an image (jpg, png, webp, ...) and cls, or ?label=txt, ?label=json:KEY",
     example="wds:wds_cifar10/{split}/{000..010}.tar",
     open=WdsSource,
 )

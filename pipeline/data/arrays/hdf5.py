@@ -1,7 +1,8 @@
-"""`hdf5:FILE?images=x&labels=y`: pixels and labels in HDF5 datasets, as PatchCamelyon ships.
+"""`hdf5:FILE?images=x&labels=y`: images and labels in HDF5 datasets, as PatchCamelyon ships.
 
-`{split}` in the address stands for the split's name. Images are uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W]. Labels are integers
-[N] (or [N, 1, 1, 1]), in the same file or, as `labels=OTHERFILE::y`, in one beside it:
+`{split}` in the address stands for the split's name. Images are uint8 [N, H, W, 3], [N, H, W, 1], [N, H, W] or [N, C, H, W] with C
+1 or 3; numbers of another dtype with the values of black and white declared, `range=0,1`; or encoded bytes [N]. Labels are integers
+or texts [N] (or [N, 1, 1, 1]), or one-hot [N, C], in the same file or, as `labels=OTHERFILE::y`, in one beside it:
 
     hdf5:pcam/camelyonpatch_level_2_split_{split}_x.h5?labels=camelyonpatch_level_2_split_{split}_y.h5::y
 
@@ -16,7 +17,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from layerbank.cache.maintenance.hdf5_inside import place_outside
 
-from ..errors import RequestError, nearest_name
-from .image_files import not_a_file
-from .image_source import ImageSource, Stored, classes_by_value, split_where
-from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
-from .sources import DataSource
+from ...errors import RequestError
+from ..image_files import not_a_file
+from ..image_source import ImageSource, Stored, classes_by_value, split_where
+from ..patterns import SPLIT, data_name, no_such_split, parse_options, require_split, splits_of
+from ..sources import DataSource
+from ..tables.class_column import classes_of
 
 IMAGE_NAMES = ("images", "x", "data")  # tried in this order where the address names no dataset
 LABEL_NAMES = ("labels", "label", "y")
@@ -51,13 +52,17 @@ class Hdf5Source(ImageSource):
             raise no_such_split(data, split, str(self._path), splits_of(parts.image_file))
         with _open(self._path) as file:
             images = _dataset(file, parts.images.replace(SPLIT, split), IMAGE_NAMES, "images")
-            _require_pixels(images)
+            self._range = parts.range
+            self._is_channels_first = _check_images(images, self._range)
             self._dataset_name = images.name
-            num_images, image_bytes = images.shape[0], math.prod(images.shape[1:])
+            num_images = images.shape[0]
+            image_bytes = math.prod(images.shape[1:]) if images.ndim > 1 else self._path.stat().st_size // num_images
             self._chunk_cache_bytes = max(DEFAULT_CHUNK_CACHE_BYTES, _chunk_row_bytes(images))
-            self._block_rows = _block_rows(images)
+            self._block_rows = _block_rows(images, image_bytes)
             class_names = _class_names(file)
         self.origin = f"hdf5:{os.path.abspath(self._path)}::{self._dataset_name}"
+        if self._range:  # which decides what the pixels are
+            self.origin += f"?range={self._range[0]!r},{self._range[1]!r}"
         labels, label_class_names = _read_labels(parts, split)
         if len(labels) != num_images:
             raise RequestError("data.label_count", data=data, split=split, images=num_images, labels=len(labels))
@@ -77,8 +82,19 @@ class Hdf5Source(ImageSource):
             sizes=np.full(num_images, image_bytes),
         )
 
-    def read(self, row: int) -> NDArray[np.uint8]:
-        return _plain(self._open_dataset()[row])
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        return self._plain(self._open_dataset()[row])
+
+    def _plain(self, value: Any) -> bytes | NDArray[np.uint8]:
+        """Encoded bytes, or pixels [H, W, 3] or [H, W] without an axis of one colour."""
+        if np.ndim(value) < 2:
+            return value if isinstance(value, bytes) else np.asarray(value).tobytes()
+        image = np.asarray(value)
+        if self._is_channels_first:
+            image = np.ascontiguousarray(image.transpose(1, 2, 0))
+        if self._range:
+            image = _to_bytes(image, *self._range)
+        return image[..., 0] if image.shape[2:] == (1,) else image
 
     def read_each(self, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
         """Yield images as `ImageSource.read_each`; chunks are read and unpacked once for all of their rows."""
@@ -92,7 +108,10 @@ class Hdf5Source(ImageSource):
                 yield from map(self._read_or_none, wanted.tolist())
             else:
                 for row in wanted.tolist():
-                    yield _plain(block[row - first])
+                    try:
+                        yield self._plain(block[row - first])
+                    except ValueError:  # values that are no numbers
+                        yield None
 
     def files(self) -> tuple[Sequence[Path], NDArray[np.int64]]:
         return (self._path.absolute(),), np.zeros(len(self), dtype=np.int64)
@@ -118,18 +137,30 @@ class _Address(NamedTuple):
     images: str
     label_file: str
     labels: str
+    range: tuple[float, float] | None
 
 
 def _parse(address: str) -> _Address:
-    path, _, query = address.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := sorted(set(options) - {"images", "labels"}):
-        nearest = nearest_name(unknown[0], ["images", "labels"])
-        raise RequestError("data.unknown_hdf5_option", address=address, option=unknown[0], nearest=nearest)
-    path = os.path.expanduser(path)
+    path, options = parse_options("hdf5", address, ("images", "labels", "range"))
     other, colons, labels = options.get("labels", "").rpartition("::")
     label_file = os.path.join(os.path.dirname(path), os.path.expanduser(other)) if colons else path
-    return _Address(path, options.get("images", ""), label_file, labels)
+    limits = parse_range(f"hdf5:{address}", options["range"]) if "range" in options else None
+    return _Address(path, options.get("images", ""), label_file, labels, limits)
+
+
+def parse_range(data: str, text: str) -> tuple[float, float]:
+    """The values of black and white that `?range=0,1` declares.
+
+    Raises:
+        RequestError: no two rising numbers.
+    """
+    try:
+        low, high = (float(one) for one in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise RequestError("data.bad_range", data=data, range=repr(text))
+    return low, high
 
 
 def _open(path: Path) -> h5py.File:
@@ -157,12 +188,32 @@ def _dataset(file: h5py.File, name: str, defaults: tuple[str, ...], option: str)
     raise RequestError("data.no_hdf5_dataset", file=file.filename, **values)
 
 
-def _require_pixels(images: h5py.Dataset) -> None:
+def _check_images(images: h5py.Dataset, limits: tuple[float, float] | None) -> bool:
+    """Whether the axis of colours comes before height and width.
+
+    Raises:
+        RequestError: neither pixels nor encoded bytes; or pixels that are not uint8, and no range of values is declared.
+    """
     shape: tuple[int, ...] = images.shape or ()
+    is_encoded = len(shape) == 1 and (images.dtype.kind in "SV" or h5py.check_vlen_dtype(images.dtype) == np.uint8)
     grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
-    if images.dtype != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)) or 0 in shape:
-        dataset = f"{images.file.filename}::{images.name}"
-        raise RequestError("data.not_pixels", dataset=dataset, dtype=images.dtype, shape=list(shape))
+    channels_last = grey or (len(shape) == 4 and shape[3] == 3)
+    channels_first = not channels_last and len(shape) == 4 and shape[1] in (1, 3)
+    place, fits = f"{images.file.filename}::{images.name}", is_encoded or channels_last or channels_first
+    is_number = images.dtype.kind in "uif"
+    if fits and not is_encoded and is_number and images.dtype != np.uint8 and limits is None and 0 not in shape:
+        raise RequestError("data.range_not_declared", dataset=place, dtype=images.dtype)
+    if not fits or 0 in shape or not (is_encoded or is_number):
+        raise RequestError("data.not_pixels", dataset=place, dtype=images.dtype, shape=list(shape))
+    return channels_first
+
+
+def _to_bytes(image: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Pixels of 8 bits, of values between black and white; values outside are cut."""
+    values = (image.astype(np.float64) - low) * (255 / (high - low))
+    if not np.isfinite(values).all():
+        raise ValueError("a value that is no finite number")
+    return values.round().clip(0, 255).astype(np.uint8)
 
 
 def _chunk_row_bytes(images: h5py.Dataset) -> int:
@@ -173,31 +224,38 @@ def _chunk_row_bytes(images: h5py.Dataset) -> int:
     return int(images.chunks[0] * math.prod(covered))
 
 
-def _block_rows(images: h5py.Dataset) -> int:
+def _block_rows(images: h5py.Dataset, image_bytes: int) -> int:
     """Rows of whole chunks that are read together."""
     chunk_rows = images.chunks[0] if images.chunks else 1
-    chunk_bytes = chunk_rows * math.prod(images.shape[1:])
+    chunk_bytes = max(1, chunk_rows * image_bytes)
     return int(chunk_rows * max(1, BLOCK_BYTES // chunk_bytes))
-
-
-def _plain(pixels: Any) -> NDArray[np.uint8]:
-    """An image [H, W, 3] or [H, W], without an axis of one colour."""
-    image = np.asarray(pixels, dtype=np.uint8)
-    return image[..., 0] if image.shape[2:] == (1,) else image
 
 
 def _read_labels(parts: _Address, split: str) -> tuple[NDArray[np.int64], list[str]]:
     """Labels [N] and the class names written beside them, if any."""
     with _open(Path(parts.label_file.replace(SPLIT, split))) as file:
         dataset = _dataset(file, parts.labels.replace(SPLIT, split), LABEL_NAMES, "labels")
-        values = np.asarray(dataset[()])
+        is_text = h5py.check_string_dtype(dataset.dtype) is not None
+        values = np.asarray(dataset.asstr(errors="replace")[()] if is_text else dataset[()])
         place, class_names = f"{file.filename}::{dataset.name}", _class_names(dataset) or _class_names(file)
-    if values.dtype.kind not in "iub" or not values.ndim or not values.size == len(values) > 0:
+    if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "iubf" and _is_one_hot(values):
+        names = class_names or [str(number) for number in range(values.shape[1])]
+        return values.argmax(1).astype(np.int64), names
+    if (values.dtype.kind not in "iubf" and not is_text) or not values.ndim or not values.size == len(values) > 0:
         raise RequestError("data.not_labels", dataset=place, dtype=values.dtype, shape=list(values.shape))
+    if is_text or values.dtype.kind == "f":  # the latter are refused with the reason
+        texts = values.reshape(-1).tolist()
+        return classes_of(texts, [f"[{row}]" for row in range(len(texts))], place)
     labels = values.reshape(-1).astype(np.int64)  # uint64 beyond 2^63 becomes negative
     if labels.min() < 0:
         raise RequestError("data.negative_label", dataset=place, label=values.reshape(-1)[labels.argmin()])
     return labels, class_names
+
+
+def _is_one_hot(values: NDArray[Any]) -> bool:
+    """Whether each row [C] has one 1, and zeros."""
+    is_one = values == 1
+    return bool((is_one.sum(1) == 1).all() and (is_one | (values == 0)).all())
 
 
 def _class_names(holder: h5py.File | h5py.Dataset) -> list[str]:
@@ -210,7 +268,7 @@ def _class_names(holder: h5py.File | h5py.Dataset) -> list[str]:
 
 HDF5 = DataSource(
     form="hdf5:FILE_{split}.h5?images=x&labels=y",
-    meaning="HDF5 datasets of pixels and labels",
+    meaning="HDF5 datasets of pixels or encoded images, and labels; ?range=0,1 for floats",
     example="hdf5:cells_{split}.h5?images=images&labels=labels",
     open=Hdf5Source,
 )

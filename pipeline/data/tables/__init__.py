@@ -1,0 +1,1 @@
+"""Tables in files, and the images that they list or hold."""

@@ -1,0 +1,69 @@
+"""Class numbers from a column of labels. What is no class is refused with the reason: decimals, mixed types, missing values.
+
+Labels that are whole numbers, or texts of such, are in rising order; other texts are in sorted order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import RequestError
+from ..table import is_missing
+
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # as Python writes it: 007 is a name
+_KINDS = {bool: "truth values", int: "whole numbers", float: "decimal numbers", str: "texts"}
+
+
+def classes_of(values: Sequence[Any], ids: Sequence[str], place: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Number the classes of N labels.
+
+    Args:
+        values: N labels: texts, whole numbers or truth values, all of one type.
+        ids: N sample ids, for messages.
+        place: table and column, for messages.
+
+    Returns:
+        [N] class indices in 0..C-1, and C names.
+
+    Raises:
+        RequestError: labels that are missing, mixed, decimal, negative, or of another type.
+
+    >>> classes_of(["10", "9", "10"], ["a", "b", "c"], "table, column label")
+    (array([1, 0, 1]), ['9', '10'])
+    """
+    count = len(values)
+    if missing := [id for id, value in zip(ids, values, strict=True) if is_missing(value)]:
+        raise RequestError("data.missing_labels", place=place, missing=len(missing), count=count, first=missing[0])
+    kinds = Counter(_KINDS.get(type(value), type(value).__name__) for value in values)
+    if len(kinds) > 1:
+        found = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
+        raise RequestError("data.mixed_labels", place=place, found=found)
+    if not all(kind in _KINDS.values() for kind in kinds):
+        raise RequestError("data.labels_of_type", place=place, type=next(iter(kinds)))
+    distinct = set(values)
+    if decimals := _decimals(distinct):
+        raise RequestError("data.decimal_labels", place=place, count=len(distinct), first=decimals[0])
+    are_numbers = all(_WHOLE.fullmatch(str(value)) for value in distinct)
+    if are_numbers and (least := min(map(int, distinct))) < 0:
+        raise RequestError("data.label_below_zero", place=place, label=least)
+    ordered = sorted(distinct, key=int if are_numbers else str)
+    number_of = {value: number for number, value in enumerate(ordered)}
+    return np.array([number_of[value] for value in values], dtype=np.int64), [str(value) for value in ordered]
+
+
+def _decimals(values: set[Any]) -> list[Any]:
+    """Those of the values that are floats; of texts, if all of them are numbers, those that are not written as whole ones."""
+    if not all(isinstance(value, str) for value in values):
+        return sorted(value for value in values if isinstance(value, float))
+    try:
+        for value in values:
+            float(value)
+    except ValueError:
+        return []
+    return sorted(value for value in values if re.search(r"[.eE]", value))

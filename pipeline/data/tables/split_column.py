@@ -1,0 +1,110 @@
+"""The rows of a table that are a split: those that a column names, all of a file of that split, or a fraction held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import RequestError
+from ...quantities import few
+from ..patterns import no_such_split
+from ..table import Table
+from .holdout import SPLITS, hold_out
+
+USUAL = ("split", "subset", "partition")
+WHOLE = "all"
+"""The only split of data that have none: every image."""
+
+
+def parse_fraction(text: str) -> float | None:
+    """The fraction that `?split=` gives in place of a column; None for another text.
+
+    >>> parse_fraction("0.2"), parse_fraction("fold"), parse_fraction("2")
+    (0.2, None, None)
+    """
+    try:
+        fraction = float(text)
+    except ValueError:
+        return None
+    return fraction if 0 < fraction < 1 else None
+
+
+def parse_seed(data: str, text: str) -> int:
+    """The seed that `?seed=` gives.
+
+    Raises:
+        RequestError: no whole number.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise RequestError("data.bad_seed", data=data, seed=repr(text))
+    return int(text)
+
+
+def rows_of_split(
+    table: Table, split: str, *, data: str, column: str | None, group: str | None, is_whole: bool = False
+) -> NDArray[np.int64]:
+    """The rows of a split, by the column that names it.
+
+    Args:
+        table: N rows.
+        split: its name.
+        data: URI, for messages.
+        column: the column of the names of splits; None takes a column with a usual name, if there is one.
+        group: the column of groups, which must not have rows of one group in this split and in another; None without groups.
+        is_whole: whether the file has this split alone, where no column is named.
+
+    Raises:
+        RequestError: no such column or split, rows of no split, or a group with rows in several.
+    """
+    if column is None:
+        column = None if is_whole else table.usual_column(USUAL)
+    if column is None:
+        if not is_whole and split != WHOLE:
+            raise RequestError("data.no_split_column", data=data, split=split, columns=", ".join(table.columns))
+        return np.arange(len(table))
+    names = [str(value) for value in table.filled_column(column)]
+    is_asked = np.array([name == split for name in names], dtype=bool)
+    if not is_asked.any():
+        raise no_such_split(data, split, f"rows with {split} in column {column}", sorted(set(names)))
+    if group is not None:
+        _require_apart(table, group, is_asked)
+    return np.flatnonzero(is_asked)
+
+
+def rows_held_out(
+    ids: Sequence[str],
+    classes: Sequence[Any],
+    split: str,
+    fraction: float,
+    *,
+    data: str,
+    seed: int,
+    groups: Sequence[Any] | None = None,
+) -> NDArray[np.int64]:
+    """The rows of `train` or `test` where a fraction is held out; the arguments are those of `hold_out`.
+
+    Raises:
+        RequestError: another split, or one of the two would be empty.
+    """
+    if split not in SPLITS:
+        raise no_such_split(data, split, f"a fraction of {fraction:g} held out as test", list(SPLITS))
+    is_test = hold_out(ids, classes, fraction, seed=seed, groups=groups)
+    if is_test.all() or not is_test.any():
+        parts = len(set(groups)) if groups is not None else len(ids)
+        kind = "groups" if groups is not None else "images"
+        raise RequestError("data.cannot_hold_out", data=data, fraction=fraction, count=parts, kind=kind)
+    return np.flatnonzero(is_test == (split == "test"))
+
+
+def _require_apart(table: Table, group: str, is_asked: NDArray[np.bool_]) -> None:
+    inside: set[Any] = set()
+    outside: set[Any] = set()
+    for value, asked in zip(table.filled_column(group), is_asked.tolist(), strict=True):
+        (inside if asked else outside).add(value)
+    if both := sorted(map(str, inside & outside)):
+        raise RequestError(
+            "data.group_in_two_splits", table=table.place, column=group, count=len(both), names=few(both)
+        )
