@@ -223,6 +223,14 @@ def _(event: events.TokensOutOfRange) -> str:
 
 
 @text_of.register
+def _(event: events.CopiesTogether) -> str:
+    return (
+        f"probe: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with the bytes of another one: "
+        f"the validation split holds copies out together ({event.num_moved:,} moved for that)"
+    )
+
+
+@text_of.register
 def _(event: events.ProbeStarted) -> str:
     shape = " x ".join(map(str, event.token_shape))
     return f"probe {event.probe}: {event.num_settings} settings on {event.num_rows:,} rows of {shape}"

@@ -316,6 +316,16 @@ class StoresIgnored(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopiesTogether(Event):
+    """Training images that are byte for byte another one lie on the same side of the validation split as that one."""
+
+    dataset: str
+    split: str
+    num_images: int  # that have a copy
+    num_moved: int  # of these, to the other side than a split that ignores copies would choose
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeStarted(Event):
     """The sweep of one probe begins."""
 
