@@ -48,6 +48,11 @@ def _(event: events.IndexNotKept) -> str:
 
 
 @text_of.register
+def _(event: events.WeightsChosen) -> str:
+    return f"{event.path}: the weights {event.key} are used, not {few(event.others)}; --weights-key chooses others"
+
+
+@text_of.register
 def _(event: events.ExtractionStarted) -> str:
     return (
         f"extract: {event.num_pending:,} of {counted(event.num_rows, 'image')} of {event.dataset}/{event.split} through "

@@ -89,6 +89,15 @@ class IndexNotKept(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsChosen(Event):
+    """A checkpoint file has several sets of weights, and this one was taken."""
+
+    path: str
+    key: str
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionStarted(Event):
     """Stage one begins, or goes on with, a store."""
 
