@@ -48,6 +48,11 @@ def _(event: events.IndexNotKept) -> str:
 
 
 @text_of.register
+def _(event: events.WeightsChosen) -> str:
+    return f"{event.path}: the weights {event.key} are used, not {few(event.others)}; --weights-key chooses others"
+
+
+@text_of.register
 def _(event: events.ExtractionStarted) -> str:
     return (
         f"extract: {event.num_pending:,} of {counted(event.num_rows, 'image')} of {event.dataset}/{event.split} through "
@@ -219,6 +224,14 @@ def _(event: events.TokensOutOfRange) -> str:
     return (
         f"extract: warning: {event.array}: {event.num_saturated:,} values beyond {event.storage_dtype} "
         f"(stored as its largest number), {event.num_nonfinite:,} not finite"
+    )
+
+
+@text_of.register
+def _(event: events.CopiesTogether) -> str:
+    return (
+        f"probe: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with the bytes of another one: "
+        f"the validation split holds copies out together ({event.num_moved:,} moved for that)"
     )
 
 

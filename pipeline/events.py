@@ -89,6 +89,15 @@ class IndexNotKept(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsChosen(Event):
+    """A checkpoint file has several sets of weights, and this one was taken."""
+
+    path: str
+    key: str
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionStarted(Event):
     """Stage one begins, or goes on with, a store."""
 
@@ -313,6 +322,16 @@ class StoresIgnored(Event):
 
     backbone: str
     reasons: Mapping[Path, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiesTogether(Event):
+    """Training images that are byte for byte another one lie on the same side of the validation split as that one."""
+
+    dataset: str
+    split: str
+    num_images: int  # that have a copy
+    num_moved: int  # of these, to the other side than a split that ignores copies would choose
 
 
 @dataclass(frozen=True, kw_only=True)

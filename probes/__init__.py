@@ -12,10 +12,11 @@ from .checkpoint import load_probe, save_probe
 from .chosen import Choice, Refit, join_members, plan_choice, score_held_out, train_chosen
 from .data.batches import BatchPlan, choose_batch_size, plan_batches
 from .data.rows import ColumnBlock, Reading, columns_of
-from .data.split import centre_rows, split_rows
+from .data.split import centre_rows, num_moved, split_rows
 from .data.token_source import (
     ArraySource,
     BlockSource,
+    GroupedSource,
     OrderedSource,
     StreamedSource,
     TokenSource,
@@ -71,6 +72,7 @@ __all__ = [
     "OrderedSource",
     "StreamedSource",
     "ViewedSource",
+    "GroupedSource",
     "BlockSource",
     "ColumnBlock",
     "Reading",
@@ -133,6 +135,7 @@ __all__ = [
     "COMPUTES",
     "resolve_compute",
     "fast_exact_matmul",
+    "num_moved",
     "split_rows",
     "centre_rows",
     "run_sweep",

@@ -105,6 +105,14 @@ def small_request(
     )
 
 
+def with_copies(request: SplitRequest, copies: dict[int, int]) -> SplitRequest:
+    """The request with some images (keys) replaced by copies of others (values) under their own ids and labels."""
+    images = request.record.images
+    hashes = images.hashes.copy()
+    hashes[list(copies)] = hashes[list(copies.values())]
+    return replace(request, record=replace(request.record, images=replace(images, hashes=hashes)))
+
+
 def small_labels(num_rows: int = NUM_ROWS) -> NDArray[np.int64]:
     """``[num_rows]`` the class of each row."""
     return np.arange(num_rows) * 3 // num_rows

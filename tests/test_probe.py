@@ -15,26 +15,31 @@ import torch
 from extractions import extract
 from messages import raises
 from probe_runs import BATCH, PROTOCOL, REQUEST, run, stores_of
+from small_stores import ALF, small_request, with_copies, write_small_store
 from study_runs import read_rows
 
 import layerbank
 from layerbank import RequestError
 from layerbank.cache import DamagedStoreError, MissingRowsError
 from layerbank.data.sources import open_source
-from layerbank.events import Event, ProbeFinished, ProbeProgress, ProbeStarted
+from layerbank.events import CopiesTogether, Event, ProbeFinished, ProbeProgress, ProbeStarted
 from layerbank.extraction.extract import ExtractConfig
 from layerbank.models.backbone import Backbone
 from layerbank.models.rounding import float_tokens, round_tokens
-from layerbank.probes import ArraySource, concat_tokens, run_sweeps
+from layerbank.probes import ArraySource, concat_tokens, run_sweeps, split_rows
+from layerbank.probes.data.split import split_stratified
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import check_one_model, probe, run_folder, verify_tokens
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
+from layerbank.probing.result_key import SPLIT_WITH_COPIES
 from layerbank.probing.results import results_table
 from layerbank.probing.row_files import row_folder
 from layerbank.probing.sweep_journal import SweepJournal
+from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.split_tokens import SplitRequest
+from layerbank.probing.tokens.streaming import StreamedTokens
 from layerbank.probing.tokens.token_source import CachedTokens, join_tokens
 
 
@@ -217,6 +222,46 @@ def test_the_best_level_of_what_is_solved_is_the_best_of_its_levels_alone_on_val
     predictions = list(saved.predict(open_source(f"folder:{photos}", "test"), batch_size=BATCH, num_workers=0))
     assert np.mean([one.label == one.target for one in predictions]) == pytest.approx(best["test"]["top1"])
     assert results_table([best])[0][1].startswith(f"{head}@")
+
+
+def test_copies_are_on_one_side_of_the_split_of_every_probe_are_reported_and_give_another_key(
+    stores: tuple[SplitRequest, SplitRequest], tmp_path: Path
+) -> None:
+    names = ("linear-cls", "ridge-cls", "attn-mid-smallest")
+    copies = with_copies(stores[0], {row + 20: row for start in (0, 40, 80) for row in range(start, start + 20)})
+    rows, events = run((copies, stores[1]), tmp_path, names, replace(PROTOCOL, lrs=(1e-2,), min_steps=2))
+    (reported,) = [event for event in events if isinstance(event, CopiesTogether)]
+    assert reported.num_images == 120
+    assert 0 < reported.num_moved < 120
+    for row in rows:
+        assert row["key_fields"]["split.rule"] == SPLIT_WITH_COPIES
+        assert row["digest"]
+    assert set(tmp_path.glob("*.npz")) == {tmp_path / split.record.file_name for split in (copies, stores[1])}
+    again, events = run((copies, stores[1]), tmp_path, names, replace(PROTOCOL, lrs=(1e-2,), min_steps=2))
+    assert again == rows
+    assert not [event for event in events if isinstance(event, CopiesTogether)]  # nothing is split again
+    plain, events = run(stores, tmp_path / "plain", ("linear-cls",))
+    assert "split.rule" not in plain[0]["key_fields"]
+    assert not [event for event in events if isinstance(event, CopiesTogether)]
+
+
+def test_tokens_are_split_with_their_copies_wherever_they_lie(tmp_path: Path) -> None:
+    assert write_small_store(tmp_path).groups is None
+    cache = with_copies(small_request(tmp_path), {row + 100: row for row in range(100)}).open()
+    tokens = CachedTokens(cache, [ALF])
+    sources = [
+        tokens,
+        tokens.in_memory(),
+        ResidentTokens(tokens, torch.device("cpu")),
+        StreamedTokens(tokens, buffer_rows=64),
+    ]
+    splits = [split_rows(source, 0.2, 0) for source in sources]
+    kept, held_out = splits[0]
+    assert all(torch.equal(one[0], kept) and torch.equal(one[1], held_out) for one in splits)
+    hashes = cache.content_hashes
+    assert not np.isin(hashes[kept], hashes[held_out]).any()
+    plain = split_stratified(tokens.task.strata(tokens.labels), 0.2, 0)
+    assert np.isin(*(hashes[rows] for rows in plain)).any()
 
 
 def test_a_halving_sweep_says_what_it_trained_and_is_another_result(

@@ -14,7 +14,7 @@ from layerbank.cache import Target
 from layerbank.probes import PAPER, QUICK, TrainingProtocol
 from layerbank.probing import result_key
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
-from layerbank.probing.result_key import ALWAYS, KEY_TABLE, DataKey, ResultKey, data_of
+from layerbank.probing.result_key import ALWAYS, KEY_TABLE, SPLIT_WITH_COPIES, DataKey, ResultKey, data_of
 from layerbank.probing.results import key_of
 
 DATA = DataKey(
@@ -94,6 +94,7 @@ def test_whatever_decides_a_result_changes_its_key() -> None:
         replace(given, task="regression"),
         replace(given, metric="top1"),
         replace(given, split="column"),
+        replace(given, split=SPLIT_WITH_COPIES),
         *(replace(given, protocol=changed) for changed in _changed(given.protocol)),
         *(
             key(name)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from messages import raises
 
 from layerbank.probes import ArraySource, DataError, Head, TrainingProtocol, run_sweep
-from layerbank.probes.data.split import centre_rows, split_rows, split_stratified
+from layerbank.probes.data.split import centre_rows, num_moved, split_rows, split_stratified
 from layerbank.probes.seeds import make_generator
 
 
@@ -84,6 +85,76 @@ def test_an_image_is_held_out_with_all_its_views_and_judged_by_its_centre(
     assert set(held_out.tolist()) <= set(centre_rows(images).tolist())
     without = split_stratified(per_image, 0.3, seed)[1]
     assert images[held_out].tolist() == [there[row] for row in without.tolist()]  # the same images as without views
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=2, max_size=80),
+    fraction=st.floats(0.05, 0.95),
+    num_groups=st.integers(1, 90),
+    seed=st.integers(0, 5),
+)
+def test_no_group_is_on_both_sides_and_no_class_loses_all_its_training_images(
+    labels: list[int], fraction: float, num_groups: int, seed: int
+) -> None:
+    of = torch.tensor(labels)
+    groups = torch.randint(num_groups, (len(of),), generator=torch.Generator().manual_seed(seed)) * 7 - 3
+    try:
+        kept, held_out = split_stratified(of, fraction, seed, groups)
+    except DataError:
+        several = [label for label in set(labels) if len(groups[of == label].unique()) > 1]
+        assert not several or len(groups.unique()) < len(groups)  # images of two classes in a group
+        return
+    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(len(of)))
+    assert set(groups[kept].tolist()).isdisjoint(groups[held_out].tolist())
+    assert set(of[kept].tolist()) == set(labels)
+    if len(groups.unique()) == len(groups):
+        assert torch.equal(held_out, split_stratified(of, fraction, seed)[1])
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=20), min_size=1, max_size=4),
+    fraction=st.floats(0.05, 0.95),
+)
+def test_groups_of_one_class_keep_the_share_of_every_class_to_the_size_of_a_group(
+    sizes: list[list[int]], fraction: float
+) -> None:
+    each = torch.tensor([size for of_class in sizes for size in of_class])
+    groups = torch.arange(len(each)).repeat_interleave(each)
+    num_groups = torch.tensor([len(of_class) for of_class in sizes])
+    labels = torch.arange(len(sizes)).repeat_interleave(num_groups).repeat_interleave(each)
+    if max(map(len, sizes)) < 2:
+        with pytest.raises(DataError):
+            split_stratified(labels, fraction, 0, groups)
+        return
+    _, held_out = split_stratified(labels, fraction, 0, groups)
+    for label, of_class in enumerate(sizes):
+        share = int((labels[held_out] == label).sum())
+        assert share == 0 if len(of_class) == 1 else 0 < share < sum(of_class)
+        assert share <= max(round(fraction * sum(of_class)), min(of_class))
+        assert len(of_class) == 1 or share > round(fraction * sum(of_class)) - max(of_class)
+
+
+def test_copies_are_held_out_together_with_all_their_views_and_the_moved_ones_are_counted() -> None:
+    images = torch.arange(40).repeat_interleave(3)
+    of_image = torch.arange(40)
+    of_image[20:] = of_image[:20]  # each image of the second half is a copy
+    labels, groups = images % 2, of_image[images]
+    source = ArraySource(torch.zeros(120, 4), labels, 2, images=images, groups=groups)
+    kept, held_out = split_rows(source, 0.2, 0)
+    assert set(groups[kept].tolist()).isdisjoint(groups[held_out].tolist())
+    assert (len(kept), len(held_out)) == (96, 8)
+    plain = split_stratified(labels[::3], 0.2, 0)[1].tolist()
+    moved = set(images[held_out].tolist()) ^ set(plain)
+    assert num_moved(labels[::3], 0.2, 0, of_image) == len(moved) > 0
+    assert num_moved(labels[::3], 0.2, 0, torch.arange(40)) == 0
+
+
+def test_groups_that_are_not_one_a_row_are_refused() -> None:
+    for groups, got in ((torch.zeros(3).long(), "torch.int64 [3]"), (torch.zeros(4), "torch.float32 [4]")):
+        with raises("probes.groups_do_not_match", DataError, num_rows=4, got=got):
+            ArraySource(torch.zeros(4, 2), torch.zeros(4).long(), 1, groups=groups)
 
 
 def test_a_sweep_on_views_trains_on_all_rows_and_never_on_a_view_of_what_it_is_chosen_by() -> None:

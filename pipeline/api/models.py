@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from ..events import OnEvent, ignore
 from ..jobs.job import Positive, ProbeJob, job_value, typed_value
 from ..models.backbone import Backbone, backbone_of
 from ..models.own_module import tower_from
@@ -54,6 +55,8 @@ def open_model(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    weights_key: str | None = None,
+    on_event: OnEvent = ignore,
     allow_code: Sequence[str] = (),
 ) -> Model:
     """Open a backbone by its id.
@@ -66,6 +69,9 @@ def open_model(
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto" (float16 on a GPU, float32 on a CPU), "float32", "float16" or "bfloat16".
         seed: seed for random weights.
+        weights_key: which set of weights of a checkpoint file; None takes the only one, or the one with ema, teacher or target in
+            its name.
+        on_event: called with the choice if the file has several.
         allow_code: ids of models that may run code of their own, such as those of `torchhub:`.
 
     Raises:
@@ -87,9 +93,10 @@ def open_model(
         image_size=job_value(ProbeJob, "image_size", image_size, where),
         precision=choose_precision(precision, device),
         seed=typed_value(seed, int, where, "seed"),
+        weights_key=job_value(ProbeJob, "weights_key", weights_key, where),
         permission=CodePermission(allow_code, "open_model"),
     )
-    return Model(request.open(device), request)
+    return Model(request.open(device, on_event), request)
 
 
 def model_from(

@@ -189,6 +189,12 @@ several_models = combine(
     ),
 )
 extraction_options = combine(
+    click.option(
+        "--weights-key",
+        metavar="KEY",
+        help="Which set of weights of a checkpoint file, such as teacher. [default: the only one, or the one with ema, teacher "
+        "or target in its name]",
+    ),
     click.option("--weights-seed", type=int, default=0, show_default=True, help="Seed for random initial weights."),
     click.option(
         "--data",

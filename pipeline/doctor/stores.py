@@ -46,6 +46,7 @@ def resume_command(store: StoreInfo, cache_root: Path) -> str | None:
         "--cache": cache_root,
         "--weights": model["weights"],
         "--weights-seed": None if model["weights"] is None else model["seed"],
+        "--weights-key": model.get("weights_key"),
         "--image-size": model["image_size"],
         "--tap-module" if tap.startswith("module:") else "--tap": tap.removeprefix("module:"),
     }

@@ -30,6 +30,7 @@ from ..extraction.extract import ExtractConfig, Extraction, begin, extract_toget
 from ..extraction.parity import settle
 from ..extraction.ranks import device_of_worker
 from ..models.backbone import Backbone
+from ..models.families import RANDOM
 from ..models.layers import choose_levels
 from ..models.request import (
     ModelRequest,
@@ -197,7 +198,7 @@ def prepare(
     for number, (model, weights) in enumerate(job.models):
         precision, parity = (job.precision, {}) if settled is None else settled[number]
         asked = replace(job, precision=precision)  # type: ignore[arg-type]  # it is a name that a job had
-        request, backbone = open_model(asked, model, weights)
+        request, backbone = open_model(asked, model, weights, on_event if is_first else ignore)
         chosen = backbone.levels if job.levels == "every" else choose_levels(job.levels, backbone.depth)
         arrays = [(level, kind) for level in chosen for kind in split_names(job.kinds)]
         one = request_extraction(job, request, backbone, arrays, on_event, overwrite=job.overwrite, worker=worker)
@@ -318,7 +319,7 @@ def folders_of(prepared: Prepared) -> list[str]:
     return [str(one.model.folder(one.cache_root)) for one in prepared[0][1]]
 
 
-def open_model(job: Job, model: str, weights: str | None) -> tuple[ModelRequest, Backbone]:
+def open_model(job: Job, model: str, weights: str | None, on_event: OnEvent = ignore) -> tuple[ModelRequest, Backbone]:
     """Open a model of a job.
 
     Raises:
@@ -329,7 +330,7 @@ def open_model(job: Job, model: str, weights: str | None) -> tuple[ModelRequest,
     if choose_workers(job.workers, device):
         start_worker_server()
     request = request_of(job, model, weights, device)
-    return request, request.open(device)
+    return request, request.open(device, on_event)
 
 
 def request_of(job: Job, model: str, weights: str | None, device: str) -> ModelRequest:
@@ -341,6 +342,7 @@ def request_of(job: Job, model: str, weights: str | None, device: str) -> ModelR
         image_size=job.image_size,
         precision=choose_precision(job.precision, device),
         seed=job.weights_seed,
+        weights_key=None if weights in (None, RANDOM) else job.weights_key,
         permission=CodePermission(job.allow_code),
     )
 

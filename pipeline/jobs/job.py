@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 
 from ..data.views import ViewRule
 from ..errors import RequestError, nearest_name
+from ..models.families import RANDOM
 from ..outputs import check_local
 
 VERSION = 1  # raised when the meaning of a field changes
@@ -39,6 +40,7 @@ class Job:
     Attributes:
         cache_root: folder of all stores.
         weights_seed: seed for random initial weights.
+        weights_key: which set of weights of each checkpoint file; None chooses.
         tap: norm2 or block; None is norm2.
         tap_module: pattern of module names in place of `tap`.
         image_size: side of the square input in pixels; None for the model's own.
@@ -56,11 +58,12 @@ class Job:
             `from_dict` refuses it, because no file may give that permission.
 
     Raises:
-        RequestError: a value of another type or out of its range.
+        RequestError: a value of another type or out of its range, or a `weights_key` without a checkpoint file.
     """
 
     cache_root: Path = Path("caches")
     weights_seed: int = 0
+    weights_key: str | None = None
     tap: Literal["norm2", "block"] | None = None
     tap_module: str | None = None
     image_size: Positive | None = None
@@ -84,6 +87,12 @@ class Job:
         for one in fields(self):
             value = job_value(type(self), one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, value)
+        if self.weights_key is not None and set(self._all_weights()) <= {None, RANDOM}:
+            raise RequestError("models.weights_key_without_file", key=self.weights_key, model=f"{self.kind} job")
+
+    def _all_weights(self) -> Iterable[str | None]:
+        """The weights of each model."""
+        return ()
 
     @property
     def rule(self) -> ViewRule | None:
@@ -159,6 +168,9 @@ class ExtractJob(Job):
 
     kind: ClassVar[str] = "extract"
 
+    def _all_weights(self) -> Iterable[str | None]:
+        return (weights for _, weights in self.models)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob(Job):
@@ -217,6 +229,9 @@ class ProbeJob(TrainingJob):
 
     kind: ClassVar[str] = "probe"
 
+    def _all_weights(self) -> Iterable[str | None]:
+        return (self.weights,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyJob(TrainingJob):
@@ -242,6 +257,9 @@ class StudyJob(TrainingJob):
     fetch: bool = True
 
     kind: ClassVar[str] = "study"
+
+    def _all_weights(self) -> Iterable[str | None]:
+        return self.weights.values()
 
 
 def job_value(job: type[Job], name: str, value: Any, where: str = "") -> Any:

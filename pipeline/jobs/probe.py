@@ -112,7 +112,7 @@ def prepare_probes(
     """
     protocol = protocol_of(job, choose_device(job.device))
     train_source, test_source = open_splits(job, on_event) if sources is None else sources
-    request, backbone = open_model(job, job.model, job.weights) if opened is None else opened
+    request, backbone = open_model(job, job.model, job.weights, on_event) if opened is None else opened
     named = list(choose(job, backbone))
     if not named:
         return job.runs_root, iter(())

@@ -70,7 +70,7 @@ class OpenModels:
     def __init__(self) -> None:
         self._last: tuple[ModelRequest, str, Backbone | Exception] | None = None
 
-    def open(self, request: ModelRequest, device: str) -> Backbone:
+    def open(self, request: ModelRequest, device: str, on_event: OnEvent = ignore) -> Backbone:
         """The model on its device.
 
         Raises:
@@ -80,7 +80,7 @@ class OpenModels:
             self._last = None  # before the next one takes its memory
             opened: Backbone | Exception
             try:
-                opened = request.open(device)
+                opened = request.open(device, on_event)
             except UNIT_ERRORS as error:
                 opened = error
             self._last = (request, device, opened)
@@ -123,7 +123,7 @@ def run_unit(
         device = choose_device(job.device)
         protocol_of(job, device)  # before the model; a node need not have what the driver has
         request = request_model(job, unit.model, job.weights.get(unit.model), device)
-        backbone = (models or OpenModels()).open(request, device)
+        backbone = (models or OpenModels()).open(request, device, on_event)
         uri, sources = open_data(job, unit.dataset, on_event)
         _, trainings = prepare_probes(
             probe_job(job, unit, uri),

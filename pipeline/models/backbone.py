@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from layerbank.probes import fast_exact_matmul
 
 from ..errors import RequestError
+from ..events import OnEvent, ignore
 from .families import open_tower
 from .layers import FINAL, level_names, unknown_level
 from .taps import TOKEN_RULE, TokenLayout, kind_shape, pool_tokens
 from .tower import Tower, measure_widths, tapped_modules
 from .transform import Geometry, Normalisation, split_transform
 from .trust import NO_CODE, CodePermission
-from .weights import weights_digest
+from .weights import check_finite, weights_digest
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -47,6 +48,8 @@ def open_backbone(
     precision: str = "float32",
     seed: int = 0,
     permission: CodePermission = NO_CODE,
+    weights_key: str | None = None,
+    on_event: OnEvent = ignore,
 ) -> Backbone:
     """Build a backbone, move it to its device and precision, and check its taps on a blank image there.
 
@@ -59,14 +62,25 @@ def open_backbone(
         precision: float32, float16 or bfloat16, for weights and activations.
         seed: seed for random weights.
         permission: which models may run code of their own.
+        weights_key: which set of weights of the file; None chooses.
+        on_event: called with `WeightsChosen` if the file has several.
 
     Raises:
-        RequestError: a wrong name, file, tap, size, device or precision, code that is not allowed to run, or a model whose taps
-            cannot be found.
+        RequestError: a wrong name, file, key, tap, size, device or precision, weights that are not finite, code that is not
+            allowed to run, or a model whose taps cannot be found.
         WorkError: weights have to come from the hub, and it cannot be reached.
     """
     target = _usable_device(device, precision)
-    tower = open_tower(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed, permission=permission)
+    tower = open_tower(
+        model_id,
+        weights=weights,
+        tap=tap,
+        image_size=image_size,
+        seed=seed,
+        permission=permission,
+        weights_key=weights_key,
+        on_event=on_event,
+    )
     return backbone_of(tower, tap=tap, device=target, precision=precision)
 
 
@@ -74,9 +88,10 @@ def backbone_of(tower: Tower, *, tap: str, device: str | torch.device, precision
     """Move a tower to its device and precision, and check its taps on a blank image there.
 
     Raises:
-        RequestError: as `open_backbone`, for the tap, the device and the precision.
+        RequestError: as `open_backbone`, for the tap, the device and the precision, and for weights that are not finite.
     """
     target = _usable_device(device, precision)
+    check_finite(tower.model, tower.name)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
     return Backbone(

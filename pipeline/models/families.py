@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ..errors import RequestError
+from ..events import OnEvent, ignore
 from ..registry import Registry
 from .trust import CodeOf, CodePermission
 
 if TYPE_CHECKING:
     from .tower import Tower
+
+RANDOM = "random"  # in place of a file of weights
 
 
 class OpenModel(Protocol):
@@ -105,14 +109,18 @@ def open_tower(
     image_size: int | None,
     seed: int,
     permission: CodePermission,
+    weights_key: str | None = None,
     blank: bool = False,
+    on_event: OnEvent = ignore,
 ) -> Tower:
     """Open a model of any family; every model is opened here.
 
     Args:
         model_id, weights, tap, image_size, seed: as `OpenModel` takes them.
         permission: which models may run code of their own.
+        weights_key: which set of weights of the file; None chooses, see `weights_file.py`.
         blank: open it by `open_blank`.
+        on_event: called with `WeightsChosen` if the file has several.
 
     Raises:
         RequestError: no such family, code that is not allowed to run, or what the family raises.
@@ -120,8 +128,13 @@ def open_tower(
     family = find_family(model_id)
     if family.code_of is not None:
         permission.require(model_id, family.code_of)
+    if weights_key is not None and weights in (None, RANDOM):
+        raise RequestError("models.weights_key_without_file", key=weights_key, model=model_id)
+    from .weights_file import weights_chosen_by  # and with it torch
+
     open_model = (family.open_blank or family.open) if blank else family.open
-    return open_model(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    with weights_chosen_by(weights_key, on_event):
+        return open_model(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
 
 
 def models_with_code(models: Iterable[str], permission: CodePermission) -> tuple[str, ...]:

@@ -15,10 +15,10 @@ from functools import cache
 import torch
 
 from ..errors import RequestError
-from .families import MODEL_FAMILIES, ModelGroup, find_family, open_tower
+from .families import MODEL_FAMILIES, RANDOM, ModelGroup, find_family, open_tower
 from .tower import Tower, measure_widths
 from .trust import NO_CODE, CodePermission
-from .weights import RANDOM, quiet_libraries
+from .weights import quiet_libraries
 
 
 @dataclass(frozen=True, kw_only=True)

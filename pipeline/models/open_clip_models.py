@@ -23,13 +23,14 @@ from open_clip.transformer import VisionTransformer  # type: ignore[import-untyp
 from torch import Tensor, nn
 
 from ..errors import RequestError
-from .families import ModelFamily, ModelGroup
+from .families import RANDOM, ModelFamily, ModelGroup
 from .tap_modules import named_blocks, tap_candidates, tap_pattern
 from .taps import TokenLayout
 from .timm_models import POSITIONS, timm_names, unknown_model
 from .tower import Tower
 from .vit_parts import check_image_size, final_norm, find_blocks, layout_of, no_blocks
-from .weights import RANDOM, from_the_hub, load_strictly, quiet_libraries, read_state_dict
+from .weights import from_the_hub, load_strictly, quiet_libraries
+from .weights_file import read_state_dict
 
 _NO_TEXT = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "layers": 1}
 """A text tower as small as possible, where its weights are not needed."""

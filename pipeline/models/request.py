@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..cores import num_cores
 from ..errors import RequestError
+from ..events import OnEvent, ignore
 from .trust import NO_CODE, CodePermission
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class ModelRequest:
         image_size: side of the square input in pixels; None for the model's own.
         precision: dtype of weights and activations.
         seed: seed for random weights.
+        weights_key: which set of weights of the file; None chooses, see `weights_file.py`.
         permission: which models may run code of their own. It is never written to a file, nor read from one.
     """
 
@@ -34,10 +36,11 @@ class ModelRequest:
     image_size: int | None = None
     precision: str = "float32"
     seed: int = 0
+    weights_key: str | None = None
     permission: CodePermission = field(default=NO_CODE, compare=False, repr=False)
 
-    def open(self, device: str) -> Backbone:
-        """Build the model on a device and load its weights."""
+    def open(self, device: str, on_event: OnEvent = ignore) -> Backbone:
+        """Build the model on a device and load its weights; `on_event` is called with `WeightsChosen`."""
         from .backbone import open_backbone
 
         return open_backbone(
@@ -49,11 +52,15 @@ class ModelRequest:
             precision=self.precision,
             seed=self.seed,
             permission=self.permission,
+            weights_key=self.weights_key,
+            on_event=on_event,
         )
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         del values["permission"]
+        if self.weights_key is None:  # as it was before there was a choice
+            del values["weights_key"]
         return values
 
     @classmethod

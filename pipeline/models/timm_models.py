@@ -22,10 +22,11 @@ from timm.models import load_model_config_from_hf
 from torch import nn
 
 from ..errors import RequestError
-from .families import ModelFamily, ModelGroup
+from .families import RANDOM, ModelFamily, ModelGroup
 from .tower import Tower
 from .vit_parts import final_norm, find_blocks, layout_of
-from .weights import RANDOM, from_the_hub, read_state_dict, weights_mismatch
+from .weights import from_the_hub, weights_mismatch
+from .weights_file import read_state_dict
 
 POSITIONS = "bicubic antialiased"
 """How timm fits position embeddings to another image size: part of the function, so of its text too."""

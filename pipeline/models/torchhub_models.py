@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from xxhash import xxh3_64_hexdigest
 
 from ..errors import RequestError, WorkError, first_line
-from .families import ModelFamily
+from .families import RANDOM, ModelFamily
 from .timm_models import transform_text
 from .tower import Tower
 from .vit_parts import final_norm, find_blocks, layout_of
-from .weights import RANDOM, load_strictly, read_state_dict
+from .weights import load_strictly
+from .weights_file import read_state_dict
 
 IMAGE_SIZE = 224
 EVALUATION = {
@@ -56,7 +57,7 @@ def open_torchhub(model_id: str, *, weights: str | None, tap: str, image_size: i
         torch.manual_seed(seed)
         model = _build(model_id, repo, entry, weights, local=local).eval()
     if weights is not None and weights != RANDOM:
-        load_strictly(model, read_state_dict(weights), f"--weights {weights}")
+        load_strictly(model, read_state_dict(weights, model.state_dict()), f"--weights {weights}")
     size = IMAGE_SIZE if image_size is None else image_size
     name = f"torchhub:{Path(repo).name}:{entry}" if local else model_id
     forward: Callable[[Tensor], Any] = getattr(model, "forward_features", model)

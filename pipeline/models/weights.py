@@ -1,66 +1,21 @@
-"""Weights of a backbone: reading a file, loading strictly, the digest, and errors of downloads.
+"""Weights of a backbone: loading strictly, the digest, values that are not finite, and errors of downloads.
 
-This module knows no model families.
+This module knows no model families, and no files: see `weights_file.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 import xxhash
 from torch import Tensor, nn
 
 from ..errors import RequestError, WorkError, first_line
-
-RANDOM = "random"
-_WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights inside a checkpoint
-
-
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """Weights in a safetensors file, or in a torch file read with `weights_only=True` (it executes nothing).
-
-    A checkpoint that holds the weights beside other things is unwrapped, and the prefix of distributed
-    training is dropped.
-
-    Raises:
-        RequestError: no such file, another format, or no tensors in it.
-    """
-    if not Path(path).is_file():
-        raise RequestError("models.no_weights_file", path=path)
-    try:
-        if Path(path).suffix == ".safetensors":
-            content: object = safetensors.torch.load_file(path)
-        else:
-            content = _load_torch_file(path)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise RequestError("models.unreadable_weights", path=path, reason=first_line(error)) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    tensors = content if isinstance(content, dict) else {}
-    state = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
-    if not state:
-        raise RequestError("models.no_tensors", path=path, type=type(content).__name__)
-    return state
-
-
-def _load_torch_file(path: str) -> object:
-    """Tensors of a torch file, a zip archive or, before torch 1.6, a pickle."""
-    with open(path, "rb") as file:
-        head = file.read(2)
-    if head not in (b"PK", b"\x80\x02"):  # the unpickler fails on other files in arbitrary ways
-        raise ValueError("another kind of file")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -103,6 +58,13 @@ def weights_digest(model: nn.Module) -> str:
         data = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(data.view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise RequestError if weights of a model, by its name, are NaN or infinite."""
+    broken = [key for key, tensor in model.named_parameters() if not bool(tensor.detach().isfinite().all())]
+    if broken:
+        raise RequestError("models.weights_not_finite", model=name, number=len(broken), first=broken[0])
 
 
 @contextmanager

@@ -11,25 +11,27 @@ probe (`failing.py`). Post-hoc probes (`post_hoc.py`) come last, after their bas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from layerbank.cache import DamagedStoreError, verify_store
-from layerbank.probes import HEADS, TrainingProtocol, resolve_compute, run_sweeps
+from layerbank.probes import HEADS, DataError, TrainingProtocol, num_moved, resolve_compute, run_sweeps
 
 from ..data.task_names import MULTICLASS
 from ..errors import RequestError, WorkError
-from ..events import OnEvent, ProbeFinished, ResultSkipped, ignore
+from ..events import CopiesTogether, OnEvent, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
 from .failing import CAUGHT, Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
 from .probe_spec import ProbeSpec
-from .result_key import ResultKey, data_of, task_in_keys
+from .result_key import SPLIT, SPLIT_WITH_COPIES, ResultKey, data_of, task_in_keys
 from .results import Row
 from .results_file import RESULTS, append_row, is_reusable, read_results
 from .row_files import row_folder, wrong_file
@@ -125,6 +127,7 @@ def probe(
     missing = run.find_missing(named_probes, retrain=retrain)
     if missing:
         before_training()
+        run.report_copies()
     for named in (named for named in missing if HEADS[named.head].is_solved):
         with run.failures.of(named):
             run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
@@ -178,6 +181,7 @@ class _Run:
             protocol=protocol,
             task=task_in_keys(self.cache.task.type),
             metric=self.cache.task.metric,
+            split=SPLIT if self.cache.groups is None else SPLIT_WITH_COPIES,
         )
         results = read_results(folder / RESULTS)
         for error in results.skipped:
@@ -280,6 +284,24 @@ class _Run:
 
     def _report_skipped(self, error: WorkError) -> None:
         self._on_event(ResultSkipped(where=error.where, expected=error.expected, got=error.got, todo=error.todo))
+
+    def report_copies(self) -> None:
+        """Report the training images that the validation split keeps together."""
+        cache, protocol = self.cache, self._protocol
+        if cache.groups is None:
+            return
+        centre = np.unique(cache.images, return_index=True)[1]
+        groups = torch.from_numpy(cache.groups[centre])
+        with suppress(DataError):  # nothing to hold out: every probe raises it
+            strata = cache.task.strata(torch.from_numpy(cache.labels[centre]))
+            self._on_event(
+                CopiesTogether(
+                    dataset=cache.record.dataset,
+                    split=cache.record.split,
+                    num_images=int((groups.bincount()[groups] > 1).sum()),
+                    num_moved=num_moved(strata, protocol.validation_fraction, protocol.seed, groups),
+                )
+            )
 
     def train(self, group: ProbeGroup) -> bool:
         """Train the probes of a group together, test them, and keep what comes of them.

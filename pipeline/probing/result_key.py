@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 ALGORITHM = 1
 """Raised when a change of numerics changes results; the rows before are then computed again."""
 
+SPLIT = "fraction of each class"
+SPLIT_WITH_COPIES = "fraction of each class, copies together"
+"""The rule of the split where training images have copies."""
+
 MULTICLASS_IN_KEYS = "classification"
 """The task `multiclass` as keys have it: they were introduced before there was another one."""
 
@@ -47,7 +51,7 @@ KEY_TABLE: Mapping[str, Any] = {
     "train_views": 0,
     "task": MULTICLASS_IN_KEYS,
     "metric": "balanced_accuracy",
-    "split.rule": "fraction of each class",
+    "split.rule": SPLIT,
     "split.validation_fraction": ALWAYS,
     "split.seed": ALWAYS,
     "protocol.lrs": ALWAYS,
@@ -123,7 +127,7 @@ class ResultKey:
     probe: ProbeSpec | None = None
     task: str = MULTICLASS_IN_KEYS
     metric: str = "balanced_accuracy"
-    split: str = "fraction of each class"
+    split: str = SPLIT
     algorithm: int = ALGORITHM
 
     def fields(self) -> dict[str, Any]:

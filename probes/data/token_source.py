@@ -57,6 +57,18 @@ class ViewedSource(TokenSource, Protocol):
 
 
 @runtime_checkable
+class GroupedSource(TokenSource, Protocol):
+    """A token source some rows of which belong together: no group lies on both sides of a split.
+
+    Attributes:
+        groups: [N] int64, the group of each row, the same for all rows of an image; None if each image is a group.
+    """
+
+    @property
+    def groups(self) -> Tensor | None: ...
+
+
+@runtime_checkable
 class BlockSource(TokenSource, Protocol):
     """A token source whose rows may have the tokens of several levels and kinds side by side.
 
@@ -150,10 +162,11 @@ class ArraySource:
         task: the task of the data set; a number C stands for classification into C classes, with int64 labels.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
+        groups: [N] int64, see `GroupedSource`; None if each image is a group.
 
     Raises:
-        DataError: tokens, labels, images and blocks differ in length, the task cannot use the labels, tokens (of the host) are not
-            finite, or images are not ascending.
+        DataError: tokens, labels, images, groups and blocks differ in length, the task cannot use the labels, tokens (of the
+            host) are not finite, or images are not ascending.
 
     >>> source = ArraySource(l2_normalize(torch.ones(4, 8)), torch.tensor([0, 1, 0, 1]), 2)
     >>> source.token_shape, source.take(torch.tensor([3])).shape
@@ -167,6 +180,7 @@ class ArraySource:
         task: Task | int,
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         tokens, labels = torch.as_tensor(tokens), torch.as_tensor(labels)
         if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or labels.shape != tokens.shape[:1]:
@@ -176,6 +190,9 @@ class ArraySource:
         self.task.check(labels)
         images = torch.arange(len(labels)) if images is None else torch.as_tensor(images)
         _check_images(images, len(labels))
+        if groups is not None and (groups.shape != labels.shape or groups.dtype != torch.int64):
+            got = f"{groups.dtype} {list(groups.shape)}"
+            raise DataError("probes.groups_do_not_match", num_rows=len(labels), got=got)
         if blocks is not None and (size := sum(block.size for block in blocks)) != prod(tokens.shape[1:]):
             raise DataError("probes.blocks_do_not_match", size=prod(tokens.shape[1:]), blocks=size)
         # A float32 sum can overflow: look again before raising. Tokens on a GPU are not checked, which would wait for it.
@@ -185,7 +202,7 @@ class ArraySource:
             )
             if num_broken:
                 raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
-        self.tokens, self.labels, self.images = tokens, labels, images
+        self.tokens, self.labels, self.images, self.groups = tokens, labels, images, groups
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 

@@ -33,7 +33,7 @@ class ResidentTokens:
     def __init__(self, tokens: CachedTokens, device: torch.device) -> None:
         assert tokens.blocks is not None, "rows are held as blocks, not as one head wants them"
         self.labels, self.task, self.images = tokens.labels, tokens.task, tokens.images
-        self.blocks, self.token_shape = tokens.blocks, tokens.token_shape
+        self.blocks, self.token_shape, self.groups = tokens.blocks, tokens.token_shape, tokens.groups
         self.device, self._rows = device, tokens.rows
         widths: Counter[torch.dtype] = Counter()
         places = []

@@ -7,6 +7,7 @@ all of them. Where the tokens lie, in one store or in several, shows only in `po
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,13 @@ class SplitTokens:
         order = number[reading_order(record.images, rows_an_image)]
         self.reading_order: NDArray[np.int64] = order[order >= 0]
         self.stores = self._view.stores
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64] | None:
+        """[n] int64, images with the same bytes have the same number; None if no two usable images have."""
+        _, groups = np.unique(self.content_hashes, return_inverse=True)
+        has_copies = groups.max(initial=-1) + 1 < len(np.unique(self.images))
+        return groups.astype(np.int64) if has_copies else None
 
     @property
     def record(self) -> SplitRecord:

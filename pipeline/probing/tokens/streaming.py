@@ -50,7 +50,7 @@ class StreamedTokens:
     def __init__(self, tokens: CachedTokens, *, buffer_rows: int, device: torch.device = CPU) -> None:
         self._tokens, self._device = tokens, device
         self.labels, self.task, self.token_shape = tokens.labels, tokens.task, tokens.token_shape
-        self.images, self.blocks = tokens.images, tokens.blocks
+        self.images, self.blocks, self.groups = tokens.images, tokens.blocks, tokens.groups
         self.reading_order = tokens.reading_order
         self._rank = torch.empty_like(self.reading_order)
         self._rank[self.reading_order] = torch.arange(len(self._rank))

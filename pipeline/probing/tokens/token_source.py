@@ -122,6 +122,7 @@ class CachedTokens:
         rows: how a row is made of arrays.
         blocks: blocks of a row that several probes read: see `layerbank.probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
+        groups: [N] int64, the same for images with the same bytes, which no split separates; None if there are none.
         reading_order: [N] int64, the rows in the order in which they are best read.
         labels: [N] of the rows that could be read.
         task: with the classes of the data set, not those that happen to occur.
@@ -139,6 +140,7 @@ class CachedTokens:
         self.reading_order = torch.from_numpy(cache.reading_order)
         self.images = torch.from_numpy(cache.images)
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
+        self.groups = None if cache.groups is None else torch.from_numpy(cache.groups)
         self.labels = torch.from_numpy(cache.labels)
         self.task = cache.task
         self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
@@ -216,7 +218,7 @@ class CachedTokens:
         for rows in torch.split(self.reading_order, RELEASE_ROWS):
             put_rows(tokens, rows, self.take(rows))
             self.release(rows)
-        return ArraySource(tokens, self.labels, self.task, self.images, self.blocks)
+        return ArraySource(tokens, self.labels, self.task, self.images, self.blocks, self.groups)
 
 
 def runs_of(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
