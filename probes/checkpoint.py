@@ -99,8 +99,8 @@ def load_probe(
     file = folder / DESCRIPTION
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-        found, head, config = description["format"], description["head"], description["config"]
-    except (ValueError, KeyError, TypeError) as error:
+        found, head, config = description["format"], description["head"], dict(description["config"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError("probes.damaged_description", file=file, reason=repr(error)) from error
     if found != FORMAT:
         raise CheckpointError("probes.checkpoint_format", file=file, expected=FORMAT, found=found)

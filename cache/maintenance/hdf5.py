@@ -47,6 +47,8 @@ from .hdf5_inside import place_outside
 HEADER_ATTRIBUTE = "layerbank_header"
 JOURNAL_DATASET = "journal"
 HEADROOM_BYTES = 1 << 20  # metadata of HDF5
+# what h5py raises where it meets damage; MemoryError: it believes any shape
+_DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, MemoryError)
 
 
 def export_hdf5(store: str | Path, file: str | Path) -> None:
@@ -135,7 +137,7 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
                 _write_imported(source, header, staging)
             except (StorageFullError, NotWritableError):
                 raise
-            except (CacheError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            except (CacheError, *_DAMAGE) as error:
                 raise DamagedStoreError("cache.hdf5_damaged", file=file, reason=_reason(error)) from error
         with storage_errors(store):
             os.replace(staging, store)
@@ -153,7 +155,7 @@ def _write_imported(source: Any, header: Header, store: Path) -> None:
     """Make the store of an exported file.
 
     Raises:
-        CacheError, KeyError, TypeError, ValueError, AttributeError, OSError: the file is damaged, or the disk refuses.
+        CacheError, and what `_DAMAGE` lists: the file is damaged, or the disk refuses.
     """
     journal, spec = _read_journal(source), header.spec
     sizes = {**{name: entry.shape for name, entry in header.static.items()}, **_token_shapes(header)}
@@ -251,13 +253,23 @@ def _open_exported(file: Path) -> Iterator[tuple[Any, Header]]:
     except OSError as error:
         raise NotAStoreError("cache.hdf5_unreadable", file=file, reason=error) from None
     with source:
-        if HEADER_ATTRIBUTE not in source.attrs:
-            raise NotAStoreError("cache.other_hdf5", file=file)
-        header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii", "replace"), file)
-        if header.format != FORMAT_VERSION:
-            raise OldFormatError("cache.old_hdf5", file=file, expected=FORMAT_VERSION, got=header.format)
-        _require_inside(source, header, file)
+        try:
+            header = _exported_header(source, file)
+        except CacheError:
+            raise
+        except _DAMAGE as error:
+            raise NotAStoreError("cache.hdf5_unreadable", file=file, reason=error) from error
         yield source, header
+
+
+def _exported_header(source: Any, file: Path) -> Header:
+    if HEADER_ATTRIBUTE not in source.attrs:
+        raise NotAStoreError("cache.other_hdf5", file=file)
+    header = parse_header(str(source.attrs[HEADER_ATTRIBUTE]).encode("ascii", "replace"), file)
+    if header.format != FORMAT_VERSION:
+        raise OldFormatError("cache.old_hdf5", file=file, expected=FORMAT_VERSION, got=header.format)
+    _require_inside(source, header, file)
+    return header
 
 
 def _require_inside(source: Any, header: Header, file: Path) -> None:

@@ -152,9 +152,14 @@ def read_owner(file: Path) -> LockOwner | None:
     """The owner named in a lock file; None if there is none, or it has released the lock."""
     try:
         values = json.loads(file.read_text())
-        return LockOwner(**values | {"blocks": tuple(values.get("blocks", ()))})
-    except (OSError, ValueError, TypeError, AttributeError):
+        owner = LockOwner(**values | {"blocks": tuple(values.get("blocks", ()))})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
+    texts, numbers = (owner.host, owner.command, owner.worker), (owner.pid, *owner.blocks)
+    are_right = all(type(one) is int and 0 <= one < 2**31 for one in numbers) and all(
+        isinstance(one, str) for one in texts
+    )
+    return owner if are_right and isinstance(owner.since, int | float) and 0 <= owner.since < 2**40 else None
 
 
 def living_workers(store: Path) -> dict[int, LockOwner | None]:

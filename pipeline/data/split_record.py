@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +22,7 @@ from layerbank.cache.atomic_files import replace_file
 
 from ..errors import WorkError
 from .image_set import ImageSet
+from .saved_arrays import UnreadableArrays, load_arrays
 from .task_names import MULTICLASS
 
 
@@ -105,29 +104,41 @@ def load_record(file: Path) -> SplitRecord:
         WorkError: there is none, or it is damaged.
     """
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            hashes = arrays["hashes"]
-            images = ImageSet(
-                hashes=hashes,
-                rule1_hashes=arrays.get("rule1_hashes"),
-                is_known=np.ones(len(hashes), dtype=np.bool_),
-                keeps_order=bool(about["keeps_order"]),
-            )
-            record = SplitRecord(
-                dataset=about["dataset"],
-                split=about["split"],
-                ids=arrays["ids"].tolist(),
-                labels=arrays["labels"],
-                class_names=about["class_names"],
-                images=images,
-                task=about.get("task", MULTICLASS),
-            )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        text, ids, labels, hashes, *rule1 = load_arrays(file, ("about", "ids", "labels", "hashes"), ("rule1_hashes",))
+        about = json.loads(str(text))
+        _check(about, ids, labels, hashes, *rule1)
+    except (UnreadableArrays, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WorkError("data.unreadable_record", file=file, reason=error) from error
-    if len({len(record.ids), len(record.labels), len(record.images)}) > 1 or record.file_name != file.name:
+    record = SplitRecord(
+        dataset=about["dataset"],
+        split=about["split"],
+        ids=ids.tolist(),
+        labels=labels,
+        class_names=about["class_names"],
+        images=ImageSet(
+            hashes=hashes,
+            rule1_hashes=rule1[0] if rule1 else None,
+            is_known=np.ones(len(hashes), dtype=np.bool_),
+            keeps_order=about["keeps_order"],
+        ),
+        task=about.get("task", MULTICLASS),
+    )
+    if record.file_name != file.name:
         raise WorkError("data.unreadable_record", file=file, reason="its content is not the one it is named after")
     return record
+
+
+def _check(about: dict[str, Any], ids: NDArray[Any], labels: NDArray[Any], *hashes: NDArray[Any]) -> None:
+    """Raise ValueError, KeyError or TypeError unless these are what `SplitRecord.save` writes."""
+    texts = [about["dataset"], about["split"], about.get("task", ""), *about["class_names"]]
+    if not all(isinstance(text, str) for text in texts) or type(about["keeps_order"]) is not bool:
+        raise ValueError(f"the description {about!r:.80}")
+    arrays = (ids, labels, *hashes)
+    kinds = [array.dtype.kind for array in arrays]
+    if len({array.shape for array in arrays}) > 1 or ids.ndim != 1 or kinds[1] not in "if":
+        raise ValueError(f"arrays of the shapes {', '.join(str(array.shape) for array in arrays)}")
+    if kinds[0] != "U" or any(array.dtype != np.uint64 for array in hashes):
+        raise ValueError(f"arrays of {', '.join(str(array.dtype) for array in arrays)}")
 
 
 def _is_sound(file: Path) -> bool:

@@ -321,7 +321,10 @@ def _converted(value: Any, hint: Any) -> Any:
         _require(isinstance(value, Mapping))
         return {_converted(key, arguments[0]): _converted(one, arguments[1]) for key, one in value.items()}
     _require(isinstance(value, _ACCEPTED[hint]) and isinstance(value, bool) == (hint is bool))
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError:  # a whole number that no float can hold
+        raise _Unfit from None
 
 
 def _require(fits: bool) -> None:

@@ -7,6 +7,7 @@ model or a data set can be opened is not checked here: that is a failure of its 
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_recipe(name: str) -> StudyJob:
         raise RequestError("jobs.recipe_not_found", name=name, names=", ".join(names), nearest=nearest)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
         raise RequestError("jobs.recipe_not_toml", path=path, error=error) from error
     _refuse(_problems(values), f"recipe {path}")
     return StudyJob.from_dict(values)
@@ -95,7 +96,8 @@ def _problems_of_value(key: str, value: Any) -> list[str]:
     except RequestError as error:
         return [f"{key} = {value!r} ({error.expected})"]
     each = value if isinstance(value, tuple) else (value,)
-    if twice := [one for number, one in enumerate(each) if one in each[:number]]:
+    counts = Counter(value) if isinstance(value, tuple) else Counter()
+    if twice := [one for one, count in counts.items() if count > 1]:
         return [f"{one!r} twice in {key}" for one in twice]
     if "" in each:
         return [f"{key} = {value!r} (no empty text)"]

@@ -82,7 +82,7 @@ def read_trust_file(file: Path) -> list[str]:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
         raise RequestError("models.bad_trust_file", file=file, reason=error) from error
     models = values.get("models", [])
     if values.keys() - {"models"} or not isinstance(models, list) or not all(isinstance(one, str) for one in models):

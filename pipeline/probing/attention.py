@@ -214,11 +214,31 @@ def read_attention(folder: Path) -> dict[str, Any]:
         found = kept["format"]
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError("probing.no_attention_map", path=path) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RequestError("probing.unreadable_attention_map", path=path, reason=error) from error
     if found != FORMAT:
         raise RequestError("probing.attention_map_format", path=path, format=found, known=FORMAT)
+    try:
+        _check(kept)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise RequestError("probing.unreadable_attention_map", path=path, reason=repr(error)) from error
     return dict(kept)
+
+
+def _check(kept: Mapping[str, Any]) -> None:
+    """Raise an error unless the numbers of the tables and of the picture are there."""
+    levels, kinds, heads = (list[Any](kept[name]) for name in ("levels", "kinds", "heads"))
+    pairs = [kept[name] for name in ("entropy", "effective_tokens", "mass_80", "entropy_of_a_head")]
+    pairs += [*kept["share_of_kind"].values(), *(kept["share_of_third"] or {}).values()]
+    pairs += [head[name] for head in heads for name in ("effective_tokens", "mass_80")]
+    numbers = np.array([pair[name] for pair in pairs for name in ("mean", "std")])
+    mass = _mass_of_head(kept)
+    if not all(isinstance(name, str) for name in levels + kinds) or numbers.dtype.kind not in "if":
+        raise ValueError("names that are no texts, or numbers that are none")
+    if not mass.size or mass.shape != (len(heads), len(levels), len(kinds)):
+        raise ValueError(f"shares of the shape {mass.shape}")
+    if not (np.isfinite(numbers).all() and np.isfinite(mass).all()):
+        raise ValueError("numbers that are not finite")
 
 
 def number_table(kept: Mapping[str, Any]) -> Table:

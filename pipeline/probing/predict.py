@@ -81,12 +81,15 @@ class SavedProbe:
         module, config = load_probe(folder)
         self.module = module.eval()
         permission = CodePermission(allow_code, str(folder / "probe.json"))
-        request = ModelRequest.from_dict(config["model"], permission)
+        try:
+            request = ModelRequest.from_dict(config["model"], permission)
+            self.named = ProbeSpec.from_dict(config["probe"])
+            self.class_names = [str(name) for name in config["class_names"]]
+            self.task = restore_task(config.get("task"), len(self.class_names))
+            self._model = trained_model(config)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RequestError("probing.damaged_description", folder=folder, reason=repr(error)) from error
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
-        self.named = ProbeSpec.from_dict(config["probe"])
-        self.class_names: list[str] = config["class_names"]
-        self.task = restore_task(config.get("task"), len(self.class_names))
-        self._model = trained_model(config)
         _check_backbone(folder, self._model, self.backbone)
 
     def predict(

@@ -96,8 +96,16 @@ class ProbeSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProbeSpec:
-        """Return the probe that a probe.json holds."""
-        return cls(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
+        """Return the probe that a probe.json holds.
+
+        Raises:
+            KeyError, TypeError: values that no probe has.
+        """
+        named = cls(**{**values, "levels": tuple(values["levels"]), "kinds": tuple(values["kinds"])})
+        texts = (named.name, named.head, named.normalize, *named.levels, *named.kinds)
+        if not (named.levels and named.kinds and all(isinstance(text, str) for text in texts)):
+            raise TypeError("a probe without levels or kinds, or with names that are no texts")
+        return named
 
     @property
     def family(self) -> tuple[ProbeSpec, ...]:

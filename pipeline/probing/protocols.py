@@ -31,7 +31,7 @@ def open_protocol(name: str, *, seed: int) -> TrainingProtocol:
         raise RequestError("probing.unknown_protocol", name=name)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
         raise RequestError("probing.protocol_not_toml", path=path, reason=error) from error
     if "seed" in values:
         raise RequestError("probing.protocol_with_seed", path=path)

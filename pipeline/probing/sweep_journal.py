@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import os
 import time
-import zipfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -30,10 +29,10 @@ from numpy.typing import NDArray
 from layerbank.cache.atomic_files import replace_file
 from layerbank.probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
+from ..data.saved_arrays import UnreadableArrays, load_arrays
 from .results import key_of
 
 ABANDONED_S = 30 * 24 * 3600.0
-UNREADABLE = (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError)
 
 
 class SweepJournal:
@@ -62,6 +61,10 @@ class SweepJournal:
         kept = self._find(key, ("accuracies", "steps", "losses", "lrs"))
         if kept is None:
             return None
+        curves = (len(key.settings), kept[1].size)
+        expected = {"f8": curves[:1], "i8": curves[1:], "f4": curves}
+        if any(array.dtype.str[1:] not in expected or array.shape != expected[array.dtype.str[1:]] for array in kept):
+            return None
         accuracies, steps, losses, lrs = map(torch.from_numpy, kept)
         return BankScores(accuracies=accuracies, curves=LearningCurves(steps=steps, losses=losses, lrs=lrs))
 
@@ -84,9 +87,8 @@ class SweepJournal:
     def _find(self, key: BankKey, names: Sequence[str]) -> list[NDArray[Any]] | None:
         path = self._path(key)
         try:
-            arrays = _read(path)
-            kept = [arrays[name] for name in names]
-        except UNREADABLE:
+            kept = load_arrays(path, names)
+        except UnreadableArrays:
             return None
         self._renew(path)
         return kept
@@ -121,23 +123,13 @@ def clear_finished(folder: Path, finished: Collection[str]) -> None:
         return
     oldest_s = time.time() - ABANDONED_S
     for path in folder.glob("*.npz"):  # staging files too
-        with suppress(*UNREADABLE):  # among them: its sweep has just removed it
-            if path.stat().st_mtime < oldest_s or set(_rows_of(path)) <= set(finished):
+        with suppress(FileNotFoundError, UnreadableArrays):  # its sweep may have just removed it
+            if path.stat().st_mtime < oldest_s or set(load_arrays(path, ("rows",))[0].ravel().tolist()) <= set(
+                finished
+            ):
                 path.unlink(missing_ok=True)
     with suppress(OSError):  # it is not empty
         folder.rmdir()
-
-
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _rows_of(path: Path) -> list[str]:
-    """The keys that a file is kept for; its other arrays are not read."""
-    with np.load(path, allow_pickle=False) as arrays:
-        keys: list[str] = arrays["rows"].tolist()
-        return keys
 
 
 def _search_key(candidate: Candidate, setting: Setting) -> BankKey:

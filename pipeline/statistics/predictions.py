@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
+from ..data.saved_arrays import UnreadableArrays, load_arrays
 from ..errors import RequestError, WorkError
 
 
@@ -70,21 +70,11 @@ def read_predictions(folder: Path) -> Predictions:
     """
     path = folder / "test.npz"
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is not a file")
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            predictions = Predictions(sample_ids=file["sample_ids"], labels=file["labels"], logits=file["logits"])
+        sample_ids, labels, logits = load_arrays(path, ("sample_ids", "labels", "logits"))
+        predictions = Predictions(sample_ids=sample_ids, labels=labels, logits=logits)
         _check(predictions)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        BadZipFile,
-        AttributeError,
-    ) as error:  # the last: bytes, not an array
-        reason = str(error) or type(error).__name__
-        raise WorkError("statistics.bad_predictions", path=path, reason=reason) from error
+    except (UnreadableArrays, ValueError) as error:
+        raise WorkError("statistics.bad_predictions", path=path, reason=error) from error
     return predictions
 
 

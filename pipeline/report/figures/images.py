@@ -10,10 +10,10 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from ...data.saved_arrays import UnreadableArrays, load_arrays
 from ...data.sources import BadImage, open_source
 from ...errors import RequestError, WorkError
 from ...probing.probe_spec import REFERENCE
@@ -150,9 +150,8 @@ def _attention(data: ReportData, case: Case, probe: str, rows: list[int]) -> dic
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as saved:
-            ids, mass = map(np.asarray, (saved["sample_ids"], saved["mass"]))  # [N], [N, L, K]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        ids, mass = load_arrays(path, ("sample_ids", "mass"))  # [N], [N, L, K]
+    except UnreadableArrays as error:
         data.notes.append(f"No attention to single images of {case.dataset}: {path} cannot be read: {error}")
         return {}
     levels, kinds = (tuple(data.row[case, probe].get(name, [])) for name in ("levels", "kinds"))
