@@ -152,5 +152,7 @@ def _read(path: str) -> object:
             with torch.serialization.safe_globals(_HARMLESS):
                 return torch.load(path, map_location="cpu", weights_only=True)
         return safetensors.torch.load_file(path)
-    except Exception as error:  # the unpickler fails on a damaged file in arbitrary ways, and so do the classes that it makes
+    except (
+        Exception
+    ) as error:  # the unpickler fails on a damaged file in arbitrary ways, and so do the classes that it makes
         raise RequestError("models.unreadable_weights", path=path, reason=first_line(error)) from error
