@@ -300,8 +300,7 @@ def probe(
             memory=memory,
             on_event=on_event,
         )
-        rows = [row for training in trainings for row in training()]
-        return Results(rows, run_folder(runs, splits[0]))
+        return Results([row for training in trainings for row in training()], run_folder(runs, splits[0]))
 
 
 def _splits_of(
