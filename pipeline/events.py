@@ -5,8 +5,7 @@ Every event is a small frozen record; times are in seconds, sizes in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -478,26 +477,3 @@ OnEvent = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """Do nothing: the default callback."""
-
-
-class _CallbackError(BaseException):
-    """Passes by whoever takes errors for failures of a part of the work."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-@contextmanager
-def ending_on_callback_errors(on_event: OnEvent) -> Iterator[OnEvent]:
-    """A callback whose errors end the block as they were raised, even where errors of the work would not."""
-
-    def call(event: Event) -> None:
-        try:
-            on_event(event)
-        except Exception as error:
-            raise _CallbackError(error) from error
-
-    try:
-        yield call
-    except _CallbackError as failed:
-        raise failed.error from None

@@ -148,8 +148,8 @@ def refit(
         best: highest validation score among the choices, for the progress events.
     """
     heads = plan.heads
-    sizes = [heads[choice.candidate].refit_bytes for choice in choices]
-    passes = [[choices[place] for place in places] for places in plan_passes(sizes, plan.banks_bytes)]
+    planned = plan.refit_passes([heads[choice.candidate] for choice in choices])
+    passes = [[choices[place] for place in places] for places in planned]
     seconds: dict[Choice, dict[str, float]] = {choice: {} for choice in choices}
     fitted: dict[Choice, FitResult] = {}
     probes: dict[Choice, HeadModule] = {}

@@ -57,7 +57,7 @@ class TrainableHead:
     @cached_property
     def refit_bytes(self) -> int:
         """Upper bound of the memory for training one probe."""
-        return plan_memory(replace(self.sizes, num_probes=1)).total_bytes
+        return min(plan_memory(replace(self.sizes, num_probes=1)).total_bytes, self.memory.total_bytes)
 
     @cached_property
     def initial(self) -> HeadModule:
@@ -84,11 +84,13 @@ class GroupPlan:
     Attributes:
         heads: the head of each candidate.
         shared_bytes: memory for the rows of a batch, beside the banks of a pass.
-        memory_bytes: memory for training; None is no limit.
+        scores_bytes: memory for the outputs of all sweeps on the test images, beside the banks of the final trainings.
+        memory_bytes: memory for training and test; None is no limit.
     """
 
     heads: Mapping[Candidate, TrainableHead]
     shared_bytes: int
+    scores_bytes: int = 0
     memory_bytes: int | None = None
 
     @property
@@ -102,6 +104,11 @@ class GroupPlan:
         banks = [head.memory.total_bytes for head in self.heads.values() for _ in range(head.memory.num_banks)]
         return [[banks[bank] for bank in of_pass] for of_pass in plan_passes(banks, self.banks_bytes)]
 
+    def refit_passes(self, heads: Sequence[TrainableHead]) -> list[list[int]]:
+        """The indices of the heads of each pass of final trainings, whose banks lie beside the scores while they are tested."""
+        left = None if self.banks_bytes is None else self.banks_bytes - self.scores_bytes
+        return plan_passes([head.refit_bytes for head in heads], left)
+
     @property
     def num_passes(self) -> int:
         """Passes over the batches that train all banks of all candidates."""
@@ -109,13 +116,15 @@ class GroupPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Upper bound of the memory for training."""
-        return self.shared_bytes + max(map(sum, self.passes))
+        """Upper bound of the memory for training and test."""
+        heads = list(self.heads.values())
+        refits = [sum(heads[place].refit_bytes for place in places) for places in self.refit_passes(heads)]
+        return self.shared_bytes + max(*map(sum, self.passes), self.scores_bytes + max(refits))
 
     @property
     def least_bytes(self) -> int:
         """The smallest memory for which there is a plan."""
-        return self.shared_bytes + max(least_memory(head.sizes) for head in self.heads.values())
+        return self.shared_bytes + self.scores_bytes + max(least_memory(head.sizes) for head in self.heads.values())
 
     @property
     def batch_size(self) -> int:
@@ -132,12 +141,21 @@ class GroupPlan:
             most = max((head.sizes for head in self.heads.values()), key=least_memory)
             raise too_little_memory(self.least_bytes, memory_bytes, most.token_shape)
         limit = memory_bytes - self.shared_bytes
-        heads = {one: replace(head, memory=plan_memory(head.sizes, limit)) for one, head in self.heads.items()}
+        heads = {}
+        for one, head in self.heads.items():
+            heads[one] = replace(head, memory=plan_memory(head.sizes, limit))
+            if heads[one].refit_bytes + self.scores_bytes > limit:
+                heads[one] = replace(head, memory=plan_memory(head.sizes, limit - self.scores_bytes))
         return replace(self, heads=heads, memory_bytes=memory_bytes)
 
 
 def plan_group(
-    candidates: Sequence[Candidate], source: TokenSource, protocol: TrainingProtocol, memory_bytes: int | None
+    candidates: Sequence[Candidate],
+    source: TokenSource,
+    protocol: TrainingProtocol,
+    memory_bytes: int | None,
+    *,
+    num_tested: int = 0,
 ) -> GroupPlan:
     """Plan the memory and the passes of heads that train together.
 
@@ -145,7 +163,8 @@ def plan_group(
         candidates: each once.
         source: the training images; only shapes and the number of labels matter.
         protocol: grid and batches.
-        memory_bytes: memory for training; None is no limit.
+        memory_bytes: memory for training and test; None is no limit.
+        num_tested: test images, counted once for each sweep; their outputs are kept.
 
     Raises:
         SettingError: head and tokens or head and task do not fit each other, or the memory is too small for one probe of a head.
@@ -160,7 +179,9 @@ def plan_group(
         )
     alone = len(candidates) == 1 and reading.whole
     plan = GroupPlan(
-        heads=heads, shared_bytes=0 if alone else FLOAT_BYTES * sizes.batch_size * prod(source.token_shape)
+        heads=heads,
+        shared_bytes=0 if alone else FLOAT_BYTES * sizes.batch_size * prod(source.token_shape),
+        scores_bytes=FLOAT_BYTES * num_tested * source.task.num_outputs,
     )
     return plan if memory_bytes is None else plan.within(memory_bytes)
 

@@ -17,6 +17,7 @@ from layerbank.probes import (
     Candidate,
     LinearBank,
     LinearProbe,
+    Multiclass,
     Progress,
     SettingError,
     SweepResult,
@@ -24,7 +25,9 @@ from layerbank.probes import (
     run_sweep,
     run_sweeps,
 )
+from layerbank.probes.banks.memory_trace import count_bytes
 from layerbank.probes.data.rows import Reading, add_jitter, columns_of, draw_jitter
+from layerbank.probes.evaluate import measure
 from layerbank.probes.fit import BankRun, attribute_time
 from layerbank.probes.plan import plan_passes
 from layerbank.probes.workspace import Workspace
@@ -180,6 +183,16 @@ def test_what_does_not_fit_at_once_trains_in_several_passes_and_comes_out_the_sa
     steps = [event.step for event in events if event.phase == "select"]
     assert steps == sorted(steps)
     assert steps[-1] == 2 * (parted[0].selection.num_steps if parted[0].selection else 0)
+
+
+def test_the_outputs_on_the_test_images_are_part_of_the_plan_and_are_not_copied_to_be_scored() -> None:
+    train, heads, num_tested = make_block_source(120, 0), [HEADS["linear-all"], HEADS["alf"]], 10_000_000
+    without, plan = (plan_group(heads, train, SMALL, None, num_tested=count) for count in (0, num_tested))
+    assert plan.least_bytes == without.least_bytes + 4 * num_tested * 3
+    assert 4 * num_tested * 3 < plan.within(plan.least_bytes).total_bytes <= plan.least_bytes
+    outputs, task = torch.randn(4096, 50), Multiclass(num_classes=50)
+    peak_bytes, _ = count_bytes(lambda: measure(task, outputs, torch.arange(4096) % 50))
+    assert peak_bytes < outputs.nbytes / 2
 
 
 def test_progress_has_the_best_validation_score_so_far_and_the_rate() -> None:

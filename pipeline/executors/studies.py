@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,6 @@ from ..events import (
     StudyUnitFinished,
     TokensOutOfRange,
     UploadFailed,
-    ending_on_callback_errors,
     ignore,
 )
 from ..extraction.ranks import device_of_worker
@@ -107,7 +107,7 @@ def _run_units(
     if executor is None:
         models = OpenModels()
         for unit in units:
-            with ending_on_callback_errors(on_event) as heard:
+            with _ending_on_callback_errors(on_event) as heard:
                 result = run_unit(job, unit, models=models, on_event=heard)
             yield result
         return
@@ -121,6 +121,29 @@ def _run_units(
             on_event(StudyUnitAgain(model=unit.model, dataset=unit.dataset, reason=outcome.reason))
         else:
             yield result_of_lost_unit(unit, outcome.reason, on_event)
+
+
+class _CallbackError(BaseException):
+    """Passes by whoever takes errors for failures of a part of the work."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+@contextmanager
+def _ending_on_callback_errors(on_event: OnEvent) -> Iterator[OnEvent]:
+    """A callback whose errors end the block as they were raised, even where errors of the work would not."""
+
+    def call(event: Event) -> None:
+        try:
+            on_event(event)
+        except Exception as error:
+            raise _CallbackError(error) from error
+
+    try:
+        yield call
+    except _CallbackError as failed:
+        raise failed.error from None
 
 
 def _run_unit_in_worker(job: StudyJob, unit: Unit, num_sharers: int, worker: int, on_event: OnEvent) -> UnitResult:

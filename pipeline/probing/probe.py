@@ -133,11 +133,13 @@ def probe(
             run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
     trained = [named for named in missing if not HEADS[named.head].is_solved and named.derived is None]
     wanted, device = [(named, run.protocol_of(named)) for named in trained], torch.device(device)
-    for group in plan_groups(run.cache, wanted, memory_bytes, device, refuse=run.failures.add):
+    num_test = len(run.open_test().labels)
+    for group in plan_groups(run.cache, wanted, memory_bytes, device, num_test=num_test, refuse=run.failures.add):
         if not run.train(group):
             for named in group.probes:  # scores of finished banks are in the journal
                 with run.failures.of(named):
-                    run.train(make_group(run.cache, [named], group.protocol, memory_bytes, device))
+                    alone = make_group(run.cache, [named], group.protocol, memory_bytes, device, num_test=num_test)
+                    run.train(alone)
         run.clear_journal()
     for named in (named for named in missing if named.derived is not None):
         with run.failures.of(named):

@@ -37,6 +37,7 @@ class ProbeGroup:
         tokens: tokens of the training split, with the blocks of all.
         sweeps: the candidates of each probe, as `layerbank.probes.run_sweeps` takes them.
         placement: where the tokens lie, and how training fits beside them.
+        num_test: test images.
     """
 
     cache: SplitTokens
@@ -45,6 +46,7 @@ class ProbeGroup:
     tokens: CachedTokens
     sweeps: tuple[tuple[Candidate, ...], ...]
     placement: Placement
+    num_test: int
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,6 +82,7 @@ def plan_groups(
     memory_bytes: int,
     device: torch.device,
     *,
+    num_test: int = 0,
     refuse: Callable[[ProbeSpec, SettingError], None] | None = None,
 ) -> Iterator[ProbeGroup]:
     """Yield groups one after the other: each protocol's probes in their own order.
@@ -89,6 +92,7 @@ def plan_groups(
         wanted: probes that are trained, not solved, and the protocol of each.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
+        num_test: test images, whose outputs are kept until the probes of a group are written.
         refuse: called with a probe that fits no group, and the error; None raises the error.
 
     Raises:
@@ -98,7 +102,7 @@ def plan_groups(
         group: ProbeGroup | None = None
         for named in (named for named, own in wanted if own == protocol):
             try:
-                alone = make_group(cache, [named], protocol, memory_bytes, device)
+                alone = make_group(cache, [named], protocol, memory_bytes, device, num_test=num_test)
             except SettingError as error:
                 if refuse is None:
                     raise
@@ -119,15 +123,25 @@ def make_group(
     memory_bytes: int,
     device: torch.device,
     *,
+    num_test: int = 0,
     buffer_rows: int | None = None,
 ) -> ProbeGroup:
     """Make one group of these probes, whatever that costs; `buffer_rows` as in `place_tokens`, the rest as in `plan_groups`."""
     tokens = CachedTokens(cache, [one for named in probes for one in named.family])
     sweeps = tuple(candidates_of(cache, named) for named in probes)
     each = list(dict.fromkeys(chain.from_iterable(sweeps)))
-    placement = place_tokens(tokens, each, protocol, memory_bytes, device, buffer_rows=buffer_rows)
+    num_tested = num_test * len(sweeps)
+    placement = place_tokens(
+        tokens, each, protocol, memory_bytes, device, num_tested=num_tested, buffer_rows=buffer_rows
+    )
     return ProbeGroup(
-        cache=cache, probes=tuple(probes), protocol=protocol, tokens=tokens, sweeps=sweeps, placement=placement
+        cache=cache,
+        probes=tuple(probes),
+        protocol=protocol,
+        tokens=tokens,
+        sweeps=sweeps,
+        placement=placement,
+        num_test=num_test,
     )
 
 
@@ -152,6 +166,7 @@ def _join(group: ProbeGroup, alone: ProbeGroup) -> ProbeGroup | None:
             group.protocol,
             placed.memory_bytes,
             placed.device,
+            num_test=group.num_test,
             buffer_rows=placed.buffer_rows,
         )
     except SettingError:  # beside so many tokens not one probe is trained at a time
@@ -187,6 +202,12 @@ def open_group(group: ProbeGroup, on_event: OnEvent) -> tuple[ProbeGroup, TokenS
     on_event(UploadFailed(probes=group.names, tokens_bytes=group.tokens.stored_bytes, reason=reason))
     before = group.placement
     placement = place_tokens(
-        group.tokens, group.candidates, group.protocol, before.memory_bytes, before.device, may_stay=False
+        group.tokens,
+        group.candidates,
+        group.protocol,
+        before.memory_bytes,
+        before.device,
+        num_tested=group.num_test * len(group.sweeps),
+        may_stay=False,
     )
     return replace(group, placement=placement), placement.open(group.tokens)

@@ -91,6 +91,7 @@ def place_tokens(
     memory_bytes: int,
     device: torch.device,
     *,
+    num_tested: int = 0,
     buffer_rows: int | None = None,
     may_stay: bool = True,
 ) -> Placement:
@@ -101,6 +102,7 @@ def place_tokens(
         candidates, protocol: what is trained, each once.
         memory_bytes: what tokens and, unless there is a GPU, training may take of the host's memory.
         device: where probes are trained.
+        num_tested: test images, counted once for each probe.
         buffer_rows: in which streamed tokens must be shuffled; None takes what the memory allows.
         may_stay: whether tokens that fit become resident.
 
@@ -109,7 +111,8 @@ def place_tokens(
     """
     on_gpu = device.type == "cuda"
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
-    whole = plan_group(candidates, tokens, protocol, None)
+    # the outputs on the test images lie in the host's memory
+    whole = plan_group(candidates, tokens, protocol, None, num_tested=0 if on_gpu else num_tested)
     batch_rows, least_bytes = whole.batch_size, whole.least_bytes
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
