@@ -49,6 +49,7 @@ from .maintenance.disk_space import (
     needed_bytes,
     time_block,
 )
+from .maintenance.features import write_features
 from .maintenance.hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .maintenance.merge import Merge, merge_stores
 from .maintenance.upgrade import Upgrade, find_format1, remove_leftovers, upgrade_store
@@ -140,6 +141,7 @@ __all__ = [
     "Unfinished",
     "offer_test_lock",
     "check_test_lock",
+    "write_features",
     "export_hdf5",
     "import_hdf5",
     "read_hdf5_spec",

@@ -25,6 +25,9 @@ from rich.text import Text
 from .errors import RequestError
 from .event_text import text_of
 from .events import (
+    CopyFinished,
+    CopyProgress,
+    CopyStarted,
     Event,
     ExtractionFinished,
     ExtractionProgress,
@@ -98,6 +101,9 @@ class Listener:
             case ExtractionProgress():
                 self._advance(event.num_done, event.num_pending, text_of(event))
                 return
+            case CopyProgress():
+                self._advance(event.bytes_done, event.size_bytes, text_of(event))
+                return
             case HashingProgress():
                 self._advance(event.num_done, event.num_images, text_of(event))
                 return
@@ -110,11 +116,13 @@ class Listener:
                 return  # every seed reads the same file
             case ResultSkipped():
                 self._shown_skipped.add(event)
-            case HashingFinished() | ExtractionFinished() | ProbeFinished() | StudyFailed():
+            case CopyFinished() | HashingFinished() | ExtractionFinished() | ProbeFinished() | StudyFailed():
                 self._end()
         if text := text_of(event):
             self._print(text)
-        if isinstance(event, HashingStarted):
+        if isinstance(event, CopyStarted):
+            self._begin("copy", event.size_bytes)
+        elif isinstance(event, HashingStarted):
             self._begin(f"hash {event.split}", event.num_images)
         elif isinstance(event, ExtractionStarted):
             self._begin(f"extract {event.split}", event.num_pending)

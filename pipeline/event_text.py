@@ -18,6 +18,17 @@ def text_of(event: events.Event) -> str:
 
 
 @text_of.register
+def _(event: events.CopyStarted) -> str:
+    return f"{event.url}: copying {counted(event.num_files, 'file')}, {size(event.size_bytes)}, to {event.folder}"
+
+
+@text_of.register
+def _(event: events.CopyProgress) -> str:
+    rate = event.bytes_done / max(event.elapsed_s, 1e-9)
+    return f"{event.num_done:,}/{event.num_files:,} files copied, {size(rate)}/s"
+
+
+@text_of.register
 def _(event: events.HashingStarted) -> str:
     return f"{event.dataset}/{event.split}: hashing {event.num_images:,} of {counted(event.num_rows, 'image')}"
 

@@ -16,6 +16,39 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyStarted(Event):
+    """Data behind a URL are copied to this machine."""
+
+    url: str
+    folder: Path  # of the copy
+    num_files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyProgress(Event):
+    """Some bytes are copied."""
+
+    url: str
+    num_done: int  # files
+    num_files: int
+    bytes_done: int
+    size_bytes: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyFinished(Event):
+    """The copy is complete."""
+
+    url: str
+    folder: Path
+    num_files: int
+    size_bytes: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class HashingStarted(Event):
     """Images of a split are read and hashed, because the content index does not know them."""
 

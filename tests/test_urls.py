@@ -1,17 +1,23 @@
-"""URLs: refused where a path of this machine is meant."""
+"""URLs: data behind one are copied once; where a path of this machine is meant they are refused."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import MODEL, run
+from fsspec.implementations.memory import MemoryFileSystem
 from messages import raises, refuses
 from photos import TINY_MODEL, write_photos
+from xxhash import xxh3_64_hexdigest
 
 import layerbank as lb
-from layerbank.errors import RequestError
+from layerbank.data.sources import open_source
+from layerbank.errors import RequestError, WorkError
+from layerbank.events import CopyFinished, CopyStarted, Event
 from layerbank.outputs import check_local
 
 
@@ -51,3 +57,95 @@ def test_a_url_as_a_folder_of_a_function_or_job_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize("path", ["caches", "/a/b:c", "C:/caches", "a b:/c", "../s3"])
 def test_other_paths_are_no_urls(path: str) -> None:
     check_local(Path(path), "--cache")
+
+
+# --- data behind URLs ---
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    filesystem = MemoryFileSystem()
+    filesystem.put(str(write_photos(tmp_path / "photos", {"train": 2, "test": 1})), "/far/photos", recursive=True)
+    yield filesystem
+    filesystem.rm("/far", recursive=True)
+
+
+def test_a_folder_behind_a_url_is_copied_once(remote: MemoryFileSystem, tmp_path: Path) -> None:
+    events: list[Event] = []
+    source = open_source("folder:memory://far/photos", "train", events.append)
+    local = open_source(f"folder:{tmp_path}/photos", "train")
+    assert source.ids == local.ids
+    assert all(source.read(row) == local.read(row) for row in range(len(local)))
+    assert (source.name, source.uri) == ("photos", "folder:memory://far/photos")
+    started, finished = events[0], events[-1]
+    assert isinstance(started, CopyStarted)
+    assert isinstance(finished, CopyFinished)
+    assert (started.num_files, started.size_bytes) == (finished.num_files, finished.size_bytes)
+    assert started.num_files == 9
+    remote.rm("/far/photos/train", recursive=True)
+    again: list[Event] = []
+    assert open_source("folder:memory://far/photos", "test", again.append).ids == ["test/blue/000.png"] + [
+        f"test/{name}/000.png" for name in ("green", "red")
+    ]
+    assert again == []
+
+
+def test_the_record_has_the_checksum_of_each_file(remote: MemoryFileSystem, tmp_path: Path) -> None:
+    open_source("folder:memory://far/photos", "train")
+    (record,) = (tmp_path / "user" / "layerbank" / "copies").glob("*/.copied.json")
+    files = json.loads(record.read_text())["files"]
+    assert len(files) == 9
+    for name, known in files.items():
+        content = (record.parent / name).read_bytes()
+        assert (len(content), xxh3_64_hexdigest(content)) == (known["size_bytes"], known["xxh3_64"])
+
+
+def test_files_of_a_pattern_are_copied_for_the_split_that_is_asked_for(remote: MemoryFileSystem) -> None:
+    for split in ("train", "test"):
+        rows = [{"path": path.rpartition("photos/")[2]} for path in remote.find(f"/far/photos/{split}")]
+        remote.pipe(f"/far/photos/{split}.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    remote.pipe("/far/photos/x_test.npz", b"no zip")
+    events: list[Event] = []
+    with raises("data.missing_files", RequestError, missing=6, count=6):  # the table alone was named
+        open_source("csv:memory://far/photos/{split}.jsonl?image=path", "train", events.append)
+    assert isinstance(events[0], CopyStarted)
+    assert events[0].num_files == 1
+    with raises("data.bad_npz", RequestError):
+        open_source("npz:memory://far/photos/x_{split}.npz", "test")
+
+
+def test_a_copy_that_fails_goes_on_later(remote: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    open_file = MemoryFileSystem.open
+
+    def fail_later(self: MemoryFileSystem, path: str, *options: Any, **others: Any) -> Any:
+        if len(opened) == 4:
+            raise ConnectionError("the line is cut")
+        opened.append(path)
+        return open_file(self, path, *options, **others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "open", fail_later)
+        with raises("data.copy_failed", WorkError):
+            open_source("folder:memory://far/photos", "train")
+    events: list[Event] = []
+    assert len(open_source("folder:memory://far/photos", "train", events.append)) == 6
+    assert isinstance(events[0], CopyStarted)
+    assert events[0].num_files == 5
+
+
+def test_a_file_of_another_size_is_no_copy(remote: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = MemoryFileSystem.info
+    larger = lambda self, path, **options: {**info(self, path, **options), "size": 10}  # noqa: E731
+    remote.pipe("/far/a.npz", b"no zip")
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "info", larger)
+        with raises("data.copy_failed", WorkError):
+            open_source("npz:memory://far/a.npz", "all")
+
+
+def test_urls_that_name_nothing_are_refused(remote: MemoryFileSystem) -> None:
+    for url in ("memory://far/nothing", "nosuch://far/photos"):
+        with raises("data.no_such_url", RequestError, url=url):
+            open_source(f"folder:{url}", "train")

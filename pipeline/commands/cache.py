@@ -250,6 +250,25 @@ def export(store: Path, file: Path) -> None:
     export_hdf5(store, file)
 
 
+@cache.command()
+@_store
+@click.argument("file", type=shared.OutputFile(dash=False))
+def to(store: Path, file: Path) -> None:
+    """Write the tokens, ids and targets of a store as one .npz or .parquet file, for other tools.
+
+    Images without usable tokens are left out. Use `layerbank cache export` to move a store.
+
+    \b
+    layerbank cache to caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr photos.npz
+    """
+    from layerbank.cache import write_features
+
+    from ..console import print_lines
+    from ..quantities import counted
+
+    print_lines([f"{file}: {counted(write_features(store, file), 'image')}"])
+
+
 @cache.command("import")
 @click.argument("file", type=shared.FILE)
 @shared.cache_root

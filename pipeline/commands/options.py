@@ -199,7 +199,7 @@ extraction_options = combine(
     click.option(
         "--data",
         required=True,
-        help="folder:DIR, wds:DIR, wds:PATTERN, hdf5:FILE, images:DIR or demo:digits; see `layerbank datasets`.",
+        help="folder:DIR, csv:FILE, parquet:FILE, hf:DIR, wds:DIR, hdf5:FILE, npz:FILE, demo:digits; see `layerbank datasets`.",
     ),
     click.option(
         "--trust-files",

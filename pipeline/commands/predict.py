@@ -50,7 +50,7 @@ def predict(
     with Listener(quiet=as_json) as listener:
         device = choose_device(device)
         saved = SavedProbe(folder, weights=weights, device=device, allow_code=allow_code)
-        source = open_source(data, split)
+        source = open_source(data, split, listener.show)
         predictions = saved.predict(
             source,
             batch_size=batch_size,

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RequestError
+from ..events import OnEvent, ignore
 from ..registry import Registry
 from .image_source import BadImage, ImageSource
+from .remote.copies import is_url, local_copy
 
 __all__ = ["open_source", "SOURCES", "DataSource", "ImageSource", "BadImage"]
 
@@ -60,15 +62,17 @@ def check_split(data: str, split: str) -> None:
         raise RequestError("data.bad_split_name", uri=data, split=split)
 
 
-def open_source(uri: str, split: str) -> ImageSource:
+def open_source(uri: str, split: str, on_event: OnEvent = ignore) -> ImageSource:
     """Open one split of a data set.
 
     Args:
-        uri: `scheme:address` with a scheme of SOURCES.
+        uri: `scheme:address` with a scheme of SOURCES; an address that is a URL is copied to this machine first.
         split: name of the split, such as `train`.
+        on_event: called with the progress of copying.
 
     Raises:
         RequestError: unknown scheme, no such data or split, or data that cannot be used as they are.
+        WorkError: data behind a URL cannot be copied.
     """
     scheme, colon, address = uri.partition(":")
     if not colon:
@@ -79,6 +83,9 @@ def open_source(uri: str, split: str) -> ImageSource:
     if not address:
         raise RequestError("data.no_address", uri=uri, form=source.form)
     check_split(uri, split)
+    if is_url(address):
+        url, mark, options = address.partition("?")
+        address = local_copy(url, split, on_event) + mark + options
     opened = source.open(address, split)
     opened.uri = uri
     opened.origin = opened.origin or f"{scheme}:{os.path.abspath(os.path.expanduser(address))}"

@@ -189,7 +189,7 @@ def prepare(
     """
     if job.rule and job.views_split not in job.splits:
         raise RequestError("jobs.views_of_another_split", split=job.views_split, splits=", ".join(job.splits))
-    sources = [open_source(job.data, split) for split in dict.fromkeys(job.splits)]  # before the slow model
+    sources = [open_source(job.data, split, on_event) for split in dict.fromkeys(job.splits)]  # before the slow model
     is_first = settled is None  # of the processes of this command: what is said of the data is said once
     for other in sources[1:] if is_first else ():
         if uneven := uneven_classes(sources[0], other):

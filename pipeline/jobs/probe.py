@@ -81,7 +81,7 @@ def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
     Raises:
         RequestError: no such data, or test images of classes without training images.
     """
-    train, test = (open_source(job.data, split) for split in (job.train_split, job.test_split))
+    train, test = (open_source(job.data, split, on_event) for split in (job.train_split, job.test_split))
     match_classes(train, test, on_event)
     return [train, test]
 

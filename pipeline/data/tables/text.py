@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ..table import Table
 from .listed import OPTIONS, ListedImages, open_listed
 
 LONGEST_CELL = 1 << 24  # characters; Python's own limit is 2^17
+LINES_AT_A_TIME = 4096
+MOST_SHARED = 100_000  # different cells of a column
 
 
 def read_table(path: Path) -> Table:
@@ -53,21 +56,33 @@ def _read_tsv(path: Path, text: str) -> dict[str, list[Any]]:
 def _read_cells(path: Path, text: str, separator: str) -> dict[str, list[Any]]:
     limit = csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    ragged: list[list[str]] = []
     try:
         names = [name.strip() for name in next(reader, [])]
-        lines = [line for line in reader if line]
+        if not all(names) or len(set(names)) < len(names) or not names:
+            raise RequestError("data.bad_column_names", file=path, names=few([repr(name) for name in names], 10))
+        columns: list[list[Any]] = [[] for _ in names]
+        known: list[dict[str, str]] = [{} for _ in names]
+        while lines := list(itertools.islice(filter(None, reader), LINES_AT_A_TIME)):
+            ragged += [line for line in lines if len(line) != len(names)]
+            for column, texts, cells in zip(columns, known, zip(*lines, strict=False), strict=False):
+                column += _shared(texts, cells)
     except csv.Error as error:
         raise RequestError("data.bad_line", file=path, line=reader.line_num, reason=error) from error
     finally:
         csv.field_size_limit(limit)
-    if not all(names) or len(set(names)) < len(names) or not names:
-        raise RequestError("data.bad_column_names", file=path, names=few([repr(name) for name in names], 10))
-    if ragged := [line for line in lines if len(line) != len(names)]:
+    if ragged:
         first = separator.join(ragged[0])[:80]
-        counts = {"columns": len(names), "ragged": len(ragged), "count": len(lines)}
+        counts = {"columns": len(names), "ragged": len(ragged), "count": len(columns[0])}
         raise RequestError("data.ragged_lines", file=path, cells=len(ragged[0]), first=repr(first), **counts)
-    columns = zip(*lines, strict=True) if lines else ((),) * len(names)
-    return {name: list(cells) for name, cells in zip(names, columns, strict=True)}
+    return dict(zip(names, columns, strict=True))
+
+
+def _shared(known: dict[str, str], cells: Sequence[str]) -> list[str]:
+    """The cells, equal ones as one object: a label of a million rows takes the memory of one. Columns of ids have none to share."""
+    if len(known) > MOST_SHARED:
+        return [known.get(cell, cell) for cell in cells]
+    return [known.setdefault(cell, cell) for cell in cells]
 
 
 def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:

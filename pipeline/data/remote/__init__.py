@@ -1,0 +1,1 @@
+"""Data that lie elsewhere: copied to this machine once, then read as others."""
