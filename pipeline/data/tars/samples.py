@@ -1,7 +1,7 @@
 """The samples in WebDataset tars, found by a walk over the headers and kept for the next process.
 
 A sample is the members of a tar with one key (the name up to its first dot): an image (an extension of `IMAGE_KEYS`,
-the first of them if there are several) and `cls`, the class index as text.
+the first of them if there are several) and `cls`, the class index as text. Its other members are left out and counted.
 
 The walk takes 20 s for a million samples, so what it found lies in the user's cache folder, one file for the tars of a split. A tar
 is walked again unless its size, mtime, ctime and inode are those of its record, by the rules of the content index
@@ -10,10 +10,12 @@ is walked again unless its size, mtime, ctime and inode are those of its record,
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +27,15 @@ from layerbank.cache.checked_arrays import UnusableIndex, read_arrays, write_arr
 from layerbank.cache.index import RECORD, find_records, read_status, same_status, user_folders
 
 from ...errors import RequestError
-from .headers import DamagedTar, Member, walk_tar
+from .headers import CompressedTar, DamagedTar, Member, has_more, walk_tar
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
 _CLASS = re.compile(rb"\d{1,18}")  # fits into 64 bits
-FORMAT, FORMAT_VERSION = "layerbank tar index", 1
+FORMAT, FORMAT_VERSION = "layerbank tar index", 2  # 1 did not say what was left out
 SUFFIX = ".tars"
 SAMPLE = np.dtype([("label", "<i8"), ("offset", "<i8"), ("size", "<i8")])
-DTYPES = {"tars": RECORD, "samples": SAMPLE, "keys": np.dtype("u1")}
+DTYPES = {"tars": RECORD, "samples": SAMPLE, "keys": np.dtype("u1"), "left_out": np.dtype("u1")}
+AFTER_THE_END = "bytes after the end of a tar"
 SEPARATOR = "\0"  # of keys; no name in a tar holds it, except in damaged pax headers
 
 Table = NDArray[np.void]
@@ -46,11 +49,14 @@ class TarSamples:
         records: [F] RECORD, one a tar.
         keys: N keys.
         table: [N] SAMPLE: class, and place and bytes of the image.
+        left_out: [F] of each tar, extension -> members that are neither the image nor the class of a sample, and 1 for
+            `AFTER_THE_END` if anything follows the tar in its file.
     """
 
     records: Table
     keys: list[str]
     table: Table
+    left_out: Sequence[Mapping[str, int]]
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -79,20 +85,22 @@ def read_samples(tars: Sequence[Path], scope: str) -> TarSamples:
     known = _read_known(files, scope)
     places = find_records(known.records, records["key"], lambda found: records["status"][found])
     stops = np.cumsum(known.counts)
-    parts = []
+    parts, left_out = [], []
     for number, place in enumerate(places.tolist()):
         if place < 0:
-            keys, table = _walk(tars[number])
+            keys, table, rest = _walk(tars[number])
         else:
             rows = slice(int(stops[place] - known.counts[place]), int(stops[place]))
-            keys, table = known.keys[rows], known.table[rows]
+            keys, table, rest = known.keys[rows], known.table[rows], known.left_out[place]
             records["recorded_ns"][number] = known.records["recorded_ns"][place]
         records["num_rows"][number] = len(keys)
         parts.append((keys, table))
+        left_out.append(rest)
     samples = TarSamples(
         records,
         [key for keys, _ in parts for key in keys],
         np.concatenate([np.empty(0, dtype=SAMPLE), *(table for _, table in parts)]),
+        left_out,
     )
     if (places < 0).any():
         has_changed = ~same_status(records["status"], read_status(paths))
@@ -109,15 +117,17 @@ def _read_known(files: Sequence[Path], scope: str) -> TarSamples:
             continue
         if arrays is not None:
             text = arrays["keys"].tobytes().decode(errors="surrogateescape")
-            return TarSamples(arrays["tars"], text.split(SEPARATOR)[:-1], arrays["samples"])
-    return TarSamples(np.empty(0, dtype=RECORD), [], np.empty(0, dtype=SAMPLE))
+            left_out = json.loads(arrays["left_out"].tobytes())
+            return TarSamples(arrays["tars"], text.split(SEPARATOR)[:-1], arrays["samples"], left_out)
+    return TarSamples(np.empty(0, dtype=RECORD), [], np.empty(0, dtype=SAMPLE), [])
 
 
 def _write(files: Sequence[Path], samples: TarSamples, scope: str) -> None:
     text = "".join(key + SEPARATOR for key in samples.keys)
     if text.count(SEPARATOR) == len(samples.keys):
         keys = np.frombuffer(_encode(text), dtype=np.uint8)
-        arrays = {"tars": samples.records, "samples": samples.table, "keys": keys}
+        left_out = np.frombuffer(json.dumps(samples.left_out).encode(), dtype=np.uint8)
+        arrays = {"tars": samples.records, "samples": samples.table, "keys": keys, "left_out": left_out}
         write_arrays(files, FORMAT, FORMAT_VERSION, scope, arrays)
 
 
@@ -125,8 +135,13 @@ def _encode(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _walk(shard: Path) -> tuple[list[str], Table]:
-    """Keys and table of the samples of one tar. Raises RequestError for damage, and for a sample that lacks or repeats a member."""
+def _walk(shard: Path) -> tuple[list[str], Table, Counter[str]]:
+    """Keys and table of the samples of one tar, and what it has beside them.
+
+    Raises:
+        RequestError: damage, compression, or a sample that lacks or repeats a member.
+    """
+    left_out: Counter[str] = Counter()
     by_key: dict[str, dict[str, Member]] = {}
     classes: dict[str, bytes] = {}
     with shard.open("rb") as file:
@@ -146,6 +161,9 @@ def _walk(shard: Path) -> tuple[list[str], Table]:
                 if extension == "cls":
                     file.seek(member.offset)
                     classes[key] = file.read(min(member.size, 64))
+            left_out[AFTER_THE_END] += has_more(file)
+        except CompressedTar as error:
+            raise RequestError("data.compressed_tar", shard=shard) from error
         except DamagedTar as error:
             whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
             values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
@@ -162,7 +180,13 @@ def _walk(shard: Path) -> tuple[list[str], Table]:
         if not _CLASS.fullmatch(classes[key].strip()):
             raise RequestError("data.bad_class_index", key=key, shard=shard, content=repr(classes[key][:20]))
         samples.append((int(classes[key]), image.offset, image.size))
-    return list(by_key), np.array(samples, dtype=SAMPLE)
+        if len(members) > 2:
+            left_out.update(
+                f".{extension}" if extension else "no extension"
+                for extension, member in members.items()
+                if member is not image and extension != "cls"
+            )
+    return list(by_key), np.array(samples, dtype=SAMPLE), +left_out
 
 
 def _image_of(members: dict[str, Member]) -> Member | None:
