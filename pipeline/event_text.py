@@ -176,10 +176,8 @@ def _(event: events.ImageSkipped) -> str:
 
 @text_of.register
 def _(event: events.FilesLeftOut) -> str:
-    number = sum(event.counts.values())
     found = [f"{extension} ({count:,})" for extension, count in sorted(event.counts.items(), key=lambda one: -one[1])]
-    what = "is no image and" if number == 1 else "are no images and"
-    return f"{counted(number, 'file')} of {event.dataset}/{event.split} {what} left out: {few(found)}"
+    return f"left out of {event.dataset}/{event.split}: {few(found)}"
 
 
 @text_of.register

@@ -196,11 +196,11 @@ class ImageSkipped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FilesLeftOut(Event):
-    """Files among the images of a split that are no images, by their names."""
+    """Files, and members of archives, beside the images of a split, by their names."""
 
     dataset: str
     split: str
-    counts: Mapping[str, int]  # extension -> files
+    counts: Mapping[str, int]  # extension -> files; or what else was left out -> how often
 
 
 @dataclass(frozen=True, kw_only=True)

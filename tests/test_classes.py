@@ -216,7 +216,7 @@ def test_what_is_left_out_is_said_once(tmp_path: Path) -> None:
         "extract", *MODEL, "--data", f"folder:{photos}", "--split", "train", "--levels", "last", "--cache", tmp_path
     )
     assert result.exit_code == 0
-    assert result.stderr.count("1 file of photos/train is no image and left out: .gif (1)") == 1
+    assert result.stderr.count("left out of photos/train: .gif (1)") == 1
 
 
 def test_labels_beyond_63_bits_are_refused(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_what_is_said_of_the_data_is_said_once_by_several_processes(tmp_path: Pa
     result = run("extract", *MODEL, *options)
     assert result.exit_code == 0, result.output
     for text in (
-        "1 file of photos/train",
+        "left out of photos/train: .gif (1)",
         "2 images of photos/train with the bytes",
         "1 class in photos/train without images",
     ):

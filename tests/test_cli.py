@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 from commands import MODEL, run
 from messages import refuses
+from photos import TINY_MODEL
 
 from layerbank.errors import LayerbankError
 from layerbank.models.request import choose_precision, choose_workers
@@ -154,8 +155,6 @@ def refusal(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "key", "values"),
     [
-        (("--model", "timm/vit_smal_patch16_224"), "models.unknown_model", {"name": "vit_smal_patch16_224"}),
-        (("--model", "timm/resnet18", "--weights", "random"), "models.image_size_is_fixed", {"model": "timm/resnet18"}),
         (("--data", "nothing"), "data.no_scheme", {"uri": "nothing", "nearest": "folder:nothing"}),
         (("--data", "folder:/no/such/place"), "data.no_such_folder", {"data": "folder:/no/such/place"}),
         (("--train-split", "training"), "data.no_such_split", {"split": "training", "splits": "test, train"}),
@@ -166,9 +165,12 @@ def refusal(*arguments: str) -> str:
         (("--probe", "linear-all-h4"), "probing.head_without_heads", {"name": "linear-all-h4", "stem": "linear-all"}),
         (("--probe", "alff"), "probing.unknown_probe", {"name": "alff", "nearest": "alf"}),
         (("--probe", "alf-grid9-last"), "models.grid_too_fine", {"kind": "grid9"}),
+        (("--probe", ""), "probing.no_probe_named", {"probes": ""}),
+        (("--probe", " , "), "probing.no_probe_named", {"probes": " , "}),
+        (("--model", "timm/resnet18"), "layerbank.one_value", {"option": "--model", "command": "probe", "number": 2}),
+        (("--weights", "a.pt"), "layerbank.one_value", {"option": "--weights", "values": "random, a.pt"}),
         (("--protocol", "papier"), "probing.unknown_protocol", {"name": "papier"}),
         (("--device", "abacus"), "models.unusable_device", {"device": "abacus"}),
-        (("--weights", "/no/such/file.bin"), "models.no_weights_file", {"path": "/no/such/file.bin"}),
         (("--image-size", "3"), "models.image_size_of_no_patches", {"size": 3}),
     ],
 )
@@ -181,6 +183,21 @@ def test_a_wrong_request_says_where_what_was_expected_what_came_and_what_to_do(
         assert word in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "key", "values"),
+    [
+        ("timm/vit_smal_patch16_224", "random", "models.unknown_model", {"name": "vit_smal_patch16_224"}),
+        ("timm/resnet18", "random", "models.image_size_is_fixed", {"model": "timm/resnet18"}),
+        (TINY_MODEL, "/no/such/file.bin", "models.no_weights_file", {"path": "/no/such/file.bin"}),
+    ],
+)
+def test_a_wrong_model_is_refused_by_name(
+    photos: Path, tmp_path: Path, model: str, weights: str, key: str, values: dict[str, object]
+) -> None:
+    options = ("--model", model, "--weights", weights, "--image-size", "32", "--cache", tmp_path / "caches")
+    refuses(run("probe", *options, "--data", f"folder:{photos}"), key, **values)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`wds:`: the index of tars equals Python's own, samples are complete, damage is found and named."""
 
+import gzip
 import io
 import pickle
 import shutil
@@ -368,7 +369,6 @@ def test_a_tar_cut_between_two_samples_is_not_taken_for_a_whole_one(dataset):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"\x1f\x8b" + bytes(2000), "the file is compressed"),
         (b"PK" + b"x" * 2000, "the file is not a tar"),
         (b"", "the file ends before the tar's end mark"),
     ],
@@ -377,6 +377,37 @@ def test_a_file_that_is_no_tar(dataset, content, problem):
     shard = dataset / "train" / "1.tar"
     shard.write_bytes(content)
     refuses_data("data.damaged_tar", f"wds:{dataset}", shard=shard, offset=0, problem=problem, count=0)
+
+
+@pytest.mark.parametrize("form", ["", "/{split}/{0..1}.tar"])
+def test_a_compressed_tar_is_refused_with_the_reason(dataset, form):
+    shard = dataset / "train" / "1.tar"
+    shard.write_bytes(gzip.compress(shard.read_bytes()))
+    refuses_data("data.compressed_tar", f"wds:{dataset}{form}", shard=shard)
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar.zst"])
+def test_a_folder_of_compressed_tars_is_refused_with_the_reason(tmp_path, ending):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / f"0{ending}").write_bytes(b"\x1f\x8b")
+    refuses_data("data.compressed_tar", f"wds:{tmp_path}", shard=tmp_path / "train" / f"0{ending}")
+
+
+def test_what_is_beside_the_samples_is_counted_by_every_process(dataset, walked):
+    members = [("s.png", encoded_image(1)), ("s.jpg", encoded_image(1)), ("s.cls", b"0"), ("s.json", b"{}")]
+    first, second = (dataset / "train" / f"{number}.tar" for number in range(2))
+    write_tar(first, [*members, ("s.seg.png", b""), ("s", b""), (".hidden", b"")])
+    shutil.copy(write_tar(dataset / "x.tar", samples(20, 1)), second)
+    with second.open("ab") as file:
+        file.write(first.read_bytes())
+    (dataset / "train" / "2.tar").touch()  # nshards.txt says 2
+    (dataset / "train" / "3.tar.gz").touch()
+    found = {".png": 1, ".json": 1, ".seg.png": 1, "no extension": 1, tar_samples.AFTER_THE_END: 1}
+    found |= {".tar": 1, ".tar.gz": 1}
+    for _ in range(2):
+        assert open_source(f"wds:{dataset}", "train").left_out == found
+    assert walked == ["train/0.tar", "train/1.tar"]
+    assert open_source(f"wds:{dataset}", "test").left_out == {}
 
 
 def test_a_flipped_byte_in_a_header_is_found(dataset):

@@ -1,8 +1,9 @@
 """List the stores under a cache folder and their content, without reading tokens; find and delete what nobody needs.
 
-Garbage is found first and deleted only on request. Complete stores are never listed, nor is anything that a living
-process holds. An unfinished store is not garbage either: its committed row blocks have cost a model's time, and between
-two shards of an array of jobs no process holds it. It becomes garbage by age, and only if the caller gives one.
+Garbage is found first and deleted only on request. Nothing that a living process holds is listed, and a complete store only if
+nobody has read it for a time that the caller gives. An unfinished store is not garbage either: its committed row blocks have
+cost a model's time, and between two shards of an array of jobs no process holds it. It becomes garbage by age, and only if the
+caller gives one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import storage_errors
-from ..errors import CacheError, NewerStoreError, NotAStoreError
+from ..errors import CacheError, NewerStoreError, NotAStoreError, SpecError
 from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
 from ..model_stores import STORE_SUFFIX
@@ -28,7 +29,7 @@ from ..rows import MISSING
 from ..spec import ArraySpec, StoreSpec
 from ..targets import target_staging
 from ..writing.locking import LockOwner, StoreLock, is_locked, lock_file, owners_of, worker_files
-from ..writing.resume import temporary_folders
+from ..writing.resume import remove_store, temporary_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,18 +195,30 @@ class Unfinished:
     has_hashes: bool
 
 
-def find_garbage(root: str | Path, *, unfinished_for_s: float = math.inf) -> list[Garbage]:
+def find_garbage(
+    root: str | Path, *, unfinished_for_s: float = math.inf, unused_for_s: float = math.inf
+) -> list[Garbage]:
     """Everything under a folder that may be deleted, sorted by path.
 
     Args:
         root: the folder.
         unfinished_for_s: unfinished stores that no process has written to for so long are garbage too; none by default.
+        unused_for_s: so are complete stores whose tokens no process has read or written for so long; none by default. Checks of
+            checksums count as reading; systems may record the time of reading only once a day.
+
+    Raises:
+        SpecError: `unused_for_s` on a file system that records no times of reading.
     """
     root = Path(root)
+    if unused_for_s < math.inf and root.exists() and os.statvfs(root).f_flag & getattr(os, "ST_NOATIME", 0):
+        raise SpecError("cache.no_access_times", path=root)
     guards = {file.with_name(file.name.removesuffix(".lock")) for file in root.rglob(f"*{STORE_SUFFIX}.lock")}
     stores = sorted({*find_stores(root), *guards})
     found = [
-        garbage for store in stores if not is_locked(store) for garbage in _find_garbage_of(store, unfinished_for_s)
+        garbage
+        for store in stores
+        if not is_locked(store)
+        for garbage in _find_garbage_of(store, unfinished_for_s, unused_for_s)
     ]
     return sorted(found, key=lambda garbage: garbage.path)
 
@@ -232,7 +245,9 @@ def remove_garbage(items: Iterable[Garbage]) -> int:
         lock.acquire()
         try:
             with storage_errors(item.path):
-                if item.path.is_dir():
+                if item.path == item.store:
+                    remove_store(item.store)
+                elif item.path.is_dir():
                     shutil.rmtree(item.path)
                 else:
                     item.path.unlink(missing_ok=True)
@@ -244,7 +259,7 @@ def remove_garbage(items: Iterable[Garbage]) -> int:
     return freed_bytes
 
 
-def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
+def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) -> Iterator[Garbage]:
     info = read_store_info(store) if store.exists() else None
     if info is not None and isinstance(info.problem, NewerStoreError):
         return  # whoever wrote it knows what belongs to it
@@ -261,12 +276,24 @@ def _find_garbage_of(store: Path, unfinished_for_s: float) -> Iterator[Garbage]:
             store, store, f"never finished ({done}) and no longer written; the same extraction would continue it"
         )
         return
+    if unused_for_s < math.inf and info.header is not None and info.problem is None:
+        unused_s = time.time() - _last_use(store, info.header)
+        if unused_s >= unused_for_s:
+            yield _garbage(store, store, f"its tokens were not read or written for {unused_s / 86400:.0f} days")
+            return
     for file in worker_files(store).values():
         yield _garbage(file, store, "the lock of a worker that was killed")
     for file in staging_files(store):
         yield _garbage(file, store, "a chunk that a killed writer left behind")
     for folder in target_staging(store):
         yield _garbage(folder, store, "a target that a killed writer left behind")
+
+
+def _last_use(store: Path, header: Header) -> float:
+    """Seconds since the epoch, when tokens of a store were last read or written; everything else is read by a listing too."""
+    folders = (store / name for name in header.arrays)
+    files = (file for folder in folders for file in folder.rglob("*") if file.is_file() and file.name != HEADER_FILE)
+    return max((max(status.st_atime, status.st_mtime) for status in map(Path.stat, files)), default=time.time())
 
 
 def _garbage(path: Path, store: Path, reason: str) -> Garbage:

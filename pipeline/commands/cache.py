@@ -1,4 +1,4 @@
-"""`layerbank cache`: list, inspect, verify, repair, export and clean up stores."""
+"""`layerbank cache`: list, inspect, verify, repair, delete, export and clean up stores."""
 
 from __future__ import annotations
 
@@ -183,8 +183,13 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool, 
     metavar="AGE",
     help="Also list unfinished stores without a write for this long: 7d, 12h, 30min, 0d for all. [default: keep them]",
 )
+@click.option(
+    "--unused",
+    metavar="AGE",
+    help="Also list complete stores whose tokens nobody has read for this long, such as 90d. [default: keep them]",
+)
 @shared.as_json
-def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) -> None:
+def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | None, as_json: bool) -> None:
     """List files that are no longer needed, such as leftovers of killed writers; delete them on request.
 
     Unfinished stores are kept, since the next shard may still wait in a queue. They are listed with the command that finishes
@@ -193,6 +198,7 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) ->
     \b
     layerbank cache gc --delete
     layerbank cache gc --unfinished 30d --delete
+    layerbank cache gc --unused 90d
     """
     import math
 
@@ -202,7 +208,8 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) ->
     from ..quantities import age_text, parse_age, size
 
     unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
-    found = find_garbage(cache_root, unfinished_for_s=unfinished_for_s)
+    unused_for_s = math.inf if unused is None else parse_age(unused, "--unused")
+    found = find_garbage(cache_root, unfinished_for_s=unfinished_for_s, unused_for_s=unused_for_s)
     listed = {one.path for one in found}
     kept = [one for one in find_unfinished(cache_root) if one.path not in listed]
     freed_bytes = remove_garbage(found) if delete else 0
@@ -234,6 +241,38 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, as_json: bool) ->
         )
     if kept:
         print_lines(["delete those too with --unfinished AGE, such as 7d"])
+
+
+@cache.command()
+@click.argument("stores", type=shared.FOLDER, nargs=-1, required=True)
+@click.option("--delete", is_flag=True, help="Delete what is listed.")
+def rm(stores: tuple[Path, ...], delete: bool) -> None:
+    """List stores with their sizes, and delete them on request.
+
+    If a process writes one of them, or one is no store of layerbank, all are left alone.
+
+    \b
+    layerbank cache rm caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr
+    layerbank cache rm caches/*/*.zarr --delete
+    """
+    from layerbank.cache import DamagedStoreError, delete_store, read_store_info
+    from layerbank.cache.writing.locking import is_locked, locked_error
+
+    from ..console import print_lines
+    from ..quantities import size
+
+    found = [read_store_info(store) for store in dict.fromkeys(stores)]
+    for one in found:
+        if one.problem is not None and not isinstance(one.problem, DamagedStoreError):
+            raise one.problem
+        if is_locked(one.path):
+            raise locked_error(one.path, one.owners[0] if one.owners else None)
+    for one in found:
+        print_lines([f"{size(one.size_bytes):>9}  {one.path}: {one.state}"])
+        if delete:
+            delete_store(one.path)
+    freed = size(sum(one.size_bytes for one in found))
+    print_lines([f"{freed} freed" if delete else f"{freed} can be freed with --delete"])
 
 
 @cache.command()

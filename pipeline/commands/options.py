@@ -166,10 +166,32 @@ allow_code = click.option(
     "list. May be given several times. [default: none]",
 )
 
+
+def _only_one(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The one value of an option that other commands take several times; click alone would drop all but the last."""
+    if len(values) > 1:
+        from ..errors import RequestError
+
+        raise RequestError(
+            "layerbank.one_value",
+            option=param.opts[0],
+            command=ctx.info_name,
+            number=len(values),
+            values=", ".join(values),
+        )
+    return values[0] if values else None
+
+
 _MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
 one_model = combine(
-    click.option("--model", required=True, help=_MODELS),
-    click.option("--weights", metavar="FILE", help="A checkpoint file, or `random`. [default: pretrained weights]"),
+    click.option("--model", required=True, multiple=True, callback=_only_one, help=_MODELS),
+    click.option(
+        "--weights",
+        metavar="FILE",
+        multiple=True,
+        callback=_only_one,
+        help="A checkpoint file, or `random`. [default: pretrained weights]",
+    ),
 )
 several_models = combine(
     click.option(

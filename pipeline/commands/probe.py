@@ -89,6 +89,7 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
     """
     from ..console import Listener, print_json, print_table
+    from ..errors import RequestError
     from ..jobs.extract import split_names
     from ..jobs.job import ProbeJob
     from ..jobs.probe import prepare_probes, protocol_of
@@ -99,8 +100,11 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
 
     shared.check_answers(events, as_json)
     num_heads = options.pop("num_heads")
+    named = tuple(DEMO_PROBES) if probes is None else split_names(probes)
+    if not named:
+        raise RequestError("probing.no_probe_named", probes=probes)
     job = ProbeJob(
-        probes=tuple(DEMO_PROBES) if probes is None else split_names(probes),
+        probes=named,
         seeds=tuple(parse_numbers(seeds, where="--seed", at_least=0)),
         num_heads=() if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
         **options,

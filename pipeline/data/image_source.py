@@ -116,7 +116,7 @@ class ImageSource(ABC):
         origin: absolute place of the data, for the name of their content index; `open_source` sets it where a source does not.
         has_whole_files: whether row i is all of file i of `files`.
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
-        left_out: extension -> number of files that are no images, where a source looks for them.
+        left_out: extension -> number of files, or of members of archives, that are not read, where a source looks for them.
         table: every column of the rows, where a table lists them; other targets can be taken from it.
         is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
 

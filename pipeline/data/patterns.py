@@ -12,6 +12,7 @@ import glob
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -47,8 +48,16 @@ class ShardFolder:
             return _require_shards(self.root, [folder / f"{number}.tar" for number in range(int(count))])
         shards = sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))  # 10.tar after 9.tar
         if not shards:
+            if compressed := sorted([*folder.glob("*.tar.*"), *folder.glob("*.tgz")]):
+                raise RequestError("data.compressed_tar", shard=compressed[0])
             raise no_such_split(f"wds:{self.root}", split, f"{folder}/*.tar", self.splits())
         return _require_shards(self.root, shards)
+
+    def other_files(self, split: str) -> Counter[str]:
+        """Extension -> number of files beside the shards of a split."""
+        files = {path for path in (self.root / split).iterdir() if path.is_file() and not path.name.startswith(".")}
+        others = files - {*self.shards(split), self.root / split / "nshards.txt"}
+        return Counter("".join(path.suffixes[-2:]).lower() or "no extension" for path in others)
 
 
 class ShardPattern:
@@ -73,6 +82,10 @@ class ShardPattern:
         if not any(shard.exists() for shard in shards):
             raise no_such_split(f"wds:{self.pattern}", split, str(shards[0]), self.splits())
         return _require_shards(self.root, shards)
+
+    def other_files(self, split: str) -> Counter[str]:
+        """None: a pattern names its shards."""
+        return Counter()
 
 
 def _require_shards(root: Path, shards: list[Path]) -> list[Path]:

@@ -25,6 +25,10 @@ class DamagedTar(Exception):
         self.offset, self.problem = offset, problem
 
 
+class CompressedTar(DamagedTar):
+    """A tar that is compressed as a whole: its members have no places in the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A regular file in a tar."""
@@ -68,6 +72,14 @@ def walk_tar(file: BinaryIO) -> Iterator[Member]:
             long_name, pax = None, {}
 
 
+def has_more(file: BinaryIO) -> bool:
+    """Whether anything but zeros follows the end mark, where a walk to the end has left the file: another tar, for example."""
+    while part := file.read(1 << 20):
+        if part.strip(b"\0"):
+            return True
+    return False
+
+
 def _header(file: BinaryIO, offset: int, length: int) -> bytes:
     """The 512 bytes at `offset`, checked; the file then stands behind them."""
     file.seek(offset)
@@ -77,7 +89,7 @@ def _header(file: BinaryIO, offset: int, length: int) -> bytes:
     if header == _END:
         return header
     if offset == 0 and header.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        raise DamagedTar(0, "the file is compressed")
+        raise CompressedTar(0, "the file is compressed")
     # the checksum counts its own eight bytes as blanks
     if sum(header) - sum(header[148:156]) + 8 * 32 != _number(header[148:156]):
         raise DamagedTar(offset, "a header fails its checksum" if offset else "the file is not a tar")

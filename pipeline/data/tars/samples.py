@@ -1,7 +1,8 @@
 """The samples in WebDataset tars, found by a walk over the headers and kept for the next process.
 
 A sample is the members of a tar with one key (the name up to its first dot): an image (an extension of `IMAGE_KEYS`,
-the first of them if there are several) and a label: the text of `cls` or of another member, or a value in a JSON member.
+the first of them if there are several) and a label: the text of `cls` or of another member, or a value in a JSON member. Its other
+members are left out and counted.
 
 The walk takes 20 s for a million samples, so what it found lies in the user's cache folder, one file for the tars of a split. A tar
 is walked again unless its size, mtime, ctime and inode are those of its record, by the rules of the content index
@@ -13,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,15 @@ from layerbank.cache.checked_arrays import UnusableIndex, read_arrays, write_arr
 from layerbank.cache.index import RECORD, find_records, read_status, same_status, user_folders
 
 from ...errors import RequestError
-from .headers import DamagedTar, Member, walk_tar
+from .headers import CompressedTar, DamagedTar, Member, has_more, walk_tar
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
 MOST_LABEL_BYTES, MOST_JSON_BYTES = 1024, 1 << 24
-FORMAT, FORMAT_VERSION = "layerbank tar index", 2
+FORMAT, FORMAT_VERSION = "layerbank tar index", 2  # 1 did not say what was left out, and had numbers for labels
 SUFFIX = ".tars"
 SAMPLE = np.dtype([("offset", "<i8"), ("size", "<i8")])
-DTYPES = {"tars": RECORD, "samples": SAMPLE, "keys": np.dtype("u1"), "labels": np.dtype("u1")}
+DTYPES = {"tars": RECORD, "samples": SAMPLE} | dict.fromkeys(("keys", "labels", "left_out"), np.dtype("u1"))
+AFTER_THE_END = "bytes after the end of a tar"
 SEPARATOR = "\0"  # of keys and of labels; no name in a tar holds it, except in damaged pax headers
 
 Table = NDArray[np.void]
@@ -81,12 +84,15 @@ class TarSamples:
         keys: N keys.
         labels: N labels as text.
         table: [N] SAMPLE: place and bytes of the image.
+        left_out: [F] of each tar, extension -> members that are neither the image nor the label of a sample, and 1 for
+            `AFTER_THE_END` if anything follows the tar in its file.
     """
 
     records: Table
     keys: list[str]
     labels: list[str]
     table: Table
+    left_out: Sequence[Mapping[str, int]]
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -117,21 +123,24 @@ def read_samples(tars: Sequence[Path], scope: str, label: LabelMember = CLASS_IN
     known = _read_known(files, scope)
     places = find_records(known.records, records["key"], lambda found: records["status"][found])
     stops = np.cumsum(known.counts)
-    parts = []
+    parts, left_out = [], []
     for number, place in enumerate(places.tolist()):
         if place < 0:
-            keys, labels, table = _walk(tars[number], label)
+            keys, labels, table, rest = _walk(tars[number], label)
         else:
             rows = slice(int(stops[place] - known.counts[place]), int(stops[place]))
             keys, labels, table = known.keys[rows], known.labels[rows], known.table[rows]
+            rest = known.left_out[place]
             records["recorded_ns"][number] = known.records["recorded_ns"][place]
         records["num_rows"][number] = len(keys)
         parts.append((keys, labels, table))
+        left_out.append(rest)
     samples = TarSamples(
         records,
         [key for keys, _, _ in parts for key in keys],
         [label for _, labels, _ in parts for label in labels],
         np.concatenate([np.empty(0, dtype=SAMPLE), *(table for _, _, table in parts)]),
+        left_out,
     )
     if (places < 0).any():
         has_changed = ~same_status(records["status"], read_status(paths))
@@ -149,8 +158,9 @@ def _read_known(files: Sequence[Path], scope: str) -> TarSamples:
         if arrays is not None:
             keys, labels = (_split(arrays[name]) for name in ("keys", "labels"))
             shared = {label: label for label in labels}  # one object for each label, not for each sample
-            return TarSamples(arrays["tars"], keys, [shared[label] for label in labels], arrays["samples"])
-    return TarSamples(np.empty(0, dtype=RECORD), [], [], np.empty(0, dtype=SAMPLE))
+            labels, left_out = [shared[label] for label in labels], json.loads(arrays["left_out"].tobytes())
+            return TarSamples(arrays["tars"], keys, labels, arrays["samples"], left_out)
+    return TarSamples(np.empty(0, dtype=RECORD), [], [], np.empty(0, dtype=SAMPLE), [])
 
 
 def _split(joined: NDArray[np.uint8]) -> list[str]:
@@ -164,6 +174,7 @@ def _write(files: Sequence[Path], samples: TarSamples, scope: str) -> None:
         if joined.count(SEPARATOR) > len(texts):
             return
         arrays[name] = np.frombuffer(_encode(joined), dtype=np.uint8)
+    arrays["left_out"] = np.frombuffer(json.dumps(samples.left_out).encode(), dtype=np.uint8)
     write_arrays(files, FORMAT, FORMAT_VERSION, scope, arrays)
 
 
@@ -171,8 +182,13 @@ def _encode(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _walk(shard: Path, label: LabelMember) -> tuple[list[str], list[str], Table]:
-    """Keys, labels and table of one tar. Raises RequestError for damage, and for a sample that lacks or repeats a member."""
+def _walk(shard: Path, label: LabelMember) -> tuple[list[str], list[str], Table, Counter[str]]:
+    """Keys, labels and table of the samples of one tar, and what it has beside them.
+
+    Raises:
+        RequestError: damage, compression, or a sample that lacks or repeats a member.
+    """
+    left_out: Counter[str] = Counter()
     by_key: dict[str, dict[str, Member]] = {}
     classes: dict[str, bytes] = {}
     with shard.open("rb") as file:
@@ -192,6 +208,9 @@ def _walk(shard: Path, label: LabelMember) -> tuple[list[str], list[str], Table]
                 if extension == label.extension:
                     file.seek(member.offset)
                     classes[key] = file.read(min(member.size, MOST_JSON_BYTES if label.key else MOST_LABEL_BYTES))
+            left_out[AFTER_THE_END] += has_more(file)
+        except CompressedTar as error:
+            raise RequestError("data.compressed_tar", shard=shard) from error
         except DamagedTar as error:
             whole = sum(key in classes and _image_of(members) is not None for key, members in by_key.items())
             values = {"shard": shard, "offset": error.offset, "problem": error.problem, "count": whole}
@@ -212,7 +231,13 @@ def _walk(shard: Path, label: LabelMember) -> tuple[list[str], list[str], Table]
             content = repr(classes[key][:40])
             raise RequestError("data.bad_class", key=key, shard=shard, member=place, content=content) from None
         samples.append((image.offset, image.size))
-    return list(by_key), labels, np.array(samples, dtype=SAMPLE)
+        if len(members) > 2:
+            left_out.update(
+                f".{extension}" if extension else "no extension"
+                for extension, member in members.items()
+                if member is not image and extension != label.extension
+            )
+    return list(by_key), labels, np.array(samples, dtype=SAMPLE), +left_out
 
 
 def _image_of(members: dict[str, Member]) -> Member | None:

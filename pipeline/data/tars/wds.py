@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +48,7 @@ class WdsSource(ImageSource):
         ids = [f"{names[shard]}/{key}" for shard, key in zip(self._shard_of.tolist(), samples.keys, strict=True)]
         labels, class_names = _classes(layout, samples.labels, ids)
         self._offsets = samples.table["offset"].copy()
+        self.left_out = sum(map(Counter, samples.left_out), layout.other_files(split))
         self._open: tuple[int, _OpenFile] | None = None  # the shard read last
         super().__init__(
             name=layout.name,
