@@ -199,7 +199,7 @@ class Journal:
 
 
 def read_journal(store: Path) -> Journal:
-    journal = Journal()
+    journal, seen = Journal(), set[bytes]()
     bad_lines: list[tuple[str, int, bool]] = []
     for file in sorted((store / JOURNAL_FOLDER).glob("worker-*.jsonl")):
         if not file.is_file():
@@ -211,11 +211,29 @@ def read_journal(store: Path) -> Journal:
         except FileNotFoundError:
             return read_journal(store)
         for number, line in enumerate(raw.splitlines(keepends=True), start=1):
+            if line in seen:  # its counts would add up
+                continue
             if entry := parse_line(line):
                 journal.add(entry)
+                seen.add(line)
             else:
                 bad_lines.append((file.name, number, not line.endswith(b"\n")))
     return replace(journal, bad_lines=tuple(bad_lines))
+
+
+def journal_problems(store: Path, journal: Journal) -> list[tuple[str, str]]:
+    """Journal files that a complete store does not have, and one that is not sorted: name and problem of each.
+
+    Args:
+        store: a store whose arrays are all complete.
+        journal: what its files hold.
+    """
+    files = [file for file in sorted((store / JOURNAL_FOLDER).glob("worker-*.jsonl")) if file.is_file()]
+    problems = [(file.name, "the journal of a worker that has ended") for file in files if file.name != WORKER_FILE]
+    raw = b"".join(file.read_bytes() for file in files if file.name == WORKER_FILE)
+    if not journal.bad_lines and raw != journal.render():
+        problems.append((WORKER_FILE, "lines are missing, repeated or not in order"))
+    return problems
 
 
 def journal_file(store: Path, worker: int) -> Path:

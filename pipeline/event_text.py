@@ -106,6 +106,14 @@ def _(event: events.ExtractionFinished) -> str:
 
 
 @text_of.register
+def _(event: events.StoreRepaired) -> str:
+    return (
+        f"extract: warning: {event.store} is damaged: {counted(event.num_blocks, 'row block')} of {', '.join(event.arrays)} "
+        "will be computed again"
+    )
+
+
+@text_of.register
 def _(event: events.ShareFinished) -> str:
     return (
         f"extract: worker {event.worker} has finished its share; {event.store} is not complete: "

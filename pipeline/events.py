@@ -287,6 +287,15 @@ class ExtractionFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoreRepaired(Event):
+    """Arrays of a store were damaged; their damaged row blocks are computed again, whether they were asked for or not."""
+
+    store: Path
+    arrays: tuple[str, ...]  # their paths in the store
+    num_blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShareFinished(Event):
     """One of several workers has computed what it was to; the store still lacks rows of others."""
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import run
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from messages import raises
@@ -36,8 +39,10 @@ from layerbank.cache import (
     verify_store,
     write_target,
 )
-from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
-from layerbank.cache.maintenance.verify import harmless_files
+from layerbank.cache.journal import JOURNAL_FOLDER, STAGING_PREFIX, WORKER_FILE
+from layerbank.cache.maintenance.verify import find_unfinished_work, harmless_files
+from layerbank.cache.targets import POINTERS
+from layerbank.cache.writing.locking import LockOwner, lock_file, worker_file, write_owner
 
 JOURNAL = f"{JOURNAL_FOLDER}/{WORKER_FILE}"
 
@@ -143,12 +148,83 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         verify_store(tmp_path)
 
 
+def lines_of(store: Path) -> list[bytes]:
+    return (store / JOURNAL).read_bytes().splitlines(keepends=True)
+
+
+IRREGULAR: dict[str, Callable[[Path], object]] = {
+    "swapped": lambda store: (store / JOURNAL).write_bytes(b"".join(reversed(lines_of(store)))),
+    "repeated": lambda store: (store / JOURNAL).write_bytes(b"".join([*lines_of(store), lines_of(store)[0]])),
+    "an empty file": lambda store: (store / JOURNAL_FOLDER / "worker-3.jsonl").touch(),
+    "another file": lambda store: (store / JOURNAL_FOLDER / "worker-3.jsonl").write_bytes(lines_of(store)[0]),
+    "split in two": lambda store: [
+        (store / JOURNAL_FOLDER / "worker-1.jsonl").write_bytes(b"".join(lines_of(store)[2:])),
+        (store / JOURNAL).write_bytes(b"".join(lines_of(store)[:2])),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_an_irregular_journal_of_a_complete_store_is_reported_and_costs_no_row(
+    kind: str, store: Path, sound: Path
+) -> None:
+    IRREGULAR[kind](store)
+    damages = verify_store(store)
+    assert {damage.file.rpartition("/")[0] for damage in damages} == {JOURNAL_FOLDER}
+    assert TokenStore.open(store).notes == TokenStore.open(sound).notes
+    repaired = repair_store(store)
+    assert (repaired.num_rows, repaired.restored_later) == (0, tuple(damages))
+    assert tree(store) == tree(sound)
+
+
+def test_an_empty_journal_of_a_complete_store_costs_its_rows(store: Path, sound: Path) -> None:
+    (store / JOURNAL).write_bytes(b"")
+    assert {damage.problem for damage in verify_store(store)} == {"not in the journal"}
+    assert repair_store(store).num_rows == make_spec().num_rows
+    write_store(store)
+    assert tree(store) == tree(sound)
+
+
+def test_what_killed_processes_left_is_reported_and_removed_unless_a_process_writes(store: Path, sound: Path) -> None:
+    name = store.name
+    beside = [f"{name}.new", f"{name}.old", f"{name}.worker-3.lock", f"{name}.lock"]
+    inside = [f"{JOURNAL_FOLDER}/{STAGING_PREFIX}zarr.json", f"{POINTERS}/.staging-7"]
+    for folder in (store.with_name(beside[0]), store.with_name(beside[1]), store / inside[1]):
+        folder.mkdir(parents=True)
+    (store / inside[0]).touch()
+    write_owner(worker_file(store, 3), replace(LockOwner.this_process(), pid=2**22 + 1))
+    write_owner(lock_file(store), replace(LockOwner.this_process(), pid=2**22 + 1))
+    expected = [*(f"../{one}" for one in beside), *inside]
+    assert [damage.file for damage in find_unfinished_work(store)] == expected
+    assert run("cache", "verify", store).exit_code == 1
+    lock = FileLock(lock_file(store))
+    with lock:
+        assert find_unfinished_work(store) == []
+    assert verify_store(store) == []
+    assert [damage.file for damage in repair_store(store).left_behind] == expected
+    assert find_unfinished_work(store) == []
+    assert run("cache", "verify", store).exit_code == 0
+    (store / POINTERS).rmdir()
+    assert tree(store) == tree(sound)
+
+
+def test_an_unfinished_store_that_no_process_writes_is_not_sound(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    write_store(store, num_batches=9)
+    (found,) = find_unfinished_work(store)
+    assert found.problem == "the store is not finished: 2 of 5 row blocks"
+    assert run("cache", "verify", store).exit_code == 1
+    write_store(store)
+    assert run("cache", "verify", store).exit_code == 0
+
+
 def test_a_store_that_is_still_written_has_no_damage(tmp_path: Path) -> None:
     for num_batches in (0, 3, 9):
         with open_writer(tmp_path / "a.zarr", make_spec(), make_arrays()) as writer:
             for batch in writer.pending()[:num_batches]:
                 append(writer, batch)
             assert verify_store(tmp_path / "a.zarr") == []
+            assert find_unfinished_work(tmp_path / "a.zarr") == []
     raw = (tmp_path / "a.zarr" / JOURNAL).read_bytes()
     (tmp_path / "a.zarr" / JOURNAL).write_bytes(raw + raw[:30])  # as a killed writer leaves it
     assert verify_store(tmp_path / "a.zarr") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from token_stores import write_store
 from layerbank import LayerbankError, RequestError
 from layerbank.cache import ModelStores, TokenStore, Worker, read_target
 from layerbank.cache.errors import StoreLockedError
+from layerbank.cache.journal import JOURNAL_FOLDER, WORKER_FILE
 from layerbank.cache.writing.locking import StoreLock
 from layerbank.data import image_set
 from layerbank.data.sources import BadImage, ImageSource, open_source
@@ -28,11 +30,13 @@ from layerbank.events import (
     ExtractionStarted,
     ImageSkipped,
     RowsFound,
+    StoreRepaired,
     TokensOutOfRange,
 )
 from layerbank.extraction.extract import ExtractConfig, Extraction, begin, model_of
 from layerbank.extraction.repair import repair_and_fill
 from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.request import ModelRequest
 from layerbank.models.rounding import round_tokens
 
 ARRAYS = tuple((level, kind) for level in ("block.0", "block.5", "final") for kind in ("cls", "ap", "grid2", "patch"))
@@ -268,3 +272,20 @@ def test_one_model_under_two_names_is_refused_before_anything_is_deleted(
     with raises("extraction.two_models_one_store", RequestError):
         begin([extraction, extraction], rows_of(source, finished.parents[1]))
     assert tree(finished) == before
+
+
+def test_a_damaged_journal_byte_costs_no_array_and_what_is_computed_again_is_said(photos: Path, tmp_path: Path) -> None:
+    backbone = ModelRequest(model=TINY_MODEL, weights="random", image_size=32).open("cpu")
+    source = open_source(f"folder:{photos}", "train")
+    both = ExtractConfig(arrays=(("final", "cls"), ("final", "ap")), batch_size=16, num_workers=0)
+    store = only_store(extract(backbone, source, both, tmp_path))
+    before = tree(store)
+    journal = store / JOURNAL_FOLDER / WORKER_FILE
+    content = bytearray(journal.read_bytes())
+    content[len(content) // 2] ^= 1
+    journal.write_bytes(content)
+    events: list[Event] = []
+    extract(backbone, source, replace(both, arrays=(("final", "cls"),)), tmp_path, on_event=events.append)
+    (said,) = [event for event in events if isinstance(event, StoreRepaired)]
+    assert said == StoreRepaired(store=store, arrays=("tokens/final/ap", "tokens/final/cls"), num_blocks=1)
+    assert tree(store) == before

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,15 @@ from ..errors import CacheError, DamagedStoreError, NotAStoreError
 from ..format import CONTENT_HASHES, SAMPLE_ID_OFFSETS, VIEWS, block_arrays, metadata_problem, static_array
 from ..header import HEADER_FILE, Header, read_header
 from ..header_values import COMPLETE
-from ..journal import CHECKED_FILE, JOURNAL_FOLDER, Journal, read_journal, staging_files
+from ..journal import (
+    CHECKED_FILE,
+    JOURNAL_FOLDER,
+    Journal,
+    journal_problems,
+    read_journal,
+    rewrite_journal,
+    staging_files,
+)
 from ..reader import StoreFiles, require_current
 from ..targets import (
     POINTERS,
@@ -31,9 +40,10 @@ from ..targets import (
     is_target_folder,
     list_targets,
     read_target,
+    target_staging,
 )
-from ..writing.locking import StoreLock
-from ..writing.resume import drop_damaged
+from ..writing.locking import StoreLock, is_locked, lock_file, read_owner, worker_files
+from ..writing.resume import drop_damaged, temporary_folders
 
 FOREIGN = "does not belong to the store"
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
@@ -78,6 +88,11 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
         for block, entry in sorted(journal.entries.items())
         if known.get(block) != entry
     ]
+    if header.state == COMPLETE:
+        bad_lines += [
+            Damage(file=f"{JOURNAL_FOLDER}/{name}", problem=problem)
+            for name, problem in journal_problems(store, journal)
+        ]
     static = list(static_damage(store, header))
     return [
         *metadata,
@@ -91,6 +106,33 @@ def verify_store(path: str | Path, *, only: Collection[tuple[str, str]] | None =
     ]
 
 
+def find_unfinished_work(path: str | Path) -> list[Damage]:
+    """What killed processes left of a store, if no process writes it now: an unfinished store, staging files, lock files.
+
+    Paths of what lies beside the store begin with ``../``.
+    """
+    store = Path(path)
+    if is_locked(store):
+        return []
+    found = [(f"../{folder.name}", "left behind when a store was made or deleted") for folder in _temporary(store)]
+    found += [(f"../{file.name}", "the lock of a worker that was killed") for file in worker_files(store).values()]
+    if read_owner(lock_file(store)) is not None:
+        found.append((f"../{lock_file(store).name}", "the lock of a process that was killed"))
+    staging = [*staging_files(store), *target_staging(store)]
+    found += [(file.relative_to(store).as_posix(), "left behind by a process that was killed") for file in staging]
+    with suppress(CacheError):  # `verify_store` reports it
+        header = read_header(store)
+        if header.state != COMPLETE:
+            num_blocks, entries = header.block_grid.num_blocks, read_journal(store).entries.values()
+            done = sum(header.arrays.keys() <= entry.checksums.keys() for entry in entries)
+            found.append((HEADER_FILE, f"the store is not finished: {done:,} of {num_blocks:,} row blocks"))
+    return [Damage(file=file, problem=problem) for file, problem in found]
+
+
+def _temporary(store: Path) -> list[Path]:
+    return [folder for folder in temporary_folders(store) if os.path.lexists(folder)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Repair:
     """The result of a repair.
@@ -100,6 +142,7 @@ class Repair:
         dropped_targets: names of targets that were damaged and are deleted; the same extraction writes `label` again.
         restored_later: hashes, ids and metadata, which the same extraction restores.
         foreign: files that do not belong to the store.
+        left_behind: staging and lock files of killed processes, which are removed.
         num_rows: rows that have to be computed again, for at least one array.
         still_damaged: what is damaged after the extraction that followed, other than foreign files; empty before.
     """
@@ -108,6 +151,7 @@ class Repair:
     dropped_targets: tuple[str, ...]
     restored_later: tuple[Damage, ...]
     foreign: tuple[Damage, ...]
+    left_behind: tuple[Damage, ...]
     num_rows: int
     still_damaged: tuple[Damage, ...] = ()
 
@@ -128,8 +172,9 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
     """
     store = Path(path)
     header = require_current(store, read_header(store))
+    left_behind = [damage for damage in find_unfinished_work(store) if damage.file != HEADER_FILE]
     lock = StoreLock(store)
-    lock.acquire()
+    lock.acquire()  # and with it what killed processes held
     try:
         with storage_errors(store):
             damages = verify_store(store)
@@ -141,7 +186,15 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
                 assert damage.array is not None, "chosen above"
                 assert damage.rows is not None, "a chunk has rows"
                 by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
-            drop_damaged(store, header, read_journal(store), by_block)
+            for folder in _temporary(store):
+                shutil.rmtree(folder)
+            for file in staging_files(store):
+                file.unlink()
+            for staging in target_staging(store):
+                shutil.rmtree(staging)
+            _, journal = drop_damaged(store, header, read_journal(store), by_block)
+            if journal_problems(store, journal):
+                rewrite_journal(store, journal)
             of_targets = set(_target_damage(store, header.spec.num_rows))
             dropped_targets = drop_damaged_targets(store, num_rows=header.spec.num_rows)
             for damage in damages:
@@ -158,6 +211,7 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
         dropped=tuple(dropped),
         dropped_targets=tuple(dropped_targets),
         restored_later=tuple(d for d in damages if d not in dropped and d not in foreign and d not in of_targets),
+        left_behind=tuple(left_behind),
         foreign=tuple(foreign),
         num_rows=sum(len(header.block_grid.block(block)) for block in by_block),
     )

@@ -94,20 +94,20 @@ def info(store: Path, as_json: bool) -> None:
 @click.argument("stores", type=shared.FOLDER, nargs=-1, required=True)
 @shared.as_json
 def verify(stores: tuple[Path, ...], as_json: bool) -> None:
-    """Read stores completely and list every damaged file; exit code 1 if there is one.
+    """Read stores completely and list every damaged file, and what killed processes left; exit code 1 if there is any.
 
     \b
     layerbank cache verify caches/*/*.zarr
     """
     from layerbank.cache import CacheError, Damage, verify_store
-    from layerbank.cache.maintenance.verify import harmless_files
+    from layerbank.cache.maintenance.verify import find_unfinished_work, harmless_files
 
     from ..console import print_error, print_json, print_lines
 
     damages: dict[str, list[Damage]] = {}
     for store in stores:
         try:
-            found = damages[str(store)] = verify_store(store)
+            found = damages[str(store)] = [*verify_store(store), *find_unfinished_work(store)]
         except CacheError as error:
             if len(stores) == 1:
                 raise
@@ -169,6 +169,7 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool, 
     print_lines(
         f"  {'deleted' if remove_foreign else 'left alone (see --remove-foreign)'}: {one}" for one in done.foreign
     )
+    print_lines(f"  removed: {one}" for one in done.left_behind)
     print_lines(f"  still damaged: {one}" for one in done.still_damaged)
     print_lines([f"{store}: {done.num_rows:,} rows computed again"])
     if done.still_damaged or (done.foreign and not remove_foreign):

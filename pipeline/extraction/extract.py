@@ -30,6 +30,7 @@ from layerbank.cache import (
     ModelStores,
     NotWritableError,
     StorageFullError,
+    StoreFiles,
     StoreForecast,
     StoreLockedError,
     StoreRequest,
@@ -52,7 +53,7 @@ from ..data.image_source import BadImage
 from ..data.selected_source import SelectedSource
 from ..data.split_rows import SplitRows
 from ..errors import RequestError, WorkError
-from ..events import ImageSkipped, OnEvent, RowsFound, ShareFinished, ignore
+from ..events import ImageSkipped, OnEvent, RowsFound, ShareFinished, StoreRepaired, ignore
 from ..models.backbone import Backbone
 from .batch_size import batch_size_on_a_cpu, choose_batch_size, even_batch_size
 from .loop import ExtractionTask, run_tasks
@@ -312,10 +313,13 @@ def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: On
     Returns:
         False if a store was found damaged in rows whose images are not at hand; it stays incomplete.
     """
+    pairs = [(_with_lost_arrays(one, gap), gap) for one, gap in pairs]
     first, gap = pairs[0][0].config, pairs[0][1]
     source = SelectedSource(rows, gap.wanted, ids_of(gap, rows.ids))
     with ExitStack() as stack:
         writers = [stack.enter_context(_open_writer(one, gap, rows)) for one, gap in pairs]
+        for _, gap in pairs:
+            _report_damage(gap, on_event)
         if first.worker is None or first.worker.index == 0:
             for _, gap in pairs:
                 _keep_labels(gap, rows)
@@ -332,6 +336,27 @@ def _fill(pairs: Sequence[tuple[Extraction, Gap]], rows: SplitRows, on_event: On
                 num_missing = writer.num_missing_rows
                 on_event(ShareFinished(store=gap.path, worker=str(first.worker), num_missing=num_missing))
     return not any(left)
+
+
+def _with_lost_arrays(extraction: Extraction, gap: Gap) -> Extraction:
+    """Also ask for complete arrays of the store whose row blocks a damaged journal no longer lists: a writer drops them."""
+    if gap.files is None:
+        return extraction
+    complete = [one for one in gap.files.header.complete_arrays if one.tap in ("", extraction.backbone.tap)]
+    lost = [(one.level, one.kind) for one in complete if not gap.files.committed([one.name]).all()]
+    arrays = tuple(dict.fromkeys([*extraction.config.arrays, *lost]))
+    return replace(extraction, config=replace(extraction.config, arrays=arrays))
+
+
+def _report_damage(gap: Gap, on_event: OnEvent) -> None:
+    """Say which complete arrays of a store the writer that was just opened has found damaged."""
+    if gap.files is None:
+        return
+    before, now = gap.files.header.arrays, StoreFiles.read(gap.path)
+    damaged = tuple(name for name, one in before.items() if one.complete and not now.header.arrays[name].complete)
+    if damaged:
+        num_blocks = int((~now.committed(damaged)).sum())
+        on_event(StoreRepaired(store=gap.path, arrays=damaged, num_blocks=num_blocks))
 
 
 def _claim(writer: CacheWriter, gap: Gap) -> list[Batch]:

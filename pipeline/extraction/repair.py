@@ -24,6 +24,7 @@ from layerbank.cache import (
     store_gap,
     verify_store,
 )
+from layerbank.cache.maintenance.verify import find_unfinished_work
 
 from ..data.image_set import identify
 from ..data.sources import open_source
@@ -76,7 +77,7 @@ def repair_and_fill(
     repaired = repair_store(store, remove_foreign=remove_foreign)
     for one, gap in zip(extractions, gaps, strict=True):
         fill_store(one, gap, rows, on_event=on_event)
-    left = [damage for damage in verify_store(store) if damage not in repaired.foreign]
+    left = [one for one in (*verify_store(store), *find_unfinished_work(store)) if one not in repaired.foreign]
     return replace(repaired, still_damaged=tuple(left))
 
 
