@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from ..jobs.job import Positive, ProbeJob, job_value, typed_value
+from ..jobs.job import Natural, Positive, ProbeJob, job_value, typed_value
 from ..models.backbone import Backbone, backbone_of
 from ..models.own_module import tower_from
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_tap
@@ -86,7 +86,7 @@ def open_model(
         tap=choose_tap(None, tap.removeprefix("module:")) if tap.startswith("module:") else tap,
         image_size=job_value(ProbeJob, "image_size", image_size, where),
         precision=choose_precision(precision, device),
-        seed=typed_value(seed, int, where, "seed"),
+        seed=typed_value(seed, Natural, where, "seed"),
         permission=CodePermission(allow_code, "open_model"),
     )
     return Model(request.open(device), request)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from layerbank.cache.maintenance.hdf5_inside import place_outside
 
-from ..errors import RequestError, nearest_name
+from ..errors import RequestError, advice
 from .image_files import not_a_file
 from .image_source import ImageSource, Stored, classes_by_value, split_where
 from .patterns import SPLIT, data_name, no_such_split, require_split, splits_of
@@ -124,8 +124,8 @@ def _parse(address: str) -> _Address:
     path, _, query = address.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := sorted(set(options) - {"images", "labels"}):
-        nearest = nearest_name(unknown[0], ["images", "labels"])
-        raise RequestError("data.unknown_hdf5_option", address=address, option=unknown[0], nearest=nearest)
+        todo = advice(unknown[0], ["images", "labels"])
+        raise RequestError("data.unknown_hdf5_option", address=address, option=unknown[0], advice=todo)
     path = os.path.expanduser(path)
     other, colons, labels = options.get("labels", "").rpartition("::")
     label_file = os.path.join(os.path.dirname(path), os.path.expanduser(other)) if colons else path
