@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .errors import NotWritableError, StorageFullError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -120,6 +120,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         if error.errno in _FULL:
             raise StorageFullError("cache.storage_full", path=path, reason=reason) from error
+        if error.errno == errno.EFBIG:
+            raise StorageFullError("cache.file_size_limit", path=path, reason=reason) from error
         if error.errno in _REFUSED:
             raise NotWritableError("cache.not_writable", path=path, reason=reason) from error
         raise

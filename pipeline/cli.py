@@ -7,7 +7,11 @@ answers at once.
 from __future__ import annotations
 
 import io
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -17,13 +21,15 @@ from .commands.cache import cache
 from .commands.doctor import doctor
 from .commands.extract import extract, plan
 from .commands.models import datasets, models
+from .commands.options import CommandGroup
 from .commands.predict import predict
 from .commands.probe import probe
 from .commands.probes import attention, probes
 from .commands.report import report
 from .commands.runs import runs
 from .commands.study import study
-from .errors import LayerbankError
+from .errors import LONGEST_VALUE, LayerbankError, RequestError, shortened
+from .system_errors import system_error
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -32,29 +38,49 @@ CONTEXT = {
 }
 
 
-class _Layerbank(click.Group):
+class _Layerbank(CommandGroup):
     """Shows our errors in four lines and sets the exit code; any other exception is a bug and keeps its traceback."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _errors_shown(ctx):
+            for before, argument in pairwise(("", *args)):  # as a path, it would be the current folder
+                if not argument.strip() or _EMPTY_OPTION.fullmatch(argument):
+                    option = before if before.startswith("-") else argument.rstrip("=") or "arguments"
+                    raise RequestError("layerbank.empty_value", where=option)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
+        with _errors_shown(ctx):
+            return super().invoke(ctx)
+
+
+_EMPTY_OPTION = re.compile(r"--[\w-]+=\s*")
+
+
+@contextmanager
+def _errors_shown(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
         from .console import print_error
 
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print_error(
-                "interrupted", {"do": "Run the same command again: it continues after the last committed rows."}
-            )
-            ctx.exit(130)
-        except LayerbankError as error:
-            print_error(error.where, {"expected": error.expected, "got": error.got, "do": error.todo})
-            ctx.exit(_exit_code(error))
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.errno is None:
-                raise
-            todo = "Check the path, its permissions and the free space. Everything committed is kept."
-            place = "a file" if error.filename is None else str(error.filename)  # a full disk names none
-            print_error(place, {"got": error.strerror or str(error), "do": todo})
-            ctx.exit(1)
+        print_error("interrupted", {"do": "Run the same command again: it continues after the last committed rows."})
+        ctx.exit(130)
+    except click.UsageError as error:
+        message = error.format_message()
+        if len(message) <= LONGEST_VALUE:
+            raise
+        raise click.UsageError(shortened(message), error.ctx) from None
+    except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        found = error if isinstance(error, LayerbankError) else system_error(error)
+        if found is None:
+            raise
+        from .console import print_error
+
+        print_error(found.where, {"expected": found.expected, "got": found.got, "do": found.todo})
+        ctx.exit(_exit_code(found))
 
 
 def _exit_code(error: LayerbankError) -> int:

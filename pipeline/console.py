@@ -22,8 +22,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from .errors import RequestError
-from .event_text import text_of
+from .errors import RequestError, shortened
+from .event_text import LONG_S, text_of
 from .events import (
     CopyFinished,
     CopyProgress,
@@ -35,6 +35,7 @@ from .events import (
     HashingFinished,
     HashingProgress,
     HashingStarted,
+    PrecisionAdvice,
     ProbeFinished,
     ProbeProgress,
     ResultSkipped,
@@ -46,6 +47,7 @@ from .outputs import STDOUT, check_output
 
 PLAIN_LINE_EVERY_S = 10.0
 NOTEBOOK_EVERY_S = 0.2
+LONGEST_LINE = 2000  # characters of a message: a store may have thousands of damaged files
 BAR_WIDTH = 16
 WIDEST = 1000  # characters of a table that is not shown on a terminal
 
@@ -72,13 +74,14 @@ class Listener:
         self._last_done = 0
         self._shown_out_of_range: dict[str, int] = {}
         self._shown_skipped: set[ResultSkipped] = set()
+        self._advice: PrecisionAdvice | None = None
 
     def __enter__(self) -> Listener:
         if self._console.is_terminal and not self._console.quiet:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=BAR_WIDTH),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeRemainingColumn(),
             )
             self._progress = Progress(*columns, console=self._console, transient=True)
@@ -110,6 +113,9 @@ class Listener:
             case ProbeProgress():
                 self._advance(event.step, event.num_steps, text_of(event))
                 return
+            case PrecisionAdvice():
+                self._advice = event  # for the end, and for work that takes time
+                return
             case TokensOutOfRange() if not self._has_grown(event):
                 return
             case ResultSkipped() if event in self._shown_skipped:
@@ -120,6 +126,9 @@ class Listener:
                 self._end()
         if text := text_of(event):
             self._print(text)
+        if isinstance(event, ExtractionFinished) and event.elapsed_s >= LONG_S and self._advice is not None:
+            self._print(text_of(self._advice))
+            self._advice = None
         if isinstance(event, CopyStarted):
             self._begin("copy", event.size_bytes)
         elif isinstance(event, HashingStarted):
@@ -138,7 +147,7 @@ class Listener:
         return True
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line))
+        self._console.print(Text(shortened(line, LONGEST_LINE)))
 
     def _begin(self, description: str, total: int) -> None:
         self._end()  # several models begin together and share one line
@@ -200,19 +209,31 @@ class NotebookLine:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, num_left: int = 2
 ) -> None:
-    """A table on stdout; the first columns are aligned left, the others right. A log or a pipe gets it in full width."""
+    """A table on stdout; the first columns are aligned left, the others right. A log or a pipe gets it in full width.
+
+    On a terminal that is too narrow for it each row is a block of lines, a line a column: names of files stay in one piece.
+    """
     console = Console(highlight=False, soft_wrap=True)
     if title:
         console.print(Text(title))
+    rows = list(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < num_left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
+    width = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    if console.is_terminal and width > console.width:
+        names = max(map(len, columns))
+        for row in rows:
+            print_lines(
+                [row[0], *(f"  {name:<{names}} {cell}" for name, cell in zip(columns[1:], row[1:], strict=True))]
+            )
+        return
     if console.is_terminal:
         console.print(table, soft_wrap=False)
         return
-    console.width = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    console.width = width
     with console.capture() as capture:
         console.print(table, soft_wrap=False)
     print_lines(line.rstrip() for line in capture.get().splitlines())  # or an empty last cell is as wide as the others

@@ -14,9 +14,13 @@ one table a message, and code names a message by its key: `RequestError("data.no
 from __future__ import annotations
 
 import difflib
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
+
+LONGEST_VALUE = 1000  # characters of a value in a message: the longest paths and lists that somebody reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +67,53 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return by_lower_case[difflib.get_close_matches(name.casefold(), list(by_lower_case), n=1, cutoff=0)[0]]
 
 
+def advice(name: str, names: Iterable[str]) -> str:
+    """What to do about an unknown name: take the one that looks like it, if one does.
+
+    >>> advice("foldr", ["folder", "wds"]), advice("csv", ["folder", "wds"])
+    ("Did you mean 'folder'?", 'Choose one of them.')
+    """
+    by_lower_case = {one.casefold(): one for one in names}
+    near = difflib.get_close_matches(name.casefold(), list(by_lower_case), n=1)
+    return f"Did you mean {by_lower_case[near[0]]!r}?" if near else "Choose one of them."
+
+
+def shortened(text: str, most: int = LONGEST_VALUE) -> str:
+    """A text of at most about so many characters: of a longer one the beginning, the end and how much there is.
+
+    >>> shortened("abc" * 40, most=20)
+    'abcabcabca... (120 characters) ...cabcabcabc'
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}... ({len(text):,} characters) ...{text[-(most // 2) :]}"
+
+
+def shown(value: object) -> str:
+    """A value of any type as a message shows it, in a bounded length.
+
+    >>> shown(True), shown(10 ** 5000)
+    ('True', 'a number of more than 4,300 digits')
+    """
+    try:
+        return shortened(repr(value), 80)
+    except ValueError:  # Python writes no longer ones, wherever they stand
+        return "a number of more than 4,300 digits"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; the name of its class if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class _Bounded(string.Formatter):
+    """`str.format` that shortens each value."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return shortened(super().format_field(value, format_spec))
+
+
+_BOUNDED = _Bounded()
 
 
 class LayerbankError(Exception):
@@ -99,7 +147,7 @@ class LayerbankError(Exception):
         parts = find_message(message) if isinstance(message, str) else message
         self.values = {name: str(value) for name, value in values.items()}
         self.where, self.expected, self.got, self.todo = (
-            part.format(**values) for part in (parts.where, parts.expected, parts.got, parts.todo)
+            _BOUNDED.format(part, **values) for part in (parts.where, parts.expected, parts.got, parts.todo)
         )
         super().__init__(str(self))
 

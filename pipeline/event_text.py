@@ -10,6 +10,9 @@ from .extraction.meter import limit_of
 from .probing.results import BALANCED_ACCURACY, describe_choice, metric_named, metric_of
 from .quantities import counted, few, size
 
+UNREMARKABLE_COSINE = 0.999  # of tokens as they are stored, to those of a float32 run
+LONG_S = 60.0  # of an extraction that is worth advice on how to make it shorter
+
 
 @singledispatch
 def text_of(event: events.Event) -> str:
@@ -216,6 +219,8 @@ def _(event: events.FlatImages) -> str:
 
 @text_of.register
 def _(event: events.ParityMeasured) -> str:
+    if event.cosine_min >= UNREMARKABLE_COSINE and not event.num_saturated and not event.num_nonfinite:
+        return ""  # `layerbank cache info` shows the numbers
     compared = (
         f"storage rounding error of {event.storage_dtype}"
         if event.compute_dtype == "float32"
@@ -364,4 +369,6 @@ def part_of_study(model: str, dataset: str, probe: str | None, seed: int | None)
 def _time_shares(event: events.ExtractionProgress | events.ExtractionFinished) -> str:
     total = max(event.elapsed_s, 1e-9)
     parts = (("decoding", event.decode_s), ("computing", event.compute_s), ("writing", event.write_s))
-    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts) + f"; {limit_of(event)}"
+    limit = limit_of(event)
+    shown = str(limit) if event.elapsed_s >= LONG_S else f"limit: {limit.what}"
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts) + f"; {shown}"

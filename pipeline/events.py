@@ -380,7 +380,7 @@ class ProbeStarted(Event):
     """The sweep of one probe begins."""
 
     probe: str
-    num_settings: int
+    num_settings: int  # that are trained: several that train to the same bits are one
     num_rows: int
     token_shape: tuple[int, ...]
 

@@ -7,6 +7,7 @@ named it meant another file. `-` is standard output.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import re
@@ -61,11 +62,46 @@ def check_output(path: Path, where: str) -> None:
     else:
         if kind := kind_of(mode):
             raise RequestError("layerbank.output_not_a_file", where=where, path=path, kind=kind)
-    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    if not above.is_dir():
-        raise RequestError("layerbank.output_not_writable", where=where, path=path, reason=f"{above} is no folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise RequestError("layerbank.output_not_writable", where=where, path=path, reason=f"{above} cannot be written")
+    if reason := _not_writable(next(folder for folder in path.absolute().parents if os.path.lexists(folder))):
+        raise RequestError("layerbank.output_not_writable", where=where, path=path, reason=reason)
+
+
+def check_folder(path: Path, where: str, *, is_written: bool = True) -> None:
+    """Refuse a folder of outputs that is something else, or that can neither be written nor made.
+
+    Args:
+        path: the folder, which need not exist.
+        where: the option that names it.
+        is_written: False if the folder may hold all that is needed; then it need not be writable where it exists.
+
+    Raises:
+        RequestError: it is a URL, or cannot be used; names the option and the reason.
+    """
+    check_local(path, where)
+    if _is_too_long(path):
+        raise RequestError("layerbank.name_too_long", place=path)
+    found = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+    exists = found == path.absolute()
+    if exists and not path.is_dir():
+        raise RequestError("layerbank.output_not_a_folder", where=where, path=path)
+    if (is_written or not exists) and (reason := _not_writable(found)):
+        raise RequestError("layerbank.output_folder_not_writable", where=where, path=path, reason=reason)
+
+
+def _is_too_long(path: Path) -> bool:
+    """Whether the file system takes no path of this length."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
+def _not_writable(folder: Path) -> str:
+    """Why nothing can be made in a folder; "" if something can."""
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
 
 
 def check_different(outputs: dict[str, Path | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from .errors import RequestError
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "min": 60.0}
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_DIGITS = re.compile(r"[0-9]{1,18}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNORECASE)
 
 
@@ -23,10 +25,10 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    size_bytes = int(float(match[1]) * units[(match[2] or "").lower()]) if match else 0
-    if size_bytes == 0:
+    size_bytes = float(match[1]) * units[(match[2] or "").lower()] if match else 0.0
+    if not 1 <= size_bytes < math.inf:
         raise RequestError("layerbank.not_a_size", text=text)
-    return size_bytes
+    return int(size_bytes)
 
 
 def size(num_bytes: float) -> str:
@@ -93,13 +95,23 @@ def parse_numbers(text: str, *, where: str, at_least: int) -> tuple[int, ...]:
     (8, 4)
     """
     numbers: list[int] = []
-    for part in (part.strip() for part in text.split(",")):
-        if not (part.isascii() and part.isdigit() and int(part) >= at_least):
+    for part in text.split(","):
+        number = whole_number(part.strip())
+        if number is None or number < at_least:
             raise RequestError(
                 "layerbank.not_whole_numbers", option=where, least=at_least, next=at_least + 1, text=text
             )
-        numbers.append(int(part))
+        numbers.append(number)
     return tuple(dict.fromkeys(numbers))
+
+
+def whole_number(text: str) -> int | None:
+    """Read a whole number from 0 below 10^18, which an int64 holds; None for any other text.
+
+    >>> whole_number("007"), whole_number("-1"), whole_number("9" * 40), whole_number("²")
+    (7, None, None, None)
+    """
+    return int(text) if _DIGITS.fullmatch(text) else None
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

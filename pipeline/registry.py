@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
 from typing import TypeVar
 
-from .errors import RequestError, nearest_name
+from .errors import RequestError, advice
 
 Part = TypeVar("Part")
 
@@ -74,8 +74,9 @@ class Registry(Mapping[str, Part]):
             return self[name]
         if name in self.broken:
             raise RequestError("layerbank.broken_plugin", noun=self.noun, name=name, reason=self.broken[name])
-        nearest = nearest_name(name, self)
-        raise RequestError("layerbank.unknown_part", noun=self.noun, name=name, names=", ".join(self), nearest=nearest)
+        raise RequestError(
+            "layerbank.unknown_part", noun=self.noun, name=name, names=", ".join(self), advice=advice(name, self)
+        )
 
     @cached_property
     def _plugins(self) -> tuple[dict[str, Part], dict[str, str]]:

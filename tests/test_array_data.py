@@ -77,7 +77,7 @@ def test_labels_may_be_texts_or_missing(tmp_path: Path) -> None:
         ({"images": PIXELS, "y": np.eye(12)}, "", "data.npz_values", {"shape": [12, 12]}),
         ({"images": PIXELS, "y": LABELS / 2}, "", "data.decimal_labels", {"first": 0.0}),
         ({"images": PIXELS, "y": np.array([None] * 12)}, "", "data.bad_npz", {"reason": "an array of Python objects"}),
-        ({"images": PIXELS}, "?image=x", "data.unknown_option", {"nearest": "images"}),
+        ({"images": PIXELS}, "?image=x", "data.unknown_option", {"advice": "Did you mean 'images'?"}),
     ],
 )
 def test_arrays_that_cannot_be_used_are_refused(
@@ -131,7 +131,7 @@ def test_a_data_set_without_splits_has_a_fraction_held_out(tmp_path: Path) -> No
 
 
 def test_what_torchvision_does_not_have_is_refused(tmp_path: Path) -> None:
-    refuses_data("data.unknown_torchvision_data", "torchvision:MNISt?root=x", nearest="MNIST")
+    refuses_data("data.unknown_torchvision_data", "torchvision:MNISt?root=x", advice="Did you mean 'MNIST'?")
     refuses_data("data.no_torchvision_root", "torchvision:MNIST")
     refuses_data("data.unknown_option", f"torchvision:MNIST?root={tmp_path}&rot=1", option="rot")
     refuses_data("data.torchvision_failed", f"torchvision:MNIST?root={tmp_path}", root=tmp_path)

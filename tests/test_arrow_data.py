@@ -202,7 +202,9 @@ def test_files_that_cannot_be_used_are_refused(photos: Path) -> None:
     refuses_data("data.bad_parquet", f"parquet:{photos}/b.parquet")
     os.mkfifo(photos / "c.parquet")
     refuses_data("data.bad_parquet", f"parquet:{photos}/c.parquet", reason="a pipe")
-    refuses_data("data.no_column", f"parquet:{photos}/a.parquet?image=imga", name="'imga'", nearest="image")
+    refuses_data(
+        "data.no_column", f"parquet:{photos}/a.parquet?image=imga", name="'imga'", advice="Did you mean 'image'?"
+    )
     pq.write_table(pa.table({"image": [[1, 2]], "label": [0]}), photos / "d.parquet")
     refuses_data("data.no_images_in_column", f"parquet:{photos}/d.parquet?image=image", column="image")
     refuses_data("data.no_image_column", f"parquet:{photos}/d.parquet", names="image, label")

@@ -321,7 +321,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_names() -> None:
 
 def test_a_wrong_family_is_answered_with_the_nearest_one() -> None:
     for wrong, nearest in (("tim/vit_small_patch16_224", "timm"), ("openclip/ViT-B-32/openai", "open_clip")):
-        values = {"noun": "model family", "name": wrong.partition("/")[0], "nearest": nearest}
+        values = {"noun": "model family", "name": wrong.partition("/")[0], "advice": f"Did you mean {nearest!r}?"}
         refuses_model("layerbank.unknown_part", wrong, RANDOM, **values)
 
 
@@ -414,7 +414,7 @@ def test_levels_kinds_taps_devices_and_precisions_that_do_not_exist_are_refused(
     backbone = open_backbone("shrunk_vit_base_patch16_siglip_224", weights="random", image_size=SIZE)
     with raises("models.no_class_token", RequestError):
         backbone.compile(["final"], ["ap", "cls"])
-    with raises("models.unknown_level", RequestError, name="block.3", last="block.2", nearest="block.2"):
+    with raises("models.unknown_level", RequestError, name="block.3", last="block.2", advice="Did you mean 'block.2'?"):
         backbone.row_shape("block.3", "ap")
     refuses_model("models.unknown_tap", PLAIN, RANDOM | {"tap": "norm1"}, tap="norm1", taps="norm2 or block")
     options = RANDOM | {"precision": "float64"}

@@ -95,12 +95,12 @@ def test_a_file_where_a_folder_should_be_made_is_refused(tmp_path: Path) -> None
         check_writable(tmp_path / "caches" / "photos")
 
 
-def test_a_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_named_and_harms_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     wide = make_arrays(kinds=["cls"], width=512)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with raises("cache.storage_full", StorageFullError) as refused:
+        with raises("cache.file_size_limit", StorageFullError) as refused:
             write_store(tmp_path / "a.zarr", arrays=wide)
         assert refused.error.values["reason"].startswith("File too large")
     finally:

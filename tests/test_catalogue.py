@@ -63,7 +63,7 @@ def test_every_spelling_finds_its_entry_and_no_two_entries_share_one() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with raises("data.unknown_study_data", RequestError, name="vtab/cifar", nearest="vtab/cifar10"):
+    with raises("data.unknown_study_data", RequestError, name="vtab/cifar", advice="Did you mean 'vtab/cifar10'?"):
         require_entry("vtab/cifar")
 
 

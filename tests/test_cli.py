@@ -19,6 +19,7 @@ from photos import TINY_MODEL
 
 from layerbank.errors import LayerbankError
 from layerbank.models.request import choose_precision, choose_workers
+from layerbank.probing.probe_spec import DEMO_PROBES
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 
@@ -159,11 +160,11 @@ def refusal(*arguments: str) -> str:
         (("--data", "folder:/no/such/place"), "data.no_such_folder", {"data": "folder:/no/such/place"}),
         (("--train-split", "training"), "data.no_such_split", {"split": "training", "splits": "test, train"}),
         (("--num-heads", "8,x"), "layerbank.not_whole_numbers", {"option": "--num-heads", "least": 1, "text": "8,x"}),
-        (("--num-heads", ""), "layerbank.not_whole_numbers", {"option": "--num-heads", "least": 1, "text": ""}),
+        (("--num-heads", ""), "layerbank.empty_value", {"where": "--num-heads"}),
         (("--seed", "-1"), "layerbank.not_whole_numbers", {"option": "--seed", "least": 0, "text": "-1"}),
         (("--num-heads", "500"), "probing.head_does_not_fit", {"name": "alf-h500"}),
         (("--probe", "linear-all-h4"), "probing.head_without_heads", {"name": "linear-all-h4", "stem": "linear-all"}),
-        (("--probe", "alff"), "probing.unknown_probe", {"name": "alff", "nearest": "alf"}),
+        (("--probe", "alff"), "probing.unknown_probe", {"name": "alff", "advice": "Did you mean 'alf'?"}),
         (("--probe", "alf-grid9-last"), "models.grid_too_fine", {"kind": "grid9"}),
         (("--probe", ""), "probing.no_probe_named", {"probes": ""}),
         (("--probe", " , "), "probing.no_probe_named", {"probes": " , "}),
@@ -313,3 +314,19 @@ def test_a_memory_budget_is_shown_and_changes_no_result(place: dict[str, Any], t
 )
 def test_a_memory_budget_that_is_no_size_or_too_small_is_refused(place: dict[str, Any], memory: str, key: str) -> None:
     refuses_to_probe(place, "--retrain", "--memory", memory, key=key)
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+@pytest.mark.parametrize("group", [(), ("cache",), ("runs",)])
+def test_help_does_not_cut_what_a_command_is_for(
+    monkeypatch: pytest.MonkeyPatch, group: tuple[str, ...], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = run(*group, "--help").stdout
+    assert "..." not in shown.replace("[ARGS]...", "")
+    assert all(len(line) <= int(columns) for line in shown.splitlines() if not line.startswith("  layerbank "))
+
+
+def test_the_help_names_the_probes_that_are_trained_by_default() -> None:
+    shown = "".join(run("probe", "--help").stdout.split())
+    assert f"[default:{','.join(DEMO_PROBES)}]" in shown

@@ -47,7 +47,7 @@ def test_probes_lists_names_with_what_they_read_and_how_large_they_are() -> None
 
 def test_a_name_that_no_probe_has_is_refused() -> None:
     result = run("probes", "alff")
-    refuses(result, "probing.unknown_probe", name="alff", nearest="alf")
+    refuses(result, "probing.unknown_probe", name="alff", advice="Did you mean 'alf'?")
 
 
 def test_attention_says_the_numbers_of_a_run(folder: Path) -> None:

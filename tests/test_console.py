@@ -24,6 +24,7 @@ from layerbank.events import (
     ImagesTrusted,
     IndexIgnored,
     MemoryPlanned,
+    ParityMeasured,
     PrecisionAdvice,
     ProbeFinished,
     ProbeProgress,
@@ -103,7 +104,6 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         found,
         replace(found, num_found=1000, num_missing=0, num_views=3, num_unreadable=2),
         ImagesTrusted(dataset="photos", split="train", num_images=1588),
-        PrecisionAdvice(precision="bfloat16", speedup=2.04),
         CompileFailed(backbone="timm/vit", reason="InductorError: no compiler"),
         BatchHalved(backbone="timm/vit", num_images=32, reason="CUDA out of memory"),
         ImageSkipped(sample_id="a/1", file="photos/a/1.png", reason="truncated"),
@@ -137,7 +137,6 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         "extract: photos/train, 1,600 images: 1,588 in the cache, 12 to compute (timm/vit)",
         "extract: photos/train, 1,600 rows (4 views of each image): 1,000 in the cache, 0 to compute, 2 unreadable (timm/vit)",
         "photos/train: 1,588 images trusted by name and size, without being read",
-        "extract: this CPU multiplies 2.0 times as fast in bfloat16: try --precision bfloat16",
         "extract: warning: timm/vit could not be compiled and runs eagerly: InductorError: no compiler",
         "extract: warning: timm/vit: CUDA out of memory; from here on 32 images at a time",
         "extract: skipped image 'a/1' in photos/a/1.png: truncated",
@@ -157,6 +156,31 @@ def test_other_events_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         "probe alf: validation 50.0, test 75.0 % balanced accuracy",
         "probe alf: every setting diverged (from results.jsonl, not trained again)",
     ]
+
+
+def test_advice_on_speed_follows_work_that_took_long(capsys: pytest.CaptureFixture[str]) -> None:
+    advice = PrecisionAdvice(precision="bfloat16", speedup=2.04)
+    slow = replace(FINISHED, elapsed_s=90.0, write_s=80.0)
+    lines = shown(capsys, advice, STARTED, FINISHED, replace(STARTED, split="test"), slow, slow)
+    assert [line for line in lines if "try" in line] == [
+        "extract: done, 900 images in 90.0 s (10.0 images/s; decoding 4%, computing 16%, writing 89%; limit: the disk, "
+        "try a faster one with --cache, or fewer levels and kinds), 2.0 MB of tokens",
+        "extract: this CPU multiplies 2.0 times as fast in bfloat16: try --precision bfloat16",
+        lines[3],
+    ]
+    assert shown(capsys, advice, STARTED) == shown(capsys, STARTED)
+
+
+def test_rounding_is_reported_where_it_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = ParityMeasured(
+        backbone="timm/vit", split="train", num_images=32, compute_dtype="float32", storage_dtype="float16",
+        cosine_min=0.9999, cosine_level="block.3", max_relative_error=0.0004, error_level="final",
+        num_saturated=0, num_nonfinite=0,
+    )  # fmt: skip
+    assert shown(capsys, measured) == []
+    for wrong in ({"cosine_min": 0.99}, {"num_saturated": 3}, {"num_nonfinite": 1}):
+        (line,) = shown(capsys, replace(measured, **wrong))
+        assert line.startswith("extract: train: storage rounding error of float16, on 32 images: ")
 
 
 def test_the_plan_of_the_memory_says_where_tokens_lie(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +227,20 @@ def test_a_terminal_gets_one_moving_line(capsys: pytest.CaptureFixture[str], mon
 def test_markup_in_names_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, ImageSkipped(sample_id="[bold]x[/bold]", file="[red]", reason="[/]"))
     assert lines == ["extract: skipped image '[bold]x[/bold]' in [red]: [/]"]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_table_on_a_narrow_terminal_keeps_names_in_one_piece(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": str(columns)}.items():
+        monkeypatch.setenv(name, value)
+    store = "caches/timm-vit_small_patch14_dinov2.lvd142m-1a2b3c4d/[red]:smile:-train-5e6f7a8b.zarr"
+    print_table(("store", "state", "rows"), [(store, "complete", "10"), ("b", "writing", "1,000")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [store, "  state complete", "  rows  10", "b", "  state writing", "  rows  1,000"]
+    print_table(("probe", "test"), [("alf", "95.0"), ("linear-cls", "90.0")])
+    assert [len(line.split()) for line in capsys.readouterr().out.splitlines()] == [2, 2, 2]
 
 
 def test_a_table_in_a_log_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:

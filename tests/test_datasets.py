@@ -45,8 +45,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("uri", "key", "values"),
     [
-        ("flder:/data", "layerbank.unknown_part", {"name": "flder", "nearest": "folder"}),
-        ("webdataset:/data", "layerbank.unknown_part", {"name": "webdataset", "nearest": "wds"}),
+        ("flder:/data", "layerbank.unknown_part", {"name": "flder", "advice": "Did you mean 'folder'?"}),
+        ("webdataset:/data", "layerbank.unknown_part", {"name": "webdataset", "advice": "Choose one of them."}),
         ("folder:", "data.no_address", {"form": "folder:DIR"}),
         (
             "/data/cats",
@@ -72,7 +72,7 @@ def test_a_path_to_tars_without_a_scheme_is_taken_for_wds(tmp_path):
 @pytest.mark.parametrize("split", ["", "a/b", "..", ".hidden"])
 def test_a_split_that_is_no_plain_name_is_refused(folder, split):
     refuses_data("data.bad_split_name", f"folder:{folder}", split, uri=f"folder:{folder}", split=split)
-    with raises("data.bad_split_name", uri="mine", split=split):
+    with raises("data.bad_split_name" if split else "jobs.wrong_job_value"):
         images_from([b"x"], name="mine", split=split)
 
 

@@ -48,7 +48,7 @@ def test_an_extraction_that_does_not_fit_is_refused_before_the_first_image(
         by_kind="patch 1.3 MB, cls 161.3 kB",
         free="500.0 kB",
         folder=tmp_path / "caches",
-        less="--kinds without patch, fewer --levels, --storage-dtype float16",
+        less="no tokens of kind patch, fewer levels, --storage-dtype float16",
     )
     assert refused.values["needed"].startswith("2.")
     assert refused.values["lacking"].startswith("2.")
@@ -61,7 +61,7 @@ def test_only_what_is_missing_has_to_fit(photos: Path, tmp_path: Path, full_disk
     full_disk(0)
     assert extract(photos, tmp_path, "--levels", "last").exit_code == 0
     result = extract(photos, tmp_path, "--levels", "last", "--kinds", "cls,ap,grid2")
-    less = "--kinds with fewer tokens, fewer --levels"
+    less = "kinds with fewer tokens, fewer levels"
     refuses(result, "extraction.disk_too_small", by_kind="grid2 92.2 kB", less=less)
 
 
@@ -217,12 +217,23 @@ def test_a_disk_that_takes_too_few_files_is_refused(
 def test_a_file_in_the_way_is_refused(photos: Path, tmp_path: Path, loads: list[int]) -> None:
     (tmp_path / "notes").touch()
     result = extract(photos, tmp_path / "notes" / "caches")
-    refused = refuses(result, "extraction.cache_not_writable")
+    refused = refuses(result, "layerbank.output_folder_not_writable", where="--cache")
     assert str(tmp_path / "notes") in refused.got
-    assert refused.todo.endswith(" Nothing was written.")
     assert loads == []
     (finding,) = check_disk(tmp_path / "notes" / "caches")
     assert (finding.state, finding.found) == ("problem", f"{tmp_path / 'notes'} is a file")
+
+
+def test_a_file_in_the_place_of_a_models_folder_is_refused(photos: Path, tmp_path: Path, loads: list[int]) -> None:
+    assert extract(photos, tmp_path / "caches", "--levels", "last").exit_code == 0
+    (folder,) = (tmp_path / "caches").glob("timm-*")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / folder.name).touch()
+    loads.clear()
+    refused = refuses(extract(photos, tmp_path / "other", "--levels", "last"), "extraction.cache_not_writable")
+    assert folder.name in refused.got
+    assert refused.todo.endswith(" Nothing was written.")
+    assert loads == []
 
 
 PROGRAM = f"""

@@ -128,7 +128,7 @@ def test_a_file_that_is_not_hdf5(pcam, tmp_path):
 
 
 def test_an_unknown_option_is_refused_with_the_nearest(pcam):
-    refuses_data("data.unknown_option", pcam + "&image=x", option="image", nearest="images")
+    refuses_data("data.unknown_option", pcam + "&image=x", option="image", advice="Did you mean 'images'?")
 
 
 def test_a_dataset_that_is_not_there_lists_those_that_are(pcam, tmp_path):

@@ -535,7 +535,7 @@ def test_sizes_that_make_no_head_are_refused(
 
 
 def test_a_head_has_the_numbers_that_its_kind_needs() -> None:
-    with raises("layerbank.unknown_part", noun="head", name="alff", nearest="alf-embed"):
+    with raises("layerbank.unknown_part", noun="head", name="alff", advice="Choose one of them."):
         Head(kind="alff")
     with raises("probes.head_numbers", SettingError, head="cae", heads_rule=">= 1", levels_rule="0", num_heads=0):
         Head(kind="cae")

@@ -58,7 +58,7 @@ def test_a_job_survives_json_and_pickle(kind: type[Any]) -> None:
 @pytest.mark.parametrize("kind", GIVEN)
 def test_unknown_keys_missing_keys_and_newer_versions_are_refused(kind: type[Any]) -> None:
     values = GIVEN[kind]
-    with raises("jobs.unknown_job_key", key="view", nearest="views"):
+    with raises("jobs.unknown_job_key", key="view", advice="Did you mean 'views'?"):
         kind.from_dict(values | {"view": 1})
     for name in set(values) - {"weights"}:
         with raises("jobs.missing_job_keys", missing=name):

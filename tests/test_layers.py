@@ -66,7 +66,9 @@ def test_an_option_names_a_set_or_levels_and_ranges_in_any_order() -> None:
 )
 def test_an_unknown_level_is_answered_with_the_nearest_name(text: str, got: str, near: str) -> None:
     sets = "last, mid, quarterly, all"
-    with raises("models.unknown_level", name=got, first="block.0", last="block.11", sets=sets, nearest=near):
+    with raises(
+        "models.unknown_level", name=got, first="block.0", last="block.11", sets=sets, advice=f"Did you mean {near!r}?"
+    ):
         choose_levels(text, 12)
 
 

@@ -46,7 +46,7 @@ def die_of_three(task: int, worker: int, on_event: OnEvent) -> int:
 
 def refuse_two(task: int, worker: int, on_event: OnEvent) -> int:
     if task == 2:
-        raise NotWritableError("layerbank.unknown_part", noun="task", name=task, names="0, 1", nearest=1)
+        raise NotWritableError("layerbank.unknown_part", noun="task", name=task, names="0, 1", advice=1)
     return task
 
 
@@ -84,7 +84,7 @@ def test_a_process_that_is_killed_costs_its_task_and_another_does_the_rest() -> 
 
 
 def test_an_error_of_a_task_ends_all_and_arrives_with_its_class_key_and_values() -> None:
-    with raises("layerbank.unknown_part", NotWritableError, name=2, nearest=1) as refused:
+    with raises("layerbank.unknown_part", NotWritableError, name=2, advice=1) as refused:
         run_tasks([partial(refuse_two, task) for task in range(4)], 1)
     assert refused.error.got == "2"
     assert isinstance(refused.error, OSError)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import pickle
+import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from layerbank import cli
 from layerbank.cache.errors import CacheError, FieldDifference, SpecMismatchError
 from layerbank.errors import LayerbankError, Message, RequestError, find_message, messages_of
 from layerbank.probes.errors import CheckpointMissing
@@ -72,11 +75,63 @@ def test_every_message_is_provoked_by_a_test_that_names_it() -> None:
     assert sorted(set(KEYS) - named) == []
 
 
+def options_of(group: click.Group, before: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Every command and its options."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from options_of(command, f"{before}{name} ")
+        else:
+            names = [name for one in command.params for name in (*one.opts, *one.secondary_opts)]
+            yield before + name, {name for name in names if name.startswith("--")}
+
+
+COMMANDS = dict(options_of(cli.main))
+CALL = re.compile(rf"layerbank ({'|'.join(sorted(COMMANDS, key=len, reverse=True))})\b(.*?)(?=[`;]|(?<!\.)\. |\.$|$)")
+SHOWN_BY = {  # the commands that show the messages of a package, or one of them
+    "api": [],
+    "cache": ["extract", "plan", "probe"],
+    "data": ["extract", "plan", "probe", "predict"],
+    "executors": ["extract", "study"],
+    "executors.device_number_on_ray": ["extract", "study"],
+    "extraction": ["extract", "plan", "probe"],
+    "extraction.processes_of_a_worker": ["extract", "plan"],
+    "extraction.ray_with_shards": ["extract"],
+    "jobs": ["extract", "probe"],
+    "jobs.unit_lost": ["study"],
+    "jobs.worker_has_other_files": ["extract"],
+    "layerbank": [],
+    "models": ["extract", "plan", "probe"],
+    "models.weights_count": ["extract", "plan"],
+    "probes": ["probe"],
+    "probing": ["probe"],
+    "report": ["report"],
+    "statistics": ["report"],
+}
+
+
+def options_in(text: str) -> set[str]:
+    other_programs = r"`(?!layerbank)[a-z]+ [^`]*`|(pip|ray|hf) [^;.]*"
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(other_programs, "", text)))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_message_names_no_option_that_its_command_does_not_have(key: str) -> None:
+    message = find_message(key)
+    package = key.partition(".")[0]
+    concerned = options_in(message.where)  # only commands that have it can be wrong about it
+    commands = [name for name, options in COMMANDS.items() if concerned <= options] if concerned else SHOWN_BY[package]
+    for text in (message.expected, message.got, message.todo):
+        for call in CALL.finditer(text):
+            assert options_in(call[2]) <= COMMANDS[call[1]], call[0]
+        named = options_in(CALL.sub("", text))
+        assert {name: named - COMMANDS[name] for name in SHOWN_BY.get(key, commands) if named - COMMANDS[name]} == {}
+
+
 @pytest.mark.parametrize(
     "kind", [RequestError, *sorted({*CacheError.__subclasses__()} - {SpecMismatchError}, key=str), CheckpointMissing]
 )
 def test_an_error_survives_the_way_from_another_process(kind: type[LayerbankError]) -> None:
-    error = kind("layerbank.unknown_part", noun="head", name="alff", names="alf", nearest="alf")
+    error = kind("layerbank.unknown_part", noun="head", name="alff", names="alf", advice="Choose one of them.")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert (str(again), again.key, again.values) == (str(error), "layerbank.unknown_part", error.values)

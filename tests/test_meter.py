@@ -46,7 +46,7 @@ def test_the_limit_is_what_takes_most_of_the_time(
         ((6, 3, 1), 2, 8, "limit: decoding, try --workers 6"),  # two needed nine seconds for what shall take three
         ((6, 3, 1), 2, 4, "limit: decoding, try --workers 4"),
         ((6, 3, 1), 4, 4, "limit: decoding, which has every core: smaller images would help"),
-        ((1, 2, 7), 2, 8, "limit: the disk, try a faster one with --cache, or fewer --kinds or --levels"),
+        ((1, 2, 7), 2, 8, "limit: the disk, try a faster one with --cache, or fewer levels and kinds"),
     ],
 )
 def test_the_advice_is_what_would_move_the_limit(
@@ -60,7 +60,7 @@ def test_the_console_names_it_while_it_goes_on_and_at_the_end(
 ) -> None:
     monkeypatch.setattr(console, "PLAIN_LINE_EVERY_S", -1.0)
     monkeypatch.setattr(meter, "num_cores", lambda: 8)
-    slow = replace(PROGRESS, decode_s=7.0, compute_s=2.0)
+    slow = replace(PROGRESS, elapsed_s=100.0, decode_s=70.0, compute_s=20.0, write_s=5.0)
     _, note, end = shown(capsys, STARTED, slow, FINISHED)
     assert "decoding 70%, computing 20%, writing 5%; limit: decoding, try --workers 4; " in note
     assert "computing 70%, writing 5%; limit: the device), 2.0 MB of tokens" in end

@@ -130,8 +130,8 @@ def test_plug_ins_are_listed_and_broken_ones_are_named(plugins: Path) -> None:
 
 
 def test_a_wrong_name_is_answered_with_the_nearest_plug_in(plugins: Path) -> None:
-    refuses_data("layerbank.unknown_part", "npyy:x", noun="data source", nearest="npy")
-    refuses_model("layerbank.unknown_part", "tinny/vit", noun="model family", nearest="tiny")
+    refuses_data("layerbank.unknown_part", "npyy:x", noun="data source", advice="Did you mean 'npy'?")
+    refuses_model("layerbank.unknown_part", "tinny/vit", noun="model family", advice="Did you mean 'tiny'?")
 
 
 def test_a_request_for_a_broken_plug_in_says_why_it_cannot_be_loaded(plugins: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_level_the_backbone_lacks_is_refused() -> None:
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
     for name, unknown, nearest in (("liner-all", "liner-all", "linear-all"), ("allf-h8", "allf", "alf")):
-        with raises("probing.unknown_probe", RequestError, name=unknown, nearest=nearest):
+        with raises("probing.unknown_probe", RequestError, name=unknown, advice=f"Did you mean {nearest!r}?"):
             parse_probe(name, 12)
     with raises("probing.unknown_probe", name="%%%"):
         parse_probe("%%%", 12)

@@ -31,7 +31,7 @@ def test_a_protocol_that_does_not_exist_is_refused() -> None:
     ("text", "key", "values"),
     [
         ("lrs = [", "probing.protocol_not_toml", {}),
-        ("min_step = 1", "probing.unknown_protocol_key", {"key": "min_step", "nearest": "min_steps"}),
+        ("min_step = 1", "probing.unknown_protocol_key", {"key": "min_step", "advice": "Did you mean 'min_steps'?"}),
         ("seed = 3", "probing.protocol_with_seed", {}),
         ("lrs = [-1.0]", "probing.invalid_protocol", {}),
         ("lrs = 'many'", "probing.protocol_types", {}),

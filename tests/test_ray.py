@@ -201,7 +201,9 @@ def wait_long(worker: int, on_event: OnEvent) -> None:
 
 
 def refuse(worker: int, on_event: OnEvent) -> None:
-    raise NotWritableError("layerbank.unknown_part", noun="task", name=worker, names="a, b", nearest="a")
+    raise NotWritableError(
+        "layerbank.unknown_part", noun="task", name=worker, names="a, b", advice="Choose one of them."
+    )
 
 
 def test_an_error_of_a_task_arrives_with_its_class_key_and_values_and_ends_the_others(

@@ -37,7 +37,7 @@ def test_a_recipe_says_models_data_and_probes_and_the_rest_has_defaults(tmp_path
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("seed = [0]", "the key 'seed' (did you mean 'seeds'?)"),
+        ("seed = [0]", "the key 'seed' (Did you mean 'seeds'?)"),
         ("seeds = [0, 0]", "0 twice in seeds"),
         ("seeds = []", "seeds = []"),
         ("seeds = [true]", "seeds = [True]"),
@@ -72,15 +72,18 @@ def test_one_error_names_all_problems_of_a_recipe(tmp_path: Path) -> None:
     text = 'model = ["timm/a"]\ndata = ["cifar1"]\nprobes = ["alv"]\nseeds = [-1]\n'
     with raises("jobs.recipe_invalid", RequestError, num_problems=5) as refused:
         open_recipe(write(tmp_path, text))
-    parts = ("did you mean 'models'?", "'cifar1'", "'alv'", "seeds = [-1]", "no models")
+    parts = ("Did you mean 'models'?", "'cifar1'", "'alv'", "seeds = [-1]", "no models")
     assert all(part in refused.error.got for part in parts)
 
 
 def test_a_file_that_is_no_toml_and_a_recipe_that_does_not_exist_say_so(tmp_path: Path) -> None:
     with raises("jobs.recipe_not_toml", RequestError):
         open_recipe(write(tmp_path, "models = ["))
-    with raises("jobs.recipe_not_found", RequestError, name="smok", nearest="smoke"):
+    with raises("jobs.recipe_not_found", RequestError, name="smok", advice="Did you mean 'smoke'?"):
         open_recipe("smok")
+    for missing in ("papers/base.toml", "paper.toml"):
+        with raises("jobs.recipe_not_found", RequestError, advice="Check the path."):
+            open_recipe(missing)
 
 
 def test_every_shipped_recipe_can_be_read_and_its_header_says_what_it_takes() -> None:

@@ -44,6 +44,6 @@ def test_broken_plug_ins_are_named_and_everything_else_works(numbers: Registry[f
 
 
 def test_an_unknown_name_gets_the_nearest_one(numbers: Registry[float]) -> None:
-    with raises("layerbank.unknown_part", RequestError, nearest="tau"):
+    with raises("layerbank.unknown_part", RequestError, advice="Did you mean 'tau'?"):
         numbers.require("tao")
     assert "tao" not in numbers

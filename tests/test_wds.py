@@ -434,6 +434,10 @@ def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
         (header("a", b"00000000000\0", b"S"), "a is stored sparse, which is not supported"),
         (header("a", b"00000000005\0", b"x") + b"0 a=b" + bytes(507), "an extended header is damaged"),
         (header("a", b"00000000005\0", b"x") + b"9 a=b" + bytes(507), "an extended header is damaged"),
+        (
+            header("a", b"00000000012\0", b"x") + b"10 size=x\n" + bytes(502) + header("a", b"00000000005\0"),
+            "the size of a is no number",
+        ),
     ],
 )
 def test_headers_that_no_reader_should_follow(tmp_path, content, problem):

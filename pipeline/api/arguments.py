@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import RequestError, shown
 from ..jobs.job import typed_value
-from ..outputs import check_local
+from ..outputs import check_folder, check_local
 
 
 def check_kind(value: Any, kind: type[Any], where: str, expected: str) -> None:
@@ -32,11 +32,25 @@ def folder_from(value: Any, where: str) -> Path:
     """The path of a folder.
 
     Raises:
-        RequestError: neither a text nor a path, or a URL.
+        RequestError: neither a text nor a path, an empty text, or a URL.
     """
-    check_kind(value, str | Path, where, "the path of a folder")  # type: ignore[arg-type]
+    expected = "the path of a folder"
+    check_kind(value, str | Path, where, expected)  # type: ignore[arg-type]
+    if not str(value).strip() or "\0" in str(value):  # Path("") is the current folder
+        raise RequestError("api.wrong_argument", where=where, expected=expected, got=shown(str(value)))
     check_local(Path(value), where)
     return Path(value)
+
+
+def output_folder_from(value: Any, where: str, *, is_written: bool = True) -> Path:
+    """The path of a folder that results are written to; for `is_written` see `check_folder`.
+
+    Raises:
+        RequestError: as `folder_from`, or a folder that is something else or cannot be written.
+    """
+    folder = folder_from(value, where)
+    check_folder(folder, where, is_written=is_written)
+    return folder
 
 
 def names_from(value: Any, where: str, name: str) -> list[str] | None:

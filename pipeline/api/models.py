@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..events import OnEvent, ignore
-from ..jobs.job import Positive, ProbeJob, job_value, typed_value
+from ..jobs.job import Natural, Positive, ProbeJob, job_value, typed_value
 from ..models.backbone import Backbone, backbone_of
 from ..models.own_module import tower_from
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_tap
@@ -92,7 +92,7 @@ def open_model(
         tap=choose_tap(None, tap.removeprefix("module:")) if tap.startswith("module:") else tap,
         image_size=job_value(ProbeJob, "image_size", image_size, where),
         precision=choose_precision(precision, device),
-        seed=typed_value(seed, int, where, "seed"),
+        seed=typed_value(seed, Natural, where, "seed"),
         weights_key=job_value(ProbeJob, "weights_key", weights_key, where),
         permission=CodePermission(allow_code, "open_model"),
     )

@@ -26,7 +26,7 @@ from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import COLUMNS, Row, results_table, summarize
 from ..probing.row_files import row_folder
-from .arguments import check_kind, folder_from
+from .arguments import check_kind, folder_from, output_folder_from
 from .data import images_from
 from .tokens import Progress, Tokens, listener_of
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 class Classifier:
     """A trained probe with its backbone: images in, classes out. Safe to use from several threads.
+
+    For probes of the task `multiclass`; `layerbank predict` takes those of any task.
 
     Attributes:
         class_names: C names.
@@ -129,7 +131,7 @@ class Result:
 
     @property
     def balanced_accuracy(self) -> float:
-        """On the test images, in [0, 1]; NaN where every setting diverged."""
+        """On the test images, in [0, 1]; NaN where every setting diverged. Of the task `multiclass` alone."""
         return float("nan") if self.row["test"] is None else float(self.row["test"]["balanced_accuracy"])
 
     def classifier(self, device: str = "cpu", *, allow_code: Sequence[str] = ()) -> Classifier:
@@ -284,7 +286,7 @@ def probe(
     checked = {
         name: job_value(ProbeJob, name, value, "probe") for name, value in (given | {"may_verify": verify}).items()
     }
-    named, runs = _probes_of(train, test, checked["probes"]), folder_from(runs, "probe, runs")
+    named, runs = _probes_of(train, test, checked["probes"]), output_folder_from(runs, "probe, runs")
     base = open_protocol(checked["protocol"], seed=0)
     with ExitStack() as stack:
         on_event = listener_of(progress, stack)

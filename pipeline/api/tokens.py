@@ -27,7 +27,7 @@ from ..models.layers import choose_levels
 from ..models.request import ModelRequest, choose_storage_dtype
 from ..models.rounding import float_tokens
 from ..probing.tokens.split_tokens import SplitRequest, SplitTokens
-from .arguments import check_kind, folder_from
+from .arguments import check_kind, output_folder_from
 from .models import Model
 
 Progress = bool | OnEvent
@@ -196,7 +196,8 @@ def extract(
     given = {"storage_dtype": storage_dtype, "views": views, "batch_size": batch_size, "workers": workers}
     given |= {"on_bad_image": on_bad_image, "trust_files": trust_files, "overwrite": overwrite}
     checked = {name: job_value(ExtractJob, name, value, "extract") for name, value in given.items()}
-    config, cache = _config_of(model, kinds, levels, checked), folder_from(cache, "extract, cache")
+    config = _config_of(model, kinds, levels, checked)
+    cache = output_folder_from(cache, "extract, cache", is_written=False)
     rule = ViewRule(num_views=checked["views"]) if views else None
     with ExitStack() as stack:
         rows = partial(open_rows, images, cache, rule=rule, trust_files=trust_files)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _store = click.argument("store", type=shared.FOLDER)
 
 
-@click.group()
+@click.group(cls=shared.CommandGroup)
 def cache() -> None:
     """List, inspect, verify, repair, export and clean up token stores.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -23,6 +23,22 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
         return command
 
     return decorate
+
+
+class CommandGroup(click.Group):
+    """A group whose --help shows the first sentence of each command as a whole; click would cut it at the end of a line."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        columns = shutil.get_terminal_size().columns
+        if columns < 52:  # click writes lines of at least 50
+            ctx.terminal_width = columns - 1
+        return super().get_help(ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, one.get_short_help_str(limit=1000)) for name, one in sorted(self.commands.items())]
+            )
 
 
 class OutputFile(click.Path):
@@ -68,14 +84,12 @@ class OutputFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         from ..errors import RequestError
-        from ..outputs import check_local
+        from ..outputs import check_folder
 
         path, where = Path(value), _name_of(param)
         if str(path) == "-":
             raise RequestError("layerbank.not_to_stdout", where=where)
-        check_local(path, where)
-        if os.path.lexists(path) and not path.is_dir():
-            raise RequestError("layerbank.output_not_a_folder", where=where, path=path)
+        check_folder(path, where)
         return path
 
 
@@ -217,7 +231,9 @@ extraction_options = combine(
         help="Which set of weights of a checkpoint file, such as teacher. [default: the only one, or the one with ema, teacher "
         "or target in its name]",
     ),
-    click.option("--weights-seed", type=int, default=0, show_default=True, help="Seed for random initial weights."),
+    click.option(
+        "--weights-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for random initial weights."
+    ),
     click.option(
         "--data",
         required=True,

@@ -1,4 +1,4 @@
-"""`layerbank predict`: classify images with a trained probe."""
+"""`layerbank predict`: the predictions of a trained probe for images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from . import options as shared
     help="Folder that `layerbank probe` saved: RUNS/.../NAME-KEY.",
 )
 @click.option("--data", required=True, help="images:DIR for images without labels, or any data URI.")
-@click.option("--split", default="test", show_default=True, help="Split to classify, where the data has splits.")
+@click.option(
+    "--split", default="test", show_default=True, help="Split whose images are predicted, where the data has splits."
+)
 @click.option(
     "--weights", metavar="FILE", help="The backbone's weights, if they have moved. [default: where they were]"
 )
@@ -37,7 +39,7 @@ def predict(
     allow_code: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Classify images with a trained probe: CSV on stdout, one line an image.
+    """Predict the class or value of each image with a trained probe, and print a line of CSV for each.
 
     \b
     layerbank predict --probe runs/photos/STORE/alf-1a2b3c4d --data images:holiday

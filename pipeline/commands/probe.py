@@ -13,7 +13,11 @@ from . import options as shared
 @click.command()
 @shared.one_model
 @shared.extraction_options
-@click.option("--probe", "probes", help="Names, separated by commas. [default: the six of the demo]")
+@click.option(
+    "--probe",
+    "probes",
+    help="Names, separated by commas; see `layerbank probes`. [default: linear-cls,linear-last,linear-all,attn-last,alf,alf-grid2]",
+)
 @click.option(
     "--protocol",
     default="paper",
@@ -92,8 +96,7 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     from ..errors import RequestError
     from ..jobs.extract import split_names
     from ..jobs.job import ProbeJob
-    from ..jobs.probe import prepare_probes, protocol_of
-    from ..models.request import choose_device
+    from ..jobs.probe import prepare_probes
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers
@@ -109,7 +112,6 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
         num_heads=() if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
         **options,
     )
-    protocol_of(job, choose_device(job.device))
     with Listener(quiet=as_json, events=events) as listener:
         folder, trainings = prepare_probes(job, on_event=listener.show)
         rows = [row for training in trainings for row in training()]

@@ -9,7 +9,7 @@ import click
 from . import options as shared
 
 
-@click.group()
+@click.group(cls=shared.CommandGroup)
 def runs() -> None:
     """Check folders of results.
 

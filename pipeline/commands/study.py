@@ -110,6 +110,7 @@ def _run(job: StudyJob, processes: int | None, *, on_ray: bool, events: Path | N
     from ..executors.studies import run_study
     from ..extraction.ranks import choose_processes
     from ..jobs.units import units_of
+    from ..probing.results import metric_of
 
     with ExitStack() as stack:
         listener = stack.enter_context(Listener(quiet=as_json, events=events))
@@ -124,7 +125,8 @@ def _run(job: StudyJob, processes: int | None, *, on_ray: bool, events: Path | N
         print_json({"rows": rows, "failures": [asdict(failure) for failure in failures]})
     else:
         with shared.answers_beside(events):
-            print_table(STUDY_COLUMNS, study_lines(rows), title=f"balanced accuracy in percent; {job.runs_root}")
+            titles = dict.fromkeys(metric_of(row).title for row in rows)
+            print_table(STUDY_COLUMNS, study_lines(rows), title="; ".join([*titles, str(job.runs_root)]))
         for failure in failures:
             part = part_of_study(failure.model, failure.dataset, failure.probe, failure.seed)
             click.echo(f"failed: {part}: {failure.where}: {failure.got}", err=True)
@@ -137,7 +139,8 @@ def study_lines(rows: Sequence[Row]) -> list[list[str]]:
 
     lines = []
     for one in summarize(rows):
-        numbers = ((one.validation, ".1f"), (one.test, ".1f"), (one.gain, "+.1f"))
-        shown = ["-" if value is None else f"{value.mean:{form}}" for value, form in numbers]
+        digits = one.metric.num_digits
+        numbers = ((one.validation, ""), (one.test, ""), (one.gain, "+"))
+        shown = ["-" if value is None else f"{value.mean:{sign}.{digits}f}" for value, sign in numbers]
         lines.append([one.rows[0]["backbone"], one.rows[0]["dataset"], one.probe, *shown])
     return lines

@@ -7,11 +7,13 @@ entry, and data of another size are refused, so that results compare with the pa
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import RequestError, WorkError, first_line, nearest_name
+from ..errors import RequestError, WorkError, first_line
+from ..quantities import whole_number
 
 HUB_OWNER = "clip-benchmark"
 SPLITS = ("train", "test")
@@ -95,9 +97,10 @@ def require_entry(name: str) -> Entry:
     if entry := find_entry(name):
         return entry
     spelled = {spelling.lower(): entry.name for entry in CATALOGUE for spelling in _spellings(entry)}
-    nearest = nearest_name(name.lower(), spelled)
+    near = difflib.get_close_matches(name.lower(), list(spelled), n=1)
+    todo = f"Did you mean {spelled[near[0]]!r}?" if near else "Choose one of them."
     names = ", ".join(entry.name for entry in CATALOGUE)
-    raise RequestError("data.unknown_study_data", name=name, names=names, nearest=spelled[nearest])
+    raise RequestError("data.unknown_study_data", name=name, names=names, advice=todo)
 
 
 def find_data(entry: Entry, data_root: Path) -> Path | None:
@@ -180,7 +183,8 @@ def _is_whole(split: Path) -> bool:
     num_tars = len(list(split.glob("*.tar")))
     count_file = split / "nshards.txt"
     count = count_file.read_text(encoding="utf-8").strip() if count_file.is_file() else ""
-    return num_tars >= int(count) if count.isdigit() else num_tars > 0
+    number = whole_number(count)
+    return num_tars >= number if number is not None else num_tars > 0
 
 
 def _spellings(entry: Entry) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from ..errors import RequestError
+from ..quantities import whole_number
 from .demo_sets import DEMOS, DemoImages
 from .image_source import ImageSource
 from .patterns import no_such_split
@@ -84,9 +85,10 @@ def _rows_of_splits(address: str, name: str, images: DemoImages, sizes: dict[str
 def _parse_sizes(address: str, query: str, defaults: dict[str, int]) -> dict[str, int]:
     sizes = dict(defaults)
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in sizes or not value.isdigit() or int(value) == 0:
+        number = whole_number(value)
+        if key not in sizes or not number:
             raise RequestError("data.bad_demo_size", address=address, option=f"{key}={value}")
-        sizes[key] = int(value)
+        sizes[key] = number
     return sizes
 
 

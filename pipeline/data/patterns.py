@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
 import os
 import re
 from collections import Counter
@@ -17,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from ..errors import RequestError, nearest_name
+from ..errors import RequestError, advice
 from .image_files import require_inside
 
 SPLIT = "{split}"
+MOST_SHARDS = 1_000_000  # of a pattern: more is a slip of the pen, and would fill the memory
 
 
 class ShardFolder:
@@ -150,8 +152,7 @@ def parse_options(scheme: str, address: str, known: Sequence[str]) -> tuple[str,
     path, _, query = address.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := sorted(set(options) - set(known)):
-        nearest = nearest_name(unknown[0], known)
-        values = {"option": unknown[0], "known": ", ".join(known), "nearest": nearest}
+        values = {"option": unknown[0], "known": ", ".join(known), "advice": advice(unknown[0], known)}
         raise RequestError("data.unknown_option", uri=f"{scheme}:{address}", **values)
     return os.path.expanduser(path), options
 
@@ -172,17 +173,19 @@ def expand_braces(pattern: str) -> list[str]:
     >>> expand_braces("{a,b}-{0..1}")
     ['a-0', 'a-1', 'b-0', 'b-1']
     """
-    parts = re.split(r"(\{[^{}]*\})", pattern)
-    return ["".join(choice) for choice in itertools.product(*(_choices(part, pattern) for part in parts))]
+    choices = [_choices(part, pattern) for part in re.split(r"(\{[^{}]*\})", pattern)]
+    if math.prod(map(len, choices)) > MOST_SHARDS:
+        raise RequestError("data.bad_braces", pattern=pattern, part=f"more than {MOST_SHARDS:,} paths")
+    return ["".join(choice) for choice in itertools.product(*choices)]
 
 
 def _choices(part: str, pattern: str) -> list[str]:
     if not part.startswith("{"):
         return [part]
     inside = part[1:-1]
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+    if numbers := re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", inside):
         first, last = numbers.groups()
-        if int(first) <= int(last):
+        if 0 <= int(last) - int(first) < MOST_SHARDS:
             return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     elif "," in inside:
         return inside.split(",")

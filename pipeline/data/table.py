@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError, nearest_name
+from ..errors import RequestError, advice
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,8 @@ class Table:
 
 def no_column(place: str, name: str, names: Sequence[str]) -> RequestError:
     """The error for a name that no column has."""
-    nearest = nearest_name(name, names)
-    return RequestError("data.no_column", table=place, name=repr(name), names=", ".join(names), nearest=nearest)
+    values = {"name": repr(name), "names": ", ".join(names), "advice": advice(name, names)}
+    return RequestError("data.no_column", table=place, **values)
 
 
 def is_missing(value: Any) -> bool:

@@ -43,7 +43,7 @@ class LocalExecutor(Executor):
     """
 
     def __init__(self, num_workers: int) -> None:
-        if not isinstance(num_workers, Integral) or num_workers < 1:
+        if not isinstance(num_workers, Integral) or isinstance(num_workers, bool) or num_workers < 1:
             raise RequestError("executors.number_of_workers", got=repr(num_workers))
         self.num_workers = self.num_per_machine = int(num_workers)
         self._processes: dict[Any, Any] = {}  # our end of the pipe -> process

@@ -34,7 +34,7 @@ from ..events import (
 )
 from ..extraction.ranks import device_of_worker
 from ..jobs.job import StudyJob
-from ..jobs.probe import protocol_of
+from ..jobs.probe import check_folders, protocol_of
 from ..jobs.recipe import check_study
 from ..jobs.study_disk_space import report_disk_space
 from ..jobs.units import OpenModels, Unit, UnitResult, permission_of, result_of_lost_unit, run_unit, units_of
@@ -80,6 +80,7 @@ def run_study(
     # what this process has does not matter on a cluster
     device = (executor and executor.device) or choose_device(job.device)
     protocol_of(job, device)
+    check_folders(job)
     report_disk_space(job, on_event)
     units = units_of(job)
     results: dict[Unit, UnitResult] = {}

@@ -78,11 +78,11 @@ def _missing_by_kind(forecasts: Sequence[StoreForecast]) -> dict[str, int]:
 
 
 def _less(forecasts: Sequence[StoreForecast]) -> str:
-    """Name options that ask for less."""
+    """What would be less, in words: a probe chooses levels and kinds by its name."""
     largest, *others = _missing_by_kind(forecasts) or ["patch"]
-    kinds = f"--kinds without {largest}" if others else "--kinds with fewer tokens"
+    kinds = f"no tokens of kind {largest}" if others else "kinds with fewer tokens"
     wide = any(array.storage_dtype == "float32" and array.missing_bytes for one in forecasts for array in one.arrays)
-    return f"{kinds}, fewer --levels" + (", --storage-dtype float16" if wide else "")
+    return f"{kinds}, fewer levels" + (", --storage-dtype float16" if wide else "")
 
 
 def _check_writable(store: Path) -> None:

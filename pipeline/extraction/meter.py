@@ -42,7 +42,7 @@ def find_limit(decode_s: float, compute_s: float, write_s: float, *, num_workers
     ('limit: decoding, try --workers 4', 'limit: the device')
     """
     if write_s >= max(decode_s, compute_s):
-        return Limit("the disk", "try a faster one with --cache, or fewer --kinds or --levels")
+        return Limit("the disk", "try a faster one with --cache, or fewer levels and kinds")
     if compute_s >= decode_s:
         return Limit("the device")
     # as many as would decode in the time that the model takes; waiting beside workers is on top of what they do anyway

@@ -5,12 +5,12 @@ Knows nothing of stores: `cache` decides what a worker may write.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from layerbank.cache import Worker
 
 from ..errors import RequestError
+from ..quantities import whole_number
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # all three: a stray RANK alone is not torchrun's
 
@@ -24,9 +24,8 @@ def parse_shard(text: str) -> Worker:
     Raises:
         RequestError: no such shard.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not index < count:
+    index, _, count = (whole_number(part) for part in text.strip().partition("/"))
+    if index is None or count is None or index >= count:
         raise RequestError("extraction.malformed_shard", text=text)
     return Worker(index, count, helps=False)
 

@@ -41,6 +41,7 @@ from ..models.request import (
     choose_workers,
 )
 from ..models.trust import CodePermission
+from ..outputs import check_folder
 from ..probing.tokens.split_tokens import SplitRequest, request_tokens
 from .job import ExtractJob, Job, ProbeJob
 
@@ -167,6 +168,19 @@ def _with_stand_ins(images: ImageSet, ids: Sequence[str]) -> ImageSet:
     return replace(images, hashes=hashes)
 
 
+def check_job(job: Job) -> str:
+    """Refuse what can be known to be wrong before data and models are opened; return the device.
+
+    Raises:
+        RequestError: a device that is not there, an unknown dtype, two taps, or a folder that cannot hold stores.
+    """
+    device = choose_device(job.device)
+    choose_storage_dtype(job.storage_dtype)
+    choose_tap(job.tap, job.tap_module)
+    check_folder(job.cache_root, "--cache", is_written=False)
+    return device
+
+
 def prepare(
     job: ExtractJob,
     on_event: OnEvent,
@@ -187,6 +201,7 @@ def prepare(
     Raises:
         RequestError: wrong options, or a disk that is too small or cannot be written.
     """
+    check_job(job)
     if job.rule and job.views_split not in job.splits:
         raise RequestError("jobs.views_of_another_split", split=job.views_split, splits=", ".join(job.splits))
     sources = [open_source(job.data, split, on_event) for split in dict.fromkeys(job.splits)]  # before the slow model
@@ -326,7 +341,6 @@ def open_model(job: Job, model: str, weights: str | None, on_event: OnEvent = ig
         RequestError: wrong options; errors name the option.
     """
     device = choose_device(job.device)
-    choose_storage_dtype(job.storage_dtype)
     if choose_workers(job.workers, device):
         start_worker_server()
     request = request_of(job, model, weights, device)

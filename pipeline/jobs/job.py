@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from ..data.views import ViewRule
-from ..errors import RequestError, nearest_name
+from ..errors import RequestError, advice, shown
 from ..models.families import RANDOM
 from ..outputs import check_local
 
 VERSION = 1  # raised when the meaning of a field changes
 NEVER_IN_FILES = ("allow_code",)
 
-Natural = Annotated[int, 0]
+LARGEST = 10**18 - 1  # what an int64 holds, in digits
+
+Natural = Annotated[int, 0, LARGEST]
 """A whole number from 0."""
 
-Positive = Annotated[int, 1]
+Positive = Annotated[int, 1, LARGEST]
 """A whole number from 1."""
 
 Names = Annotated[tuple[str, ...], 1]
@@ -62,7 +64,7 @@ class Job:
     """
 
     cache_root: Path = Path("caches")
-    weights_seed: int = 0
+    weights_seed: Natural = 0
     weights_key: str | None = None
     tap: Literal["norm2", "block"] | None = None
     tap_module: str | None = None
@@ -123,9 +125,7 @@ class Job:
             raise RequestError("jobs.permission_in_file", where=where, key=forbidden[0])
         names = [one.name for one in fields(cls)]
         if unknown := [name for name in given if name not in names]:
-            raise RequestError(
-                "jobs.unknown_job_key", where=where, key=unknown[0], nearest=nearest_name(unknown[0], names)
-            )
+            raise RequestError("jobs.unknown_job_key", where=where, key=unknown[0], advice=advice(unknown[0], names))
         required = [one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING]
         if missing := [name for name in required if name not in given]:
             raise RequestError(
@@ -287,8 +287,9 @@ def typed_value(value: Any, hint: Any, where: str, name: str) -> Any:
     try:
         return _converted(value, hint)
     except _Unfit:
-        shown = repr(value)[:80]
-        raise RequestError("jobs.wrong_job_value", where=where, key=name, type=_text_of(hint), value=shown) from None
+        raise RequestError(
+            "jobs.wrong_job_value", where=where, key=name, type=_text_of(hint), value=shown(value)
+        ) from None
 
 
 class _Unfit(Exception):
@@ -321,6 +322,8 @@ def _converted(value: Any, hint: Any) -> Any:
         _require(isinstance(value, Mapping))
         return {_converted(key, arguments[0]): _converted(one, arguments[1]) for key, one in value.items()}
     _require(isinstance(value, _ACCEPTED[hint]) and isinstance(value, bool) == (hint is bool))
+    if hint in (str, Path):
+        _require("\0" not in str(value) and str(value).strip() != "")
     try:
         return hint(value)
     except OverflowError:  # a whole number that no float can hold
@@ -344,7 +347,8 @@ def _text_of(hint: Any) -> str:
     if origin is Annotated:
         if get_origin(arguments[0]) is tuple:
             return f"{_text_of(arguments[0])}, not empty"
-        return f"{_text_of(arguments[0])} from {arguments[1]}" + "".join(f" to {most}" for most in arguments[2:])
+        most = [f" to {most}" for most in arguments[2:] if most != LARGEST]
+        return f"{_text_of(arguments[0])} from {arguments[1]}{''.join(most)}"
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin is tuple and arguments[-1] is not Ellipsis:

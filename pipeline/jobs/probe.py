@@ -23,15 +23,16 @@ from ..data.split_record import SplitRecord
 from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
-from ..models.request import ModelRequest, choose_device
+from ..models.request import ModelRequest
+from ..outputs import check_folder
 from ..probing.probe import check_train_views, probe, run_folder, verify_tokens
 from ..probing.probe_sizes import check_heads, leave_out_unfit
-from ..probing.probe_spec import ProbeSpec, parse_probes
+from ..probing.probe_spec import ProbeSpec, check_names, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
 from ..probing.tokens.split_tokens import SplitRequest
 from ..quantities import parse_size
-from .extract import open_model, open_rows, report_data, request_extraction, settle_and_check_disk
+from .extract import check_job, open_model, open_rows, report_data, request_extraction, settle_and_check_disk
 from .job import ProbeJob, TrainingJob
 
 ChooseProbes = Callable[[ProbeJob, Backbone], Sequence[ProbeSpec]]
@@ -59,6 +60,26 @@ def protocol_of(job: TrainingJob, device: str | None = None) -> TrainingProtocol
         parse_size(job.memory)
     check_train_views(job.train_views, job.views)
     return protocol
+
+
+def check_training(job: TrainingJob) -> TrainingProtocol:
+    """Refuse what can be known to be wrong before data and models are opened; return the protocol.
+
+    Raises:
+        RequestError, SettingError: as `check_job` and `protocol_of`, or a folder of results that cannot be written.
+    """
+    check_folders(job)
+    return protocol_of(job, check_job(job))
+
+
+def check_folders(job: TrainingJob) -> None:
+    """Refuse folders that cannot hold stores and results.
+
+    Raises:
+        RequestError: names the option.
+    """
+    check_folder(job.cache_root, "--cache", is_written=False)
+    check_folder(job.runs_root, "--runs")
 
 
 def probes_of(job: ProbeJob, backbone: Backbone) -> list[ProbeSpec]:
@@ -110,7 +131,9 @@ def prepare_probes(
     Returns:
         The folder of the results, and the trainings, to be called one after the other.
     """
-    protocol = protocol_of(job, choose_device(job.device))
+    protocol = check_training(job)
+    if sources is None:
+        check_names(job.probes)
     train_source, test_source = open_splits(job, on_event) if sources is None else sources
     request, backbone = open_model(job, job.model, job.weights, on_event) if opened is None else opened
     named = list(choose(job, backbone))

@@ -6,7 +6,6 @@ model or a data set can be opened is not checked here: that is a failure of its 
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -15,13 +14,13 @@ from typing import Any
 
 from ..data.catalogue import find_entry, require_entry
 from ..data.sources import SOURCES
-from ..errors import RequestError, nearest_name
-from ..probing.probe_spec import parse_probes
+from ..errors import RequestError, advice, shown
+from ..probing.probe_spec import check_names
 from ..probing.protocols import open_protocol
+from ..toml_file import read_toml
 from .job import HEADER, NEVER_IN_FILES, StudyJob, job_value
 
 SHIPPED = Path(__file__).parent / "recipes"
-ANY_DEPTH = 12  # to check names of probes: the depth of a model is known when it is opened
 
 
 def shipped_recipes() -> list[str]:
@@ -45,11 +44,12 @@ def open_recipe(name: str) -> StudyJob:
     path = SHIPPED / f"{name}.toml" if name in shipped_recipes() else Path(name)
     if not path.is_file():
         names = shipped_recipes()
-        nearest = nearest_name(name, names)
-        raise RequestError("jobs.recipe_not_found", name=name, names=", ".join(names), nearest=nearest)
+        is_path = path.suffix == ".toml" or len(path.parts) > 1
+        todo = "Check the path." if is_path else advice(name, names)
+        raise RequestError("jobs.recipe_not_found", name=name, names=", ".join(names), advice=todo)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
+        values = read_toml(path)
+    except (OSError, ValueError) as error:
         raise RequestError("jobs.recipe_not_toml", path=path, error=error) from error
     _refuse(_problems(values), f"recipe {path}")
     return StudyJob.from_dict(values)
@@ -82,7 +82,7 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         elif key in known:
             problems += _problems_of_value(key, value)
         elif key not in HEADER:
-            problems.append(f"the key {key!r} (did you mean {nearest_name(key, known)!r}?)")
+            problems.append(f"the key {key!r} ({advice(key, known).rstrip('.')})")
     problems += [f"no {key}" for key, is_required in known.items() if is_required and key not in values]
     weights, models = values.get("weights"), values.get("models", ())
     if isinstance(weights, Mapping) and isinstance(models, list | tuple):
@@ -94,13 +94,13 @@ def _problems_of_value(key: str, value: Any) -> list[str]:
     try:
         value = job_value(StudyJob, key, value)
     except RequestError as error:
-        return [f"{key} = {value!r} ({error.expected})"]
+        return [f"{key} = {shown(value)} ({error.expected})"]
     each = value if isinstance(value, tuple) else (value,)
     counts = Counter(value) if isinstance(value, tuple) else Counter()
     if twice := [one for one, count in counts.items() if count > 1]:
         return [f"{one!r} twice in {key}" for one in twice]
     if "" in each:
-        return [f"{key} = {value!r} (no empty text)"]
+        return [f"{key} = {shown(value)} (no empty text)"]
     problem_of = _CHECKS.get(key, lambda one: "")
     return [problem for one in each if (problem := problem_of(one))]
 
@@ -113,8 +113,8 @@ def _problem_of_data(name: str) -> str:
 
 
 def _problem_of_probe(name: str) -> str:
-    reason = _reason(parse_probes, [name], ANY_DEPTH)
-    return f"probe {name!r}{reason}" if reason and "@" not in name else ""  # the levels after @ depend on the model
+    reason = _reason(check_names, [name])
+    return f"probe {name!r}{reason}" if reason else ""
 
 
 def _problem_of_protocol(name: str) -> str:

@@ -99,7 +99,7 @@ def plan_study(job: StudyJob, *, calibrate: bool = False) -> list[PlannedUnit]:
     check_study(job)
     models_with_code(job.models, permission_of(job))
     found = {dataset: find_splits(job, dataset) for dataset in job.data}
-    device = choose_device(job.device)
+    device = choose_device(job.device) if calibrate else job.device  # elsewhere, perhaps
     protocol = protocol_of(job)
     units = []
     for model in job.models:

@@ -70,7 +70,8 @@ def open_backbone(
             allowed to run, or a model whose taps cannot be found.
         WorkError: weights have to come from the hub, and it cannot be reached.
     """
-    target = _usable_device(device, precision)
+    _check_precision(precision)
+    target = usable_device(device)
     tower = open_tower(
         model_id,
         weights=weights,
@@ -90,7 +91,8 @@ def backbone_of(tower: Tower, *, tap: str, device: str | torch.device, precision
     Raises:
         RequestError: as `open_backbone`, for the tap, the device and the precision, and for weights that are not finite.
     """
-    target = _usable_device(device, precision)
+    _check_precision(precision)
+    target = usable_device(device)
     check_finite(tower.model, tower.name)
     digest = weights_digest(tower.model)  # before the cast: every precision of a model has the same weights
     tower.model.requires_grad_(False).to(target, PRECISIONS[precision])
@@ -106,12 +108,20 @@ def backbone_of(tower: Tower, *, tap: str, device: str | torch.device, precision
     )
 
 
-def _usable_device(device: str | torch.device, precision: str) -> torch.device:
+def _check_precision(precision: str) -> None:
     if precision not in PRECISIONS:
         raise RequestError("models.unknown_precision", precision=precision, precisions=", ".join(PRECISIONS))
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        RequestError: torch cannot compute on it here.
+    """
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
+        torch.zeros(1, device=target).tolist()  # `meta` has shapes alone
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise RequestError("models.unusable_device", device=device, reason=str(error).partition(". ")[0]) from error
     return target

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..errors import RequestError, nearest_name
+from ..errors import RequestError, advice
 
 FINAL = "final"
 LAYER_SETS = ("last", "mid", "quarterly", "all")
@@ -70,9 +70,11 @@ def choose_levels(text: str, depth: int) -> list[str]:
     known = level_names(depth)
     chosen: set[str] = set()
     for part in (part.strip() for part in text.split(",")):
-        span = re.fullmatch(r"block\.(\d+)-(\d+)", part)
+        span = re.fullmatch(r"block\.([0-9]{1,9})-([0-9]{1,9})", part)
         first, last = (int(span[1]), int(span[2])) if span else (0, -1)
-        names = [f"block.{index}" for index in range(first, last + 1)] or [part]
+        names = [f"block.{index}" for index in range(first, min(last, first + depth) + 1)] or [
+            part
+        ]  # or it is too deep
         for name in names:
             if name not in known:
                 raise unknown_level(name, known)
@@ -82,11 +84,11 @@ def choose_levels(text: str, depth: int) -> list[str]:
 
 def unknown_level(name: str, known: list[str]) -> RequestError:
     """The error for a level that a backbone lacks; names the nearest one that it has."""
-    near = nearest_name(name, [*known, *LAYER_SETS])
+    todo = advice(name, [*known, *LAYER_SETS, "every"])
     if re.fullmatch(r"block\.\d+", name):  # too deep: by its digits, block.12 would be nearest to block.2
-        near = known[-2]
+        todo = f"Did you mean {known[-2]!r}?"
     sets = ", ".join(LAYER_SETS)
-    return RequestError("models.unknown_level", name=name, first=known[0], last=known[-2], sets=sets, nearest=near)
+    return RequestError("models.unknown_level", name=name, first=known[0], last=known[-2], sets=sets, advice=todo)
 
 
 def short_levels(levels: Sequence[str]) -> str:

@@ -101,11 +101,18 @@ def pair_models_with_weights(models: Sequence[str], weights: Sequence[str]) -> l
 
 
 def choose_device(device: str) -> str:
-    """`auto` becomes cuda where there is one, else cpu; anything else is for the backbone to check when it opens."""
+    """`auto` becomes cuda where there is one, else cpu.
+
+    Raises:
+        RequestError: torch has no such device here.
+    """
     import torch
+
+    from .backbone import usable_device
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    usable_device(device)
     return device
 
 

@@ -78,7 +78,7 @@ def grid_cells(kind: str) -> int | None:
     (4, None, None)
     """
     digits = kind.removeprefix("grid")
-    if digits == kind or not (digits.isascii() and digits.isdecimal()) or digits.startswith("0"):
+    if digits == kind or not (digits.isascii() and digits.isdecimal()) or digits.startswith("0") or len(digits) > 9:
         return None
     return int(digits)
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RequestError
+from ..toml_file import read_toml
 
 CodeOf = Callable[[str, Path], str]
 """(model id, folder of relative paths) -> the id of the code that it runs, with absolute paths.
@@ -79,10 +79,10 @@ def read_trust_file(file: Path) -> list[str]:
         RequestError: it cannot be read, or is not of the form `models = [...]`.
     """
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = read_toml(file)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
+    except (OSError, ValueError) as error:
         raise RequestError("models.bad_trust_file", file=file, reason=error) from error
     models = values.get("models", [])
     if values.keys() - {"models"} or not isinstance(models, list) or not all(isinstance(one, str) for one in models):

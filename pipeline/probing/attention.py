@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import xlogy
 
 from layerbank.probes import AttentionStatistics, FusionHead, TokenSource, attention_statistics
 
@@ -242,12 +243,17 @@ def _check(kept: Mapping[str, Any]) -> None:
 
 
 def number_table(kept: Mapping[str, Any]) -> Table:
-    """The key numbers of `attention.json`: mean over the images, and standard deviation between them."""
+    """The key numbers of `attention.json`: mean over the images, and standard deviation between them.
+
+    The entropy over levels and kinds is that of their mean shares over all images and heads, the number that the report shows.
+    """
+    shares = _mass_of_head(kept).mean(0).ravel()  # of every level and kind, as in the report
     lines = [
-        ["entropy of attention, nats", _pair(kept["entropy"], 2)],
+        ["entropy over levels and kinds, nats", f"{-float(xlogy(shares, shares).sum()):.2f}"],
+        ["entropy over tokens, nats", _pair(kept["entropy"], 2)],
         ["effective number of tokens", _pair(kept["effective_tokens"], 1)],
         ["tokens that hold 80 %", _pair(kept["mass_80"], 1)],
-        ["entropy of a single head, nats", _pair(kept["entropy_of_a_head"], 2)],
+        ["entropy over tokens of one head, nats", _pair(kept["entropy_of_a_head"], 2)],
     ]
     lines += [[f"share of {kind}, %", _pair(share, 1, 100)] for kind, share in kept["share_of_kind"].items()]
     thirds = kept["share_of_third"] or {}

@@ -3,6 +3,9 @@
 The base is trained first, as itself and with a row of its own, so its grid is never trained again for them. Everything is chosen on
 the held-out images of the protocol, and the test images are opened after the last training. A search that was killed goes on with
 the sets of levels that are missing. `selection.py` has the arithmetic: which set is enough, and which settings are the best.
+
+Both are for the task `multiclass` alone, others are refused before: sets of levels are compared by balanced accuracy, and an
+ensemble averages the class probabilities of its members.
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError, nearest_name
+from ..errors import RequestError, advice
 from ..models.layers import FINAL, LAYER_SETS, layer_set, level_names
+from ..quantities import whole_number
 
 if TYPE_CHECKING:
     from layerbank.probes import Form, HeadType
@@ -47,6 +48,7 @@ EVERY, BEST = "every", "best"  # in place of a level
 WIDTH, TOKEN_AXIS = "width", "token-axis"  # the axis of normalisation: D, or, as a quirk, the tokens of a level
 FAMILIES = {"best": (2, 4), "best-ap": (), "best-grid2": (2,)}  # the grids among their candidates
 KINDS = ("cls", "ap")  # that a name may choose from
+_ANY_DEPTH = 12  # for names of probes on a backbone that is not open yet
 DEEP = 24  # blocks from which heads have the second of their default numbers
 
 
@@ -204,6 +206,20 @@ def parse_probe(name: str, depth: int, *, reference_quirks: bool = False) -> Pro
     return _with_heads(probe, int(suffix.removeprefix("-h")))
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names of probes that no backbone has, before one is opened; which levels there are depends on its depth.
+
+    Raises:
+        RequestError: an unknown name, or one with an ending that its probe cannot have.
+    """
+    for name in names:
+        try:
+            parse_probes([name], _ANY_DEPTH)
+        except RequestError as error:
+            if error.key != "probing.no_such_level":
+                raise
+
+
 def probe_names() -> list[str]:
     """Every name, with 2 in place of any g of a grid, and `every` and `best` in place of any level."""
     names = [name for head_type in _heads().values() for form in head_type.forms for name in _expand(form)]
@@ -247,7 +263,7 @@ def _match(form: Form, words: Sequence[str]) -> dict[str, str] | None:
             "{layers}": word in LAYER_SETS,
             "{kind}": word in KINDS,
             "{grid}": _count(word, "grid") is not None,
-            "@{level}": level != word and (level.isdecimal() or level in (FINAL, BEST)),
+            "@{level}": level != word and (whole_number(level) is not None or level in (FINAL, BEST)),
         }
         if not fits.get(place, place == word):
             return None
@@ -320,8 +336,8 @@ def _unknown(stem: str) -> RequestError:
     for head in _heads().broken:
         if stem.startswith(head):
             _heads().require(head)
-    nearest = nearest_name(stem, probe_names())
-    return RequestError("probing.unknown_probe", name=stem, examples=", ".join(DEMO_PROBES), nearest=nearest)
+    examples = ", ".join(DEMO_PROBES)
+    return RequestError("probing.unknown_probe", name=stem, examples=examples, advice=advice(stem, probe_names()))
 
 
 def _expand(form: Form, grids: Sequence[str] = ("grid2",), levels: Sequence[str] = (EVERY, BEST)) -> list[str]:
@@ -346,4 +362,4 @@ def _words(text: str) -> list[str]:
 def _count(word: str, prefix: str) -> int | None:
     """The number after a prefix: 8 for h8; None if the word is something else."""
     number = word.removeprefix(prefix)
-    return int(number) if number != word and number.isdecimal() and number[0] != "0" else None
+    return whole_number(number) if number != word and not number.startswith("0") else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 
 from layerbank.probes import PAPER, QUICK, ProbeError, TrainingProtocol
 
-from ..errors import RequestError, nearest_name
+from ..errors import RequestError, advice
+from ..toml_file import read_toml
 
 NAMED = {"paper": PAPER, "quick": QUICK}
 
@@ -30,15 +30,15 @@ def open_protocol(name: str, *, seed: int) -> TrainingProtocol:
     if not path.is_file():
         raise RequestError("probing.unknown_protocol", name=name)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
+        values = read_toml(path)
+    except (OSError, ValueError) as error:
         raise RequestError("probing.protocol_not_toml", path=path, reason=error) from error
     if "seed" in values:
         raise RequestError("probing.protocol_with_seed", path=path)
     known = [field.name for field in fields(TrainingProtocol) if field.name != "seed"]
     for key in [key for key in values if key not in known]:
-        nearest = nearest_name(key, known)
-        raise RequestError("probing.unknown_protocol_key", path=path, keys=", ".join(known), key=key, nearest=nearest)
+        todo = advice(key, known)
+        raise RequestError("probing.unknown_protocol_key", path=path, keys=", ".join(known), key=key, advice=todo)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         return replace(PAPER, **values, seed=seed)

@@ -10,7 +10,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from layerbank.probes import Progress, SweepResult, TokenSource, TrainingProtocol, run_solvers
+from layerbank.probes import (
+    Candidate,
+    Progress,
+    SweepResult,
+    TokenSource,
+    TrainingProtocol,
+    first_duplicates,
+    run_solvers,
+)
 
 from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, TrainingStarted
 from .probe_groups import ProbeGroup, open_group
@@ -62,7 +70,7 @@ def open_training(group: ProbeGroup, on_event: OnEvent) -> tuple[ProbeGroup, Tok
     on_event(
         TrainingStarted(
             probes=group.names,
-            num_settings=sum(len(group.protocol.settings(one.head)) for sweep in group.sweeps for one in sweep),
+            num_settings=sum(_num_trained(group, sweep) for sweep in group.sweeps),
             num_passes=group.placement.plan.num_passes,
         )
     )
@@ -84,6 +92,11 @@ def trained_of(group: ProbeGroup, results: Sequence[SweepResult]) -> list[Traine
     ]
 
 
+def _num_trained(group: ProbeGroup, sweep: Sequence[Candidate]) -> int:
+    """How many settings are trained; several that train to the same bits are one."""
+    return sum(len(set(first_duplicates(group.protocol.settings(one.head)))) for one in sweep)
+
+
 def _announce(group: ProbeGroup, on_event: OnEvent, *, again: bool = False) -> None:
     """Report what each probe of a group trains, and how it uses the memory; `again`, with a new placement, only the latter."""
     placed = group.placement
@@ -93,7 +106,7 @@ def _announce(group: ProbeGroup, on_event: OnEvent, *, again: bool = False) -> N
             on_event(
                 ProbeStarted(
                     probe=named.name,
-                    num_settings=sum(len(group.protocol.settings(one.head)) for one in sweep),
+                    num_settings=_num_trained(group, sweep),
                     num_rows=len(group.tokens.labels),
                     token_shape=shapes.pop() if len(shapes) == 1 else group.tokens.token_shape,
                 )

@@ -51,7 +51,8 @@ class Accuracies:
     Attributes:
         balanced: mean recall of the classes that occur.
         top1, top5: share of images whose class is the best, or among the best five.
-        macro_f1: mean F1 score of the classes that occur.
+        macro_f1: mean F1 score of the classes that have test images, each counted once; a class that is only predicted does not
+            count, as for balanced accuracy.
         of_class: [C] recall of each class, NaN where it does not occur.
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import RequestError, first_line, nearest_name
+from ...errors import RequestError, advice, first_line
 from ..image_source import ImageSource
 from ..in_memory import MemorySource
 from ..patterns import no_such_split, parse_options
@@ -46,7 +46,7 @@ def open_torchvision(address: str, split: str) -> ImageSource:
 
     name = address.partition("?")[0]
     if name not in datasets.__all__:
-        raise RequestError("data.unknown_torchvision_data", name=name, nearest=nearest_name(name, datasets.__all__))
+        raise RequestError("data.unknown_torchvision_data", name=name, advice=advice(name, datasets.__all__))
     kind = getattr(datasets, name)
     arguments = inspect.signature(kind.__init__).parameters
     known = [*OWN, *(one for one in arguments if one not in NOT_ASKED)]

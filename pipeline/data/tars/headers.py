@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from ...quantities import whole_number
+
 BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _GNU_LONG_NAME, _PAX, _SPARSE = b"L", b"x", b"S"
@@ -53,7 +55,7 @@ def walk_tar(file: BinaryIO) -> Iterator[Member]:
         if header == _END:
             return
         kind = header[156:157]
-        size = int(pax.get("size", 0)) or _number(header[124:136])
+        size = _pax_size(pax) or _number(header[124:136])
         data = offset + BLOCK
         offset = data + -(-size // BLOCK) * BLOCK
         if size < 0:
@@ -117,9 +119,16 @@ def _pax_records(data: bytes, offset: int) -> dict[str, str]:
     records = {}
     while data:
         length, blank, _ = data.partition(b" ")
-        if not (blank and length.isdigit() and len(length) < int(length) <= len(data)):
+        size = whole_number(length.decode("latin-1"))
+        if size is None or not (blank and len(length) < size <= len(data)):
             raise DamagedTar(offset, "an extended header is damaged")
-        key, _, value = data[len(length) + 1 : int(length)].removesuffix(b"\n").partition(b"=")
-        records[key.decode()] = value.decode(errors="surrogateescape")
-        data = data[int(length) :]
+        key, _, value = data[len(length) + 1 : size].removesuffix(b"\n").partition(b"=")
+        records[key.decode(errors="surrogateescape")] = value.decode(errors="surrogateescape")
+        data = data[size:]
     return records
+
+
+def _pax_size(records: dict[str, str]) -> int:
+    """The size in an extended header; 0 without one, -1 for anything but a number."""
+    size = whole_number(records.get("size", "0"))
+    return -1 if size is None else size

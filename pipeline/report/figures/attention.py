@@ -37,7 +37,7 @@ WIDE = 16  # levels from which a heat map takes both columns
 def draw_attention(maps: Mapping[str, AttentionMap], stem: Path) -> None:
     """Draw a line for each map (data sets or models), a panel for each kind, a cell for each level.
 
-    At the right are the entropy in nats and the fewest cells with 80 % of the attention.
+    At the right are the entropy over levels and kinds in nats, and the fewest cells with 80 % of the attention.
 
     Args:
         maps: name of the line -> map; all of the same levels and kinds.
@@ -117,7 +117,10 @@ def _make(data: ReportData) -> list[Block] | None:
             spread, (cell, share) = spread_of(one), one.largest
             numbers = (spread.entropy, spread.mass80, 100 * spread.late_third, cell, 100 * share)
             values.append((probe, model, dataset, *numbers))
-    caption = "How widely attention is spread over levels and kinds: entropy in nats, fewest cells with 80 % of it"
+    caption = (
+        "How widely attention is spread: entropy over levels and kinds in nats, fewest cells (a level and kind) with "
+        "80 % of it"
+    )
     command = "layerbank attention FOLDER --heads, with the folder of such a row; ensembles have no attention."
     return [*blocks, table_of_values("attention-spread", caption, COLUMNS, values), Note(f"Head by head: {command}")]
 
@@ -167,8 +170,8 @@ def _draw(data: ReportData, number: int, probe: str, model: str, of_dataset: Map
         lambda stem: draw_attention(fitting, stem),
         alt=f"Heat map of the attention of {probe} ({model}) over levels and kinds. {most}.",
         caption=(
-            f"Attention of {probe} ({model}), mean over test images and heads; entropy in nats, and the fewest cells with 80 % "
-            "of it. final is the last level."
+            f"Attention of {probe} ({model}), mean over test images and heads; entropy over levels and kinds in nats, and the "
+            "fewest cells with 80 % of it. final is the last level."
         ),
     )
 

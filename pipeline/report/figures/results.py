@@ -159,7 +159,8 @@ def _make(data: ReportData) -> list[DataTable]:
         id="results",
         caption=(
             "Accuracies in percent, gain in points over linear-cls of the same case; 95 % is a bootstrap over test images, "
-            "stratified by class and paired"
+            "stratified by class and paired; macro F1 is the mean of the F1 scores of the classes that have test images, each of "
+            'them counted once (scikit-learn\'s average="macro" over these classes)'
         ),
         columns=tuple(COLUMNS),
         lines=[[write(one) for write in COLUMNS.values()] for one in records],
