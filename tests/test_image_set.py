@@ -25,8 +25,9 @@ from xxhash import xxh3_64_intdigest
 from layerbank.cache import index as index_module
 from layerbank.cache import list_stores
 from layerbank.cache.index import INDEX_FOLDER
-from layerbank.data import demo_sets, image_set
-from layerbank.data.demo_sets import Demo, DemoImages
+from layerbank.data import image_set
+from layerbank.data.demos import demo_sets
+from layerbank.data.demos.demo_sets import Demo, DemoImages
 from layerbank.data.image_set import ImageSet, identify
 from layerbank.data.image_source import BadImage, row_hash, row_hash_rule1
 from layerbank.data.selected_source import SelectedSource

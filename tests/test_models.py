@@ -12,7 +12,7 @@ from commands import run
 from messages import raises, refuses
 
 from layerbank import RequestError
-from layerbank.data.demo_sets import DEMOS
+from layerbank.data.demos.demo_sets import DEMOS
 from layerbank.data.sources import SOURCES, open_source
 from layerbank.models.backbone import open_backbone
 from layerbank.models.families import ModelGroup

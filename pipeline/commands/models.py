@@ -122,7 +122,7 @@ def datasets(as_json: bool) -> None:
     layerbank datasets
     """
     from ..console import print_json, print_lines, print_table
-    from ..data.demo_sets import DEMOS
+    from ..data.demos.demo_sets import DEMOS
     from ..data.sources import SOURCES
 
     if as_json:

@@ -47,7 +47,7 @@ SOURCES = Registry(
         "npz": "layerbank.data.arrays.npz:NPZ",
         "torchvision": "layerbank.data.arrays.torchvision_data:TORCHVISION",
         "images": "layerbank.data.images:IMAGES",
-        "demo": "layerbank.data.demo:DEMO",
+        "demo": "layerbank.data.demos.demo:DEMO",
     },
 )
 

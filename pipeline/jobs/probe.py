@@ -141,11 +141,7 @@ def prepare_probes(
         return job.runs_root, iter(())
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
     work = request_extraction(job, request, backbone, arrays, on_event)
-    rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
-    splits = [rows_of(train_source, rule=job.rule), rows_of(test_source)]
-    for rows in splits:
-        report_data(rows, on_event)
-    _report_shared_images(splits[0].record, splits[1].record, on_event)
+    splits = _open_rows(job, train_source, test_source, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
         train, test = work.extract(splits)
@@ -169,6 +165,16 @@ def prepare_probes(
         fail=fail,
         on_event=on_event,
     )
+
+
+def _open_rows(job: ProbeJob, train: ImageSource, test: ImageSource, on_event: OnEvent) -> list[SplitRows]:
+    """The rows of both splits; what users should know of their images is reported."""
+    rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
+    splits = [rows_of(train, rule=job.rule), rows_of(test)]
+    for rows in splits:
+        report_data(rows, on_event)
+    _report_shared_images(splits[0].record, splits[1].record, on_event)
+    return splits
 
 
 def _report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEvent) -> None:

@@ -127,7 +127,6 @@ def probe(
     missing = run.find_missing(named_probes, retrain=retrain)
     if missing:
         before_training()
-        run.report_copies()
     for named in (named for named in missing if HEADS[named.head].is_solved):
         with run.failures.of(named):
             run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
@@ -138,8 +137,7 @@ def probe(
         if not run.train(group):
             for named in group.probes:  # scores of finished banks are in the journal
                 with run.failures.of(named):
-                    alone = make_group(run.cache, [named], group.protocol, memory_bytes, device, num_test=num_test)
-                    run.train(alone)
+                    run.train(make_group(run.cache, [named], group.protocol, memory_bytes, device, num_test=num_test))
         run.clear_journal()
     for named in (named for named in missing if named.derived is not None):
         with run.failures.of(named):
@@ -227,7 +225,10 @@ class _Run:
             self._are_saved = True
 
     def find_missing(self, probes: Sequence[ProbeSpec], *, retrain: bool) -> list[ProbeSpec]:
-        """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused."""
+        """Probes to train, each once, the base of a post-hoc probe before it; rows that are there are reported as reused.
+
+        If there are any, the copies among their training images are reported.
+        """
         missing: dict[str, ProbeSpec] = {}  # by key
         for named in probes:
             with self.failures.of(named):
@@ -246,6 +247,8 @@ class _Run:
             missing.setdefault(key, named)
         self._to_train = set(missing)
         self.clear_journal()  # a run may have been killed just after its last row
+        if missing:
+            self._report_copies()
         return list(missing.values())
 
     def _check_arrays(self, named: ProbeSpec) -> None:
@@ -287,7 +290,7 @@ class _Run:
     def _report_skipped(self, error: WorkError) -> None:
         self._on_event(ResultSkipped(where=error.where, expected=error.expected, got=error.got, todo=error.todo))
 
-    def report_copies(self) -> None:
+    def _report_copies(self) -> None:
         """Report the training images that the validation split keeps together."""
         cache, protocol = self.cache, self._protocol
         if cache.groups is None:

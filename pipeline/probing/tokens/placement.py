@@ -113,28 +113,26 @@ def place_tokens(
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
     # the outputs on the test images lie in the host's memory
     whole = plan_group(candidates, tokens, protocol, None, num_tested=0 if on_gpu else num_tested)
-    batch_rows, least_bytes = whole.batch_size, whole.least_bytes
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
-    held_bytes = tokens.stored_bytes + (batch_rows * tokens.stored_row_bytes if on_gpu else beside_bytes)
+    held_bytes = tokens.stored_bytes + (whole.batch_size * tokens.stored_row_bytes if on_gpu else beside_bytes)
 
     def hold(budget_bytes: int) -> tuple[int, int, int]:
         """Rows of the buffer, 0 for resident tokens, and what tokens take of the host's memory and of a budget."""
         if may_stay and (held_bytes + whole.total_bytes <= budget_bytes or 2 * held_bytes <= budget_bytes):
             return 0, beside_bytes if on_gpu else held_bytes, held_bytes
         of_host = memory_bytes if on_gpu else budget_bytes
-        fixed_bytes = stream_bytes(tokens, max(batch_rows, EVALUATION_ROWS), 0)
+        fixed_bytes = stream_bytes(tokens, max(whole.batch_size, EVALUATION_ROWS), 0)
         rows = buffer_rows or _buffer_rows(of_host - fixed_bytes, of_host, tokens.stored_row_bytes)
         host_bytes = fixed_bytes + 2 * rows * tokens.stored_row_bytes
         return rows, host_bytes, 0 if on_gpu else host_bytes
 
     held_rows, host_bytes, taken_bytes = hold(budget_bytes)
     training_bytes = budget_bytes - taken_bytes
-    if training_bytes < least_bytes:
+    if training_bytes < whole.least_bytes:
         if on_gpu:
-            sizes = {"needed": f"{math.ceil(least_bytes / 1e6):,} MB", "given": f"{training_bytes / 1e6:,.0f} MB"}
-            raise SettingError("probing.too_little_gpu_memory", **sizes, device=device, token_shape=tokens.token_shape)
-        raise _refusal(tokens, budget_bytes, least_bytes, lambda budget: hold(budget)[2])
+            raise _refusal_of_gpu(tokens, device, training_bytes, whole.least_bytes)
+        raise _refusal(tokens, budget_bytes, whole.least_bytes, lambda budget: hold(budget)[2])
     plan = whole.within(training_bytes)
     return Placement(
         tokens="streamed" if held_rows else "resident",
@@ -147,6 +145,12 @@ def place_tokens(
         planned_bytes=taken_bytes + plan.total_bytes,
         plan=plan,
     )
+
+
+def _refusal_of_gpu(tokens: CachedTokens, device: torch.device, given_bytes: int, needed_bytes: int) -> SettingError:
+    """The error for a GPU whose free memory is too small for one probe at a time."""
+    sizes = {"needed": f"{math.ceil(needed_bytes / 1e6):,} MB", "given": f"{given_bytes / 1e6:,.0f} MB"}
+    return SettingError("probing.too_little_gpu_memory", **sizes, device=device, token_shape=tokens.token_shape)
 
 
 def _refusal(

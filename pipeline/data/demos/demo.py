@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from ..errors import RequestError
-from ..quantities import whole_number
+from ...errors import RequestError
+from ...quantities import whole_number
+from ..image_source import ImageSource
+from ..patterns import no_such_split
+from ..sources import DataSource
 from .demo_sets import DEMOS, DemoImages
-from .image_source import ImageSource
-from .patterns import no_such_split
-from .sources import DataSource
 
 
 class DemoSource(ImageSource):

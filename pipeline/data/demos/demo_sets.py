@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import RequestError
-from .decoding import FORMATS
+from ...errors import RequestError
+from ..decoding import FORMATS
 
 
 @dataclass(frozen=True)
