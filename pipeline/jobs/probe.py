@@ -20,6 +20,7 @@ from ..data.duplicates import duplicates_of
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
 from ..data.split_record import SplitRecord
+from ..data.split_rows import SplitRows
 from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone

@@ -128,8 +128,7 @@ def place_tokens(
         return rows, host_bytes, 0 if on_gpu else host_bytes
 
     held_rows, host_bytes, taken_bytes = hold(budget_bytes)
-    training_bytes = budget_bytes - taken_bytes
-    if training_bytes < whole.least_bytes:
+    if (training_bytes := budget_bytes - taken_bytes) < whole.least_bytes:
         if on_gpu:
             raise _refusal_of_gpu(tokens, device, training_bytes, whole.least_bytes)
         raise _refusal(tokens, budget_bytes, whole.least_bytes, lambda budget: hold(budget)[2])
