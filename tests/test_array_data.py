@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"no zip")
     refuses_data("data.bad_npz", f"npz:{tmp_path}/a.npz", "all")
     refuses_data("data.no_table", f"npz:{tmp_path}/b.npz", "all")
+    os.mkfifo(tmp_path / "d.npz")
+    refuses_data("data.bad_npz", f"npz:{tmp_path}/d.npz", "all", reason="a pipe")
     np.savez(tmp_path / "c_train.npz", images=PIXELS)
     refuses_data("data.no_such_split", f"npz:{tmp_path}/c_{{split}}.npz", "test", splits="train")
 

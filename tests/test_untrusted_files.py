@@ -87,6 +87,8 @@ DATA: dict[str, tuple[Callable[[Path], str], str, Callable[[Path], Path]] | None
     "images": (images_data, "train/cat/x.png", write_image),
     "wds": (wds_data, "train/1.tar", write_tar),
     "hdf5": (hdf5_data, "train.h5", write_hdf5),
+    # files that the user names, alone or in a table, may lie anywhere, and the hub's cache is made of links; pipes are refused
+    **dict.fromkeys(("csv", "parquet", "hf", "npz", "torchvision")),
     "demo": None,
 }
 IN_FILES = {name: data for name, data in DATA.items() if data is not None}
