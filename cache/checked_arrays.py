@@ -55,12 +55,22 @@ def read_arrays(
     content = memoryview(data)[len(first) + 1 :]
     if xxh3_128_hexdigest(content) != words[1]:
         raise UnusableIndex("it is damaged")
+    try:
+        return _parse(content, scope, dtypes)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UnusableIndex("it is damaged") from error
+
+
+def _parse(content: memoryview, scope: str, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays of a file after its first line; another program may have computed its checksum."""
     offset = int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8:offset]))
     if header["scope"] != scope:
         raise UnusableIndex("it belongs to other data")
     arrays: dict[str, NDArray[Any]] = {}
     for name, dtype in dtypes.items():
+        if header[name] < 0:
+            raise ValueError(f"{header[name]} {name}")
         # a copy, because the bytes in the file are not aligned
         arrays[name] = np.frombuffer(content, dtype=dtype, count=header[name], offset=offset).copy()
         offset += arrays[name].nbytes

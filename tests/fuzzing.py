@@ -135,25 +135,24 @@ def read_changed(name: str, parsed: Parsed, folder: Path, seed: int, count: int)
     """
     faulthandler.enable()
     warnings.simplefilter("ignore")
-    sound = parsed.write(folder / "sound")
+    sound = parsed.write(folder / "case")
     content = sound.read_bytes()
-    warm = Path(shutil.copytree(folder / "sound", folder / "warm"))
+    shutil.copytree(folder / "case", folder / "sound", symlinks=True)
     with suppress(LayerbankError):
-        parsed.read(warm / sound.relative_to(folder / "sound"))  # load what is loaded once
-    shutil.rmtree(warm, ignore_errors=True)
+        parsed.read(sound)  # load what is loaded once
+    shutil.rmtree(folder / "case", ignore_errors=True)
     whole = [*parsed.contents(content)]
     _limit_memory()
     refused, failures, slowest_s = 0, [], 0.0
     for number in range(count + len(whole)):
         draw = random.Random(f"{name} {seed} {number}")
-        case = Path(shutil.copytree(folder / "sound", folder / "case", dirs_exist_ok=True, symlinks=True))
-        file = case / sound.relative_to(folder / "sound")
+        case = Path(shutil.copytree(folder / "sound", folder / "case", symlinks=True))
         changed = change(parsed, content, draw) if number < count else whole[number - count]
-        file.write_bytes(changed)
+        sound.write_bytes(changed)
         start_s, problem = time.process_time(), ""
         try:
             with _time_limit(), redirect_stdout(StringIO()):
-                parsed.read(file)
+                parsed.read(sound)
         except LayerbankError:
             refused += 1
         except BaseException:

@@ -206,7 +206,7 @@ def an_export(folder: Path) -> Path:
 
 
 def a_record_of_chunks(folder: Path) -> Path:
-    store = a_store(folder, num_batches=5)
+    store = a_store(folder, num_batches=9)
     a_store(folder, num_batches=0)  # reads what was committed
     return store / JOURNAL_FOLDER / CHECKED_FILE
 

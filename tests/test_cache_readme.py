@@ -206,7 +206,7 @@ def test_a_journal_entry_has_these_keys(store: Path) -> None:
 
 def test_the_problems_are_those_that_the_code_tells() -> None:
     folder = Path(cache.__file__).parent
-    source = "".join((folder / name).read_text() for name in ("maintenance/verify.py", "format.py"))
+    source = "".join((folder / name).read_text() for name in ("maintenance/verify.py", "format.py", "journal.py"))
     for problem, _ in table("problem"):
         assert f'"{problem}"' in source, problem
     assert FOREIGN in [problem for problem, _ in table("problem")]
