@@ -216,7 +216,24 @@ def _refuse_below(threshold: float, backbone: Backbone, rows: SplitRows, parity:
             cosine=one["cosine_min"],
             num_saturated=one["saturated"],
             num_nonfinite=one["nonfinite"],
+            advice=_what_helps(backbone.precision, [parity for _, parity in wrong]),
         )
+
+
+def _what_helps(precision: str, wrong: Sequence[Parity]) -> str:
+    """What can bring arrays above the threshold: not storing them otherwise, where the model itself gave NaN.
+
+    >>> _what_helps("float32", [{"nonfinite": 2, "reference_nonfinite": 2}])
+    'The model gives such values in float32 too: look for NaN in its weights.'
+    >>> _what_helps("float16", [{"nonfinite": 2, "reference_nonfinite": 0}])
+    'Use --precision bfloat16 or float32.'
+    """
+    if any(one["reference_nonfinite"] for one in wrong):
+        return "The model gives such values in float32 too: look for NaN in its weights."
+    options = {"float16": ["--precision bfloat16 or float32"], "bfloat16": ["--precision float32"]}.get(precision, [])
+    if not any(one["nonfinite"] for one in wrong):
+        options = [*options, "--storage-dtype float32"]
+    return f"Use {', or '.join(options)}."
 
 
 def _measured_event(backbone: Backbone, split: str, storage_dtype: str, parity: Mapping[str, Parity]) -> ParityMeasured:
