@@ -45,7 +45,7 @@ class Number(Task):
         self, outputs: Tensor, targets: Tensor, weights: Tensor, *, batch_first: bool = False
     ) -> tuple[Tensor, Tensor]:
         of_samples = align(weights, batch_first=batch_first)
-        error = outputs.sub_(align(targets, batch_first=batch_first))
+        error = outputs.sub_(targets.view((-1, 1, 1) if batch_first else (1, -1, 1)))
         loss = (error.square() * of_samples).sum((0 if batch_first else 1, 2))
         return loss, error.mul_(2 * of_samples)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,17 +75,22 @@ def some_targets(task: Task, num_samples: int) -> Tensor:
     return classes if isinstance(task, Multiclass) else torch.linspace(-1, 2, num_samples)
 
 
-def some_weights(num_samples: int) -> Tensor:
-    weights = torch.rand(num_samples, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    return weights / weights.sum()
+def some_weights(num_probes: int | None, num_samples: int) -> Tensor:
+    """[B], or [P, B]."""
+    shape = (num_samples,) if num_probes is None else (num_probes, num_samples)
+    weights = torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return weights / weights.sum(-1, keepdim=True)
 
 
 @pytest.mark.parametrize("task", TASKS_HERE, ids=lambda task: task.type)
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_loss_and_gradient_are_those_of_autograd_through_the_loss_of_each_sample(task: Task, batch_first: bool) -> None:
+@pytest.mark.parametrize("each", [False, True], ids=["one weight a sample", "one a probe and sample"])
+def test_loss_and_gradient_are_those_of_autograd_through_the_loss_of_each_sample(
+    task: Task, batch_first: bool, each: bool
+) -> None:
     num_probes, num_samples = 2, 7
     outputs = torch.randn(num_probes, num_samples, task.num_outputs, dtype=torch.float64)
-    targets, weights = some_targets(task, num_samples), some_weights(num_samples)
+    targets, weights = some_targets(task, num_samples), some_weights(num_probes if each else None, num_samples)
     with torch.enable_grad():
         leaf = outputs.clone().requires_grad_()
         losses = torch.stack([task.loss_each(one, targets) for one in leaf])  # [P, B]
@@ -98,31 +103,34 @@ def test_loss_and_gradient_are_those_of_autograd_through_the_loss_of_each_sample
     torch.testing.assert_close(found.transpose(0, 1) if batch_first else found, gradient)
 
 
-def bank_of(kind: str, seeds: Sequence[int], task: Task) -> Bank:
+def bank_of(kind: str, num_probes: int, task: Task) -> Bank:
     if kind == "linear":
-        linear = [LinearProbe(20, task.num_outputs, seed=seed) for seed in seeds]
+        linear = [LinearProbe(20, task.num_outputs, seed=seed) for seed in range(num_probes)]
         return LinearBank(linear, dtype=torch.float64)
     if kind == "folded":
-        attentive = [AttentiveProbe(20, 2, task.num_outputs, seed=seed) for seed in seeds]
+        attentive = [AttentiveProbe(20, 2, task.num_outputs, seed=seed) for seed in range(num_probes)]
         return AttentiveBank(attentive, dtype=torch.float64, group_size=2)
-    modules = [SimPoolProbe(20, task.num_outputs, seed=seed) for seed in seeds]
+    modules = [SimPoolProbe(20, task.num_outputs, seed=seed) for seed in range(num_probes)]
     return ModuleBank(modules, dtype=torch.float64, chunk_size=4)
 
 
 @pytest.mark.parametrize("task", TASKS_HERE, ids=lambda task: task.type)
 @pytest.mark.parametrize("kind", ["linear", "folded", "module"])
-def test_probes_of_a_bank_equal_lone_probes_of_the_task(kind: str, task: Task) -> None:
+def test_probes_of_a_bank_may_weigh_the_samples_differently_and_equal_lone_probes(kind: str, task: Task) -> None:
     tokens = torch.randn(9, 3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tokens = tokens[:, 0] if kind == "linear" else tokens
-    targets, weights = some_targets(task, 9), some_weights(9)
-    bank = bank_of(kind, range(3), task)
+    targets, weights = some_targets(task, 9), some_weights(3, 9)
+    bank = bank_of(kind, 3, task)
     losses = bank.compute_gradients(tokens, targets, weights, {}, task)
     for index in range(3):
-        alone = bank_of(kind, [index], task)
-        torch.testing.assert_close(losses[index], alone.compute_gradients(tokens, targets, weights, {}, task)[0])
-        (stack,) = (one for one in bank.stacks if index in one.members)
-        for name, gradient in stack.grads.items():
-            torch.testing.assert_close(gradient[stack.members.index(index)], alone.stacks[0].grads[name][0])
+        alone = bank_of(kind, 3, task)
+        expected = alone.compute_gradients(tokens, targets, weights[index], {}, task)
+        torch.testing.assert_close(losses[index], expected[index])
+        for stack, other in zip(bank.stacks, alone.stacks, strict=True):
+            if index in stack.members:
+                row = stack.members.index(index)
+                for name, gradient in stack.grads.items():
+                    torch.testing.assert_close(gradient[row], other.grads[name][row])
 
 
 def number_source(kind: str, num_samples: int, seed: int) -> ArraySource:

@@ -50,7 +50,7 @@ class Bank(Protocol):
         Args:
             tokens: [B, *token_shape], B >= 2.
             targets: [B], encoded by the task.
-            weights: [B] of the samples in the loss, summing to 1.
+            weights: [B], or [P, B], of the samples in the loss, summing to 1.
             noise: num_heads -> uniform [B, T, H] in [0, 1), for each of noise_heads. A probe with dropout rate p drops
                 values below p, so all rates share one draw.
             task: its loss is what the gradients are of.
@@ -145,13 +145,14 @@ class AttentiveBank:
         with self._matmul.active():
             for group in self._groups:
                 stack, values, grads = group.stack, group.stack.values, group.stack.grads
+                of_group = weights if weights.dim() == 1 else weights[stack.index]
                 folded, keep = group.fold(), group.keep(noise, xhat.dtype)
                 pooled, z = group.forward_pooling(xhat, folded, keep)  # [P, B, I]
                 y = self._workspace.empty("y", group.num_probes, len(xhat), group.embed_dim)
                 self._matmul.multiply(pooled, values["proj.weight"].mT, out=y)
                 dy = self._workspace.empty("dy", *y.shape)
                 with self._matmul.library_for(y.nbytes):
-                    loss = train_classifier(stack, y, values["proj.bias"], targets, weights, task, out=dy)
+                    loss = train_classifier(stack, y, values["proj.bias"], targets, of_group, task, out=dy)
                 losses.index_copy_(0, stack.index, loss)
                 self._matmul.multiply(dy.mT, pooled, out=grads["proj.weight"])
                 dpooled = self._matmul.multiply(dy, values["proj.weight"], out=pooled)

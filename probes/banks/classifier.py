@@ -26,7 +26,7 @@ def train_classifier(
         y: [P, B, D]; overwritten.
         offset: [P, D], a constant part of y: BatchNorm removes it, only the running mean contains it.
         targets: [B], encoded.
-        weights: [B] of the samples in the loss, summing to 1.
+        weights: [B], or [P, B], of the samples in the loss, summing to 1.
         task: its loss.
         out: [P, B, D], receives the gradient of the loss with respect to y.
 

@@ -96,15 +96,16 @@ class ModuleBank:
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None
         losses = tokens.new_empty(self.num_probes)
         self._skeleton.train()
+        each = weights.dim() == 2
         with self._matmul.active(), self._matmul.library_for(tokens.nbytes // _PRODUCT_SHARE):
             for stack in self._stacks:
-                rates = self._rates_on_device[stack.index]
+                rates, of_probes = self._rates_on_device[stack.index], weights[stack.index] if each else weights
                 of_chunks = []
                 for rows in chunks(len(tokens), self._chunk_size or len(tokens)):
                     keep = None if of_heads is None else of_heads[rows]
                     loss_of_one = self._loss_function(tokens[rows], targets[rows], keep, task)
-                    of_all = vmap(grad_and_value(loss_of_one, has_aux=True), in_dims=(0, 0, 0, None))
-                    gradients, (loss, seen) = of_all(stack.values, stack.statistics, rates, weights[rows])
+                    of_all = vmap(grad_and_value(loss_of_one, has_aux=True), in_dims=(0, 0, 0, 0 if each else None))
+                    gradients, (loss, seen) = of_all(stack.values, stack.statistics, rates, of_probes[..., rows])
                     self._write(stack, gradients, seen, rates, first=rows.start == 0)
                     of_chunks.append(loss)
                     del gradients, seen  # before those of the next chunk are made

@@ -70,7 +70,8 @@ class Multiclass(Task):
         >>> round(loss.item(), 4), gradient.tolist()
         (0.6931, [[[-0.375, 0.375], [0.125, -0.125]]])
         """
-        of_target = align(targets, batch_first=batch_first).expand(*outputs.shape[:2], 1)
+        along = (-1, 1, 1) if batch_first else (1, -1, 1)
+        of_target = targets.view(along).expand(*outputs.shape[:2], 1)
         of_sample = align(weights, batch_first=batch_first)
         log_probs = torch.log_softmax(outputs, 2, out=outputs)
         loss = -(log_probs.gather(2, of_target) * of_sample).sum((0 if batch_first else 1, 2))

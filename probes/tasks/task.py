@@ -80,7 +80,7 @@ class Task(ABC):
         Args:
             outputs: [P, B, C], or [B, P, C] if batch_first; overwritten.
             targets: [B], encoded.
-            weights: [B], which sum to 1.
+            weights: [B], or [P, B] where they differ between probes; of a probe they sum to 1.
 
         Returns:
             loss [P] and its gradient, in the shape and the memory of the outputs.
@@ -122,6 +122,7 @@ class Task(ABC):
         return replace(self, **{name: saved[name] for name in self.fitted})
 
 
-def align(values: Tensor, *, batch_first: bool) -> Tensor:
-    """Values [B] in a shape that broadcasts with outputs [P, B, C], or [B, P, C] if batch_first."""
-    return values.view((-1, 1, 1) if batch_first else (1, -1, 1))
+def align(weights: Tensor, *, batch_first: bool) -> Tensor:
+    """Weights [B] or [P, B] in a shape that broadcasts with outputs [P, B, C], or [B, P, C] if batch_first."""
+    of_probes = weights if weights.dim() == 2 else weights.unsqueeze(0)
+    return (of_probes.mT if batch_first else of_probes).unsqueeze(2)
