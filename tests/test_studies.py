@@ -245,16 +245,17 @@ def test_on_a_cluster_the_devices_of_the_cluster_decide_not_the_drivers_own(
 def test_a_file_of_the_system_that_cannot_be_used_fails_the_unit_with_a_message(
     finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    no_folder = tmp_path / "runs"
-    no_folder.touch()
     job = replace(
         open_recipe(str(finished["recipe"])),
         probes=("linear-cls",),
         cache_root=finished["folder"] / "caches",
-        runs_root=no_folder,
+        runs_root=tmp_path,
         workers=0,
     )
-    (failure,) = run_unit(job, units_of(job)[0]).failures
+    unit = units_of(job)[0]
+    no_folder = tmp_path / Path(unit.dataset.partition(":")[2]).name
+    no_folder.touch()
+    (failure,) = run_unit(job, unit).failures
     assert failure.where.startswith(str(no_folder))
     assert failure.todo == find_message("jobs.file_error").todo
 
