@@ -35,7 +35,7 @@ def linear_solver(
         features: Tensor, targets: Tensor, weights: Tensor, task: Task, values: Sequence[float]
     ) -> list[HeadModule]:
         probes = [LinearProbe(features.shape[1], task.num_outputs) for _ in values]
-        for probe, parts in zip(probes, solve(features.double(), targets, weights, task, values), strict=True):
+        for probe, parts in zip(probes, solve(features, targets, weights, task, values), strict=True):
             for parameter, part in zip((probe.classifier.weight, probe.classifier.bias), parts, strict=True):
                 parameter.copy_(part)
         return list(probes)

@@ -35,8 +35,9 @@ def solve_logreg(
     """
     num_classes = task.num_outputs
     classes, targets = torch.unique(labels, return_inverse=True)
-    mean = weights @ features
-    x, basis = features - mean, None
+    x, basis = features.double(), None
+    mean = weights @ x
+    x = x - mean
     if len(x) < x.shape[1]:
         basis, triangle = torch.linalg.qr(x.T)  # x = triangle^T basis^T
         x = triangle.T.contiguous()
