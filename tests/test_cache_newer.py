@@ -408,7 +408,7 @@ def test_a_line_about_what_does_not_exist_costs_nothing_and_is_named(root: Path,
     assert (info.num_blocks_done, info.missing_rows) == (5, [])
     view = TokenView.open(root, make_model(), wanted(1200), [("block.0", "cls")])
     assert np.flatnonzero(view.positions < 0).tolist() == list(range(99, 1200, 100))
-    assert [damage.file for damage in verify_store(store)] == [JOURNAL_FOLDER]
+    assert {damage.file for damage in verify_store(store)} == {JOURNAL_FOLDER, JOURNAL}
     assert TokenStore.open(store).skipped == TokenStore.open(sound).skipped
     assert run("cache", "info", store).exit_code == 0
     assert merge_stores([store], root, name="merged").num_rows == 1200

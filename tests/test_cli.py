@@ -166,7 +166,7 @@ def refusal(*arguments: str) -> str:
         (("--probe", "linear-all-h4"), "probing.head_without_heads", {"name": "linear-all-h4", "stem": "linear-all"}),
         (("--probe", "alff"), "probing.unknown_probe", {"name": "alff", "advice": "Did you mean 'alf'?"}),
         (("--probe", "alf-grid9-last"), "models.grid_too_fine", {"kind": "grid9"}),
-        (("--probe", ""), "probing.no_probe_named", {"probes": ""}),
+        (("--probe", ""), "layerbank.empty_value", {"where": "--probe"}),
         (("--probe", " , "), "probing.no_probe_named", {"probes": " , "}),
         (("--model", "timm/resnet18"), "layerbank.one_value", {"option": "--model", "command": "probe", "number": 2}),
         (("--weights", "a.pt"), "layerbank.one_value", {"option": "--weights", "values": "random, a.pt"}),

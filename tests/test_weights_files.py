@@ -30,7 +30,7 @@ OPTIONS: dict[str, Any] = {"image_size": 32}
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32)
+    model = timm.create_model(TINY_MODEL.partition("/")[2], num_classes=0, img_size=32)
     return model.state_dict()  # type: ignore[no-any-return]
 
 
