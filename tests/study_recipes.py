@@ -14,15 +14,16 @@ FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropou
 TIMES = ("seconds", "memory", "together_with", "stores", "digest")
 
 
-def write_recipe(folder: Path, data: list[str], probes: list[str], model: str = TINY_MODEL) -> Path:
+def write_recipe(folder: Path, data: list[str], probes: list[str], models: tuple[str, ...] = (TINY_MODEL,)) -> Path:
     (folder / "fast.toml").write_text(FAST)
     lines = [
-        f"models = {json.dumps([model])}",
+        f"models = {json.dumps(models)}",
         f"data = {json.dumps(data)}",
         f"probes = {json.dumps(probes)}",
         f"protocol = {json.dumps(str(folder / 'fast.toml'))}",
         "image_size = 32",
-        f'[weights]\n"{model}" = "random"',
+        "[weights]",
+        *(f'"{model}" = "random"' for model in models),
     ]
     path = folder / "recipe.toml"
     path.write_text("\n".join(lines))

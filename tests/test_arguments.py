@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from messages import raises
-from photos import TINY_MODEL
+from photos import TINY_MODEL, VIT_TINY
 from PIL import Image
 from torch import nn
 
@@ -28,7 +28,7 @@ def model() -> lb.Model:
 
 @pytest.fixture(scope="module")
 def own() -> nn.Module:
-    module: nn.Module = timm.create_model(TINY_MODEL.removeprefix("timm/"), img_size=32, depth=2)
+    module: nn.Module = timm.create_model(VIT_TINY.removeprefix("timm/"), img_size=32, depth=2)
     return module
 
 

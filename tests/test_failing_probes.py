@@ -252,7 +252,7 @@ def test_a_bug_is_not_taken_for_a_failure_of_a_probe(
 def test_a_study_trains_all_seeds_of_the_others_and_says_which_probe_failed_by_which_seed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "alf", "alf-top2", "linear-all"], VIT_TINY)
+    recipe = write_recipe(tmp_path, [f"folder:{photos}"], ["linear-cls", "alf", "alf-top2", "linear-all"], (VIT_TINY,))
     recipe.write_text("seeds = [0, 3]\n" + recipe.read_text())
     with monkeypatch.context() as patch:
         patch.setattr(layerbank.jobs.probe, "memory_for_probes", lambda *rest: 60_000_000)

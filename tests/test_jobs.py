@@ -267,8 +267,7 @@ def test_every_event_is_a_line_of_the_events_file(photos: Path, tmp_path: Path) 
     refuses(run_command("extract", *options, "--events", "/dev/null"), "layerbank.output_not_a_file")
     folder = tmp_path / "nowhere" / "events.jsonl"
     refuses(run_command("extract", *options, "--events", str(folder)), "layerbank.output_not_writable")
-    refused = refuses(run_command("probe", *options, "--probe", ""), "jobs.wrong_job_value")
-    assert refused.values["key"] == "probes"
+    refuses(run_command("probe", *options, "--probe", ""), "layerbank.empty_value", where="--probe")
 
 
 def test_a_study_that_fails_in_part_is_an_error_of_run(tmp_path: Path) -> None:

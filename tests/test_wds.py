@@ -541,7 +541,7 @@ def test_labels_may_be_in_another_member(tmp_path):
             assert (source.class_names, source.labels.tolist()) == (class_names, labels)
     refuses_data("data.bad_class", f"wds:{root}?label=json:one_hot", key="1", member="json:one_hot")
     refuses_data("data.sample_without_class", f"wds:{root}", key="0", member="cls", found="json, png, txt")
-    refuses_data("data.unknown_option", f"wds:{root}?labels=txt", option="labels", nearest="label")
+    refuses_data("data.unknown_option", f"wds:{root}?labels=txt", option="labels", advice="Did you mean 'label'?")
 
 
 def test_one_hot_lists_are_classes(tmp_path):
