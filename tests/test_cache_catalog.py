@@ -18,14 +18,17 @@ from token_stores import (
 
 from layerbank.cache import (
     DamagedStoreError,
+    NotAStoreError,
     StoreLockedError,
     TokenStore,
     Worker,
+    delete_store,
     find_garbage,
     find_unfinished,
     list_stores,
     read_store_info,
     remove_garbage,
+    verify_store,
 )
 from layerbank.cache.writing.locking import lock_file
 
@@ -126,6 +129,20 @@ def test_a_store_between_two_shards_is_kept_with_what_is_committed_in_it(tmp_pat
     with open_writer(store, make_spec(), make_arrays(), worker=Worker(1, 3, helps=False)):
         pass  # it takes the store up and is killed before its first block
     assert find_garbage(tmp_path, unfinished_for_s=3600.0) == []
+
+
+def test_links_to_stores_and_files_of_others_are_neither_garbage_nor_deleted(tmp_path: Path) -> None:
+    store = tmp_path / "elsewhere" / "a.zarr"
+    write_store(store)
+    root = tmp_path / "caches"
+    root.mkdir()
+    (root / "b.zarr").symlink_to(store)
+    (root / "mine.zarr.lock").write_text("notes of my own")
+    assert find_garbage(root, unfinished_for_s=0.0, unused_for_s=0.0) == []
+    with raises("cache.store_is_link", NotAStoreError, store=root / "b.zarr", target=store):
+        delete_store(root / "b.zarr")
+    assert (root / "b.zarr").resolve() == store
+    assert verify_store(store) == []
 
 
 def test_what_a_living_writer_holds_is_no_garbage(tmp_path: Path) -> None:

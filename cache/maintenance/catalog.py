@@ -28,7 +28,7 @@ from ..reader import StoreFiles
 from ..rows import MISSING
 from ..spec import ArraySpec, StoreSpec
 from ..targets import target_staging
-from ..writing.locking import LockOwner, StoreLock, is_locked, lock_file, owners_of, worker_files
+from ..writing.locking import LockOwner, StoreLock, is_lock_file, is_locked, lock_file, owners_of, worker_files
 from ..writing.resume import remove_store, temporary_folders
 
 
@@ -260,6 +260,8 @@ def remove_garbage(items: Iterable[Garbage]) -> int:
 
 
 def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) -> Iterator[Garbage]:
+    if store.is_symlink():
+        return  # its target is another's, or is listed where it lies
     info = read_store_info(store) if store.exists() else None
     if info is not None and isinstance(info.problem, NewerStoreError):
         return  # whoever wrote it knows what belongs to it
@@ -267,7 +269,8 @@ def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) 
         if folder.exists():
             yield _garbage(folder, store, "left behind when a store was made or deleted")
     if info is None:
-        yield _garbage(lock_file(store), store, "the lock of a store that is gone")
+        if is_lock_file(lock_file(store)):
+            yield _garbage(lock_file(store), store, "the lock of a store that is gone")
         return
     unfinished = _find_unfinished(info)
     if unfinished and unfinished.age_s >= unfinished_for_s:

@@ -18,7 +18,7 @@ def delete_store(path: str | Path) -> None:
 
     Raises:
         StoreLockedError: a process writes it.
-        NotAStoreError: what lies there was not written by layerbank.
+        NotAStoreError: what lies there was not written by layerbank, or is a link to a store.
         NewerStoreError: a newer layerbank wrote it.
         NotWritableError: the disk refuses.
     """

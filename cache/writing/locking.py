@@ -162,6 +162,11 @@ def read_owner(file: Path) -> LockOwner | None:
     return owner if are_right and isinstance(owner.since, int | float) and 0 <= owner.since < 2**40 else None
 
 
+def is_lock_file(file: Path) -> bool:
+    """Whether a file has the content of a lock: nothing, or its owner, perhaps cut off by a kill."""
+    return file.is_file() and not file.is_symlink() and file.read_bytes()[:1] in (b"", b"{")
+
+
 def living_workers(store: Path) -> dict[int, LockOwner | None]:
     """The workers that hold their lock now: index -> owner, None for one that left no name."""
     return {number: read_owner(file) for number, file in worker_files(store).items() if is_held(file)}

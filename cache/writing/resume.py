@@ -171,6 +171,8 @@ def remove_store(store: Path) -> None:
     """
     if not store.exists():
         return
+    if store.is_symlink():
+        raise NotAStoreError("cache.store_is_link", store=store, target=store.resolve())
     try:
         read_header(store)
     except DamagedStoreError:
