@@ -29,6 +29,8 @@ GOOD = {  # what a command needs, before an option is wrong
     "cache verify": ("{store}",),
     "cache repair": ("{store}",),
     "cache gc": (),
+    "cache rm": ("{store}",),
+    "cache to": ("{store}", "new.npz"),
     "cache export": ("{store}", "new.h5"),
     "cache import": ("a-file",),
     "cache upgrade": (),
@@ -67,7 +69,17 @@ def requests_of_options() -> Iterator[Request]:
                 yield kind, (*name.split(), *GOOD[name], one.opts[0], value), 2, phrase
     for name in ("extract", "plan", "probe", "predict"):
         yield "left out", (name,), 2, "Missing option"
-    for name in ("study", "attention", "cache info", "cache export", "cache verify", "cache merge", "report"):
+    for name in (
+        "study",
+        "attention",
+        "cache info",
+        "cache export",
+        "cache verify",
+        "cache merge",
+        "cache rm",
+        "cache to",
+        "report",
+    ):
         yield "left out", tuple(name.split()), 2, "Missing argument"
 
 

@@ -53,7 +53,8 @@ from layerbank.errors import LayerbankError
 from layerbank.jobs.job import ExtractJob, Job, ProbeJob, StudyJob
 from layerbank.jobs.recipe import open_recipe
 from layerbank.models.trust import read_trust_file
-from layerbank.models.weights import load_strictly, read_state_dict
+from layerbank.models.weights import load_strictly
+from layerbank.models.weights_file import read_state_dict
 from layerbank.probes import BankKey, BankScores, LearningCurves, LinearProbe, Setting
 from layerbank.probing.protocols import open_protocol
 from layerbank.probing.results_file import RESULTS, append_row, read_results

@@ -79,9 +79,9 @@ def test_a_job_reaches_its_first_matrix_product_through_few_functions_of_few_fil
 def test_each_group_is_planned_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[int] = []
 
-    def counted(candidates: Any, *rest: Any) -> Any:
+    def counted(candidates: Any, *rest: Any, **more: Any) -> Any:
         planned.append(len(candidates))
-        return plan_group(candidates, *rest)
+        return plan_group(candidates, *rest, **more)
 
     for module in (placement, layerbank.probes.sweep, layerbank.probes.chosen):
         monkeypatch.setattr(module, "plan_group", counted)

@@ -137,7 +137,8 @@ def test_a_report_takes_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from layerbank.report.report import ReportOptions, make_report; "
         f"made = make_report(Path({str(write_study(tmp_path))!r}), ReportOptions()); assert len(made.records) == 3; "
-        "assert not {'torch', 'timm', 'pyarrow'} & set(sys.modules)"
+        "loaded = set(sys.modules); assert not {'torch', 'timm'} & loaded; "
+        "assert 'pyarrow' not in loaded or 'pandas' in loaded"  # which scikit-learn takes where it is installed
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True)
 

@@ -174,7 +174,7 @@ def _write(files: Sequence[Path], samples: TarSamples, scope: str) -> None:
         if joined.count(SEPARATOR) > len(texts):
             return
         arrays[name] = np.frombuffer(_encode(joined), dtype=np.uint8)
-    arrays["left_out"] = np.frombuffer(json.dumps(samples.left_out).encode(), dtype=np.uint8)
+    arrays["left_out"] = np.frombuffer(json.dumps(samples.left_out, allow_nan=False).encode(), dtype=np.uint8)
     write_arrays(files, FORMAT, FORMAT_VERSION, scope, arrays)
 
 
