@@ -82,6 +82,23 @@ def test_row_groups_of_any_size_give_the_images(
     refuses_data("data.no_such_split", f"hf:{photos}", "val", splits="test, train")
 
 
+def test_a_damaged_page_costs_its_own_rows_and_changes_no_other(tmp_path: Path) -> None:
+    images = [bytes([row]) * 1000 for row in range(100)]
+    table = pa.table({"image": images, "label": ["owl", "tit"] * 50})
+    made = {"compression": "none", "use_dictionary": False, "data_page_size": 1, "write_batch_size": 10}
+    pq.write_table(table, tmp_path / "a.parquet", **made)
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    place = content.index(images[45])
+    content[place - 4 : place] = b"\xff\xff\xff\x7f"  # the length of its value
+    (tmp_path / "a.parquet").write_bytes(content)
+    source = open_source(f"parquet:{tmp_path}/a.parquet", "all")
+    for rows in (np.arange(100), np.arange(20, 100), np.arange(100)[::-1]):
+        read = list(source.read_each(rows))
+        assert all(one in (None, images[row]) for one, row in zip(read, rows.tolist(), strict=True))
+        assert read[rows.tolist().index(31)] == images[31]
+        assert None in read
+
+
 def test_paths_in_a_parquet_file_are_those_of_a_table(photos: Path) -> None:
     paths = [str(path.relative_to(photos)) for path in sorted((photos / "train").rglob("*.png"))]
     kinds = pa.array([path.split("/")[1] for path in paths]).dictionary_encode()

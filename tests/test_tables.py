@@ -153,8 +153,8 @@ def test_holding_out_cuts_no_group_and_leaves_no_class_out(
 @pytest.mark.parametrize(
     ("options", "key", "values"),
     [
-        ("?lable=kind", "data.unknown_option", {"option": "lable", "nearest": "label"}),
-        ("?label=knid", "data.no_column", {"name": "'knid'", "nearest": "kind"}),
+        ("?lable=kind", "data.unknown_option", {"option": "lable", "advice": "Did you mean 'label'?"}),
+        ("?label=knid", "data.no_column", {"name": "'knid'", "advice": "Did you mean 'kind'?"}),
         ("?image=kind", "data.missing_files", {"missing": 3, "count": 12}),
         ("?split=kind", "data.no_such_split", {"splits": "blue, green, red"}),
         ("?label=kind&seed=1", "data.seed_without_fraction", {}),
