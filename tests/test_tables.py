@@ -147,6 +147,13 @@ def test_holding_out_cuts_no_group_and_leaves_no_class_out(
         assert held_out == (0 if count == 1 else min(max(round(fraction * count), 1), count - 1))
 
 
+def test_values_of_options_are_taken_as_they_are_written(photos: Path) -> None:
+    for name in ("C++", "%41", "a+b", "a=b"):
+        rows = [{"path": row["path"], name: row["kind"]} for row in rows_of(photos)]
+        source = open_source(f"csv:{write_table(photos / 'a.csv', rows)}?label={name}", "all")
+        assert source.class_names == ["blue", "green", "red"]
+
+
 # --- tables that are refused ---
 
 
@@ -155,6 +162,7 @@ def test_holding_out_cuts_no_group_and_leaves_no_class_out(
     [
         ("?lable=kind", "data.unknown_option", {"option": "lable", "advice": "Did you mean 'label'?"}),
         ("?label=knid", "data.no_column", {"name": "'knid'", "advice": "Did you mean 'kind'?"}),
+        ("?label=kind&label=split", "data.repeated_option", {"option": "label"}),
         ("?image=kind", "data.missing_files", {"missing": 3, "count": 12}),
         ("?split=kind", "data.no_such_split", {"splits": "blue, green, red"}),
         ("?label=kind&seed=1", "data.seed_without_fraction", {}),
