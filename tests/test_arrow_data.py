@@ -99,6 +99,14 @@ def test_a_damaged_page_costs_its_own_rows_and_changes_no_other(tmp_path: Path) 
         assert None in read
 
 
+def test_a_file_of_images_alone_has_its_rows(photos: Path) -> None:
+    images = [path.read_bytes() for path in sorted((photos / "train").rglob("*.png"))]
+    pq.write_table(pa.table({"image": images}), photos / "a.parquet")
+    source = open_source(f"parquet:{photos}/a.parquet", "all")
+    assert [source.read(row) for row in range(len(source))] == images
+    assert len(open_source(f"parquet:{photos}/a.parquet?split=0.25", "test")) == 3
+
+
 def test_paths_in_a_parquet_file_are_those_of_a_table(photos: Path) -> None:
     paths = [str(path.relative_to(photos)) for path in sorted((photos / "train").rglob("*.png"))]
     kinds = pa.array([path.split("/")[1] for path in paths]).dictionary_encode()
@@ -115,6 +123,11 @@ def test_plain_bytes_are_known_by_file_and_row(photos: Path) -> None:
     assert np.bincount(source.labels).tolist() == [1, 1, 1]
     assert source.read(0) in images
     assert source.file_of(0) == f"{photos}/a.parquet, column png"
+    (photos / "b").mkdir()
+    pq.write_table(pa.table({"png": images[:2]}), photos / "b" / "a.parquet")
+    pq.write_table(pa.table({"png": images[2:3]}), photos / "a.parquet")
+    several = open_source(f"parquet:{photos}/{{.,b}}/a.parquet", "all")
+    assert several.ids == ["a.parquet[0]", "b/a.parquet[0]", "b/a.parquet[1]"]
 
 
 @pytest.mark.parametrize("num_files", [1, 3])
@@ -239,3 +252,9 @@ def test_folders_that_are_no_data_set_are_refused(photos: Path) -> None:
     refuses_data("data.bad_arrow", f"hf:{photos}/saved")
     pq.write_table(table_of(photos, "train"), photos / "train-00001-of-00003.parquet")
     refuses_data("data.missing_shards", f"hf:{photos}", count=3, missing=2)
+    for other in ("train.parquet", "train-00000-of-00002.parquet", "train-1-of-3.parquet"):
+        pq.write_table(table_of(photos, "train"), photos / other)
+        refuses_data("data.mixed_shards", f"hf:{photos}", split="train")
+        (photos / other).unlink()
+    (photos / "train-00001-of-00003.parquet").rename(photos / "train-00003-of-00003.parquet")
+    refuses_data("data.mixed_shards", f"hf:{photos}", split="train")

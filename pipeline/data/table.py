@@ -22,16 +22,18 @@ class Table:
 
     Attributes:
         place: where it lies, for messages.
-        columns: name -> N values, as texts, numbers or None.
+        columns: name -> N values, as texts, numbers or None; there may be none.
+        num_rows: N.
         class_names: name of a column of class numbers -> the names of the classes, where the file gives them.
     """
 
     place: str
     columns: Mapping[str, Sequence[Any]]
+    num_rows: int
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
+        return self.num_rows
 
     def column(self, name: str) -> Sequence[Any]:
         """The N values of a column.
@@ -65,7 +67,7 @@ class Table:
         """Some rows, by number."""
         numbers = rows.tolist()
         columns = {name: [values[row] for row in numbers] for name, values in self.columns.items()}
-        return Table(self.place, columns, self.class_names)
+        return Table(self.place, columns, len(numbers), self.class_names)
 
 
 def no_column(place: str, name: str, names: Sequence[str]) -> RequestError:

@@ -55,21 +55,22 @@ class NpzSource(ImageSource):
         images = self._images()
         _require_pixels(f"{self._path}::{self._array}", images)
         columns = _columns(self._path, members, options, split, len(images))
+        class_names = _class_names(self._path, members) if "labels" in columns else {}
         prefix = f"{self._path.name}::{self._array}" if of_split else self._path.name
         ids = [f"{prefix}[{row}]" for row in range(len(images))]
-        table = Table(str(self._path), columns, _class_names(self._path, members))
+        table = Table(str(self._path), columns, len(images), class_names)
         table_options = {name: text for name, text in options.items() if name in ("split", "group", "seed")}
         rows = choose_rows(table, table_options, split, ids=ids, data=data, is_whole=is_whole or of_split)
         self._rows, self.table = rows, table.take(rows)
         chosen = [ids[row] for row in rows.tolist()]
-        labels, class_names = labels_of(self.table, {}, chosen)
+        labels, names = labels_of(self.table, {}, chosen)
         self.origin = f"npz:{os.path.abspath(self._path)}::{self._array}"
         super().__init__(
             name=data_name(pattern) if is_whole else self._path.stem,
             split=split,
             ids=chosen,
             labels=labels,
-            class_names=class_names,
+            class_names=names,
             sizes=np.full(len(rows), images[0].nbytes),
         )
 
@@ -126,8 +127,7 @@ def _columns(
     labels = _find(members, options.get("labels", ""), LABEL_NAMES, split, path)
     arrays = {} if labels is None else {"labels": labels[0]}
     arrays |= {name: name for name in (options.get("split"), options.get("group"), "split") if name in members}
-    columns = {name: _values(path, array, num_images) for name, array in arrays.items()}
-    return columns or {"row": list(range(num_images))}
+    return {name: _values(path, array, num_images) for name, array in arrays.items()}
 
 
 def _values(path: Path, name: str, num_images: int) -> list[Any]:
