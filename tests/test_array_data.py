@@ -48,6 +48,7 @@ def test_a_pair_of_arrays_a_split_is_found(tmp_path: Path, form: str) -> None:
     assert test.labels.tolist() == LABELS[8:].tolist()
     assert np.array_equal(test.read(1), PIXELS[9])
     assert not set(train.ids) & set(test.ids)
+    refuses_data("data.fraction_of_a_split", f"npz:{tmp_path}/a.npz?split=0.2")
 
 
 def test_an_array_may_name_the_splits_and_the_classes(tmp_path: Path) -> None:
@@ -123,6 +124,9 @@ def test_a_data_set_of_torchvision_is_read_from_the_disk(mnist: Path) -> None:
     image, _ = pickle.loads(pickle.dumps(test)).load(2)
     assert np.array_equal(np.asarray(image)[..., 0], PIXELS[2, ..., 0])
     refuses_data("data.no_such_split", f"torchvision:MNIST?root={mnist}", "val", splits="train, test")
+    refuses_data("data.fraction_of_a_split", f"torchvision:MNIST?root={mnist}&split=0.2")
+    refuses_data("data.bad_fraction", f"torchvision:MNIST?root={mnist}&split=fold", split="fold")
+    refuses_data("data.seed_without_fraction", f"torchvision:MNIST?root={mnist}&seed=3")
 
 
 def test_a_data_set_without_splits_has_a_fraction_held_out(tmp_path: Path) -> None:

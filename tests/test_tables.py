@@ -90,6 +90,7 @@ def test_a_file_for_each_split_needs_no_column(photos: Path) -> None:
         write_table(photos / f"{split}.csv", rows)
     assert len(open_source(f"csv:{photos}/{{split}}.csv", "test")) == 6
     refuses_data("data.no_such_split", f"csv:{photos}/{{split}}.csv", "val", splits="test, train")
+    refuses_data("data.fraction_of_a_split", f"csv:{photos}/{{split}}.csv?split=0.2", split="0.2")
 
 
 def test_a_table_without_labels_lists_images_to_predict(photos: Path) -> None:

@@ -22,7 +22,7 @@ from ...quantities import few
 from ..image_source import NO_LABEL, ImageSource
 from ..table import Table, is_missing
 from .class_column import classes_of
-from .split_column import parse_fraction, parse_seed, rows_held_out, rows_of_split
+from .split_column import parse_held_out, rows_held_out, rows_of_split
 
 OPTIONS = ("image", "label", "split", "group", "seed")
 USUAL_IMAGES = ("image", "path", "file", "filename", "file_name", "filepath", "file_path", "image_path")
@@ -109,19 +109,16 @@ def choose_rows(
 ) -> NDArray[np.int64]:
     """The rows of a split, by the options `split`, `group` and `seed`; `ids` are those of all rows."""
     group = options.get("group")
-    fraction = parse_fraction(options.get("split", ""))
-    if fraction is None:
-        if "seed" in options:
-            raise RequestError("data.seed_without_fraction", data=data)
+    held_out = parse_held_out(options, data, has_splits=is_whole)
+    if held_out is None:
         return rows_of_split(table, split, data=data, column=options.get("split"), group=group, is_whole=is_whole)
     label = _label_column(table, options)
     return rows_held_out(
         ids,
         [0] * len(table) if label is None else [str(value) for value in table.column(label)],
         split,
-        fraction,
+        held_out,
         data=data,
-        seed=parse_seed(data, options.get("seed", "0")),
         groups=None if group is None else table.filled_column(group),
     )
 
