@@ -219,6 +219,11 @@ def test_labels_of_the_hub_that_are_missing_are_refused_or_no_labels(photos: Pat
     assert open_source(f"parquet:{photos}/-1-1.parquet", "all").class_names == []
     refuses_data("data.missing_labels", f"parquet:{photos}/-10.parquet", "all", missing=1, count=6)
     refuses_data("data.class_without_name", f"parquet:{photos}/70.parquet", "all", label=7, count=3)
+    for labels in (["red", "blue"] * 3, ["red", "cat"] * 3, [True, False] * 3):
+        pq.write_table(table.set_column(1, "label", [labels]), photos / f"{labels[1]}.parquet")
+    assert open_source(f"parquet:{photos}/blue.parquet", "all").labels.tolist() == [2, 0] * 3
+    refuses_data("data.class_without_name", f"parquet:{photos}/cat.parquet", "all", label="cat", count=3)
+    refuses_data("data.class_without_name", f"parquet:{photos}/False.parquet", "all", label="False", count=3)
 
 
 def test_files_that_cannot_be_used_are_refused(photos: Path) -> None:
@@ -246,7 +251,11 @@ def test_folders_that_are_no_data_set_are_refused(photos: Path) -> None:
     refuses_data("data.no_hf_files", f"hf:{photos}", folder=photos)
     refuses_data("data.no_such_folder", "hf:no/such/folder")
     save_to_disk(table_of(photos, "train"), photos / "saved" / "train", 2)
-    (photos / "saved" / "train" / "data-00001-of-00002.arrow").write_bytes(b"no stream")
+    save_to_disk(table_of(photos, "train").drop_columns("age"), photos / "other" / "train")
+    second = photos / "saved" / "train" / "data-00001-of-00002.arrow"
+    second.write_bytes((photos / "other" / "train" / "data-00000-of-00001.arrow").read_bytes())
+    refuses_data("data.other_columns", f"hf:{photos}/saved", file=second)
+    second.write_bytes(b"no stream")
     refuses_data("data.bad_arrow", f"hf:{photos}/saved")
     (photos / "saved" / "train" / "state.json").write_text('{"_data_files": [{"filename": "../../../secret"}]}')
     refuses_data("data.bad_arrow", f"hf:{photos}/saved")

@@ -216,6 +216,14 @@ def test_labels_of_other_types_are_refused(tmp_path: Path, labels: list, key: st
     refuses_data(key, f"csv:{tmp_path}/a.jsonl", "all", **values)
 
 
+def test_a_list_may_be_a_group(tmp_path: Path) -> None:
+    write_photos(tmp_path, {"train": 4}, ("red",))
+    rows = [{"path": f"train/red/{n:03}.png", "label": "red", "site": [n // 2], "split": str(n % 2)} for n in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(open_source(f"csv:{tmp_path}/a.jsonl?group=site&split=0.5", "test")) == 2
+    refuses_data("data.group_in_two_splits", f"csv:{tmp_path}/a.jsonl?group=site", "0", names="[0], [1]")
+
+
 def test_lines_that_are_no_json_objects_are_named(tmp_path: Path) -> None:
     for line in ("[1]", "{", "[" * 100_000):
         (tmp_path / "a.jsonl").write_text(f'{{"path": "a.png"}}\n{line}\n')

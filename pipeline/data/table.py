@@ -58,6 +58,15 @@ class Table:
             raise RequestError("data.empty_cells", table=self.place, column=name, **counts)
         return values
 
+    def group_names(self, name: str) -> list[str]:
+        """The N groups of a column without empty cells, as text: whatever a cell holds, and equal numbers alike.
+
+        Raises:
+            RequestError: as `filled_column`.
+        """
+        values = self.filled_column(name)
+        return [str(int(one) if isinstance(one, float) and one.is_integer() else one) for one in values]
+
     def usual_column(self, names: Sequence[str]) -> str | None:
         """The first column that has one of these names, whatever its case; None if none has."""
         by_lower_case = {column.casefold(): column for column in reversed(list(self.columns))}

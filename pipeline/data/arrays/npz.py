@@ -23,6 +23,7 @@ from ...errors import RequestError, first_line
 from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import SPLIT, data_name, no_such_split, parse_options, splits_of
+from ..saved_arrays import DAMAGE
 from ..sources import DataSource
 from ..table import Table
 from ..tables.listed import choose_rows, labels_of
@@ -63,14 +64,14 @@ class NpzSource(ImageSource):
         rows = choose_rows(table, table_options, split, ids=ids, data=data, is_whole=is_whole or of_split)
         self._rows, self.table = rows, table.take(rows)
         chosen = [ids[row] for row in rows.tolist()]
-        labels, names = labels_of(self.table, {}, chosen)
+        labels, classes = labels_of(self.table, {}, chosen)
         self.origin = f"npz:{os.path.abspath(self._path)}::{self._array}"
         super().__init__(
             name=data_name(pattern) if is_whole else self._path.stem,
             split=split,
             ids=chosen,
             labels=labels,
-            class_names=names,
+            class_names=classes,
             sizes=np.full(len(rows), images[0].nbytes),
         )
 
@@ -102,7 +103,7 @@ def _members(path: Path) -> list[str]:
             raise OSError(problem)
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise RequestError("data.bad_npz", file=path, reason=first_line(error)) from error
 
 
@@ -171,7 +172,7 @@ def _map_array(path: Path, name: str) -> NDArray[Any]:
         order: Literal["F", "C"] = "F" if is_fortran else "C"
         mapped: NDArray[Any] = np.memmap(str(path), dtype, "r", offset + header_bytes, shape, order)
         return mapped
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise RequestError("data.bad_npz", file=f"{path}::{name}", reason=first_line(error)) from error
 
 

@@ -46,10 +46,10 @@ def open_torchvision(address: str, split: str) -> ImageSource:
     from torchvision import datasets  # type: ignore[import-untyped]
 
     name = address.partition("?")[0]
-    if name not in datasets.__all__:
+    kind: Any = getattr(datasets, name, None) if name in datasets.__all__ else None
+    arguments = {} if kind is None else inspect.signature(kind.__init__).parameters
+    if "root" not in arguments:  # as of FakeData
         raise RequestError("data.unknown_torchvision_data", name=name, advice=advice(name, datasets.__all__))
-    kind = getattr(datasets, name)
-    arguments = inspect.signature(kind.__init__).parameters
     known = [*OWN, *(one for one in arguments if one not in NOT_ASKED)]
     _, options = parse_options("torchvision", address, known)
     if not options.get("root"):
@@ -70,7 +70,7 @@ def open_torchvision(address: str, split: str) -> ImageSource:
         raise RequestError("data.no_torchvision_split", data=data, split=split)
     try:
         dataset = kind(root, **given)
-    except (RuntimeError, ValueError, OSError, ImportError, TypeError) as error:
+    except Exception as error:  # damaged files make the classes raise anything: struct.error, EOFError, KeyError
         reason = first_line(error)
         raise RequestError("data.torchvision_failed", name=name, split=split, root=root, reason=reason) from error
     labels = _labels_of(dataset)

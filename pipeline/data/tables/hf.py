@@ -38,7 +38,7 @@ class StreamFiles(ArrowFiles):
     """Arrow streams on the disk, mapped into memory in each process that reads them.
 
     Raises:
-        RequestError: pyarrow is not installed, or a file is missing or damaged.
+        RequestError: pyarrow is not installed, or a file is missing, damaged, or has other columns than the first.
     """
 
     has_exact_sizes = True
@@ -48,6 +48,9 @@ class StreamFiles(ArrowFiles):
         self._tables: list[Any] | None = None
         tables = self._open()
         self.schema = tables[0].schema
+        for path, table in zip(paths, tables, strict=True):
+            if not table.schema.equals(self.schema):
+                raise RequestError("data.other_columns", file=path, first=paths[0])
         self.counts = np.array([table.num_rows for table in tables], dtype=np.int64)
 
     def read(self, columns: Sequence[str]) -> pa.Table:

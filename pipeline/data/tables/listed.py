@@ -119,7 +119,7 @@ def choose_rows(
         split,
         held_out,
         data=data,
-        groups=None if group is None else table.filled_column(group),
+        groups=None if group is None else table.group_names(group),
     )
 
 
@@ -132,10 +132,11 @@ def labels_of(table: Table, options: Mapping[str, str], ids: Sequence[str]) -> t
     labels, class_names = classes_of(table.column(column), ids, place)
     if (names := table.class_names.get(column)) is None:
         return labels, class_names
-    numbers = np.array([int(name) for name in class_names])  # labels number the names of the file
-    if numbers[-1] >= len(names):
-        raise RequestError("data.class_without_name", place=place, count=len(names), label=numbers[-1])
-    return numbers[labels], list(names)
+    are_numbers = isinstance(table.column(column)[0], int)  # of the names of the file, else the names themselves
+    number_of = {str(number) if are_numbers else name: number for number, name in enumerate(names)}
+    if unknown := [name for name in class_names if name not in number_of]:
+        raise RequestError("data.class_without_name", place=place, count=len(names), label=unknown[0])
+    return np.array([number_of[name] for name in class_names])[labels], list(names)
 
 
 def _label_column(table: Table, options: Mapping[str, str]) -> str | None:

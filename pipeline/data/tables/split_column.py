@@ -117,11 +117,11 @@ def rows_held_out(
 
 
 def _require_apart(table: Table, group: str, is_asked: NDArray[np.bool_]) -> None:
-    inside: set[Any] = set()
-    outside: set[Any] = set()
-    for value, asked in zip(table.filled_column(group), is_asked.tolist(), strict=True):
+    inside: set[str] = set()
+    outside: set[str] = set()
+    for value, asked in zip(table.group_names(group), is_asked.tolist(), strict=True):
         (inside if asked else outside).add(value)
-    if both := sorted(map(str, inside & outside)):
+    if both := sorted(inside & outside):
         raise RequestError(
             "data.group_in_two_splits", table=table.place, column=group, count=len(both), names=few(both)
         )
