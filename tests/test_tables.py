@@ -13,8 +13,10 @@ import pytest
 from data_errors import refuses_data
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import raises
 from photos import write_photos
 
+from layerbank.data.classes import match_classes
 from layerbank.data.image_source import NO_LABEL
 from layerbank.data.sources import open_source
 from layerbank.data.tables.holdout import hold_out
@@ -127,6 +129,24 @@ def test_no_group_is_in_both_parts(table: Path) -> None:
         assert groups[0]
         assert groups[1]
         assert not groups[0] & groups[1]
+
+
+def test_a_group_in_the_files_of_two_splits_is_refused(photos: Path) -> None:
+    rows = {split: [row for row in rows_of(photos) if row["split"] == split] for split in ("train", "test")}
+    uri = f"csv:{photos}/{{split}}.csv?label=kind&group=patient"
+    for number in range(2):
+        for split, of_split in rows.items():
+            patients = [row | {"patient": f"{split} {row['patient']}"} for row in of_split]
+            patients[0]["patient"] = split if number == 0 else "p0"
+            write_table(photos / f"{split}.csv", patients)
+        train, test = (open_source(uri, split) for split in ("train", "test"))
+        assert train.groups is not None
+        assert train.groups[2] == train.groups[3] != train.groups[4]
+        if number == 0:
+            match_classes(train, test)
+    with raises("data.groups_in_both_splits", count=1, trained=train.ids[0], tested=test.ids[0]):
+        match_classes(train, test)
+    refuses_data("data.no_column", uri.replace("patient", "patent"), name="'patent'")
 
 
 @given(

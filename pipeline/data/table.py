@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from ..errors import RequestError, advice
 
@@ -57,6 +58,13 @@ class Table:
             counts = {"empty": len(empty), "count": len(values), "first": empty[0]}
             raise RequestError("data.empty_cells", table=self.place, column=name, **counts)
         return values
+
+    def groups(self, name: str | None) -> NDArray[np.uint64] | None:
+        """[N] hashes of the groups of a column, equal in all tables; None of no column. Raises as `filled_column`."""
+        if name is None:
+            return None
+        hashes = [xxh3_64_intdigest(one.encode(errors="surrogatepass")) for one in self.group_names(name)]
+        return np.array(hashes, dtype=np.uint64)
 
     def group_names(self, name: str) -> list[str]:
         """The N groups of a column without empty cells, as text: whatever a cell holds, and equal numbers alike.

@@ -63,6 +63,7 @@ class NpzSource(ImageSource):
         table_options = {name: text for name, text in options.items() if name in ("split", "group", "seed")}
         rows = choose_rows(table, table_options, split, ids=ids, data=data, is_whole=is_whole or of_split)
         self._rows, self.table = rows, table.take(rows)
+        self.groups = self.table.groups(options.get("group"))
         chosen = [ids[row] for row in rows.tolist()]
         labels, classes = labels_of(self.table, {}, chosen)
         self.origin = f"npz:{os.path.abspath(self._path)}::{self._array}"

@@ -130,7 +130,9 @@ def open_arrow(
     part, chosen = table.take(rows), [ids[row] for row in rows.tolist()]
     labels, class_names = labels_of(part, options, chosen)
     names = {"ids": chosen, "labels": labels, "class_names": class_names}
-    return EmbeddedImages(files, image, rows, part, name=name, split=split, **names)
+    source = EmbeddedImages(files, image, rows, part, name=name, split=split, **names)
+    source.groups = part.groups(options.get("group"))
+    return source
 
 
 def _table_of(files: ArrowFiles, place: str) -> Table:

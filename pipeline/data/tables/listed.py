@@ -101,7 +101,9 @@ def open_listed(
     rows = choose_rows(table, options, split, ids=paths, data=data, is_whole=is_whole)
     part, chosen = table.take(rows), [paths[row] for row in rows.tolist()]
     labels, class_names = labels_of(part, options, chosen)
-    return ListedImages(part, chosen, labels, class_names, folder=folder, name=name, split=split)
+    source = ListedImages(part, chosen, labels, class_names, folder=folder, name=name, split=split)
+    source.groups = part.groups(options.get("group"))
+    return source
 
 
 def choose_rows(
