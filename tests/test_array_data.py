@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_a_pair_of_arrays_a_split_is_found(tmp_path: Path, form: str) -> None:
     assert test.labels.tolist() == LABELS[8:].tolist()
     assert np.array_equal(test.read(1), PIXELS[9])
     assert not set(train.ids) & set(test.ids)
+    refuses_data("data.fraction_of_a_split", f"npz:{tmp_path}/a.npz?split=0.2")
 
 
 def test_an_array_may_name_the_splits_and_the_classes(tmp_path: Path) -> None:
@@ -65,6 +67,10 @@ def test_labels_may_be_texts_or_missing(tmp_path: Path) -> None:
     named = open_source(f"npz:{tmp_path}/a.npz?labels=kinds", "all")
     assert (named.class_names, named.labels[:3].tolist()) == (["owl", "tit"], [1, 0, 1])
     assert open_source(f"npz:{tmp_path}/a.npz", "all").class_names == []
+    np.savez(tmp_path / "b.npz", images=PIXELS, class_names=["tit", "owl"], kinds=np.array(["tit", "owl"] * 6))
+    assert open_source(f"npz:{tmp_path}/b.npz", "all").class_names == []
+    by_name = open_source(f"npz:{tmp_path}/b.npz?labels=kinds", "all")
+    assert (by_name.class_names, by_name.labels[:3].tolist()) == (["tit", "owl"], [0, 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,14 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
     refuses_data("data.no_table", f"npz:{tmp_path}/b.npz", "all")
     os.mkfifo(tmp_path / "d.npz")
     refuses_data("data.bad_npz", f"npz:{tmp_path}/d.npz", "all", reason="a pipe")
+    shape = str(PIXELS.shape).encode()
+    for save, huge in ((np.savez, b"(9999999999,)"), (np.savez_compressed, b"(9999999999,)")):
+        save(tmp_path / "e.npz", images=PIXELS)
+        with zipfile.ZipFile(tmp_path / "e.npz") as archive:
+            content, kind = archive.read("images.npy"), archive.getinfo("images.npy").compress_type
+        with zipfile.ZipFile(tmp_path / "e.npz", "w", kind) as archive:
+            archive.writestr("images.npy", content.replace(shape, huge.ljust(len(shape))).replace(b"|u1", b"<f8"))
+        refuses_data("data.bad_npz", f"npz:{tmp_path}/e.npz", "all")
     np.savez(tmp_path / "c_train.npz", images=PIXELS)
     refuses_data("data.no_such_split", f"npz:{tmp_path}/c_{{split}}.npz", "test", splits="train")
 
@@ -123,6 +137,9 @@ def test_a_data_set_of_torchvision_is_read_from_the_disk(mnist: Path) -> None:
     image, _ = pickle.loads(pickle.dumps(test)).load(2)
     assert np.array_equal(np.asarray(image)[..., 0], PIXELS[2, ..., 0])
     refuses_data("data.no_such_split", f"torchvision:MNIST?root={mnist}", "val", splits="train, test")
+    refuses_data("data.fraction_of_a_split", f"torchvision:MNIST?root={mnist}&split=0.2")
+    refuses_data("data.bad_fraction", f"torchvision:MNIST?root={mnist}&split=fold", split="fold")
+    refuses_data("data.seed_without_fraction", f"torchvision:MNIST?root={mnist}&seed=3")
 
 
 def test_a_data_set_without_splits_has_a_fraction_held_out(tmp_path: Path) -> None:
@@ -135,6 +152,8 @@ def test_a_data_set_without_splits_has_a_fraction_held_out(tmp_path: Path) -> No
 
 def test_what_torchvision_does_not_have_is_refused(tmp_path: Path) -> None:
     refuses_data("data.unknown_torchvision_data", "torchvision:MNISt?root=x", advice="Did you mean 'MNIST'?")
+    refuses_data("data.unknown_torchvision_data", "torchvision:FakeData?root=x", name="FakeData")
+    refuses_data("data.torchvision_failed", f"torchvision:Omniglot?root={tmp_path}&background=²&split=0.2")
     refuses_data("data.no_torchvision_root", "torchvision:MNIST")
     refuses_data("data.unknown_option", f"torchvision:MNIST?root={tmp_path}&rot=1", option="rot")
     refuses_data("data.torchvision_failed", f"torchvision:MNIST?root={tmp_path}", root=tmp_path)

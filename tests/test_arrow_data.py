@@ -82,6 +82,31 @@ def test_row_groups_of_any_size_give_the_images(
     refuses_data("data.no_such_split", f"hf:{photos}", "val", splits="test, train")
 
 
+def test_a_damaged_page_costs_its_own_rows_and_changes_no_other(tmp_path: Path) -> None:
+    images = [bytes([row]) * 1000 for row in range(100)]
+    table = pa.table({"image": images, "label": ["owl", "tit"] * 50})
+    made = {"compression": "none", "use_dictionary": False, "data_page_size": 1, "write_batch_size": 10}
+    pq.write_table(table, tmp_path / "a.parquet", **made)
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    place = content.index(images[45])
+    content[place - 4 : place] = b"\xff\xff\xff\x7f"  # the length of its value
+    (tmp_path / "a.parquet").write_bytes(content)
+    source = open_source(f"parquet:{tmp_path}/a.parquet", "all")
+    for rows in (np.arange(100), np.arange(20, 100), np.arange(100)[::-1]):
+        read = list(source.read_each(rows))
+        assert all(one in (None, images[row]) for one, row in zip(read, rows.tolist(), strict=True))
+        assert read[rows.tolist().index(31)] == images[31]
+        assert None in read
+
+
+def test_a_file_of_images_alone_has_its_rows(photos: Path) -> None:
+    images = [path.read_bytes() for path in sorted((photos / "train").rglob("*.png"))]
+    pq.write_table(pa.table({"image": images}), photos / "a.parquet")
+    source = open_source(f"parquet:{photos}/a.parquet", "all")
+    assert [source.read(row) for row in range(len(source))] == images
+    assert len(open_source(f"parquet:{photos}/a.parquet?split=0.25", "test")) == 3
+
+
 def test_paths_in_a_parquet_file_are_those_of_a_table(photos: Path) -> None:
     paths = [str(path.relative_to(photos)) for path in sorted((photos / "train").rglob("*.png"))]
     kinds = pa.array([path.split("/")[1] for path in paths]).dictionary_encode()
@@ -98,6 +123,11 @@ def test_plain_bytes_are_known_by_file_and_row(photos: Path) -> None:
     assert np.bincount(source.labels).tolist() == [1, 1, 1]
     assert source.read(0) in images
     assert source.file_of(0) == f"{photos}/a.parquet, column png"
+    (photos / "b").mkdir()
+    pq.write_table(pa.table({"png": images[:2]}), photos / "b" / "a.parquet")
+    pq.write_table(pa.table({"png": images[2:3]}), photos / "a.parquet")
+    several = open_source(f"parquet:{photos}/{{.,b}}/a.parquet", "all")
+    assert several.ids == ["a.parquet[0]", "b/a.parquet[0]", "b/a.parquet[1]"]
 
 
 @pytest.mark.parametrize("num_files", [1, 3])
@@ -189,6 +219,11 @@ def test_labels_of_the_hub_that_are_missing_are_refused_or_no_labels(photos: Pat
     assert open_source(f"parquet:{photos}/-1-1.parquet", "all").class_names == []
     refuses_data("data.missing_labels", f"parquet:{photos}/-10.parquet", "all", missing=1, count=6)
     refuses_data("data.class_without_name", f"parquet:{photos}/70.parquet", "all", label=7, count=3)
+    for labels in (["red", "blue"] * 3, ["red", "cat"] * 3, [True, False] * 3):
+        pq.write_table(table.set_column(1, "label", [labels]), photos / f"{labels[1]}.parquet")
+    assert open_source(f"parquet:{photos}/blue.parquet", "all").labels.tolist() == [2, 0] * 3
+    refuses_data("data.class_without_name", f"parquet:{photos}/cat.parquet", "all", label="cat", count=3)
+    refuses_data("data.class_without_name", f"parquet:{photos}/False.parquet", "all", label="False", count=3)
 
 
 def test_files_that_cannot_be_used_are_refused(photos: Path) -> None:
@@ -216,9 +251,19 @@ def test_folders_that_are_no_data_set_are_refused(photos: Path) -> None:
     refuses_data("data.no_hf_files", f"hf:{photos}", folder=photos)
     refuses_data("data.no_such_folder", "hf:no/such/folder")
     save_to_disk(table_of(photos, "train"), photos / "saved" / "train", 2)
-    (photos / "saved" / "train" / "data-00001-of-00002.arrow").write_bytes(b"no stream")
+    save_to_disk(table_of(photos, "train").drop_columns("age"), photos / "other" / "train")
+    second = photos / "saved" / "train" / "data-00001-of-00002.arrow"
+    second.write_bytes((photos / "other" / "train" / "data-00000-of-00001.arrow").read_bytes())
+    refuses_data("data.other_columns", f"hf:{photos}/saved", file=second)
+    second.write_bytes(b"no stream")
     refuses_data("data.bad_arrow", f"hf:{photos}/saved")
     (photos / "saved" / "train" / "state.json").write_text('{"_data_files": [{"filename": "../../../secret"}]}')
     refuses_data("data.bad_arrow", f"hf:{photos}/saved")
     pq.write_table(table_of(photos, "train"), photos / "train-00001-of-00003.parquet")
     refuses_data("data.missing_shards", f"hf:{photos}", count=3, missing=2)
+    for other in ("train.parquet", "train-00000-of-00002.parquet", "train-1-of-3.parquet"):
+        pq.write_table(table_of(photos, "train"), photos / other)
+        refuses_data("data.mixed_shards", f"hf:{photos}", split="train")
+        (photos / other).unlink()
+    (photos / "train-00001-of-00003.parquet").rename(photos / "train-00003-of-00003.parquet")
+    refuses_data("data.mixed_shards", f"hf:{photos}", split="train")

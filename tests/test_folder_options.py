@@ -62,7 +62,7 @@ def test_a_folder_with_a_question_mark_in_its_name_is_that_folder(tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "split", "key", "values"),
     [
-        ("?split=2", "train", "data.bad_folder_option", {"option": "split=2"}),
+        ("?split=2", "train", "data.bad_fraction", {"split": "2"}),
         ("?classes=flat", "train", "data.bad_folder_option", {"option": "classes=flat"}),
         ("?seed=1", "train", "data.seed_without_fraction", {}),
         ("?splits=0.2", "train", "data.unknown_option", {"option": "splits", "advice": "Did you mean 'split'?"}),

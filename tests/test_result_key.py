@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_stores import write_small_store
+from small_stores import with_copies, write_small_store
 
 from layerbank.cache import Target
+from layerbank.data.split_record import load_record
 from layerbank.probes import PAPER, QUICK, TrainingProtocol
 from layerbank.probing import result_key
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
 from layerbank.probing.result_key import ALWAYS, KEY_TABLE, SPLIT_WITH_COPIES, DataKey, ResultKey, data_of
 from layerbank.probing.results import key_of
+from layerbank.probing.tokens.split_tokens import SplitTokens
 
 DATA = DataKey(
     model="m" * 32, tap="norm2", train_rows="a" * 32, test_rows="b" * 32, train_targets="c" * 32, test_targets="d" * 32
@@ -135,6 +137,31 @@ def test_targets_are_the_same_in_integers_of_any_width_and_others_by_value_order
         digest(labels[:, None]),
     ]
     assert len({digest(labels), *others, digest(labels, kind="ordinal")}) == 6
+
+
+def test_groups_stay_together_with_copies_and_are_part_of_the_key(tmp_path: Path) -> None:
+    tokens = write_small_store(tmp_path)
+    request = tokens.request
+    assert result_key.split_rule(tokens) == result_key.SPLIT
+    numbers = np.arange(len(request.record), dtype=np.uint64)
+
+    def grouped(groups: np.ndarray, copies: dict[int, int]) -> SplitTokens:
+        with_them = with_copies(request, copies)
+        return replace(with_them, record=replace(with_them.record, groups=groups)).open()
+
+    alone, pairs, linked = (grouped(numbers // size, {5: 1} if size == 4 else {}) for size in (1, 2, 4))
+    assert alone.groups is None
+    assert result_key.split_rule(alone) == result_key.SPLIT
+    assert pairs.groups is not None
+    assert pairs.groups[:4].tolist() == [0, 0, 1, 1]
+    assert linked.groups is not None
+    assert linked.groups[:9].tolist() == [0] * 8 + [1]  # a copy links two groups
+    rules = [result_key.split_rule(one) for one in (pairs, linked)]
+    assert all(rule.startswith(result_key.SPLIT_WITH_GROUPS) for rule in rules)
+    assert rules[0] != rules[1]
+    file = tmp_path / "records" / pairs.record.save(tmp_path / "records")
+    assert load_record(file).groups.tolist() == pairs.record.groups.tolist()
+    assert len({record.file_name for record in (pairs.record, alone.record, request.record)}) == 3
 
 
 def test_images_without_usable_tokens_are_part_of_the_key(tmp_path: Path) -> None:

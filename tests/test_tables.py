@@ -13,8 +13,10 @@ import pytest
 from data_errors import refuses_data
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import raises
 from photos import write_photos
 
+from layerbank.data.classes import match_classes
 from layerbank.data.image_source import NO_LABEL
 from layerbank.data.sources import open_source
 from layerbank.data.tables.holdout import hold_out
@@ -90,6 +92,7 @@ def test_a_file_for_each_split_needs_no_column(photos: Path) -> None:
         write_table(photos / f"{split}.csv", rows)
     assert len(open_source(f"csv:{photos}/{{split}}.csv", "test")) == 6
     refuses_data("data.no_such_split", f"csv:{photos}/{{split}}.csv", "val", splits="test, train")
+    refuses_data("data.fraction_of_a_split", f"csv:{photos}/{{split}}.csv?split=0.2", split="0.2")
 
 
 def test_a_table_without_labels_lists_images_to_predict(photos: Path) -> None:
@@ -128,6 +131,24 @@ def test_no_group_is_in_both_parts(table: Path) -> None:
         assert not groups[0] & groups[1]
 
 
+def test_a_group_in_the_files_of_two_splits_is_refused(photos: Path) -> None:
+    rows = {split: [row for row in rows_of(photos) if row["split"] == split] for split in ("train", "test")}
+    uri = f"csv:{photos}/{{split}}.csv?label=kind&group=patient"
+    for number in range(2):
+        for split, of_split in rows.items():
+            patients = [row | {"patient": f"{split} {row['patient']}"} for row in of_split]
+            patients[0]["patient"] = split if number == 0 else "p0"
+            write_table(photos / f"{split}.csv", patients)
+        train, test = (open_source(uri, split) for split in ("train", "test"))
+        assert train.groups is not None
+        assert train.groups[2] == train.groups[3] != train.groups[4]
+        if number == 0:
+            match_classes(train, test)
+    with raises("data.groups_in_both_splits", count=1, trained=train.ids[0], tested=test.ids[0]):
+        match_classes(train, test)
+    refuses_data("data.no_column", uri.replace("patient", "patent"), name="'patent'")
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=60),
     st.floats(0.05, 0.95),
@@ -147,14 +168,22 @@ def test_holding_out_cuts_no_group_and_leaves_no_class_out(
         assert held_out == (0 if count == 1 else min(max(round(fraction * count), 1), count - 1))
 
 
+def test_values_of_options_are_taken_as_they_are_written(photos: Path) -> None:
+    for name in ("C++", "%41", "a+b", "a=b"):
+        rows = [{"path": row["path"], name: row["kind"]} for row in rows_of(photos)]
+        source = open_source(f"csv:{write_table(photos / 'a.csv', rows)}?label={name}", "all")
+        assert source.class_names == ["blue", "green", "red"]
+
+
 # --- tables that are refused ---
 
 
 @pytest.mark.parametrize(
     ("options", "key", "values"),
     [
-        ("?lable=kind", "data.unknown_option", {"option": "lable", "nearest": "label"}),
-        ("?label=knid", "data.no_column", {"name": "'knid'", "nearest": "kind"}),
+        ("?lable=kind", "data.unknown_option", {"option": "lable", "advice": "Did you mean 'label'?"}),
+        ("?label=knid", "data.no_column", {"name": "'knid'", "advice": "Did you mean 'kind'?"}),
+        ("?label=kind&label=split", "data.repeated_option", {"option": "label"}),
         ("?image=kind", "data.missing_files", {"missing": 3, "count": 12}),
         ("?split=kind", "data.no_such_split", {"splits": "blue, green, red"}),
         ("?label=kind&seed=1", "data.seed_without_fraction", {}),
@@ -205,6 +234,14 @@ def test_labels_of_other_types_are_refused(tmp_path: Path, labels: list, key: st
     rows = [{"path": f"train/red/{number:03}.png", "label": label} for number, label in enumerate(labels)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     refuses_data(key, f"csv:{tmp_path}/a.jsonl", "all", **values)
+
+
+def test_a_list_may_be_a_group(tmp_path: Path) -> None:
+    write_photos(tmp_path, {"train": 4}, ("red",))
+    rows = [{"path": f"train/red/{n:03}.png", "label": "red", "site": [n // 2], "split": str(n % 2)} for n in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(open_source(f"csv:{tmp_path}/a.jsonl?group=site&split=0.5", "test")) == 2
+    refuses_data("data.group_in_two_splits", f"csv:{tmp_path}/a.jsonl?group=site", "0", names="[0], [1]")
 
 
 def test_lines_that_are_no_json_objects_are_named(tmp_path: Path) -> None:

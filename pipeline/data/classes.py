@@ -1,4 +1,4 @@
-"""The classes of a training and a test split.
+"""The classes of a training and a test split, which have no group in common.
 
 A source knows the classes of its own split. Those of the training split decide what a probe can answer: the labels of the test
 split become their numbers by name, whatever numbers they had.
@@ -25,10 +25,11 @@ def match_classes(train: ImageSource, test: ImageSource, on_event: OnEvent = ign
     """Give the test split the classes of the training split.
 
     Raises:
-        RequestError: no labels, only one class to train on, or test images of a class without training images.
+        RequestError: no labels, only one class to train on, test images of a class without training images, or a common group.
     """
     test.labels = labels_by_name(train, test)
     test.class_names = list(train.class_names)
+    _require_groups_apart(train, test)
     if uneven := uneven_classes(train, test):
         on_event(uneven)
 
@@ -68,6 +69,15 @@ def uneven_classes(train: Labelled, test: Labelled) -> UnevenClasses | None:
     if not (untested or untrained or single):
         return None
     return UnevenClasses(train=_name(train), test=_name(test), untested=untested, untrained=untrained, single=single)
+
+
+def _require_groups_apart(train: ImageSource, test: ImageSource) -> None:
+    if train.groups is None or test.groups is None:
+        return
+    both, of_train, of_test = np.intersect1d(train.groups, test.groups, return_indices=True)
+    if len(both):
+        values = {"count": len(both), "trained": train.ids[of_train[0]], "tested": test.ids[of_test[0]]}
+        raise RequestError("data.groups_in_both_splits", train=_name(train), test=_name(test), **values)
 
 
 def _numbers(train: Labelled, test: Labelled) -> NDArray[np.int64]:

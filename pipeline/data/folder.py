@@ -24,7 +24,7 @@ from .image_files import LEADS_OUT, leads_out, not_followed, require_inside
 from .image_source import ImageSource
 from .patterns import no_such_split, parse_options, require_folder
 from .sources import DataSource
-from .tables.split_column import parse_fraction, parse_seed, rows_held_out
+from .tables.split_column import parse_held_out, rows_held_out
 
 OPTIONS = ("split", "seed", "classes")
 NESTED = "nested"
@@ -113,23 +113,19 @@ def open_folder(address: str, split: str) -> FileSource:
     """
     path, options = parse_options("folder", address, OPTIONS)
     root, data = require_folder("folder", path), f"folder:{address}"
-    fraction = parse_fraction(options.get("split", ""))
-    for option, is_right in (("split", fraction is not None), ("classes", options.get("classes") == NESTED)):
-        if option in options and not is_right:
-            raise RequestError("data.bad_folder_option", data=data, option=f"{option}={options[option]}")
-    if "seed" in options and fraction is None:
-        raise RequestError("data.seed_without_fraction", data=data)
-    prefix = f"{split}/" if fraction is None else ""
+    held_out = parse_held_out(options, data, has_splits=False, has_columns=False)
+    if (classes := options.get("classes", NESTED)) != NESTED:
+        raise RequestError("data.bad_folder_option", data=data, option=f"classes={classes}")
+    prefix = f"{split}/" if held_out is None else ""
     left_out: Counter[str] = Counter()
     names = _classes_of(root, split) if prefix else _classes_without_splits(data, root)
     entries = [(found, name) for name in names for found in find_images(root, f"{prefix}{name}/", left_out)]
     if "classes" in options:
         entries = [(found, os.path.dirname(found.id.removeprefix(prefix))) for found, _ in entries]
-    if fraction is not None:
+    if held_out is not None:
         entries.sort()
-        ids, classes = [found.id for found, _ in entries], [name for _, name in entries]
-        seed = parse_seed(data, options.get("seed", "0"))
-        rows = rows_held_out(ids, classes, split, fraction, data=data, seed=seed)
+        ids, of_images = [found.id for found, _ in entries], [name for _, name in entries]
+        rows = rows_held_out(ids, of_images, split, held_out, data=data)
         entries = [entries[row] for row in rows.tolist()]
     class_names = sorted({name for _, name in entries})
     number_of = {name: number for number, name in enumerate(class_names)}

@@ -118,6 +118,7 @@ class ImageSource(ABC):
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
         left_out: extension -> number of files, or of members of archives, that are not read, where a source looks for them.
         table: every column of the rows, where a table lists them; other targets can be taken from it.
+        groups: [N] uint64, equal for images of one group, such as a patient, in every split; None without groups.
         is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
 
     Raises:
@@ -136,6 +137,7 @@ class ImageSource(ABC):
     is_encoded: bool = False
     left_out: Mapping[str, int] = MappingProxyType({})
     table: Table | None = None
+    groups: NDArray[np.uint64] | None = None
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from ..errors import RequestError, advice
 from .image_files import require_inside
@@ -141,16 +140,22 @@ def require_split(uri: str) -> None:
 def parse_options(scheme: str, address: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Split an address `PATH?option=value&...` into the path and its options; a path that exists may have a question mark.
 
-    Raises:
-        RequestError: an option that is not known; names the nearest.
+    Values are taken as they are written: nothing in them is decoded.
 
-    >>> parse_options("csv", "photos.csv?label=kind&seed=3", ["label", "seed"])
-    ('photos.csv', {'label': 'kind', 'seed': '3'})
+    Raises:
+        RequestError: an option that is not known, with the nearest one, or one that is given twice.
+
+    >>> parse_options("csv", "photos.csv?label=C++&seed=3", ["label", "seed"])
+    ('photos.csv', {'label': 'C++', 'seed': '3'})
     """
     if os.path.exists(os.path.expanduser(address)):
         return os.path.expanduser(address), {}
     path, _, query = address.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    given = [(name, value) for name, _, value in (one.partition("=") for one in query.split("&") if one)]
+    options = dict(given)
+    if len(options) < len(given):
+        repeated = Counter(name for name, _ in given).most_common(1)[0][0]
+        raise RequestError("data.repeated_option", uri=f"{scheme}:{address}", option=repeated)
     if unknown := sorted(set(options) - set(known)):
         values = {"option": unknown[0], "known": ", ".join(known), "advice": advice(unknown[0], known)}
         raise RequestError("data.unknown_option", uri=f"{scheme}:{address}", **values)

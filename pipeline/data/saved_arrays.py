@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -11,14 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_DAMAGE = (  # MemoryError: NumPy believes any shape
+DAMAGE = (  # MemoryError: NumPy believes any shape; RuntimeError: a member is encrypted, or compressed in another way
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError),
-    *(
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ),  # RuntimeError: a member is encrypted, or compressed in another way
+    *(RuntimeError, SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
+"""What reading an NPZ file raises if it is not as NumPy writes it."""
 
 
 class UnreadableArrays(Exception):
@@ -41,7 +40,7 @@ def load_arrays(path: Path, names: Sequence[str], optional: Sequence[str] = ()) 
             raise ValueError("it is not a file")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             arrays = [saved[name] for name in [*names, *(name for name in optional if name in saved)]]
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UnreadableArrays(str(error) or type(error).__name__) from error
     if not all(isinstance(array, np.ndarray) for array in arrays):  # NumPy gives other members as bytes
         raise UnreadableArrays("a member that is no array")

@@ -37,6 +37,7 @@ class SplitRecord:
         class_names: C names; empty for a task without classes.
         images: their content hashes.
         task: the type of the task, a name in `layerbank.probes.TASKS`.
+        groups: [N] uint64, equal for images of one group; None without groups.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class SplitRecord:
     class_names: Sequence[str]
     images: ImageSet
     task: str = MULTICLASS
+    groups: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,7 +65,8 @@ class SplitRecord:
     @cached_property
     def file_name(self) -> str:
         """Name of the file that keeps it: equal records have equal names."""
-        names = json.dumps([list(self.ids), self.images.digest, self.targets_digest], allow_nan=False)
+        groups = [] if self.groups is None else [self.groups.tolist()]
+        names = json.dumps([list(self.ids), self.images.digest, self.targets_digest, *groups], allow_nan=False)
         return f"{self.split}-{hashlib.sha256(names.encode()).hexdigest()[:12]}.npz"
 
     def save(self, folder: Path) -> str:
@@ -75,7 +78,7 @@ class SplitRecord:
         file = folder / self.file_name
         if not _is_sound(file):
             folder.mkdir(parents=True, exist_ok=True)
-            about = {
+            about: dict[str, Any] = {
                 "dataset": self.dataset,
                 "split": self.split,
                 "class_names": list(self.class_names),
@@ -85,13 +88,16 @@ class SplitRecord:
                 about["task"] = self.task
             content = io.BytesIO()
             arrays = {
-                "about": np.array(json.dumps(about, allow_nan=False)),
                 "ids": np.array(self.ids),
                 "labels": self.labels,
                 "hashes": self.images.hashes,
             }
             if self.images.rule1_hashes is not None:
                 arrays["rule1_hashes"] = self.images.rule1_hashes
+            if self.groups is not None:
+                about["has_groups"] = True
+                arrays["groups"] = self.groups
+            arrays["about"] = np.array(json.dumps(about, allow_nan=False))
             np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its stubs take no dict of arrays
             replace_file(file, content.getvalue())
         return file.name
@@ -106,8 +112,9 @@ def load_record(file: Path) -> SplitRecord:
     try:
         text, ids, labels, hashes, *rule1 = load_arrays(file, ("about", "ids", "labels", "hashes"), ("rule1_hashes",))
         about = json.loads(str(text))
-        _check(about, ids, labels, hashes, *rule1)
-    except (UnreadableArrays, ValueError, KeyError, TypeError, RecursionError) as error:
+        groups = load_arrays(file, ("groups",)) if about.get("has_groups") else []
+        _check(about, ids, labels, hashes, *rule1, *groups)
+    except (UnreadableArrays, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WorkError("data.unreadable_record", file=file, reason=error) from error
     record = SplitRecord(
         dataset=about["dataset"],
@@ -122,6 +129,7 @@ def load_record(file: Path) -> SplitRecord:
             keeps_order=about["keeps_order"],
         ),
         task=about.get("task", MULTICLASS),
+        groups=groups[0] if groups else None,
     )
     if record.file_name != file.name:
         raise WorkError("data.unreadable_record", file=file, reason="its content is not the one it is named after")

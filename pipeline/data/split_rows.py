@@ -73,6 +73,7 @@ class SplitRows:
             labels=source.labels,
             class_names=source.class_names,
             images=self.images,
+            groups=source.groups,
         )
 
     def centre(self) -> SplitRows:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from ..errors import RequestError, advice
 
@@ -22,16 +23,18 @@ class Table:
 
     Attributes:
         place: where it lies, for messages.
-        columns: name -> N values, as texts, numbers or None.
+        columns: name -> N values, as texts, numbers or None; there may be none.
+        num_rows: N.
         class_names: name of a column of class numbers -> the names of the classes, where the file gives them.
     """
 
     place: str
     columns: Mapping[str, Sequence[Any]]
+    num_rows: int
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
+        return self.num_rows
 
     def column(self, name: str) -> Sequence[Any]:
         """The N values of a column.
@@ -56,6 +59,22 @@ class Table:
             raise RequestError("data.empty_cells", table=self.place, column=name, **counts)
         return values
 
+    def groups(self, name: str | None) -> NDArray[np.uint64] | None:
+        """[N] hashes of the groups of a column, equal in all tables; None of no column. Raises as `filled_column`."""
+        if name is None:
+            return None
+        hashes = [xxh3_64_intdigest(one.encode(errors="surrogatepass")) for one in self.group_names(name)]
+        return np.array(hashes, dtype=np.uint64)
+
+    def group_names(self, name: str) -> list[str]:
+        """The N groups of a column without empty cells, as text: whatever a cell holds, and equal numbers alike.
+
+        Raises:
+            RequestError: as `filled_column`.
+        """
+        values = self.filled_column(name)
+        return [str(int(one) if isinstance(one, float) and one.is_integer() else one) for one in values]
+
     def usual_column(self, names: Sequence[str]) -> str | None:
         """The first column that has one of these names, whatever its case; None if none has."""
         by_lower_case = {column.casefold(): column for column in reversed(list(self.columns))}
@@ -65,7 +84,7 @@ class Table:
         """Some rows, by number."""
         numbers = rows.tolist()
         columns = {name: [values[row] for row in numbers] for name, values in self.columns.items()}
-        return Table(self.place, columns, self.class_names)
+        return Table(self.place, columns, len(numbers), self.class_names)
 
 
 def no_column(place: str, name: str, names: Sequence[str]) -> RequestError:

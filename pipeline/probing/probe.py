@@ -31,7 +31,7 @@ from .failing import CAUGHT, Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
 from .probe_spec import ProbeSpec
-from .result_key import SPLIT, SPLIT_WITH_COPIES, ResultKey, data_of, task_in_keys
+from .result_key import ResultKey, data_of, split_rule, task_in_keys
 from .results import Row
 from .results_file import RESULTS, append_row, is_reusable, read_results
 from .row_files import row_folder, wrong_file
@@ -181,7 +181,7 @@ class _Run:
             protocol=protocol,
             task=task_in_keys(self.cache.task.type),
             metric=self.cache.task.metric,
-            split=SPLIT if self.cache.groups is None else SPLIT_WITH_COPIES,
+            split=split_rule(self.cache),
         )
         results = read_results(folder / RESULTS)
         for error in results.skipped:
@@ -293,7 +293,9 @@ class _Run:
     def _report_copies(self) -> None:
         """Report the training images that the validation split keeps together."""
         cache, protocol = self.cache, self._protocol
-        if cache.groups is None:
+        if (
+            cache.groups is None or cache.record.groups is not None
+        ):  # whoever names groups expects them to be kept together
             return
         centre = np.unique(cache.images, return_index=True)[1]
         groups = torch.from_numpy(cache.groups[centre])

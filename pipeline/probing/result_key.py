@@ -33,6 +33,9 @@ SPLIT = "fraction of each class"
 SPLIT_WITH_COPIES = "fraction of each class, copies together"
 """The rule of the split where training images have copies."""
 
+SPLIT_WITH_GROUPS = "fraction of each class, groups and copies together: "
+"""The rule of the split where training images are in groups; a digest of the groups follows."""
+
 MULTICLASS_IN_KEYS = "classification"
 """The task `multiclass` as keys have it: they were introduced before there was another one."""
 
@@ -171,6 +174,15 @@ def data_of(train: SplitTokens, test: SplitTokens) -> DataKey:
         train_usable=_usable(train),
         test_usable=_usable(test),
     )
+
+
+def split_rule(train: SplitTokens) -> str:
+    """How validation images are chosen of these training images."""
+    if train.groups is None:
+        return SPLIT
+    if train.record.groups is None:
+        return SPLIT_WITH_COPIES
+    return SPLIT_WITH_GROUPS + key_of({"groups": train.groups.tolist()})
 
 
 def task_in_keys(task: str) -> str:

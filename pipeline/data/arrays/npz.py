@@ -23,6 +23,7 @@ from ...errors import RequestError, first_line
 from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import SPLIT, data_name, no_such_split, parse_options, splits_of
+from ..saved_arrays import DAMAGE
 from ..sources import DataSource
 from ..table import Table
 from ..tables.listed import choose_rows, labels_of
@@ -55,21 +56,23 @@ class NpzSource(ImageSource):
         images = self._images()
         _require_pixels(f"{self._path}::{self._array}", images)
         columns = _columns(self._path, members, options, split, len(images))
+        class_names = _class_names(self._path, members) if "labels" in columns else {}
         prefix = f"{self._path.name}::{self._array}" if of_split else self._path.name
         ids = [f"{prefix}[{row}]" for row in range(len(images))]
-        table = Table(str(self._path), columns, _class_names(self._path, members))
+        table = Table(str(self._path), columns, len(images), class_names)
         table_options = {name: text for name, text in options.items() if name in ("split", "group", "seed")}
         rows = choose_rows(table, table_options, split, ids=ids, data=data, is_whole=is_whole or of_split)
         self._rows, self.table = rows, table.take(rows)
+        self.groups = self.table.groups(options.get("group"))
         chosen = [ids[row] for row in rows.tolist()]
-        labels, class_names = labels_of(self.table, {}, chosen)
+        labels, classes = labels_of(self.table, {}, chosen)
         self.origin = f"npz:{os.path.abspath(self._path)}::{self._array}"
         super().__init__(
             name=data_name(pattern) if is_whole else self._path.stem,
             split=split,
             ids=chosen,
             labels=labels,
-            class_names=class_names,
+            class_names=classes,
             sizes=np.full(len(rows), images[0].nbytes),
         )
 
@@ -101,7 +104,7 @@ def _members(path: Path) -> list[str]:
             raise OSError(problem)
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise RequestError("data.bad_npz", file=path, reason=first_line(error)) from error
 
 
@@ -126,8 +129,7 @@ def _columns(
     labels = _find(members, options.get("labels", ""), LABEL_NAMES, split, path)
     arrays = {} if labels is None else {"labels": labels[0]}
     arrays |= {name: name for name in (options.get("split"), options.get("group"), "split") if name in members}
-    columns = {name: _values(path, array, num_images) for name, array in arrays.items()}
-    return columns or {"row": list(range(num_images))}
+    return {name: _values(path, array, num_images) for name, array in arrays.items()}
 
 
 def _values(path: Path, name: str, num_images: int) -> list[Any]:
@@ -171,7 +173,7 @@ def _map_array(path: Path, name: str) -> NDArray[Any]:
         order: Literal["F", "C"] = "F" if is_fortran else "C"
         mapped: NDArray[Any] = np.memmap(str(path), dtype, "r", offset + header_bytes, shape, order)
         return mapped
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise RequestError("data.bad_npz", file=f"{path}::{name}", reason=first_line(error)) from error
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError, advice, first_line
+from ...quantities import whole_number
 from ..image_source import ImageSource
 from ..in_memory import MemorySource
 from ..patterns import no_such_split, parse_options
 from ..sources import DataSource
-from ..tables.split_column import WHOLE, parse_fraction, parse_seed, rows_held_out
+from ..tables.split_column import WHOLE, parse_held_out, rows_held_out
 
 OWN = ("root", "split", "seed")
 NOT_ASKED = {
@@ -45,37 +46,37 @@ def open_torchvision(address: str, split: str) -> ImageSource:
     from torchvision import datasets  # type: ignore[import-untyped]
 
     name = address.partition("?")[0]
-    if name not in datasets.__all__:
+    kind: Any = getattr(datasets, name, None) if name in datasets.__all__ else None
+    arguments = {} if kind is None else inspect.signature(kind.__init__).parameters
+    if "root" not in arguments:  # as of FakeData
         raise RequestError("data.unknown_torchvision_data", name=name, advice=advice(name, datasets.__all__))
-    kind = getattr(datasets, name)
-    arguments = inspect.signature(kind.__init__).parameters
     known = [*OWN, *(one for one in arguments if one not in NOT_ASKED)]
     _, options = parse_options("torchvision", address, known)
     if not options.get("root"):
         raise RequestError("data.no_torchvision_root", name=name)
     root, data = os.path.expanduser(options["root"]), f"torchvision:{address}"
-    given: dict[str, Any] = {
-        one: int(text) if text.isdigit() else text for one, text in options.items() if one not in OWN
-    }
-    fraction = parse_fraction(options.get("split", ""))
+    given: dict[str, Any] = {}
+    for one in options.keys() - {*OWN}:
+        given[one] = options[one] if (number := whole_number(options[one])) is None else number
+    has_splits = "split" in arguments or "train" in arguments
+    held_out = parse_held_out(options, data, has_splits=has_splits, has_columns=False)
     if "split" in arguments:
         given["split"] = split
     elif "train" in arguments:
         if split not in ("train", "test"):
             raise no_such_split(data, split, root, ["train", "test"])
         given["train"] = split == "train"
-    elif fraction is None and split != WHOLE:
+    elif held_out is None and split != WHOLE:
         raise RequestError("data.no_torchvision_split", data=data, split=split)
     try:
         dataset = kind(root, **given)
-    except (RuntimeError, ValueError, OSError, ImportError, TypeError) as error:
+    except Exception as error:  # damaged files make the classes raise anything: struct.error, EOFError, KeyError
         reason = first_line(error)
         raise RequestError("data.torchvision_failed", name=name, split=split, root=root, reason=reason) from error
     labels = _labels_of(dataset)
     rows = np.arange(len(labels))
-    if fraction is not None:
-        seed = parse_seed(data, options.get("seed", "0"))
-        rows = rows_held_out([str(row) for row in rows], labels.tolist(), split, fraction, data=data, seed=seed)
+    if held_out is not None:
+        rows = rows_held_out([str(row) for row in rows], labels.tolist(), split, held_out, data=data)
     return _TorchvisionSource(name, dataset, rows, labels[rows], split)
 
 

@@ -8,6 +8,7 @@ are taken from the metadata that Hugging Face writes. A column of lists or of by
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,9 @@ def open_arrow(
     part, chosen = table.take(rows), [ids[row] for row in rows.tolist()]
     labels, class_names = labels_of(part, options, chosen)
     names = {"ids": chosen, "labels": labels, "class_names": class_names}
-    return EmbeddedImages(files, image, rows, part, name=name, split=split, **names)
+    source = EmbeddedImages(files, image, rows, part, name=name, split=split, **names)
+    source.groups = part.groups(options.get("group"))
+    return source
 
 
 def _table_of(files: ArrowFiles, place: str) -> Table:
@@ -142,7 +145,7 @@ def _table_of(files: ArrowFiles, place: str) -> Table:
     class_names = {name: names for name, names in _class_names(files.schema).items() if name in columns}
     for name in class_names:
         columns[name] = [None if value == NOT_LABELLED else value for value in columns[name]]
-    return Table(place, columns, class_names)
+    return Table(place, columns, int(files.counts.sum()), class_names)
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
@@ -175,7 +178,8 @@ def _ids_of(files: ArrowFiles, image: str) -> list[str]:
         if None not in paths and len(set(paths)) == len(paths):
             return [str(path) for path in paths]
     counts = zip(files.paths, files.counts.tolist(), strict=True)
-    return [f"{path.name}[{row}]" for path, count in counts for row in range(count)]
+    above = os.path.commonpath([path.parent for path in files.paths])
+    return [f"{os.path.relpath(path, above)}[{row}]" for path, count in counts for row in range(count)]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError, first_line
+from ...quantities import few
 from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import no_such_split, parse_options, read_text
@@ -37,7 +38,7 @@ class StreamFiles(ArrowFiles):
     """Arrow streams on the disk, mapped into memory in each process that reads them.
 
     Raises:
-        RequestError: pyarrow is not installed, or a file is missing or damaged.
+        RequestError: pyarrow is not installed, or a file is missing, damaged, or has other columns than the first.
     """
 
     has_exact_sizes = True
@@ -47,6 +48,9 @@ class StreamFiles(ArrowFiles):
         self._tables: list[Any] | None = None
         tables = self._open()
         self.schema = tables[0].schema
+        for path, table in zip(paths, tables, strict=True):
+            if not table.schema.equals(self.schema):
+                raise RequestError("data.other_columns", file=path, first=paths[0])
         self.counts = np.array([table.num_rows for table in tables], dtype=np.int64)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
@@ -140,17 +144,21 @@ def _saved_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, split: str) -> list[Path]:
     """The Parquet files of a split, none of which is missing: SPLIT.parquet, SPLIT-00000-of-00005.parquet or SPLIT/*.parquet."""
-    own = re.compile(re.escape(split) + r"(-\d+-of-(\d+))?\.parquet")
+    own = re.compile(re.escape(split) + r"(?:-([0-9]{1,9})-of-([0-9]{1,9}))?\.parquet")
     for above in (folder, folder / "data"):
         found = [(path, match) for path in sorted(above.glob("*.parquet")) if (match := own.fullmatch(path.name))]
         if not found:
             continue
-        count = int(found[0][1].group(2) or 1)
-        if len(found) < count:
-            missing = f"{len(found)} of {count} are there"
-            raise RequestError(
-                "data.missing_shards", folder=above, count=count, missing=count - len(found), names=missing
-            )
+        numbers = {int(match[1] or 0) for _, match in found}
+        counts = {int(match[2] or 1) for _, match in found}
+        count = counts.pop()
+        if counts or len(numbers) < len(found) or max(numbers) >= count:
+            names = few([path.name for path, _ in found])
+            raise RequestError("data.mixed_shards", folder=above, split=split, names=names)
+        if missing := count - len(numbers):
+            first = next(number for number in range(count) if number not in numbers)
+            names = f"{first:05} first, {len(numbers)} of {count} are there"
+            raise RequestError("data.missing_shards", folder=above, count=count, missing=missing, names=names)
         return [path for path, _ in found]
     return sorted((folder / split).glob("*.parquet"))
 

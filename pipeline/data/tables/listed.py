@@ -22,7 +22,7 @@ from ...quantities import few
 from ..image_source import NO_LABEL, ImageSource
 from ..table import Table, is_missing
 from .class_column import classes_of
-from .split_column import parse_fraction, parse_seed, rows_held_out, rows_of_split
+from .split_column import parse_held_out, rows_held_out, rows_of_split
 
 OPTIONS = ("image", "label", "split", "group", "seed")
 USUAL_IMAGES = ("image", "path", "file", "filename", "file_name", "filepath", "file_path", "image_path")
@@ -101,7 +101,9 @@ def open_listed(
     rows = choose_rows(table, options, split, ids=paths, data=data, is_whole=is_whole)
     part, chosen = table.take(rows), [paths[row] for row in rows.tolist()]
     labels, class_names = labels_of(part, options, chosen)
-    return ListedImages(part, chosen, labels, class_names, folder=folder, name=name, split=split)
+    source = ListedImages(part, chosen, labels, class_names, folder=folder, name=name, split=split)
+    source.groups = part.groups(options.get("group"))
+    return source
 
 
 def choose_rows(
@@ -109,20 +111,17 @@ def choose_rows(
 ) -> NDArray[np.int64]:
     """The rows of a split, by the options `split`, `group` and `seed`; `ids` are those of all rows."""
     group = options.get("group")
-    fraction = parse_fraction(options.get("split", ""))
-    if fraction is None:
-        if "seed" in options:
-            raise RequestError("data.seed_without_fraction", data=data)
+    held_out = parse_held_out(options, data, has_splits=is_whole)
+    if held_out is None:
         return rows_of_split(table, split, data=data, column=options.get("split"), group=group, is_whole=is_whole)
     label = _label_column(table, options)
     return rows_held_out(
         ids,
         [0] * len(table) if label is None else [str(value) for value in table.column(label)],
         split,
-        fraction,
+        held_out,
         data=data,
-        seed=parse_seed(data, options.get("seed", "0")),
-        groups=None if group is None else table.filled_column(group),
+        groups=None if group is None else table.group_names(group),
     )
 
 
@@ -135,10 +134,11 @@ def labels_of(table: Table, options: Mapping[str, str], ids: Sequence[str]) -> t
     labels, class_names = classes_of(table.column(column), ids, place)
     if (names := table.class_names.get(column)) is None:
         return labels, class_names
-    numbers = np.array([int(name) for name in class_names])  # labels number the names of the file
-    if numbers[-1] >= len(names):
-        raise RequestError("data.class_without_name", place=place, count=len(names), label=numbers[-1])
-    return numbers[labels], list(names)
+    are_numbers = isinstance(table.column(column)[0], int)  # of the names of the file, else the names themselves
+    number_of = {str(number) if are_numbers else name: number for number, name in enumerate(names)}
+    if unknown := [name for name in class_names if name not in number_of]:
+        raise RequestError("data.class_without_name", place=place, count=len(names), label=unknown[0])
+    return np.array([number_of[name] for name in class_names])[labels], list(names)
 
 
 def _label_column(table: Table, options: Mapping[str, str]) -> str | None:

@@ -86,13 +86,17 @@ class _Reader:
 
     def cell(self, path: Path, group: int, column: str, row: int) -> Any:
         with self._lock:
-            if self._group != (path, group, column) or row < self._start:
-                self._group, self._start, self._values = None, 0, ()
+            is_ahead = self._group == (path, group, column) and row >= self._start
+            self._group = None  # after an error no batch is trusted
+            if not is_ahead:
+                self._start, self._values = 0, ()
                 self._batches = _open(path).iter_batches(BATCH_ROWS, row_groups=[group], columns=[column])
-                self._group = (path, group, column)
-            while row >= self._start + len(self._values):
-                self._start += len(self._values)
-                self._values = next(self._batches).column(0)
+            while row >= (stop := self._start + len(self._values)):
+                batch = next(self._batches, None)
+                if batch is None:
+                    raise OSError(f"row group {group} ends before row {row}")
+                self._start, self._values = stop, batch.column(0)
+            self._group = (path, group, column)
             return self._values[row - self._start].as_py()
 
     def __reduce__(self) -> tuple[type[_Reader], tuple[()]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError
-from ...quantities import few
+from ...quantities import few, whole_number
 from ..patterns import no_such_split
 from ..table import Table
 from .holdout import SPLITS, hold_out
@@ -19,28 +19,45 @@ WHOLE = "all"
 """The only split of data that have none: every image."""
 
 
-def parse_fraction(text: str) -> float | None:
-    """The fraction that `?split=` gives in place of a column; None for another text.
+class HeldOut(NamedTuple):
+    """The share of each class that is held out as `test`, and the seed that chooses the images."""
 
-    >>> parse_fraction("0.2"), parse_fraction("fold"), parse_fraction("2")
-    (0.2, None, None)
+    fraction: float
+    seed: int
+
+
+def parse_held_out(
+    options: Mapping[str, str], data: str, *, has_splits: bool, has_columns: bool = True
+) -> HeldOut | None:
+    """What `?split=` and `?seed=` hold out; None where they hold nothing out.
+
+    Args:
+        options: those of the address.
+        data: URI, for messages.
+        has_splits: whether the data have splits already, which cannot be divided again.
+        has_columns: whether `?split=` may be the name of a column instead.
+
+    Raises:
+        RequestError: a fraction of data that have splits, no fraction where there are no columns, a seed without a fraction, or one
+            that is no whole number.
     """
+    text = options.get("split", "")
     try:
         fraction = float(text)
     except ValueError:
+        fraction = 0
+    if not 0 < fraction < 1:
+        if text and not has_columns:
+            raise RequestError("data.bad_fraction", data=data, split=text)
+        if "seed" in options:
+            raise RequestError("data.seed_without_fraction", data=data)
         return None
-    return fraction if 0 < fraction < 1 else None
-
-
-def parse_seed(data: str, text: str) -> int:
-    """The seed that `?seed=` gives.
-
-    Raises:
-        RequestError: no whole number.
-    """
-    if not (text.isascii() and text.isdigit()):
-        raise RequestError("data.bad_seed", data=data, seed=repr(text))
-    return int(text)
+    if has_splits:
+        raise RequestError("data.fraction_of_a_split", data=data, split=text)
+    seed = whole_number(options.get("seed", "0"))
+    if seed is None:
+        raise RequestError("data.bad_seed", data=data, seed=repr(options["seed"]))
+    return HeldOut(fraction, seed)
 
 
 def rows_of_split(
@@ -78,17 +95,17 @@ def rows_held_out(
     ids: Sequence[str],
     classes: Sequence[Any],
     split: str,
-    fraction: float,
+    held_out: HeldOut,
     *,
     data: str,
-    seed: int,
     groups: Sequence[Any] | None = None,
 ) -> NDArray[np.int64]:
-    """The rows of `train` or `test` where a fraction is held out; the arguments are those of `hold_out`.
+    """The rows of `train` or `test` where a fraction is held out; the other arguments are those of `hold_out`.
 
     Raises:
         RequestError: another split, or one of the two would be empty.
     """
+    fraction, seed = held_out
     if split not in SPLITS:
         raise no_such_split(data, split, f"a fraction of {fraction:g} held out as test", list(SPLITS))
     is_test = hold_out(ids, classes, fraction, seed=seed, groups=groups)
@@ -100,11 +117,11 @@ def rows_held_out(
 
 
 def _require_apart(table: Table, group: str, is_asked: NDArray[np.bool_]) -> None:
-    inside: set[Any] = set()
-    outside: set[Any] = set()
-    for value, asked in zip(table.filled_column(group), is_asked.tolist(), strict=True):
+    inside: set[str] = set()
+    outside: set[str] = set()
+    for value, asked in zip(table.group_names(group), is_asked.tolist(), strict=True):
         (inside if asked else outside).add(value)
-    if both := sorted(map(str, inside & outside)):
+    if both := sorted(inside & outside):
         raise RequestError(
             "data.group_in_two_splits", table=table.place, column=group, count=len(both), names=few(both)
         )

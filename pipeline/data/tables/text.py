@@ -41,7 +41,8 @@ def read_table(path: Path) -> Table:
         raise RequestError("data.no_table", file=path)
     if problem := not_a_file(path):
         raise RequestError("data.unreadable_text", file=path, reason=problem)
-    return Table(str(path), READERS[extension](path, read_text(path)))
+    columns = READERS[extension](path, read_text(path))
+    return Table(str(path), columns, len(next(iter(columns.values()), ())))
 
 
 def _read_csv(path: Path, text: str) -> dict[str, list[Any]]:

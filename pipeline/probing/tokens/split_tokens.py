@@ -127,10 +127,12 @@ class SplitTokens:
 
     @cached_property
     def groups(self) -> NDArray[np.int64] | None:
-        """[n] int64, images with the same bytes have the same number; None if no two usable images have."""
+        """[n] int64, images with the same bytes or of the same group have the same number; None if no two usable images have."""
         _, groups = np.unique(self.content_hashes, return_inverse=True)
-        has_copies = groups.max(initial=-1) + 1 < len(np.unique(self.images))
-        return groups.astype(np.int64) if has_copies else None
+        if self.record.groups is not None:
+            groups = _joined(groups, np.unique(self.record.groups[self.images], return_inverse=True)[1])
+        has_several = groups.max(initial=-1) + 1 < len(np.unique(self.images))
+        return groups.astype(np.int64) if has_several else None
 
     @property
     def record(self) -> SplitRecord:
@@ -167,3 +169,20 @@ class SplitTokens:
     def tokens(self, level: str, kind: str) -> TokenArray:
         """The tokens of one level and kind, by position."""
         return self._view.tokens(level, kind)
+
+
+def _joined(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number from 0 what is linked by steps within a group of `first` or of `second`, both [n] and numbered from 0.
+
+    >>> _joined(np.array([0, 0, 1, 2, 3]), np.array([0, 1, 1, 2, 2]))
+    array([0, 0, 0, 1, 1])
+    """
+    least, before = np.arange(len(first)), None
+    while before is None or (least != before).any():
+        before = least
+        for groups in (first, second):
+            of_group = np.full(len(first), len(first))
+            np.minimum.at(of_group, groups, least)
+            least = of_group[groups]
+    joined: NDArray[np.int64] = np.unique(least, return_inverse=True)[1]
+    return joined
