@@ -20,7 +20,7 @@ from layerbank.cache.writing.locking import LockOwner, read_owner
 from layerbank.data.saved_arrays import UnreadableArrays, load_arrays
 from layerbank.jobs.recipe import check_study, open_recipe
 from layerbank.models.trust import read_trust_file
-from layerbank.models.weights import read_state_dict
+from layerbank.models.weights_file import read_state_dict
 from layerbank.probes import LinearProbe, load_probe, save_probe
 from layerbank.probing.attention import read_attention
 from layerbank.probing.predict import SavedProbe

@@ -112,6 +112,11 @@ def test_extract_takes_data_and_models_of_plug_ins(plugins: Path, tmp_path: Path
     assert open_backbone("tiny/vit", weights="random").levels == ["block.0", "block.1", "final"]
 
 
+def test_a_key_that_a_plug_in_does_not_ask_for_is_refused(plugins: Path) -> None:
+    options = {"weights": str(plugins / "weights.pth"), "weights_key": "teacher"}
+    refuses_model("models.weights_key_not_asked", "tiny/vit", options, key="teacher", model="tiny/vit")
+
+
 def test_plug_ins_are_listed_and_broken_ones_are_named(plugins: Path) -> None:
     cracked = "cannot be loaded: cracked (cracked:{}): ModuleNotFoundError: No module named 'a_package_nobody_has'"
     datasets = run("datasets")

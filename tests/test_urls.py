@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from commands import MODEL, run
 from fsspec.implementations.memory import MemoryFileSystem
 from messages import raises, refuses
 from photos import TINY_MODEL, write_photos
-from xxhash import xxh3_64_hexdigest
 
 import layerbank as lb
 from layerbank.data.sources import open_source
 from layerbank.errors import RequestError, WorkError
-from layerbank.events import CopyFinished, CopyStarted, Event
+from layerbank.events import CopyFinished, CopyProgress, CopyStarted, Event
+from layerbank.jobs.units import open_data
 from layerbank.outputs import check_local
 
 
@@ -91,48 +91,63 @@ def test_a_folder_behind_a_url_is_copied_once(remote: MemoryFileSystem, tmp_path
     assert again == []
 
 
-def test_the_record_has_the_checksum_of_each_file(remote: MemoryFileSystem, tmp_path: Path) -> None:
-    open_source("folder:memory://far/photos", "train")
-    (record,) = (tmp_path / "user" / "layerbank" / "copies").glob("*/.copied.json")
-    files = json.loads(record.read_text())["files"]
-    assert len(files) == 9
-    for name, known in files.items():
-        content = (record.parent / name).read_bytes()
-        assert (len(content), xxh3_64_hexdigest(content)) == (known["size_bytes"], known["xxh3_64"])
+def test_a_table_behind_a_url_is_refused_before_anything_is_copied(remote: MemoryFileSystem, tmp_path: Path) -> None:
+    for name in ("labels.csv", "{split}.jsonl"):
+        with raises("data.url_of_table", RequestError, url=f"memory://far/photos/{name}"):
+            open_source(f"csv:memory://far/photos/{name}?image=path", "train")
+    assert not (tmp_path / "user").exists()
 
 
 def test_files_of_a_pattern_are_copied_for_the_split_that_is_asked_for(remote: MemoryFileSystem) -> None:
     for split in ("train", "test"):
-        rows = [{"path": path.rpartition("photos/")[2]} for path in remote.find(f"/far/photos/{split}")]
-        remote.pipe(f"/far/photos/{split}.jsonl", "\n".join(map(json.dumps, rows)).encode())
-    remote.pipe("/far/photos/x_test.npz", b"no zip")
+        remote.pipe(f"/far/photos/x_{split}.npz", b"no zip")
     events: list[Event] = []
-    with raises("data.missing_files", RequestError, missing=6, count=6):  # the table alone was named
-        open_source("csv:memory://far/photos/{split}.jsonl?image=path", "train", events.append)
+    with raises("data.bad_npz", RequestError):
+        open_source("npz:memory://far/photos/x_{split}.npz", "test", events.append)
     assert isinstance(events[0], CopyStarted)
     assert events[0].num_files == 1
-    with raises("data.bad_npz", RequestError):
-        open_source("npz:memory://far/photos/x_{split}.npz", "test")
 
 
-def test_a_copy_that_fails_goes_on_later(remote: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ConnectionError("the line is cut"), KeyboardInterrupt()])
+def test_a_copy_that_ends_early_goes_on_later(
+    error: BaseException, remote: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
     open_file = MemoryFileSystem.open
 
     def fail_later(self: MemoryFileSystem, path: str, *options: Any, **others: Any) -> Any:
         if len(opened) == 4:
-            raise ConnectionError("the line is cut")
+            raise error
         opened.append(path)
         return open_file(self, path, *options, **others)
 
     with monkeypatch.context() as patched:
         patched.setattr(MemoryFileSystem, "open", fail_later)
-        with raises("data.copy_failed", WorkError):
+        with pytest.raises((WorkError, KeyboardInterrupt)):
             open_source("folder:memory://far/photos", "train")
     events: list[Event] = []
     assert len(open_source("folder:memory://far/photos", "train", events.append)) == 6
     assert isinstance(events[0], CopyStarted)
     assert events[0].num_files == 5
+
+
+@pytest.mark.parametrize("way", ["study", "Python"])
+def test_whoever_opens_data_behind_a_url_hears_of_the_copy(way: str, remote: MemoryFileSystem) -> None:
+    uri, events = "folder:memory://far/photos", list[Event]()
+    if way == "study":
+        open_data(lb.StudyJob(data=[uri], models=[TINY_MODEL], probes=["ridge-cls"]), uri, events.append)
+    else:
+        lb.open_images(uri, progress=events.append)
+    assert isinstance(events[0], CopyStarted)
+    assert any(isinstance(event, CopyFinished) for event in events)
+
+
+def test_one_of_several_processes_copies_and_the_others_wait(remote: MemoryFileSystem) -> None:
+    events: list[Event] = []
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: open_source("folder:memory://far/photos", "train", events.append), range(4)))
+    assert [len(source) for source in opened] == [6] * 4
+    assert [type(event) for event in events if not isinstance(event, CopyProgress)] == [CopyStarted, CopyFinished]
 
 
 def test_a_file_of_another_size_is_no_copy(remote: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ OPTIONS: dict[str, Any] = {"image_size": 32}
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    model = timm.create_model(TINY_MODEL.partition("/")[2], num_classes=0, img_size=32)
+    model = timm.create_model(TINY_MODEL.removeprefix("timm/"), num_classes=0, img_size=32)
     return model.state_dict()  # type: ignore[no-any-return]
 
 
@@ -105,6 +105,25 @@ def test_sets_among_which_no_rule_chooses_are_refused_by_name(state: State, tmp_
         options["weights_key"] = "net"
         refuses_model("models.unknown_weights_key", TINY_MODEL, options, path=file, key="net", names=", ".join(names))
         assert opened(file, weights_key=names[1])[0] == float(state["norm.bias"][0])
+
+
+def test_a_key_names_one_set_exactly_or_the_only_one_below_it(state: State, tmp_path: Path) -> None:
+    flat = prefixed("", state, 1.0) | prefixed("teacher.", state, 2.0) | prefixed("head.", state, 3.0)
+    for content, path in ((flat, ""), ({"model": flat}, "model.")):
+        file = saved(tmp_path, content)
+        root = path.rstrip(".") or "."
+        values = {root: 1.0, f"{path}teacher": 2.0, f"{path}head": 3.0}
+        assert {key: opened(file, weights_key=key)[0] for key in values} == values
+    file = saved(tmp_path, {"net": prefixed("one.", state, 1.0) | prefixed("ema.", state, 2.0)})
+    options = OPTIONS | {"weights": str(file), "weights_key": "net"}
+    refuses_model("models.unknown_weights_key", TINY_MODEL, options, path=file, key="net", names="net.ema, net.one")
+
+
+def test_a_dictionary_that_contains_itself_is_no_checkpoint(state: State, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"model": state}
+    content["self"] = content
+    file = saved(tmp_path, content)
+    refuses_model("models.unreadable_weights", TINY_MODEL, OPTIONS | {"weights": str(file)}, path=file)
 
 
 def test_a_key_without_a_file_is_refused_everywhere(tmp_path: Path) -> None:

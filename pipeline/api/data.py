@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from ..data.sources import check_split, open_source
 from ..errors import RequestError
 from ..jobs.job import typed_value
 from .arguments import names_from
+from .tokens import Progress, listener_of
 
 
-def open_images(uri: str, split: str = "train") -> ImageSource:
+def open_images(uri: str, split: str = "train", *, progress: Progress = True) -> ImageSource:
     """Open the images of one split of a data set.
 
     Args:
         uri: `scheme:address`, as for `--data` on the command line: `folder:photos`, `wds:DIR`, `demo:digits`, ...
         split: name of the split.
+        progress: of the copy of data behind a URL: True shows it, False does not, a function is called with every event.
 
     Returns:
         N images with their ids, labels and class names; nothing is decoded yet.
@@ -34,7 +37,10 @@ def open_images(uri: str, split: str = "train") -> ImageSource:
     >>> len(images), images.class_names[:3]
     (40, ['0', '1', '2'])
     """
-    return open_source(typed_value(uri, str, "open_images", "uri"), typed_value(split, str, "open_images", "split"))
+    typed_value(uri, str, "open_images", "uri")
+    typed_value(split, str, "open_images", "split")
+    with ExitStack() as stack:
+        return open_source(uri, split, listener_of(progress, stack))
 
 
 def images_from(

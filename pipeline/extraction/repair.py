@@ -98,7 +98,7 @@ def _open_again(
     except TypeError:  # values of other types
         raise RequestError("extraction.unknown_origin", store=store) from None
     models_with_code([asked.model], permission)  # before the images are hashed
-    source = open_source(request["data"], request["split"])
+    source = open_source(request["data"], request["split"], on_event)
     images = identify(source, store.parent.parent, on_event=on_event)
     rows = SplitRows(source=source, images=images, rule=rule)
     extractions = []

@@ -123,7 +123,8 @@ def open_tower(
         on_event: called with `WeightsChosen` if the file has several.
 
     Raises:
-        RequestError: no such family, code that is not allowed to run, or what the family raises.
+        RequestError: no such family, code that is not allowed to run, a key that the family does not ask for, or what the family
+            raises.
     """
     family = find_family(model_id)
     if family.code_of is not None:
@@ -133,8 +134,11 @@ def open_tower(
     from .weights_file import weights_chosen_by  # and with it torch
 
     open_model = (family.open_blank or family.open) if blank else family.open
-    with weights_chosen_by(weights_key, on_event):
-        return open_model(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    with weights_chosen_by(weights_key, on_event) as choice:
+        tower = open_model(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    if weights_key is not None and not blank and not choice.was_asked:
+        raise RequestError("models.weights_key_not_asked", key=weights_key, model=model_id)
+    return tower
 
 
 def models_with_code(models: Iterable[str], permission: CodePermission) -> tuple[str, ...]:

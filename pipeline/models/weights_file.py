@@ -1,9 +1,10 @@
 """Weights in a checkpoint file: which of its tensors are the backbone's, under whatever prefix and beside whatever else.
 
 A set of weights is named by the path to it: the keys of dictionaries and then the prefix of tensor names, such as
-`teacher.module.backbone`. The rule: where a file has one set, it is taken; where it has several, the one whose path has one of the
-words `ema`, `teacher` or `target`, which is the average that its authors evaluate. Where none or several have, the file is refused
-until `--weights-key` names one. The prefix is dropped. Nothing in a file is executed.
+`teacher.module.backbone`, or `.` without any. The rule: where a file has one set, it is taken; where it has several, the one whose
+path has one of the words `ema`, `teacher` or `target`, which is the average that its authors evaluate. Where none or several have,
+the file is refused until `--weights-key` names one, by its path or by a beginning of it that no other path has. The prefix is
+dropped. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..errors import RequestError, first_line
 from ..events import OnEvent, WeightsChosen, ignore
 
 AVERAGES = frozenset(("ema", "teacher", "target"))
+ROOT = "."  # the set of weights without a path
 _TRAINING_PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # of distributed and compiled modules
 _STEM = re.compile(r"(?:^|(?<=\.))(?:visual\.)?(?:trunk\.)?(?:patch_embed|embeds|conv1)\.")
 """Tensors of the first layer of a vision transformer: the prefix before it is that of the whole backbone (or of a CLIP model)."""
@@ -40,24 +42,34 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """Types beside tensors that training scripts keep in checkpoints: options and NumPy scalars."""
 
 
-@dataclass(frozen=True)
-class _Choice:
+@dataclass
+class WeightsChoice:
+    """Which set of weights is read.
+
+    Attributes:
+        key: as `--weights-key`.
+        on_event: called with the choice among several sets.
+        was_asked: whether a file was read by it.
+    """
+
     key: str | None = None
     on_event: OnEvent = ignore
+    was_asked: bool = False
 
 
-_CHOICE: ContextVar[_Choice] = ContextVar("choice of weights")
+_CHOICE: ContextVar[WeightsChoice] = ContextVar("choice of weights")
 
 
 @contextmanager
-def weights_chosen_by(key: str | None, on_event: OnEvent) -> Iterator[None]:
+def weights_chosen_by(key: str | None, on_event: OnEvent) -> Iterator[WeightsChoice]:
     """Within it, files are read by this `--weights-key`, and the choice among several sets of weights is reported.
 
     The families of models pass on a path alone, those of plug-ins included.
     """
-    token = _CHOICE.set(_Choice(key, on_event))
+    choice = WeightsChoice(key, on_event)
+    token = _CHOICE.set(choice)
     try:
-        yield
+        yield choice
     finally:
         _CHOICE.reset(token)
 
@@ -72,9 +84,14 @@ def read_state_dict(path: str, expected: Collection[str] = ()) -> dict[str, Tens
     Raises:
         RequestError: no such file, another format, no tensors in it, or several sets of weights of which none is to be preferred.
     """
-    choice = _CHOICE.get(_Choice())
+    choice = _CHOICE.get(WeightsChoice())
+    choice.was_asked = True
     content = _read(path)
-    sets = dict(_sets_of(content, expected))
+    try:
+        sets = dict(_sets_of(content, expected))
+    except RecursionError as error:
+        reason = "a dictionary that contains itself, or that is nested too deeply"
+        raise RequestError("models.unreadable_weights", path=path, reason=reason) from error
     if not sets:
         raise RequestError("models.no_tensors", path=path, type=type(content).__name__)
     chosen = _choose(path, list(sets), choice.key)
@@ -85,8 +102,10 @@ def read_state_dict(path: str, expected: Collection[str] = ()) -> dict[str, Tens
 
 def _choose(path: str, names: list[str], key: str | None) -> str:
     """The one set of weights that is meant."""
-    found = [name for name in names if key is None or f"{name}.".startswith(f"{key}.")]
-    if len(found) > 1:
+    if key in names:
+        return key
+    found = [name for name in names if key is None or name.startswith(f"{key}.")]
+    if key is None and len(found) > 1:
         found = [name for name in found if AVERAGES & set(re.split(r"[._]", name))]
     if len(found) != 1:
         shown = ", ".join(names)
@@ -108,9 +127,15 @@ def _sets_of(content: object, expected: Collection[str]) -> Iterator[tuple[str, 
         prefixes = {path: {_shared(tensors)} for path, tensors in dictionaries.items() if len(tensors) >= least}
     for path, found in prefixes.items():
         tensors = dictionaries[path]
-        for prefix in [""] if set(expected) & set(tensors) else sorted(found):
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            yield (path + prefix).rstrip("."), own
+        own: dict[str, dict[str, Tensor]] = (
+            {"": {}} if set(expected) & set(tensors) else {one: {} for one in sorted(found)}
+        )
+        for name, value in tensors.items():
+            prefix = max(filter(name.startswith, own), key=len, default=None)
+            if prefix is not None:
+                own[prefix][name.removeprefix(prefix)] = value
+        for prefix, named in own.items():
+            yield (path + prefix).rstrip(".") or ROOT, named
 
 
 def _dictionaries(content: object, path: str) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -1,8 +1,9 @@
 """Data behind a URL, copied once to a folder of this machine.
 
 Any URL that fsspec can open (`https://`, `s3://`, `gs://`, ...) is a file, a folder, or a pattern with `{split}` and braces. Copies
-lie in the user's cache folder, one folder for all files below the same URL, with a record of each file's size and checksum. A copy
-that is complete needs no network, and is not compared with the original again: delete the folder to copy anew.
+lie in the user's cache folder, one folder for all files below the same URL, with a record of each file's size. A copy that is
+complete needs no network, and is not compared with the original again: delete the folder to copy anew. One process at a time copies
+into a folder; the others wait.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from xxhash import xxh3_64, xxh3_64_hexdigest
+from filelock import FileLock
+from xxhash import xxh3_64_hexdigest
 
 from layerbank.cache.atomic_files import replace_file
 
@@ -24,7 +26,9 @@ from ..patterns import SPLIT, expand_braces
 
 PIECE_BYTES = 1 << 20
 PROGRESS_EVERY_S = 0.2
+RECORD_EVERY_S = 5.0  # a process that is killed loses so much of its work
 RECORD = ".copied.json"
+TABLES = (".csv", ".tsv", ".jsonl")
 
 
 def is_url(address: str) -> bool:
@@ -49,20 +53,26 @@ def local_copy(url: str, split: str, on_event: OnEvent = ignore) -> str:
         The path, or pattern, in place of the URL.
 
     Raises:
-        RequestError: no such URL, or no package for its kind.
+        RequestError: no such URL, no package for its kind, or a table of paths, whose images would not be copied.
         WorkError: the copy failed; what was copied is kept, and the next call goes on.
     """
+    if url.lower().endswith(TABLES):
+        raise RequestError("data.url_of_table", url=url)
     fixed = url.partition("{")[0] if "{" in url else url.rstrip("/")
     base, _, rest = fixed.rpartition("/")
     folder = _folder_of(base)
     rest += url[len(fixed) :] if "{" in url else ""
-    record = _read_record(folder / RECORD)
     asked = rest.replace(SPLIT, split)
-    if asked not in record["complete"]:
-        filesystem, found = _find(url, base, asked)
-        _copy_all(url, filesystem, found, folder, record, on_event)
-        record["complete"].append(asked)
-        _write_record(folder / RECORD, record)
+    if asked in _read_record(folder / RECORD)["complete"]:
+        return str(folder / rest)
+    filesystem, found = _find(url, base, asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".copied.lock"):
+        record = _read_record(folder / RECORD)  # of the process that this one waited for
+        if asked not in record["complete"]:
+            _copy_all(url, filesystem, found, folder, record, on_event)
+            record["complete"].append(asked)
+            _write_record(folder / RECORD, record)
     return str(folder / rest)
 
 
@@ -111,62 +121,67 @@ def _copy_all(
     wanted = {name: one for name, one in found.items() if not _is_there(folder / name, record["files"].get(name))}
     size_bytes = sum(size or 0 for _, size in wanted.values())
     on_event(CopyStarted(url=url, folder=folder, num_files=len(wanted), size_bytes=size_bytes))
-    began = last = time.monotonic()
-    bytes_done = 0
-    for number, (name, (place, size)) in enumerate(wanted.items()):
-        try:
-            for copied in _copy(filesystem, place, size, folder / name, record["files"].setdefault(name, {}).update):
-                bytes_done += copied
-                if (now := time.monotonic()) - last > PROGRESS_EVERY_S:
-                    last = now
-                    on_event(
-                        CopyProgress(
-                            url=url,
-                            num_done=number,
-                            num_files=len(wanted),
-                            bytes_done=bytes_done,
-                            size_bytes=size_bytes,
-                            elapsed_s=now - began,
-                        )
-                    )
-        except Exception as error:  # file systems raise errors of their own packages
-            record["files"].pop(name, None)
-            _write_record(folder / RECORD, record)
-            raise WorkError(
-                "data.copy_failed", url=url, folder=folder, reason=f"{name}: {first_line(error)}"
-            ) from error
+    began = shown = saved = time.monotonic()
+    bytes_done = num_done = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal bytes_done, shown
+        bytes_done += num_bytes
+        if (now := time.monotonic()) - shown > PROGRESS_EVERY_S:
+            shown = now
+            on_event(
+                CopyProgress(
+                    url=url,
+                    num_done=num_done,
+                    num_files=len(wanted),
+                    bytes_done=bytes_done,
+                    size_bytes=size_bytes,
+                    elapsed_s=now - began,
+                )
+            )
+
+    try:
+        for name, (place, size) in wanted.items():
+            try:
+                record["files"][name] = _copy(filesystem, place, size, folder / name, count)
+            except Exception as error:  # file systems raise errors of their own packages
+                reason = f"{name}: {first_line(error)}"
+                raise WorkError("data.copy_failed", url=url, folder=folder, reason=reason) from error
+            num_done += 1
+            if (now := time.monotonic()) - saved > RECORD_EVERY_S:
+                saved = now
+                _write_record(folder / RECORD, record)
+    finally:  # after Ctrl-C too
+        _write_record(folder / RECORD, record)
     elapsed_s = time.monotonic() - began
     on_event(CopyFinished(url=url, folder=folder, num_files=len(wanted), size_bytes=bytes_done, elapsed_s=elapsed_s))
 
 
-def _copy(
-    filesystem: Any, place: str, size: int | None, file: Path, keep: Callable[[dict[str, Any]], None]
-) -> Iterator[int]:
-    """Copy a file, whole or not at all; yields the bytes of each piece."""
+def _copy(filesystem: Any, place: str, size: int | None, file: Path, on_bytes: Callable[[int], None]) -> int:
+    """Copy a file, whole or not at all; returns its size in bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    staging = file.with_name(f".{file.name}.{os.getpid()}.part")
-    checksum, count = xxh3_64(), 0
+    staging = file.with_name(f".{file.name}.part")
+    copied = 0
     try:
         with filesystem.open(place, "rb") as source, open(staging, "wb") as target:
             while piece := source.read(PIECE_BYTES):
                 target.write(piece)
-                checksum.update(piece)
-                count += len(piece)
-                yield len(piece)
+                copied += len(piece)
+                on_bytes(len(piece))
             target.flush()
             os.fsync(target.fileno())
-        if size is not None and count != size:
-            raise OSError(f"{count:,} of {size:,} bytes came")
+        if size is not None and copied != size:
+            raise OSError(f"{copied:,} of {size:,} bytes came")
         staging.replace(file)
     finally:
         staging.unlink(missing_ok=True)
-    keep({"size_bytes": count, "xxh3_64": checksum.hexdigest()})
+    return copied
 
 
-def _is_there(file: Path, known: dict[str, Any] | None) -> bool:
+def _is_there(file: Path, size_bytes: object) -> bool:
     try:
-        return known is not None and file.stat().st_size == known["size_bytes"]
-    except (OSError, KeyError):
+        return file.stat().st_size == size_bytes
+    except OSError:
         return False
 
 
