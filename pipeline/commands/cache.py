@@ -293,7 +293,8 @@ def export(store: Path, file: Path) -> None:
 @cache.command()
 @_store
 @click.argument("file", type=shared.OutputFile(dash=False))
-def to(store: Path, file: Path) -> None:
+@click.option("--tap", help="Tap whose tokens are written, for a store with several. [default: the only one]")
+def to(store: Path, file: Path, tap: str | None) -> None:
     """Write the tokens, ids and targets of a store as one .npz or .parquet file, for other tools.
 
     Images without usable tokens are left out. Use `layerbank cache export` to move a store.
@@ -306,7 +307,7 @@ def to(store: Path, file: Path) -> None:
     from ..console import print_lines
     from ..quantities import counted
 
-    print_lines([f"{file}: {counted(write_features(store, file), 'image')}"])
+    print_lines([f"{file}: {counted(write_features(store, file, tap=tap), 'image')}"])
 
 
 @cache.command("import")
