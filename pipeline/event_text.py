@@ -252,8 +252,8 @@ def _(event: events.TokensOutOfRange) -> str:
 @text_of.register
 def _(event: events.CopiesTogether) -> str:
     return (
-        f"probe: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with the bytes of another one: "
-        f"the validation split holds copies out together ({event.num_moved:,} moved for that)"
+        f"probe: {counted(event.num_images, 'image')} of {event.dataset}/{event.split}, byte-for-byte copies of another; "
+        f"copies stay on one side of the validation split ({counted(event.num_moved, 'image')} moved)"
     )
 
 

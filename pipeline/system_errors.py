@@ -12,10 +12,12 @@ from collections.abc import Iterator
 
 from .errors import LayerbankError, RequestError, WorkError, first_line
 
-_NO_THREAD = -1  # beside the numbers of errno
+_NO_THREAD, _DEVICE_FULL = -1, -2  # beside the numbers of errno
 _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TEXTS = {os.strerror(code): code for code in _LIMITS} | {
     "can't start new thread": _NO_THREAD,
+    "CUDA out of memory": _DEVICE_FULL,
+    "MPS backend out of memory": _DEVICE_FULL,
     "can't allocate memory": errno.ENOMEM,  # torch
     "out of memory": errno.ENOMEM,
     "bad_alloc": errno.ENOMEM,
@@ -31,8 +33,10 @@ def system_error(error: BaseException) -> LayerbankError | None:
     """
     if isinstance(error, BrokenPipeError):
         return None
-    refused = [_refusal(one) for one in _chain(error)]
-    return next((one for one in refused if one is not None), None)
+    asked = (
+        one for one in _chain(error) if one is error or _code_of(one) in _TEXTS.values()
+    )  # others may have been handled
+    return next((refused for one in asked if (refused := _refusal(one))), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -60,6 +64,8 @@ def _refusal(error: BaseException) -> LayerbankError | None:
             return WorkError("layerbank.out_of_memory", reason=values["reason"])
         case errno.ENAMETOOLONG:
             return RequestError("layerbank.name_too_long", place=values["place"])
+    if code == _DEVICE_FULL:
+        return WorkError("layerbank.out_of_device_memory", reason=values["reason"])
     if code == _NO_THREAD:
         return WorkError("layerbank.out_of_threads", reason=values["reason"])
     return WorkError("layerbank.file_error", **values)

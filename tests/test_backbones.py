@@ -23,7 +23,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from layerbank import RequestError, WorkError
-from layerbank.models.backbone import Backbone, open_backbone
+from layerbank.models.backbone import Backbone, open_backbone, usable_device
 from layerbank.models.request import ModelRequest
 from layerbank.models.timm_models import tower_from_timm
 from layerbank.models.vit_parts import layout_of
@@ -420,6 +420,15 @@ def test_levels_kinds_taps_devices_and_precisions_that_do_not_exist_are_refused(
     options = RANDOM | {"precision": "float64"}
     refuses_model("models.unknown_precision", PLAIN, options, precisions="float32, float16, bfloat16")
     refuses_model("models.unusable_device", PLAIN, RANDOM | {"device": "gpu"}, device="gpu")
+
+
+def test_the_check_of_a_cuda_device_does_not_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    before = torch.cuda.is_initialized()
+    assert usable_device("cuda:1") == torch.device("cuda:1")
+    with raises("models.unusable_device", RequestError, device="cuda:2"):
+        usable_device("cuda:2")
+    assert torch.cuda.is_initialized() == before
 
 
 def test_weights_files_that_do_not_fit_are_refused_with_the_first_keys(tmp_path: Path, raw_models: Any) -> None:

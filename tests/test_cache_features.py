@@ -60,8 +60,8 @@ def test_parquet_has_a_row_an_image(store: Path, tmp_path: Path) -> None:
     assert write_features(store, tmp_path / "a.parquet") == 1188
     table, opened = pq.read_table(tmp_path / "a.parquet"), TokenStore.open(store)
     assert table.column_names[:2] == ["id", "content_hash"]
-    assert table.column("label").to_pylist()[-1] == "star"
-    assert table.column("age").to_pylist()[99] == 50.0
+    assert table.column("targets/label").to_pylist()[-1] == "star"
+    assert table.column("targets/age").to_pylist()[99] == 50.0
     for level, kind in opened.arrays:
         wanted = tokens_of(opened, level, kind)
         column = table.column(f"{level}/{kind}")
@@ -73,10 +73,13 @@ def test_parquet_has_a_row_an_image(store: Path, tmp_path: Path) -> None:
 def test_files_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = write_small_store(tmp_path / "caches").stores[0]
     refuses(run("cache", "to", store, tmp_path / "a.csv"), "cache.unknown_features_file")
-    (tmp_path / "a.npz").write_bytes(b"mine")
+    refuses(run("cache", "to", store, tmp_path / "a.npz", "--tap", "nothing"), "cache.choose_tap", tap="nothing")
+    (tmp_path / "a.npz.partial").write_bytes(b"mine")
+    assert run("cache", "to", store, tmp_path / "a.npz").exit_code == 0
+    assert (tmp_path / "a.npz.partial").read_bytes() == b"mine"
     with raises("cache.path_taken", SpecError):
         write_features(store, tmp_path / "a.npz")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with raises("cache.no_pyarrow", SpecError, file="a.parquet"):
         write_features(store, tmp_path / "a.parquet")
-    assert {path.name for path in tmp_path.iterdir()} == {"caches", "a.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"caches", "a.npz", "a.npz.partial"}

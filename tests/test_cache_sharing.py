@@ -13,6 +13,7 @@ from messages import refuses
 from small_stores import write_small_store
 from token_stores import without_fsync  # noqa: F401
 
+from layerbank.cache import find_garbage, remove_garbage
 from layerbank.cache.writing.locking import StoreLock
 
 
@@ -66,7 +67,7 @@ def test_gc_lists_complete_stores_that_were_not_read_for_long_and_deletes_them_o
     assert "nothing to delete" in run(*arguments, "--unused", "90d").stdout
     for _ in range(2):  # looking at stores does not use them
         listed = run(*arguments, "--unused", "7d").stdout
-        assert f"{stores[0]}: its tokens were not read or written for 30 days" in listed
+        assert f"{stores[0]}: its tokens have not been read or written for 30 days" in listed
         assert str(stores[1]) not in listed
         assert run("cache", "ls", "--cache", root).exit_code == 0
     lock = StoreLock(stores[0])
@@ -76,6 +77,20 @@ def test_gc_lists_complete_stores_that_were_not_read_for_long_and_deletes_them_o
     run(*arguments, "--unused", "7d", "--delete")
     assert not list(stores[0].parent.glob(f"{stores[0].name}*"))
     assert stores[1].exists()
+
+
+def test_gc_keeps_a_store_that_was_read_since_it_was_listed(stores: list[Path]) -> None:
+    root, month_ago = stores[0].parent.parent, time.time() - 30 * 86400
+    files = [path for path in stores[0].rglob("*") if path.is_file()]
+    for file in files:
+        os.utime(file, (month_ago, month_ago))
+    found = find_garbage(root, unused_for_s=7 * 86400)
+    assert [one.path for one in found] == [stores[0]]
+    for file in files:
+        os.utime(file)
+    assert remove_garbage(found) == 0
+    assert stores[0].exists()
+    refuses(run("cache", "gc", "--cache", root, "--unused", "1d"), "cache.unused_too_short")
 
 
 def test_without_access_times_nothing_counts_as_unused(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

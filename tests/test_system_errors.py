@@ -42,6 +42,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"),
             "layerbank.out_of_memory",
         ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), "layerbank.out_of_device_memory"),
         (ImportError("a.so: failed to map segment from shared object"), "layerbank.out_of_memory"),
         (RuntimeError("can't start new thread"), "layerbank.out_of_threads"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), "layerbank.name_too_long"),
@@ -57,6 +58,8 @@ def test_a_refusal_of_the_system_is_recognised(error: Exception, key: str) -> No
 
 def test_a_bug_keeps_its_traceback() -> None:
     assert system_error(caused(RuntimeError("a bug"), ValueError("another"))) is None
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "a")
+    assert system_error(caused(KeyError("a bug while it was handled"), missing)) is None
     assert system_error(BrokenPipeError(errno.EPIPE, "Broken pipe")) is None
 
 

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from ..spec import ArraySpec, StoreSpec
 from ..targets import target_staging
 from ..writing.locking import LockOwner, StoreLock, is_lock_file, is_locked, lock_file, owners_of, worker_files
 from ..writing.resume import remove_store, temporary_folders
+
+LEAST_UNUSED_S = 7 * 86400.0  # file systems record the time of reading once a day, and not each read of a mapped file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +168,14 @@ class Garbage:
         store: the store whose lock protects it.
         size_bytes: what deleting it frees.
         reason: why it is not needed.
+        last_use: for a store that nobody uses, when its tokens were last read or written, in seconds since the epoch.
     """
 
     path: Path
     store: Path
     size_bytes: int
     reason: str
+    last_use: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +211,11 @@ def find_garbage(
             checksums count as reading; systems may record the time of reading only once a day.
 
     Raises:
-        SpecError: `unused_for_s` on a file system that records no times of reading.
+        SpecError: `unused_for_s` below a week, or on a file system that records no times of reading.
     """
     root = Path(root)
+    if unused_for_s < LEAST_UNUSED_S:
+        raise SpecError("cache.unused_too_short", age_s=unused_for_s)
     if unused_for_s < math.inf and root.exists() and os.statvfs(root).f_flag & getattr(os, "ST_NOATIME", 0):
         raise SpecError("cache.no_access_times", path=root)
     guards = {file.with_name(file.name.removesuffix(".lock")) for file in root.rglob(f"*{STORE_SUFFIX}.lock")}
@@ -230,7 +236,7 @@ def find_unfinished(root: str | Path) -> list[Unfinished]:
 
 
 def remove_garbage(items: Iterable[Garbage]) -> int:
-    """Delete what `find_garbage` found.
+    """Delete what `find_garbage` found, but no store that was used since.
 
     Returns:
         Bytes freed.
@@ -245,6 +251,8 @@ def remove_garbage(items: Iterable[Garbage]) -> int:
         lock.acquire()
         try:
             with storage_errors(item.path):
+                if item.last_use is not None and _last_use(item.store, read_header(item.store)) > item.last_use:
+                    continue
                 if item.path == item.store:
                     remove_store(item.store)
                 elif item.path.is_dir():
@@ -280,9 +288,11 @@ def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) 
         )
         return
     if unused_for_s < math.inf and info.header is not None and info.problem is None:
-        unused_s = time.time() - _last_use(store, info.header)
+        last_use = _last_use(store, info.header)
+        unused_s = time.time() - last_use
         if unused_s >= unused_for_s:
-            yield _garbage(store, store, f"its tokens were not read or written for {unused_s / 86400:.0f} days")
+            reason = f"its tokens have not been read or written for {unused_s / 86400:.0f} days"
+            yield replace(_garbage(store, store, reason), last_use=last_use)
             return
     for file in worker_files(store).values():
         yield _garbage(file, store, "the lock of a worker that was killed")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic_files import storage_errors, sync_file, sync_folder
+from ..atomic_files import staging_beside, storage_errors, sync_file, sync_folder
 from ..errors import SpecError
 from ..reader import TokenStore
 from ..targets import Target, list_targets, read_target
@@ -23,40 +23,50 @@ from ..targets import Target, list_targets, read_target
 ROWS_AT_A_TIME = 1024
 
 
-def write_features(store: str | Path, file: str | Path) -> int:
+def write_features(store: str | Path, file: str | Path, *, tap: str | None = None) -> int:
     """Write the usable rows of a store to one file, which appears whole or not at all.
 
     `.npz` holds `ids` [N], `content_hashes` [N], each array [N, D] or [N, T, D] under its level and kind, each target under
-    `targets/<name>` and its class names under `class_names/<name>`. `.parquet` has a row an image: `id`, `content_hash`, each
-    target (classes by name), and each array as a list of D or T x D numbers, whose shape is in the metadata of the column.
+    `targets/<name>` and its class names under `class_names/<name>`. `.parquet` has one row per image: `id`,
+    `content_hash`, each
+    target as `targets/<name>` (classes by name), and each array as a list of D or T x D numbers, whose shape is in the metadata
+    of the column.
 
     Args:
         store: the store.
         file: the file to make; it must not exist.
+        tap: whose arrays are written, beside those of `final`; None for the only one.
 
     Returns:
         N.
 
     Raises:
-        SpecError: the file exists, has another extension, or pyarrow is missing for Parquet.
+        SpecError: the store has several taps or not this one, the file exists, has another extension, or pyarrow is missing for
+            Parquet.
         CacheError: as `TokenStore.open`, or the disk refuses.
     """
-    file, opened = Path(file), TokenStore.open(store)
+    file, opened = Path(file), TokenStore.open(store, tap=tap)
     write = WRITERS.get(file.suffix.lower())
     if write is None:
         raise SpecError("cache.unknown_features_file", file=file, extensions=" or ".join(WRITERS))
     if os.path.lexists(file):
         raise SpecError("cache.path_taken", path=file)
+    if (len(opened.taps) > 1 and tap is None) or (tap is not None and tap not in opened.taps):
+        raise SpecError(
+            "cache.choose_tap", store=store, taps=", ".join(opened.taps) or "final alone", tap=tap or "none"
+        )
     is_usable = np.ones(opened.num_rows, dtype=bool)
     is_usable[list(opened.skipped)] = False
     rows = np.flatnonzero(is_usable)
-    staging = file.with_name(f"{file.name}.partial")
+    staging = staging_beside(file)
     try:
         with storage_errors(file):
             write(opened, rows, staging)
             sync_file(staging)
             os.replace(staging, file)
             sync_folder(file.parent)
+    except ImportError:
+        raise SpecError("cache.no_pyarrow", file=file.name) from None
     finally:
         staging.unlink(missing_ok=True)
     return len(rows)
@@ -82,17 +92,15 @@ def _write_npz(store: TokenStore, rows: NDArray[np.int64], file: Path) -> None:
 
 
 def _write_parquet(store: TokenStore, rows: NDArray[np.int64], file: Path) -> None:
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError:
-        raise SpecError("cache.no_pyarrow", file=file.stem) from None
+    import pyarrow as pa
+    from pyarrow import parquet
+
     columns: dict[str, Any] = {
         "id": pa.array([store.sample_ids[row] for row in rows.tolist()], pa.string()),
         "content_hash": pa.array(store.rows.hashes[rows], pa.uint64()),
     }
     for name, target in _targets(store):
-        columns[name] = pa.array(_plain(target, rows))
+        columns[f"targets/{name}"] = pa.array(_plain(target, rows))
     fields = [pa.field(name, values.type) for name, values in columns.items()]
     for level, kind in store.arrays:
         shape = store.tokens(level, kind).shape[1:]

@@ -19,7 +19,7 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
-from ..atomic_files import storage_errors, sync_file, sync_folder
+from ..atomic_files import staging_beside, storage_errors, sync_file, sync_folder
 from ..damage import require_sound, static_damage
 from ..errors import (
     CacheError,
@@ -70,7 +70,7 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
     header, journal = _only_complete(files.header, files.journal)
     require_sound(store, list(static_damage(store, header)))
     require_complete(files, list(header.arrays))
-    staging = file.with_name(f"{file.name}.partial")
+    staging = staging_beside(file)
     with storage_errors(file):
         _require_space(file, files)
     try:

@@ -187,7 +187,7 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool, 
 @click.option(
     "--unused",
     metavar="AGE",
-    help="Also list complete stores whose tokens nobody has read for this long, such as 90d. [default: keep them]",
+    help="Also list complete stores whose tokens nobody has read or written for this long: 7d or more. [default: keep them]",
 )
 @shared.as_json
 def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | None, as_json: bool) -> None:
@@ -248,7 +248,7 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | Non
 @click.argument("stores", type=shared.FOLDER, nargs=-1, required=True)
 @click.option("--delete", is_flag=True, help="Delete what is listed.")
 def rm(stores: tuple[Path, ...], delete: bool) -> None:
-    """List stores with their sizes, and delete them on request.
+    """List stores with their sizes, and delete them with --delete.
 
     If a process writes one of them, or one is no store of layerbank, all are left alone.
 
@@ -293,7 +293,8 @@ def export(store: Path, file: Path) -> None:
 @cache.command()
 @_store
 @click.argument("file", type=shared.OutputFile(dash=False))
-def to(store: Path, file: Path) -> None:
+@click.option("--tap", help="Tap whose tokens are written, for a store with several. [default: the only one]")
+def to(store: Path, file: Path, tap: str | None) -> None:
     """Write the tokens, ids and targets of a store as one .npz or .parquet file, for other tools.
 
     Images without usable tokens are left out. Use `layerbank cache export` to move a store.
@@ -306,7 +307,7 @@ def to(store: Path, file: Path) -> None:
     from ..console import print_lines
     from ..quantities import counted
 
-    print_lines([f"{file}: {counted(write_features(store, file), 'image')}"])
+    print_lines([f"{file}: {counted(write_features(store, file, tap=tap), 'image')}"])
 
 
 @cache.command("import")

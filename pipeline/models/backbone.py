@@ -114,14 +114,17 @@ def _check_precision(precision: str) -> None:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """A device of this machine.
+    """A device of this machine. It is not opened if it is a CUDA device: a process that only hands out work holds no memory there.
 
     Raises:
         RequestError: torch cannot compute on it here.
     """
     try:
         target = torch.device(device)
-        torch.zeros(1, device=target).tolist()  # `meta` has shapes alone
+        if target.type != "cuda":
+            torch.zeros(1, device=target).tolist()  # `meta` has shapes alone
+        elif (target.index or 0) >= (count := torch.cuda.device_count()):
+            raise RuntimeError(f"CUDA devices that torch sees here: {count}")
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise RequestError("models.unusable_device", device=device, reason=str(error).partition(". ")[0]) from error
     return target
