@@ -63,7 +63,7 @@ def requests_of_options() -> Iterator[Request]:
             elif isinstance(one.type, click.FloatRange):
                 wrong |= {"x": "is not a valid float", "2": "is not in the range"}
             elif isinstance(one.type, click.Choice):
-                wrong |= {"abacus": "is not one of"}
+                wrong |= {"abacus": "is not one of" if len(one.type.choices) > 1 else "is not"}
             for value, phrase in wrong.items():
                 kind = "empty text" if not value else "type or range"
                 yield kind, (*name.split(), *GOOD[name], one.opts[0], value), 2, phrase
@@ -129,7 +129,7 @@ machine  | extract --shard x                           | 2 | 0 <= i < n
 machine  | extract --shard 0/99999999999999999999      | 2 | 0 <= i < n
 machine  | extract --shard 0/2 --processes 2           | 2 | one process for each shard
 data     | extract --data photos                       | 2 | Did you mean folder:photos?
-data     | extract --data csv:photos.csv               | 2 | Choose one of them.
+data     | extract --data csv:photos.csv               | 2 | nothing there
 data     | extract --data foldr:photos                 | 2 | Did you mean 'folder'?
 data     | extract --data folder:                      | 2 | an address after the colon
 data     | extract --data folder:nowhere               | 2 | nothing there
@@ -147,7 +147,7 @@ data     | extract --data demo:digits?train=x          | 2 | train=NUMBER
 data     | extract --data demo:digits?train=99999999   | 2 | at most
 data     | extract --data demo:digits?train=999999999999999999999 | 2 | train=NUMBER
 data     | probe --data images:photos                  | 2 | images with labels
-data     | predict --data csv:photos                   | 2 | Choose one of them.
+data     | predict --data csv:photos                   | 2 | a table with the extension
 data     | predict --data images:nowhere               | 2 | nothing there
 data     | extract --split validation                  | 2 | the splits test, train
 data     | extract --split ../train                    | 2 | a name such as train
@@ -159,7 +159,7 @@ tokens   | probe --train-views 2                       | 2 | augmented views to 
 tokens   | probe --views 1 --train-views 2             | 2 | at most 1
 probe    | probe --probe alff                          | 2 | Did you mean 'alf'?
 probe    | probe --probe zzzzzzzzz                     | 2 | Choose one of them.
-probe    | probe --probe ,                             | 2 | not empty
+probe    | probe --probe ,                             | 2 | with commas between
 probe    | probe --probe linear-cls-h4                 | 2 | a probe whose head has attention heads
 probe    | probe --probe aat@12                        | 2 | 0 to 11
 probe    | probe --probe aat@99999999999999999999      | 2 | a name that `layerbank probes` lists
@@ -207,7 +207,7 @@ study    | study smok                                  | 2 | Did you mean 'smoke
 study    | study zzzzzzzz                              | 2 | Choose one of them.
 study    | study a-file                                | 2 | TOML
 study    | study latin.toml                            | 2 | UTF-8
-study    | study empty.toml                            | 2 | no models; no data; no probes
+study    | study empty.toml                            | 2 | no probes; no models; no data
 study    | study wrong.toml                            | 2 | number of problems: 6
 study    | study code.toml                             | 2 | no file can give this permission
 study    | study study.toml --calibrate                | 2 | --dry-run
@@ -251,7 +251,7 @@ FILES = {
     "seed.toml": b"seed = 1\n",
     "text.toml": b"lrs = ['x']\n",
     "empty.toml": b"",
-    "wrong.toml": b"models = []\ndata = ['csv:x']\nprobes = ['alff']\nseeds = [-1]\nworkers = 1.5\nprotocol = 'fast'\n",
+    "wrong.toml": b"models = []\ndata = ['cvs:x']\nprobes = ['alff']\nseeds = [-1]\nworkers = 1.5\nprotocol = 'fast'\n",
     "code.toml": b"models = ['x']\ndata = ['folder:photos']\nprobes = ['alf']\nallow_code = ['x']\n",
 }
 LONG = "x" * 5000

@@ -95,11 +95,23 @@ TEXTS = dict.fromkeys(("data/train/cat/a.txt", "data/test/cat/a.txt"), b"")
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 DONE, BAD = "balanced accuracy", "an image that decodes"
 F, W, H = "folder:data", "wds:data", "hdf5:{split}.h5"
+C, N = "csv:table.csv", "npz:images.npz"
 
 
 def cat(name: str, content: bytes) -> Callable[[Path], None]:
     """One more image of cats to train on."""
     return tree(GOOD | {f"data/train/cat/{name}": content})
+
+
+def listed(*more: str, head: str = "image,label,split", **files: bytes) -> Callable[[Path], None]:
+    """The images of two classes as rows of a table, and further rows."""
+    rows = [f"{name},{name.split('/')[2]},{name.split('/')[1]}" for name in GOOD]
+    return tree(GOOD | {"table.csv": "\n".join([head, *rows, *more, ""]).encode()} | files)
+
+
+def npz(**arrays: object) -> Callable[[Path], None]:
+    """A file of arrays."""
+    return lambda folder: np.savez(folder / "images.npz", **arrays)  # type: ignore[arg-type]
 
 
 def renamed(old: str, new: str, of: Mapping[str, bytes] = GOOD) -> dict[str, bytes]:
@@ -167,21 +179,21 @@ SITUATIONS: tuple[Situation, ...] = (
     ("wds: two classes", W, shards(tar(samples(8))), 0, DONE),
     ("wds: a byte order mark", W, shards(tar(samples(8)), **{"data/classnames.txt": b"\xef\xbb\xbfcat\ndog\n"}), 0, DONE),
     ("wds: class names in Latin-1", W, shards(tar(samples(8)), **{"data/classnames.txt": b"caf\xe9\ndog\n"}), 2, "text in UTF-8"),
-    ("wds: too few class names", W, shards(tar(samples(8)), **{"data/classnames.txt": b"cat\n"}), 2, "the number of class names"),
+    ("wds: too few class names", W, shards(tar(samples(8)), **{"data/classnames.txt": b"cat\n"}), 2, "the number of one"),
     ("wds: class names twice", W, shards(tar(samples(8)), **{"data/classnames.txt": b"cat\ncat\n"}), 0, DONE),
     ("wds: no shards", W, tree({"data/train/x": b"", "data/test/x": b""}), 2, "no split"),
     ("wds: an empty file", W, shards(b""), 2, "uncompressed tar"),
     ("wds: a text", W, shards(b"hello" * 200), 2, "the file is not a tar"),
-    ("wds: compressed", W, shards(tar(samples(8), "w:gz")), 2, "the file is compressed"),
+    ("wds: compressed", W, shards(tar(samples(8), "w:gz")), 2, "an uncompressed tar"),
     ("wds: cut in a member", W, shards(tar(samples(8))[:3000]), 2, "uncompressed tar"),
     ("wds: cut between members", W, shards(tar(samples(8))[:-10240]), 2, "uncompressed tar"),
     ("wds: a flipped byte in a header", W, shards(b"\x01" + tar(samples(8))[1:]), 2, "uncompressed tar"),
     ("wds: an empty tar", W, shards(tar({})), 2, "tars without samples"),
     ("wds: images without classes", W, shards(tar({"1.png": PNG})), 2, "a class (cls)"),
     ("wds: classes without images", W, shards(tar({"1.cls": b"1"})), 2, "an image"),
-    ("wds: a class that is a name", W, shards(tar(samples(8) | {"000.cls": b"cat"})), 2, "a class index in cls"),
-    ("wds: a negative class", W, shards(tar(samples(8) | {"000.cls": b"-1"})), 2, "a class index in cls"),
-    ("wds: a class of 5,000 digits", W, shards(tar(samples(8) | {"000.cls": b"9" * 5000})), 2, "a class index in cls"),
+    ("wds: a class that is a name", W, shards(tar(samples(8) | {"000.cls": b"cat"})), 2, "labels of one type"),
+    ("wds: a negative class", W, shards(tar(samples(8) | {"000.cls": b"-1"})), 2, "classes from 0"),
+    ("wds: a class of 5,000 digits", W, shards(tar(samples(8) | {"000.cls": b"9" * 5000})), 2, "labels of one type"),
     ("wds: a missing shard", W, shards(tar(samples(8)), **{"data/train/nshards.txt": b"3"}), 2, "2 missing"),
     ("wds: a count that is no number", W, shards(tar(samples(8)), **{"data/train/nshards.txt": b"many"}), 2, "number of shards"),
     ("wds: a damaged image", W, shards(tar(samples(8) | {"000.png": b"hello"})), 1, BAD),
@@ -191,8 +203,24 @@ SITUATIONS: tuple[Situation, ...] = (
     ("hdf5: cut in half", H, cut_hdf5, 2, "a file that HDF5 cannot open"),
     ("hdf5: other names", H, hdf5(a=PIXELS, b=LABELS), 2, "a dataset called"),
     ("hdf5: no labels", H, hdf5(images=PIXELS), 2, "a dataset called"),
-    ("hdf5: pixels as floats", H, hdf5(images=PIXELS / 255, labels=LABELS), 2, "images as uint8"),
+    ("hdf5: pixels as floats", H, hdf5(images=PIXELS / 255, labels=LABELS), 2, "uint8 pixels"),
     ("hdf5: fewer labels than images", H, hdf5(images=PIXELS, labels=LABELS[:5]), 2, "one for each image"),
-    ("hdf5: labels as floats", H, hdf5(images=PIXELS, labels=LABELS / 2), 2, "one class index an image"),
+    ("hdf5: labels as floats", H, hdf5(images=PIXELS, labels=LABELS / 2), 2, "texts or whole numbers"),
     ("hdf5: negative labels", H, hdf5(images=PIXELS, labels=LABELS - 1), 2, "class indices from 0"),
+    ("csv: a table of paths, labels and splits", C, listed(), 0, DONE),
+    ("csv: a byte order mark", C, listed(head="\ufeffimage,label,split"), 0, DONE),
+    ("csv: another separator", C, tree({"table.csv": b"image;label;split\na.png;cat;train\n"}), 2, "a file for each path"),
+    ("csv: an image that is not there", C, listed("data/none.png,cat,train"), 2, "data/none.png"),
+    ("csv: an image twice", C, listed("data/train/cat/0.png,dog,train"), 2, "data/train/cat/0.png"),
+    ("csv: a row without a label", C, listed("data/train/cat/0.png,,train"), 2, "label"),
+    ("csv: a row of too many cells", C, listed("data/train/cat/0.png,cat,train,more"), 2, "cells"),
+    ("csv: no column of labels", C, listed(head="image,what,split"), 2, "images without labels"),
+    ("csv: a column that is misspelled", C + "?label=labell", listed(), 2, "Did you mean 'label'?"),
+    ("csv: a fraction and a column of splits", C + "?split=split&seed=1", listed(), 2, "seed"),
+    ("csv: a group in two splits", C + "?group=label", listed(), 2, "groups"),
+    ("csv: an empty file", C, tree({"table.csv": b""}), 2, "table.csv"),
+    ("npz: images and labels, a fraction held out", N + "?split=0.5", npz(images=PIXELS, labels=LABELS), 0, DONE),
+    ("npz: fewer labels than images", N + "?split=0.5", npz(images=PIXELS, labels=LABELS[1:]), 2, "labels"),
+    ("npz: no images", N, npz(labels=LABELS), 2, "images"),
+    ("npz: no archive", N, tree({"images.npz": b"no archive"}), 2, "images.npz"),
 )  # fmt: skip

@@ -101,6 +101,7 @@ SHOWN_BY = {  # the commands that show the messages of a package, or one of them
     "jobs.worker_has_other_files": ["extract"],
     "layerbank": [],
     "models": ["extract", "plan", "probe"],
+    "models.no_second_norm": ["extract", "plan", "probe"],
     "models.several_weights": ["extract", "plan", "probe"],
     "models.weights_count": ["extract", "plan"],
     "probes": ["probe"],
