@@ -153,7 +153,8 @@ def test_a_data_set_without_splits_has_a_fraction_held_out(tmp_path: Path) -> No
 def test_what_torchvision_does_not_have_is_refused(tmp_path: Path) -> None:
     refuses_data("data.unknown_torchvision_data", "torchvision:MNISt?root=x", advice="Did you mean 'MNIST'?")
     refuses_data("data.unknown_torchvision_data", "torchvision:FakeData?root=x", name="FakeData")
-    refuses_data("data.torchvision_failed", f"torchvision:Omniglot?root={tmp_path}&background=²&split=0.2")
+    refuses_data("data.torchvision_failed", f"torchvision:ImageFolder?root={tmp_path}&allow_empty=²&split=0.2")
+    refuses_data("data.unknown_torchvision_data", "torchvision:LSUN?root=x", name="LSUN")  # unpickles ./_cache_...
     refuses_data("data.no_torchvision_root", "torchvision:MNIST")
     refuses_data("data.unknown_option", f"torchvision:MNIST?root={tmp_path}&rot=1", option="rot")
     refuses_data("data.torchvision_failed", f"torchvision:MNIST?root={tmp_path}", root=tmp_path)

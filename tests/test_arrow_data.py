@@ -247,6 +247,15 @@ def test_files_that_cannot_be_used_are_refused(photos: Path) -> None:
     refuses_data("data.empty_table", f"parquet:{photos}/e.parquet", "all")
 
 
+def test_files_whose_class_names_differ_are_no_table(photos: Path) -> None:
+    table = table_of(photos, "train")
+    pq.write_table(table, photos / "a.parquet")
+    features = table.schema.metadata[b"huggingface"].replace(b'"blue", "green"', b'"green", "blue"')
+    assert features != table.schema.metadata[b"huggingface"]
+    pq.write_table(table.replace_schema_metadata({b"huggingface": features}), photos / "b.parquet")
+    refuses_data("data.other_columns", f"parquet:{photos}/{{a,b}}.parquet", "all", file=photos / "b.parquet")
+
+
 def test_folders_that_are_no_data_set_are_refused(photos: Path) -> None:
     refuses_data("data.no_hf_files", f"hf:{photos}", folder=photos)
     refuses_data("data.no_such_folder", "hf:no/such/folder")

@@ -153,6 +153,12 @@ def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path: Path) -> None:
     assert open_source(uri, "train").class_names == ["cat", "dog"]
 
 
+def test_one_number_in_two_spellings_is_no_class(tmp_path: Path) -> None:
+    uri = in_tars(tmp_path, train=["7", "007", "1"])  # type: ignore[list-item]
+    with raises("data.labels_look_alike", RequestError, number=7, names="007, 7"):
+        open_source(uri, "train")
+
+
 @pytest.mark.parametrize(
     ("label", "key"),
     [

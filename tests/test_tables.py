@@ -80,6 +80,15 @@ def test_every_column_of_a_split_is_kept(table: Path) -> None:
     assert again.read(0) == source.read(0)
 
 
+@pytest.mark.parametrize("spelling", ["Train", "train ", "TRAIN"])
+def test_rows_of_a_split_in_another_spelling_are_not_lost(photos: Path, spelling: str) -> None:
+    rows = rows_of(photos)
+    rows[-1]["split"] = spelling
+    table = write_table(photos / "a.csv", rows)
+    refuses_data("data.split_look_alikes", f"csv:{table}?label=kind", "train", count=1, names=repr(spelling))
+    assert len(open_source(f"csv:{table}?label=kind", "test")) == 6
+
+
 def test_rows_keep_the_order_of_the_table(photos: Path) -> None:
     rows = rows_of(photos)[::-1]
     source = open_source(f"csv:{write_table(photos / 'a.csv', rows)}?label=kind", "train")

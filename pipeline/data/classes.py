@@ -52,9 +52,9 @@ def labels_by_name(train: Labelled, test: Labelled) -> NDArray[np.int64]:
     if not unknown:
         return np.where(test.labels == NO_LABEL, NO_LABEL, numbers[test.labels])
     both = {"train": _name(train), "test": _name(test)}
-    alike = {_folded(name): name for name in _chosen(train, trained)}
+    alike = {folded(name): name for name in _chosen(train, trained)}
     for name in unknown:
-        if (other := alike.get(_folded(name), name)) != name:
+        if (other := alike.get(folded(name), name)) != name:
             raise RequestError("data.look_alike_classes", **both, trained=ascii(other), tested=ascii(name))
     raise RequestError("data.untrained_classes", **both, names=few(unknown), trained=few(_chosen(train, trained)))
 
@@ -103,7 +103,7 @@ def _counts(split: Labelled) -> NDArray[np.int64]:
     return np.bincount(labels[labels != NO_LABEL], minlength=len(split.class_names))
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """A name without its case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
 

@@ -34,6 +34,36 @@ NOT_ASKED = {
     "kwargs",
     "loader",
 }
+DATA_SETS = (
+    *(
+        "CIFAR10",
+        "CIFAR100",
+        "MNIST",
+        "FashionMNIST",
+        "KMNIST",
+        "QMNIST",
+        "SVHN",
+        "USPS",
+        "STL10",
+        "SEMEION",
+        "ImageFolder",
+    ),
+    *("Caltech101", "Caltech256", "CLEVRClassification", "Country211", "DTD", "EuroSAT", "FGVCAircraft", "Flowers102"),
+    *(
+        "Food101",
+        "GTSRB",
+        "Imagenette",
+        "ImageNet",
+        "INaturalist",
+        "OxfordIIITPet",
+        "PCAM",
+        "Places365",
+        "RenderedSST2",
+    ),
+    *("StanfordCars", "SUN397"),
+)
+"""Data sets of one class an image, which read images, numbers and texts, or check a pickle's digest first; LSUN would unpickle a
+file of the current folder."""
 LABELS = ("targets", "labels", "_labels")  # where data sets keep them; of others every item is decoded
 
 
@@ -46,10 +76,10 @@ def open_torchvision(address: str, split: str) -> ImageSource:
     from torchvision import datasets  # type: ignore[import-untyped]
 
     name = address.partition("?")[0]
-    kind: Any = getattr(datasets, name, None) if name in datasets.__all__ else None
-    arguments = {} if kind is None else inspect.signature(kind.__init__).parameters
-    if "root" not in arguments:  # as of FakeData
-        raise RequestError("data.unknown_torchvision_data", name=name, advice=advice(name, datasets.__all__))
+    if name not in DATA_SETS or not hasattr(datasets, name):
+        raise RequestError("data.unknown_torchvision_data", name=name, advice=advice(name, DATA_SETS))
+    kind: Any = getattr(datasets, name)
+    arguments = inspect.signature(kind.__init__).parameters
     known = [*OWN, *(one for one in arguments if one not in NOT_ASKED)]
     _, options = parse_options("torchvision", address, known)
     if not options.get("root"):
@@ -73,7 +103,7 @@ def open_torchvision(address: str, split: str) -> ImageSource:
     except Exception as error:  # damaged files make the classes raise anything: struct.error, EOFError, KeyError
         reason = first_line(error)
         raise RequestError("data.torchvision_failed", name=name, split=split, root=root, reason=reason) from error
-    labels = _labels_of(dataset)
+    labels = _labels_of(dataset, has_arguments=not options.keys() <= {*OWN})
     rows = np.arange(len(labels))
     if held_out is not None:
         rows = rows_held_out([str(row) for row in rows], labels.tolist(), split, held_out, data=data)
@@ -97,9 +127,9 @@ class _TorchvisionSource(MemorySource):
         )
 
 
-def _labels_of(dataset: Any) -> NDArray[Any]:
-    """[N] labels as the items have them."""
-    for name in LABELS:
+def _labels_of(dataset: Any, *, has_arguments: bool) -> NDArray[Any]:
+    """[N] labels as the items have them; arguments such as `target_types` may ask for others than the data set keeps."""
+    for name in () if has_arguments else LABELS:
         kept = getattr(dataset, name, None)
         if kept is not None and np.shape(kept)[:1] == (len(dataset),):
             return np.asarray(kept)

@@ -142,13 +142,26 @@ def _table_of(files: ArrowFiles, place: str) -> Table:
     plain = [field.name for field in files.schema if not (types.is_nested(field.type) or _is_bytes(field.type))]
     read = files.read(plain)
     columns = {name: read.column(name).to_pylist() for name in plain}
-    class_names = {name: names for name, names in _class_names(files.schema).items() if name in columns}
+    class_names = {name: names for name, names in class_names_of(files.schema).items() if name in columns}
     for name in class_names:
         columns[name] = [None if value == NOT_LABELLED else value for value in columns[name]]
     return Table(place, columns, int(files.counts.sum()), class_names)
 
 
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+def require_one_schema(paths: Sequence[Path], schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The schema of files of one table.
+
+    Raises:
+        RequestError: a file has other columns or types, or other names of its classes.
+    """
+    first = schemas[0]
+    for path, schema in zip(paths, schemas, strict=True):
+        if not schema.equals(first) or class_names_of(schema) != class_names_of(first):
+            raise RequestError("data.other_columns", file=path, first=paths[0])
+    return first
+
+
+def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of classes by column, from the metadata of Hugging Face."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]

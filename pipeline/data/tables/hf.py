@@ -22,7 +22,7 @@ from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import no_such_split, parse_options, read_text
 from ..sources import DataSource
-from .arrow import ArrowFiles, open_arrow
+from .arrow import ArrowFiles, open_arrow, require_one_schema
 from .listed import OPTIONS, open_listed
 from .parquet import ParquetFiles
 from .text import READERS, read_table
@@ -47,10 +47,7 @@ class StreamFiles(ArrowFiles):
         self.paths = paths
         self._tables: list[Any] | None = None
         tables = self._open()
-        self.schema = tables[0].schema
-        for path, table in zip(paths, tables, strict=True):
-            if not table.schema.equals(self.schema):
-                raise RequestError("data.other_columns", file=path, first=paths[0])
+        self.schema = require_one_schema(paths, [table.schema for table in tables])
         self.counts = np.array([table.num_rows for table in tables], dtype=np.int64)
 
     def read(self, columns: Sequence[str]) -> pa.Table:

@@ -18,7 +18,7 @@ from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import SPLIT, data_name, expand_braces, no_such_split, parse_options, splits_of
 from ..sources import DataSource
-from .arrow import ArrowFiles, open_arrow
+from .arrow import ArrowFiles, open_arrow, require_one_schema
 from .listed import OPTIONS
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ class ParquetFiles(ArrowFiles):
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
         opened = [_open(path) for path in paths]
-        self.schema = opened[0].schema_arrow
-        for path, file in zip(paths, opened, strict=True):
-            if not file.schema_arrow.equals(self.schema):
-                raise RequestError("data.other_columns", file=path, first=paths[0])
+        self.schema = require_one_schema(paths, [file.schema_arrow for file in opened])
         self.counts = np.array([file.metadata.num_rows for file in opened], dtype=np.int64)
         groups = [[file.metadata.row_group(group) for group in range(file.num_row_groups)] for file in opened]
         places = [(file, number, one) for file, of_file in enumerate(groups) for number, one in enumerate(of_file)]

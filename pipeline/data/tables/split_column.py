@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import RequestError
 from ...quantities import few, whole_number
+from ..classes import folded
 from ..patterns import no_such_split
 from ..table import Table
 from .holdout import SPLITS, hold_out
@@ -83,6 +84,10 @@ def rows_of_split(
             raise RequestError("data.no_split_column", data=data, split=split, columns=", ".join(table.columns))
         return np.arange(len(table))
     names = [str(value) for value in table.filled_column(column)]
+    if alike := {name for name in set(names) if name != split and folded(name) == folded(split)}:
+        count = sum(name in alike for name in names)
+        values = {"column": column, "data": data, "split": split, "count": count}
+        raise RequestError("data.split_look_alikes", **values, names=few([repr(name) for name in sorted(alike)]))
     is_asked = np.array([name == split for name in names], dtype=bool)
     if not is_asked.any():
         raise no_such_split(data, split, f"rows with {split} in column {column}", sorted(set(names)))

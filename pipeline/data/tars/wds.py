@@ -156,6 +156,10 @@ def _classes(
             return np.array([names.index(name) for name in found])[labels], names
         return labels, found
     labels = np.array([int(text) for text in texts], dtype=np.int64)
+    if len(distinct := set(texts)) > len(set(map(int, distinct))):
+        number, _ = Counter(map(int, distinct)).most_common(1)[0]
+        alike = ", ".join(sorted(text for text in distinct if int(text) == number))
+        raise RequestError("data.labels_look_alike", data=f"wds:{layout.root}", number=number, names=alike)
     if not names:
         return classes_by_value(labels)
     highest = int(labels.argmax())
