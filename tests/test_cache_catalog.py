@@ -138,7 +138,7 @@ def test_links_to_stores_and_files_of_others_are_neither_garbage_nor_deleted(tmp
     root.mkdir()
     (root / "b.zarr").symlink_to(store)
     (root / "mine.zarr.lock").write_text("notes of my own")
-    assert find_garbage(root, unfinished_for_s=0.0, unused_for_s=0.0) == []
+    assert find_garbage(root, unfinished_for_s=0.0) == []
     with raises("cache.store_is_link", NotAStoreError, store=root / "b.zarr", target=store):
         delete_store(root / "b.zarr")
     assert (root / "b.zarr").resolve() == store

@@ -199,4 +199,4 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 def _write_record(file: Path, record: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, json.dumps(record, indent=1, sort_keys=True).encode())
+    replace_file(file, json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode())
