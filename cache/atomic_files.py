@@ -10,6 +10,7 @@ import errno
 import glob
 import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -81,6 +82,14 @@ def replace_file(path: Path, data: bytes, staging: Path | None = None) -> None:
     write_file(staging, data)
     os.replace(staging, path)
     sync_folder(path.parent)
+
+
+def remove_path(path: Path) -> None:
+    """Delete a file, a link (not its target), or a folder with all that is in it; nothing happens if there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

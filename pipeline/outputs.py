@@ -158,9 +158,8 @@ def csv_line(cells: Sequence[Any]) -> str:
     "'=1+1,-0.5,-0.5,,a\\n"
     """
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(
-        [_csv_cell(cell) for cell in cells]
-    )  # quotes both of these in text
+    # csv quotes a cell that has one of the characters of a line's end
+    csv.writer(line, lineterminator="\r\n").writerow([_csv_cell(cell) for cell in cells])
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -17,6 +17,7 @@ _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, 
 _TEXTS = {os.strerror(code): code for code in _LIMITS} | {
     "can't start new thread": _NO_THREAD,
     "CUDA out of memory": _DEVICE_FULL,
+    "CUDA error: out of memory": _DEVICE_FULL,
     "MPS backend out of memory": _DEVICE_FULL,
     "can't allocate memory": errno.ENOMEM,  # torch
     "out of memory": errno.ENOMEM,
@@ -33,9 +34,8 @@ def system_error(error: BaseException) -> LayerbankError | None:
     """
     if isinstance(error, BrokenPipeError):
         return None
-    asked = (
-        one for one in _chain(error) if one is error or _code_of(one) in _TEXTS.values()
-    )  # others may have been handled
+    # of the errors before it only these end a command; others were handled
+    asked = (one for one in _chain(error) if one is error or _code_of(one) in _TEXTS.values())
     return next((refused for one in asked if (refused := _refusal(one))), None)
 
 

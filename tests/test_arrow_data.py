@@ -247,6 +247,20 @@ def test_files_that_cannot_be_used_are_refused(photos: Path) -> None:
     refuses_data("data.empty_table", f"parquet:{photos}/e.parquet", "all")
 
 
+def test_columns_that_python_cannot_hold_are_left_out_and_two_of_one_name_are_refused(photos: Path) -> None:
+    table = table_of(photos, "train")
+    times = pa.array([2**62] * len(table), pa.timestamp("us"))
+    texts = pa.array([b"\xff"] * len(table)).view(pa.string())
+    pq.write_table(table.append_column("when", times).append_column("note", texts), photos / "a.parquet")
+    source = open_source(f"parquet:{photos}/a.parquet", "all")
+    assert len(source) == len(table)
+    assert source.table is not None
+    assert not {"when", "note"} & set(source.table.columns)
+    refuses_data("data.no_column", f"parquet:{photos}/a.parquet?label=when", "all", name="'when'")
+    pq.write_table(table.append_column("label", times), photos / "b.parquet")
+    refuses_data("data.bad_column_names", f"parquet:{photos}/b.parquet", "all", file=photos / "b.parquet")
+
+
 def test_files_whose_class_names_differ_are_no_table(photos: Path) -> None:
     table = table_of(photos, "train")
     pq.write_table(table, photos / "a.parquet")

@@ -121,7 +121,7 @@ def test_a_batch_that_is_nearly_full_is_padded_and_a_shorter_one_takes_the_plain
 
 
 def test_a_model_has_a_graph_for_each_of_many_batch_sizes(backbone: Backbone) -> None:
-    """Each store has a size of its own; torch ends compilation after eight unless it is told otherwise."""
+    """Each store has a size of its own; torch ends compilation after eight unless its limit is raised."""
     graphs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:

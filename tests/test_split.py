@@ -131,9 +131,10 @@ def test_groups_of_one_class_keep_the_share_of_every_class_to_the_size_of_a_grou
     _, held_out = split_stratified(labels, fraction, 0, groups)
     for label, of_class in enumerate(sizes):
         share = int((labels[held_out] == label).sum())
+        aim = min(max(1, round(fraction * sum(of_class))), sum(of_class) - 1)
         assert share == 0 if len(of_class) == 1 else 0 < share < sum(of_class)
-        assert share <= max(round(fraction * sum(of_class)), min(of_class))
-        assert len(of_class) == 1 or share > round(fraction * sum(of_class)) - max(of_class)
+        assert share <= max(aim, min(of_class))
+        assert len(of_class) == 1 or share > aim - max(of_class)
 
 
 def test_copies_are_held_out_together_with_all_their_views_and_the_moved_ones_are_counted() -> None:
@@ -155,6 +156,9 @@ def test_groups_that_are_not_one_a_row_are_refused() -> None:
     for groups, got in ((torch.zeros(3).long(), "torch.int64 [3]"), (torch.zeros(4), "torch.float32 [4]")):
         with raises("probes.groups_do_not_match", DataError, num_rows=4, got=got):
             ArraySource(torch.zeros(4, 2), torch.zeros(4).long(), 1, groups=groups)
+    images, groups = torch.tensor([0, 0, 1, 1]), torch.tensor([5, 6, 7, 7])
+    with raises("probes.groups_do_not_match", DataError, got="an image in several groups"):
+        ArraySource(torch.zeros(4, 2), torch.zeros(4).long(), 1, images=images, groups=groups)
 
 
 def test_a_sweep_on_views_trains_on_all_rows_and_never_on_a_view_of_what_it_is_chosen_by() -> None:

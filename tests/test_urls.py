@@ -125,10 +125,11 @@ def test_a_copy_that_ends_early_goes_on_later(
         patched.setattr(MemoryFileSystem, "open", fail_later)
         with pytest.raises((WorkError, KeyboardInterrupt)):
             open_source("folder:memory://far/photos", "train")
+    remote.pipe(opened[0], remote.cat(opened[0]) + b"changed meanwhile")
     events: list[Event] = []
     assert len(open_source("folder:memory://far/photos", "train", events.append)) == 6
     assert isinstance(events[0], CopyStarted)
-    assert events[0].num_files == 5
+    assert events[0].num_files == 6
 
 
 @pytest.mark.parametrize("way", ["study", "Python"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import storage_errors
+from ..atomic_files import remove_path, storage_errors
 from ..errors import CacheError, NewerStoreError, NotAStoreError, SpecError
 from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
@@ -215,7 +214,7 @@ def find_garbage(
     """
     root = Path(root)
     if unused_for_s < LEAST_UNUSED_S:
-        raise SpecError("cache.unused_too_short", age_s=unused_for_s)
+        raise SpecError("cache.unused_too_short", days=unused_for_s / 86400)
     if unused_for_s < math.inf and root.exists() and os.statvfs(root).f_flag & getattr(os, "ST_NOATIME", 0):
         raise SpecError("cache.no_access_times", path=root)
     guards = {file.with_name(file.name.removesuffix(".lock")) for file in root.rglob(f"*{STORE_SUFFIX}.lock")}
@@ -255,10 +254,8 @@ def remove_garbage(items: Iterable[Garbage]) -> int:
                     continue
                 if item.path == item.store:
                     remove_store(item.store)
-                elif item.path.is_dir():
-                    shutil.rmtree(item.path)
                 else:
-                    item.path.unlink(missing_ok=True)
+                    remove_path(item.path)
                 if not item.store.exists():
                     lock.file.unlink(missing_ok=True)
             freed_bytes += item.size_bytes

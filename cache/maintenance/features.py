@@ -27,8 +27,7 @@ def write_features(store: str | Path, file: str | Path, *, tap: str | None = Non
     """Write the usable rows of a store to one file, which appears whole or not at all.
 
     `.npz` holds `ids` [N], `content_hashes` [N], each array [N, D] or [N, T, D] under its level and kind, each target under
-    `targets/<name>` and its class names under `class_names/<name>`. `.parquet` has one row per image: `id`,
-    `content_hash`, each
+    `targets/<name>` and its class names under `class_names/<name>`. `.parquet` has one row per image: `id`, `content_hash`, each
     target as `targets/<name>` (classes by name), and each array as a list of D or T x D numbers, whose shape is in the metadata
     of the column.
 

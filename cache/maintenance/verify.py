@@ -9,13 +9,12 @@ no others.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..atomic_files import storage_errors
+from ..atomic_files import remove_path, storage_errors
 from ..damage import Damage, chunk_damage, static_damage
 from ..errors import CacheError, DamagedStoreError, NotAStoreError
 from ..format import CONTENT_HASHES, SAMPLE_ID_OFFSETS, VIEWS, block_arrays, metadata_problem, static_array
@@ -186,12 +185,8 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
                 assert damage.array is not None, "chosen above"
                 assert damage.rows is not None, "a chunk has rows"
                 by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
-            for folder in _temporary(store):
-                shutil.rmtree(folder)
-            for file in staging_files(store):
-                file.unlink()
-            for staging in target_staging(store):
-                shutil.rmtree(staging)
+            for one in (*_temporary(store), *staging_files(store), *target_staging(store)):
+                remove_path(one)
             _, journal = drop_damaged(store, header, read_journal(store), by_block)
             if journal_problems(store, journal):
                 rewrite_journal(store, journal)
@@ -311,12 +306,8 @@ def _join(folder: str, name: str) -> str:
 
 def _remove_folder(folder: Path, *, with_content: bool) -> None:
     """Delete a folder in the place of a file of the store, one with something in it on request only."""
-    if folder.is_symlink():
-        folder.unlink()
-    elif with_content:
-        shutil.rmtree(folder)
-    elif not any(folder.iterdir()):
-        folder.rmdir()
+    if with_content or folder.is_symlink() or not any(folder.iterdir()):
+        remove_path(folder)
 
 
 def _remove_foreign(store: Path, path: str) -> None:

@@ -164,7 +164,10 @@ def read_owner(file: Path) -> LockOwner | None:
 
 def is_lock_file(file: Path) -> bool:
     """Whether a file has the content of a lock: nothing, or its owner, perhaps cut off by a kill."""
-    return file.is_file() and not file.is_symlink() and file.read_bytes()[:1] in (b"", b"{")
+    if not file.is_file() or file.is_symlink():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(1) in (b"", b"{")
 
 
 def living_workers(store: Path) -> dict[int, LockOwner | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..data.sources import check_split, open_source
 from ..errors import RequestError
 from ..jobs.job import typed_value
 from .arguments import names_from
-from .tokens import Progress, listener_of
+from .progress import Progress, listening
 
 
 def open_images(uri: str, split: str = "train", *, progress: Progress = True) -> ImageSource:
@@ -39,8 +38,8 @@ def open_images(uri: str, split: str = "train", *, progress: Progress = True) ->
     """
     typed_value(uri, str, "open_images", "uri")
     typed_value(split, str, "open_images", "split")
-    with ExitStack() as stack:
-        return open_source(uri, split, listener_of(progress, stack))
+    with listening(progress) as on_event:
+        return open_source(uri, split, on_event)
 
 
 def images_from(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from ..events import OnEvent, ignore
 from ..jobs.job import Natural, Positive, ProbeJob, job_value, typed_value
 from ..models.backbone import Backbone, backbone_of
 from ..models.own_module import tower_from
 from ..models.request import ModelRequest, choose_device, choose_precision, choose_tap
 from ..models.trust import CodePermission
 from .arguments import check_kind
+from .progress import Progress, listening
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +56,7 @@ def open_model(
     precision: str = "auto",
     seed: int = 0,
     weights_key: str | None = None,
-    on_event: OnEvent = ignore,
+    progress: Progress = True,
     allow_code: Sequence[str] = (),
 ) -> Model:
     """Open a backbone by its id.
@@ -71,7 +71,7 @@ def open_model(
         seed: seed for random weights.
         weights_key: which set of weights of a checkpoint file; None takes the only one, or the one with ema, teacher or target in
             its name.
-        on_event: called with the choice if the file has several.
+        progress: of the choice, if the file has several: True prints it, False does not, a function is called with the event.
         allow_code: ids of models that may run code of their own, such as those of `torchhub:`.
 
     Raises:
@@ -96,7 +96,8 @@ def open_model(
         weights_key=job_value(ProbeJob, "weights_key", weights_key, where),
         permission=CodePermission(allow_code, "open_model"),
     )
-    return Model(request.open(device, on_event), request)
+    with listening(progress) as on_event:
+        return Model(request.open(device, on_event), request)
 
 
 def model_from(

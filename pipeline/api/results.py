@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,8 @@ from ..probing.results import COLUMNS, Row, results_table, summarize
 from ..probing.row_files import row_folder
 from .arguments import check_kind, folder_from, output_folder_from
 from .data import images_from
-from .tokens import Progress, Tokens, listener_of
+from .progress import Progress, listening
+from .tokens import Tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -288,8 +288,7 @@ def probe(
     }
     named, runs = _probes_of(train, test, checked["probes"]), output_folder_from(runs, "probe, runs")
     base = open_protocol(checked["protocol"], seed=0)
-    with ExitStack() as stack:
-        on_event = listener_of(progress, stack)
+    with listening(progress) as on_event:
         trainings = prepare_trainings(
             *(splits := _splits_of(train, test, named, on_event)),
             named,

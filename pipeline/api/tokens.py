@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from layerbank.cache import TokenArray
 
-from ..console import Listener
 from ..data.image_source import ImageSource
 from ..data.split_rows import SplitRows
 from ..data.views import ViewRule
@@ -29,9 +27,7 @@ from ..models.rounding import float_tokens
 from ..probing.tokens.split_tokens import SplitRequest, SplitTokens
 from .arguments import check_kind, output_folder_from
 from .models import Model
-
-Progress = bool | OnEvent
-"""True shows progress, in a notebook too; False shows nothing; a function is called with every event."""
+from .progress import Progress, listening
 
 
 class Tokens:
@@ -199,9 +195,9 @@ def extract(
     config = _config_of(model, kinds, levels, checked)
     cache = output_folder_from(cache, "extract, cache", is_written=False)
     rule = ViewRule(num_views=checked["views"]) if views else None
-    with ExitStack() as stack:
-        rows = partial(open_rows, images, cache, rule=rule, trust_files=trust_files)
-        return _extract(model, rows, config, cache, listener_of(progress, stack))
+    rows = partial(open_rows, images, cache, rule=rule, trust_files=trust_files)
+    with listening(progress) as on_event:
+        return _extract(model, rows, config, cache, on_event)
 
 
 def _config_of(
@@ -238,11 +234,3 @@ def _extract(
         model = replace(model, backbone=work.backbone, request=work.request)
     (tokens,) = work.extract([rows])
     return Tokens(model, replace(tokens, stores=None), work.description())
-
-
-def listener_of(progress: Progress, stack: ExitStack) -> Callable[[Any], None]:
-    """The callback for events: a progress display for True, nothing for False, or the given function."""
-    if callable(progress):
-        return progress
-    check_kind(progress, bool, "progress", "True, False or a callable")
-    return stack.enter_context(Listener(quiet=not progress)).show

@@ -190,9 +190,9 @@ class ArraySource:
         self.task.check(labels)
         images = torch.arange(len(labels)) if images is None else torch.as_tensor(images)
         _check_images(images, len(labels))
-        if groups is not None and (groups.shape != labels.shape or groups.dtype != torch.int64):
-            got = f"{groups.dtype} {list(groups.shape)}"
-            raise DataError("probes.groups_do_not_match", num_rows=len(labels), got=got)
+        groups = None if groups is None else torch.as_tensor(groups)
+        if groups is not None:
+            _check_groups(groups, images)
         if blocks is not None and (size := sum(block.size for block in blocks)) != prod(tokens.shape[1:]):
             raise DataError("probes.blocks_do_not_match", size=prod(tokens.shape[1:]), blocks=size)
         # A float32 sum can overflow: look again before raising. Tokens on a GPU are not checked, which would wait for it.
@@ -210,6 +210,15 @@ class ArraySource:
         """Tokens float32 [B, *token_shape] of rows [B] int64, in memory that the next call uses again."""
         out = self._workspace.empty("rows", len(rows), *self.token_shape)
         return torch.index_select(self.tokens, 0, upload(rows, self.tokens.device), out=out).float()
+
+
+def _check_groups(groups: Tensor, images: Tensor) -> None:
+    got = f"{groups.dtype} {list(groups.shape)}"
+    if groups.shape == images.shape and groups.dtype == torch.int64:
+        if not ((images[1:] == images[:-1]) & (groups[1:] != groups[:-1])).any():
+            return
+        got = "an image in several groups"
+    raise DataError("probes.groups_do_not_match", num_rows=len(images), got=got)
 
 
 def _check_images(images: Tensor, num_rows: int) -> None:

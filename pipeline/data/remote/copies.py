@@ -118,7 +118,11 @@ def _copy_all(
     record: dict[str, Any],
     on_event: OnEvent,
 ) -> None:
-    wanted = {name: one for name, one in found.items() if not _is_there(folder / name, record["files"].get(name))}
+    wanted = {
+        name: (place, size)
+        for name, (place, size) in found.items()
+        if size not in (None, record["files"].get(name)) or not _is_there(folder / name, record["files"].get(name))
+    }
     size_bytes = sum(size or 0 for _, size in wanted.values())
     on_event(CopyStarted(url=url, folder=folder, num_files=len(wanted), size_bytes=size_bytes))
     began = shown = saved = time.monotonic()

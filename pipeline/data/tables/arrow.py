@@ -11,6 +11,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError
+from ...quantities import few
 from ..image_source import ImageSource, Stored
 from ..table import Table, no_column
 from .listed import USUAL_IMAGES, choose_rows, labels_of, open_listed
@@ -32,6 +34,14 @@ NOT_LABELLED = -1  # of a class number, in data sets of Hugging Face
 class ArrowFiles(ABC):
     """N rows of one schema in several files; picklable.
 
+    Args:
+        paths: F files.
+        schemas: the names and types of the columns of each.
+        counts: rows of each.
+
+    Raises:
+        RequestError: a file has other columns or types, or other names of its classes, or two columns of one name.
+
     Attributes:
         paths: F files.
         counts: [F] rows of each.
@@ -43,6 +53,16 @@ class ArrowFiles(ABC):
     counts: NDArray[np.int64]
     schema: pa.Schema
     has_exact_sizes: bool
+
+    def __init__(self, paths: Sequence[Path], schemas: Sequence[pa.Schema], counts: Sequence[int]) -> None:
+        self.paths, self.schema = paths, schemas[0]
+        self.counts = np.array(counts, dtype=np.int64)
+        for path, schema in zip(paths, schemas, strict=True):
+            if not schema.equals(self.schema) or class_names_of(schema) != class_names_of(self.schema):
+                raise RequestError("data.other_columns", file=path, first=paths[0])
+        names = self.schema.names
+        if len(set(names)) < len(names):
+            raise RequestError("data.bad_column_names", file=paths[0], names=few([repr(name) for name in names], 10))
 
     @abstractmethod
     def read(self, columns: Sequence[str]) -> pa.Table:
@@ -136,29 +156,19 @@ def open_arrow(
 
 
 def _table_of(files: ArrowFiles, place: str) -> Table:
-    """The columns of plain values: texts, numbers, truth values and times."""
+    """The columns of plain values: texts, numbers, truth values and times. One that Python cannot hold is left out."""
     import pyarrow.types as types
 
     plain = [field.name for field in files.schema if not (types.is_nested(field.type) or _is_bytes(field.type))]
     read = files.read(plain)
-    columns = {name: read.column(name).to_pylist() for name in plain}
+    columns = {}
+    for name in plain:
+        with suppress(ValueError, OverflowError):  # times that Python does not know, text that is not UTF-8
+            columns[name] = read.column(name).to_pylist()
     class_names = {name: names for name, names in class_names_of(files.schema).items() if name in columns}
     for name in class_names:
         columns[name] = [None if value == NOT_LABELLED else value for value in columns[name]]
     return Table(place, columns, int(files.counts.sum()), class_names)
-
-
-def require_one_schema(paths: Sequence[Path], schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The schema of files of one table.
-
-    Raises:
-        RequestError: a file has other columns or types, or other names of its classes.
-    """
-    first = schemas[0]
-    for path, schema in zip(paths, schemas, strict=True):
-        if not schema.equals(first) or class_names_of(schema) != class_names_of(first):
-            raise RequestError("data.other_columns", file=path, first=paths[0])
-    return first
 
 
 def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import no_such_split, parse_options, read_text
 from ..sources import DataSource
-from .arrow import ArrowFiles, open_arrow, require_one_schema
+from .arrow import ArrowFiles, open_arrow
 from .listed import OPTIONS, open_listed
 from .parquet import ParquetFiles
 from .text import READERS, read_table
@@ -38,17 +38,14 @@ class StreamFiles(ArrowFiles):
     """Arrow streams on the disk, mapped into memory in each process that reads them.
 
     Raises:
-        RequestError: pyarrow is not installed, or a file is missing, damaged, or has other columns than the first.
+        RequestError: as `ArrowFiles`, pyarrow is not installed, or a file is missing or damaged.
     """
 
     has_exact_sizes = True
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-        self._tables: list[Any] | None = None
-        tables = self._open()
-        self.schema = require_one_schema(paths, [table.schema for table in tables])
-        self.counts = np.array([table.num_rows for table in tables], dtype=np.int64)
+        self._tables: list[Any] | None = [_open_stream(path) for path in paths]
+        super().__init__(paths, [one.schema for one in self._tables], [one.num_rows for one in self._tables])
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         import pyarrow

@@ -18,7 +18,7 @@ from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import SPLIT, data_name, expand_braces, no_such_split, parse_options, splits_of
 from ..sources import DataSource
-from .arrow import ArrowFiles, open_arrow, require_one_schema
+from .arrow import ArrowFiles, open_arrow
 from .listed import OPTIONS
 
 if TYPE_CHECKING:
@@ -31,16 +31,14 @@ class ParquetFiles(ArrowFiles):
     """Parquet files of one schema.
 
     Raises:
-        RequestError: pyarrow is not installed, or a file is missing, damaged, or has other columns than the first.
+        RequestError: as `ArrowFiles`, pyarrow is not installed, or a file is missing or damaged.
     """
 
     has_exact_sizes = False
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
         opened = [_open(path) for path in paths]
-        self.schema = require_one_schema(paths, [file.schema_arrow for file in opened])
-        self.counts = np.array([file.metadata.num_rows for file in opened], dtype=np.int64)
+        super().__init__(paths, [file.schema_arrow for file in opened], [file.metadata.num_rows for file in opened])
         groups = [[file.metadata.row_group(group) for group in range(file.num_row_groups)] for file in opened]
         places = [(file, number, one) for file, of_file in enumerate(groups) for number, one in enumerate(of_file)]
         self._places = [(file, number) for file, number, _ in places]
@@ -58,7 +56,13 @@ class ParquetFiles(ArrowFiles):
     def read(self, columns: Sequence[str]) -> pa.Table:
         import pyarrow
 
-        return pyarrow.concat_tables([_open(path).read(columns=list(columns)) for path in self.paths])
+        parts = []
+        for path in self.paths:
+            try:
+                parts.append(_open(path).read(columns=list(columns)))
+            except (pyarrow.ArrowException, OSError) as error:
+                raise RequestError("data.bad_parquet", file=path, reason=first_line(error)) from error
+        return pyarrow.concat_tables(parts)
 
     def cell(self, column: str, row: int) -> Any:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1

@@ -88,9 +88,8 @@ def _shared(known: dict[str, str], cells: Sequence[str]) -> list[str]:
 
 def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # splitlines() would cut at characters that JSON may have in texts
+    # splitlines() would cut at characters that JSON may have in texts
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
