@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ...errors import RequestError
 from ..image_source import ImageSource, Stored
 from ..table import Table, no_column
+from .class_column import text_of
 from .listed import USUAL_IMAGES, choose_rows, labels_of, open_listed
 
 if TYPE_CHECKING:
@@ -141,11 +142,24 @@ def _table_of(files: ArrowFiles, place: str) -> Table:
 
     plain = [field.name for field in files.schema if not (types.is_nested(field.type) or _is_bytes(field.type))]
     read = files.read(plain)
-    columns = {name: read.column(name).to_pylist() for name in plain}
+    columns = {name: _values(read.column(name)) for name in plain}
     class_names = {name: names for name, names in class_names_of(files.schema).items() if name in columns}
     for name in class_names:
         columns[name] = [None if value == NOT_LABELLED else value for value in columns[name]]
     return Table(place, columns, int(files.counts.sum()), class_names)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column as Python has it. Arrow does not check that texts are UTF-8."""
+    import pyarrow
+
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        kind = column.type
+        texts = column.cast(kind.value_type) if pyarrow.types.is_dictionary(kind) else column
+        values = [None if one is None else text_of(one) for one in texts.cast(pyarrow.large_binary()).to_pylist()]
+    return values
 
 
 def require_one_schema(paths: Sequence[Path], schemas: Sequence[pa.Schema]) -> pa.Schema:
