@@ -60,7 +60,7 @@ def classes_of(values: Sequence[Any], ids: Sequence[str], place: str) -> tuple[N
 def text_of(value: object) -> str:
     """A value as text. Bytes that are not UTF-8 stay apart from each other; `ImageSource` refuses them as names of classes.
 
-    >>> text_of(b"owl"), text_of(7), text_of(b"caf\xe9") == text_of(b"caf\xe8")
+    >>> text_of(b"owl"), text_of(7), text_of(b"caf\\xe9") == text_of(b"caf\\xe8")
     ('owl', '7', False)
     """
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
