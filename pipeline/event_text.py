@@ -181,6 +181,14 @@ def _(event: events.UnevenClasses) -> str:
 
 
 @text_of.register
+def _(event: events.LookAlikeClasses) -> str:
+    return (
+        f"warning: {len(event.names):,} classes of {event.dataset}/{event.split} differ in case, spaces, Unicode form or leading "
+        f"zeros alone: {few([ascii(name) for name in event.names])}"
+    )
+
+
+@text_of.register
 def _(event: events.ImageSkipped) -> str:
     return f"extract: skipped image {event.sample_id!r} in {event.file}: {event.reason}"
 

@@ -95,6 +95,15 @@ class UnevenClasses(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LookAlikeClasses(Event):
+    """Classes of a split whose names differ in case, spaces, Unicode form or leading zeros alone."""
+
+    dataset: str
+    split: str
+    names: tuple[str, ...]  # those that look alike side by side
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImagesTrusted(Event):
     """Images were not read: their ids and sizes are those of images in a store, and that was to be enough."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from messages import raises, refuses
 from photos import TINY_MODEL, write_photos
 
 import layerbank as lb
-from layerbank.data.classes import match_classes
+from layerbank.data.classes import look_alikes, match_classes
 from layerbank.data.image_source import ImageSource
 from layerbank.data.sources import open_source
 from layerbank.errors import RequestError
@@ -107,19 +108,85 @@ def test_a_class_without_test_images_keeps_the_numbers_of_the_others(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("food", "Food"), ("caf\u00e9", "cafe\u0301"), ("STRASSE", "stra\u00dfe"), ("food", "food ")]
+    ("one", "other"),
+    [
+        *(("food", "Food"), ("caf\u00e9", "cafe\u0301"), ("STRASSE", "stra\u00dfe"), ("food", "food ")),
+        *(("fast food", "fast\u00a0food"), ("food", "food\u200b"), ("food", "\uff46ood"), ("7", "007")),
+    ],
 )
-def test_names_that_differ_in_case_or_unicode_form_alone_are_named(one: str, other: str, tmp_path: Path) -> None:
+def test_names_that_look_alike_are_named(one: str, other: str, tmp_path: Path) -> None:
     uri = in_folders(tmp_path, train={one: 2, "drink": 2}, test={other: 2, "drink": 2})
     with raises("data.look_alike_classes", RequestError, trained=ascii(one), tested=ascii(other)):
         match(uri)
 
 
-def test_names_that_differ_in_case_alone_are_two_classes_where_both_splits_have_them(tmp_path: Path) -> None:
-    counts = {"a": 2, "A": 2}
-    train, test, events = match(in_folders(tmp_path, train=counts, test=counts))
-    assert train.class_names == test.class_names == ["A", "a"]
-    assert not events
+def test_names_that_look_alike_are_two_classes_where_both_splits_have_them(tmp_path: Path) -> None:
+    counts = {"a": 2, "A": 2, "b": 2, "007": 1, "7": 1}
+    train, test, events = match(in_folders(tmp_path, train=counts, test={**counts, "007": 0, "7": 0}))
+    assert train.class_names == test.class_names == ["007", "7", "A", "a", "b"]
+    assert [type(event) for event in events] == [UnevenClasses]
+    assert look_alikes(train) == ("007", "7", "A", "a")
+    assert look_alikes(test) == ("A", "a")
+
+
+def test_classes_of_a_split_that_look_alike_are_reported_once(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"train": 2})
+    (photos / "train" / "blue").rename(photos / "train" / "Red")
+    how = ["--split", "train", "--levels", "last", "--cache", tmp_path / "caches"]
+    result = run("extract", *MODEL, "--data", f"folder:{photos}", *how)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("2 classes of photos/train differ in case") == 1
+    assert "'Red', 'red'" in result.stderr
+
+
+LATIN = [b"caf\xe9", b"caf\xe8", b"tea", b"tea"]
+
+
+def npz_labels(root: Path) -> str:
+    np.savez(root / "a.npz", images=np.zeros((4, 8, 8), np.uint8), labels=LATIN)
+    return f"npz:{root}/a.npz?split=0.5"
+
+
+def npz_class_names(root: Path) -> str:
+    np.savez(root / "a.npz", images=np.zeros((4, 8, 8), np.uint8), labels=[0, 1, 2, 2], classes=LATIN[:3])
+    return f"npz:{root}/a.npz?split=0.5"
+
+
+def hdf5_labels(root: Path) -> str:
+    with h5py.File(root / "x_train.h5", "w") as file:
+        file["images"], file["labels"] = np.zeros((4, 8, 8), np.uint8), np.array(LATIN)
+    return f"hdf5:{root}/x_{{split}}.h5"
+
+
+def hdf5_class_names(root: Path) -> str:
+    uri = in_hdf5(root, train=[0, 1, 2, 2])
+    with h5py.File(root / "x_train.h5", "a") as file:
+        file.attrs["classes"] = np.array(LATIN[:3])
+    return uri
+
+
+def parquet_labels(root: Path) -> str:
+    import pyarrow
+    from pyarrow import parquet
+
+    labels = pyarrow.array(LATIN).view(pyarrow.string())  # nobody checks that it is UTF-8
+    parquet.write_table(pyarrow.table({"image": [b"x"] * 4, "label": labels}), root / "a.parquet")
+    return f"parquet:{root}/a.parquet?split=0.5"
+
+
+def folders(root: Path) -> str:
+    for name in LATIN[:3]:
+        (root / "train" / os.fsdecode(name)).mkdir(parents=True)
+        (root / "train" / os.fsdecode(name) / "0.png").touch()
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize("write", [npz_labels, npz_class_names, hdf5_labels, hdf5_class_names, parquet_labels, folders])
+def test_names_of_classes_that_are_not_utf_8_are_refused(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    uri = write(tmp_path)
+    with raises("data.not_utf8", RequestError) as refused:
+        open_source(uri, "train")
+    assert "caf\\udce" in refused.error.values["name"]
 
 
 def test_test_images_of_a_class_without_training_images_are_refused(tmp_path: Path) -> None:
@@ -162,7 +229,8 @@ def test_one_number_in_two_spellings_is_no_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "key"),
     [
-        (b"9" * 5000, "mixed_labels"),
+        (b"9" * 5000, "bad_class"),
+        (b"9" * 1000, "mixed_labels"),
         (b"-1", "label_below_zero"),
         (b"1.0", "decimal_labels"),
         ("\u0663".encode(), "mixed_labels"),

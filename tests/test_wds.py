@@ -544,6 +544,19 @@ def test_labels_may_be_in_another_member(tmp_path):
     refuses_data("data.unknown_option", f"wds:{root}?labels=txt", option="labels", advice="Did you mean 'label'?")
 
 
+def test_classnames_are_those_of_cls_alone(tmp_path):
+    root = with_labels(tmp_path, cls=[b"1", b"0", b"1"], txt=[b"0", b"2", b"1"])
+    (root / "classnames.txt").write_text("oak\nfir\n", encoding="utf-8")
+    assert open_source(f"wds:{root}", "train").class_names == ["oak", "fir"]
+    assert open_source(f"wds:{root}?label=cls", "train").class_names == ["oak", "fir"]
+    assert open_source(f"wds:{root}?label=txt", "train").class_names == ["0", "1", "2"]
+
+
+def test_a_text_that_is_longer_than_a_label_is_no_class(tmp_path):
+    root = with_labels(tmp_path, txt=[b"a" * 1024, b"a" * 1025, b"b"])
+    refuses_data("data.bad_class", f"wds:{root}?label=txt", key="1", member="txt")
+
+
 def test_one_hot_lists_are_classes(tmp_path):
     json = [b'{"y": [0, 0, 1]}', b'{"y": [1, 0, 0]}', b'{"y": [0.0, 0.0, 1.0]}']
     source = open_source(f"wds:{with_labels(tmp_path, json=json)}?label=json:y", "train")

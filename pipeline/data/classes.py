@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..events import OnEvent, UnevenClasses, ignore
-from ..quantities import few
+from ..quantities import few, whole_number
 from .image_source import NO_LABEL, ImageSource
 from .split_record import SplitRecord
 
@@ -71,6 +71,13 @@ def uneven_classes(train: Labelled, test: Labelled) -> UnevenClasses | None:
     return UnevenClasses(train=_name(train), test=_name(test), untested=untested, untrained=untrained, single=single)
 
 
+def look_alikes(split: Labelled) -> tuple[str, ...]:
+    """Classes with images whose names differ in case, spaces, Unicode form or leading zeros alone, next to each other."""
+    names = set(_chosen(split, _counts(split) > 0))  # two classes of exactly one name are meant to be two
+    counts = Counter(map(folded, names))
+    return tuple(sorted((name for name in names if counts[folded(name)] > 1), key=lambda name: (folded(name), name)))
+
+
 def _require_groups_apart(train: ImageSource, test: ImageSource) -> None:
     if train.groups is None or test.groups is None:
         return
@@ -104,8 +111,15 @@ def _counts(split: Labelled) -> NDArray[np.int64]:
 
 
 def folded(name: str) -> str:
-    """A name without its case and Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+    """A name without its case, spaces, invisible characters, Unicode form, and the leading zeros of a number.
+
+    >>> folded("Great\u00a0 Tit\u200b"), folded("\uff26ood"), folded("007"), folded("0")
+    ('great tit', 'food', '7', '0')
+    """
+    letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    visible = "".join(one for one in letters if unicodedata.category(one) != "Cf")
+    plain = " ".join(visible.split())
+    return str(number) if (number := whole_number(plain)) is not None else plain
 
 
 def _name(split: Labelled) -> str:

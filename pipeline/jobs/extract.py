@@ -17,13 +17,13 @@ from xxhash import xxh3_64_intdigest
 
 from layerbank.cache import ModelStores, StoreForecast, Worker, known_hashes
 
-from ..data.classes import uneven_classes
+from ..data.classes import look_alikes, uneven_classes
 from ..data.image_set import ImageSet, identify, images_with_two_labels
 from ..data.sources import ImageSource, open_source
 from ..data.split_rows import SplitRows, name_of
 from ..data.views import ViewRule
 from ..errors import RequestError
-from ..events import FilesLeftOut, OnEvent, TwoLabels, ignore
+from ..events import FilesLeftOut, LookAlikeClasses, OnEvent, TwoLabels, ignore
 from ..extraction.decoding import start_worker_server
 from ..extraction.disk_space import check_disk_space
 from ..extraction.extract import ExtractConfig, Extraction, begin, extract_together, forecasts
@@ -150,13 +150,15 @@ def open_rows(
 
 
 def report_data(rows: SplitRows, on_event: OnEvent) -> None:
-    """Report files that are no images, and images under two labels."""
+    """Report files that are no images, classes whose names look alike, and images under two labels."""
     source = rows.source
+    names = {"dataset": source.name, "split": source.split}
     if source.left_out:
-        on_event(FilesLeftOut(dataset=source.name, split=source.split, counts=dict(source.left_out)))
+        on_event(FilesLeftOut(**names, counts=dict(source.left_out)))
+    if one_name := look_alikes(source):
+        on_event(LookAlikeClasses(**names, names=one_name))
     alike = images_with_two_labels(rows.images.hashes, source.labels)
     if len(alike):
-        names = {"dataset": source.name, "split": source.split}
         on_event(TwoLabels(**names, num_images=len(alike), first=source.ids[alike[0]]))
 
 

@@ -29,7 +29,7 @@ from ..image_files import not_a_file
 from ..image_source import ImageSource, Stored, classes_by_value, split_where
 from ..patterns import SPLIT, data_name, no_such_split, parse_options, require_split, splits_of
 from ..sources import DataSource
-from ..tables.class_column import classes_of
+from ..tables.class_column import classes_of, text_of
 
 IMAGE_NAMES = ("images", "x", "data")  # tried in this order where the address names no dataset
 LABEL_NAMES = ("labels", "label", "y")
@@ -236,7 +236,7 @@ def _read_labels(parts: _Address, split: str) -> tuple[NDArray[np.int64], list[s
     with _open(Path(parts.label_file.replace(SPLIT, split))) as file:
         dataset = _dataset(file, parts.labels.replace(SPLIT, split), LABEL_NAMES, "labels")
         is_text = h5py.check_string_dtype(dataset.dtype) is not None
-        values = np.asarray(dataset.asstr(errors="replace")[()] if is_text else dataset[()])
+        values = np.asarray(dataset.asstr(errors="surrogateescape")[()] if is_text else dataset[()])
         place, class_names = f"{file.filename}::{dataset.name}", _class_names(dataset) or _class_names(file)
     if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "iubf" and _is_one_hot(values):
         names = class_names or [str(number) for number in range(values.shape[1])]
@@ -262,7 +262,7 @@ def _class_names(holder: h5py.File | h5py.Dataset) -> list[str]:
     for attribute in CLASS_NAME_ATTRIBUTES:
         if attribute in holder.attrs:
             names = np.ravel(holder.attrs[attribute])
-            return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
+            return [text_of(name) for name in names.tolist()]
     return []
 
 

@@ -26,6 +26,7 @@ from ..patterns import SPLIT, data_name, no_such_split, parse_options, splits_of
 from ..saved_arrays import DAMAGE
 from ..sources import DataSource
 from ..table import Table
+from ..tables.class_column import text_of
 from ..tables.listed import choose_rows, labels_of
 
 OPTIONS = ("images", "labels", "split", "group", "seed")
@@ -137,12 +138,12 @@ def _values(path: Path, name: str, num_images: int) -> list[Any]:
     if array.shape not in ((num_images,), (num_images, 1)):
         raise RequestError("data.npz_values", array=f"{path}::{name}", count=num_images, shape=list(array.shape))
     values: list[Any] = array.reshape(-1).tolist()
-    return [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
+    return [text_of(value) if isinstance(value, bytes) else value for value in values]
 
 
 def _class_names(path: Path, members: list[str]) -> dict[str, list[str]]:
     name = next((one for one in CLASS_NAMES if one in members), None)
-    return {} if name is None else {"labels": [str(one) for one in _map_array(path, name).reshape(-1).tolist()]}
+    return {} if name is None else {"labels": [text_of(one) for one in _map_array(path, name).reshape(-1).tolist()]}
 
 
 def _require_pixels(place: str, images: NDArray[Any]) -> None:

@@ -22,6 +22,7 @@ from ...errors import RequestError
 from ...quantities import few
 from ..image_source import ImageSource, Stored
 from ..table import Table, no_column
+from .class_column import text_of
 from .listed import USUAL_IMAGES, choose_rows, labels_of, open_listed
 
 if TYPE_CHECKING:
@@ -163,12 +164,25 @@ def _table_of(files: ArrowFiles, place: str) -> Table:
     read = files.read(plain)
     columns = {}
     for name in plain:
-        with suppress(ValueError, OverflowError):  # times that Python does not know, text that is not UTF-8
-            columns[name] = read.column(name).to_pylist()
+        with suppress(ValueError, OverflowError):  # times that Python does not know
+            columns[name] = _values(read.column(name))
     class_names = {name: names for name, names in class_names_of(files.schema).items() if name in columns}
     for name in class_names:
         columns[name] = [None if value == NOT_LABELLED else value for value in columns[name]]
     return Table(place, columns, int(files.counts.sum()), class_names)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column as Python has it. Arrow does not check that texts are UTF-8."""
+    import pyarrow
+
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        kind = column.type
+        texts = column.cast(kind.value_type) if pyarrow.types.is_dictionary(kind) else column
+        values = [None if one is None else text_of(one) for one in texts.cast(pyarrow.large_binary()).to_pylist()]
+    return values
 
 
 def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:

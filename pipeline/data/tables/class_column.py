@@ -57,6 +57,15 @@ def classes_of(values: Sequence[Any], ids: Sequence[str], place: str) -> tuple[N
     return np.array([number_of[value] for value in values], dtype=np.int64), [str(value) for value in ordered]
 
 
+def text_of(value: object) -> str:
+    """A value as text. Bytes that are not UTF-8 stay apart from each other; `ImageSource` refuses them as names of classes.
+
+    >>> text_of(b"owl"), text_of(7), text_of(b"caf\\xe9") == text_of(b"caf\\xe8")
+    ('owl', '7', False)
+    """
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
 def _decimals(values: set[Any]) -> list[Any]:
     """Those of the values that are floats; of texts, if all of them are numbers, those that are not written as whole ones."""
     if not all(isinstance(value, str) for value in values):

@@ -59,8 +59,15 @@ class LabelMember:
     extension: str = "cls"
     key: str = ""
 
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the longest member that is read."""
+        return MOST_JSON_BYTES if self.key else MOST_LABEL_BYTES
+
     def read(self, content: bytes) -> str:
         """The label as text. Raises ValueError for anything else than a text, a whole number or a one-hot list."""
+        if len(content) > self.most_bytes:
+            raise ValueError("longer than a label")
         if not self.key:
             value: Any = content.decode().strip()
         else:
@@ -207,7 +214,7 @@ def _walk(shard: Path, label: LabelMember) -> tuple[list[str], list[str], Table,
                 members[extension] = member
                 if extension == label.extension:
                     file.seek(member.offset)
-                    classes[key] = file.read(min(member.size, MOST_JSON_BYTES if label.key else MOST_LABEL_BYTES))
+                    classes[key] = file.read(min(member.size, label.most_bytes + 1))
             left_out[AFTER_THE_END] += has_more(file)
         except CompressedTar as error:
             raise RequestError("data.compressed_tar", shard=shard) from error

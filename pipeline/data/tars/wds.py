@@ -1,7 +1,7 @@
 """`wds:`: WebDataset tars on a local disk, read by row: an image is one read at its offset, nothing is extracted.
 
-`samples` says what a sample is and where its image lies. `classnames.txt` above the splits names the classes. The label is the text
-of `cls`, or what `?label=` names: another member (`txt`), or a value in a JSON member (`json:label`).
+`samples` says what a sample is and where its image lies. The label is the text of `cls`, whose classes `classnames.txt` above the
+splits names, or what `?label=` names: another member (`txt`), or a value in a JSON member (`json:label`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..image_source import ImageSource, Stored, classes_by_value, split_where
 from ..patterns import ShardFolder, ShardPattern, parse_options, read_text
 from ..sources import DataSource
 from ..tables.class_column import classes_of
-from .samples import LabelMember, read_samples
+from .samples import CLASS_INDEX, LabelMember, read_samples
 
 _INDEX = re.compile(r"[0-9]{1,18}")  # fits into 64 bits
 BLOCK_BYTES = 1 << 20  # read at a time where every image is read: stays in the processor's cache
@@ -40,13 +40,15 @@ class WdsSource(ImageSource):
         layout = ShardPattern(pattern) if "{" in pattern else ShardFolder(pattern)
         self._shards = layout.shards(split)
         extension, _, key = options.get("label", "cls").partition(":")
-        samples = read_samples(self._shards, layout.place(split), LabelMember(extension.lower(), key))
+        member = LabelMember(extension.lower(), key)
+        samples = read_samples(self._shards, layout.place(split), member)
         if not samples.keys:
             raise RequestError("data.no_samples", data=f"wds:{address}", split=split, count=len(self._shards))
         names = [shard.relative_to(layout.root).as_posix() for shard in self._shards]
         self._shard_of = np.repeat(np.arange(len(names), dtype=np.int32), samples.counts)
         ids = [f"{names[shard]}/{key}" for shard, key in zip(self._shard_of.tolist(), samples.keys, strict=True)]
-        labels, class_names = _classes(layout, samples.labels, ids)
+        names_of_cls = _class_names(layout.root) if member == CLASS_INDEX else []
+        labels, class_names = _classes(layout.root, samples.labels, ids, names_of_cls)
         self._offsets = samples.table["offset"].copy()
         self.left_out = sum(map(Counter, samples.left_out), layout.other_files(split))
         self._open: tuple[int, _OpenFile] | None = None  # the shard read last
@@ -138,12 +140,11 @@ class _OpenFile:
 
 
 def _classes(
-    layout: ShardFolder | ShardPattern, texts: Sequence[str], ids: Sequence[str]
+    root: Path, texts: Sequence[str], ids: Sequence[str], names: list[str]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Class indices [N], and the lines of classnames.txt; without that file, the labels that occur are the classes."""
-    names = _class_names(layout)
+    """Class indices [N], and the names of the classes; without names, the labels that occur are the classes."""
     if not all(map(_INDEX.fullmatch, texts)):
-        place = f"labels of wds:{layout.root}"
+        place = f"labels of wds:{root}"
         labels, found = classes_of(texts, ids, place)
         are_numbers = [bool(_INDEX.fullmatch(text)) for text in texts]
         if mixed := sum(are_numbers):
@@ -159,21 +160,21 @@ def _classes(
     if len(distinct := set(texts)) > len(set(map(int, distinct))):
         number, _ = Counter(map(int, distinct)).most_common(1)[0]
         alike = ", ".join(sorted(text for text in distinct if int(text) == number))
-        raise RequestError("data.labels_look_alike", data=f"wds:{layout.root}", number=number, names=alike)
+        raise RequestError("data.labels_look_alike", data=f"wds:{root}", number=number, names=alike)
     if not names:
         return classes_by_value(labels)
     highest = int(labels.argmax())
     if labels[highest] >= len(names):
-        place = f"{layout.root}, sample {ids[highest]}"
+        place = f"{root}, sample {ids[highest]}"
         raise RequestError("data.class_without_name", place=place, count=len(names), label=labels[highest])
     return labels, names
 
 
-def _class_names(layout: ShardFolder | ShardPattern) -> list[str]:
-    file = layout.root / "classnames.txt"
+def _class_names(root: Path) -> list[str]:
+    file = root / "classnames.txt"
     if not file.is_file():
         return []
-    require_inside(f"wds:{layout.root}", layout.root, [file])
+    require_inside(f"wds:{root}", root, [file])
     return [line.strip() for line in read_text(file).strip().split("\n")]
 
 
