@@ -62,7 +62,7 @@ def attention_statistics(probe: FusionHead, source: TokenSource, groups: Tensor)
     Raises:
         DataError: there are no images.
     """
-    num_samples, num_groups = len(source.labels), int(groups.max()) + 1
+    num_samples, num_groups = len(source.targets), int(groups.max()) + 1
     if num_samples == 0:
         raise DataError("probes.no_images_for_attention")
     groups_of_tokens = torch.nn.functional.one_hot(groups, num_groups).double()  # [T, G]

@@ -156,7 +156,7 @@ def refit(
     for of_pass in passes:
         runs = [heads[one.candidate].make_run([one.setting], device, seconds[one]) for one in of_pass]
         with attribute_time("refit", runs):
-            rows = torch.arange(len(train.labels))
+            rows = torch.arange(len(train.targets))
             results = fit_banks(runs, train, rows, protocol, phase="refit", best=best, on_event=on_event)
             trained = [run.bank.probe(0) for run in runs]
         del runs  # before the next banks take their memory
@@ -165,7 +165,7 @@ def refit(
             fitted[choice] = result
             if not bool(result.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
                 probes[choice] = probe
-    task = train.task.fit(train.labels)
+    task = train.task.fit(train.targets)
     logits: dict[Choice, Tensor] = {}
     test: TokenSource | None = None
     for of_pass in filter(None, [[one for one in of_pass if one in probes] for of_pass in passes]):
@@ -183,7 +183,7 @@ def refit(
             curves=result.curves,
             probe=probes.get(choice),
             test_logits=logits.get(choice),
-            test=None if test is None or choice not in logits else measure(task, logits[choice], test.labels),
+            test=None if test is None or choice not in logits else measure(task, logits[choice], test.targets),
             seconds=seconds[choice],
         )
         for choice, result in fitted.items()
@@ -202,7 +202,7 @@ def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource])
 
     Args:
         members: of `train_chosen`, at least one.
-        open_test: for the labels of the test images.
+        open_test: for the targets of the test images.
     """
     seconds = {phase: sum(one.seconds.get(phase, 0.0) for one in members) for phase in members[0].seconds}
     curves = join_curves((([place], one.curves) for place, one in enumerate(members)), len(members))
@@ -212,7 +212,7 @@ def join_members(members: Sequence[Refit], open_test: Callable[[], TokenSource])
     logits = mean_of_members(torch.stack([logits for _, logits in sound]))
     probe = Ensemble([probe for probe, _ in sound if not isinstance(probe, Ensemble)])
     test = open_test()
-    metrics = measure(test.task, logits, test.labels)
+    metrics = measure(test.task, logits, test.targets)
     return replace(members[0], curves=curves, probe=probe, test_logits=logits, test=metrics, seconds=seconds)
 
 

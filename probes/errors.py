@@ -2,7 +2,7 @@
 
     ProbeError
     |-- SettingError      (ValueError)         an invalid head, setting or protocol
-    |-- DataError         (ValueError)         tokens, labels or splits that cannot be used
+    |-- DataError         (ValueError)         tokens, targets or splits that cannot be used
     `-- CheckpointError   (ValueError)         an unreadable saved probe
         `-- CheckpointMissing  (FileNotFoundError)
 
@@ -23,7 +23,7 @@ class SettingError(ProbeError, ValueError):
 
 
 class DataError(ProbeError, ValueError):
-    """Tokens, labels or splits cannot be used."""
+    """Tokens, targets or splits cannot be used."""
 
 
 class CheckpointError(ProbeError, ValueError):

@@ -67,7 +67,7 @@ def collect_logits(
     bank_runs: Sequence[BankRun], source: TokenSource, *, phase: str, best: float | None, on_event: OnEvent | None
 ) -> list[Tensor]:
     """Class scores [P, N, C] of each bank of all rows of a source, in their order; arguments as in `compute_all_logits`."""
-    rows = torch.arange(len(source.labels))
+    rows = torch.arange(len(source.targets))
     scores = [torch.empty(run.bank.num_probes, len(rows), source.task.num_outputs) for run in bank_runs]
     for places, parts in compute_all_logits(bank_runs, source, rows, phase=phase, best=best, on_event=on_event):
         for of_bank, part in zip(scores, parts, strict=True):
@@ -129,7 +129,7 @@ def validate(
         for number, logits in enumerate(parts):
             predictions[number][:, places] = task.predict(logits)
             finite[number] &= logits.isfinite().flatten(1).all(1)
-    labels = source.labels[rows]
+    labels = source.targets[rows]
     return [
         task.score(predicted, labels).masked_fill_(~good, torch.nan)
         for predicted, good in zip(predictions, finite, strict=True)
@@ -138,7 +138,7 @@ def validate(
 
 def check_test(train: TokenSource, test: TokenSource) -> None:
     """Raise DataError unless there are test tokens, of the same shape and task as the training tokens."""
-    if not len(test.labels):
+    if not len(test.targets):
         raise DataError("probes.no_test_images")
     if (test.token_shape, test.task) != (train.token_shape, train.task):
         raise DataError(

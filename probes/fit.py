@@ -127,7 +127,7 @@ def fit_banks(
 
     Args:
         bank_runs: at least one, all on one device, with banks at their initial weights.
-        source: tokens and labels.
+        source: tokens and targets.
         rows: [N] int64, the rows to train on.
         protocol: batches, schedule, jitter, clipping and seed; its grid does not matter.
         schedule_steps: length of the cosine, at most that of the plan; None for that of the plan.
@@ -144,7 +144,7 @@ def fit_banks(
         SettingError: a bank does not have one setting for each probe.
     """
     plan = plan_batches(len(rows), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps)
-    task = source.task.fit(source.labels[rows])
+    task = source.task.fit(source.targets[rows])
     schedule_steps = plan.num_steps if schedule_steps is None else min(schedule_steps, plan.num_steps)
     num_steps = schedule_steps if max_steps is None else min(max_steps, schedule_steps)
     device = bank_runs[0].bank.stacks[0].device
@@ -177,7 +177,7 @@ def _samples(
     device, blocks = workspace.device, blocks_of(source)
     with contextlib.closing(read_batches(source, batches)) as stream:
         for step, (batch, read) in enumerate(stream):
-            targets = task.encode(source.labels[batch])
+            targets = task.encode(source.targets[batch])
             weights = task.sample_weights(targets)
             rows = read.to(device, non_blocking=True).flatten(1)
             jitter = draw_jitter(protocol, step, len(rows), workspace)

@@ -161,7 +161,7 @@ def plan_group(
 
     Args:
         candidates: each once.
-        source: the training images; only shapes and the number of labels matter.
+        source: the training images; only shapes and the number of targets matter.
         protocol: grid and batches.
         memory_bytes: memory for training and test; None is no limit.
         num_tested: test images, counted once for each sweep; their outputs are kept.
@@ -173,7 +173,7 @@ def plan_group(
     for candidate in candidates:
         check_task(candidate.head, source.task)
         reading = reading_of(candidate, source)
-        sizes = sizes_of(candidate.head, reading.token_shape, source.task, len(source.labels), protocol)
+        sizes = sizes_of(candidate.head, reading.token_shape, source.task, len(source.targets), protocol)
         heads[candidate] = TrainableHead(
             candidate=candidate, reading=reading, sizes=sizes, protocol=protocol, memory=plan_memory(sizes)
         )

@@ -113,7 +113,7 @@ class GridSearch:
         self, plan: GroupPlan, train: TokenSource, protocol: TrainingProtocol, journal: Journal | None
     ) -> None:
         self.kept, self.held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
-        self.task = train.task.fit(train.labels[self.kept])
+        self.task = train.task.fit(train.targets[self.kept])
         batches = plan_batches(
             len(self.kept), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
         )

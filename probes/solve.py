@@ -79,11 +79,11 @@ def run_solvers(
     candidate = next(number for number, found in enumerate(scores) if any(score is best for score in found))
     with timed(seconds, "refit"):
         train = candidates[candidate]()
-        task = train.task.fit(train.labels)
-        (probe,) = probes = _solve(head, train, torch.arange(len(train.labels)), task, [best.setting])
+        task = train.task.fit(train.targets)
+        (probe,) = probes = _solve(head, train, torch.arange(len(train.targets)), task, [best.setting])
     with timed(seconds, "test"):
         check_test(train, test := open_test(candidate))
-        logits = torch.cat([part[0] for part in _logits(probes, test, torch.arange(len(test.labels)))])
+        logits = torch.cat([part[0] for part in _logits(probes, test, torch.arange(len(test.targets)))])
     return SweepResult(
         head=head,
         candidate=candidate,
@@ -92,7 +92,7 @@ def run_solvers(
         chosen=best.setting,
         validation=best.validation,
         diverged=False,
-        test=measure(task, logits, test.labels),
+        test=measure(task, logits, test.targets),
         test_logits=logits,
         probe=probe,
         num_parameters=sum(parameter.numel() for parameter in probe.parameters()),
@@ -115,11 +115,11 @@ def _score(
         if len(train.token_shape) != 1:
             raise SettingError("probes.tokens_not_flat", head=head.kind, shape=train.token_shape)
         kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
-        task = train.task.fit(train.labels[kept])
+        task = train.task.fit(train.targets[kept])
         probes = _solve(head, train, kept, task, settings)
     with timed(seconds, "validate"):
         predicted = torch.cat([task.predict(logits) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N]
-        found = task.score(predicted, train.labels[held_out]).tolist()
+        found = task.score(predicted, train.targets[held_out]).tolist()
     return tuple(
         SettingScore(setting=setting, validation=score, num_steps=0)
         for setting, score in zip(settings, found, strict=True)
@@ -134,7 +134,7 @@ def _solve(
     num_broken = int((~features.isfinite()).any(1).sum())
     if num_broken:
         raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(features))
-    targets, solver = task.encode(source.labels[rows]), HEADS[head.kind].solver
+    targets, solver = task.encode(source.targets[rows]), HEADS[head.kind].solver
     assert solver is not None
     weights = task.sample_weights(targets)
     values = [astuple(setting)[0] for setting in settings]

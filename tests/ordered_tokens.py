@@ -40,6 +40,6 @@ def accuracy(train: ArraySource, test: ArraySource, seed: int, *, epochs: int, b
         seed=seed,
     )
     bank = LinearBank([LinearProbe(train.tokens.shape[1], test.task.num_outputs)])
-    fit_bank(bank, train, torch.arange(len(train.labels)), [Setting(lr=0.1, weight_decay=1e-4)], protocol)
-    logits = torch.cat(list(compute_logits(bank, test, torch.arange(len(test.labels)))), 1)
-    return float(balanced_accuracy(logits.argmax(2), test.labels, test.task.num_outputs))
+    fit_bank(bank, train, torch.arange(len(train.targets)), [Setting(lr=0.1, weight_decay=1e-4)], protocol)
+    logits = torch.cat(list(compute_logits(bank, test, torch.arange(len(test.targets)))), 1)
+    return float(balanced_accuracy(logits.argmax(2), test.targets, test.task.num_outputs))

@@ -26,6 +26,7 @@ from layerbank.data.split_record import SplitRecord
 from layerbank.data.split_rows import wanted_rows
 from layerbank.events import Event, MemoryPlanned
 from layerbank.probes import QUICK, ModuleBank, SimPoolProbe
+from layerbank.probes.tasks.multiclass import TASK
 from layerbank.probing.attention import draw_attention_map
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec
@@ -164,7 +165,7 @@ def warm_up() -> None:
     for device in ("cpu", "meta"):
         batch = torch.ones(2, 3, 8, device=device), torch.zeros(2, dtype=torch.int64, device=device)
         bank = ModuleBank([SimPoolProbe(8, 2)], device=device)
-        bank.compute_gradients(*batch, torch.full((2,), 0.5, device=device), {})
+        bank.compute_gradients(*batch, torch.full((2,), 0.5, device=device), {}, TASK)
         bank.logits(batch[0])
 
 

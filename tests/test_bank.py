@@ -12,6 +12,7 @@ from layerbank.probes.banks.linear_bank import LinearBank
 from layerbank.probes.errors import SettingError
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.heads.linear import LinearProbe
+from layerbank.probes.tasks.multiclass import TASK
 
 ZERO_GRADIENT = {"norm_k.bias", "proj.bias"}  # softmax and BatchNorm remove them
 
@@ -62,7 +63,7 @@ def assert_bank_equals_modules(
         for heads in {probe.num_heads for probe in probes}
     }
     bank = AttentiveBank(probes, rates, dtype=torch.float64, **grouping)
-    losses = bank.compute_gradients(tokens, labels, sample_weights(labels), noise)
+    losses = bank.compute_gradients(tokens, labels, sample_weights(labels), noise, TASK)
     rows = {member: (stack, row) for stack in bank.stacks for row, member in enumerate(stack.members)}
     for index, (probe, rate) in enumerate(zip(probes, rates, strict=True)):
         _, loss, gradients = plain_gradients(probe, tokens, labels, keep_mask(noise[probe.num_heads], rate))
@@ -122,7 +123,7 @@ def test_parameters_that_cannot_matter_have_gradient_zero_exactly() -> None:
     probes = [make_probe(12, 4, 3, seed) for seed in range(4)]
     bank = AttentiveBank(probes, [0.0, 0.0, 0.5, 0.5])
     labels = torch.arange(9) % 3
-    bank.compute_gradients(draw(9, 6, 12), labels, sample_weights(labels).float(), {4: torch.rand(9, 6, 4)})
+    bank.compute_gradients(draw(9, 6, 12), labels, sample_weights(labels).float(), {4: torch.rand(9, 6, 4)}, TASK)
     for stack in bank.stacks:
         zero = {name for name, gradient in stack.grads.items() if not gradient.any()}
         assert zero == ZERO_GRADIENT | ({"norm_v.bias"} if stack.members == (0, 1) else set())
@@ -132,7 +133,7 @@ def test_linear_bank_equals_the_plain_module_probe_by_probe() -> None:
     probes = [LinearProbe(13, 5, seed=seed).double() for seed in range(7)]
     tokens, labels = draw(9, 13), torch.arange(9) % 5
     bank = LinearBank(probes, dtype=torch.float64)
-    losses = bank.compute_gradients(tokens, labels, sample_weights(labels), {})
+    losses = bank.compute_gradients(tokens, labels, sample_weights(labels), {}, TASK)
     for index, probe in enumerate(probes):
         logits, loss, gradients = plain_gradients(probe, tokens, labels, None)
         torch.testing.assert_close(losses[index], loss, rtol=1e-10, atol=1e-10)
@@ -173,7 +174,7 @@ def test_scratch_memory_is_stated_and_does_not_grow_with_the_number_of_groups() 
     sizes = []
     for num_probes in (2, 6):
         bank = AttentiveBank([make_probe(12, 4, 3, 0)] * num_probes, group_size=2, chunk_size=4)
-        bank.compute_gradients(draw(9, 6, 12), labels, sample_weights(labels).float(), {})
+        bank.compute_gradients(draw(9, 6, 12), labels, sample_weights(labels).float(), {}, TASK)
         sizes.append(bank.scratch_bytes)
     assert sizes[0] == sizes[1] > 0
 

@@ -42,7 +42,7 @@ from layerbank.probes.banks.memory_trace import count_bytes
 from layerbank.probes.heads import HEADS, make_probe
 from layerbank.probes.heads.attentive import AttentiveProbe
 from layerbank.probes.protocol import PAPER
-from layerbank.probes.tasks.multiclass import Multiclass
+from layerbank.probes.tasks.multiclass import TASK, Multiclass
 
 MULTIPLY = ("mm", "bmm", "addmm", "baddbmm")
 PAPER_SIZES = sizes_of(Head(kind="attentive", num_heads=24), (24, 768), Multiclass(num_classes=47), 5000, PAPER)
@@ -93,7 +93,7 @@ def test_a_step_of_the_folded_bank_takes_at_most_45_mib_a_probe_beside_weights_a
     tokens, weights = torch.empty(200, 24, 768, device="meta"), torch.empty(200, device="meta")
     noise = {24: torch.empty(200, 24, 24, device="meta")}
     labels = torch.empty(200, dtype=torch.int64, device="meta")
-    peak_bytes, _ = count_bytes(lambda: bank.compute_gradients(tokens, labels, weights, noise))
+    peak_bytes, _ = count_bytes(lambda: bank.compute_gradients(tokens, labels, weights, noise, TASK))
     assert bank.scratch_bytes < peak_bytes
     assert (peak_bytes + tokens.nbytes) / 7 <= 45 * 2**20
 
@@ -107,7 +107,9 @@ def test_a_memory_trace_without_values_counts_what_one_with_values_counts_and_th
         bank = make_bank(probe, [Setting(lr=0.1, weight_decay=0.0)], plan, device=device)
         batch = [torch.zeros(60, 6, 48), torch.zeros(60, dtype=torch.int64), torch.full((60,), 1 / 60)]
         tokens, labels, weights = (value.to(device) for value in batch)
-        counted.append(count_bytes(lambda b=bank, t=tokens, n=labels, w=weights: b.compute_gradients(t, n, w, {}))[0])
+        counted.append(
+            count_bytes(lambda b=bank, t=tokens, n=labels, w=weights: b.compute_gradients(t, n, w, {}, TASK))[0]
+        )
     assert counted[0] == pytest.approx(counted[1], rel=0.02)
     sizes = Sizes(
         head=head, token_shape=(6, 48), task=Multiclass(num_classes=7), num_held_out=0, num_probes=1, batch_size=60
@@ -146,7 +148,7 @@ def test_the_plan_is_an_upper_bound_of_the_scratch_memory_of_a_bank(num_probes: 
             [AttentiveProbe(48, 6, 7)] * num_probes, [0.1] * num_probes, group_size=group_size, chunk_size=chunk_size
         )
         with torch.no_grad():
-            bank.compute_gradients(tokens, labels, weights, {6: torch.rand(batch_size, 5, 6)})
+            bank.compute_gradients(tokens, labels, weights, {6: torch.rand(batch_size, 5, 6)}, TASK)
             bank.logits(tokens)
         planned_bytes = FLOAT_BYTES * _scratch_floats(sizes, num_probes, group_size, chunk_size)
         assert bank.scratch_bytes <= planned_bytes
@@ -229,6 +231,8 @@ def test_the_plan_includes_the_code_that_one_dnn_compiles_for_each_kind_of_produ
                 bank = AttentiveBank([AttentiveProbe(384, 24, 47)] * probes, [0.0] * probes, device="meta", **settings)
             for num_images in batches:
                 tokens, weights = (torch.empty(num_images, *of, device="meta") for of in (shape, ()))
-                bank.compute_gradients(tokens, torch.empty(num_images, dtype=torch.int64, device="meta"), weights, {})
+                bank.compute_gradients(
+                    tokens, torch.empty(num_images, dtype=torch.int64, device="meta"), weights, {}, TASK
+                )
     kept_bytes = CODE_BYTES * len(listener.kinds)
     assert 0 < kept_bytes <= _code_bytes(sizes, num_probes, group_size, chunk_size)

@@ -80,7 +80,7 @@ def test_held_out_scores_are_of_the_images_that_the_sweep_holds_out_and_of_the_s
 
     left = score_held_out([Choice(candidate=candidate, setting=one) for one in settings], train, PROTOCOL, see)
     assert [bool(one.diverged[0]) for one in left] == [False] * 4
-    found = balanced_accuracy(logits.argmax(2), train.labels[rows], 3)
+    found = balanced_accuracy(logits.argmax(2), train.targets[rows], 3)
     np.testing.assert_allclose(found, [one.validation for one in swept.scores], atol=0.03)  # alike to rounding
 
 
@@ -140,7 +140,7 @@ def test_an_ensemble_is_the_mean_of_the_probabilities_and_is_saved_as_such(tmp_p
     assert joined.test_logits is not None
     assert joined.test is not None
     np.testing.assert_allclose(joined.test_logits.exp(), wide.mean(0), rtol=1e-5)
-    right = wide.mean(0).argmax(1) == test.labels.numpy()
+    right = wide.mean(0).argmax(1) == test.targets.numpy()
     assert joined.test["top1"] == pytest.approx(right.mean())
     assert isinstance(joined.probe, Ensemble)
     save_probe(tmp_path, joined.probe, {"name": "three"})

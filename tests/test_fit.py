@@ -66,7 +66,7 @@ def train_plainly(kind: str, probe: nn.Module, source: ArraySource, setting: Set
     optimizer = torch.optim.AdamW(probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay)
     plan = fit_bank(make_bank(kind, [setting], [0]), source, ROWS, [setting], PROTOCOL, max_steps=1).plan
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.num_steps, eta_min=PROTOCOL.min_lr)
-    loss_of = nn.CrossEntropyLoss(weight=class_weights(source.labels, 4))
+    loss_of = nn.CrossEntropyLoss(weight=class_weights(source.targets, 4))
     zero = {"norm_k.bias", "proj.bias"} | ({"norm_v.bias"} if setting.dropout == 0 else set())
     for step, batch in enumerate(plan.batches(PROTOCOL.seed)):
         tokens = source.take(batch)
@@ -77,7 +77,7 @@ def train_plainly(kind: str, probe: nn.Module, source: ArraySource, setting: Set
             noise = torch.rand(len(batch), 5, 4, generator=generator)
             inputs.append(((noise >= setting.dropout).double() / (1 - setting.dropout)).transpose(1, 2))
         optimizer.zero_grad()
-        loss_of(probe(*inputs), source.labels[batch]).backward()
+        loss_of(probe(*inputs), source.targets[batch]).backward()
         for name, parameter in probe.named_parameters():
             if name in zero and parameter.grad is not None:
                 parameter.grad.zero_()  # rounding noise, of which AdamW would make steps of size lr

@@ -45,7 +45,7 @@ class Streamed(ArraySource):
 
 
 def streamed(source: ArraySource) -> Streamed:
-    return Streamed(source.tokens, source.labels, source.task, blocks=source.blocks)
+    return Streamed(source.tokens, source.targets, source.task, blocks=source.blocks)
 
 
 def never_open() -> ArraySource:
@@ -87,7 +87,7 @@ def test_a_source_that_holds_less_gives_the_same_bits(name: str) -> None:
         blocks = tuple(block for block in reversed(BLOCKS) if block.name in (one.blocks or ()))
         columns = columns_of(BLOCKS)
         tokens = torch.cat([source.tokens[:, columns[block.name]] for block in blocks], 1)
-        return ArraySource(tokens, source.labels, 3, blocks=blocks)
+        return ArraySource(tokens, source.targets, 3, blocks=blocks)
 
     (wanted,) = run_sweeps([[one]], whole, lambda: test, SMALL)
     (result,) = run_sweeps([[one]], cut(whole), lambda: cut(test), SMALL)
@@ -120,7 +120,7 @@ def test_rows_are_read_once_for_all_heads_and_the_test_images_opened_once_and_la
 
     def counted_rows(heads: Sequence[Candidate]) -> int:
         taken.clear()
-        source = Counted(train.tokens, train.labels, 3, blocks=BLOCKS)
+        source = Counted(train.tokens, train.targets, 3, blocks=BLOCKS)
         run_sweeps([[one] for one in heads], source, lambda: opened.append(1) or test, SMALL)  # type: ignore[func-returns-value]
         return sum(taken)
 

@@ -68,14 +68,14 @@ def test_a_halving_sweep_is_its_rungs_written_out() -> None:
     result = run_sweep(HEAD, train, lambda: test, HALVING)
     settings = HALVING.settings(HEAD)
     assert [(rung.num_settings, rung.num_steps) for rung in result.rungs] == [(12, 5), (4, 15), (2, 45)]
-    kept, held_out = split_stratified(train.labels, 0.2, 0)
+    kept, held_out = split_stratified(train.targets, 0.2, 0)
     alive = list(range(12))
     for rung in result.rungs:
         probes = [AttentiveProbe(12, 2, 3)] * len(alive)
         bank = AttentiveBank(probes, [settings[index].dropout for index in alive])
         fit_bank(bank, train, kept, [settings[index] for index in alive], HALVING, schedule_steps=rung.num_steps)
         predictions = torch.cat(list(compute_logits(bank, train, held_out)), 1).argmax(2)
-        accuracies = balanced_accuracy(predictions, train.labels[held_out], 3).tolist()
+        accuracies = balanced_accuracy(predictions, train.targets[held_out], 3).tolist()
         dropped = alive if rung is result.rungs[-1] else list(set(alive) - set(next_alive(alive, accuracies)))
         for index, accuracy in zip(alive, accuracies, strict=True):
             if index in dropped:

@@ -36,7 +36,7 @@ from layerbank.probes.heads.vjepa import VJepaProbe
 from layerbank.probes.protocol import PAPER, Setting, TrainingProtocol
 from layerbank.probes.seeds import make_generator
 from layerbank.probes.sweep import run_sweep
-from layerbank.probes.tasks.multiclass import class_weights
+from layerbank.probes.tasks.multiclass import TASK, class_weights
 
 D, T, C, L = 12, 6, 3, 3
 MAKERS: dict[str, Callable[[int], HeadModule]] = {
@@ -240,7 +240,7 @@ def test_outputs_and_gradients_equal_the_plain_module_probe_by_probe(name: str, 
     heads = probes[0].sizes.get("num_heads", 1)
     noise = {heads: draw(9, T, heads, seed=9).abs().remainder(1).float()}
     bank = bank_of(probes, rates, dtype=torch.float64, group_size=group_size)
-    losses = bank.compute_gradients(tokens, labels, weights, noise)
+    losses = bank.compute_gradients(tokens, labels, weights, noise, TASK)
     rows = {member: (stack, row) for stack in bank.stacks for row, member in enumerate(stack.members)}
     for index, (probe, rate) in enumerate(zip(probes, rates, strict=True)):
         keep = keep_mask(noise[heads], rate)
@@ -266,7 +266,7 @@ def test_a_batch_in_chunks_is_the_batch_where_samples_do_not_depend_on_each_othe
     probes, tokens, labels = [make_probe(name, seed) for seed in range(3)], draw(9, T, D), torch.arange(9) % C
     weights = (0.5 + torch.arange(9, dtype=torch.float64) % 3) / 13.5
     whole, parted = (ModuleBank(probes, dtype=torch.float64, chunk_size=size) for size in (None, 4))
-    losses = [bank.compute_gradients(tokens, labels, weights, {}) for bank in (whole, parted)]
+    losses = [bank.compute_gradients(tokens, labels, weights, {}, TASK) for bank in (whole, parted)]
     torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(whole.logits(tokens), parted.logits(tokens), rtol=1e-10, atol=1e-10)
     for one, other in zip(whole.stacks, parted.stacks, strict=True):
@@ -280,7 +280,7 @@ def test_parameters_that_cannot_matter_have_gradient_zero_exactly(name: str) -> 
     rates = [*make_rates(name, 2), 0.0]
     labels, heads = torch.arange(9) % C, probes[0].sizes.get("num_heads", 1)
     bank = bank_of(probes, rates)
-    bank.compute_gradients(draw(9, T, D), labels, torch.full((9,), 1 / 9), {heads: torch.rand(9, T, heads)})
+    bank.compute_gradients(draw(9, T, D), labels, torch.full((9,), 1 / 9), {heads: torch.rand(9, T, heads)}, TASK)
     rows = {member: (stack, row) for stack in bank.stacks for row, member in enumerate(stack.members)}
     for index, rate in enumerate(rates):
         stack, row = rows[index]
@@ -297,7 +297,7 @@ def test_by_autograd_and_by_hand_are_two_ways_to_the_same_gradients(name: str) -
     noise = {heads: torch.rand(9, T, heads, generator=torch.Generator().manual_seed(0))}
     by_hand = AttentiveBank(probes, [0.2] * 3, dtype=torch.float64)
     by_autograd = ModuleBank(probes, [0.2] * 3, dtype=torch.float64, group_size=3)
-    losses = [bank.compute_gradients(tokens, labels, weights, noise) for bank in (by_hand, by_autograd)]
+    losses = [bank.compute_gradients(tokens, labels, weights, noise, TASK) for bank in (by_hand, by_autograd)]
     torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)
     for parameter, gradient in by_hand.stacks[0].grads.items():
         torch.testing.assert_close(by_autograd.stacks[0].grads[parameter], gradient, rtol=1e-10, atol=1e-10)
@@ -307,11 +307,11 @@ def test_the_fusion_head_and_its_kin_ride_in_one_bank() -> None:
     probes = [AttentiveProbe(D, 5, C), AlfEmbedProbe(D, 5, L, T, C), CaeProbe(D, 4, C), AttentiveProbe(D, 5, C, seed=1)]
     tokens, labels, weights = draw(9, T, D), torch.arange(9) % C, torch.full((9,), 1 / 9, dtype=torch.float64)
     together = AttentiveBank(probes, dtype=torch.float64)
-    losses = together.compute_gradients(tokens, labels, weights, {})
+    losses = together.compute_gradients(tokens, labels, weights, {}, TASK)
     rows = {member: (stack, row) for stack in together.stacks for row, member in enumerate(stack.members)}
     for index, probe in enumerate(probes):
         alone = AttentiveBank([probe], dtype=torch.float64)
-        torch.testing.assert_close(alone.compute_gradients(tokens, labels, weights, {})[0], losses[index])
+        torch.testing.assert_close(alone.compute_gradients(tokens, labels, weights, {}, TASK)[0], losses[index])
         stack, row = rows[index]
         for parameter, gradient in alone.stacks[0].grads.items():
             torch.testing.assert_close(stack.grads[parameter][row], gradient[0])
@@ -371,7 +371,7 @@ def test_training_a_bank_is_training_the_plain_module(name: str) -> None:
     probe = MAKERS[name](0).double().train()
     rate = setting.dropout if probe.has_dropout else 0.0
     optimizer = torch.optim.AdamW(probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay)
-    loss_of = nn.CrossEntropyLoss(weight=class_weights(source.labels, C))
+    loss_of = nn.CrossEntropyLoss(weight=class_weights(source.targets, C))
     for step, batch in enumerate(plan.batches(PROTOCOL.seed)):
         tokens = source.take(batch)
         add_jitter(tokens, PROTOCOL, step)
@@ -384,7 +384,7 @@ def test_training_a_bank_is_training_the_plain_module(name: str) -> None:
             inputs.append(keep)
         for parameter in probe.parameters():
             parameter.grad = torch.zeros_like(parameter)  # one that is not used is decayed all the same
-        loss_of(probe(*inputs), source.labels[batch]).backward()
+        loss_of(probe(*inputs), source.targets[batch]).backward()
         for parameter in zero_gradient(probe, rate):
             gradient = probe.get_parameter(parameter).grad
             assert gradient is not None

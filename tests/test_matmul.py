@@ -42,7 +42,7 @@ def make_bank(kind: str, compute: str) -> Bank:
 def one_step(bank: Bank, kind: str) -> dict[str, Tensor]:
     source = make_source(kind)
     noise = {4: torch.rand(200, 5, 4, generator=torch.Generator().manual_seed(0))}
-    bank.compute_gradients(source.tokens, source.labels, torch.full((200,), 1 / 200), noise)
+    bank.compute_gradients(source.tokens, source.targets, torch.full((200,), 1 / 200), noise, source.task)
     return {f"{number} {name}": grad for number, stack in enumerate(bank.stacks) for name, grad in stack.grads.items()}
 
 
@@ -207,7 +207,7 @@ def test_probes_trained_on_rounded_factors_are_as_good(kind: str) -> None:
     for bank in banks:
         fit_bank(bank, source, ROWS, GRID, PROTOCOL)
         (logits,) = compute_logits(bank, source, ROWS)
-        accuracies.append(balanced_accuracy(logits.argmax(2), source.labels, 4))
+        accuracies.append(balanced_accuracy(logits.argmax(2), source.targets, 4))
         assert all(value.dtype == torch.float32 for stack in bank.stacks for value in stack.values.values())
     assert (accuracies[0] - accuracies[1]).abs().max() <= 0.01
     assert 0 < largest_difference(banks[1].probe(1), banks[0].probe(1)) < 0.1

@@ -144,7 +144,7 @@ def place(tokens: CachedTokens, memory_bytes: int) -> Placement:
 
 
 def test_tokens_are_resident_where_they_fit_beside_the_training_and_else_streamed(tokens: CachedTokens) -> None:
-    assert tokens.stored_bytes == len(tokens.labels) * 2048
+    assert tokens.stored_bytes == len(tokens.targets) * 2048
     large, middle, small = (place(tokens, size) for size in (GB, LARGE, SMALL))
     assert [one.tokens for one in (large, middle, small)] == ["resident", "resident", "streamed"]
     assert isinstance(large.open(tokens), ResidentTokens)
@@ -156,7 +156,7 @@ def test_tokens_are_resident_where_they_fit_beside_the_training_and_else_streame
 
 
 def test_resident_and_streamed_tokens_are_the_same_bits(tokens: CachedTokens) -> None:
-    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(tokens.labels))[:300])
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(tokens.targets))[:300])
     for size in (GB, SMALL):
         assert torch.equal(place(tokens, size).open(tokens).take(rows), tokens.take(rows))
 

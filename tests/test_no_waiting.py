@@ -36,7 +36,7 @@ BANKS: dict[str, Callable[..., Any]] = {
 
 def train(bank: Bank, source: ArraySource, num_steps: int) -> None:
     protocol = TrainingProtocol(epochs=4, min_steps=0, batch_size=20)
-    fit_bank(bank, source, torch.arange(len(source.labels)), SETTINGS, protocol, max_steps=num_steps)
+    fit_bank(bank, source, torch.arange(len(source.targets)), SETTINGS, protocol, max_steps=num_steps)
 
 
 @pytest.mark.parametrize("name", BANKS)

@@ -260,7 +260,7 @@ def test_tokens_are_split_with_their_copies_wherever_they_lie(tmp_path: Path) ->
     assert all(torch.equal(one[0], kept) and torch.equal(one[1], held_out) for one in splits)
     hashes = cache.content_hashes
     assert not np.isin(hashes[kept], hashes[held_out]).any()
-    plain = split_stratified(tokens.task.strata(tokens.labels), 0.2, 0)
+    plain = split_stratified(tokens.task.strata(tokens.targets), 0.2, 0)
     assert np.isin(*(hashes[rows] for rows in plain)).any()
 
 

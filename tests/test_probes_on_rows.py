@@ -162,7 +162,7 @@ def test_equal_images_share_a_place_and_each_has_its_label(one_store: SplitToken
     )
     tokens = replace(request, record=record).open()
     assert tokens.sample_ids == [*"abcef"]
-    assert tokens.labels.tolist() == [0, 1, 2, 1, 2]
+    assert tokens.targets.tolist() == [0, 1, 2, 1, 2]
     assert tokens.positions[0] == tokens.positions[2] == tokens.positions[3]
     assert len(set(tokens.positions.tolist())) == 3
     assert sorted(tokens.reading_order.tolist()) == [0, 1, 2, 3, 4]

@@ -69,8 +69,8 @@ def test_rows_are_those_of_the_map_bit_for_bit(
     held = ResidentTokens(tokens, CPU)
     assert held.size_bytes == tokens.stored_bytes
     assert (held.token_shape, held.blocks, held.task) == (tokens.token_shape, tokens.blocks, Multiclass(num_classes=3))
-    assert len(held.labels) == NUM_ROWS - 6
-    rows = some_rows(len(held.labels))
+    assert len(held.targets) == NUM_ROWS - 6
+    rows = some_rows(len(held.targets))
     assert torch.equal(held.take(rows), tokens.take(rows))
     assert torch.equal(held.take(rows[:7]), tokens.take(rows[:7]))
     assert torch.equal(held.take(rows), tokens.in_memory().take(rows))
@@ -80,7 +80,7 @@ def test_rows_of_one_probe_are_its_own_tokens_stacked_and_padded(cache: SplitTok
     """What the trainer reads of shared rows is what a lone `CachedTokens` gives."""
     tokens = CachedTokens(cache, [GRID, QUIRK, ALF, LINEAR])
     held = ResidentTokens(tokens, CPU)
-    rows = some_rows(len(held.labels))
+    rows = some_rows(len(held.targets))
     for named in (GRID, QUIRK, ALF, LINEAR):
         (candidate,) = candidates_of(cache, named)
         assert held.blocks is not None
@@ -96,7 +96,7 @@ def test_views_are_held_beside_their_images(tmp_path: Path) -> None:
     held = ResidentTokens(tokens, CPU)
     assert torch.equal(held.images, tokens.images)
     assert held.images.bincount().max() == 2
-    rows = some_rows(len(held.labels))
+    rows = some_rows(len(held.targets))
     assert torch.equal(held.take(rows), tokens.take(rows))
 
 
@@ -132,8 +132,8 @@ def test_a_store_is_read_once_in_order_through_one_small_buffer(
 def scattered(tokens: CachedTokens) -> CachedTokens:
     """The same store, whose rows are wanted in another order, some of them twice, and are read in a third."""
     generator = torch.Generator().manual_seed(2)
-    chosen = torch.randint(len(tokens.labels), (len(tokens.labels),), generator=generator)
-    tokens.stored_rows, tokens.labels = tokens.stored_rows[chosen], tokens.labels[chosen]
+    chosen = torch.randint(len(tokens.targets), (len(tokens.targets),), generator=generator)
+    tokens.stored_rows, tokens.targets = tokens.stored_rows[chosen], tokens.targets[chosen]
     tokens.reading_order = torch.randperm(len(chosen), generator=generator)
     return tokens
 
@@ -177,7 +177,7 @@ def train(bank: AttentiveBank, source: ResidentTokens, num_steps: int) -> None:
         bank=bank, reading=Reading(source.blocks, flat=False), settings=settings
     )  # padded: jitter there too
     protocol = replace(PROTOCOL, epochs=4, min_steps=0)
-    fit_banks([bank_run], source, torch.arange(len(source.labels)), protocol, max_steps=num_steps)
+    fit_banks([bank_run], source, torch.arange(len(source.targets)), protocol, max_steps=num_steps)
 
 
 def test_a_step_on_a_gpu_that_holds_the_tokens_waits_for_nothing(

@@ -145,7 +145,7 @@ def test_three_images_are_too_few() -> None:
 @pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
 def test_levels_are_read_from_a_store_in_their_logical_dtype(tmp_path: Path, storage_dtype: str) -> None:
     tokens = write_small_store(tmp_path, storage_dtype)
-    rows = np.arange(len(tokens.labels))[::-12]
+    rows = np.arange(len(tokens.targets))[::-12]
     cls, grid = levels_of(tokens, "cls", ["block.0", "final"]), levels_of(tokens, "grid2", ["final"])
     assert list(cls) == ["block.0", "final"]
     stored = tokens.tokens("final", "cls").take(tokens.positions[rows])

@@ -60,7 +60,7 @@ def sample_weights(labels: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ridge_is_that_of_scikit_learn_for_every_penalty(shape: tuple[int, int]) -> None:
     source = make_source(*shape)
-    x, labels = source.tokens.double(), source.labels
+    x, labels = source.tokens.double(), source.targets
     solutions = solve_ridge(x, labels, sample_weights(labels), THREE, PENALTIES)
     for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
         oracle = Ridge(alpha=penalty)
@@ -73,7 +73,7 @@ def test_ridge_is_that_of_scikit_learn_for_every_penalty(shape: tuple[int, int])
 def test_logistic_regression_is_that_of_scikit_learn_for_every_penalty(shape: tuple[int, int]) -> None:
     """scikit-learn sums the losses where we average them: its C is 1 / penalty when the weights sum to 1."""
     source = make_source(*shape)
-    x, labels = source.tokens.double(), source.labels
+    x, labels = source.tokens.double(), source.targets
     solutions = solve_logreg(x, labels, sample_weights(labels), THREE, PENALTIES)
     for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
         oracle = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=20000, solver="newton-cg")
@@ -87,7 +87,7 @@ def test_logistic_regression_is_that_of_scikit_learn_for_every_penalty(shape: tu
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logistic_regression_stands_where_its_gradient_is_zero(shape: tuple[int, int]) -> None:
     source = make_source(*shape)
-    x, labels = source.tokens.double(), source.labels
+    x, labels = source.tokens.double(), source.targets
     for penalty, solution in zip(
         PENALTIES, solve_logreg(x, labels, sample_weights(labels), THREE, PENALTIES), strict=True
     ):
@@ -101,14 +101,14 @@ def test_logistic_regression_stands_where_its_gradient_is_zero(shape: tuple[int,
 @pytest.mark.parametrize("num_neighbors", [1, 7, 500])
 def test_neighbours_vote_as_in_scikit_learn(num_neighbors: int) -> None:
     train, test = make_source(120, 24), make_source(40, 24, seed=1)
-    probe = KnnProbe(l2_normalize(train.tokens), train.labels, 3, num_neighbors=num_neighbors)
+    probe = KnnProbe(l2_normalize(train.tokens), train.targets, 3, num_neighbors=num_neighbors)
     oracle = KNeighborsClassifier(
         min(num_neighbors, 120),
         algorithm="brute",
         metric="cosine",
         weights=lambda distances: np.exp((1 - distances) / 0.07),
     )
-    oracle.fit(train.tokens.numpy(), train.labels.numpy())
+    oracle.fit(train.tokens.numpy(), train.targets.numpy())
     ours = probe(3 * test.tokens).softmax(1)  # cosines do not see lengths
     np.testing.assert_allclose(ours.numpy(), oracle.predict_proba(test.tokens.numpy()), atol=1e-4)
     assert probe(test.tokens).isfinite().all()
@@ -116,7 +116,7 @@ def test_neighbours_vote_as_in_scikit_learn(num_neighbors: int) -> None:
 
 def test_a_class_without_images_never_wins() -> None:
     source = make_source(60, 24)
-    x, labels = source.tokens.double(), source.labels
+    x, labels = source.tokens.double(), source.targets
     weights = class_weights(labels, 5)[labels]
     for solve in (solve_ridge, solve_logreg):
         ((weight, bias),) = solve(x, labels, weights / weights.sum(), Multiclass(num_classes=5), [1e-3])
@@ -136,8 +136,8 @@ def test_a_solver_chooses_on_held_out_images_solves_again_on_all_and_tests_once(
 
     result = run_solver(Head(kind=kind), train, open_test, PROTOCOL, on_event=events.append)
     assert opened == [len(events)]
-    kept, held_out = split_stratified(train.labels, 0.2, 0)
-    again = ArraySource(train.tokens[kept], train.labels[kept], 3)
+    kept, held_out = split_stratified(train.targets, 0.2, 0)
+    again = ArraySource(train.tokens[kept], train.targets[kept], 3)
     for score in result.scores:
         alone = TrainingProtocol(
             penalties=(getattr(score.setting, "penalty", 1.0),),
@@ -145,7 +145,7 @@ def test_a_solver_chooses_on_held_out_images_solves_again_on_all_and_tests_once(
         )
         probe = solve_alone(kind, again, alone)
         predictions = probe(train.tokens[held_out]).argmax(1)
-        assert score.validation == balanced_accuracy(predictions, train.labels[held_out], 3).item()
+        assert score.validation == balanced_accuracy(predictions, train.targets[held_out], 3).item()
     assert result.chosen == max(result.scores, key=lambda score: score.validation or 0).setting
     assert (result.selection, result.refit, result.rungs, result.diverged) == (None, None, (), False)
     assert list(result.seconds) == ["select", "validate", "refit", "test"]
@@ -167,7 +167,7 @@ def test_a_family_is_one_grid_and_its_best_is_what_it_is_alone(kind: str) -> Non
     opened: list[int] = []
 
     def cut(source: ArraySource, number: int) -> ArraySource:
-        return ArraySource(source.tokens[:, columns[number]], source.labels, 3)
+        return ArraySource(source.tokens[:, columns[number]], source.targets, 3)
 
     def open_train(number: int) -> ArraySource:
         opened.append(number)
@@ -200,12 +200,12 @@ def test_a_family_is_one_grid_and_its_best_is_what_it_is_alone(kind: str) -> Non
 
 def solve_alone(kind: str, source: ArraySource, protocol: TrainingProtocol) -> LinearProbe | KnnProbe:
     """The probe solved on every image of a source."""
-    weights = sample_weights(source.labels)
+    weights = sample_weights(source.targets)
     if kind == "knn":
         bank = l2_normalize(source.tokens)
-        return KnnProbe(bank, source.labels, 3, num_neighbors=protocol.num_neighbors[0])
+        return KnnProbe(bank, source.targets, 3, num_neighbors=protocol.num_neighbors[0])
     solve = solve_ridge if kind == "ridge" else solve_logreg
-    ((weight, bias),) = solve(source.tokens.double(), source.labels, weights, THREE, protocol.penalties)
+    ((weight, bias),) = solve(source.tokens.double(), source.targets, weights, THREE, protocol.penalties)
     probe = LinearProbe(24, 3)
     probe.classifier.weight.data.copy_(weight)
     probe.classifier.bias.data.copy_(bias)

@@ -68,7 +68,7 @@ def test_parts_that_do_not_go_together_are_refused(wrong: list[torch.Tensor]) ->
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     tokens = torch.zeros(3, 2)
-    with raises("probes.labels_do_not_match", DataError, tokens="torch.float32 [3, 2]", labels=[2]):
+    with raises("probes.targets_do_not_match", DataError, tokens="torch.float32 [3, 2]", targets=[2]):
         ArraySource(tokens, torch.tensor([0, 1]), 2)
     with raises("probes.labels_out_of_range", DataError, last=1, least=0, largest=2):
         ArraySource(tokens, torch.tensor([0, 1, 2]), 2)
@@ -83,13 +83,13 @@ TOKENS, LABELS = l2_normalize(torch.ones(3, 2)), torch.tensor([0, 1, 1])
 @pytest.mark.parametrize(
     ("key", "changed"),
     [
-        ("probes.labels_do_not_match", {"tokens": torch.ones(3)}),
-        ("probes.labels_do_not_match", {"tokens": torch.ones(3, 2, dtype=torch.int64)}),
-        ("probes.labels_do_not_match", {"tokens": torch.ones(4, 2)}),
-        ("probes.labels_do_not_match", {"labels": torch.zeros(3, 1, dtype=torch.int64)}),
-        ("probes.labels_do_not_match", {"labels": torch.eye(3, dtype=torch.int64)}),
-        ("probes.labels_not_int64", {"labels": torch.tensor([0.0, 1.0, 1.0])}),
-        ("probes.labels_out_of_range", {"labels": torch.tensor([0, -1, 1])}),
+        ("probes.targets_do_not_match", {"tokens": torch.ones(3)}),
+        ("probes.targets_do_not_match", {"tokens": torch.ones(3, 2, dtype=torch.int64)}),
+        ("probes.targets_do_not_match", {"tokens": torch.ones(4, 2)}),
+        ("probes.targets_do_not_match", {"targets": torch.zeros(3, 1, dtype=torch.int64)}),
+        ("probes.targets_do_not_match", {"targets": torch.eye(3, dtype=torch.int64)}),
+        ("probes.labels_not_int64", {"targets": torch.tensor([0.0, 1.0, 1.0])}),
+        ("probes.labels_out_of_range", {"targets": torch.tensor([0, -1, 1])}),
         ("probes.labels_out_of_range", {"task": 1}),
         ("probes.tokens_not_finite", {"tokens": NAN}),
         ("probes.tokens_not_finite", {"tokens": torch.full((3, 2), float("inf")).half()}),
@@ -100,12 +100,12 @@ TOKENS, LABELS = l2_normalize(torch.ones(3, 2)), torch.tensor([0, 1, 1])
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(key: str, changed: dict[str, Any]) -> None:
-    given = {"tokens": TOKENS, "labels": LABELS, "task": 2, "images": torch.tensor([0, 0, 4])}
+    given = {"tokens": TOKENS, "targets": LABELS, "task": 2, "images": torch.tensor([0, 0, 4])}
     with raises(key, DataError):
         ArraySource(**given | changed)
 
 
 def test_large_finite_tokens_and_numpy_arrays_are_taken() -> None:
-    assert len(ArraySource(torch.full((3, 2), 3e38), LABELS, 2).labels) == 3
+    assert len(ArraySource(torch.full((3, 2), 3e38), LABELS, 2).targets) == 3
     numbers = LABELS.numpy()
     assert ArraySource(TOKENS.numpy(), numbers, numbers.max() + 1).task.num_outputs == 2  # type: ignore[arg-type]

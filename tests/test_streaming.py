@@ -46,7 +46,7 @@ class InOrder(ArraySource):
     """Resident tokens in the order of streamed ones."""
 
     def __init__(self, tokens: torch.Tensor, streamed: StreamedTokens) -> None:
-        super().__init__(tokens, streamed.labels, streamed.task)
+        super().__init__(tokens, streamed.targets, streamed.task)
         self.order = streamed.order
 
 
@@ -184,7 +184,7 @@ def test_a_buffer_mixes_stretches_from_all_over_the_store(cache: SplitTokens) ->
     for in_one_buffer in streamed.order(torch.arange(NUM_ROWS), 0, 0).split(15 * 16):
         assert len(torch.unique(in_one_buffer // 15)) == 16
         assert set((in_one_buffer // (NUM_ROWS // 16)).tolist()) == set(range(16))
-        assert set(streamed.labels[in_one_buffer].tolist()) == {0, 1, 2}
+        assert set(streamed.targets[in_one_buffer].tolist()) == {0, 1, 2}
 
 
 def test_a_trainer_that_stops_early_ends_the_reading(tokens: CachedTokens) -> None:

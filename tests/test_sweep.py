@@ -69,7 +69,7 @@ def test_settings_scored_on_jittered_images_change_the_choice_and_no_training_an
     assert torch.equal(plain.test_logits, quirky.test_logits)
     assert plain.test == quirky.test
 
-    kept, held_out = split_stratified(train.labels, 0.2, one.seed)
+    kept, held_out = split_stratified(train.targets, 0.2, one.seed)
     bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=one.seed)])
     fit_bank(bank, train, kept, list(one.settings(ATTENTIVE)), one)
     clean = torch.cat(list(compute_logits(bank, train, held_out)), 1)
@@ -79,19 +79,19 @@ def test_settings_scored_on_jittered_images_change_the_choice_and_no_training_an
     untouched = (clean == noisy).all(-1).float().mean().item()
     assert untouched == pytest.approx(1 - one.jitter_probability, abs=0.25)
     for result, logits in ((plain, clean), (quirky, noisy)):
-        assert result.validation == balanced_accuracy(logits.argmax(2), train.labels[held_out], 3).item()
+        assert result.validation == balanced_accuracy(logits.argmax(2), train.targets[held_out], 3).item()
 
 
 def test_the_sweep_is_the_protocol_written_out() -> None:
     """Split, train each setting alone, choose, train the choice from the same initial weights on everything."""
     train, test = make_source(ATTENTIVE, 150, 0), make_source(ATTENTIVE, 60, 1)
     result = run_sweep(ATTENTIVE, train, lambda: test, SMALL)
-    kept, held_out = split_stratified(train.labels, 0.2, SMALL.seed)
+    kept, held_out = split_stratified(train.targets, 0.2, SMALL.seed)
     for score in result.scores[:3]:
         bank = AttentiveBank([AttentiveProbe(16, 4, 3, seed=SMALL.seed)], [score.setting.dropout])
         fit_bank(bank, train, kept, [score.setting], SMALL)
         predictions = torch.cat(list(compute_logits(bank, train, held_out)), 1).argmax(2)
-        alone = balanced_accuracy(predictions[0], train.labels[held_out], 3)
+        alone = balanced_accuracy(predictions[0], train.targets[held_out], 3)
         assert score.validation == pytest.approx(alone.item(), abs=0.1)
     assert result.chosen is not None
     assert result.validation == max(score.validation or 0 for score in result.scores)
@@ -110,7 +110,7 @@ def test_the_test_images_are_opened_once_and_last() -> None:
         assert events[-1].step == events[-1].num_steps
         Watched.opened += 1
         source = make_source(LINEAR, 60, 1)
-        return Watched(source.tokens, source.labels, 3)
+        return Watched(source.tokens, source.targets, 3)
 
     Watched.opened = Watched.taken = 0
     run_sweep(LINEAR, make_source(LINEAR, 150, 0), open_test, SMALL, on_event=events.append)

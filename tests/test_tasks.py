@@ -154,7 +154,7 @@ def test_every_kind_of_head_learns_a_number_in_its_own_unit(kind: str) -> None:
     assert result.validation > 0.7
     assert result.test["r2"] > 0.7
     assert result.test["mean_absolute_error"] < 4  # of numbers from 40 to 60
-    task = train.task.fit(train.labels)
+    task = train.task.fit(train.targets)
     assert result.test_logits is not None
     assert result.test_logits.abs().max() < 4  # the outputs are standardised ...
     assert 40 < task.predict(result.test_logits).mean() < 60  # ... the predictions are not

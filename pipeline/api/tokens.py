@@ -53,7 +53,7 @@ class Tokens:
     def __init__(self, model: Model, request: SplitRequest, description: dict[str, Any]) -> None:
         self.model, self.request, self.description = model, request, description
         self._open: SplitTokens = request.open()
-        self.labels: NDArray[np.int64] = self._open.labels
+        self.labels: NDArray[np.int64] = self._open.targets
         self.ids: list[str] = self._open.sample_ids
         self.class_names: list[str] = self._open.class_names
 

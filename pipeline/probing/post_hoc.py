@@ -245,7 +245,7 @@ class _PostHocTraining:
 
     def _held_out_labels(self) -> Tensor:
         _, rows = split_rows(self.source, self.group.protocol.validation_fraction, self.group.protocol.seed)
-        return self.source.labels[rows]
+        return self.source.targets[rows]
 
     def _score(self, choices: Sequence[Choice], see: Callable[[int, Tensor, Tensor], None]) -> None:
         if choices:
@@ -264,7 +264,7 @@ class _PostHocTraining:
             ProbeStarted(
                 probe=self.named.name,
                 num_settings=num_trainings,
-                num_rows=len(self.source.labels),
+                num_rows=len(self.source.targets),
                 token_shape=self.group.tokens.token_shape,
             )
         )

@@ -132,7 +132,7 @@ def probe(
             run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
     trained = [named for named in missing if not HEADS[named.head].is_solved and named.derived is None]
     wanted, device = [(named, run.protocol_of(named)) for named in trained], torch.device(device)
-    num_test = len(run.open_test().labels)
+    num_test = len(run.open_test().targets)
     for group in plan_groups(run.cache, wanted, memory_bytes, device, num_test=num_test, refuse=run.failures.add):
         if not run.train(group):
             for named in group.probes:  # scores of finished banks are in the journal
@@ -174,7 +174,7 @@ class _Run:
             raise WorkError("probing.no_test_images", data=test.name, num_images=len(test.record))
         self.failures = Failures(fail)
         for split in (self.cache, self.open_test()):
-            split.task.check(torch.from_numpy(split.labels))
+            split.task.check(torch.from_numpy(split.targets))
         self._of_study = ResultKey(
             data=data_of(self.cache, self.open_test()),  # which test images have tokens, not what they are
             train_views=train.num_views,
@@ -300,7 +300,7 @@ class _Run:
         centre = np.unique(cache.images, return_index=True)[1]
         groups = torch.from_numpy(cache.groups[centre])
         with suppress(DataError):  # nothing to hold out: every probe raises it
-            strata = cache.task.strata(torch.from_numpy(cache.labels[centre]))
+            strata = cache.task.strata(torch.from_numpy(cache.targets[centre]))
             self._on_event(
                 CopiesTogether(
                     dataset=cache.record.dataset,

@@ -74,7 +74,7 @@ def keep_probe(
             **config,
             "probe": _plain(named) | {"num_heads": result.head.num_heads},
             "class_names": train.class_names,
-            "task": train.task.fit(torch.from_numpy(train.labels)).describe(),
+            "task": train.task.fit(torch.from_numpy(train.targets)).describe(),
             "dataset": train.record.dataset,
             "model_spec": train.model.to_dict(),
             "tap": train.request.tap,
@@ -87,7 +87,7 @@ def keep_probe(
         save_arrays(
             folder / "test.npz",
             sample_ids=np.array(sample_ids),
-            labels=tokens.labels.numpy(),
+            labels=tokens.targets.numpy(),
             logits=result.test_logits.numpy(),
         )
         if isinstance(result.probe, FusionHead):

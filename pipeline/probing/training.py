@@ -107,7 +107,7 @@ def _announce(group: ProbeGroup, on_event: OnEvent, *, again: bool = False) -> N
                 ProbeStarted(
                     probe=named.name,
                     num_settings=_num_trained(group, sweep),
-                    num_rows=len(group.tokens.labels),
+                    num_rows=len(group.tokens.targets),
                     token_shape=shapes.pop() if len(shapes) == 1 else group.tokens.token_shape,
                 )
             )
@@ -149,7 +149,7 @@ def solve_probe(
         ProbeStarted(
             probe=named.name,
             num_settings=num_settings,
-            num_rows=len(candidates[0].labels),
+            num_rows=len(candidates[0].targets),
             token_shape=max(one.token_shape for one in candidates),
         )
     )

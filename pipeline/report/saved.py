@@ -75,7 +75,7 @@ class SavedHead:
             parts = [self.probe(self.tokens.take(part)[:, chosen]) for part in torch.split(order, ROWS_AT_ONCE)]
         return Predictions(
             sample_ids=np.array(self.tokens.sample_ids),
-            labels=self.tokens.labels.numpy(),
+            labels=self.tokens.targets.numpy(),
             logits=torch.cat(parts)[order.argsort()].numpy(),
         )
 

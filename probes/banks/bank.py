@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..heads.attention import FusionHead
 from ..matmul import Matmul
-from ..tasks.multiclass import TASK as MULTICLASS
 from ..tasks.task import Task
 from ..workspace import Workspace
 from .classifier import train_classifier
@@ -43,7 +42,7 @@ class Bank(Protocol):
         ...
 
     def compute_gradients(
-        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task
     ) -> Tensor:
         """Compute loss and gradients; the gradients are written into the stacks.
 
@@ -138,7 +137,7 @@ class AttentiveBank:
         return self._workspace.size_bytes + self._matmul.factors.size_bytes
 
     def compute_gradients(
-        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task
     ) -> Tensor:
         xhat = self._normalize(tokens)
         losses = xhat.new_empty(self.num_probes, dtype=weights.dtype)

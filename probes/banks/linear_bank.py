@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..heads.linear import LinearProbe
 from ..matmul import Matmul
-from ..tasks.multiclass import TASK as MULTICLASS
 from ..tasks.task import Task
 from ..workspace import Workspace
 from .stack import Stack, check_one_shape, extract_module
@@ -52,7 +51,7 @@ class LinearBank:
         return [self._stack]
 
     def compute_gradients(
-        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task
     ) -> Tensor:
         tokens = self._matmul.factor(tokens.to(self._stack.dtype))
         grads = self._stack.grads

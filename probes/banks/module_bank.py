@@ -25,7 +25,6 @@ from torch.func import functional_call, grad_and_value, vmap
 from ..errors import SettingError
 from ..heads import HeadModule
 from ..matmul import Matmul
-from ..tasks.multiclass import TASK as MULTICLASS
 from ..tasks.task import Task
 from .bank import split_evenly
 from .folded import chunks
@@ -90,7 +89,7 @@ class ModuleBank:
         return [self._head.sizes["num_heads"]] if any(self._rates) else []
 
     def compute_gradients(
-        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task = MULTICLASS
+        self, tokens: Tensor, targets: Tensor, weights: Tensor, noise: dict[int, Tensor], task: Task
     ) -> Tensor:
         tokens = tokens.to(self._dtype)
         of_heads = noise[self.noise_heads[0]] if any(self._rates) else None

@@ -39,7 +39,7 @@ def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor,
 
 def _images_of(source: TokenSource) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of each image: its centre row, its stratum, and its group if there are groups."""
-    strata = source.task.strata(source.labels)
+    strata = source.task.strata(source.targets)
     centre = centre_rows(source.images) if isinstance(source, ViewedSource) else torch.arange(len(strata))
     groups = source.groups if isinstance(source, GroupedSource) else None
     return centre, strata[centre], None if groups is None else groups[centre]

@@ -20,16 +20,16 @@ from .rows import ColumnBlock, Reading, upload, whole_row
 
 @runtime_checkable
 class TokenSource(Protocol):
-    """Tokens and labels of N images.
+    """Tokens and targets of N images.
 
     Attributes:
-        labels: [N] on the CPU, the targets of the task: class numbers, or what else it asks for.
+        targets: [N] on the CPU, what the task predicts: class numbers, or what else it asks for.
         task: the task of the data set.
         token_shape: (T, D) for attentive heads, (F,) for linear ones.
     """
 
     @property
-    def labels(self) -> Tensor: ...
+    def targets(self) -> Tensor: ...
     @property
     def task(self) -> Task: ...
     @property
@@ -158,14 +158,14 @@ class ArraySource:
 
     Args:
         tokens: [N, T, D] or [N, F] float, finite, already normalised: see `stack_tokens` and `concat_tokens`.
-        labels: [N], the targets of the task.
-        task: the task of the data set; a number C stands for classification into C classes, with int64 labels.
+        targets: [N], what the task predicts, such as class numbers.
+        task: the task of the data set; a number C stands for classification into C classes, with int64 targets.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
         groups: [N] int64, see `GroupedSource`; None if each image is a group.
 
     Raises:
-        DataError: tokens, labels, images, groups and blocks differ in length, the task cannot use the labels, tokens (of the
+        DataError: tokens, targets, images, groups and blocks differ in length, the task cannot use the targets, tokens (of the
             host) are not finite, or images are not ascending.
 
     >>> source = ArraySource(l2_normalize(torch.ones(4, 8)), torch.tensor([0, 1, 0, 1]), 2)
@@ -176,20 +176,20 @@ class ArraySource:
     def __init__(
         self,
         tokens: Tensor,
-        labels: Tensor,
+        targets: Tensor,
         task: Task | int,
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
         groups: Tensor | None = None,
     ) -> None:
-        tokens, labels = torch.as_tensor(tokens), torch.as_tensor(labels)
-        if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or labels.shape != tokens.shape[:1]:
+        tokens, targets = torch.as_tensor(tokens), torch.as_tensor(targets)
+        if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape != tokens.shape[:1]:
             shown = f"{tokens.dtype} {list(tokens.shape)}"
-            raise DataError("probes.labels_do_not_match", tokens=shown, labels=list(labels.shape))
+            raise DataError("probes.targets_do_not_match", tokens=shown, targets=list(targets.shape))
         self.task = as_task(task)
-        self.task.check(labels)
-        images = torch.arange(len(labels)) if images is None else torch.as_tensor(images)
-        _check_images(images, len(labels))
+        self.task.check(targets)
+        images = torch.arange(len(targets)) if images is None else torch.as_tensor(images)
+        _check_images(images, len(targets))
         groups = None if groups is None else torch.as_tensor(groups)
         if groups is not None:
             _check_groups(groups, images)
@@ -202,7 +202,7 @@ class ArraySource:
             )
             if num_broken:
                 raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
-        self.tokens, self.labels, self.images, self.groups = tokens, labels, images, groups
+        self.tokens, self.targets, self.images, self.groups = tokens, targets, images, groups
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 

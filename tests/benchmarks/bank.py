@@ -68,7 +68,7 @@ def compare(embed_dim: int, options: argparse.Namespace) -> None:
         )
         for group_size, chunk_size in product(options.group_size, options.chunk_size)
     }
-    rows = torch.arange(len(source.labels))
+    rows = torch.arange(len(source.targets))
 
     def train(bank: AttentiveBank, steps: int) -> None:
         fit_bank(bank, source, rows, settings, protocol, max_steps=steps)
@@ -115,13 +115,13 @@ def make_source(embed_dim: int, num_tokens: int, batch_size: int) -> ArraySource
 def train_plainly(probe: AttentiveProbe, source: ArraySource, num_steps: int) -> None:
     probe.train()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=1e-4)
-    loss_of = torch.nn.CrossEntropyLoss(weight=class_weights(source.labels, NUM_CLASSES).float())
+    loss_of = torch.nn.CrossEntropyLoss(weight=class_weights(source.targets, NUM_CLASSES).float())
     for step in range(num_steps):
-        batch = torch.randperm(len(source.labels))[: len(source.labels) // NUM_BATCHES]
+        batch = torch.randperm(len(source.targets))[: len(source.targets) // NUM_BATCHES]
         tokens = source.take(batch)
         add_jitter(tokens, PAPER, step)
         optimizer.zero_grad()
-        loss_of(probe(tokens), source.labels[batch]).backward()
+        loss_of(probe(tokens), source.targets[batch]).backward()
         torch.nn.utils.clip_grad_norm_(probe.parameters(), PAPER.clip_norm)
         optimizer.step()
 

@@ -76,8 +76,8 @@ class StepProgram:
         device, settings = measured.device, grid_of(measured)
         self._measured = measured
         self.bank = make_bank(measured, settings, compute, group_size, chunk_size)
-        num_rows = len(source.labels)
-        self._tokens, self._labels = source.tokens, source.labels.to(device)
+        num_rows = len(source.targets)
+        self._tokens, self._targets, self._task = source.tokens, source.targets.to(device), source.task
         self._weights = torch.full((num_rows,), 1 / num_rows, device=device)
         generator = torch.Generator(device).manual_seed(0)
         self._noise = {
@@ -90,7 +90,7 @@ class StepProgram:
 
     @torch.no_grad()
     def gradients(self) -> None:
-        losses = self.bank.compute_gradients(self._tokens, self._labels, self._weights, self._noise)
+        losses = self.bank.compute_gradients(self._tokens, self._targets, self._weights, self._noise, self._task)
         self._losses.copy_(losses)
         for stack in self.bank.stacks:
             stack.clip_grads(PAPER.clip_norm)

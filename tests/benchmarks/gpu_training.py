@@ -134,9 +134,9 @@ def tokens(measured: Measured) -> Figures:
         held: list[ResidentTokens] = []
         upload_s = measured.once(lambda: held.append(ResidentTokens(stored, measured.device)))
         yield {"what": "upload", "bytes": held[0].size_bytes, "bytes_per_s": held[0].size_bytes / upload_s}
-        batch = torch.randperm(len(stored.labels))[:2048]
+        batch = torch.randperm(len(stored.targets))[:2048]
         widened = stored.in_memory().tokens.to(measured.device)
-        exact = ArraySource(widened, stored.labels, stored.task)
+        exact = ArraySource(widened, stored.targets, stored.task)
         for name, source in (("as stored", held[0]), ("float32", exact)):
             take_s = measured.seconds(lambda s=source: s.take(batch))  # type: ignore[misc]
             waits = measured.waits(lambda s=source: s.take(batch))  # type: ignore[misc]
@@ -144,21 +144,21 @@ def tokens(measured: Measured) -> Figures:
         largest = float((held[0].take(batch) - exact.take(batch)).abs().max())
         yield {"what": "take, largest difference from the host's bits", "difference": largest}
         streamed = StreamedTokens(stored, buffer_rows=MOST_BUFFER_ROWS, device=measured.device)
-        order = torch.split(streamed.order(torch.arange(len(stored.labels)), 0, 0), 2048)
+        order = torch.split(streamed.order(torch.arange(len(stored.targets)), 0, 0), 2048)
 
         def read() -> None:
             for _, values in read_batches(streamed, order):
                 values.to(measured.device, non_blocking=True)
 
-        yield {"what": "stream", "rows_per_s": len(stored.labels) / measured.seconds(read)}
+        yield {"what": "stream", "rows_per_s": len(stored.targets) / measured.seconds(read)}
 
 
 def gradients_of(measured: Measured, source: ArraySource, compute: str) -> torch.Tensor:
     """All gradients of the first step of a probe without dropout, in one row."""
     bank = make_bank(measured, [Setting(lr=1e-2, weight_decay=0.0)], compute, GROUP_SIZE, CHUNK_SIZE)
-    weights = torch.full((len(source.labels),), 1 / len(source.labels), device=measured.device)
+    weights = torch.full((len(source.targets),), 1 / len(source.targets), device=measured.device)
     with torch.no_grad():
-        bank.compute_gradients(source.tokens, source.labels.to(measured.device), weights, {})
+        bank.compute_gradients(source.tokens, source.targets.to(measured.device), weights, {}, source.task)
     return torch.cat([grad.flatten() for stack in bank.stacks for grad in stack.grads.values()]).double()
 
 

@@ -106,7 +106,7 @@ def hold_only(source: ArraySource, candidate: Candidate) -> ArraySource:
     columns, names = columns_of(source.blocks or ()), candidate.blocks or ()
     tokens = torch.cat([source.tokens[:, columns[name]] for name in names], 1)
     by_name = {block.name: block for block in source.blocks or ()}
-    return ArraySource(tokens, source.labels, source.task, blocks=tuple(by_name[name] for name in names))
+    return ArraySource(tokens, source.targets, source.task, blocks=tuple(by_name[name] for name in names))
 
 
 def train(chosen: list[Candidate], source: ArraySource, protocol: TrainingProtocol) -> list[SweepResult]:

@@ -93,13 +93,13 @@ def measure(kind: str, options: argparse.Namespace) -> None:
 def train_plainly(probe: HeadModule, source: ArraySource, num_steps: int) -> None:
     probe.train()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-    loss_of = torch.nn.CrossEntropyLoss(weight=class_weights(source.labels, NUM_CLASSES).float())
+    loss_of = torch.nn.CrossEntropyLoss(weight=class_weights(source.targets, NUM_CLASSES).float())
     for step in range(num_steps):
-        batch = torch.randperm(len(source.labels))[:BATCH]
+        batch = torch.randperm(len(source.targets))[:BATCH]
         tokens = source.take(batch)
         add_jitter(tokens, PROTOCOL, step)
         optimizer.zero_grad()
-        loss_of(probe(tokens), source.labels[batch]).backward()
+        loss_of(probe(tokens), source.targets[batch]).backward()
         torch.nn.utils.clip_grad_norm_(probe.parameters(), PROTOCOL.clip_norm)
         optimizer.step()
 

@@ -110,7 +110,7 @@ class PeerDataset(Dataset[tuple[Tensor, int]]):
     """One image at a time, with the jitter of the protocol."""
 
     def __init__(self, source: ArraySource) -> None:
-        self._tokens, self._labels = source.tokens, source.labels
+        self._tokens, self._labels = source.tokens, source.targets
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -126,7 +126,7 @@ def train_as_peers(probe: nn.Module, source: ArraySource, num_steps: int) -> Non
     probe.train()
     loader = DataLoader(PeerDataset(source), batch_size=BATCH, shuffle=True, num_workers=0)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=1e-4)
-    loss_of = nn.CrossEntropyLoss(weight=class_weights(source.labels, NUM_CLASSES).float())
+    loss_of = nn.CrossEntropyLoss(weight=class_weights(source.targets, NUM_CLASSES).float())
     batches: Iterator[tuple[Tensor, Tensor]] = chain.from_iterable(repeat(loader))
     for tokens, labels in islice(batches, num_steps):
         optimizer.zero_grad()
@@ -156,7 +156,7 @@ def compare(case: Case, num_turns: int) -> dict[str, object]:
     source = make_source(case)
     probe = make_probe(case)
     bank, grid = make_bank(case, probe, len(SETTINGS)), make_bank(case, probe, len(DISTINCT))
-    rows = torch.arange(len(source.labels))
+    rows = torch.arange(len(source.targets))
     works: dict[str, tuple[Callable[[int], None], int]] = {
         "peer": (lambda steps: train_as_peers(make_peer(case, probe), source, steps), case.lone_steps),
         "careful": (lambda steps: train_plainly(make_probe(case), source, steps), case.lone_steps),

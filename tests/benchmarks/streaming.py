@@ -93,8 +93,8 @@ def compare_places(cache: SplitTokens, named: ProbeSpec, options: argparse.Names
     stored = InOrder(tokens, device, streamed)
     widened = tokens.in_memory()
     widened.tokens = widened.tokens.to(device)
-    exact = ArraySource(widened.tokens, tokens.labels, tokens.task, blocks=tokens.blocks)
-    order = streamed.order(torch.arange(len(tokens.labels)), 0, 0).split(BATCH)
+    exact = ArraySource(widened.tokens, tokens.targets, tokens.task, blocks=tokens.blocks)
+    order = streamed.order(torch.arange(len(tokens.targets)), 0, 0).split(BATCH)
 
     def read(source: TokenSource) -> None:
         for _, batch in read_batches(source, order):
@@ -148,7 +148,7 @@ def fit(cache: SplitTokens, probes: list[ProbeSpec], source: TokenSource, option
         reading = Reading(blocks, candidate.blocks, flat=named.head == "linear")
         bank_runs.append(BankRun(bank=make_bank(reading.token_shape, options), reading=reading, settings=settings))
     protocol = replace(PAPER, batch_size=BATCH, epochs=1, min_steps=1)
-    fit_banks(bank_runs, source, torch.arange(len(source.labels)), protocol)
+    fit_banks(bank_runs, source, torch.arange(len(source.targets)), protocol)
     if options.device != "cpu":
         torch.cuda.synchronize()
 

@@ -32,7 +32,7 @@ class ResidentTokens:
 
     def __init__(self, tokens: CachedTokens, device: torch.device) -> None:
         assert tokens.blocks is not None, "rows are held as blocks, not as one head wants them"
-        self.labels, self.task, self.images = tokens.labels, tokens.task, tokens.images
+        self.targets, self.task, self.images = tokens.targets, tokens.task, tokens.images
         self.blocks, self.token_shape, self.groups = tokens.blocks, tokens.token_shape, tokens.groups
         self.device, self._rows = device, tokens.rows
         widths: Counter[torch.dtype] = Counter()
@@ -43,7 +43,7 @@ class ResidentTokens:
         self._copies = _joined(places)
         # of each dtype [N, its numbers in a row]: a row in one piece is gathered faster than its arrays one by one
         self._values = {
-            dtype: torch.empty(len(self.labels), width, dtype=dtype, device=device) for dtype, width in widths.items()
+            dtype: torch.empty(len(self.targets), width, dtype=dtype, device=device) for dtype, width in widths.items()
         }
         self._gathered = {dtype: Workspace(dtype, device) for dtype in widths}
         self._taken = Workspace(torch.float32, device)

@@ -1,4 +1,4 @@
-"""The tokens of one split, with the labels and ids that belong to them.
+"""The tokens of one split, with the targets and ids that belong to them.
 
 A row is a view of an image; rows keep the order of the data. An image without usable tokens in one of its views is left out with
 all of them. Where the tokens lie, in one store or in several, shows only in `positions`.
@@ -87,14 +87,14 @@ def request_tokens(
 
 
 class SplitTokens:
-    """Tokens, labels and ids of the n usable rows of a split; made by `SplitRequest.open`.
+    """Tokens, targets and ids of the n usable rows of a split; made by `SplitRequest.open`.
 
     Attributes:
         request: what was asked for.
         arrays: (level, kind) -> spec of each array.
         positions: [n] int64, place of each row in the arrays of `tokens`, in any order; equal images share one.
         images: [n] int64, ascending: the number of the image of each row; the first row of an image is its centre view.
-        labels: [n] what the task asks for, of each row.
+        targets: [n] what the task asks for, of each row.
         task: the task of the data set.
         reading_order: [n] int64, the rows in the order in which they are best read.
         stores: the stores that are read.
@@ -117,7 +117,7 @@ class SplitTokens:
         rows = np.flatnonzero(np.repeat(is_whole, rows_an_image))
         self.positions: NDArray[np.int64] = self._view.positions[rows]
         self.images: NDArray[np.int64] = rows // rows_an_image
-        self.labels: NDArray[Any] = record.labels[self.images]
+        self.targets: NDArray[Any] = record.labels[self.images]
         self.task: Task = TASKS.require(record.task).for_classes(len(record.class_names))
         number = np.full(len(self._view.positions), -1)
         number[rows] = np.arange(len(rows))

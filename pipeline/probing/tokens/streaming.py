@@ -49,12 +49,12 @@ class StreamedTokens:
 
     def __init__(self, tokens: CachedTokens, *, buffer_rows: int, device: torch.device = CPU) -> None:
         self._tokens, self._device = tokens, device
-        self.labels, self.task, self.token_shape = tokens.labels, tokens.task, tokens.token_shape
+        self.targets, self.task, self.token_shape = tokens.targets, tokens.task, tokens.token_shape
         self.images, self.blocks, self.groups = tokens.images, tokens.blocks, tokens.groups
         self.reading_order = tokens.reading_order
         self._rank = torch.empty_like(self.reading_order)
         self._rank[self.reading_order] = torch.arange(len(self._rank))
-        strata, order = self.task.strata(self.labels), self.reading_order
+        strata, order = self.task.strata(self.targets), self.reading_order
         self.stretches = choose_stretches(strata[order], self.images[order], buffer_rows)
         self._window_rows = buffer_rows
         self._scattered = self.stretches.spread or tokens.mean_run_bytes(self.stretches.rows) < SHORT_RUN_BYTES
@@ -144,7 +144,7 @@ def stream_bytes(tokens: CachedTokens, batch_rows: int, buffer_rows: int) -> int
     pages = (2 * buffer_rows + (BATCHES_AHEAD + 2) * batch_rows) * tokens.stored_row_bytes
     pages = max(pages, PART_ROWS * 2 * FAULT_BYTES)
     gather = ROWS_AT_ONCE * (tokens.stored_row_bytes + 3 * of_batch)
-    return pages + NUM_BUFFERS * batch_rows * of_batch + gather + INDEX_BYTES * len(tokens.labels)
+    return pages + NUM_BUFFERS * batch_rows * of_batch + gather + INDEX_BYTES * len(tokens.targets)
 
 
 class _Buffer:

@@ -124,7 +124,7 @@ class CachedTokens:
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         groups: [N] int64, the same for images with the same bytes, which no split separates; None if there are none.
         reading_order: [N] int64, the rows in the order in which they are best read.
-        labels: [N] of the rows that could be read.
+        targets: [N] of the rows that could be read.
         task: with the classes of the data set, not those that happen to occur.
         token_shape: (T, D) stacked, (F,) concatenated or side by side.
         stored_rows: [N] int64, the position of each row in the store, in any order; equal images may share one.
@@ -141,7 +141,7 @@ class CachedTokens:
         self.images = torch.from_numpy(cache.images)
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.groups = None if cache.groups is None else torch.from_numpy(cache.groups)
-        self.labels = torch.from_numpy(cache.labels)
+        self.targets = torch.from_numpy(cache.targets)
         self.task = cache.task
         self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
         flat = HEADS[probes.head].flat if isinstance(probes, ProbeSpec) else True
@@ -151,11 +151,11 @@ class CachedTokens:
     @property
     def stored_bytes(self) -> int:
         """Size of all rows that are read, as they are stored."""
-        return len(self.labels) * self.stored_row_bytes
+        return len(self.targets) * self.stored_row_bytes
 
     @property
     def sample_ids(self) -> list[str]:
-        """The ids of the rows, in the same order as the labels."""
+        """The ids of the rows, in the same order as the targets."""
         return self._split.sample_ids
 
     def take(self, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -191,8 +191,8 @@ class CachedTokens:
     def mean_run_bytes(self, stretch_rows: int) -> float:
         """Bytes of an array that lie together, if so many successive rows of the reading order are read."""
         steps = self.stored_rows[self.reading_order].diff()
-        num_runs = int(((steps < 0) | (steps > GAP_ROWS + 1)).sum()) + len(self.labels) / stretch_rows
-        return len(self.labels) / max(num_runs, 1) * self.stored_row_bytes / len(self._arrays)
+        num_runs = int(((steps < 0) | (steps > GAP_ROWS + 1)).sum()) + len(self.targets) / stretch_rows
+        return len(self.targets) / max(num_runs, 1) * self.stored_row_bytes / len(self._arrays)
 
     @property
     def storage_dtypes(self) -> list[torch.dtype]:
@@ -214,11 +214,11 @@ class CachedTokens:
 
     def in_memory(self) -> ArraySource:
         """Read everything once, in reading order, into one float32 array [N, *token_shape]."""
-        tokens = torch.empty(len(self.labels), *self.token_shape)
+        tokens = torch.empty(len(self.targets), *self.token_shape)
         for rows in torch.split(self.reading_order, RELEASE_ROWS):
             put_rows(tokens, rows, self.take(rows))
             self.release(rows)
-        return ArraySource(tokens, self.labels, self.task, self.images, self.blocks, self.groups)
+        return ArraySource(tokens, self.targets, self.task, self.images, self.blocks, self.groups)
 
 
 def runs_of(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

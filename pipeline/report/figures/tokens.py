@@ -165,7 +165,7 @@ def _similarity(data: ReportData, splits: Splits) -> list[Picture]:
                 continue
             levels = levels_of(tokens, kind, [level for level, one in tokens.arrays if one == kind])
             linear = linear_similarity(levels, tokens.reading_order)
-            gaussian = rbf_similarity(levels, np.arange(len(tokens.labels)), num_images=SUBSET)
+            gaussian = rbf_similarity(levels, np.arange(len(tokens.targets)), num_images=SUBSET)
         except LayerbankError as error:
             data.notes.append(f"No similarity of levels of {case.dataset}: {error}")
             continue
