@@ -285,8 +285,9 @@ def _(event: events.MemoryPlanned) -> str:
     groups = f" in groups of {event.group_size}, {event.chunk_size} images at a time" if event.group_size else ""
     memory = "GPU memory" if event.on_gpu else "memory"
     where = "streamed from the store" if event.tokens == "streamed" else f"in {memory}"
+    trained = f"{banks} of {event.probes_at_once} probes{groups}; " if event.num_banks else ""
     return (
-        f"probe {event.probe}: {banks} of {event.probes_at_once} probes{groups}; {size(event.tokens_bytes)} of tokens "
+        f"probe {event.probe}: {trained}{size(event.tokens_bytes)} of tokens "
         f"{where}; at most {size(event.planned_bytes)} of {size(event.budget_bytes)}{' there' if event.on_gpu else ''}"
     )
 

@@ -413,7 +413,7 @@ class MemoryPlanned(Event):
     tokens: str  # "resident" or "streamed"
     on_gpu: bool  # that memory is a GPU's, and resident tokens lie there
     tokens_bytes: int  # of all of them, as they are stored
-    num_banks: int  # the grid in so many parts, one after the other
+    num_banks: int  # the grid in so many parts, one after the other; 0 for a solved probe
     probes_at_once: int
     group_size: int  # attentive probes that go through together; 0 for linear ones
     chunk_size: int  # images of a full group that go through together; 0 for linear probes

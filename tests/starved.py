@@ -38,6 +38,7 @@ PROBES = {
     "cae": ProbeSpec(name="cae", head="cae", levels=("final",), kinds=("grid4",), num_heads=2),
     "simpool": ProbeSpec(name="simpool", head="simpool", levels=("final",), kinds=("grid4",)),
     "linear": ProbeSpec(name="linear", head="linear", levels=("final",), kinds=("grid4",)),
+    "ridge": ProbeSpec(name="ridge", head="ridge", levels=("final",), kinds=("grid4",)),
 }
 WIDTH, NUM_CLASSES = 128, 10
 ROW_BYTES = 16 * WIDTH * 2

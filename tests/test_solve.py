@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import layerbank.probes.data.features
+import layerbank.probes.heads.gram
+import layerbank.probes.heads.ridge
 from layerbank.probes import (
+    HEADS,
     ArraySource,
     DataError,
     Head,
@@ -31,6 +36,7 @@ from layerbank.probes import (
     run_solver,
     run_solvers,
 )
+from layerbank.probes.data.features import SourceFeatures
 from layerbank.probes.data.split import split_stratified
 from layerbank.probes.heads.logreg import ABSENT_BIAS, solve_logreg
 from layerbank.probes.heads.ridge import solve_ridge
@@ -52,6 +58,10 @@ def make_source(num_samples: int, num_features: int, seed: int = 0) -> ArraySour
     return ArraySource(concat_tokens([tokens]), labels, 3)
 
 
+def features_of(source: ArraySource) -> SourceFeatures:
+    return SourceFeatures(source, torch.arange(len(source.targets)))
+
+
 def sample_weights(labels: Tensor) -> Tensor:
     weights = class_weights(labels, 3)[labels]
     return weights / weights.sum()
@@ -61,7 +71,7 @@ def sample_weights(labels: Tensor) -> Tensor:
 def test_ridge_is_that_of_scikit_learn_for_every_penalty(shape: tuple[int, int]) -> None:
     source = make_source(*shape)
     x, labels = source.tokens.double(), source.targets
-    solutions = solve_ridge(x, labels, sample_weights(labels), THREE, PENALTIES)
+    solutions = solve_ridge(features_of(source), labels, sample_weights(labels), THREE, PENALTIES)
     for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
         oracle = Ridge(alpha=penalty)
         oracle.fit(x.numpy(), np.eye(3)[labels.numpy()], sample_weight=sample_weights(labels).numpy())
@@ -74,7 +84,7 @@ def test_logistic_regression_is_that_of_scikit_learn_for_every_penalty(shape: tu
     """scikit-learn sums the losses where we average them: its C is 1 / penalty when the weights sum to 1."""
     source = make_source(*shape)
     x, labels = source.tokens.double(), source.targets
-    solutions = solve_logreg(x, labels, sample_weights(labels), THREE, PENALTIES)
+    solutions = solve_logreg(features_of(source), labels, sample_weights(labels), THREE, PENALTIES)
     for penalty, (weight, bias) in zip(PENALTIES, solutions, strict=True):
         oracle = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=20000, solver="newton-cg")
         oracle.fit(x.numpy(), labels.numpy(), sample_weight=sample_weights(labels).numpy())
@@ -89,13 +99,60 @@ def test_logistic_regression_stands_where_its_gradient_is_zero(shape: tuple[int,
     source = make_source(*shape)
     x, labels = source.tokens.double(), source.targets
     for penalty, solution in zip(
-        PENALTIES, solve_logreg(x, labels, sample_weights(labels), THREE, PENALTIES), strict=True
+        PENALTIES, solve_logreg(features_of(source), labels, sample_weights(labels), THREE, PENALTIES), strict=True
     ):
         weight, bias = (part.requires_grad_() for part in solution)
         nll = torch.nn.functional.cross_entropy(x @ weight.T + bias, labels, reduction="none")
         loss = (nll * sample_weights(labels)).sum() + penalty / 2 * weight.square().sum()
         for gradient in torch.autograd.grad(loss, (weight, bias)):
             assert gradient.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_features_that_are_read_again_give_the_bits_of_those_in_memory(
+    kind: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layerbank.probes.data.features, "PART_ROWS", 16)
+    train, test = make_source(*shape), make_source(30, shape[1], seed=1)
+    head = Head(kind=kind)
+    needed_bytes = HEADS[kind].solver_bytes(*shape, 3, len(PROTOCOL.solved_settings(head)))
+    reads: list[int] = []
+
+    class Counted(ArraySource):
+        def take(self, rows: Tensor) -> Tensor:
+            reads.append(len(rows))
+            return super().take(rows)
+
+    source = Counted(train.tokens, train.targets, 3)
+    held = run_solver(head, source, lambda: test, PROTOCOL)
+    once, reads[:] = sum(reads), []
+    again = run_solver(head, source, lambda: test, PROTOCOL, memory_bytes=needed_bytes)
+    assert torch.equal(held.test_logits, again.test_logits)  # type: ignore[arg-type]
+    assert held.scores == again.scores
+    assert sum(reads) == once if kind == "knn" else sum(reads) >= 1.5 * once
+    with raises("probes.too_little_memory", SettingError, needed=f"{math.ceil(needed_bytes / 1e6)} MB"):
+        run_solver(head, source, lambda: test, PROTOCOL, memory_bytes=needed_bytes - 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parts_and_tiles_and_factors_change_no_solution(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source(*shape)
+    weights = sample_weights(source.targets)
+    penalties = (*PENALTIES, 1e-18)  # the last is smaller than the rounding errors of the Gram matrix
+
+    def solutions() -> Tensor:
+        solved = solve_ridge(features_of(source), source.targets, weights, THREE, penalties)
+        return torch.stack([torch.cat([weight, bias.unsqueeze(1)], 1) for weight, bias in solved])
+
+    whole = solutions()
+    monkeypatch.setattr(layerbank.probes.data.features, "PART_ROWS", 7)
+    monkeypatch.setattr(layerbank.probes.heads.gram, "TILE", 10)
+    torch.testing.assert_close(solutions()[:-1], whole[:-1], rtol=1e-9, atol=1e-9)
+    monkeypatch.setattr(layerbank.probes.heads.ridge, "LARGEST_EIGH", 0)
+    torch.testing.assert_close(solutions()[:-1], whole[:-1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_neighbors", [1, 7, 500])
@@ -119,7 +176,9 @@ def test_a_class_without_images_never_wins() -> None:
     x, labels = source.tokens.double(), source.targets
     weights = class_weights(labels, 5)[labels]
     for solve in (solve_ridge, solve_logreg):
-        ((weight, bias),) = solve(x, labels, weights / weights.sum(), Multiclass(num_classes=5), [1e-3])
+        ((weight, bias),) = solve(
+            features_of(source), labels, weights / weights.sum(), Multiclass(num_classes=5), [1e-3]
+        )
         assert not weight[3:].any()
         assert (torch.addmm(bias, x, weight.T).argmax(1) < 3).all()
     assert bias[3:].tolist() == [ABSENT_BIAS] * 2
@@ -205,7 +264,7 @@ def solve_alone(kind: str, source: ArraySource, protocol: TrainingProtocol) -> L
         bank = l2_normalize(source.tokens)
         return KnnProbe(bank, source.targets, 3, num_neighbors=protocol.num_neighbors[0])
     solve = solve_ridge if kind == "ridge" else solve_logreg
-    ((weight, bias),) = solve(source.tokens.double(), source.targets, weights, THREE, protocol.penalties)
+    ((weight, bias),) = solve(features_of(source), source.targets, weights, THREE, protocol.penalties)
     probe = LinearProbe(24, 3)
     probe.classifier.weight.data.copy_(weight)
     probe.classifier.bias.data.copy_(bias)

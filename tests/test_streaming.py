@@ -258,6 +258,16 @@ def test_memory_stays_under_the_budget_for_a_store_ten_times_larger(tmp_path: Pa
     assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
+def test_ridge_stays_under_a_budget_that_its_features_exceed(tmp_path: Path) -> None:
+    budget_bytes = 400_000_000
+    answer = starved.train(tmp_path, ["ridge"], budget_bytes, 2 * budget_bytes // (4 * 16 * starved.WIDTH))
+    assert answer["tokens"] == ["streamed"]
+    assert answer["accuracies"] == [pytest.approx(1, abs=0.1)]
+    assert 0 < answer["peak_bytes"] <= answer["planned_bytes"] <= budget_bytes
+
+
 def test_a_buffer_waits_for_the_stream_that_copies_it_whatever_the_current_device_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

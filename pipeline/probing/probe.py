@@ -129,7 +129,7 @@ def probe(
         before_training()
     for named in (named for named in missing if HEADS[named.head].is_solved):
         with run.failures.of(named):
-            run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, on_event))
+            run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, memory_bytes, on_event))
     trained = [named for named in missing if not HEADS[named.head].is_solved and named.derived is None]
     wanted, device = [(named, run.protocol_of(named)) for named in trained], torch.device(device)
     num_test = len(run.open_test().targets)

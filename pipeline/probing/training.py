@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, Traini
 from .probe_groups import ProbeGroup, open_group
 from .probe_sizes import head_of
 from .probe_spec import ProbeSpec
-from .tokens.placement import FEWEST_BUFFER_ROWS
+from .tokens.placement import FEWEST_BUFFER_ROWS, place_features
 from .tokens.split_tokens import SplitTokens
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
@@ -139,12 +140,16 @@ def solve_probe(
     protocol: TrainingProtocol,
     cache: SplitTokens,
     open_test: Callable[[], SplitTokens],
+    memory_bytes: int,
     on_event: OnEvent,
 ) -> Trained:
     """Solve one probe in closed form, by L-BFGS or by its neighbours, or the best of a family, and test it."""
     candidates = [CachedTokens(cache, one) for one in named.family]
     head = head_of(named, candidates[0].token_shape[0])
-    num_settings = len(candidates) * len(protocol.solved_settings(head))
+    num_penalties = len(protocol.solved_settings(head))
+    num_settings = len(candidates) * num_penalties
+    placed = [place_features(one, head, num_penalties, memory_bytes) for one in candidates]
+    largest = max(range(len(placed)), key=lambda number: placed[number].planned_bytes)
     on_event(
         ProbeStarted(
             probe=named.name,
@@ -153,20 +158,43 @@ def solve_probe(
             token_shape=max(one.token_shape for one in candidates),
         )
     )
+    on_event(
+        MemoryPlanned(
+            probe=named.name,
+            budget_bytes=memory_bytes,
+            planned_bytes=placed[largest].planned_bytes,
+            tokens="resident" if placed[largest].is_held else "streamed",
+            on_gpu=False,
+            tokens_bytes=candidates[largest].stored_bytes,
+            num_banks=0,
+            probes_at_once=1,
+            group_size=0,
+            chunk_size=0,
+        )
+    )
     on_event(TrainingStarted(probes=(named.name,), num_settings=num_settings, num_passes=1))
+
+    def open_train(candidate: int) -> StreamedTokens:
+        return StreamedTokens(candidates[candidate], buffer_rows=FEWEST_BUFFER_ROWS)
 
     def open_alone(candidate: int) -> StreamedTokens:
         return StreamedTokens(CachedTokens(open_test(), named.family[candidate]), buffer_rows=FEWEST_BUFFER_ROWS)
 
-    result = run_solvers(
-        head, [one.in_memory for one in candidates], open_alone, protocol, on_event=relay((named.name,), on_event)
-    )
+    with large_blocks_returned(memory_bytes - placed[largest].planned_bytes):
+        result = run_solvers(
+            head,
+            [partial(open_train, number) for number in range(len(candidates))],
+            open_alone,
+            protocol,
+            memory_bytes=min(one.solver_bytes for one in placed),
+            on_event=relay((named.name,), on_event),
+        )
     return Trained(
         named=named,
         candidate=named.family[result.candidate],
         result=result,
         protocol=protocol,
-        memory={"tokens": "resident"},
+        memory={},
     )
 
 

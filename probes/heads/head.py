@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..seeds import make_generator
 from ..tasks.task import Task
+from .features import Features
 
 
 class HeadModule(nn.Module):
@@ -106,8 +107,8 @@ def initial_weights(seed: int) -> torch.Generator:
 
 
 NumHeads = tuple[int, int] | Literal["one a token"]
-Solver = Callable[[Tensor, Tensor, Tensor, Task, Sequence[float]], Sequence[HeadModule]]
-"""Features [N, F] float32, encoded targets [N], weights [N] float64 that sum to 1, task, and the grid -> one module a value."""
+Solver = Callable[[Features, Tensor, Tensor, Task, Sequence[float]], Sequence[HeadModule]]
+"""Features of N rows, encoded targets [N], weights [N] float64 that sum to 1, task, and the grid -> one module a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,7 @@ class HeadType:
         bank: which bank trains it. `folded` and `linear` have hand-written gradients for the heads of this package; `module`
             differentiates any module by `torch.func`.
         solver: solves the head instead of training it; None for a trained head.
+        solver_bytes: memory (N, F, C, number of settings) that the solver takes beside the features, at most, in bytes.
         tasks: the types of task that it can answer; None for all.
         has_parameters: False for a solved head that keeps training tokens instead.
         grid: for a solved head, the field of the protocol that lists its settings.
@@ -166,6 +168,7 @@ class HeadType:
     removable_levels: bool = False
     bank: Literal["folded", "linear", "module"] = "module"
     solver: Solver | None = None
+    solver_bytes: Callable[[int, int, int, int], int] = lambda *sizes: 0
     tasks: tuple[str, ...] | None = None
     has_parameters: bool = True
     grid: Literal["penalties", "num_neighbors"] = "penalties"

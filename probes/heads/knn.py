@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from ..errors import SettingError
 from ..tasks.multiclass import Multiclass
 from ..tasks.task import Task
+from .features import Features, features_bytes
 from .head import HeadModule, HeadType
 
 TEMPERATURE = 0.07
@@ -104,9 +105,17 @@ class KnnProbe(HeadModule):
         return votes.clamp_(min=SMALLEST_SHARE).log_()
 
 
-def _solve(features: Tensor, targets: Tensor, weights: Tensor, task: Task, numbers: Sequence[float]) -> list[KnnProbe]:
-    bank = normalize(features, dim=-1)
+def _solve(
+    features: Features, targets: Tensor, weights: Tensor, task: Task, numbers: Sequence[float]
+) -> list[KnnProbe]:
+    bank = features.whole()
+    normalize(bank, dim=-1, out=bank)
     return [KnnProbe(bank, targets, task.num_outputs, num_neighbors=int(number)) for number in numbers]
+
+
+def _bytes(num_rows: int, num_features: int, num_outputs: int, num_settings: int) -> int:
+    """An upper bound of what `_solve` takes beside the features, and the cosines of a batch of 1,024 images."""
+    return 2 * features_bytes(num_rows, num_features) + 4 * 1024 * (2 * num_rows + num_settings * num_outputs)
 
 
 HEAD = HeadType(
@@ -114,6 +123,7 @@ HEAD = HeadType(
     module=KnnProbe,
     flat=True,
     solver=_solve,
+    solver_bytes=_bytes,
     tasks=(Multiclass.type,),
     has_parameters=False,
     grid="num_neighbors",

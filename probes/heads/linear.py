@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..tasks.task import Task
+from .features import Features
 from .head import HeadModule, HeadType, Solver, initial_weights, make_linear
 
 
@@ -26,13 +27,13 @@ class LinearProbe(HeadModule):
 
 
 def linear_solver(
-    solve: Callable[[Tensor, Tensor, Tensor, Task, Sequence[float]], list[tuple[Tensor, Tensor]]],
+    solve: Callable[[Features, Tensor, Tensor, Task, Sequence[float]], Iterator[tuple[Tensor, Tensor]]],
 ) -> Solver:
     """A solver of float64 (weight [C, F], bias [C]) as one of probes, which are float32 as saved ones are."""
 
     @torch.no_grad()
     def solve_probes(
-        features: Tensor, targets: Tensor, weights: Tensor, task: Task, values: Sequence[float]
+        features: Features, targets: Tensor, weights: Tensor, task: Task, values: Sequence[float]
     ) -> list[HeadModule]:
         probes = [LinearProbe(features.shape[1], task.num_outputs) for _ in values]
         for probe, parts in zip(probes, solve(features, targets, weights, task, values), strict=True):

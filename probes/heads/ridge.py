@@ -1,11 +1,11 @@
-"""Ridge regression on numbers, one-hot for classes, solved for every penalty from one eigendecomposition.
+"""Ridge regression on numbers, one-hot for classes, solved for every penalty from one Gram matrix.
 
     minimise  sum_i w_i || y_i - W x_i - b ||^2 + penalty ||W||^2        sum_i w_i = 1, b is free
 
 With weighted centring (which removes b) and rows scaled by sqrt(w_i) the solution is (X^T X + penalty)^-1 X^T Y. The smaller of
-X^T X [F, F] and X X^T [N, N] is decomposed, once; a penalty is then a division. float64 throughout: the small penalties need it.
-The features themselves stay as they are: a part of them at a time is widened and centred, so beside them the solver takes about
-40 min(N, F)^2 bytes.
+X^T X [F, F] and X X^T [N, N] is summed over parts of the features, in float64: the small penalties need it. Up to LARGEST_EIGH
+it is decomposed once, and a penalty is a division; above, where that takes longer than a Cholesky factor for each penalty, there
+is one.
 """
 
 from __future__ import annotations
@@ -16,62 +16,72 @@ import torch
 from torch import Tensor
 
 from ..tasks.task import Task
+from .features import Features, part_bytes
+from .gram import CentredFeatures
 from .head import HeadType
 from .linear import LinearProbe, linear_solver
 
-PART_BYTES = 64 << 20  # of features in float64
+LARGEST_EIGH = 4096
 
 
 def solve_ridge(
-    features: Tensor, targets: Tensor, weights: Tensor, task: Task, penalties: Sequence[float]
-) -> list[tuple[Tensor, Tensor]]:
-    """Weights of a linear layer for each penalty.
+    features: Features, targets: Tensor, weights: Tensor, task: Task, penalties: Sequence[float]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the weights of a linear layer for each penalty.
 
     Args:
-        features: [N, F], float32 or float64.
+        features: of N rows.
         targets: [N], encoded; the outputs approximate `Task.ridge_targets`.
         weights: [N] float64 of the samples, summing to 1.
         task: the task of the data set.
         penalties: each > 0.
 
-    Returns:
+    Yields:
         (weight [C, F], bias [C]) for each penalty, float64.
     """
     numbers = task.ridge_targets(targets)
-    (num_samples, num_features), scale = features.shape, weights.sqrt().unsqueeze(1)
-    mean_x = torch.cat([weights @ features[:, part].double() for part in _parts(num_features, num_samples)])
+    scale = weights.sqrt()
+    x = CentredFeatures(features, weights, scale)
     mean_y = weights @ numbers
-    y = (numbers - mean_y) * scale
-
-    def columns() -> Iterator[Tensor]:
-        """X, some features at a time."""
-        for part in _parts(num_features, num_samples):
-            yield (features[:, part].double() - mean_x[part]) * scale
-
-    if dual := num_samples < num_features:
-        gram, moments = torch.zeros(num_samples, num_samples, dtype=torch.float64), y
-        for x in columns():
-            gram.addmm_(x, x.T)
+    y = (numbers - mean_y) * scale.unsqueeze(1)
+    if dual := x.shape[0] < x.shape[1]:
+        gram, moments = x.gram_of_rows(), y
     else:
-        gram, moments = (torch.zeros(num_features, size, dtype=torch.float64) for size in (num_features, y.shape[1]))
-        for part in _parts(num_samples, num_features):
-            x = (features[part].double() - mean_x) * scale[part]
-            gram.addmm_(x.T, x)
-            moments.addmm_(x.T, y[part])
+        gram, moments = x.gram_of_features(y)
+    for solution in _solve(gram, moments, penalties):
+        weight = x.combine(solution) if dual else solution  # [F, C]
+        yield weight.T.contiguous(), mean_y - x.mean @ weight
+
+
+def _solve(gram: Tensor, moments: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:
+    """(gram + penalty)^-1 moments for each penalty."""
+    if len(gram) > LARGEST_EIGH:
+        for number, penalty in enumerate(penalties):
+            factor = gram.clone()
+            factor.diagonal().add_(penalty)
+            _, failed = torch.linalg.cholesky_ex(factor, out=(factor, torch.empty((), dtype=torch.int32)))
+            if failed:  # the penalty is smaller than the rounding errors of the matrix
+                del factor
+                yield from _solve_by_eigenvalues(gram, moments, penalties[number:])
+                return
+            yield torch.cholesky_solve(moments, factor)
+    else:
+        yield from _solve_by_eigenvalues(gram, moments, penalties)
+
+
+def _solve_by_eigenvalues(gram: Tensor, moments: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:
     values, vectors = torch.linalg.eigh(gram)
     rotated = vectors.T @ moments
-    solutions = []
     for penalty in penalties:
-        solution = vectors @ (rotated / (values.clamp(min=0) + penalty).unsqueeze(1))
-        weight = torch.cat([x.T @ solution for x in columns()]) if dual else solution  # [F, C]
-        solutions.append((weight.T.contiguous(), mean_y - mean_x @ weight))
-    return solutions
+        yield vectors @ (rotated / (values.clamp(min=0) + penalty).unsqueeze(1))
 
 
-def _parts(length: int, width: int) -> Iterator[slice]:
-    """Slices of so many rows or columns that a part has at most about PART_BYTES in float64."""
-    step = max(1, PART_BYTES // (8 * width))
-    return (slice(start, start + step) for start in range(0, length, step))
+def _bytes(num_rows: int, num_features: int, num_outputs: int, num_settings: int) -> int:
+    """An upper bound of what `solve_ridge` takes beside the features."""
+    smaller = min(num_rows, num_features)
+    copies = 5 if smaller <= LARGEST_EIGH else 3
+    outputs = 8 * num_outputs * ((4 + num_settings) * num_features + 4 * num_rows)
+    return 8 * copies * smaller**2 + outputs + part_bytes(num_features)
 
 
-HEAD = HeadType(name="ridge", module=LinearProbe, flat=True, solver=linear_solver(solve_ridge))
+HEAD = HeadType(name="ridge", module=LinearProbe, flat=True, solver=linear_solver(solve_ridge), solver_bytes=_bytes)

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 
 from layerbank.probes import (
+    HEADS,
     Candidate,
     GroupPlan,
+    Head,
     MemoryPlan,
     SettingError,
     TokenSource,
     TrainingProtocol,
     plan_group,
 )
+from layerbank.probes.heads.features import PART_ROWS, features_bytes
 
 from ...memory import anonymous_memory_bytes, free_device_bytes
 from .resident import ResidentTokens
@@ -143,6 +146,47 @@ def place_tokens(
         training_bytes=training_bytes,
         planned_bytes=taken_bytes + plan.total_bytes,
         plan=plan,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverPlacement:
+    """Where the tokens of a solved probe lie, and what its solver takes beside them.
+
+    Attributes:
+        is_held: whether its features are kept in memory.
+        solver_bytes: what features and solver may take.
+        planned_bytes: an upper bound of what is taken.
+    """
+
+    is_held: bool
+    solver_bytes: int
+    planned_bytes: int
+
+
+def place_features(tokens: CachedTokens, head: Head, num_settings: int, memory_bytes: int) -> SolverPlacement:
+    """Place the training tokens of a solved probe.
+
+    Args:
+        tokens: tokens of the training split.
+        head: a solved head.
+        num_settings: of its grid.
+        memory_bytes: what all may take of the host's memory.
+
+    Raises:
+        SettingError: the solver takes more, though it holds no features.
+    """
+    read_bytes = 2 * stream_bytes(tokens, max(PART_ROWS, EVALUATION_ROWS), 0)  # two parts of the rows are multiplied
+    num_rows, num_features = len(tokens.targets), tokens.token_shape[0]
+    needed_bytes = HEADS[head.kind].solver_bytes(num_rows, num_features, tokens.task.num_outputs, num_settings)
+    if memory_bytes < read_bytes + needed_bytes:
+        raise _refusal(tokens, memory_bytes, needed_bytes, lambda budget: read_bytes)
+    held_bytes = features_bytes(num_rows, num_features)
+    is_held = read_bytes + needed_bytes + held_bytes <= memory_bytes
+    return SolverPlacement(
+        is_held=is_held,
+        solver_bytes=memory_bytes - read_bytes,
+        planned_bytes=read_bytes + needed_bytes + is_held * held_bytes,
     )
 
 
