@@ -217,13 +217,15 @@ def _write_values(store: Path, folder: Path, target: Target) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     about = {"type": target.type, "class_names": list(target.class_names), "source": target.source}
     values, dimensions = target.values, ("row", "target")[: target.values.ndim]
-    group = zarr.create_group(staging, zarr_format=3)
-    create_array(group, folder.name, values.shape, values.shape, values.dtype, dimensions, about)[...] = values
-    sync_tree(staging)
-    shutil.rmtree(folder, ignore_errors=True)  # damaged values of the same digest
-    os.replace(staging / folder.name, folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(staging)
+    try:
+        group = zarr.create_group(staging, zarr_format=3)
+        create_array(group, folder.name, values.shape, values.shape, values.dtype, dimensions, about)[...] = values
+        sync_tree(staging)
+        shutil.rmtree(folder, ignore_errors=True)  # damaged values of the same digest
+        os.replace(staging / folder.name, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _read_values(folder: Path) -> Target:

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def remove_store(store: Path) -> None:
             raise NotAStoreError("cache.foreign_folder", store=store) from None
     _, old = temporary_folders(store)
     os.replace(store, old)
-    sync_folder(store.parent)
+    with suppress(OSError):  # a full disk refuses, and has room again once the store is deleted
+        sync_folder(store.parent)
     shutil.rmtree(old)
 
 
