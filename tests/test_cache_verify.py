@@ -138,7 +138,7 @@ def test_a_damaged_header_is_named_and_nothing_else_is_claimed(store: Path) -> N
     assert [str(d) for d in verify_store(store)] == ["zarr.json: altered; without it nothing else can be checked"]
     (store / "zarr.json").unlink()
     assert [str(d) for d in verify_store(store)] == ["zarr.json: missing; without it nothing else can be checked"]
-    with raises("cache.no_header", NotAStoreError):
+    with raises("cache.header_lost", DamagedStoreError):
         repair_store(store)
 
 

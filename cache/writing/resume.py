@@ -45,6 +45,7 @@ from ..reader import require_current
 from ..rows import MISSING, RowSet
 from ..spec import ArraySpec, ModelSpec, StoreSpec, array_order
 from .checked_chunks import check_chunks
+from .lost_header import find_header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +206,10 @@ def resume_store(store: Path, request: StoreRequest, *, has_others: bool = False
 
     With `has_others`, other workers are writing the store: damage is not checked again, and their staging files are kept.
     """
-    header = read_header(store)
+    header, is_there = find_header(store, request.blank_header(), request.arrays, request.static)
     check_same(store, header, request)
+    if not is_there:
+        write_header(store, header)
     if has_others:
         return _with_skeleton(store, header, request), read_journal(store)
     (store / JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
