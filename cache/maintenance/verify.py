@@ -292,7 +292,8 @@ def _is_array_without_chunks(store: Path, path: str) -> bool:
     folder = place.parent if place.name == HEADER_FILE else place
     if not _ARRAY_FOLDER.fullmatch(path.removesuffix(f"/{HEADER_FILE}")) or place.is_symlink() or not folder.is_dir():
         return False
-    return place.is_file() == (place != folder) and {file.name for file in folder.iterdir()} <= {HEADER_FILE}
+    files = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
+    return place.is_file() == (place != folder) and all(file.name == HEADER_FILE for file in files)
 
 
 def _unknown(store: Path, header: Header) -> list[str]:
