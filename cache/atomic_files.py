@@ -84,6 +84,16 @@ def replace_file(path: Path, data: bytes, staging: Path | None = None) -> None:
     sync_folder(path.parent)
 
 
+def put_in_place(staging: Path, path: Path) -> None:
+    """Give a file or folder that was written beside it the name `path`, which nothing has; on an error nothing has it."""
+    os.replace(staging, path)
+    try:
+        sync_folder(path.parent)
+    except OSError:
+        remove_path(path)
+        raise
+
+
 def remove_path(path: Path) -> None:
     """Delete a file, a link (not its target), or a folder with all that is in it; nothing happens if there is nothing."""
     if path.is_dir() and not path.is_symlink():

@@ -147,17 +147,17 @@ def create_skeleton(
     return entries, {path: _file_checksum(folder / path) for path in paths}
 
 
-def measure_skeleton(
+def metadata_files(
     spec: StoreSpec, arrays: Sequence[ArraySpec], static: Mapping[str, NDArray[Any]]
-) -> tuple[dict[str, ArrayEntry], dict[str, int]]:
+) -> tuple[dict[str, ArrayEntry], dict[str, bytes]]:
     """Make the metadata in memory.
 
     Returns:
-        The header's entries of the token arrays, and path -> bytes of each ``zarr.json``.
+        The header's entries of the token arrays, and path -> content of each ``zarr.json``.
     """
     files: dict[str, Buffer] = {}
     entries, _ = _create_arrays(zarr.create_group(MemoryStore(files), zarr_format=3), spec, arrays, static)
-    return entries, {path: len(files[path]) for path in metadata_paths([*static, *entries])}
+    return entries, {path: files[path].to_bytes() for path in metadata_paths([*static, *entries])}
 
 
 def metadata_paths(names: Iterable[str]) -> set[str]:

@@ -146,7 +146,7 @@ def read_header(path: Path) -> Header:
         StoreMissingError: nothing is there.
         NotAStoreError: something else is there.
         NewerStoreError: a newer layerbank wrote it.
-        DamagedStoreError: the header was altered.
+        DamagedStoreError: the header was altered, or is missing beside a journal.
     """
     file = path / HEADER_FILE
     try:
@@ -155,6 +155,8 @@ def read_header(path: Path) -> Header:
         with open(file, "rb") as opened:
             raw = opened.read(MAX_HEADER_BYTES + 1)
     except FileNotFoundError:
+        if (path / JOURNAL_FOLDER).is_dir():
+            raise DamagedStoreError("cache.header_lost", store=path) from None
         if path.is_dir():
             raise NotAStoreError("cache.no_header", store=path) from None
         raise StoreMissingError("cache.store_missing", store=path) from None

@@ -92,7 +92,7 @@ def write_target(store: str | Path, name: str, target: Target, *, num_rows: int)
         raise SpecError("cache.invalid_target", store=store, name=repr(name), types=types, num_rows=num_rows, got=got)
     folder, pointer = _folder(store, name, target.digest), _pointer(store, name)
     with storage_errors(store):
-        if group_problem(store) or not (store / TARGETS).exists() or not (store / POINTERS).exists():
+        if group_problem(store) or not (store / TARGETS / HEADER_FILE).exists() or not (store / POINTERS).exists():
             _write_group(store)
         if not _is_sound(folder, target.digest):
             _write_values(store, folder, replace(target, values=_stored(target.values)))
@@ -139,8 +139,8 @@ def list_targets(store: str | Path) -> list[str]:
 
 
 def group_problem(store: Path) -> str | None:
-    """The problem of the Zarr group of all targets; None if it is sound or there is none."""
-    if not (store / TARGETS).exists():
+    """The problem of the Zarr group of all targets; None if it is sound, or empty: its folder is made before its file."""
+    if not (store / TARGETS).exists() or not any((store / TARGETS).iterdir()):
         return None
     file = store / TARGETS / HEADER_FILE
     if not file.is_file():
@@ -217,13 +217,15 @@ def _write_values(store: Path, folder: Path, target: Target) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     about = {"type": target.type, "class_names": list(target.class_names), "source": target.source}
     values, dimensions = target.values, ("row", "target")[: target.values.ndim]
-    group = zarr.create_group(staging, zarr_format=3)
-    create_array(group, folder.name, values.shape, values.shape, values.dtype, dimensions, about)[...] = values
-    sync_tree(staging)
-    shutil.rmtree(folder, ignore_errors=True)  # damaged values of the same digest
-    os.replace(staging / folder.name, folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(staging)
+    try:
+        group = zarr.create_group(staging, zarr_format=3)
+        create_array(group, folder.name, values.shape, values.shape, values.dtype, dimensions, about)[...] = values
+        sync_tree(staging)
+        shutil.rmtree(folder, ignore_errors=True)  # damaged values of the same digest
+        os.replace(staging / folder.name, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _read_values(folder: Path) -> Target:
@@ -234,6 +236,8 @@ def _read_values(folder: Path) -> Target:
     """
     metadata = json.loads((folder / HEADER_FILE).read_bytes())
     shape, about = tuple(metadata["shape"]), metadata["attributes"]
+    if not isinstance(about["class_names"], list):
+        raise ValueError("class names that are no list")
     dtype = {"int64": "<i8", "float64": "<f8"}[metadata["data_type"]]
     raw = (folder / ".".join(["c", *["0"] * len(shape)])).read_bytes()
     data, checksum = raw[:-CHECKSUM_BYTES], int.from_bytes(raw[-CHECKSUM_BYTES:], "little")

@@ -100,6 +100,9 @@ def load_probe(
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
         found, head, config = description["format"], description["head"], dict(description["config"])
+        token_shape = description.get("token_shape")
+        if token_shape is not None and not all(type(size) in (int, type(None)) for size in token_shape):
+            raise ValueError(f"token_shape {token_shape}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError("probes.damaged_description", file=file, reason=repr(error)) from error
     if found != FORMAT:
@@ -115,7 +118,7 @@ def load_probe(
     _check_shapes(folder / WEIGHTS, probe, weights)
     probe.load_state_dict(weights)
     if not any_tokens:
-        check = partial(_check_tokens, description.get("token_shape"))
+        check = partial(_check_tokens, token_shape)
         probe.register_forward_pre_hook(check, with_kwargs=True)
     return probe.eval(), config
 

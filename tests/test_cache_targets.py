@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -122,6 +123,16 @@ def test_any_flipped_bit_of_a_target_is_found_and_writing_it_again_repairs_it(st
     assert TokenStore.open(store).num_rows == ROWS  # the tokens are not affected
     write(store)
     assert verify_store(store) == []
+
+
+def test_class_names_that_are_no_list_are_damage(store: Path) -> None:
+    write(store)
+    (file,) = (store / TARGETS).glob("label.*/zarr.json")
+    metadata = json.loads(file.read_bytes())
+    metadata["attributes"]["class_names"] = "x" * 1000
+    file.write_text(json.dumps(metadata))
+    with raises("cache.target_damaged", reason="class names that are no list"):
+        read_target(store, "label", num_rows=ROWS)
 
 
 def test_values_that_are_gone_are_damage(store: Path) -> None:

@@ -19,6 +19,7 @@ from messages import raises
 from token_stores import (
     append,
     files_of,
+    folders_of,
     make_arrays,
     make_spec,
     open_writer,
@@ -137,7 +138,7 @@ def test_a_damaged_header_is_named_and_nothing_else_is_claimed(store: Path) -> N
     assert [str(d) for d in verify_store(store)] == ["zarr.json: altered; without it nothing else can be checked"]
     (store / "zarr.json").unlink()
     assert [str(d) for d in verify_store(store)] == ["zarr.json: missing; without it nothing else can be checked"]
-    with raises("cache.no_header", NotAStoreError):
+    with raises("cache.header_lost", DamagedStoreError):
         repair_store(store)
 
 
@@ -330,6 +331,22 @@ def test_foreign_folders_links_and_files_are_found_everywhere(store: Path, sound
     assert [damage.file for damage in repair_store(store, remove_foreign=True).foreign] == expected
     assert verify_store(store) == []
     assert tree(store) == tree(sound)
+
+
+@pytest.mark.parametrize("file", ["", "zarr.json"])
+@pytest.mark.parametrize("place", ["tokens/final/grid8", "tokens/block", "tokens/block/block.3"])
+def test_an_array_that_was_about_to_be_added_is_named_and_removed(
+    store: Path, sound: Path, place: str, file: str
+) -> None:
+    (store / place).mkdir(parents=True)
+    if file:
+        (store / place / file).write_text("{}")
+    expected = [f"{place}/{file}".rstrip("/")]
+    assert verify_store(store) == []
+    assert [damage.file for damage in find_unfinished_work(store)] == expected
+    assert [damage.file for damage in repair_store(store).left_behind] == expected
+    assert find_unfinished_work(store) == []
+    assert folders_of(store) == folders_of(sound)
 
 
 @pytest.mark.parametrize("content", [[], ["notes.txt"]], ids=["empty", "with a file"])

@@ -95,6 +95,8 @@ def test_weights_of_another_head_are_refused_tensor_by_tensor(tmp_path: Path) ->
         ("{", "probes.damaged_description"),
         ("[]", "probes.damaged_description"),
         ('{"format": 1}', "probes.damaged_description"),
+        ('{"format": 1, "config": {}, "head": {}, "token_shape": 0.5}', "probes.damaged_description"),
+        ('{"format": 1, "config": {}, "head": {}, "token_shape": "8"}', "probes.damaged_description"),
         ('{"format": 1, "config": {}, "head": {"kind": "conv"}}', "probes.unknown_saved_head"),
         ('{"format": 1, "config": {}, "head": {"kind": "linear", "depth": 3}}', "probes.unknown_saved_head"),
         ('{"format": 1, "config": {}, "head": 3}', "probes.unknown_saved_head"),

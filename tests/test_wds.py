@@ -17,6 +17,7 @@ from PIL import Image
 from xxhash import xxh3_64_intdigest
 
 from layerbank.cache import index
+from layerbank.cache.checked_arrays import read_arrays
 from layerbank.data.sources import BadImage, open_source
 from layerbank.data.tars import samples as tar_samples
 from layerbank.data.tars.headers import DamagedTar, walk_tar
@@ -305,6 +306,19 @@ def test_a_kept_index_that_is_damaged_is_made_again(dataset, walked):
         assert describe(open_source(f"wds:{dataset}", "train")) == first
         assert len(walked) == 2
         assert kept_index().read_bytes() != damaged
+
+
+@pytest.mark.parametrize("text", ["", "\xff", "[", "3", "[3, 3]", "[{}]", '[{"txt": "1"}, {}]', "[" * 100_000])
+def test_a_kept_index_of_other_values_is_made_again_though_its_checksum_is_right(dataset, walked, text, monkeypatch):
+    first = describe(open_source(f"wds:{dataset}", "train"))
+
+    def read_other(*arguments):
+        return read_arrays(*arguments) | {"left_out": np.frombuffer(text.encode("latin-1"), np.uint8)}
+
+    monkeypatch.setattr(tar_samples, "read_arrays", read_other)
+    walked.clear()
+    assert describe(open_source(f"wds:{dataset}", "train")) == first
+    assert len(walked) == 2
 
 
 def test_a_tar_that_was_just_written_is_walked_again(dataset, walked, monkeypatch):

@@ -27,17 +27,18 @@ from ..errors import NotWritableError
 from ..format import (
     CHECKSUM_BYTES,
     block_arrays,
-    measure_skeleton,
+    metadata_files,
     static_array,
     storage_dtype,
     token_array,
 )
 from ..geometry import rows_per_block
-from ..header import Header, read_header
+from ..header import Header
 from ..journal import Entry, Journal, read_journal
 from ..rows import RowSet
 from ..spec import ArraySpec, ModelSpec
 from ..targets import is_target_file
+from ..writing.lost_header import find_header
 from ..writing.resume import StoreRequest, check_same
 from ..writing.workers import Worker
 from ..writing.writer import CacheWriter
@@ -124,7 +125,10 @@ def forecast_store(
     """
     store = Path(path)
     starts_empty = store in replaced or not store.exists()
-    header, journal = (request.blank_header(), Journal()) if starts_empty else (read_header(store), read_journal(store))
+    header, journal = request.blank_header(), Journal()
+    if not starts_empty:
+        header, _ = find_header(store, header, request.arrays, request.static)
+        journal = read_journal(store)
     check_same(store, header, request)
     header, file_sizes = _with_new_arrays(header, request)
     missing = {
@@ -168,14 +172,14 @@ def _with_new_arrays(header: Header, request: StoreRequest) -> tuple[Header, lis
     arrays = {array.name: array for array in (*(entry.spec for entry in header.arrays.values()), *request.arrays)}
     # an existing store keeps its own, without the sizes of a request, say; no memory is taken
     static = {name: np.broadcast_to(np.zeros((), one.dtype), one.shape) for name, one in header.static.items()}
-    entries, metadata_bytes = measure_skeleton(request.spec, list(arrays.values()), static)
+    entries, metadata = metadata_files(request.spec, list(arrays.values()), static)
     header = replace(
         header,
         arrays={**entries, **header.arrays},
-        metadata=dict.fromkeys(metadata_bytes, _CHECKSUM),
+        metadata=dict.fromkeys(metadata, _CHECKSUM),
         parity={**request.parity, **header.parity},
     )
-    return header, list(metadata_bytes.values())
+    return header, list(map(len, metadata.values()))
 
 
 def _finished_journal(header: Header, journal: Journal, missing: Mapping[int, Sequence[str]]) -> Journal:

@@ -7,6 +7,7 @@ CRC-32C on the way. Arrays that are not complete are left out.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
-from ..atomic_files import staging_beside, storage_errors, sync_file, sync_folder
+from ..atomic_files import put_in_place, staging_beside, storage_errors, sync_file, write_all
 from ..damage import require_sound, static_damage
 from ..errors import (
     CacheError,
@@ -75,24 +76,45 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
         _require_space(file, files)
     try:
         with storage_errors(file):
-            with h5py.File(staging, "w") as target:
-                target.attrs[HEADER_ATTRIBUTE] = header.render().decode("ascii")
-                target[JOURNAL_DATASET] = np.frombuffer(journal.render(), dtype=np.uint8)
-                for name in header.static:
-                    target[name] = files.static(name)
-                for name in header.arrays:
-                    _export_array(files, name, target)
-                for name in list_targets(store):
-                    _export_target(read_target(store, name, num_rows=header.spec.num_rows), name, target)
+            with _ExportedFile(staging, "w+") as written:
+                with h5py.File(written, "w") as target:
+                    target.attrs[HEADER_ATTRIBUTE] = header.render().decode("ascii")
+                    target[JOURNAL_DATASET] = np.frombuffer(journal.render(), dtype=np.uint8)
+                    for name in header.static:
+                        target[name] = files.static(name)
+                    for name in header.arrays:
+                        _export_array(files, name, target, written)
+                    for name in list_targets(store):
+                        _export_target(read_target(store, name, num_rows=header.spec.num_rows), name, target)
+                written.check()
             sync_file(staging)
-            os.replace(staging, file)
-            sync_folder(file.parent)
+            put_in_place(staging, file)
     finally:
         staging.unlink(missing_ok=True)
 
 
+class _ExportedFile(io.FileIO):
+    """A file for HDF5, which crashes where a write fails: the error is kept, and nothing is written after it."""
+
+    _error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self._error is None:
+            try:
+                write_all(self.fileno(), data)
+            except OSError as error:
+                self._error = error
+        return size
+
+    def check(self) -> None:
+        """Raise the error of a write, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+
 def _require_space(file: Path, files: StoreFiles) -> None:
-    """Refuse a disk that is too small before anything is written: HDF5 cannot close a file that the disk no longer takes."""
+    """Refuse a disk that is too small before anything is written."""
     arrays = [*files.header.static, *files.header.arrays]
     needed = sum(one.stat().st_size for name in arrays for one in (files.path / name).glob("c.*"))
     free = shutil.disk_usage(file.absolute().parent).free
@@ -140,8 +162,7 @@ def import_hdf5(file: str | Path, store: str | Path) -> None:
             except (CacheError, *_DAMAGE) as error:
                 raise DamagedStoreError("cache.hdf5_damaged", file=file, reason=_reason(error)) from error
         with storage_errors(store):
-            os.replace(staging, store)
-            sync_folder(store.parent)
+            put_in_place(staging, store)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
@@ -201,7 +222,7 @@ def _only_complete(header: Header, journal: Journal) -> tuple[Header, Journal]:
     return replace(header, arrays=complete, metadata=metadata), Journal(entries=entries)
 
 
-def _export_array(files: StoreFiles, name: str, target: Any) -> None:
+def _export_array(files: StoreFiles, name: str, target: Any, written: _ExportedFile) -> None:
     array, rows_at_once = token_array(files.header, name), files.header.block_rows
     rows = map_rows(chunk_files(files.path, array))
     dataset = target.create_dataset(name, shape=rows.shape, dtype=rows.dtype)
@@ -209,6 +230,7 @@ def _export_array(files: StoreFiles, name: str, target: Any) -> None:
     for start in range(0, rows.shape[0], rows_at_once):
         stop = min(start + rows_at_once, rows.shape[0])
         dataset[start:stop] = rows.read(start, stop)
+        written.check()
 
 
 def _export_target(kept: Target, name: str, target: Any) -> None:

@@ -9,6 +9,7 @@ no others.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from ..writing.locking import StoreLock, is_locked, lock_file, read_owner, worke
 from ..writing.resume import drop_damaged, temporary_folders
 
 FOREIGN = "does not belong to the store"
+_ARRAY_FOLDER = re.compile(r"tokens/([\w.-]+/block\.\d+/|final/)?[\w.-]+|tokens/[\w.-]+/block\.\d+")  # or one around it
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 
 
@@ -117,10 +119,11 @@ def find_unfinished_work(path: str | Path) -> list[Damage]:
     found += [(f"../{file.name}", "the lock of a worker that was killed") for file in worker_files(store).values()]
     if read_owner(lock_file(store)) is not None:
         found.append((f"../{lock_file(store).name}", "the lock of a process that was killed"))
-    staging = [*staging_files(store), *target_staging(store)]
-    found += [(file.relative_to(store).as_posix(), "left behind by a process that was killed") for file in staging]
+    left = [file.relative_to(store).as_posix() for file in (*staging_files(store), *target_staging(store))]
+    found += [(path, "left behind by a process that was killed") for path in left]
     with suppress(CacheError):  # `verify_store` reports it
         header = read_header(store)
+        found += [(path, "left behind by a process that was killed") for path in _not_begun(store, header)]
         if header.state != COMPLETE:
             num_blocks, entries = header.block_grid.num_blocks, read_journal(store).entries.values()
             done = sum(header.arrays.keys() <= entry.checksums.keys() for entry in entries)
@@ -187,6 +190,8 @@ def repair_store(path: str | Path, *, remove_foreign: bool = False) -> Repair:
                 by_block.setdefault(damage.rows.start // header.block_rows, set()).add(damage.array)
             for one in (*_temporary(store), *staging_files(store), *target_staging(store)):
                 remove_path(one)
+            for path in _not_begun(store, header):
+                _remove_foreign(store, path)
             _, journal = drop_damaged(store, header, read_journal(store), by_block)
             if journal_problems(store, journal):
                 rewrite_journal(store, journal)
@@ -273,6 +278,26 @@ def harmless_files(store: str | Path) -> list[Path]:
 
 def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
     """Files, links to folders and empty folders inside a store that the format does not have, other than harmless files."""
+    paths = (path for path in _unknown(store, header) if not _is_array_without_chunks(store, path))
+    yield from (Damage(file=path, problem=FOREIGN) for path in paths)
+
+
+def _not_begun(store: Path, header: Header) -> list[str]:
+    """The folders or metadata of arrays that the header does not have yet: what a writer makes before it adds them."""
+    return [path for path in _unknown(store, header) if _is_array_without_chunks(store, path)]
+
+
+def _is_array_without_chunks(store: Path, path: str) -> bool:
+    place = store / path
+    folder = place.parent if place.name == HEADER_FILE else place
+    if not _ARRAY_FOLDER.fullmatch(path.removesuffix(f"/{HEADER_FILE}")) or place.is_symlink() or not folder.is_dir():
+        return False
+    files = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
+    return place.is_file() == (place != folder) and all(file.name == HEADER_FILE for file in files)
+
+
+def _unknown(store: Path, header: Header) -> list[str]:
+    """What a store has and its header does not, other than harmless files; sorted."""
     arrays = {array.name: array for array in block_arrays(header)}
     arrays |= {name: static_array(header, name) for name in header.static}
     journals = [file for file in (store / JOURNAL_FOLDER).glob("worker-*.jsonl") if file.is_file()]
@@ -297,7 +322,7 @@ def foreign_files(store: Path, header: Header) -> Iterator[Damage]:
             found.append(inside)
         links = [_join(inside, name) for name in folders if os.path.islink(os.path.join(place, name))]
         found += [path for path in links if path not in known_folders and not is_target_folder(path)]
-    yield from (Damage(file=path, problem=FOREIGN) for path in sorted(found))
+    return sorted(found)
 
 
 def _join(folder: str, name: str) -> str:

@@ -100,13 +100,12 @@ class StoreLock:
             except BaseException:
                 self._lock.release()
                 raise
-            write_owner(self.file, LockOwner.this_process())
+            leave_name(self.file, LockOwner.this_process())
 
     def release(self) -> None:
         """Release the lock. The file stays: removing it would let two processes lock two files of the same name."""
         if self._lock.is_locked:
-            if self.file.exists():
-                os.truncate(self.file, 0)
+            remove_name(self.file)
             self._lock.release()
 
 
@@ -146,6 +145,18 @@ def locked_error(store: Path, owner: LockOwner | None) -> StoreLockedError:
 
 def write_owner(file: Path, owner: LockOwner) -> None:
     file.write_text(json.dumps(asdict(owner), allow_nan=False))
+
+
+def leave_name(file: Path, owner: LockOwner) -> None:
+    """Write the owner of a lock into its file, for messages; on a full disk, where stores can be deleted all the same, nothing."""
+    with suppress(OSError):
+        write_owner(file, owner)
+
+
+def remove_name(file: Path) -> None:
+    """Empty a lock file before it is released."""
+    with suppress(OSError):
+        os.truncate(file, 0)
 
 
 def read_owner(file: Path) -> LockOwner | None:

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from ..reader import require_current
 from ..rows import MISSING, RowSet
 from ..spec import ArraySpec, ModelSpec, StoreSpec, array_order
 from .checked_chunks import check_chunks
+from .lost_header import find_header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,8 @@ def remove_store(store: Path) -> None:
             raise NotAStoreError("cache.foreign_folder", store=store) from None
     _, old = temporary_folders(store)
     os.replace(store, old)
-    sync_folder(store.parent)
+    with suppress(OSError):  # a full disk refuses, and has room again once the store is deleted
+        sync_folder(store.parent)
     shutil.rmtree(old)
 
 
@@ -203,8 +206,10 @@ def resume_store(store: Path, request: StoreRequest, *, has_others: bool = False
 
     With `has_others`, other workers are writing the store: damage is not checked again, and their staging files are kept.
     """
-    header = read_header(store)
+    header, is_there = find_header(store, request.blank_header(), request.arrays, request.static)
     check_same(store, header, request)
+    if not is_there:
+        write_header(store, header)
     if has_others:
         return _with_skeleton(store, header, request), read_journal(store)
     (store / JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)

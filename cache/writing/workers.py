@@ -13,7 +13,6 @@ As good as flock is on the file system: between machines on NFS since version 4;
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
@@ -29,10 +28,12 @@ from ..errors import SpecError, StoreLockedError
 from .locking import (
     LockOwner,
     is_held,
+    leave_name,
     living_workers,
     lock_file,
     locked_error,
     read_owner,
+    remove_name,
     take_lock,
     worker_file,
     worker_files,
@@ -113,10 +114,10 @@ class WorkerLock:
                 return
             self._take_shared()
             try:
-                write_owner(lock_file(self.store), self._name)
+                leave_name(lock_file(self.store), self._name)
                 yield
             finally:
-                os.truncate(lock_file(self.store), 0)
+                remove_name(lock_file(self.store))
                 self._shared.release()
 
     def others(self) -> dict[int, LockOwner | None]:

@@ -165,9 +165,24 @@ def _read_known(files: Sequence[Path], scope: str) -> TarSamples:
         if arrays is not None:
             keys, labels = (_split(arrays[name]) for name in ("keys", "labels"))
             shared = {label: label for label in labels}  # one object for each label, not for each sample
-            labels, left_out = [shared[label] for label in labels], json.loads(arrays["left_out"].tobytes())
-            return TarSamples(arrays["tars"], keys, labels, arrays["samples"], left_out)
+            labels = [shared[label] for label in labels]
+            try:
+                left_out = json.loads(arrays["left_out"].tobytes())
+            except (ValueError, RecursionError):
+                continue
+            samples = TarSamples(arrays["tars"], keys, labels, arrays["samples"], left_out)
+            if _is_whole(samples):
+                return samples
     return TarSamples(np.empty(0, dtype=RECORD), [], [], np.empty(0, dtype=SAMPLE), [])
+
+
+def _is_whole(samples: TarSamples) -> bool:
+    """Whether an index has everything of each of its tars."""
+    counts = {len(samples.keys), len(samples.labels), len(samples.table), int(samples.counts.sum())}
+    left_out = samples.left_out
+    if len(counts) > 1 or not isinstance(left_out, list) or len(left_out) != len(samples.records):
+        return False
+    return all(isinstance(one, dict) and all(type(count) is int for count in one.values()) for one in left_out)
 
 
 def _split(joined: NDArray[np.uint8]) -> list[str]:
