@@ -284,6 +284,26 @@ extraction_options = combine(
         "value (0 to 1) to a float32 run, or a saturated or non-finite value. [default: no check]",
     ),
     click.option(
+        "--background",
+        metavar="COLOUR",
+        default="white",
+        show_default=True,
+        help="Ground of transparent images: white, black or #rrggbb; drop ignores transparency.",
+    ),
+    click.option(
+        "--exif-orientation/--no-exif-orientation",
+        default=False,
+        show_default=True,
+        help="Turn images as their EXIF data say. TIFF files are always turned.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=178_956_970,
+        show_default=True,
+        help="Width times height above which an image counts as one that cannot be read.",
+    ),
+    click.option(
         "--views",
         type=click.IntRange(0, 65_535),
         default=0,

@@ -103,7 +103,8 @@ def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
     Raises:
         RequestError: no such data, or test images of classes without training images.
     """
-    train, test = (open_source(job.data, split, on_event) for split in (job.train_split, job.test_split))
+    opener = partial(open_source, job.data, on_event=on_event, pixels=job.pixels)
+    train, test = map(opener, (job.train_split, job.test_split))
     match_classes(train, test, on_event)
     return [train, test]
 
@@ -141,7 +142,7 @@ def prepare_probes(
     if not named:
         return job.runs_root, iter(())
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    work = request_extraction(job, request, backbone, arrays, on_event)
+    work = request_extraction(job, request, backbone, arrays, train_source.pixel_rule, on_event)
     splits = _open_rows(job, train_source, test_source, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
