@@ -124,7 +124,8 @@ class RequestedExtraction:
         split = {"split": rows.source.split} if rows else {}
         views = {"views": rows.rule.to_dict()} if rows and rows.rule else {}
         pixels = {"pixels": self.pixels.to_dict()}
-        return {"model": self.request.to_dict(), "data": self.data} | pixels | split | views
+        depth = {"depth": self.backbone.depth}
+        return {"model": self.request.to_dict(), "data": self.data} | depth | pixels | split | views
 
 
 def open_rows(

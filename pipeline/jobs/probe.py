@@ -175,11 +175,12 @@ def _open_rows(job: ProbeJob, train: ImageSource, test: ImageSource, on_event: O
     splits = [rows_of(train, rule=job.rule), rows_of(test)]
     for rows in splits:
         report_data(rows, on_event)
-    _report_shared_images(splits[0].record, splits[1].record, on_event)
+    report_shared_images(splits[0].record, splits[1].record, on_event)
     return splits
 
 
-def _report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEvent) -> None:
+def report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEvent) -> None:
+    """Report test images that are training images."""
     shared = duplicates_of(train, test)
     if shared.pairs:
         on_event(
