@@ -89,8 +89,11 @@ def changes_of(stored: bytes | memoryview | NDArray[Any], rule: PixelRule) -> st
     """
     if isinstance(stored, np.ndarray):
         return _size_change(stored.shape[1], stored.shape[0], rule)
-    head = bytes(stored[:_HEAD_BYTES])
-    if not rule.exif_orientation and rule.max_pixels == MOST_PIXELS and (head.startswith(_JPEG) or _is_plain_png(head)):
+    if (
+        not rule.exif_orientation
+        and rule.max_pixels == MOST_PIXELS
+        and (stored[: len(_JPEG)] == _JPEG or _is_plain_png(bytes(stored[:_HEAD_BYTES])))
+    ):
         return ""  # nearly every image
     try:
         with _opened(bytes(stored)) as image:
