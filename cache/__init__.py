@@ -50,6 +50,7 @@ from .maintenance.disk_space import (
     time_block,
 )
 from .maintenance.features import write_features
+from .maintenance.foreign_features import store_features
 from .maintenance.hdf5 import export_hdf5, import_hdf5, read_hdf5_spec
 from .maintenance.merge import Merge, merge_stores
 from .maintenance.upgrade import Upgrade, find_format1, remove_leftovers, upgrade_store
@@ -103,6 +104,7 @@ __all__ = [
     "array_key",
     "known_hashes",
     "find_gaps",
+    "store_features",
     "store_gap",
     "ids_of",
     "Gap",

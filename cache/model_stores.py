@@ -11,11 +11,11 @@ Stores of format 1 lie in folders of data sets. They are read as they are, after
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +163,14 @@ class ModelStores:
         return files.rows.keys[rows], np.full(len(rows), number), rows, is_skipped[rows]
 
 
-def known_hashes(root: str | Path, name: str, ids: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
+def known_hashes(
+    root: str | Path,
+    name: str,
+    ids: Sequence[str],
+    sizes: NDArray[np.int64],
+    *,
+    believe: Callable[[Mapping[str, Any]], bool] | None = None,
+) -> NDArray[np.uint64]:
     """Content hashes of images that stores of the same data, of any model, record under the same name and size.
 
     Args:
@@ -171,6 +178,7 @@ def known_hashes(root: str | Path, name: str, ids: Sequence[str], sizes: NDArray
         name: name of the data; stores of other data are not believed, whatever their images are called.
         ids: n names of images.
         sizes: ``[n]`` bytes of the encoded images.
+        believe: whether to believe a store, by the attributes that it has recorded; None believes all.
 
     Returns:
         ``[n]`` uint64, 0 for images that no store names, that stores disagree about, or that have name and size of another one.
@@ -183,6 +191,8 @@ def known_hashes(root: str | Path, name: str, ids: Sequence[str], sizes: NDArray
         with suppress(CacheError, OSError):
             files = StoreFiles.read(path)
             if files.sizes is None or files.header.spec.hash_rule != HASH_RULE or files.header.spec.name != name:
+                continue
+            if believe is not None and not believe(files.header.attributes):
                 continue
             require_sound(path, list(static_damage(path, files.header)))
             rows = zip(files.sample_ids, files.sizes.tolist(), files.rows.hashes.tolist(), strict=True)

@@ -220,8 +220,8 @@ def _(event: events.SharedImages) -> str:
 def _(event: events.FlatImages) -> str:
     return (
         f"warning: {counted(event.num_images, 'image')} of {event.dataset}/{event.split} with hardly any contrast "
-        f"({event.first}{', ...' * (event.num_images > 1)}): fewer than 16 levels as 8-bit RGB. Deep or transparent images may "
-        "have lost their content; look at some."
+        f"({event.first}{', ...' * (event.num_images > 1)}): fewer than 16 levels as 8-bit RGB. Look at some: "
+        "a drawing on transparent ground may need another --background, values of more than 8 bits a ?range=LOW,HIGH in --data."
     )
 
 

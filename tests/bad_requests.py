@@ -31,6 +31,7 @@ GOOD = {  # what a command needs, before an option is wrong
     "cache gc": (),
     "cache rm": ("{store}",),
     "cache to": ("{store}", "new.npz"),
+    "cache from": ("a-file",),
     "cache export": ("{store}", "new.h5"),
     "cache import": ("a-file",),
     "cache upgrade": (),

@@ -76,7 +76,7 @@ def test_labels_may_be_texts_or_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "options", "key", "values"),
     [
-        ({"images": PIXELS / 255}, "", "data.not_pixels", {"dtype": "float64"}),
+        ({"images": PIXELS / 255}, "", "data.range_not_declared", {"dtype": "float64"}),
         ({"images": PIXELS[..., :2]}, "", "data.not_pixels", {"shape": [12, 6, 5, 2]}),
         ({"pictures": PIXELS}, "", "data.no_npz_array", {"present": "pictures"}),
         ({"images": PIXELS}, "?labels=y", "data.no_npz_array", {"names": "y"}),

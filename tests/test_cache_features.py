@@ -46,6 +46,7 @@ def test_npz_has_tokens_ids_and_targets(store: Path, tmp_path: Path) -> None:
     with np.load(tmp_path / "a.npz") as arrays:
         assert set(arrays) == {
             *("ids", "content_hashes", "targets/label", "targets/age", "class_names/label"),
+            *("target_types/label", "target_types/age"),
             *(f"{level}/{kind}" for level, kind in opened.arrays),
         }
         for level, kind in opened.arrays:

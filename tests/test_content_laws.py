@@ -51,6 +51,7 @@ from layerbank.cache.writing.locking import StoreLock
 from layerbank.data import decoding
 from layerbank.data.image_set import identify
 from layerbank.data.image_source import ImageSource
+from layerbank.data.pixels import PixelRule
 from layerbank.data.sources import BadImage, open_source
 from layerbank.data.split_rows import SplitRows
 from layerbank.event_text import text_of
@@ -619,10 +620,10 @@ def test_an_image_that_cannot_be_read_at_all_is_named_and_has_no_row(extract: Pa
 def refuse_to_decode(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     refused, decode = {encoded(number) for number in numbers}, decoding.decode_rgb
 
-    def decode_others(stored: Any) -> Image.Image:
+    def decode_others(stored: Any, rule: PixelRule) -> tuple[Image.Image, str]:
         if bytes(stored) in refused:
             raise ValueError("a kind of file that the installed decoder does not know")
-        return decode(stored)
+        return decode(stored, rule)
 
     monkeypatch.setattr(decoding, "decode_rgb", decode_others)
 

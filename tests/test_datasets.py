@@ -14,6 +14,7 @@ from PIL import Image
 from xxhash import xxh3_64_intdigest
 
 from layerbank.api.data import images_from
+from layerbank.data.pixels import LEGACY, USUAL, PixelRule
 from layerbank.data.sources import SOURCES, BadImage, open_source
 
 
@@ -187,8 +188,8 @@ def test_a_file_name_that_is_not_utf8(folder):
 # --- pixels ---
 
 
-def load_only(path: Path) -> Image.Image:
-    image, _ = open_source(f"folder:{path.parents[2]}", path.parents[1].name).load(0)
+def load_only(path: Path, rule: PixelRule = USUAL) -> Image.Image:
+    image, _ = open_source(f"folder:{path.parents[2]}", path.parents[1].name, pixels=rule).load(0)
     return image
 
 
@@ -210,9 +211,9 @@ def test_the_content_hash_is_that_of_the_encoded_bytes(folder):
         ("I;16", 0xC833, (0xC8, 0xC8, 0xC8)),
     ],
 )
-def test_every_png_mode_becomes_rgb_without_its_alpha(tmp_path, mode, colour, expected):
+def test_every_png_mode_becomes_rgb_without_its_alpha_if_it_is_dropped(tmp_path, mode, colour, expected):
     path = write_image(tmp_path / "train" / "a" / "1.png", colour, mode=mode)
-    assert load_only(path).getpixel((3, 3)) == expected
+    assert load_only(path, LEGACY).getpixel((3, 3)) == expected
 
 
 def test_a_palette_with_alpha_becomes_rgb_without_a_warning(tmp_path):
@@ -221,7 +222,8 @@ def test_a_palette_with_alpha_becomes_rgb_without_a_warning(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 9, 99, 199])
     image.save(path, transparency=b"\xff\x10")
-    assert load_only(path).getpixel((1, 1)) == (9, 99, 199)
+    assert load_only(path, LEGACY).getpixel((1, 1)) == (9, 99, 199)
+    assert load_only(path).getpixel((1, 1)) == (240, 245, 251)
 
 
 def test_cmyk_jpeg_is_what_pillow_converts_it_to(tmp_path):

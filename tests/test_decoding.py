@@ -14,9 +14,15 @@ from PIL import Image
 
 import layerbank as lb
 from layerbank import RequestError
-from layerbank.data.decoding import decode_rgb, is_flat
+from layerbank.data.decoding import decode_rgb as decode_by_rule
+from layerbank.data.decoding import is_flat
+from layerbank.data.pixels import USUAL
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+
+
+def decode_rgb(stored: bytes | np.ndarray) -> Image.Image:
+    return decode_by_rule(stored, USUAL)[0]
 
 
 def encoded(pixels: np.ndarray = NOISE, kind: str = "PNG") -> bytes:
@@ -59,9 +65,10 @@ def test_a_thin_image_that_models_can_take_is_not() -> None:
 
 
 def deep(kind: str, seed: int = 0) -> bytes:
-    """What numpy users save: 8-bit values in 16 bits, 12-bit values; and a drawing on a transparent ground."""
+    """What numpy users save: 8-bit values in 16 bits, 12-bit values; and a white drawing on a transparent ground."""
     if kind == "transparent":
-        drawing = np.zeros((40, 30, 4), np.uint8)
+        drawing = np.full((40, 30, 4), 255, np.uint8)
+        drawing[..., 3] = 0
         drawing[10:20, :, 3] = 255
         return encoded(drawing)
     most = {"8 of 16 bits": 256, "12 of 16 bits": 4096}[kind]

@@ -491,9 +491,9 @@ def test_a_file_that_changes_while_it_is_hashed_is_hashed_again(
     data = Data(kind, tmp_path / "data")
     source = data.open()
     changes = iter([41, 42])
-    real = image_set.row_hash
+    real = source.hashes_of
 
-    def change_then_hash(stored: bytes | NDArray[np.uint8]) -> int:
+    def change_then_hash(stored: bytes | NDArray[np.uint8]) -> tuple[int, int]:
         if (seed := next(changes, None)) is not None:
             data.seeds[0] = seed
             _replace(data)
@@ -502,7 +502,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_hashed_again(
     if source.has_whole_files:
         _change_between_reads(monkeypatch, data, changes)
     else:
-        monkeypatch.setattr(image_set, "row_hash", change_then_hash)
+        monkeypatch.setattr(source, "hashes_of", change_then_hash)
     images = identify(source, tmp_path / "cache")
     if kind != "npyfile":  # which keeps its pixels in memory
         assert sorted(images.hashes.tolist()) == sorted(data.expected().values())
@@ -547,9 +547,9 @@ def test_a_file_that_never_stops_changing_is_named(kind: str, tmp_path: Path, mo
 
         monkeypatch.setattr(index_module.os, "read", read)
     else:
-        hash_of: Callable[..., int] = row_hash
+        hashes_of = source.hashes_of
         monkeypatch.setattr(
-            image_set, "row_hash", lambda stored: os.utime(target, (next(counter), 0)) or hash_of(stored)
+            source, "hashes_of", lambda stored: os.utime(target, (next(counter), 0)) or hashes_of(stored)
         )
     with raises("data.changing_file", WorkError, file=target, tries=3):
         identify(source, tmp_path / "cache")

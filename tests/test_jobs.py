@@ -143,6 +143,8 @@ OTHER_NAMES = {
     "views_split": ("train_split",),  # views are of the images that train
     "levels": ("probes",),  # a study stores what its probes read
     "kinds": ("probes",),
+    "store": (),  # a study has models and data
+    "test_store": (),
 }
 # how a command runs and what it prints, not what it computes; --overwrite would compute everything anew after each crash
 NOT_OF_A_RECIPE = {"processes", "shard", "engine", "events", "as_json", "dry_run", "overwrite"}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import MODEL, run
 from fsspec.implementations.memory import MemoryFileSystem
@@ -165,3 +170,54 @@ def test_urls_that_name_nothing_are_refused(remote: MemoryFileSystem) -> None:
     for url in ("memory://far/nothing", "nosuch://far/photos"):
         with raises("data.no_such_url", RequestError, url=url):
             open_source(f"folder:{url}", "train")
+
+
+# --- over HTTP
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server of tmp_path/site, which has lists of its folders as web servers do."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    write_photos(tmp_path / "site" / "photos", {"train": 2, "test": 1})
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / "site" / f"x_{split}.npz", images=pixels, labels=np.arange(6) % 2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "site"))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_files_and_folders_of_a_web_server_are_copied(site: str, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec needs it for http")
+    source = open_source(f"npz:{site}/x_{{split}}.npz", "test")
+    assert np.array_equal(source.read(3), open_source(f"npz:{tmp_path}/site/x_{{split}}.npz", "test").read(3))
+    folder = open_source(f"folder:{site}/photos", "train")
+    local = open_source(f"folder:{tmp_path}/site/photos", "train")
+    assert folder.ids == local.ids
+    assert all(folder.read(row) == local.read(row) for row in range(len(local)))
+    with raises("data.no_such_url", RequestError):
+        open_source(f"npz:{site}/none.npz", "test")
+    with raises("data.url_of_table", RequestError):
+        open_source(f"csv:{site}/labels.csv", "train")
+
+
+def test_a_web_address_without_its_package_names_the_package(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.registry import _registry  # type: ignore[attr-defined]  # it remembers what was imported
+
+    for name in ("http", "https"):
+        monkeypatch.delitem(_registry, name, raising=False)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with raises("data.no_such_url", RequestError) as refused:
+        open_source(f"npz:{site}/x_{{split}}.npz", "test")
+    assert "aiohttp" in str(refused.error)

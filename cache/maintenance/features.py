@@ -2,10 +2,12 @@
 
 Rows without usable tokens are left out. An array has the name of its level and kind (`block.6/cls`); bfloat16 becomes float32, and
 so does float16 in Parquet, where few readers know it. This is no copy of the store: `hdf5` writes one that can be imported again.
+`foreign_features` makes a store of such a file, whose rows are known by their features.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,9 +29,9 @@ def write_features(store: str | Path, file: str | Path, *, tap: str | None = Non
     """Write the usable rows of a store to one file, which appears whole or not at all.
 
     `.npz` holds `ids` [N], `content_hashes` [N], each array [N, D] or [N, T, D] under its level and kind, each target under
-    `targets/<name>` and its class names under `class_names/<name>`. `.parquet` has one row per image: `id`, `content_hash`, each
-    target as `targets/<name>` (classes by name), and each array as a list of D or T x D numbers, whose shape is in the metadata
-    of the column.
+    `targets/<name>`, its type under `target_types/<name>` and its class names under `class_names/<name>`. `.parquet` has one row
+    an image: `id`, `content_hash`, each target as `targets/<name>` (classes by name), and each array as a list of numbers. The
+    metadata of a column have the shape of an array, or the type and the class names of a target.
 
     Args:
         store: the store.
@@ -77,6 +79,7 @@ def _write_npz(store: TokenStore, rows: NDArray[np.int64], file: Path) -> None:
         _add(archive, "content_hashes", store.rows.hashes[rows])
         for name, target in _targets(store):
             _add(archive, f"targets/{name}", target.values[rows])
+            _add(archive, f"target_types/{name}", np.array(target.type))
             if target.class_names:
                 _add(archive, f"class_names/{name}", np.array(list(target.class_names)))
         for level, kind in store.arrays:
@@ -99,7 +102,11 @@ def _write_parquet(store: TokenStore, rows: NDArray[np.int64], file: Path) -> No
     }
     for name, target in _targets(store):
         columns[f"targets/{name}"] = pa.array(_plain(target, rows))
-    fields = [pa.field(name, values.type) for name, values in columns.items()]
+    about_targets = {
+        f"targets/{name}": {"type": json.dumps(target.type), "class_names": json.dumps(list(target.class_names))}
+        for name, target in _targets(store)
+    }
+    fields = [pa.field(name, values.type, metadata=about_targets.get(name)) for name, values in columns.items()]
     for level, kind in store.arrays:
         shape = store.tokens(level, kind).shape[1:]
         about = {"shape": " ".join(map(str, shape))}

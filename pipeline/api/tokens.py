@@ -228,7 +228,7 @@ def _extract(
     backbone = model.backbone
     request = model.request or ModelRequest(model=backbone.model_id, tap=backbone.tap)
     data = rows.source.uri or f"python:{rows.source.name}"
-    work = RequestedExtraction(backbone, request, data, cache, config, on_event=on_event)
+    work = RequestedExtraction(backbone, request, data, cache, config, rows.source.pixel_rule, on_event=on_event)
     (work,) = settle_and_check_disk([work], [rows])
     if work.backbone is not backbone:
         model = replace(model, backbone=work.backbone, request=work.request)

@@ -310,6 +310,33 @@ def to(store: Path, file: Path, tap: str | None) -> None:
     print_lines([f"{file}: {counted(write_features(store, file, tap=tap), 'image')}"])
 
 
+@cache.command("from")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", default="", help="What computed the features. [default: what the file says, else features]")
+@click.option("--name", default="", help="Name of the data. [default: that of the file]")
+@click.option(
+    "--second-axis",
+    type=click.Choice(["levels", "tokens"]),
+    help="What the second axis of an array of three axes is. [default: none; such an array is refused]",
+)
+@shared.cache_root
+def from_(file: Path, model: str, name: str, second_axis: str | None, cache_root: Path) -> None:
+    """Make a store of features that another tool has computed.
+
+    FILE is .npz, .npy, .h5 or .parquet with an array `features`, or arrays called after level and kind (block.6/cls), and where
+    there are any `ids`, and `labels` or targets/NAME; a folder of thingsvision or TRIDENT; or what `layerbank cache to` wrote. Rows
+    are known by their features, not by images. Stores of one --model belong together.
+
+    \b
+    layerbank cache from features.npz --model my-encoder --cache caches
+    """
+    from layerbank.cache import store_features
+
+    from ..console import print_lines
+
+    print_lines([str(store_features(file, cache_root, model=model, name=name, second_axis=second_axis))])
+
+
 @cache.command("import")
 @click.argument("file", type=shared.FILE)
 @shared.cache_root

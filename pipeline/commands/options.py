@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 Command = Callable[..., Any]
 
@@ -196,9 +197,21 @@ def _only_one(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
     return values[0] if values else None
 
 
+class UnlessStore(click.Option):
+    """A required option, unless `--store` takes its place."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        is_required = self.required
+        self.required = is_required and ctx.get_parameter_source("store") != ParameterSource.COMMANDLINE
+        try:
+            return super().process_value(ctx, value)
+        finally:
+            self.required = is_required
+
+
 _MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
 one_model = combine(
-    click.option("--model", required=True, multiple=True, callback=_only_one, help=_MODELS),
+    click.option("--model", cls=UnlessStore, required=True, multiple=True, callback=_only_one, help=_MODELS),
     click.option(
         "--weights",
         metavar="FILE",
@@ -236,6 +249,7 @@ extraction_options = combine(
     ),
     click.option(
         "--data",
+        cls=UnlessStore,
         required=True,
         help="folder:DIR, csv:FILE, parquet:FILE, hf:DIR, wds:DIR, hdf5:FILE, npz:FILE, demo:digits; see `layerbank datasets`.",
     ),
@@ -282,6 +296,26 @@ extraction_options = combine(
         type=float,
         help="Stop before anything is written if a token of the first 32 images of a split has a cosine similarity below this "
         "value (0 to 1) to a float32 run, or a saturated or non-finite value. [default: no check]",
+    ),
+    click.option(
+        "--background",
+        metavar="COLOUR",
+        default="white",
+        show_default=True,
+        help="Ground of transparent images: white, black or #rrggbb; drop ignores transparency.",
+    ),
+    click.option(
+        "--exif-orientation/--no-exif-orientation",
+        default=False,
+        show_default=True,
+        help="Turn images as their EXIF data say. TIFF files are always turned.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=178_956_970,
+        show_default=True,
+        help="Width times height above which an image counts as one that cannot be read.",
     ),
     click.option(
         "--views",

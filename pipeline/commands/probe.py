@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ from . import options as shared
 
 
 @click.command()
+@click.option(
+    "--store",
+    is_eager=True,
+    metavar="STORE",
+    help="In place of --model and --data: a store with tokens and targets; STORE?target=NAME for another target than label, "
+    "STORE?split=0.2&seed=0 to hold a fifth of each class out as test.",
+)
+@click.option("--test-store", metavar="STORE", help="The store to test on, by the same model.")
 @shared.one_model
 @shared.extraction_options
 @click.option(
@@ -83,7 +93,15 @@ from . import options as shared
 @shared.runs_root
 @shared.events
 @shared.as_json
-def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **options: Any) -> None:
+def probe(
+    seeds: str,
+    probes: str | None,
+    events: Path | None,
+    as_json: bool,
+    store: str | None,
+    test_store: str | None,
+    **options: Any,
+) -> None:
     """Stage two: train probes on stored tokens, choose on validation, test once.
 
     Tokens that are missing are extracted first. Results go to RUNS/<data set>/<store>/results.jsonl; each
@@ -91,12 +109,14 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
 
     \b
     layerbank probe --model timm/vit_small_patch16_224 --data folder:photos --probe linear-cls,alf --protocol paper
+    layerbank probe --store train.zarr --test-store test.zarr --probe linear-last
     """
     from ..console import Listener, print_json, print_table
     from ..errors import RequestError
     from ..jobs.extract import split_names
     from ..jobs.job import ProbeJob
     from ..jobs.probe import prepare_probes
+    from ..jobs.probe_stores import StoreProbeJob, prepare_store_probes
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers
@@ -106,14 +126,23 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     named = tuple(DEMO_PROBES) if probes is None else split_names(probes)
     if not named:
         raise RequestError("probing.no_probe_named", probes=probes)
-    job = ProbeJob(
-        probes=named,
-        seeds=tuple(parse_numbers(seeds, where="--seed", at_least=0)),
-        num_heads=() if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
-        **options,
-    )
+    options |= {
+        "probes": named,
+        "seeds": tuple(parse_numbers(seeds, where="--seed", at_least=0)),
+        "num_heads": () if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
+    }
+    prepare: Callable[..., Any]
+    if store is not None:
+        of_images = {name: options.pop(name) for name in ("model", "weights", "data")}
+        if given := [f"--{name}" for name, value in of_images.items() if value is not None]:
+            raise RequestError("jobs.store_or_data", option=given[0])
+        prepare = partial(prepare_store_probes, StoreProbeJob(store=store, test_store=test_store, **options))
+    elif test_store is not None:
+        raise RequestError("jobs.test_store_alone", store=test_store)
+    else:
+        prepare = partial(prepare_probes, ProbeJob(**options))
     with Listener(quiet=as_json, events=events) as listener:
-        folder, trainings = prepare_probes(job, on_event=listener.show)
+        folder, trainings = prepare(on_event=listener.show)
         rows = [row for training in trainings for row in training()]
     if as_json:
         print_json({"folder": str(folder), "rows": rows, "summary": [summary.to_dict() for summary in summarize(rows)]})

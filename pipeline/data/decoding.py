@@ -1,10 +1,11 @@
-"""Encoded bytes or stored pixels become RGB images, in the same way for all sources.
+"""Encoded bytes or stored pixels become RGB images, in the same way for all sources, by a `PixelRule`.
 
-* `convert("RGB")`, as the folder loaders of torchvision and timm do: alpha is dropped, not composited, and CMYK is converted
-  without a colour profile.
-* The EXIF orientation is **not** applied, as there, so that published numbers stay comparable.
+* Transparent pixels are seen before the background of the rule. An image with an alpha channel that is opaque everywhere is as one
+  without. CMYK is converted without a colour profile, as `convert("RGB")` of torchvision's and timm's loaders does.
+* The EXIF orientation is **not** applied by default, as there, so that published numbers stay comparable. TIFF files are always
+  turned as they say: Pillow does that as it reads them.
+* Grey values of 16 bits are scaled to 8 bits from 0 to 65,535, or from the range of the rule; those of 32 bits and floats need one.
 * Only the formats below are opened: Pillow has readers for others that start programs, such as Ghostscript for EPS.
-* 16-bit grey images are scaled to 8 bits; Pillow's own conversion clips at 255, which leaves them white.
 
 Pillow does not compare the checksums in PNG files, so a damaged or unwritten end would be decoded as black; they are compared here.
 """
@@ -13,45 +14,184 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from .pixels import DROP, MOST_PIXELS, PixelRule, as_bytes
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # of `folder.EXTENSIONS`; Pillow calls PGM PPM
 LARGEST_RATIO = 256
 """Of the sides of an image: models resize the shorter side, so one of 1 x 20,000 pixels would take gigabytes."""
 FEW_LEVELS = 16
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_HEAD_BYTES = 1 << 16  # what stands before the pixels of a PNG file, unless it has a large colour profile
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS = (
+    Image.Transpose.FLIP_LEFT_RIGHT,  # 2
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_OPENING = threading.Lock()  # Pillow's limit is one for the process
 
 
-def decode_rgb(stored: bytes | NDArray[np.uint8]) -> Image.Image:
-    """The RGB image of encoded bytes, or of pixels [H, W] or [H, W, 3]."""
+def decode_rgb(stored: bytes | NDArray[np.uint8], rule: PixelRule) -> tuple[Image.Image, str]:
+    """The RGB image of encoded bytes, or of pixels [H, W] or [H, W, 3], and what `changes_of` says of it."""
     if not isinstance(stored, bytes):
-        return to_rgb(_checked(Image.fromarray(stored)))
+        return to_rgb(Image.fromarray(stored), rule), changes_of(stored, rule)
+    with _opened(stored) as image:
+        changes = _changes(image, rule)
+        return to_rgb(image, rule), changes
+
+
+def to_rgb(image: Image.Image, rule: PixelRule) -> Image.Image:
+    """The RGB image of one of any mode.
+
+    Raises:
+        ValueError: it is too large or too narrow, or nothing says which of its values are black and white.
+    """
+    width, height = image.size
+    if width * height > rule.max_pixels:
+        raise ValueError(f"{width} x {height} pixels: more than {rule.max_pixels:,}")
+    if max(width, height) > LARGEST_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {LARGEST_RATIO} times the other")
+    if rule.range is not None and _has_deep_colours(image):
+        raise ValueError("colours of 16 bits, of which the upper 8 are read: a range is for grey images")
+    turn = _turn_of(image, rule)
+    if _is_deep(image):
+        rgb = Image.fromarray(_deep_as_bytes(image, rule)).convert("RGB")
+    elif rule.background != DROP and _is_transparent(image):
+        ground = Image.new("RGBA", image.size, rule.background)
+        rgb = Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    elif image.mode == "P" and "transparency" in image.info:
+        rgb = image.convert("RGBA").convert("RGB")  # the pixels of convert("RGB"), without Pillow's warning
+    else:
+        rgb = image.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def changes_of(stored: bytes | memoryview | NDArray[Any], rule: PixelRule) -> str:
+    """The parts of a rule that decide the pixels of this image, as its row hash has them; "" for none.
+
+    None decides those of an image that is opaque, of 8 bits, upright and of a usual size, nor of one that cannot be decoded. Only
+    images with an alpha channel are decoded here.
+    """
+    if isinstance(stored, np.ndarray):
+        return _size_change(stored.shape[1], stored.shape[0], rule)
+    if (
+        not rule.exif_orientation
+        and rule.max_pixels == MOST_PIXELS
+        and (stored[: len(_JPEG)] == _JPEG or _is_plain_png(bytes(stored[:_HEAD_BYTES])))
+    ):
+        return ""  # nearly every image
+    try:
+        with _opened(bytes(stored)) as image:
+            return _changes(image, rule)
+    except MemoryError:
+        raise
+    except Exception:  # damaged bytes make Pillow raise anything; `decode_rgb` gives the reason
+        return ""
+
+
+def _changes(image: Image.Image, rule: PixelRule) -> str:
+    size = _size_change(*image.size, rule)
+    if image.width * image.height > rule.max_pixels:
+        return size
+    if _is_deep(image):
+        is_ranged = rule.range is not None or _needs_range(image)
+    else:
+        is_ranged = rule.range is not None and _has_deep_colours(image)  # before Pillow reads the pixels
+    parts = [size, f"range={rule.range}" if is_ranged else ""]
+    if _turn_of(image, rule) is not None:
+        parts.append("exif_orientation")
+    if rule.background != DROP and not _is_deep(image) and _is_transparent(image):
+        parts.append(f"background={rule.background}")
+    return " ".join(filter(None, parts))
+
+
+def _size_change(width: int, height: int, rule: PixelRule) -> str:
+    fits, fits_usually = (width * height <= most for most in (rule.max_pixels, MOST_PIXELS))
+    return "" if fits == fits_usually else "large" if fits else "too large"
+
+
+def _is_plain_png(head: bytes) -> bool:
+    """Whether the first bytes are those of a PNG file without transparency, of 8 bits at most."""
+    before_pixels, pixels, _ = head.partition(b"IDAT")
+    is_plain = head.startswith(_PNG) and bool(pixels) and b"tRNS" not in before_pixels
+    return is_plain and head[24] <= 8 and head[25] in (0, 2, 3)  # bits, and grey, RGB or palette
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is a grey image of more than 8 bits."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _needs_range(image: Image.Image) -> bool:
+    """Whether a deep image has other values than 0 to 65,535; Pillow opens some of 16 bits as "I", which holds 32."""
+    return image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM"))
+
+
+def _has_deep_colours(image: Image.Image) -> bool:
+    """Whether a file has several bands of 16 bits; asked before its pixels are read."""
+    return not _is_deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _deep_as_bytes(image: Image.Image, rule: PixelRule) -> NDArray[np.uint8]:
+    if rule.range is None and _needs_range(image):
+        raise ValueError("values of 32 bits or floats, of which nothing says what is black and white: ?range=LOW,HIGH")
+    most = 65535
+    if image.format == "PPM" and image.mode == "I" and isinstance(args := image.tile[0][3], tuple):  # type: ignore[attr-defined]
+        most = args[1]
+    values = np.asarray(image)
+    if rule.range is None:
+        return (values.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+    if most < 65535:  # Pillow has scaled the values of the file to 16 bits
+        values = (values * (most / 65535)).round()
+    return as_bytes(values, rule.range)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel is not opaque."""
+    has_band = image.getbands()[-1] in "Aa"
+    if not has_band and "transparency" not in image.info:
+        return False
+    alpha = image.getchannel(image.getbands()[-1]) if has_band else image.convert("RGBA").getchannel("A")
+    lowest, _ = alpha.getextrema()
+    return int(lowest) < 255  # type: ignore[arg-type]  # a channel has numbers
+
+
+def _turn_of(image: Image.Image, rule: PixelRule) -> Image.Transpose | None:
+    if not rule.exif_orientation or image.format == "TIFF":  # which Pillow has turned
+        return None
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    return _TURNS[orientation - 2] if orientation in range(2, 9) else None
+
+
+@contextmanager
+def _opened(stored: bytes) -> Iterator[Image.Image]:
     if not stored:
         raise ValueError("no bytes")
     if stored.startswith(_PNG):
         _check_png(stored)
-    with Image.open(io.BytesIO(stored), formats=FORMATS) as image:
-        return to_rgb(_checked(image))
-
-
-def _checked(image: Image.Image) -> Image.Image:
-    if max(image.size) > LARGEST_RATIO * min(image.size):
-        raise ValueError("{} x {} pixels: one side is more than {} times the other".format(*image.size, LARGEST_RATIO))
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The RGB image of one of any mode."""
-    if image.mode.startswith("I"):  # 16-bit grey; older Pillow opens it as 32-bit "I"
-        eight_bits = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(eight_bits.astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")  # the pixels of convert("RGB"), without Pillow's warning
-    return image.convert("RGB")
+    with _OPENING:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the rule has the limit
+        try:
+            opened = Image.open(io.BytesIO(stored), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    with opened as image:
+        yield image
 
 
 def is_flat(image: Image.Image) -> bool:

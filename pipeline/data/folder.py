@@ -23,10 +23,11 @@ from ..outputs import kind_of
 from .image_files import LEADS_OUT, leads_out, not_followed, require_inside
 from .image_source import ImageSource
 from .patterns import no_such_split, parse_options, require_folder
+from .pixels import parse_range
 from .sources import DataSource
 from .tables.split_column import parse_held_out, rows_held_out
 
-OPTIONS = ("split", "seed", "classes")
+OPTIONS = ("split", "seed", "classes", "range")
 NESTED = "nested"
 SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))  # torchvision's
@@ -129,7 +130,9 @@ def open_folder(address: str, split: str) -> FileSource:
         entries = [entries[row] for row in rows.tolist()]
     class_names = sorted({name for _, name in entries})
     number_of = {name: number for number, name in enumerate(class_names)}
-    return FileSource(root, split, [(found, number_of[name]) for found, name in entries], class_names, left_out)
+    source = FileSource(root, split, [(found, number_of[name]) for found, name in entries], class_names, left_out)
+    source.value_range = parse_range(data, options)
+    return source
 
 
 def find_images(root: Path, prefix: str = "", left_out: Counter[str] | None = None) -> Iterator[FoundImage]:

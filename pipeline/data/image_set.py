@@ -45,7 +45,8 @@ from ..events import (
     OnEvent,
     ignore,
 )
-from .image_source import ImageSource, row_hash, row_hash_rule1, split_where
+from .image_source import ImageSource, split_where
+from .pixels import LEGACY
 
 TRIES = 3  # for a file that changes while it is read
 PROGRESS_EVERY_S = 0.2
@@ -148,6 +149,8 @@ class _Identification:
         origin = source.origin or f"{type(source).__module__}.{type(source).__qualname__}:{source.name}"
         self.is_reported = False  # that the index cannot be kept
         self.scope = f"{origin}\n{source.split}"
+        if source.pixel_rule != LEGACY:  # an index from before there were rules has what that one gives
+            self.scope += f"\n{source.pixel_rule.text}"
         label = re.sub(r"[^\w.-]+", "-", f"{source.name}-{source.split}")[:80]
         name = f"{label}-{xxh3_64_hexdigest(self.scope.encode(errors='surrogatepass'))}{INDEX_SUFFIX}"
         self.index_paths = [folder / name for folder in index_folders(cache_root)] if self.paths else []
@@ -249,7 +252,7 @@ class _Identification:
                 status.append(MISSING)
                 are_settled.append(True)
             else:
-                hashes.append(row_hash(content))
+                hashes.append(self.source.hashes_of(content)[0])
                 status.append(found)
                 are_settled.append(is_settled)
             progress.done(file)
@@ -273,8 +276,9 @@ class _Identification:
     def _hash_rows(self, rows: NDArray[np.int64], progress: _Progress) -> None:
         hashes, rule1_hashes = [], []
         for row, stored in zip(rows.tolist(), self.source.read_each(rows), strict=True):
-            hashes.append(0 if stored is None else row_hash(stored))
-            rule1_hashes.append(row_hash_rule1(stored) if isinstance(stored, np.ndarray) else hashes[-1])
+            by_rules = (0, 0) if stored is None else self.source.hashes_of(stored)
+            hashes.append(by_rules[0])
+            rule1_hashes.append(by_rules[1])
             progress.done(row)
         self.hashes[rows], self.rule1_hashes[rows] = hashes, rule1_hashes
         self.is_known[rows] = True

@@ -21,6 +21,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from layerbank.cache.rows import HASH_RULE
 
 from ..errors import RequestError, WorkError
+from .pixels import USUAL, PixelRule, Range
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,21 +38,28 @@ NO_LABEL = -1
 """The label of images that have none."""
 
 
-def row_hash(stored: Stored) -> int:
+def row_hash(stored: Stored, changes: str = "") -> int:
     """Return the content hash of an image, rule 2: xxh3_64 of its encoded bytes; of dtype, shape and bytes of an array.
 
     It is never 0, which stands for an image that cannot be read.
 
-    >>> row_hash(b"") == row_hash_rule1(b"")
-    True
+    Args:
+        stored: the image.
+        changes: what decides its pixels beside it, see `decoding.changes_of`; hashed too, unless it is empty.
+
+    >>> row_hash(b"") == row_hash_rule1(b""), row_hash(b"", "background=#ffffff") == row_hash(b"")
+    (True, False)
     >>> flat, high = np.zeros((2, 8), dtype=np.uint8), np.zeros((8, 2), dtype=np.uint8)
     >>> row_hash(flat) == row_hash(high), row_hash_rule1(flat) == row_hash_rule1(high)
     (False, True)
     """
-    if not isinstance(stored, np.ndarray):
-        return xxh3_64_intdigest(stored) or 1
-    digest = xxh3_64(f"{stored.dtype.str} {'x'.join(map(str, stored.shape))}\n".encode())
-    digest.update(np.ascontiguousarray(stored).data)
+    digest = xxh3_64()
+    if isinstance(stored, np.ndarray):
+        digest.update(f"{stored.dtype.str} {'x'.join(map(str, stored.shape))}\n".encode())
+        stored = np.ascontiguousarray(stored).data
+    digest.update(stored)
+    if changes:
+        digest.update(f"\n{changes}".encode())
     return digest.intdigest() or 1
 
 
@@ -120,6 +128,8 @@ class ImageSource(ABC):
         table: every column of the rows, where a table lists them; other targets can be taken from it.
         groups: [N] uint64, equal for images of one group, such as a patient, in every split; None without groups.
         is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
+        value_range: the values of black and white that the URI declares for images of more than 8 bits.
+        pixel_rule: how images become pixels; `open_source` sets it.
 
     Raises:
         RequestError: two samples have the same id, or an id or a class name is not valid Unicode.
@@ -138,6 +148,8 @@ class ImageSource(ABC):
     left_out: Mapping[str, int] = MappingProxyType({})
     table: Table | None = None
     groups: NDArray[np.uint64] | None = None
+    value_range: Range | None = None
+    pixel_rule: PixelRule = USUAL
 
     def __init__(
         self,
@@ -176,15 +188,28 @@ class ImageSource(ABC):
         """
         from .decoding import decode_rgb, failure_reason
 
-        content_hash = 0
+        stored = None
         try:
             stored = self.read(row)
-            content_hash = row_hash(stored)
-            return decode_rgb(stored), content_hash
+            image, changes = decode_rgb(stored, self.pixel_rule)
+            return image, row_hash(stored, changes)
         except MemoryError:
             raise
         except Exception as error:  # damaged bytes make Pillow raise anything: struct.error, SyntaxError, KeyError
+            content_hash = 0 if stored is None else self.hashes_of(stored)[0]
             raise BadImage(self.ids[row], self.file_of(row), failure_reason(error), content_hash) from error
+
+    def hashes_of(self, stored: Stored) -> tuple[int, int]:
+        """Return the content hashes of an image of this source by rules 2 and 1.
+
+        What the options for pixels decide has no hash of its own by rule 1: no store of format 1 holds such a row.
+        """
+        from .decoding import changes_of
+
+        changes = changes_of(stored, self.pixel_rule)
+        content_hash = row_hash(stored, changes)
+        differs = isinstance(stored, np.ndarray) and not changes
+        return content_hash, row_hash_rule1(stored) if differs else content_hash
 
     def read_each(self, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
         """Yield the images of ascending rows as `read` returns them, None for one that cannot be read.

@@ -13,6 +13,7 @@ from layerbank.cache.index import read_whole
 
 from ..errors import RequestError
 from .image_source import NO_LABEL, ImageSource
+from .pixels import PixelRule, as_bytes
 
 
 class MemorySource(ImageSource):
@@ -58,7 +59,7 @@ class MemorySource(ImageSource):
 
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
         item = self._items[row]
-        return stored_image(item[0] if self._pairs else item, f"{self.name}[{row}]")
+        return stored_image(item[0] if self._pairs else item, f"{self.name}[{row}]", self.pixel_rule)
 
     def file_of(self, row: int) -> str:
         return f"item {row} of {self.name}"
@@ -104,11 +105,12 @@ def _classes(
     return np.array([number_of[value] for value in values.tolist()]), [str(value) for value in known]
 
 
-def stored_image(image: Any, place: str) -> bytes | NDArray[np.uint8]:
-    """Encoded bytes, or uint8 pixels [H, W] or [H, W, 3].
+def stored_image(image: Any, place: str, rule: PixelRule) -> bytes | NDArray[np.uint8]:
+    """Encoded bytes, or uint8 pixels [H, W] or [H, W, 3], of other arrays and of PIL images by a rule.
 
     Raises:
-        RequestError: something that is no image.
+        RequestError: something that is no image, or numbers of another dtype without a range.
+        ValueError: a PIL image of values without a range, or numbers that are not finite.
     """
     if isinstance(image, bytes):
         return image
@@ -117,8 +119,10 @@ def stored_image(image: Any, place: str) -> bytes | NDArray[np.uint8]:
     if hasattr(image, "convert"):  # a PIL image
         from .decoding import to_rgb
 
-        return np.asarray(to_rgb(image))
+        return np.asarray(to_rgb(image, rule))
     values = np.asarray(image)
+    if rule.range is not None and values.dtype.kind in "uif":
+        values = as_bytes(values, rule.range)
     is_torch = hasattr(image, "permute")
     if is_torch and values.ndim == 3:
         values = values.transpose(1, 2, 0)

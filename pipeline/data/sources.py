@@ -11,6 +11,7 @@ from ..errors import RequestError
 from ..events import OnEvent, ignore
 from ..registry import Registry
 from .image_source import BadImage, ImageSource
+from .pixels import USUAL, PixelRule
 from .remote.copies import is_url, local_copy
 
 __all__ = ["open_source", "SOURCES", "DataSource", "ImageSource", "BadImage"]
@@ -62,13 +63,14 @@ def check_split(data: str, split: str) -> None:
         raise RequestError("data.bad_split_name", uri=data, split=split)
 
 
-def open_source(uri: str, split: str, on_event: OnEvent = ignore) -> ImageSource:
+def open_source(uri: str, split: str, on_event: OnEvent = ignore, *, pixels: PixelRule = USUAL) -> ImageSource:
     """Open one split of a data set.
 
     Args:
         uri: `scheme:address` with a scheme of SOURCES; an address that is a URL is copied to this machine first.
         split: name of the split, such as `train`.
         on_event: called with the progress of copying.
+        pixels: how images become pixels; a range that the address declares comes before its own.
 
     Raises:
         RequestError: unknown scheme, no such data or split, or data that cannot be used as they are.
@@ -87,6 +89,6 @@ def open_source(uri: str, split: str, on_event: OnEvent = ignore) -> ImageSource
         url, mark, options = address.partition("?")
         address = local_copy(url, split, on_event) + mark + options
     opened = source.open(address, split)
-    opened.uri = uri
+    opened.uri, opened.pixel_rule = uri, pixels.within(opened.value_range)
     opened.origin = opened.origin or f"{scheme}:{os.path.abspath(os.path.expanduser(address))}"
     return opened

@@ -27,6 +27,7 @@ from layerbank.cache import (
 from layerbank.cache.maintenance.verify import find_unfinished_work
 
 from ..data.image_set import identify
+from ..data.pixels import recorded_rule
 from ..data.sources import open_source
 from ..data.split_rows import SplitRows
 from ..data.views import ViewRule
@@ -95,10 +96,11 @@ def _open_again(
     try:
         asked = replace(ModelRequest.from_dict(request["model"], permission), precision=model.compute_dtype)
         rule = ViewRule.from_dict(request["views"]) if "views" in request else None
+        pixels = recorded_rule(request)
     except TypeError:  # values of other types
         raise RequestError("extraction.unknown_origin", store=store) from None
     models_with_code([asked.model], permission)  # before the images are hashed
-    source = open_source(request["data"], request["split"], on_event)
+    source = open_source(request["data"], request["split"], on_event, pixels=pixels)
     images = identify(source, store.parent.parent, on_event=on_event)
     rows = SplitRows(source=source, images=images, rule=rule)
     extractions = []

@@ -19,6 +19,7 @@ from layerbank.cache import ModelStores, StoreForecast, Worker, known_hashes
 
 from ..data.classes import look_alikes, uneven_classes
 from ..data.image_set import ImageSet, identify, images_with_two_labels
+from ..data.pixels import USUAL, PixelRule, recorded_rule
 from ..data.sources import ImageSource, open_source
 from ..data.split_rows import SplitRows, name_of
 from ..data.views import ViewRule
@@ -62,6 +63,7 @@ class RequestedExtraction:
         data: URI of the data.
         cache_root: folder of all stores.
         config: what to store, and how.
+        pixels: how the images become pixels.
         parity_threshold: minimum cosine similarity of a token to a float32 run; None accepts any.
         parity: split -> store -> parity measured on its first images.
         on_event: called with every event.
@@ -73,6 +75,7 @@ class RequestedExtraction:
     data: str
     cache_root: Path
     config: ExtractConfig
+    pixels: PixelRule = USUAL
     parity_threshold: float | None = None
     parity: Mapping[str, Mapping[Path, Mapping[str, Any]]] = field(default_factory=dict)
     on_event: OnEvent = ignore
@@ -120,7 +123,9 @@ class RequestedExtraction:
         """Return what `cache repair` and `predict` need to open the same model on the same data, or rows, again."""
         split = {"split": rows.source.split} if rows else {}
         views = {"views": rows.rule.to_dict()} if rows and rows.rule else {}
-        return {"model": self.request.to_dict(), "data": self.data} | split | views
+        pixels = {"pixels": self.pixels.to_dict()}
+        depth = {"depth": self.backbone.depth}
+        return {"model": self.request.to_dict(), "data": self.data} | depth | pixels | split | views
 
 
 def open_rows(
@@ -142,11 +147,19 @@ def open_rows(
         may_hash: False reads no image: those that the content index does not know count as missing.
         on_event: called with every event.
     """
-    trusted = partial(known_hashes, cache_root, name_of(source)) if trust_files else None
-    images = identify(source, cache_root, may_hash=may_hash, trusted=trusted, on_event=on_event)
+    trust = partial(known_hashes, cache_root, name_of(source), believe=partial(_has_pixels_of, source))
+    images = identify(source, cache_root, may_hash=may_hash, trusted=trust if trust_files else None, on_event=on_event)
     if not may_hash:
         images = _with_stand_ins(images, source.ids)
     return SplitRows(source=source, images=images, rule=rule)
+
+
+def _has_pixels_of(source: ImageSource, attributes: Mapping[str, Any]) -> bool:
+    """Whether the images of a store became pixels as those of a source do; `attributes` are what the store records."""
+    try:
+        return recorded_rule(attributes["request"]) == source.pixel_rule
+    except (KeyError, TypeError):
+        return False
 
 
 def report_data(rows: SplitRows, on_event: OnEvent) -> None:
@@ -206,7 +219,8 @@ def prepare(
     check_job(job)
     if job.rule and job.views_split not in job.splits:
         raise RequestError("jobs.views_of_another_split", split=job.views_split, splits=", ".join(job.splits))
-    sources = [open_source(job.data, split, on_event) for split in dict.fromkeys(job.splits)]  # before the slow model
+    opener = partial(open_source, job.data, on_event=on_event, pixels=job.pixels)
+    sources = [opener(split) for split in dict.fromkeys(job.splits)]  # before the slow model
     is_first = settled is None  # of the processes of this command: what is said of the data is said once
     for other in sources[1:] if is_first else ():
         if uneven := uneven_classes(sources[0], other):
@@ -218,7 +232,10 @@ def prepare(
         request, backbone = open_model(asked, model, weights, on_event if is_first else ignore)
         chosen = backbone.levels if job.levels == "every" else choose_levels(job.levels, backbone.depth)
         arrays = [(level, kind) for level in chosen for kind in split_names(job.kinds)]
-        one = request_extraction(job, request, backbone, arrays, on_event, overwrite=job.overwrite, worker=worker)
+        pixels = sources[0].pixel_rule
+        one = request_extraction(
+            job, request, backbone, arrays, pixels, on_event, overwrite=job.overwrite, worker=worker
+        )
         requested.append(replace(one, parity=parity))
     splits = [
         open_rows(
@@ -368,6 +385,7 @@ def request_extraction(
     request: ModelRequest,
     backbone: Backbone,
     arrays: Sequence[tuple[str, str]],
+    pixels: PixelRule,
     on_event: OnEvent,
     *,
     overwrite: bool = False,
@@ -379,6 +397,7 @@ def request_extraction(
         job: the job.
         request, backbone: what `open_model` returned.
         arrays: the (level, kind) pairs to store.
+        pixels: how the images become pixels.
         on_event: called with every event.
         overwrite: whether the stores of these images alone are made anew.
         worker: which of several workers of the stores this process is.
@@ -399,6 +418,7 @@ def request_extraction(
         job.data,
         job.cache_root,
         config,
+        pixels,
         parity_threshold=job.parity_threshold,
         on_event=on_event,
     )

@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from ..data.pixels import MOST_PIXELS, PixelRule
 from ..data.views import ViewRule
 from ..errors import RequestError, advice, shown
 from ..models.families import RANDOM
@@ -49,6 +50,9 @@ class Job:
         precision: auto, float32, float16 or bfloat16.
         storage_dtype: dtype of tokens on disk, or one for each kind.
         parity_threshold: minimum cosine similarity of a token to a float32 run, 0 to 1; None checks nothing.
+        background: white, black, #rrggbb or drop; the ground of transparent images.
+        exif_orientation: whether images are turned as their EXIF data say.
+        max_pixels: width x height above which an image is a bad one.
         views, view_scale, view_flip: augmented views of each training image, and how they are drawn.
         device: auto, cpu, cuda, ...
         batch_size: images in a forward pass; None chooses it.
@@ -72,6 +76,9 @@ class Job:
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     storage_dtype: str = "float16"
     parity_threshold: Annotated[float, 0, 1] | None = None
+    background: str = "white"
+    exif_orientation: bool = False
+    max_pixels: Positive = MOST_PIXELS
     views: Natural = 0
     view_scale: Annotated[float, 0, 1] = 0.08
     view_flip: bool = True
@@ -89,12 +96,18 @@ class Job:
         for one in fields(self):
             value = job_value(type(self), one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, value)
+        self.pixels  # noqa: B018  # refuses an unknown background
         if self.weights_key is not None and set(self._all_weights()) <= {None, RANDOM}:
             raise RequestError("models.weights_key_without_file", key=self.weights_key, model=f"{self.kind} job")
 
     def _all_weights(self) -> Iterable[str | None]:
         """The weights of each model."""
         return ()
+
+    @property
+    def pixels(self) -> PixelRule:
+        """How images become pixels."""
+        return PixelRule(background=self.background, exif_orientation=self.exif_orientation, max_pixels=self.max_pixels)
 
     @property
     def rule(self) -> ViewRule | None:

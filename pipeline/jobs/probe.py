@@ -103,7 +103,8 @@ def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
     Raises:
         RequestError: no such data, or test images of classes without training images.
     """
-    train, test = (open_source(job.data, split, on_event) for split in (job.train_split, job.test_split))
+    opener = partial(open_source, job.data, on_event=on_event, pixels=job.pixels)
+    train, test = map(opener, (job.train_split, job.test_split))
     match_classes(train, test, on_event)
     return [train, test]
 
@@ -141,7 +142,7 @@ def prepare_probes(
     if not named:
         return job.runs_root, iter(())
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    work = request_extraction(job, request, backbone, arrays, on_event)
+    work = request_extraction(job, request, backbone, arrays, train_source.pixel_rule, on_event)
     splits = _open_rows(job, train_source, test_source, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
@@ -174,11 +175,12 @@ def _open_rows(job: ProbeJob, train: ImageSource, test: ImageSource, on_event: O
     splits = [rows_of(train, rule=job.rule), rows_of(test)]
     for rows in splits:
         report_data(rows, on_event)
-    _report_shared_images(splits[0].record, splits[1].record, on_event)
+    report_shared_images(splits[0].record, splits[1].record, on_event)
     return splits
 
 
-def _report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEvent) -> None:
+def report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEvent) -> None:
+    """Report test images that are training images."""
     shared = duplicates_of(train, test)
     if shared.pairs:
         on_event(

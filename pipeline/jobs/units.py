@@ -156,7 +156,7 @@ def open_data(job: StudyJob, name: str, on_event: OnEvent = ignore) -> tuple[str
     entry = None if ":" in name else find_entry(name)
     uri = name if entry is None else locate_data(entry, job.data_root, fetch=job.fetch)
     splits = (job.train_split, job.test_split)
-    train, test = (open_source(uri, split, on_event) for split in splits)
+    train, test = (open_source(uri, split, on_event, pixels=job.pixels) for split in splits)
     if entry is not None and splits == SPLITS:
         check_size(entry, num_train=len(train), num_classes=len(train.class_names))
     match_classes(train, test, on_event)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from layerbank.cache import ModelSpec, model_of_format1
 from layerbank.probes import load_probe, restore_task
 
 from ..data.image_source import NO_LABEL
+from ..data.pixels import recorded_rule
 from ..data.sources import ImageSource
 from ..errors import RequestError
 from ..events import ImageSkipped, OnEvent, ignore
@@ -87,6 +89,7 @@ class SavedProbe:
             self.class_names = [str(name) for name in config["class_names"]]
             self.task = restore_task(config.get("task"), len(self.class_names))
             self._model = trained_model(config)
+            self.pixels = recorded_rule(config)
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError("probing.damaged_description", folder=folder, reason=repr(error)) from error
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
@@ -139,6 +142,8 @@ class SavedProbe:
         Raises:
             BadImage: an image could not be read and `on_bad_image` is `stop`.
         """
+        source = copy(source)  # the caller's keeps its own rule
+        source.pixel_rule = self.pixels.within(source.value_range)
         forward = self.backbone.compile(self.named.levels, self.named.kinds)
         batch_size = choose_batch_size(self.backbone, forward) if batch_size is None else batch_size
         ranges = [Rows(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]

@@ -28,6 +28,7 @@ from ...errors import RequestError
 from ..image_files import not_a_file
 from ..image_source import ImageSource, Stored, classes_by_value, split_where
 from ..patterns import SPLIT, data_name, no_such_split, parse_options, require_split, splits_of
+from ..pixels import Range, as_bytes, parse_range
 from ..sources import DataSource
 from ..tables.class_column import classes_of, text_of
 
@@ -52,8 +53,8 @@ class Hdf5Source(ImageSource):
             raise no_such_split(data, split, str(self._path), splits_of(parts.image_file))
         with _open(self._path) as file:
             images = _dataset(file, parts.images.replace(SPLIT, split), IMAGE_NAMES, "images")
-            self._range = parts.range
-            self._is_channels_first = _check_images(images, self._range)
+            self.value_range = parts.range
+            self._is_channels_first = _check_images(images, self.value_range)
             self._dataset_name = images.name
             num_images = images.shape[0]
             image_bytes = math.prod(images.shape[1:]) if images.ndim > 1 else self._path.stat().st_size // num_images
@@ -61,8 +62,6 @@ class Hdf5Source(ImageSource):
             self._block_rows = _block_rows(images, image_bytes)
             class_names = _class_names(file)
         self.origin = f"hdf5:{os.path.abspath(self._path)}::{self._dataset_name}"
-        if self._range:  # which decides what the pixels are
-            self.origin += f"?range={self._range[0]!r},{self._range[1]!r}"
         labels, label_class_names = _read_labels(parts, split)
         if len(labels) != num_images:
             raise RequestError("data.label_count", data=data, split=split, images=num_images, labels=len(labels))
@@ -92,8 +91,8 @@ class Hdf5Source(ImageSource):
         image = np.asarray(value)
         if self._is_channels_first:
             image = np.ascontiguousarray(image.transpose(1, 2, 0))
-        if self._range:
-            image = _to_bytes(image, *self._range)
+        if self.value_range:
+            image = as_bytes(image, self.value_range)
         return image[..., 0] if image.shape[2:] == (1,) else image
 
     def read_each(self, rows: NDArray[np.int64]) -> Iterator[Stored | None]:
@@ -137,30 +136,15 @@ class _Address(NamedTuple):
     images: str
     label_file: str
     labels: str
-    range: tuple[float, float] | None
+    range: Range | None
 
 
 def _parse(address: str) -> _Address:
     path, options = parse_options("hdf5", address, ("images", "labels", "range"))
     other, colons, labels = options.get("labels", "").rpartition("::")
     label_file = os.path.join(os.path.dirname(path), os.path.expanduser(other)) if colons else path
-    limits = parse_range(f"hdf5:{address}", options["range"]) if "range" in options else None
+    limits = parse_range(f"hdf5:{address}", options)
     return _Address(path, options.get("images", ""), label_file, labels, limits)
-
-
-def parse_range(data: str, text: str) -> tuple[float, float]:
-    """The values of black and white that `?range=0,1` declares.
-
-    Raises:
-        RequestError: no two rising numbers.
-    """
-    try:
-        low, high = (float(one) for one in text.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise RequestError("data.bad_range", data=data, range=repr(text))
-    return low, high
 
 
 def _open(path: Path) -> h5py.File:
@@ -188,7 +172,7 @@ def _dataset(file: h5py.File, name: str, defaults: tuple[str, ...], option: str)
     raise RequestError("data.no_hdf5_dataset", file=file.filename, **values)
 
 
-def _check_images(images: h5py.Dataset, limits: tuple[float, float] | None) -> bool:
+def _check_images(images: h5py.Dataset, limits: Range | None) -> bool:
     """Whether the axis of colours comes before height and width.
 
     Raises:
@@ -206,14 +190,6 @@ def _check_images(images: h5py.Dataset, limits: tuple[float, float] | None) -> b
     if not fits or 0 in shape or not (is_encoded or is_number):
         raise RequestError("data.not_pixels", dataset=place, dtype=images.dtype, shape=list(shape))
     return channels_first
-
-
-def _to_bytes(image: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Pixels of 8 bits, of values between black and white; values outside are cut."""
-    values = (image.astype(np.float64) - low) * (255 / (high - low))
-    if not np.isfinite(values).all():
-        raise ValueError("a value that is no finite number")
-    return values.round().clip(0, 255).astype(np.uint8)
 
 
 def _chunk_row_bytes(images: h5py.Dataset) -> int:

@@ -1,8 +1,9 @@
 """`npz:FILE`: pixels and labels in arrays of a NumPy file.
 
-Images are uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W]; labels [N] or [N, 1] are whole numbers or texts. The split is in the name
-of the file (`{split}` in the address), in the names of the arrays (`train_images`, `x_train`, as MedMNIST and Keras have them), or
-in an array `split` [N]; else a fraction of each class is held out (`?split=0.2`). An array `class_names` names the classes.
+Images are uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], or numbers of another dtype with the values of black and white declared,
+`?range=0,1`; labels [N] or [N, 1] are whole numbers or texts. The split is in the name of the file (`{split}` in the address), in
+the names of the arrays (`train_images`, `x_train`, as MedMNIST and Keras have them), or in an array `split` [N]; else a fraction of
+each class is held out (`?split=0.2`). An array `class_names` names the classes.
 
 `np.savez` stores arrays as they are: they are mapped into memory. Those of `np.savez_compressed` are unpacked, in each process.
 """
@@ -23,13 +24,14 @@ from ...errors import RequestError, first_line
 from ..image_files import not_a_file
 from ..image_source import ImageSource
 from ..patterns import SPLIT, data_name, no_such_split, parse_options, splits_of
+from ..pixels import Range, as_bytes, parse_range
 from ..saved_arrays import DAMAGE
 from ..sources import DataSource
 from ..table import Table
 from ..tables.class_column import text_of
 from ..tables.listed import choose_rows, labels_of
 
-OPTIONS = ("images", "labels", "split", "group", "seed")
+OPTIONS = ("images", "labels", "split", "group", "seed", "range")
 IMAGE_NAMES = ("images", "x", "data")
 LABEL_NAMES = ("labels", "label", "y")
 CLASS_NAMES = ("class_names", "classes")
@@ -44,6 +46,7 @@ class NpzSource(ImageSource):
     def __init__(self, address: str, split: str) -> None:
         pattern, options = parse_options("npz", address, OPTIONS)
         data, is_whole = f"npz:{address}", SPLIT in pattern
+        self.value_range = parse_range(data, options)
         self._path = Path(pattern.replace(SPLIT, split))
         if is_whole and not self._path.exists():
             raise no_such_split(data, split, str(self._path), splits_of(pattern))
@@ -55,7 +58,7 @@ class NpzSource(ImageSource):
             raise RequestError("data.no_npz_array", file=self._path, names=names, present=present)
         self._array, of_split = found
         images = self._images()
-        _require_pixels(f"{self._path}::{self._array}", images)
+        _require_pixels(f"{self._path}::{self._array}", images, self.value_range)
         columns = _columns(self._path, members, options, split, len(images))
         class_names = _class_names(self._path, members) if "labels" in columns else {}
         prefix = f"{self._path.name}::{self._array}" if of_split else self._path.name
@@ -79,6 +82,8 @@ class NpzSource(ImageSource):
 
     def read(self, row: int) -> NDArray[np.uint8]:
         image = np.array(self._images()[self._rows[row]])
+        if self.value_range:
+            image = as_bytes(image, self.value_range)
         return image[..., 0] if image.shape[2:] == (1,) else image
 
     def file_of(self, row: int) -> str:
@@ -146,10 +151,12 @@ def _class_names(path: Path, members: list[str]) -> dict[str, list[str]]:
     return {} if name is None else {"labels": [text_of(one) for one in _map_array(path, name).reshape(-1).tolist()]}
 
 
-def _require_pixels(place: str, images: NDArray[Any]) -> None:
-    shape = images.shape
-    if images.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or 0 in shape:
+def _require_pixels(place: str, images: NDArray[Any], limits: Range | None) -> None:
+    shape, is_number = images.shape, images.dtype.kind in "uif"
+    if not is_number or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or 0 in shape:
         raise RequestError("data.not_pixels", dataset=place, dtype=images.dtype, shape=list(shape))
+    if images.dtype != np.uint8 and limits is None:
+        raise RequestError("data.range_not_declared", dataset=place, dtype=images.dtype)
 
 
 def _map_array(path: Path, name: str) -> NDArray[Any]:

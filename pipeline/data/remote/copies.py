@@ -91,8 +91,9 @@ def _find(url: str, base: str, asked: str) -> tuple[Any, dict[str, tuple[str, in
         found: dict[str, tuple[str, int | None]] = {}
         for name in expand_braces(asked):
             place = url_to_fs(f"{base}/{name}")[1]
-            if filesystem.isfile(place):
-                found[name] = (place, filesystem.info(place).get("size"))
+            about = filesystem.info(place) if filesystem.isfile(place) else None
+            if about and not str(about.get("mimetype", "")).startswith("text/html"):  # a page lists a folder
+                found[name] = (place, about.get("size"))
                 continue
             inside = filesystem.find(place, detail=True) if filesystem.isdir(place) else {}
             for path, about in inside.items():

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...errors import RequestError
 from ...quantities import few
 from ..image_source import ImageSource, Stored
+from ..pixels import parse_range
 from ..table import Table, no_column
 from .class_column import text_of
 from .listed import USUAL_IMAGES, choose_rows, labels_of, open_listed
@@ -153,6 +154,7 @@ def open_arrow(
     names = {"ids": chosen, "labels": labels, "class_names": class_names}
     source = EmbeddedImages(files, image, rows, part, name=name, split=split, **names)
     source.groups = part.groups(options.get("group"))
+    source.value_range = parse_range(data, options)
     return source
 
 

@@ -20,11 +20,12 @@ from ...errors import RequestError
 from ...outputs import kind_of
 from ...quantities import few
 from ..image_source import NO_LABEL, ImageSource
+from ..pixels import parse_range
 from ..table import Table, is_missing
 from .class_column import classes_of
 from .split_column import parse_held_out, rows_held_out, rows_of_split
 
-OPTIONS = ("image", "label", "split", "group", "seed")
+OPTIONS = ("image", "label", "split", "group", "seed", "range")
 USUAL_IMAGES = ("image", "path", "file", "filename", "file_name", "filepath", "file_path", "image_path")
 USUAL_LABELS = ("label", "labels", "class", "target")
 
@@ -90,7 +91,7 @@ def open_listed(
         is_whole: whether the table has this split alone.
 
     Raises:
-        RequestError: no such column or split, empty cells, labels that are no classes, missing files, or repeated paths.
+        RequestError: no such column or split, empty cells, labels that are no classes, missing files, repeated paths, or no range.
     """
     if not len(table):
         raise RequestError("data.empty_table", table=table.place)
@@ -103,6 +104,7 @@ def open_listed(
     labels, class_names = labels_of(part, options, chosen)
     source = ListedImages(part, chosen, labels, class_names, folder=folder, name=name, split=split)
     source.groups = part.groups(options.get("group"))
+    source.value_range = parse_range(data, options)
     return source
 
 

@@ -21,6 +21,7 @@ from ...errors import RequestError
 from ..image_files import require_inside
 from ..image_source import ImageSource, Stored, classes_by_value, split_where
 from ..patterns import ShardFolder, ShardPattern, parse_options, read_text
+from ..pixels import parse_range
 from ..sources import DataSource
 from ..tables.class_column import classes_of
 from .samples import CLASS_INDEX, LabelMember, read_samples
@@ -36,9 +37,10 @@ class WdsSource(ImageSource):
     is_encoded = True
 
     def __init__(self, address: str, split: str) -> None:
-        pattern, options = parse_options("wds", address, ("label",))
+        pattern, options = parse_options("wds", address, ("label", "range"))
         layout = ShardPattern(pattern) if "{" in pattern else ShardFolder(pattern)
         self._shards = layout.shards(split)
+        self.value_range = parse_range(f"wds:{address}", options)
         extension, _, key = options.get("label", "cls").partition(":")
         member = LabelMember(extension.lower(), key)
         samples = read_samples(self._shards, layout.place(split), member)

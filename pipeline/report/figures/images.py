@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.pixels import recorded_rule
 from ...data.saved_arrays import UnreadableArrays, load_arrays
 from ...data.sources import BadImage, open_source
 from ...errors import RequestError, WorkError
@@ -113,8 +114,8 @@ def thumbnails(config: dict[str, Any], test: SplitRecord | None, sample_ids: Ite
         raise WorkError("report.data_not_recorded")
     uri = config["data"]
     try:
-        source = open_source(uri, test.split)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        source = open_source(uri, test.split, pixels=recorded_rule(config))
+    except (OSError, ValueError, TypeError) as error:  # a name that no file can have, a damaged rule
         raise WorkError("report.data_unreachable", uri=uri, reason=error) from error
     rows = {id: row for row, id in enumerate(source.ids)}
     hashes = dict(zip(test.ids, test.images.hashes.tolist(), strict=True))
