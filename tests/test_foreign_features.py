@@ -137,14 +137,14 @@ def test_patches_and_slides_of_trident(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "key"),
     [
-        ({"ids": IDS}, "no_features"),
-        ({"a": FEATURES, "b": FEATURES}, "no_features"),
-        ({"features": FEATURES, "ids": IDS[1:]}, "unreadable_features"),
-        ({"features": FEATURES, "ids": np.array(["same"] * NUM)}, "unreadable_features"),
-        ({"features": FEATURES, "labels": LABELS[:4]}, "unreadable_features"),
-        ({"features": np.full((4, 2), np.nan)}, "unreadable_features"),
-        ({"features": np.full((4, 2), 1e300)}, "unreadable_features"),
-        ({"features": FEATURES[:0]}, "unreadable_features"),
+        ({"ids": IDS}, "cache.no_features"),
+        ({"a": FEATURES, "b": FEATURES}, "cache.no_features"),
+        ({"features": FEATURES, "ids": IDS[1:]}, "cache.unreadable_features"),
+        ({"features": FEATURES, "ids": np.array(["same"] * NUM)}, "cache.unreadable_features"),
+        ({"features": FEATURES, "labels": LABELS[:4]}, "cache.unreadable_features"),
+        ({"features": np.full((4, 2), np.nan)}, "cache.unreadable_features"),
+        ({"features": np.full((4, 2), 1e300)}, "cache.unreadable_features"),
+        ({"features": FEATURES[:0]}, "cache.unreadable_features"),
     ],
 )
 def test_files_without_usable_features_are_refused(arrays: dict[str, np.ndarray], key: str, tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def test_another_target_is_asked_for_by_name(extracted: Path, tmp_path: Path) ->
     assert rows[0]["key_fields"]["train_targets"]
     assert config["config"]["class_names"] == ["other", "green"]
     refuses(run("probe", "--store", f"{train}?target=age", "--test-store", test), "jobs.store_without_target")
+    both = Target(values=np.ones((TokenStore.open(train).num_rows, 2)), type="multilabel")
+    write_target(train, "both", both, num_rows=len(both.values))
+    refuses(run("probe", "--store", f"{train}?target=both", "--test-store", test), "jobs.target_of_columns", count=2)
 
 
 def test_probes_whose_levels_depend_on_the_depth_need_a_store_that_records_it(extracted: Path, tmp_path: Path) -> None:

@@ -103,7 +103,10 @@ def _write_parquet(store: TokenStore, rows: NDArray[np.int64], file: Path) -> No
     for name, target in _targets(store):
         columns[f"targets/{name}"] = pa.array(_plain(target, rows))
     about_targets = {
-        f"targets/{name}": {"type": json.dumps(target.type), "class_names": json.dumps(list(target.class_names))}
+        f"targets/{name}": {
+            "type": json.dumps(target.type, allow_nan=False),
+            "class_names": json.dumps(list(target.class_names), allow_nan=False),
+        }
         for name, target in _targets(store)
     }
     fields = [pa.field(name, values.type, metadata=about_targets.get(name)) for name, values in columns.items()]

@@ -25,7 +25,7 @@ from ..events import MemoryPlanned, OnEvent, ProbeProgress, ProbeStarted, Traini
 from .probe_groups import ProbeGroup, open_group
 from .probe_sizes import head_of
 from .probe_spec import ProbeSpec
-from .tokens.placement import FEWEST_BUFFER_ROWS, place_features
+from .tokens.placement import FEWEST_BUFFER_ROWS, SolverPlacement, place_features
 from .tokens.split_tokens import SplitTokens
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
@@ -150,29 +150,7 @@ def solve_probe(
     num_settings = len(candidates) * num_penalties
     placed = [place_features(one, head, num_penalties, memory_bytes) for one in candidates]
     largest = max(range(len(placed)), key=lambda number: placed[number].planned_bytes)
-    on_event(
-        ProbeStarted(
-            probe=named.name,
-            num_settings=num_settings,
-            num_rows=len(candidates[0].targets),
-            token_shape=max(one.token_shape for one in candidates),
-        )
-    )
-    on_event(
-        MemoryPlanned(
-            probe=named.name,
-            budget_bytes=memory_bytes,
-            planned_bytes=placed[largest].planned_bytes,
-            tokens="resident" if placed[largest].is_held else "streamed",
-            on_gpu=False,
-            tokens_bytes=candidates[largest].stored_bytes,
-            num_banks=0,
-            probes_at_once=1,
-            group_size=0,
-            chunk_size=0,
-        )
-    )
-    on_event(TrainingStarted(probes=(named.name,), num_settings=num_settings, num_passes=1))
+    _announce_solved(named, candidates, placed[largest], candidates[largest], num_settings, memory_bytes, on_event)
 
     def open_train(candidate: int) -> StreamedTokens:
         return StreamedTokens(candidates[candidate], buffer_rows=FEWEST_BUFFER_ROWS)
@@ -196,6 +174,41 @@ def solve_probe(
         protocol=protocol,
         memory={},
     )
+
+
+def _announce_solved(
+    named: ProbeSpec,
+    candidates: Sequence[CachedTokens],
+    placed: SolverPlacement,
+    largest: CachedTokens,
+    num_settings: int,
+    memory_bytes: int,
+    on_event: OnEvent,
+) -> None:
+    """Report what a solved probe tries, and how the candidate with the most tokens uses the memory."""
+    on_event(
+        ProbeStarted(
+            probe=named.name,
+            num_settings=num_settings,
+            num_rows=len(largest.targets),
+            token_shape=max(one.token_shape for one in candidates),
+        )
+    )
+    on_event(
+        MemoryPlanned(
+            probe=named.name,
+            budget_bytes=memory_bytes,
+            planned_bytes=placed.planned_bytes,
+            tokens="resident" if placed.is_held else "streamed",
+            on_gpu=False,
+            tokens_bytes=largest.stored_bytes,
+            num_banks=0,
+            probes_at_once=1,
+            group_size=0,
+            chunk_size=0,
+        )
+    )
+    on_event(TrainingStarted(probes=(named.name,), num_settings=num_settings, num_passes=1))
 
 
 def relay(names: tuple[str, ...], on_event: OnEvent, metric: str = "balanced_accuracy") -> Callable[[Progress], None]:
