@@ -196,7 +196,10 @@ def _only_one(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
     return values[0] if values else None
 
 
-_MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
+_MODELS = (
+    "timm/NAME, open_clip/ARCH/PRETRAINED, ORG/NAME, transformers:DIR, torchhub:REPO:ENTRY, demo/vit-s-focus; "
+    "see `layerbank models`."
+)
 one_model = combine(
     click.option("--model", required=True, multiple=True, callback=_only_one, help=_MODELS),
     click.option(
