@@ -550,6 +550,9 @@ def test_a_repository_of_the_hub_is_opened_by_its_name(saved: Any, tmp_path: Pat
         "for prefix in ('', 'hf-hub:', 'transformers:'):\n"
         "    backbone = open_backbone(prefix + 'someone/tiny-dinov2')\n"
         "    print(backbone.model_id, backbone.weights_digest, backbone.architecture)\n"
+        "from layerbank import RequestError\n"
+        "try: open_backbone('someone/tiny-dinov2?depth=3')\n"
+        "except RequestError as error: print(error.key)\n"
     )
     asked: list[str] = []
     files = {one.name: one.read_bytes() for one in folder.iterdir()}
@@ -560,5 +563,5 @@ def test_a_repository_of_the_hub_is_opened_by_its_name(saved: Any, tmp_path: Pat
         )
     here = open_backbone(model_id)
     expected = f"transformers:someone/tiny-dinov2 {here.weights_digest} {here.architecture}"
-    assert result.stdout.splitlines() == [expected] * 3, result.stderr
+    assert result.stdout.splitlines() == [expected] * 3 + ["models.no_arguments"], result.stderr
     assert sorted(asked) == ["config.json", "model.safetensors", "preprocessor_config.json"]

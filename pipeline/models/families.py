@@ -163,7 +163,7 @@ def _family_name(model_id: str) -> str:
     if prefix is None:
         return "timm"
     names = [*MODEL_FAMILIES, *MODEL_FAMILIES.broken]
-    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) is not None
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", model_id) is not None
     if is_repository and not difflib.get_close_matches(prefix[1], names, n=1, cutoff=0.8):
         return "hf-hub"
     return prefix[1]

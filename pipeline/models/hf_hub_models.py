@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..errors import RequestError
 from .families import ModelFamily
 from .tower import Tower
 from .weights import hub_file
@@ -17,8 +18,8 @@ def open_hf_hub(model_id: str, *, weights: str | None, tap: str, image_size: int
         RequestError: no such repository, no such weights, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
-    repository = model_id.removeprefix("hf-hub:")
-    model_id = f"hf-hub:{repository}"
+    model_id = f"hf-hub:{model_id.removeprefix('hf-hub:')}"
+    repository, _, arguments = model_id.removeprefix("hf-hub:").partition("?")
     if hub_file(repository, "open_clip_config.json", model_id) is not None:
         from .open_clip_models import open_open_clip as open_model
     elif _is_transformers_repository(repository, model_id):
@@ -26,7 +27,11 @@ def open_hf_hub(model_id: str, *, weights: str | None, tap: str, image_size: int
 
         model_id = f"transformers:{repository}"
     else:
-        from .timm_models import open_timm as open_model
+        from .timm_models import open_timm
+
+        return open_timm(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    if arguments:
+        raise RequestError("models.no_arguments", model=model_id, arguments=arguments)
     return open_model(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
 
 

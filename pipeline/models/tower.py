@@ -20,6 +20,7 @@ from .layers import FINAL, level_names
 from .tap_modules import tap_candidates, tap_pattern, tokens_of
 from .taps import TAPS, TokenLayout
 from .vit_parts import child_names
+from .weights import quiet_libraries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,6 +115,25 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
     with torch.inference_mode():
         seen[FINAL] = tower.final(seen[FINAL])
     return {level: tokens.shape[-1] for level, tokens in seen.items()}
+
+
+def check_structure(build: Callable[[], Tower], tap: str) -> None:
+    """Refuse a model that is no vision transformer before its weights are downloaded.
+
+    Args:
+        build: builds it with random weights.
+        tap: norm2, block or `module:PATTERN`.
+
+    Raises:
+        RequestError: as `measure_widths`, or as `build` does.
+    """
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            tower = build()
+            tower.model.to("meta")
+            measure_widths(tower, tap)
+    except NotImplementedError:
+        pass  # it computes with values, which a model without memory has not
 
 
 def _keep(seen: dict[str, Any], name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:

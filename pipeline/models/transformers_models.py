@@ -31,7 +31,7 @@ from .families import RANDOM, ModelFamily
 from .image_processors import SETTINGS_FILES, Preparation, preparation, read_image_processor
 from .tap_modules import named_blocks, tap_candidates, tap_pattern
 from .taps import TokenLayout
-from .tower import Tower, measure_widths
+from .tower import Tower, check_structure
 from .vit_parts import block_lists, layout_of, no_blocks, norm_after, pair, second_norm_of
 from .weights import hub_file, keys_mismatch, quiet_libraries, weights_mismatch
 from .weights_file import read_state_dict, shard_names
@@ -73,7 +73,7 @@ def open_transformers(model_id: str, *, weights: str | None, tap: str, image_siz
     with torch.device("meta"):
         blank = _build(model_class, config, None)
     if weights is None:
-        _check_structure(tower, blank, tap)
+        check_structure(lambda: tower(blank), tap)
         weights = _weights_in(folder, name) if is_folder else _weights_from_the_hub(source, model_id)
     state = None
     if weights != RANDOM:
@@ -83,19 +83,6 @@ def open_transformers(model_id: str, *, weights: str | None, tap: str, image_siz
         torch.manual_seed(seed)
         model = _build(model_class, config, state, f"--weights {weights}", name)
     return tower(model)
-
-
-def _check_structure(tower: Callable[[nn.Module], Tower], blank: nn.Module, tap: str) -> None:
-    """Refuse a model that is no vision transformer before its weights are downloaded.
-
-    Raises:
-        RequestError: it is none.
-    """
-    try:
-        with torch.device("meta"):
-            measure_widths(tower(blank), tap)
-    except NotImplementedError:
-        pass  # it computes with values, which a model without weights has not
 
 
 def _tower(model: nn.Module, *, config: Any, name: str, tap: str, prepared: Preparation, chosen: bool) -> Tower:

@@ -79,7 +79,7 @@ def from_the_hub(model_id: str) -> Iterator[None]:
     """Turn a failed download inside the block into an error that says how to continue without the hub.
 
     Raises:
-        RequestError: the hub has no such repository or file, or there are no weights of that name.
+        RequestError: the hub has no such repository or file, there are no weights of that name, or they do not fit the model.
         WorkError: the hub cannot be reached.
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -87,7 +87,8 @@ def from_the_hub(model_id: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, RepositoryNotFoundError, EntryNotFoundError) as error:
-        reason = first_line(error)
+        if "loading state_dict" in (reason := first_line(error)):
+            raise weights_mismatch(model_id, model_id, error) from error
         absent = isinstance(error, RepositoryNotFoundError | EntryNotFoundError)
         if absent and not isinstance(error, LocalEntryNotFoundError):
             raise RequestError("models.not_on_the_hub", model=model_id, reason=reason) from error
