@@ -20,6 +20,10 @@ def open_hf_hub(model_id: str, *, weights: str | None, tap: str, image_size: int
     """
     model_id = f"hf-hub:{model_id.removeprefix('hf-hub:')}"
     repository, _, arguments = model_id.removeprefix("hf-hub:").partition("?")
+    if repository.rpartition("/")[2].isdigit():  # ViT-B/16 is a name of papers
+        from .timm_models import unknown_model
+
+        raise unknown_model(repository, "the hub, timm or open_clip", repository, ())
     if hub_file(repository, "open_clip_config.json", model_id) is not None:
         from .open_clip_models import open_open_clip as open_model
     elif _is_transformers_repository(repository, model_id):

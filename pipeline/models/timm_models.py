@@ -24,6 +24,7 @@ from torch import nn
 
 from ..errors import RequestError, first_line
 from .families import RANDOM, ModelFamily, ModelGroup
+from .listing import models_with_words
 from .model_arguments import arguments_text, read_arguments, split_arguments
 from .tower import Tower, check_structure
 from .vit_parts import final_norm, find_blocks, layout_of
@@ -201,7 +202,9 @@ def pretrained_tags(architecture: str) -> list[str]:
 
 def unknown_model(model_id: str, library: str, name: str, known: Sequence[str]) -> RequestError:
     """The error for a name that a library does not know; lists the nearest ones."""
-    nearest = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.4)) or "none"
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.8)
+    found = close or models_with_words(name) or difflib.get_close_matches(name, known, n=4, cutoff=0.4)
+    nearest = ", ".join(found) or "none"
     return RequestError("models.unknown_model", model=model_id, library=library, name=name, nearest=nearest)
 
 
