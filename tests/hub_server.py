@@ -1,4 +1,4 @@
-"""A hub for one data set on this machine: the few addresses that a download asks for, and nothing more."""
+"""A hub for one repository on this machine: the few addresses that a download asks for, and nothing more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def serve_dataset(repository: str, files: Mapping[str, bytes], asked: list[str]) -> Iterator[str]:
-    """Serve a data set repository; yields the address, and notes every path that is fetched in `asked`."""
+    """Serve a repository, of a data set or of a model; yields the address, and notes every path that is fetched in `asked`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -36,9 +36,14 @@ def serve_dataset(repository: str, files: Mapping[str, bytes], asked: list[str])
                 if send:
                     asked.append(path.removeprefix(prefix))
                 self._send(files[path.removeprefix(prefix)], send)
+            elif (name := _file_of_model(path, repository)) in files:
+                if send:
+                    asked.append(name)
+                self._send(files[name], send)
             else:
                 self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("X-Error-Code", "EntryNotFound" if name else "RepoNotFound")
+                self.send_header("X-Repo-Commit", COMMIT)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -61,3 +66,9 @@ def serve_dataset(repository: str, files: Mapping[str, bytes], asked: list[str])
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _file_of_model(path: str, repository: str) -> str:
+    """The file that the address of a model repository names; "" for other addresses."""
+    prefixes = (f"/{repository}/resolve/{revision}/" for revision in ("main", COMMIT))
+    return next((path.removeprefix(prefix) for prefix in prefixes if path.startswith(prefix)), "")

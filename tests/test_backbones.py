@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from layerbank import RequestError, WorkError
 from layerbank.models.backbone import Backbone, open_backbone, usable_device
+from layerbank.models.families import find_family
+from layerbank.models.listing import describe
 from layerbank.models.request import ModelRequest
 from layerbank.models.timm_models import tower_from_timm
 from layerbank.models.vit_parts import layout_of
@@ -319,6 +321,15 @@ def test_a_wrong_name_is_answered_with_the_nearest_names() -> None:
     refuses_model("models.unknown_model", "zzzzzzzzzzzz", RANDOM, model="timm/zzzzzzzzzzzz", nearest="none")
 
 
+@pytest.mark.parametrize("name", ["dinov2", "ViT-B/16", "clip", "siglip"])
+def test_a_short_name_is_answered_with_ids_that_can_be_opened(name: str) -> None:
+    error = refuses_model("models.unknown_model", name)
+    for suggestion in error.values["nearest"].split(", "):
+        family = find_family(suggestion)
+        assert list(family.tags(family.without_tag(suggestion)))
+        assert describe(suggestion).depth >= 1
+
+
 def test_a_wrong_family_is_answered_with_the_nearest_one() -> None:
     for wrong, nearest in (("tim/vit_small_patch16_224", "timm"), ("openclip/ViT-B-32/openai", "open_clip")):
         values = {"noun": "model family", "name": wrong.partition("/")[0], "advice": f"Did you mean {nearest!r}?"}
@@ -347,6 +358,14 @@ def test_a_model_without_blocks_is_refused_with_what_it_has() -> None:
     refuses_model("models.image_size_is_fixed", "resnet18", RANDOM, model="timm/resnet18")
     error = refuses_model("models.no_blocks", "tiny_vit_5m_224", {"weights": "random"}, type="TinyVit")
     assert error.values["children"] in ("patch_embed, stages, norm_head", "patch_embed, stages, head")
+
+
+@pytest.mark.parametrize("name", ["resnet50", "open_clip/RN50/openai"])
+def test_a_model_without_blocks_is_refused_before_its_weights_are_downloaded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refuses_model("models.no_blocks", name)
 
 
 def test_a_model_without_a_patch_embedding_is_refused() -> None:

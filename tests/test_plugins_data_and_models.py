@@ -148,4 +148,4 @@ def test_a_request_for_a_broken_plug_in_says_why_it_cannot_be_loaded(plugins: Pa
 
 def test_the_built_in_parts_come_before_those_of_plug_ins(plugins: Path) -> None:
     assert list(SOURCES) == [*SOURCES.builtin, "npy"]
-    assert list(MODEL_FAMILIES) == ["demo", "open_clip", "timm", "hf-hub", "torchhub", "tiny"]
+    assert list(MODEL_FAMILIES) == ["demo", "open_clip", "timm", "transformers", "hf-hub", "torchhub", "tiny"]

@@ -117,7 +117,9 @@ def test_on_a_plain_vit_the_pattern_of_its_norm_gives_the_tokens_of_norm2() -> N
 
 
 RANDOM = {"weights": "random"}
-CANDIDATES = [f"layers.{{i}}{leaf}" for leaf in (".attn_norm", ".ffn_norm", "", ".ffn", ".ffn.0", ".ffn.1", ".ffn.2")]
+CANDIDATES = [
+    f"layers.{{i}}{leaf}" for leaf in (".attn_norm", ".ffn_norm", "", ".attn", ".ffn", ".ffn.0", ".ffn.1", ".ffn.2")
+]
 
 
 def test_a_model_whose_blocks_cannot_be_found_is_refused_with_the_modules_to_read() -> None:
@@ -144,8 +146,16 @@ def test_patterns_that_name_nothing_are_refused_with_those_that_do() -> None:
 
 
 def test_modules_without_tokens_are_refused() -> None:
-    values = {"model": "timm/own_vit", "level": "block.0", "prefix": 3, "rows": 3, "columns": 3, "found": "tuple"}
-    refuses_model("models.other_tokens", "own_vit", RANDOM | {"tap": "module:layers.{i}.attn"}, **values)
+    values = {"model": "timm/own_vit", "level": "block.0", "prefix": 3, "rows": 3, "columns": 3, "found": "NoneType"}
+    refuses_model("models.other_tokens", "own_vit", RANDOM | {"tap": "module:layers.{i}.attn.out_proj"}, **values)
+
+
+def test_of_a_module_that_returns_a_tuple_the_first_part_is_read() -> None:
+    backbone = _open(tap="module:layers.{i}.attn")
+    seen: list[Tensor] = []
+    backbone.tower.blocks[0].attn.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
+    tokens = backbone.compile(["block.0"], ["patch"])(torch.randn(2, 3, SIZE, SIZE))
+    assert torch.equal(tokens["block.0"]["patch"], seen[-1][:, 3:])
 
 
 # ---- identity

@@ -209,7 +209,10 @@ class UnlessStore(click.Option):
             self.required = is_required
 
 
-_MODELS = "timm/NAME, open_clip/ARCH/PRETRAINED, hf-hub:ORG/REPO, torchhub:REPO:ENTRY, demo/vit-s-focus; see `layerbank models`."
+_MODELS = (
+    "timm/NAME, open_clip/ARCH/PRETRAINED, ORG/NAME, transformers:DIR, torchhub:REPO:ENTRY, demo/vit-s-focus; "
+    "see `layerbank models`."
+)
 one_model = combine(
     click.option("--model", cls=UnlessStore, required=True, multiple=True, callback=_only_one, help=_MODELS),
     click.option(

@@ -22,6 +22,7 @@ from ..errors import RequestError
 from ..events import OnEvent, ignore
 from .families import open_tower
 from .layers import FINAL, level_names, unknown_level
+from .tap_modules import tokens_of
 from .taps import TOKEN_RULE, TokenLayout, kind_shape, pool_tokens
 from .tower import Tower, measure_widths, tapped_modules
 from .transform import Geometry, Normalisation, split_transform
@@ -275,8 +276,9 @@ class TokenFunction:
             self._tokens = None
         return {level: tokens[level] for level in self._levels}
 
-    def _listen(self, level: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def _listen(self, level: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         if self._tokens is None:
             return
-        seen = self._tower.final(output) if level == FINAL else output
+        tokens = tokens_of(output)
+        seen = self._tower.final(tokens) if level == FINAL else tokens
         self._tokens[level] = {kind: pool_tokens(seen, kind, self._tower.layout) for kind in self._kinds}

@@ -1,12 +1,13 @@
 """Model families: how the models of one library are opened and listed. The families are a registry that plug-ins can extend.
 
 The name of a family begins the ids of its models, before the first slash or colon: `open_clip/ViT-B-32/openai` and
-`torchhub:OWNER/REPO:ENTRY` belong to `open_clip` and `torchhub`. An id without either is a timm name. Importing this module imports
-none of the libraries.
+`torchhub:OWNER/REPO:ENTRY` belong to `open_clip` and `torchhub`. An id without either is a timm name, and `ORG/NAME` a repository
+of the Hugging Face hub, unless ORG looks like the name of a family. Importing this module imports none of the libraries.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ MODEL_FAMILIES = Registry(
         "demo": "layerbank.models.demo_weights:DEMO",
         "open_clip": "layerbank.models.open_clip_models:OPEN_CLIP",
         "timm": "layerbank.models.timm_models:TIMM",
+        "transformers": "layerbank.models.transformers_models:TRANSFORMERS",
         "hf-hub": "layerbank.models.hf_hub_models:HF_HUB",
         "torchhub": "layerbank.models.torchhub_models:TORCHHUB",
     },
@@ -158,4 +160,10 @@ def models_with_code(models: Iterable[str], permission: CodePermission) -> tuple
 
 def _family_name(model_id: str) -> str:
     prefix = re.match(r"([^/:]+)[/:]", model_id)
-    return prefix[1] if prefix else "timm"
+    if prefix is None:
+        return "timm"
+    names = [*MODEL_FAMILIES, *MODEL_FAMILIES.broken]
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", model_id) is not None
+    if is_repository and not difflib.get_close_matches(prefix[1], names, n=1, cutoff=0.8):
+        return "hf-hub"
+    return prefix[1]

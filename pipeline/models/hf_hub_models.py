@@ -1,13 +1,14 @@
-"""`hf-hub:<org>/<repo>`: repositories of the Hugging Face hub, which hold an open_clip or a timm model."""
+"""`hf-hub:ORG/NAME` or `ORG/NAME`: repositories of the Hugging Face hub, which hold a model of open_clip, timm or transformers."""
 
 from __future__ import annotations
 
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+import json
+from pathlib import Path
 
+from ..errors import RequestError
 from .families import ModelFamily
 from .tower import Tower
-from .weights import from_the_hub
+from .weights import hub_file
 
 
 def open_hf_hub(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:
@@ -17,23 +18,36 @@ def open_hf_hub(model_id: str, *, weights: str | None, tap: str, image_size: int
         RequestError: no such repository, no such weights, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
-    if _is_open_clip_repository(model_id):
+    model_id = f"hf-hub:{model_id.removeprefix('hf-hub:')}"
+    repository, _, arguments = model_id.removeprefix("hf-hub:").partition("?")
+    if repository.rpartition("/")[2].isdigit():  # ViT-B/16 is a name of papers
+        from .timm_models import unknown_model
+
+        raise unknown_model(repository, "the hub, timm or open_clip", repository, ())
+    if hub_file(repository, "open_clip_config.json", model_id) is not None:
         from .open_clip_models import open_open_clip as open_model
+    elif _is_transformers_repository(repository, model_id):
+        from .transformers_models import open_transformers as open_model
+
+        model_id = f"transformers:{repository}"
     else:
-        from .timm_models import open_timm as open_model
+        from .timm_models import open_timm
+
+        return open_timm(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
+    if arguments:
+        raise RequestError("models.no_arguments", model=model_id, arguments=arguments)
     return open_model(model_id, weights=weights, tap=tap, image_size=image_size, seed=seed)
 
 
-def _is_open_clip_repository(model_id: str) -> bool:
-    """Whether a repository of the hub describes an open_clip model; timm's description is another file."""
-    with from_the_hub(model_id):
-        try:
-            hf_hub_download(model_id.removeprefix("hf-hub:"), "open_clip_config.json")
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
-                raise  # not an answer: the hub was out of reach
-            return False
-    return True
+def _is_transformers_repository(repository: str, model_id: str) -> bool:
+    """Whether config.json describes a model of transformers; timm's file of that name has other keys."""
+    file = hub_file(repository, "config.json", model_id)
+    if file is None:
+        return False
+    try:
+        return "model_type" in json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False  # timm says what is wrong with it
 
 
-HF_HUB = ModelFamily(form="hf-hub:ORG/REPO (of timm or open_clip)", open=open_hf_hub)
+HF_HUB = ModelFamily(form="hf-hub:ORG/NAME or ORG/NAME (of timm, open_clip or transformers)", open=open_hf_hub)

@@ -98,6 +98,35 @@ def match_models(pattern: str) -> list[str]:
     return found
 
 
+_SHORT = {"s": "small", "b": "base", "l": "large", "h": "huge", "14": "patch14", "16": "patch16", "32": "patch32"}
+
+
+def models_with_words(name: str) -> list[str]:
+    """At most four ids with pretrained weights that have all words of a name, those with the fewest other words first.
+
+    Args:
+        name: in any spelling, such as `dinov2`, `ViT-B/16` or `facebook/dinov2-small`; of the last the owner is left out.
+    """
+    _, _, rest = name.lower().partition("/")
+    words = _words(rest if rest and not rest.isdigit() else name)
+    found = []
+    for one in model_names():
+        has = _words(one)
+        if all(word in has or _SHORT.get(word) in has for word in words):
+            found.append((len(has), one))
+    chosen: list[str] = []
+    for _, one in sorted(found):
+        if tags := find_family(one).tags(one):
+            chosen.append(f"{one}/{tags[0]}" if one.startswith("open_clip/") else one)
+        if len(chosen) == 4:
+            break
+    return chosen
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())
+
+
 def group_of(model_id: str) -> ModelGroup:
     """The group of a listed model."""
     groups = find_family(model_id).groups

@@ -27,7 +27,7 @@ from .families import RANDOM, ModelFamily, ModelGroup
 from .tap_modules import named_blocks, tap_candidates, tap_pattern
 from .taps import TokenLayout
 from .timm_models import POSITIONS, timm_names, unknown_model
-from .tower import Tower
+from .tower import Tower, check_structure
 from .vit_parts import check_image_size, final_norm, find_blocks, layout_of, no_blocks
 from .weights import from_the_hub, load_strictly, quiet_libraries
 from .weights_file import read_state_dict
@@ -42,7 +42,8 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
     """Build the vision tower of an open_clip model; for the arguments see `families.OpenModel`.
 
     Args:
-        model_id: `open_clip/<arch>/<pretrained>`; `<pretrained>` may be left out with other weights. Or `hf-hub:<org>/<repo>`.
+        model_id: `open_clip/<arch>/<pretrained>`, or with a comma before `<pretrained>`, which may be left out with other weights.
+            Or `hf-hub:<org>/<repo>`.
         weights: a file may hold a whole CLIP model or its vision tower.
         tap: names in a pattern are relative to the vision tower.
 
@@ -50,6 +51,10 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
         RequestError: unknown architecture or tag, weights that do not fit, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
+    model_id = _canonical(model_id)
+    if weights is None:
+        random = partial(open_open_clip, model_id, weights=RANDOM, tap=tap, image_size=image_size, seed=seed)
+        check_structure(random, tap)
     device = torch.empty(0).device  # get_default_device of torch 2.6 does not know of a `with torch.device`
     options: dict[str, Any] = {"force_preprocess_cfg": {}, "device": device}
     if model_id.startswith("hf-hub:"):
@@ -79,6 +84,15 @@ def open_open_clip(model_id: str, *, weights: str | None, tap: str, image_size: 
     if isinstance(visual, TimmModel):
         return _trunk_tower(visual, model_id, tap, image_size)
     raise no_blocks(model_id, visual)
+
+
+def _canonical(model_id: str) -> str:
+    """The id with a slash before the tag; open_clip itself writes a comma there.
+
+    >>> _canonical("open_clip/ViT-B-32,openai")
+    'open_clip/ViT-B-32/openai'
+    """
+    return model_id.replace(",", "/") if model_id.startswith("open_clip/") else model_id
 
 
 def _native_tower(visual: Any, model_id: str, tap: str, image_size: int | None) -> Tower:
@@ -250,6 +264,6 @@ OPEN_CLIP = ModelFamily(
         ModelGroup("EVA-CLIP (open_clip)", "open_clip/EVA02-B-16/merged2b_s8b_b131k", "^open_clip/EVA"),
         ModelGroup("CLIP (open_clip)", "open_clip/ViT-B-16-quickgelu/openai", note="final is projected: narrower"),
     ),
-    without_tag=lambda model_id: "/".join(model_id.split("/")[:2]),
+    without_tag=lambda model_id: "/".join(_canonical(model_id).split("/")[:2]),
     tags=lambda model_id: open_clip.list_pretrained_tags_by_model(model_id.removeprefix("open_clip/")),
 )

@@ -20,7 +20,7 @@ from .tap_modules import named_blocks, tap_candidates, tap_pattern
 from .timm_models import transform_text
 from .torchhub_models import EVALUATION
 from .tower import Tower
-from .vit_parts import final_norm, layout_of
+from .vit_parts import block_lists, final_norm, layout_of, second_norm_of
 
 
 def tower_from(
@@ -61,7 +61,7 @@ def tower_from(
         model=model,
         forward=forward,
         blocks=found,
-        second_norm="norm2",
+        second_norm=second_norm_of(found[0]),
         last=last,
         final=final,
         layout=layout,
@@ -86,13 +86,7 @@ def _check_transform(transform: Callable[[Any], Tensor], size: tuple[int, int]) 
 
 
 def _list_of_blocks(model: nn.Module, blocks: str, name: str) -> tuple[nn.Module, ...]:
-    lists = [
-        path
-        for path, child in model.named_modules()
-        if isinstance(child, nn.ModuleList | nn.Sequential)
-        and len(child) > 1
-        and len({type(one) for one in child}) == 1
-    ]
+    lists = block_lists(model)
     if blocks not in dict(model.named_modules()) or not isinstance(
         found := model.get_submodule(blocks), nn.ModuleList | nn.Sequential
     ):

@@ -101,8 +101,14 @@ def tap_candidates(model: nn.Module, forward: Callable[[Tensor], Any], image_siz
     return sorted(found, key=lambda pattern: ("Norm" not in kinds[pattern], pattern.count(".")))[:MOST_CANDIDATES]
 
 
+def tokens_of(output: Any) -> Any:
+    """The output of a module; of a tuple, which the blocks of some models return, its first part."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
 def _note_shape(shapes: dict[str, Any], name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-    shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else None
+    tokens = tokens_of(output)
+    shapes[name] = tuple(tokens.shape) if isinstance(tokens, Tensor) else None
 
 
 def _is_one_sequence(shapes: dict[int, Any]) -> bool:

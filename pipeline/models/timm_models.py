@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -21,11 +22,13 @@ from timm.data.transforms_factory import create_transform
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from ..errors import RequestError
+from ..errors import RequestError, first_line
 from .families import RANDOM, ModelFamily, ModelGroup
-from .tower import Tower
+from .listing import models_with_words
+from .model_arguments import arguments_text, read_arguments, split_arguments
+from .tower import Tower, check_structure
 from .vit_parts import final_norm, find_blocks, layout_of
-from .weights import from_the_hub, weights_mismatch
+from .weights import from_the_hub, quiet_libraries, weights_mismatch
 from .weights_file import read_state_dict
 
 POSITIONS = "bicubic antialiased"
@@ -40,21 +43,30 @@ def open_timm(model_id: str, *, weights: str | None, tap: str, image_size: int |
     """Build a timm model; for the arguments see `families.OpenModel`.
 
     Args:
-        model_id: timm's name with or without `timm/` and a pretrained tag, or `hf-hub:<org>/<repo>`.
+        model_id: timm's name with or without `timm/` and a pretrained tag, or `hf-hub:<org>/<repo>`; then `?` and arguments of the
+            model's constructor.
 
     Raises:
-        RequestError: unknown name, no such weights, or no vision transformer.
+        RequestError: unknown name or argument, no such weights, or no vision transformer.
         WorkError: the hub cannot be reached.
     """
-    name = model_id.removeprefix("timm/")
+    if weights is None:
+        check_structure(partial(open_timm, model_id, weights=RANDOM, tap=tap, image_size=image_size, seed=seed), tap)
+    plain, texts = split_arguments(model_id)
+    name = plain.removeprefix("timm/")
     if name.startswith("hf-hub:"):
         model_id = name
         with from_the_hub(model_id):  # it stays in the hub's cache: what fails after this is not the hub
-            load_model_config_from_hf(name.removeprefix("hf-hub:"))
+            _, architecture, _ = load_model_config_from_hf(name.removeprefix("hf-hub:"))
     else:
-        model_id = f"timm/{name}"
+        model_id, architecture = f"timm/{name}", name.partition(".")[0]
         _check_name(name, model_id, pretrained=weights is None)
     options: dict[str, Any] = {"num_classes": 0} | ({} if image_size is None else {"img_size": image_size})
+    if texts:
+        arguments = read_arguments(texts, _class_of(architecture), model_id)
+        model_id += arguments_text(arguments, texts)
+        options |= arguments
+        _check_arguments(architecture, model_id, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights is None:
@@ -65,6 +77,22 @@ def open_timm(model_id: str, *, weights: str | None, tap: str, image_size: int |
         else:
             model = _create_from_file(name, model_id, options, weights)
     return tower_from_timm(model.eval(), model_id, image_size, tap=tap)
+
+
+def _class_of(architecture: str) -> Any:
+    with quiet_libraries(), torch.device("meta"):
+        return type(timm.create_model(architecture))
+
+
+def _check_arguments(architecture: str, model_id: str, options: dict[str, Any]) -> None:
+    """Build the model without memory, so that what fails here are its arguments."""
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            timm.create_model(architecture, **options)
+    except NotImplementedError:
+        pass  # not the arguments: this torch cannot build it without memory
+    except Exception as error:  # timm checks arguments in many ways, if at all
+        raise RequestError("models.arguments_do_not_fit", model=model_id, reason=first_line(error)) from error
 
 
 def tower_from_timm(
@@ -96,7 +124,7 @@ def tower_from_timm(
     transform = create_transform(**config, is_training=False)
     blocks = find_blocks(model, model_id, tap, model.forward_features, (height, width))
     last, final, how = final_norm(model, blocks)
-    named = model_id if model_id.startswith("hf-hub:") else model_id.partition(".")[0]  # a tag names weights
+    named = model_id if model_id.startswith("hf-hub:") else without_tag(model_id)
     return Tower(
         name=model_id,
         model=model,
@@ -156,6 +184,16 @@ def _check_name(name: str, model_id: str, *, pretrained: bool) -> None:
         raise RequestError("models.openai_clip_with_gelu", model=model_id, sibling=sibling)
 
 
+def without_tag(model_id: str) -> str:
+    """The id without its tag of weights, with its arguments.
+
+    >>> without_tag("vit_small_patch16_224.augreg_in1k?init_values=0.1")
+    'timm/vit_small_patch16_224?init_values=0.1'
+    """
+    name, mark, arguments = model_id.removeprefix("timm/").partition("?")
+    return f"timm/{name.partition('.')[0]}{mark}{arguments}"
+
+
 def pretrained_tags(architecture: str) -> list[str]:
     """Tags of the weights that timm has for an architecture, the default ones first."""
     parts = (name.partition(".") for name in timm.list_pretrained(f"{architecture}*"))
@@ -164,7 +202,9 @@ def pretrained_tags(architecture: str) -> list[str]:
 
 def unknown_model(model_id: str, library: str, name: str, known: Sequence[str]) -> RequestError:
     """The error for a name that a library does not know; lists the nearest ones."""
-    nearest = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.4)) or "none"
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.8)
+    found = close or models_with_words(name) or difflib.get_close_matches(name, known, n=4, cutoff=0.4)
+    nearest = ", ".join(found) or "none"
     return RequestError("models.unknown_model", model=model_id, library=library, name=name, nearest=nearest)
 
 
@@ -210,7 +250,7 @@ def timm_names() -> list[str]:
 
 
 TIMM = ModelFamily(
-    form="timm/NAME[.TAG]",
+    form="timm/NAME[.TAG][?ARGUMENT=VALUE&...]",
     open=open_timm,
     names=lambda: [f"timm/{name}" for name in timm_names()],
     groups=(
@@ -236,6 +276,6 @@ TIMM = ModelFamily(
         ModelGroup("hybrid", "timm/vit_base_r50_s16_224.orig_in21k", r"_r\d+_|_r_|_r26|resnet|_mci_|hybrid"),
         ModelGroup("ViT, MAE", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", note="MAE: vit_base_patch16_224.mae"),
     ),
-    without_tag=lambda model_id: f"timm/{model_id.removeprefix('timm/').partition('.')[0]}",
-    tags=lambda model_id: pretrained_tags(model_id.removeprefix("timm/")),
+    without_tag=without_tag,
+    tags=lambda model_id: pretrained_tags(model_id.removeprefix("timm/").partition("?")[0]),
 )

@@ -17,9 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import RequestError
 from .layers import FINAL, level_names
-from .tap_modules import tap_candidates, tap_pattern
+from .tap_modules import tap_candidates, tap_pattern, tokens_of
 from .taps import TAPS, TokenLayout
 from .vit_parts import child_names
+from .weights import quiet_libraries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +86,7 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
     """Run one blank image; check that every level carries the layout's tokens, and measure its width D.
 
     For `norm2` it also checks the place of the norm in its block, because some families use the name for a norm elsewhere: its
-    input is not the block's own input (a parallel block), and its output is the MLP's input (not a norm after the MLP).
+    input is not the block's own input (a parallel block), and its output is the input of an MLP (not a norm after the MLP).
 
     Raises:
         RequestError: another number of tokens than the layout says, or a norm in another place.
@@ -97,7 +98,7 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
     places: list[dict[str, Any]] = []
     if tap == "norm2":
         for block, norm in zip(tower.blocks, modules.values(), strict=False):
-            places.append({})
+            places.append({"fed": []})
             hooks += _watch(block, norm, places[-1])
     try:
         with torch.inference_mode():
@@ -106,7 +107,7 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
         for hook in hooks:
             hook.remove()
     for place in places:
-        if place["written"] is not place.get("fed") or place["read"] is place["entered"]:
+        if all(fed is not place["written"] for fed in place["fed"]) or place["read"] is place["entered"]:
             got = f"{type(tower.blocks[0]).__name__}, whose {tower.second_norm} stands elsewhere"
             raise _no_second_norm(tower, got)
     for level in modules:
@@ -116,18 +117,45 @@ def measure_widths(tower: Tower, tap: str) -> dict[str, int]:
     return {level: tokens.shape[-1] for level, tokens in seen.items()}
 
 
+def check_structure(build: Callable[[], Tower], tap: str) -> None:
+    """Refuse a model that is no vision transformer before its weights are downloaded.
+
+    Args:
+        build: builds it with random weights.
+        tap: norm2, block or `module:PATTERN`.
+
+    Raises:
+        RequestError: as `measure_widths`, or as `build` does.
+    """
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            tower = build()
+            tower.model.to("meta")
+            measure_widths(tower, tap)
+    except NotImplementedError:
+        pass  # it computes with values, which a model without memory has not
+
+
 def _keep(seen: dict[str, Any], name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-    seen[name] = output
+    seen[name] = tokens_of(output)
 
 
 def _watch(block: nn.Module, norm: nn.Module, place: dict[str, Any]) -> list[RemovableHandle]:
-    """Record the input of the block, input and output of its second norm, and the input of its MLP."""
+    """Record the input of the block, input and output of its second norm, and the inputs of parts that may be its MLP.
+
+    These are the parts with weights of two axes, by whatever name, except attention.
+    """
+
+    def entered(_block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        place["entered"] = next(iter((*args, *named.values())), None)
+
     hooks = [
-        block.register_forward_pre_hook(lambda _, inputs: place.update(entered=inputs[0])),
+        block.register_forward_pre_hook(entered, with_kwargs=True),
         norm.register_forward_hook(lambda _, inputs, output: place.update(read=inputs[0], written=output)),
     ]
-    if isinstance(mlp := getattr(block, "mlp", None), nn.Module):
-        hooks.append(mlp.register_forward_pre_hook(lambda _, inputs: place.update(fed=inputs[0])))
+    for name, part in block.named_children():
+        if "att" not in name and any(weight.ndim >= 2 for weight in part.parameters()):
+            hooks.append(part.register_forward_pre_hook(lambda _, inputs: place["fed"].extend(inputs[:1])))
     return hooks
 
 

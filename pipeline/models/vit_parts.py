@@ -13,11 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import RequestError
-from .tap_modules import named_blocks, tap_candidates, tap_pattern
+from .tap_modules import named_blocks, tap_candidates, tap_pattern, tokens_of
 from .taps import TokenLayout
 
-CLS_PARAMETERS = ("cls_token", "class_token")
+CLS_PARAMETERS = ("cls_token", "class_token", "class_embedding", "cls")
+OTHER_PARAMETERS = ("dist_token", "distillation_token")
 REGISTER_PARAMETERS = ("reg_token", "register_tokens", "storage_tokens")  # timm, DINOv2's and DINOv3's own code
+PATCH_EMBEDDINGS = ("patch_embed", "embeds", "embeddings")  # the last one in transformers
+SECOND_NORMS = ("norm2", "layernorm_after", "layer_norm2", "rms_norm2")  # timm; transformers
 
 
 def find_blocks(
@@ -75,6 +78,58 @@ def final_norm(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[nn.Module
     return blocks[-1], nn.Identity(), "none"
 
 
+def norm_after(
+    model: nn.Module, blocks: Sequence[nn.Module], run: Callable[[], object]
+) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
+    """What `final_norm` returns, found by running the model: the first norm that runs after the last block.
+
+    A norm of all tokens is hooked. One of a pooled token (CLIP's, BEiT's) is applied to every token that the last block outputs.
+
+    Args:
+        model: in evaluation mode.
+        blocks: its transformer blocks.
+        run: runs the model on one image.
+    """
+    inside = {id(module) for block in blocks for module in block.modules()}
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__ and id(module) not in inside
+    }
+    shapes: list[tuple[str, Any]] = []
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: shapes.append((name, output.shape)))
+        for name, module in norms.items()
+    ]
+    hooks.append(blocks[-1].register_forward_hook(lambda _m, _i, output: shapes.append(("", tokens_of(output).shape))))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    (_, tokens), *after = shapes[[name for name, _ in shapes].index("") :]
+    if not after:
+        return blocks[-1], nn.Identity(), "none"
+    name, shape = after[0]
+    return (norms[name], nn.Identity(), name) if shape == tokens else (blocks[-1], norms[name], name)
+
+
+def block_lists(model: nn.Module) -> list[str]:
+    """Names of the lists of modules of one class."""
+    return [
+        path
+        for path, child in model.named_modules()
+        if isinstance(child, nn.ModuleList | nn.Sequential)
+        and len(child) > 1
+        and len({type(one) for one in child}) == 1
+    ]
+
+
+def second_norm_of(block: nn.Module) -> str:
+    """The usual name of the norm between attention and MLP that a block has; `norm2` if it has none of them."""
+    return next((name for name in SECOND_NORMS if hasattr(block, name)), SECOND_NORMS[0])
+
+
 def no_blocks(name: str, model: nn.Module, candidates: Sequence[str] = ()) -> RequestError:
     """The error for a model whose blocks cannot be found; names its modules, and patterns that would work."""
     values = {"model": name, "type": type(model).__name__, "children": child_names(model)}
@@ -94,7 +149,7 @@ def layout_of(model: nn.Module, name: str, image_size: tuple[int, int], *, chose
     """Layout of a vision transformer.
 
     Args:
-        model: has its patch embedding as `patch_embed` or `embeds`, else as its first convolution without overlap.
+        model: has its patch embedding as one of `PATCH_EMBEDDINGS`, else as its first convolution without overlap.
         name: the model's, for messages.
         image_size: height and width in pixels.
         chosen: the user chose the size, so it must be a multiple of the patch size. A model's own size need not be (SigLIP's
@@ -103,26 +158,27 @@ def layout_of(model: nn.Module, name: str, image_size: tuple[int, int], *, chose
     Raises:
         RequestError: no patch embedding, or a chosen size that is no multiple of the patch size.
     """
-    embed: Any = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
-    patch_size = _pair(getattr(embed, "patch_size", None)) or _first_stride(embed if embed is not None else model)
+    embed: Any = next((found for one in PATCH_EMBEDDINGS if (found := getattr(model, one, None)) is not None), None)
+    patch_size = pair(getattr(embed, "patch_size", None)) or _first_stride(embed if embed is not None else model)
     if patch_size is None:
         raise RequestError("models.no_patch_embedding", model=name, type=type(model).__name__)
     if chosen:
         check_image_size(name, image_size, patch_size)
-    grid_size = _pair(getattr(embed, "grid_size", None))
+    grid_size = pair(getattr(embed, "grid_size", None))
     if grid_size is None:
         grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
     owners = [model] if embed is None else [model, embed]
 
     def count(*names: str) -> int:
         held = (getattr(owner, name, None) for owner in owners for name in names)
-        return next((tokens.shape[-2] for tokens in held if isinstance(tokens, Tensor) and tokens.ndim >= 2), 0)
+        shapes = (tokens.shape for tokens in held if isinstance(tokens, Tensor) and tokens.ndim)
+        return next((1 if len(shape) == 1 else shape[-2] for shape in shapes), 0)
 
     return TokenLayout(
         grid_size=grid_size,
         has_cls=count(*CLS_PARAMETERS) == 1,
         num_register_tokens=count(*REGISTER_PARAMETERS),
-        num_other_tokens=count("dist_token"),
+        num_other_tokens=count(*OTHER_PARAMETERS),
     )
 
 
@@ -136,9 +192,9 @@ def check_image_size(name: str, image_size: tuple[int, int], patch_size: tuple[i
             )
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
+def pair(value: Any) -> tuple[int, int] | None:
     """
-    >>> _pair(16), _pair((14, 14)), _pair(None)
+    >>> pair(16), pair((14, 14)), pair(None)
     ((16, 16), (14, 14), None)
     """
     if isinstance(value, int):
@@ -149,5 +205,5 @@ def _pair(value: Any) -> tuple[int, int] | None:
 def _first_stride(model: nn.Module) -> tuple[int, int] | None:
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return next(
-        (_pair(one.stride) for one in convolutions if one.kernel_size == one.stride and one.in_channels == 3), None
+        (pair(one.stride) for one in convolutions if one.kernel_size == one.stride and one.in_channels == 3), None
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,11 +43,18 @@ def _first_keys(complaint: str, limit: int = 3) -> str:
     'missing a, b, c and 1 more'
     """
     match = re.match(r"(Missing|Unexpected) key\(s\)", complaint)
-    if not match:
-        return complaint.rstrip(". ")
-    keys = re.findall(r'"([^"]+)"', complaint)
+    return _few(match[1].lower(), re.findall(r'"([^"]+)"', complaint), limit) if match else complaint.rstrip(". ")
+
+
+def _few(what: str, keys: Sequence[str], limit: int = 3) -> str:
     rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return f"{match[1].lower()} {', '.join(keys[:limit])}{rest}"
+    return f"{what} {', '.join(keys[:limit])}{rest}"
+
+
+def keys_mismatch(source: str, model: str, keys: Mapping[str, Sequence[str]]) -> RequestError:
+    """The error for weights that do not fit, with the keys of each kind of difference."""
+    complaints = "; ".join(_few(what, names) for what, names in keys.items() if names)
+    return RequestError("models.weights_mismatch", source=source, model=model, complaints=complaints)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -72,7 +79,7 @@ def from_the_hub(model_id: str) -> Iterator[None]:
     """Turn a failed download inside the block into an error that says how to continue without the hub.
 
     Raises:
-        RequestError: the hub has no such repository or file, or there are no weights of that name.
+        RequestError: the hub has no such repository or file, there are no weights of that name, or they do not fit the model.
         WorkError: the hub cannot be reached.
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -80,11 +87,39 @@ def from_the_hub(model_id: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, RepositoryNotFoundError, EntryNotFoundError) as error:
-        reason = first_line(error)
+        if "loading state_dict" in (reason := first_line(error)):
+            raise weights_mismatch(model_id, model_id, error) from error
         absent = isinstance(error, RepositoryNotFoundError | EntryNotFoundError)
         if absent and not isinstance(error, LocalEntryNotFoundError):
             raise RequestError("models.not_on_the_hub", model=model_id, reason=reason) from error
         raise WorkError("models.hub_unreachable", model=model_id, reason=reason[:200]) from error
+
+
+def hub_file(repository: str, file: str, model_id: str, *, required: bool = False) -> str | None:
+    """Path of a file of a repository in the hub's cache, downloaded if need be.
+
+    Args:
+        repository: its name, ORG/NAME.
+        file: name of the file.
+        model_id: for messages.
+        required: whether the repository must have it; None is returned for a file that it has not. Without a network a file that is
+            not in the cache counts as one that the repository has not.
+
+    Raises:
+        RequestError: no such repository, or no such file although it is required.
+        WorkError: the hub cannot be reached.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with from_the_hub(model_id):
+        try:
+            return hf_hub_download(repository, file)
+        except EntryNotFoundError as error:
+            out_of_reach = isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE
+            if required or out_of_reach:  # which is no answer
+                raise
+            return None
 
 
 @contextmanager

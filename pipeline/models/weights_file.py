@@ -10,6 +10,7 @@ dropped. Nothing in a file is executed.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from ..events import OnEvent, WeightsChosen, ignore
 AVERAGES = frozenset(("ema", "teacher", "target"))
 ROOT = "."  # the set of weights without a path
 _TRAINING_PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # of distributed and compiled modules
-_STEM = re.compile(r"(?:^|(?<=\.))(?:visual\.)?(?:trunk\.)?(?:patch_embed|embeds|conv1)\.")
+_STEM = re.compile(r"(?:^|(?<=\.))(?:visual\.)?(?:trunk\.)?(?:patch_embed|embeds|conv1|embeddings\.patch_embed\w*)\.")
 """Tensors of the first layer of a vision transformer: the prefix before it is that of the whole backbone (or of a CLIP model)."""
 
 _SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -162,8 +163,39 @@ def _prefix(name: str) -> str:
     return match[0]
 
 
+def shard_names(path: str) -> list[str]:
+    """Names of the files of weights that an index lists, which lie beside it; none for a file of weights itself.
+
+    Raises:
+        RequestError: an index that cannot be read, or that names files elsewhere.
+    """
+    if not path.endswith(".index.json"):
+        return []
+    try:
+        names = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("weight_map does not name files beside the index")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise RequestError("models.unreadable_weights", path=path, reason=reason) from error
+    return names
+
+
 def _read(path: str) -> object:
-    """The content of a file: what it is decides how it is read, not its name."""
+    """The content of a file: what it is decides how it is read, not its name. Of an index all of its files."""
+    shards = shard_names(path) if Path(path).is_file() else []
+    if not shards:
+        return _read_file(path)
+    content: dict[str, object] = {}
+    for shard in shards:
+        part = _read_file(str(Path(path).with_name(shard)))
+        if not isinstance(part, Mapping):
+            raise RequestError("models.no_tensors", path=path, type=type(part).__name__)
+        content.update(part)
+    return content
+
+
+def _read_file(path: str) -> object:
     if not Path(path).is_file():
         raise RequestError("models.no_weights_file", path=path)
     with open(path, "rb") as file:
