@@ -19,6 +19,7 @@ import click
 from . import __version__
 from .commands.cache import cache
 from .commands.doctor import doctor
+from .commands.export import export
 from .commands.extract import extract, plan
 from .commands.models import datasets, models
 from .commands.options import CommandGroup
@@ -100,7 +101,22 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-for command in (extract, plan, probe, predict, study, report, runs, attention, cache, models, datasets, probes, doctor):
+for command in (
+    extract,
+    plan,
+    probe,
+    predict,
+    export,
+    study,
+    report,
+    runs,
+    attention,
+    cache,
+    models,
+    datasets,
+    probes,
+    doctor,
+):
     main.add_command(command)
 
 

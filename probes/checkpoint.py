@@ -135,7 +135,9 @@ def _check_tokens(
         letters = ", ".join(["B", *("T" if size is None else str(size) for size in shape)])
         got = f"{tokens.dtype} {list(tokens.shape)}"
         raise DataError("probes.other_tokens", expected=f"{dtype} [{letters}]", got=got)
-    if token_shape is not None and not _is_normalized(tokens):
+    if token_shape is None or torch.compiler.is_compiling():  # a graph cannot depend on values
+        return
+    if not _is_normalized(tokens):
         lengths = torch.linalg.vector_norm(tokens.float(), dim=-1)
         raise DataError("probes.tokens_not_normalized", least=float(lengths.min()), largest=float(lengths.max()))
 

@@ -107,6 +107,8 @@ SHOWN_BY = {  # the commands that show the messages of a package, or one of them
     "models.weights_count": ["extract", "plan"],
     "probes": ["probe"],
     "probing": ["probe"],
+    "probing.export_head": ["export"],
+    "probing.export_model": ["export"],
     "report": ["report"],
     "statistics": ["report"],
 }

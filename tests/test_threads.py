@@ -15,6 +15,7 @@ from probe_runs import REQUEST, run, stores_of
 from small_stores import write_small_store
 
 from layerbank.data.sources import open_source
+from layerbank.probing.module import ProbeModule
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.row_files import row_folder
 
@@ -55,7 +56,7 @@ def test_two_probes_of_one_backbone_do_not_mix_their_tokens(photos: Path, tmp_pa
     backbone = REQUEST.open("cpu")
     rows, _ = run(stores_of(backbone, photos, tmp_path), tmp_path / "runs", ("linear-cls", "linear-all"))
     probes = [SavedProbe(row_folder(tmp_path / "runs", row)) for row in rows]
-    probes[1].backbone = probes[0].backbone
+    probes[1].module = ProbeModule(probes[0].backbone, probes[1].named, probes[1].module.head, lambda kind: "float16")
     source = open_source(f"folder:{photos}", "test")
 
     def predict(number: int) -> list[Any]:

@@ -32,6 +32,7 @@ from .tokens import Tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from ..probing.tokens.split_tokens import SplitRequest
 
@@ -43,6 +44,7 @@ class Classifier:
 
     Attributes:
         class_names: C names.
+        module: the `torch.nn.Module` that it runs: uint8 images [B, 3, H, W] at the model's size -> class scores [B, C] float32.
 
     >>> import tempfile, layerbank as lb
     >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
@@ -74,6 +76,21 @@ class Classifier:
         folder = folder_from(folder, "Classifier, folder")
         self._saved = SavedProbe(folder, weights=weights, device=choose_device(str(device)), allow_code=allow_code)
         self.class_names = list(self._saved.class_names)
+        self.module = self._saved.module
+
+    def preprocess(self, image: Any) -> Tensor:
+        """An image as `module` takes it: resized and cropped, uint8 [3, H, W].
+
+        Args:
+            image: one of what `images_from` takes a list of: a path, a PIL image, an array [H, W, 3] or encoded bytes.
+
+        Raises:
+            RequestError: something else.
+            BadImage: the image cannot be read.
+        """
+        source = images_from([image], split="predict")
+        source.pixel_rule = self._saved.pixels
+        return self._saved.backbone.geometry(source.load(0)[0])
 
     def predict(self, images: Any, *, batch_size: int | None = None) -> list[str]:
         """The most probable class of each image.

@@ -223,8 +223,14 @@ class Backbone:
             return self._compiled[key]
 
 
+class _AllLevelsRead(Exception):
+    """Ends a forward pass: nobody reads what the blocks after the last requested level would compute."""
+
+
 class TokenFunction:
-    """`images [B, 3, H, W] -> {level: {kind: tokens}}`, in one forward pass.
+    """`images [B, 3, H, W] -> {level: {kind: tokens}}`, in one forward pass, which ends after the last of the levels.
+
+    A compiled or exported graph runs through the model's end, and drops what is not read by itself.
 
     Its hooks stay on the model, where `torch.compile` can see them, and do nothing while another function of the same backbone
     runs. Calls from several threads wait for each other; `inference` and `forward` by themselves are for one thread.
@@ -250,8 +256,14 @@ class TokenFunction:
         Returns:
             level -> kind -> [B, *row_shape], in the compute dtype, on the backbone's device, sharing no memory with the model.
         """
-        with _ONE_PASS, self.inference():
+        with self.exclusive():
             return self.forward(self.normalise(images))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """`inference`, while every other thread waits."""
+        with _ONE_PASS, self.inference():
+            yield
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -272,6 +284,8 @@ class TokenFunction:
         self._tokens = tokens
         try:
             self._tower.forward(images.to(self._device, self._dtype))
+        except _AllLevelsRead:
+            pass
         finally:
             self._tokens = None
         return {level: tokens[level] for level in self._levels}
@@ -282,3 +296,5 @@ class TokenFunction:
         tokens = tokens_of(output)
         seen = self._tower.final(tokens) if level == FINAL else tokens
         self._tokens[level] = {kind: pool_tokens(seen, kind, self._tower.layout) for kind in self._kinds}
+        if len(self._tokens) == len(self._levels) and not torch.compiler.is_compiling():
+            raise _AllLevelsRead

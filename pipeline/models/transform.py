@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torch import Tensor
-from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor  # type: ignore[import-untyped]
+from torchvision.transforms import (  # type: ignore[import-untyped]
+    CenterCrop,
+    Compose,
+    Normalize,
+    PILToTensor,
+    Resize,
+    ToTensor,
+)
 
 Geometry = Callable[[Any], Tensor]
 """RGB image -> uint8 [3, H, W], or float32 where a transform could not be split; picklable."""
@@ -56,3 +64,33 @@ def split_transform(transform: Callable[[Any], Tensor]) -> tuple[Geometry, Norma
             return Compose([*geometry, PILToTensor()]), Normalisation(mean=mean, std=std)
         case _:
             return transform, None
+
+
+def geometry_steps(geometry: Geometry) -> list[dict[str, Any]] | None:
+    """The steps of a geometry as `preprocess.py` takes them; None if it has others.
+
+    >>> geometry_steps(Compose([Resize(248), CenterCrop(224), PILToTensor()]))
+    [{'shortest': 248, 'interpolation': 'bilinear'}, {'crop': [224, 224], 'fill': 0}]
+    """
+    *steps, last = getattr(geometry, "transforms", None) or [None]
+    if not isinstance(last, PILToTensor):
+        return None
+    # open_clip converts to RGB, which the first step of an export does
+    found = [_step_of(step) for step in steps if type(step).__name__ != "MaybeConvertMode"]
+    return None if None in found else [step for step in found if step is not None]
+
+
+def _step_of(step: Any) -> dict[str, Any] | None:
+    interpolation = getattr(getattr(step, "interpolation", None), "value", None)
+    match step:
+        case Resize(size=int(side) | [int(side)], max_size=None):
+            return {"shortest": side, "interpolation": interpolation}
+        case Resize(size=[height, width], max_size=None):
+            return {"size": [height, width], "interpolation": interpolation}
+        case ResizeKeepRatio(size=(height, width), longest=0.0 | 1.0, random_scale_prob=0.0, random_aspect_prob=0.0):
+            return {"fit" if step.longest else "cover": [height, width], "interpolation": interpolation}
+        case CenterCrop(size=(height, width)):
+            return {"crop": [height, width], "fill": 0}
+        case CenterCropOrPad(size=[height, width], padding_mode="constant"):
+            return {"crop": [height, width], "fill": step.fill}
+    return None

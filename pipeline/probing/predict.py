@@ -27,13 +27,12 @@ from ..errors import RequestError
 from ..events import ImageSkipped, OnEvent, ignore
 from ..extraction.batch_size import choose_batch_size
 from ..extraction.decoding import Rows, decode_batches
-from ..models.backbone import Backbone, Tokens
+from ..models.backbone import Backbone
 from ..models.request import ModelRequest
-from ..models.rounding import float_tokens, round_tokens
 from ..models.trust import CodePermission
 from ..outputs import csv_line
+from .module import ProbeModule
 from .probe_spec import ProbeSpec
-from .tokens.token_source import join_tokens
 
 BACKBONE_FIELDS = ("architecture", "weights", "token_rule", "transform")
 
@@ -80,20 +79,21 @@ class SavedProbe:
     def __init__(
         self, folder: Path, *, weights: str | None = None, device: str = "cpu", allow_code: Sequence[str] = ()
     ) -> None:
-        module, config = load_probe(folder)
-        self.module = module.eval()
+        self.folder = folder
+        head, config = load_probe(folder)
         permission = CodePermission(allow_code, str(folder / "probe.json"))
         try:
             request = ModelRequest.from_dict(config["model"], permission)
             self.named = ProbeSpec.from_dict(config["probe"])
             self.class_names = [str(name) for name in config["class_names"]]
             self.task = restore_task(config.get("task"), len(self.class_names))
-            self._model = trained_model(config)
+            model = trained_model(config)
             self.pixels = recorded_rule(config)
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError("probing.damaged_description", folder=folder, reason=repr(error)) from error
         self.backbone = (replace(request, weights=weights) if weights else request).open(device)
-        _check_backbone(folder, self._model, self.backbone)
+        _check_backbone(folder, model, self.backbone)
+        self.module = ProbeModule(self.backbone, self.named, head, model.dtype_of)
 
     def predict(
         self,
@@ -144,8 +144,8 @@ class SavedProbe:
         """
         source = copy(source)  # the caller's keeps its own rule
         source.pixel_rule = self.pixels.within(source.value_range)
-        forward = self.backbone.compile(self.named.levels, self.named.kinds)
-        batch_size = choose_batch_size(self.backbone, forward) if batch_size is None else batch_size
+        if batch_size is None:
+            batch_size = choose_batch_size(self.backbone, self.module.tokens_of)
         ranges = [Rows(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
         decoded_batches = decode_batches(source, [self.backbone.geometry], ranges, num_workers=num_workers)
         with closing(decoded_batches):
@@ -154,20 +154,10 @@ class SavedProbe:
                     if on_bad_image == "stop":
                         raise bad
                     on_event(ImageSkipped(sample_id=bad.id, file=bad.file, reason=bad.reason))
-                logits = self._logits(forward(decoded.images[0]))
+                logits = self.module(decoded.images[0]).cpu().numpy()
                 for row in range(decoded.start, decoded.stop):
                     if row not in decoded.bad:
                         yield Scores(row, logits[row - decoded.start])
-
-    def _logits(self, output: Tokens) -> NDArray[np.float32]:
-        parts = [self._rounded(output[level][kind], kind) for level in self.named.levels for kind in self.named.kinds]
-        with torch.inference_mode():
-            logits: NDArray[np.float32] = self.module(join_tokens(self.named, parts)).numpy()
-        return logits
-
-    def _rounded(self, tokens: torch.Tensor, kind: str) -> torch.Tensor:
-        dtype = self._model.dtype_of(kind)
-        return float_tokens(round_tokens(tokens, dtype).values, dtype)
 
 
 def trained_model(config: Mapping[str, Any]) -> ModelSpec:

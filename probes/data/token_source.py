@@ -268,14 +268,9 @@ def stack_tokens(parts: Sequence[Tensor], *, token_axis: bool = False) -> Tensor
     [[[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]]
     """
     _check_parts(parts)
-    num_tokens, embed_dim = sum(part.shape[1] for part in parts), max(part.shape[2] for part in parts)
-    stacked = torch.zeros(len(parts[0]), num_tokens, embed_dim, device=parts[0].device)
-    start = 0
-    for part in parts:
-        normalized = torch.nn.functional.normalize(part.float(), dim=1) if token_axis else l2_normalize(part.float())
-        stacked[:, start : start + part.shape[1], : part.shape[2]] = normalized
-        start += part.shape[1]
-    return stacked
+    embed_dim = max(part.shape[2] for part in parts)
+    normalized = [torch.nn.functional.normalize(part.float(), dim=1 if token_axis else 2) for part in parts]
+    return torch.cat([torch.nn.functional.pad(part, (0, embed_dim - part.shape[2])) for part in normalized], 1)
 
 
 def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
@@ -299,5 +294,5 @@ def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
 
 def _check_parts(parts: Sequence[Tensor]) -> None:
     shapes = [list(part.shape) for part in parts]
-    if not parts or any(part.dim() != 3 for part in parts) or len({len(part) for part in parts}) > 1:
+    if not parts or any(part.dim() != 3 or part.shape[0] != parts[0].shape[0] for part in parts):
         raise DataError("probes.mixed_token_parts", shapes=shapes)

@@ -40,7 +40,7 @@ class AimProbe(HeadModule):
         tokens = self.bn(tokens.flatten(0, 1)).view(tokens.shape)
         u = [fold_query(query, self.to_k.weight, num_heads) for query in self.queries]
         attention = attend(tokens, torch.cat(u))  # [B, M H, T]
-        attention = attention.reshape(len(tokens), -1, num_heads, tokens.shape[1]).mean(1)  # values do not know M
+        attention = attention.reshape(tokens.shape[0], -1, num_heads, tokens.shape[1]).mean(1)  # values do not know M
         return project_heads(attention @ tokens, self.to_v.weight)
 
 

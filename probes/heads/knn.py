@@ -100,7 +100,7 @@ class KnnProbe(HeadModule):
     def _vote(self, cosines: Tensor, neighbors: Tensor) -> Tensor:
         """[B, C] logarithm of each class's share of the vote of the first k neighbours."""
         shares = (cosines[:, : self.num_neighbors] / self.temperature).softmax(1)  # [B, k]
-        votes = shares.new_zeros(len(shares), self.num_classes)
+        votes = shares.new_zeros(shares.shape[0], self.num_classes)
         votes.scatter_add_(1, self.bank_labels[neighbors[:, : self.num_neighbors]], shares)
         return votes.clamp_(min=SMALLEST_SHARE).log_()
 

@@ -29,7 +29,7 @@ class ScalarMixProbe(HeadModule):
         self.classifier = make_linear(num_features, num_classes, initial_weights(seed))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        levels = tokens.reshape(len(tokens), self.sizes["num_levels"], -1)  # [B, L, T/L D]
+        levels = tokens.reshape(tokens.shape[0], self.sizes["num_levels"], -1)  # [B, L, T/L D]
         return (self.weights.softmax(0) @ levels) * self.scale  # [B, T/L D]
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from layerbank.cache import TokenArray
-from layerbank.probes import HEADS, ArraySource, ColumnBlock, Reading, l2_normalize_
+from layerbank.probes import HEADS, ArraySource, ColumnBlock, Reading, concat_tokens, l2_normalize_, stack_tokens
 from layerbank.probes.workspace import Workspace
 
 from ...models.rounding import STORAGE_DTYPES, float_tokens
@@ -102,12 +102,17 @@ def block_names(probe: ProbeSpec) -> tuple[str, ...]:
 
 def _arrays_of_blocks(probe: ProbeSpec) -> dict[str, list[tuple[str, str]]]:
     """Name of a block -> its arrays."""
-    if probe.normalize == TOKEN_AXIS and len(probe.kinds) > 1:
+    if _is_joint(probe):
         return {
             f"{level}/{'+'.join(probe.kinds)} over tokens": [(level, kind) for kind in probe.kinds]
             for level in probe.levels
         }
     return {f"{level}/{kind}": [(level, kind)] for level in probe.levels for kind in probe.kinds}
+
+
+def _is_joint(probe: ProbeSpec) -> bool:
+    """Whether a probe normalises over all tokens of a level."""
+    return probe.normalize == TOKEN_AXIS and len(probe.kinds) > 1
 
 
 class CachedTokens:
@@ -251,15 +256,16 @@ def join_tokens(probe: ProbeSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor
         parts: one [B, D] or [B, t, D] a (level, kind), levels first, already rounded to the storage dtype.
 
     Returns:
-        [B, T, D] or [B, F] float32.
+        [B, T, D] or [B, F] float32; without a write in place, for `torch.export`.
     """
-    arrays = [(level, kind) for level in probe.levels for kind in probe.kinds]
-    shapes = {array: tuple(part.shape[1:]) for array, part in zip(arrays, parts, strict=True)}
-    rows = TokenRows([probe], lambda level, kind: shapes[level, kind])
-    reading = Reading(rows.blocks, flat=HEADS[probe.head].flat)
-    out = torch.empty(len(parts[0]), *reading.token_shape)
-    _fill(out, rows, reading, parts)
-    return out
+    parts = [part.unsqueeze(1) if part.dim() == 2 else part for part in parts]
+    if HEADS[probe.head].flat:
+        return concat_tokens(parts)
+    if not _is_joint(probe):
+        return stack_tokens(parts)
+    num_kinds = len(probe.kinds)
+    levels = [torch.cat(parts[start : start + num_kinds], 1) for start in range(0, len(parts), num_kinds)]
+    return stack_tokens(levels, token_axis=True)
 
 
 def _fill(out: torch.Tensor, rows: TokenRows, reading: Reading, parts: Iterable[torch.Tensor]) -> None:
