@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import remove_path, storage_errors
+from ..damage import require_sound
 from ..errors import CacheError, NewerStoreError, NotAStoreError, SpecError
 from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
@@ -29,6 +30,8 @@ from ..spec import ArraySpec, StoreSpec
 from ..targets import target_staging
 from ..writing.locking import LockOwner, StoreLock, is_lock_file, is_locked, lock_file, owners_of, worker_files
 from ..writing.resume import remove_store, temporary_folders
+from .superseded import find_superseded
+from .verify import verify_store
 
 LEAST_UNUSED_S = 7 * 86400.0  # file systems record the time of reading once a day, and not each read of a mapped file
 
@@ -168,6 +171,7 @@ class Garbage:
         size_bytes: what deleting it frees.
         reason: why it is not needed.
         last_use: for a store that nobody uses, when its tokens were last read or written, in seconds since the epoch.
+        superseded_by: the store that has all that is in this one.
     """
 
     path: Path
@@ -175,6 +179,7 @@ class Garbage:
     size_bytes: int
     reason: str
     last_use: float | None = None
+    superseded_by: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +204,11 @@ class Unfinished:
 
 
 def find_garbage(
-    root: str | Path, *, unfinished_for_s: float = math.inf, unused_for_s: float = math.inf
+    root: str | Path,
+    *,
+    unfinished_for_s: float = math.inf,
+    unused_for_s: float = math.inf,
+    superseded: bool = False,
 ) -> list[Garbage]:
     """Everything under a folder that may be deleted, sorted by path.
 
@@ -208,6 +217,7 @@ def find_garbage(
         unfinished_for_s: unfinished stores that no process has written to for so long are garbage too; none by default.
         unused_for_s: so are complete stores whose tokens no process has read or written for so long; none by default. Checks of
             checksums count as reading; systems may record the time of reading only once a day.
+        superseded: so are complete stores that have nothing beyond what another complete store of their model has.
 
     Raises:
         SpecError: `unused_for_s` below a week, or on a file system that records no times of reading.
@@ -218,13 +228,13 @@ def find_garbage(
     if unused_for_s < math.inf and root.exists() and os.statvfs(root).f_flag & getattr(os, "ST_NOATIME", 0):
         raise SpecError("cache.no_access_times", path=root)
     guards = {file.with_name(file.name.removesuffix(".lock")) for file in root.rglob(f"*{STORE_SUFFIX}.lock")}
-    stores = sorted({*find_stores(root), *guards})
-    found = [
-        garbage
-        for store in stores
-        if not is_locked(store)
-        for garbage in _find_garbage_of(store, unfinished_for_s, unused_for_s)
-    ]
+    stores = [store for store in sorted({*find_stores(root), *guards}) if not is_locked(store)]
+    found = [garbage for store in stores for garbage in _find_garbage_of(store, unfinished_for_s, unused_for_s)]
+    if superseded:
+        listed = {garbage.path for garbage in found}
+        kept = [store for store in stores if store not in listed and not store.is_symlink()]
+        for store, by in find_superseded(kept).items():
+            found.append(replace(_garbage(store, store, f"{by} has all that is in it"), superseded_by=by))
     return sorted(found, key=lambda garbage: garbage.path)
 
 
@@ -235,22 +245,31 @@ def find_unfinished(root: str | Path) -> list[Unfinished]:
 
 
 def remove_garbage(items: Iterable[Garbage]) -> int:
-    """Delete what `find_garbage` found, but no store that was used since.
+    """Delete what `find_garbage` found, but no store that was used since or that the other one supersedes no longer.
+
+    The other store is read first, and compared with its checksums.
 
     Returns:
         Bytes freed.
 
     Raises:
         StoreLockedError: a process has started to write one of the stores meanwhile.
+        DamagedStoreError: a store that supersedes another one is not sound.
         NotWritableError: the disk refuses.
     """
     freed_bytes = 0
+    items = list(items)
+    for store in dict.fromkeys(item.superseded_by for item in items):
+        if store is not None:
+            require_sound(store, verify_store(store))
     for item in items:
         lock = StoreLock(item.store)
         lock.acquire()
         try:
             with storage_errors(item.path):
                 if item.last_use is not None and _last_use(item.store, read_header(item.store)) > item.last_use:
+                    continue
+                if item.superseded_by is not None and item.path not in find_superseded([item.path, item.superseded_by]):
                     continue
                 if item.path == item.store:
                     remove_store(item.store)

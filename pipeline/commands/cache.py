@@ -189,8 +189,15 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool, 
     metavar="AGE",
     help="Also list complete stores whose tokens nobody has read or written for this long: 7d or more. [default: keep them]",
 )
+@click.option(
+    "--superseded",
+    is_flag=True,
+    help="Also list complete stores when another complete store of the model has all their rows, arrays and targets.",
+)
 @shared.as_json
-def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | None, as_json: bool) -> None:
+def gc(
+    cache_root: Path, delete: bool, unfinished: str | None, unused: str | None, superseded: bool, as_json: bool
+) -> None:
     """List files that are no longer needed, such as leftovers of killed writers; delete them on request.
 
     Unfinished stores are kept, since the next shard may still wait in a queue. They are listed with the command that finishes
@@ -199,7 +206,7 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | Non
     \b
     layerbank cache gc --delete
     layerbank cache gc --unfinished 30d --delete
-    layerbank cache gc --unused 90d
+    layerbank cache gc --unused 90d --superseded
     """
     import math
 
@@ -210,7 +217,9 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | Non
 
     unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
     unused_for_s = math.inf if unused is None else parse_age(unused, "--unused")
-    found = find_garbage(cache_root, unfinished_for_s=unfinished_for_s, unused_for_s=unused_for_s)
+    found = find_garbage(
+        cache_root, unfinished_for_s=unfinished_for_s, unused_for_s=unused_for_s, superseded=superseded
+    )
     listed = {one.path for one in found}
     kept = [one for one in find_unfinished(cache_root) if one.path not in listed]
     freed_bytes = remove_garbage(found) if delete else 0
