@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import NotWritableError, StorageFullError
+from .errors import NotWritableError, SpecError, StorageFullError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -81,6 +81,26 @@ def replace_file(path: Path, data: bytes, staging: Path | None = None) -> None:
     staging = staging_beside(path) if staging is None else staging
     write_file(staging, data)
     os.replace(staging, path)
+    sync_folder(path.parent)
+
+
+def publish_file(staging: Path, path: Path) -> None:
+    """Give a complete file its name, which nothing else may have; then its staging name is gone.
+
+    Raises:
+        SpecError: something has come to have the name.
+    """
+    try:
+        try:
+            os.link(staging, path)  # os.replace would overwrite
+            staging.unlink()
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: the name is taken first, and the file replaces what took it
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            os.replace(staging, path)
+    except FileExistsError:
+        raise SpecError("cache.path_taken", path=path) from None
     sync_folder(path.parent)
 
 

@@ -31,7 +31,7 @@ from ..targets import target_staging
 from ..writing.locking import LockOwner, StoreLock, is_lock_file, is_locked, lock_file, owners_of, worker_files
 from ..writing.resume import remove_store, temporary_folders
 from .superseded import find_superseded
-from .verify import verify_store
+from .verify import foreign_files, verify_store
 
 LEAST_UNUSED_S = 7 * 86400.0  # file systems record the time of reading once a day, and not each read of a mapped file
 
@@ -96,6 +96,13 @@ class StoreInfo:
         borders = [-1, *self._blocks_done, self.num_blocks]
         gaps = [(before + 1, after) for before, after in itertools.pairwise(borders) if after > before + 1]
         return [range(grid.block(first).start, grid.block(stop - 1).stop) for first, stop in gaps]
+
+    @property
+    def foreign_files(self) -> list[str]:
+        """Paths of the files in it that do not belong to a store; of a store of another format or without header none is known."""
+        if self.header is None or self.header.format != FORMAT_VERSION:
+            return []
+        return [one.file for one in foreign_files(self.path, self.header)]
 
     @property
     def _blocks_done(self) -> list[int]:
@@ -210,7 +217,7 @@ def find_garbage(
     unused_for_s: float = math.inf,
     superseded: bool = False,
 ) -> list[Garbage]:
-    """Everything under a folder that may be deleted, sorted by path.
+    """Everything under a folder that may be deleted, sorted by path; no store with files that do not belong to it.
 
     Args:
         root: the folder.
@@ -234,6 +241,8 @@ def find_garbage(
         listed = {garbage.path for garbage in found}
         kept = [store for store in stores if store not in listed and not store.is_symlink()]
         for store, by in find_superseded(kept).items():
+            if read_store_info(store).foreign_files:
+                continue
             found.append(replace(_garbage(store, store, f"{by} has all that is in it"), superseded_by=by))
     return sorted(found, key=lambda garbage: garbage.path)
 
@@ -297,7 +306,7 @@ def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) 
             yield _garbage(lock_file(store), store, "the lock of a store that is gone")
         return
     unfinished = _find_unfinished(info)
-    if unfinished and unfinished.age_s >= unfinished_for_s:
+    if unfinished and unfinished.age_s >= unfinished_for_s and not info.foreign_files:
         done = f"{unfinished.num_blocks_done} of {unfinished.num_blocks} row blocks"
         yield _garbage(
             store, store, f"never finished ({done}) and no longer written; the same extraction would continue it"
@@ -306,7 +315,7 @@ def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) 
     if unused_for_s < math.inf and info.header is not None and info.problem is None:
         last_use = _last_use(store, info.header)
         unused_s = time.time() - last_use
-        if unused_s >= unused_for_s:
+        if unused_s >= unused_for_s and not info.foreign_files:
             reason = f"its tokens have not been read or written for {unused_s / 86400:.0f} days"
             yield replace(_garbage(store, store, reason), last_use=last_use)
             return

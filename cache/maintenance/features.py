@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic_files import staging_beside, storage_errors, sync_file, sync_folder
+from ..atomic_files import publish_file, staging_beside, storage_errors, sync_file
 from ..errors import SpecError
 from ..reader import TokenStore
 from ..targets import Target, list_targets, read_target
@@ -62,8 +62,7 @@ def write_features(store: str | Path, file: str | Path, *, tap: str | None = Non
         with storage_errors(file):
             write(opened, rows, staging)
             sync_file(staging)
-            os.replace(staging, file)
-            sync_folder(file.parent)
+            publish_file(staging, file)
     except ImportError:
         raise SpecError("cache.no_pyarrow", file=file.name) from None
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
-from ..atomic_files import staging_beside, storage_errors, sync_file, sync_folder
+from ..atomic_files import publish_file, staging_beside, storage_errors, sync_file, sync_folder
 from ..damage import require_sound, static_damage
 from ..errors import (
     CacheError,
@@ -85,8 +85,7 @@ def export_hdf5(store: str | Path, file: str | Path) -> None:
                 for name in list_targets(store):
                     _export_target(read_target(store, name, num_rows=header.spec.num_rows), name, target)
             sync_file(staging)
-            os.replace(staging, file)
-            sync_folder(file.parent)
+            publish_file(staging, file)
     finally:
         staging.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ from ..spec import StoreSpec
 from ..targets import Target, target_staging, write_target
 from ..writing.locking import StoreLock
 from ..writing.writer import CacheWriter
+from .catalog import read_store_info
 from .merge_sources import MERGED_FROM, Sources, names_of
 from .superseded import arrays_left_out, has_values, left_out, targets_left_out, targets_of
 from .upgrade import cache_of, delete_with_folders, remove_leftovers_of
@@ -226,6 +227,8 @@ def _delete(part: StoreFiles, new: StoreFiles) -> str:
             return "it was written meanwhile"
         if lacking := left_out(part, new):
             return f"the new store has no {', '.join(lacking)}"
+        if foreign := read_store_info(part.path).foreign_files:
+            return "it has files that do not belong to it: " + ", ".join(foreign[:3])
         with storage_errors(part.path):
             delete_with_folders(part.path, new.path.parent.parent)
     finally:
