@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import NotWritableError, StorageFullError
+from .errors import NotWritableError, SpecError, StorageFullError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -85,13 +85,41 @@ def replace_file(path: Path, data: bytes, staging: Path | None = None) -> None:
 
 
 def put_in_place(staging: Path, path: Path) -> None:
-    """Give a file or folder that was written beside it the name `path`, which nothing has; on an error nothing has it."""
-    os.replace(staging, path)
+    """Give a complete file or folder beside it the name `path`, which nothing else may have; on an error nothing has it.
+
+    Raises:
+        SpecError: something has come to have the name.
+    """
+    try:
+        if staging.is_dir():
+            os.rename(staging, path)  # refuses a file and a folder that is not empty
+        else:
+            _put_file(staging, path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise SpecError("cache.path_taken", path=path) from None
+        raise
     try:
         sync_folder(path.parent)
     except OSError:
         remove_path(path)
         raise
+
+
+def _put_file(staging: Path, path: Path) -> None:
+    try:
+        os.link(staging, path)  # os.replace would overwrite
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name is taken first, and the file replaces what took it
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(staging, path)
+        except OSError:
+            path.unlink()
+            raise
+    else:
+        staging.unlink()
 
 
 def remove_path(path: Path) -> None:

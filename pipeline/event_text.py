@@ -309,6 +309,11 @@ def _(event: events.ProbeProgress) -> str:
 
 
 @text_of.register
+def _(event: events.ProbeAwaited) -> str:
+    return f"probe {event.probe}: waiting for the row of {event.owner}"
+
+
+@text_of.register
 def _(event: events.ProbeFinished) -> str:
     row: Any = event.row
     reused = " (from results.jsonl, not trained again)" if event.reused else ""

@@ -443,6 +443,14 @@ class ProbeProgress(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeAwaited(Event):
+    """Another process trains a probe; its row is taken over when it is there."""
+
+    probe: str
+    owner: str  # the process
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeFinished(Event):
     """One row of results."""
 

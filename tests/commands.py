@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,8 +22,34 @@ MODEL = ("--model", TINY_MODEL, "--weights", "random", "--image-size", "32", "--
 VIT = ("--model", VIT_TINY, *MODEL[2:])
 
 
+REPEATED = ("--allow-code", "--model", "--split", "--weights")  # options that some command takes several times
+
+
 def run(*arguments: object) -> Result:
-    """`layerbank ARGUMENTS...`; any error that is not ours is raised. Ours is the context of the result's exception."""
+    """`layerbank ARGUMENTS...`, where an option of a shared list of arguments may be given again to change it.
+
+    Any error that is not ours is raised. Ours is the context of the result's exception.
+    """
+    return run_as_typed(*changed(arguments))
+
+
+def changed(arguments: Sequence[object]) -> list[str]:
+    """Arguments in which an option that comes again with another value has replaced the earlier one.
+
+    >>> changed(["probe", "--seed", 0, "--json", "--seed", 1])
+    ['probe', '--json', '--seed', '1']
+    """
+    texts = [str(argument) for argument in arguments]
+    last = {text: place for place, text in enumerate(texts) if text.startswith("--") and text not in REPEATED}
+    dropped: set[int] = set()
+    for place, text in enumerate(texts):
+        if last.get(text, place) != place and not texts[place + 1].startswith("--"):
+            dropped |= {place, place + 1}
+    return [text for place, text in enumerate(texts) if place not in dropped]
+
+
+def run_as_typed(*arguments: object) -> Result:
+    """`layerbank ARGUMENTS...` as `run`, with all that is given."""
     refused: list[Exception] = []
     exit_code_of = cli._exit_code
 
@@ -39,7 +66,7 @@ def run(*arguments: object) -> Result:
 
 def start(*arguments: object, in_a_group_of_its_own: bool = False, **environment: str) -> subprocess.Popen[str]:
     """`layerbank ARGUMENTS...` in a process of its own, or as a terminal starts it: in a group that gets its Ctrl-C."""
-    command = [sys.executable, "-m", "layerbank", *map(str, arguments)]
+    command = [sys.executable, "-m", "layerbank", *changed(arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -24,7 +24,7 @@ from layerbank.cache import ArraySpec, CacheWriter
 from layerbank.data.image_set import ImageSet
 from layerbank.data.split_record import SplitRecord
 from layerbank.data.split_rows import wanted_rows
-from layerbank.events import Event, MemoryPlanned
+from layerbank.events import Event, MemoryPlanned, TrainingStarted
 from layerbank.probes import QUICK, ModuleBank, SimPoolProbe
 from layerbank.probes.tasks.multiclass import TASK
 from layerbank.probing.attention import draw_attention_map
@@ -126,12 +126,15 @@ def main(folder: str, num_rows: str, runs: str, budget: str, *names: str) -> Non
     limit = before["VmData"] + int(budget) + mapped_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     plans: list[MemoryPlanned] = []
+    groups: list[tuple[str, ...]] = []
     peak_bytes = 0
 
     def watch(event: Event) -> None:
         nonlocal peak_bytes
         if isinstance(event, MemoryPlanned):
             plans.append(event)
+        if isinstance(event, TrainingStarted):
+            groups.append(event.probes)
         grown_bytes = status_bytes()["RssAnon"] - before["RssAnon"]
         peak_bytes = max(peak_bytes, grown_bytes + resident_bytes_of(".zarr"))
 
@@ -149,7 +152,7 @@ def main(folder: str, num_rows: str, runs: str, budget: str, *names: str) -> Non
                 "peak_bytes": peak_bytes,
                 "planned_bytes": max(plan.planned_bytes for plan in plans),
                 "tokens": [plan.tokens for plan in plans],
-                "together_with": [row["together_with"] for row in rows],
+                "groups": groups,
                 "accuracies": [row["test"] and row["test"]["balanced_accuracy"] for row in rows],
             }
         )

@@ -11,7 +11,7 @@ from study_runs import read_rows
 
 FAST = "epochs = 2\nmin_steps = 10\nlrs = [0.01]\nweight_decays = [1e-4]\ndropouts = [0.0]\n"
 # all that may differ between two runs: what a row cost, beside what, and which stores have images of several data sets
-TIMES = ("seconds", "memory", "together_with", "stores", "digest")
+TIMES = ("seconds", "memory", "stores", "digest")
 
 
 def write_recipe(folder: Path, data: list[str], probes: list[str], models: tuple[str, ...] = (TINY_MODEL,)) -> Path:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import raises
 
-from layerbank.cache.atomic_files import replace_file, staging_beside
+from layerbank.cache.atomic_files import put_in_place, replace_file, staging_beside
 from layerbank.data.image_set import ImageSet
 from layerbank.data.split_record import SplitRecord, load_record
 from layerbank.probing.whole_files import save_arrays
@@ -68,3 +69,20 @@ def test_what_an_ended_process_left_is_removed_and_what_others_write_is_not(name
     replace_file(path, b"new")
     assert path.read_bytes() == b"new"
     assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+@pytest.mark.parametrize("has_links", [True, False], ids=["hard links", "none"])
+def test_a_published_file_replaces_nothing(has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*names: object) -> None:
+        raise PermissionError
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    staging, path = tmp_path / "staging", tmp_path / "file"
+    staging.write_bytes(b"new")
+    put_in_place(staging, path)
+    assert path.read_bytes() == b"new"
+    staging.write_bytes(b"newer")
+    with raises("cache.path_taken", path=path):
+        put_in_place(staging, path)
+    assert (path.read_bytes(), staging.read_bytes()) == (b"new", b"newer")

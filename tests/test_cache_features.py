@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def test_files_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: p
     refuses(run("cache", "to", store, tmp_path / "a.csv"), "cache.unknown_features_file")
     refuses(run("cache", "to", store, tmp_path / "a.npz", "--tap", "nothing"), "cache.choose_tap", tap="nothing")
     (tmp_path / "a.npz.partial").write_bytes(b"mine")
-    assert run("cache", "to", store, tmp_path / "a.npz").exit_code == 0
+    answer = json.loads(run("cache", "to", store, tmp_path / "a.npz", "--json").stdout)
+    assert answer == {"file": str(tmp_path / "a.npz"), "num_images": 594}
     assert (tmp_path / "a.npz.partial").read_bytes() == b"mine"
     with raises("cache.path_taken", SpecError):
         write_features(store, tmp_path / "a.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -112,3 +113,26 @@ def test_every_file_and_folder_of_a_store_has_the_permissions_of_the_umask(mask:
     assert any(path.name.endswith(".lock") for path in made)
     for path in made:
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+def test_rm_names_files_that_do_not_belong_to_a_store_and_deletes_them_on_request_alone(stores: list[Path]) -> None:
+    (stores[1] / "notes.txt").write_text("mine")
+    (stores[0] / ".DS_Store").touch()
+    assert "does not belong to it: notes.txt" in run("cache", "rm", *stores).stdout
+    refuses(run("cache", "rm", *stores, "--delete"), "cache.foreign_in_store", store=stores[1], files="notes.txt")
+    assert all(store.exists() for store in stores)
+    answer = json.loads(run("cache", "rm", *stores, "--delete", "--remove-foreign", "--json").stdout)
+    assert [(one["path"], one["foreign_files"]) for one in answer["stores"]] == [
+        (str(stores[0]), []),
+        (str(stores[1]), ["notes.txt"]),
+    ]
+    assert answer["freed_bytes"] == sum(one["size_bytes"] for one in answer["stores"])
+    assert not any(store.exists() for store in stores)
+
+
+def test_gc_keeps_a_store_with_files_that_do_not_belong_to_it(stores: list[Path]) -> None:
+    root, month_ago = stores[0].parent.parent, time.time() - 30 * 86400
+    (stores[0] / "notes.txt").write_text("mine")
+    for file in (path for store in stores for path in store.rglob("*") if path.is_file()):
+        os.utime(file, (month_ago, month_ago))
+    assert [one.path for one in find_garbage(root, unused_for_s=7 * 86400)] == [stores[1]]

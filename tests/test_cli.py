@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from commands import MODEL, run
+from commands import MODEL, run, run_as_typed
 from messages import refuses
 from photos import TINY_MODEL
 
@@ -168,7 +168,7 @@ def refusal(*arguments: str) -> str:
         (("--probe", "alf-grid9-last"), "models.grid_too_fine", {"kind": "grid9"}),
         (("--probe", ""), "layerbank.empty_value", {"where": "--probe"}),
         (("--probe", " , "), "probing.no_probe_named", {"probes": " , "}),
-        (("--model", "timm/resnet18"), "layerbank.one_value", {"option": "--model", "command": "probe", "number": 2}),
+        (("--model", "timm/resnet18"), "layerbank.one_value", {"option": "--model", "command": "probe"}),
         (("--weights", "a.pt"), "layerbank.one_value", {"option": "--weights", "values": "random, a.pt"}),
         (("--protocol", "papier"), "probing.unknown_protocol", {"name": "papier"}),
         (("--device", "abacus"), "models.unusable_device", {"device": "abacus"}),
@@ -330,3 +330,24 @@ def test_help_does_not_cut_what_a_command_is_for(
 def test_the_help_names_the_probes_that_are_trained_by_default() -> None:
     shown = "".join(run("probe", "--help").stdout.split())
     assert f"[default:{','.join(DEMO_PROBES)}]" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "values"),
+    [
+        (("cache", "ls", "--cache", "a", "--cache", "b"), "--cache", "a, b"),
+        (("probe", "--model", "a", "--data", "folder:a", "--data=folder:b"), "--data", "folder:a, folder:b"),
+        (("probe", "--model", "a", "--data", "folder:a", "--seed", "0", "--seed", "0"), "--seed", "0, 0"),
+        (("probe", "--model", "a", "--num_heads", "2", "--num-heads", "4"), "--num-heads", "2, 4"),
+        (("extract", "--model", "a", "--view-flip", "--no-view-flip"), "--view-flip", "--view-flip, --no-view-flip"),
+        (("runs", "verify", "runs", "--json", "--json"), "", ""),
+        (("extract", "--model", "a", "--model", "b", "--data", "folder:gone"), "", ""),
+    ],
+)
+def test_an_option_of_one_value_is_not_taken_twice(arguments: tuple[str, ...], option: str, values: str) -> None:
+    result = run_as_typed(*arguments)
+    assert result.exit_code == 2
+    if option:
+        refuses(result, "layerbank.one_value", option=option, values=values)
+    else:
+        assert "one value" not in result.stderr

@@ -52,7 +52,7 @@ def wanted(
 
 
 def by_name(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {row["probe"]: row | {"seconds": None, "digest": None, "together_with": None} for row in rows}
+    return {row["probe"]: row | {"seconds": None, "digest": None} for row in rows}
 
 
 def started(events: Sequence[Event]) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import layerbank as lb
 import layerbank.probes.chosen
 import layerbank.probes.sweep
+from layerbank.events import Event, OnEvent, TrainingStarted, ignore
 from layerbank.probes import plan_group
 from layerbank.probing.tokens import placement
 
@@ -45,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("frames")
     (folder / "fast.toml").write_text(FAST)
 
-    def run(*probes: str) -> list[Any]:
+    def run(*probes: str, on_event: OnEvent = ignore) -> list[Any]:
         job = lb.ProbeJob(
             model="timm/vit_tiny_patch16_224",
             weights="random",
@@ -57,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             cache_root=folder / "cache",
             runs_root=folder / "-".join(probes),
         )
-        return lb.run(job)
+        return lb.run(job, on_event=on_event)
 
     run("ridge-cls")
     return run
@@ -85,6 +86,7 @@ def test_each_group_is_planned_once(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
     for module in (placement, layerbank.probes.sweep, layerbank.probes.chosen):
         monkeypatch.setattr(module, "plan_group", counted)
-    rows = run("alf", "linear-cls")
-    assert [row["together_with"] for row in rows] == [["linear-cls"], ["alf"]]
+    events: list[Event] = []
+    run("alf", "linear-cls", on_event=events.append)
+    assert [event.probes for event in events if isinstance(event, TrainingStarted)] == [("alf", "linear-cls")]
     assert planned == [1, 1, 2]  # each alone, because together they have to be trained in the same way; then both

@@ -72,7 +72,7 @@ def test_the_settings_and_levels_of_this_test_do_differ(made: tuple[Path, dict[s
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**row, "seconds": None, "digest": None, "together_with": None} for row in rows]
+    return [{**row, "seconds": None, "digest": None} for row in rows]
 
 
 def test_the_base_has_a_row_of_its_own_and_comes_first(made: tuple[Path, dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from photos import TINY_MODEL, write_photos
 from study_runs import read_rows
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("seconds", "memory", "together_with", "digest")  # all that may differ between two runs
+TIMES = ("seconds", "memory", "digest")  # all that may differ between two runs
 PROTOCOL = "epochs = 1\nmin_steps = 6\nlrs = [0.01]\nweight_decays = [1e-4, 0.1]\ndropouts = [0.0]\n"
 PROBES = ["linear-cls", "attn-mid", "attn-mid-smallest", "attn-mid-top2"]
 

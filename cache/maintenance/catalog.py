@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import remove_path, storage_errors
+from ..damage import require_sound
 from ..errors import CacheError, NewerStoreError, NotAStoreError, SpecError
 from ..header import FORMAT_VERSION, HEADER_FILE, Header, read_header
 from ..journal import JOURNAL_FOLDER, Journal, read_journal, staging_files
@@ -29,6 +30,8 @@ from ..spec import ArraySpec, StoreSpec
 from ..targets import target_staging
 from ..writing.locking import LockOwner, StoreLock, is_lock_file, is_locked, lock_file, owners_of, worker_files
 from ..writing.resume import remove_store, temporary_folders
+from .superseded import find_superseded
+from .verify import foreign_files, verify_store
 
 LEAST_UNUSED_S = 7 * 86400.0  # file systems record the time of reading once a day, and not each read of a mapped file
 
@@ -93,6 +96,13 @@ class StoreInfo:
         borders = [-1, *self._blocks_done, self.num_blocks]
         gaps = [(before + 1, after) for before, after in itertools.pairwise(borders) if after > before + 1]
         return [range(grid.block(first).start, grid.block(stop - 1).stop) for first, stop in gaps]
+
+    @property
+    def foreign_files(self) -> list[str]:
+        """Paths of the files in it that do not belong to a store; of a store of another format or without header none is known."""
+        if self.header is None or self.header.format != FORMAT_VERSION:
+            return []
+        return [one.file for one in foreign_files(self.path, self.header)]
 
     @property
     def _blocks_done(self) -> list[int]:
@@ -168,6 +178,7 @@ class Garbage:
         size_bytes: what deleting it frees.
         reason: why it is not needed.
         last_use: for a store that nobody uses, when its tokens were last read or written, in seconds since the epoch.
+        superseded_by: the store that has all that is in this one.
     """
 
     path: Path
@@ -175,6 +186,7 @@ class Garbage:
     size_bytes: int
     reason: str
     last_use: float | None = None
+    superseded_by: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,15 +211,20 @@ class Unfinished:
 
 
 def find_garbage(
-    root: str | Path, *, unfinished_for_s: float = math.inf, unused_for_s: float = math.inf
+    root: str | Path,
+    *,
+    unfinished_for_s: float = math.inf,
+    unused_for_s: float = math.inf,
+    superseded: bool = False,
 ) -> list[Garbage]:
-    """Everything under a folder that may be deleted, sorted by path.
+    """Everything under a folder that may be deleted, sorted by path; no store with files that do not belong to it.
 
     Args:
         root: the folder.
         unfinished_for_s: unfinished stores that no process has written to for so long are garbage too; none by default.
         unused_for_s: so are complete stores whose tokens no process has read or written for so long; none by default. Checks of
             checksums count as reading; systems may record the time of reading only once a day.
+        superseded: so are complete stores that have nothing beyond what another complete store of their model has.
 
     Raises:
         SpecError: `unused_for_s` below a week, or on a file system that records no times of reading.
@@ -218,13 +235,15 @@ def find_garbage(
     if unused_for_s < math.inf and root.exists() and os.statvfs(root).f_flag & getattr(os, "ST_NOATIME", 0):
         raise SpecError("cache.no_access_times", path=root)
     guards = {file.with_name(file.name.removesuffix(".lock")) for file in root.rglob(f"*{STORE_SUFFIX}.lock")}
-    stores = sorted({*find_stores(root), *guards})
-    found = [
-        garbage
-        for store in stores
-        if not is_locked(store)
-        for garbage in _find_garbage_of(store, unfinished_for_s, unused_for_s)
-    ]
+    stores = [store for store in sorted({*find_stores(root), *guards}) if not is_locked(store)]
+    found = [garbage for store in stores for garbage in _find_garbage_of(store, unfinished_for_s, unused_for_s)]
+    if superseded:
+        listed = {garbage.path for garbage in found}
+        kept = [store for store in stores if store not in listed and not store.is_symlink()]
+        for store, by in find_superseded(kept).items():
+            if read_store_info(store).foreign_files:
+                continue
+            found.append(replace(_garbage(store, store, f"{by} has all that is in it"), superseded_by=by))
     return sorted(found, key=lambda garbage: garbage.path)
 
 
@@ -235,22 +254,31 @@ def find_unfinished(root: str | Path) -> list[Unfinished]:
 
 
 def remove_garbage(items: Iterable[Garbage]) -> int:
-    """Delete what `find_garbage` found, but no store that was used since.
+    """Delete what `find_garbage` found, but no store that was used since or that the other one supersedes no longer.
+
+    The other store is read first, and compared with its checksums.
 
     Returns:
         Bytes freed.
 
     Raises:
         StoreLockedError: a process has started to write one of the stores meanwhile.
+        DamagedStoreError: a store that supersedes another one is not sound.
         NotWritableError: the disk refuses.
     """
     freed_bytes = 0
+    items = list(items)
+    for store in dict.fromkeys(item.superseded_by for item in items):
+        if store is not None:
+            require_sound(store, verify_store(store))
     for item in items:
         lock = StoreLock(item.store)
         lock.acquire()
         try:
             with storage_errors(item.path):
                 if item.last_use is not None and _last_use(item.store, read_header(item.store)) > item.last_use:
+                    continue
+                if item.superseded_by is not None and item.path not in find_superseded([item.path, item.superseded_by]):
                     continue
                 if item.path == item.store:
                     remove_store(item.store)
@@ -278,7 +306,7 @@ def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) 
             yield _garbage(lock_file(store), store, "the lock of a store that is gone")
         return
     unfinished = _find_unfinished(info)
-    if unfinished and unfinished.age_s >= unfinished_for_s:
+    if unfinished and unfinished.age_s >= unfinished_for_s and not info.foreign_files:
         done = f"{unfinished.num_blocks_done} of {unfinished.num_blocks} row blocks"
         yield _garbage(
             store, store, f"never finished ({done}) and no longer written; the same extraction would continue it"
@@ -287,7 +315,7 @@ def _find_garbage_of(store: Path, unfinished_for_s: float, unused_for_s: float) 
     if unused_for_s < math.inf and info.header is not None and info.problem is None:
         last_use = _last_use(store, info.header)
         unused_s = time.time() - last_use
-        if unused_s >= unused_for_s:
+        if unused_s >= unused_for_s and not info.foreign_files:
             reason = f"its tokens have not been read or written for {unused_s / 86400:.0f} days"
             yield replace(_garbage(store, store, reason), last_use=last_use)
             return

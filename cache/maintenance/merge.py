@@ -14,8 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from ..atomic_files import storage_errors
 from ..damage import chunk_damage, quick_damage, require_sound, static_damage
 from ..errors import CacheError, FieldDifference, SpecError, SpecMismatchError
@@ -23,13 +21,13 @@ from ..format import SAMPLE_ID_BYTES, SAMPLE_ID_OFFSETS, ChunkedArray, token_arr
 from ..header import FORMAT_VERSION, read_header
 from ..header_values import COMPLETE
 from ..reader import ArrayKey, StoreFiles, require_complete
-from ..rows import RowSet
 from ..spec import StoreSpec
-from ..targets import LABEL, Target, list_targets, read_target, target_staging, write_target
+from ..targets import Target, target_staging, write_target
 from ..writing.locking import StoreLock
 from ..writing.writer import CacheWriter
-from .format1_content import label_target
-from .merge_sources import MERGED_FROM, Sources, committed_rows, names_of, shared_rows
+from .catalog import read_store_info
+from .merge_sources import MERGED_FROM, Sources, names_of
+from .superseded import arrays_left_out, has_values, left_out, targets_left_out, targets_of
 from .upgrade import cache_of, delete_with_folders, remove_leftovers_of
 from .verify import verify_store
 
@@ -189,29 +187,15 @@ def _write_targets(store: Path, targets: Mapping[str, Target], num_rows: int) ->
 
 def _join_targets(sources: Sources) -> dict[str, Target]:
     """The targets that all stores have, with equal values for equal rows, joined."""
-    known = [_targets_of(part) for part in sources.parts]
+    known = [targets_of(part) for part in sources.parts]
     joined = {}
     for name in sorted(set.intersection(*map(set, known))):
         found = [targets[name] for targets in known]
         if len({(one.values.dtype, one.values.shape[1:]) for one in found}) == 1:
             target = replace(found[0], values=sources.column([one.values for one in found]))
-            if all(_has_values(target, sources.rows, *one) for one in zip(found, sources.parts, strict=True)):
+            if all(has_values(target, sources.rows, *one) for one in zip(found, sources.parts, strict=True)):
                 joined[name] = target
     return joined
-
-
-def _has_values(target: Target, rows: RowSet, other: Target, part: StoreFiles) -> bool:
-    """Whether a target of some rows says the same as that of a store, for the rows that both have."""
-    at, known = shared_rows(rows, part)
-    is_same_kind = (target.type, [*target.class_names]) == (other.type, [*other.class_names])
-    return is_same_kind and np.array_equal(target.values[at], other.values[known], equal_nan=True)
-
-
-def _targets_of(part: StoreFiles) -> dict[str, Target]:
-    if part.header.format == 1:
-        return {LABEL: label_target(part)}
-    num_rows = part.header.spec.num_rows
-    return {name: read_target(part.path, name, num_rows=num_rows) for name in list_targets(part.path)}
 
 
 def _finish(store: Path, parts: Sequence[StoreFiles], *, delete: bool) -> Merge:
@@ -221,15 +205,15 @@ def _finish(store: Path, parts: Sequence[StoreFiles], *, delete: bool) -> Merge:
     merged = [part for part in parts if not os.path.samefile(part.path, store)]
     if delete and merged:
         require_sound(store, verify_store(store))  # an earlier call may have written it
-    arrays_left_out = dict.fromkeys(name for part in parts for name in _arrays_left_out(part, new))
-    targets_left_out = sorted({name for part in parts for name in _targets_left_out(part, new)})
+    arrays = dict.fromkeys(name for part in parts for name in arrays_left_out(part, new))
+    targets = sorted({name for part in parts for name in targets_left_out(part, new)})
     reasons = {part.path: _delete(part, new) if delete else "nobody asked for its deletion" for part in merged}
     return Merge(
         store=store,
         num_rows=new.header.spec.num_rows,
         num_repeated=0,
-        arrays_left_out=tuple(arrays_left_out),
-        targets_left_out=tuple(targets_left_out),
+        arrays_left_out=tuple(arrays),
+        targets_left_out=tuple(targets),
         kept={path: reason for path, reason in reasons.items() if reason},
     )
 
@@ -241,33 +225,12 @@ def _delete(part: StoreFiles, new: StoreFiles) -> str:
     try:
         if StoreFiles.read(part.path).journal.entries != part.journal.entries:
             return "it was written meanwhile"
-        if lacking := [*_arrays_left_out(part, new), *_targets_left_out(part, new), *_rows_left_out(part, new)]:
+        if lacking := left_out(part, new):
             return f"the new store has no {', '.join(lacking)}"
+        if foreign := read_store_info(part.path).foreign_files:
+            return "it has files that do not belong to it: " + ", ".join(foreign[:3])
         with storage_errors(part.path):
             delete_with_folders(part.path, new.path.parent.parent)
     finally:
         lock.release()
     return ""
-
-
-def _arrays_left_out(part: StoreFiles, new: StoreFiles) -> list[str]:
-    """The paths of the arrays of a merged store that the new one lacks."""
-    return [name for key, name in part.arrays.items() if key not in new.arrays]
-
-
-def _targets_left_out(part: StoreFiles, new: StoreFiles) -> list[str]:
-    """The names of the targets of a merged store that the new one lacks, or has with other values."""
-    known = _targets_of(new)
-    targets = _targets_of(part).items()
-    return [name for name, one in targets if name not in known or not _has_values(known[name], new.rows, one, part)]
-
-
-def _rows_left_out(part: StoreFiles, new: StoreFiles) -> list[str]:
-    """How many rows with tokens of a merged store have none in the new one."""
-    keys = part.arrays.keys() & new.arrays.keys()
-    usable = []
-    for one in (part, new):
-        rows, skipped = committed_rows(one, keys)
-        usable.append(one.rows.keys[rows[~skipped]])
-    num_lost = int((~np.isin(usable[0], usable[1])).sum())
-    return [f"tokens of {num_lost:,} of its rows"] if num_lost else []

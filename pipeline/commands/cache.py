@@ -189,8 +189,15 @@ def repair(store: Path, device: str, workers: int | None, remove_foreign: bool, 
     metavar="AGE",
     help="Also list complete stores whose tokens nobody has read or written for this long: 7d or more. [default: keep them]",
 )
+@click.option(
+    "--superseded",
+    is_flag=True,
+    help="Also list complete stores when another complete store of the model has all their rows, arrays and targets.",
+)
 @shared.as_json
-def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | None, as_json: bool) -> None:
+def gc(
+    cache_root: Path, delete: bool, unfinished: str | None, unused: str | None, superseded: bool, as_json: bool
+) -> None:
     """List files that are no longer needed, such as leftovers of killed writers; delete them on request.
 
     Unfinished stores are kept, since the next shard may still wait in a queue. They are listed with the command that finishes
@@ -199,7 +206,7 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | Non
     \b
     layerbank cache gc --delete
     layerbank cache gc --unfinished 30d --delete
-    layerbank cache gc --unused 90d
+    layerbank cache gc --unused 90d --superseded
     """
     import math
 
@@ -210,7 +217,9 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | Non
 
     unfinished_for_s = math.inf if unfinished is None else parse_age(unfinished, "--unfinished")
     unused_for_s = math.inf if unused is None else parse_age(unused, "--unused")
-    found = find_garbage(cache_root, unfinished_for_s=unfinished_for_s, unused_for_s=unused_for_s)
+    found = find_garbage(
+        cache_root, unfinished_for_s=unfinished_for_s, unused_for_s=unused_for_s, superseded=superseded
+    )
     listed = {one.path for one in found}
     kept = [one for one in find_unfinished(cache_root) if one.path not in listed]
     freed_bytes = remove_garbage(found) if delete else 0
@@ -247,33 +256,52 @@ def gc(cache_root: Path, delete: bool, unfinished: str | None, unused: str | Non
 @cache.command()
 @click.argument("stores", type=shared.FOLDER, nargs=-1, required=True)
 @click.option("--delete", is_flag=True, help="Delete what is listed.")
-def rm(stores: tuple[Path, ...], delete: bool) -> None:
+@click.option("--remove-foreign", is_flag=True, help="Also delete files in the stores that do not belong to them.")
+@shared.as_json
+def rm(stores: tuple[Path, ...], delete: bool, remove_foreign: bool, as_json: bool) -> None:
     """List stores with their sizes, and delete them with --delete.
 
-    If a process writes one of them, or one is no store of layerbank, all are left alone.
+    If a process writes one of them, one has files that do not belong to it, or one is no store of layerbank, all are left alone.
 
     \b
     layerbank cache rm caches/demo-vit-s-focus-1a2b3c4d/photos-train-5e6f7a8b.zarr
     layerbank cache rm caches/*/*.zarr --delete
     """
-    from layerbank.cache import DamagedStoreError, delete_store, read_store_info
+    from layerbank.cache import DamagedStoreError, SpecError, delete_store, read_store_info
     from layerbank.cache.writing.locking import is_locked, locked_error
 
-    from ..console import print_lines
-    from ..quantities import size
+    from ..console import print_json, print_lines
+    from ..quantities import few, size
 
     found = [read_store_info(store) for store in dict.fromkeys(stores)]
+    foreign = {one.path: one.foreign_files for one in found}
     for one in found:
         if one.problem is not None and not isinstance(one.problem, DamagedStoreError):
             raise one.problem
         if is_locked(one.path):
             raise locked_error(one.path, one.owners[0] if one.owners else None)
+        if delete and not remove_foreign and (files := foreign[one.path]):
+            raise SpecError("cache.foreign_in_store", store=one.path, number=len(files), files=few(files))
     for one in found:
-        print_lines([f"{size(one.size_bytes):>9}  {one.path}: {one.state}"])
+        if not as_json:
+            print_lines([f"{size(one.size_bytes):>9}  {one.path}: {one.state}"])
+            print_lines(f"           does not belong to it: {file}" for file in foreign[one.path])
         if delete:
             delete_store(one.path)
-    freed = size(sum(one.size_bytes for one in found))
-    print_lines([f"{freed} freed" if delete else f"{freed} can be freed with --delete"])
+    total_bytes = sum(one.size_bytes for one in found)
+    if as_json:
+        listed = [
+            {
+                "path": str(one.path),
+                "state": one.state,
+                "size_bytes": one.size_bytes,
+                "foreign_files": foreign[one.path],
+            }
+            for one in found
+        ]
+        print_json({"stores": listed, "freed_bytes": total_bytes if delete else 0})
+        return
+    print_lines([f"{size(total_bytes)} freed" if delete else f"{size(total_bytes)} can be freed with --delete"])
 
 
 @cache.command()
@@ -294,7 +322,8 @@ def export(store: Path, file: Path) -> None:
 @_store
 @click.argument("file", type=shared.OutputFile(dash=False))
 @click.option("--tap", help="Tap whose tokens are written, for a store with several. [default: the only one]")
-def to(store: Path, file: Path, tap: str | None) -> None:
+@shared.as_json
+def to(store: Path, file: Path, tap: str | None, as_json: bool) -> None:
     """Write the tokens, ids and targets of a store as one .npz or .parquet file, for other tools.
 
     Images without usable tokens are left out. Use `layerbank cache export` to move a store.
@@ -304,10 +333,14 @@ def to(store: Path, file: Path, tap: str | None) -> None:
     """
     from layerbank.cache import write_features
 
-    from ..console import print_lines
+    from ..console import print_json, print_lines
     from ..quantities import counted
 
-    print_lines([f"{file}: {counted(write_features(store, file, tap=tap), 'image')}"])
+    num_images = write_features(store, file, tap=tap)
+    if as_json:
+        print_json({"file": str(file), "num_images": num_images})
+    else:
+        print_lines([f"{file}: {counted(num_images, 'image')}"])
 
 
 @cache.command("from")

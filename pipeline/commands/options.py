@@ -27,7 +27,18 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 class CommandGroup(click.Group):
-    """A group whose --help shows the first sentence of each command as a whole; click would cut it at the end of a line."""
+    """A group whose --help shows the first sentence of each command as a whole; click would cut it at the end of a line.
+
+    Its commands refuse an option of one value that is given several times; click would take the last.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            _check_given_once(click.Context(command, info_name=name, parent=ctx), rest)
+        return name, command, rest
 
     def get_help(self, ctx: click.Context) -> str:
         columns = shutil.get_terminal_size().columns
@@ -39,6 +50,34 @@ class CommandGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(
                 [(name, one.get_short_help_str(limit=1000)) for name, one in sorted(self.commands.items())]
+            )
+
+
+def _check_given_once(ctx: click.Context, args: list[str]) -> None:
+    """Raise RequestError for an option that takes one value and has several, or is both set and unset."""
+    from ..errors import RequestError
+
+    parser = ctx.command.make_parser(ctx)
+    options = [one for one in ctx.command.params if isinstance(one, click.Option) and not (one.multiple or one.count)]
+    for option in options:  # as if they took several values
+        if option.is_flag:
+            for names in (option.opts, option.secondary_opts):
+                parser.add_option(option, names, option.name, action="append_const", const=names and names[0])
+        else:
+            parser.add_option(option, option.opts, option.name, action="append", nargs=option.nargs)
+    try:
+        given, _, _ = parser.parse_args(list(args))
+    except click.UsageError:
+        return  # the command raises it again
+    for option in options:
+        values = given.get(option.name, [])
+        if len(set(values) if option.is_flag else values) > 1:
+            raise RequestError(
+                "layerbank.one_value",
+                option=option.opts[0],
+                command=ctx.command_path.partition(" ")[2],
+                number=len(values),
+                values=", ".join(map(str, values)),
             )
 
 
@@ -182,21 +221,6 @@ allow_code = click.option(
 )
 
 
-def _only_one(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """The one value of an option that other commands take several times; click alone would drop all but the last."""
-    if len(values) > 1:
-        from ..errors import RequestError
-
-        raise RequestError(
-            "layerbank.one_value",
-            option=param.opts[0],
-            command=ctx.info_name,
-            number=len(values),
-            values=", ".join(values),
-        )
-    return values[0] if values else None
-
-
 class UnlessStore(click.Option):
     """A required option, unless `--store` takes its place."""
 
@@ -214,14 +238,8 @@ _MODELS = (
     "see `layerbank models`."
 )
 one_model = combine(
-    click.option("--model", cls=UnlessStore, required=True, multiple=True, callback=_only_one, help=_MODELS),
-    click.option(
-        "--weights",
-        metavar="FILE",
-        multiple=True,
-        callback=_only_one,
-        help="A checkpoint file, or `random`. [default: pretrained weights]",
-    ),
+    click.option("--model", cls=UnlessStore, required=True, help=_MODELS),
+    click.option("--weights", metavar="FILE", help="A checkpoint file, or `random`. [default: pretrained weights]"),
 )
 several_models = combine(
     click.option(

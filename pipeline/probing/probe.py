@@ -3,7 +3,8 @@
 Probes that can share passes over the tokens are trained together (`probe_groups.py`). `layerbank.probes.run_sweeps` implements
 the protocol: split, grid, choice on validation, refit, one test. Each probe leaves a folder and one row (`row_folder.py`). The
 test store is opened by the sweep in its last step. A row that results.jsonl has under the same key is not computed again while
-its files are as they were written, and an interrupted sweep continues with the missing banks (`sweep_journal.py`). Neither the key
+its files are as they were written, one that another process trains is awaited (`row_locks.py`), and an interrupted sweep continues
+with the missing banks (`sweep_journal.py`). Neither the key
 nor the result of a probe depends on the probes it is trained with, so a group that fails because of one probe is repeated probe by
 probe (`failing.py`). Post-hoc probes (`post_hoc.py`) come last, after their base.
 """
@@ -25,7 +26,7 @@ from layerbank.probes import HEADS, DataError, TrainingProtocol, num_moved, reso
 
 from ..data.task_names import MULTICLASS
 from ..errors import RequestError, WorkError
-from ..events import CopiesTogether, OnEvent, ProbeFinished, ResultSkipped, ignore
+from ..events import CopiesTogether, OnEvent, ProbeAwaited, ProbeFinished, ResultSkipped, ignore
 from ..memory import memory_for_probes
 from .failing import CAUGHT, Fail, Failures
 from .post_hoc import train_post_hoc
@@ -36,6 +37,7 @@ from .results import Row
 from .results_file import RESULTS, append_row, is_reusable, read_results
 from .row_files import row_folder, wrong_file
 from .row_folder import keep_probe
+from .row_locks import RowLocks
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.split_tokens import SplitRequest, SplitTokens
 from .training import Trained, large_blocks_returned, open_tokens, open_training, relay, solve_probe, trained_of
@@ -127,21 +129,11 @@ def probe(
     missing = run.find_missing(named_probes, retrain=retrain)
     if missing:
         before_training()
-    for named in (named for named in missing if HEADS[named.head].is_solved):
-        with run.failures.of(named):
-            run.keep(solve_probe(named, run.protocol_of(named), run.cache, run.open_test, memory_bytes, on_event))
-    trained = [named for named in missing if not HEADS[named.head].is_solved and named.derived is None]
-    wanted, device = [(named, run.protocol_of(named)) for named in trained], torch.device(device)
-    num_test = len(run.open_test().targets)
-    for group in plan_groups(run.cache, wanted, memory_bytes, device, num_test=num_test, refuse=run.failures.add):
-        if not run.train(group):
-            for named in group.probes:  # scores of finished banks are in the journal
-                with run.failures.of(named):
-                    run.train(make_group(run.cache, [named], group.protocol, memory_bytes, device, num_test=num_test))
-        run.clear_journal()
-    for named in (named for named in missing if named.derived is not None):
-        with run.failures.of(named):
-            run.train_post_hoc(named, memory_bytes, device)
+    while missing:
+        with RowLocks(folder) as locks:
+            claimed = run.claim(missing, locks)
+            run.train_all([named for named in claimed if not run.reuse(named)], memory_bytes, torch.device(device))
+        missing = [named for named in missing if named not in claimed]
     return [run.rows[run.key(named)] for named in named_probes if named not in run.failures]
 
 
@@ -183,11 +175,18 @@ class _Run:
             metric=self.cache.task.metric,
             split=split_rule(self.cache),
         )
-        results = read_results(folder / RESULTS)
-        for error in results.skipped:
-            self._report_skipped(error)
-        self.rows = {row["key"]: row for row in results.rows if is_reusable(row)}
+        self.rows: dict[str, Row] = {}
+        self._stale: set[str] = set()  # digests of rows that are damaged or to be trained again
         self._to_train: set[str] = set()  # keys
+        for error in self._read_rows():
+            self._report_skipped(error)
+
+    def _read_rows(self) -> Sequence[WorkError]:
+        """Read results.jsonl; return why lines were skipped."""
+        results = read_results(self._folder / RESULTS)
+        last = {row["key"]: row for row in results.rows if is_reusable(row)}
+        self.rows = {key: row for key, row in last.items() if row["digest"] not in self._stale}
+        return results.skipped
 
     def result_key(self, named: ProbeSpec) -> ResultKey:
         """Everything that decides a probe's row."""
@@ -234,13 +233,12 @@ class _Run:
             with self.failures.of(named):
                 self._check_arrays(named)
                 self._check_task(named)
+        if retrain:
+            for key in map(self.key, probes):
+                self._drop_row(key)
         for named in probes:
             key = self.key(named)
-            if named in self.failures:
-                continue
-            if not retrain and self._has_row(key):
-                self._restore_records(self.rows[key])
-                self._on_event(ProbeFinished(probe=named.name, row=self.rows[key], reused=True))
+            if named in self.failures or self.reuse(named):
                 continue
             if named.derived is not None and not self._has_row(base_key := self.key(named.derived.base)):
                 missing.setdefault(base_key, named.derived.base)
@@ -272,10 +270,36 @@ class _Run:
         if tasks is not None and task not in tasks:
             raise RequestError("probing.probe_not_for_task", probe=named.name, tasks=", ".join(tasks), task=task)
 
-    def _restore_records(self, row: Row) -> None:
-        """Write the records that a row refers to if they are gone or damaged."""
-        if row.get("images") == self._records:
+    def reuse(self, named: ProbeSpec) -> bool:
+        """Take the row of a probe from results.jsonl, if it is there, and report it; restore the records that it refers to."""
+        key = self.key(named)
+        if not self._has_row(key):
+            return False
+        if self.rows[key].get("images") == self._records:
             self._save_records()
+        self._to_train.discard(key)
+        self._on_event(ProbeFinished(probe=named.name, row=self.rows[key], reused=True))
+        return True
+
+    def claim(self, missing: Sequence[ProbeSpec], locks: RowLocks) -> list[ProbeSpec]:
+        """Lock the rows that no other process trains, or, if it trains all, wait for the first; then read what others wrote.
+
+        A post-hoc probe is left to the next call while another process trains its base.
+        """
+        claimed: list[ProbeSpec] = []
+        others = set(map(self.key, missing))
+        for named in missing:
+            has_base = named.derived is None or self.key(named.derived.base) not in others
+            if has_base and locks.take(self.key(named)):
+                claimed.append(named)
+                others.remove(self.key(named))
+        if not claimed:
+            first = self.key(missing[0])
+            self._on_event(ProbeAwaited(probe=missing[0].name, owner=str(locks.owner(first) or "another process")))
+            locks.take(first, wait=True)
+            claimed.append(missing[0])
+        self._read_rows()
+        return claimed
 
     def _has_row(self, key: str) -> bool:
         """Whether there is a row of this key whose files are as they were written; one whose are not is dropped."""
@@ -283,9 +307,13 @@ class _Run:
             return False
         place = row_folder(self._folder, self.rows[key])
         if reason := wrong_file(place, self.rows[key]["files"]):
-            del self.rows[key]
+            self._drop_row(key)
             self._report_skipped(WorkError("probing.damaged_row_files", folder=place, reason=reason))
         return key in self.rows
+
+    def _drop_row(self, key: str) -> None:
+        if key in self.rows:
+            self._stale.add(self.rows.pop(key)["digest"])
 
     def _report_skipped(self, error: WorkError) -> None:
         self._on_event(ResultSkipped(where=error.where, expected=error.expected, got=error.got, todo=error.todo))
@@ -309,6 +337,30 @@ class _Run:
                     num_moved=num_moved(strata, protocol.validation_fraction, protocol.seed, groups),
                 )
             )
+
+    def train_all(self, probes: Sequence[ProbeSpec], memory_bytes: int, device: torch.device) -> None:
+        """Train probes, those that can share passes together, and keep what comes of them."""
+        for named in (named for named in probes if HEADS[named.head].is_solved):
+            with self.failures.of(named):
+                self.keep(
+                    solve_probe(
+                        named, self.protocol_of(named), self.cache, self.open_test, memory_bytes, self._on_event
+                    )
+                )
+        trained = [named for named in probes if not HEADS[named.head].is_solved and named.derived is None]
+        wanted, num_test = [(named, self.protocol_of(named)) for named in trained], len(self.open_test().targets)
+        refuse = self.failures.add
+        for group in plan_groups(self.cache, wanted, memory_bytes, device, num_test=num_test, refuse=refuse):
+            if not self.train(group):
+                for named in group.probes:  # scores of finished banks are in the journal
+                    with self.failures.of(named):
+                        self.train(
+                            make_group(self.cache, [named], group.protocol, memory_bytes, device, num_test=num_test)
+                        )
+            self.clear_journal()
+        for named in (named for named in probes if named.derived is not None):
+            with self.failures.of(named):
+                self.train_post_hoc(named, memory_bytes, device)
 
     def train(self, group: ProbeGroup) -> bool:
         """Train the probes of a group together, test them, and keep what comes of them.

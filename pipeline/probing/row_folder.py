@@ -159,7 +159,6 @@ def _row(trained: Trained, train: SplitTokens, test: SplitTokens) -> Row:
         "compute": None if HEADS[named.head].is_solved else trained.protocol.compute,
         "cost": _cost(trained, train),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
-        "together_with": list(trained.together_with),
         "memory": trained.memory,
     }
 

@@ -45,7 +45,6 @@ class Trained:
         result: the result of its sweep.
         protocol: the protocol that it was trained by.
         memory: where tokens lay and how training fitted beside them: everything that could change the result's bits.
-        together_with: names of the probes that shared the passes.
         num_refits: final trainings.
         derived: how a post-hoc probe was made of its base, for its row.
         held_out: what a search chose by, for a file beside it: name -> array.
@@ -56,7 +55,6 @@ class Trained:
     result: SweepResult
     protocol: TrainingProtocol
     memory: dict[str, Any]
-    together_with: tuple[str, ...] = ()
     num_refits: int = 1
     derived: dict[str, Any] | None = None
     held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -87,7 +85,6 @@ def trained_of(group: ProbeGroup, results: Sequence[SweepResult]) -> list[Traine
             result=result,
             protocol=group.protocol,
             memory=group.describe(sweep[result.candidate]),
-            together_with=tuple(other for other in group.names if other != named.name),
         )
         for named, sweep, result in zip(group.probes, group.sweeps, results, strict=True)
     ]

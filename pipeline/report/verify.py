@@ -18,11 +18,13 @@ from ..errors import WorkError
 from ..probing.results import Row
 from ..probing.results_file import FAILURES, RESULTS, is_reusable, read_results
 from ..probing.row_files import row_folder, wrong_file
+from ..probing.row_locks import LOCKS_FOLDER
 from ..statistics.predictions import accuracies, read_predictions
 from .gather import results_files
 
-_OWN = (RESULTS, f".{RESULTS}.lock", ".sweeps", "report")  # `layerbank report` of this folder writes the last
-_OF_THE_WHOLE = ("report", FAILURES)
+_REPORT = "report"  # of `layerbank report` of this folder
+_OWN = (RESULTS, f".{RESULTS}.lock", ".sweeps", LOCKS_FOLDER, _REPORT)
+_OF_THE_WHOLE = (_REPORT, FAILURES)
 _ROUNDING = 1e-6
 
 
