@@ -172,13 +172,13 @@ def _samples(
     """What the banks share of each step.
 
     Yields:
-        jittered rows [B, F] on the device, their jitter, encoded targets [B] on the device, weights [B] on the host, summing to 1.
+        jittered rows [B, F] on the device, their jitter, encoded targets on the device, weights [B] on the host, summing to 1.
     """
     device, blocks = workspace.device, blocks_of(source)
     with contextlib.closing(read_batches(source, batches)) as stream:
         for step, (batch, read) in enumerate(stream):
-            targets = task.encode(source.targets[batch])
-            weights = task.sample_weights(targets)
+            of_batch = source.targets[batch]
+            targets, weights = task.encode(of_batch), task.sample_weights(of_batch)
             rows = read.to(device, non_blocking=True).flatten(1)
             jitter = draw_jitter(protocol, step, len(rows), workspace)
             if jitter is not None:

@@ -116,10 +116,11 @@ def _score(
             raise SettingError("probes.tokens_not_flat", head=head.kind, shape=train.token_shape)
         kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
         task = train.task.fit(train.targets[kept])
+        task.check_scored(train.targets[held_out])
         probes = _solve(head, train, kept, task, settings)
     with timed(seconds, "validate"):
-        predicted = torch.cat([task.predict(logits) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N]
-        found = task.score(predicted, train.targets[held_out]).tolist()
+        scored = torch.cat([task.scored(logits) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N, ...]
+        found = task.score(scored, train.targets[held_out]).tolist()
     return tuple(
         SettingScore(setting=setting, validation=score, num_steps=0)
         for setting, score in zip(settings, found, strict=True)
@@ -134,11 +135,11 @@ def _solve(
     num_broken = int((~features.isfinite()).any(1).sum())
     if num_broken:
         raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(features))
-    targets, solver = task.encode(source.targets[rows]), HEADS[head.kind].solver
+    targets, solver = source.targets[rows], HEADS[head.kind].solver
     assert solver is not None
     weights = task.sample_weights(targets)
     values = [astuple(setting)[0] for setting in settings]
-    probes = solver(features, targets, weights / weights.sum(), task, values)
+    probes = solver(features, task.encode(targets), weights / weights.sum(), task, values)
     return [probe.eval() for probe in probes]
 
 

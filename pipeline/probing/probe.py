@@ -266,11 +266,13 @@ class _Run:
 
     def _check_task(self, named: ProbeSpec) -> None:
         """Raise RequestError if a probe cannot answer the task of the splits."""
-        task, tasks = self.cache.task.type, HEADS[named.head].tasks
+        task, head = self.cache.task.type, HEADS[named.head]
+        tasks, reason = head.tasks, head.tasks_reason
         if named.derived is not None:
-            tasks = (MULTICLASS,)
+            tasks, reason = (MULTICLASS,), "it is made of hits and misses, or of class probabilities"
         if tasks is not None and task not in tasks:
-            raise RequestError("probing.probe_not_for_task", probe=named.name, tasks=", ".join(tasks), task=task)
+            values = {"tasks": ", ".join(tasks), "reason": reason and f": {reason}", "task": task}
+            raise RequestError("probing.probe_not_for_task", probe=named.name, **values)
 
     def _restore_records(self, row: Row) -> None:
         """Write the records that a row refers to if they are gone or damaged."""

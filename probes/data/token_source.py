@@ -23,7 +23,7 @@ class TokenSource(Protocol):
     """Tokens and targets of N images.
 
     Attributes:
-        targets: [N] on the CPU, what the task predicts: class numbers, or what else it asks for.
+        targets: [N] or [N, K] on the CPU, what the task predicts: class numbers, or what else it asks for.
         task: the task of the data set.
         token_shape: (T, D) for attentive heads, (F,) for linear ones.
     """
@@ -158,7 +158,7 @@ class ArraySource:
 
     Args:
         tokens: [N, T, D] or [N, F] float, finite, already normalised: see `stack_tokens` and `concat_tokens`.
-        targets: [N], what the task predicts, such as class numbers.
+        targets: [N] or [N, K], what the task predicts, such as class numbers.
         task: the task of the data set; a number C stands for classification into C classes, with int64 targets.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
@@ -183,7 +183,7 @@ class ArraySource:
         groups: Tensor | None = None,
     ) -> None:
         tokens, targets = torch.as_tensor(tokens), torch.as_tensor(targets)
-        if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape != tokens.shape[:1]:
+        if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape[:1] != tokens.shape[:1]:
             shown = f"{tokens.dtype} {list(tokens.shape)}"
             raise DataError("probes.targets_do_not_match", tokens=shown, targets=list(targets.shape))
         self.task = as_task(task)

@@ -149,6 +149,7 @@ class HeadType:
             differentiates any module by `torch.func`.
         solver: solves the head instead of training it; None for a trained head.
         tasks: the types of task that it can answer; None for all.
+        tasks_reason: why it cannot answer others, for messages.
         has_parameters: False for a solved head that keeps training tokens instead.
         grid: for a solved head, the field of the protocol that lists its settings.
         own_forms: the forms of its names; None for the usual ones.
@@ -167,6 +168,7 @@ class HeadType:
     bank: Literal["folded", "linear", "module"] = "module"
     solver: Solver | None = None
     tasks: tuple[str, ...] | None = None
+    tasks_reason: str = ""
     has_parameters: bool = True
     grid: Literal["penalties", "num_neighbors"] = "penalties"
     own_forms: tuple[Form, ...] | None = None

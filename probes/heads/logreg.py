@@ -77,5 +77,10 @@ def _minimize(x: Tensor, labels: Tensor, weights: Tensor, penalty: float, weight
 
 
 HEAD = HeadType(
-    name="logreg", module=LinearProbe, flat=True, solver=linear_solver(solve_logreg), tasks=(Multiclass.type,)
+    name="logreg",
+    module=LinearProbe,
+    flat=True,
+    solver=linear_solver(solve_logreg),
+    tasks=(Multiclass.type,),
+    tasks_reason="it is a softmax over classes",
 )

@@ -118,7 +118,8 @@ class SplitTokens:
         self.positions: NDArray[np.int64] = self._view.positions[rows]
         self.images: NDArray[np.int64] = rows // rows_an_image
         self.targets: NDArray[Any] = record.labels[self.images]
-        self.task: Task = TASKS.require(record.task).for_classes(len(record.class_names))
+        num_columns = record.labels.shape[1] if record.labels.ndim > 1 else 0
+        self.task: Task = TASKS.require(record.task).for_data(len(record.class_names), num_columns)
         number = np.full(len(self._view.positions), -1)
         number[rows] = np.arange(len(rows))
         order = number[reading_order(record.images, rows_an_image)]
