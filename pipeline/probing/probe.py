@@ -174,13 +174,15 @@ class _Run:
             raise WorkError("probing.no_test_images", data=test.name, num_images=len(test.record))
         self.failures = Failures(fail)
         for split in (self.cache, self.open_test()):
-            split.task.check(torch.from_numpy(split.targets))
+            split.task.check(targets := torch.from_numpy(split.targets))
+            split.task.check_scored(targets)
         self._of_study = ResultKey(
             data=data_of(self.cache, self.open_test()),  # which test images have tokens, not what they are
             train_views=train.num_views,
             protocol=protocol,
             task=task_in_keys(self.cache.task.type),
             metric=self.cache.task.metric,
+            class_weights=getattr(self.cache.task, "weighting", "balanced"),
             split=split_rule(self.cache),
         )
         results = read_results(folder / RESULTS)
