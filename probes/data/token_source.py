@@ -69,6 +69,26 @@ class GroupedSource(TokenSource, Protocol):
 
 
 @runtime_checkable
+class WeightedSource(TokenSource, Protocol):
+    """A token source whose rows have weights of their own in the loss.
+
+    Attributes:
+        weights: [N] float64 > 0, factors of the task's weights; None if each is 1.
+    """
+
+    @property
+    def weights(self) -> Tensor | None: ...
+
+
+def sample_weights(source: TokenSource, task: Task, rows: Tensor) -> Tensor:
+    """Weights [B] float64 of rows [B] in the loss, summing to 1."""
+    weights = task.sample_weights(source.targets[rows])
+    if isinstance(source, WeightedSource) and source.weights is not None:
+        weights = weights * source.weights[rows]
+    return weights / weights.sum()
+
+
+@runtime_checkable
 class BlockSource(TokenSource, Protocol):
     """A token source whose rows may have the tokens of several levels and kinds side by side.
 
@@ -163,6 +183,7 @@ class ArraySource:
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
         groups: [N] int64, see `GroupedSource`; None if each image is a group.
+        weights: [N] float64 > 0, see `WeightedSource`; None if each is 1.
 
     Raises:
         DataError: tokens, targets, images, groups and blocks differ in length, the task cannot use the targets, tokens (of the
@@ -181,6 +202,7 @@ class ArraySource:
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
         groups: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         tokens, targets = torch.as_tensor(tokens), torch.as_tensor(targets)
         if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape[:1] != tokens.shape[:1]:
@@ -203,6 +225,7 @@ class ArraySource:
             if num_broken:
                 raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
         self.tokens, self.targets, self.images, self.groups = tokens, targets, images, groups
+        self.weights = weights
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 
