@@ -91,6 +91,8 @@ def test_wrong_parameters_are_refused_by_fit() -> None:
         lb.LayerProbe("ridge", task="regresion").fit(X, y)
     with raises("probes.head_not_for_task", SettingError, head="logreg"):
         lb.LayerProbe("logreg", task="regression").fit(*data("regression", 8))
+    with raises("api.diverged", RequestError, name="linear"):
+        lb.LayerProbe("linear", protocol=replace(FEW, lrs=(1e30,))).fit(X, y)
     with raises("api.one_class", RequestError, name="left"):
         lb.LayerProbe("ridge").fit(X, np.full(80, "left"))
 

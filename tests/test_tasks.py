@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from messages import raises, shows
+from messages import raises
 from number_task import Number
 from plugins import install_plugin
 from probe_runs import FEW, REQUEST, run, stores_of
@@ -57,7 +57,7 @@ from layerbank.probing.predict import SavedProbe, predictions_csv
 from layerbank.probing.probe import row_folder
 from layerbank.probing.results import results_table, results_title
 from layerbank.probing.tokens.split_tokens import SplitRequest
-from layerbank.report.gather import gather
+from layerbank.report.report import ReportOptions, make_report
 from layerbank.report.verify import verify_runs
 
 POINTS = "[layerbank.tasks]\ntoy-number = number_task:TASK\n"
@@ -419,13 +419,15 @@ def test_a_task_of_a_plug_in_has_rows_a_table_saved_probes_and_predictions(
         assert all(one.probability is one.target is None for one in predictions)
         assert next(iter([*predictions_csv(predictions)][1:])).rstrip().endswith(b",,")
 
-    with raises("report.no_readable_results"):
-        gather(tmp_path / "runs")
-    run(stores, tmp_path / "runs", ("linear-cls",))
-    reported, _, notes = gather(tmp_path / "runs")
-    assert [(row["probe"], "task" in row) for row in reported] == [("linear-cls", False)]
-    assert len(notes) == len(rows)
-    assert all(shows(note, "report.row_of_other_task") and "toy-number" in note for note in notes)
+    for has_classes in (False, True):
+        if has_classes:
+            run(stores, tmp_path / "runs", ("linear-cls",))
+        report = make_report(tmp_path / "runs", ReportOptions())
+        assert [record.probe for record in report.records] == ["linear-cls"] * has_classes
+        assert "Results of toy-number have a table of their own" in "".join(report.notes)
+        for row in rows:
+            assert f"toy-number | r2 | {row['probe']} |" in report.markdown
+            assert f"{row['test']['r2']:.3f}" in report.html
 
 
 @pytest.mark.usefixtures("_number_task")
