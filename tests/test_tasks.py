@@ -26,6 +26,7 @@ from layerbank.events import ProbeFinished, ProbeProgress
 from layerbank.models.backbone import Backbone
 from layerbank.probes import (
     HEADS,
+    PAPER,
     TASKS,
     ArraySource,
     AttentiveBank,
@@ -36,6 +37,7 @@ from layerbank.probes import (
     KnnProbe,
     LinearBank,
     LinearProbe,
+    MemoryPlan,
     ModuleBank,
     Multiclass,
     Multilabel,
@@ -46,9 +48,11 @@ from layerbank.probes import (
     Task,
     TrainingProtocol,
     l2_normalize,
+    plan_memory,
     restore_task,
     run_solver,
     run_sweep,
+    sizes_of,
     split_rows,
     stack_tokens,
 )
@@ -326,6 +330,18 @@ def test_every_metric_of_classes_can_choose_settings(metric: str) -> None:
     assert result.validation is not None
     if metric == "log_loss":
         assert result.validation < 0 < result.test[metric]
+
+
+def test_the_memory_plan_counts_the_outputs_that_a_metric_needs() -> None:
+    def plan(metric: str) -> MemoryPlan:
+        task = Multiclass(num_classes=100, metric=metric)
+        return plan_memory(sizes_of(Head(kind="linear"), (16,), task, 5000, PAPER))
+
+    (num_probes,) = {plan(metric).probes_at_once for metric in Multiclass.metrics}
+    outputs_bytes = 4 * 1000 * 100 * num_probes  # of the images held out
+    more = plan("auroc").total_bytes - plan("balanced_accuracy").total_bytes
+    assert more > outputs_bytes
+    assert plan("kappa") == plan("balanced_accuracy")
 
 
 def test_weights_of_classes_are_balanced_equal_or_as_given() -> None:
