@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .data.split import split_rows
-from .data.token_source import TokenSource, sample_weights
+from .data.token_source import TokenSource, row_weights
 from .errors import DataError, SettingError
 from .evaluate import check_test, measure
 from .events import OnEvent, Reporter
@@ -137,8 +137,11 @@ def _solve(
         raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(features))
     targets, solver = source.targets[rows], HEADS[head.kind].solver
     assert solver is not None
+    weights = task.sample_weights(targets)
+    if (own := row_weights(source)) is not None:
+        weights = weights * own[rows]
     values = [astuple(setting)[0] for setting in settings]
-    probes = solver(features, task.encode(targets), sample_weights(source, task, rows), task, values)
+    probes = solver(features, task.encode(targets), weights / weights.sum(), task, values)
     return [probe.eval() for probe in probes]
 
 

@@ -85,7 +85,7 @@ def _classes(
         values = np.asarray(labels)
     except ValueError:  # lists of different lengths
         values = np.asarray(list(labels), dtype=object)
-    if values.ndim == 2 and len(values) == num_images and values.shape[1] and values.dtype.kind in "iubf":
+    if values.ndim == 2 and len(values) == num_images and values.shape[1] > 1 and values.dtype.kind in "iubf":
         if class_names is not None and len(class_names) != values.shape[1]:
             raise RequestError("data.number_of_labels", name=name, images=num_images, shape=list(values.shape))
         return matrix_of(values, class_names or [])

@@ -80,12 +80,9 @@ class WeightedSource(TokenSource, Protocol):
     def weights(self) -> Tensor | None: ...
 
 
-def sample_weights(source: TokenSource, task: Task, rows: Tensor) -> Tensor:
-    """Weights [B] float64 of rows [B] in the loss, summing to 1."""
-    weights = task.sample_weights(source.targets[rows])
-    if isinstance(source, WeightedSource) and source.weights is not None:
-        weights = weights * source.weights[rows]
-    return weights / weights.sum()
+def row_weights(source: TokenSource) -> Tensor | None:
+    """The weights [N] of a source's rows; None if each is 1."""
+    return source.weights if isinstance(source, WeightedSource) else None
 
 
 @runtime_checkable
