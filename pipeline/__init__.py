@@ -21,6 +21,7 @@ from .errors import LayerbankError, RequestError, WorkError
 
 if TYPE_CHECKING:
     from .api.data import images_from, open_images
+    from .api.estimator import LayerProbe
     from .api.models import Model, model_from, open_model
     from .api.results import Classifier, Result, Results, probe
     from .api.tokens import RowArray, Tokens, extract
@@ -46,6 +47,7 @@ __all__ = [
     "Results",
     "Result",
     "Classifier",
+    "LayerProbe",
     "run",
     "ExtractJob",
     "ProbeJob",
@@ -72,6 +74,7 @@ _HOMES = {
     "Results": "api.results",
     "Result": "api.results",
     "Classifier": "api.results",
+    "LayerProbe": "api.estimator",
     "run": "executors.run",
     "ExtractJob": "jobs.job",
     "ProbeJob": "jobs.job",

@@ -304,7 +304,9 @@ def _(event: events.UploadFailed) -> str:
 def _(event: events.ProbeProgress) -> str:
     rate = "" if event.probe_steps_per_s is None else f", {event.probe_steps_per_s:,.0f} probe steps/s"
     metric = metric_named(event.metric)
-    best = "" if event.best is None else f", best validation {metric.show(event.best)}{metric.unit}"
+    best = (
+        "" if event.best is None else f", best validation {metric.show(metric.of_validation(event.best))}{metric.unit}"
+    )
     return f"{event.phase}: step {event.step:,}/{event.num_steps:,} of {event.num_probes} probes{rate}{best}"
 
 
@@ -320,7 +322,7 @@ def _(event: events.ProbeFinished) -> str:
     if row["test"] is None:
         return f"probe {event.probe}: every setting diverged{reused}"
     metric = metric_of(row)
-    validation, test = metric.show(row["validation"]), metric.show(row["test"][metric.key])
+    validation, test = metric.show(metric.of_validation(row["validation"])), metric.show(row["test"][metric.key])
     chosen = f" ({choice})" if (choice := describe_choice(row)) else ""
     named = "% balanced accuracy" if metric is BALANCED_ACCURACY else metric.title
     return f"probe {event.probe}{chosen}: validation {validation}, test {test} {named}{reused}"

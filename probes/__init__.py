@@ -65,6 +65,9 @@ from .solve import run_solver, run_solvers
 from .sweep import run_sweep, run_sweeps
 from .tasks import TASKS, Task, restore_task
 from .tasks.multiclass import Multiclass
+from .tasks.multilabel import Multilabel
+from .tasks.ordinal import Ordinal
+from .tasks.regression import Regression
 
 __all__ = [
     # tokens
@@ -88,6 +91,9 @@ __all__ = [
     "TASKS",
     "restore_task",
     "Multiclass",
+    "Multilabel",
+    "Ordinal",
+    "Regression",
     # heads
     "AttentiveProbe",
     "LinearProbe",

@@ -120,20 +120,20 @@ def validate(
 
     `task` is fitted to the rows that the probes were trained on.
     """
-    predictions = [torch.empty(run.bank.num_probes, len(rows), dtype=task.target_dtype) for run in bank_runs]
+    scored: list[Tensor] = []  # of each bank
     finite = [torch.ones(run.bank.num_probes, dtype=torch.bool) for run in bank_runs]
     jitter = protocol if protocol.jitter_validation else None
     for places, parts in compute_all_logits(
         bank_runs, source, rows, jitter=jitter, phase="validate", best=best, on_event=on_event
     ):
         for number, logits in enumerate(parts):
-            predictions[number][:, places] = task.predict(logits)
+            part = task.scored(logits)
+            if len(scored) == number:
+                scored.append(torch.empty(len(part), len(rows), *part.shape[2:], dtype=part.dtype))
+            scored[number][:, places] = part
             finite[number] &= logits.isfinite().flatten(1).all(1)
-    labels = source.targets[rows]
-    return [
-        task.score(predicted, labels).masked_fill_(~good, torch.nan)
-        for predicted, good in zip(predictions, finite, strict=True)
-    ]
+    targets = source.targets[rows]
+    return [task.score(one, targets).masked_fill_(~good, torch.nan) for one, good in zip(scored, finite, strict=True)]
 
 
 def check_test(train: TokenSource, test: TokenSource) -> None:
@@ -151,7 +151,7 @@ def check_test(train: TokenSource, test: TokenSource) -> None:
 
 
 def measure(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """All metrics of outputs [N, C] on targets [N], by name.
+    """All metrics of outputs [N, C] on targets of the data set, by name.
 
     Raises:
         DataError: outputs that are not finite, which have no metric.

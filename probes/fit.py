@@ -24,7 +24,7 @@ from .banks.bank import Bank
 from .banks.stack import AdamW
 from .data.batches import BatchPlan, plan_batches
 from .data.rows import Jitter, Reading, draw_jitter, jitter_blocks, upload
-from .data.token_source import OrderedSource, TokenSource, blocks_of, read_batches, read_whole
+from .data.token_source import OrderedSource, TokenSource, blocks_of, read_batches, read_whole, row_weights
 from .errors import SettingError
 from .events import OnEvent, Reporter
 from .outcome import LearningCurves, sampled_steps
@@ -172,13 +172,15 @@ def _samples(
     """What the banks share of each step.
 
     Yields:
-        jittered rows [B, F] on the device, their jitter, encoded targets [B] on the device, weights [B] on the host, summing to 1.
+        jittered rows [B, F] on the device, their jitter, encoded targets on the device, weights [B] on the host, summing to 1.
     """
-    device, blocks = workspace.device, blocks_of(source)
+    device, blocks, own = workspace.device, blocks_of(source), row_weights(source)
     with contextlib.closing(read_batches(source, batches)) as stream:
         for step, (batch, read) in enumerate(stream):
-            targets = task.encode(source.targets[batch])
-            weights = task.sample_weights(targets)
+            of_batch = source.targets[batch]
+            targets, weights = task.encode(of_batch), task.sample_weights(of_batch)
+            if own is not None:
+                weights = weights * own[batch]
             rows = read.to(device, non_blocking=True).flatten(1)
             jitter = draw_jitter(protocol, step, len(rows), workspace)
             if jitter is not None:

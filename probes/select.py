@@ -114,6 +114,7 @@ class GridSearch:
     ) -> None:
         self.kept, self.held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
         self.task = train.task.fit(train.targets[self.kept])
+        self.task.check_scored(train.targets[self.held_out])
         batches = plan_batches(
             len(self.kept), wish=protocol.batch_size, epochs=protocol.epochs, min_steps=protocol.min_steps
         )

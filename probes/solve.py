@@ -20,7 +20,7 @@ from torch import Tensor
 from .banks.budget import too_little_memory
 from .data.features import SourceFeatures
 from .data.split import split_rows
-from .data.token_source import TokenSource, read_batches
+from .data.token_source import TokenSource, read_batches, row_weights
 from .errors import SettingError
 from .evaluate import check_test, measure
 from .events import OnEvent, Reporter
@@ -123,10 +123,11 @@ def _score(
         solver.check(train, len(settings))
         kept, held_out = split_rows(train, protocol.validation_fraction, protocol.seed)
         task = train.task.fit(train.targets[kept])
+        task.check_scored(train.targets[held_out])
         probes = solver.solve(train, kept, task, settings)
     with timed(seconds, "validate"):
-        predicted = torch.cat([task.predict(logits) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N]
-        found = task.score(predicted, train.targets[held_out]).tolist()
+        scored = torch.cat([task.scored(logits) for logits in _logits(probes, train, held_out)], dim=1)  # [P, N, ...]
+        found = task.score(scored, train.targets[held_out]).tolist()
     return tuple(
         SettingScore(setting=setting, validation=score, num_steps=0)
         for setting, score in zip(settings, found, strict=True)
@@ -156,11 +157,13 @@ class _Solver:
         if self._memory_bytes is not None:
             held_bytes = self._memory_bytes - self._bytes(source, len(rows), len(settings))
         features = SourceFeatures(source, rows, held_bytes)
-        targets, solver = task.encode(source.targets[features.rows]), HEADS[self._head.kind].solver
+        targets, solver = source.targets[features.rows], HEADS[self._head.kind].solver
         assert solver is not None
         weights = task.sample_weights(targets)
+        if (own := row_weights(source)) is not None:
+            weights = weights * own[features.rows]
         values = [astuple(setting)[0] for setting in settings]
-        probes = solver(features, targets, weights / weights.sum(), task, values)
+        probes = solver(features, task.encode(targets), weights / weights.sum(), task, values)
         return [probe.eval() for probe in probes]
 
     def _bytes(self, source: TokenSource, num_rows: int, num_settings: int) -> int:

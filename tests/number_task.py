@@ -18,7 +18,7 @@ class Number(Task):
     """Squared loss on targets that are standardised on the rows that train; R2 as metric."""
 
     type = "toy-number"
-    metric = "r2"
+    metrics = ("r2", "mean_absolute_error")
     target_dtype = torch.float32
     fitted = ("mean", "std")
 
@@ -28,6 +28,10 @@ class Number(Task):
     @property
     def num_outputs(self) -> int:
         return 1
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        return ()
 
     def check(self, targets: Tensor) -> None:
         num_wrong = int((~targets.isfinite()).sum())
@@ -58,17 +62,12 @@ class Number(Task):
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs[..., 0] * self.std + self.mean
 
-    def score(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        targets = targets.double()
-        unexplained = (predictions.double() - targets).square().sum(-1)
+    def evaluate(self, metric: str, values: Tensor, targets: Tensor) -> Tensor:
+        predictions, targets = values.double(), targets.double()
+        if metric == "mean_absolute_error":
+            return (predictions - targets).abs().mean(-1)
+        unexplained = (predictions - targets).square().sum(-1)
         return 1 - unexplained / (targets - targets.mean()).square().sum().clamp(min=1e-12)  # finite for equal targets
-
-    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        predictions = self.predict(outputs)
-        return {
-            "r2": self.score(predictions, targets).item(),
-            "mean_absolute_error": (predictions.double() - targets).abs().mean().item(),
-        }
 
 
 TASK = Number()

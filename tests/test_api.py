@@ -176,7 +176,7 @@ def test_images_that_do_not_fit_are_refused(model: lb.Model, tmp_path: Path) -> 
     with raises("data.label_out_of_range", high=3):
         lb.images_from(pixels, [0, 1, 2, 3], class_names=["a", "b"])
     with raises("data.labels_of_other_type"):
-        lb.images_from(pixels, [0.5, 1, 0, 1])
+        lb.images_from(pixels, [0.5, 1, 0, 1], class_names=["a", "b"])
     with raises("data.label_without_name", label="d"):
         lb.images_from(pixels, ["a", "b", "a", "d"], class_names=["a", "b"])
     with raises("data.not_an_image", dtype="float32"):

@@ -78,11 +78,10 @@ def test_images_that_are_none_are_refused_by_whoever_takes_images(key: str, imag
 @pytest.mark.parametrize(
     ("key", "changed"),
     [
-        ("data.labels_of_other_type", {"labels": [0.0, 1.0] * 12}),
         ("data.labels_of_other_type", {"labels": ["a", None] * 12}),
         ("data.negative_class_number", {"labels": [-1, 1] * 12}),
         ("data.number_of_labels", {"labels": np.zeros((24, 1), int)}),
-        ("data.number_of_labels", {"labels": np.eye(24)}),
+        ("data.number_of_labels", {"labels": np.eye(23)}),
         ("data.labels_of_other_type", {"labels": [[0], [1, 2]] * 12}),
         ("data.number_of_labels", {"labels": 3}),
         ("data.number_of_labels", {"labels": None, "class_names": ["a", "b"]}),
@@ -101,8 +100,14 @@ def test_what_belongs_to_images_must_fit_them(key: str, changed: dict[str, Any])
         lb.images_from(PIXELS, **{"labels": LABELS} | changed)
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([0, 1]), np.array([0, 1]), [[0, 1], [1, 0]], None])
-def test_labels_of_pairs_are_one_value_each(labels: Any) -> None:
+@pytest.mark.parametrize("labels", [torch.tensor([1, 1]), np.array([1, 1])])
+def test_the_label_of_a_pair_may_be_a_row_of_several_labels(labels: Any) -> None:
+    source = lb.images_from([(one, labels) for one in PIXELS])
+    assert (source.task, source.labels.tolist()) == ("multilabel", [[1, 1]] * len(PIXELS))
+
+
+@pytest.mark.parametrize("labels", [[[0, 1], [1, 0]], None])
+def test_labels_of_pairs_are_one_value_or_one_row_each(labels: Any) -> None:
     with raises("data.labels_of_other_type" if labels is None or len(labels) != 2 else "data.number_of_labels"):
         lb.images_from([(one, labels) for one in PIXELS])
 

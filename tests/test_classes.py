@@ -232,7 +232,6 @@ def test_one_number_in_two_spellings_is_no_class(tmp_path: Path) -> None:
         (b"9" * 5000, "bad_class"),
         (b"9" * 1000, "mixed_labels"),
         (b"-1", "label_below_zero"),
-        (b"1.0", "decimal_labels"),
         ("\u0663".encode(), "mixed_labels"),
         (b"", "bad_class"),
     ],

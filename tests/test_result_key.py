@@ -43,6 +43,7 @@ def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_froz
         "train_views": 0,
         "task": "classification",
         "metric": "balanced_accuracy",
+        "class_weights": "balanced",
         "split.rule": "fraction of each class",
         "protocol.jitter_validation": False,
         "protocol.sweep": "full",

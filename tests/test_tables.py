@@ -218,7 +218,6 @@ def test_options_that_do_not_fit_the_table_are_refused(table: Path, options: str
         ("path,label\na.png,x\nb.png,y\nc.png,z\n", "data.missing_files", {"missing": 2, "count": 3}),
         ("path,label\na.png,x\na.png,y\n", "data.repeated_ids", {"id": "a.png", "count": 1}),
         ("path,label\na.png,x\n./a.png,\n", "data.missing_labels", {"missing": 1, "count": 2, "first": "./a.png"}),
-        ("path,label\na.png,0.5\n./a.png,1\n", "data.decimal_labels", {"count": 2, "first": "0.5"}),
         ("path,label\na.png,-1\n./a.png,1\n", "data.label_below_zero", {"label": -1}),
     ],
 )
@@ -233,7 +232,6 @@ def test_tables_that_cannot_be_used_are_refused(tmp_path: Path, content: str, ke
     ("labels", "key", "values"),
     [
         ([1, "cat"], "data.mixed_labels", {"found": "1 whole numbers, 1 texts"}),
-        ([1.5, 2.0], "data.decimal_labels", {"first": 1.5}),
         ([float("nan"), 1.0], "data.missing_labels", {"missing": 1}),
         ([["cat"], ["dog"]], "data.labels_of_type", {"type": "list"}),
     ],

@@ -589,7 +589,6 @@ def test_values_that_are_no_labels_are_named(tmp_path, content):
     ("labels", "key", "values"),
     [
         ([b"1", b"-1", b"0"], "data.label_below_zero", {"label": -1}),
-        ([b"1", b"0.5", b"0"], "data.decimal_labels", {"first": "0.5"}),
         ([b"1", b"oak", b"0"], "data.mixed_labels", {"found": "2 whole numbers, 1 texts, such as train/0.tar/1"}),
         ([b"fir", b"oak", b"0"], "data.mixed_labels", {"found": "1 whole numbers, such as train/0.tar/2, 2 texts"}),
     ],

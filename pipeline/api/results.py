@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..data.classes import labels_by_name, uneven_classes
 from ..data.image_source import ImageSource
+from ..data.split_record import SplitRecord
+from ..data.task_of_values import targets_for
 from ..errors import RequestError
 from ..events import OnEvent
 from ..jobs.job import ProbeJob, job_value
@@ -23,8 +27,9 @@ from ..probing.probe import run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
-from ..probing.results import COLUMNS, Row, results_table, summarize
+from ..probing.results import COLUMNS, Row, metric_of, results_table, summarize
 from ..probing.row_files import row_folder
+from ..probing.task_options import check_task_options
 from .arguments import check_kind, folder_from, output_folder_from
 from .data import images_from
 from .progress import Progress, listening
@@ -38,13 +43,12 @@ if TYPE_CHECKING:
 
 
 class Classifier:
-    """A trained probe with its backbone: images in, classes out. Safe to use from several threads.
-
-    For probes of the task `multiclass`; `layerbank predict` takes those of any task.
+    """A trained probe with its backbone: images in, classes, labels or numbers out. Safe to use from several threads.
 
     Attributes:
-        class_names: C names.
-        module: the `torch.nn.Module` that it runs: uint8 images [B, 3, H, W] at the model's size -> class scores [B, C] float32.
+        task: type of the task that the probe was trained for.
+        class_names: C names; none for numbers.
+        module: the `torch.nn.Module` that it runs: uint8 images [B, 3, H, W] at the model's size -> outputs [B, C] float32.
 
     >>> import tempfile, layerbank as lb
     >>> model = lb.open_model("timm/vit_tiny_patch16_224", weights="random", image_size=32, device="cpu")
@@ -75,6 +79,7 @@ class Classifier:
         """
         folder = folder_from(folder, "Classifier, folder")
         self._saved = SavedProbe(folder, weights=weights, device=choose_device(str(device)), allow_code=allow_code)
+        self.task: str = self._saved.task.type
         self.class_names = list(self._saved.class_names)
         self.module = self._saved.module
 
@@ -92,8 +97,11 @@ class Classifier:
         source.pixel_rule = self._saved.pixels
         return self._saved.backbone.geometry(source.load(0)[0])
 
-    def predict(self, images: Any, *, batch_size: int | None = None) -> list[str]:
-        """The most probable class of each image.
+    def predict(self, images: Any, *, batch_size: int | None = None) -> Any:
+        """The answer for each image.
+
+        Returns:
+            a list of N class names; of several labels an image, a list of N lists of names; of numbers float64 [N] or [N, K].
 
         Args:
             images: what `images_from` takes (paths, PIL images, arrays, encoded bytes), or what it or `open_images` returns.
@@ -103,21 +111,31 @@ class Classifier:
             RequestError: no sequence of images, or a wrong batch size.
             BadImage: an image cannot be read.
         """
-        return [self.class_names[number] for number in self.predict_proba(images, batch_size=batch_size).argmax(1)]
+        found = self._saved.task.predict(self._outputs(images, batch_size)).numpy()
+        if not self.class_names:
+            return found
+        if found.ndim == 1:
+            return [self.class_names[number] for number in found.tolist()]
+        return [[name for name, one in zip(self.class_names, row, strict=True) if one] for row in found.tolist()]
 
     def predict_proba(self, images: Any, *, batch_size: int | None = None) -> NDArray[np.float32]:
-        """The probability of each class, [N, C] float32.
+        """The probability of each class or label, [N, C] float32.
 
         Raises:
-            RequestError, BadImage: as `predict`.
+            RequestError: the probe answers numbers; or as `predict`.
+            BadImage: as `predict`.
         """
+        found = self._saved.task.probabilities(self._outputs(images, batch_size))
+        if found is None:
+            raise RequestError("api.no_probabilities", task=self.task)
+        probabilities: NDArray[np.float32] = found.numpy()
+        return probabilities
+
+    def _outputs(self, images: Any, batch_size: int | None) -> Tensor:
         batch_size = job_value(ProbeJob, "batch_size", batch_size, "predict")
         source = images if isinstance(images, ImageSource) else images_from(images, split="predict")
         logits = [one.logits for one in self._saved.scores(source, batch_size=batch_size, num_workers=0)]
-        values = np.stack(logits)
-        values = np.exp(values - values.max(1, keepdims=True))
-        probabilities: NDArray[np.float32] = (values / values.sum(1, keepdims=True)).astype(np.float32)
-        return probabilities
+        return torch.from_numpy(np.stack(logits))
 
 
 class Result:
@@ -148,8 +166,18 @@ class Result:
 
     @property
     def balanced_accuracy(self) -> float:
-        """On the test images, in [0, 1]; NaN where every setting diverged. Of the task `multiclass` alone."""
-        return float("nan") if self.row["test"] is None else float(self.row["test"]["balanced_accuracy"])
+        """On the test images, in [0, 1]; NaN where every setting diverged, and for tasks without it."""
+        return float((self.row["test"] or {}).get("balanced_accuracy", "nan"))
+
+    @property
+    def score(self) -> float:
+        """The metric that settings were chosen by, `metric`, on the test images; NaN where every setting diverged."""
+        return float("nan") if self.row["test"] is None else float(self.row["test"][self.metric])
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that settings were chosen by."""
+        return metric_of(self.row).key
 
     def classifier(self, device: str = "cpu", *, allow_code: Sequence[str] = ()) -> Classifier:
         """The trained probe with its backbone; for `allow_code` see `open_model`."""
@@ -176,7 +204,7 @@ class Result:
         return figure
 
     def __repr__(self) -> str:
-        return f"Result({self.probe!r}, balanced_accuracy={self.balanced_accuracy:.3f})"
+        return f"Result({self.probe!r}, {self.metric}={self.score:.3f})"
 
 
 class Results(Sequence[Result]):
@@ -224,13 +252,13 @@ class Results(Sequence[Result]):
         return pandas.DataFrame(self.records())
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of `to_frame` as dicts; accuracies in [0, 1]."""
+        """The lines of `to_frame` as dicts; validation and test are those of `Result.metric`, accuracies in [0, 1]."""
         return [
             {
                 "probe": one.probe,
                 "seed": one.row["protocol"]["seed"],
                 "validation": one.row["validation"],
-                "test": one.balanced_accuracy,
+                "test": one.score,
                 "num_parameters": one.row["num_parameters"],
                 "seconds": sum(one.row["seconds"].values()),
                 "key": one.row["key"],
@@ -266,6 +294,9 @@ def probe(
     *,
     probes: Sequence[str] = ("linear-cls", "linear-all", "alf"),
     protocol: str = "quick",
+    task: str = "auto",
+    metric: str | None = None,
+    class_weights: str | None = None,
     seeds: Sequence[int] = (0,),
     runs: str | Path = "runs",
     memory: str | None = None,
@@ -279,6 +310,9 @@ def probe(
         train, test: of `extract`, by the same model, with the levels and kinds that the probes read.
         probes: names of probes; see `layerbank probes`.
         protocol: "quick", "paper", or a TOML file.
+        task: "multiclass", "multilabel", "ordinal" or "regression"; "auto" is what the labels show.
+        metric: the metric that settings are chosen by, such as "auroc"; None is the task's first.
+        class_weights: "balanced", "none", or the weight of a training image by its class, "cat=1,dog=2.5"; None is balanced.
         seeds: the whole protocol is run once for each.
         runs: folder of all results. What it has already is not trained again.
         memory: memory that this may use, such as "4GB"; None is 80 % of what is free.
@@ -300,14 +334,16 @@ def probe(
     ('ridge-cls', 0)
     """
     given = {"probes": probes, "protocol": str(protocol), "seeds": seeds, "memory": memory, "retrain": retrain}
+    given |= {"task": task, "metric": metric, "class_weights": class_weights}
     checked = {
         name: job_value(ProbeJob, name, value, "probe") for name, value in (given | {"may_verify": verify}).items()
     }
     named, runs = _probes_of(train, test, checked["probes"]), output_folder_from(runs, "probe, runs")
     base = open_protocol(checked["protocol"], seed=0)
+    check_task_options(task, metric)
     with listening(progress) as on_event:
         trainings = prepare_trainings(
-            *(splits := _splits_of(train, test, named, on_event)),
+            *(splits := _splits_of(train, test, named, task, metric, class_weights, on_event)),
             named,
             [replace(base, seed=seed) for seed in checked["seeds"]],
             runs,
@@ -322,15 +358,27 @@ def probe(
 
 
 def _splits_of(
-    train: Tokens, test: Tokens, named: Sequence[ProbeSpec], on_event: OnEvent
+    train: Tokens,
+    test: Tokens,
+    named: Sequence[ProbeSpec],
+    task: str,
+    metric: str | None,
+    class_weights: str | None,
+    on_event: OnEvent,
 ) -> tuple[SplitRequest, SplitRequest]:
     """The requests for both splits, with the arrays of the probes and the classes of the training split."""
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    record, other = train.request.record, test.request.record
+    record, other = (_with_task(one.request.record, task) for one in (train, test))
     if uneven := uneven_classes(record, other):
         on_event(uneven)
     matched = replace(other, labels=labels_by_name(record, other), class_names=record.class_names)
-    return replace(train.request, arrays=arrays), replace(test.request, arrays=arrays, record=matched)
+    asked: dict[str, Any] = {"arrays": arrays, "metric": metric, "class_weights": class_weights}
+    return replace(train.request, record=record, **asked), replace(test.request, record=matched, **asked)
+
+
+def _with_task(record: SplitRecord, task: str) -> SplitRecord:
+    labels, class_names, task = targets_for(record, task)
+    return replace(record, labels=labels, class_names=class_names, task=task)
 
 
 def _probes_of(train: Tokens, test: Tokens, probes: Sequence[str]) -> list[ProbeSpec]:

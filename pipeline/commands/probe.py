@@ -47,6 +47,25 @@ from . import options as shared
     "where bfloat16 is no faster. [default: the protocol's: auto]",
 )
 @click.option(
+    "--task",
+    default="auto",
+    show_default=True,
+    help="multiclass, multilabel, ordinal or regression. auto is what labels show: decimals are regression, a matrix of 0 and 1 "
+    "is multilabel, anything else multiclass.",
+)
+@click.option(
+    "--metric",
+    help="Metric that settings are chosen by. multiclass: balanced_accuracy, accuracy, macro_f1, kappa, auroc, average_precision, "
+    "log_loss; multilabel: map, auroc, macro_f1; ordinal: quadratic_kappa, accuracy, balanced_accuracy, mae; regression: r2, mae, "
+    "rmse, pearson, spearman. [default: the first of the task]",
+)
+@click.option(
+    "--class-weights",
+    metavar="WEIGHTS",
+    help="Weight of a training image by its class: balanced gives every class the same total, none every image the same, "
+    "cat=1,dog=2.5 is as given (1 for the others). [default: balanced]",
+)
+@click.option(
     "--num-heads",
     metavar="NUMBERS",
     help="Train every probe of an attentive head once with each number of heads: 4,8,24. [default: as its name says]",

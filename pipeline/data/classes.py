@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ..events import OnEvent, UnevenClasses, ignore
 from ..quantities import few, whole_number
 from .image_source import NO_LABEL, ImageSource
 from .split_record import SplitRecord
+from .task_names import MULTILABEL, REGRESSION
 
 Labelled = ImageSource | SplitRecord
 
@@ -34,12 +36,14 @@ def match_classes(train: ImageSource, test: ImageSource, on_event: OnEvent = ign
         on_event(uneven)
 
 
-def labels_by_name(train: Labelled, test: Labelled) -> NDArray[np.int64]:
-    """The labels of the test images [N], as numbers of the classes of the training split.
+def labels_by_name(train: Labelled, test: Labelled) -> NDArray[Any]:
+    """The labels of the test images as those of the training split: numbers of its classes, its columns of several labels.
 
     Raises:
         RequestError: as `match_classes`; or two classes have one name, and the splits do not name the same classes in one order.
     """
+    if {train.task, test.task} & {MULTILABEL, REGRESSION}:
+        return _columns_by_name(train, test)
     for one in (train, test):
         if not one.class_names:
             raise RequestError("data.unlabelled_images", data=_name(one))
@@ -59,8 +63,22 @@ def labels_by_name(train: Labelled, test: Labelled) -> NDArray[np.int64]:
     raise RequestError("data.untrained_classes", **both, names=few(unknown), trained=few(_chosen(train, trained)))
 
 
+def _columns_by_name(train: Labelled, test: Labelled) -> NDArray[Any]:
+    """The numbers or labels of the test images, in the order of the columns of the training split."""
+    sizes = [one.labels.shape[1:] for one in (train, test)]
+    names = [list(one.class_names) for one in (train, test)]
+    if train.task != test.task or sizes[0] != sizes[1] or sorted(names[0]) != sorted(names[1]):
+        found = [few([one.task, *one.class_names], 8) for one in (train, test)]
+        raise RequestError(
+            "data.other_targets", train=_name(train), test=_name(test), trained=found[0], tested=found[1]
+        )
+    return test.labels[:, [names[1].index(name) for name in names[0]]] if names[0] else test.labels
+
+
 def uneven_classes(train: Labelled, test: Labelled) -> UnevenClasses | None:
     """Classes that only one of the splits has images of, and those with one training image; None if there are none."""
+    if train.task in (MULTILABEL, REGRESSION):
+        return None
     counts = _counts(train)
     of_train, of_test = _chosen(train, counts > 0), _chosen(test, _counts(test) > 0)
     untested = tuple(name for name in of_train if name not in set(of_test))
@@ -107,6 +125,8 @@ def _chosen(split: Labelled, chosen: NDArray[np.bool_]) -> list[str]:
 def _counts(split: Labelled) -> NDArray[np.int64]:
     """[C] images of each class."""
     labels = np.asarray(split.labels)
+    if labels.ndim > 1 or labels.dtype.kind == "f":
+        return np.count_nonzero(labels == 1, axis=0) if split.class_names else np.zeros(0, dtype=np.int64)
     return np.bincount(labels[labels != NO_LABEL], minlength=len(split.class_names))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,22 +47,23 @@ def duplicates_of(train: SplitRecord, test: SplitRecord) -> Duplicates:
 def find_duplicates(
     train_hashes: NDArray[np.uint64],
     train_ids: Sequence[str],
-    train_labels: NDArray[np.int64],
+    train_labels: NDArray[Any],
     test_hashes: NDArray[np.uint64],
     test_ids: Sequence[str],
-    test_labels: NDArray[np.int64],
+    test_labels: NDArray[Any],
 ) -> Duplicates:
     """Compare two splits by the hashes of their images: [N] and [M], with as many ids and labels."""
     known, first = np.unique(train_hashes, return_index=True)
     rows = np.flatnonzero(np.isin(test_hashes, known))
     partners = first[np.searchsorted(known, test_hashes[rows])]
+    differ = train_labels[partners] != test_labels[rows]  # [n] or [n, K]
     return Duplicates(
         num_test=len(test_hashes),
         pairs=tuple((test_ids[row], train_ids[one]) for row, one in zip(rows.tolist(), partners.tolist(), strict=True)),
-        num_relabelled=int((train_labels[partners] != test_labels[rows]).sum()),
+        num_relabelled=int(differ.any(axis=tuple(range(1, differ.ndim))).sum()),
     )
 
 
-def _readable(split: SplitRecord) -> tuple[NDArray[np.uint64], list[str], NDArray[np.int64]]:
+def _readable(split: SplitRecord) -> tuple[NDArray[np.uint64], list[str], NDArray[Any]]:
     rows = np.flatnonzero(split.images.hashes)
     return split.images.hashes[rows], [split.ids[row] for row in rows.tolist()], split.labels[rows]

@@ -89,12 +89,14 @@ class ImageSet:
         return RowSet(hashes=self.hashes).digest
 
 
-def images_with_two_labels(hashes: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of the images [n] that are byte for byte an image with another label.
+def images_with_two_labels(hashes: NDArray[np.uint64], labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers of the images [n] that are byte for byte an image with another label, of labels [N] or [N, K].
 
     >>> images_with_two_labels(np.array([7, 7, 8, 7, 8, 0, 0], np.uint64), np.array([0, 0, 1, 2, 1, 0, 1])).tolist()
     [0, 1, 3]
     """
+    if labels.ndim > 1:
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     order = np.lexsort((labels, hashes))
     by_hash, by_label = hashes[order], labels[order]
     differ = (by_hash[1:] == by_hash[:-1]) & (by_label[1:] != by_label[:-1]) & (by_hash[1:] != UNREADABLE)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from layerbank.cache.rows import HASH_RULE
 
 from ..errors import RequestError, WorkError
 from .pixels import USUAL, PixelRule, Range
+from .task_of_values import NO_LABEL, task_of_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,9 +34,6 @@ Stored = bytes | memoryview | NDArray[np.uint8]
 """What a source holds of an image: its encoded bytes, or its pixels [H, W] or [H, W, 3]."""
 
 __all__ = ["BadImage", "HASH_RULE", "ImageSource", "NO_LABEL", "Stored", "row_hash", "row_hash_rule1", "split_where"]
-
-NO_LABEL = -1
-"""The label of images that have none."""
 
 
 def row_hash(stored: Stored, changes: str = "") -> int:
@@ -115,8 +113,8 @@ class ImageSource(ABC):
         name: label of the data set; characters that do not belong in a folder name become dashes.
         split: name of the split.
         ids: N distinct sample ids.
-        labels: [N] class indices in 0..C-1.
-        class_names: C names.
+        labels: [N] class indices in 0..C-1; or float64 numbers, [N] or [N, K]; or [N, C] of 1, 0 and -1 (unknown).
+        class_names: C names; none for numbers.
         sizes: [N] bytes of each image as it is stored.
 
     Attributes:
@@ -126,6 +124,7 @@ class ImageSource(ABC):
         keeps_order: whether rows are extracted in their own order (archives), not in the order of their hashes.
         left_out: extension -> number of files, or of members of archives, that are not read, where a source looks for them.
         table: every column of the rows, where a table lists them; other targets can be taken from it.
+        task: the type of task that the labels ask for, a name in `layerbank.probes.TASKS`.
         groups: [N] uint64, equal for images of one group, such as a patient, in every split; None without groups.
         is_encoded: whether images are encoded files of `sizes` bytes; only such sizes tell images apart, see `--trust-files`.
         value_range: the values of black and white that the URI declares for images of more than 8 bits.
@@ -157,15 +156,17 @@ class ImageSource(ABC):
         name: str,
         split: str,
         ids: Sequence[str],
-        labels: NDArray[np.int64],
+        labels: NDArray[Any],
         class_names: Sequence[str],
         sizes: NDArray[np.int64],
     ) -> None:
         self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
         self.split = split
         self.ids = list(ids)
-        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
+        are_numbers = labels.dtype.kind == "f"
+        self.labels = np.ascontiguousarray(labels, dtype=np.float64 if are_numbers else np.int64)
         self.class_names = list(class_names)
+        self.task = task_of_values(self.labels, self.class_names)
         self.sizes = np.ascontiguousarray(sizes, dtype=np.int64)
         self._check_names()
 

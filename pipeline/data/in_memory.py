@@ -14,6 +14,7 @@ from layerbank.cache.index import read_whole
 from ..errors import RequestError
 from .image_source import NO_LABEL, ImageSource
 from .pixels import PixelRule, as_bytes
+from .task_of_values import matrix_of
 
 
 class MemorySource(ImageSource):
@@ -21,7 +22,7 @@ class MemorySource(ImageSource):
 
     Args:
         items: N images, or pairs of an image and a label, by number.
-        labels: [N] labels; None where items are pairs, or there are none.
+        labels: [N] classes or numbers, or [N, K] of them; None where items are pairs, or there are none.
         name, split: names of the data.
         ids: N sample ids; None numbers them.
         class_names: names of the classes, in the order of their numbers; None takes the labels themselves.
@@ -73,8 +74,8 @@ def _labels_of(items: Any) -> Sequence[Any]:
 
 def _classes(
     labels: Sequence[Any] | NDArray[Any] | None, class_names: Sequence[str] | None, num_images: int, name: str
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Class numbers [N] and class names; labels that are names are numbered in sorted order."""
+) -> tuple[NDArray[Any], list[str]]:
+    """Labels and class names as `ImageSource` takes them; labels that are names are numbered in sorted order."""
     if labels is None and class_names is not None:
         raise RequestError("data.number_of_labels", name=name, images=num_images, shape="none")
     if labels is None:
@@ -85,6 +86,10 @@ def _classes(
         values = np.asarray(labels)
     except ValueError:  # lists of different lengths
         values = np.asarray(list(labels), dtype=object)
+    if values.ndim == 2 and len(values) == num_images and values.shape[1] > 1 and values.dtype.kind in "iubf":
+        if class_names is not None and len(class_names) != values.shape[1]:
+            raise RequestError("data.number_of_labels", name=name, images=num_images, shape=list(values.shape))
+        return matrix_of(values, class_names or [])
     if values.shape != (num_images,):
         raise RequestError("data.number_of_labels", name=name, images=num_images, shape=list(values.shape))
     if values.dtype.kind in "iub" and class_names is not None:
@@ -93,6 +98,8 @@ def _classes(
             low, high = int(numbers.min()), int(numbers.max())
             raise RequestError("data.label_out_of_range", name=name, low=low, high=high, count=len(class_names))
         return numbers, list(class_names)
+    if values.dtype.kind == "f" and class_names is None:
+        return values.astype(np.float64), []
     if values.dtype.kind not in "iubU":
         raise RequestError("data.labels_of_other_type", name=name, dtype=values.dtype)
     if values.dtype.kind in "iu" and not 0 <= values.min() <= values.max() < 2**63:

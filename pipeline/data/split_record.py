@@ -33,7 +33,7 @@ class SplitRecord:
     Args:
         dataset, split: their names.
         ids: N sample ids.
-        labels: [N] what the task asks for: int64 class indices, -1 where there are none; or float64 numbers.
+        labels: [N] or [N, K] what the task asks for: int64 class indices, -1 where there are none; or float64 numbers.
         class_names: C names; empty for a task without classes.
         images: their content hashes.
         task: the type of the task, a name in `layerbank.probes.TASKS`.
@@ -143,7 +143,7 @@ def _check(about: dict[str, Any], ids: NDArray[Any], labels: NDArray[Any], *hash
         raise ValueError(f"the description {about!r:.80}")
     arrays = (ids, labels, *hashes)
     kinds = [array.dtype.kind for array in arrays]
-    if len({array.shape for array in arrays}) > 1 or ids.ndim != 1 or kinds[1] not in "if":
+    if len({array.shape[:1] for array in arrays}) > 1 or ids.ndim != 1 or labels.ndim > 2 or kinds[1] not in "if":
         raise ValueError(f"arrays of the shapes {', '.join(str(array.shape) for array in arrays)}")
     if kinds[0] != "U" or any(array.dtype != np.uint64 for array in hashes):
         raise ValueError(f"arrays of {', '.join(str(array.dtype) for array in arrays)}")

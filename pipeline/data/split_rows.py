@@ -72,6 +72,7 @@ class SplitRows:
             ids=source.ids,
             labels=source.labels,
             class_names=source.class_names,
+            task=source.task,
             images=self.images,
             groups=source.groups,
         )

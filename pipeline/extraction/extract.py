@@ -379,11 +379,15 @@ def _finish(extraction: Extraction, unfinished: Sequence[Gap], rows: SplitRows) 
 
 
 def _keep_labels(gap: Gap, rows: SplitRows) -> None:
-    """Keep the classes of a store's images beside it, so that it can be probed without the images; the first labels stay."""
+    """Keep the labels of a store's images beside it, so that it can be probed without the images; the first labels stay."""
     source = rows.source
-    if source.class_names and (gap.wanted >= 0).all() and LABEL not in list_targets(gap.path):
+    if (
+        (source.class_names or source.labels.dtype.kind == "f")
+        and (gap.wanted >= 0).all()
+        and LABEL not in list_targets(gap.path)
+    ):
         labels = source.labels[gap.wanted // rows.rows_an_image]
-        target = Target(values=labels, type="multiclass", class_names=source.class_names, source=rows.name)
+        target = Target(values=labels, type=source.task, class_names=source.class_names, source=rows.name)
         write_target(gap.path, LABEL, target, num_rows=len(labels))
 
 

@@ -194,6 +194,9 @@ class TrainingJob(Job):
         protocol: paper, quick, or a TOML file, from the folder where the job runs.
         sweep: full or halving; None is the protocol's.
         compute: precision of matrix products; None is the protocol's.
+        task: type of the task, a name in `layerbank.probes.TASKS`; auto is what the labels show.
+        metric: the metric that settings are chosen by; None is the task's first.
+        class_weights: of the loss: balanced, none, or NAME=WEIGHT,...; None is balanced.
         num_heads: train each probe that has heads once with each of these; empty: what its name says.
         seeds: the whole protocol is run once for each.
         reference_quirks: repeat what the paper's code does and the paper does not say.
@@ -210,6 +213,9 @@ class TrainingJob(Job):
     protocol: str = "paper"
     sweep: Literal["full", "halving"] | None = None
     compute: Literal["auto", "float32", "tf32", "bfloat16"] | None = None
+    task: str = "auto"
+    metric: str | None = None
+    class_weights: str | None = None
     num_heads: tuple[Positive, ...] = ()
     seeds: Annotated[tuple[Natural, ...], 1] = (0,)
     reference_quirks: bool = False

@@ -21,6 +21,7 @@ from ..data.image_source import ImageSource
 from ..data.sources import open_source
 from ..data.split_record import SplitRecord
 from ..data.split_rows import SplitRows
+from ..data.task_of_values import set_task
 from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
@@ -31,6 +32,7 @@ from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, check_names, parse_probes
 from ..probing.protocols import open_protocol
 from ..probing.results import Row
+from ..probing.task_options import check_task_options
 from ..probing.tokens.split_tokens import SplitRequest
 from ..quantities import parse_size
 from .extract import check_job, open_model, open_rows, report_data, request_extraction, settle_and_check_disk
@@ -60,6 +62,7 @@ def protocol_of(job: TrainingJob, device: str | None = None) -> TrainingProtocol
     if job.memory is not None:
         parse_size(job.memory)
     check_train_views(job.train_views, job.views)
+    check_task_options(job.task, job.metric)
     return protocol
 
 
@@ -105,6 +108,8 @@ def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
     """
     opener = partial(open_source, job.data, on_event=on_event, pixels=job.pixels)
     train, test = map(opener, (job.train_split, job.test_split))
+    for source in (train, test):
+        set_task(source, job.task)
     match_classes(train, test, on_event)
     return [train, test]
 
@@ -152,6 +157,7 @@ def prepare_probes(
         train, test = (work.tokens(rows) for rows in splits)
     if job.train_views is not None:
         train = train.with_views(min(job.train_views, train.num_views))
+    train, test = (one.asked_for(job.metric, job.class_weights) for one in (train, test))
     return run_folder(job.runs_root, train), prepare_trainings(
         train,
         test,

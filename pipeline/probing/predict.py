@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,15 +44,18 @@ class Prediction:
 
     Attributes:
         sample_id: as the source names it.
-        label: name of the most probable class; a number, as text, for a task without classes.
-        probability: probability of that class, in [0, 1]; None for a task without classes.
-        target: name of the true class, None where the source has no labels.
+        label: name of the predicted class; a number, as text; of several labels the names of those that are present, with "; "
+            between, of several numbers all of them.
+        probability: probability of that class, in [0, 1]; None where there is not one class.
+        target: the truth in the same form, None where the source does not have it.
+        values: label -> its probability, of several labels; output -> its number, of several numbers; else empty.
     """
 
     sample_id: str
     label: str
     probability: float | None
     target: str | None
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scores(NamedTuple):
@@ -108,18 +112,25 @@ class SavedProbe:
         how: dict[str, Any] = {"num_workers": num_workers, "on_bad_image": on_bad_image, "on_event": on_event}
         for one in self.scores(source, batch_size=batch_size, **how):
             outputs = torch.from_numpy(one.logits)
-            found, confidence = self.task.predict(outputs).item(), self.task.confidence(outputs)
+            found, probabilities = self.task.predict(outputs), self.task.probabilities(outputs)
+            is_one_class = probabilities is not None and found.dim() == 0
             yield Prediction(
                 sample_id=source.ids[one.row],
-                label=self.class_names[int(found)] if self.class_names else f"{found:g}",
-                probability=None if confidence is None else float(confidence),
+                label=text_of_target(found.numpy(), self.class_names, are_labels=probabilities is not None) or "",
+                probability=probabilities[found].item() if probabilities is not None and is_one_class else None,
                 target=self._target(source, one.row),
+                values=self._values(found if probabilities is None else probabilities) if found.dim() else {},
             )
 
+    def _values(self, values: torch.Tensor) -> dict[str, float]:
+        names = self.class_names or map(str, range(len(values)))
+        return dict(zip(names, values.tolist(), strict=True))
+
     def _target(self, source: ImageSource, row: int) -> str | None:
-        """The name of the true class of an image; None where there are no classes, or it has none."""
-        has_class = self.class_names and source.labels[row] != NO_LABEL
-        return source.class_names[source.labels[row]] if has_class else None
+        """The truth of an image as text; None where the source does not have it."""
+        if bool(self.class_names) != bool(source.class_names):
+            return None
+        return text_of_target(source.labels[row], source.class_names, are_labels=bool(self.class_names))
 
     def scores(
         self,
@@ -160,6 +171,23 @@ class SavedProbe:
                         yield Scores(row, logits[row - decoded.start])
 
 
+def text_of_target(value: NDArray[Any], class_names: Sequence[str], *, are_labels: bool) -> str | None:
+    """A target or prediction, [] or [K], as text; None for a class or number that is not known.
+
+    >>> text_of_target(np.array(1), ["cat", "dog"], are_labels=True), text_of_target(np.array(2.5), [], are_labels=False)
+    ('dog', '2.5')
+    >>> text_of_target(np.array([1, 0, 1]), ["cat", "dog", "owl"], are_labels=True)
+    'cat; owl'
+    """
+    if value.ndim:
+        names = class_names or [str(number) for number in range(len(value))]
+        chosen = [name for name, one in zip(names, value, strict=True) if one == 1]
+        return "; ".join(chosen if are_labels else [f"{one:g}" for one in value.tolist()])
+    if are_labels:
+        return class_names[int(value)] if class_names and value != NO_LABEL else None
+    return f"{value.item():g}" if np.isfinite(value) else None
+
+
 def trained_model(config: Mapping[str, Any]) -> ModelSpec:
     """The model that a saved probe was trained on, by its `probe.json`; that of a run of format 1 lies among other fields."""
     if "model_spec" in config:
@@ -185,8 +213,12 @@ def _check_backbone(folder: Path, model: ModelSpec, backbone: Backbone) -> None:
 
 
 def predictions_csv(predictions: Iterable[Prediction]) -> Iterator[bytes]:
-    """Yield the lines of a CSV file in UTF-8: a header, then one line an image."""
-    yield csv_line(["id", "predicted", "probability", "target"]).encode()
-    for one in predictions:
+    """Yield the lines of a CSV file in UTF-8: a header, then one line an image; `Prediction.values` have a column each."""
+    rest = iter(predictions)
+    first = list(islice(rest, 1))
+    names = [name for one in first for name in one.values]
+    yield csv_line(["id", "predicted", "probability", "target", *names]).encode()
+    for one in chain(first, rest):
         probability = "" if one.probability is None else f"{one.probability:.6f}"
-        yield csv_line([one.sample_id, one.label, probability, one.target]).encode()
+        values = [f"{value:.6f}" for value in one.values.values()]
+        yield csv_line([one.sample_id, one.label, probability, one.target, *values]).encode()

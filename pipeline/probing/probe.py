@@ -166,13 +166,15 @@ class _Run:
             raise WorkError("probing.no_test_images", data=test.name, num_images=len(test.record))
         self.failures = Failures(fail)
         for split in (self.cache, self.open_test()):
-            split.task.check(torch.from_numpy(split.targets))
+            split.task.check(targets := torch.from_numpy(split.targets))
+            split.task.check_scored(targets)
         self._of_study = ResultKey(
             data=data_of(self.cache, self.open_test()),  # which test images have tokens, not what they are
             train_views=train.num_views,
             protocol=protocol,
             task=task_in_keys(self.cache.task.type),
             metric=self.cache.task.metric,
+            class_weights=getattr(self.cache.task, "weighting", "balanced"),
             split=split_rule(self.cache),
         )
         self.rows: dict[str, Row] = {}
@@ -264,11 +266,13 @@ class _Run:
 
     def _check_task(self, named: ProbeSpec) -> None:
         """Raise RequestError if a probe cannot answer the task of the splits."""
-        task, tasks = self.cache.task.type, HEADS[named.head].tasks
+        task, head = self.cache.task.type, HEADS[named.head]
+        tasks, reason = head.tasks, head.tasks_reason
         if named.derived is not None:
-            tasks = (MULTICLASS,)
+            tasks, reason = (MULTICLASS,), "it is made of hits and misses, or of class probabilities"
         if tasks is not None and task not in tasks:
-            raise RequestError("probing.probe_not_for_task", probe=named.name, tasks=", ".join(tasks), task=task)
+            values = {"tasks": ", ".join(tasks), "reason": reason and f": {reason}", "task": task}
+            raise RequestError("probing.probe_not_for_task", probe=named.name, **values)
 
     def reuse(self, named: ProbeSpec) -> bool:
         """Take the row of a probe from results.jsonl, if it is there, and report it; restore the records that it refers to."""

@@ -54,6 +54,7 @@ KEY_TABLE: Mapping[str, Any] = {
     "train_views": 0,
     "task": MULTICLASS_IN_KEYS,
     "metric": "balanced_accuracy",
+    "class_weights": "balanced",
     "split.rule": SPLIT,
     "split.validation_fraction": ALWAYS,
     "split.seed": ALWAYS,
@@ -120,6 +121,7 @@ class ResultKey:
         protocol: the training protocol with its matmul precision resolved; its seed is that of the split, too.
         probe: None for what all probes of a study have in common.
         task, metric: type of the task, in the words of `KEY_TABLE`, and the score that a setting is chosen by.
+        class_weights: of the loss, see `Multiclass.weighting`.
         split: how validation images are chosen.
         algorithm: version of the numerics.
     """
@@ -130,6 +132,7 @@ class ResultKey:
     probe: ProbeSpec | None = None
     task: str = MULTICLASS_IN_KEYS
     metric: str = "balanced_accuracy"
+    class_weights: str | tuple[float, ...] = "balanced"
     split: str = SPLIT
     algorithm: int = ALGORITHM
 
@@ -142,6 +145,7 @@ class ResultKey:
             "train_views": self.train_views,
             "task": self.task,
             "metric": self.metric,
+            "class_weights": self.class_weights,
             "split.rule": self.split,
             "split.validation_fraction": protocol.pop("validation_fraction"),
             "split.seed": self.protocol.seed,

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ..data.task_names import ERRORS
 from ..models.layers import short_levels
 from .probe_spec import REFERENCE
 
@@ -72,6 +73,7 @@ class Metric:
         factor: what it is multiplied by to be shown: 100 where it is a share shown in percent.
         unit: stands after a number in a sentence.
         num_digits: digits after the point.
+        validation_factor: what a validation score is multiplied by beside: -1 for an error, whose score is negative.
     """
 
     key: str
@@ -79,14 +81,19 @@ class Metric:
     factor: float = 1.0
     unit: str = ""
     num_digits: int = 3
+    validation_factor: float = 1.0
 
     def show(self, score: float) -> str:
-        """A score as text, without its unit.
+        """A score of the test as text, without its unit.
 
         >>> BALANCED_ACCURACY.show(0.9312), metric_named("r2").show(0.9312)
         ('93.1', '0.931')
         """
         return f"{self.factor * score:.{self.num_digits}f}"
+
+    def of_validation(self, score: float) -> float:
+        """A validation score, which is higher for a better setting, in the unit of the test."""
+        return self.validation_factor * score
 
     def of_test(self, row: Row) -> float:
         """The score of the test images of a row that has not diverged, as it is shown."""
@@ -104,12 +111,14 @@ BALANCED_ACCURACY = Metric(
 
 def metric_named(name: str) -> Metric:
     """The metric of this name."""
-    return BALANCED_ACCURACY if name == BALANCED_ACCURACY.key else Metric(key=name, title=name)
+    if name == BALANCED_ACCURACY.key:
+        return BALANCED_ACCURACY
+    return Metric(key=name, title=name.replace("_", " "), validation_factor=-1.0 if name in ERRORS else 1.0)
 
 
 def metric_of(row: Row) -> Metric:
-    """The metric of a row: balanced accuracy, unless it is of another task than multiclass."""
-    return metric_named(row["metric"]) if "task" in row else BALANCED_ACCURACY
+    """The metric of a row: balanced accuracy unless it names another one."""
+    return metric_named(row.get("metric", BALANCED_ACCURACY.key))
 
 
 def setting_of(row: Row) -> str:
@@ -230,7 +239,9 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
     return [
         Summary(
             rows=tuple(group),
-            validation=_spread(metric.factor * row["validation"] for row in group if row["test"] is not None),
+            validation=_spread(
+                metric.factor * metric.of_validation(row["validation"]) for row in group if row["test"] is not None
+            ),
             test=_spread(metric.of_test(row) for row in group if row["test"] is not None),
             gain=_spread(gain_of[row["key"]] for row in group if row["key"] in gain_of),
         )

@@ -3,7 +3,7 @@
 Only fields that something reads are listed. Every row of format 2 has all of `NEEDED_SINCE_2`; the rest may be missing. A field of
 another type makes the row damaged, and so do fields that contradict each other.
 
-Scores are accuracies in [0, 1], or any numbers in a row of another task than multiclass, which names it and its metric.
+Scores are accuracies in [0, 1], or any numbers in a row that names another metric than balanced accuracy.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def wrong_field(row: dict[str, Any], *, newer: bool) -> str | None:
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         return f"a row without {shown}"
-    is_score, metric = (_is_number, row.get("metric")) if "task" in row else (_is_share, "balanced_accuracy")
+    is_score, metric = _is_number if "metric" in row else _is_share, row.get("metric", "balanced_accuracy")
     scores = {
         "test": _or_null(lambda value: _object_of(is_score)(value) and metric in value),
         "validation": _or_null(is_score),

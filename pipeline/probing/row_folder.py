@@ -1,7 +1,7 @@
 """The files of a probe: a folder with its weights, predictions, learning curves and attention map, and one row of results.
 
     probe.safetensors, probe.json   the probe, and what is needed to run it again
-    test.npz                        sample_ids [N] text, labels [N] int64 (float64 for numbers), logits [N, C] float32
+    test.npz                        sample_ids [N] text, labels [N] int64 or float64, or [N, K], logits [N, C] float32
     curves.npz                      of the P settings in row order: steps [K] int64, loss [P, K] and lr [P, K] float32, of the batch
                                     before the step; NaN where a halving sweep has no such point; of the final training refit_steps,
                                     refit_loss [1, K], refit_lr, and of an ensemble [k, K], a line a member; a post-hoc probe has
@@ -34,7 +34,7 @@ from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepRe
 from ..data.task_names import MULTICLASS
 from .attention import keep_attention
 from .probe_spec import ProbeSpec
-from .results import Row, key_of, plain_values
+from .results import BALANCED_ACCURACY, Row, key_of, plain_values
 from .row_files import digest_files
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.split_tokens import SplitTokens
@@ -124,10 +124,12 @@ def _save_curves(result: SweepResult, folder: Path) -> str | None:
 def _row(trained: Trained, train: SplitTokens, test: SplitTokens) -> Row:
     """A line of results.jsonl without its keys; scores are null where every setting diverged.
 
-    A row without `task` and `metric` is of the task multiclass, with scores in [0, 1] of which `balanced_accuracy` has chosen.
+    A row without `task` is of multiclass; one without `metric` has scores in [0, 1], of which `balanced_accuracy` has chosen.
     """
     result, named = trained.result, trained.candidate
-    task = {} if train.task.type == MULTICLASS else {"task": train.task.type, "metric": train.task.metric}
+    task = {} if train.task.type == MULTICLASS else {"task": train.task.type}
+    if train.task.metric != BALANCED_ACCURACY.key:
+        task["metric"] = train.task.metric
     return task | {
         "backbone": train.model.name,
         "dataset": train.record.dataset,

@@ -1,7 +1,7 @@
 """Every row under a folder of runs.
 
-The decision taken here: one bad line or file does not hide the good ones. What cannot be read, and a row of
-another task than multiclass, is left out and named with its place; only a folder without any usable row is an error.
+The decision taken here: one bad line or file does not hide the good ones. What cannot be read is left out and named with its place;
+only a folder without any usable row is an error.
 `scores.table_of` decides which rows may be compared.
 """
 
@@ -66,9 +66,6 @@ def gather(runs: Path) -> tuple[list[Row], dict[str, Path], list[str]]:
             there = [name for name in FILES if (folder / name).exists()]
             if reason := wrong_file(folder, row.get("files", {}), only=there):
                 notes.append(str(WorkError("report.changed_row_files", folder=folder, reason=reason)))
-                continue
-            if "task" in row:
-                notes.append(str(WorkError("report.row_of_other_task", folder=folder, task=row["task"])))
                 continue
             found[row["key"]] = row
             folders[row["key"]] = folder

@@ -22,6 +22,7 @@ from ..statistics.scores import case_of, group_by_protocol, group_by_setting, pr
 from .figures import FIGURES
 from .figures.results import Record, csv_of, records_of
 from .gather import gather
+from .other_tasks import group_of, markdown_of
 from .page import render_page
 from .page.blocks import Block, Bullets, Gallery, Group, Picture, Section
 from .report_data import ReportData, ReportOptions
@@ -38,6 +39,8 @@ _DECISIVE = {  # fields of a key that probes of one study share
     "train_usable": "which images could be read",
     "test_usable": "which images could be read",
     "train_views": "the number of views",
+    "metric": "the metric that settings are chosen by",
+    "class_weights": "the weights of classes",
 }
 
 __all__ = ["Report", "ReportOptions", "make_report", "write_figures"]
@@ -87,7 +90,13 @@ def make_report(runs: Path, options: ReportOptions) -> Report:
         RequestError: no results, or two results for one probe in one case.
         WorkError: no result can be read.
     """
-    every_row, folders, notes = gather(runs)
+    found, folders, notes = gather(runs)
+    every_row, others = ([row for row in found if ("task" in row) == is_other] for is_other in (False, True))
+    if others:
+        tasks = ", ".join(dict.fromkeys(row["task"] for row in others))
+        notes.append(
+            f"Results of {tasks} have a table of their own; the figures and statistics here are of multiclass."
+        )
     notes += [f"The figure {name} of a plug-in: {reason}" for name, reason in FIGURES.broken.items()]
     by_protocol = [group_by_setting(rows) for rows in group_by_protocol(every_row)]
     notes += _several_settings(by_protocol)
@@ -102,19 +111,23 @@ def make_report(runs: Path, options: ReportOptions) -> Report:
         notes += data.notes
         protocols.append(data)
     records = [record for data in protocols for record in records_of(data)]
+    tables = [_markdown(group.title or "Results", data) for group, data in zip(groups, protocols, strict=True)]
+    headlines = list(_of_groups(groups, [data.headlines for data in protocols]))
+    findings = list(_of_groups(groups, [data.findings for data in protocols]))
+    if others:
+        groups.append(group_of(others))
+        tables.append(markdown_of(others))
     once = tuple(dict.fromkeys(notes))
     versions = [(name, version(name)) for name in ("layerbank", "numpy", "scipy", "scikit-learn", "matplotlib")]
     return Report(
         html=render_page(f"Probes of {runs.resolve().name}", _lead(records), groups, once, versions),
-        markdown="\n".join(
-            _markdown(group.title or "Results", data) for group, data in zip(groups, protocols, strict=True)
-        ),
+        markdown="\n".join(tables),
         csv=csv_of(records),
         latex="\n".join(table_latex(data.dataset_table) for data in protocols),
         records=tuple(records),
         figures=figures,
-        headlines=tuple(_of_groups(groups, [data.headlines for data in protocols])),
-        findings=tuple(_of_groups(groups, [data.findings for data in protocols])),
+        headlines=tuple(headlines),
+        findings=tuple(findings),
         notes=once,
     )
 

@@ -234,5 +234,5 @@ def _shared_floats(sizes: Sizes, probes: int) -> int:
     copies = batch * 3 * math.prod(sizes.token_shape)  # as read, jitter, normalised
     noise = 3 * batch * sizes.token_shape[0] * sizes.head.num_heads if HEADS[sizes.head.kind].has_dropout else 0
     evaluation = 3 * probes * EVALUATION_BATCH * sizes.num_outputs
-    predictions = 5 * probes * sizes.num_held_out  # int64, whether each is right, and that as float64
-    return copies + noise + evaluation + predictions + 3 * _num_parameters(sizes)
+    scoring = sizes.task.scoring_floats(probes) * sizes.num_held_out
+    return copies + noise + evaluation + scoring + 3 * _num_parameters(sizes)

@@ -35,7 +35,7 @@ def step_bytes(head: Head, token_shape: tuple[int, ...], task: Task, batch_size:
     """
     bank = ModuleBank([probe_of(head, token_shape, task.num_outputs)], device="meta", chunk_size=chunk_size or None)
     batch = torch.empty(batch_size, *token_shape, device="meta")
-    targets = torch.empty(batch_size, dtype=task.target_dtype, device="meta")
+    targets = torch.empty(batch_size, *task.target_shape, dtype=task.target_dtype, device="meta")
     weights = torch.empty(batch_size, device="meta")
     peak_bytes, largest_bytes = count_bytes(lambda: bank.compute_gradients(batch, targets, weights, {}, task))
     return peak_bytes + 2 * largest_bytes

@@ -23,7 +23,7 @@ class TokenSource(Protocol):
     """Tokens and targets of N images.
 
     Attributes:
-        targets: [N] on the CPU, what the task predicts: class numbers, or what else it asks for.
+        targets: [N] or [N, K] on the CPU, what the task predicts: class numbers, or what else it asks for.
         task: the task of the data set.
         token_shape: (T, D) for attentive heads, (F,) for linear ones.
     """
@@ -66,6 +66,23 @@ class GroupedSource(TokenSource, Protocol):
 
     @property
     def groups(self) -> Tensor | None: ...
+
+
+@runtime_checkable
+class WeightedSource(TokenSource, Protocol):
+    """A token source whose rows have weights of their own in the loss.
+
+    Attributes:
+        weights: [N] float64 > 0, factors of the task's weights; None if each is 1.
+    """
+
+    @property
+    def weights(self) -> Tensor | None: ...
+
+
+def row_weights(source: TokenSource) -> Tensor | None:
+    """The weights [N] of a source's rows; None if each is 1."""
+    return source.weights if isinstance(source, WeightedSource) else None
 
 
 @runtime_checkable
@@ -158,11 +175,12 @@ class ArraySource:
 
     Args:
         tokens: [N, T, D] or [N, F] float, finite, already normalised: see `stack_tokens` and `concat_tokens`.
-        targets: [N], what the task predicts, such as class numbers.
+        targets: [N] or [N, K], what the task predicts, such as class numbers.
         task: the task of the data set; a number C stands for classification into C classes, with int64 targets.
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
         groups: [N] int64, see `GroupedSource`; None if each image is a group.
+        weights: [N] float64 > 0, see `WeightedSource`; None if each is 1.
 
     Raises:
         DataError: tokens, targets, images, groups and blocks differ in length, the task cannot use the targets, tokens (of the
@@ -181,9 +199,10 @@ class ArraySource:
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
         groups: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         tokens, targets = torch.as_tensor(tokens), torch.as_tensor(targets)
-        if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape != tokens.shape[:1]:
+        if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape[:1] != tokens.shape[:1]:
             shown = f"{tokens.dtype} {list(tokens.shape)}"
             raise DataError("probes.targets_do_not_match", tokens=shown, targets=list(targets.shape))
         self.task = as_task(task)
@@ -203,6 +222,7 @@ class ArraySource:
             if num_broken:
                 raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
         self.tokens, self.targets, self.images, self.groups = tokens, targets, images, groups
+        self.weights = weights
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 

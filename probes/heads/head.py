@@ -151,6 +151,7 @@ class HeadType:
         solver: solves the head instead of training it; None for a trained head.
         solver_bytes: memory (N, F, C, number of settings) that the solver takes beside the features, at most, in bytes.
         tasks: the types of task that it can answer; None for all.
+        tasks_reason: why it cannot answer others, for messages.
         has_parameters: False for a solved head that keeps training tokens instead.
         grid: for a solved head, the field of the protocol that lists its settings.
         own_forms: the forms of its names; None for the usual ones.
@@ -170,6 +171,7 @@ class HeadType:
     solver: Solver | None = None
     solver_bytes: Callable[[int, int, int, int], int] = lambda *sizes: 0
     tasks: tuple[str, ...] | None = None
+    tasks_reason: str = ""
     has_parameters: bool = True
     grid: Literal["penalties", "num_neighbors"] = "penalties"
     own_forms: tuple[Form, ...] | None = None

@@ -3,6 +3,8 @@
     votes_c = sum over the k nearest training images of class c of exp(cosine / temperature)
     logits  = log(votes / sum of votes)
 
+and where the targets are numbers, the mean of those of the k nearest images, with the same weights.
+
 DINO's evaluation (arXiv 2104.14294, appendix A): temperature 0.07, k among 10, 20, 50, 100, 200, no class weights.
 The softmax of the logits is the shares of the vote.
 """
@@ -27,11 +29,11 @@ SMALLEST_SHARE = 1e-12  # for a class without votes, whose logarithm must be fin
 
 
 class KnnProbe(HeadModule):
-    """Classify by the labels of the nearest training images.
+    """Answer by the targets of the nearest training images.
 
     Args:
         bank: [N, F] float32, features of the training images, of unit length over F (`l2_normalize`).
-        bank_labels: [N] int64.
+        bank_labels: [N] int64 class numbers, which vote; or [N, C] float, of which the mean is taken.
         num_classes: C.
         num_neighbors: k; more than N counts as N.
         temperature: of the weights of the votes.
@@ -54,7 +56,8 @@ class KnnProbe(HeadModule):
         num_neighbors: int,
         temperature: float = TEMPERATURE,
     ) -> None:
-        fits = bank.dim() == 2 and len(bank) >= 1 and bank_labels.shape == bank.shape[:1]
+        shape = (len(bank), num_classes)[: bank_labels.dim()]
+        fits = bank.dim() == 2 and len(bank) >= 1 and bank_labels.shape == shape
         if not (fits and num_neighbors >= 1 and temperature > 0):
             raise SettingError(
                 "probes.knn_bank",
@@ -63,7 +66,8 @@ class KnnProbe(HeadModule):
                 num_neighbors=num_neighbors,
                 temperature=temperature,
             )
-        Multiclass(num_classes=num_classes).check(bank_labels)
+        if bank_labels.dim() == 1:
+            Multiclass(num_classes=num_classes).check(bank_labels)
         super().__init__(
             num_samples=len(bank), num_features=bank.shape[1], num_classes=num_classes, num_neighbors=num_neighbors
         )
@@ -76,18 +80,22 @@ class KnnProbe(HeadModule):
     def restore(cls, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Self:
         others = dict(sizes)
         bank = torch.zeros(others.pop("num_samples"), others.pop("num_features"))
-        return cls(bank, torch.zeros(len(bank), dtype=torch.int64), **others)
+        are_classes = weights["bank_labels"].dim() == 1
+        labels = (
+            torch.zeros(len(bank), dtype=torch.int64) if are_classes else torch.zeros(len(bank), others["num_classes"])
+        )
+        return cls(bank, labels, **others)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "temperature": self.temperature}
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, F] -> logits [B, C]: the logarithm of each class's share of the vote."""
+        """[B, F] -> outputs [B, C]: the logarithm of each class's share of the vote, or the mean targets."""
         return self._vote(*self._find_nearest(features))
 
     @classmethod
     def forward_each(cls, probes: Sequence[Self], features: Tensor) -> list[Tensor]:
-        """Logits [B, C] of probes that share a bank: the neighbours are found once, for the largest k."""
+        """Outputs [B, C] of probes that share a bank: the neighbours are found once, for the largest k."""
         cosines, neighbors = max(probes, key=lambda probe: probe.num_neighbors)._find_nearest(features)
         return [probe._vote(cosines, neighbors) for probe in probes]
 
@@ -98,8 +106,10 @@ class KnnProbe(HeadModule):
         return nearest.values, nearest.indices
 
     def _vote(self, cosines: Tensor, neighbors: Tensor) -> Tensor:
-        """[B, C] logarithm of each class's share of the vote of the first k neighbours."""
+        """Outputs [B, C] by the vote of the first k neighbours."""
         shares = (cosines[:, : self.num_neighbors] / self.temperature).softmax(1)  # [B, k]
+        if self.bank_labels.dim() == 2:
+            return torch.einsum("bk,bkc->bc", shares, self.bank_labels[neighbors[:, : self.num_neighbors]])
         votes = shares.new_zeros(shares.shape[0], self.num_classes)
         votes.scatter_add_(1, self.bank_labels[neighbors[:, : self.num_neighbors]], shares)
         return votes.clamp_(min=SMALLEST_SHARE).log_()
@@ -124,7 +134,8 @@ HEAD = HeadType(
     flat=True,
     solver=_solve,
     solver_bytes=_bytes,
-    tasks=(Multiclass.type,),
+    tasks=("multiclass", "regression"),
+    tasks_reason="its neighbours vote for classes, or their numbers are averaged",
     has_parameters=False,
     grid="num_neighbors",
 )

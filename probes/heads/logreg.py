@@ -97,4 +97,5 @@ HEAD = HeadType(
     solver=linear_solver(solve_logreg),
     solver_bytes=_bytes,
     tasks=(Multiclass.type,),
+    tasks_reason="it is a softmax over classes",
 )

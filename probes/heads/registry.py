@@ -75,6 +75,7 @@ def make_probe(head: Head, token_shape: tuple[int, ...], num_classes: int, *, se
 
 def check_task(head: Head, task: Task) -> None:
     """Raise SettingError if the head cannot answer the task."""
-    tasks = HEADS[head.kind].tasks
-    if tasks is not None and task.type not in tasks:
-        raise SettingError("probes.head_not_for_task", head=head.kind, tasks=", ".join(tasks), task=task.type)
+    kind = HEADS[head.kind]
+    if kind.tasks is not None and task.type not in kind.tasks:
+        values = {"tasks": ", ".join(kind.tasks), "reason": kind.tasks_reason and f": {kind.tasks_reason}"}
+        raise SettingError("probes.head_not_for_task", head=head.kind, task=task.type, **values)

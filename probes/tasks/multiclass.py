@@ -1,32 +1,51 @@
-"""One class an image: cross entropy in which every class has the same total weight, and balanced accuracy."""
+"""One class an image: cross entropy, in which every class has the same total weight by default, and balanced accuracy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..metrics import balanced_accuracy, top_k_accuracy
-from .task import Task, align
+from ..metrics import (
+    balanced_accuracy,
+    class_macro_f1,
+    cohen_kappa,
+    log_loss,
+    macro_auroc,
+    mean_average_precision,
+    top_k_accuracy,
+)
+from .task import Task, align, each_probe
+
+TOP_K = {"top1": 1, "top5": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Multiclass(Task):
     """Targets are class numbers from 0 to C - 1, outputs class scores.
 
-    Attributes:
+    Args:
         num_classes: C; not every class need occur.
+        weighting: of the loss: "balanced" gives every class the same total weight, "none" every sample the same; or the weight of a
+            sample of each class, C numbers.
+
+    Attributes:
         class_weights: [C] float64, set by `fit`.
     """
 
     type = "multiclass"
-    metric = "balanced_accuracy"
+    metrics: ClassVar[tuple[str, ...]] = (
+        *("balanced_accuracy", "accuracy", "macro_f1", "kappa"),
+        *("auroc", "average_precision", "log_loss"),
+    )
+    metrics_of_outputs: ClassVar[tuple[str, ...]] = ("auroc", "average_precision", "log_loss", *TOP_K)
     target_dtype = torch.int64
 
     num_classes: int = 0
+    weighting: str | tuple[float, ...] = "balanced"
     class_weights: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -34,10 +53,14 @@ class Multiclass(Task):
         return self.num_classes
 
     @property
+    def target_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def num_strata(self) -> int:
         return self.num_classes
 
-    def for_classes(self, num_classes: int) -> Self:
+    def for_data(self, num_classes: int, num_columns: int) -> Self:
         return replace(self, num_classes=num_classes)
 
     def check(self, targets: Tensor) -> None:
@@ -55,7 +78,10 @@ class Multiclass(Task):
         return targets
 
     def fit(self, targets: Tensor) -> Self:
-        return replace(self, class_weights=class_weights(targets, self.num_classes))
+        if self.weighting == "balanced":
+            return replace(self, class_weights=class_weights(targets, self.num_classes))
+        given = (1.0,) * self.num_classes if self.weighting == "none" else self.weighting
+        return replace(self, class_weights=torch.tensor(given, dtype=torch.float64))
 
     def sample_weights(self, targets: Tensor) -> Tensor:
         assert self.class_weights is not None, "fit() comes first"
@@ -87,18 +113,30 @@ class Multiclass(Task):
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(-1)
 
-    def confidence(self, outputs: Tensor) -> Tensor:
-        return outputs.softmax(-1).amax(-1)
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        return outputs.softmax(-1)
 
-    def score(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return balanced_accuracy(predictions, targets, self.num_classes)
+    def evaluate(self, metric: str, values: Tensor, targets: Tensor) -> Tensor:
+        if metric in TOP_K:
+            return top_k_accuracy(values, targets, TOP_K[metric])
+        if metric == "log_loss":
+            return each_probe(lambda one: log_loss(one, targets), values)
+        if metric in self.metrics_of_outputs:
+            positive = torch.nn.functional.one_hot(targets, self.num_classes).bool()
+            mean = macro_auroc if metric == "auroc" else mean_average_precision
+            return each_probe(lambda one: mean(one.double().softmax(1), positive, torch.ones_like(positive)), values)
+        if metric == "accuracy":
+            return (values == targets).double().mean(-1)
+        by_class = {"balanced_accuracy": balanced_accuracy, "macro_f1": class_macro_f1, "kappa": cohen_kappa}
+        return by_class[metric](values, targets, self.num_classes)
 
-    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {
-            "balanced_accuracy": self.score(self.predict(outputs), targets).item(),
-            "top1": top_k_accuracy(outputs, targets, 1).item(),
-            "top5": top_k_accuracy(outputs, targets, 5).item(),
-        }
+    def scoring_floats(self, num_probes: int) -> int:
+        # class numbers int64, whether each is right, and that as float64
+        return super().scoring_floats(num_probes) if self.metric in self.metrics_of_outputs else 5 * num_probes
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(("balanced_accuracy", *TOP_K, self.metric)))
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:

@@ -10,11 +10,13 @@ from layerbank.registry import Registry
 from .multiclass import Multiclass
 from .task import Task
 
+_NAMES = ("multiclass", "multilabel", "ordinal", "regression")
+
 TASKS = Registry(
     "layerbank.tasks",
     "task",
     Task,  # type: ignore[type-abstract]  # no instance of it is made
-    {"multiclass": "layerbank.probes.tasks.multiclass:TASK"},
+    {name: f"layerbank.probes.tasks.{name}:TASK" for name in _NAMES},
 )
 
 
@@ -30,7 +32,7 @@ def restore_task(saved: Mapping[str, Any] | None, num_classes: int) -> Task:
     """
     if saved is None:
         return Multiclass(num_classes=num_classes)
-    return TASKS.require(saved["type"]).for_classes(num_classes).restore(saved)
+    return TASKS.require(saved["type"]).for_data(num_classes, 0).restore(saved)
 
 
 def as_task(task: Task | int) -> Task:

@@ -31,6 +31,7 @@ from ..patterns import SPLIT, data_name, no_such_split, parse_options, require_s
 from ..pixels import Range, as_bytes, parse_range
 from ..sources import DataSource
 from ..tables.class_column import classes_of, text_of
+from ..task_of_values import matrix_of
 
 IMAGE_NAMES = ("images", "x", "data")  # tried in this order where the address names no dataset
 LABEL_NAMES = ("labels", "label", "y")
@@ -66,10 +67,11 @@ class Hdf5Source(ImageSource):
         if len(labels) != num_images:
             raise RequestError("data.label_count", data=data, split=split, images=num_images, labels=len(labels))
         self._open_in: tuple[int, h5py.Dataset] | None = None
-        names = label_class_names or class_names
-        if not names:
+        are_numbers = labels.dtype.kind == "f"
+        names = [] if are_numbers else label_class_names or class_names
+        if not (names or are_numbers):
             labels, names = classes_by_value(labels)
-        if labels.max() >= len(names):
+        if not are_numbers and labels.max() >= len(names):
             place = f"{data}, split {split}"
             raise RequestError("data.class_without_name", place=place, count=len(names), label=labels.max())
         super().__init__(
@@ -207,31 +209,24 @@ def _block_rows(images: h5py.Dataset, image_bytes: int) -> int:
     return int(chunk_rows * max(1, BLOCK_BYTES // chunk_bytes))
 
 
-def _read_labels(parts: _Address, split: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels [N] and the class names written beside them, if any."""
+def _read_labels(parts: _Address, split: str) -> tuple[NDArray[Any], list[str]]:
+    """Labels as `ImageSource` takes them, and the class names written beside them, if any."""
     with _open(Path(parts.label_file.replace(SPLIT, split))) as file:
         dataset = _dataset(file, parts.labels.replace(SPLIT, split), LABEL_NAMES, "labels")
         is_text = h5py.check_string_dtype(dataset.dtype) is not None
         values = np.asarray(dataset.asstr(errors="surrogateescape")[()] if is_text else dataset[()])
         place, class_names = f"{file.filename}::{dataset.name}", _class_names(dataset) or _class_names(file)
-    if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "iubf" and _is_one_hot(values):
-        names = class_names or [str(number) for number in range(values.shape[1])]
-        return values.argmax(1).astype(np.int64), names
+    if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "iubf":
+        return matrix_of(values, class_names)
     if (values.dtype.kind not in "iubf" and not is_text) or not values.ndim or not values.size == len(values) > 0:
         raise RequestError("data.not_labels", dataset=place, dtype=values.dtype, shape=list(values.shape))
-    if is_text or values.dtype.kind == "f":  # the latter are refused with the reason
+    if is_text or values.dtype.kind == "f":
         texts = values.reshape(-1).tolist()
         return classes_of(texts, [f"[{row}]" for row in range(len(texts))], place)
     labels = values.reshape(-1).astype(np.int64)  # uint64 beyond 2^63 becomes negative
     if labels.min() < 0:
         raise RequestError("data.negative_label", dataset=place, label=values.reshape(-1)[labels.argmin()])
     return labels, class_names
-
-
-def _is_one_hot(values: NDArray[Any]) -> bool:
-    """Whether each row [C] has one 1, and zeros."""
-    is_one = values == 1
-    return bool((is_one.sum(1) == 1).all() and (is_one | (values == 0)).all())
 
 
 def _class_names(holder: h5py.File | h5py.Dataset) -> list[str]:

@@ -30,6 +30,7 @@ from ..sources import DataSource
 from ..table import Table
 from ..tables.class_column import text_of
 from ..tables.listed import choose_rows, labels_of
+from ..task_of_values import matrix_of
 
 OPTIONS = ("images", "labels", "split", "group", "seed", "range")
 IMAGE_NAMES = ("images", "x", "data")
@@ -70,6 +71,8 @@ class NpzSource(ImageSource):
         self.groups = self.table.groups(options.get("group"))
         chosen = [ids[row] for row in rows.tolist()]
         labels, classes = labels_of(self.table, {}, chosen)
+        if (matrix := _label_matrix(self._path, members, options, split, len(images))) is not None:
+            labels, classes = matrix_of(matrix[rows], _names_of(self._path, members))
         self.origin = f"npz:{os.path.abspath(self._path)}::{self._array}"
         super().__init__(
             name=data_name(pattern) if is_whole else self._path.stem,
@@ -133,9 +136,21 @@ def _columns(
 ) -> dict[str, list[Any]]:
     """The arrays with a value for each image, by name; the labels are called `labels`."""
     labels = _find(members, options.get("labels", ""), LABEL_NAMES, split, path)
-    arrays = {} if labels is None else {"labels": labels[0]}
+    is_matrix = _label_matrix(path, members, options, split, num_images) is not None
+    arrays = {} if labels is None or is_matrix else {"labels": labels[0]}
     arrays |= {name: name for name in (options.get("split"), options.get("group"), "split") if name in members}
     return {name: _values(path, array, num_images) for name, array in arrays.items()}
+
+
+def _label_matrix(
+    path: Path, members: list[str], options: Mapping[str, str], split: str, num_images: int
+) -> NDArray[Any] | None:
+    """Labels [N, K] of several columns; None where they have one."""
+    found = _find(members, options.get("labels", ""), LABEL_NAMES, split, path)
+    array = None if found is None else _map_array(path, found[0])
+    if array is None or array.ndim != 2 or array.dtype.kind not in "iubf":
+        return None
+    return array if array.shape[0] == num_images and array.shape[1] > 1 else None
 
 
 def _values(path: Path, name: str, num_images: int) -> list[Any]:
@@ -147,8 +162,13 @@ def _values(path: Path, name: str, num_images: int) -> list[Any]:
 
 
 def _class_names(path: Path, members: list[str]) -> dict[str, list[str]]:
+    names = _names_of(path, members)
+    return {"labels": names} if names else {}
+
+
+def _names_of(path: Path, members: list[str]) -> list[str]:
     name = next((one for one in CLASS_NAMES if one in members), None)
-    return {} if name is None else {"labels": [text_of(one) for one in _map_array(path, name).reshape(-1).tolist()]}
+    return [] if name is None else [text_of(one) for one in _map_array(path, name).reshape(-1).tolist()]
 
 
 def _require_pixels(place: str, images: NDArray[Any], limits: Range | None) -> None:

@@ -1,4 +1,4 @@
-"""Class numbers from a column of labels. What is no class is refused with the reason: decimals, mixed types, missing values.
+"""Class numbers from a column of labels, or numbers where these are decimals. Mixed types and missing values are refused.
 
 Labels that are whole numbers, or texts of such, are in rising order; other texts are in sorted order.
 """
@@ -20,19 +20,19 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # as Python writes it: 007 is a 
 _KINDS = {bool: "truth values", int: "whole numbers", float: "decimal numbers", str: "texts"}
 
 
-def classes_of(values: Sequence[Any], ids: Sequence[str], place: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Number the classes of N labels.
+def classes_of(values: Sequence[Any], ids: Sequence[str], place: str) -> tuple[NDArray[Any], list[str]]:
+    """Number the classes of N labels; decimal numbers stay as they are.
 
     Args:
-        values: N labels: texts, whole numbers or truth values, all of one type.
+        values: N labels: texts, numbers or truth values, all of one type.
         ids: N sample ids, for messages.
         place: table and column, for messages.
 
     Returns:
-        [N] class indices in 0..C-1, and C names.
+        [N] class indices in 0..C-1, and C names; or [N] float64, and no names.
 
     Raises:
-        RequestError: labels that are missing, mixed, decimal, negative, or of another type.
+        RequestError: labels that are missing, mixed, negative, or of another type.
 
     >>> classes_of(["10", "9", "10"], ["a", "b", "c"], "table, column label")
     (array([1, 0, 1]), ['9', '10'])
@@ -47,8 +47,8 @@ def classes_of(values: Sequence[Any], ids: Sequence[str], place: str) -> tuple[N
     if not all(kind in _KINDS.values() for kind in kinds):
         raise RequestError("data.labels_of_type", place=place, type=next(iter(kinds)))
     distinct = set(values)
-    if decimals := _decimals(distinct):
-        raise RequestError("data.decimal_labels", place=place, count=len(distinct), first=decimals[0])
+    if _are_decimal(distinct):
+        return np.array([float(value) for value in values]), []
     are_numbers = all(_WHOLE.fullmatch(str(value)) for value in distinct)
     if are_numbers and (least := min(map(int, distinct))) < 0:
         raise RequestError("data.label_below_zero", place=place, label=least)
@@ -66,13 +66,13 @@ def text_of(value: object) -> str:
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _decimals(values: set[Any]) -> list[Any]:
-    """Those of the values that are floats; of texts, if all of them are numbers, those that are not written as whole ones."""
+def _are_decimal(values: set[Any]) -> bool:
+    """Whether the values are floats, or texts that are numbers and not all written as whole ones."""
     if not all(isinstance(value, str) for value in values):
-        return sorted(value for value in values if isinstance(value, float))
+        return any(isinstance(value, float) for value in values)
     try:
         for value in values:
             float(value)
     except ValueError:
-        return []
-    return sorted(value for value in values if re.search(r"[.eE]", value))
+        return False
+    return any(re.search(r"[.eE]", value) for value in values)

@@ -51,7 +51,7 @@ class ListedImages(ImageSource):
         self,
         table: Table,
         paths: Sequence[str],
-        labels: NDArray[np.int64],
+        labels: NDArray[Any],
         class_names: Sequence[str],
         *,
         folder: Path,
@@ -127,14 +127,14 @@ def choose_rows(
     )
 
 
-def labels_of(table: Table, options: Mapping[str, str], ids: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Class indices [N] and C names; NO_LABEL and no names where there is no column of labels, or an empty one."""
+def labels_of(table: Table, options: Mapping[str, str], ids: Sequence[str]) -> tuple[NDArray[Any], list[str]]:
+    """Class indices [N] and C names, or numbers; NO_LABEL and no names where there is no column of labels, or an empty one."""
     column = _label_column(table, options)
     if column is None or all(map(is_missing, table.column(column))):
         return np.full(len(table), NO_LABEL, dtype=np.int64), []
     place = f"{table.place}, column {column}"
     labels, class_names = classes_of(table.column(column), ids, place)
-    if (names := table.class_names.get(column)) is None:
+    if (names := table.class_names.get(column)) is None or not class_names:
         return labels, class_names
     are_numbers = isinstance(table.column(column)[0], int)  # of the names of the file, else the names themselves
     number_of = {str(number) if are_numbers else name: number for number, name in enumerate(names)}

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,13 +142,13 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-def _classes(
-    root: Path, texts: Sequence[str], ids: Sequence[str], names: list[str]
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Class indices [N], and the names of the classes; without names, the labels that occur are the classes."""
+def _classes(root: Path, texts: Sequence[str], ids: Sequence[str], names: list[str]) -> tuple[NDArray[Any], list[str]]:
+    """Class indices [N] and the names of the classes, or numbers; without names, the labels that occur are the classes."""
     if not all(map(_INDEX.fullmatch, texts)):
         place = f"labels of wds:{root}"
         labels, found = classes_of(texts, ids, place)
+        if not found:
+            return labels, found
         are_numbers = [bool(_INDEX.fullmatch(text)) for text in texts]
         if mixed := sum(are_numbers):
             is_rare = 2 * mixed < len(texts)

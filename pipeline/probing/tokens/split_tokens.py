@@ -20,6 +20,7 @@ from layerbank.probes import TASKS, Task
 from ...data.split_record import SplitRecord
 from ...data.split_rows import SplitRows, reading_order, wanted_rows
 from ...data.views import ViewRule
+from ..task_options import with_options
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +35,7 @@ class SplitRequest:
         rule: how augmented views were drawn; None for centre views alone.
         arrays: (level, kind) pairs that each row must have.
         stores: the stores of the model, if they were read already; None reads them whenever the tokens are opened.
+        metric, class_weights: options of the task, see `with_options`; None is its default.
     """
 
     cache_root: Path
@@ -43,6 +45,8 @@ class SplitRequest:
     rule: ViewRule | None
     arrays: tuple[tuple[str, str], ...]
     stores: ModelStores | None = None
+    metric: str | None = None
+    class_weights: str | None = None
 
     @property
     def name(self) -> str:
@@ -61,6 +65,10 @@ class SplitRequest:
     def with_views(self, num_views: int) -> SplitRequest:
         """The same images with fewer augmented views."""
         return replace(self, rule=replace(self.rule, num_views=num_views) if self.rule and num_views else None)
+
+    def asked_for(self, metric: str | None, class_weights: str | None) -> SplitRequest:
+        """The same images with these options of their task."""
+        return replace(self, metric=metric, class_weights=class_weights)
 
     def open(self) -> SplitTokens:
         """Find the tokens.
@@ -118,7 +126,9 @@ class SplitTokens:
         self.positions: NDArray[np.int64] = self._view.positions[rows]
         self.images: NDArray[np.int64] = rows // rows_an_image
         self.targets: NDArray[Any] = record.labels[self.images]
-        self.task: Task = TASKS.require(record.task).for_classes(len(record.class_names))
+        num_columns = record.labels.shape[1] if record.labels.ndim > 1 else 0
+        task = TASKS.require(record.task).for_data(len(record.class_names), num_columns)
+        self.task: Task = with_options(task, request.metric, request.class_weights, record.class_names)
         number = np.full(len(self._view.positions), -1)
         number[rows] = np.arange(len(rows))
         order = number[reading_order(record.images, rows_an_image)]
