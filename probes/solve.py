@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .data.split import split_rows
-from .data.token_source import TokenSource
+from .data.token_source import TokenSource, training_rows
 from .errors import DataError, SettingError
 from .evaluate import check_test, measure
 from .events import OnEvent, Reporter
@@ -79,8 +79,9 @@ def run_solvers(
     candidate = next(number for number, found in enumerate(scores) if any(score is best for score in found))
     with timed(seconds, "refit"):
         train = candidates[candidate]()
-        task = train.task.fit(train.targets)
-        (probe,) = probes = _solve(head, train, torch.arange(len(train.targets)), task, [best.setting])
+        rows = training_rows(train)
+        task = train.task.fit(train.targets[rows])
+        (probe,) = probes = _solve(head, train, rows, task, [best.setting])
     with timed(seconds, "test"):
         check_test(train, test := open_test(candidate))
         logits = torch.cat([part[0] for part in _logits(probes, test, torch.arange(len(test.targets)))])

@@ -43,6 +43,8 @@ def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_froz
         "train_views": 0,
         "task": "classification",
         "metric": "balanced_accuracy",
+        "target": None,
+        "part": None,
         "split.rule": "fraction of each class",
         "protocol.jitter_validation": False,
         "protocol.sweep": "full",
@@ -97,6 +99,8 @@ def test_whatever_decides_a_result_changes_its_key() -> None:
         replace(given, metric="top1"),
         replace(given, split="column"),
         replace(given, split=SPLIT_WITH_COPIES),
+        replace(given, target="age"),
+        replace(given, part={"name": "5 shots", "number": 0, "of": "f" * 32}),
         *(replace(given, protocol=changed) for changed in _changed(given.protocol)),
         *(
             key(name)

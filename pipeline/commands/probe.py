@@ -59,6 +59,7 @@ from . import options as shared
 @click.option(
     "--test-split", default="test", show_default=True, help="Split that the chosen probes are tested on, once."
 )
+@shared.cases
 @click.option(
     "--extract/--no-extract",
     "may_extract",
@@ -83,7 +84,16 @@ from . import options as shared
 @shared.runs_root
 @shared.events
 @shared.as_json
-def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **options: Any) -> None:
+def probe(
+    seeds: str,
+    probes: str | None,
+    targets: str | None,
+    shots: str | None,
+    train_fractions: str | None,
+    events: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Stage two: train probes on stored tokens, choose on validation, test once.
 
     Tokens that are missing are extracted first. Results go to RUNS/<data set>/<store>/results.jsonl; each
@@ -99,7 +109,7 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     from ..jobs.probe import prepare_probes
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
-    from ..quantities import parse_numbers
+    from ..quantities import parse_numbers, parse_percentages
 
     shared.check_answers(events, as_json)
     num_heads = options.pop("num_heads")
@@ -109,6 +119,9 @@ def probe(seeds: str, probes: str | None, events: Path | None, as_json: bool, **
     job = ProbeJob(
         probes=named,
         seeds=tuple(parse_numbers(seeds, where="--seed", at_least=0)),
+        targets=split_names(targets or ""),
+        shots=() if shots is None else parse_numbers(shots, where="--shots", at_least=1),
+        train_fractions=() if train_fractions is None else parse_percentages(train_fractions),
         num_heads=() if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
         **options,
     )

@@ -36,6 +36,9 @@ SPLIT_WITH_COPIES = "fraction of each class, copies together"
 SPLIT_WITH_GROUPS = "fraction of each class, groups and copies together: "
 """The rule of the split where training images are in groups; a digest of the groups follows."""
 
+SPLIT_WITH_VALIDATION = "images of their own: "
+"""The rule of the split where validation images are given; a digest of which images they are follows."""
+
 MULTICLASS_IN_KEYS = "classification"
 """The task `multiclass` as keys have it: they were introduced before there was another one."""
 
@@ -54,6 +57,8 @@ KEY_TABLE: Mapping[str, Any] = {
     "train_views": 0,
     "task": MULTICLASS_IN_KEYS,
     "metric": "balanced_accuracy",
+    "target": None,
+    "part": None,
     "split.rule": SPLIT,
     "split.validation_fraction": ALWAYS,
     "split.seed": ALWAYS,
@@ -121,6 +126,8 @@ class ResultKey:
         probe: None for what all probes of a study have in common.
         task, metric: type of the task, in the words of `KEY_TABLE`, and the score that a setting is chosen by.
         split: how validation images are chosen.
+        target: name of the column that is predicted; None for the labels of the data set.
+        part: of drawn subsets and folds, `Part.key_value`; None where all images are trained on.
         algorithm: version of the numerics.
     """
 
@@ -131,6 +138,8 @@ class ResultKey:
     task: str = MULTICLASS_IN_KEYS
     metric: str = "balanced_accuracy"
     split: str = SPLIT
+    target: str | None = None
+    part: Mapping[str, Any] | None = None
     algorithm: int = ALGORITHM
 
     def fields(self) -> dict[str, Any]:
@@ -142,6 +151,8 @@ class ResultKey:
             "train_views": self.train_views,
             "task": self.task,
             "metric": self.metric,
+            "target": self.target,
+            "part": self.part,
             "split.rule": self.split,
             "split.validation_fraction": protocol.pop("validation_fraction"),
             "split.seed": self.protocol.seed,
@@ -178,6 +189,8 @@ def data_of(train: SplitTokens, test: SplitTokens) -> DataKey:
 
 def split_rule(train: SplitTokens) -> str:
     """How validation images are chosen of these training images."""
+    if train.is_validation is not None:
+        return SPLIT_WITH_VALIDATION + key_of({"rows": np.flatnonzero(train.is_validation).tolist()})
     if train.groups is None:
         return SPLIT
     if train.record.groups is None:

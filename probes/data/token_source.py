@@ -69,6 +69,25 @@ class GroupedSource(TokenSource, Protocol):
 
 
 @runtime_checkable
+class ValidatedSource(TokenSource, Protocol):
+    """A token source some images of which are there to choose settings by, and are never trained on.
+
+    Attributes:
+        is_validation: [N] bool, the same for all rows of an image; None if a fraction of the images is held out instead.
+    """
+
+    @property
+    def is_validation(self) -> Tensor | None: ...
+
+
+def training_rows(source: TokenSource) -> Tensor:
+    """The rows [n] int64 that the chosen setting is trained on: all but those of images that are there to choose by."""
+    if isinstance(source, ValidatedSource) and source.is_validation is not None:
+        return (~source.is_validation).nonzero().squeeze(1)
+    return torch.arange(len(source.targets))
+
+
+@runtime_checkable
 class BlockSource(TokenSource, Protocol):
     """A token source whose rows may have the tokens of several levels and kinds side by side.
 
@@ -163,6 +182,7 @@ class ArraySource:
         images: [N] int64, ascending, the image of each row, see `ViewedSource`; None if each row is an image.
         blocks: blocks of rows [F], see `BlockSource`.
         groups: [N] int64, see `GroupedSource`; None if each image is a group.
+        is_validation: [N] bool, see `ValidatedSource`; None if a fraction of the images is held out.
 
     Raises:
         DataError: tokens, targets, images, groups and blocks differ in length, the task cannot use the targets, tokens (of the
@@ -181,6 +201,7 @@ class ArraySource:
         images: Tensor | None = None,
         blocks: tuple[ColumnBlock, ...] | None = None,
         groups: Tensor | None = None,
+        is_validation: Tensor | None = None,
     ) -> None:
         tokens, targets = torch.as_tensor(tokens), torch.as_tensor(targets)
         if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape != tokens.shape[:1]:
@@ -203,7 +224,7 @@ class ArraySource:
             if num_broken:
                 raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
         self.tokens, self.targets, self.images, self.groups = tokens, targets, images, groups
-        self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
+        self.token_shape, self.blocks, self.is_validation = tuple(tokens.shape[1:]), blocks, is_validation
         self._workspace = Workspace(tokens.dtype, tokens.device)
 
     def take(self, rows: Tensor) -> Tensor:
