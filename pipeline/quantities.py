@@ -10,6 +10,7 @@ from .errors import RequestError
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "min": 60.0}
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_PERCENTAGE = re.compile(r"(\d{1,3}(?:\.\d{1,9})?) ?%", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(k|m|g|t|ki|mi|gi|ti)?b?", re.IGNORECASE)
 
@@ -103,6 +104,24 @@ def parse_numbers(text: str, *, where: str, at_least: int) -> tuple[int, ...]:
             )
         numbers.append(number)
     return tuple(dict.fromkeys(numbers))
+
+
+def parse_percentages(text: str) -> tuple[float, ...]:
+    """Read percentages above 0 up to 100 with commas between them, each once, as fractions.
+
+    Raises:
+        RequestError: something else.
+
+    >>> parse_percentages("1%, 10 %,1%")
+    (0.01, 0.1)
+    """
+    fractions = []
+    for part in text.split(","):
+        match = _PERCENTAGE.fullmatch(part.strip())
+        if match is None or not 0 < float(match[1]) <= 100:
+            raise RequestError("data.bad_fraction_list", text=text)
+        fractions.append(float(match[1]) / 100)
+    return tuple(dict.fromkeys(fractions))
 
 
 def whole_number(text: str) -> int | None:

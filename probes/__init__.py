@@ -20,12 +20,14 @@ from .data.token_source import (
     OrderedSource,
     StreamedSource,
     TokenSource,
+    ValidatedSource,
     ViewedSource,
     concat_tokens,
     l2_normalize,
     l2_normalize_,
     read_batches,
     stack_tokens,
+    training_rows,
 )
 from .ensemble import Ensemble, mean_of_members
 from .errors import CheckpointError, CheckpointMissing, DataError, ProbeError, SettingError
@@ -143,6 +145,8 @@ __all__ = [
     "fast_exact_matmul",
     "num_moved",
     "split_rows",
+    "training_rows",
+    "ValidatedSource",
     "centre_rows",
     "run_sweep",
     "run_sweeps",

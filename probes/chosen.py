@@ -15,7 +15,7 @@ from torch import Tensor
 from .banks.budget import MemoryPlan
 from .data.batches import BatchPlan
 from .data.split import split_rows
-from .data.token_source import TokenSource
+from .data.token_source import TokenSource, training_rows
 from .ensemble import Ensemble, mean_of_members
 from .evaluate import check_test, collect_logits, compute_all_logits, measure
 from .events import OnEvent
@@ -156,7 +156,7 @@ def refit(
     for of_pass in passes:
         runs = [heads[one.candidate].make_run([one.setting], device, seconds[one]) for one in of_pass]
         with attribute_time("refit", runs):
-            rows = torch.arange(len(train.targets))
+            rows = training_rows(train)
             results = fit_banks(runs, train, rows, protocol, phase="refit", best=best, on_event=on_event)
             trained = [run.bank.probe(0) for run in runs]
         del runs  # before the next banks take their memory
@@ -165,7 +165,7 @@ def refit(
             fitted[choice] = result
             if not bool(result.diverged[0]) and all(bool(x.isfinite().all()) for x in probe.parameters()):
                 probes[choice] = probe
-    task = train.task.fit(train.targets)
+    task = train.task.fit(train.targets[training_rows(train)])
     logits: dict[Choice, Tensor] = {}
     test: TokenSource | None = None
     for of_pass in filter(None, [[one for one in of_pass if one in probes] for of_pass in passes]):

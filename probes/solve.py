@@ -20,7 +20,7 @@ from torch import Tensor
 from .banks.budget import too_little_memory
 from .data.features import SourceFeatures
 from .data.split import split_rows
-from .data.token_source import TokenSource, read_batches, row_weights
+from .data.token_source import TokenSource, read_batches, row_weights, training_rows
 from .errors import SettingError
 from .evaluate import check_test, measure
 from .events import OnEvent, Reporter
@@ -88,8 +88,9 @@ def run_solvers(
     candidate = next(number for number, found in enumerate(scores) if any(score is best for score in found))
     with timed(seconds, "refit"):
         train = candidates[candidate]()
-        task = train.task.fit(train.targets)
-        (probe,) = probes = solver.solve(train, torch.arange(len(train.targets)), task, [best.setting])
+        rows = training_rows(train)
+        task = train.task.fit(train.targets[rows])
+        (probe,) = probes = solver.solve(train, rows, task, [best.setting])
     with timed(seconds, "test"):
         check_test(train, test := open_test(candidate))
         logits = torch.cat([part[0] for part in _logits(probes, test, torch.arange(len(test.targets)))])

@@ -44,6 +44,8 @@ def test_the_table_has_every_field_of_a_protocol_and_of_a_probe_and_each_is_froz
         "task": "classification",
         "metric": "balanced_accuracy",
         "class_weights": "balanced",
+        "target": None,
+        "part": None,
         "split.rule": "fraction of each class",
         "protocol.jitter_validation": False,
         "protocol.sweep": "full",
@@ -98,6 +100,8 @@ def test_whatever_decides_a_result_changes_its_key() -> None:
         replace(given, metric="top1"),
         replace(given, split="column"),
         replace(given, split=SPLIT_WITH_COPIES),
+        replace(given, target="age"),
+        replace(given, part={"name": "5 shots", "number": 0, "of": "f" * 32}),
         *(replace(given, protocol=changed) for changed in _changed(given.protocol)),
         *(
             key(name)

@@ -373,3 +373,62 @@ def warn_of_plugins(noun: str, broken: Mapping[str, str]) -> None:
     """Name the plug-ins that cannot be loaded, on standard error."""
     for name, reason in broken.items():
         click.echo(f"warning: the {noun} {name} cannot be loaded: {reason}", err=True)
+
+
+cases = combine(
+    click.option(
+        "--labels",
+        type=FILE,
+        metavar="FILE",
+        help="A table (.csv, .tsv, .jsonl, .parquet) that is joined to the images by a column of sample ids or paths: id, path, "
+        "image, ... [default: the table of the data]",
+    ),
+    click.option(
+        "--target",
+        "targets",
+        metavar="COLUMNS",
+        help="Columns of the table to predict, with commas between, each with results of its own. [default: the labels of the "
+        "data]",
+    ),
+    click.option(
+        "--allow-missing",
+        is_flag=True,
+        help="Leave out images without a row or a value in the table, and rows without an image.",
+    ),
+    click.option("--group", metavar="COLUMN", help="Column of groups, such as patients, that are never on two sides."),
+    click.option(
+        "--split-column",
+        metavar="COLUMN",
+        help="Column of the table that names the split of each image; the data are opened without splits (split `all`).",
+    ),
+    click.option(
+        "--val-split",
+        metavar="SPLIT",
+        help="Split that settings are chosen by; it is never trained on. [default: a fraction of the training images]",
+    ),
+    click.option("--train-rows", type=FILE, metavar="FILE", help="Train on these images: sample ids, one a line."),
+    click.option("--test-rows", type=FILE, metavar="FILE", help="Test on these images: sample ids, one a line."),
+    click.option(
+        "--shots",
+        metavar="NUMBERS",
+        help="Train on so many images of each class: 1,2,5,10. Settings are chosen by as many others, at most 4.",
+    ),
+    click.option(
+        "--train-fraction",
+        "train_fractions",
+        metavar="PERCENTAGES",
+        help="Train on so much of each class: 1%,10%. Smaller parts lie within larger ones.",
+    ),
+    click.option(
+        "--draws",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="How often --shots and --train-fraction are drawn.",
+    ),
+    click.option(
+        "--folds",
+        type=click.IntRange(2),
+        help="Divide the training split into so many folds and test on each; --test-split is not read.",
+    ),
+)

@@ -88,6 +88,7 @@ from . import options as shared
 @click.option(
     "--test-split", default="test", show_default=True, help="Split that the chosen probes are tested on, once."
 )
+@shared.cases
 @click.option(
     "--extract/--no-extract",
     "may_extract",
@@ -115,6 +116,9 @@ from . import options as shared
 def probe(
     seeds: str,
     probes: str | None,
+    targets: str | None,
+    shots: str | None,
+    train_fractions: str | None,
     events: Path | None,
     as_json: bool,
     store: str | None,
@@ -138,7 +142,7 @@ def probe(
     from ..jobs.probe_stores import StoreProbeJob, prepare_store_probes
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.results import COLUMNS, results_table, results_title, summarize
-    from ..quantities import parse_numbers
+    from ..quantities import parse_numbers, parse_percentages
 
     shared.check_answers(events, as_json)
     num_heads = options.pop("num_heads")
@@ -148,6 +152,9 @@ def probe(
     options |= {
         "probes": named,
         "seeds": tuple(parse_numbers(seeds, where="--seed", at_least=0)),
+        "targets": split_names(targets or ""),
+        "shots": () if shots is None else parse_numbers(shots, where="--shots", at_least=1),
+        "train_fractions": () if train_fractions is None else parse_percentages(train_fractions),
         "num_heads": () if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
     }
     prepare: Callable[..., Any]

@@ -17,13 +17,14 @@ from ..errors import RequestError
 from ..events import OnEvent, UnevenClasses, ignore
 from ..quantities import few, whole_number
 from .image_source import NO_LABEL, ImageSource
+from .parts import Part
 from .split_record import SplitRecord
 from .task_names import MULTILABEL, REGRESSION
 
-Labelled = ImageSource | SplitRecord
+Labelled = ImageSource | Part | SplitRecord
 
 
-def match_classes(train: ImageSource, test: ImageSource, on_event: OnEvent = ignore) -> None:
+def match_classes(train: ImageSource | Part, test: ImageSource | Part, on_event: OnEvent = ignore) -> None:
     """Give the test split the classes of the training split.
 
     Raises:
@@ -31,7 +32,7 @@ def match_classes(train: ImageSource, test: ImageSource, on_event: OnEvent = ign
     """
     test.labels = labels_by_name(train, test)
     test.class_names = list(train.class_names)
-    _require_groups_apart(train, test)
+    require_groups_apart(train, test)
     if uneven := uneven_classes(train, test):
         on_event(uneven)
 
@@ -96,7 +97,8 @@ def look_alikes(split: Labelled) -> tuple[str, ...]:
     return tuple(sorted((name for name in names if counts[folded(name)] > 1), key=lambda name: (folded(name), name)))
 
 
-def _require_groups_apart(train: ImageSource, test: ImageSource) -> None:
+def require_groups_apart(train: ImageSource | Part, test: ImageSource | Part) -> None:
+    """Raise RequestError if two splits have images of one group."""
     if train.groups is None or test.groups is None:
         return
     both, of_train, of_test = np.intersect1d(train.groups, test.groups, return_indices=True)

@@ -38,6 +38,8 @@ class SplitRecord:
         images: their content hashes.
         task: the type of the task, a name in `layerbank.probes.TASKS`.
         groups: [N] uint64, equal for images of one group; None without groups.
+        is_validation: [N] bool, images of a training split that settings are chosen by, and that are not trained on; None if a
+            fraction of the images is held out for that.
     """
 
     dataset: str
@@ -48,6 +50,7 @@ class SplitRecord:
     images: ImageSet
     task: str = MULTICLASS
     groups: NDArray[np.uint64] | None = None
+    is_validation: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,8 +68,8 @@ class SplitRecord:
     @cached_property
     def file_name(self) -> str:
         """Name of the file that keeps it: equal records have equal names."""
-        groups = [] if self.groups is None else [self.groups.tolist()]
-        names = json.dumps([list(self.ids), self.images.digest, self.targets_digest, *groups], allow_nan=False)
+        arrays = [array.tolist() for array in (self.groups, self.is_validation) if array is not None]
+        names = json.dumps([list(self.ids), self.images.digest, self.targets_digest, *arrays], allow_nan=False)
         return f"{self.split}-{hashlib.sha256(names.encode()).hexdigest()[:12]}.npz"
 
     def save(self, folder: Path) -> str:
@@ -97,6 +100,9 @@ class SplitRecord:
             if self.groups is not None:
                 about["has_groups"] = True
                 arrays["groups"] = self.groups
+            if self.is_validation is not None:
+                about["has_validation"] = True
+                arrays["is_validation"] = self.is_validation
             arrays["about"] = np.array(json.dumps(about, allow_nan=False))
             np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its stubs take no dict of arrays
             replace_file(file, content.getvalue())
@@ -113,7 +119,10 @@ def load_record(file: Path) -> SplitRecord:
         text, ids, labels, hashes, *rule1 = load_arrays(file, ("about", "ids", "labels", "hashes"), ("rule1_hashes",))
         about = json.loads(str(text))
         groups = load_arrays(file, ("groups",)) if about.get("has_groups") else []
+        marks = load_arrays(file, ("is_validation",)) if about.get("has_validation") else []
         _check(about, ids, labels, hashes, *rule1, *groups)
+        if any(mark.dtype != np.bool_ or mark.shape != ids.shape for mark in marks):
+            raise ValueError("marks of validation images that are none")
     except (UnreadableArrays, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WorkError("data.unreadable_record", file=file, reason=error) from error
     record = SplitRecord(
@@ -130,6 +139,7 @@ def load_record(file: Path) -> SplitRecord:
         ),
         task=about.get("task", MULTICLASS),
         groups=groups[0] if groups else None,
+        is_validation=marks[0] if marks else None,
     )
     if record.file_name != file.name:
         raise WorkError("data.unreadable_record", file=file, reason="its content is not the one it is named after")

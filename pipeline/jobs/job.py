@@ -201,6 +201,17 @@ class TrainingJob(Job):
         seeds: the whole protocol is run once for each.
         reference_quirks: repeat what the paper's code does and the paper does not say.
         train_split, test_split: names of the splits.
+        labels: a table that is joined to the images, by sample id or path.
+        targets: columns of that table, or of the data's own, to predict one after the other; empty: the labels of the data.
+        allow_missing: leave out images without a row or a value, and rows without an image.
+        group: column of groups, such as patients, that are never on two sides.
+        split_column: column that names the split of each image.
+        val_split: the split that settings are chosen by; None holds a fraction of the training images out.
+        train_rows, test_rows: files of sample ids, one a line: of each split these images alone.
+        shots: numbers of images of each class to train on, each a case of its own.
+        train_fractions: parts of the training images to train on, above 0 to 1.
+        draws: how many times shots and fractions are drawn.
+        folds: test each image of the training split once, by probes trained on the other folds.
         may_extract: whether missing tokens may be computed.
         may_verify: whether to check the stores against their checksums first.
         memory: host memory that this may use, such as 4GB; None is 80 % of what is free.
@@ -221,6 +232,18 @@ class TrainingJob(Job):
     reference_quirks: bool = False
     train_split: str = "train"
     test_split: str = "test"
+    labels: Path | None = None
+    targets: tuple[str, ...] = ()
+    allow_missing: bool = False
+    group: str | None = None
+    split_column: str | None = None
+    val_split: str | None = None
+    train_rows: Path | None = None
+    test_rows: Path | None = None
+    shots: tuple[Positive, ...] = ()
+    train_fractions: tuple[Annotated[float, 0, 1], ...] = ()
+    draws: Positive = 1
+    folds: Annotated[int, 2, LARGEST] | None = None
     may_extract: bool = True
     may_verify: bool = True
     memory: str | None = None

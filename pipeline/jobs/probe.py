@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,13 +15,9 @@ import torch
 
 from layerbank.probes import TrainingProtocol, resolve_compute
 
-from ..data.classes import match_classes
 from ..data.duplicates import duplicates_of
-from ..data.image_source import ImageSource
-from ..data.sources import open_source
+from ..data.parts import Part
 from ..data.split_record import SplitRecord
-from ..data.split_rows import SplitRows
-from ..data.task_of_values import set_task
 from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
@@ -35,7 +31,16 @@ from ..probing.results import Row
 from ..probing.task_options import check_task_options
 from ..probing.tokens.split_tokens import SplitRequest
 from ..quantities import parse_size
-from .extract import check_job, open_model, open_rows, report_data, request_extraction, settle_and_check_disk
+from .cases import Cases, check_cases, open_cases
+from .extract import (
+    RequestedExtraction,
+    check_job,
+    open_model,
+    open_rows,
+    report_data,
+    request_extraction,
+    settle_and_check_disk,
+)
 from .job import ProbeJob, TrainingJob
 
 ChooseProbes = Callable[[ProbeJob, Backbone], Sequence[ProbeSpec]]
@@ -63,6 +68,7 @@ def protocol_of(job: TrainingJob, device: str | None = None) -> TrainingProtocol
         parse_size(job.memory)
     check_train_views(job.train_views, job.views)
     check_task_options(job.task, job.metric)
+    check_cases(job)
     return protocol
 
 
@@ -100,24 +106,10 @@ def probes_of(job: ProbeJob, backbone: Backbone) -> list[ProbeSpec]:
     return named
 
 
-def open_splits(job: ProbeJob, on_event: OnEvent = ignore) -> list[ImageSource]:
-    """The training and the test images of a job.
-
-    Raises:
-        RequestError: no such data, or test images of classes without training images.
-    """
-    opener = partial(open_source, job.data, on_event=on_event, pixels=job.pixels)
-    train, test = map(opener, (job.train_split, job.test_split))
-    for source in (train, test):
-        set_task(source, job.task)
-    match_classes(train, test, on_event)
-    return [train, test]
-
-
 def prepare_probes(
     job: ProbeJob,
     *,
-    sources: Sequence[ImageSource] | None = None,
+    cases: Cases | None = None,
     opened: tuple[ModelRequest, Backbone] | None = None,
     choose: ChooseProbes = probes_of,
     fail: Callable[..., None] | None = None,
@@ -128,7 +120,7 @@ def prepare_probes(
 
     Args:
         job: what to do.
-        sources: the training and the test images; None opens them.
+        cases: what is predicted, and the parts of the images; None opens the data.
         opened: the model, and how it was opened; None opens it.
         choose: the probes of the job that the model can have.
         fail: called with a probe that cannot be trained, its error and, of several, the seed; None raises the error.
@@ -139,50 +131,82 @@ def prepare_probes(
         The folder of the results, and the trainings, to be called one after the other.
     """
     protocol = check_training(job)
-    if sources is None:
+    if cases is None:
         check_names(job.probes)
-    train_source, test_source = open_splits(job, on_event) if sources is None else sources
+        cases = open_cases(job, job.data, on_event)
     request, backbone = open_model(job, job.model, job.weights, on_event) if opened is None else opened
     named = list(choose(job, backbone))
     if not named:
         return job.runs_root, iter(())
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    work = request_extraction(job, request, backbone, arrays, train_source.pixel_rule, on_event)
-    splits = _open_rows(job, train_source, test_source, on_event)
+    work = request_extraction(job, request, backbone, arrays, cases.sources[0].pixel_rule, on_event)
+    splits = [
+        open_rows(
+            source,
+            job.cache_root,
+            rule=job.rule if any(number in case.train.sources for case in cases.cases) else None,
+            trust_files=job.trust_files,
+            on_event=on_event,
+        )
+        for number, source in enumerate(cases.sources)
+    ]
+    for rows in splits:
+        report_data(rows, on_event)
     if job.may_extract:
         (work,) = settle_and_check_disk([work], splits)
-        train, test = work.extract(splits)
+        requests = work.extract(splits)
     else:
         work = work.settled(splits)
-        train, test = (work.tokens(rows) for rows in splits)
-    if job.train_views is not None:
-        train = train.with_views(min(job.train_views, train.num_views))
-    train, test = (one.asked_for(job.metric, job.class_weights) for one in (train, test))
-    return run_folder(job.runs_root, train), prepare_trainings(
-        train,
-        test,
-        named,
-        [replace(protocol, seed=seed) for seed in job.seeds],
-        job.runs_root,
-        config=work.description(),
-        device=work.backbone.device,
-        retrain=job.retrain,
-        verify=job.may_verify,
-        memory=job.memory,
-        num_sharers=num_sharers,
-        fail=fail,
-        on_event=on_event,
+        requests = [work.tokens(rows) for rows in splits]
+    return run_folder(job.runs_root, requests[0]), _trainings_of(
+        job, cases, requests, named, protocol, work, num_sharers=num_sharers, fail=fail, on_event=on_event
     )
 
 
-def _open_rows(job: ProbeJob, train: ImageSource, test: ImageSource, on_event: OnEvent) -> list[SplitRows]:
-    """The rows of both splits; what users should know of their images is reported."""
-    rows_of = partial(open_rows, cache_root=job.cache_root, trust_files=job.trust_files, on_event=on_event)
-    splits = [rows_of(train, rule=job.rule), rows_of(test)]
-    for rows in splits:
-        report_data(rows, on_event)
-    report_shared_images(splits[0].record, splits[1].record, on_event)
-    return splits
+def _trainings_of(
+    job: ProbeJob,
+    cases: Cases,
+    requests: Sequence[SplitRequest],
+    named: Sequence[ProbeSpec],
+    protocol: TrainingProtocol,
+    work: RequestedExtraction,
+    *,
+    num_sharers: int,
+    fail: Callable[..., None] | None,
+    on_event: OnEvent,
+) -> Iterator[Training]:
+    """The trainings of each case, by each seed."""
+    known, pairs = [one.record for one in requests], set()
+    for case in cases.cases:
+        train, test = (_request(requests, part, known) for part in (case.train, case.test))
+        if (pair := (train.record.images.digest, test.record.images.digest)) not in pairs:
+            pairs.add(pair)  # what is said of images is said once for all targets
+            report_shared_images(train.record, test.record, on_event)
+        if job.train_views is not None:
+            train = train.with_views(min(job.train_views, train.num_views))
+        train, test = (one.asked_for(job.metric, job.class_weights) for one in (train, test))
+        yield from prepare_trainings(
+            train,
+            test,
+            named,
+            [replace(protocol, seed=seed) for seed in job.seeds],
+            job.runs_root,
+            target=case.target,
+            part=None if case.subset is None else case.subset.key_value(known),
+            config=work.description(),
+            device=work.backbone.device,
+            retrain=job.retrain,
+            verify=job.may_verify,
+            memory=job.memory,
+            num_sharers=num_sharers,
+            fail=fail,
+            on_event=on_event,
+        )
+
+
+def _request(requests: Sequence[SplitRequest], part: Part, known: Sequence[SplitRecord]) -> SplitRequest:
+    """The tokens of a part: those of its sources, whatever store they lie in."""
+    return replace(requests[int(part.sources[0])], record=part.record(known))
 
 
 def report_shared_images(train: SplitRecord, test: SplitRecord, on_event: OnEvent) -> None:
@@ -207,6 +231,8 @@ def prepare_trainings(
     protocols: Sequence[TrainingProtocol],
     runs_root: Path,
     *,
+    target: str | None = None,
+    part: Mapping[str, Any] | None = None,
     config: dict[str, Any],
     device: torch.device,
     retrain: bool = False,
@@ -226,6 +252,8 @@ def prepare_trainings(
             named,
             protocol,
             run_folder(runs_root, train),
+            target=target,
+            part=part,
             config=config,
             retrain=retrain,
             memory_bytes=memory_for_probes(memory, num_sharers),

@@ -79,10 +79,15 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The splits and classes of a data set as far as they are known: both splits, the training images alone, or nothing."""
+    """The splits and classes of a data set as far as they are known: all splits, the training images alone, or nothing.
+
+    Attributes:
+        num_cases: targets, subsets and folds that are trained one after the other.
+    """
 
     splits: tuple[Split, ...] = ()
     num_classes: int | None = None
+    num_cases: int = 1
     problems: tuple[str, ...] = ()
 
 
@@ -113,21 +118,21 @@ def plan_study(job: StudyJob, *, calibrate: bool = False) -> list[PlannedUnit]:
             image_s = image_seconds(request_of(job, model, None, device), arrays, device)
         for dataset, data in found.items():
             num_train, num_test = (*(split.num_images for split in data.splits), None, None)[:2]
-            num_images = (num_train or 0) * (1 + job.views) + (num_test or 0)
+            num_images = sum(split.num_images for split in data.splits) + (num_train or 0) * job.views
             training_s = None
             if image_s is not None and row_shape and num_train and data.num_classes:
                 of_seed = [
                     count * training_seconds(one, row_shape, protocol, num_train, data.num_classes, device)
                     for one, count in trainings
                 ]
-                training_s = len(job.seeds) * sum(of_seed)
+                training_s = data.num_cases * len(job.seeds) * sum(of_seed)
             units.append(
                 PlannedUnit(
                     model=model,
                     dataset=dataset,
                     num_train=num_train,
                     num_test=num_test,
-                    num_trainings=sum(count for _, count in trainings) * len(job.seeds),
+                    num_trainings=sum(count for _, count in trainings) * len(job.seeds) * data.num_cases,
                     forward_s=None if image_s is None else num_images * image_s,
                     training_s=training_s,
                     size_bytes=num_images * image_bytes if num_images and image_bytes else None,
@@ -170,7 +175,7 @@ def plan_title(units: Sequence[PlannedUnit]) -> str:
 def find_splits(job: StudyJob, dataset: str) -> Data:
     """Look for a data set of a study; nothing is downloaded."""
     try:
-        _, sources = open_data(replace(job, fetch=False), dataset)
+        _, cases = open_data(replace(job, fetch=False), dataset)
     except (LayerbankError, CacheError) as error:
         entry = None if ":" in dataset else find_entry(dataset)
         if entry is None:
@@ -179,9 +184,10 @@ def find_splits(job: StudyJob, dataset: str) -> Data:
         problem = "to be downloaded" if downloads else f"{error.where}: {error.got}"
         train = Split(num_images=entry.num_train)
         return Data(splits=(train,), num_classes=entry.num_classes, problems=(problem,))
-    known = [identify(source, job.cache_root, may_hash=False).hashes for source in sources]
+    known = [identify(source, job.cache_root, may_hash=False).hashes for source in cases.sources]
     splits = tuple(Split(num_images=len(hashes), hashes=hashes) for hashes in known)
-    return Data(splits=splits, num_classes=len(sources[0].class_names))
+    num_classes = len(cases.cases[0].train.class_names)
+    return Data(splits=splits, num_classes=num_classes, num_cases=len(cases.cases))
 
 
 def find_probes(job: StudyJob, model: str, problems: list[str]) -> tuple[list[ProbeSpec], RowShape | None]:

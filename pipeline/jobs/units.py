@@ -14,8 +14,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..data.catalogue import SPLITS, check_size, find_entry, locate_data
-from ..data.classes import match_classes
-from ..data.sources import ImageSource, open_source
 from ..errors import LayerbankError, WorkError
 from ..events import OnEvent, StudyFailed, StudyUnit, ignore
 from ..models.backbone import Backbone
@@ -24,6 +22,7 @@ from ..models.trust import CodePermission
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.results import Row
+from .cases import Cases, open_cases
 from .extract import request_of as request_model
 from .job import ProbeJob, StudyJob, TrainingJob
 from .probe import prepare_probes, protocol_of
@@ -124,10 +123,10 @@ def run_unit(
         protocol_of(job, device)  # before the model; a node need not have what the driver has
         request = request_model(job, unit.model, job.weights.get(unit.model), device)
         backbone = (models or OpenModels()).open(request, device, on_event)
-        uri, sources = open_data(job, unit.dataset, on_event)
+        uri, cases = open_data(job, unit.dataset, on_event)
         _, trainings = prepare_probes(
             probe_job(job, unit, uri),
-            sources=sources,
+            cases=cases,
             opened=(request, backbone),
             choose=lambda one, backbone: probes_that_fit(job, backbone.depth, backbone.row_shape, fail),
             fail=fail,
@@ -146,8 +145,8 @@ def permission_of(job: StudyJob) -> CodePermission:
     return CodePermission(job.allow_code, "a study")
 
 
-def open_data(job: StudyJob, name: str, on_event: OnEvent = ignore) -> tuple[str, list[ImageSource]]:
-    """The URI of a data set of a study, and its train and test split.
+def open_data(job: StudyJob, name: str, on_event: OnEvent = ignore) -> tuple[str, Cases]:
+    """The URI of a data set of a study, and the cases of its images.
 
     Raises:
         WorkError: a data set of the catalogue is missing and cannot be fetched.
@@ -155,12 +154,11 @@ def open_data(job: StudyJob, name: str, on_event: OnEvent = ignore) -> tuple[str
     """
     entry = None if ":" in name else find_entry(name)
     uri = name if entry is None else locate_data(entry, job.data_root, fetch=job.fetch)
-    splits = (job.train_split, job.test_split)
-    train, test = (open_source(uri, split, on_event, pixels=job.pixels) for split in splits)
-    if entry is not None and splits == SPLITS:
+    cases = open_cases(job, uri, on_event)
+    if entry is not None and [source.split for source in cases.sources] == list(SPLITS):
+        train = cases.sources[0]
         check_size(entry, num_train=len(train), num_classes=len(train.class_names))
-    match_classes(train, test, on_event)
-    return uri, [train, test]
+    return uri, cases
 
 
 def probes_that_fit(

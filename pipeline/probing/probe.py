@@ -11,7 +11,7 @@ probe (`failing.py`). Post-hoc probes (`post_hoc.py`) come last, after their bas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -92,6 +92,8 @@ def probe(
     protocol: TrainingProtocol,
     folder: Path,
     *,
+    target: str | None = None,
+    part: Mapping[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     retrain: bool = False,
     memory_bytes: int | None = None,
@@ -107,6 +109,8 @@ def probe(
         named_probes: what to train.
         protocol: grid, schedule, seed.
         folder: where results.jsonl goes, and one folder per row.
+        target: name of the column that is predicted; None for the labels of the data set.
+        part: which of several drawn subsets or folds this is, for the keys; None if it is none.
         config: what is needed to run the backbone again, kept with every saved probe.
         retrain: compute rows again even if they are there.
         memory_bytes: what this may take of the host's memory beside what the program has already; None is 80 % of what is free.
@@ -125,7 +129,7 @@ def probe(
     check_one_model(train, test)
     protocol = replace(protocol, compute=resolve_compute(protocol.compute, device))
     memory_bytes = memory_for_probes(None) if memory_bytes is None else memory_bytes
-    run = _Run(train, test, protocol, folder, config or {}, fail, on_event)
+    run = _Run(train, test, protocol, folder, target, part, config or {}, fail, on_event)
     missing = run.find_missing(named_probes, retrain=retrain)
     if missing:
         before_training()
@@ -152,6 +156,8 @@ class _Run:
         test: SplitRequest,
         protocol: TrainingProtocol,
         folder: Path,
+        target: str | None,
+        part: Mapping[str, Any] | None,
         config: dict[str, Any],
         fail: Fail | None,
         on_event: OnEvent,
@@ -176,6 +182,8 @@ class _Run:
             metric=self.cache.task.metric,
             class_weights=getattr(self.cache.task, "weighting", "balanced"),
             split=split_rule(self.cache),
+            target=target,
+            part=part,
         )
         self.rows: dict[str, Row] = {}
         self._stale: set[str] = set()  # digests of rows that are damaged or to be trained again
@@ -326,7 +334,7 @@ class _Run:
         """Report the training images that the validation split keeps together."""
         cache, protocol = self.cache, self._protocol
         if (
-            cache.groups is None or cache.record.groups is not None
+            cache.groups is None or cache.record.groups is not None or cache.is_validation is not None
         ):  # whoever names groups expects them to be kept together
             return
         centre = np.unique(cache.images, return_index=True)[1]

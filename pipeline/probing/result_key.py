@@ -36,6 +36,9 @@ SPLIT_WITH_COPIES = "fraction of each class, copies together"
 SPLIT_WITH_GROUPS = "fraction of each class, groups and copies together: "
 """The rule of the split where training images are in groups; a digest of the groups follows."""
 
+SPLIT_WITH_VALIDATION = "images of their own: "
+"""The rule of the split where validation images are given; a digest of which images they are follows."""
+
 MULTICLASS_IN_KEYS = "classification"
 """The task `multiclass` as keys have it: they were introduced before there was another one."""
 
@@ -55,6 +58,8 @@ KEY_TABLE: Mapping[str, Any] = {
     "task": MULTICLASS_IN_KEYS,
     "metric": "balanced_accuracy",
     "class_weights": "balanced",
+    "target": None,
+    "part": None,
     "split.rule": SPLIT,
     "split.validation_fraction": ALWAYS,
     "split.seed": ALWAYS,
@@ -123,6 +128,8 @@ class ResultKey:
         task, metric: type of the task, in the words of `KEY_TABLE`, and the score that a setting is chosen by.
         class_weights: of the loss, see `Multiclass.weighting`.
         split: how validation images are chosen.
+        target: name of the column that is predicted; None for the labels of the data set.
+        part: of drawn subsets and folds, `Part.key_value`; None where all images are trained on.
         algorithm: version of the numerics.
     """
 
@@ -134,6 +141,8 @@ class ResultKey:
     metric: str = "balanced_accuracy"
     class_weights: str | tuple[float, ...] = "balanced"
     split: str = SPLIT
+    target: str | None = None
+    part: Mapping[str, Any] | None = None
     algorithm: int = ALGORITHM
 
     def fields(self) -> dict[str, Any]:
@@ -146,6 +155,8 @@ class ResultKey:
             "task": self.task,
             "metric": self.metric,
             "class_weights": self.class_weights,
+            "target": self.target,
+            "part": self.part,
             "split.rule": self.split,
             "split.validation_fraction": protocol.pop("validation_fraction"),
             "split.seed": self.protocol.seed,
@@ -182,6 +193,8 @@ def data_of(train: SplitTokens, test: SplitTokens) -> DataKey:
 
 def split_rule(train: SplitTokens) -> str:
     """How validation images are chosen of these training images."""
+    if train.is_validation is not None:
+        return SPLIT_WITH_VALIDATION + key_of({"rows": np.flatnonzero(train.is_validation).tolist()})
     if train.groups is None:
         return SPLIT
     if train.record.groups is None:

@@ -2,8 +2,8 @@
 
 A row with the same `key` (`result_key.py`) is the same result and is reused. Two runs of one key differ in times only.
 
-In a table, rows that differ in nothing but their seed become one line: the mean and the standard deviation (of n - 1) over the
-seeds, and how often each value was chosen. Seeds that diverged are counted, and are part of no mean.
+In a table, rows that differ in nothing but their seed, draw or fold become one line: the mean and the standard deviation (of n - 1)
+over them, and how often each value was chosen. Seeds that diverged are counted, and are part of no mean.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ Row = dict[str, Any]
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")
 SEEDS = ("split.seed", "protocol.seed")
 """Fields of a key in which the rows of one probe differ from seed to seed."""
+OF_PART = ("train_rows", "test_rows", "train_targets", "test_targets", "train_usable", "test_usable", "split.rule")
+"""Fields of a key in which the draws of one subset, or the folds of one split, differ beside the number of the part."""
 COMPUTE = "protocol.compute"
 _IN_A_SETTING = ("lr", "weight_decay", "dropout", "penalty", "num_neighbors")
 _SHORT = {"weight_decay": "wd", "num_neighbors": "k"}
@@ -199,6 +201,11 @@ class Summary:
         return str(self.rows[0]["probe"])
 
     @property
+    def case(self) -> str:
+        """See `case_of`."""
+        return case_of(self.rows[0])
+
+    @property
     def metric(self) -> Metric:
         return metric_of(self.rows[0])
 
@@ -220,6 +227,7 @@ class Summary:
         numbers = {"validation": self.validation, "test": self.test, "gain": self.gain}
         return {
             "probe": self.probe,
+            "case": self.case,
             "seeds": self.seeds,
             "num_diverged": self.num_diverged,
             **{name: spread and asdict(spread) for name, spread in numbers.items()},
@@ -230,11 +238,11 @@ class Summary:
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:
-    """Join rows that differ in nothing but their seed; in the order of their first ones."""
+    """Join rows that differ in nothing but their seed, draw or fold; in the order of their first ones."""
     gain_of = gains(rows)
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        same = row["key_fields"] if "key_fields" in row else _fields_of_format_1(row)
+        same = _fields_of_summary(row["key_fields"]) if "key_fields" in row else _fields_of_format_1(row)
         groups.setdefault(key_of({name: same[name] for name in same if name not in SEEDS}), []).append(row)
     return [
         Summary(
@@ -248,6 +256,26 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
         for group in groups.values()
         for metric in [metric_of(group[0])]
     ]
+
+
+def case_of(row: Row) -> str:
+    """What a row predicts and on which subset or folds it is trained; "" for the labels of a data set and all its images.
+
+    >>> case_of({"key_fields": {"target": "age", "part": {"name": "5 shots", "number": 1, "of": "0"}}}), case_of({})
+    ('age, 5 shots', '')
+    """
+    fields = row.get("key_fields", {})
+    part = fields.get("part")
+    parts = [fields.get("target"), part.get("name") if isinstance(part, dict) else None]
+    return ", ".join(str(one) for one in parts if one)
+
+
+def _fields_of_summary(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a key without the draw or fold."""
+    if not isinstance(part := fields.get("part"), dict):
+        return fields
+    same = {name: value for name, value in fields.items() if name not in OF_PART}
+    return {**same, "part": {name: value for name, value in part.items() if name != "number"}}
 
 
 def _fields_of_format_1(row: Row) -> dict[str, Any]:
@@ -266,7 +294,7 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
     """
     return [
         [
-            summary.probe,
+            f"{summary.probe} ({summary.case})" if summary.case else summary.probe,
             _settings(summary),
             _show(summary.validation, summary.metric),
             _show(summary.test, summary.metric),

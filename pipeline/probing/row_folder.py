@@ -74,7 +74,7 @@ def keep_probe(
             **config,
             "probe": _plain(named) | {"num_heads": result.head.num_heads},
             "class_names": train.class_names,
-            "task": train.task.fit(torch.from_numpy(train.targets)).describe(),
+            "task": train.task.fit(torch.from_numpy(train.trained_targets)).describe(),
             "dataset": train.record.dataset,
             "model_spec": train.model.to_dict(),
             "tap": train.request.tap,

@@ -3,6 +3,8 @@
 Images are held out, not rows. A source may hold several views of an image (cached augmentations): all rows of a held-out image
 leave the training, and it is scored by its first row, the centre view. So the same images are held out with and without views.
 Images of one group, such as copies of a file, are held out together. Where every image is its own group, groups change nothing.
+
+A source may bring validation images of its own (`ValidatedSource`): then these are held out, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..seeds import make_generator
-from .token_source import GroupedSource, TokenSource, ViewedSource
+from .token_source import GroupedSource, TokenSource, ValidatedSource, ViewedSource, training_rows
 
 
 def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -30,6 +32,8 @@ def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor,
         DataError: no stratum, such as a class, has two groups of images.
     """
     centre, strata, groups = _images_of(source)
+    if isinstance(source, ValidatedSource) and source.is_validation is not None:
+        return training_rows(source), centre[source.is_validation[centre]]
     kept, held_out = split_stratified(strata, fraction, seed, groups)
     if not isinstance(source, ViewedSource):
         return kept, held_out

@@ -86,6 +86,25 @@ def row_weights(source: TokenSource) -> Tensor | None:
 
 
 @runtime_checkable
+class ValidatedSource(TokenSource, Protocol):
+    """A token source some images of which are there to choose settings by, and are never trained on.
+
+    Attributes:
+        is_validation: [N] bool, the same for all rows of an image; None if a fraction of the images is held out instead.
+    """
+
+    @property
+    def is_validation(self) -> Tensor | None: ...
+
+
+def training_rows(source: TokenSource) -> Tensor:
+    """The rows [n] int64 that the chosen setting is trained on: all but those of images that are there to choose by."""
+    if isinstance(source, ValidatedSource) and source.is_validation is not None:
+        return (~source.is_validation).nonzero().squeeze(1)
+    return torch.arange(len(source.targets))
+
+
+@runtime_checkable
 class BlockSource(TokenSource, Protocol):
     """A token source whose rows may have the tokens of several levels and kinds side by side.
 
@@ -181,6 +200,7 @@ class ArraySource:
         blocks: blocks of rows [F], see `BlockSource`.
         groups: [N] int64, see `GroupedSource`; None if each image is a group.
         weights: [N] float64 > 0, see `WeightedSource`; None if each is 1.
+        is_validation: [N] bool, see `ValidatedSource`; None if a fraction of the images is held out.
 
     Raises:
         DataError: tokens, targets, images, groups and blocks differ in length, the task cannot use the targets, tokens (of the
@@ -200,6 +220,7 @@ class ArraySource:
         blocks: tuple[ColumnBlock, ...] | None = None,
         groups: Tensor | None = None,
         weights: Tensor | None = None,
+        is_validation: Tensor | None = None,
     ) -> None:
         tokens, targets = torch.as_tensor(tokens), torch.as_tensor(targets)
         if tokens.dim() not in (2, 3) or not tokens.is_floating_point() or targets.shape[:1] != tokens.shape[:1]:
@@ -222,7 +243,7 @@ class ArraySource:
             if num_broken:
                 raise DataError("probes.tokens_not_finite", num_broken=num_broken, num_samples=len(tokens))
         self.tokens, self.targets, self.images, self.groups = tokens, targets, images, groups
-        self.weights = weights
+        self.weights, self.is_validation = weights, is_validation
         self.token_shape, self.blocks = tuple(tokens.shape[1:]), blocks
         self._workspace = Workspace(tokens.dtype, tokens.device)
 

@@ -135,7 +135,7 @@ def open_arrow(
     Raises:
         RequestError: as `open_listed`, or a column of images that holds neither paths nor bytes.
     """
-    table = _table_of(files, place)
+    table = table_of(files, place)
     image = options.get("image") or _image_column(files.schema, table)
     if image in table.columns:
         return open_listed(
@@ -158,7 +158,7 @@ def open_arrow(
     return source
 
 
-def _table_of(files: ArrowFiles, place: str) -> Table:
+def table_of(files: ArrowFiles, place: str) -> Table:
     """The columns of plain values: texts, numbers, truth values and times. One that Python cannot hold is left out."""
     import pyarrow.types as types
 

@@ -34,6 +34,7 @@ class ResidentTokens:
         assert tokens.blocks is not None, "rows are held as blocks, not as one head wants them"
         self.targets, self.task, self.images = tokens.targets, tokens.task, tokens.images
         self.blocks, self.token_shape, self.groups = tokens.blocks, tokens.token_shape, tokens.groups
+        self.is_validation = tokens.is_validation
         self.device, self._rows = device, tokens.rows
         widths: Counter[torch.dtype] = Counter()
         places = []

@@ -145,6 +145,17 @@ class SplitTokens:
         return groups.astype(np.int64) if has_several else None
 
     @property
+    def is_validation(self) -> NDArray[np.bool_] | None:
+        """[n] bool, rows of images that settings are chosen by and that are not trained on; None if a fraction is held out."""
+        marks = self.record.is_validation
+        return None if marks is None else marks[self.images]
+
+    @property
+    def trained_targets(self) -> NDArray[Any]:
+        """The targets of the rows that are trained on."""
+        return self.targets if self.is_validation is None else self.targets[~self.is_validation]
+
+    @property
     def record(self) -> SplitRecord:
         return self.request.record
 

@@ -51,6 +51,7 @@ class StreamedTokens:
         self._tokens, self._device = tokens, device
         self.targets, self.task, self.token_shape = tokens.targets, tokens.task, tokens.token_shape
         self.images, self.blocks, self.groups = tokens.images, tokens.blocks, tokens.groups
+        self.is_validation = tokens.is_validation
         self.reading_order = tokens.reading_order
         self._rank = torch.empty_like(self.reading_order)
         self._rank[self.reading_order] = torch.arange(len(self._rank))

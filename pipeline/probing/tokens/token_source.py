@@ -128,6 +128,7 @@ class CachedTokens:
         blocks: blocks of a row that several probes read: see `layerbank.probes.BlockSource`; None for one probe.
         images: [N] int64, ascending, the image that each row shows; the first row of an image is its centre view.
         groups: [N] int64, the same for images with the same bytes, which no split separates; None if there are none.
+        is_validation: [N] bool, rows of images that settings are chosen by alone; None if a fraction of the images is held out.
         reading_order: [N] int64, the rows in the order in which they are best read.
         targets: [N] of the rows that could be read.
         task: with the classes of the data set, not those that happen to occur.
@@ -146,6 +147,7 @@ class CachedTokens:
         self.images = torch.from_numpy(cache.images)
         self.stored_row_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in self._arrays)
         self.groups = None if cache.groups is None else torch.from_numpy(cache.groups)
+        self.is_validation = None if cache.is_validation is None else torch.from_numpy(cache.is_validation)
         self.targets = torch.from_numpy(cache.targets)
         self.task = cache.task
         self.blocks = None if isinstance(probes, ProbeSpec) else self.rows.blocks
@@ -223,7 +225,7 @@ class CachedTokens:
         for rows in torch.split(self.reading_order, RELEASE_ROWS):
             put_rows(tokens, rows, self.take(rows))
             self.release(rows)
-        return ArraySource(tokens, self.targets, self.task, self.images, self.blocks, self.groups)
+        return ArraySource(tokens, self.targets, self.task, self.images, self.blocks, self.groups, self.is_validation)
 
 
 def runs_of(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
