@@ -9,7 +9,6 @@ the same backbone.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from timm.data.transforms_factory import create_transform
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from ..errors import RequestError
+from ..errors import RequestError, advice
 from .families import RANDOM, ModelFamily, ModelGroup
 from .tower import Tower
 from .vit_parts import final_norm, find_blocks, layout_of
@@ -164,8 +163,8 @@ def pretrained_tags(architecture: str) -> list[str]:
 
 def unknown_model(model_id: str, library: str, name: str, known: Sequence[str]) -> RequestError:
     """The error for a name that a library does not know; lists the nearest ones."""
-    nearest = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.4)) or "none"
-    return RequestError("models.unknown_model", model=model_id, library=library, name=name, nearest=nearest)
+    todo = advice(name, known, most=4, otherwise="`layerbank models` lists them.")
+    return RequestError("models.unknown_model", model=model_id, library=library, name=name, advice=todo)
 
 
 def _create(name: str, model_id: str, options: dict[str, Any]) -> Any:
