@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -67,15 +67,27 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return by_lower_case[difflib.get_close_matches(name.casefold(), list(by_lower_case), n=1, cutoff=0)[0]]
 
 
-def advice(name: str, names: Iterable[str]) -> str:
-    """What to do about an unknown name: take the one that looks like it, if one does.
+def advice(name: str, names: Iterable[str], *, most: int = 1, otherwise: str = "Choose one of them.") -> str:
+    """What to do about an unknown name: take one that looks like it, of which `most` are named, if one does.
 
     >>> advice("foldr", ["folder", "wds"]), advice("csv", ["folder", "wds"])
     ("Did you mean 'folder'?", 'Choose one of them.')
+    >>> advice("bock", ["block", "rock", "final"], most=2)
+    "Did you mean 'block' or 'rock'?"
     """
     by_lower_case = {one.casefold(): one for one in names}
-    near = difflib.get_close_matches(name.casefold(), list(by_lower_case), n=1)
-    return f"Did you mean {by_lower_case[near[0]]!r}?" if near else "Choose one of them."
+    near = difflib.get_close_matches(name.casefold(), list(by_lower_case), n=most)
+    return did_you_mean([by_lower_case[one] for one in near]) or otherwise
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """A question with these names; "" without any.
+
+    >>> did_you_mean(["a", "b", "c"])
+    "Did you mean 'a', 'b' or 'c'?"
+    """
+    *others, last = [repr(one) for one in names] or [""]
+    return f"Did you mean {', '.join(others)}{' or ' * bool(others)}{last}?" if names else ""
 
 
 def shortened(text: str, most: int = LONGEST_VALUE) -> str:

@@ -315,10 +315,13 @@ RANDOM: dict[str, Any] = {"weights": "random", "image_size": SIZE}
 
 
 def test_a_wrong_name_is_answered_with_the_nearest_names() -> None:
-    nearest = "vit_small_patch16_224, deit_small_patch16_224, vit_small_patch8_224, deit3_small_patch16_224"
+    names = "'vit_small_patch16_224', 'deit_small_patch16_224', 'vit_small_patch8_224' or 'deit3_small_patch16_224'"
     values = {"model": "timm/vit_smal_patch16_224", "library": "timm", "name": "vit_smal_patch16_224"}
-    refuses_model("models.unknown_model", "timm/vit_smal_patch16_224", RANDOM, nearest=nearest, **values)
-    refuses_model("models.unknown_model", "zzzzzzzzzzzz", RANDOM, model="timm/zzzzzzzzzzzz", nearest="none")
+    refuses_model(
+        "models.unknown_model", "timm/vit_smal_patch16_224", RANDOM, advice=f"Did you mean {names}?", **values
+    )
+    values = {"model": "timm/zzzzzzzzzzzz", "advice": "`layerbank models` lists them."}
+    refuses_model("models.unknown_model", "zzzzzzzzzzzz", RANDOM, **values)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "ViT-B/16", "clip", "siglip"])

@@ -83,7 +83,7 @@ def test_a_pattern_is_a_part_of_a_name_or_has_wildcards_and_an_exact_name_is_alo
     assert "open_clip/ViT-B-16-quickgelu" in match_models("open_clip/*quickgelu*/")
     with raises("models.no_match", RequestError, pattern="deit_tinny_patch16_224") as refused:
         match_models("deit_tinny_patch16_224")
-    assert refused.error.values["nearest"].startswith("timm/deit_tiny_patch16_224, ")
+    assert refused.error.values["advice"].startswith("Did you mean 'timm/deit_tiny_patch16_224'")
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_models_lists_families_and_with_a_pattern_models() -> None:
     assert "1 CLS + 1 dist + 14 x 14" in models.stdout
     assert "fb_in1k" in models.stdout
     wrong = run("models", "zzzzzz")
-    refuses(wrong, "models.no_match", nearest="none")
+    refuses(wrong, "models.no_match", advice="`layerbank models` lists all.")
 
 
 def test_models_as_json_for_a_program() -> None:

@@ -278,8 +278,8 @@ extraction_options = combine(
         "--trust-files",
         is_flag=True,
         help="Take the content hash of an image, without reading it, from a store of the same data set and split that has one of "
-        "the same name and size: an image that was replaced by another of its size goes unnoticed. Only for folder:, images:, csv: "
-        "and wds:. "
+        "the same name and size: an image that was replaced by another of its size goes unnoticed. Only for folder:, images:, "
+        "csv:, wds: and Arrow files of hf:, whose images have known sizes; images of other sources are hashed. "
         "[default: hash every image that is new to the content index]",
     ),
     click.option(

@@ -7,12 +7,11 @@ entry, and data of another size are refused, so that results compare with the pa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import RequestError, WorkError, first_line
+from ..errors import RequestError, WorkError, advice, first_line
 from ..quantities import whole_number
 
 HUB_OWNER = "clip-benchmark"
@@ -96,9 +95,7 @@ def require_entry(name: str) -> Entry:
     """
     if entry := find_entry(name):
         return entry
-    spelled = {spelling.lower(): entry.name for entry in CATALOGUE for spelling in _spellings(entry)}
-    near = difflib.get_close_matches(name.lower(), list(spelled), n=1)
-    todo = f"Did you mean {spelled[near[0]]!r}?" if near else "Choose one of them."
+    todo = advice(name, (spelling for entry in CATALOGUE for spelling in _spellings(entry)))
     names = ", ".join(entry.name for entry in CATALOGUE)
     raise RequestError("data.unknown_study_data", name=name, names=names, advice=todo)
 

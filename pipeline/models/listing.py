@@ -6,7 +6,6 @@ work, so that the list says what `layerbank extract` will find: 0.1 s a model.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from functools import cache
 
 import torch
 
-from ..errors import RequestError
+from ..errors import RequestError, advice
 from .families import MODEL_FAMILIES, RANDOM, ModelGroup, find_family, open_tower
 from .tower import Tower, measure_widths
 from .trust import NO_CODE, CodePermission
@@ -93,8 +92,8 @@ def match_models(pattern: str) -> list[str]:
     exact = [name for name, forms in names.items() if wanted in forms]
     found = exact or [name for name, forms in names.items() if fnmatch.filter(forms, glob)]
     if not found:
-        nearest = difflib.get_close_matches(wanted, [full for full, _ in names.values()], n=4, cutoff=0.4)
-        raise RequestError("models.no_match", pattern=pattern, nearest=", ".join(nearest) or "none")
+        todo = advice(wanted, names, most=4, otherwise="`layerbank models` lists all.")
+        raise RequestError("models.no_match", pattern=pattern, advice=todo)
     return found
 
 

@@ -22,7 +22,7 @@ from timm.data.transforms_factory import create_transform
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from ..errors import RequestError, first_line
+from ..errors import RequestError, advice, did_you_mean, first_line
 from .families import RANDOM, ModelFamily, ModelGroup
 from .listing import models_with_words
 from .model_arguments import arguments_text, read_arguments, split_arguments
@@ -202,10 +202,9 @@ def pretrained_tags(architecture: str) -> list[str]:
 
 def unknown_model(model_id: str, library: str, name: str, known: Sequence[str]) -> RequestError:
     """The error for a name that a library does not know; lists the nearest ones."""
-    close = difflib.get_close_matches(name, known, n=4, cutoff=0.8)
-    found = close or models_with_words(name) or difflib.get_close_matches(name, known, n=4, cutoff=0.4)
-    nearest = ", ".join(found) or "none"
-    return RequestError("models.unknown_model", model=model_id, library=library, name=name, nearest=nearest)
+    found = difflib.get_close_matches(name, known, n=4, cutoff=0.8) or models_with_words(name)
+    todo = did_you_mean(found) or advice(name, known, most=4, otherwise="`layerbank models` lists them.")
+    return RequestError("models.unknown_model", model=model_id, library=library, name=name, advice=todo)
 
 
 def _create(name: str, model_id: str, options: dict[str, Any]) -> Any:
