@@ -20,6 +20,7 @@ GOOD = {  # what a command needs, before an option is wrong
     "plan": (*MODEL, *DATA, "--levels", "last", "--kinds", "cls"),
     "probe": (*MODEL, *DATA, "--probe", "ridge-cls"),
     "predict": ("--probe", "{probe}", *DATA),
+    "export": ("{probe}", "--output", "exported"),
     "study": ("study.toml",),
     "report": ("{runs}",),
     "runs verify": ("{runs}",),
