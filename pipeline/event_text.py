@@ -7,7 +7,7 @@ from typing import Any
 
 from . import events
 from .extraction.meter import limit_of
-from .probing.results import BALANCED_ACCURACY, describe_choice, metric_named, metric_of
+from .probing.rows.results import BALANCED_ACCURACY, describe_choice, metric_named, metric_of
 from .quantities import counted, few, size
 
 UNREMARKABLE_COSINE = 0.999  # of tokens as they are stored, to those of a float32 run

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layerbank.probing.results import Row, canonical_json, results_table, results_title, summarize
-from layerbank.probing.results_file import digest_of, read_results
+from layerbank.probing.rows.results import Row, canonical_json, results_table, results_title, summarize
+from layerbank.probing.rows.results_file import digest_of, read_results
 from layerbank.report.page.blocks import Picture
 from layerbank.report.report import Report, ReportOptions, make_report
 from layerbank.report.report_data import ReportData

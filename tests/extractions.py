@@ -8,7 +8,7 @@ from typing import Any
 from layerbank.cache import ModelStores
 from layerbank.data.image_set import identify
 from layerbank.data.image_source import ImageSource
-from layerbank.data.split_rows import SplitRows
+from layerbank.data.splits.split_rows import SplitRows
 from layerbank.data.views import ViewRule
 from layerbank.events import OnEvent, ignore
 from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together

@@ -47,7 +47,7 @@ from layerbank.cache.writing.checked_chunks import CHECKED_FILE
 from layerbank.cache.writing.locking import LockOwner, lock_file, write_owner
 from layerbank.data.image_set import identify
 from layerbank.data.sources import open_source
-from layerbank.data.split_record import load_record
+from layerbank.data.splits.split_record import load_record
 from layerbank.data.tars import samples
 from layerbank.errors import LayerbankError
 from layerbank.jobs.job import ExtractJob, Job, ProbeJob, StudyJob
@@ -57,8 +57,8 @@ from layerbank.models.weights import load_strictly
 from layerbank.models.weights_file import read_state_dict
 from layerbank.probes import BankKey, BankScores, LearningCurves, LinearProbe, Setting
 from layerbank.probing.protocols import open_protocol
-from layerbank.probing.results_file import RESULTS, append_row, read_results
-from layerbank.probing.row_files import digest_files, row_folder
+from layerbank.probing.rows.results_file import RESULTS, append_row, read_results
+from layerbank.probing.rows.row_files import digest_files, row_folder
 from layerbank.probing.sweep_journal import SweepJournal, clear_finished
 from layerbank.report.verify import verify_runs
 

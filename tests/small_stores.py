@@ -12,8 +12,8 @@ from token_stores import make_rows, make_spec
 
 from layerbank.cache import ArraySpec, BatchNotes, CacheWriter, storage_dtype_of
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
-from layerbank.data.split_rows import wanted_rows
+from layerbank.data.splits.split_record import SplitRecord
+from layerbank.data.splits.split_rows import wanted_rows
 from layerbank.data.views import ViewRule
 from layerbank.models.rounding import round_tokens
 from layerbank.probes import TrainingProtocol

@@ -22,8 +22,8 @@ from token_stores import hashes_of, make_spec
 
 from layerbank.cache import ArraySpec, CacheWriter
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
-from layerbank.data.split_rows import wanted_rows
+from layerbank.data.splits.split_record import SplitRecord
+from layerbank.data.splits.split_rows import wanted_rows
 from layerbank.events import Event, MemoryPlanned, TrainingStarted
 from layerbank.probes import QUICK, ModuleBank, SimPoolProbe
 from layerbank.probes.tasks.multiclass import TASK

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
-from layerbank.probing.results import key_of
-from layerbank.probing.results_file import RESULTS, append_row, read_results
-from layerbank.probing.row_files import digest_files, row_folder
+from layerbank.data.splits.split_record import SplitRecord
+from layerbank.probing.rows.results import key_of
+from layerbank.probing.rows.results_file import RESULTS, append_row, read_results
+from layerbank.probing.rows.row_files import digest_files, row_folder
 
 SPLITS = ("train", "test")
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")

@@ -16,8 +16,8 @@ from messages import raises
 
 from layerbank.cache.atomic_files import put_in_place, replace_file, staging_beside
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord, load_record
-from layerbank.probing.whole_files import save_arrays
+from layerbank.data.splits.split_record import SplitRecord, load_record
+from layerbank.probing.rows.whole_files import save_arrays
 
 NUM_FILES = 60
 

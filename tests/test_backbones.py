@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from layerbank import RequestError, WorkError
 from layerbank.models.backbone import Backbone, open_backbone, usable_device
 from layerbank.models.families import find_family
+from layerbank.models.libraries.timm_models import tower_from_timm
 from layerbank.models.listing import describe
 from layerbank.models.request import ModelRequest
-from layerbank.models.timm_models import tower_from_timm
 from layerbank.models.vit_parts import layout_of
 
 SIZE, DEPTH = 48, 3  # 3 x 3 patches of 16

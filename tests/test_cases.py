@@ -15,11 +15,11 @@ from photos import TINY_MODEL, write_photos
 
 import layerbank as lb
 from layerbank.data.image_source import ImageSource
-from layerbank.data.split_record import load_record
+from layerbank.data.splits.split_record import load_record
 from layerbank.data.table import Table
 from layerbank.data.tables.join import join_rows
 from layerbank.jobs.cases import open_cases
-from layerbank.probing.results import case_of, results_table, summarize
+from layerbank.probing.rows.results import case_of, results_table, summarize
 
 PROBES = ("ridge-cls", "linear-cls")
 PROTOCOL = "lrs = [0.01]\nweight_decays = [0.0]\nepochs = 1\nmin_steps = 5\n"

@@ -53,7 +53,7 @@ from layerbank.data.image_set import identify
 from layerbank.data.image_source import ImageSource
 from layerbank.data.pixels import PixelRule
 from layerbank.data.sources import BadImage, open_source
-from layerbank.data.split_rows import SplitRows
+from layerbank.data.splits.split_rows import SplitRows
 from layerbank.event_text import text_of
 from layerbank.events import Event, ImageSkipped, ImagesTrusted, RowsFound, StoresIgnored, ignore
 from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together, forecasts

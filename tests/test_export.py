@@ -33,7 +33,7 @@ from layerbank.probing.export import export_probe
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import parse_probe
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.row_files import row_folder
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -32,7 +32,7 @@ from layerbank.data.image_set import ImageSet, identify
 from layerbank.data.image_source import BadImage, row_hash, row_hash_rule1
 from layerbank.data.selected_source import SelectedSource
 from layerbank.data.sources import SOURCES, ImageSource, open_source
-from layerbank.data.split_rows import SplitRows
+from layerbank.data.splits.split_rows import SplitRows
 from layerbank.data.views import ViewRule
 from layerbank.errors import WorkError
 from layerbank.events import (

@@ -15,7 +15,7 @@ from layerbank.events import ProbeProgress
 from layerbank.probes import ArraySource, DataError
 from layerbank.probes.evaluate import check_test, measure
 from layerbank.probes.tasks import as_task
-from layerbank.probing.results import canonical_json
+from layerbank.probing.rows.results import canonical_json
 
 ROOT = Path(__file__).parent.parent
 CHECKSUM_OF_FORMAT_1 = "cache/format1.py"  # writes nothing: the bytes that an old version wrote are made again

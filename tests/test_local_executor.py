@@ -22,7 +22,7 @@ from layerbank.cache import NotWritableError
 from layerbank.events import Event, OnEvent, StudyUnit, ignore
 from layerbank.executors.executor import Done, Task
 from layerbank.executors.local import LocalExecutor
-from layerbank.probing.results_file import append_row
+from layerbank.probing.rows.results_file import append_row
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ from token_stores import make_rows, make_spec, without_fsync, write_images  # no
 from layerbank import RequestError
 from layerbank.cache import ArraySpec
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
+from layerbank.data.splits.split_record import SplitRecord
 from layerbank.memory import (
     HEADROOM,
     UNKNOWN_BYTES,

@@ -16,8 +16,8 @@ from layerbank.data.demos.demo_sets import DEMOS
 from layerbank.data.sources import SOURCES, open_source
 from layerbank.models.backbone import open_backbone
 from layerbank.models.families import ModelGroup
+from layerbank.models.libraries.timm_models import TIMM_MODULES
 from layerbank.models.listing import describe, group_of, match_models, model_groups, model_names
-from layerbank.models.timm_models import TIMM_MODULES
 
 GROUPS = model_groups()
 
@@ -112,7 +112,7 @@ def test_a_model_that_torch_cannot_build_without_weights_is_refused(monkeypatch:
     def not_there(*arguments: Any, **more: Any) -> Any:
         raise NotImplementedError("aten::_unique2: attempted to run this operator with Meta tensors")
 
-    monkeypatch.setattr("layerbank.models.timm_models.timm.create_model", not_there)
+    monkeypatch.setattr("layerbank.models.libraries.timm_models.timm.create_model", not_there)
     with raises("models.not_built_without_weights", model="timm/regnetv_040", reason="aten::_unique2"):
         describe.__wrapped__("timm/regnetv_040")
 

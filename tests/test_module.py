@@ -21,7 +21,7 @@ from layerbank.probes import HEADS
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import parse_probe
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.row_files import row_folder
 
 NAMES = {  # name -> blocks that run
     "linear-cls": 6,

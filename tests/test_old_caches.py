@@ -14,7 +14,7 @@ from token_stores import tree
 from layerbank.cache import ModelStores, StoreFiles
 from layerbank.data.image_set import identify
 from layerbank.data.sources import open_source
-from layerbank.data.split_rows import SplitRows
+from layerbank.data.splits.split_rows import SplitRows
 from layerbank.events import Event, ExtractionFinished, ImageSkipped, RowsFound
 from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together
 from layerbank.models.backbone import Backbone

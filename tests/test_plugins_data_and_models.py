@@ -34,7 +34,7 @@ import torch
 
 from layerbank.data.sources import DataSource, ImageSource
 from layerbank.models.families import ModelFamily, ModelGroup
-from layerbank.models.timm_models import tower_from_timm
+from layerbank.models.libraries.timm_models import tower_from_timm
 
 
 class NpySource(ImageSource):

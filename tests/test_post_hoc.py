@@ -23,8 +23,8 @@ from layerbank.probes import Setting, TrainingProtocol
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
-from layerbank.probing.results import results_table, summarize
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.results import results_table, summarize
+from layerbank.probing.rows.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 from layerbank.report.saved import SavedHead
 

@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 from layerbank import RequestError, WorkError
 from layerbank.data.duplicates import duplicates_of, find_duplicates
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
+from layerbank.data.splits.split_record import SplitRecord
 from layerbank.probes.metrics import balanced_accuracy, top_k_accuracy
 from layerbank.statistics.predictions import Predictions, accuracies, read_predictions, require_same_images
 

@@ -33,9 +33,9 @@ from layerbank.probing.probe import check_one_model, probe, run_folder, verify_t
 from layerbank.probing.probe_groups import candidates_of
 from layerbank.probing.probe_sizes import leave_out_unfit
 from layerbank.probing.probe_spec import parse_probe
-from layerbank.probing.result_key import SPLIT_WITH_COPIES
-from layerbank.probing.results import results_table
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.result_key import SPLIT_WITH_COPIES
+from layerbank.probing.rows.results import results_table
+from layerbank.probing.rows.row_files import row_folder
 from layerbank.probing.sweep_journal import SweepJournal
 from layerbank.probing.tokens.resident import ResidentTokens
 from layerbank.probing.tokens.split_tokens import SplitRequest

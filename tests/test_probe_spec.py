@@ -16,7 +16,7 @@ from layerbank.probing.probe_spec import (
     parse_probes,
     probe_names,
 )
-from layerbank.probing.results import key_of
+from layerbank.probing.rows.results import key_of
 
 
 def test_linear_cls_reads_the_class_token_of_the_final_level() -> None:

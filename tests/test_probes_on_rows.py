@@ -26,7 +26,7 @@ from layerbank.probes import TrainingProtocol
 from layerbank.probing.predict import SavedProbe, trained_model
 from layerbank.probing.probe import probe, verify_tokens
 from layerbank.probing.probe_spec import ProbeSpec
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 
 RIDGE = ProbeSpec(name="ridge", head="ridge", levels=("final",), kinds=("cls",))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from layerbank.probing.results import COLUMNS, results_table, results_title, summarize
+from layerbank.probing.rows.results import COLUMNS, results_table, results_title, summarize
 
 
 def row(probe: str, seed: int, test: float | None, **changed: Any) -> dict[str, Any]:

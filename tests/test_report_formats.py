@@ -17,9 +17,9 @@ from study_runs import read_rows, write_format_2, write_study
 
 from layerbank.probes import TrainingProtocol
 from layerbank.probing.probe_spec import parse_probe
-from layerbank.probing.result_key import DataKey, ResultKey
-from layerbank.probing.results_file import RESULTS, append_row, read_results
-from layerbank.probing.row_files import wrong_file
+from layerbank.probing.rows.result_key import DataKey, ResultKey
+from layerbank.probing.rows.results_file import RESULTS, append_row, read_results
+from layerbank.probing.rows.row_files import wrong_file
 from layerbank.statistics.scores import group_by_setting
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -24,7 +24,7 @@ from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
 from layerbank.cache import ModelSpec
-from layerbank.data.split_record import load_record
+from layerbank.data.splits.split_record import load_record
 from layerbank.probes import AttentiveProbe, load_probe
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.saved import prune_tokens

@@ -11,12 +11,12 @@ import pytest
 from small_stores import with_copies, write_small_store
 
 from layerbank.cache import Target
-from layerbank.data.split_record import load_record
+from layerbank.data.splits.split_record import load_record
 from layerbank.probes import PAPER, QUICK, TrainingProtocol
-from layerbank.probing import result_key
 from layerbank.probing.probe_spec import ProbeSpec, parse_probe
-from layerbank.probing.result_key import ALWAYS, KEY_TABLE, SPLIT_WITH_COPIES, DataKey, ResultKey, data_of
-from layerbank.probing.results import key_of
+from layerbank.probing.rows import result_key
+from layerbank.probing.rows.result_key import ALWAYS, KEY_TABLE, SPLIT_WITH_COPIES, DataKey, ResultKey, data_of
+from layerbank.probing.rows.results import key_of
 from layerbank.probing.tokens.split_tokens import SplitTokens
 
 DATA = DataKey(

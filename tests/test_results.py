@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerbank.probing.results import gains, key_of
+from layerbank.probing.rows.results import gains, key_of
 
 
 def test_any_change_of_a_setting_changes_its_key() -> None:

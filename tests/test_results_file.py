@@ -13,8 +13,8 @@ from messages import check, raises
 from study_runs import REST, read_rows
 
 from layerbank import WorkError
-from layerbank.probing.results import key_of
-from layerbank.probing.results_file import FORMAT, append_row, digest_of, is_reusable, read_results
+from layerbank.probing.rows.results import key_of
+from layerbank.probing.rows.results_file import FORMAT, append_row, digest_of, is_reusable, read_results
 
 
 def row(name: str = "alf", **changed: Any) -> dict[str, Any]:

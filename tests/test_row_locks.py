@@ -21,7 +21,7 @@ from study_runs import read_rows
 from layerbank.events import Event, ProbeAwaited, ProbeFinished, ProbeProgress, ProbeStarted
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import ProbeSpec, TopSettings
-from layerbank.probing.row_locks import LOCKS_FOLDER, RowLocks
+from layerbank.probing.rows.row_locks import LOCKS_FOLDER, RowLocks
 from layerbank.probing.tokens.split_tokens import SplitRequest
 
 NUM_ROWS = 400

@@ -21,9 +21,9 @@ from study_runs import read_rows
 from layerbank import WorkError
 from layerbank.event_text import text_of
 from layerbank.events import Event, ProbeFinished, ResultSkipped
-from layerbank.probing.result_key import KEY_TABLE, data_of
-from layerbank.probing.results import key_of
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.result_key import KEY_TABLE, data_of
+from layerbank.probing.rows.results import key_of
+from layerbank.probing.rows.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest
 
 Runs = tuple[Path, list[dict[str, Any]]]

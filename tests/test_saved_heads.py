@@ -20,7 +20,7 @@ from layerbank.models.request import ModelRequest
 from layerbank.probes import QUICK, AttentiveProbe
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_spec import parse_probe
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.saved import SavedHead, prune_tokens
 from layerbank.statistics.attention import AttentionMap, mean_map, read_attention, spread_of

@@ -18,8 +18,8 @@ from messages import raises
 from layerbank import RequestError
 from layerbank.probes import HEADS, QUICK, TrainingProtocol
 from layerbank.probing.probe_spec import parse_probe
-from layerbank.probing.result_key import DataKey, ResultKey
-from layerbank.probing.results import gains
+from layerbank.probing.rows.result_key import DataKey, ResultKey
+from layerbank.probing.rows.results import gains
 from layerbank.statistics.scores import (
     Case,
     Score,

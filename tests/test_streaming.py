@@ -16,7 +16,7 @@ from token_stores import make_rows, make_spec, without_fsync  # noqa: F401
 
 from layerbank.cache import ArraySpec, CacheWriter
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
+from layerbank.data.splits.split_record import SplitRecord
 from layerbank.probes import (
     ArraySource,
     FusionHead,

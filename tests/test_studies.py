@@ -33,7 +33,7 @@ from layerbank.jobs.job import StudyJob
 from layerbank.jobs.recipe import open_recipe
 from layerbank.jobs.units import UnitResult, run_unit, units_of
 from layerbank.probes import SettingError
-from layerbank.probing.result_key import ResultKey
+from layerbank.probing.rows.result_key import ResultKey
 
 
 @pytest.fixture(scope="module")

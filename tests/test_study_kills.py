@@ -24,7 +24,8 @@ RUNNER = """
 import io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-import layerbank.probing.probe, layerbank.probing.results, layerbank.executors.studies, layerbank.console, layerbank.cli  # noqa
+import layerbank.probing.probe, layerbank.probing.rows.results, layerbank.executors.studies
+import layerbank.console, layerbank.cli  # noqa
 from kills import die_at_call
 from layerbank.console import Listener
 from layerbank.cli import main

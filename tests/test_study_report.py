@@ -22,7 +22,7 @@ from report_page import ReadPage, require_computed_again
 from study_runs import balanced, read_rows, write_study
 
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
+from layerbank.data.splits.split_record import SplitRecord
 from layerbank.report.figures import FIGURES
 from layerbank.report.report import ReportOptions, make_report
 from layerbank.statistics.paper import MODELS, published_scores

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerbank.data.subsets import draw_order, first_of_each, fold_of_each
+from layerbank.data.splits.subsets import draw_order, first_of_each, fold_of_each
 from layerbank.probes import ArraySource, split_rows, training_rows
 
 

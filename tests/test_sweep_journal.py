@@ -36,7 +36,7 @@ from layerbank.probing import sweep_journal
 from layerbank.probing.probe import probe
 from layerbank.probing.probe_groups import plan_groups
 from layerbank.probing.probe_spec import ProbeSpec
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.row_files import row_folder
 from layerbank.probing.sweep_journal import SweepJournal, clear_finished
 from layerbank.probing.tokens.split_tokens import SplitRequest
 

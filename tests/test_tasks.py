@@ -20,7 +20,7 @@ from torch import Tensor
 
 from layerbank import RequestError
 from layerbank.data.sources import open_source
-from layerbank.data.split_record import load_record
+from layerbank.data.splits.split_record import load_record
 from layerbank.event_text import text_of
 from layerbank.events import ProbeFinished, ProbeProgress
 from layerbank.models.backbone import Backbone
@@ -59,7 +59,7 @@ from layerbank.probes import (
 from layerbank.probes.heads.ridge import solve_ridge
 from layerbank.probing.predict import SavedProbe, predictions_csv
 from layerbank.probing.probe import row_folder
-from layerbank.probing.results import results_table, results_title
+from layerbank.probing.rows.results import results_table, results_title
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.report.report import ReportOptions, make_report
 from layerbank.report.verify import verify_runs

@@ -17,7 +17,7 @@ from small_stores import write_small_store
 from layerbank.data.sources import open_source
 from layerbank.probing.module import ProbeModule
 from layerbank.probing.predict import SavedProbe
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.row_files import row_folder
 
 NUM_THREADS = 8
 

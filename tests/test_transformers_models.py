@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from layerbank import RequestError
 from layerbank.models.backbone import Backbone, open_backbone
-from layerbank.models.image_processors import preparation
+from layerbank.models.libraries.image_processors import preparation
 
 transformers = pytest.importorskip("transformers", reason="needs the extra layerbank[transformers]")
 
@@ -537,7 +537,7 @@ def test_a_size_that_a_model_cannot_take_is_refused(saved: Any) -> None:
 
 
 def test_without_the_package_the_extra_is_named(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerbank.models.transformers_models.find_spec", lambda name: None)
+    monkeypatch.setattr("layerbank.models.libraries.transformers_models.find_spec", lambda name: None)
     refuses_model("models.no_transformers", saved("vit")[1])
 
 

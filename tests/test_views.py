@@ -38,7 +38,7 @@ from layerbank.probes import QUICK, split_rows
 from layerbank.probing.predict import SavedProbe
 from layerbank.probing.probe import check_train_views, probe
 from layerbank.probing.probe_spec import parse_probe
-from layerbank.probing.row_files import row_folder
+from layerbank.probing.rows.row_files import row_folder
 from layerbank.probing.tokens.split_tokens import SplitRequest
 from layerbank.probing.tokens.token_source import CachedTokens
 

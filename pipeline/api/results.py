@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.classes import labels_by_name, uneven_classes
 from ..data.image_source import ImageSource
-from ..data.split_record import SplitRecord
+from ..data.splits.split_record import SplitRecord
 from ..data.task_of_values import targets_for
 from ..errors import RequestError
 from ..events import OnEvent
@@ -27,8 +27,8 @@ from ..probing.probe import run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
 from ..probing.protocols import open_protocol
-from ..probing.results import COLUMNS, Row, metric_of, results_table, summarize
-from ..probing.row_files import row_folder
+from ..probing.rows.results import COLUMNS, Row, metric_of, results_table, summarize
+from ..probing.rows.row_files import row_folder
 from ..probing.task_options import check_task_options
 from .arguments import check_kind, folder_from, output_folder_from
 from .data import images_from

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from layerbank.cache import TokenArray
 
 from ..data.image_source import ImageSource
-from ..data.split_rows import SplitRows
+from ..data.splits.split_rows import SplitRows
 from ..data.views import ViewRule
 from ..errors import RequestError
 from ..events import OnEvent

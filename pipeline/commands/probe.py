@@ -141,7 +141,7 @@ def probe(
     from ..jobs.probe import prepare_probes
     from ..jobs.probe_stores import StoreProbeJob, prepare_store_probes
     from ..probing.probe_spec import DEMO_PROBES
-    from ..probing.results import COLUMNS, results_table, results_title, summarize
+    from ..probing.rows.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers, parse_percentages
 
     shared.check_answers(events, as_json)

@@ -14,7 +14,7 @@ from . import options as shared
 
 if TYPE_CHECKING:
     from ..jobs.job import StudyJob
-    from ..probing.results import Row
+    from ..probing.rows.results import Row
 
 STUDY_COLUMNS = ("model", "data set", "probe", "validation", "test", "gain")
 
@@ -110,7 +110,7 @@ def _run(job: StudyJob, processes: int | None, *, on_ray: bool, events: Path | N
     from ..executors.studies import run_study
     from ..extraction.ranks import choose_processes
     from ..jobs.units import units_of
-    from ..probing.results import metric_of
+    from ..probing.rows.results import metric_of
 
     with ExitStack() as stack:
         listener = stack.enter_context(Listener(quiet=as_json, events=events))
@@ -135,7 +135,7 @@ def _run(job: StudyJob, processes: int | None, *, on_ray: bool, events: Path | N
 
 def study_lines(rows: Sequence[Row]) -> list[list[str]]:
     """Return a line for each model, data set and probe, averaged over seeds; a dash if all settings diverged."""
-    from ..probing.results import summarize
+    from ..probing.rows.results import summarize
 
     lines = []
     for one in summarize(rows):

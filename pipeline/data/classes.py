@@ -17,8 +17,8 @@ from ..errors import RequestError
 from ..events import OnEvent, UnevenClasses, ignore
 from ..quantities import few, whole_number
 from .image_source import NO_LABEL, ImageSource
-from .parts import Part
-from .split_record import SplitRecord
+from .splits.parts import Part
+from .splits.split_record import SplitRecord
 from .task_names import MULTILABEL, REGRESSION
 
 Labelled = ImageSource | Part | SplitRecord

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .split_record import SplitRecord
+from .splits.split_record import SplitRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from .image_source import BadImage, ImageSource
-from .split_rows import SplitRows
+from .splits.split_rows import SplitRows
 from .views import VIEW_RULE, VIEW_SEED, ViewRule
 
 if TYPE_CHECKING:

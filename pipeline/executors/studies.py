@@ -40,8 +40,8 @@ from ..jobs.study_disk_space import report_disk_space
 from ..jobs.units import OpenModels, Unit, UnitResult, permission_of, result_of_lost_unit, run_unit, units_of
 from ..models.families import models_with_code
 from ..models.request import choose_device
-from ..probing.results import Row
-from ..probing.results_file import FAILURES
+from ..probing.rows.results import Row
+from ..probing.rows.results_file import FAILURES
 from .executor import Done, Executor
 
 # shown of units that run side by side; interleaved progress lines of several units would say nothing

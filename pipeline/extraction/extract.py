@@ -51,7 +51,7 @@ from layerbank.cache.rows import MISSING
 
 from ..data.image_source import BadImage
 from ..data.selected_source import SelectedSource
-from ..data.split_rows import SplitRows
+from ..data.splits.split_rows import SplitRows
 from ..errors import RequestError, WorkError
 from ..events import ImageSkipped, OnEvent, RowsFound, ShareFinished, StoreRepaired, ignore
 from ..models.backbone import Backbone

@@ -17,7 +17,7 @@ from torch import Tensor
 from layerbank.cache import Gaps, ModelStores
 
 from ..data.sources import ImageSource
-from ..data.split_rows import SplitRows
+from ..data.splits.split_rows import SplitRows
 from ..events import OnEvent, PrecisionFellBack
 from ..models.backbone import Backbone, Tokens
 from ..models.request import ModelRequest

@@ -19,7 +19,7 @@ from torch import Tensor
 from layerbank.cache import Gap, ModelStores, storage_dtype_of
 
 from ..data.selected_source import SelectedSource
-from ..data.split_rows import SplitRows
+from ..data.splits.split_rows import SplitRows
 from ..errors import RequestError, WorkError
 from ..events import OnEvent, ParityMeasured, StoresIgnored, ignore
 from ..models.backbone import Backbone

@@ -29,7 +29,7 @@ from layerbank.cache.maintenance.verify import find_unfinished_work
 from ..data.image_set import identify
 from ..data.pixels import recorded_rule
 from ..data.sources import open_source
-from ..data.split_rows import SplitRows
+from ..data.splits.split_rows import SplitRows
 from ..data.views import ViewRule
 from ..errors import RequestError
 from ..events import OnEvent, ignore

@@ -18,11 +18,11 @@ from layerbank.probes import TASKS
 
 from ..data.classes import labels_by_name, match_classes, require_groups_apart
 from ..data.image_source import ImageSource
-from ..data.parts import Part, part_of
 from ..data.patterns import no_such_split, read_text
 from ..data.sources import open_source
-from ..data.split_record import SplitRecord
-from ..data.subsets import draw_order, first_of_each, fold_of_each
+from ..data.splits.parts import Part, part_of
+from ..data.splits.split_record import SplitRecord
+from ..data.splits.subsets import draw_order, first_of_each, fold_of_each
 from ..data.table import Table, is_missing
 from ..data.tables.class_column import classes_of
 from ..data.tables.join import ABSENT, join_rows, open_table
@@ -30,7 +30,7 @@ from ..data.tables.split_column import WHOLE
 from ..data.task_of_values import set_task
 from ..errors import RequestError
 from ..events import OnEvent, ignore
-from ..probing.results import key_of
+from ..probing.rows.results import key_of
 from ..quantities import few
 from .job import TrainingJob
 

@@ -21,7 +21,7 @@ from ..data.classes import look_alikes, uneven_classes
 from ..data.image_set import ImageSet, identify, images_with_two_labels
 from ..data.pixels import USUAL, PixelRule, recorded_rule
 from ..data.sources import ImageSource, open_source
-from ..data.split_rows import SplitRows, name_of
+from ..data.splits.split_rows import SplitRows, name_of
 from ..data.views import ViewRule
 from ..errors import RequestError
 from ..events import FilesLeftOut, LookAlikeClasses, OnEvent, TwoLabels, ignore

@@ -16,8 +16,8 @@ import torch
 from layerbank.probes import TrainingProtocol, resolve_compute
 
 from ..data.duplicates import duplicates_of
-from ..data.parts import Part
-from ..data.split_record import SplitRecord
+from ..data.splits.parts import Part
+from ..data.splits.split_record import SplitRecord
 from ..events import OnEvent, SharedImages, ignore
 from ..memory import memory_for_probes
 from ..models.backbone import Backbone
@@ -27,7 +27,7 @@ from ..probing.probe import check_train_views, probe, run_folder, verify_tokens
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, check_names, parse_probes
 from ..probing.protocols import open_protocol
-from ..probing.results import Row
+from ..probing.rows.results import Row
 from ..probing.task_options import check_task_options
 from ..probing.tokens.split_tokens import SplitRequest
 from ..quantities import parse_size

@@ -18,7 +18,7 @@ from layerbank.cache import LABEL, ModelStores, StoreFiles, list_targets, read_t
 from ..data.classes import labels_by_name, uneven_classes
 from ..data.image_set import ImageSet
 from ..data.patterns import parse_options
-from ..data.split_record import SplitRecord
+from ..data.splits.split_record import SplitRecord
 from ..data.tables.split_column import parse_held_out, rows_held_out
 from ..errors import RequestError
 from ..events import OnEvent, ignore

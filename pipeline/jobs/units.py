@@ -21,7 +21,7 @@ from ..models.request import ModelRequest, choose_device
 from ..models.trust import CodePermission
 from ..probing.probe_sizes import RowShape, check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, parse_probes
-from ..probing.results import Row
+from ..probing.rows.results import Row
 from .cases import Cases, open_cases
 from .extract import request_of as request_model
 from .job import ProbeJob, StudyJob, TrainingJob

@@ -84,12 +84,12 @@ MODEL_FAMILIES = Registry(
     "model family",
     ModelFamily,
     {
-        "demo": "layerbank.models.demo_weights:DEMO",
-        "open_clip": "layerbank.models.open_clip_models:OPEN_CLIP",
-        "timm": "layerbank.models.timm_models:TIMM",
-        "transformers": "layerbank.models.transformers_models:TRANSFORMERS",
-        "hf-hub": "layerbank.models.hf_hub_models:HF_HUB",
-        "torchhub": "layerbank.models.torchhub_models:TORCHHUB",
+        "demo": "layerbank.models.libraries.demo_weights:DEMO",
+        "open_clip": "layerbank.models.libraries.open_clip_models:OPEN_CLIP",
+        "timm": "layerbank.models.libraries.timm_models:TIMM",
+        "transformers": "layerbank.models.libraries.transformers_models:TRANSFORMERS",
+        "hf-hub": "layerbank.models.libraries.hf_hub_models:HF_HUB",
+        "torchhub": "layerbank.models.libraries.torchhub_models:TORCHHUB",
     },
 )
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from xxhash import xxh3_64_hexdigest
 
 from ..errors import RequestError, first_line, nearest_name
+from .libraries.timm_models import transform_text
+from .libraries.torchhub_models import EVALUATION
 from .tap_modules import named_blocks, tap_candidates, tap_pattern
-from .timm_models import transform_text
-from .torchhub_models import EVALUATION
 from .tower import Tower
 from .vit_parts import block_lists, final_norm, layout_of, second_norm_of
 

@@ -21,7 +21,7 @@ from layerbank.cache import Batch, BatchNotes, Gaps, StoreForecast, ids_of, time
 
 from ..cores import num_cores
 from ..data.selected_source import SelectedSource
-from ..data.split_rows import SplitRows
+from ..data.splits.split_rows import SplitRows
 from ..events import BatchHalved, CompileFailed, Event, ExtractionFinished, ExtractionProgress, OnEvent
 from ..extraction.decoding import PREFETCHED_BATCHES
 from ..extraction.extract import Extraction, batch_size_of, forecasts

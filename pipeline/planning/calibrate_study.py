@@ -16,7 +16,7 @@ import torch
 from layerbank.probes import ArraySource, Head, TrainingProtocol, run_sweep
 
 from ..extraction.batch_size import batch_size_on_a_cpu
-from ..models.demo_weights import ARCHITECTURE, DEMO_MODEL, IMAGE_SIZE
+from ..models.libraries.demo_weights import ARCHITECTURE, DEMO_MODEL, IMAGE_SIZE
 from ..models.request import ModelRequest
 
 GPU_BATCH, PASSES = 64, 3

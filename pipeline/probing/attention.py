@@ -31,7 +31,7 @@ from layerbank.probes import AttentionStatistics, FusionHead, TokenSource, atten
 from ..errors import RequestError
 from ..models.layers import FINAL
 from .probe_spec import ProbeSpec
-from .whole_files import new_file, save_arrays
+from .rows.whole_files import new_file, save_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -41,7 +41,7 @@ from ..events import OnEvent, ProbeStarted, TrainingStarted
 from .bootstrap import LEVEL
 from .probe_groups import ProbeGroup, open_group
 from .probe_spec import ProbeSpec, TopSettings
-from .results import Row
+from .rows.results import Row
 from .selection import Levels, Validated, best_members, smallest_levels
 from .sweep_journal import SweepJournal
 from .tokens.split_tokens import SplitTokens

@@ -32,12 +32,12 @@ from .failing import CAUGHT, Fail, Failures
 from .post_hoc import train_post_hoc
 from .probe_groups import ProbeGroup, make_group, plan_groups
 from .probe_spec import ProbeSpec
-from .result_key import ResultKey, data_of, split_rule, task_in_keys
-from .results import Row
-from .results_file import RESULTS, append_row, is_reusable, read_results
-from .row_files import row_folder, wrong_file
 from .row_folder import keep_probe
-from .row_locks import RowLocks
+from .rows.result_key import ResultKey, data_of, split_rule, task_in_keys
+from .rows.results import Row
+from .rows.results_file import RESULTS, append_row, is_reusable, read_results
+from .rows.row_files import row_folder, wrong_file
+from .rows.row_locks import RowLocks
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.split_tokens import SplitRequest, SplitTokens
 from .training import Trained, large_blocks_returned, open_tokens, open_training, relay, solve_probe, trained_of

@@ -34,14 +34,14 @@ from layerbank.probes import HEADS, BatchPlan, FusionHead, SettingScore, SweepRe
 from ..data.task_names import MULTICLASS
 from .attention import keep_attention
 from .probe_spec import ProbeSpec
-from .results import BALANCED_ACCURACY, Row, key_of, plain_values
-from .row_files import digest_files
+from .rows.results import BALANCED_ACCURACY, Row, key_of, plain_values
+from .rows.row_files import digest_files
+from .rows.whole_files import save_arrays
 from .tokens.placement import FEWEST_BUFFER_ROWS
 from .tokens.split_tokens import SplitTokens
 from .tokens.streaming import StreamedTokens
 from .tokens.token_source import CachedTokens
 from .training import Trained
-from .whole_files import save_arrays
 
 CURVES = "curves.npz"
 PACKAGES = ("torch", "timm", "open_clip_torch", "zarr")  # whose versions are kept with a probe, beside our own

@@ -30,7 +30,7 @@ from layerbank.cache.atomic_files import replace_file
 from layerbank.probes import BankKey, BankScores, Candidate, LearningCurves, Setting
 
 from ..data.saved_arrays import UnreadableArrays, load_arrays
-from .results import key_of
+from .rows.results import key_of
 
 ABANDONED_S = 30 * 24 * 3600.0
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import RequestError, WorkError
-from ..probing.results import Row
-from ..probing.results_file import RESULTS, read_results
-from ..probing.row_files import row_folder, wrong_file
+from ..probing.rows.results import Row
+from ..probing.rows.results_file import RESULTS, read_results
+from ..probing.rows.row_files import row_folder, wrong_file
 
 FILES = ("test.npz", "probe.json", "attention.csv", "attention.npz")
 """The files of a row that a report reads."""

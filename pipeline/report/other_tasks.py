@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..outputs import csv_line
-from ..probing.results import COLUMNS, Row, metric_of, results_table
+from ..probing.rows.results import COLUMNS, Row, metric_of, results_table
 from .page.blocks import DataTable, Group, Section
 
 _COLUMNS = ("model", "data", "task", "metric", *COLUMNS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..outputs import write_output
-from ..probing.results import Row
+from ..probing.rows.results import Row
 from ..quantities import counted
 from ..statistics.dataset_table import table_latex, table_markdown
 from ..statistics.scores import case_of, group_by_protocol, group_by_setting, protocol_of_rows

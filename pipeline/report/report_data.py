@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import LayerbankError
 from ..events import OnEvent, ignore
-from ..probing.results import Row
+from ..probing.rows.results import Row
 from ..quantities import counted
 from ..statistics.dataset_table import DatasetTable, dataset_table
 from ..statistics.duplicates import accuracies_without
@@ -32,7 +32,7 @@ from .style import drawn_as
 
 if TYPE_CHECKING:
     from ..data.duplicates import Duplicates
-    from ..data.split_record import SplitRecord
+    from ..data.splits.split_record import SplitRecord
     from ..probing.tokens.split_tokens import SplitRequest
 
 NUM_SHOWN = 12  # cases of which images are shown; with 24 of 4 KB each they come to 1.5 MB of the page
@@ -243,7 +243,9 @@ class ReportData:
             split: `train` or `test`.
             probe: the images of this probe; None takes the first probe whose images are known.
         """
-        from ..data.split_record import load_record  # and with it zarr, which a report without tokens does without
+        from ..data.splits.split_record import (
+            load_record,  # and with it zarr, which a report without tokens does without
+        )
 
         for row in [self.row[case, probe]] if probe else self.rows_of[case].values():
             file = self._folders[row["key"]].parent / row.get("images", {}).get(split, "")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from layerbank.cache.maintenance.verify import is_harmless
 
-from ..data.split_record import load_record
+from ..data.splits.split_record import load_record
 from ..errors import WorkError
-from ..probing.results import Row
-from ..probing.results_file import FAILURES, RESULTS, is_reusable, read_results
-from ..probing.row_files import row_folder, wrong_file
-from ..probing.row_locks import LOCKS_FOLDER
+from ..probing.rows.results import Row
+from ..probing.rows.results_file import FAILURES, RESULTS, is_reusable, read_results
+from ..probing.rows.row_files import row_folder, wrong_file
+from ..probing.rows.row_locks import LOCKS_FOLDER
 from ..statistics.predictions import accuracies, read_predictions
 from .gather import results_files
 

@@ -18,8 +18,8 @@ from scipy.stats import rankdata
 
 from ..errors import RequestError
 from ..probing.probe_spec import REFERENCE
-from ..probing.result_key import ALWAYS, KEY_TABLE
-from ..probing.results import Row, key_of, setting_of
+from ..probing.rows.result_key import ALWAYS, KEY_TABLE
+from ..probing.rows.results import Row, key_of, setting_of
 
 _Kind = tuple[bool, int, str]
 GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # not linear@best, which is one probe in each case

@@ -14,8 +14,8 @@ from gpu_sizes import Measured
 
 from layerbank.cache import ArraySpec, CacheWriter, ModelSpec
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
-from layerbank.data.split_rows import wanted_rows
+from layerbank.data.splits.split_record import SplitRecord
+from layerbank.data.splits.split_rows import wanted_rows
 from layerbank.memory import HEADROOM
 from layerbank.probes import (
     PAPER,

@@ -20,7 +20,7 @@ from machine import describe_machine
 
 from layerbank.data.image_set import identify
 from layerbank.data.sources import open_source
-from layerbank.data.split_rows import SplitRows
+from layerbank.data.splits.split_rows import SplitRows
 from layerbank.extraction.extract import ExtractConfig, Extraction, extract_together
 from layerbank.models.backbone import Backbone
 from layerbank.models.request import ModelRequest

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from layerbank.cache import ArraySpec, CacheWriter, ModelSpec, RowSet
 from layerbank.data.image_set import ImageSet
-from layerbank.data.split_record import SplitRecord
+from layerbank.data.splits.split_record import SplitRecord
 from layerbank.probing.tokens.split_tokens import SplitRequest, SplitTokens
 
 MODEL = ModelSpec(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from layerbank.cache import ArraySpec, ModelSpec, ModelStores, TokenArray, TokenView, WantedRows
 from layerbank.probes import TASKS, Task
 
-from ...data.split_record import SplitRecord
-from ...data.split_rows import SplitRows, reading_order, wanted_rows
+from ...data.splits.split_record import SplitRecord
+from ...data.splits.split_rows import SplitRows, reading_order, wanted_rows
 from ...data.views import ViewRule
 from ..task_options import with_options
 

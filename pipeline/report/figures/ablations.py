@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import RequestError
 from ...probing.bootstrap import seed_interval
-from ...probing.results import Row
+from ...probing.rows.results import Row
 from ...statistics.scores import Table
 from ..page.blocks import Block, DataTable, Note, Picture, csv_text
 from ..page.numbers import percent2, span

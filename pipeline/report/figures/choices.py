@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...probing.results import Row, describe_choice
+from ...probing.rows.results import Row, describe_choice
 from ...statistics.scores import Case
 from ..page.blocks import Block, Columns, csv_text, table_of_values
 from ..page.numbers import accuracy, integer, percent, points2

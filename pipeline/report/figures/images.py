@@ -25,7 +25,7 @@ from ..page.blocks import Answer, AttentionStrip, Block, Card, Cards, Fold, Note
 from ..report_data import NUM_SHOWN, ReportData, ReportFigure
 
 if TYPE_CHECKING:
-    from ...data.split_record import SplitRecord
+    from ...data.splits.split_record import SplitRecord
 
 SIDE = 96  # pixels at most
 QUALITY = 80  # of JPEG: 1 to 4 KB an image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...probing.results import gains
+from ...probing.rows.results import gains
 from ...quantities import counted
 from ...statistics.paper import IMAGE_SIZE, beside_paper, has_papers_inputs
 from ..page.blocks import Block, Columns, Note, table_of_values

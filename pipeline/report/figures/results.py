@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import RequestError
 from ...outputs import write_output
-from ...probing.results import Row, describe_choice, gains
+from ...probing.rows.results import Row, describe_choice, gains
 from ...statistics.scores import Case
 from ..page.blocks import DataTable, csv_text
 from ..page.numbers import accuracy, integer, percent, points, points2, span

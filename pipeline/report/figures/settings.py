@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ...probing.results import Row
+from ...probing.rows.results import Row
 from ...statistics.scores import Case, protocol_of_rows
 from ..page.blocks import Block, Fold, Pairs, table_of_values
 from ..page.numbers import percent

@@ -23,8 +23,8 @@ from torchvision.transforms import (  # type: ignore[import-untyped]
     ToTensor,
 )
 
-from ..errors import RequestError, first_line
-from .weights import quiet_libraries
+from ...errors import RequestError, first_line
+from ..weights import quiet_libraries
 
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from layerbank.cache import Target
 from layerbank.cache.atomic_files import replace_file
 
-from ..errors import WorkError
-from .image_set import ImageSet
-from .saved_arrays import UnreadableArrays, load_arrays
-from .task_names import MULTICLASS
+from ...errors import WorkError
+from ..image_set import ImageSet
+from ..saved_arrays import UnreadableArrays, load_arrays
+from ..task_names import MULTICLASS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.task_names import MULTICLASS
-from .probe_spec import ProbeSpec, SmallestLevels
+from ...data.task_names import MULTICLASS
+from ..probe_spec import ProbeSpec, SmallestLevels
 from .results import key_of, plain_values
 
 if TYPE_CHECKING:
     from layerbank.probes import TrainingProtocol
 
-    from .tokens.split_tokens import SplitTokens
+    from ..tokens.split_tokens import SplitTokens
 
 ALGORITHM = 1
 """Raised when a change of numerics changes results; the rows before are then computed again."""

@@ -21,13 +21,13 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from xxhash import xxh3_64_hexdigest
 
-from ..errors import RequestError, WorkError, first_line
-from .families import RANDOM, ModelFamily
+from ...errors import RequestError, WorkError, first_line
+from ..families import RANDOM, ModelFamily
+from ..tower import Tower
+from ..vit_parts import final_norm, find_blocks, layout_of
+from ..weights import load_strictly
+from ..weights_file import read_state_dict
 from .timm_models import transform_text
-from .tower import Tower
-from .vit_parts import final_norm, find_blocks, layout_of
-from .weights import load_strictly
-from .weights_file import read_state_dict
 
 IMAGE_SIZE = 224
 EVALUATION = {

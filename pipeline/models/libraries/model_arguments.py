@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import timm.layers
 from torch import nn
 
-from ..errors import RequestError, nearest_name
+from ...errors import RequestError, nearest_name
 
 _FIXED = ("img_size", "num_classes", "in_chans", "device", "dtype")
 """Arguments that layerbank gives itself."""

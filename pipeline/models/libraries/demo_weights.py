@@ -20,12 +20,12 @@ from torch import Tensor
 
 from layerbank.cache.atomic_files import replace_file
 
-from ..errors import RequestError, WorkError
-from .families import ModelFamily, ModelGroup
-from .taps import TokenLayout
+from ...errors import RequestError, WorkError
+from ..families import ModelFamily, ModelGroup
+from ..taps import TokenLayout
+from ..tower import Tower
+from ..weights import load_strictly
 from .timm_models import open_timm, tower_from_timm
-from .tower import Tower
-from .weights import load_strictly
 
 DEMO_MODEL = "demo/vit-s-focus"
 ARCHITECTURE = "vit_small_patch14_dinov2"

@@ -22,15 +22,15 @@ from open_clip.transform import PreprocessCfg, image_transform_v2  # type: ignor
 from open_clip.transformer import VisionTransformer  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from ..errors import RequestError
-from .families import RANDOM, ModelFamily, ModelGroup
-from .tap_modules import named_blocks, tap_candidates, tap_pattern
-from .taps import TokenLayout
+from ...errors import RequestError
+from ..families import RANDOM, ModelFamily, ModelGroup
+from ..tap_modules import named_blocks, tap_candidates, tap_pattern
+from ..taps import TokenLayout
+from ..tower import Tower, check_structure
+from ..vit_parts import check_image_size, final_norm, find_blocks, layout_of, no_blocks
+from ..weights import from_the_hub, load_strictly, quiet_libraries
+from ..weights_file import read_state_dict
 from .timm_models import POSITIONS, timm_names, unknown_model
-from .tower import Tower, check_structure
-from .vit_parts import check_image_size, final_norm, find_blocks, layout_of, no_blocks
-from .weights import from_the_hub, load_strictly, quiet_libraries
-from .weights_file import read_state_dict
 
 _NO_TEXT = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "layers": 1}
 """A text tower as small as possible, where its weights are not needed."""

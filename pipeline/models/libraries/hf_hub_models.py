@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import RequestError
-from .families import ModelFamily
-from .tower import Tower
-from .weights import hub_file
+from ...errors import RequestError
+from ..families import ModelFamily
+from ..tower import Tower
+from ..weights import hub_file
 
 
 def open_hf_hub(model_id: str, *, weights: str | None, tap: str, image_size: int | None, seed: int) -> Tower:

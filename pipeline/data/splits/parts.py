@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .image_set import ImageSet
-from .image_source import ImageSource
+from ..image_set import ImageSet
+from ..image_source import ImageSource
+from ..task_names import MULTICLASS
 from .split_record import SplitRecord
-from .task_names import MULTICLASS
 
 
 @dataclass(kw_only=True, eq=False)

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from ..errors import WorkError
+from ...errors import WorkError
 from .results import Row, canonical_json, digest_of_text, key_of
 from .row_fields import wrong_field
 

@@ -22,14 +22,14 @@ from timm.data.transforms_factory import create_transform
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from ..errors import RequestError, advice, did_you_mean, first_line
-from .families import RANDOM, ModelFamily, ModelGroup
-from .listing import models_with_words
+from ...errors import RequestError, advice, did_you_mean, first_line
+from ..families import RANDOM, ModelFamily, ModelGroup
+from ..listing import models_with_words
+from ..tower import Tower, check_structure
+from ..vit_parts import final_norm, find_blocks, layout_of
+from ..weights import from_the_hub, quiet_libraries, weights_mismatch
+from ..weights_file import read_state_dict
 from .model_arguments import arguments_text, read_arguments, split_arguments
-from .tower import Tower, check_structure
-from .vit_parts import final_norm, find_blocks, layout_of
-from .weights import from_the_hub, quiet_libraries, weights_mismatch
-from .weights_file import read_state_dict
 
 POSITIONS = "bicubic antialiased"
 """How timm fits position embeddings to another image size: part of the function, so of its text too."""

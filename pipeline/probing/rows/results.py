@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ..data.task_names import ERRORS
-from ..models.layers import short_levels
-from .probe_spec import REFERENCE
+from ...data.task_names import ERRORS
+from ...models.layers import short_levels
+from ..probe_spec import REFERENCE
 
 Row = dict[str, Any]
 COLUMNS = ("probe", "chosen setting", "validation", "test", "gain", "parameters", "seconds", "key")

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from layerbank.cache import RowSet, WantedRows
 
-from .image_set import ImageSet
-from .image_source import ImageSource
+from ..image_set import ImageSet
+from ..image_source import ImageSource
+from ..views import ViewRule
 from .split_record import SplitRecord
-from .views import ViewRule
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

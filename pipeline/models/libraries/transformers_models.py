@@ -26,15 +26,15 @@ import torch
 from torch import Tensor, nn
 from xxhash import xxh3_64_hexdigest
 
-from ..errors import RequestError, first_line, nearest_name
-from .families import RANDOM, ModelFamily
+from ...errors import RequestError, first_line, nearest_name
+from ..families import RANDOM, ModelFamily
+from ..tap_modules import named_blocks, tap_candidates, tap_pattern
+from ..taps import TokenLayout
+from ..tower import Tower, check_structure
+from ..vit_parts import block_lists, layout_of, no_blocks, norm_after, pair, second_norm_of
+from ..weights import hub_file, keys_mismatch, quiet_libraries, weights_mismatch
+from ..weights_file import read_state_dict, shard_names
 from .image_processors import SETTINGS_FILES, Preparation, preparation, read_image_processor
-from .tap_modules import named_blocks, tap_candidates, tap_pattern
-from .taps import TokenLayout
-from .tower import Tower, check_structure
-from .vit_parts import block_lists, layout_of, no_blocks, norm_after, pair, second_norm_of
-from .weights import hub_file, keys_mismatch, quiet_libraries, weights_mismatch
-from .weights_file import read_state_dict, shard_names
 
 WEIGHTS_FILES = (
     "model.safetensors",
