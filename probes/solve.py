@@ -83,8 +83,7 @@ def run_solvers(
         scores.append(_score(solver, open_train, settings, protocol, seconds))
         reporter.report(len(scores) * len(settings))
     best = choose([score for found in scores for score in found])
-    assert best is not None
-    assert not isinstance(best.setting, Setting)
+    assert best is not None and not isinstance(best.setting, Setting)  # noqa: PT018
     candidate = next(number for number, found in enumerate(scores) if any(score is best for score in found))
     with timed(seconds, "refit"):
         train = candidates[candidate]()

@@ -90,6 +90,7 @@ CALL = re.compile(rf"layerbank ({'|'.join(sorted(COMMANDS, key=len, reverse=True
 SHOWN_BY = {  # the commands that show the messages of a package, or one of them
     "api": [],
     "cache": ["extract", "plan", "probe"],
+    "cache.foreign_in_store": ["cache rm"],
     "cache.second_axis": ["cache from"],
     "data": ["extract", "plan", "probe", "predict"],
     "data.ids_do_not_match": ["probe"],

@@ -111,6 +111,8 @@ def test_wrong_requests_are_refused(extracted: Path, tmp_path: Path) -> None:
     runs = ("--runs", tmp_path)
     refuses(run("probe", "--store", train, *runs), "jobs.no_test_rows")
     refuses(run("probe", "--store", train, "--data", "demo:digits", *runs), "jobs.store_or_data", option="--data")
+    for option, value in (("--shots", "1"), ("--target", "age"), ("--folds", "3"), ("--group", "patient")):
+        refuses(run("probe", "--store", train, option, value, *runs), "jobs.store_or_data", option=option)
     refuses(run("probe", *MODEL, "--data", "demo:digits", "--test-store", test, *runs), "jobs.test_store_alone")
     refuses(run("probe", "--store", tmp_path / "none.zarr", "--test-store", test, *runs), "cache.store_missing")
     refuses(run("probe", "--store", f"{train}?colour=red", *runs), "data.unknown_option")

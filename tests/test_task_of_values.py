@@ -14,7 +14,7 @@ import pytest
 from commands import run
 from messages import raises, refuses
 from photos import TINY_MODEL, write_photos
-from test_wds import with_labels
+from tars import with_labels
 
 import layerbank as lb
 from layerbank import RequestError

@@ -56,6 +56,7 @@ from layerbank.probes import (
     split_rows,
     stack_tokens,
 )
+from layerbank.probes.data.features import SourceFeatures
 from layerbank.probes.heads.ridge import solve_ridge
 from layerbank.probing.predict import SavedProbe, predictions_csv
 from layerbank.probing.probe import row_folder
@@ -247,7 +248,7 @@ def test_ridge_of_numbers_is_that_of_scikit_learn() -> None:
     features, targets = hidden_targets(task, 80, 0)
     fitted, penalty = task.fit(targets), 1e-3
     ((weight, bias),) = solve_ridge(
-        features.double(),
+        SourceFeatures(ArraySource(features, targets, task), torch.arange(80)),
         fitted.encode(targets).double(),
         torch.full((80,), 1 / 80, dtype=torch.float64),
         task,

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import raises
 from PIL import Image
+from tars import encoded_image, with_labels, write_tar
 from xxhash import xxh3_64_intdigest
 
 from layerbank.cache import index
@@ -23,23 +24,6 @@ from layerbank.data.tars import samples as tar_samples
 from layerbank.data.tars.headers import DamagedTar, walk_tar
 
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "wds_cifar10_subset"
-
-
-def encoded_image(seed: int, format: str = "png") -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, format)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def samples(first: int, count: int, num_classes: int = 3) -> list[tuple[str, bytes]]:
@@ -520,16 +504,6 @@ class TestCifarSubset:
 
 
 # --- labels in other members ---
-
-
-def with_labels(root: Path, **members: list[bytes]) -> Path:
-    """A training shard whose samples have an image and these members."""
-    content: list[tuple[str, bytes]] = []
-    for number in range(3):
-        content.append((f"{number}.png", encoded_image(number)))
-        content += [(f"{number}.{extension}", values[number]) for extension, values in members.items()]
-    write_tar(root / "train" / "0.tar", content)
-    return root
 
 
 def test_labels_may_be_texts(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from ..data.classes import labels_by_name, uneven_classes
 from ..data.image_source import ImageSource
-from ..data.splits.split_record import SplitRecord
-from ..data.task_of_values import targets_for
 from ..errors import RequestError
 from ..events import OnEvent
 from ..jobs.job import ProbeJob, job_value
@@ -333,52 +331,41 @@ def probe(
     >>> results.best.probe, results.records()[0]["seed"]
     ('ridge-cls', 0)
     """
-    given = {"probes": probes, "protocol": str(protocol), "seeds": seeds, "memory": memory, "retrain": retrain}
-    given |= {"task": task, "metric": metric, "class_weights": class_weights}
-    checked = {
-        name: job_value(ProbeJob, name, value, "probe") for name, value in (given | {"may_verify": verify}).items()
-    }
-    named, runs = _probes_of(train, test, checked["probes"]), output_folder_from(runs, "probe, runs")
-    base = open_protocol(checked["protocol"], seed=0)
-    check_task_options(task, metric)
+    given = {"probes": probes, "protocol": str(protocol), "seeds": seeds, "may_verify": verify}
+    asked = {"task": task, "metric": metric, "class_weights": class_weights}
+    how: dict[str, Any] = {"memory": memory, "retrain": retrain}
+    checked, runs = _checked(given | asked | how), output_folder_from(runs, "probe, runs")
+    named = _probes_of(train, test, checked["probes"])
+    protocols = [open_protocol(checked["protocol"], seed=seed) for seed in checked["seeds"]]
+    how |= {"verify": verify, "config": train.description, "device": train.model.backbone.device}
     with listening(progress) as on_event:
-        trainings = prepare_trainings(
-            *(splits := _splits_of(train, test, named, task, metric, class_weights, on_event)),
-            named,
-            [replace(base, seed=seed) for seed in checked["seeds"]],
-            runs,
-            config=train.description,
-            device=train.model.backbone.device,
-            retrain=retrain,
-            verify=verify,
-            memory=memory,
-            on_event=on_event,
-        )
+        splits = _splits_of(train, test, named, asked, on_event)
+        trainings = prepare_trainings(*splits, named, protocols, runs, on_event=on_event, **how)
         return Results([row for training in trainings for row in training()], run_folder(runs, splits[0]))
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `probe` as a job has them."""
+    checked = {name: job_value(ProbeJob, name, value, "probe") for name, value in given.items()}
+    check_task_options(checked["task"], checked["metric"])
+    return checked
 
 
 def _splits_of(
     train: Tokens,
     test: Tokens,
     named: Sequence[ProbeSpec],
-    task: str,
-    metric: str | None,
-    class_weights: str | None,
+    asked: Mapping[str, Any],
     on_event: OnEvent,
 ) -> tuple[SplitRequest, SplitRequest]:
     """The requests for both splits, with the arrays of the probes and the classes of the training split."""
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    record, other = (_with_task(one.request.record, task) for one in (train, test))
+    record, other = (one.request.record.with_task(asked["task"]) for one in (train, test))
     if uneven := uneven_classes(record, other):
         on_event(uneven)
     matched = replace(other, labels=labels_by_name(record, other), class_names=record.class_names)
-    asked: dict[str, Any] = {"arrays": arrays, "metric": metric, "class_weights": class_weights}
-    return replace(train.request, record=record, **asked), replace(test.request, record=matched, **asked)
-
-
-def _with_task(record: SplitRecord, task: str) -> SplitRecord:
-    labels, class_names, task = targets_for(record, task)
-    return replace(record, labels=labels, class_names=class_names, task=task)
+    wanted = {"arrays": arrays, "metric": asked["metric"], "class_weights": asked["class_weights"]}
+    return replace(train.request, record=record, **wanted), replace(test.request, record=matched, **wanted)
 
 
 def _probes_of(train: Tokens, test: Tokens, probes: Sequence[str]) -> list[ProbeSpec]:

@@ -137,9 +137,6 @@ def probe(
     from ..console import Listener, print_json, print_table
     from ..errors import RequestError
     from ..jobs.extract import split_names
-    from ..jobs.job import ProbeJob
-    from ..jobs.probe import prepare_probes
-    from ..jobs.probe_stores import StoreProbeJob, prepare_store_probes
     from ..probing.probe_spec import DEMO_PROBES
     from ..probing.rows.results import COLUMNS, results_table, results_title, summarize
     from ..quantities import parse_numbers, parse_percentages
@@ -157,16 +154,7 @@ def probe(
         "train_fractions": () if train_fractions is None else parse_percentages(train_fractions),
         "num_heads": () if num_heads is None else tuple(parse_numbers(num_heads, where="--num-heads", at_least=1)),
     }
-    prepare: Callable[..., Any]
-    if store is not None:
-        of_images = {name: options.pop(name) for name in ("model", "weights", "data")}
-        if given := [f"--{name}" for name, value in of_images.items() if value is not None]:
-            raise RequestError("jobs.store_or_data", option=given[0])
-        prepare = partial(prepare_store_probes, StoreProbeJob(store=store, test_store=test_store, **options))
-    elif test_store is not None:
-        raise RequestError("jobs.test_store_alone", store=test_store)
-    else:
-        prepare = partial(prepare_probes, ProbeJob(**options))
+    prepare = _prepare(store, test_store, options)
     with Listener(quiet=as_json, events=events) as listener:
         folder, trainings = prepare(on_event=listener.show)
         rows = [row for training in trainings for row in training()]
@@ -175,3 +163,20 @@ def probe(
         return
     with shared.answers_beside(events):
         print_table(COLUMNS, results_table(rows), title=results_title(rows, folder))
+
+
+def _prepare(store: str | None, test_store: str | None, options: dict[str, Any]) -> Callable[..., Any]:
+    """What prepares the training on stores, or on a data set."""
+    from ..errors import RequestError
+    from ..jobs.job import ProbeJob
+    from ..jobs.probe import prepare_probes
+    from ..jobs.probe_stores import StoreProbeJob, prepare_store_probes
+
+    if store is None:
+        if test_store is not None:
+            raise RequestError("jobs.test_store_alone", store=test_store)
+        return partial(prepare_probes, ProbeJob(**options))
+    of_images = {name: options.pop(name) for name in ("model", "weights", "data")}
+    if given := [f"--{name}" for name, value in of_images.items() if value is not None]:
+        raise RequestError("jobs.store_or_data", option=given[0])
+    return partial(prepare_store_probes, StoreProbeJob(store=store, test_store=test_store, **options))

@@ -34,6 +34,22 @@ from ..probing.rows.results import key_of
 from ..quantities import few
 from .job import TrainingJob
 
+DIVISION = {
+    "labels": "--labels",
+    "targets": "--target",
+    "allow_missing": "--allow-missing",
+    "group": "--group",
+    "split_column": "--split-column",
+    "val_split": "--val-split",
+    "train_rows": "--train-rows",
+    "test_rows": "--test-rows",
+    "shots": "--shots",
+    "train_fractions": "--train-fraction",
+    "draws": "--draws",
+    "folds": "--folds",
+}
+"""Fields of a job that say what is predicted and how images are divided, and their options."""
+
 MOST_VALIDATION_SHOTS = 4
 """Images of a class that the settings of a few-shot probe are chosen by, as is usual in papers (CoOp)."""
 

@@ -7,7 +7,7 @@ that does not and has some of the levels only, those probes are accepted whose l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ from ..probing.probe import run_folder
 from ..probing.probe_sizes import check_heads, leave_out_unfit
 from ..probing.probe_spec import ProbeSpec, check_names, parse_probes
 from ..probing.tokens.split_tokens import SplitRequest
+from .cases import DIVISION
 from .job import TrainingJob
 from .probe import Training, prepare_trainings, protocol_of, report_shared_images
 
@@ -75,7 +76,7 @@ class _OpenStore:
 
 
 def prepare_store_probes(job: StoreProbeJob, *, on_event: OnEvent = ignore) -> tuple[Path, Iterator[Training]]:
-    """Prepare the training of probes on the tokens and targets of stores.
+    """Prepare the training of probes on the tokens and targets of stores. They are divided by their addresses alone.
 
     Returns:
         The folder of the results, and the trainings, to be called one after the other.
@@ -85,6 +86,7 @@ def prepare_store_probes(job: StoreProbeJob, *, on_event: OnEvent = ignore) -> t
             probe that depends on a depth that is not known.
         CacheError: a store cannot be read.
     """
+    _refuse_division(job)
     device = choose_device(job.device)
     check_folder(job.runs_root, "--runs")
     protocol = protocol_of(job, device)
@@ -96,15 +98,18 @@ def prepare_store_probes(job: StoreProbeJob, *, on_event: OnEvent = ignore) -> t
         test = _open(job.test_store, job.test_split)
         of_train, of_test = train.record, test.record
         _require_one_model(train.files, test.files)
-    if of_train.class_names:
-        labels = labels_by_name(of_train, of_test)
-        of_test = replace(of_test, labels=labels, class_names=of_train.class_names)
-        if uneven := uneven_classes(of_train, of_test):
-            on_event(uneven)
+    of_train, of_test = (record.with_task(job.task) for record in (of_train, of_test))
+    labels = labels_by_name(of_train, of_test)
+    of_test = replace(of_test, labels=labels, class_names=of_train.class_names)
+    if of_train.class_names and (uneven := uneven_classes(of_train, of_test)):
+        on_event(uneven)
     report_shared_images(of_train, of_test, on_event)
     named = _probes(job, train.files)
     arrays = tuple(dict.fromkeys(array for one in named for array in one.arrays))
-    wanted, tested = train.request(of_train, arrays), test.request(of_test, arrays)
+    wanted, tested = (
+        store.request(record, arrays).asked_for(job.metric, job.class_weights)
+        for store, record in ((train, of_train), (test, of_test))
+    )
     config = {name: value for name, value in _request_of(train.files).items() if name not in ("split", "views")}
     return run_folder(job.runs_root, wanted), prepare_trainings(
         wanted,
@@ -119,6 +124,14 @@ def prepare_store_probes(job: StoreProbeJob, *, on_event: OnEvent = ignore) -> t
         memory=job.memory,
         on_event=on_event,
     )
+
+
+def _refuse_division(job: StoreProbeJob) -> None:
+    """Raise RequestError for a field that divides the images of a data set, or asks something else of them."""
+    defaults = {field.name: field.default for field in fields(TrainingJob)}
+    for name, option in DIVISION.items():
+        if getattr(job, name) != defaults[name]:
+            raise RequestError("jobs.store_or_data", option=option)
 
 
 def _torch_device(device: str) -> Any:

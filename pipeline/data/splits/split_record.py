@@ -9,10 +9,10 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ...errors import WorkError
 from ..image_set import ImageSet
 from ..saved_arrays import UnreadableArrays, load_arrays
 from ..task_names import MULTICLASS
+from ..task_of_values import targets_for
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +60,11 @@ class SplitRecord:
     def name(self) -> str:
         """Name of the data set."""
         return self.dataset
+
+    def with_task(self, task: str) -> Self:
+        """The same images, asked for another type of task than their labels show; `auto` is that. Raises as `targets_for`."""
+        labels, class_names, task = targets_for(self, task)
+        return replace(self, labels=labels, class_names=class_names, task=task)
 
     @cached_property
     def targets_digest(self) -> str:

@@ -100,7 +100,7 @@ def _tower(model: nn.Module, *, config: Any, name: str, tap: str, prepared: Prep
     blocks = _blocks(core, name, tap, forward, size)
     last, final, how = norm_after(core, blocks, lambda: _run_blank(core, forward, size))
     decisive = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_THE_FUNCTION}
-    digest = xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True, default=str).encode())
+    digest = xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True, default=str, allow_nan=False).encode())
     return Tower(
         name=name,
         model=core,
