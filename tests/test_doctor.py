@@ -299,7 +299,7 @@ def test_stores_that_cannot_be_read_and_leftovers_are_reported(tmp_path: Path) -
     findings = check_stores(tmp_path)
     unreadable = one(findings, PROBLEM)
     assert unreadable.found == f"{tmp_path / 'b.zarr'}: an altered file"
-    assert "--overwrite" in unreadable.todo
+    assert "makes the header again" in unreadable.todo
     lock, trial = (finding for finding in findings if finding.name == "leftover")
     assert lock.found == f"{worker_file(store, 1)}: the lock of a worker that was killed"
     assert lock.todo == f"layerbank cache gc --cache {tmp_path} --delete"

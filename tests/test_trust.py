@@ -60,7 +60,7 @@ def place(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     assert run("cache", "export", store, folder / "store.h5").exit_code == 0
     values = {"model": model, "models": model, "data": data, "image_size": SIZE, "recipe": folder / "recipe.toml"}
     values |= {"store": store, "stores": store, "folder": probe, "runs": folder / "runs", "file": folder / "store.h5"}
-    values |= {"cache_root": folder / "caches"}
+    values |= {"cache_root": folder / "caches", "probe": probe, "output": folder / "exported"}
     return Place(model, repository, values)
 
 
@@ -111,7 +111,7 @@ def test_no_command_runs_code_that_a_file_or_a_model_id_names(
     assert not has_run(place.repository)
     if any(ALLOW in one.opts for one in command.params):
         error = refuses(result, "models.code_not_allowed", model=place.model, option=f"{ALLOW} {place.model}")
-        asks = {"predict": "folder", "study": "recipe", "repair": "store"}.get(path[-1])
+        asks = {"predict": "folder", "export": "probe", "study": "recipe", "repair": "store"}.get(path[-1])
         assert asks is None or error.values["asked_by"].startswith(str(place.values[asks]))
 
 
@@ -133,9 +133,12 @@ def test_permission_is_given_by_the_command_line_or_the_trust_file(
     )
 
     def works(result: Result) -> bool:
-        return result.exit_code == 0 and has_run(place.repository)
+        if path != ("export",):  # this model depends on the number of images, which a graph cannot express
+            assert result.exit_code == 0, result.output
+        return has_run(place.repository)
 
     assert works(run(*arguments, ALLOW, place.model))
+    shutil.rmtree(place.values["output"], ignore_errors=True)
     trust(place.model)
     assert works(run(*arguments))
 

@@ -124,7 +124,7 @@ def tower_from_timm(
     transform = create_transform(**config, is_training=False)
     blocks = find_blocks(model, model_id, tap, model.forward_features, (height, width))
     last, final, how = final_norm(model, blocks)
-    named = model_id if model_id.startswith("hf-hub:") else without_tag(model_id)
+    named = without_tag(model_id) if model_id.startswith("timm/") else model_id
     return Tower(
         name=model_id,
         model=model,
