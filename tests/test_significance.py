@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from layerbank.statistics.scores import Score, Table, table_of
+from layerbank.statistics.scores import Case, Score, Table, table_of
 from layerbank.statistics.significance import adjust, compare_with, mcnemar
 
 
@@ -129,3 +129,11 @@ def test_mcnemar_corrected_is_the_published_example() -> None:
 def test_mcnemar_of_two_equal_probes_is_no_evidence() -> None:
     hits = np.array([True, False])
     assert (mcnemar(hits, hits).exact, mcnemar(hits, hits).corrected) == (1.0, 1.0)
+
+
+def test_draws_and_folds_of_a_data_set_are_no_data_sets_of_their_own() -> None:
+    cases = tuple(Case("vit", f"cells (5 folds, no. {number})", 0) for number in range(1, 8))
+    values = np.array([[50.0, 60.0 + number] for number in range(7)])
+    table = Table(cases=cases, probes=("linear-cls", "alf"), values=values)
+    (found,) = compare_with(table, "linear-cls")
+    assert (found.num_pairs, found.median, found.decidable) == (1, 13.0, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..outputs import csv_line
-from ..probing.rows.results import COLUMNS, Row, metric_of, results_table
+from ..probing.rows.results import COLUMNS, Row, data_of, metric_of, results_table
 from .page.blocks import DataTable, Group, Section
 
 _COLUMNS = ("model", "data", "task", "metric", *COLUMNS)
@@ -15,7 +15,7 @@ def lines_of(rows: Sequence[Row]) -> list[list[str]]:
     """A line for each probe of each model, data set, task and metric, under `_COLUMNS`."""
     cases: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
-        case = (row["backbone"], row["dataset"], row["task"], metric_of(row).key)
+        case = (row["backbone"], data_of(row), row["task"], metric_of(row).key)
         cases.setdefault(case, []).append(row)
     return [[*case, *line] for case, of_case in cases.items() for line in results_table(of_case)]
 

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from ..errors import RequestError
 from ..probing.probe_spec import REFERENCE
 from ..probing.rows.result_key import ALWAYS, KEY_TABLE
-from ..probing.rows.results import Row, key_of, setting_of
+from ..probing.rows.results import Row, data_of, key_of, setting_of
 
 _Kind = tuple[bool, int, str]
 GIVEN_LEVEL = re.compile(r"(.+)@(\d+|final)")  # not linear@best, which is one probe in each case
@@ -36,6 +36,15 @@ class Case(NamedTuple):
     model: str
     dataset: str
     seed: int
+
+    @property
+    def source(self) -> str:
+        """The data set without what `data_of` adds: targets, draws and folds of one data set are not independent.
+
+        >>> Case("vit", "cells (age, 5 shots, no. 2)", 0).source
+        'cells'
+        """
+        return self.dataset.partition(" (")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +115,10 @@ class Table:
             groups.setdefault((case.model, case.dataset), []).append(line)
         return groups
 
+    def over_sources(self) -> Table:
+        """Average the targets, draws and folds of one data set, which are not independent."""
+        return self._mean_of([case._replace(dataset=case.source) for case in self.cases])
+
     def mean_over(self, *fields: str) -> Table:
         """Average the cases that differ only in these fields ("model", "dataset", "seed").
 
@@ -113,16 +126,20 @@ class Table:
         because it was trained on the easy half.
         """
         blank: dict[str, Any] = {field: 0 if field == "seed" else "" for field in fields}
+        return self._mean_of([case._replace(**blank) for case in self.cases])
+
+    def _mean_of(self, cases: Sequence[Case]) -> Table:
+        """The mean of the lines of each case."""
         groups: dict[Case, list[int]] = {}
-        for line, case in enumerate(self.cases):
-            groups.setdefault(case._replace(**blank), []).append(line)
+        for line, case in enumerate(cases):
+            groups.setdefault(case, []).append(line)
         values = [self.values[lines].mean(0) for lines in groups.values()]
         return replace(self, cases=tuple(groups), values=np.array(values).reshape(len(groups), len(self.probes)))
 
 
 def case_of(row: Row) -> Case:
     """The case of a row."""
-    return Case(row["backbone"], row["dataset"], row["protocol"]["seed"])
+    return Case(row["backbone"], data_of(row), row["protocol"]["seed"])
 
 
 def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
@@ -131,7 +148,7 @@ def scores_of_rows(rows: Iterable[Row]) -> list[Score]:
     return [
         Score(
             model=row["backbone"],
-            dataset=row["dataset"],
+            dataset=data_of(row),
             probe=row["probe"],
             seed=row["protocol"]["seed"],
             percent=float("nan") if row["test"] is None else 100 * row["test"]["balanced_accuracy"],
@@ -185,6 +202,8 @@ def study_protocol(row: Row) -> dict[str, Any]:
     if "key_fields" in row:
         decisive = {name.partition(".")[::2]: value for name, value in row["key_fields"].items()}
         protocol |= _FROZEN | {name: value for (of, name), value in decisive.items() if of in ("protocol", "split")}
+        if "rule" in protocol:  # without the digest of the images
+            protocol["rule"] = str(protocol["rule"]).partition(": ")[0]
     without = {"seed", "compute"} if _is_solved(row) else {"seed"}
     return {name: value for name, value in protocol.items() if name not in without}
 

@@ -71,6 +71,7 @@ def compare_with(
     Raises:
         RequestError: no such probe in the table.
     """
+    table = table.over_sources()
     base = table.column(other)
     names = [name for name in (table.probes if probes is None else probes) if name != other]
     return _with_q_values([_wilcoxon(name, other, table.column(name) - base, alternative) for name in names])
@@ -87,7 +88,7 @@ def compare_gains(gains: Table, probes: Sequence[str] | None = None) -> list[Com
         probes: None takes all.
     """
     names = gains.probes if probes is None else probes
-    datasets = np.array([case.dataset for case in gains.cases])
+    datasets = np.array([case.source for case in gains.cases])
     found = []
     for name in names:
         column = gains.column(name)

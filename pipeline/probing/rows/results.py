@@ -270,6 +270,18 @@ def case_of(row: Row) -> str:
     return ", ".join(str(one) for one in parts if one)
 
 
+def data_of(row: Row) -> str:
+    """Name of a row's data set for people, with what is predicted and which draw or fold is trained on.
+
+    >>> part = {"name": "5 shots", "number": 1, "of": "0"}
+    >>> data_of({"dataset": "cells", "key_fields": {"target": "age", "part": part}}), data_of({"dataset": "cells"})
+    ('cells (age, 5 shots, no. 2)', 'cells')
+    """
+    part = row.get("key_fields", {}).get("part")
+    number = f", no. {part['number'] + 1}" if isinstance(part, dict) else ""
+    return f"{row['dataset']} ({case}{number})" if (case := case_of(row)) else str(row["dataset"])
+
+
 def _fields_of_summary(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of a key without the draw or fold."""
     if not isinstance(part := fields.get("part"), dict):
