@@ -85,17 +85,15 @@ def _check_transform(transform: Callable[[Any], Tensor], size: tuple[int, int]) 
         raise RequestError("models.transform_output", size=list(size), got=got)
 
 
+NO_LIST = "Put its blocks, which are of one type, into an nn.ModuleList or nn.Sequential of the module."
+
+
 def _list_of_blocks(model: nn.Module, blocks: str, name: str) -> tuple[nn.Module, ...]:
     lists = block_lists(model)
     if blocks not in dict(model.named_modules()) or not isinstance(
         found := model.get_submodule(blocks), nn.ModuleList | nn.Sequential
     ):
-        nearest = nearest_name(blocks, lists) if lists else "none"
-        raise RequestError(
-            "models.no_list_of_blocks",
-            model=name,
-            blocks=blocks,
-            candidates=", ".join(lists) or "none",
-            nearest=nearest,
-        )
+        todo = f"Give one of these as `blocks`, such as blocks={nearest_name(blocks, lists)!r}." if lists else NO_LIST
+        candidates = ", ".join(lists) or "none"
+        raise RequestError("models.no_list_of_blocks", model=name, blocks=blocks, candidates=candidates, todo=todo)
     return tuple(found)
