@@ -320,11 +320,12 @@ def results_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def results_title(rows: Sequence[Row], folder: Path) -> str:
-    """The title of the table: backbone, data set, seeds and folder."""
+    """The title of the table: backbone, data set, metrics, seeds and folder."""
+    metrics = " or ".join(dict.fromkeys(metric_of(row).title for row in rows))
     seeds = list(dict.fromkeys(row["protocol"]["seed"] for row in rows))
     over = f", mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
     quirks = ", with the reference's quirks" if any(row["protocol"].get("jitter_validation") for row in rows) else ""
-    return f"{rows[0]['backbone']} on {rows[0]['dataset']}: {metric_of(rows[0]).title}{over}{quirks}; {folder}"
+    return f"{rows[0]['backbone']} on {rows[0]['dataset']}: {metrics}{over}{quirks}; {folder}"
 
 
 def _settings(summary: Summary) -> str:
